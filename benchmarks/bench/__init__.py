@@ -10,6 +10,7 @@
         └── compare.py     two JSON files: the figures that differ by more than noise
 
     runs.py      a run from its warm-up to its table and files, which Ctrl-C ends early
+    idle_memory.py, learnt_imports.py    what some settings of the backend need before memory is measured
     sides.py     the sides of a comparison: roost on a backend, plain local Jupyter, an installed kernelspec
     kernel.py    a kernel with all channels open, as a notebook has it
     world.py     private folders, kernelspecs and processes of a run

@@ -36,6 +36,7 @@ from roost.scheduler.errors import RoostError
 
 from .idle_memory import PAGE_OUT, page_out, wait_for_merging
 from .kernel import BenchKernel, Memory, NoAnswer
+from .learnt_imports import teach
 from .report import Report, take_turns
 from .sides import Side
 from .world import MIB, fixed_pss_bytes
@@ -89,6 +90,9 @@ async def measure(
     by_name = {side.name: side for side in sides}
     loads = _build_loads(packages)
     few = replace(limits, kernels=min(FEW, limits.kernels))
+    for side in sides:
+        if packages and side.options.get("learn_preloads"):
+            await teach(report, side, packages)
     if len(sides) > 1:
         for name, _ in take_turns("density", list(by_name), rounds=rounds, warm_up=0):
             async with _filled(report, by_name[name], few, is_shown=False) as filled:
@@ -131,6 +135,8 @@ async def _filled(
     report: Report, side: Side, limits: Limits, *, is_shown: bool = True
 ) -> AsyncIterator[Filled]:
     """Start kernels of a side until a limit, and stop them at the end."""
+    if side.is_roost:
+        await side.warm_up()
     filled = Filled()
     columns = (
         TextColumn("{task.description}"),

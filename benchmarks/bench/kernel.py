@@ -132,14 +132,14 @@ class BenchKernel:
         """Return the kernel's memory. The kernel reads it itself, so that it may be on any machine with Linux."""
         return _read_rollup(await self.evaluate(_READ_MEMORY))
 
-    async def stop(self) -> float:
-        """Stop the kernel. Return milliseconds. May be repeated."""
+    async def stop(self, *, is_polite: bool = False) -> float:
+        """Kill the kernel, or ask it to end. Return milliseconds. May be repeated."""
         began = time.perf_counter()
         if self._client is not None:
             self._client.stop_channels()
             self._client = None
         if self.manager.has_kernel:
-            await self.manager.shutdown_kernel(now=True)
+            await self.manager.shutdown_kernel(now=not is_polite)
         return elapsed_ms(began)
 
 

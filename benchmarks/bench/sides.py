@@ -43,8 +43,13 @@ class Side:
         return connect(self.config["backend"], **self.options)
 
     async def warm_up(self) -> bool:
-        """Start the agents of all nodes and a zygote. False if kernels are not forked. Only for sides of roost."""
+        """Start the agents of all nodes and a zygote. False if kernels are not forked. Only for sides of roost.
+
+        To be repeated after another side's turn: its settings may have replaced the agents.
+        """
         await self.connect().up()
+        if self.config.get("fork") == "never" or get_spec(self.config["backend"]).has_agent_per_kernel:
+            return False
         return await wait_until_forked(
             self.kernelspec, backend=self.config["backend"], options=dict(self.options)
         )
