@@ -29,7 +29,7 @@ _MOST_REPORT_BYTES = 64 << 10
 _MOST_NAMES, _MOST_LETTERS = 200, 64
 """At most this many packages count in a report, and no name that is longer."""
 _MOST_PYTHONS = 50
-"""At most this many files. The one that was written the longest time ago goes first."""
+"""At most this many files. The oldest file goes first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

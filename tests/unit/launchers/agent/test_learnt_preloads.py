@@ -1,4 +1,4 @@
-"""Which packages an agent learns from the reports of kernels, and what it keeps of them."""
+"""An agent learns packages from the reports of kernels, and keeps the reports in files."""
 
 from __future__ import annotations
 
