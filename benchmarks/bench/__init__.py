@@ -5,6 +5,7 @@
         ├── starts.py      start, interrupt, restart and stop of kernels; first starts (first_start.py)
         ├── latency.py     round trips of a running kernel, idle and under load
         ├── density.py     kernels per node until a limit, with their memory
+        ├── memory.py      everything that runs for some users, some time after the last start
         ├── churn.py       starts and stops for some time, and leaks
         ├── queue.py       users who share the cluster, and how long their kernels wait
         └── compare.py     two JSON files: the figures that differ by more than noise
