@@ -28,8 +28,8 @@ from .standby import has_read, is_current, record_environment
 
 _PACKET_BYTES = 1 << 20
 _MOST_FDS = 4
-_QUIET_S, _BURST_QUIET_S, _BURST_GAP_S = 0.03, 0.2, 0.02
-"""How long no launch must have come before a spare is forked, so that spares never slow a launch.
+_QUIET_S, _BURST_QUIET_S, _BURST_GAP_S = 0.12, 0.2, 0.02
+"""How long no launch must have come before a spare is forked, so that spares slow neither a launch nor the first cell.
 
 After launches that came together (less than the third apart), the pause is longer.
 """

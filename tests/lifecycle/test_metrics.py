@@ -19,9 +19,9 @@ from pathlib import Path
 
 import debian
 import pytest
-from free_ports import free_port
 from world import settle, tiny
 
+from roost.bench.clusters.free_ports import free_port
 from roost.scheduler.client.client import connect
 
 pytestmark = pytest.mark.backends("local", why="the same service on every backend")

@@ -15,11 +15,11 @@ import psutil
 import pytest
 import zmq
 from assigned_agents import LEASE, PARENT_KERNEL, a_launch, connect, find_children
-from free_ports import free_port
 from hadoop_nodes import GPU, HadoopNodes, why_not
 from yarn_master import YarnMaster, live, running_master, until
 from yarn_nodes import assert_nothing_left, end_applications
 
+from roost.bench.clusters.free_ports import free_port
 from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import Assignment, Launch, Reserve

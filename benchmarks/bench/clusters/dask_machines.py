@@ -11,7 +11,6 @@ own processes. All files are in that folder. All addresses can be reached only f
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from .cluster_folder import (
     wait_until,
     why_no_cluster,
 )
+from .free_ports import free_port
 
 START_TIMEOUT_S = 60.0
 _JOINED = "Registered to:"  # a worker logs this when the scheduler knows it
@@ -198,7 +198,7 @@ class DaskMachines(DaemonCluster):
     def _begin_scheduler(self) -> None:
         address = f"{self._network}.2"
         if not self.address:
-            self.address = f"{'tls' if self._is_encrypted else 'tcp'}://{address}:{_free_port(address)}"
+            self.address = f"{'tls' if self._is_encrypted else 'tcp'}://{address}:{free_port()}"
         options = [f"--host={self.address}", "--no-dashboard", "--dashboard-address=:0"]
         self._scheduler = self._run_dask("scheduler", options, {}, self.folder / "scheduler")
 
@@ -305,11 +305,3 @@ def _workers(nanny_pid: int) -> list[int]:
         return [child.pid for child in psutil.Process(nanny_pid).children() if is_worker(child)]
     except psutil.NoSuchProcess:
         return []
-
-
-def _free_port(address: str) -> int:
-    """Return a port that is free now. No other process is likely to take it before the scheduler does."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        port: int = probe.getsockname()[1]
-        return port

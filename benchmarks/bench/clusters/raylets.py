@@ -32,6 +32,7 @@ from .cluster_folder import (
     wait_until,
     why_no_cluster,
 )
+from .free_ports import free_port
 
 START_TIMEOUT_S = 120.0
 
@@ -158,9 +159,7 @@ class Raylets(DaemonCluster):
     def kill_gcs(self) -> None:
         """Kill the GCS. Raylets and drivers wait 60 s for it, and then exit with code 1."""
         process = _find(self.folder, "gcs_server")
-        port = self.address.rpartition(":")[2]  # its command line has port 0
-        argv = [arg for arg in process.cmdline() if not arg.startswith("--gcs_server_port=")]
-        self._gcs = [*argv, f"--gcs_server_port={port}"], process.environ(), process.cwd()
+        self._gcs = process.cmdline(), process.environ(), process.cwd()
         process.kill()
         if self._restarted is not None:
             self._restarted.wait()
@@ -188,7 +187,7 @@ class Raylets(DaemonCluster):
         return address, folder, program
 
     def _options(self, machine: Machine, address: str, folder: Path, is_head: bool) -> list[str]:
-        """Return the options of `ray start`. Every port is 0, so that clusters and nodes never share one."""
+        """Return the options of `ray start`. Ray chooses all ports but the head's, which the next head gets again."""
         resources, labels = dict(machine.resources), dict(machine.labels)
         if machine.gpu_model:  # as Ray declares a GPU that it finds
             resources[f"accelerator_type:{machine.gpu_model}"] = 1
@@ -208,7 +207,7 @@ class Raylets(DaemonCluster):
             "include-log-monitor": "false",
         }
         if is_head:
-            port = self.address.rpartition(":")[2] or 0
+            port = self.address.rpartition(":")[2] or free_port()
             options |= {"port": port, "include-dashboard": "false", "dashboard-host": address}
         else:
             options |= {"address": self.address}

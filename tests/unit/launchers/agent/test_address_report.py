@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import zmq
 from assigned_agents import LEASE, a_launch, connect, evaluate, start_archive
-from free_ports import free_port
 
+from roost.bench.clusters.free_ports import free_port
 from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentAddress, Assignment, Launch, Reserve

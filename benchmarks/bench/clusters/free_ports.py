@@ -1,4 +1,4 @@
-"""Ports that a test can give to a process which it starts later."""
+"""Ports for processes that start later, or again."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _FIRST, _LAST = 20_000, 32_000
 
 
 def free_port() -> int:
-    """Return a port of the loopback address that nobody uses."""
+    """Return a port that nobody uses, at any address of this machine."""
     while True:
         port = _FIRST + secrets.randbelow(_LAST - _FIRST)
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind(("", port))
             except OSError:
                 continue
             return port
