@@ -22,7 +22,8 @@ N = TypeVar("N", bound="ManagedNode")
 class Membership(Generic[N]):
     """A cluster's nodes, as last read. `away` says why the manager does not answer; empty while it answers.
 
-    If `join` or `fetch` raise `BackendUnavailable`, the manager is away until it is joined again.
+    If `join` or `fetch` raise `BackendUnavailable`, the manager is away until it is joined again. Nothing has changed
+    if `fetch` returns the very same object again.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Membership(Generic[N]):
         self._fetch = fetch
         self._on_nodes: Callable[[Collection[str], Collection[str]], None] | None = None
         self._read_at = 0.0
+        self._fetched: Iterable[N] | None = None
         self._reading: asyncio.Task[None] | None = None
 
     def listen(self, on_nodes: Callable[[Collection[str], Collection[str]], None]) -> None:
@@ -81,17 +83,21 @@ class Membership(Generic[N]):
         read_at = time.monotonic()
         try:
             self.check()
-            nodes = {node.id: node for node in await self._fetch()}
+            fetched = await self._fetch()
         except BackendUnavailable as problem:
             if not self.away:
                 self.away = str(problem)
                 log.warning("the %s cluster is away: %s", self._manager, problem)
             raise
+        if fetched is self._fetched:
+            self._read_at = read_at
+            return
+        nodes = {node.id: node for node in fetched}
         known = self.nodes
         changed = [
             name for name, node in nodes.items() if known.get(name) is not node and known.get(name) != node
         ]
         gone = self.nodes.keys() - nodes.keys()
-        self.nodes, self._read_at = nodes, read_at
+        self.nodes, self._fetched, self._read_at = nodes, fetched, read_at
         if self._on_nodes is not None and (changed or gone):
             self._on_nodes(changed, gone)
