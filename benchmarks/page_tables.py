@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md: which figures of which benchmark they show. `write_page.py` fills them."""
+"""The tables of docs/benchmarks.md, with the figures in them. `write_page.py` fills them."""
 
 from __future__ import annotations
 

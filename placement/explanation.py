@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = 3
 _FEW = 64
-"""So many nodes are cheaper to read one by one than from the columns of all nodes."""
+"""To read this many nodes one by one is cheaper than to build the columns of all nodes."""
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Messages between frozen dataclasses and JSON values. roost builds no other objects from bytes that it has received.
 
-`decode` refuses unknown and missing fields, wrong types, and numbers that are not finite. What is known of a type is
-worked out once: a service that reads back its kernels decodes hundreds of thousands of values.
+`decode` refuses unknown and missing fields, wrong types, and numbers that are not finite. The decoder
+of a type is built once: a service that reads back its kernels decodes hundreds of thousands of values.
 """
 
 from __future__ import annotations

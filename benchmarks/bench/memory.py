@@ -37,7 +37,7 @@ _READY = b"ready\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """So many users with so many kernels each."""
+    """A number of users, and the number of kernels that each of them has."""
 
     users: int
     kernels: int

@@ -262,7 +262,7 @@ class Agent:
         self.server.admit(client)
 
     async def _begin_launch(self, request: messages.Launch) -> None:
-        """Launch a kernel. Whoever joins the launch gets its error."""
+        """Launch a kernel. A call that joins the launch gets its error."""
         try:
             await self._launch(request)
         except RemoteError as problem:

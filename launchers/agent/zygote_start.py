@@ -1,4 +1,4 @@
-"""The start of one zygote: its process, and what it answers once it has loaded."""
+"""The start of one zygote: its process and its answer."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def start_shared(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 
 async def ask_all(ask: Callable[[S], Awaitable[T]], items: Iterable[S], *, most: int = 256) -> list[T]:
-    """Return the answers in the order of the items, at most `most` of which are asked at the same time.
+    """Return the answers in the order of the items. At most `most` items are asked at the same time.
 
     `ask` has a deadline of its own. With thousands at once, the last answers would be read after it.
     """
