@@ -12,7 +12,7 @@ DOCS_READY := $(VENV)/.ready-docs
 CODE := $(wildcard *.py placement scheduler launchers provisioners benchmarks tests docs)
 PYTEST := $(PY) -m pytest -q
 BENCHMARKS := start memory through_server output limits in_browser on_ray on_dask on_kubernetes kubernetes_scale \
-  on_yarn placement decision soak
+  on_yarn placement decision scale soak
 ONLY ?= $(BENCHMARKS)
 FIGURES ?= docs/figures
 PAGE ?= docs/benchmarks.md

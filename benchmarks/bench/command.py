@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from roost.scheduler.cli.options import request_config, scheduler_options
-from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import ConfigError
 
 from . import churn, density, latency, memory, placement, queue, scale, starts
 from . import compare as comparison
 from .embedded import embedded
 from .report import Report
-from .runs import Measure, Measurement, measure_sides, read_rounds, run
+from .runs import Measure, measure_sides, read_rounds, run
 from .sides import Side, read_sides
-from .world import private_world
 
 _QUICK_NODES = 20
 _SIZES, _PLACEMENT_ROUNDS = (1_000, 10_000, 100_000), 7
@@ -130,16 +128,7 @@ def simulate(arguments: argparse.Namespace) -> int:
     size = scale.Size(nodes=nodes, kernels=kernels, at_once=arguments.at_once)
     scale.check(size)
     report = Report("scale", **asdict(size))
-
-    @contextmanager
-    def prepare() -> Iterator[Measurement]:
-        with private_world({}) as folder, scale.cluster(folder, size) as agents:
-            try:
-                yield lambda: scale.measure(report, agents, folder, size)
-            finally:
-                disconnect()
-
-    return run(arguments, report, prepare())
+    return run(arguments, report, scale.prepare(report, size))
 
 
 def compare(arguments: argparse.Namespace) -> int:

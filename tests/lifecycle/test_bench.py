@@ -154,10 +154,10 @@ def test_the_kernels_of_a_trace_arrive(tmp_path: Path) -> None:
 
 def test_the_service_is_measured_on_a_simulated_cluster(tmp_path: Path) -> None:
     found = bench(tmp_path, "scale", "--nodes", "200", "--kernels", "400")
-    assert found["figures"]["start"]["n"] == 400
+    assert found["figures"]["start p99"]["median"] >= found["figures"]["start p50"]["median"] > 0
     assert found["figures"]["CPU per start: service"]["median"] > 0
     assert found["figures"]["read back"]["n"] == 1  # the next service knows all 400
-    assert found["notes"][1].startswith("The limit is the ")
+    assert found["notes"][0].startswith("The limit is the ")
 
 
 def test_a_cluster_that_cannot_be_simulated_is_one_sentence() -> None:

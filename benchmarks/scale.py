@@ -1,0 +1,44 @@
+"""The service on a large cluster: `roost bench scale` with claims.
+
+100,000 kernels start on 10,000 simulated nodes. The messages of all agents share one connection. Claims: the service
+takes ≤ 5 ms of processor time per start, 99 % of the decisions ≤ 2 ms, and ≤ 1.5 GiB of memory. After kill -9, the next
+service has read everything back in ≤ 30 s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from roost.bench import scale
+from roost.bench.report import Report, parser
+from roost.bench.runs import Measurement, run
+
+AT_MOST = {"CPU per start: service": 5.0, "decision p99": 2.0, "memory": 1536.0, "read back": 30_000.0}
+
+
+def main() -> int:
+    arguments = parser(__doc__).parse_args()
+    nodes, kernels = (2_000, 2_000) if arguments.quick else (10_000, 100_000)
+    size = scale.Size(nodes=nodes, kernels=kernels, at_once=16)
+    report = Report("scale", **asdict(size))
+
+    @contextlib.contextmanager
+    def prepare() -> Iterator[Measurement]:
+        with scale.prepare(report, size) as measurement:
+
+            async def measure() -> None:
+                await measurement()
+                for figure, bound in AT_MOST.items():
+                    if figure in report.samples:  # else the service did not come back, and the notes say so
+                        report.claim(figure, at_most=bound)
+
+            yield measure
+
+    return run(arguments, report, prepare())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
