@@ -73,52 +73,46 @@ def _on_cluster(source: str, title: str, package: str, readings: Mapping[str, st
     return [starts, cluster]
 
 
+def _beside_plain(name: str, stages: Mapping[str, str], *, source: str = "", corner: str = "") -> Table:
+    """Return a table that has roost beside plain kernels, for label → stage. `source` is `name` if it is empty."""
+    return Table(
+        name=name,
+        source=source or name,
+        corner=corner,
+        columns=(_PLAIN, "roost"),
+        rows=by_side(_BOTH, stages),
+        ratios=_TO_PLAIN,
+    )
+
+
 _STARTS = [
-    Table(
-        name="start",
-        source="start",
-        corner="",
-        columns=(_PLAIN, "roost"),
-        rows=by_side(
-            _BOTH,
-            {
-                **_LIFE,
-                "five at once": "5 at once",
-                "the very first start, without a service and an agent": "first start",
-            },
-        ),
-        ratios=_TO_PLAIN,
+    _beside_plain(
+        "start",
+        {
+            **_LIFE,
+            "five at once": "5 at once",
+            "the very first start, without a service and an agent": "first start",
+        },
     ),
-    Table(
-        name="memory",
-        source="memory",
+    _beside_plain(
+        "memory",
+        {
+            "PSS after `1+1`": "PSS after 1+1",
+            "the same with its part of roost's own processes": "all in",
+            "PSS after a completion": "PSS after a completion",
+        },
         corner="memory of each of 50 kernels",
-        columns=(_PLAIN, "roost"),
-        rows=by_side(
-            _BOTH,
-            {
-                "PSS after `1+1`": "PSS after 1+1",
-                "the same with its part of roost's own processes": "all in",
-                "PSS after a completion": "PSS after a completion",
-            },
-        ),
-        ratios=_TO_PLAIN,
     ),
-    Table(
-        name="memory-all-in",
+    _beside_plain(
+        "memory-all-in",
+        {
+            "one user with one kernel": "all in, 1 user with 1 kernel",
+            "one user with three kernels": "all in, 1 user with 3 kernels",
+            "one user with ten kernels": "all in, 1 user with 10 kernels",
+            "twenty users with one kernel each": "all in, 20 users with 1 kernel",
+        },
         source="memory",
         corner="all processes, for each user",
-        columns=(_PLAIN, "roost"),
-        rows=by_side(
-            _BOTH,
-            {
-                "one user with one kernel": "all in, 1 user with 1 kernel",
-                "one user with three kernels": "all in, 1 user with 3 kernels",
-                "one user with ten kernels": "all in, 1 user with 10 kernels",
-                "twenty users with one kernel each": "all in, 20 users with 1 kernel",
-            },
-        ),
-        ratios=_TO_PLAIN,
     ),
     Table(
         name="through_server",
