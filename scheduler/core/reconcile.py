@@ -64,6 +64,8 @@ class Reconciler:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reading = asyncio.Lock()
         self._must_read = False
+        self._unknown: list[AgentEvent] | None = None
+        """The events about unknown kernels since a reading began: it may find these kernels."""
 
     async def open(self) -> None:
         """Read back the kernels of earlier schedulers. The backend must be open."""
@@ -125,13 +127,19 @@ class Reconciler:
             for r in self._table.records.values()
             if r.start is None or r.phase is Phase.PENDING
         }
-        reading = await self.read(only_own=True)
+        self._unknown = []
+        try:
+            reading = await self.read(only_own=True)
+        finally:
+            events, self._unknown = self._unknown, None
         if reading.unreachable:
             log.warning("agents are unreachable: %s", ", ".join(sorted(reading.unreachable)))
             self.soon(RETRY_S)
         for lease in reading.leases:
             self._match(lease, reading.processes.get(lease.id), is_known=lease.id not in reading.unanswered)
         self._drop_lost(before, {lease.id for lease in reading.leases})
+        for event in events:
+            self._on_event(event)
         self._table.queue.wake()
 
     def _match(self, lease: Lease, process: KernelProcess | None, *, is_known: bool) -> None:
@@ -219,7 +227,9 @@ class Reconciler:
     def _on_event(self, event: AgentEvent) -> None:
         kernel_id = event.kernel.kernel_id if event.kernel else ""
         record = self._table.get(kernel_id) or self._table.with_lease(event.lease_id)
-        if record is not None and record.held_back is not None:
+        if record is None and self._unknown is not None and event.kind != "released":
+            self._unknown.append(event)
+        elif record is not None and record.held_back is not None:
             record.held_back.append(event)
         elif event.kernel is not None:
             self._on_process(event.kernel)

@@ -94,6 +94,27 @@ async def test_an_agent_that_told_its_processes_with_its_leases_is_not_asked_aga
     await agent.close()
 
 
+async def test_a_kernel_that_ends_while_it_is_read_back_is_not_taken_for_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        await w.start("k", cpus=1)
+    ask = AgentClient.holdings
+
+    async def ask_before_the_end(client: AgentClient) -> Holdings:
+        held = await ask(client)
+        if all(kernel.is_running for kernel in held.kernels):
+            agent.end("k")
+            await client.status()  # the event arrives before this answer
+        return held
+
+    monkeypatch.setattr(AgentClient, "holdings", ask_before_the_end)
+    async with scheduler_on([agent]) as w:
+        assert w.kernel("k").state == "exited"
+    await agent.close()
+
+
 @pytest.mark.parametrize("stage", ["reserve", "launch"])
 async def test_a_start_that_is_repeated_after_a_kill_goes_on(tmp_path: Path, stage: str) -> None:
     agent = FakeAgent(tmp_path, cpus=1)
