@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from .format import format_amount, format_bytes, format_count
-from .json_codec import decode, encode
+from .json_codec import decode, encode, share_equal
 from .validation import (
     NOTHING,
     check_labels,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .model import Device
 
 
+@share_equal
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """The resources and conditions that one kernel asks for. One node must meet them.

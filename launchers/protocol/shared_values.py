@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import roost
+from roost.placement.json_codec import share_equal
 
 VERSION = roost.__version__
 LAST_LINE = "; its last line: "
@@ -28,6 +29,7 @@ class Nothing:
     """The answer to a request that has none."""
 
 
+@share_equal
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
     """The user whom a kernel is for, and the application that holds it: a process on `host`.

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from roost.placement.json_codec import WireError, decode, encode
+from roost.placement.json_codec import WireError, decode, encode, share_equal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,40 @@ def test_round_trip_through_json() -> None:
         kind="a", count=2, inner=Inner(name="x", share=0.5), items=(Inner(name="y"),), labels={"k": "v"}
     )
     assert decode(Outer, json.loads(json.dumps(encode(value)))) == value
+
+
+@share_equal
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    name: str
+    count: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("name must not be empty.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    shared: Shared
+
+
+def test_equal_values_of_a_shared_type_are_one_object() -> None:
+    ada, again, other = (
+        decode(Holder, {"shared": {"name": name, "count": 1}}).shared for name in ("ada", "ada", "bob")
+    )
+    assert ada is again
+    assert (ada, other) == (Shared(name="ada", count=1.0), Shared(name="bob", count=1.0))
+    for name in ("", 3, ""):
+        with pytest.raises(WireError, match="name must"):
+            decode(Holder, {"shared": {"name": name}})
+    assert (
+        decode(Holder, {"shared": {"name": "ada", "count": 1, "more": 1}}, ignore_unknown=True).shared == ada
+    )
+    with pytest.raises(WireError, match="has no field 'more'"):
+        decode(Holder, {"shared": {"name": "ada", "count": 1, "more": 1}})
+    large = {"shared": {"name": "x" * 100_000}}
+    assert decode(Holder, large).shared is not decode(Holder, large).shared
 
 
 @pytest.mark.parametrize(
