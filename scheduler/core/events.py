@@ -28,7 +28,9 @@ class EventStream:
         """Publish an event. The kernel's connection is left out (it has keys), and its decision too unless `placed`."""
         if kernel is not None:
             decision = kernel.decision if kind == "placed" else None
-            kernel = replace(kernel.without_keys(), decision=decision)
+            kernel = kernel.without_keys()
+            if kernel.decision is not decision:
+                kernel = replace(kernel, decision=decision)
         event = Event(kind=kind, at=self._clock(), kernel=kernel, detail=detail)
         self._history.append(event)
         level = logging.WARNING if kind in _WARNINGS else logging.INFO

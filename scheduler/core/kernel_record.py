@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
 
@@ -208,7 +208,9 @@ class KernelRecord:
         position, waits_for = queue.place(self.ticket) if self.ticket else (None, "")
         if self.phase is Phase.PENDING and lease is not None:
             position, waits_for = 1, lease.reason
-        kernel = Kernel(
+        if process is not None and not with_connection:
+            process = replace(process, connection=None)
+        return Kernel(
             id=self.kernel_id,
             launch_id=self.launch_id,
             state=self.state,
@@ -227,4 +229,3 @@ class KernelRecord:
             reason=self.reason or (process.reason if process else ""),
             is_stopped=self.is_stopped,
         )
-        return kernel if with_connection else kernel.without_keys()

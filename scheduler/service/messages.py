@@ -126,7 +126,9 @@ class Kernel:
 
     def without_keys(self) -> Kernel:
         """Return the kernel without its connection, which has keys."""
-        return replace(self, process=replace(self.process, connection=None)) if self.process else self
+        if self.process is None or self.process.connection is None:
+            return self
+        return replace(self, process=replace(self.process, connection=None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
