@@ -100,8 +100,8 @@ class SimulatedManager:
             found += [decode(Lease, lease) for lease in page]
         return found
 
-    def shows(self, lease: Lease, node: SimulatedNode) -> bool:
-        return True
+    def unclaimed(self, leases: Sequence[Lease], node: SimulatedNode) -> Sequence[Lease]:
+        return ()
 
     async def find(self, lease: Lease) -> bool:
         return bool(await self._ask("has_claim", {"lease_id": lease.id}))

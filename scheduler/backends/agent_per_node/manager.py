@@ -91,8 +91,8 @@ class ClusterManager(Protocol[N]):
     async def claims(self) -> Sequence[Lease]:
         """Read all claims of roost, whichever process made them. No live daemon holds a `lost` one."""
 
-    def shows(self, lease: Lease, node: N) -> bool:
-        """False if the last reading of the node proves that the claim is gone."""
+    def unclaimed(self, leases: Sequence[Lease], node: N) -> Sequence[Lease]:
+        """Return the leases on this node whose claim is gone, as the last reading of the node proves."""
 
     async def find(self, lease: Lease) -> bool:
         """True if the manager has the claim, by a new look."""

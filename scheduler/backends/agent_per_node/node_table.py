@@ -25,6 +25,10 @@ class Leases(MutableMapping[str, Lease]):
         for lease in leases:
             self[lease.id] = lease
 
+    def nodes(self) -> list[str]:
+        """Return the ids of the nodes with leases."""
+        return list(self._by_node)
+
     def on(self, node_id: str) -> list[Lease]:
         return list(self._by_node.get(node_id, {}).values())
 

@@ -93,15 +93,17 @@ class OutageRecovery(Generic[N]):
     async def find_lost(self) -> None:
         """Report the leases whose node or claim is gone, although roost did not give them back."""
         misses: dict[str, int] = {}
-        for lease in list(self.table.leases.values()):
-            node = self.manager.membership.nodes.get(lease.node_id)
-            is_shown = node is not None and self.manager.shows(lease, node)
-            if is_shown or lease.node_id in self.expected:
+        for node_id in self.table.leases.nodes():
+            node = self.manager.membership.nodes.get(node_id)
+            leases = self.table.leases.on(node_id)
+            unclaimed = leases if node is None else self.manager.unclaimed(leases, node)
+            if not unclaimed or node_id in self.expected:
                 continue
-            misses[lease.id] = self._misses.get(lease.id, 0) + 1
-            if misses[lease.id] >= _MISSES:
-                del misses[lease.id]
-                await self._look_up(lease, node)
+            for lease in unclaimed:
+                misses[lease.id] = self._misses.get(lease.id, 0) + 1
+                if misses[lease.id] >= _MISSES:
+                    del misses[lease.id]
+                    await self._look_up(lease, node)
         self._misses = misses
 
     async def _look_up(self, lease: Lease, node: N | None) -> None:

@@ -123,8 +123,8 @@ class DaskManager:
     async def claims(self) -> Sequence[Lease]:
         return [_build_lease(held) for held in await self.ask("roost_leases")]
 
-    def shows(self, lease: Lease, node: DaskNode) -> bool:
-        return lease.id in node.leases
+    def unclaimed(self, leases: Sequence[Lease], node: DaskNode) -> list[Lease]:
+        return [lease for lease in leases if lease.id not in node.leases]
 
     async def find(self, lease: Lease) -> bool:
         return any(claim.id == lease.id for claim in await self.claims())

@@ -149,9 +149,12 @@ class RayManager:
         by_daemon = {node.daemon: node.id for node in self.membership.nodes.values()}
         return [_build_lease(group, by_daemon.get(group.node, "")) for group in groups]
 
-    def shows(self, lease: Lease, node: RayNode) -> bool:
-        group_id = self._group_ids.get(lease.id)
-        return node.groups is None or group_id is None or group_id in node.groups
+    def unclaimed(self, leases: Sequence[Lease], node: RayNode) -> list[Lease]:
+        if node.groups is None:
+            return []
+        # A lease that another scheduler has claimed has no group here.
+        groups = {*node.groups, None}
+        return [lease for lease in leases if self._group_ids.get(lease.id) not in groups]
 
     async def find(self, lease: Lease) -> bool:
         return await self._ask(placement_groups.find, _name_group(lease)) is not None

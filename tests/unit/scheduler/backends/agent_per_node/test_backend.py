@@ -96,8 +96,8 @@ class FakeManager:
             for lease in self.granted.values()
         ]
 
-    def shows(self, lease: Lease, node: FakeNode) -> bool:
-        return lease.id in self.granted
+    def unclaimed(self, leases: Sequence[Lease], node: FakeNode) -> list[Lease]:
+        return [lease for lease in leases if lease.id not in self.granted]
 
     async def find(self, lease: Lease) -> bool:
         return lease.id in self.granted

@@ -25,6 +25,7 @@ def test_the_leases_of_a_node_are_always_those_with_its_id() -> None:
         else:
             leases[lease.id] = plain[lease.id] = lease
         assert dict(leases) == plain
+        assert set(leases.nodes()) == {each.node_id for each in plain.values()}
         for node_id in ("n0", "n1", "n2", "n3"):
             expected = {each.id for each in plain.values() if each.node_id == node_id}
             assert {each.id for each in leases.on(node_id)} == expected
