@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.daemon.tasks import ask_all, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import AgentEvent, Holdings
+from roost.launchers.protocol.messages import AgentEvent, Holdings, Lease
 from roost.launchers.protocol.rpc import RpcError
 from roost.placement import Node
 from roost.placement.json_codec import WireError, decode, encode
@@ -54,6 +54,8 @@ class AgentPool:
         self._unreachable: set[str] = set()
         self._left: dict[str, float] = {}  # nodes that are not in the cluster, and since when
         self._starting: dict[str, asyncio.Task[StartedAgent]] = {}
+        self._keeping: set[str] = set()  # nodes whose answer `held_on` will keep
+        self._kept: dict[str, Holdings] = {}
         self._load()
 
     @property
@@ -70,6 +72,7 @@ class AgentPool:
 
         def on_agent(endpoint: str, event: AgentEvent | None) -> None:
             node_id = self._find_node(endpoint)
+            self.forget_kept(node_id)
             if event is None:
                 self._doubt(node_id)
                 return
@@ -107,18 +110,37 @@ class AgentPool:
         caller = AgentCaller(self._agents, partial(self.address, node_id), name=name, on_lost=self._on_lost)
         return await caller.call(call)
 
-    async def held_on(self, node_id: str) -> Holdings | None:
-        """Return what a node's agent has noted; None if it does not answer in time: unknown, not gone."""
+    async def held_on(self, node_id: str, *, keep: bool = False) -> Holdings | None:
+        """Return what a node's agent has noted; None if it does not answer in time: unknown, not gone.
+
+        With `keep`, `take_kept` can return the same once more.
+        """
+        if keep:
+            self._keeping.add(node_id)
         try:
             call = self.call(node_id, lambda agent: agent.holdings())
             held = await asyncio.wait_for(call, _ANSWER_S)
             self._unreachable.discard(node_id)
-            return replace(held, leases=tuple(replace(lease, node_id=node_id) for lease in held.leases))
+            held = replace(held, leases=tuple(_put_on(node_id, lease) for lease in held.leases))
+            if keep and node_id in self._keeping:
+                self._kept[node_id] = held
+            return held
         except (RoostError, asyncio.TimeoutError) as problem:
             level = logging.DEBUG if node_id in self._unreachable else logging.WARNING
             log.log(level, "node=%s its agent is unreachable: %s", node_id, str(problem) or "it is slow")
             self._unreachable.add(node_id)
             return None
+        finally:
+            self._keeping.discard(node_id)
+
+    def take_kept(self, node_id: str) -> Holdings | None:
+        """Return the kept answer of a node's agent, if the agent has reported no event since."""
+        return self._kept.pop(node_id, None)
+
+    def forget_kept(self, node_id: str) -> None:
+        """Keep no answer of this node's agent, because something changes there."""
+        self._keeping.discard(node_id)
+        self._kept.pop(node_id, None)
 
     async def read_status(self) -> None:
         """Ask all connected agents for the resources that are really used on their nodes."""
@@ -209,3 +231,7 @@ class AgentPool:
             write_private_json(self._file, {"cluster": self.cluster, "agents": encode(self._known)})
         except OSError as problem:
             log.warning("%s cannot be written: %s", self._file, problem)
+
+
+def _put_on(node_id: str, lease: Lease) -> Lease:
+    return lease if lease.node_id == node_id else replace(lease, node_id=node_id)

@@ -10,7 +10,14 @@ from dataclasses import replace
 from typing import Any, Generic
 
 from roost.launchers.daemon.tasks import ask_all, cancel_all, spawn, start_shared
-from roost.launchers.protocol.messages import AgentEvent, KernelProcess, Launch, Owner, Reserve
+from roost.launchers.protocol.messages import (
+    AgentEvent,
+    Holdings,
+    KernelProcess,
+    Launch,
+    Owner,
+    Reserve,
+)
 from roost.placement import Node, Snapshot
 from roost.scheduler.backends.base import (
     AgentAddress,
@@ -136,6 +143,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         await self._release_claim(lease)
 
     async def transfer(self, lease: Lease, owner: Owner) -> Lease:
+        self._pool.forget_kept(lease.node_id)
         await self._pool.call(lease.node_id, lambda agent: agent.transfer(lease.id, owner))
         transferred = replace(lease, owner=owner)
         if lease.id in self._table.leases:
@@ -153,7 +161,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         found: dict[str, Lease] = {}
         unreachable = set[str]()
         processes: dict[str, KernelProcess | None] = {}
-        for node_id, held in zip(node_ids, await ask_all(self._pool.held_on, node_ids), strict=True):
+        for node_id, held in zip(node_ids, await ask_all(self._held_on, node_ids), strict=True):
             if held is None:
                 unreachable.add(node_id)
             else:
@@ -297,6 +305,10 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             await self._manager.release(lease)
             self._membership.expire()
         self._update([lease.node_id])
+
+    async def _held_on(self, node_id: str) -> Holdings | None:
+        """Ask a node's agent for its leases, unless a recovery has just done so."""
+        return self._pool.take_kept(node_id) or await self._pool.held_on(node_id)
 
     async def _learn(self, node_id: str) -> None:
         """Note the leases of other schedulers on a node, for the shares of its devices."""
