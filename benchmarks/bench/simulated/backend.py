@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from traitlets import Unicode
@@ -73,10 +74,18 @@ class SimulatedManager:
     def build_node(
         self, node: SimulatedNode, leases: Sequence[Lease], status: Node | None, metrics_age_s: float | None
     ) -> Node:
-        built = node.empty
+        shares = defaultdict[str, float](float)
         for lease in leases:
-            built = built.with_kernel(lease.request, lease.device_ids)
-        return built
+            for device_id in lease.device_ids:
+                shares[device_id] += lease.request.gpu_share
+        return replace(
+            node.empty,
+            cpus_promised=sum(lease.request.cpus for lease in leases),
+            memory_promised_bytes=sum(lease.request.memory_bytes for lease in leases),
+            gpus_promised=sum(lease.request.gpus for lease in leases),
+            kernels=len(leases),
+            devices=tuple(replace(device, promised=shares[device.id]) for device in node.empty.devices),
+        )
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
         return {}
