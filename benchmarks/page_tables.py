@@ -73,14 +73,24 @@ def _on_cluster(source: str, title: str, package: str, readings: Mapping[str, st
     return [starts, cluster]
 
 
-def _beside_plain(name: str, stages: Mapping[str, str], *, source: str = "", corner: str = "") -> Table:
-    """Return a table that has roost beside plain kernels, for label → stage. `source` is `name` if it is empty."""
+def _beside_plain(
+    name: str,
+    stages: Mapping[str, str],
+    *,
+    source: str = "",
+    corner: str = "",
+    more: Mapping[str, Sequence[str]] | None = None,
+) -> Table:
+    """Return a table that has roost beside plain kernels, for label → stage. `source` is `name` if it is empty.
+
+    `more` are further rows, as in `Table`.
+    """
     return Table(
         name=name,
         source=source or name,
         corner=corner,
         columns=(_PLAIN, "roost"),
-        rows=by_side(_BOTH, stages),
+        rows=by_side(_BOTH, stages) | dict(more or {}),
         ratios=_TO_PLAIN,
     )
 
@@ -92,6 +102,12 @@ _STARTS = [
             **_LIFE,
             "five at once": "5 at once",
             "the very first start, without a service and an agent": "first start",
+        },
+        more={
+            "a program's start: `roost.start_kernel` → result of the first code (plain: as above)": [
+                "start/plain",
+                "start by roost.start_kernel/roost",
+            ]
         },
     ),
     _beside_plain(

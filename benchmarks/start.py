@@ -1,7 +1,7 @@
 """Kernel starts on this machine: `roost bench start` against plain Jupyter, with claims.
 
 `bench/starts.py` describes the figures. Claims, of medians, roost ÷ plain: start ≤ 0.14; a start at once after another
-one ≤ 0.17; restart ≤ 0.16; stop ≤ 1; five at once ≥ 7.
+one ≤ 0.17; restart ≤ 0.16; stop ≤ 1; a start by `roost.start_kernel` ÷ a plain start ≤ 0.12; five at once ≥ 7.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from roost.bench.sides import Side, read_sides
 from roost.scheduler.errors import ConfigError
 
 AT_ONCE = 5
-AT_MOST = {"start": 0.14, "again": 0.17, "restart": 0.16, "stop": 1.0}
+AT_MOST = {"start": 0.14, "again": 0.17, "restart": 0.16, "stop": 1.0, starts.OF_PROGRAM: 0.12}
 AT_LEAST = 7.0
 """Five starts at once, in kernels per second."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,15 @@ class _PlacedKernelspecs(KernelSpecManager):
         return spec
 
 
+class _PromptManager(AsyncKernelManager):
+    """A manager that does not sleep for 10 ms after each start and shutdown, as jupyter_client's does for its tests."""
+
+    start_kernel = inspect.unwrap(AsyncKernelManager.start_kernel)
+    shutdown_kernel = inspect.unwrap(AsyncKernelManager.shutdown_kernel)
+    _async_start_kernel = start_kernel  # of a restart
+    _async_shutdown_kernel = shutdown_kernel
+
+
 def build_manager(
     kernel_name: str,
     options: Mapping[str, Any],
@@ -60,5 +70,5 @@ def build_manager(
     merged = read_kernelspec(specs, kernel_name).metadata["kernel_provisioner"]["config"]
     check_config(merged, env or {})
     config = Config({"RoostProvisioner": {"backend_options": dict(specs.backend_options)}})
-    manager = AsyncKernelManager(kernel_name=kernel_name, kernel_spec_manager=specs, config=config)
+    manager = _PromptManager(kernel_name=kernel_name, kernel_spec_manager=specs, config=config)
     return manager, merged

@@ -7,6 +7,7 @@ again               a start at once after the one before
 interrupt           interrupt_kernel() called → the reply of the cell that slept
 restart             restart_kernel() called → first reply, while the channels stay open
 stop                shutdown_kernel(now=True) called → returned
+start by roost.start_kernel    the program's call → the result of its first code. Only for sides of roost
 at once             N starts at once: kernels per second until all have replied
 first start         a start in a new process, without a service; see first_start.py. Only for sides of roost
 """
@@ -20,15 +21,18 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from roost import start_kernel
 from roost.launchers.daemon.tasks import cancel_all
 
 from .first_start import measure_first
 from .kernel import BenchKernel, NoAnswer
 from .report import Report, take_turns
 from .sides import Side
+from .world import elapsed_ms
 
 REST_S = 0.3
 """Before each kernel, so that the end of the last one does not count."""
+OF_PROGRAM = "start by roost.start_kernel"
 STAGES = ("start", "again", "interrupt", "restart", "stop")
 MOST_FIRST = 5
 """At most this many first starts of each side."""
@@ -59,6 +63,12 @@ async def measure_lives(report: Report, sides: Sequence[Side], *, rounds: int) -
                 report.add(f"{stage}/{name}", value, "ms")
     for stage in STAGES:
         report.compare(stage, list(by_name))
+    for name, side in by_name.items():
+        for other in by_name.values():
+            if side.is_roost and not other.is_roost:
+                report.ratio(
+                    f"{OF_PROGRAM}: {name} ÷ {other.name}", f"{OF_PROGRAM}/{name}", f"start/{other.name}"
+                )
 
 
 async def add_first(report: Report, side: Side, runtime_dir: Path) -> None:
@@ -89,7 +99,18 @@ async def _run_life(report: Report, side: Side) -> dict[str, float]:
         finally:
             took_ms = await kernel.stop()
             await second.stop()
+        if side.is_roost:
+            took[OF_PROGRAM] = await _start_of_program(side)
         return {**took, "stop": took_ms}
+
+
+async def _start_of_program(side: Side) -> float:
+    """Start a kernel with `roost.start_kernel`. Return milliseconds until the result of its first code."""
+    await asyncio.sleep(REST_S)
+    began = time.perf_counter()
+    async with start_kernel(side.kernelspec, backend_options=side.options) as kernel:
+        await kernel.execute("1+1", check=True)
+        return elapsed_ms(began)
 
 
 @asynccontextmanager
