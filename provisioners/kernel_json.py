@@ -63,6 +63,8 @@ def _find_malformed(document: Any) -> str:
     argv, metadata = document.get("argv"), document.get("metadata", {})
     if not isinstance(argv, list) or not argv or not all(isinstance(part, str) for part in argv):
         return "argv is empty or not a list of texts"
+    if not any("{connection_file}" in part for part in argv):
+        return "argv has no {connection_file}, so that the kernel would not learn its ports"
     if wrong := find_wrong_env(document.get("env", {})):
         return wrong
     for name in ("display_name", "language"):

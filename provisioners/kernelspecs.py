@@ -31,6 +31,7 @@ from .request_options import read_start_options
 from .spark_mode import check_deploy_mode
 
 _PLAIN = ("", "local-provisioner", PROVISIONER)
+_ON_ROOST = " on roost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,7 @@ def install(
         metadata.pop("supported_encryption", None)
         metadata |= {"supported_encryption": ["curve"]} if probed.has_curve else {}
     metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER, "config": dict(config)}
-    display_name = display_name or f"{spec.display_name} on roost"
+    display_name = display_name or spec.display_name.removesuffix(_ON_ROOST) + _ON_ROOST
     document = {**spec.to_dict(), "argv": argv, "display_name": display_name, "metadata": metadata}
     _write(folder, document, Path(spec.resource_dir))
     return _to_kernelspec(name, folder, document), probed
@@ -121,8 +122,11 @@ def remove(name: str) -> str:
         raise ConfigError(f"{error.filename} could not be removed: {error.strerror}.") from None
 
 
-def find_problems() -> list[dict[str, str]]:
-    """Return the findings about kernelspecs and the provisioner's registration, for `roost doctor`."""
+def find_problems(*, asks_schedulers: bool = True) -> list[dict[str, str]]:
+    """Return the findings about kernelspecs and the provisioner's registration, for `roost doctor`.
+
+    If a scheduler does not answer, it should not be asked about each kernelspec.
+    """
     from importlib.metadata import entry_points
 
     found = []
@@ -131,7 +135,7 @@ def find_problems() -> list[dict[str, str]]:
         found.append({"level": "error", "what": what, "do": f"install roost into {sys.prefix}"})
     specs = list_kernelspecs()
     for spec in specs:
-        problem = find_problem(spec)
+        problem = find_problem(spec, asks_scheduler=asks_schedulers)
         what, do = f"kernelspec {spec.name} can start kernels", ""
         if problem:
             what = f"kernelspec {spec.name}: {problem.rstrip('.')}"
@@ -149,7 +153,7 @@ def fill_environment(env: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def find_problem(spec: RoostKernelspec) -> str:
+def find_problem(spec: RoostKernelspec, *, asks_scheduler: bool = True) -> str:
     """Return a sentence that says why a kernelspec cannot start kernels; empty if it can. This may take a minute."""
     if spec.malformed:
         return spec.malformed
@@ -157,11 +161,14 @@ def find_problem(spec: RoostKernelspec) -> str:
         request = check_config(spec.config, spec.env)
         check_variables(spec.env)
         check_deploy_mode(spec.argv, spec.env)
-        _check_policy(spec.config)
+        if asks_scheduler:
+            _check_policy(spec.config)
     except RoostError as error:
         return error.user_message
     problem = probe(spec.argv, fill_environment(spec.env)).problem
-    return problem or find_refusal(request, *_find_scheduler(spec.config))
+    if problem or not asks_scheduler:
+        return problem
+    return find_refusal(request, *_find_scheduler(spec.config))
 
 
 def check_config(config: Mapping[str, Any], env: Mapping[str, str]) -> Request:

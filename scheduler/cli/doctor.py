@@ -32,6 +32,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
     from roost.provisioners.server_extension import setup_check
 
     findings: list[Finding] = []
+    answers = False
     try:
         client = connect_scheduler(arguments)
         service = wait_for(client.service())
@@ -43,13 +44,15 @@ def diagnose(arguments: argparse.Namespace) -> int:
             ]
         findings += reported
         findings.append({"level": "ok", "what": f"the cluster is {describe_cluster(service)}", "do": ""})
+        answers = True
     except (RoostError, DaemonError) as error:
         do = "fix this first: the other checks need the scheduler"
         if pid := getattr(error, "fields", {}).get("pid"):
             do = f"read this log; if the service hangs, `kill -9 {pid}` ends it, and the next command starts another"
         findings.append({"level": "error", "what": str(error), "do": do})
     findings += setup_check.find_problems()
-    findings += kernelspecs.find_problems()  # last, because the scheduler that runs now checks their requests
+    # Last, because the scheduler that runs now checks their requests.
+    findings += kernelspecs.find_problems(asks_schedulers=answers)
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))
     return 1 if any(finding["level"] == "error" for finding in findings) else 0
 

@@ -154,9 +154,16 @@ def test_an_existing_name_is_kept_without_replace(make: Make, kernels: Path) -> 
     ],
 )
 def test_refusals(make: Make, monkeypatch: pytest.MonkeyPatch, source: str, name: str, said: str) -> None:
-    make("absent", ["sh"], metadata={"kernel_provisioner": {"provisioner_name": "yarn"}})
-    make("taken", ["sh"], metadata={"kernel_provisioner": {"provisioner_name": "elsewhere"}})
-    make("driver-elsewhere", ["spark-submit", "--deploy-mode", "cluster", "launch_ipykernel.py"])
+    make("absent", ["sh", "{connection_file}"], metadata={"kernel_provisioner": {"provisioner_name": "yarn"}})
+    make(
+        "taken",
+        ["sh", "{connection_file}"],
+        metadata={"kernel_provisioner": {"provisioner_name": "elsewhere"}},
+    )
+    make(
+        "driver-elsewhere",
+        ["spark-submit", "--deploy-mode", "cluster", "launch_ipykernel.py", "{connection_file}"],
+    )
     monkeypatch.setattr(KernelProvisionerFactory, "is_provisioner_available", _is_installed)
     with pytest.raises(ConfigError, match=said):
         kernelspecs.install(source, name=name, config={})
@@ -180,7 +187,7 @@ def test_a_folder_that_cannot_be_written(kernels: Path, tmp_path: Path) -> None:
 
 
 def test_remove_refuses_other_kernelspecs(make: Make, kernels: Path) -> None:
-    make("mine", ["sh"])
+    make("mine", ["sh", "{connection_file}"])
     kernelspecs.install("python3", name="ours", config={}, is_checked=False)
     with pytest.raises(ConfigError, match="not roost's"):
         kernelspecs.remove("mine")
@@ -192,7 +199,7 @@ def test_remove_refuses_other_kernelspecs(make: Make, kernels: Path) -> None:
 
 def test_doctor_finds_unknown_options(make: Make) -> None:
     provisioner = {"provisioner_name": "roost", "config": {"gpu": 1}}
-    make("typo", [sys.executable, "x"], metadata={"kernel_provisioner": provisioner})
+    make("typo", [sys.executable, "{connection_file}"], metadata={"kernel_provisioner": provisioner})
     (found,) = [finding for finding in kernelspecs.find_problems() if "typo" in finding["what"]]
     assert found["level"] == "error"
     assert "named gpu:" in found["what"]
@@ -218,6 +225,9 @@ def test_install_and_doctor_refuse_the_same(
         assert found[f"kernelspec {name}"]["level"] == "error"
     assert found["kernelspec shipped can start kernels"]["level"] == "ok"
     assert [asked.names for asked in fake.called("check_policies")] == [["gone"], ["gone"]]
+    unasked = {finding["what"] for finding in kernelspecs.find_problems(asks_schedulers=False)}
+    assert "kernelspec policy can start kernels" in unasked
+    assert len(fake.called("check_policies")) == 2
     assert not [spec.name for spec in kernelspecs.list_kernelspecs() if spec.name.startswith("new-")]
 
 
@@ -301,7 +311,7 @@ COMMAND = {"argv": ["sh", "{connection_file}"]}
             )
             for config in (None, [], [1], "x")
         ],
-        *[(json.dumps({"argv": argv, "metadata": ours()}), "argv") for argv in ([1, 2], [], None)],
+        *[(json.dumps({"argv": argv, "metadata": ours()}), "argv") for argv in ([1, 2], [], None, ["sh"])],
         *[
             (json.dumps({**COMMAND, "env": env, "metadata": ours()}), "env is not an object")
             for env in (["A=1"], {"A": 1}, {"A": {"B": "1"}}, None)
@@ -323,7 +333,7 @@ COMMAND = {"argv": ["sh", "{connection_file}"]}
 def test_every_command_reports_a_malformed_kernelspec(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
 ) -> None:
-    (make("bad", ["sh"]) / "kernel.json").write_text(text)
+    (make("bad", ["sh", "{connection_file}"]) / "kernel.json").write_text(text)
     (found,) = [finding for finding in kernelspecs.find_problems() if "kernelspec bad" in finding["what"]]
     assert found["level"] == "error"
     assert said in found["what"]
