@@ -51,7 +51,7 @@ def check_optional(check: Any, name: str, value: object) -> Any:
 
 
 def check_names(name: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Iterable):
         raise ValueError(f"{name} must be a list of names; got {value!r}.")
     names = tuple(value)
     if not all(isinstance(item, str) and item.strip() for item in names):

@@ -6,17 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roost.placement.format import format_bytes
 from roost.placement.request import Request
 from roost.placement.validation import check_amounts, check_number
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, describe_unknown
-from roost.scheduler.config.memory_size import parse_bytes
+from roost.scheduler.config.memory_size import check_kernel_memory, parse_bytes
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
-
-_LEAST_MEMORY_BYTES = 16 << 20
-"""A kernel with less memory ends before it has started."""
 
 OPTIONS = (
     "backend", "cpus", "memory", "gpus", "gpu_models", "gpu_memory", "labels", "near", "resources", "tolerates",
@@ -124,11 +120,7 @@ def _memory(name: str, value: Any) -> int:
 
 
 def _kernel_memory(name: str, value: Any) -> int:
-    size = _memory(name, value)
-    if 0 < size < _LEAST_MEMORY_BYTES:
-        least = f"at least {format_bytes(_LEAST_MEMORY_BYTES)}, for example 2GiB"
-        raise ConfigError(f"{name} = {format_bytes(size)} is too little for a kernel: give {least}.")
-    return size
+    return check_kernel_memory(name, _memory(name, value))
 
 
 def _amounts(name: str, value: Any) -> dict[str, float]:

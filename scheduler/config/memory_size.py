@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 
+from roost.placement.format import format_bytes
 from roost.scheduler.errors import ConfigError
 
 _PREFIXES = ("", "k", "m", "g", "t", "p")
 _AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(?:([kmgtp])(i?b|i)?|b)?", re.ASCII)
 _LARGEST_BYTES = 1 << 60
+_LEAST_KERNEL_BYTES = 16 << 20
+"""A kernel with less memory ends before it has started."""
 
 
 def parse_bytes(text: str | int | float) -> int:
@@ -24,3 +27,11 @@ def parse_bytes(text: str | int | float) -> int:
         if amount <= _LARGEST_BYTES:
             return int(amount)
     raise ConfigError(f"{str(text)[:40]!r} is not an amount of memory: write 8GiB, 512MB, 2g or bytes.")
+
+
+def check_kernel_memory(name: str, size: int) -> int:
+    """Return the memory of a kernel in bytes, 0 for none; raises `ConfigError` if no kernel can start in it."""
+    if 0 < size < _LEAST_KERNEL_BYTES:
+        least = f"at least {format_bytes(_LEAST_KERNEL_BYTES)}, for example 2GiB"
+        raise ConfigError(f"{name} = {format_bytes(size)} is too little for a kernel: give {least}.")
+    return size

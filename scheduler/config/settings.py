@@ -9,6 +9,9 @@ from typing import Any
 
 from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, validate
 
+from roost.scheduler.errors import ConfigError
+
+from .memory_size import check_kernel_memory
 from .section import Memory, Section
 
 
@@ -55,6 +58,13 @@ class RoostScheduler(Section):
     metrics = Unicode("", help="Where to serve metrics for Prometheus: '127.0.0.1:9476' or 'unix:/path'.")
     metrics_by_user = Bool(False, help="Metrics count the kernels of each user apart.")
     idle_exit_s = Float(300.0, min=0.0, help="The service exits after this time without clients and kernels.")
+
+    @validate("default_memory")
+    def _check_memory(self, proposal: Any) -> Any:
+        try:
+            return check_kernel_memory("default_memory", proposal["value"])
+        except ConfigError as problem:
+            raise TraitError(problem.user_message) from None
 
     @validate("policies")
     def _check_policies(self, proposal: Any) -> Any:

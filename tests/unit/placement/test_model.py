@@ -53,6 +53,7 @@ GIB = 2**30
             "near must map names to values, for example {'zone': 'a'}; got [('zone', 'a')].",
         ),
         ({"tolerates": "spot"}, "tolerates must be a list of names; got 'spot'."),
+        ({"tolerates": {"spot": 1}}, "tolerates must be a list of names; got {'spot': 1}."),
         (
             {"resources": "licence"},
             "resources must map names to amounts, for example {'licence': 1}; got 'licence'.",

@@ -69,6 +69,10 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
         ("c.RoostScheduler.default_memory = 'lots'", "'lots' is not an amount of memory"),
         ("c.RoostScheduler.allow_client_policies = 'no'", "= 'no' is not possible: give true or false"),
         ("c.RoostScheduler.allowed_users = [1]", "= .1. is not possible: give a list of texts"),
+        (
+            "c.RoostScheduler.default_memory = '1KiB'",
+            "1 KiB is too little for a kernel: give at least 16 MiB",
+        ),
         ("c.RoostScheduler.default_memory = 1.5", "give an amount of memory such as '8GiB'"),
         ("c.RoostLocalBackend.labels = {'zone': 1}", "give an object of names and texts"),
         (
