@@ -68,7 +68,7 @@ def run_notebook(
             raise SystemExit(128 + signal.SIGTERM) from None
         raise KeyboardInterrupt from None
     finally:
-        if ran.cells:
+        if ran.cells or ran.is_complete:
             nbformat.write(document, target)  # type: ignore[no-untyped-call,unused-ignore]
             ran.report(f"Wrote {target}")
     kernel = {"id": ran.kernel_id, "name": name, "node": ran.node_id}
@@ -77,12 +77,16 @@ def run_notebook(
 
 
 class _NotebookRun:
-    """One execution. `cells` has the index, seconds and status of each executed cell; `error` is the error, if any."""
+    """One execution. `cells` has the index, seconds and status of each executed cell; `error` is the error, if any.
+
+    `is_complete`: all cells were executed, if there are any.
+    """
 
     def __init__(self, client: Any, manager: AsyncKernelManager, scheduler: Client, path: Path) -> None:
         self.kernel_id = str(uuid.uuid4())
         self.node_id = ""
         self.cells: list[dict[str, Any]] = []
+        self.is_complete = False
         self.error: dict[str, Any] | None = None
         self.signum = 0
         self._client = client
@@ -171,6 +175,7 @@ class _NotebookRun:
                 return
             self.report(f"[{done}/{len(to_run)}] {seconds:7.2f} s  {first_line[:56]}")
         self._client.set_widgets_metadata()
+        self.is_complete = True
 
     async def _post_mortem(self) -> tuple[str, str]:
         """Return why the kernel ended, as far as the scheduler knows, and the end of its log."""

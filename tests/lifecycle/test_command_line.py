@@ -87,6 +87,12 @@ def test_a_cells_error_is_shown_and_is_the_exit_code(shell: Shell, tmp_path: Pat
     assert counts == [1, 2, None]
 
 
+def test_a_notebook_without_code_is_written_too(shell: Shell, tmp_path: Path) -> None:
+    done = shell.run("run", notebook(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert nbformat.read(tmp_path / "notebook.out.ipynb", as_version=4).cells == []
+
+
 def test_a_kernels_death_is_reported(shell: Shell, tmp_path: Path) -> None:
     done = shell.run("run", notebook(tmp_path, "import os; os.kill(os.getpid(), 9)"))
     assert done.returncode == 1
