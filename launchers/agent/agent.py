@@ -211,7 +211,7 @@ class Agent:
         is_new = self._ledger.get(request.lease.id) is None
         try:
             with writing(self._folder):
-                lease = self._room.write(lambda: self._ledger.reserve(request))
+                lease = self._reserve_in_ledger(request)
         except Conflict as problem:
             raise RemoteError("conflict", str(problem)) from None
         if is_new:
@@ -223,6 +223,12 @@ class Agent:
         if request.launch is not None:
             spawn(self._begin_launch(request.launch), self._tasks, log)
         return lease
+
+    def _reserve_in_ledger(self, request: messages.Reserve) -> Lease:
+        try:
+            return self._room.write(lambda: self._ledger.reserve(request))
+        except FileNotFoundError:
+            raise Conflict(f"{self._folder} was deleted, and is restored within seconds") from None
 
     def _transfer(self, lease_id: str, owner: messages.Owner) -> None:
         with writing(self._folder):

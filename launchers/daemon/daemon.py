@@ -169,6 +169,8 @@ def _await_announcement(
         if not chunk:
             last = tail(folder / "log", 2_000).strip().rpartition("\n")[2]
             reason = f"{last} (all of it in {folder / 'log'})" if last else "it wrote nothing to its log"
+            if not last and not os.statvfs(folder).f_bavail:
+                reason = f"no space is left for {folder}: free some, then try again"
             raise DaemonError(f"{_name(command)} ended while it was starting: {reason}")
         content += chunk
     announcement = json.loads(content)

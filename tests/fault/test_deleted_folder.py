@@ -40,6 +40,15 @@ async def test_kernels_stay_within_reach(roost_by_default: None, world: Path) ->
     await notebook.close()
 
 
+async def test_a_start_waits_until_the_folder_is_restored(client: Client, world: Path) -> None:
+    kept = await client.start(tiny())
+    shutil.rmtree(world)
+    kernel = await client.start(tiny())
+    assert kernel.state == "running"
+    for each in (kept, kernel):
+        await client.stop(each.id, grace_s=0)
+
+
 async def test_a_damaged_announcement_is_written_again(client: Client, world: Path) -> None:
     kernel = await client.start(tiny())
     announcements = [*world.glob("*/ready.json")]
