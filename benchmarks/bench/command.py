@@ -21,7 +21,7 @@ from .report import Report
 from .runs import Measure, measure_sides, read_rounds, run
 from .sides import Side, read_sides
 
-_QUICK_NODES = 20
+_QUICK_NODES, _QUICK_KERNELS = 20, 20
 _SIZES, _PLACEMENT_ROUNDS = (1_000, 10_000, 100_000), 7
 
 
@@ -49,7 +49,7 @@ def fill(arguments: argparse.Namespace) -> int:
     """Run `roost bench density`."""
     _check_memory("density")
     limits = density.Limits(
-        kernels=arguments.kernels,
+        kernels=min(arguments.kernels, _QUICK_KERNELS) if arguments.quick else arguments.kernels,
         free=arguments.keep_free,
         latency_s=arguments.latency,
         shares_machine=arguments.embedded,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -63,11 +64,29 @@ def read(file: str) -> dict[str, Any]:
     """Return the content of a JSON file of `roost bench`; raises `ConfigError`."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise ConfigError(f"{file} cannot be read: {problem}") from None
-    if not isinstance(content, dict) or "samples" not in content or "figures" not in content:
+    except OSError as problem:
+        raise ConfigError(f"{file} cannot be read: {problem.strerror}.") from None
+    except ValueError as problem:
+        raise ConfigError(f"{file} is not JSON: {problem}.") from None
+    if not _is_result(content):
         raise ConfigError(f"{file} is no result of `roost bench`: give a file that --json has written.")
-    return content
+    return cast(dict[str, Any], content)
+
+
+def _is_result(content: Any) -> bool:
+    if not isinstance(content, dict) or not isinstance(content.get("benchmark"), str):
+        return False
+    if not all(isinstance(content.get(name), dict) for name in ("machine", "versions", "figures", "samples")):
+        return False
+    figures = content["figures"]
+    units = {name for name, figure in figures.items() if isinstance(figure, dict) and "unit" in figure}
+    return content["samples"].keys() <= units and all(map(_are_numbers, content["samples"].values()))
+
+
+def _are_numbers(samples: Any) -> bool:
+    return isinstance(samples, list) and all(
+        isinstance(each, (int, float)) and math.isfinite(each) for each in samples
+    )
 
 
 def show(before: Mapping[str, Any], after: Mapping[str, Any], changes: Sequence[Change]) -> None:

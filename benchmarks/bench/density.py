@@ -32,7 +32,7 @@ from rich.progress import Progress, TextColumn
 
 from roost.placement import Request
 from roost.provisioners.request_options import read_start_options
-from roost.scheduler.errors import RoostError
+from roost.scheduler.errors import ConfigError, RoostError
 
 from .idle_memory import PAGE_OUT, page_out, wait_for_merging
 from .kernel import BenchKernel, Memory, NoAnswer
@@ -90,6 +90,8 @@ async def measure(
     by_name = {side.name: side for side in sides}
     loads = _build_loads(packages)
     few = replace(limits, kernels=min(FEW, limits.kernels))
+    for side in sides if packages else ():
+        await check_packages(side, packages)
     for side in sides:
         if packages and side.options.get("learn_preloads"):
             await teach(report, side, packages)
@@ -120,6 +122,18 @@ async def measure(
     for load, found in memory.items():
         _add_memory(report, found, f"{load}, {len(filled.kernels)} kernels/{side.name}")
     conclude(report, filled, memory)
+
+
+async def check_packages(side: Side, packages: Sequence[str]) -> None:
+    """Raise `ConfigError` if a kernel of this side cannot import one of the packages."""
+    async with BenchKernel(side) as kernel:
+        for name in packages:
+            try:
+                await kernel.execute(f"import {name}")
+            except RuntimeError:
+                raise ConfigError(
+                    f"--packages {name}: the kernels of {side.name} cannot import it. Install it for their Python."
+                ) from None
 
 
 def _build_loads(packages: Sequence[str]) -> dict[str, str]:

@@ -77,11 +77,11 @@ def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContext
                 "Interrupted: these are the results until then." if report.samples else "Interrupted."
             )
         after = machine.measure()
-    report.conditions = [before.to_dict(), after.to_dict()]
-    report.notes += machine.find_doubts(before, after)
     if not report.samples:
         print(f"roost: there is no result. {' '.join(report.notes)}".rstrip(), file=sys.stderr)
         return 1 if is_complete else INTERRUPTED
+    report.conditions = [before.to_dict(), after.to_dict()]
+    report.notes += machine.find_doubts(before, after)
     status = report.finish(arguments)
     return status if is_complete else INTERRUPTED
 

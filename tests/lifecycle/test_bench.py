@@ -107,11 +107,18 @@ def test_placement_limits_a_node_too(tmp_path: Path) -> None:
     assert "needs 1 CPU, 0 free" in node["why"]
 
 
-def test_a_request_that_fits_nowhere_is_one_sentence(tmp_path: Path) -> None:
-    command = [*BENCH, "density", "--quick", "--baseline", "none", "--gpus", "64"]
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--gpus", "64"], 1, "64 GPUs"),
+        (["--packages", "colorsys,no_such"], 2, "--packages no_such: the kernels of roost cannot import it."),
+    ],
+)
+def test_kernels_that_cannot_be_measured_are_one_sentence(options: list[str], code: int, said: str) -> None:
+    command = [*BENCH, "density", "--quick", "--baseline", "none", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 1
-    assert "64 GPUs" in done.stderr
+    assert done.returncode == code
+    assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -97,14 +97,41 @@ def test_the_command_compares_two_files(tmp_path: Path, capsys: pytest.CaptureFi
     assert "5.00" in said
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"samples": {}}'])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: None} for name in ("benchmark", "machine", "versions", "figures", "samples")),
+        *({name: ["x"]} for name in ("benchmark", "machine", "versions", "figures", "samples")),
+        {"samples": {"up": [float("nan")]}},
+        {"samples": {"up": "12"}},
+        {"samples": {"other": [1]}},
+        {"figures": {"up": 5}},
+    ],
+)
+def test_a_result_with_a_wrong_part_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object]
+) -> None:
+    right = result(tmp_path, "a", up=[1, 2, 3, 4])
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps(json.loads(Path(right).read_text()) | changes))
+    assert main(["bench", "compare", right, str(wrong)]) == 2
+    assert "wrong.json is no result of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "No such file or directory."), ("", "is not JSON"), ("[]", "is no result of")],
+)
 def test_a_file_that_is_no_result_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, said: str
 ) -> None:
     wrong = tmp_path / "wrong.json"
-    wrong.write_text(content)
+    if content is not None:
+        wrong.write_text(content)
     assert main(["bench", "compare", str(wrong), str(wrong)]) == 2
-    assert str(wrong) in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert str(wrong) in text
+    assert said in text
 
 
 @pytest.mark.parametrize(

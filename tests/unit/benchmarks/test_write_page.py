@@ -128,7 +128,7 @@ def test_a_table_without_a_result_stays(
 
 @pytest.mark.parametrize(
     ("page", "result_", "problem"),
-    [(PAGE, "{", "start.json cannot be read"), ("prose\n", "", "page.md: The page has no table start")],
+    [(PAGE, "{", "start.json is not JSON"), ("prose\n", "", "page.md: The page has no table start")],
 )
 def test_a_page_that_cannot_be_written_stays(
     tmp_path: Path,
