@@ -12,6 +12,7 @@
 
     runs.py      a run from its warm-up to its table and files, which Ctrl-C ends early
     idle_memory.py, learnt_imports.py    what some settings of the backend need before memory is measured
+    peer_process.py    a process of its own for the kernels of another provisioner
     sides.py     the sides of a comparison: roost on a backend, plain local Jupyter, an installed kernelspec
     kernel.py    a kernel with all channels open, as a notebook has it
     world.py     private folders, kernelspecs and processes of a run

@@ -40,6 +40,7 @@ PACKAGES = (
     "psutil",
     "ray",
     "distributed",
+    "gateway_provisioners",
 )
 
 _MOST_FAILURES = 20

@@ -26,13 +26,15 @@ NONE = "none"
 class Side:
     """One side. `config` is that of roost's kernelspec; it is empty for others. `name` is how figures call the side.
 
-    `options` are the settings of roost's backend, as in `roost.connect`.
+    `options` are the settings of roost's backend, as in `roost.connect`. `variables` are environment variables of the
+    process in which another provisioner runs; see peer_process.py.
     """
 
     name: str
     kernelspec: str
     config: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_roost(self) -> bool:

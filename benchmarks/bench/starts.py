@@ -15,6 +15,8 @@ first start         a start in a new process, without a service; see first_start
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -26,6 +28,7 @@ from roost.launchers.daemon.tasks import cancel_all
 
 from .first_start import measure_first
 from .kernel import BenchKernel, NoAnswer
+from .peer_process import open_processes, serve
 from .report import Report, take_turns
 from .sides import Side
 from .world import elapsed_ms
@@ -34,6 +37,7 @@ REST_S = 0.3
 """Before each kernel, so that the end of the last one does not count."""
 OF_PROGRAM = "start by roost.start_kernel"
 STAGES = ("start", "again", "interrupt", "restart", "stop")
+_MODULE = "roost.bench.starts"
 MOST_FIRST = 5
 """At most this many first starts of each side."""
 
@@ -43,8 +47,12 @@ async def measure(report: Report, sides: Sequence[Side], *, rounds: int, at_once
     await measure_lives(report, sides, rounds=rounds)
     by_name = {side.name: side for side in sides}
     if at_once > 1:
-        for name, is_warm in take_turns(f"{at_once} at once", list(by_name), rounds=rounds):
-            async with run_at_once(report, by_name[name], at_once) as rate:
+        async with open_processes(sides, _MODULE) as processes:
+            for name, is_warm in take_turns(f"{at_once} at once", list(by_name), rounds=rounds):
+                if name in processes:
+                    rate = await processes[name].run(report, "at once", at_once)
+                else:
+                    rate = await _measure_rate(report, by_name[name], at_once)
                 if is_warm:
                     report.add(f"{at_once} at once/{name}", rate, "kernels/s")
         report.compare(f"{at_once} at once", list(by_name))
@@ -57,10 +65,15 @@ async def measure(report: Report, sides: Sequence[Side], *, rounds: int, at_once
 async def measure_lives(report: Report, sides: Sequence[Side], *, rounds: int) -> None:
     """Run kernels of all sides in turn, each from its start to its end, and add their figures to the report."""
     by_name = {side.name: side for side in sides}
-    for name, is_warm in take_turns("start", list(by_name), rounds=rounds, warm_up=2):
-        for stage, value in (await _run_life(report, by_name[name])).items():
-            if is_warm:
-                report.add(f"{stage}/{name}", value, "ms")
+    async with open_processes(sides, _MODULE) as processes:
+        for name, is_warm in take_turns("start", list(by_name), rounds=rounds, warm_up=2):
+            if name in processes:
+                took = await processes[name].run(report, "life")
+            else:
+                took = await _run_life(report, by_name[name])
+            for stage, value in took.items():
+                if is_warm:
+                    report.add(f"{stage}/{name}", value, "ms")
     for stage in STAGES:
         report.compare(stage, list(by_name))
     for name, side in by_name.items():
@@ -113,6 +126,12 @@ async def _start_of_program(side: Side) -> float:
         return elapsed_ms(began)
 
 
+async def _measure_rate(report: Report, side: Side, count: int) -> float:
+    """Start this many kernels at once, and stop them. Return kernels per second."""
+    async with run_at_once(report, side, count) as rate:
+        return rate
+
+
 @asynccontextmanager
 async def run_at_once(report: Report, side: Side, count: int) -> AsyncIterator[float]:
     """Start this many kernels at once, and yield kernels per second. All of them are stopped at the end."""
@@ -132,3 +151,7 @@ async def run_at_once(report: Report, side: Side, count: int) -> AsyncIterator[f
         finally:
             await cancel_all(starts)
             await asyncio.gather(*(kernel.stop() for kernel in kernels))
+
+
+if __name__ == "__main__":
+    serve(Side(**json.loads(sys.argv[1])), {"life": _run_life, "at once": _measure_rate})

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
@@ -102,6 +102,11 @@ def write_kernelspec(
     (folder / "kernel.json").write_text(json.dumps(spec))
 
 
+def read_provisioner(spec: KernelSpec) -> str:
+    """Return the name of a kernelspec's provisioner."""
+    return str(spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", PLAIN))
+
+
 def processes(runtime_dir: str) -> list[psutil.Process]:
     """Return all other processes that were started with this ROOST_RUNTIME_DIR."""
     found = []
@@ -158,8 +163,14 @@ def end_processes(runtime_dir: str, *, grace_s: float = 5.0) -> None:
 
 
 async def start(manager: AsyncKernelManager, **options: Any) -> None:
-    """Call start_kernel() without the kernel's output. A plain kernel would print to this terminal."""
-    await manager.start_kernel(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    """Call start_kernel(). A plain kernel would print to this terminal, so its output is dropped.
+
+    Another provisioner decides itself where the output goes, and may refuse `stdout`.
+    """
+    assert manager.kernel_spec is not None
+    if read_provisioner(manager.kernel_spec) == PLAIN:
+        options |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    await manager.start_kernel(**options)
 
 
 @asynccontextmanager

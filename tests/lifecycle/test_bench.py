@@ -14,8 +14,21 @@ from typing import Any
 import psutil
 import pytest
 
+from roost.bench.world import write_kernelspec
+
 pytestmark = pytest.mark.backends("local", why="each run starts a scheduler of its own")
 BENCH = (sys.executable, "-m", "roost.scheduler.cli.main", "bench")
+PEER = """
+from jupyter_client.provisioning import LocalProvisioner
+
+class PeerProvisioner(LocalProvisioner):
+    async def pre_launch(self, **options):
+        assert "stdout" not in options
+        self.ports_cached = False
+        self.parent.cleanup_connection_file()
+        return await super().pre_launch(**options)
+"""
+"""A provisioner that decides itself where the output goes, and whose kernels have new ports after a restart."""
 
 
 def bench(tmp_path: Path, *options: str, **environment: str) -> dict[str, Any]:
@@ -48,6 +61,22 @@ def test_starts_are_compared_with_plain_kernels(tmp_path: Path) -> None:
     assert "first start/plain" not in figures
     assert len(found["conditions"]) == 2
     assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_another_provisioner_is_compared_in_its_own_process(tmp_path: Path) -> None:
+    (tmp_path / "peer.py").write_text(PEER)
+    info = tmp_path / "peer-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: peer\nVersion: 1.0\n")
+    provisioners = "[jupyter_client.kernel_provisioners]\npeer = peer:PeerProvisioner\n"
+    (info / "entry_points.txt").write_text(provisioners)
+    write_kernelspec(tmp_path / "kernels" / "peer", "peer")
+    environment = {"PYTHONPATH": str(tmp_path), "JUPYTER_PATH": str(tmp_path)}
+    found = bench(tmp_path, "start", "--rounds", "1", "--at-once", "2", "--baseline", "peer", **environment)
+    figures = found["figures"]
+    measured = ("start", "again", "interrupt", "restart", "stop", "2 at once")
+    assert {stage: figures[f"{stage}/peer"]["n"] for stage in measured} == dict.fromkeys(measured, 1)
+    assert not found["failures"]
 
 
 def test_the_memory_of_everything_that_runs_for_some_users(tmp_path: Path) -> None:
