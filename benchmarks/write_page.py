@@ -161,7 +161,8 @@ def _write_figure(figure: Mapping[str, Any] | None) -> str:
 def _write_ratio(above: Mapping[str, Any] | None, below: Mapping[str, Any] | None) -> str:
     if above is None or below is None or not below["median"]:
         return "–"
-    return f"{above['median'] / below['median']:.2f}"
+    ratio: float = above["median"] / below["median"]
+    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
 
 
 def _number(value: float, unit: str = "") -> str:

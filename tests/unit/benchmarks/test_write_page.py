@@ -25,6 +25,7 @@ STARTS = Table(
     ratios={"roost ÷ plain": ("roost", "plain Jupyter")},
     packages=("pyzmq",),
 )
+FIGURE = {"min": 1.0, "max": 1000.0, "n": 3, "unit": "ms"}
 PAGE = "# Page\n\n<!-- table start -->\nold\n<!-- end of table start -->\nprose\n"
 
 
@@ -76,6 +77,16 @@ def test_a_result_becomes_a_table() -> None:
     assert "Missed bounds, 2 of 3: stop: roost ÷ plain is 2 (≤ 1); first/roost is 650.4 (≤ 600)." in prose
     assert "- 2 kernels of plain did not answer. - The machine was busy. ![" in prose
     assert "(figures/start.png)" in prose
+
+
+def test_a_small_ratio_keeps_two_digits() -> None:
+    figures = {"start/plain": {**FIGURE, "median": 1000.0}, "start/roost": {**FIGURE, "median": 2.6}}
+    (row,) = [
+        line
+        for line in write_page.write_table(STARTS, {**result(), "figures": figures})
+        if line.startswith("| start |")
+    ]
+    assert "| 0.0026 |" in row
 
 
 def test_a_second_run_replaces_the_table() -> None:
