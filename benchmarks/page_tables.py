@@ -34,6 +34,8 @@ def by_side(sides: Sequence[str], stages: Mapping[str, str]) -> dict[str, list[s
 _PLAIN = "plain local Jupyter"
 _TO_PLAIN = {"roost ÷ plain": ("roost", _PLAIN)}
 _BOTH = ("plain", "roost")
+_GATEWAY = "Gateway Provisioners"
+_FAST_GATEWAY = "the same, GP_POLL_INTERVAL=0.05"
 _LIFE = {
     "start → first `execute_reply`": "start",
     "the same at once after another start": "again",
@@ -109,6 +111,18 @@ _STARTS = [
                 "start by roost.start_kernel/roost",
             ]
         },
+    ),
+    Table(
+        name="against_gateway",
+        source="against_gateway",
+        corner="",
+        columns=(_PLAIN, "roost", _GATEWAY, _FAST_GATEWAY),
+        rows=by_side((*_BOTH, "gateway", "gateway, 0.05 s"), _LIFE),
+        ratios={
+            f"roost ÷ {_GATEWAY}": ("roost", _GATEWAY),
+            "roost ÷ the same, 0.05": ("roost", _FAST_GATEWAY),
+        },
+        packages=("gateway_provisioners",),
     ),
     _beside_plain(
         "memory",
