@@ -117,7 +117,10 @@ _STARTS = [
         source="against_gateway",
         corner="",
         columns=(_PLAIN, "roost", _GATEWAY, _FAST_GATEWAY),
-        rows=by_side((*_BOTH, "gateway", "gateway, 0.05 s"), _LIFE),
+        rows=by_side(
+            (*_BOTH, "gateway", "gateway, 0.05 s"),
+            {label: stage for label, stage in _LIFE.items() if stage != "restart"},
+        ),
         ratios={
             f"roost ÷ {_GATEWAY}": ("roost", _GATEWAY),
             "roost ÷ the same, 0.05": ("roost", _FAST_GATEWAY),

@@ -62,15 +62,18 @@ async def measure(report: Report, sides: Sequence[Side], *, rounds: int, at_once
             await add_first(report, by_name[name], Path(folder))
 
 
-async def measure_lives(report: Report, sides: Sequence[Side], *, rounds: int) -> None:
-    """Run kernels of all sides in turn, each from its start to its end, and add their figures to the report."""
+async def measure_lives(report: Report, sides: Sequence[Side], *, rounds: int, restarts: bool = True) -> None:
+    """Run kernels of all sides in turn, each from its start to its end, and add their figures to the report.
+
+    Without `restarts`, no kernel is restarted.
+    """
     by_name = {side.name: side for side in sides}
     async with open_processes(sides, _MODULE) as processes:
         for name, is_warm in take_turns("start", list(by_name), rounds=rounds, warm_up=2):
             if name in processes:
-                took = await processes[name].run(report, "life")
+                took = await processes[name].run(report, "life", restarts)
             else:
-                took = await _run_life(report, by_name[name])
+                took = await _run_life(report, by_name[name], restarts)
             for stage, value in took.items():
                 if is_warm:
                     report.add(f"{stage}/{name}", value, "ms")
@@ -93,7 +96,7 @@ async def add_first(report: Report, side: Side, runtime_dir: Path) -> None:
         report.count_failure(side.name, str(problem))
 
 
-async def _run_life(report: Report, side: Side) -> dict[str, float]:
+async def _run_life(report: Report, side: Side, restarts: bool) -> dict[str, float]:
     """Run one kernel, and a second one at once after it. A kernel that does not answer is counted, and run again."""
     while True:
         await asyncio.sleep(REST_S)
@@ -105,7 +108,8 @@ async def _run_life(report: Report, side: Side) -> dict[str, float]:
                 took |= {f"stage {stage}": value for stage, value in found.timing_ms.items()}
             took["again"] = (await second.start())["start"]
             took["interrupt"] = await kernel.interrupt()
-            took["restart"] = await kernel.restart()
+            if restarts:
+                took["restart"] = await kernel.restart()
         except NoAnswer as problem:
             report.count_failure(side.name, str(problem))
             continue
