@@ -184,7 +184,7 @@ class Agent:
             self.announce(announced)
 
         watch = held.watch(
-            is_needed=lambda: bool(self._ledger.entries()),
+            is_needed=lambda: not self._ledger.is_empty,
             put_back=put_back,
             leave=self.left.set,
             has_successor=False,
@@ -202,7 +202,7 @@ class Agent:
         await self._kernels.close()
         self._room.close()
         await self._zygotes.close()
-        await self._limits.close(has_leases=bool(self._ledger.entries()))
+        await self._limits.close(has_leases=not self._ledger.is_empty)
         await self.server.close()
         self._machine.devices.close()
         self._gpu_locks.close()
@@ -430,7 +430,7 @@ class Agent:
     def _watch_idleness(self) -> None:
         """Leave after a while without leases. There are no kernels without leases."""
         self._timers.cancel(_IDLE)
-        if not self._ledger.entries():
+        if self._ledger.is_empty:
             self._timers.later(self._idle_exit_s, self.left.set, key=_IDLE)
 
     def _publish(self, kind: Any, **fields: Any) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
@@ -23,6 +24,26 @@ class Conflict(Exception):
     """The ledger cannot grant a lease now. The text names the resource that is short."""
 
 
+class _Promised:
+    """The sums over all leases of a ledger. They are exact, because floats that are added and subtracted drift."""
+
+    def __init__(self, device_ids: Iterable[str]) -> None:
+        self.cpus = Fraction(0)
+        self.memory_bytes = 0
+        self.gpus = Fraction(0)
+        self.by_device = dict.fromkeys(device_ids, Fraction(0))
+
+    def count(self, lease: Lease, times: int) -> None:
+        """Add a lease to the sums (1), or take it out (-1)."""
+        request = lease.request
+        self.cpus += times * Fraction(request.cpus)
+        self.memory_bytes += times * request.memory_bytes
+        self.gpus += times * Fraction(request.gpus)
+        for device_id in lease.device_ids:
+            share = self.by_device.get(device_id, Fraction(0))
+            self.by_device[device_id] = share + times * Fraction(request.gpu_share)
+
+
 class LeaseLedger:
     """A book of the granted leases, by id, over fixed totals. A file that cannot be read is put aside."""
 
@@ -33,6 +54,7 @@ class LeaseLedger:
         self._devices = tuple(devices)
         self._folder = folder
         self._entries: dict[str, Reserve] = {}
+        self._promised = _Promised(self.models)
         folder.mkdir(mode=0o700, exist_ok=True)
         for path in sorted(folder.glob("*.json")):
             try:
@@ -41,7 +63,11 @@ class LeaseLedger:
                 log.error("%s is put aside, because the lease in it cannot be read: %s", path, problem)
                 path.rename(path.with_suffix(".unreadable"))
             else:
-                self._entries[entry.lease.id] = entry
+                self._note(entry)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._entries
 
     def entries(self) -> tuple[Reserve, ...]:
         """All leases with their terms, oldest first."""
@@ -65,8 +91,10 @@ class LeaseLedger:
         return lease
 
     def release(self, lease_id: str) -> bool:
-        if self._entries.pop(lease_id, None) is None:
+        entry = self._entries.pop(lease_id, None)
+        if entry is None:
             return False
+        self._promised.count(entry.lease, -1)
         self._path(lease_id).unlink(missing_ok=True)
         return True
 
@@ -83,23 +111,19 @@ class LeaseLedger:
 
     @property
     def cpus_promised(self) -> float:
-        return sum(entry.lease.request.cpus for entry in self._entries.values())
+        return float(self._promised.cpus)
 
     @property
     def memory_promised_bytes(self) -> int:
-        return sum(entry.lease.request.memory_bytes for entry in self._entries.values())
+        return self._promised.memory_bytes
 
     @property
     def gpus_promised(self) -> float:
-        return sum(entry.lease.request.gpus for entry in self._entries.values())
+        return float(self._promised.gpus)
 
     def promised_by_device(self) -> dict[str, float]:
         """Return the promised share of each device, 0 to 1."""
-        promised = dict.fromkeys(self.models, 0.0)
-        for entry in self._entries.values():
-            for device_id in entry.lease.device_ids:
-                promised[device_id] = promised.get(device_id, 0.0) + entry.lease.request.gpu_share
-        return promised
+        return {device_id: float(share) for device_id, share in self._promised.by_device.items()}
 
     def _choose_devices(self, request: Request, preferred: Sequence[str]) -> tuple[str, ...]:
         free_cpus = self.cpus - self.cpus_promised
@@ -126,7 +150,15 @@ class LeaseLedger:
 
     def _write(self, entry: Reserve) -> None:
         write_private_json(self._path(entry.lease.id), encode(entry))
+        self._note(entry)
+
+    def _note(self, entry: Reserve) -> None:
+        """Put a lease in the book, in the place of an earlier entry for it."""
+        known = self._entries.get(entry.lease.id)
+        if known is not None:
+            self._promised.count(known.lease, -1)
         self._entries[entry.lease.id] = entry
+        self._promised.count(entry.lease, 1)
 
     def _path(self, lease_id: str) -> Path:
         return self._folder / f"{hashlib.sha256(lease_id.encode()).hexdigest()[:32]}.json"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import pytest
 from roost.launchers.agent.ledger import Conflict, LeaseLedger
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.json_codec import WireError, decode, encode
-from roost.placement.model import Device, Request
+from roost.placement.model import EPSILON, Device, Request
 
 OWNER = Owner(user="ada")
 
@@ -159,11 +162,49 @@ def test_a_lease_that_cannot_be_written_is_not_granted(
     assert ledger.gpus_promised == 0
 
 
+def test_the_sums_of_a_hundred_thousand_changes_are_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.launchers.agent.ledger.write_private_json", lambda path, value: None)
+    rng = random.Random(1)
+    shares = (0, 0, 0, 1 / 3, 0.1, 2)
+    asked = [
+        ask(str(n), cpus=rng.random() ** 4, memory_bytes=rng.randrange(9), gpus=rng.choice(shares))
+        for n in range(200)
+    ]
+    ledger = make(tmp_path / "l", gpus=3, cpus=10, memory_bytes=250)
+    refused: Counter[str] = Counter()
+    for number in range(100_000):
+        request = rng.choice(asked)
+        if not ledger.release(request.lease.id):
+            try:
+                ledger.reserve(request)
+            except Conflict as problem:
+                refused[str(problem).split()[1]] += 1
+        if number % 100 == 0:
+            held = [entry.lease for entry in ledger.entries()]
+            assert ledger.cpus_promised == math.fsum(lease.request.cpus for lease in held)
+            assert ledger.memory_promised_bytes == sum(lease.request.memory_bytes for lease in held)
+            assert ledger.gpus_promised == math.fsum(lease.request.gpus for lease in held)
+            assert ledger.promised_by_device() == {
+                device_id: math.fsum(each.request.gpu_share for each in held if device_id in each.device_ids)
+                for device_id in "012"
+            }
+            assert ledger.cpus_promised <= 10 + EPSILON
+    assert refused.keys() == {"CPUs", "bytes", "GPUs"}, "each of the three was sometimes short"
+    for request in asked:
+        ledger.release(request.lease.id)
+    assert (ledger.cpus_promised, ledger.memory_promised_bytes, ledger.gpus_promised) == (0, 0, 0)
+    assert ledger.is_empty
+    assert set(ledger.promised_by_device().values()) == {0}
+
+
 def test_a_transfer_outlives_the_process(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
     ledger.reserve(ask("a", cpus=1))
     for _ in range(2):
         ledger.transfer("a", Owner(user="ada", application="next"))
     ledger.transfer("unknown", OWNER)
+    assert ledger.cpus_promised == 1
     (held,) = make(tmp_path / "l").entries()
     assert (held.lease.owner.application, held.lease.request.cpus) == ("next", 1)
