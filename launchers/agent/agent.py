@@ -145,7 +145,7 @@ class Agent:
         )
         spawn(self._limits.watch(), self._tasks, log)
         for entry in self._ledger.entries():
-            if not self._kernels.runs_in(entry.lease.id):
+            if not self._kernels.runs_in(entry.lease):
                 self._expire_later(entry.lease.id, entry.linger_s)
         self._managed.resume()
         self._watch_idleness()
@@ -292,7 +292,7 @@ class Agent:
             raise RemoteError("not_enforced", str(problem)) from None
         finally:
             # A failed launch leaves the lease without a kernel. A restarter may try again within `linger_s`.
-            if not self._kernels.runs_in(request.lease_id):
+            if not self._kernels.runs_in(entry.lease):
                 self._expire_later(request.lease_id, entry.linger_s)
 
     def _signal(self, kernel_id: str, signum: int) -> dict[str, bool]:
@@ -387,9 +387,10 @@ class Agent:
         await asyncio.shield(task)  # all callers share one release, which goes on if they give up
 
     async def _end_lease(self, lease_id: str, grace_s: float) -> None:
-        if lease_id not in self._ledger:
+        entry = self._ledger.get(lease_id)
+        if entry is None:
             return
-        await self._kernels.release(lease_id, grace_s)  # first, because the lease covers the kernel
+        await self._kernels.release(entry.lease, grace_s)  # first, because the lease covers the kernel
         await self._limits.release(lease_id)
         self._timers.cancel(lease_id)
         self._ledger.release(lease_id)
@@ -424,7 +425,8 @@ class Agent:
         self._timers.later(delay_s, lambda: spawn(self._expire(lease_id), self._tasks, log), key=lease_id)
 
     async def _expire(self, lease_id: str) -> None:
-        if lease_id in self._ledger and not self._kernels.runs_in(lease_id):
+        entry = self._ledger.get(lease_id)
+        if entry is not None and not self._kernels.runs_in(entry.lease):
             await self._release_lease(lease_id)
 
     def _watch_idleness(self) -> None:

@@ -15,7 +15,7 @@ import zmq
 
 from roost.launchers.daemon.private_files import read_json, tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
-from roost.launchers.protocol.messages import Connection, JournalPage, KernelProcess, Launch
+from roost.launchers.protocol.messages import Connection, JournalPage, KernelProcess, Launch, Lease
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.json_codec import WireError, decode, encode
 
@@ -103,8 +103,8 @@ class Kernels:
     def running_count(self) -> int:
         return sum(not kernel.ended.is_set() for kernel in self._kernels.values())
 
-    def runs_in(self, lease_id: str) -> bool:
-        kernel = self._in_lease(lease_id)
+    def runs_in(self, lease: Lease) -> bool:
+        kernel = self._in_lease(lease)
         return kernel is not None and not kernel.ended.is_set()
 
     async def launch(self, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
@@ -155,8 +155,9 @@ class Kernels:
             self._signal(kernel, signal.SIGKILL)
             await wait_for_end(kernel.process, kernel.ended)
 
-    def _in_lease(self, lease_id: str) -> _TrackedKernel | None:
-        return next((kernel for kernel in self._kernels.values() if kernel.lease_id == lease_id), None)
+    def _in_lease(self, lease: Lease) -> _TrackedKernel | None:
+        kernel = self._kernels.get(lease.kernel_id)
+        return kernel if kernel is not None and kernel.lease_id == lease.id else None
 
     def find_logs(self) -> tuple[Path, ...]:
         """Return the logs of the kernels that run."""
@@ -177,8 +178,9 @@ class Kernels:
         kernel = self._kernels.get(kernel_id)
         return (kernel.journal.state, kernel.journal.idle_s) if kernel is not None else ("", 0.0)
 
-    async def release(self, lease_id: str, grace_s: float) -> None:
-        kernel = self._in_lease(lease_id)
+    async def release(self, lease: Lease, grace_s: float) -> None:
+        """End the kernel in a lease, if there is one, and forget it."""
+        kernel = self._in_lease(lease)
         if kernel is not None:
             await self._end(kernel, grace_s)
             # While this waited, the kernel may have been started again, in another lease.

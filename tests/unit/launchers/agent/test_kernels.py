@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,17 @@ from roost.launchers.agent.kernels import Kernels
 from roost.launchers.agent.start import EarlierFork
 from roost.launchers.agent.zygote_pool import ZygotePool
 from roost.launchers.daemon.process import start_time
-from roost.launchers.protocol.messages import PORT_NAMES, Connection, KernelProcess, Launch, PodKernel
+from roost.launchers.protocol.messages import (
+    PORT_NAMES,
+    Connection,
+    KernelProcess,
+    Launch,
+    Lease,
+    Owner,
+    PodKernel,
+)
 from roost.launchers.protocol.rpc import RemoteError
+from roost.placement.model import Request
 
 SLEEP = ("sleep", "60")
 
@@ -80,8 +90,12 @@ async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
     try:
         with pytest.raises(asyncio.CancelledError):
             await held.launch(request)
-        assert held.runs_in("lease")
-        await held.release("lease", 1.0)
+        lease = Lease(id="lease", kernel_id="kernel", owner=Owner(user="ada"), request=Request())
+        assert held.runs_in(lease)
+        assert not held.runs_in(replace(lease, id="earlier"))
+        await held.release(replace(lease, id="earlier"), 1.0)
+        assert not exited
+        await held.release(lease, 1.0)
         assert [process.pid for process in exited] == [launched[0].pid]
     finally:
         await held.close()
