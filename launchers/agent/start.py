@@ -103,7 +103,7 @@ class EarlierFork:
 class Starter:
     """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start.
 
-    `used_ports` are those of live exec'ed kernels, by launch id. A kernel binds its ports some time after the choice.
+    `used_ports` are those of live exec'ed kernels. A kernel binds its ports some time after the choice.
     """
 
     zygotes: ZygotePool
@@ -114,7 +114,7 @@ class Starter:
     limits: Limits
     is_per_kernel: bool = False
     earlier_fork: EarlierFork | None = None
-    used_ports: dict[str, set[int]] = field(default_factory=dict)
+    used_ports: set[int] = field(default_factory=set)
 
     async def start(self, folder: Path, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
         """Start a kernel in `folder`. `device_ids` are for its record.
@@ -215,7 +215,7 @@ class Starter:
 
     async def _exec(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
         started = time.perf_counter()
-        connection = ports.choose(request.connection, taken=set().union(*self.used_ports.values()))
+        connection = ports.choose(request.connection, taken=self.used_ports)
         connection_file = self._write_connection(child.folder, connection)
         with self.limits.open_entries(request.lease_id) as entries:
             pid = spawn_kernel(
@@ -228,8 +228,9 @@ class Starter:
             )
         code = child.record(pid, is_ours=True)
         if connection.transport == "tcp":
-            self.used_ports[request.launch_id] = {getattr(connection, name) for name in PORT_NAMES}
-            code.add_done_callback(lambda _: self.used_ports.pop(request.launch_id, None))
+            used = {getattr(connection, name) for name in PORT_NAMES}
+            self.used_ports |= used
+            code.add_done_callback(lambda _: self.used_ports.difference_update(used))
         timing_ms = {"spawned": (time.perf_counter() - started) * 1e3}
         await _wait_until_listening(code, connection)
         timing_ms["listening"] = (time.perf_counter() - started) * 1e3
