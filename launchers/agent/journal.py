@@ -87,7 +87,8 @@ class Journal:
             task.cancel()
         self.state = ""
         self._active_at = self._clock()
-        spawn(self._read_messages(output), self._tasks, log)
+        reading = spawn(self._read_messages(output), self._tasks, log)
+        reading.add_done_callback(lambda _: output.close(linger=0))  # also if it is cancelled before it begins
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
@@ -244,20 +245,17 @@ class Journal:
     async def _read_messages(self, socket: zmq.Socket[bytes]) -> None:
         """Read all that has come, many messages at a time: a kernel that prints fast needs the processor itself."""
         loop, file = asyncio.get_running_loop(), int(socket.getsockopt(zmq.FD))
-        try:
-            while True:
-                if self._read_turn(socket):
-                    await asyncio.sleep(0)
-                    continue
-                something = asyncio.Event()
-                loop.add_reader(file, something.set)
-                try:
-                    await something.wait()
-                finally:
-                    loop.remove_reader(file)  # it stays readable until the messages are read
-                await asyncio.sleep(_GATHER_S)
-        finally:
-            socket.close(linger=0)
+        while True:
+            if self._read_turn(socket):
+                await asyncio.sleep(0)
+                continue
+            something = asyncio.Event()
+            loop.add_reader(file, something.set)
+            try:
+                await something.wait()
+            finally:
+                loop.remove_reader(file)  # it stays readable until the messages are read
+            await asyncio.sleep(_GATHER_S)
 
     def _read_turn(self, socket: zmq.Socket[bytes]) -> bool:
         """Add up to `_TURN` messages. False if there are no more: the socket's file then tells of the next one."""
