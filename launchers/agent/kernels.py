@@ -16,7 +16,7 @@ import zmq
 from roost.launchers.daemon.private_files import read_json, tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
 from roost.launchers.protocol.messages import Connection, JournalPage, KernelProcess, Launch, Lease
-from roost.launchers.protocol.rpc import RemoteError
+from roost.launchers.protocol.rpc import MOST_SOCKETS, RemoteError
 from roost.placement.json_codec import WireError, decode, encode
 
 from .child_reaper import Reaper
@@ -329,7 +329,9 @@ class Kernels:
             kernel.journal.follow(self._take_output(process.pid) or self._subscribe(process.connection))
 
     def _subscribe(self, connection: Connection) -> zmq.Socket[bytes]:
-        self._context = self._context or zmq.Context()
+        if self._context is None:
+            self._context = zmq.Context()
+            self._context.set(zmq.MAX_SOCKETS, MOST_SOCKETS)
         return subscribe_to(connection, self._context)
 
     def _take_output(self, pid: int) -> zmq.Socket[bytes] | None:

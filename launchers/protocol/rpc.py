@@ -16,6 +16,8 @@ from typing import Any
 
 MOST_BYTES = 8 << 20
 """A message has at most this many bytes. ZeroMQ ends a connection that brings a larger one."""
+MOST_SOCKETS = 65_535
+"""The most sockets that ZeroMQ allows in a context. The default is 1,023."""
 
 
 def set_limits(socket: Any) -> None:

@@ -20,6 +20,7 @@ from roost.placement.json_codec import encode
 
 from .rpc import (
     MOST_BYTES,
+    MOST_SOCKETS,
     ClientKeys,
     Disconnected,
     RemoteError,
@@ -30,8 +31,6 @@ from .rpc import (
 )
 
 log = logging.getLogger(__name__)
-
-_MOST_SOCKETS = 65_535  # what ZeroMQ allows. A connection has three
 
 
 class RpcClient:
@@ -167,7 +166,10 @@ class RpcClient:
 
 @functools.cache
 def _share_context(pid: int) -> zmq.asyncio.Context:
-    """Return the context of all clients of this process: each context has two threads and five descriptors."""
+    """Return the context of all clients of this process: each context has two threads and five descriptors.
+
+    A connection has three sockets.
+    """
     context = zmq.asyncio.Context()
-    context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
+    context.set(zmq.MAX_SOCKETS, MOST_SOCKETS)
     return context

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from roost.launchers.agent.fork_report import read_report
 from roost.launchers.agent.kernels import Kernels
 from roost.launchers.agent.start import EarlierFork
 from roost.launchers.agent.zygote_pool import ZygotePool
+from roost.launchers.daemon.open_files import raise_limit
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import (
     PORT_NAMES,
@@ -35,6 +37,7 @@ from roost.launchers.protocol.messages import (
     PodKernel,
 )
 from roost.launchers.protocol.rpc import RemoteError
+from roost.placement.json_codec import encode
 from roost.placement.model import Request
 
 SLEEP = ("sleep", "60")
@@ -128,6 +131,43 @@ async def test_a_damaged_file_does_not_end_the_adoption(tmp_path: Path, damaged:
     finally:
         await held.close()
         child.kill()
+
+
+async def test_an_agent_follows_more_kernels_than_a_context_has_sockets_by_default(tmp_path: Path) -> None:
+    child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
+    process = KernelProcess(
+        kernel_id="",
+        launch_id="launch",
+        lease_id="lease",
+        pid=child.pid,
+        process_started_at=start_time(child.pid),
+        how="exec",
+        connection=Connection(transport="ipc", ip=str(tmp_path / "k")),
+        launched_at=0.0,
+    )
+    ids = [str(number) for number in range(1_100)]
+    for kernel_id in ids:
+        (tmp_path / "kernels" / kernel_id).mkdir(parents=True)
+        record = tmp_path / "kernels" / kernel_id / "record.json"
+        record.write_text(json.dumps(encode(replace(process, kernel_id=kernel_id))))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    raise_limit()  # as an agent does
+    held = Kernels(
+        tmp_path / "kernels",
+        ZygotePool(),
+        DiskRoom(tmp_path, list),
+        no_limits(),
+        on_launched=lambda _: None,
+        on_exited=lambda _: None,
+    )
+    try:
+        held.adopt(["lease"])
+        assert {kernel.kernel_id for kernel in held.list()} == set(ids)
+    finally:
+        await held.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        child.kill()
+        child.wait()
 
 
 @pytest.mark.parametrize("steps", range(6))
