@@ -124,13 +124,10 @@ class ZygotePool:
             return None
         timing_ms = {"fingerprint": (time.perf_counter() - started) * 1e3}
         argv = ["-f", str(connection_file), *command.args]
-        imports = {"path": str(connection_file.with_name(_IMPORTS_FILE)), "python": key[0]}
-        order = {
-            "argv": argv,
-            "env": dict(env),
-            "cwd": str(cwd),
-            "report": imports if self._learnt else None,
-        }
+        order: dict[str, Any] = {"argv": argv, "env": dict(env), "cwd": str(cwd), "report": None}
+        if self._learnt is not None:
+            path = connection_file.with_name(_IMPORTS_FILE)
+            order["report"] = {"path": str(path), "python": key[0]}
         request = json.dumps(order).encode()
         report, report_in = os.pipe()
         try:
