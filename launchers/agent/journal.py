@@ -88,7 +88,9 @@ class Journal:
         self.state = ""
         self._active_at = self._clock()
         reading = spawn(self._read_messages(output), self._tasks, log)
-        reading.add_done_callback(lambda _: output.close(linger=0))  # also if it is cancelled before it begins
+        reading.add_done_callback(
+            lambda _: output.close(linger=0)
+        )  # also if it is cancelled before it begins
 
     async def close(self) -> None:
         await cancel_all(self._tasks)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from roost.launchers.daemon.tasks import cancel_all, start_shared
+from roost.launchers.daemon.tasks import ask_all, cancel_all, start_shared
 from roost.launchers.protocol.messages import KernelUse, Lease
 
 from .cluster import Cluster
@@ -40,9 +40,7 @@ class UseReader:
         With `is_fresh`, no earlier answer is good enough.
         """
         agents, _ = await self._cluster.find_agents(leases)
-        answers = await asyncio.gather(
-            *(self._share(endpoint, held[0], is_fresh) for endpoint, held in agents.items())
-        )
+        answers = await ask_all(lambda each: self._share(each[0], each[1][0], is_fresh), agents.items())
         return {use.kernel_id: use for answer in answers for use in answer or ()}
 
     async def _share(self, endpoint: str, lease: Lease, is_fresh: bool) -> Uses | None:
