@@ -25,6 +25,7 @@ from roost.scheduler.errors import (
     ConfigError,
     HeldElsewhere,
     LaunchError,
+    RoostError,
     UnknownKernel,
 )
 from roost.scheduler.policies.catalog import PolicyCatalog
@@ -42,6 +43,7 @@ from .kernel_record import KernelRecord
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, no_node
 from .limits import admit, check_wait, has_user_cap, with_defaults
+from .other_schedulers import OtherSchedulers
 from .owner_watch import OwnerWatch, owner_key
 from .queue import Queue
 from .reconcile import Reconciler
@@ -94,6 +96,7 @@ class Scheduler:
         self._doctor = Doctor(
             self._cluster, self._table, self._ender, self.reconciler, self.owners, self.policies
         )
+        self._others = OtherSchedulers(backend, self._table)
         self._starts = StartRunner(self._cluster, self._table, claimer, self.reconciler)
 
     async def open(self) -> None:
@@ -117,7 +120,7 @@ class Scheduler:
         await self._load_policy(start.request)  # first, because it may wait
         if (failure := self._starts.failed.get((start.kernel_id, start.launch_id))) is not None:
             raise failure
-        elsewhere = await self._held_elsewhere(start.owner.user)
+        elsewhere = await self._held_elsewhere(start.request, start.owner, start.kernel_id)
         record = self._table.get(start.kernel_id)
         while record is not None and record.end is not None:
             await asyncio.wait([record.end])
@@ -249,7 +252,7 @@ class Scheduler:
     async def explain(self, request: Request, owner: Owner) -> dict[str, Any]:
         """Return where such a kernel would go now, and why; raise the error that a start would get."""
         await self._load_policy(request)
-        request = self._admit(request, owner, await self._held_elsewhere(owner.user))
+        request = self._admit(request, owner, await self._held_elsewhere(request, owner))
         snapshot = await self._cluster.snapshot()
         decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)
@@ -288,16 +291,16 @@ class Scheduler:
         """True if nobody has or wants a kernel."""
         return not self._table.records
 
-    async def _held_elsewhere(self, user: str) -> Mapping[str, Request]:
+    async def _held_elsewhere(self, request: Request, owner: Owner, but: str = "") -> Mapping[str, Request]:
         """Return what this user has through other schedulers, as far as the cluster shows it and caps count it."""
         if not has_user_cap(self._settings):
             return {}
+        held = await self._others.held_by(owner.user)
         try:
-            leases = (await self.backend.leases()).leases
-        except BackendUnavailable:  # then it gives no new lease either
-            return {}
-        others = [each for each in leases if each.owner.user == user and not self._table.is_own(each)]
-        return {each.kernel_id: each.request for each in others if each.state != "lost"}
+            self._check_caps(request, owner, held, but)
+        except RoostError:  # the kernels there may have ended meanwhile
+            held = await self._others.held_by(owner.user, is_fresh=True) if held else held
+        return held
 
     def _check_wait(self, start: StartKernel) -> None:
         """Raise if too many starts wait, or this one may not wait so long."""
@@ -314,6 +317,16 @@ class Scheduler:
         has_lease: bool = False,
     ) -> Request:
         """Return the request with the operator's defaults, or raise if its owner may not have it."""
+        request = self._check_caps(request, owner, elsewhere, but)
+        self.backend.check_request(request)
+        if not has_lease:  # a restart keeps its lease, and needs no policy
+            self.policies.check(request.policy)
+        return self.backend.to_placement(request)
+
+    def _check_caps(
+        self, request: Request, owner: Owner, elsewhere: Mapping[str, Request], but: str
+    ) -> Request:
+        """Return the request with the operator's defaults, or raise if it goes beyond a cap. `but` does not count."""
         request = replace(with_defaults(request, self._settings), owner=owner.user)
         others = {kernel_id: each for kernel_id, each in elsewhere.items() if kernel_id != but} | {
             record.kernel_id: record.request
@@ -321,10 +334,7 @@ class Scheduler:
             if record.owner.user == owner.user and record.kernel_id != but
         }
         admit(request, owner.user, others, self._settings)
-        self.backend.check_request(request)
-        if not has_lease:  # a restart keeps its lease, and needs no policy
-            self.policies.check(request.policy)
-        return self.backend.to_placement(request)
+        return request
 
     async def _load_policy(self, request: Request) -> None:
         await self.policies.load(request.policy or self._settings.default_policy)

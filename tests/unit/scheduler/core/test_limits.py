@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from fake_cluster import world
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Request
 from roost.scheduler.config.settings import Settings
+from roost.scheduler.core import other_schedulers
 from roost.scheduler.core.limits import admit, check_wait, with_defaults
 from roost.scheduler.errors import LimitExceeded, NotAllowed
 
@@ -130,3 +132,29 @@ async def test_kernels_of_another_service_on_the_cluster_count(tmp_path: Path) -
         with pytest.raises(LimitExceeded, match=r"ada would have 4 CPUs, .*adas"):
             await w.start("a", cpus=2)
         assert (await w.start("b", cpus=1)).state == "running"
+
+
+async def test_a_reading_of_other_services_serves_many_starts_but_refuses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(other_schedulers, "_AS_LONG", math.inf)
+    monkeypatch.setattr(other_schedulers, "_MOST_S", math.inf)
+    async with world(tmp_path, cpus=8, settings=Settings(max_cpus_per_user=3)) as w:
+        lease = Lease(
+            id="roost:other:another/1",
+            kernel_id="other",
+            owner=Owner(user="ada"),
+            request=Request(cpus=2),
+            node_id="here",
+        )
+        w.agent.ledger.reserve(Reserve(lease=lease))
+        w.agent.calls.clear()
+        for user in ("bob", "eve", "bob"):
+            await w.start(f"{user}s", user=user)
+            await w.scheduler.stop(f"{user}s", 0)
+        assert w.agent.calls.count("list") == 1
+        with pytest.raises(LimitExceeded):
+            await w.start("a", cpus=2)
+        assert w.agent.calls.count("list") == 2
+        w.agent.ledger.release(lease.id)
+        assert (await w.start("a", cpus=2)).state == "running"
