@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import resource
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -161,8 +162,13 @@ class WatchedConfinement:
         return describe_excess(self._excess_bytes, self.memory_bytes) if self._excess_bytes else ""
 
     def measure(self) -> int:
-        """Return the bytes of memory in use by all processes, each shared page once. Kill them if it is too much."""
-        pids = [pid for pid, _ in self._session.find_members([self.pid])] if self.pid else []
+        return self.add_up([pid for pid, _ in self._session.find_members([self.pid])] if self.pid else [])
+
+    def add_up(self, pids: Collection[int]) -> int:
+        """Return the bytes of memory in use by these processes, which are all of the kernel's. Kill them for too much.
+
+        A page that some of them share counts once.
+        """
         used = sum(map(_read_resident, pids))
         if used > self.memory_bytes:  # it may be less: here, pages that two processes share count twice
             used = sum(map(_read_own, pids))
@@ -193,18 +199,18 @@ def is_watched(pid: int) -> bool:
 
 def _read_resident(pid: int) -> int:
     """Return the memory of a process without pages of files, with shared pages."""
-    return sum(_read_kib(pid, "status", name) for name in ("RssAnon", "RssShmem", "VmSwap"))
+    return _read_bytes(pid, "status", "RssAnon", "RssShmem", "VmSwap")
 
 
 def _read_own(pid: int) -> int:
     """Return the memory of a process without pages of files. Of each shared page, only its part counts."""
-    return sum(_read_kib(pid, "smaps_rollup", name) for name in ("Pss_Anon", "Pss_Shmem", "SwapPss"))
+    return _read_bytes(pid, "smaps_rollup", "Pss_Anon", "Pss_Shmem", "SwapPss")
 
 
-def _read_kib(pid: int, file: str, name: str) -> int:
-    """Return an amount of memory that `/proc` shows of a process, in bytes. It is 0 if the process has ended."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
-            if line.startswith(f"{name}:"):
-                return int(line.split()[1]) << 10
-    return 0
+def _read_bytes(pid: int, file: str, *names: str) -> int:
+    """Return the sum of amounts of memory that `/proc` shows of a process. It is 0 if the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) << 10 for line in lines if line.partition(":")[0] in names)

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -165,11 +166,20 @@ class Limits:
         """Look at the memory of all kernels with a limit, until cancelled. It takes at most 1 % of a CPU."""
         while True:
             started = time.thread_time()
+            watched = [held for held in self._held.values() if isinstance(held, WatchedConfinement)]
+            members = defaultdict[int, list[int]](list)
+            # Once for all kernels, because this lists all processes.
+            for pid, kernel in self._session.find_members({held.pid for held in watched if held.pid}):
+                members[kernel].append(pid)
             for lease_id, held in list(self._held.items()):
                 if held.memory_bytes:
-                    self._compare(lease_id, held)
-            is_fast = any(isinstance(held, WatchedConfinement) for held in self._held.values())
-            pause_s = _WATCH_S if is_fast else _PAUSE_S
+                    used = (
+                        held.add_up(members[held.pid])
+                        if isinstance(held, WatchedConfinement)
+                        else held.measure()
+                    )
+                    self._compare(lease_id, held, used)
+            pause_s = _WATCH_S if watched else _PAUSE_S
             await asyncio.sleep(max(pause_s, (time.thread_time() - started) / _MOST_BUSY))
 
     async def close(self, *, has_leases: bool) -> None:
@@ -180,8 +190,7 @@ class Limits:
         if self._tree is not None and self._is_open and not has_leases:
             await self._tree.group.end()
 
-    def _compare(self, lease_id: str, held: Confinement) -> None:
-        used = held.measure()
+    def _compare(self, lease_id: str, held: Confinement, used: int) -> None:
         if used >= _NEAR * held.memory_bytes and lease_id not in self._near:
             self._near.add(lease_id)
             amounts = f"{format_bytes(used)} of its {format_bytes(held.memory_bytes)} of memory"

@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from roost.launchers.agent import limits
 from roost.launchers.agent.cgroups import Cgroup, CgroupTree, NoCgroups
 from roost.launchers.agent.confinement import ManagedConfinement, WatchedConfinement
 from roost.launchers.agent.limits import Limits, NotEnforced
-from roost.launchers.agent.sessions import OwnSession
+from roost.launchers.agent.sessions import OwnSession, Session
 from roost.launchers.agent.settings import Enforcement
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement.model import Request
@@ -30,13 +30,17 @@ def no_tree(name: str) -> CgroupTree:
 
 
 def make(
-    on_near: Callable[[str, str], object] = lambda *_: None, *, pod: Cgroup | None = None, **settings: Any
+    on_near: Callable[[str, str], object] = lambda *_: None,
+    *,
+    pod: Cgroup | None = None,
+    session: Session | None = None,
+    **settings: Any,
 ) -> Limits:
     """Return the limits of an agent that cannot make control groups. `pod` is the group of a pod with one kernel."""
     return Limits(
         "roost-1",
         Enforcement(**settings),
-        OwnSession(),
+        session or OwnSession(),
         cpus=1,
         is_per_kernel=pod is not None,
         pages_out=False,
@@ -190,7 +194,7 @@ class Measured(WatchedConfinement):
         self.used = list(used)
         self.is_done = asyncio.Event()
 
-    def measure(self) -> int:
+    def add_up(self, pids: Collection[int]) -> int:
         if len(self.used) == 1:
             self.is_done.set()
         return self.used.pop(0)
@@ -208,6 +212,33 @@ async def test_a_kernel_near_its_limit_is_reported_once_until_it_has_used_less(
     watching.cancel()
     what = "of its 100 bytes of memory; it is killed if it needs more"
     assert near == [("a", f"uses 90 bytes {what}"), ("a", f"uses 91 bytes {what}")]
+
+
+async def test_all_processes_are_listed_once_for_all_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[set[int]] = []
+
+    class Listing(OwnSession):
+        def find_members(self, kernels: Collection[int]) -> Iterator[tuple[int, int]]:
+            listed.append(set(kernels))
+            for kernel in kernels:
+                yield from ((kernel, kernel), (kernel + 1, kernel))
+
+    class Noting(Measured):
+        def add_up(self, pids: Collection[int]) -> int:
+            added[self.pid] = list(pids)
+            return super().add_up(pids)
+
+    added: dict[int, list[int]] = {}
+    held = make(session=Listing())
+    kernels = [Noting(1), Noting(1)]
+    for pid, kernel in zip((10, 20), kernels, strict=True):
+        kernel.pid = pid
+        held._held[str(pid)] = kernel
+    watching = asyncio.get_running_loop().create_task(held.watch())
+    await asyncio.gather(*(kernel.is_done.wait() for kernel in kernels))
+    watching.cancel()
+    assert listed == [{10, 20}]
+    assert added == {10: [10, 11], 20: [20, 21]}
 
 
 def test_what_a_damaged_tree_cannot_do_is_watched(tmp_path: Path) -> None:
