@@ -228,6 +228,8 @@ class Agent:
         try:
             return self._room.write(lambda: self._ledger.reserve(request))
         except FileNotFoundError:
+            if request.is_granted:  # a conflict would mean that the manager has granted nothing
+                raise
             raise Conflict(f"{self._folder} was deleted, and is restored within seconds") from None
 
     def _transfer(self, lease_id: str, owner: messages.Owner) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,19 @@ async def test_a_kernel_sees_only_the_devices_that_its_manager_granted(agent: Se
     assert "CUDA_DEVICE_ORDER" not in env, "the manager decides the order"
     await agent.reserve("none", is_granted=True)
     assert (await launch_and_read(agent, "none"))[2]["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(("is_granted", "kind"), [(False, "conflict"), (True, "internal")])
+async def test_a_deleted_folder_is_a_conflict_only_if_the_agent_itself_decides(
+    agent: Session, runtime_dir: Path, is_granted: bool, kind: str
+) -> None:
+    """After a conflict, a scheduler would take what the manager has granted for free."""
+    (leases,) = runtime_dir.glob("*/leases")
+    shutil.rmtree(leases)
+    with pytest.raises(RemoteError) as refusal:
+        await agent.reserve("k", is_granted=is_granted)
+    leases.mkdir(mode=0o700)
+    assert refusal.value.kind == kind
 
 
 async def test_in_a_pod_the_devices_that_the_manager_shows_stay_visible(
