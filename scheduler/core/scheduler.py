@@ -298,8 +298,9 @@ class Scheduler:
         held = await self._others.held_by(owner.user)
         try:
             self._check_caps(request, owner, held, but)
-        except RoostError:  # the kernels there may have ended meanwhile
-            held = await self._others.held_by(owner.user, is_fresh=True) if held else held
+        except RoostError:
+            if held:  # these kernels may have ended meanwhile
+                return await self._others.held_by(owner.user, is_fresh=True)
         return held
 
     def _check_wait(self, start: StartKernel) -> None:

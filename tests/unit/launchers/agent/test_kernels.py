@@ -104,6 +104,18 @@ async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
         await held.close()
 
 
+def make_kernels(folder: Path) -> Kernels:
+    """Return the kernels of an agent with this folder, without limits. Nobody hears of their starts and ends."""
+    return Kernels(
+        folder / "kernels",
+        ZygotePool(),
+        DiskRoom(folder, list),
+        no_limits(),
+        on_launched=lambda _: None,
+        on_exited=lambda _: None,
+    )
+
+
 @pytest.mark.parametrize(
     "damaged", ["[]", "7", '"x"', "{}", '{"pid": "x", "started_at": 1}', '{"pid": 7}', "{"]
 )
@@ -116,14 +128,7 @@ async def test_a_damaged_file_does_not_end_the_adoption(tmp_path: Path, damaged:
     child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
     noted = {"pid": child.pid, "started_at": start_time(child.pid)}
     (folder / "2" / "starting.json").write_text(json.dumps(noted))
-    held = Kernels(
-        folder,
-        ZygotePool(),
-        DiskRoom(tmp_path, list),
-        no_limits(),
-        on_launched=lambda _: None,
-        on_exited=lambda _: None,
-    )
+    held = make_kernels(tmp_path)
     try:
         held.adopt([])
         assert child.wait(60) == -signal.SIGKILL
@@ -152,14 +157,7 @@ async def test_an_agent_follows_more_kernels_than_a_context_has_sockets_by_defau
         record.write_text(json.dumps(encode(replace(process, kernel_id=kernel_id))))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     raise_limit()  # as an agent does
-    held = Kernels(
-        tmp_path / "kernels",
-        ZygotePool(),
-        DiskRoom(tmp_path, list),
-        no_limits(),
-        on_launched=lambda _: None,
-        on_exited=lambda _: None,
-    )
+    held = make_kernels(tmp_path)
     try:
         held.adopt(["lease"])
         assert {kernel.kernel_id for kernel in held.list()} == set(ids)
