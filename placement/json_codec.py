@@ -42,21 +42,36 @@ class _Mismatch(Exception):
 
 def encode(value: Any) -> Any:
     """Return the JSON values of dataclasses, mappings, sequences and plain values."""
+    return _encode(value, False)
+
+
+def encode_message(value: Any) -> Any:
+    """Return the same as `encode`, without the fields that have their default: `decode` puts them back.
+
+    For files, use `encode`: another version may have other defaults.
+    """
+    return _encode(value, True)
+
+
+def _encode(value: Any, is_message: bool) -> Any:
     kind: Any = type(value)
     if kind in _PLAIN:
         return value
-    names = _find_fields(kind)
-    if names is not None:
-        return {
-            name: item if type(item := getattr(value, name)) in _PLAIN else encode(item) for name in names
-        }
-    if isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): encode(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [encode(item) for item in value]
-    return value
+    if kind is not dict:
+        fields = _find_fields(kind)
+        if fields is not None:
+            return {
+                name: item if type(item) in _PLAIN else _encode(item, is_message)
+                for name, default in fields
+                if (item := getattr(value, name)) != default or not is_message
+            }
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [_encode(item, is_message) for item in value]
+        if not isinstance(value, Mapping):
+            return value
+    return {
+        str(key): item if type(item) in _PLAIN else _encode(item, is_message) for key, item in value.items()
+    }
 
 
 def share_equal(cls: type[T]) -> type[T]:
@@ -89,9 +104,18 @@ def decode_arguments(function: Callable[..., Any], value: Any, where: str) -> di
 
 
 @functools.lru_cache(maxsize=256)
-def _find_fields(kind: type) -> tuple[str, ...] | None:
-    """Return the names of a dataclass's fields, or None for another type."""
-    return tuple(_plan(kind)) if dataclasses.is_dataclass(kind) else None
+def _find_fields(kind: type) -> tuple[tuple[str, Any], ...] | None:
+    """Return the names and defaults of a dataclass's fields, or None for another type."""
+    if not dataclasses.is_dataclass(kind):
+        return None
+    return tuple((field.name, _find_default(field)) for field in dataclasses.fields(kind) if field.init)
+
+
+def _find_default(field: dataclasses.Field[Any]) -> Any:
+    """Return a field's default, or an object that equals no value."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 @functools.lru_cache(maxsize=256)

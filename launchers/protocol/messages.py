@@ -28,7 +28,7 @@ PROTOCOL = 9
 """The version of this protocol. An agent and a client must have the same one.
 
 A new field in an answer or event does not change it, because older clients ignore the field. Older agents refuse a new
-field in a request, so that field changes it.
+field in a request, so that field changes it. Fields that have their default are not sent, so a new default changes it.
 """
 
 

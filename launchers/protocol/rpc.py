@@ -11,6 +11,7 @@ client without an allowed key gets no answer.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,13 @@ MOST_BYTES = 8 << 20
 """A message has at most this many bytes. ZeroMQ ends a connection that brings a larger one."""
 MOST_SOCKETS = 65_535
 """The most sockets that ZeroMQ allows in a context. The default is 1,023."""
+
+_pack = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def pack(message: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a message, which has JSON values only."""
+    return _pack(message).encode()
 
 
 def set_limits(socket: Any) -> None:

@@ -16,7 +16,7 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from roost.launchers.daemon.tasks import cancel_all, spawn
-from roost.placement.json_codec import encode
+from roost.placement.json_codec import encode_message
 
 from .rpc import (
     MOST_BYTES,
@@ -27,6 +27,7 @@ from .rpc import (
     RpcError,
     Unauthorized,
     describe_excess,
+    pack,
     set_limits,
 )
 
@@ -86,7 +87,7 @@ class RpcClient:
         if self.is_lost:
             raise Disconnected("the connection was lost")
         number = next(self._numbers)
-        payload = json.dumps({"id": number, "op": op, "args": encode(arguments or {})}).encode()
+        payload = pack({"id": number, "op": op, "args": encode_message(arguments or {})})
         if len(payload) > MOST_BYTES:
             raise RemoteError("too_large", describe_excess(f"the call {op!r}", len(payload)))
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

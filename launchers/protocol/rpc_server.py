@@ -20,9 +20,9 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from roost.launchers.daemon.tasks import cancel_all, spawn
-from roost.placement.json_codec import WireError, decode, decode_arguments, encode
+from roost.placement.json_codec import WireError, decode, decode_arguments, encode_message
 
-from .rpc import MOST_BYTES, RemoteError, ServerKeys, describe_excess, set_limits
+from .rpc import MOST_BYTES, RemoteError, ServerKeys, describe_excess, pack, set_limits
 from .unfinished_handshakes import UnfinishedHandshakes
 
 log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class RpcServer:
         """Push an event to every subscriber. Drop subscribers that have disconnected or do not read."""
         if not self.subscribers:
             return
-        payload = json.dumps({"event": encode(event)}).encode()
+        payload = pack({"event": encode_message(event)})
         if len(payload) > MOST_BYTES:
             log.error("an event is dropped: %s", describe_excess("it", len(payload)))
             return
@@ -191,7 +191,7 @@ class RpcServer:
             operation = self._operations.get(name)
             if operation is None:
                 raise RemoteError("unknown_operation", f"there is no operation {name!r:.60}")
-            answer = {"id": number, "ok": encode(await operation.answer(name, arguments))}
+            answer = {"id": number, "ok": encode_message(await operation.answer(name, arguments))}
             if name == "subscribe":
                 self.subscribers.add(peer)
         except RemoteError as problem:
@@ -207,10 +207,10 @@ class RpcServer:
                 answer = _encode_failure(number, "no_descriptors", _NO_DESCRIPTORS, {})
             else:
                 answer = _encode_failure(number, "internal", f"{type(problem).__name__}: {problem}", {})
-        payload = json.dumps(answer).encode()
+        payload = pack(answer)
         if len(payload) > MOST_BYTES:
             excess = describe_excess(f"the answer to {name!r:.60}", len(payload))
-            payload = json.dumps(_encode_failure(number, "too_large", excess, {})).encode()
+            payload = pack(_encode_failure(number, "too_large", excess, {}))
         self._send(peer, payload)
 
     def _send(self, peer: bytes, payload: bytes) -> bool:
@@ -224,4 +224,4 @@ class RpcServer:
 
 
 def _encode_failure(number: Any, kind: str, message: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {"id": number, "error": {"kind": kind, "message": message, "fields": encode(fields)}}
+    return {"id": number, "error": {"kind": kind, "message": message, "fields": encode_message(fields)}}

@@ -48,7 +48,7 @@ async def read_kernels(call: Callable[[dict[str, Any]], Awaitable[Any]], *, with
         after = {"after": found[-1]["id"]} if found else {}  # older services do not know it
         page = await call({"with_use": with_use, **after})
         found += page["kernels"]
-    return sorted(found, key=lambda kernel: float(kernel["created_at"]))
+    return sorted(found, key=lambda kernel: float(kernel.get("created_at", 0.0)))
 
 
 async def read_service(service: RunningService) -> tuple[list[Any], list[Any]]:

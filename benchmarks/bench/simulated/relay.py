@@ -11,7 +11,7 @@ from typing import Any
 from roost.launchers.protocol.messages import AgentEvent
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.placement.json_codec import encode
+from roost.placement.json_codec import encode_message
 from roost.scheduler.backends.base import AgentAddress
 from roost.testing import FakeAgent
 
@@ -30,7 +30,7 @@ class RelayedAgent(FakeAgent):
         self.address = AgentAddress(endpoint=f"{SCHEME}{self.name}", keys=_NO_KEYS)
 
     def report(self, event: AgentEvent) -> None:
-        self.publish({"agent": self.name, "event": encode(event)})
+        self.publish({"agent": self.name, "event": encode_message(event)})
 
     async def close(self) -> None:
         """Do nothing: nothing is open."""
@@ -74,7 +74,7 @@ class RelayedClient:
         if op == "subscribe":
             self.is_subscribed = True
             return None
-        call = {"name": self._name, "op": op, "arguments": encode(arguments or {})}
+        call = {"name": self._name, "op": op, "arguments": encode_message(arguments or {})}
         return await self._connection.call("agent", call, timeout_s=timeout_s)
 
     async def close(self) -> None:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
 from roost.launchers.daemon.tasks import backoff, cancel_all, spawn, start_shared
@@ -107,7 +106,7 @@ class MasterLine:
         if self._client is None:
             raise BackendUnavailable(self.failure or f"{self.reason}.")
         try:
-            answer = await self._client.call(op, without_defaults(arguments), timeout_s=_CALL_S)
+            answer = await self._client.call(op, arguments, timeout_s=_CALL_S)
         except RemoteError:
             raise
         except (RpcError, asyncio.TimeoutError) as problem:
@@ -310,14 +309,3 @@ def _key(queue: str, priority: int | None) -> str:
     """Return the tag for a queue and a priority. YARN may report both in another form than they were asked for."""
     text = json.dumps([queue, priority])
     return f"{TAG}-for-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def without_defaults(arguments: Any) -> dict[str, Any]:
-    """Return the fields of a request that differ from their defaults. An older master refuses fields that are new."""
-    given = {} if arguments is None else arguments
-    return {
-        field.name: value
-        for field in (fields(given) if is_dataclass(given) else ())
-        if (value := getattr(given, field.name)) != field.default
-        and (value or field.default_factory is MISSING)
-    }

@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from roost.placement.json_codec import WireError, decode, encode, share_equal
+from roost.placement.json_codec import WireError, decode, encode, encode_message, share_equal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,16 @@ def test_round_trip_through_json() -> None:
         kind="a", count=2, inner=Inner(name="x", share=0.5), items=(Inner(name="y"),), labels={"k": "v"}
     )
     assert decode(Outer, json.loads(json.dumps(encode(value)))) == value
+    assert decode(Outer, json.loads(json.dumps(encode_message(value)))) == value
+
+
+def test_messages_leave_out_defaults_at_any_depth() -> None:
+    usual = Outer(kind="a", count=0, inner=Inner(name=""), items=(Inner(name="y", share=0.0),), labels={})
+    assert encode_message({"flag": False, "value": [usual]}) == {
+        "flag": False,
+        "value": [{"kind": "a", "count": 0, "inner": {"name": ""}, "items": [{"name": "y"}]}],
+    }
+    assert encode(usual)["items"] == [{"name": "y", "share": 0.0}]
 
 
 @share_equal
