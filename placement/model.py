@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,13 +13,14 @@ from .json_codec import decode, encode
 from .request import Request as Request
 from .validation import (
     NOTHING,
+    Check,
     check_amounts,
+    check_fields,
     check_labels,
     check_names,
     check_number,
-    check_optional,
     check_whole,
-    set_fields,
+    if_known,
 )
 
 EPSILON = 1e-6
@@ -33,6 +34,14 @@ MEMORY_ONLY = "memory only"
 
 UNKNOWN_USE = 0.5
 """Unknown use counts as half way between idle and busy."""
+
+_DEVICE_CHECKS: Mapping[str, Check] = {
+    "id": lambda _, value: str(value),
+    "memory_bytes": check_whole,
+    "promised": check_number,
+    "used": if_known(check_number),
+    "memory_used_bytes": if_known(check_whole),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +62,7 @@ class Device:
     memory_used_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        set_fields(
-            self,
-            id=str(self.id),
-            memory_bytes=check_whole("memory_bytes", self.memory_bytes),
-            promised=check_number("promised", self.promised),
-            used=check_optional(check_number, "used", self.used),
-            memory_used_bytes=check_optional(check_whole, "memory_used_bytes", self.memory_used_bytes),
-        )
+        check_fields(self, _DEVICE_CHECKS)
 
     @property
     def free(self) -> float:
@@ -84,17 +86,22 @@ class Device:
         return beyond if beyond > BUSY_BEYOND else 0.0
 
 
-_CHECKS: dict[Callable[[str, object], object], tuple[str, ...]] = {
-    check_amounts: ("resources", "resources_promised"),
-    check_labels: ("labels",),
-    check_names: ("taints", "warm"),
-    check_number: ("cpus", "cpus_promised", "gpus_promised"),
-    check_whole: ("memory_bytes", "memory_promised_bytes", "kernels"),
-}
-_CHECKS_IF_KNOWN = {
-    "cpus_used": check_number,
-    "memory_used_bytes": check_whole,
-    "metrics_age_s": check_number,
+_CHECKS: Mapping[str, Check] = {
+    "devices": lambda _, value: tuple(value),
+    "resources": check_amounts,
+    "resources_promised": check_amounts,
+    "labels": check_labels,
+    "taints": check_names,
+    "warm": check_names,
+    "cpus": check_number,
+    "cpus_promised": check_number,
+    "gpus_promised": check_number,
+    "memory_bytes": check_whole,
+    "memory_promised_bytes": check_whole,
+    "kernels": check_whole,
+    "cpus_used": if_known(check_number),
+    "memory_used_bytes": if_known(check_whole),
+    "metrics_age_s": if_known(check_number),
 }
 
 
@@ -143,14 +150,9 @@ class Node:
     def __post_init__(self) -> None:
         if not isinstance(self.is_draining, bool):
             raise ValueError(f"is_draining must be true or false; got {self.is_draining!r}.")
-        set_fields(self, devices=tuple(self.devices))
+        check_fields(self, _CHECKS)
         if len({device.id for device in self.devices}) < len(self.devices):
             raise ValueError(f"node {self.id} has two devices of the same id; give each its own.")
-        for check, names in _CHECKS.items():
-            for name in names:
-                set_fields(self, **{name: check(name, getattr(self, name))})
-        for name, check in _CHECKS_IF_KNOWN.items():
-            set_fields(self, **{name: check_optional(check, name, getattr(self, name))})
 
     @property
     def gpus(self) -> int:

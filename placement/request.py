@@ -13,16 +13,29 @@ from .format import format_amount, format_bytes, format_count
 from .json_codec import decode, encode, share_equal
 from .validation import (
     NOTHING,
+    Check,
+    check_fields,
     check_labels,
     check_names,
     check_number,
     check_resources,
     check_whole,
-    set_fields,
 )
 
 if TYPE_CHECKING:
     from .model import Device
+
+_CHECKS: Mapping[str, Check] = {
+    "cpus": check_number,
+    "memory_bytes": check_whole,
+    "gpus": check_number,
+    "gpu_models": check_names,
+    "gpu_memory_bytes": check_whole,
+    "labels": check_labels,
+    "near": check_labels,
+    "resources": check_resources,
+    "tolerates": check_names,
+}
 
 
 @share_equal
@@ -68,35 +81,22 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        gpus = check_number("gpus", self.gpus)
+        check_fields(self, _CHECKS)
+        gpus = self.gpus
         if gpus > 1 and gpus != round(gpus):
             raise ValueError(
                 f"gpus must be at most 1 (a share of one GPU) or a whole number; got {format_amount(gpus)}. "
                 f"Ask for {math.floor(gpus)} or {math.ceil(gpus)}."
             )
-        models = check_names("gpu_models", self.gpu_models)
-        if models and not gpus:
+        if self.gpu_models and not gpus:
             raise ValueError("gpu_models needs gpus: say how many GPUs of these models, for example gpus=1.")
-        gpu_memory_bytes = check_whole("gpu_memory_bytes", self.gpu_memory_bytes)
-        if gpu_memory_bytes and not gpus:
+        if self.gpu_memory_bytes and not gpus:
             raise ValueError("gpu_memory needs gpus: say how many GPUs with this memory, for example gpus=1.")
         for name in ("owner", "environment", "policy"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be text; got {getattr(self, name)!r}.")
         if self.enforce not in ("", "auto", "required"):
             raise ValueError(f"enforce must be auto or required; got {self.enforce!r:.40}.")
-        set_fields(
-            self,
-            cpus=check_number("cpus", self.cpus),
-            memory_bytes=check_whole("memory_bytes", self.memory_bytes),
-            gpus=gpus,
-            gpu_models=models,
-            gpu_memory_bytes=gpu_memory_bytes,
-            tolerates=check_names("tolerates", self.tolerates),
-            labels=check_labels("labels", self.labels),
-            near=check_labels("near", self.near),
-            resources=check_resources(self.resources),
-        )
 
     @property
     def is_best_effort(self) -> bool:

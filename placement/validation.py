@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .format import format_amount
@@ -17,14 +17,28 @@ NOTHING: dict[str, float] = {}
 """No custom resources. All requests and nodes share this object. Nobody writes to it."""
 
 
-def set_fields(value: object, **attributes: object) -> None:
-    """Set fields of a frozen dataclass, in its ``__post_init__``."""
-    for name, attribute in attributes.items():
-        object.__setattr__(value, name, attribute)
+Check = Callable[[str, Any], Any]
+"""Takes the name and the value of a field. Returns the value to keep, or raises ``ValueError``."""
+
+
+def check_fields(checked: object, checks: Mapping[str, Check]) -> None:
+    """Check fields of a frozen dataclass, by their names, in its ``__post_init__``."""
+    for name, check in checks.items():
+        value = getattr(checked, name)
+        kept = check(name, value)
+        if kept is not value:
+            object.__setattr__(checked, name, kept)
+
+
+def if_known(check: Check) -> Check:
+    """Return the check of a field that may be None."""
+    return lambda name, value: None if value is None else check(name, value)
 
 
 def check_number(name: str, value: object) -> float:
     """Return a finite number that is not negative."""
+    if type(value) is float and 0.0 <= value < math.inf:  # the usual case, which is checked millions of times
+        return value or 0.0  # not -0.0
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be a number; got {value!r}.")
     try:
@@ -40,14 +54,12 @@ def check_number(name: str, value: object) -> float:
 
 def check_whole(name: str, value: object) -> int:
     """Return a whole number below 2**63 that is not negative."""
+    if type(value) is int and 0 <= value < 2**63:
+        return value
     number = check_number(name, value)
     if number != int(number) or number >= 2**63:
         raise ValueError(f"{name} must be a whole number below 2**63; got {value!r}.")
     return int(value)  # type: ignore[call-overload,no-any-return]
-
-
-def check_optional(check: Any, name: str, value: object) -> Any:
-    return None if value is None else check(name, value)
 
 
 def check_names(name: str, value: object) -> tuple[str, ...]:
@@ -78,12 +90,12 @@ def check_amounts(name: str, value: object) -> dict[str, float]:
     return {key: check_number(f"{name} {key}", item) for key, item in value.items()} or NOTHING
 
 
-def check_resources(value: object) -> dict[str, float]:
+def check_resources(name: str, value: object) -> dict[str, float]:
     """Return custom resources. Their amounts are above 0, and a request has no field for them."""
-    amounts = check_amounts("resources", value)
-    for name, number in amounts.items():
-        if name.lower() in _FIELDS:
-            raise ValueError(f"resources must not name {name}: ask for it with {_FIELDS[name.lower()]}.")
+    amounts = check_amounts(name, value)
+    for resource, number in amounts.items():
+        if resource.lower() in _FIELDS:
+            raise ValueError(f"{name} must not name {resource}: ask for it with {_FIELDS[resource.lower()]}.")
         if not number:
-            raise ValueError(f"resources {name} must be above 0; leave it out to ask for none.")
+            raise ValueError(f"{name} {resource} must be above 0; leave it out to ask for none.")
     return amounts

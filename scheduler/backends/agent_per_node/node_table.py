@@ -105,5 +105,7 @@ def build_device(name: str, seen: Sequence[Device], *, promised: float, model: s
     found = next((device for device in seen if device.id == name), None)
     if found is None and name.isdigit() and int(name) < len(seen):
         found = seen[int(name)]
-    found = found or Device(id=name)
-    return replace(found, id=name, model=model or found.model, promised=min(1.0, promised))
+    promised = min(1.0, promised)
+    if found is None:
+        return Device(id=name, model=model, promised=promised)
+    return replace(found, id=name, model=model or found.model, promised=promised)
