@@ -234,20 +234,36 @@ class RayManager:
         self, lease: Lease, name: str, node: RayNode, has_room: HasRoom | None = None
     ) -> tuple[str, ...]:
         """Claim the slice with a group of that name. Its creation outlives a cancelled caller: `release` waits."""
-        creating = start_shared(self._create(name, lease.request, node, has_room))
+        anchor = await self._find_anchor(node) if lease.request.gpus else None
+        creating = start_shared(self._create(name, lease.request, node, anchor, has_room))
         self._creating[name] = node.id, creating
         try:
-            self._group_ids[lease.id] = (await asyncio.shield(creating)).id
-            return await self._read_device_ids(name, lease.request, node)
+            group = await asyncio.shield(creating)
+            self._group_ids[lease.id] = group.id
+            if group.device_ids is None:
+                return ()
+            purpose = "to report which devices it has granted"
+            return tuple(await self._calls.answer(group.device_ids, _PROBE_S, purpose))
+        except BackendUnavailable:
+            self._anchors.pop(node.daemon, None)  # a lost anchor may be the cause
+            raise
         finally:
             creating.add_done_callback(lambda _: self._creating.pop(name, None))
 
-    async def _create(self, name: str, request: Request, node: RayNode, has_room: HasRoom | None) -> Group:
+    async def _find_anchor(self, node: RayNode) -> Any:
+        anchor = self._anchors.get(node.daemon)
+        if anchor is None:
+            anchor = self._anchors[node.daemon] = await self._ask(placement_groups.create_anchor, node)
+        return anchor
+
+    async def _create(
+        self, name: str, request: Request, node: RayNode, anchor: Any, has_room: HasRoom | None
+    ) -> Group:
         """Create the group. Doubt a refusal if Ray's own state has room; without `has_room`, doubt it in any case."""
         believe_at = time.monotonic() + _CONFIRM_S
         while True:
             try:
-                group: Group = await self._ask(placement_groups.create, name, request, node)
+                group: Group = await self._ask(placement_groups.create, name, request, node, anchor)
                 return group
             except LeaseConflict:
                 await self.membership.read()
@@ -267,20 +283,6 @@ class RayManager:
             elif at == node_id:
                 count += is_earlier
         return count
-
-    async def _read_device_ids(self, name: str, request: Request, node: RayNode) -> tuple[str, ...]:
-        if not request.gpus:
-            return ()
-        anchor = self._anchors.get(node.daemon)
-        if anchor is None:
-            anchor = self._anchors[node.daemon] = await self._ask(placement_groups.create_anchor, node)
-        try:
-            reference = await self._ask(placement_groups.read_device_ids, name, request.gpus, anchor)
-            purpose = "to report which devices it has granted"
-            return tuple(await self._calls.answer(reference, _PROBE_S, purpose))
-        except BackendUnavailable:
-            self._anchors.pop(node.daemon, None)  # a lost anchor may be the cause
-            raise
 
 
 def _name_group(lease: Lease, suffix: str = "") -> str:

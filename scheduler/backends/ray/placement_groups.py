@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roost.placement import Request
@@ -35,7 +35,11 @@ _DECIDES_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A placement group of roost. `node` is Ray's id of the node that holds it, empty while no node does."""
+    """A placement group of roost. `node` is Ray's id of the node that holds it, empty while no node does.
+
+    `device_ids` is a Ray reference to the ids (a list of texts) of the devices that Ray has granted, None if the group
+    was only read.
+    """
 
     id: str
     name: str
@@ -45,6 +49,7 @@ class Group:
     node: str
     amounts: Mapping[str, float]
     is_created: bool
+    device_ids: Any = None
 
     @property
     def address(self) -> str:
@@ -56,8 +61,11 @@ def name_group(lease_id: str, user: str) -> str:
     return f"{lease_id}{_FOR}{user}"
 
 
-def create(name: str, request: Request, node: RayNode) -> Group:
-    """Claim the slice on that node, or find the group of that name. After a `LeaseConflict` there is no group."""
+def create(name: str, request: Request, node: RayNode, anchor: Any = None) -> Group:
+    """Claim the slice on that node, or find the group of that name. After a `LeaseConflict` there is no group.
+
+    `anchor` is the node's, for a request with GPUs.
+    """
     import ray
     from ray.util.placement_group import placement_group
 
@@ -71,12 +79,13 @@ def create(name: str, request: Request, node: RayNode) -> Group:
         handle = _handle(name)
         if handle is None:
             raise LeaseConflict("a placement group of this name has just been removed") from None
+    device_ids = _read_device_ids(handle, request.gpus, anchor) if request.gpus else None
     asked_at = time.monotonic()
     while True:
         entry = _table(handle)
         group, state = _group(entry), str((entry.get("stats") or {}).get("scheduling_state", ""))
         if group is not None and group.is_created:
-            return group
+            return replace(group, device_ids=device_ids)
         if group is None or state in _REFUSED or time.monotonic() - asked_at > _DECIDES_S:
             remove(name)
             raise LeaseConflict(f"Ray has no room for it on {node.address} ({state.lower() or 'removed'})")
@@ -110,22 +119,11 @@ def build_bundle(request: Request, node: RayNode) -> dict[str, float]:
     return {**request.resources, **asked, f"{_NODE}{node.address}": _SHARE_OF_ADDRESS}
 
 
-def read_device_ids(name: str, gpus: float, anchor: Any) -> Any:
-    """Return a Ray reference to the ids (a list of texts) of the devices that Ray granted to the group of that name.
-
-    A task inside the group reads them, in 4 ms if its worker is warm, else in seconds. `anchor` is its node's.
-    """
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    strategy = PlacementGroupSchedulingStrategy(_handle(name))
-    return build_task(_read_gpu_ids).options(num_gpus=gpus, scheduling_strategy=strategy).remote(anchor)
-
-
 def create_anchor(node: RayNode) -> Any:
     """Return a Ray reference to an object on that node, which is an argument of all tasks there.
 
     Ray sends a task to the raylet that has its arguments. Without an anchor this is the driver's own raylet, which
-    learns of a new group up to 0.1 s late: `read_device_ids` then takes 97 ms instead of 4.
+    learns of a new group up to 0.1 s late: reading the devices then takes 97 ms instead of 4.
     """
     return build_task_on(node, _make_bytes).remote(_ANCHOR_BYTES)
 
@@ -134,7 +132,18 @@ def _make_bytes(size: int) -> bytes:
     return bytes(size)
 
 
-def _read_gpu_ids(_: bytes) -> list[str]:
+def _read_device_ids(handle: Any, gpus: float, anchor: Any) -> Any:
+    """Return a Ray reference to the ids of the devices that Ray grants to the group.
+
+    A task inside the group reads them as soon as there is room for it, in 4 ms if its worker is warm, else in seconds.
+    """
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    strategy = PlacementGroupSchedulingStrategy(handle)
+    return build_task(_list_gpu_ids).options(num_gpus=gpus, scheduling_strategy=strategy).remote(anchor)
+
+
+def _list_gpu_ids(_: bytes) -> list[str]:
     import ray
 
     return [str(device_id) for device_id in ray.get_gpu_ids()]

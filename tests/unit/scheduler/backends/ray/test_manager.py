@@ -41,7 +41,7 @@ class OneNode:
             self.held.pop(arguments[0], None)
         if question is nodes.read:
             return (NODE,)
-        return arguments[0]  # the name serves as the reference
+        return "anchor"
 
     async def answer(self, name: str, *_: object) -> list[str]:
         return [self.held[name][0]]
@@ -59,6 +59,7 @@ class OneNode:
                     node="1",
                     amounts={},
                     is_created=True,
+                    device_ids=name,
                 )
         raise LeaseConflict("full")
 
