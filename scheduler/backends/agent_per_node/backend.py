@@ -200,16 +200,22 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     async def warm_up(self) -> int:
         await self.snapshot()
-        calls = [self._pool.call(node_id, lambda agent: agent.status()) for node_id in self._membership.nodes]
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        problems = [each for each in await ask_all(self._connect, self._membership.nodes) if each is not None]
         await self._read_metrics()  # the agents are connected now
-        problems = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if problems:
             raise problems[0]
-        return len(outcomes)
+        return len(self._membership.nodes)
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         return self._manager.environment(lease, self.address)
+
+    async def _connect(self, node_id: str) -> RoostError | None:
+        """Start the agent of a node, or connect to it. Return what was wrong, if anything."""
+        try:
+            await self._pool.call(node_id, lambda agent: agent.status())
+        except RoostError as problem:
+            return problem
+        return None
 
     async def _join(self) -> None:
         # The manager knows no leases yet in the moment in which it is not away any more.

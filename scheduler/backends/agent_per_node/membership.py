@@ -93,9 +93,10 @@ class Membership(Generic[N]):
             self._read_at = read_at
             return
         nodes = {node.id: node for node in fetched}
-        known = self.nodes
         changed = [
-            name for name, node in nodes.items() if known.get(name) is not node and known.get(name) != node
+            name
+            for name, node in nodes.items()
+            if (known := self.nodes.get(name)) is not node and known != node
         ]
         gone = self.nodes.keys() - nodes.keys()
         self.nodes, self._fetched, self._read_at = nodes, fetched, read_at
