@@ -159,7 +159,10 @@ async def gateway_life(
 
 
 def create(api: Api, pods: str, pod: Mapping[str, Any]) -> tuple[dict[str, float], str]:
-    """Create a gateway's pod, and watch it until it has an address. Return stage → milliseconds, and the address."""
+    """Create the pod of a gateway's kernel, and watch it until it has an address.
+
+    Return stage → milliseconds, and the address.
+    """
     began = time.perf_counter()
     metadata = api.call("POST", pods, pod)["metadata"]
     took = {"stage created": elapsed_ms(began)}

@@ -1,4 +1,4 @@
-"""A ResourceManager on paper with 1,000 nodes, for `on_yarn.py`: its answer is a real one with more rows."""
+"""An imitation of a ResourceManager with 1,000 nodes, for `on_yarn.py`. It repeats the nodes of a real answer."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Explanation:
 
     @property
     def terms(self) -> Mapping[str, float]:
-        """Each scorer's weighted score for the chosen node; of devices, the mean over the preferred ones."""
+        """Each scorer's weighted score for the chosen node. Scores of devices are averaged over the preferred ones."""
         return self._ranked[0].terms if self._ranked else {}
 
     @property
@@ -198,7 +198,10 @@ class Explanation:
 
 
 def _find_highest(values: FloatArray, count: int) -> list[int]:
-    """Return where the highest values are, the highest first; of equal ones the first. -inf is left out."""
+    """Return the indices of the `count` highest values, highest first. Values of -inf are left out.
+
+    Equal values keep their order.
+    """
     left, found = values.copy(), list[int]()
     while len(found) < count and left.size and left[row := int(left.argmax())] > -np.inf:
         found.append(row)

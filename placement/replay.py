@@ -65,7 +65,10 @@ class Replay:
         return self.arrived - self.placed
 
     def allocation(self, percent: int) -> float | None:
-        """Return the percent of the capacity promised once ``percent`` had been requested, or None if less was."""
+        """Return how much was promised when requests had reached ``percent``, both in percent of the capacity.
+
+        Return None if requests never reached it.
+        """
         point = self.points.get(percent)
         return None if point is None else point.allocated
 

@@ -91,7 +91,7 @@ def check_amounts(name: str, value: object) -> dict[str, float]:
 
 
 def check_resources(name: str, value: object) -> dict[str, float]:
-    """Return custom resources. Their amounts are above 0, and a request has no field for them."""
+    """Return custom resources. Raise `ValueError` for an amount of 0, and for CPUs, memory and GPUs."""
     amounts = check_amounts(name, value)
     for resource, number in amounts.items():
         if resource.lower() in _FIELDS:

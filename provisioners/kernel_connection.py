@@ -56,7 +56,7 @@ def format_command(km: Any, extra_arguments: list[str]) -> list[str]:
 
 
 def build_connection(km: Any, jupyter_session: str) -> Connection:
-    """Return the manager's keys and ports. The kernel chooses a port that is 0, as at a first start."""
+    """Return the manager's keys and ports. A port of 0, as at a first start, means that the kernel chooses one."""
     ports = {name: getattr(km, name) for name in PORT_NAMES}
     if km.transport == "ipc":
         # Ports are numbers of socket files. Take the lowest free ones, as jupyter_client does.

@@ -30,7 +30,7 @@ def check_patterns(patterns: Sequence[str]) -> None:
 
 
 def check_variables(spec_env: Container[str]) -> None:
-    """Raise `ConfigError` for a kernelspec that says whose its kernels are: anyone may write a kernelspec."""
+    """Raise `ConfigError` for a kernelspec that sets KERNEL_USERNAME. Only the application names the owner."""
     if "KERNEL_USERNAME" in spec_env:
         raise ConfigError(
             "KERNEL_USERNAME in the kernelspec's env is refused, because the application that starts the kernel says "

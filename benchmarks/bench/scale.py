@@ -109,7 +109,7 @@ def cluster(folder: Path, size: Size) -> Iterator[psutil.Process]:
 
 @contextlib.contextmanager
 def prepare(report: Report, size: Size) -> Iterator[Measurement]:
-    """Run a simulated cluster in a world of its own, and yield its measurement."""
+    """Run a simulated cluster, with private folders for Jupyter and roost. Yield the function that measures it."""
     with private_world({}) as folder, cluster(folder, size) as agents:
         try:
             yield lambda: measure(report, agents, folder, size)

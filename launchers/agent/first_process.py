@@ -93,7 +93,7 @@ def delay_collections() -> None:
 
 
 def import_libraries() -> None:
-    """Import what the kernel and the agent need, for both."""
+    """Import the libraries that both the kernel and the agent need, before the fork."""
     import asyncio  # noqa: F401
     import dataclasses  # noqa: F401
     import tempfile  # noqa: F401

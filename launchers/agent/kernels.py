@@ -335,7 +335,10 @@ class Kernels:
         return subscribe_to(connection, self._context)
 
     def _take_output(self, pid: int) -> zmq.Socket[bytes] | None:
-        """Return the subscription to a kernel that was forked before this agent started, the first time."""
+        """Return the subscription that was made to this kernel before the agent started.
+
+        Return None if there is none, or if it was returned before.
+        """
         earlier, output = self._earlier_fork, self._output
         if output is None or earlier is None or earlier.kernel.pid != pid:
             return None

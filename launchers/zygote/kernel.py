@@ -85,11 +85,11 @@ class WarmState:
 
 
 class KernelChild(NamedTuple):
-    """A forked child that becomes a kernel. `run` returns if the kernel ended without a zygote's memory.
+    """A forked child that becomes a kernel. `run` ends the process after the kernel's end; without `warm`, it returns.
 
     A spare has called `begin_process` already, and it may be a standby. `entries` are files of the kernel's control
-    group, through which the child enters it. With version 1 of control groups, two threads that ZeroMQ has in a standby
-    stay behind. The system counts their memory with the kernel's, but not the little CPU time that they use.
+    group, through which the child enters it. With version 1 of control groups, a standby's two ZeroMQ threads stay in
+    the old group. The system counts their memory with the kernel's, but not the little CPU time that they use.
     """
 
     request: dict[str, Any]

@@ -54,7 +54,7 @@ class PendingStart:
         return self.state in ("opening", "over")
 
     def hold(self, message: HeldMessage) -> None:
-        """Hold a message for the kernel. A cell that cannot be held ends with a sentence."""
+        """Hold a message for the kernel. A cell that cannot be held gets an error as its reply."""
         if self.state == "failed":
             self.end([message], self.problem)
         elif not self.held.add(message):

@@ -132,11 +132,11 @@ class Client:
         session: str = "",
         since_s: float | None = None,
     ) -> Call[JournalPage]:
-        """Return a page of what a kernel has published on IOPub, after number `after`.
+        """Return a page of a kernel's journal: the messages on IOPub with a number above `after`.
 
-        `offset` is the `end` of the last entry of the page before. With a `session`, only messages for requests of that
-        session are returned; with `since_s`, only those for requests that still run or have ended in the last
-        `since_s` seconds.
+        For the next page, pass the page's `read` as `after` and the `end` of its last entry as `offset`: a long message
+        may continue there. With a `session`, only messages for requests of that session are returned. With `since_s`,
+        only those for requests that still run or have ended in the last `since_s` seconds.
         """
         choice = {"after": after, "offset": offset, "session": session, "since_s": since_s}
         return self._ask("journal", _to_page, kernel_id=kernel_id, **choice)

@@ -192,7 +192,7 @@ class YarnMaster:
     # What happens
 
     def states(self, ask: Ask) -> list[str]:
-        """Return the states that events have reported of an ask."""
+        """Return the states of the requested container that events have reported so far, oldest first."""
         return [each.state for each in self.reports(ask)]
 
     def reports(self, ask: Ask) -> list[Container]:

@@ -209,7 +209,10 @@ def answers(address: str) -> bool:
 def wait_until(
     condition: Callable[[], bool], complaint: str, *, timeout_s: float = END_TIMEOUT_S, poll_s: float = 0.05
 ) -> None:
-    """Poll the condition, because the end of a strange process and the opening of a port are no events for us."""
+    """Poll the condition until it is true. Raise `RuntimeError` with the complaint after `timeout_s`.
+
+    No event reports the end of a process that is not our child, or the opening of a port.
+    """
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

@@ -313,7 +313,10 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._update([lease.node_id])
 
     async def _held_on(self, node_id: str) -> Holdings | None:
-        """Ask a node's agent for its leases, unless a recovery has just done so."""
+        """Return the leases and kernels of a node's agent; None if it is unreachable.
+
+        The agent is not asked again if it has just answered a recovery.
+        """
         return self._pool.take_kept(node_id) or await self._pool.held_on(node_id)
 
     async def _learn(self, node_id: str) -> None:

@@ -1,6 +1,7 @@
-"""Dask as a cluster manager. A lease is a debit, which roost's plugin in Dask's scheduler decides.
+"""Dask as a cluster manager. A lease is an amount subtracted from a worker's resources.
 
-The plugin answers as soon as something has changed, so that roost need not read the nodes again and again.
+roost's plugin in Dask's scheduler grants or refuses it. The plugin answers as soon as something has changed, so
+that roost need not poll the nodes.
 """
 
 from __future__ import annotations
