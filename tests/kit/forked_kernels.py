@@ -20,13 +20,14 @@ from typing import Any
 
 from jupyter_client.blocking import BlockingKernelClient
 
+from roost.launchers.agent import ports as free_ports
 from roost.launchers.agent.fingerprint import KernelCommand, parse_ipykernel_command
 from roost.launchers.agent.fork_report import ForkedKernel
 from roost.launchers.agent.learnt_preloads import FEWEST, LearntPreloads
 from roost.launchers.agent.settings import Forking
 from roost.launchers.agent.zygote_pool import MOST_SPARES, ZygotePool
+from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
-PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 REPLY_S = 60.0
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -151,7 +152,7 @@ class Agent:
             "key": uuid.uuid4().hex,
             "signature_scheme": "hmac-sha256",
         }
-        info |= {**dict.fromkeys(PORTS, 0), **(ports or {})}
+        info |= {**dict.fromkeys(PORT_NAMES, 0), **(ports or {})}
         connection_file.touch(0o600)
         connection_file.write_text(json.dumps(info))
         log = connection_file.with_suffix(".log")
@@ -187,10 +188,9 @@ class Agent:
     def start_plain(self, *, cwd: Path) -> Kernel:
         """Start an exec'ed kernel for comparison. It logs to the same kind of file."""
         connection_file = self.folder / f"{uuid.uuid4().hex}.json"
-        ports = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-        numbers = {name: server.getsockname()[1] for name, server in zip(PORTS, ports, strict=True)}
-        for server in ports:
-            server.close()
+        # The system gives none of these ports to the connections of other processes.
+        chosen = free_ports.choose(Connection())
+        numbers = {name: getattr(chosen, name) for name in PORT_NAMES}
         info = {
             "ip": "127.0.0.1",
             "transport": "tcp",
