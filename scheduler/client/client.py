@@ -380,7 +380,7 @@ def _to_nothing(_: object) -> None:
 def connect(backend: str = DEFAULT_BACKEND, **options: Any) -> Client:
     """Return this process's client for `backend`. Its first call connects to the service, or starts it.
 
-    `options` are settings of the service (for `local`: `cpus`, `memory_bytes`, `gpus`, `gpu_model`, `config_file`).
+    `options` are settings of the service (for `local`: `cpus`, `memory`, `gpus`, `gpu_model`, `config_file`).
     Other options mean another service, and so does another `address`. An environment variable such as `RAY_ADDRESS`
     can give the address. The same arguments return the same client. Raises `ConfigError` for an unknown backend.
     """
