@@ -23,11 +23,19 @@ def read_document(folder: str | Path) -> tuple[Any, str]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         return None, f"{path} is not JSON: {error}."
-    return document, _describe(document, path)
+    malformed = _describe(document, path)
+    if not malformed and not any("{connection_file}" in part for part in document["argv"]):
+        malformed = (
+            f"In {path} argv has no {{connection_file}}, so that the kernel would not learn its ports."
+        )
+    return document, malformed
 
 
 def check_spec(spec: KernelSpec) -> None:
-    """Raise `ConfigError` for a malformed kernelspec: jupyter_client reads it without a check of the values inside."""
+    """Raise `ConfigError` for a malformed kernelspec: jupyter_client reads it without a check of the values inside.
+
+    As in jupyter_client, a command without `{connection_file}` may start.
+    """
     if malformed := _describe(spec.to_dict(), Path(spec.resource_dir) / _FILE):
         raise ConfigError(malformed)
 
@@ -63,8 +71,6 @@ def _find_malformed(document: Any) -> str:
     argv, metadata = document.get("argv"), document.get("metadata", {})
     if not isinstance(argv, list) or not argv or not all(isinstance(part, str) for part in argv):
         return "argv is empty or not a list of texts"
-    if not any("{connection_file}" in part for part in argv):
-        return "argv has no {connection_file}, so that the kernel would not learn its ports"
     if wrong := find_wrong_env(document.get("env", {})):
         return wrong
     for name in ("display_name", "language"):
