@@ -114,6 +114,14 @@ async def test_one_warning_about_a_kernel_without_encryption(
     await km.shutdown_kernel(now=True)
 
 
+async def test_a_command_may_do_without_a_connection_file(service: FakeService, tmp_path: Path) -> None:
+    """jupyter_client starts it, so roost leaves the outcome to the command."""
+    km = manager(tmp_path, argv=["no-such-command"])
+    await km.start_kernel()
+    assert the_start(service).argv == ("no-such-command",)
+    await km.shutdown_kernel(now=True)
+
+
 def test_paths_are_resolved_as_the_kernel_sees_them(service: FakeService, tmp_path: Path) -> None:
     km = manager(tmp_path, KernelManager)
     (tmp_path / "code.py").write_text("")
