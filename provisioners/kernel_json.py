@@ -23,12 +23,10 @@ def read_document(folder: str | Path) -> tuple[Any, str]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         return None, f"{path} is not JSON: {error}."
-    malformed = _describe(document, path)
-    if not malformed and not any("{connection_file}" in part for part in document["argv"]):
-        malformed = (
-            f"In {path} argv has no {{connection_file}}, so that the kernel would not learn its ports."
-        )
-    return document, malformed
+    wrong = _find_malformed(document)
+    if not wrong and not any("{connection_file}" in part for part in document["argv"]):
+        wrong = "argv has no {connection_file}, so that the kernel would not learn its ports"
+    return document, _describe(wrong, path)
 
 
 def check_spec(spec: KernelSpec) -> None:
@@ -36,8 +34,8 @@ def check_spec(spec: KernelSpec) -> None:
 
     As in jupyter_client, a command without `{connection_file}` may start.
     """
-    if malformed := _describe(spec.to_dict(), Path(spec.resource_dir) / _FILE):
-        raise ConfigError(malformed)
+    if wrong := _find_malformed(spec.to_dict()):
+        raise ConfigError(_describe(wrong, Path(spec.resource_dir) / _FILE))
 
 
 def find_provisioner(document: Any) -> Any:
@@ -59,8 +57,7 @@ def find_wrong_env(env: Any) -> str:
     return ""
 
 
-def _describe(document: Any, path: Path) -> str:
-    wrong = _find_malformed(document)
+def _describe(wrong: str, path: Path) -> str:
     return f"In {path} {wrong}." if wrong else ""
 
 

@@ -210,7 +210,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return self._manager.environment(lease, self.address)
 
     async def _connect(self, node_id: str) -> RoostError | None:
-        """Start the agent of a node, or connect to it. Return what was wrong, if anything."""
+        """Start the agent of a node, or connect to it. Return the error, or None."""
         try:
             await self._pool.call(node_id, lambda agent: agent.status())
         except RoostError as problem:

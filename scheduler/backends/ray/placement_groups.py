@@ -37,8 +37,8 @@ _DECIDES_S = 1.0
 class Group:
     """A placement group of roost. `node` is Ray's id of the node that holds it, empty while no node does.
 
-    `device_ids` is a Ray reference to the ids (a list of texts) of the devices that Ray has granted, None if the group
-    was only read.
+    `device_ids` is a Ray reference to the ids (a list of texts) of the devices that Ray has granted. It is None
+    without GPUs, and if the group was only read.
     """
 
     id: str
