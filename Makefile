@@ -17,7 +17,7 @@ ONLY ?= $(BENCHMARKS)
 FIGURES ?= docs/figures
 PAGE ?= docs/benchmarks.md
 # Tests that measure time run last and alone: tests/kit/distribution.py.
-WORKERS ?= 2
+WORKERS ?= 4
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help

@@ -167,6 +167,7 @@ async def test_a_raylet(notebooks: Callable[..., object], cluster: Raylets) -> N
     assert time.monotonic() - killed_at < 10
 
 
+@pytest.mark.fault_long
 async def test_a_cell_shows_that_its_node_was_lost(
     world: Path, cluster: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,7 +246,7 @@ def redis() -> Iterator[str]:
         server.terminate()
 
 
-@pytest.mark.parametrize("state", ["kept", "lost"])
+@pytest.mark.parametrize("state", [pytest.param("kept", marks=pytest.mark.fault_long), "lost"])
 async def test_the_head(
     home: Path, tmp_path: Path, impatient: dict[str, str], monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:

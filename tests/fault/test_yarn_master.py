@@ -119,6 +119,7 @@ async def test_the_resource_manager_is_killed(master: YarnMaster) -> None:
     assert (await master.hello()).attempt == 1
 
 
+@pytest.mark.fault_long
 async def test_a_node_is_lost(master: YarnMaster) -> None:
     node = other_node(master)
     ask = await master.ask(node)
@@ -185,6 +186,7 @@ async def test_preemption(master: YarnMaster, tmp_path: Path) -> None:
         assert {each.exit_status for each in find_ended()} == {-102}
 
 
+@pytest.mark.fault_long
 async def test_another_cluster_takes_the_address(tmp_path: Path) -> None:
     """A master whose token nobody accepts any more ends itself after its grace."""
     with HadoopNodes(Machine(), settings=SETTINGS) as cluster:
@@ -198,6 +200,7 @@ async def test_another_cluster_takes_the_address(tmp_path: Path) -> None:
             assert "this attempt ends" in master.log()
 
 
+@pytest.mark.fault_long
 async def test_the_token_is_renewed(tmp_path: Path) -> None:
     """The ResourceManager rolls the key of its tokens. A later connection needs the new token.
 
@@ -215,6 +218,7 @@ async def test_the_token_is_renewed(tmp_path: Path) -> None:
             assert "WARNING" not in master.log()
 
 
+@pytest.mark.fault_long
 async def test_the_standby_takes_over(tmp_path: Path) -> None:
     with HadoopNodes(Machine(), settings=SETTINGS, has_standby=True) as cluster:
         async with running_master(cluster, tmp_path) as master:

@@ -1,4 +1,4 @@
-"""The scheduler of `pytest -n 2 --dist loadgroup`: which tests run on which worker, and which run alone.
+"""The scheduler of `pytest -n 4 --dist loadgroup`: which tests run on which worker, and which run alone.
 
 Each test belongs to a group, and a group runs on one worker:
 - the tests in `ALONE` run last, when every other worker has ended
