@@ -61,6 +61,9 @@ class RpcClient:
         """Connect and wait for the handshake. Raises `Disconnected` or `Unauthorized`."""
         self._socket = socket = _share_context(os.getpid()).socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(
+            zmq.RECONNECT_IVL, -1
+        )  # each attempt would be an event, and nobody reads them after a loss
         set_limits(socket)
         if self._keys is not None:
             socket.curve_secretkey = self._keys.secret.encode()
@@ -141,7 +144,7 @@ class RpcClient:
 
     async def _watch(self, monitor: Any) -> None:
         refusals = {zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL}
-        losses = {zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_CONNECT_RETRIED}
+        losses = {zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_CLOSED}
         while True:
             event = parse_monitor_message(await monitor.recv_multipart())["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:

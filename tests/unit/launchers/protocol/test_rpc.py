@@ -143,6 +143,25 @@ async def test_a_client_leaves_a_server_that_sends_invalid_json(
         await client.close()
 
 
+async def test_a_lost_client_that_nobody_closes_harms_no_other(tmp_path: Path) -> None:
+    """It would connect again and again, until the queue of its monitor is full. Then ZeroMQ's thread stops for all."""
+    lost = asyncio.Event()
+    path = f"{tmp_path}/s"
+    with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.bind(f"ipc://{path}")
+        client = RpcClient(f"ipc://{path}", on_lost=lost.set)
+        await client.connect(timeout_s=60)
+    await asyncio.wait_for(lost.wait(), 60)
+    Path(path).unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        listener.settimeout(1)  # ZeroMQ's pause is 0.1 to 0.2 s
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(listener.accept)
+    await client.close()
+
+
 async def test_a_client_leaves_an_agent_that_takes_no_subscribers() -> None:
     async def refuse() -> None:
         raise RemoteError("conflict", "no")
