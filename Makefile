@@ -16,18 +16,20 @@ BENCHMARKS := start against_gateway memory through_server output limits in_brows
 ONLY ?= $(BENCHMARKS)
 FIGURES ?= docs/figures
 PAGE ?= docs/benchmarks.md
-# Tests that measure time run last and alone: tests/kit/distribution.py.
+# Which tests run on one worker: tests/kit/distribution.py. The long ones are collected first.
 WORKERS ?= 4
-SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+SHORT := not slow and not fault_long and not soak and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test check browser kubernetes yarn conformance pythons bench figures docs fault format clean
+.PHONY: help run lab test lint check browser kubernetes yarn conformance pythons bench figures docs fault format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
 	@echo '                  where each went and why (BACKEND=dask, kubernetes or yarn: on such a cluster; BACKEND=local: on this machine alone)'
 	@echo 'make lab          the same, in JupyterLab'
-	@echo 'make check        format, lint, types, unit tests'
+	@echo 'make lint         format, lint, types'
+	@echo 'make check        the same, and the unit tests'
 	@echo 'make test         unit, property, packaging, lifecycle and short fault tests'
 	@echo "make browser      roost's kernels in a real JupyterLab, in Debian's Chromium (SLOW=1: every scenario on Ray too)"
 	@echo 'make fault        long fault and soak runs'
@@ -68,14 +70,18 @@ run: $(READY)
 lab: $(LAB_READY)
 	$(PY) docs/examples/tour.py --backend $(BACKEND) --lab
 
-check: $(READY)
+lint: $(READY)
 	$(PY) -m ruff format --check $(CODE)
 	$(PY) -m ruff check $(CODE)
 	MYPYPATH=.typing $(PY) -m mypy -m roost -p roost.placement -p roost.scheduler -p roost.launchers -p roost.provisioners
+
+check: lint
 	$(PYTEST) tests/unit -m 'not slow' $(SIDE_BY_SIDE)
 
+# The faults follow: they measure how soon something is noticed, and the others load the machine.
 test: $(READY)
-	$(PYTEST) tests -m 'not slow and not fault_long and not soak and not browser' $(SIDE_BY_SIDE)
+	$(PYTEST) tests --ignore tests/fault -m '$(SHORT)' $(SIDE_BY_SIDE)
+	$(PYTEST) tests/fault -m '$(SHORT)' $(SIDE_BY_SIDE)
 
 browser: $(BROWSER_READY)
 	PYTHONPATH=tests/kit:docs/examples $(PY) -m browser || echo 'Chromium cannot be installed here: its tests are skipped.'

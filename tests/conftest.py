@@ -5,33 +5,32 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from dask_nodes import dask_cluster, dask_tls_cluster  # noqa: F401 - fixtures
+from distribution import group_of
 from kubernetes_nodes import kubernetes_cluster  # noqa: F401 - a fixture
 from leftovers import private_runtime_dir
 from ray_nodes import ray_cluster  # noqa: F401 - a fixture
 from yarn_nodes import yarn_cluster  # noqa: F401 - a fixture
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
-    """Return the scheduler of `--dist loadgroup`."""
-    if config.getoption("dist") != "loadgroup":
-        return None
-    from distribution import GroupsThenAlone
-
-    return GroupsThenAlone(config, log)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give each test its group, for `--dist loadgroup`."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(group_of(item.nodeid)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def private_environment() -> Iterator[None]:
-    """Keep the tests away from the user's configuration and running agent."""
+    """Keep the tests away from the user's configuration and running agent. Write bytecode, as users do."""
     with private_runtime_dir() as folder, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("KERNEL_")]:
             patch.delenv(name)
-        patch.delenv("JPY_PARENT_PID", raising=False)
+        for name in ("JPY_PARENT_PID", "PYTHONDONTWRITEBYTECODE"):
+            patch.delenv(name, raising=False)
         jupyter = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
         for name in (*jupyter, "XDG_STATE_HOME"):
             patch.setenv(name, f"{folder}/{name.lower()}")

@@ -19,6 +19,8 @@ from nbclient import NotebookClient
 
 from roost.scheduler.client.client import connect
 
+pytestmark = pytest.mark.backends("local", "ray", why="the same client on every backend")
+
 
 def blocking(specs: KernelSpecManager) -> KernelManager:
     return KernelManager(kernel_name="roosted", kernel_spec_manager=specs)
