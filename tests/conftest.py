@@ -15,12 +15,10 @@ from ray_nodes import ray_cluster  # noqa: F401 - a fixture
 from yarn_nodes import yarn_cluster  # noqa: F401 - a fixture
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Give each test its group, for `--dist loadgroup`."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(group_of(item.nodeid)))
+    if item.config.pluginmanager.hasplugin("xdist"):
+        item.add_marker(pytest.mark.xdist_group(group_of(item.nodeid)))
 
 
 @pytest.fixture(scope="session", autouse=True)
