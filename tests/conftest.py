@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dask_nodes import dask_cluster, dask_tls_cluster  # noqa: F401 - fixtures
-from distribution import group_of
 from kubernetes_nodes import kubernetes_cluster  # noqa: F401 - a fixture
 from leftovers import private_runtime_dir
 from ray_nodes import ray_cluster  # noqa: F401 - a fixture
 from yarn_nodes import yarn_cluster  # noqa: F401 - a fixture
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Give each test its group, for `--dist loadgroup`."""
-    if item.config.pluginmanager.hasplugin("xdist"):
-        item.add_marker(pytest.mark.xdist_group(group_of(item.nodeid)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    """Return the scheduler of `--dist loadgroup`."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from distribution import GroupScheduling
+
+    return GroupScheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

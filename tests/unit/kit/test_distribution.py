@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
+pytest.importorskip("xdist", reason="pytest-xdist is not installed: pip install '.[test]'")
+
 from distribution import group_of
 
 
