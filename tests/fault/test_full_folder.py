@@ -37,6 +37,7 @@ def runtime_dir(runtime_dir: Path) -> Iterator[Path]:
         yield runtime_dir
 
 
+@pytest.mark.fault_long  # beside other tests, the folder may be full before its logs are cut
 async def test_starts_go_on_beside_kernels_that_print(
     roost_by_default: None, world: Path, client: Client
 ) -> None:
