@@ -33,6 +33,10 @@ from .rpc import (
 
 log = logging.getLogger(__name__)
 
+_NEVER_MS = 24 * 3600 * 1000
+"""ZeroMQ connects a lost connection again after this time. Each attempt is an event of the monitor. Nobody reads these
+after the loss, and a full queue of them stops ZeroMQ's thread. -1, never, would drop messages that are still unread."""
+
 
 class RpcClient:
     """One connection to an `RpcServer`, on the event loop that called `connect`.
@@ -61,9 +65,7 @@ class RpcClient:
         """Connect and wait for the handshake. Raises `Disconnected` or `Unauthorized`."""
         self._socket = socket = _share_context(os.getpid()).socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(
-            zmq.RECONNECT_IVL, -1
-        )  # each attempt would be an event, and nobody reads them after a loss
+        socket.setsockopt(zmq.RECONNECT_IVL, _NEVER_MS)
         set_limits(socket)
         if self._keys is not None:
             socket.curve_secretkey = self._keys.secret.encode()
@@ -144,7 +146,7 @@ class RpcClient:
 
     async def _watch(self, monitor: Any) -> None:
         refusals = {zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL}
-        losses = {zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_CLOSED}
+        losses = {zmq.EVENT_DISCONNECTED, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_CONNECT_RETRIED}
         while True:
             event = parse_monitor_message(await monitor.recv_multipart())["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:

@@ -331,7 +331,7 @@ def test_a_log_is_cut_to_its_end_while_it_is_written(tmp_path: Path) -> None:
 
 
 async def test_an_agent_stays_while_a_lease_exists_and_leaves_when_idle(runtime_dir: Path) -> None:
-    async with agent_session(AgentSettings(cpus=4, idle_exit_s=3)) as session:
+    async with agent_session(AgentSettings(cpus=4, idle_exit_s=0.3)) as session:
         await session.reserve("k", linger_s=0.2)
         await session.launch("k")
         pid = agent_pid()

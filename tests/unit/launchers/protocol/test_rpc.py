@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -159,6 +160,22 @@ async def test_a_lost_client_that_nobody_closes_harms_no_other(tmp_path: Path) -
         listener.settimeout(1)  # ZeroMQ's pause is 0.1 to 0.2 s
         with pytest.raises(TimeoutError):
             await asyncio.to_thread(listener.accept)
+    await client.close()
+
+
+async def test_an_event_that_a_server_sends_as_it_leaves_arrives(tmp_path: Path) -> None:
+    events: asyncio.Queue[Any] = asyncio.Queue()
+    with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.bind(f"ipc://{tmp_path}/s")
+        client = RpcClient(f"ipc://{tmp_path}/s", on_event=events.put_nowait)
+        await client.connect(timeout_s=60)
+        call = asyncio.create_task(client.call("wait", timeout_s=30))
+        peer, _ = await server.recv_multipart()
+        await server.send_multipart([peer, b'{"event": {"kind": "leaving"}}'])
+    time.sleep(0.3)  # noqa: ASYNC251 - a busy client: the connection is lost before the event is read
+    assert await asyncio.wait_for(events.get(), 60) == {"kind": "leaving"}
+    with pytest.raises(Disconnected):
+        await call
     await client.close()
 
 
