@@ -18,7 +18,8 @@ FIGURES ?= docs/figures
 PAGE ?= docs/benchmarks.md
 # Which tests run on one worker: tests/kit/distribution.py. The long ones are collected first.
 WORKERS ?= 4
-SIDE_BY_SIDE := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+FAULT_WORKERS ?= 2
+SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
 SHORT := not slow and not fault_long and not soak and not browser
 
 .DEFAULT_GOAL := help
@@ -76,12 +77,12 @@ lint: $(READY)
 	MYPYPATH=.typing $(PY) -m mypy -m roost -p roost.placement -p roost.scheduler -p roost.launchers -p roost.provisioners
 
 check: lint
-	$(PYTEST) tests/unit -m 'not slow' $(SIDE_BY_SIDE)
+	$(PYTEST) tests/unit -m 'not slow' $(SIDE_BY_SIDE) -n $(WORKERS)
 
 # The faults follow with fewer workers: they measure how soon something is noticed.
 test: $(READY)
-	$(PYTEST) tests --ignore tests/fault -m '$(SHORT)' $(SIDE_BY_SIDE)
-	$(PYTEST) tests/fault -m '$(SHORT)' $(SIDE_BY_SIDE) -n 2
+	$(PYTEST) tests --ignore tests/fault -m '$(SHORT)' $(SIDE_BY_SIDE) -n $(WORKERS)
+	$(PYTEST) tests/fault -m '$(SHORT)' $(SIDE_BY_SIDE) -n $(FAULT_WORKERS)
 
 browser: $(BROWSER_READY)
 	PYTHONPATH=tests/kit:docs/examples $(PY) -m browser || echo 'Chromium cannot be installed here: its tests are skipped.'

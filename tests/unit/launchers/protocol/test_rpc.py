@@ -76,6 +76,18 @@ async def connected(server: RpcServer, **options: Any) -> AsyncIterator[RpcClien
         await client.close()
 
 
+@asynccontextmanager
+async def connected_to_a_socket(
+    folder: Path, **options: Any
+) -> AsyncIterator[tuple[RpcClient, zmq.asyncio.Socket]]:
+    """Give a client, which the caller closes, and the socket `s` in `folder` that it is connected to."""
+    with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as server:
+        server.bind(f"ipc://{folder}/s")
+        client = RpcClient(f"ipc://{folder}/s", **options)
+        await client.connect(timeout_s=60)
+        yield client, server
+
+
 async def test_calls_errors_and_events() -> None:
     events: asyncio.Queue[Any] = asyncio.Queue()
     async with serving() as server, connected(server, on_event=events.put_nowait) as client:
@@ -129,11 +141,8 @@ async def test_a_client_leaves_a_server_that_sends_invalid_json(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     lost = asyncio.Event()
-    with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as server:
+    async with connected_to_a_socket(tmp_path, on_lost=lost.set) as (client, server):
         server.linger = 0
-        server.bind(f"ipc://{tmp_path}/s")
-        client = RpcClient(f"ipc://{tmp_path}/s", on_lost=lost.set)
-        await client.connect(timeout_s=60)
         call = asyncio.create_task(client.call("wait", timeout_s=30))
         peer, _ = await server.recv_multipart()
         await server.send_multipart([peer, b"["])
@@ -147,15 +156,13 @@ async def test_a_client_leaves_a_server_that_sends_invalid_json(
 async def test_a_lost_client_that_nobody_closes_harms_no_other(tmp_path: Path) -> None:
     """It would connect again and again, until the queue of its monitor is full. Then ZeroMQ's thread stops for all."""
     lost = asyncio.Event()
-    path = f"{tmp_path}/s"
-    with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as server:
-        server.bind(f"ipc://{path}")
-        client = RpcClient(f"ipc://{path}", on_lost=lost.set)
-        await client.connect(timeout_s=60)
+    async with connected_to_a_socket(tmp_path, on_lost=lost.set) as (client, _):
+        pass
     await asyncio.wait_for(lost.wait(), 60)
-    Path(path).unlink(missing_ok=True)
+    path = tmp_path / "s"
+    path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
+        listener.bind(os.fspath(path))
         listener.listen()
         listener.settimeout(1)  # ZeroMQ's pause is 0.1 to 0.2 s
         with pytest.raises(TimeoutError):
@@ -165,10 +172,7 @@ async def test_a_lost_client_that_nobody_closes_harms_no_other(tmp_path: Path) -
 
 async def test_an_event_that_a_server_sends_as_it_leaves_arrives(tmp_path: Path) -> None:
     events: asyncio.Queue[Any] = asyncio.Queue()
-    with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as server:
-        server.bind(f"ipc://{tmp_path}/s")
-        client = RpcClient(f"ipc://{tmp_path}/s", on_event=events.put_nowait)
-        await client.connect(timeout_s=60)
+    async with connected_to_a_socket(tmp_path, on_event=events.put_nowait) as (client, server):
         call = asyncio.create_task(client.call("wait", timeout_s=30))
         peer, _ = await server.recv_multipart()
         await server.send_multipart([peer, b'{"event": {"kind": "leaving"}}'])
