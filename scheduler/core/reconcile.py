@@ -179,6 +179,8 @@ class Reconciler:
             lease = before.get(id(record))
             if lease is None or lease is not record.lease or lease.id in found:
                 continue
+            if record.held_back is not None:
+                continue  # `_read_loss` notes the reason first, and then reads again
             if record.start is None:
                 self._table.drop(record, "its lease is gone")
                 self._table.released.pop(lease.id, None)  # nobody released it: it may be found again
@@ -257,6 +259,8 @@ class Reconciler:
         events, record.held_back = record.held_back or [], None
         for event in events:
             self._on_event(event)
+        if self._table.holds(record):
+            self.soon()  # the agent may have left without a word about its lease
 
     def _on_process(self, process: KernelProcess) -> None:
         record = self._table.get(process.kernel_id)

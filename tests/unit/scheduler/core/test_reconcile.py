@@ -270,6 +270,38 @@ async def test_a_lost_node_is_the_reason_of_what_ends_there(tmp_path: Path) -> N
         assert told == [w.kernel("k").reason]
 
 
+@pytest.mark.parametrize("is_told", [True, False], ids=["and_says_so", "without_a_word"])
+async def test_the_reason_of_a_loss_is_awaited_also_when_the_lease_is_gone_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        may_answer, asked, read = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def explain(lease: Lease) -> str:
+            asked.set()
+            await may_answer.wait()
+            return "its pod was deleted"
+
+        async def none() -> LeaseReading:
+            read.set()
+            return LeaseReading(leases=())
+
+        monkeypatch.setattr(w.backend, "explain_loss", explain)
+        monkeypatch.setattr(w.backend, "leases", none)
+        w.agent.report(AgentEvent(kind="lost", lease_id="roost:k:s/1", reason="its pod was ended"))
+        await asked.wait()
+        if is_told:
+            w.agent.end("k", -15)
+            w.agent.give_back("roost:k:s/1")
+        await w.scheduler.reconciler._read_back()
+        assert read.is_set()
+        assert w.kernel("k").state == "running"
+        may_answer.set()
+        await w.told("released")
+        assert w.kernel("k").reason == "its lease is lost: its pod was deleted"
+
+
 async def test_a_lease_that_expires_takes_its_record_along(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         await w.start("k", cpus=1)
