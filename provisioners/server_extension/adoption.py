@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jupyter_client.kernelspec import KernelSpecManager
@@ -19,7 +19,7 @@ from traitlets.config import Config
 
 from roost.provisioners.kernel_json import PROVISIONER
 from roost.provisioners.provisioner import RoostProvisioner
-from roost.scheduler.client.client import Client
+from roost.scheduler.client.client import Client, KernelList
 from roost.scheduler.client.running_services import find_services
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.launch import service_folder
@@ -30,8 +30,8 @@ from .server_state import ServerState
 _ANSWER_S = 4.0
 """How long a scheduler may take to list its kernels, before those of them that the server remembers are listed."""
 
-_TRIES = 10
-_PAUSE_S = 10.0
+_TRIES = 60
+_PAUSE_S = 5.0
 """The pauses before a late scheduler is asked again. Each question may take 20 s."""
 
 
@@ -55,24 +55,47 @@ class KernelFinder:
         self._config = config
         self._state = state
         self._log = log
-        self._late: list[tuple[Client, Sequence[str]]] = []
+        self._found: set[str] = set()
+        self._late: list[tuple[Client, Sequence[str], str]] = []
 
-    async def find_late(self) -> list[FoundKernel]:
-        """Return the kernels of the schedulers that were too late for `find`. This may take minutes."""
-        found = await asyncio.gather(*(self._ask_again(*late) for late in self._late))
-        return [kernel for kernels in found for kernel in kernels]
+    async def find_late(self, adopt: Callable[[list[FoundKernel]], Awaitable[None]]) -> None:
+        """Adopt the kernels of the schedulers that could not tell all of them to `find`. This may take minutes."""
+        await asyncio.gather(*(self._ask_again(*late, adopt) for late in self._late))
 
-    async def _ask_again(self, client: Client, names: Sequence[str]) -> list[FoundKernel]:
+    async def _ask_again(
+        self,
+        client: Client,
+        names: Sequence[str],
+        problem: str,
+        adopt: Callable[[list[FoundKernel]], Awaitable[None]],
+    ) -> None:
         for _ in range(_TRIES):
-            try:
-                kernels = await client.kernels()
-            except RoostError as problem:
-                self._log.warning("roost: the kernels of %s are still unknown: %s", ", ".join(names), problem)
-                await asyncio.sleep(_PAUSE_S)
-            else:
-                own = [kernel for kernel in kernels if kernel.owner.server == self._state.name]
-                return [_describe(kernel.id, kernel, {}, names) for kernel in own]
-        return []
+            own, again = await self._read(client)
+            await adopt([_describe(kernel.id, kernel, {}, names) for kernel in own])
+            if not again:
+                return
+            if again != problem:
+                self._warn(names, again)
+                problem = again
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _read(self, client: Client, within_s: float | None = None) -> tuple[list[Kernel], str]:
+        """Return the kernels of this server's name that are new, and why there may be others; empty if not."""
+        try:
+            asked = client.kernels()
+            kernels = await (asked if within_s is None else asked.within(within_s))
+        except (RoostError, asyncio.TimeoutError) as problem:
+            return [], str(problem) or f"no answer within {within_s:g} s"
+        new = [
+            kernel
+            for kernel in kernels
+            if kernel.owner.server == self._state.name and kernel.id not in self._found
+        ]
+        self._found.update(kernel.id for kernel in new)
+        return new, _say_what_is_missing(kernels)
+
+    def _warn(self, names: Sequence[str], problem: str) -> None:
+        self._log.warning("roost: not all kernels of %s are known yet: %s", ", ".join(names), problem)
 
     async def find(self) -> list[FoundKernel]:
         """Return all kernels to adopt. A kernel is left out if its kernelspec is gone."""
@@ -112,19 +135,24 @@ class KernelFinder:
         is_container = bool(os.environ.get("JUPYTERHUB_SERVICE_PREFIX"))
         if not (remembered or is_container or _runs(client)):
             return []
-        kernels: list[Kernel] = []
-        try:
-            kernels = await client.kernels().within(_ANSWER_S)
-        except (RoostError, asyncio.TimeoutError) as problem:
-            self._late.append((client, names))
-            reason = str(problem) or f"no answer within {_ANSWER_S:g} s"
-            self._log.warning("roost: the kernels of %s are not known yet: %s", ", ".join(names), reason)
-        own = {kernel.id: kernel for kernel in kernels if kernel.owner.server == self._state.name}
+        read, again = await self._read(client, _ANSWER_S)
+        if again:
+            self._late.append((client, names, again))
+            self._warn(names, again)
+        own = {kernel.id: kernel for kernel in read}
         found = []
         for kernel_id in own.keys() | remembered.keys():
             facts = remembered.get(kernel_id, {})
             found.append(_describe(kernel_id, own.get(kernel_id), facts, names))
         return found
+
+
+def _say_what_is_missing(kernels: KernelList) -> str:
+    """Return why a scheduler may have other kernels of a server than those that it shows; empty if it has not."""
+    if kernels.unreachable:
+        return f"these agents are unreachable: {', '.join(kernels.unreachable)}"
+    ownerless = [kernel.id for kernel in kernels if not kernel.owner.pid]  # the agent knows the owner
+    return f"no agent has told yet whose these kernels are: {', '.join(ownerless)}" if ownerless else ""
 
 
 def _describe(

@@ -143,7 +143,7 @@ class RoostExtension(LoggingConfigurable):
 
     def _adopt(self, kernels: Any) -> None:
         """List the kernels of the earlier server of this name, before the first request comes."""
-        from .adoption import KernelFinder
+        from .adoption import FoundKernel, KernelFinder
 
         self.log.info("roost: this server's name is %s", self.state.name)
         finder = KernelFinder(kernels.kernel_spec_manager, kernels.config, self.state, self.log)
@@ -152,11 +152,11 @@ class RoostExtension(LoggingConfigurable):
             began = time.monotonic()
             found = await finder.find()
             await kernels.adopt_kernels(found, max(0.1, _ADOPT_WITHIN_S - (time.monotonic() - began)))
-            self._adopting = asyncio.create_task(adopt_late())
+            self._adopting = asyncio.create_task(finder.find_late(adopt_late))
 
-        async def adopt_late() -> None:
-            found = [kernel for kernel in await finder.find_late() if kernel.kernel_id not in kernels]
-            await kernels.adopt_kernels(found, _ADOPT_WITHIN_S)
+        async def adopt_late(found: list[FoundKernel]) -> None:
+            new = [kernel for kernel in found if kernel.kernel_id not in kernels]
+            await kernels.adopt_kernels(new, _ADOPT_WITHIN_S)
 
         loop = self.serverapp.io_loop.asyncio_loop
         if loop.is_running():  # a server inside another program, which cannot wait here

@@ -26,9 +26,8 @@ _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited
 
 
 def list_kernels(arguments: argparse.Namespace) -> int:
-    kernels = wait_for(connect_scheduler(arguments).kernels(with_use=not arguments.pending))
-    if arguments.pending:
-        kernels = [kernel for kernel in kernels if kernel.state == "queued"]
+    found = wait_for(connect_scheduler(arguments).kernels(with_use=not arguments.pending))
+    kernels = [kernel for kernel in found if not arguments.pending or kernel.state == "queued"]
     document = {"kernels": [encode(kernel.without_keys()) for kernel in kernels]}
     return print_answer(arguments, document, lambda: _show(kernels, is_queue=arguments.pending))
 

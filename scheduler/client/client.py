@@ -18,7 +18,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
@@ -42,7 +42,7 @@ from .identity import this_owner
 from .running_services import read_kernels
 from .service_connection import RETRY_S, ServiceConnection, no_answer
 
-__all__ = ["Call", "Client", "connect", "user_folder"]
+__all__ = ["Call", "Client", "KernelList", "connect", "user_folder"]
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,14 @@ _WARM_S = 100.0
 _CLOSE_S = 5.0
 
 T = TypeVar("T")
+
+
+class KernelList(list[Kernel]):
+    """Kernels. `unreachable` names agents that have not answered: kernels that are not listed may live there."""
+
+    def __init__(self, kernels: Iterable[Kernel], unreachable: Sequence[str]) -> None:
+        super().__init__(kernels)
+        self.unreachable = unreachable
 
 
 class Client:
@@ -95,17 +103,17 @@ class Client:
         """Send a signal to the kernel's process group."""
         return self._ask("signal", _to_nothing, kernel_id=kernel_id, signum=int(signum))
 
-    def kernels(self, *, with_use: bool = False) -> Call[list[Kernel]]:
+    def kernels(self, *, with_use: bool = False) -> Call[KernelList]:
         """Return all kernels, including queued ones, without their connections.
 
         `with_use` adds the CPU and memory that each kernel uses; that asks all agents.
         """
 
-        async def ask() -> list[Kernel]:
-            found = await read_kernels(
+        async def ask() -> KernelList:
+            found, unreachable = await read_kernels(
                 lambda arguments: self._call("kernels", arguments, CALL_DEADLINE_S), with_use=with_use
             )
-            return [*map(_to_kernel, found)]
+            return KernelList(map(_to_kernel, found), unreachable)
 
         return self._run(ask())
 

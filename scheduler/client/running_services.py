@@ -40,15 +40,22 @@ def find_services() -> list[RunningService]:
     return found
 
 
-async def read_kernels(call: Callable[[dict[str, Any]], Awaitable[Any]], *, with_use: bool) -> list[Any]:
-    """Return all kernels, page by page, in the order of their starts. `call` calls the operation `kernels`."""
+async def read_kernels(
+    call: Callable[[dict[str, Any]], Awaitable[Any]], *, with_use: bool
+) -> tuple[list[Any], list[str]]:
+    """Return all kernels, page by page, in the order of their starts, and the names of the agents that are unreachable.
+
+    `call` calls the operation `kernels`.
+    """
     found: list[Any] = []
+    unreachable: list[str] = []
     page: dict[str, Any] = {"more": True}
     while page.get("more"):
         after = {"after": found[-1]["id"]} if found else {}  # older services do not know it
         page = await call({"with_use": with_use, **after})
         found += page["kernels"]
-    return sorted(found, key=lambda kernel: float(kernel.get("created_at", 0.0)))
+        unreachable += page.get("unreachable", ())
+    return sorted(found, key=lambda kernel: float(kernel.get("created_at", 0.0))), sorted(set(unreachable))
 
 
 async def read_service(service: RunningService) -> tuple[list[Any], list[Any]]:
@@ -58,7 +65,8 @@ async def read_service(service: RunningService) -> tuple[list[Any], list[Any]]:
         await client.connect(timeout_s=_CONNECT_S)
         nodes = (await client.call("nodes", timeout_s=_ANSWER_S))["nodes"]
         call = partial(client.call, "kernels", timeout_s=_ANSWER_S)
-        return nodes, await read_kernels(call, with_use=True)
+        kernels, _ = await read_kernels(call, with_use=True)
+        return nodes, kernels
     except rpc.RemoteError as problem:
         raise from_remote(problem) from None
     except (rpc.RpcError, asyncio.TimeoutError):

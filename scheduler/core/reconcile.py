@@ -134,7 +134,8 @@ class Reconciler:
             events, self._unknown = self._unknown, None
         if reading.unreachable:
             log.warning("agents are unreachable: %s", ", ".join(sorted(reading.unreachable)))
-            self.soon(RETRY_S)
+        if reading.unreachable or not all(lease.owner.pid for lease in reading.leases):
+            self.soon(RETRY_S)  # a slow agent may have told the backend no lease, and the core its process
         for lease in reading.leases:
             self._match(lease, reading.processes.get(lease.id), is_known=lease.id not in reading.unanswered)
         self._drop_lost(before, {lease.id for lease in reading.leases})

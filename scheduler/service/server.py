@@ -122,10 +122,14 @@ class Service:
         return answer
 
     async def list_kernels(self, with_use: bool = False, after: str = "") -> dict[str, Any]:
-        """Return a page of the kernels, by id: those after the id `after`. `more` says if there are others."""
+        """Return a page of the kernels, by id: those after the id `after`. `more` says if there are others.
+
+        `unreachable` names agents: kernels that are not listed may live there.
+        """
         found = self.core.list_kernels(after, _PAGE + 1)
         page = await self.core.with_use(found[:_PAGE]) if with_use else found[:_PAGE]
-        return {"kernels": page, "more": len(found) > _PAGE}
+        unreachable = sorted(self.core.reconciler.unreachable)
+        return {"kernels": page, "more": len(found) > _PAGE, "unreachable": unreachable}
 
     async def read_kernel(self, kernel_id: str, with_use: bool = False) -> Kernel:
         kernel = self.core.kernel(kernel_id)

@@ -103,7 +103,7 @@ async def test_a_server_in_a_new_container_finds_its_kernels(
                 await end(server)
     with container(tmp_path_factory, monkeypatch):
         async with serving(notebooks, name="", host="pod-2") as server:
-            for _ in range(1200):  # a new service may need longer than the server's start waits
+            for _ in range(600):  # a new service may need longer than the server's start waits
                 if await listed(server):
                     break
                 await asyncio.sleep(0.1)

@@ -18,6 +18,7 @@ from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentEvent, Holdings, Owner
 from roost.scheduler.backends.base import Lease, LeaseReading
 from roost.scheduler.config.settings import Settings
+from roost.scheduler.core import reconcile
 from roost.scheduler.errors import Cancelled, UnknownKernel
 
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
@@ -176,6 +177,32 @@ async def test_a_lease_whose_node_has_left_is_given_back(
         await w.told("released")
         assert released == [""]
         assert w.kernel("k").reason == "its node has left the cluster"
+
+
+async def test_the_owner_that_only_a_slow_agent_knows_is_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, application: subprocess.Popen[bytes]
+) -> None:
+    """A cluster manager may know of a lease without its owner. The agent was too slow to tell the backend of it."""
+    monkeypatch.setattr(reconcile, "RETRY_S", 0.01)
+    owner = owner_of(application)
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1, owner=owner)
+        (lease,) = (await w.backend.leases()).leases
+        readings = iter([LeaseReading(leases=(replace(lease, owner=Owner(user="ada")),))])
+        leases = w.backend.leases
+
+        async def read() -> LeaseReading:
+            return next(readings, None) or await leases()
+
+        monkeypatch.setattr(w.backend, "leases", read)
+        w.scheduler._table.records.clear()  # as for a successor
+        await w.scheduler.reconciler._read_back()
+        assert (w.kernel("k").state, w.kernel("k").owner.pid) == ("running", 0)
+
+        async def is_unknown() -> bool:
+            return w.kernel("k").owner != owner
+
+        await w.until_not(is_unknown)
 
 
 async def test_another_schedulers_leases_are_left_alone(tmp_path: Path) -> None:
