@@ -32,7 +32,8 @@ _ANSWER_S = 4.0
 
 _TRIES = 60
 _PAUSE_S = 5.0
-"""The pauses before a late scheduler is asked again. Each question may take 20 s."""
+_LATE_ANSWER_S = 60.0
+"""How often a late scheduler is asked again, the pauses between, and how long each answer may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ class KernelFinder:
         adopt: Callable[[list[FoundKernel]], Awaitable[None]],
     ) -> None:
         for _ in range(_TRIES):
-            own, again = await self._read(client)
+            own, again = await self._read(client, _LATE_ANSWER_S)
             await adopt([_describe(kernel.id, kernel, {}, names) for kernel in own])
             if not again:
                 return
@@ -79,11 +80,10 @@ class KernelFinder:
                 problem = again
             await asyncio.sleep(_PAUSE_S)
 
-    async def _read(self, client: Client, within_s: float | None = None) -> tuple[list[Kernel], str]:
+    async def _read(self, client: Client, within_s: float) -> tuple[list[Kernel], str]:
         """Return the kernels of this server's name that are new, and why there may be others; empty if not."""
         try:
-            asked = client.kernels()
-            kernels = await (asked if within_s is None else asked.within(within_s))
+            kernels = await client.kernels().within(within_s)
         except (RoostError, asyncio.TimeoutError) as problem:
             return [], str(problem) or f"no answer within {within_s:g} s"
         new = [
@@ -148,7 +148,7 @@ class KernelFinder:
 
 
 def _say_what_is_missing(kernels: KernelList) -> str:
-    """Return why a scheduler may have other kernels of a server than those that it shows; empty if it has not."""
+    """Return why other kernels may belong to the server too; empty if the list is complete."""
     if kernels.unreachable:
         return f"these agents are unreachable: {', '.join(kernels.unreachable)}"
     ownerless = [kernel.id for kernel in kernels if not kernel.owner.pid]  # the agent knows the owner

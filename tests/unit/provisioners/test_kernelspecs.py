@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_service import FakeService, fake_service
+from fake_service import FakeService
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
@@ -20,7 +20,6 @@ from roost.placement import Request
 from roost.provisioners import kernelspecs
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.cli import main
-from roost.scheduler.client.client import disconnect
 from roost.scheduler.client.interpreter_probe import probe
 from roost.scheduler.config.section import Section
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LimitExceeded
@@ -34,13 +33,6 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
     return tmp_path / "data" / "kernels"
-
-
-@pytest.fixture
-def fake(runtime_dir: Path) -> Iterator[FakeService]:
-    with fake_service() as service:
-        yield service
-        disconnect()
 
 
 @pytest.fixture
@@ -206,9 +198,9 @@ def test_doctor_finds_unknown_options(make: Make) -> None:
 
 
 def test_install_and_doctor_refuse_the_same(
-    make: Make, fake: FakeService, capsys: pytest.CaptureFixture[str]
+    make: Make, service: FakeService, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`fake` knows no policy."""
+    """`service` knows no policy."""
     wrong = {
         "policy": ({"policy": "gone"}, ["--policy", "gone"], "is not known"),
         "backend": ({"backend": "far"}, ["--backend", "far"], "no backend 'far'"),
@@ -224,10 +216,10 @@ def test_install_and_doctor_refuse_the_same(
         assert said in found[f"kernelspec {name}"]["what"]
         assert found[f"kernelspec {name}"]["level"] == "error"
     assert found["kernelspec shipped can start kernels"]["level"] == "ok"
-    assert [asked.names for asked in fake.called("check_policies")] == [["gone"], ["gone"]]
+    assert [asked.names for asked in service.called("check_policies")] == [["gone"], ["gone"]]
     unasked = {finding["what"] for finding in kernelspecs.find_problems(asks_schedulers=False)}
     assert "kernelspec policy can start kernels" in unasked
-    assert len(fake.called("check_policies")) == 2
+    assert len(service.called("check_policies")) == 2
     assert not [spec.name for spec in kernelspecs.list_kernelspecs() if spec.name.startswith("new-")]
 
 
@@ -402,20 +394,20 @@ def test_variables_that_a_start_would_refuse_are_a_problem(
     assert kernelspecs.find_problem(spec) == ""
 
 
-def test_a_request_that_no_node_could_hold_is_a_problem(make: Make, fake: FakeService) -> None:
+def test_a_request_that_no_node_could_hold_is_a_problem(make: Make, service: FakeService) -> None:
     """The scheduler that runs is asked. A kernelspec for another scheduler, which does not run, is ready."""
     make("greedy", ["sh", "{connection_file}"], metadata=ours(gpus=8))
     make("far", ["sh", "{connection_file}"], metadata=ours(gpus=8, backend="ray"))
     decision = {"reason": "no node could ever hold 8 GPUs", "is_never": True}
-    fake.answers["explain"] = lambda _: {"decision": decision}
+    service.answers["explain"] = lambda _: {"decision": decision}
     by_name = {spec.name: spec for spec in kernelspecs.list_kernelspecs()}
     assert kernelspecs.find_problem(by_name["greedy"]) == "no node could ever hold 8 GPUs."
     assert kernelspecs.find_problem(by_name["far"]) == ""
     decision["is_never"] = False  # kernels wait in the queue
     assert kernelspecs.find_problem(by_name["greedy"]) == ""
-    fake.answers["explain"] = LimitExceeded("one kernel asks for 8 GPUs")
+    service.answers["explain"] = LimitExceeded("one kernel asks for 8 GPUs")
     assert kernelspecs.find_problem(by_name["greedy"]) == "one kernel asks for 8 GPUs"
-    assert [asked.request.gpus for asked in fake.called("explain")] == [8, 8, 8]
+    assert [asked.request.gpus for asked in service.called("explain")] == [8, 8, 8]
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_service import FakeService, fake_service
+from fake_service import FakeService
 from jupyter_client.kernelspec import KernelSpecManager
 from traitlets.config import Config
 
@@ -20,19 +19,11 @@ from roost.provisioners.kernel_json import PROVISIONER
 from roost.provisioners.server_extension import adoption
 from roost.provisioners.server_extension.adoption import FoundKernel, KernelFinder
 from roost.provisioners.server_extension.server_state import ServerState
-from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import BackendUnavailable
 from roost.scheduler.service.messages import Kernel
 
 OURS = Owner(user="ada", application="jupyter", host="here", pid=7, server="ours")
 UNKNOWN = Owner(user="ada")
-
-
-@pytest.fixture
-def service(runtime_dir: Path) -> Iterator[FakeService]:
-    with fake_service() as service:
-        yield service
-        disconnect()
 
 
 @pytest.fixture
