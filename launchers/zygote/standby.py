@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,7 @@ class Standby:
         )  # for TCP without keys, ipykernel would log a warning now
         with record_environment(self.reads), hold_threads() as self._threads, hold_history():
             app.initialize()
+        self._prepare_first_cell()
         app.transport = transport
         for name in (*_LATER, "_bind_socket"):
             delattr(app, name)
@@ -75,6 +77,12 @@ class Standby:
             "absent": files,
             "present": [self.app.profile_dir.location],
         }
+
+    def _prepare_first_cell(self) -> None:
+        """Make the objects that ipykernel would make during the first cell. This takes a third of that cell's time."""
+        _ = self.app.shell.display_formatter.formatters
+        names: Any = tempfile
+        _ = names._get_candidate_names().rng
 
     def redirect(self, log_fd: int) -> None:
         """Write to the kernel's log from now on."""
