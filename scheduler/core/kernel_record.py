@@ -151,10 +151,10 @@ class KernelRecord:
         self.is_stopped = False
         self.kernel_name = start.connection.kernel_name
 
-    def claim(self, lease: Lease, decision: Mapping[str, Any]) -> None:
+    def claim(self, lease: Lease) -> None:
         """A node was chosen. The lease is noted before it is claimed, so that an undo finds it."""
         self._go(Phase.CLAIMING)
-        self.lease, self.decision = lease, decision
+        self.lease, self.decision = lease, None
 
     def wait_for_manager(self, lease: Lease) -> None:
         """The manager has accepted the claim, and grants it later."""

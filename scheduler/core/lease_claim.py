@@ -174,12 +174,13 @@ class LeaseClaimer:
             state="pending",
             asked_at=record.created_at,
         )
-        record.claim(wanted, decision.to_dict(refusals=_KEPT_REFUSALS))
-        self.table.publish("placed", record, decision.reason)
+        record.claim(wanted)
+        claiming = self.cluster.backend.claim(
+            replace(wanted, state="held"), replace(launch, lease_id=wanted.id)
+        )
         try:
-            granted = await self.cluster.backend.claim(
-                replace(wanted, state="held"), replace(launch, lease_id=wanted.id)
-            )
+            # The claim is sent first: its answer takes as long as the decision's description.
+            granted, _ = await asyncio.gather(claiming, self._describe(record, decision))
         except LeaseConflict as problem:
             self._refuse(record, str(problem))
             return problem
@@ -189,6 +190,10 @@ class LeaseClaimer:
             # An event about the lease can arrive before the answer to the claim: then the event is newer.
             record.wait_for_manager(granted if record.lease is wanted else record.lease or granted)
         return None
+
+    async def _describe(self, record: KernelRecord, decision: Decision) -> None:
+        record.decision = decision.to_dict(refusals=_KEPT_REFUSALS)
+        self.table.publish("placed", record, decision.reason)
 
     async def _wait_until_held(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
         """Wait for a pending lease. Raises `LeaseConflict` if it is lost and another claim may succeed."""
