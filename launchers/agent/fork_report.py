@@ -1,4 +1,4 @@
-"""The report of a forked kernel: through a pipe, it sends the agent its pid and then its ports."""
+"""The report of a forked kernel: through a socket, it sends the agent its pid, and whether it serves its ports."""
 
 from __future__ import annotations
 
@@ -7,74 +7,88 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+_PACKET_BYTES = 4096
+_ENDS_S = 1.0
+"""How long an unwanted kernel may take to end. Its ports are free then."""
+
 
 class KernelDiedEarly(Exception):
-    """A kernel ended before its ports were bound. The argument is its pid, if it was forked."""
+    """A kernel ended before it served its ports. The argument is its pid, if it was forked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkedKernel:
-    """A forked kernel with bound ports. It is a child of the agent. `timing_ms` counts from the request."""
+    """A forked kernel, a child of the agent. `timing_ms` counts from the request.
+
+    It serves its ports, or is a standby that has taken over its launch and serves them soon.
+    """
 
     pid: int
-    ports: dict[str, int]
     timing_ms: dict[str, float]
 
 
 async def read_report(
-    report: int,
+    channel: socket.socket,
     *,
     started: float,
     timing_ms: dict[str, float],
     deadline_s: float,
     on_pid: Callable[[int], object],
 ) -> ForkedKernel | None:
-    """Read the pipe `report` until the kernel has sent its ports. Return None if the zygote forked no process.
+    """Read the reports of a kernel that is confirmed. Return None if the zygote forked no process.
 
     Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. A timeout or a cancellation kills the kernel.
     """
     received: dict[str, Any] = {}
-    os.set_blocking(report, False)
     until = time.perf_counter() + deadline_s
-    rest = b""
     try:
-        while "ports" not in received:
-            chunk = await _read_when_ready(report, until - time.perf_counter())
-            if not chunk and "pid" not in received:
+        while "ready" not in received and "standby" not in received:
+            packet = await _receive(channel, until - time.perf_counter())
+            if not packet and "pid" not in received:
                 return None
-            if not chunk:
+            if not packet:
                 raise KernelDiedEarly(received["pid"])
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                message = json.loads(line)
-                received.update(message)
-                timing_ms.update({name: (time.perf_counter() - started) * 1e3 for name in message})
-                if "pid" in message:
-                    on_pid(message["pid"])
+            message = json.loads(packet)
+            received.update(message)
+            timing_ms.update({name: (time.perf_counter() - started) * 1e3 for name in message})
+            if "pid" in message:
+                on_pid(message["pid"])
     except (TimeoutError, asyncio.CancelledError):
-        if "pid" in received:  # otherwise the kernel ends when it writes to the closed pipe
+        if "pid" in received:  # otherwise the kernel ends when it writes to the closed channel
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(received["pid"], signal.SIGKILL)
         raise
-    return ForkedKernel(pid=received["pid"], ports=received["ports"], timing_ms=timing_ms)
+    return ForkedKernel(pid=received["pid"], timing_ms=timing_ms)
 
 
-async def _read_when_ready(fd: int, timeout_s: float) -> bytes:
-    """Return the next bytes from a non-blocking pipe, or b"" at its end. Raises `TimeoutError`."""
-    # `asyncio.wait_for` loses a cancellation on Python <= 3.11 if bytes arrive at the same time.
+async def refuse(channel: socket.socket) -> None:
+    """End a kernel that is not confirmed, and wait for its end."""
+    with contextlib.suppress(OSError, TimeoutError):
+        channel.shutdown(socket.SHUT_WR)
+        until = time.perf_counter() + _ENDS_S
+        while await _receive(channel, until - time.perf_counter()):
+            pass
+
+
+async def _receive(channel: socket.socket, timeout_s: float) -> bytes:
+    """Return the next packet, or b"" at the end. Raises `TimeoutError`."""
+    # `asyncio.wait_for` loses a cancellation on Python <= 3.11 if a packet arrives at the same time.
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[bool] = loop.create_future()
-    loop.add_reader(fd, lambda: None if ready.done() else ready.set_result(True))
+    loop.add_reader(channel, lambda: None if ready.done() else ready.set_result(True))
     timer = loop.call_later(timeout_s, lambda: None if ready.done() else ready.set_result(False))
     try:
         if not await ready:
-            raise TimeoutError("a forked kernel did not bind its ports in time")
+            raise TimeoutError("a forked kernel did not serve its ports in time")
     finally:
-        loop.remove_reader(fd)
+        loop.remove_reader(channel)
         timer.cancel()
-    return os.read(fd, 4096)
+    with contextlib.suppress(ConnectionError):  # it has ended without having read all
+        return channel.recv(_PACKET_BYTES)
+    return b""

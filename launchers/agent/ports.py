@@ -1,4 +1,7 @@
-"""Ports for kernels that cannot choose and report their own. They lie outside the system's range of free ports."""
+"""Ports for kernels: for a forked kernel, sockets that listen already; for any other, free port numbers.
+
+These numbers lie outside the system's range of free ports. Another process may take them before the kernel has.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
 _FIRST_PORT = 15_000
+_BACKLOG = 100  # as ZeroMQ has
 _RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTENS = "0A"
@@ -41,6 +45,40 @@ def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection
     if len(found) < len(PORT_NAMES):
         raise OSError(f"no free ports on {connection.ip}")
     return connection.with_ports(dict(zip(PORT_NAMES, found, strict=True)))
+
+
+@contextlib.contextmanager
+def listen(connection: Connection) -> Iterator[tuple[Connection, tuple[int, ...]]]:
+    """Listen on the ports of a connection, or on new ones if one is taken. Yield it with them, and the five sockets.
+
+    This closes its sockets at the end. A kernel that has got them keeps its own copies. For ipc, the ports are only
+    chosen. Raises `OSError`.
+    """
+    if connection.transport == "ipc":
+        yield choose(connection), ()
+        return
+    with contextlib.ExitStack() as sockets:
+        wanted = [getattr(connection, name) for name in PORT_NAMES]
+        try:
+            opened = _listen(connection.ip, wanted, sockets)
+        except OSError:
+            if not any(wanted):
+                raise
+            opened = _listen(connection.ip, [0] * len(wanted), sockets)
+        found = {name: each.getsockname()[1] for name, each in zip(PORT_NAMES, opened, strict=True)}
+        yield connection.with_ports(found), tuple(each.fileno() for each in opened)
+
+
+def _listen(ip: str, numbers: Sequence[int], sockets: contextlib.ExitStack) -> list[socket.socket]:
+    """Return sockets that listen on these ports; 0 is any. `sockets` closes them. If one is taken, none stays open."""
+    host, family = "" if ip == "*" else ip, socket.AF_INET6 if ":" in ip else socket.AF_INET
+    with contextlib.ExitStack() as new:
+        opened = [
+            new.enter_context(socket.create_server((host, number), family=family, backlog=_BACKLOG))
+            for number in numbers
+        ]
+        sockets.push(new.pop_all())
+        return opened
 
 
 async def until_listening(connection: Connection) -> None:

@@ -41,7 +41,7 @@ from .cgroups import enter
 from .child_reaper import Reaper
 from .disk_room import NO_ROOM, DiskRoom
 from .fingerprint import parse_ipykernel_command
-from .fork_report import ForkedKernel, KernelDiedEarly
+from .fork_report import KernelDiedEarly
 from .limits import Limits
 from .sessions import Session
 from .zygote_pool import ZygotePool
@@ -148,10 +148,7 @@ class Starter:
         held = self.limits.get(request.lease_id)
         try:
             forked = await self._fork(child, request, log_fd)
-            if forked is not None:
-                connection, timing_ms = request.connection.with_ports(forked.ports), forked.timing_ms
-            else:
-                connection, timing_ms = await self._exec(child, request, log_fd)
+            connection, timing_ms = forked or await self._exec(child, request, log_fd)
             if held is not None:
                 held.begin(child.pid)
             process = KernelProcess(
@@ -182,7 +179,10 @@ class Starter:
         self.on_started(process, child.code)
         return process
 
-    async def _fork(self, child: _Child, request: Launch, log_fd: int) -> ForkedKernel | None:
+    async def _fork(
+        self, child: _Child, request: Launch, log_fd: int
+    ) -> tuple[Connection, dict[str, float]] | None:
+        """Fork the kernel, if that is possible. Return its connection and times."""
         earlier = self.earlier_fork
         if earlier is not None and earlier.kernel.launch_id == request.launch_id:
             return await self._take_over(earlier, child, request)
@@ -190,28 +190,36 @@ class Starter:
         command = parse_ipykernel_command(request.argv) if may_fork else None
         if command is None:
             return None
-        with self.limits.open_entries(request.lease_id) as entries:
-            return await self.zygotes.launch(
+        with (
+            self.limits.open_entries(request.lease_id) as entries,
+            ports.listen(request.connection) as (connection, listeners),
+        ):
+            forked = await self.zygotes.launch(
                 command,
-                connection_file=self._write_connection(child.folder, request.connection),
+                connection_file=self._write_connection(child.folder, connection),
                 env=request.env,
                 cwd=request.cwd,
                 log_fd=log_fd,
                 deadline_s=request.deadline_s,
+                listeners=listeners,
                 entries=entries,
                 on_pid=child.record,
             )
+        return (connection, forked.timing_ms) if forked is not None else None
 
-    async def _take_over(self, earlier: EarlierFork, child: _Child, request: Launch) -> ForkedKernel:
+    async def _take_over(
+        self, earlier: EarlierFork, child: _Child, request: Launch
+    ) -> tuple[Connection, dict[str, float]]:
         """Wait for the kernel that was forked before this agent started. It may have listened and ended already."""
         kernel = earlier.kernel
         started = time.perf_counter() - kernel.spawned_ms / 1e3
         code = child.record(kernel.pid, started_at=kernel.started_at)  # its end may be known already
         self.reaper.reap()  # it may have ended before the reaper saw signals
+        connection = request.connection.with_ports(kernel.ports)
         if earlier.output is None:
-            await _wait_until_listening(code, request.connection.with_ports(kernel.ports))
+            await _wait_until_listening(code, connection)
         timing_ms = {"spawned": kernel.spawned_ms, "listening": (time.perf_counter() - started) * 1e3}
-        return ForkedKernel(pid=kernel.pid, ports=dict(kernel.ports), timing_ms=timing_ms)
+        return connection, timing_ms
 
     async def _exec(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
         started = time.perf_counter()

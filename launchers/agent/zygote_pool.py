@@ -30,7 +30,7 @@ from .fingerprint import (
     resolve_python,
     select_import_environment,
 )
-from .fork_report import ForkedKernel, read_report
+from .fork_report import ForkedKernel, read_report, refuse
 from .learnt_preloads import LearntPreloads
 from .settings import Forking
 from .zygote_start import SCRIPT, Key, Zygote, ZygoteStarter, is_per_kernel
@@ -104,63 +104,56 @@ class ZygotePool:
         cwd: Path | str,
         log_fd: int,
         deadline_s: float,
+        listeners: tuple[int, ...] = (),
         entries: tuple[int, ...] = (),
         on_pid: Callable[[int], object] = lambda pid: None,
     ) -> ForkedKernel | None:
         """Fork a kernel. If no zygote can, return None: the caller then executes it, and the pool may warm one.
 
-        `entries` are those of its control group. `on_pid` gets the pid before the kernel binds its ports. Raises the
-        errors of `read_report`.
+        `listeners` listen on its ports. `entries` are those of its control group. `on_pid` gets the pid before the
+        kernel serves its ports. Raises the errors of `read_report`.
+
+        The zygote's files are checked while a kernel gets ready. It does nothing before it is confirmed.
         """
         started = time.perf_counter()
         key = self._key(command, env, str(cwd))
         if key is None:
             return None
-        zygote = await self._find_current(key, env)
-        if zygote is None:
-            unused = sum(zygote.key == key and not zygote.launches for zygote in self._zygotes)
-            if unused < _MAX_UNUSED:
-                self._warm_later(key, command, env)
-            return None
-        timing_ms = {"fingerprint": (time.perf_counter() - started) * 1e3}
         argv = ["-f", str(connection_file), *command.args]
         order: dict[str, Any] = {"argv": argv, "env": dict(env), "cwd": str(cwd), "report": None}
         if self._learnt is not None:
             path = connection_file.with_name(_IMPORTS_FILE)
             order["report"] = {"path": str(path), "python": key[0]}
-        request = json.dumps(order).encode()
-        report, report_in = os.pipe()
-        try:
-            try:
-                socket.send_fds(zygote.socket, [request], [report_in, log_fd, *entries])
-            except OSError as problem:
-                log.info("zygote=%d took no request: %s", zygote.pid, problem)
-                # EMSGSIZE: the environment is too large for a packet. EAGAIN: too many requests wait.
-                if problem.errno not in (errno.EMSGSIZE, errno.EAGAIN):
-                    self._retire(zygote)
-                    self._warm_later(key, command, env)
-                return None
-            finally:
-                os.close(report_in)
-            zygote.used_at = time.monotonic()
-            zygote.launches += 1
-            return await read_report(
-                report, started=started, timing_ms=timing_ms, deadline_s=deadline_s, on_pid=on_pid
-            )
-        finally:
-            os.close(report)
-
-    async def _find_current(self, key: Key, env: Mapping[str, str]) -> Zygote | None:
-        """Return a zygote that serves such a start, and retire those with changed files."""
+        request = json.dumps({**order, "listeners": len(listeners)}).encode()
+        timing_ms: dict[str, float] = {}
         while (zygote := next((each for each in self._zygotes if each.serves(key, env)), None)) is not None:
-            broken_by = await zygote.fingerprint.check()
-            if zygote not in self._zygotes:
-                continue  # during the check, it has ended, or was replaced or retired by another launch
-            if broken_by is None:
-                break
-            log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
-            self._retire(zygote)
-        return zygote
+            channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with channel:
+                with theirs:
+                    problem = zygote.send(request, (theirs.fileno(), log_fd, *listeners, *entries))
+                if problem is not None:
+                    log.info("zygote=%d took no request: %s", zygote.pid, problem)
+                    # EMSGSIZE: the environment is too large for a packet. EAGAIN: too many requests wait.
+                    if problem.errno not in (errno.EMSGSIZE, errno.EAGAIN):
+                        self._retire(zygote)
+                        self._warm_later(key, command, env)
+                    return None
+                channel.setblocking(False)
+                broken_by = await zygote.fingerprint.check()
+                timing_ms["fingerprint"] = (time.perf_counter() - started) * 1e3
+                if broken_by is None:
+                    with contextlib.suppress(OSError):  # the process has ended: `read_report` finds out
+                        channel.send(b"go")
+                    return await read_report(
+                        channel, started=started, timing_ms=timing_ms, deadline_s=deadline_s, on_pid=on_pid
+                    )
+                log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
+                self._retire(zygote)
+                await refuse(channel)
+        unused = sum(zygote.key == key and not zygote.launches for zygote in self._zygotes)
+        if unused < _MAX_UNUSED:
+            self._warm_later(key, command, env)
+        return None
 
     def learn(self, folder: Path) -> None:
         """Count the imports that an ended kernel has reported in its folder. Replace zygotes that lack a package."""

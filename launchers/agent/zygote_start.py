@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,16 @@ class Zygote:
     learnt: Mapping[str, Sequence[str]]
     asked: frozenset[str]
     launches: int = 0
+
+    def send(self, request: bytes, fds: Sequence[int]) -> OSError | None:
+        """Send a launch. Return the error if that fails."""
+        try:
+            socket.send_fds(self.socket, [request], fds)
+        except OSError as problem:
+            return problem
+        self.used_at = time.monotonic()
+        self.launches += 1
+        return None
 
     def serves(self, key: Key, env: Mapping[str, str]) -> bool:
         """True if a start with this key and environment would import what the zygote has imported."""

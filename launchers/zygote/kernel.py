@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .ending import end_process, end_standby
@@ -87,18 +87,34 @@ class WarmState:
 class KernelChild(NamedTuple):
     """A forked child that becomes a kernel. `run` ends the process after the kernel's end; without `warm`, it returns.
 
-    A spare has called `begin_process` already, and it may be a standby. `entries` are files of the kernel's control
-    group, through which the child enters it. With version 1 of control groups, a standby's two ZeroMQ threads stay in
-    the old group. The system counts their memory with the kernel's, but not the little CPU time that they use.
+    `fds` are those of a launch, see main.py. A spare has called `begin_process` already, and it may be a standby. With
+    version 1 of control groups, a standby's two ZeroMQ threads stay in the old group. The system counts their memory
+    with the kernel's, but not the little CPU time that they use.
     """
 
     request: dict[str, Any]
-    report_fd: int
-    log_fd: int
+    fds: Sequence[int]
     warm: WarmState | None
     is_spare: bool = False
     standby: Standby | None = None
-    entries: Sequence[int] = ()
+
+    @property
+    def channel_fd(self) -> int:
+        return self.fds[0]
+
+    @property
+    def log_fd(self) -> int:
+        return self.fds[1]
+
+    @property
+    def listeners(self) -> Sequence[int]:
+        """Return the sockets that listen on the kernel's ports already."""
+        return self.fds[2 : 2 + self.request["listeners"]]
+
+    @property
+    def entries(self) -> Sequence[int]:
+        """Return the files through which this process enters its control group."""
+        return self.fds[2 + self.request["listeners"] :]
 
     def run(self) -> None:
         for each in self.entries:
@@ -106,12 +122,7 @@ class KernelChild(NamedTuple):
             os.close(each)
         if not self.is_spare:
             begin_process(self.warm)
-        if self.standby is None:
-            self.report({"pid": os.getpid()})
-            self.take_over_process()
-            app = self.build_application()
-        else:
-            app = self.adopt(self.standby)
+        app = self.build_application() if self.standby is None else self.adopt(self.standby)
         for name in self.warm.own_names if self.warm else ():
             del sys.modules[name]
         app.start()
@@ -121,23 +132,29 @@ class KernelChild(NamedTuple):
             end_process(app, self.warm.module_names)
 
     def build_application(self) -> Any:
+        self.report({"pid": os.getpid()})
+        self.take_over_process()
+        self.wait_until_confirmed()
         for number in (1, 2):
             os.dup2(self.log_fd, number)
         os.close(self.log_fd)
         from ipykernel.kernelapp import IPKernelApp
 
         app: Any = self.warm.build_application(self.request["argv"]) if self.warm else IPKernelApp.instance()
-        hook_ports(app, self.report)
+        serve_on(app, self.listeners, self.report_ready)
         with show_modules(self.warm):
             app.initialize()
         return app
 
     def adopt(self, standby: Standby) -> Any:
         try:
-            self.report({"pid": os.getpid(), "standby": True})
+            self.report({"pid": os.getpid()})
             standby.redirect(self.log_fd)
             self.take_over_process()
-            hook_ports(standby.app, self.report)
+            self.report({"standby": True})
+            self.wait_until_confirmed()
+            os.close(self.channel_fd)
+            serve_on(standby.app, self.listeners)
             standby.connect(self.request["argv"])
         except BaseException:  # noqa: BLE001 - it is written to the log
             end_standby(self.log_fd)
@@ -161,9 +178,21 @@ class KernelChild(NamedTuple):
         set_title([os.fsencode(part) for part in sys.orig_argv])
 
     def report(self, message: dict[str, Any]) -> None:
-        os.write(self.report_fd, json.dumps(message).encode() + b"\n")
-        if "ports" in message:
-            os.close(self.report_fd)
+        os.write(self.channel_fd, json.dumps(message).encode())
+
+    def report_ready(self) -> None:
+        self.report({"ready": True})
+        os.close(self.channel_fd)
+
+    def wait_until_confirmed(self) -> None:
+        """Wait until the agent has checked the zygote's files. End this process if it does not want the kernel.
+
+        Until then, a kernel must do nothing that others notice.
+        """
+        with contextlib.suppress(ConnectionError):
+            if os.read(self.channel_fd, 1):
+                return
+        end_standby()
 
 
 def begin_process(warm: WarmState | None) -> None:
@@ -216,48 +245,53 @@ def enlarge_descriptor_table() -> None:
         os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _DESCRIPTORS - 1))
 
 
-def hook_ports(app: Any, report: Any) -> None:
-    """Have `app` choose other ports if a fixed one is taken, and report its ports once all five are bound."""
+def serve_on(app: Any, listeners: Sequence[int], on_ready: Callable[[], object] = lambda: None) -> None:
+    """Have `app` serve these sockets, which listen on its ports already. `on_ready` is called once it serves all five.
+
+    Without listeners, for ipc, it binds its ports itself.
+    """
     kernelapp: Any = importlib.import_module("ipykernel.kernelapp")
-    plain_init_connection_file, plain_init_heartbeat = app.init_connection_file, app.init_heartbeat
+    listener_of = {find_port(each): each for each in listeners}
+    plain_bind, plain_init_heartbeat = app._try_bind_socket, app.init_heartbeat
 
-    def init_connection_file() -> None:
-        plain_init_connection_file()
-        ports = [getattr(app, name) for name in PORT_NAMES]
-        if app.transport == "tcp" and not all(is_free_port(app.ip, port) for port in ports):
-            for name in PORT_NAMES:
-                setattr(app, name, 0)
+    def hand_over(socket: Any, port: int) -> None:
+        if port in listener_of:
+            listener = listener_of.pop(port)
+            os.set_blocking(listener, False)  # ZeroMQ's thread must not wait for a client that is gone again
+            socket.setsockopt(kernelapp.zmq.USE_FD, listener)
 
-    def init_heartbeat() -> None:  # the last port, which ipykernel binds in a thread
+    def bind(socket: Any, port: int) -> int:
+        hand_over(socket, port)
+        return int(plain_bind(socket, port))
+
+    def init_heartbeat() -> None:  # it binds the last port, in a thread
         bound = threading.Event()
         plain_class: Any = kernelapp.Heartbeat
 
-        class ReportingHeartbeat(plain_class):  # type: ignore[misc]
+        class ServingHeartbeat(plain_class):  # type: ignore[misc]
             def _bind_socket(self) -> None:
+                hand_over(self.socket, self.port)
                 super()._bind_socket()
                 bound.set()
 
-        kernelapp.Heartbeat = ReportingHeartbeat
+        kernelapp.Heartbeat = ServingHeartbeat
         try:
             plain_init_heartbeat()
         finally:
             kernelapp.Heartbeat = plain_class
         if not bound.wait(10):
             raise RuntimeError("the heartbeat's port could not be bound")
-        app.hb_port = app.heartbeat.port
-        report({"ports": {name: getattr(app, name) for name in PORT_NAMES}})
+        on_ready()
 
-    app.init_connection_file, app.init_heartbeat = init_connection_file, init_heartbeat
+    app._try_bind_socket, app.init_heartbeat = bind, init_heartbeat
 
 
-def is_free_port(ip: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("" if ip == "*" else ip, port))
-        except OSError:
-            return False
-    return True
+def find_port(fd: int) -> int:
+    listener = socket.socket(fileno=fd)
+    try:
+        return int(listener.getsockname()[1])
+    finally:
+        listener.detach()
 
 
 def find_launcher() -> str:

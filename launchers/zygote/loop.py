@@ -27,7 +27,7 @@ from .rehearsal import rehearse
 from .standby import has_read, is_current, record_environment
 
 _PACKET_BYTES = 1 << 20
-_MOST_FDS = 4
+_MOST_FDS = 16
 _QUIET_S, _BURST_QUIET_S, _BURST_GAP_S = 0.12, 0.2, 0.02
 """How long no launch must have come before a spare is forked, so that spares slow neither a launch nor the first cell.
 
@@ -136,7 +136,7 @@ class Zygote:
         self._launches.append(time.monotonic())
         if not self._hand_over(packet, fds) and fork_orphan():
             self._close_sockets()
-            return KernelChild(json.loads(packet), fds[0], fds[1], self._warm, entries=fds[2:])
+            return KernelChild(json.loads(packet), fds, self._warm)
         for fd in fds:
             os.close(fd)
         return None
@@ -245,9 +245,7 @@ def wait_as_spare(zygote: socket.socket, warm: WarmState) -> KernelChild:
         end_standby()
     zygote.close()
     os.close(output)
-    return KernelChild(
-        json.loads(packet), fds[0], fds[1], warm, is_spare=True, standby=standby, entries=fds[2:]
-    )
+    return KernelChild(json.loads(packet), fds, warm, is_spare=True, standby=standby)
 
 
 def fork_orphan() -> bool:

@@ -12,10 +12,12 @@ ROOM is any long string. A forked kernel overwrites it with the command line tha
                      or {"op": "refused" or "failed", "reason"}
                      or {"op": "unfit", "name": a learnt package, "reason"}, also while that is imported
     agent → zygote   {"most_spares": number}                                                        whenever it changes
-    agent → zygote   {"argv", "env", "cwd", "report"} + [report_fd, log_fd]                         once per kernel
-    kernel → agent   on report_fd, one line each: {"pid": …}, {"ports": {"shell_port": …, …}}; then end of file
-                     ("standby": true beside the pid if it was one)
+    agent → zygote   {"argv", "env", "cwd", "report", "listeners"}                                  once per kernel
+                     + [channel, log, as many sockets as "listeners" says, files of a control group …]
                      "report": {"path", "python"} for the kernel's imports, or null
+    kernel → agent   on the channel, also a SOCK_SEQPACKET socket: {"pid": …}, then {"ready": true} when it serves its
+                     ports, or {"standby": true} when it has its folder and environment and is about to serve them
+    agent → kernel   "go" on the channel. If it is closed instead, the kernel ends before it has done anything.
     spare → zygote   what its standby kernel depends on (`standby.describe`), once it is ready
     zygote → spare   a launch
 

@@ -9,9 +9,10 @@ import os
 import select
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from .kernel import PORT_NAMES, KernelChild, WarmState
 from .memory import find_written_pages
@@ -32,24 +33,30 @@ def rehearse(warm: WarmState | None) -> Rehearsal:
     """Start a real kernel in one forked child and use it from another. If that fails, the result is empty."""
     folder = tempfile.mkdtemp(prefix="roost-rehearsal-")
     client_ended, held_by_client = os.pipe()
-    report, report_in = os.pipe()
+    ours, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.send(b"go")
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in PORT_NAMES]
     children = []
     try:
         connection_file, listing = os.path.join(folder, "kernel.json"), os.path.join(folder, "modules.json")
         info = {"ip": "127.0.0.1", "transport": "tcp", "signature_scheme": "hmac-sha256"}
         with open(os.open(connection_file, os.O_CREAT | os.O_WRONLY, 0o600), "w") as file:
-            json.dump({**info, "key": os.urandom(16).hex(), **dict.fromkeys(PORT_NAMES, 0)}, file)
+            ports = [each.getsockname()[1] for each in listeners]
+            json.dump(
+                {**info, "key": os.urandom(16).hex(), **dict(zip(PORT_NAMES, ports, strict=True))}, file
+            )
         children.append(fork_mortal())
         if children[-1] == 0:
             os.close(held_by_client)
             argv = ["-f", connection_file, *(warm.args if warm else [])]
             env = {**os.environ, "IPYTHONDIR": folder}
             null = os.open(os.devnull, os.O_WRONLY)
-            run_or_die(KernelChild({"argv": argv, "env": env, "cwd": folder}, report_in, null, warm).run)
+            fds = [channel.detach(), null, *(each.detach() for each in listeners)]
+            request = {"argv": argv, "env": env, "cwd": folder, "listeners": len(listeners)}
+            run_or_die(KernelChild(request, fds, warm).run)
         children.append(fork_mortal())
         if children[-1] == 0:
-            os.close(report_in)
-            run_or_die(lambda: play_client(connection_file, listing, report, warm is None))
+            run_or_die(lambda: play_client(connection_file, listing, warm is None))
         os.close(held_by_client)
         held_by_client = -1
         select.select([client_ended], [], [], _REHEARSAL_S)
@@ -63,9 +70,11 @@ def rehearse(warm: WarmState | None) -> Rehearsal:
         for child in children:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        for fd in (client_ended, held_by_client, report, report_in):
+        for fd in (client_ended, held_by_client):
             if fd >= 0:
                 os.close(fd)
+        for each in (ours, channel, *listeners):
+            each.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -86,19 +95,12 @@ def run_or_die(function: Callable[[], None]) -> NoReturn:
         os._exit(1)
 
 
-def play_client(connection_file: str, listing: str, report: int, is_thorough: bool) -> None:
+def play_client(connection_file: str, listing: str, is_thorough: bool) -> None:
     """Use a kernel as a notebook does. Then have it list its modules and patterns in the file `listing`."""
     from jupyter_client.blocking.client import BlockingKernelClient
 
-    ports: dict[str, int] = {}
-    with open(report, "rb") as lines:
-        while not ports:
-            ports = json.loads(lines.readline()).get("ports")
-    with open(connection_file, "rb") as file:
-        info: Any = json.load(file)
     client = BlockingKernelClient()
-    info |= ports
-    client.load_connection_info(info)
+    client.load_connection_file(connection_file)
     client.start_channels(hb=False)
     cell = f"""
 import json, re, sys

@@ -38,9 +38,10 @@ class Kernel:
     def __init__(self, forked: ForkedKernel, info: Mapping[str, Any], log: Path) -> None:
         self.forked = forked
         self.pid = forked.pid
+        self.ports = {name: info[name] for name in PORT_NAMES}
         self.log = log
         self.client = BlockingKernelClient()
-        self.client.load_connection_info({**info, **forked.ports})
+        self.client.load_connection_info(dict(info))
         self.client.start_channels(hb=False)
         self.status: int | None = None
 
@@ -146,17 +147,13 @@ class Agent:
         ip: str = "127.0.0.1",
     ) -> Kernel | None:
         connection_file = self.folder / f"{uuid.uuid4().hex}.json"
-        info = {
-            "ip": ip,
-            "transport": "tcp",
-            "key": uuid.uuid4().hex,
-            "signature_scheme": "hmac-sha256",
-        }
-        info |= {**dict.fromkeys(PORT_NAMES, 0), **(ports or {})}
-        connection_file.touch(0o600)
-        connection_file.write_text(json.dumps(info))
+        info = {"ip": ip, "transport": "tcp", "key": uuid.uuid4().hex, "signature_scheme": "hmac-sha256"}
         log = connection_file.with_suffix(".log")
-        with log.open("ab") as file:
+        wanted = Connection(ip=ip).with_ports({**dict.fromkeys(PORT_NAMES, 0), **(ports or {})})
+        with log.open("ab") as file, free_ports.listen(wanted) as (connection, listeners):
+            info |= {name: getattr(connection, name) for name in PORT_NAMES}
+            connection_file.touch(0o600)
+            connection_file.write_text(json.dumps(info))
             forked = self.loop.run_until_complete(
                 self.zygotes.launch(
                     KernelCommand(python=self.command.python, flags=self.command.flags, args=args),
@@ -165,6 +162,7 @@ class Agent:
                     cwd=cwd or self.folder,
                     log_fd=file.fileno(),
                     deadline_s=REPLY_S,
+                    listeners=listeners,
                 )
             )
         if forked is None:
@@ -222,7 +220,7 @@ class Agent:
         process.returncode = 0
         for port in numbers.values():  # a client that connects before would miss a first question to the user
             wait_until_open(port)
-        self.kernels.append(Kernel(ForkedKernel(pid=process.pid, ports=numbers, timing_ms={}), info, log))
+        self.kernels.append(Kernel(ForkedKernel(pid=process.pid, timing_ms={}), info, log))
         return self.kernels[-1]
 
     def end_kernels(self) -> None:

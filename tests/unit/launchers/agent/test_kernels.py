@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -170,18 +171,19 @@ async def test_an_agent_follows_more_kernels_than_a_context_has_sockets_by_defau
 
 @pytest.mark.parametrize("steps", range(6))
 async def test_a_cancellation_beside_the_last_report_is_not_lost(steps: int) -> None:
-    """The kernel's ports and the cancellation arrive within the same steps of the event loop."""
-    report, report_in = os.pipe()
+    """The kernel's last report and the cancellation arrive within the same steps of the event loop."""
+    report, report_in = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    report.setblocking(False)
     child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
     pids: list[int] = []
     try:
         reading = asyncio.ensure_future(
             read_report(report, started=0.0, timing_ms={}, deadline_s=10.0, on_pid=pids.append)
         )
-        os.write(report_in, b'{"pid": %d}\n' % child.pid)
+        report_in.send(b'{"pid": %d}' % child.pid)
         while not pids:  # noqa: ASYNC110 - a step at a time
             await asyncio.sleep(0)
-        os.write(report_in, b'{"ports": {}}\n')
+        report_in.send(b'{"ready": true}')
         for _ in range(steps):
             await asyncio.sleep(0)
         if reading.cancel():
@@ -193,8 +195,8 @@ async def test_a_cancellation_beside_the_last_report_is_not_lost(steps: int) -> 
     finally:
         child.kill()
         child.wait()
-        os.close(report)
-        os.close(report_in)
+        report.close()
+        report_in.close()
 
 
 @pytest.mark.parametrize("is_known", [False, True])

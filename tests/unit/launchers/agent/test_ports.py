@@ -26,6 +26,32 @@ def test_ports_of_other_kernels_are_not_chosen() -> None:
     assert not numbers(first) & numbers(second)
 
 
+def test_a_forked_kernel_gets_sockets_that_listen() -> None:
+    with ports.listen(Connection()) as (first, sockets):
+        assert len(numbers(first)) == len(sockets) == len(PORT_NAMES)
+        socket.create_connection((first.ip, first.shell_port), timeout=10).close()
+        with ports.listen(first) as (second, _):
+            assert not numbers(first) & numbers(second), "another kernel has its ports"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((first.ip, first.shell_port), timeout=10)
+    with ports.listen(first) as (again, _):
+        assert again == first, "a restart keeps its ports"
+
+
+def test_no_socket_stays_open_if_one_port_is_taken() -> None:
+    with ports.listen(Connection()) as (chosen, _):
+        pass
+    with socket.create_server((chosen.ip, chosen.hb_port)), ports.listen(chosen) as (moved, _):
+        assert not numbers(moved) & numbers(chosen)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((chosen.ip, chosen.shell_port), timeout=10)
+
+
+def test_ports_on_no_address_of_this_machine_are_refused() -> None:
+    with pytest.raises(OSError, match="assign"), ports.listen(Connection(ip="192.0.2.1")):
+        pass
+
+
 def test_the_socket_of_a_killed_kernel_is_free_again(tmp_path: Path) -> None:
     wish = ports.choose(Connection(transport="ipc", ip=str(tmp_path / "k")))
     assert numbers(wish) == {1, 2, 3, 4, 5}
