@@ -1,15 +1,15 @@
 """A notebook in the real JupyterLab, in headless Chromium, as a person uses it: plain kernels against roost's.
 
-first          in a new server, with the launcher in sight: card clicked → result of a cell that is run at once
-half a second  a cell that is run half a second after the notebook is in sight: is it lost?
-at once        a cell that is run as soon as the notebook is in sight: is it lost?
-shown          a cell is run while another kernel holds the GPU → its line with place and reason is in sight
-released       the GPU's holder is shut down → the waiting cell's result is in sight
+first          in a new server that shows the launcher: card clicked → result of a cell that is run at once
+half a second  a cell that is run half a second after the notebook has appeared: is it lost?
+at once        a cell that is run as soon as the notebook has appeared: is it lost?
+shown          a cell is run while another kernel has the GPU → its line with place and reason has appeared
+released       the kernel with the GPU is shut down → the waiting cell's result has appeared
 
 JupyterLab drops a cell that is run before POST /api/sessions has answered, with any kernel. Such a cell counts as lost,
 and is run again half a second later, as a person would do it. The servers of `first` are new, and for roost the
-service and the agent too. Claims: first ≤ 1 × plain, in the median; of `half a second` none is lost with roost; of
-`at once` no more than with plain kernels; shown and released ≤ 1 s, in the median.
+service and the agent too. Claims about medians: first ≤ 1 × plain, shown and released ≤ 1 s. Claims about lost cells:
+with roost none after half a second, and at once no more than with plain kernels.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class PageError(Exception):
 
 
 def find_tables(page: str) -> dict[str, tuple[int, int]]:
-    """Return by name the lines of each table, as a slice has them. Raises `PageError`."""
+    """Return the lines of each table by its name: the first, and the one after the last. Raises `PageError`."""
     found: dict[str, tuple[int, int]] = {}
     opened, began = "", 0
     for number, line in enumerate(page.splitlines()):

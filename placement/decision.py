@@ -105,7 +105,7 @@ class Decision(_Explained):
         return hasattr(self, "_explanation") or bool(self.refusals or self.refused)
 
     def first_refusals(self, count: int | None) -> tuple[Refusal, ...]:
-        """Return the first refusals, or all for None. The cost is that of the refusals returned."""
+        """Return the first `count` refusals, or all if it is None. No others are computed."""
         if count is None or not hasattr(self, "_explanation"):
             return tuple(self.refusals[:count])
         return tuple(islice(self._explanation.iterate_refusals(), count))

@@ -205,9 +205,9 @@ class Snapshot:
         return self.part(np.arange(len(self)), cols.forget_metrics(self.columns, stale))
 
     def mask(self, key: Any, test: Callable[[Node], bool]) -> BoolArray:
-        """Return (n,) True if the node passes ``test``, and keep the mask under ``key``, also for later versions.
+        """Return for each node whether it passes ``test``: (n,). Later snapshots of the cluster reuse it by ``key``.
 
-        ``test`` may look at labels, taints, warm environments and draining, but not at amounts.
+        ``test`` may read a node's labels, taints, ``warm`` and ``is_draining``, but no amounts.
         """
         mask = (self._masks.get(key) or self._find_mask(key, test))[1]
         return mask if self._whole is None else mask[self._at]

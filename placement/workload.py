@@ -103,7 +103,10 @@ class Workload:
 
     @_keep
     def sliver_waste(self) -> FloatArray:
-        """Return (1001,) the share of a GPU that stays unused if random requests are offered, by free thousandths."""
+        """Return the share of a GPU that stays unused, for each free share of it: (1001,), by free thousandths.
+
+        `_OFFERS` random requests are offered first.
+        """
         parts: dict[int, float] = defaultdict(float)
         for asked, count in self.classes:
             if asked.gpus:

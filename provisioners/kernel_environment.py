@@ -56,7 +56,10 @@ def build_environment(
 
 
 def choose_directory(env: Mapping[str, str], cwd: str | None, *, is_local: bool) -> str:
-    """Return KERNEL_WORKING_DIR, `cwd`, or this process's directory. On this machine it must exist."""
+    """Return KERNEL_WORKING_DIR, else `cwd`, else this process's directory, else the home directory.
+
+    For a kernel on this machine (`is_local`), folders that do not exist are skipped.
+    """
     for folder in (env.get("KERNEL_WORKING_DIR"), cwd):
         if folder and (not is_local or os.path.isdir(folder)):
             return os.path.abspath(folder) if is_local else folder

@@ -260,7 +260,7 @@ class Journal:
             await asyncio.sleep(_GATHER_S)
 
     def _read_turn(self, socket: zmq.Socket[bytes]) -> bool:
-        """Add up to `_TURN` messages. False if there are no more: the socket's file then tells of the next one."""
+        """Add up to `_TURN` messages. Return False if no more are there: the next one makes the socket readable."""
         try:
             for _ in range(_TURN):
                 self.add(socket.recv_multipart(zmq.NOBLOCK))

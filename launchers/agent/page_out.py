@@ -45,7 +45,10 @@ class _Seen:
 
 
 class PageOut:
-    """Watches the CPU time of kernels. `list_pids` returns the forked kernels that run."""
+    """A task that pages out forked kernels once they have used almost no CPU time for `after_s`.
+
+    `list_pids` returns the pids of those that run.
+    """
 
     def __init__(
         self,

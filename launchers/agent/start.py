@@ -117,7 +117,7 @@ class Starter:
     used_ports: set[int] = field(default_factory=set)
 
     async def start(self, folder: Path, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
-        """Start a kernel in `folder`. `device_ids` are for its record.
+        """Start a kernel. Its log, connection file and record are in `folder`; `device_ids` go into the record.
 
         Raises `RemoteError`; then no process is left behind.
         """

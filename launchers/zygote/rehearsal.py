@@ -30,7 +30,10 @@ class Rehearsal(NamedTuple):
 
 
 def rehearse(warm: WarmState | None) -> Rehearsal:
-    """Start a real kernel in one forked child and use it from another. If that fails, the result is empty."""
+    """Return the results of a trial start. One forked child is the kernel, a second one its client.
+
+    If one of them fails, the results are empty.
+    """
     folder = tempfile.mkdtemp(prefix="roost-rehearsal-")
     client_ended, held_by_client = os.pipe()
     ours, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

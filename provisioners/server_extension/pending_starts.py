@@ -502,6 +502,6 @@ def describe(problem: BaseException | None) -> str:
 
 
 def add_pending_starts(kind: type[Any]) -> type[Any]:
-    """Return a subclass of the kernel manager class `kind` with pending starts."""
+    """Return a subclass of the kernel manager class `kind` that does not wait for starts of roost's kernels."""
     bases = (PendingStarts,) if kind is AsyncMappingKernelManager else (PendingStarts, kind)
     return type(f"Roost{kind.__name__}", bases, {})

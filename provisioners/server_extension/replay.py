@@ -219,7 +219,7 @@ class Replay:
         before.length += len(text)
 
     def _flush(self) -> None:
-        """Send the joined text."""
+        """Send the client the text that was joined from several messages, as one message."""
         text, self._text = self._text, None
         if text is not None:
             content = {"name": text.name, "text": "".join(text.pieces)}

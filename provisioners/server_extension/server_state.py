@@ -91,7 +91,7 @@ class ServerState:
             self._write_held()
 
     def take_lost_cells(self, kernel_id: str, session: str) -> list[dict[str, Any]]:
-        """Return the headers of a client's cells that an earlier server held, once."""
+        """Return, and forget, the headers of a session's cells that an earlier server held and did not run."""
         lost = self.lost_cells.get(kernel_id, [])
         own = [header for header in lost if header.get("session") == session]
         if own:

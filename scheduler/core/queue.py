@@ -34,7 +34,7 @@ AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus", "resources": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeHold:
-    """A node where a request waits for room, and the amounts (fields of a request) that are short there."""
+    """A node that is kept free for a waiting request. `amounts` names the request's fields that are short there."""
 
     node_id: str
     amounts: frozenset[str]

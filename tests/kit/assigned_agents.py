@@ -114,7 +114,7 @@ async def start_archive(
 
 
 async def find_children(client: AgentClient) -> list[psutil.Process]:
-    """Return the processes that a kernel with the program `PARENT_KERNEL` has started last."""
+    """Return the four processes that the last kernel with the program `PARENT_KERNEL` has started."""
     text = await client.logs("k", 1000)
     return [psutil.Process(int(pid)) for pid in text.split()[-4:]]
 

@@ -110,9 +110,10 @@ def sum_requests(spec: Mapping[str, Any], resource: str) -> float:
 
 
 class NodeBook:
-    """The nodes with what pods take from them, kept up to date one change at a time.
+    """The nodes, with the amounts that pods take from them. Each change updates the sums.
 
-    `nodes` rebuilds only the nodes that differ. A node may be promised too much by others.
+    `nodes` builds only the nodes again that have changed since its last call. Others than roost may promise more than a
+    node has.
     """
 
     def __init__(self) -> None:

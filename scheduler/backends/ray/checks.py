@@ -133,7 +133,10 @@ def ask(gcs: str) -> ClusterFacts | None:
 
 
 def check_versions(gcs: str, facts: ClusterFacts, ray_version: str) -> None:
-    """Raise `ConfigError` unless the versions of Ray and Python are the cluster's, by Ray's own rule."""
+    """Raise `ConfigError` if this service's Ray or Python has another version than the cluster's.
+
+    As for Ray itself, RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL=minor leaves Python's last number out.
+    """
     cluster, ours = facts.python_version, _PYTHON
     if os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch") == "minor":
         cluster, ours = (version.rpartition(".")[0] for version in (cluster, ours))

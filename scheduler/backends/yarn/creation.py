@@ -111,7 +111,7 @@ class ContainerCreator:
             raise kind(f"roost's application master refuses the request: {problem.message}") from None
 
     async def _is_served(self, line: MasterLine, timeout_s: float) -> bool:
-        """Wait until the master answers. Raises `LaunchError` if YARN has refused the application."""
+        """Return True once the master answers, or False after `timeout_s`. Raises `LaunchError` if it has ended."""
         try:
             return await line.wait(timeout_s)
         except LaunchError:

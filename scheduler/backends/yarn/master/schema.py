@@ -33,7 +33,10 @@ class RpcResponseHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaslAuth:
-    """A login that the server offers. It must come back as it was, down to the presence of empty fields."""
+    """A way to log in that the server offers. The client sends the chosen one back, without its `challenge`.
+
+    The other fields must not change: an empty field stays empty, and an absent one absent.
+    """
 
     method: Annotated[str, 1]
     mechanism: Annotated[str, 2]

@@ -172,7 +172,7 @@ def test_help_imports_no_heavy_module() -> None:
 def test_run_overrides_the_kernelspecs_options(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another backend has other options, so those of the kernelspec do not count then."""
+    """With --backend, the kernelspec's own options do not count: they belong to another backend."""
     configs = []
 
     def run_notebook(_: str, *, config: dict[str, Any], **__: Any) -> dict[str, Any]:

@@ -37,8 +37,8 @@ class FakeNode:
 class FakeManager:
     """A cluster manager with one node of 4 CPUs for each agent.
 
-    `problem`: why it does not answer. `left`: nodes that have left. `refusal`: why it refuses claims. `hold`: calls of
-    that name wait for an event.
+    `problem`: why it does not answer. `left`: nodes that have left. `refusal`: why it refuses claims. Calls that
+    `hold` names wait for the event that it returns.
     """
 
     name = "Fake"
