@@ -70,6 +70,9 @@ class ExitWatch:
     ) -> None:
         self.current = KernelExit()
         self.is_launching = False
+        self._lock = threading.Lock()
+        self._reported: Kernel | None = None
+        """The end that was reported while the launch is under way, if no later event contradicts it."""
         self.last_reason = ""
         """Why the latest launch that has ended did so, as `roost kernels` shows it."""
         self.was_stopped = False
@@ -86,6 +89,16 @@ class ExitWatch:
         self._kernel_id = kernel_id
         self.current = KernelExit(launch_id)
         return self.current
+
+    def begin_launch(self) -> None:
+        """A launch is under way. Its first lease may be lost, and then it goes on with another one."""
+        self.is_launching, self._reported = True, None
+
+    def finish_launch(self) -> Kernel | None:
+        """The launch has its answer. Return the end of its kernel if one was reported meanwhile."""
+        with self._lock:
+            self.is_launching, reported, self._reported = False, self._reported, None
+        return reported
 
     def follow(self, client: Client) -> None:
         """Listen to the kernel's events of `client` while this object lives. May be repeated."""
@@ -121,9 +134,14 @@ class ExitWatch:
         if event.kernel is not None:
             if event.kind == "warned":
                 self._log.warning("kernel=%s %s", self._kernel_id, event.detail)
-            if self.is_launching and event.kernel.launch_id == ending.launch_id:
+            with self._lock:
+                is_launching = self.is_launching and event.kernel.launch_id == ending.launch_id
+                if is_launching:
+                    self._reported = event.kernel if event.kernel.state == "exited" else None
+            if is_launching:
                 self._on_waiting(event.kernel)
-            self.read(ending, event.kernel)
+            else:
+                self.read(ending, event.kernel)
         elif event.kind == "resync" and not self.is_launching and ending.code is None:
             client.kernel(self._kernel_id).add_done_callback(lambda call: self._on_read_again(call, ending))
 

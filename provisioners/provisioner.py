@@ -276,7 +276,8 @@ class RoostProvisioner(KernelProvisionerBase):
 
         Raises `UnknownKernel` if it has ended, and `HeldElsewhere`. `start` is what a start of that kernel asks for.
         """
-        self._exits.is_launching, self._is_ending, self._has_lease = True, False, True
+        self._is_ending, self._has_lease = False, True
+        self._exits.begin_launch()
         self._exits.begin(self._id, "")
         self._exits.follow(self.service)
         try:
@@ -288,7 +289,8 @@ class RoostProvisioner(KernelProvisionerBase):
             self._exit, self._has_lease = None, False
             raise
         finally:
-            self._exits.is_launching, self.waiting = False, None
+            self._exits.finish_launch()
+            self.waiting = None
         self._exits.begin(self._id, kernel.launch_id)
         self._started(kernel)
         load_connection(self.parent, self.connection_info)
@@ -356,7 +358,8 @@ class RoostProvisioner(KernelProvisionerBase):
         if self._stopping is not None:
             self._stopping.cancel()  # or it could stop the kernel that is started now
         watched = self._exits.begin(self._id, start.launch_id)
-        self._exits.is_launching, self._is_ending = True, False
+        self._is_ending = False
+        self._exits.begin_launch()
         self._exits.follow(self.service)
         self._has_lease = True
         try:
@@ -376,8 +379,10 @@ class RoostProvisioner(KernelProvisionerBase):
                 raise CommandNotFound(problem.user_message, **problem.fields) from None
             raise
         finally:
-            self._exits.is_launching, self.waiting = False, None
+            ended, self.waiting = self._exits.finish_launch(), None
         self._started(kernel)
+        if ended is not None:
+            self._exits.read(watched, ended)
         return self.connection_info
 
     def _started(self, kernel: Kernel) -> None:

@@ -13,7 +13,7 @@ import pytest
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY
 from roost.placement import Request
 from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch, KernelExit
-from roost.scheduler.service.messages import Event, Kernel, Owner
+from roost.scheduler.service.messages import Event, Kernel, KernelState, Owner
 
 
 def test_an_exit_code_is_set_once() -> None:
@@ -97,3 +97,32 @@ def test_the_end_of_a_whole_container_for_its_memory_counts() -> None:
         )
         watch.read(watch.begin("k", "l"), kernel)
         assert watch.excesses == excesses
+
+
+@pytest.mark.parametrize(
+    ("states", "ends"),
+    [
+        (("queued", "exited", "queued", "running"), False),  # the first lease was lost, and another one taken
+        (("queued", "running", "exited"), True),  # its end overtakes the answer of the launch
+    ],
+)
+def test_an_end_counts_if_the_launch_does_not_go_on(states: tuple[KernelState, ...], ends: bool) -> None:
+    listeners: list[Callable[[Event], None]] = []
+
+    def listen(listener: Callable[[Event], None], kernel_id: str) -> Callable[[], None]:
+        listeners.append(listener)
+        return listeners.clear
+
+    watch = ExitWatch(logging.getLogger("test"), lambda: False)
+    ending = watch.begin("k", "l")
+    watch.begin_launch()
+    watch.follow(SimpleNamespace(listen=listen))  # type: ignore[arg-type]
+    for state in states:
+        kernel = Kernel(id="k", launch_id="l", state=state, owner=Owner(user="ada"), request=Request())
+        listeners[0](Event(kind="any", at=0.0, kernel=kernel, detail=""))
+    ended = watch.finish_launch()
+    assert (ended is not None) is ends
+    assert ending.code is None, "the answer of the launch comes first"
+    if ended is not None:
+        watch.read(ending, ended)
+        assert ending.code is not None
