@@ -266,7 +266,7 @@ def test_the_examples_of_the_developers_guide_run(
     page = (ROOT / "docs" / "developers.md").read_text()
     section = page.split("\n## Starting a kernel\n")[1].split("\n## ")[0]
     examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         exec(compile(example, "developers.md", "exec"), {"__name__": "page"})
     shown = capsys.readouterr().out

@@ -10,11 +10,18 @@
 
 from __future__ import annotations
 
-from .contexts import backend_context as backend_context
-from .contract import BackendContract as BackendContract
-from .contract import open_backend as open_backend
-from .fake_agent import FakeAgent as FakeAgent
-from .fake_backends import FakeBackend as FakeBackend
-from .fake_backends import FakePodCluster as FakePodCluster
-from .fake_backends import local_backend as local_backend
-from .fake_backends import pod_backend as pod_backend
+from .contexts import backend_context
+from .contract import BackendContract, open_backend
+from .fake_agent import FakeAgent
+from .fake_backends import FakeBackend, FakePodCluster, local_backend, pod_backend
+
+__all__ = [
+    "BackendContract",
+    "FakeAgent",
+    "FakeBackend",
+    "FakePodCluster",
+    "backend_context",
+    "local_backend",
+    "open_backend",
+    "pod_backend",
+]

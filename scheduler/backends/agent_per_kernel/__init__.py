@@ -9,11 +9,16 @@
 
 from __future__ import annotations
 
-from .backend import AgentPerKernelBackend as AgentPerKernelBackend
-from .pods import Pod as Pod
-from .pods import PodChange as PodChange
-from .pods import PodCluster as PodCluster
-from .pods import agent_command as agent_command
-from .pods import dump_lease as dump_lease
-from .pods import load_lease as load_lease
-from .pods import read_address as read_address
+from .backend import AgentPerKernelBackend
+from .pods import Pod, PodChange, PodCluster, agent_command, dump_lease, load_lease, read_address
+
+__all__ = [
+    "AgentPerKernelBackend",
+    "Pod",
+    "PodChange",
+    "PodCluster",
+    "agent_command",
+    "dump_lease",
+    "load_lease",
+    "read_address",
+]
