@@ -133,10 +133,11 @@ class LeaseClaimer:
                 placement = decision.placement
                 node = snapshot.node(placement.node_id) if placement else None
                 if node is None or conflict.is_everywhere:
-                    skip = skipped.everywhere = _Refusal.after(skipped.everywhere, node)
+                    skip = skipped.everywhere = _Refusal.after(skipped.everywhere, node, str(conflict))
                     queue.explain(ticket, str(conflict))
                 else:
-                    skip = skipped.nodes[node.id] = _Refusal.after(skipped.nodes.get(node.id), node)
+                    earlier = skipped.nodes.get(node.id)
+                    skip = skipped.nodes[node.id] = _Refusal.after(earlier, node, str(conflict))
                     ticket.event.set()
                 queue.retry(ticket, skip.for_s)
         finally:
@@ -147,7 +148,11 @@ class LeaseClaimer:
         self, ticket: Ticket, request: Request, snapshot: Snapshot, skipped: _Skipped
     ) -> Decision:
         now = time.monotonic()
-        reasons = {name: _REFUSED for name, refusal in skipped.nodes.items() if refusal.holds(snapshot, now)}
+        reasons = {
+            name: f"{_REFUSED}: {refusal.reason}"
+            for name, refusal in skipped.nodes.items()
+            if refusal.holds(snapshot, now)
+        }
         held = held_for_elders(
             ticket, request, self.table.queue.heads(), now=now, after_s=self.reserve_after_s
         )
@@ -229,16 +234,17 @@ class _Refusal:
     """A refusal by `node`, which counts for a while, or until the node's resources change. None: by the manager."""
 
     node: Node | None
+    reason: str
     for_s: float
     until: float
 
     @classmethod
-    def after(cls, earlier: _Refusal | None, node: Node | None) -> _Refusal:
+    def after(cls, earlier: _Refusal | None, node: Node | None, reason: str) -> _Refusal:
         """Skip twice as long as the last time, with jitter, so that schedulers do not retry together."""
         first_s, longest_s = _SKIP_S
         for_s = first_s if earlier is None else min(2 * earlier.for_s, longest_s)
         for_s *= random.uniform(0.8, 1.2)
-        return cls(node=node, for_s=for_s, until=time.monotonic() + for_s)
+        return cls(node=node, reason=reason, for_s=for_s, until=time.monotonic() + for_s)
 
     def holds(self, snapshot: Snapshot, now: float) -> bool:
         """True while the same claim would be refused again."""

@@ -137,6 +137,7 @@ async def test_a_node_that_refused_is_tried_again_when_it_changed(tmp_path: Path
         second = w.start("second", cpus=3)
         await w.told("conflict")
         await w.told("queued", "second")
+        assert "refused this request a moment ago: " in w.kernel("second").waits_for
         assert w.count("conflict") == 1
         w.agent.ledger.cpus = 8.0
         await w.scheduler.stop("first", 0)
