@@ -116,6 +116,11 @@ class KernelChild(NamedTuple):
         """Return the files through which this process enters its control group."""
         return self.fds[2 + self.request["listeners"] :]
 
+    @property
+    def is_started_early(self) -> bool:
+        """True if the agent starts this kernel before it serves its ports. Clients can connect with them already."""
+        return self.standby is not None and len(self.listeners) > 0
+
     def run(self) -> None:
         for each in self.entries:
             os.write(each, b"0")
@@ -151,10 +156,10 @@ class KernelChild(NamedTuple):
             self.report({"pid": os.getpid()})
             standby.redirect(self.log_fd)
             self.take_over_process()
-            self.report({"standby": True})
+            if self.is_started_early:
+                self.report({"standby": True})
             self.wait_until_confirmed()
-            os.close(self.channel_fd)
-            serve_on(standby.app, self.listeners)
+            serve_on(standby.app, self.listeners, self.report_ready)
             standby.connect(self.request["argv"])
         except BaseException:  # noqa: BLE001 - it is written to the log
             end_standby(self.log_fd)
@@ -181,7 +186,8 @@ class KernelChild(NamedTuple):
         os.write(self.channel_fd, json.dumps(message).encode())
 
     def report_ready(self) -> None:
-        self.report({"ready": True})
+        if not self.is_started_early:
+            self.report({"ready": True})
         os.close(self.channel_fd)
 
     def wait_until_confirmed(self) -> None:
@@ -245,7 +251,7 @@ def enlarge_descriptor_table() -> None:
         os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _DESCRIPTORS - 1))
 
 
-def serve_on(app: Any, listeners: Sequence[int], on_ready: Callable[[], object] = lambda: None) -> None:
+def serve_on(app: Any, listeners: Sequence[int], on_ready: Callable[[], object]) -> None:
     """Have `app` serve these sockets, which listen on its ports already. `on_ready` is called once it serves all five.
 
     Without listeners, for ipc, it binds its ports itself.

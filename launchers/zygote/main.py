@@ -16,7 +16,7 @@ ROOM is any long string. A forked kernel overwrites it with the command line tha
                      + [channel, log, as many sockets as "listeners" says, files of a control group …]
                      "report": {"path", "python"} for the kernel's imports, or null
     kernel → agent   on the channel, also a SOCK_SEQPACKET socket: {"pid": …}, then {"ready": true} when it serves its
-                     ports, or {"standby": true} when it has its folder and environment and is about to serve them
+                     ports, or {"standby": true} when it has its folder and environment and will serve them (not ipc)
     agent → kernel   "go" on the channel. If it is closed instead, the kernel ends before it has done anything.
     spare → zygote   what its standby kernel depends on (`standby.describe`), once it is ready
     zygote → spare   a launch
