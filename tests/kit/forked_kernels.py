@@ -145,11 +145,14 @@ class Agent:
         cwd: Path | None = None,
         ports: Mapping[str, int] | None = None,
         ip: str = "127.0.0.1",
+        transport: str = "tcp",
     ) -> Kernel | None:
         connection_file = self.folder / f"{uuid.uuid4().hex}.json"
-        info = {"ip": ip, "transport": "tcp", "key": uuid.uuid4().hex, "signature_scheme": "hmac-sha256"}
+        info = {"ip": ip, "transport": transport, "key": uuid.uuid4().hex, "signature_scheme": "hmac-sha256"}
         log = connection_file.with_suffix(".log")
-        wanted = Connection(ip=ip).with_ports({**dict.fromkeys(PORT_NAMES, 0), **(ports or {})})
+        wanted = Connection(ip=ip, transport=transport).with_ports(
+            {**dict.fromkeys(PORT_NAMES, 0), **(ports or {})}
+        )
         with log.open("ab") as file, free_ports.listen(wanted) as (connection, listeners):
             info |= {name: getattr(connection, name) for name in PORT_NAMES}
             connection_file.touch(0o600)

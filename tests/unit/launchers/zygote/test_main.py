@@ -267,6 +267,18 @@ def test_fixed_ports_are_used_unless_they_are_taken(agent: Agent) -> None:
     assert moved.run("1")["status"] == "ok"
 
 
+def test_a_kernel_on_ipc_is_started_once_its_sockets_are_bound(agent: Agent, tmp_path: Path) -> None:
+    """No socket listens before. A client that connects too early tries again after a while only."""
+    for _ in range(3):
+        kernel = agent.try_start(transport="ipc", ip=str(tmp_path / "kernel"))
+        assert kernel is not None
+        assert "ready" in kernel.forked.timing_ms
+        assert all((tmp_path / f"kernel-{port}").is_socket() for port in kernel.ports.values())
+        assert kernel.run("1+1")["status"] == "ok"
+        kernel.client.shutdown()
+        assert kernel.wait() == 0
+
+
 def test_a_kernel_that_is_not_confirmed_ends_and_does_nothing(agent: Agent, tmp_path: Path) -> None:
     """Its zygote's files have changed. Its ports are free at once for the kernel that is executed instead."""
     (zygote,) = agent.zygotes._zygotes
