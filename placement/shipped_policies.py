@@ -153,7 +153,7 @@ def get_policy(name_or_object: str | Policy, workload: Workload = _UNKNOWN) -> P
 def import_policy(name: str, known: Iterable[str] = ()) -> object:
     """Return the object of that name, for ``build_policy``. Raises ``PolicyError``, or the errors of its module.
 
-    The error lists the shipped and installed policies, and those that the caller has ``known``.
+    The error lists the shipped, the installed and the ``known`` policies.
     """
     if name in SHIPPED:
         return SHIPPED[name]

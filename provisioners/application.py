@@ -27,7 +27,7 @@ class CommandNotFound(LaunchError, FileNotFoundError):
 
 def describe_application(km: Any) -> tuple[str, bool, str]:
     """Return the name of the application that holds `km`, whether it adopts its kernels after a restart, and the name
-    of the Jupyter Server, if it is one that has the extension.
+    of the Jupyter Server. This last name is empty without the extension.
     """
     is_server = is_in_jupyter_server(km)
     name = getattr(getattr(km, "parent", None), "server_name", "")

@@ -125,7 +125,7 @@ class Journal:
                 room -= len(piece.data)
             after, offset = entry.number, 0
             ids.append(entry.msg_id)
-        if not ids and not chosen:  # the rest of what was published is not kept
+        if not ids and not chosen:  # the rest of the messages is not kept
             after = self._next - 1
         return JournalPage(
             entries=tuple(chosen),

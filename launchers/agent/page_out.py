@@ -47,7 +47,7 @@ class _Seen:
 class PageOut:
     """A task that pages out forked kernels once they have used almost no CPU time for `after_s`.
 
-    `list_pids` returns the pids of those that run.
+    `list_pids` returns the pids of the forked kernels.
     """
 
     def __init__(

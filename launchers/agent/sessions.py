@@ -27,7 +27,7 @@ class Session(Protocol):
         """Signal a kernel and the processes in its group. Return False if there is no such process."""
 
     def sweep(self, pid: int) -> None:
-        """Kill what is left of a kernel that has ended. It has not been reaped, so its number is still taken."""
+        """Kill the remaining processes of an ended kernel. It has not been reaped, so its number is still taken."""
 
     def find_members(self, kernels: Collection[int]) -> Iterator[tuple[int, int]]:
         """Yield each process of the running kernels, with the pid of its kernel."""

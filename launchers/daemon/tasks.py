@@ -55,7 +55,7 @@ async def wait_until_set(event: asyncio.Event, timeout_s: float) -> bool:
 
 
 def start_shared(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Start a task for several callers, each of which awaits `asyncio.shield(task)`."""
+    """Start a task for several callers. Each caller awaits `asyncio.shield(task)`."""
     task = asyncio.get_running_loop().create_task(coroutine)
     # Mark its exception as retrieved, or asyncio would log it if all callers were cancelled.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())

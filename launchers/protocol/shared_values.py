@@ -84,7 +84,7 @@ class KernelProcess:
 
     `exit_code` is as in `subprocess` (negative: the signal). It stays None if no agent watched the kernel's end.
     `device_ids` come from its lease, or the agent chose them. `cwd` is its working directory.
-    Of a kernel that has ended, `reason` says how, as a clause. `is_out_of_memory`: it was killed because it used more
+    `reason` says how an ended kernel has ended, as a clause. `is_out_of_memory`: it was killed because it used more
     than it had asked for. `peak_bytes` is the most memory that it used, and `cpu_s` its CPU time; 0 if nobody knows.
     """
 

@@ -227,7 +227,7 @@ def hold_threads() -> Iterator[list[threading.Thread]]:
 def hold_history() -> Iterator[None]:
     """Open no history: unused standbys would leave empty sessions in it.
 
-    The exit handler for closed histories is registered all the same, because it must run after the shell's handler.
+    The exit handler for closed histories is registered already, because it must run after the shell's handler.
     """
     history: Any = sys.modules["IPython.core.history"]
     accessor, manager = history.HistoryAccessor, history.HistoryManager

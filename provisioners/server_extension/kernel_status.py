@@ -1,4 +1,4 @@
-"""What JupyterLab shows of roost's kernels: where the kernel in sight runs, and what the launcher's kernels ask for.
+"""The texts that JupyterLab shows about roost's kernels: where this one runs, and the requests of the launcher's.
 
 The folder labextension/ draws both. All texts are made here.
 """
@@ -44,7 +44,7 @@ class StatusHandler(APIHandler):  # type: ignore[misc]
 
 
 class CardsHandler(APIHandler):  # type: ignore[misc]
-    """What the kernels of roost's kernelspecs ask for. The launcher's cards have the kernelspecs' titles."""
+    """A handler for the requests of roost's kernelspecs. The launcher's cards have the kernelspecs' titles."""
 
     auth_resource = "kernelspecs"
 

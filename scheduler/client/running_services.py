@@ -59,7 +59,7 @@ async def read_kernels(
 
 
 async def read_service(service: RunningService) -> tuple[list[Any], list[Any]]:
-    """Return the nodes of a running service, and its kernels with what they use. Raises `RoostError`."""
+    """Return the nodes of a running service, and its kernels with their use. Raises `RoostError`."""
     client = RpcClient(f"ipc://{service.folder}/socket")
     try:
         await client.connect(timeout_s=_CONNECT_S)

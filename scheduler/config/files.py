@@ -28,7 +28,7 @@ def load_settings(
     """Return the scheduler's settings and the backend's; raise `ConfigError`, which names the wrong key.
 
     Reads `config_file` if the options name one. Otherwise reads every `jupyter_roost_config` on `path` (default:
-    Jupyter's), of which the first wins. The other options are settings of the backend, and beat its section.
+    Jupyter's). The first one wins. The other options are settings of the backend, and beat its section.
     """
     files = Path(config_file) if (config_file := options.get("config_file")) else None
     config = _read_all(files, jupyter_config_path() if path is None else path)

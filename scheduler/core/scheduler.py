@@ -284,7 +284,7 @@ class Scheduler:
         await self._cluster.call(lease, lambda agent: agent.warm(argv, env))
 
     async def doctor(self, fix: bool = False) -> list[Finding]:
-        """Return what is wrong; with `fix`, repair it first and return these steps, too."""
+        """Return all findings. With `fix`, repair first, and return these steps too."""
         return await (self._doctor.repair() if fix else self._doctor.diagnose())
 
     def is_idle(self) -> bool:

@@ -1,4 +1,4 @@
-"""The use of kernels, read from their agents. Everybody who asks within a short time gets the same answer."""
+"""The use of kernels, read from their agents. All calls within a short time get the same answer."""
 
 from __future__ import annotations
 

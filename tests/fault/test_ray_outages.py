@@ -188,7 +188,7 @@ class Outages:
         await asyncio.gather(*(notebook.is_kept() for notebook in self.notebooks))
 
     async def _not_yet(self) -> list[str]:
-        """Return what is still wrong, but will recover once the cluster is back."""
+        """Return the problems that end once the cluster is back."""
         wrong = []
         raylets = {node.raylet_pid for node in self.cluster.nodes}
         if untold := raylets - self._told():

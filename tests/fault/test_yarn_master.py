@@ -91,7 +91,7 @@ async def test_the_master_is_killed(master: YarnMaster) -> None:
 
 
 async def test_the_resource_manager_is_killed(master: YarnMaster) -> None:
-    """Containers live on, asks that waited are granted later, and what was released meanwhile ends."""
+    """Containers live on, waiting asks are granted later, and containers that were released meanwhile end."""
     kept, released = await master.ask("nm1"), await master.ask("nm2")
     pids = [await master.await_pid(ask) for ask in (kept, released)]
     large = await master.ask("nm2", resources=Resources(memory_mb=8000, vcores=1))  # too large, as yet

@@ -123,7 +123,7 @@ async def scheduler_on(
     pods: FakePodCluster | None = None,
     folder: Path | None = None,
 ) -> AsyncIterator[World]:
-    """A scheduler on nodes that are there already: the successor of one that was closed, or killed."""
+    """The successor of a scheduler that was closed or killed, on its nodes."""
     made = World(fakes, settings or Settings(), name, local, pods, folder)
     await made.scheduler.open()
     try:

@@ -143,7 +143,7 @@ def prepare(cluster: Kubelets) -> None:
 
 
 def left(api: Api) -> list[str]:
-    """Return the names of roost's pods and Secrets, those that are being deleted too."""
+    """Return the names of roost's pods and Secrets, also during their deletion."""
     return [
         f"{kind} {item['metadata']['name']}"
         for kind, path in (("pod", PODS), ("Secret", SECRETS))

@@ -77,7 +77,7 @@ def assert_nothing_left(cluster: HadoopNodes, within_s: float = FREED_S) -> None
 
 
 def await_nothing(look: Callable[[], list[str]], within_s: float = FREED_S) -> None:
-    """Wait until a look finds nothing left behind, and fail with what it finds after this time."""
+    """Wait until a look finds no remains. Fail with its findings after this time."""
     deadline = time.monotonic() + within_s
     while found := look():
         assert time.monotonic() < deadline, "left behind in YARN:\n" + "\n".join(found)

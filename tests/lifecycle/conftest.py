@@ -26,7 +26,7 @@ FREED_S = 15.0
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests with a `backend` on all backends, or on those that their marker names."""
+    """Run tests with a `backend` on all backends, or on the backends of their marker."""
     if "backend" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("backends")
         metafunc.parametrize("backend", marker.args if marker else BACKENDS, indirect=True, scope="module")

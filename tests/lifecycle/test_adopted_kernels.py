@@ -25,7 +25,7 @@ SECONDS = "import time\nfor i in range({0}):\n    print(i, flush=True)\n    time
 def notebooks(
     backend: str, specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """Return a folder for notebooks. If a test fails, its kernels end all the same."""
+    """Return a folder for notebooks. The kernels of a test end even if it fails."""
     specs_of()
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))

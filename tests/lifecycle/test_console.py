@@ -19,7 +19,7 @@ CODE = (
     ("y * 100", f"4200[^$]*{PROMPT}"),
     ("exit", pexpect.EOF),
 )
-"""What is typed, and what the terminal then shows."""
+"""The typed lines, and the answers that the terminal shows."""
 
 
 async def test_a_console_works_on_a_kernel_and_leaves_it_alone(runtime_dir: Path) -> None:

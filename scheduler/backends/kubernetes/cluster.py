@@ -161,7 +161,7 @@ class KubernetesCluster(PodCluster):
     async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
         raw = await self._creator.create(lease, launch)
         self._reported.add(uid := raw["metadata"]["uid"])
-        self._on_pod(uid, raw, raw)  # the watch may show no further change; the events say what it waits for
+        self._on_pod(uid, raw, raw)  # the watch may show no further change; the events say why it waits
         pod = self._view(raw)
         assert pod is not None
         return pod

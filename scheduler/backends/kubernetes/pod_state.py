@@ -43,7 +43,7 @@ def read_lease(pod: JsonObject) -> Lease | None:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the events of a waiting pod say: a clause, and whether a retry is useless. The pod itself says less."""
+    """The news from the events of a waiting pod: a clause, and whether a retry is useless. The pod itself says less."""
 
     reason: str
     is_final: bool = False

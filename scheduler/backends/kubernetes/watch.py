@@ -34,7 +34,7 @@ class _Expired(Exception):
 
 
 class Reflector(Generic[T]):
-    """Objects of one kind, by uid. `read` picks what is kept of an object. It runs in a thread.
+    """Objects of one kind, by uid. `read` returns the part of an object that is kept. It runs in a thread.
 
     `on_change` gets the uid and the values before and after a change (None: not there), on the event loop.
     """

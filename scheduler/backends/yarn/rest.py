@@ -95,8 +95,8 @@ class Rest:
     async def info(self) -> JsonObject:
         """Return the facts about the cluster. Its `id` is another one once the cluster was set up again.
 
-        Only this call finds the ResourceManager that is active and has started. One in standby redirects other calls,
-        and one that starts answers them although it knows neither its applications nor its labels yet.
+        Only this call finds the ResourceManager that is active and has started. In standby, it redirects other calls.
+        During its start, it answers them although it does not know its applications and labels yet.
         """
 
         def read(api: _Api) -> JsonObject:

@@ -105,7 +105,7 @@ class Keeper:
         self._processes[part].wait(END_TIMEOUT_S)
 
     def revive_kubelets(self) -> None:
-        """Start kubelets that have ended by themselves, as systemd does: one that starts needs its containerd."""
+        """Start kubelets that have ended by themselves, as systemd does. A kubelet needs its containerd to start."""
         for name, node in self._nodes.items():
             kubelet, containerd = f"{name}/kubelet", f"{name}/containerd"
             if (

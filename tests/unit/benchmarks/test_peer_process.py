@@ -1,4 +1,4 @@
-"""The process for the kernels of another provisioner: turns, failures, and what it leaves behind."""
+"""The process for the kernels of another provisioner: turns, failures, and its remains."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class SlotLedger:
         return _sum(dict.fromkeys(held.device_ids, held.share) for held in self.leases_on(machine))
 
     def devices(self, machine: str) -> dict[str, Slot]:
-        """Return by device the slot that has it: the first one that reports it."""
+        """Return the slot of each device: the first slot that reports it."""
         found: dict[str, Slot] = {}
         for slot in self.ready_slots(machine):
             for device in slot.devices:
@@ -244,7 +244,7 @@ class SlotLedger:
         raise Refused(f"{held.machine} has no {held.gpus:g} GPU that no other kernel has")
 
     def _split(self, name: str, amount: float, slots: list[Slot], claims: dict[str, Amounts]) -> float:
-        """Claim an amount on slots, first on those that the lease claims already; return the amount that is missing."""
+        """Claim an amount on slots, first on the slots of the lease's earlier claims. Return the missing amount."""
         for slot in sorted(slots, key=lambda slot: slot.name not in claims):
             left = slot.resources.get(name, 0.0) - self.leased(slot.name).get(name, 0.0)
             part = min(amount, left)

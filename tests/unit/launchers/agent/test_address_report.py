@@ -99,7 +99,7 @@ async def test_the_service_learns_of_the_kernel_before_there_is_an_agent(runtime
             page = await client.journal(LEASE.kernel_id)
             await client.close()
             inputs = [entry for entry in page.entries if "execute_input" in entry.data]
-            assert len(inputs) == 1, "the journal has what was published before there was an agent"
+            assert len(inputs) == 1, "the journal has the messages from before the agent's start"
     finally:
         await reports.close()
 

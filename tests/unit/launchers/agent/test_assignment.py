@@ -33,7 +33,7 @@ async def test_the_assigned_kernel_starts_before_anyone_asks(runtime_dir: Path) 
             await asyncio.sleep(0.02)
         assert (await agent.client.holdings()).leases == (LEASE,)
         joined = await agent.client.launch(a_launch())
-        assert joined.pid == kernels[0].pid, "who asks for the launch later joins it"
+        assert joined.pid == kernels[0].pid, "a later call joins the launch"
         assert read_json(runtime_dir / "agent" / "ready.json")["keys"] == {}, "the client's secret stays away"
 
 

@@ -1,4 +1,4 @@
-"""What JupyterLab shows of a kernel, and on the launcher's cards."""
+"""The texts that JupyterLab shows for a kernel and on the launcher's cards."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def agree(w: World) -> None:
 
 
 async def settled(w: World) -> list[dict[str, str]]:
-    """What disagrees once what is under way has had its time; each look is a call to all agents and back."""
+    """Return the disagreements that stay after a while. Each look is a call to all agents and back."""
     found: list[dict[str, str]] = []
     for _ in range(200):
         found = await w.scheduler.doctor()

@@ -1,4 +1,4 @@
-"""What is read back after a kill, what is ended when nobody wants it, and when."""
+"""Reading back after a kill, and the end of kernels that nobody wants."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ async def test_what_was_only_not_found_may_be_found_again(
 
 
 async def test_a_lost_node_is_the_reason_of_what_ends_there(tmp_path: Path) -> None:
-    """Whatever comes first of what the agent says of its end, and of what the backend does."""
+    """The agent's report and the backend's may come in any order."""
     async with world(tmp_path) as w:
         await w.start("k", cpus=1)
         w.agent.report(AgentEvent(kind="lost", lease_id="roost:k:s/1", reason="its node has left"))

@@ -1,4 +1,4 @@
-"""Who may name and add which policy, and how it is found."""
+"""The names of policies: their owners, their rights, and how they are found."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_without_ray_address_the_cluster_of_this_machine_is_used(
 ) -> None:
     latest = tmp_path / "ray" / "ray_current_cluster"
     latest.parent.mkdir()
-    latest.write_text("127.0.0.1:1\n")  # one that is gone
+    latest.write_text("127.0.0.1:1\n")  # a cluster that is gone
     with pytest.raises(BackendUnavailable, match="no Ray cluster runs on this machine"):
         checks.resolve("auto")
     no_ray_here += [(GCS, "a"), (GCS, "b")]

@@ -226,7 +226,7 @@ async def test_a_task_that_was_sent_before_a_lease_and_arrives_after_it_is_retur
         cluster.scheduler.resources["licence"][cluster.workers[0].address] = 1
         task = cluster.submit("x", licence=1)
         await until(lambda: "x" in cluster.workers[0].state.tasks)
-        await cluster.lease("b", gpus=1)  # the scheduler tells what is right
+        await cluster.lease("b", gpus=1)  # the scheduler sends the right amounts
         await until(lambda: cluster.scheduler.tasks["x"].state == "no-worker")
         await cluster.release()
         await until(lambda: "x" in gates)

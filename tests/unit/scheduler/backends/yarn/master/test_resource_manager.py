@@ -1,4 +1,4 @@
-"""Several ResourceManagers, of which some are dead, on standby, or of another cluster."""
+"""Several ResourceManagers: some are dead, on standby, or of another cluster."""
 
 from __future__ import annotations
 
