@@ -89,7 +89,7 @@ browser: $(BROWSER_READY)
 	$(PYTEST) tests/browser $(if $(SLOW),,-m 'not slow')
 
 fault: $(READY)
-	$(PYTEST) tests -m 'fault or fault_long or soak' --timeout 1800
+	$(PYTEST) tests -m 'fault or fault_long or soak' --timeout 1800 $(SIDE_BY_SIDE) -n $(FAULT_WORKERS)
 
 kubernetes: $(READY)
 	PYTHONPATH=tests/kit $(PY) -m kubelets build
