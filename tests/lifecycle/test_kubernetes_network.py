@@ -164,7 +164,8 @@ def test_only_jupyter_reaches_its_kernels(
             assert value == "42"
             kernel, ports = kernel_pod(api), (8870, ports[0])
             wait_for(lambda: firewall.rules(kernel), "nothing is enforced")
-            assert all(pods.connects(jupyter, ip, port) for port in ports)
+            # The pod has reported its kernel. Its agent listens only when the kernel has nothing more to do.
+            wait_for(lambda: all(pods.connects(jupyter, ip, port) for port in ports), "Jupyter is kept out")
             for stranger, uid in strangers.items():
                 assert not any(pods.connects(uid, ip, port) for port in ports), stranger
             if may_report:
