@@ -28,6 +28,8 @@ from .replay import AWAY_MARGIN_S, Replay, find_away_s
 from .subscription import Subscription
 
 _LOST = "The Jupyter Server was restarted before this cell ran: run it again."
+_ASK_AGAIN_S = 0.5
+"""How often a connection that waits for the kernel's first answer looks whether the kernel was restarted."""
 _V1 = "v1.kernel.websocket.jupyter.org"
 
 
@@ -39,6 +41,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     """The headers of the client's cells that a kernel of roost's has not answered yet, by message id."""
     _replay: Replay | None = None
     _replaying: asyncio.Task[None] | None = None
+    _asking: asyncio.Task[None] | None = None
     _subscription: Subscription | None = None
     _is_closed = False
     _is_broken = False
@@ -182,6 +185,30 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             del self._open_sessions[self.session_key]
         if self.kernel_info_channel is not None:
             self.kernel_info_channel.close()
+            if not self._kernel_info_future.done():
+                self._kernel_info_future.set_result({})  # other connections wait for the answer, too
+
+    def request_kernel_info(self) -> Any:
+        """Ask for the kernel's info. After a restart, ask again: the process that was asked may have ended.
+
+        All connections with the kernel wait for the first answer. Jupyter Server gives up after a minute or two.
+        """
+        future = super().request_kernel_info()
+        if self._is_of_roost and self.kernel_info_channel is not None:
+            self._asking = asyncio.create_task(self._ask_again())
+        return future
+
+    async def _ask_again(self) -> None:
+        provisioner = self.kernel_manager.provisioner
+        asked = provisioner.launch_id
+        while not self._kernel_info_future.done():
+            await asyncio.sleep(_ASK_AGAIN_S)
+            channel = self.kernel_info_channel
+            if channel is None or channel.closed():
+                return
+            if provisioner.launch_id != asked and not provisioner.is_launching:
+                asked = provisioner.launch_id
+                self.session.send(channel, "kernel_info_request")
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
         """Send a message of the client to the kernel, or hold it while the kernel waits."""

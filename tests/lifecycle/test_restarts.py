@@ -14,6 +14,14 @@ from server import jupyter_server
 from roost.scheduler.client.client import connect
 
 FILL = "data = bytearray(400 << 20); data[::4096] = b'x' * len(data[::4096])"
+DIE_ONCE = """
+import os, pathlib, time
+mark = pathlib.Path({mark!r})
+if not mark.exists():
+    mark.touch()
+    time.sleep(1)
+    os.kill(os.getpid(), 9)
+"""
 LATE_SUBSCRIPTIONS = """
 import zmq
 from jupyter_client.connect import ConnectionFileMixin
@@ -100,4 +108,28 @@ async def test_the_state_of_a_restarted_kernel_is_true(
             assert shown["last_activity"] > before["last_activity"]
             answer = await server.api("POST", f"kernels/{kernel_id}/restart", {})
             assert (answer[0], answer[1]["execution_state"]) == (200, "idle")
+        assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
+
+
+@pytest.mark.backends("local")
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_kernel_that_ended_before_its_first_answer_is_reached_after_its_restart(
+    specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    """Jupyter Server asks each kernel once for its info, and all websockets wait for the answer."""
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "die_once.py").write_text(DIE_ONCE.format(mark=str(tmp_path / "mark")))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    specs_of()
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    async with jupyter_server(tmp_path, options=(f"--ServerApp.jpserver_extensions={EXTENSIONS}",)) as server:
+        kernel_id = await start(server, "roosted")
+        async with front_end(server, kernel_id, "first") as front:
+            if stays:
+                assert texts(await front.ended(await front.run("print(42)"))) == "42\n"
+            else:
+                await asyncio.sleep(1)
+        async with front_end(server, kernel_id, "second") as front:
+            assert texts(await front.ended(await front.run("print(43)"))) == "43\n"
         assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
