@@ -6,6 +6,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 
 from roost.scheduler.errors import ConfigError
 
@@ -67,3 +68,12 @@ def choose_directory(env: Mapping[str, str], cwd: str | None, *, is_local: bool)
         return os.getcwd()
     except FileNotFoundError:
         return os.path.expanduser("~")
+
+
+def read_umask() -> int | None:
+    """Return this process's umask, or None if the system does not show it. To set it would disturb other threads."""
+    with suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return None

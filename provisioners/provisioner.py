@@ -42,7 +42,13 @@ from .application import (
 from .encryption import WISHES, protect_channels
 from .exit_watch import ExitWatch, KernelExit, describe_wait
 from .kernel_connection import build_connection, choose_address, format_command, load_connection, to_jupyter
-from .kernel_environment import build_environment, check_patterns, check_variables, choose_directory
+from .kernel_environment import (
+    build_environment,
+    check_patterns,
+    check_variables,
+    choose_directory,
+    read_umask,
+)
 from .kernel_json import check_spec
 from .request_options import OPTIONS, StartOptions, check_backend_options, check_names, read_start_options
 from .spark_mode import check_deploy_mode
@@ -348,6 +354,7 @@ class RoostProvisioner(KernelProvisionerBase):
             cwd=self._cwd,
             connection=self._connection,
             may_fork=self.fork,
+            umask=read_umask() if is_local else None,
             launch_timeout_s=options.launch_timeout_s,
             queue_timeout_s=None if is_restart else find_queue_timeout_s(self.parent),
         )

@@ -104,6 +104,7 @@ class ZygotePool:
         cwd: Path | str,
         log_fd: int,
         deadline_s: float,
+        umask: int | None = None,
         listeners: tuple[int, ...] = (),
         entries: tuple[int, ...] = (),
         on_pid: Callable[[int], object] = lambda pid: None,
@@ -120,7 +121,13 @@ class ZygotePool:
         if key is None:
             return None
         argv = ["-f", str(connection_file), *command.args]
-        order: dict[str, Any] = {"argv": argv, "env": dict(env), "cwd": str(cwd), "report": None}
+        order: dict[str, Any] = {
+            "argv": argv,
+            "env": dict(env),
+            "cwd": str(cwd),
+            "umask": umask,
+            "report": None,
+        }
         if self._learnt is not None:
             path = connection_file.with_name(_IMPORTS_FILE)
             order["report"] = {"path": str(path), "python": key[0]}

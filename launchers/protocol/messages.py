@@ -24,7 +24,7 @@ from .shared_values import KernelUse as KernelUse
 from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
 
-PROTOCOL = 9
+PROTOCOL = 10
 """The version of this protocol. An agent and a client must have the same one.
 
 A new field in an answer or event does not change it, because older clients ignore the field. Older agents refuse a new
@@ -105,6 +105,7 @@ class Launch:
 
     A repeated launch with the same `launch_id` gets the first one's answer. `argv` is the kernelspec's, including
     `{connection_file}`. `env` is the kernel's whole environment, apart from the changes that `AgentSettings` lists.
+    Without a `umask`, the kernel has the agent's.
     """
 
     launch_id: str
@@ -115,6 +116,7 @@ class Launch:
     cwd: str
     connection: Connection
     may_fork: bool = True
+    umask: int | None = None
     deadline_s: float = 60.0
     journal: JournalLimits = field(default_factory=JournalLimits)
 

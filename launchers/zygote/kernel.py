@@ -178,6 +178,8 @@ class KernelChild(NamedTuple):
         time.tzset()
         tempfile.tempdir = None
         os.chdir(self.request["cwd"])
+        if self.request["umask"] is not None:
+            os.umask(self.request["umask"])
         sys.argv[1:] = self.request["argv"]
         sys.orig_argv[-3:] = ["-m", "ipykernel_launcher", *sys.argv[1:]]
         set_title([os.fsencode(part) for part in sys.orig_argv])

@@ -55,7 +55,7 @@ def rehearse(warm: WarmState | None) -> Rehearsal:
             env = {**os.environ, "IPYTHONDIR": folder}
             null = os.open(os.devnull, os.O_WRONLY)
             fds = [channel.detach(), null, *(each.detach() for each in listeners)]
-            request = {"argv": argv, "env": env, "cwd": folder, "listeners": len(listeners)}
+            request = {"argv": argv, "env": env, "cwd": folder, "umask": None, "listeners": len(listeners)}
             run_or_die(KernelChild(request, fds, warm).run)
         children.append(fork_mortal())
         if children[-1] == 0:

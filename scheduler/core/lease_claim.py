@@ -46,6 +46,7 @@ def build_launch(start: StartKernel, deadline_s: float, journal: JournalLimits) 
         cwd=start.cwd,
         connection=start.connection,
         may_fork=start.may_fork,
+        umask=start.umask,
         deadline_s=deadline_s,
         journal=journal,
     )

@@ -13,7 +13,7 @@ from typing import Any
 from roost.launchers.daemon.private_files import runtime_dir
 from roost.scheduler.backends.registry import get_spec
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of these operations. A client asks a service with another version to leave, and starts its own. A new
 operation, or a new field of an answer or event, does not change it: older clients ignore that field."""
 

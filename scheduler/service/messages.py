@@ -30,7 +30,8 @@ class StartKernel:
     """Starts a kernel, or starts it again in its lease. Repeated with the same `launch_id`, it gets the same answer.
 
     `argv` keeps `{connection_file}` as a placeholder. `launch_timeout_s` bounds queue and launch together.
-    With `queue_timeout_s`, which bounds the queue, it bounds the launch alone.
+    With `queue_timeout_s`, which bounds the queue, it bounds the launch alone. `umask` is the application's, for a
+    kernel on its machine.
     """
 
     kernel_id: str
@@ -42,6 +43,7 @@ class StartKernel:
     cwd: str
     connection: Connection
     may_fork: bool = True
+    umask: int | None = None
     launch_timeout_s: float = DEFAULT_LAUNCH_TIMEOUT_S
     queue_timeout_s: float | None = None
 

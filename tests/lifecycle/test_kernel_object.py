@@ -260,6 +260,19 @@ def test_a_program_that_ends_without_stop_does_not_hang() -> None:
 
 
 @on_this_machine
+@pytest.mark.parametrize("fork", [True, False])
+def test_a_kernel_has_the_umask_of_its_application(roosted: Path, fork: bool) -> None:
+    """Otherwise its files could be read by people from whom the application keeps its own."""
+    read = "import os; umask = os.umask(0); os.umask(umask); umask"
+    usual = os.umask(0o027)
+    try:
+        with roost.start_kernel("roosted", fork=fork) as kernel:
+            assert kernel.execute(read).text == str(0o027)
+    finally:
+        os.umask(usual)
+
+
+@on_this_machine
 def test_the_examples_of_the_developers_guide_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
