@@ -18,7 +18,7 @@ from rich.text import Text
 import roost
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.client import Client
-from roost.scheduler.errors import ConfigError, RoostError
+from roost.scheduler.errors import ConfigError, KernelDied, LaunchTimeout, RoostError
 from roost.scheduler.service.messages import Event, Kernel
 
 from .placed_kernelspecs import build_manager
@@ -134,7 +134,13 @@ class _NotebookRun:
         devices = f", GPU {', '.join(kernel.device_ids)}" if kernel.device_ids else ""
         self.report(f"Kernel {self.kernel_id[:8]} on {kernel.node_id}{devices}")
         self._client.startup_timeout = _READY_S
-        await self._client.async_start_new_kernel_client()
+        try:
+            await self._client.async_start_new_kernel_client()
+        except RuntimeError as problem:  # jupyter_client's only error here
+            if "died" not in str(problem):
+                raise LaunchTimeout(f"The kernel did not answer within {_READY_S:g} s.") from None
+            reason, log_tail = await self._post_mortem()
+            raise KernelDied(f"The kernel has ended: {reason}.", log_tail=log_tail) from None
         reply = await self._client.async_wait_for_reply(self._client.kc.kernel_info())
         if reply is not None:
             self._client.nb.metadata["language_info"] = reply["content"]["language_info"]

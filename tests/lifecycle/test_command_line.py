@@ -100,6 +100,20 @@ def test_a_kernels_death_is_reported(shell: Shell, tmp_path: Path) -> None:
     assert "SIGKILL" in done.stderr
 
 
+@pytest.mark.backends("local", why="kernels elsewhere have not the variables of the command")
+def test_a_kernel_that_ends_before_its_first_answer_is_reported(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "exit.py").write_text("import os; os._exit(3)")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    done = shell.run("run", notebook(tmp_path, "1"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "exited with code 3" in done.stderr
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_kernel(shell: Shell, tmp_path: Path, signum: int, code: int) -> None:
     ready = tmp_path / "ready"
