@@ -8,8 +8,12 @@ from typing import Any
 
 from jupyter_client.ioloop.restarter import AsyncIOLoopKernelRestarter
 from jupyter_server._tz import utcnow
+from tornado.ioloop import IOLoop
 
 from roost.provisioners.provisioner import RoostProvisioner
+
+_ANSWER_S = 30.0
+"""How long a restarted kernel may take to answer. It may die again."""
 
 
 class Restarter(AsyncIOLoopKernelRestarter):
@@ -22,8 +26,19 @@ class Restarter(AsyncIOLoopKernelRestarter):
         if problem:
             self.log.warning("kernel=%s is not started again: %s", provisioner.kernel_id, problem)
             self._restarting, self._restart_count = True, self.restart_limit
-        async with following_state(self.kernel_manager, is_restart=not await self.kernel_manager.is_alive()):
+        is_restart = not await self.kernel_manager.is_alive()
+        async with following_state(self.kernel_manager, is_restart=is_restart):
             await super().poll()
+        if is_restart and isinstance(provisioner, RoostProvisioner) and await self.kernel_manager.is_alive():
+            ask_for_state(self.kernel_manager)
+
+
+def ask_for_state(km: Any) -> None:
+    """Have a kernel publish *busy* and *idle*. It publishes *starting* first, which may arrive after its start."""
+    channel = km.connect_shell()
+    channel.on_recv(lambda _: channel.close())
+    km.session.send(channel, "kernel_info_request")
+    IOLoop.current().call_later(_ANSWER_S, lambda: None if channel.closed() else channel.close())
 
 
 @asynccontextmanager
