@@ -126,12 +126,13 @@ class ZygotePool:
             "env": dict(env),
             "cwd": str(cwd),
             "umask": umask,
+            "listeners": len(listeners),
             "report": None,
         }
         if self._learnt is not None:
             path = connection_file.with_name(_IMPORTS_FILE)
             order["report"] = {"path": str(path), "python": key[0]}
-        request = json.dumps({**order, "listeners": len(listeners)}).encode()
+        request = json.dumps(order).encode()
         timing_ms: dict[str, float] = {}
         while (zygote := next((each for each in self._zygotes if each.serves(key, env)), None)) is not None:
             channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
