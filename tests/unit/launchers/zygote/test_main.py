@@ -254,6 +254,7 @@ def test_fixed_ports_are_used_unless_they_are_taken(agent: Agent) -> None:
     ports = {name: getattr(chosen, name) for name in PORT_NAMES}
     first = agent.start(ports=ports, ip=ip)
     assert first.ports == ports
+    assert first.run("1")["status"] == "ok"  # ipykernel may hang if it is shut down while it starts
     first.client.shutdown()
     first.wait()
     again = agent.start(ports=ports, ip=ip)
