@@ -91,11 +91,11 @@ class ExitWatch:
         return self.current
 
     def begin_launch(self) -> None:
-        """A launch is under way. Its first lease may be lost, and then it goes on with another one."""
+        """Note that a launch is under way. If its lease is lost, it may go on with another one."""
         self.is_launching, self._reported = True, None
 
     def finish_launch(self) -> Kernel | None:
-        """The launch has its answer. Return the end of its kernel if one was reported meanwhile."""
+        """Note that the launch has its answer. Return the end of its kernel if one was reported meanwhile."""
         with self._lock:
             self.is_launching, reported, self._reported = False, self._reported, None
         return reported
