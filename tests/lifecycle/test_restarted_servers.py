@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from front_end import errors, front_end, texts
+from jupyter_core.utils import ensure_event_loop
 from reopened import end, has_begun, listed, replies, serving, shown, start
 
 import roost
@@ -160,7 +161,9 @@ async def test_other_programs_attach_to_a_kernel_and_read_its_output(one_gpu: Pa
 def attach_and_add(kernel_id: str) -> str:
     with roost.attach(kernel_id) as kernel:
         assert kernel.execute("1 / 0").error is not None
-        return kernel.execute("x + 1", timeout_s=20).text
+        answer = kernel.execute("x + 1", timeout_s=20).text
+    ensure_event_loop().close()  # jupyter_core keeps a loop for each thread and never closes it
+    return answer
 
 
 async def run(*command: str) -> str:
