@@ -139,7 +139,7 @@ def find_problems(*, asks_schedulers: bool = True) -> list[dict[str, str]]:
         what, do = f"kernelspec {spec.name} can start kernels", ""
         if problem:
             what = f"kernelspec {spec.name}: {problem.rstrip('.')}"
-            do = f"fix {spec.folder}/kernel.json or its command, or run `roost kernelspec remove {spec.name}`"
+            do = f"change {spec.folder}/kernel.json, or run `roost kernelspec remove {spec.name}`"
         found.append({"level": "error" if problem else "ok", "what": what, "do": do})
     if not specs:
         do = "roost kernelspec install --from python3 --name roost-python3"
