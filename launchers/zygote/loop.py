@@ -22,7 +22,7 @@ from .ending import end_standby
 from .immortal import make_immortal, why_not
 from .kernel import KernelChild, WarmState, begin_process, prepare_standby, set_title
 from .learnt import UNFIT, Unfit, find_sites, import_learnt
-from .memory import fill_heap, fill_pools, gather_module_names, merge_memory
+from .memory import clear_type_cache, fill_heap, fill_pools, gather_module_names, merge_memory
 from .rehearsal import rehearse
 from .standby import has_read, is_current, record_environment
 
@@ -331,7 +331,8 @@ def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[
     warm.module_names = frozenset(sys.modules)
     if not mortal_because:
         make_immortal()
-        fill_pools()
+    clear_type_cache()
+    fill_pools()
     gc.freeze()
     warm.pages = rehearse(warm).pages
     return warm, packet

@@ -81,6 +81,17 @@ def fill_pools() -> None:
             free(block)
 
 
+def clear_type_cache() -> None:
+    """Empty Python's cache of attribute lookups.
+
+    It is full after the imports. A child that looks up another attribute then replaces a name in it, and writes to the
+    old and to the new name. Together with `fill_pools`, this saves 0.5 (Python 3.13) to 0.8 (3.11) MiB of each kernel's
+    private memory (median of 12 kernels after `1+1`, 2026-11-25).
+    """
+    clear: Any = getattr(sys, "_clear_internal_caches", None) or sys._clear_type_cache
+    clear()
+
+
 def gather_module_names() -> None:
     """Copy the keys of sys.modules side by side. IPython makes a set of the keys, which writes to each of them."""
     modules = [((name + " ")[:-1], module) for name, module in sys.modules.items()]
