@@ -34,7 +34,10 @@ class PageError(Exception):
 
 
 def find_tables(page: str) -> dict[str, tuple[int, int]]:
-    """Return the lines of each table by its name: the first, and the one after the last. Raises `PageError`."""
+    """Return each table's range of lines by its name: the first line, and the line after the last.
+
+    Raises `PageError`.
+    """
     found: dict[str, tuple[int, int]] = {}
     opened, began = "", 0
     for number, line in enumerate(page.splitlines()):

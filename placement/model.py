@@ -171,7 +171,7 @@ class Node:
 
     @property
     def gpus_free(self) -> float:
-        """The devices that are not promised, as a sum over the node."""
+        """The number of GPUs that are not promised. A promised share of a GPU counts as a fraction."""
         return self.gpus - max(self.gpus_promised, sum(device.promised for device in self.devices))
 
     def resource_free(self, name: str) -> float:

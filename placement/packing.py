@@ -148,7 +148,7 @@ class SliverWaste:
 
 @dataclass(frozen=True, slots=True)
 class ModelPressure:
-    """A scorer of devices: minus the GPUs taken, times the pressure on their model (`Workload.pressure`)."""
+    """A scorer that lowers a device's score by the demand for its GPU model (`Workload.pressure`)."""
 
     workload: Workload
     name: str = field(default="pressure", init=False)

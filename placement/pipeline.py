@@ -183,7 +183,10 @@ class Pipeline:
     def _rank(
         self, request: Request, snapshot: Snapshot, scorers: WeightedScorers, avoided: Mapping[int, str]
     ) -> tuple[Scores, FloatArray, int | None]:
-        """Return the cached scores, the totals without avoided nodes, and the best row if a node fits."""
+        """Return the scores, the totals, and the best node's row (None if no node fits).
+
+        The totals of avoided nodes are -inf.
+        """
         scores = self.cache.update(
             (scorers is self.scorers, class_key(request)),
             snapshot,

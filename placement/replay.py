@@ -44,7 +44,10 @@ class ReplayPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """The result of a replay, in the unit of the resource. ``points`` are by whole percent of arrived demand."""
+    """The result of `replay`. Amounts are in the unit of ``resource``.
+
+    The key of a point is the demand that had arrived by then, in whole percent of the capacity.
+    """
 
     policy: str
     resource: Resource

@@ -22,7 +22,7 @@ Check = Callable[[str, Any], Any]
 
 
 def check_fields(checked: object, checks: Mapping[str, Check]) -> None:
-    """Check fields of a frozen dataclass, by their names, in its ``__post_init__``."""
+    """Check and normalize these fields of a frozen dataclass, in its ``__post_init__``."""
     for name, check in checks.items():
         value = getattr(checked, name)
         kept = check(name, value)

@@ -165,7 +165,7 @@ class FragmentTables:
     has_many: bool  # True if `many` has a value above 0
 
     def k(self, cpus_left: FloatArray) -> IntArray:
-        """Return the number of classes for which these CPUs suffice."""
+        """Return, for each element, how many classes ask for no more CPUs than that."""
         return self.cpus.searchsorted(cpus_left + 1e-6, side="right")
 
 

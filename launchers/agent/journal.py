@@ -200,7 +200,7 @@ class Journal:
             self._make_room()
 
     def _make_room(self) -> None:
-        """Move the oldest entries in memory to the file, or drop the oldest one."""
+        """Move the oldest entries from memory to the file. Without a file, drop the oldest entry."""
         if self._file is None:
             moved = gone = [self._entries.popleft()]
         else:

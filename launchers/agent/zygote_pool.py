@@ -317,7 +317,7 @@ class ZygotePool:
             zygote.socket.close()
 
     def _retire_surplus(self) -> None:
-        """Retire zygotes that are idle for too long or too many. Set a timer for the next one."""
+        """Retire zygotes that are idle too long or exceed the limit. Set a timer for the next check."""
         self._zygotes.sort(key=lambda zygote: zygote.used_at, reverse=True)
         oldest = time.monotonic() - _IDLE_S
         for index, zygote in enumerate(list(self._zygotes)):

@@ -23,7 +23,7 @@ _BOOTS = 1 << 14
 
 @functools.cache
 def _find_boot() -> int:
-    """Return a number of the current boot, from 1 to `_BOOTS`, or 0 if the system does not tell."""
+    """Return a number that identifies the current boot, from 1 to `_BOOTS`. Return 0 if it is unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return int(file.read(4), 16) % _BOOTS + 1

@@ -54,7 +54,7 @@ class Subscription:
             self._answered.set()
 
     def close(self) -> None:
-        """Send the held requests at once."""
+        """Stop listening, and send the held requests to the kernel at once."""
         if self._listening is not None:
             self._listening.cancel()
             self._release()

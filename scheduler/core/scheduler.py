@@ -292,7 +292,7 @@ class Scheduler:
         return not self._table.records
 
     async def _held_elsewhere(self, request: Request, owner: Owner, but: str = "") -> Mapping[str, Request]:
-        """Return what this user has through other schedulers, as far as the cluster shows it and caps count it."""
+        """Return this user's requests in other schedulers, by kernel id. Return {} if no cap is per user."""
         if not has_user_cap(self._settings):
             return {}
         held = await self._others.held_by(owner.user)

@@ -22,7 +22,7 @@ SPEC = BackendSpec(
 
 
 def install(folder: Path) -> None:
-    """Write the description of an installed package into `folder`. It registers the backend where sys.path has it."""
+    """Write the metadata of a fake package into `folder`. Its entry point registers the simulated backend."""
     package = folder / "roost_simulated-0.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: roost-simulated\nVersion: 0\n")

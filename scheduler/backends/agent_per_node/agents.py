@@ -134,7 +134,7 @@ class AgentPool:
             self._keeping.discard(node_id)
 
     def take_kept(self, node_id: str) -> Holdings | None:
-        """Return the kept answer of a node's agent, if the agent has reported no event since."""
+        """Remove and return the `Holdings` that `held_on` kept, or None if they may be out of date."""
         return self._kept.pop(node_id, None)
 
     def forget_kept(self, node_id: str) -> None:

@@ -95,7 +95,7 @@ class ClusterManager(Protocol[N]):
         """Return the leases on this node whose claim is gone, as the last reading of the node proves."""
 
     async def find(self, lease: Lease) -> bool:
-        """True if the manager has the claim, by a new look."""
+        """True if the manager has the claim. Asks the manager now, instead of using the last reading."""
 
     async def start_agent(self, node_id: str) -> StartedAgent:
         """Start or find the agent of that node."""

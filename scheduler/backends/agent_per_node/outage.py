@@ -59,7 +59,10 @@ class OutageRecovery(Generic[N]):
         self._expected.setdefault(node_id, time.monotonic() + self.grace_s)
 
     async def restore_returned(self) -> bool:
-        """Claim the leases on expected nodes that are in the cluster again; return True if a node is complete."""
+        """Claim the leases again on expected nodes that are back in the cluster.
+
+        Return True if at least one of these nodes is no longer expected.
+        """
         now = time.monotonic()
         self._expected = {name: until for name, until in self._expected.items() if now < until}
         returned = self._expected.keys() & self.manager.membership.nodes.keys()

@@ -174,7 +174,10 @@ def check_machine(gcs: str, facts: ClusterFacts) -> None:
 
 
 def run_in_time(work: Callable[[], T], deadline_s: float, what: str) -> T:
-    """Return what `work` returns or raises in a daemon thread. After the deadline, the thread is left alone."""
+    """Run `work` in a daemon thread. Return its result or raise its error.
+
+    Raises `BackendUnavailable` about `what` after the deadline; the thread is not stopped.
+    """
     outcome = start_thread(work, name="roost-ray")
     if not concurrent.futures.wait([outcome], deadline_s).done:
         raise BackendUnavailable(f"{what} takes longer than {deadline_s:.0f} s")

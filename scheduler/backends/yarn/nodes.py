@@ -26,7 +26,7 @@ _USE_STEP_BYTES = 64 << 20
 
 
 def taint_of(partition: str) -> str:
-    """Return the taint of the nodes of an exclusive partition, which a request with that label tolerates."""
+    """Return the taint of an exclusive partition's nodes. A request for the partition tolerates it."""
     return f"{PARTITION}={partition}"
 
 

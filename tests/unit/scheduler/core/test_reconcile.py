@@ -482,7 +482,7 @@ async def test_doctor_finds_and_repairs_only_if_asked(tmp_path: Path) -> None:
 
 
 async def test_doctor_repairs_the_other_side_too(tmp_path: Path) -> None:
-    """A lease without a kernel, and a kernel whose process nobody has."""
+    """The doctor removes a lease that has no kernel, and a kernel that has no process."""
     async with world(tmp_path, settings=SOON, cpus=4) as w:
         await w.start("k", cpus=1)
         await w.start("gone", cpus=1)

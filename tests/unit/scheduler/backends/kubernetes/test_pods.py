@@ -102,7 +102,7 @@ async def test_a_pod_that_is_being_created_is_no_remains(watched: Watched) -> No
 
 
 async def test_a_pod_that_is_deleted_before_it_has_a_node_is_a_conflict(watched: Watched) -> None:
-    """Its request is placed again. The deletion is not seen later, because the creation reports the pod."""
+    """The request is placed again. Only `create` can notice this, as the watch skips a pod in creation."""
     creator, pod = watched.cluster._creator, watched.pod("9")
     del pod["spec"]["nodeName"]
     creator._decided["1"] = asyncio.Event()
