@@ -199,6 +199,9 @@ def main() -> int:
     except ConfigError as problem:
         print(problem, file=sys.stderr)
         return 1
+    except OSError as problem:
+        print(f"{problem.filename} cannot be read: {problem.strerror}.", file=sys.stderr)
+        return 1
     except PageError as problem:
         print(f"{arguments.page}: {problem}", file=sys.stderr)
         return 1

@@ -347,11 +347,27 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         help="few repetitions, to test the benchmark; do not quote the figures",
     )
     options.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the machine, versions, figures and ratios"
+        "--json", type=check_writable, metavar="FILE", help="write the machine, versions, figures and ratios"
     )
-    options.add_argument("--plot", type=Path, metavar="FILE", help="write a picture (PNG, SVG or PDF)")
+    options.add_argument(
+        "--plot", type=check_writable, metavar="FILE", help="write a picture (PNG, SVG or PDF)"
+    )
     options.add_argument("--check", action="store_true", help="exit with 1 if a claim does not hold")
     return options
+
+
+def check_writable(file: str | Path) -> Path:
+    """Return the file's path. Raises `ArgumentTypeError` now if the results cannot be written there later."""
+    path = Path(file)
+    is_new = not path.exists()
+    try:
+        with path.open("ab"):
+            pass
+        if is_new:
+            path.unlink()
+    except OSError as problem:
+        raise argparse.ArgumentTypeError(f"{path} cannot be written: {problem.strerror}.") from None
+    return path
 
 
 def machine() -> dict[str, object]:

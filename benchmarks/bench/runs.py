@@ -13,7 +13,7 @@ from pathlib import Path
 from roost.scheduler.errors import ConfigError
 
 from . import machine
-from .report import Report
+from .report import Report, check_writable
 from .sides import Side, world
 
 Measure = Callable[[Report, Sequence[Side]], Awaitable[None]]
@@ -108,11 +108,7 @@ def _check_files(arguments: argparse.Namespace) -> None:
             f"--plot {arguments.plot} is not possible: the name must end in {', '.join(_PICTURES)}."
         )
     for name in filter(None, (arguments.json, arguments.plot)):
-        is_new = not name.exists()
         try:
-            with name.open("ab"):
-                pass
-            if is_new:
-                name.unlink()
-        except OSError as problem:
-            raise ConfigError(f"{name} cannot be written: {problem.strerror}.") from None
+            check_writable(name)
+        except argparse.ArgumentTypeError as problem:
+            raise ConfigError(str(problem)) from None

@@ -91,3 +91,14 @@ def test_the_written_report(tmp_path: Path, check: bool, status: int) -> None:
     assert written["machine"].keys() >= {"cpu", "cores", "memory_bytes", "kernel", "load_1min"}
     assert written["versions"].keys() >= {"python", "jupyter_client", "pyzmq"}
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_that_cannot_be_written_are_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "report.json"
+    assert parser("what").parse_args(["--json", str(file)]).json == file
+    assert not file.exists()  # nothing is written yet
+    with pytest.raises(SystemExit):
+        parser("what").parse_args(["--json", str(tmp_path / "missing" / "report.json")])
+    assert "report.json cannot be written: No such file or directory." in capsys.readouterr().err
