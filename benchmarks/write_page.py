@@ -145,7 +145,7 @@ def _list_bounds(names: Sequence[str], result: Mapping[str, Any]) -> str:
 
 
 def _list_failures(result: Mapping[str, Any]) -> list[str]:
-    return [f"{count} kernels of {side} did not answer." for side, count in result["failures"].items()]
+    return [f"Kernels of {side} that did not answer: {count}." for side, count in result["failures"].items()]
 
 
 def _write_bound(claim: Mapping[str, Any]) -> str:

@@ -140,11 +140,18 @@ class AsyncKernel(_KernelFacts):
         return client
 
     async def interrupt(self) -> None:
-        """Interrupt the code that the kernel executes."""
+        """Interrupt the code that the kernel executes. Raises `KernelDied` if the kernel was stopped."""
+        if self._ending is not None:
+            raise await self._explain_end()
         await self._manager.interrupt_kernel()
 
     async def restart(self) -> None:
-        """Restart the kernel in its lease. Running code is interrupted. Raises `KernelDied` if the restart fails."""
+        """Restart the kernel in its lease. Running code is interrupted.
+
+        Raises `KernelDied` if the restart fails, or if the kernel was stopped.
+        """
+        if self._ending is not None:
+            raise await self._explain_end()
         await self._manager.restart_kernel()
         async with self._turn:
             self._answered = ""  # a restart that fails has no new launch

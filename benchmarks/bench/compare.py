@@ -17,17 +17,23 @@ from roost.scheduler.errors import ConfigError
 
 _LEAST = 0.02
 """A smaller change of a median, as a share of it, is never called a change."""
+_FEW = 4
+"""With fewer samples in one of the runs, noise alone may make a change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A figure in two runs. `ratio` is the new median ÷ the old one. `verdict` is empty for an unchanged figure."""
+    """A figure in two runs. `ratio` is the new median ÷ the old one. `verdict` is empty for an unchanged figure.
+
+    `samples` is the number of samples in the run that has fewer.
+    """
 
     name: str
     unit: str
     before: float
     after: float
     ratio: float
+    samples: int
     verdict: str
 
 
@@ -48,13 +54,23 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]
         is_apart = new_low > high or new_high < low
         verdict = ("more" if second > first else "less") if is_apart and abs(ratio - 1) > _LEAST else ""
         unit = after["figures"][name]["unit"]
-        changes.append(Change(name=name, unit=unit, before=first, after=second, ratio=ratio, verdict=verdict))
+        changes.append(
+            Change(
+                name=name,
+                unit=unit,
+                before=first,
+                after=second,
+                ratio=ratio,
+                samples=min(len(old), len(new)),
+                verdict=verdict,
+            )
+        )
     return changes
 
 
 def _middle(samples: Sequence[float]) -> tuple[float, float]:
     """Return the bounds of the middle half of the samples, or of all if there are few."""
-    if len(samples) < 4:
+    if len(samples) < _FEW:
         return min(samples), max(samples)
     low, _, high = statistics.quantiles(samples, n=4)
     return low, high
@@ -102,10 +118,12 @@ def show(before: Mapping[str, Any], after: Mapping[str, Any], changes: Sequence[
             console.print(f"{name}: {old} → {new}", highlight=False)
     changed = [change for change in changes if change.verdict]
     if changed:
-        table = Table("figure", "before", "after", "after ÷ before", "unit")
+        table = Table("figure", "before", "after", "after ÷ before", "unit", "n")
         for change in changed:
             values = (f"{change.before:.4g}", f"{change.after:.4g}", f"{change.ratio:.2f}")
-            table.add_row(change.name, *values, change.unit)
+            table.add_row(change.name, *values, change.unit, str(change.samples))
         console.print(table)
     same = len(changes) - len(changed)
     console.print(f"{len(changed)} figures have changed, {same} have not.", highlight=False)
+    if any(change.samples < _FEW for change in changed):
+        console.print(f"Those with n < {_FEW} may differ by noise alone: measure more rounds.", highlight=False)

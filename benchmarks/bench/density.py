@@ -99,6 +99,8 @@ async def measure(
         for name, _ in take_turns("density", list(by_name), rounds=rounds, warm_up=0):
             async with _filled(report, by_name[name], few, is_shown=False) as filled:
                 report.add(f"kernels/{name}", len(filled.kernels), "kernels")
+                if not filled.kernels:
+                    report.notes.append(f"No kernel of {name} was started: {filled.why}.")
                 for load, memory in (await _measure_loads(report, by_name[name], filled, loads)).items():
                     _add_memory(report, memory, f"{load}/{name}")
                     if load == FIRST:
@@ -198,6 +200,8 @@ async def _start_one(side: Side, kernel: BenchKernel, filled: Filled, limits: Li
     if not filled.limit:
         try:
             filled.starts_ms.append((await kernel.start())["start"])
+        except ConfigError:  # no kernel of this side could ever start
+            raise
         except RoostError as refusal:  # a cap, for example
             filled.limit, filled.why = "placement", str(refusal).rstrip(".")
     if filled.limit:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .kernel import BenchKernel, NoAnswer
 from .sides import Side
-from .world import RUNTIME, end_processes
+from .world import NEUTRAL, RUNTIME, end_processes
 
 DEADLINE_S = 120.0
 
@@ -30,7 +30,7 @@ async def measure_first(side: Side, runtime_dir: Path) -> dict[str, float]:
     command = (sys.executable, "-m", __name__, json.dumps(asdict(side)))
     environment = {**os.environ, RUNTIME: str(runtime_dir)}
     starting = await asyncio.create_subprocess_exec(
-        *command, env=environment, stdout=asyncio.subprocess.PIPE, start_new_session=True
+        *command, cwd=NEUTRAL, env=environment, stdout=asyncio.subprocess.PIPE, start_new_session=True
     )
     try:
         printed, _ = await asyncio.wait_for(starting.communicate(), DEADLINE_S)

@@ -26,7 +26,7 @@ from roost.placement.format import format_count
 from .kernel import BenchKernel
 from .report import Report, show_time
 from .sides import Side
-from .world import MIB, OWN_PARTS, RUNTIME, end_processes, name_part, processes, pss_bytes
+from .world import MIB, NEUTRAL, OWN_PARTS, RUNTIME, end_processes, name_part, processes, pss_bytes
 
 _START_S = 60.0
 """A user's first kernel, and each further one, may take so long."""
@@ -70,6 +70,7 @@ async def _open_user(users: AsyncExitStack, side: Side, kernels: int) -> tuple[i
     command = (sys.executable, "-m", __name__, json.dumps([asdict(side), kernels]))
     user = await asyncio.create_subprocess_exec(
         *command,
+        cwd=NEUTRAL,
         env={**os.environ, RUNTIME: folder.name},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

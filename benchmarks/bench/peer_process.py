@@ -22,7 +22,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 from .report import Report
 from .sides import Side
-from .world import PLAIN, ROOST, RUNTIME, end_processes, read_provisioner
+from .world import NEUTRAL, PLAIN, ROOST, RUNTIME, end_processes, read_provisioner
 
 Turn = Callable[..., Awaitable[object]]
 """A coroutine function of a report, a side and other values. Its result has a JSON form."""
@@ -71,6 +71,7 @@ async def _open_process(side: Side, module: str) -> AsyncIterator[PeerProcess]:
     command = (sys.executable, "-m", module, json.dumps(asdict(side)))
     process = await asyncio.create_subprocess_exec(
         *command,
+        cwd=NEUTRAL,
         env={**os.environ, **side.variables, RUNTIME: runtime_dir},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -233,9 +233,7 @@ class Report:
             value = f"{claim.value:.3f} {self.units.get(claim.text, '')}".rstrip()
             console.print(f"{mark}  {claim.text}: {value} (expected {bound})", highlight=False)
         for side, count in self.failures.items():
-            console.print(
-                f"{count} kernels of {side} did not answer, and were started again.", highlight=False
-            )
+            console.print(f"Kernels of {side} that did not answer: {count}.", highlight=False)
         for note in self.notes:
             console.print(note, highlight=False, markup=False)
 

@@ -38,7 +38,7 @@ from . import simulated
 from .report import Report, show_time
 from .runs import Measurement
 from .simulated.cluster import MOST_SOCKETS
-from .world import MIB, elapsed_ms, private_world
+from .world import MIB, NEUTRAL, elapsed_ms, private_world
 
 _READY_S = 300.0
 _MOST_NODES = 100_000
@@ -87,7 +87,7 @@ def cluster(folder: Path, size: Size) -> Iterator[psutil.Process]:
     simulated.install(folder / "packages")
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     command = [sys.executable, "-m", "roost.bench.simulated.cluster", str(own), str(size.nodes)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=NEUTRAL, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     try:

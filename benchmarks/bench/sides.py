@@ -20,6 +20,7 @@ from roost.scheduler.errors import ConfigError
 from .world import PLAIN, ROOST, private_world, wait_until_forked, write_kernelspec
 
 NONE = "none"
+_TRUTH = {"true": True, "false": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class Side:
         To be repeated after another side's turn: its settings may have replaced the agents.
         """
         await self.connect().up()
-        if self.config.get("fork") == "never" or get_spec(self.config["backend"]).has_agent_per_kernel:
+        if self.config.get("fork") is False or get_spec(self.config["backend"]).has_agent_per_kernel:
             return False
         return await wait_until_forked(
             self.kernelspec, backend=self.config["backend"], options=dict(self.options)
@@ -82,13 +83,14 @@ def read_sides(
         if not baseline.startswith("roost:"):
             sides.append(Side(name=baseline, kernelspec=baseline))
             continue
-        changes = split_pairs("--baseline", baseline.removeprefix("roost:").split(","), "roost:fork=never")
+        changes = split_pairs("--baseline", baseline.removeprefix("roost:").split(","), "roost:fork=false")
         of_backend = {key: read_json(text) for key, text in changes.items() if key in settings}
+        of_kernelspec = {key: _TRUTH.get(text, text) for key, text in changes.items() if key not in settings}
         sides.append(
             Side(
                 name=baseline,
                 kernelspec=f"roost-{len(sides)}",
-                config={**config, **{key: text for key, text in changes.items() if key not in settings}},
+                config={**config, **of_kernelspec},
                 options={**options, **of_backend},
             )
         )

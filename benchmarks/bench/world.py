@@ -33,6 +33,8 @@ REPLY_TIMEOUT_S = 60.0
 FIRST_S = 20.0
 RUNTIME = "ROOST_RUNTIME_DIR"
 MIB = 1 << 20
+NEUTRAL = "/"
+"""The working folder of the benchmarks' own processes. `python -m` would import a folder `roost` of the user's one."""
 OWN_PARTS = ("service", "agent", "zygote")
 _OWN = re.compile(rf"(?:scheduler|launchers)[./]({'|'.join(OWN_PARTS)})")
 """The command lines of roost's own processes. A forked kernel shows that of its kernelspec."""

@@ -119,5 +119,7 @@ def describe_exit(code: int | None, *, was_asked: bool = False) -> str:
     if code >= 0:
         return f"exited with code {code}"
     name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
-    is_strange = code == -signal.SIGKILL and not was_asked
+    if was_asked:
+        return f"was stopped by {name}"
+    is_strange = code == -signal.SIGKILL
     return f"was ended by {name}" + (" (often the system's out-of-memory killer)" if is_strange else "")

@@ -17,7 +17,7 @@ import pytest
 from roost.bench.world import write_kernelspec
 
 pytestmark = pytest.mark.backends("local", why="each run starts a scheduler of its own")
-BENCH = (sys.executable, "-m", "roost.scheduler.cli.main", "bench")
+BENCH = (str(Path(sys.executable).with_name("roost")), "bench")
 PEER = """
 from jupyter_client.provisioning import LocalProvisioner
 
@@ -32,7 +32,12 @@ class PeerProvisioner(LocalProvisioner):
 
 
 def bench(tmp_path: Path, *options: str, **environment: str) -> dict[str, Any]:
-    """Run a benchmark and return its JSON. The file `said` has its prints."""
+    """Run a benchmark and return its JSON. The file `said` has its prints.
+
+    Its working folder has a folder `roost`, like that of a user who has cloned the repository there.
+    """
+    (tmp_path / "parent" / "roost").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "parent" / "roost" / "__init__.py").touch()
     command = [
         *BENCH,
         *options,
@@ -43,7 +48,12 @@ def bench(tmp_path: Path, *options: str, **environment: str) -> dict[str, Any]:
     ]
     with (tmp_path / "said").open("w") as said:
         done = subprocess.run(
-            command, stdout=said, stderr=subprocess.STDOUT, timeout=110, env={**os.environ, **environment}
+            command,
+            cwd=tmp_path / "parent",
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            timeout=110,
+            env={**os.environ, **environment},
         )
     assert done.returncode == 0, (tmp_path / "said").read_text()
     found: dict[str, Any] = json.loads((tmp_path / "result.json").read_text())
@@ -139,6 +149,7 @@ def test_placement_limits_a_node_too(tmp_path: Path) -> None:
     ("options", "code", "said"),
     [
         (["--gpus", "64"], 1, "64 GPUs"),
+        (["--baseline", "roost:fork=never"], 2, "fork = 'never' is not possible: give true or false"),
         (["--packages", "colorsys,no_such"], 2, "--packages no_such: the kernels of roost cannot import it."),
     ],
 )

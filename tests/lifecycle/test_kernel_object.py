@@ -87,6 +87,9 @@ def test_a_plain_call_and_an_exception_in_the_block() -> None:
         assert kernel.execute("1 + 1").text == "2"
     finally:
         kernel.stop()
+    for use in (lambda: kernel.execute("1"), kernel.interrupt, kernel.restart):
+        with pytest.raises(roost.KernelDied, match="has ended"):
+            use()
     with pytest.raises(ValueError, match="mine"), roost.start_kernel("roosted"):
         raise ValueError("mine")
     assert left_behind() == []

@@ -25,19 +25,19 @@ QUIET = machine.Condition(fault_us=2.0, spin_ms=1.0, spin_spread=0.01, busy=0.0)
 
 
 def test_each_baseline_is_a_side() -> None:
-    roost, plain, peer, other = read_sides(CONFIG, ["plain", "gateway", "roost:fork=never", "none", "plain"])
+    roost, plain, peer, other = read_sides(CONFIG, ["plain", "gateway", "roost:fork=false", "none", "plain"])
     assert (roost.is_roost, roost.kernelspec, roost.config) == (True, "roost", CONFIG)
     assert (plain.name, plain.is_roost) == ("plain", False)
     assert (peer.kernelspec, peer.is_roost) == ("gateway", False)
-    assert (other.name, other.kernelspec) == ("roost:fork=never", "roost-3")
-    assert (other.config, other.options) == ({**CONFIG, "fork": "never"}, {})
+    assert (other.name, other.kernelspec) == ("roost:fork=false", "roost-3")
+    assert (other.config, other.options) == ({**CONFIG, "fork": False}, {})
 
 
 def test_a_baseline_may_have_other_settings_of_the_backend() -> None:
-    measured, other = read_sides(CONFIG, ["roost:fork=never,page_out_after_s=2"], {"preload": ["jedi"]})
+    measured, other = read_sides(CONFIG, ["roost:fork=false,page_out_after_s=2"], {"preload": ["jedi"]})
     assert (measured.config, measured.options) == (CONFIG, {"preload": ["jedi"]})
     assert (other.config, other.options) == (
-        {**CONFIG, "fork": "never"},
+        {**CONFIG, "fork": False},
         {"preload": ["jedi"], "page_out_after_s": 2},
     )
 
@@ -95,6 +95,12 @@ def test_the_command_compares_two_files(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().out
     assert "1 figures have changed, 0 have not." in said
     assert "5.00" in said
+    assert "noise alone" not in said
+
+
+def test_a_change_of_few_samples_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "compare", result(tmp_path, "a", up=[1]), result(tmp_path, "b", up=[5, 6])]) == 0
+    assert "Those with n < 4 may differ by noise alone" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_result_becomes_a_table() -> None:
     assert "`start.py` on 2026-11-24: CPU X, 2 cores, 8 GiB, Linux 6; Python 3.11.7, ipykernel 7.4.0" in prose
     assert "pyzmq 27.0." in prose
     assert "Missed bounds, 2 of 3: stop: roost ÷ plain is 2 (≤ 1); first/roost is 650.4 (≤ 600)." in prose
-    assert "- 2 kernels of plain did not answer. - The machine was busy. ![" in prose
+    assert "- Kernels of plain that did not answer: 2. - The machine was busy. ![" in prose
     assert "(figures/start.png)" in prose
 
 
