@@ -126,4 +126,6 @@ def show(before: Mapping[str, Any], after: Mapping[str, Any], changes: Sequence[
     same = len(changes) - len(changed)
     console.print(f"{len(changed)} figures have changed, {same} have not.", highlight=False)
     if any(change.samples < _FEW for change in changed):
-        console.print(f"Those with n < {_FEW} may differ by noise alone: measure more rounds.", highlight=False)
+        console.print(
+            f"Those with n < {_FEW} may differ by noise alone: measure more rounds.", highlight=False
+        )
