@@ -11,7 +11,10 @@ from __future__ import annotations
 from importlib import import_module
 
 TYPE_CHECKING = False
-"""True for type checkers, which know the name. The import of `typing` takes longer than all the rest of this module."""
+"""Replaces `typing.TYPE_CHECKING`: type checkers take it as True.
+
+To import `typing` would take too long here.
+"""
 
 if TYPE_CHECKING:
     from roost.provisioners.attached_kernel import attach as attach
@@ -67,7 +70,7 @@ __all__ = sorted([*_HOME, "__version__"])
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its home and keep it here."""
+    """Return a public name: import it from its module and keep it in this one. Raises `AttributeError`."""
     if name not in _HOME:
         raise AttributeError(f"module 'roost' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -55,7 +55,7 @@ __all__ += ["get_policy"]
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its module and keep it here."""
+    """Return a public name: import it from its module and keep it in this one. Raises `AttributeError`."""
     if name not in _HOME:
         raise AttributeError(f"module 'roost.placement' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)

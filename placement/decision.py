@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value", bound="_Explained")
 
 _AMOUNTS = frozenset({"gpu", "memory", "cpu", "resources"})
-"""Filters about amounts. A request can change a permanent refusal by any other filter."""
+"""Filters about amounts. `Decision.remedies` lists a refusal as *never* only if it is by another filter."""
 
 _COMMON = frozenset({*(name for name, _ in SUMMARIES), "avoid"})
 """Filters that every policy has. A filter of another name belongs to the policy."""
@@ -28,14 +28,20 @@ SHOWN_REFUSALS = 1_000
 
 
 class _Explained:
-    """A frozen value with fields that an explanation computes when they are first read. Most are never read."""
+    """A frozen value. An explanation computes the fields in ``_LATE`` when they are first read.
+
+    Most are never read.
+    """
 
     __slots__ = ("_explanation",)
     _LATE: ClassVar[frozenset[str]]
 
     @classmethod
     def explained_by(cls: type[Value], explanation: Explanation, **known: Any) -> Value:
-        """Return the value with these fields. ``explanation`` has all others, ``_LATE``, as attributes."""
+        """Return a value with the fields in ``known``.
+
+        ``explanation`` has the others, ``_LATE``, as attributes.
+        """
         value = cls.__new__(cls)  # without __init__: the first read of an unset field calls __getattr__
         for name, content in known.items():
             object.__setattr__(value, name, content)

@@ -38,7 +38,7 @@ class Explanation:
     avoided: Mapping[int, str]
 
     def choose_devices(self, row: int, best: int) -> tuple[str, ...]:
-        """Return the ids of the preferred devices on a node: number ``best``, or the best few if ``best`` is -1."""
+        """Return the ids of the preferred devices on a node: device ``best``, or the best if that is -1."""
         request = self.request
         if not request.gpus:
             return ()
@@ -178,7 +178,7 @@ class Explanation:
 
     @cached_property
     def _part(self) -> Snapshot:
-        """The suspects. The columns of all nodes are not built for a few of them."""
+        """A snapshot of the suspects. For a few of them, the columns of all nodes are not built."""
         rows = self._suspects
         return self.snapshot.pick(rows.tolist()) if len(rows) <= _FEW else self.snapshot.part(rows)
 

@@ -64,7 +64,10 @@ class HasGpus:
     name = "gpu"
 
     def least(self, request: Request) -> dict[str, float] | None:
-        """Return the free amounts. ``device_free`` must be free on as many accepted devices as the request asks for."""
+        """Return the least free amounts that `passes` needs. None if they do not decide alone.
+
+        ``device_free`` must be free on as many accepted devices as the request asks for.
+        """
         if request.gpu_memory_bytes:
             return None  # the columns do not have the memory of devices
         if not request.gpus:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 Decoder = Callable[[Any, bool], Any]
-"""Returns what a JSON value stands for, or raises `_Mismatch`. The second argument is `ignore_unknown`."""
+"""A function that decodes a JSON value, or raises `_Mismatch`. The second argument is `ignore_unknown`."""
 
 _MOST = 2**63
 _KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -33,7 +33,7 @@ class WireError(ValueError):
 
 
 class _Mismatch(Exception):
-    """A value does not fit. `where` is the way to it, which each level on the way back puts its own part before."""
+    """A value does not fit. `where` is the path to the value: each level puts its own part in front."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)
@@ -75,9 +75,9 @@ def _encode(value: Any, is_message: bool) -> Any:
 
 
 def share_equal(cls: type[T]) -> type[T]:
-    """Decorate a frozen dataclass: equal fields of other dataclasses are decoded to one object, where they are small.
+    """Decorate a frozen dataclass, so that `decode` builds only one object for equal small values of it.
 
-    Thousands of kernels have the same owner and the same request. So this saves time and memory.
+    This saves time and memory, because thousands of kernels have the same owner and the same request.
     """
     _SHARED.add(cls)
     return cls
@@ -112,7 +112,7 @@ def _find_fields(kind: type) -> tuple[tuple[str, Any], ...] | None:
 
 
 def _find_default(field: dataclasses.Field[Any]) -> Any:
-    """Return a field's default, or an object that equals no value."""
+    """Return a field's default, or `MISSING`, which equals no value, if the field has none."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default

@@ -1,4 +1,4 @@
-"""The scorers that keep room for later requests, in GPUs. `Packing` combines them (`benchmarks/placement.py`)."""
+"""The scorers that keep room for later requests. `Packing` combines them (see `benchmarks/placement.py`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NEARLY_NOTHING = np.array(1e-12)
 
 @lru_cache(maxsize=1024)
 def _count_taken(cpus: float, memory_bytes: int, gpus: float) -> tuple[FloatArray, int, int]:
-    """Return (3, 2, 1) zeros and the amounts, the number of devices, and the thousandths of each device."""
+    """Return (3, 2, 1) pairs of 0 and the amount; the number of devices; the thousandths of each device."""
     taken = np.array([[0.0, cpus], [0.0, memory_bytes], [0.0, gpus]])[:, :, None]
     return taken, math.ceil(gpus), round(min(gpus, 1.0) * MILLI)
 
@@ -68,7 +68,7 @@ class FragmentationGradient:
     def several(
         request: Request, snapshot: Snapshot, tables: FragmentTables, before_k: IntArray, after_k: IntArray
     ) -> FloatArray:
-        """Return the drop in thousandths for classes that ask for several GPUs and find too few whole devices."""
+        """Return the drop, in thousandths of a GPU, that is due to classes of requests for several GPUs."""
         c = snapshot.columns
         if not c.device_model.shape[1]:
             return np.zeros(len(snapshot))
@@ -115,11 +115,14 @@ class StrandedShare:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A scorer of best fit: minus the free CPUs and GPUs, weighted equally, as in the comparisons of the FGD paper."""
+    """A scorer of best fit, as in the FGD paper: minus the CPUs and GPUs left, as shares of a large node.
+
+    With ``is_integer``, the score is 1 minus that amount, rounded down to whole percents.
+    """
 
     is_integer: bool = False
     is_for_gpus: bool = False
-    """True if requests without GPUs are packed on GPU nodes only. Elsewhere they may spread."""
+    """True if this scorer packs requests without GPUs on GPU nodes only. Other nodes then get 0."""
     name = "leftover"
     needs_metrics = False
 

@@ -174,7 +174,10 @@ class Pipeline:
         return Scores.of(snapshot, snapshot.columns, score_nodes)
 
     def terms(self, request: Request, snapshot: Snapshot, scorers: WeightedScorers) -> dict[str, FloatArray]:
-        """Return the weighted scores, (n,) or (n, d), by the name of the scorer, for nodes that passed the filters."""
+        """Return the weighted scores, (n,) or (n, d), by scorer name.
+
+        All nodes must have passed the filters.
+        """
         terms: dict[str, FloatArray] = {}
         for scorer, term in weigh_scores(request, snapshot, scorers, self.stale_after_s):
             terms[scorer.name] = term + terms[scorer.name] if scorer.name in terms else term
@@ -207,7 +210,7 @@ class Pipeline:
         return scores, totals, best
 
     def _lacks_metrics(self, snapshot: Snapshot, scores: Scores, totals: FloatArray) -> bool:
-        """True if metrics matter and no node that fits has fresh metrics."""
+        """True if a scorer needs metrics and no node that fits has fresh metrics."""
         if not scores.uses_metrics or snapshot.all_fresh(self.stale_after_s):
             return False
         return not (totals[snapshot.has_fresh_metrics(self.stale_after_s)] > -np.inf).any()

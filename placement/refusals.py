@@ -71,7 +71,10 @@ class RefusalGroup:
 
 
 def group_refusals(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
-    """Count refused nodes by main refusal: the first *never*, or else the first *now*. Largest first."""
+    """Return groups of the refused nodes, the largest first.
+
+    A node counts by its first *never*, else first *now*.
+    """
     per_node: dict[str, list[Refusal]] = {}
     for refusal in refusals:
         per_node.setdefault(refusal.node_id, []).append(refusal)

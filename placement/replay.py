@@ -46,7 +46,7 @@ class ReplayPoint:
 class Replay:
     """The result of `replay`. Amounts are in the unit of ``resource``.
 
-    The key of a point is the demand that had arrived by then, in whole percent of the capacity.
+    The keys of ``points`` are the demand that had arrived, in whole percent of the capacity.
     """
 
     policy: str
@@ -86,8 +86,9 @@ def replay(
 ) -> Replay:
     """Place the arrivals in order, each on the cluster that the earlier ones left. Nothing is tried again.
 
-    A placement that the node cannot hold counts as refused. With a ``workload``, fragmentation is computed every 5
-    percent, O(nodes) each. Raises ``ValueError`` if the cluster has none of the resource, or if the policy misbehaves.
+    A placement that the node cannot hold counts as refused. With a ``workload`` and GPUs as the resource,
+    fragmentation is computed every 5 percent, O(nodes) each. Raises ``ValueError`` if the cluster has none of
+    the resource, or if the policy misbehaves.
 
     >>> from roost.placement import Node, get_policy
     >>> one = Snapshot.of([Node(id="a", cpus=4)])
@@ -160,7 +161,8 @@ def draw_arrivals_to_demand(
 ) -> list[Arrival]:
     """Return these requests in random order, until they ask for ``ratio`` times the capacity (FGD, ATC '23).
 
-    Random requests are left out or drawn again. Raises ``ValueError`` if no request asks for the resource.
+    Random requests are left out if these ask for more, and repeated if these ask for less. Raises
+    ``ValueError`` if no request asks for the resource.
     """
     if not any(getattr(request, resource) for request in requests):
         raise ValueError(f"the trace asks for no {RESOURCE_NAMES[resource]}, in which demand is counted.")
@@ -184,8 +186,8 @@ def draw_poisson_arrivals(
 ) -> list[Arrival]:
     """Return arrivals at random (Poisson) times, drawn from the tasks that end, with replacement.
 
-    They hold ``load`` times the capacity if none is refused. ``count`` arrivals follow those at 0 s, which would be
-    running by then. Raises ``ValueError`` if no such task asks for the resource.
+    On average they hold ``load`` times the capacity if none is refused. The arrivals at 0 s are tasks that
+    already run; ``count`` arrivals follow. Raises ``ValueError`` if no such task asks for the resource.
     """
     ending = [(task.request, task.duration_s) for task in tasks if task.duration_s]
     durations = [duration_s for _, duration_s in ending]

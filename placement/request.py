@@ -114,8 +114,9 @@ class Request:
         return min(self.gpus, 1.0)
 
     def accepts_model(self, model: str) -> bool:
-        """True if ``model`` has all words of one of ``gpu_models``. ``A100`` accepts ``NVIDIA A100-SXM4-80GB``, ``A10``
-        does not.
+        """True if ``model`` has all words of one of ``gpu_models``, or if the request names no models.
+
+        ``A100`` accepts ``NVIDIA A100-SXM4-80GB``; ``A10`` does not.
         """
         return not self.gpu_models or any(_matches(asked, model) for asked in self.gpu_models)
 

@@ -38,9 +38,9 @@ class Scorer(Protocol):
     def score(self, request: Request, snapshot: Snapshot) -> FloatArray | None:
         """Return finite scores: (n_nodes,) of nodes, or (n_nodes, n_devices) of devices. None is no opinion.
 
-        The best devices that fit the request count, as many as it asks for. The scores of nodes that a filter refuses
-        are ignored. A score must depend on its node alone, and not on the age of the metrics, because only changed
-        nodes are scored again.
+        Only the best devices that fit count, as many as the request asks for. The scores of nodes that a
+        filter refuses are ignored. A score must depend on its node alone, and not on the age of the metrics,
+        because only changed nodes are scored again.
         """
         ...
 
@@ -51,7 +51,9 @@ WeightedScorers = tuple[tuple[Scorer, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Available:
-    """A scorer of the share of a resource that stays unpromised after the kernel's start, and unused too with ``real``.
+    """A scorer of the share of a resource that is not promised after the kernel's start.
+
+    With ``real``, the score is at most the share that is really unused then.
 
     It has no opinion on a resource that the request does not ask for. One exception: without ``real``, memory and CPUs
     count for best-effort requests too.
@@ -155,7 +157,10 @@ class FewKernels:
 
 @dataclass(frozen=True, slots=True)
 class WithoutGpus:
-    """A scorer that restricts another one to requests without GPUs. Its scores on GPU nodes count a tenth."""
+    """A scorer that restricts another one to requests without GPUs.
+
+    Its scores on GPU nodes are divided by ten.
+    """
 
     scorer: Scorer
 

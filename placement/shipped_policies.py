@@ -38,7 +38,7 @@ _LOAD: tuple[tuple[Scorer, float], ...] = (
     (FewKernels(best_effort_only=True), 0.25),
 )
 _WISHES: tuple[tuple[Scorer, float], ...] = ((Near(), 2.0), (WarmEnvironment(), 0.02))
-"""Preferred labels outweigh load. A warm environment decides only between nodes that are close."""
+"""Preferred labels outweigh load. A warm environment decides only between nodes with close scores."""
 _UNKNOWN = Workload()
 
 
@@ -94,7 +94,10 @@ def pack(workload: Workload = _UNKNOWN) -> Policy:
 
 
 def spread(workload: Workload = _UNKNOWN) -> Policy:
-    """Build a policy that takes the emptiest node and device, by promises. Best effort goes by kernels per CPU."""
+    """Build a policy that takes the emptiest node and device, by promises.
+
+    For best-effort requests, kernels per CPU count most.
+    """
     return Pipeline(
         name="spread",
         scorers=(
@@ -140,7 +143,8 @@ class PolicyError(ValueError):
 def get_policy(name_or_object: str | Policy, workload: Workload = _UNKNOWN) -> Policy:
     """Return the policy of that name: a shipped one, an entry point of ``roost.policies``, or ``module:Name``.
 
-    A policy object is returned as it is. Raises ``PolicyError``, which lists the known names.
+    A policy object is returned as it is. Raises ``PolicyError`` if there is no such policy or it cannot be
+    used, and any other error that its code raises.
 
     >>> get_policy("pack").name
     'pack'

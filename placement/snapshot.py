@@ -91,12 +91,18 @@ class Snapshot:
         return self._ids if self._whole is None else tuple(self._whole._ids[row] for row in self._at)
 
     def row(self, node_id: str) -> int:
-        """Return the node's row in the columns. Raises ``KeyError`` if the node is not there."""
+        """Return the node's row.
+
+        Raises ``KeyError`` for an unknown node, ``IndexError`` for one outside this part.
+        """
         row = self._root._rows[node_id]
         return row if self._whole is None else int(np.flatnonzero(self._at == row)[0])
 
     def node(self, node_id: str) -> Node:
-        """Return the node with the age of its metrics in this snapshot. Raises ``KeyError`` if it is not there."""
+        """Return the node, with the age of its metrics in this snapshot.
+
+        Raises the same errors as ``row``.
+        """
         return self.at(self.row(node_id))
 
     @cached_property
@@ -182,7 +188,7 @@ class Snapshot:
         return part
 
     def has_fresh_metrics(self, stale_after_s: float) -> BoolArray:
-        """Return (n,) True if the node has metrics that are not older."""
+        """Return (n,) True if the node has metrics that are at most ``stale_after_s`` old."""
         fresh = (self._fresh.get(stale_after_s) or self._find_fresh(stale_after_s))[0]
         return fresh if self._whole is None else fresh[self._at]
 

@@ -29,7 +29,7 @@ _OFFERS = 100
 
 
 def _keep(compute: Callable[P, T]) -> Callable[P, T]:
-    """Compute the result of a method of `Workload` on its first call with these arguments."""
+    """Decorate a method of `Workload`: compute its result once for the same arguments, and keep it."""
 
     @wraps(compute)
     def kept(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -59,7 +59,10 @@ class Workload:
 
     @classmethod
     def of(cls, requests: Iterable[Request], gpus: Snapshot | Mapping[str, float]) -> Workload:
-        """Return the workload of these requests on a snapshot, or on a cluster with these GPUs by model."""
+        """Return the workload of these requests.
+
+        ``gpus`` is a snapshot, or the number of GPUs of each model.
+        """
         counts = Counter(map(get_class, requests))
         classes = tuple((build_request(*key), float(count)) for key, count in sorted(counts.items()))
         return cls(classes=classes, gpus=count_gpus(gpus) if isinstance(gpus, Snapshot) else dict(gpus))
@@ -73,9 +76,9 @@ class Workload:
     def pressure(self, models: tuple[str, ...]) -> FloatArray:
         """Return (models + 1,) the pressure on each model. The last element, 0, stands for "no device".
 
-        The pressure is the share of the demand that requires the model, over the model's share of the GPUs, squared: a
-        model that is half required has GPUs for others. A request for several models counts for each by its share of
-        their GPUs.
+        The pressure is the share of the demand that requires the model, over the model's share of the GPUs,
+        squared. The square makes a pressure below 1 smaller, because such a model has GPUs for other
+        requests. A request for several models counts for each by its share of their GPUs.
         """
         demand = sum(count * asked.gpus for asked, count in self.classes) or 1.0
         total = sum(self.gpus.values()) or 1.0
@@ -91,7 +94,10 @@ class Workload:
 
     @_keep
     def per_gpu(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return (classes,) GPUs per CPU, per byte (infinite for none) and shares, of typical requests with GPUs."""
+        """Return (classes,) GPUs per CPU, GPUs per byte, and shares, of typical requests with GPUs.
+
+        The first two are infinite for a class that asks for no CPUs or no memory.
+        """
         counts: dict[tuple[float, float], float] = defaultdict(float)
         for asked, count in self.classes:
             if asked.gpus:
@@ -105,7 +111,7 @@ class Workload:
     def sliver_waste(self) -> FloatArray:
         """Return the share of a GPU that stays unused, for each free share of it: (1001,), by free thousandths.
 
-        `_OFFERS` random requests are offered first.
+        The share that is left after `_OFFERS` random requests were offered counts as unused.
         """
         parts: dict[int, float] = defaultdict(float)
         for asked, count in self.classes:
@@ -154,9 +160,9 @@ def _find_typical(classes: Sequence[T], counts: Sequence[float]) -> tuple[list[T
 class FragmentTables:
     """The expected fragmentation F of FGD (Weng et al., ATC '23, section 4.2) as tables, exact in thousandths of a GPU.
 
-    F is the free GPU share that a typical request cannot use, as a mean over the classes. They are ordered by CPUs. If
-    the node's CPUs suffice for the first k classes, F is the sum of ``device[model, k, left]`` over the node's devices.
-    Classes of several GPUs add ``many[model, k, whole devices left]``.
+    F is the free GPU share that a typical request cannot use, as a mean over the classes, in the order of
+    their CPUs. If the node's CPUs suffice for the first k classes, F is the sum of ``device[model, k, left]``
+    over the node's devices. Classes of several GPUs add ``many[model, k, whole devices left]``.
     """
 
     cpus: FloatArray  # (classes,) ascending
@@ -165,7 +171,7 @@ class FragmentTables:
     has_many: bool  # True if `many` has a value above 0
 
     def k(self, cpus_left: FloatArray) -> IntArray:
-        """Return, for each element, how many classes ask for no more CPUs than that."""
+        """Return, for each element, how many classes ask for at most ``cpus_left`` CPUs."""
         return self.cpus.searchsorted(cpus_left + 1e-6, side="right")
 
 

@@ -26,8 +26,10 @@ class CommandNotFound(LaunchError, FileNotFoundError):
 
 
 def describe_application(km: Any) -> tuple[str, bool, str]:
-    """Return the name of the application that holds `km`, whether it adopts its kernels after a restart, and the name
-    of the Jupyter Server. This last name is empty without the extension.
+    """Return the application's name, whether it adopts its kernels after a restart, and its server name.
+
+    `km` is the kernel's manager. The first name is empty outside a Jupyter Server, the last one without the
+    extension.
     """
     is_server = is_in_jupyter_server(km)
     name = getattr(getattr(km, "parent", None), "server_name", "")
@@ -35,25 +37,28 @@ def describe_application(km: Any) -> tuple[str, bool, str]:
 
 
 def is_adopted(km: Any, kernel_id: str) -> bool:
-    """True if the application takes over a kernel of that id instead of starting one."""
+    """True if the application that holds `km` adopts the kernel `kernel_id` instead of starting it."""
     return kernel_id in getattr(getattr(km, "parent", None), "adopting", ())
 
 
 def is_in_jupyter_server(km: Any) -> bool:
-    """True if a Jupyter Server holds `km`. Jupyter Server is not imported for this."""
+    """True if a Jupyter Server holds `km`. The check does not import Jupyter Server."""
     kinds = type(getattr(km, "parent", None)).__mro__
     names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in kinds}
     return "jupyter_server.MappingKernelManager" in names
 
 
 def find_queue_timeout_s(km: Any) -> float | None:
-    """Return how long a start may wait in the queue where people see it wait, or None elsewhere."""
+    """Return how long roost's server extension lets a start wait in the queue; None without the extension."""
     timeout_s = getattr(getattr(km, "parent", None), "queue_timeout_s", None)
     return timeout_s if isinstance(timeout_s, float) else None
 
 
 def forget_failed_start(km: Any) -> None:
-    """Make the multi-kernel manager forget a failed start of `km`. Otherwise a stopping server waits for it (8.10)."""
+    """Make the multi-kernel manager forget a failed start of `km`.
+
+    Otherwise a server that stops waits for this start (jupyter_client 8.10).
+    """
     pending: dict[str, Any] = getattr(getattr(km, "parent", None), "_pending_kernels", {})
     task = pending.get(km.kernel_id)
 
@@ -66,7 +71,10 @@ def forget_failed_start(km: Any) -> None:
 
 
 def to_http_error(problem: RoostError) -> Exception:
-    """Return an HTTPError. Jupyter Server answers `POST /api/sessions` with its text, which is the sentence alone."""
+    """Return an HTTPError with the user message of `problem` as its whole text.
+
+    Jupyter Server answers a failed `POST /api/sessions` with this text.
+    """
     from tornado.web import HTTPError
 
     class ShownError(HTTPError):
@@ -78,7 +86,10 @@ def to_http_error(problem: RoostError) -> Exception:
 
 @contextmanager
 def show_errors_in_jupyter(km: Any) -> Iterator[None]:
-    """Turn roost's errors into HTTPErrors: Jupyter Server shows their text to the user, but no other error's."""
+    """Turn roost's errors in this block into HTTPErrors, if a Jupyter Server holds `km`.
+
+    Jupyter Server shows users the text of an HTTPError, but not the text of other errors.
+    """
     try:
         yield
     except RoostError as problem:

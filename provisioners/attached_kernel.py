@@ -42,15 +42,15 @@ class AttachedKernel:
 
     @property
     def connection(self) -> Connection:
-        """How to reach the kernel. It has the kernel's keys."""
+        """The kernel's addresses, ports and keys."""
         assert self._kernel.connection is not None
         return self._kernel.connection
 
     def execute(self, code: str, *, timeout_s: float | None = None, check: bool = False) -> Result:
-        """Execute code once the kernel has done all that was asked before, and return its result.
+        """Execute code after all earlier requests to the kernel, and return the result.
 
-        An error in the code is in the result; with `check`, this raises it. Raises `TimeoutError` after `timeout_s`.
-        The code then goes on.
+        The result has the error that the code raised, if any; with `check`, this method raises that error.
+        Raises `TimeoutError` after `timeout_s`; the code then goes on in the kernel.
         """
         if not self._clients:
             self.client()
@@ -94,10 +94,11 @@ class AttachedKernel:
 
 
 def attach(kernel_id: str, backend: str = DEFAULT_BACKEND, **backend_options: Any) -> AttachedKernel:
-    """Attach to a kernel of another application, such as a notebook's: `roost.attach(kernel_id).execute("x")`.
+    """Attach to a kernel of another application, such as a notebook's:
+    `roost.attach(kernel_id).execute("x")`.
 
     `backend` and `backend_options` are those of `roost.connect`. The kernel must run. Raises `UnknownKernel`,
-    `KernelDied` if it has ended, and `BackendUnavailable` if it cannot be reached.
+    `KernelDied` if the kernel has ended, and `BackendUnavailable` if nobody can connect with it yet.
     """
     service = connect(backend, **backend_options)
     kernel = service.kernel(kernel_id).result()
@@ -111,7 +112,10 @@ def attach(kernel_id: str, backend: str = DEFAULT_BACKEND, **backend_options: An
 
 
 def _wait_until_subscribed(client: BlockingKernelClient) -> None:
-    """Wait for an output message that answers this client. The control channel answers also while a cell runs."""
+    """Wait until the client receives what the kernel publishes on IOPub. Raises `LaunchTimeout`.
+
+    The requests go through the control channel, because the kernel answers there also while a cell runs.
+    """
     deadline = time.monotonic() + _ANSWER_S
     asked = set()
     while time.monotonic() < deadline:

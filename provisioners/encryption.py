@@ -24,9 +24,11 @@ _FIRST_IPYKERNEL = (7, 3)
 
 
 def protect_channels(km: Any, argv: Sequence[str], wish: str, *, is_local: bool) -> str:
-    """Give `km` a key pair or a private folder. Return a warning if others can read the kernel's channels.
+    """Give `km` a key pair or a private folder. Return a warning if others can read the kernel's channels,
+    else "".
 
-    Jupyter's `transport_encryption` can require more than `wish`; its default is `disabled`. Raises `ConfigError`.
+    `wish` is one of `WISHES`. Jupyter's own option `transport_encryption` can require encryption too. Raises
+    `ConfigError` if encryption is required but impossible.
     """
     jupyters = str(getattr(km, "transport_encryption", "disabled")).lower()
     is_required = "required" in (wish, jupyters)
@@ -49,7 +51,7 @@ def protect_channels(km: Any, argv: Sequence[str], wish: str, *, is_local: bool)
 
 
 def _find_obstacle(km: Any, argv: Sequence[str]) -> str:
-    """Return why this kernel cannot use CURVE; empty if it can."""
+    """Return the reason why this kernel cannot use CURVE, as a clause; empty if it can."""
     if not zmq.has("curve"):
         return "pyzmq was built without CURVE here: reinstall it from its wheel"
     if getattr(km, "_kernel_supports_curve_encryption", bool)():

@@ -14,14 +14,14 @@ _FIELDS = {
     "execute_result": ("execution_count", "data", "metadata"),
     "error": ("ename", "evalue", "traceback"),
 }
-"""The kinds of output in a notebook, each with the fields that it takes from Jupyter's message."""
+"""The kinds of output in a notebook, each with the fields that are copied from the kernel's message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """The result of executed code.
 
-    `outputs` are those of a notebook's cell, as in nbformat. `error` is the error that the code raised, if any.
+    `outputs` has the outputs in the form of nbformat. `error` is the error that the code raised, or None.
     """
 
     outputs: list[dict[str, Any]] = field(default_factory=list)
@@ -45,7 +45,10 @@ class Result:
 
 
 def add_output(outputs: list[dict[str, Any]], message: Mapping[str, Any]) -> None:
-    """Add the output in one of the kernel's messages to `outputs`. Text that continues a stream is joined to it."""
+    """Add the output in an IOPub message to `outputs`, and ignore messages without an output.
+
+    Further text of the same stream is appended to the last output. `clear_output` empties `outputs`.
+    """
     kind, content = message["header"]["msg_type"], message["content"]
     if kind == "clear_output":
         outputs.clear()
@@ -56,7 +59,7 @@ def add_output(outputs: list[dict[str, Any]], message: Mapping[str, Any]) -> Non
 
 
 def build_result(outputs: list[dict[str, Any]], reply: Mapping[str, Any]) -> Result:
-    """Return the result of code that the kernel has answered with the content `reply`."""
+    """Return a result with these outputs, and with the error in `reply`, the content of the `execute_reply`."""
     if reply["status"] == "ok":
         return Result(outputs=outputs)
     name, value = reply.get("ename") or "Aborted", reply.get("evalue", "")

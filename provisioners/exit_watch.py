@@ -1,6 +1,6 @@
 """Waits for the end of a kernel: one thread receives the event, and any event loop can wait for it.
 
-The same thread receives what a start waits for.
+The same thread receives the reports about what a queued start waits for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ UNKNOWN_EXIT_CODE = 255
 
 
 class KernelExit:
-    """The exit code of one launch: None, until it is set once."""
+    """The exit code of one launch.
+
+    `code` is None until the kernel has ended, and does not change afterwards.
+    """
 
     def __init__(self, launch_id: str = "") -> None:
         self.launch_id = launch_id
@@ -31,7 +34,10 @@ class KernelExit:
         self.code: int | None = None
 
     def set(self, code: int | None) -> None:
-        """Set the code (None: unknown) and wake all waiters, if it is not set yet. Any thread may call this."""
+        """Set the exit code and wake all waiters. Keep a code that is set already.
+
+        None stands for an unknown code and sets `UNKNOWN_EXIT_CODE`. Any thread may call this.
+        """
         with self._lock:
             if self.code is None:
                 self.code = UNKNOWN_EXIT_CODE if code is None else code
@@ -72,13 +78,13 @@ class ExitWatch:
         self.is_launching = False
         self._lock = threading.Lock()
         self._reported: Kernel | None = None
-        """The end that was reported while the launch is under way, if no later event contradicts it."""
+        """The ended kernel, if its end was reported during the launch and no later event contradicts this."""
         self.last_reason = ""
-        """Why the latest launch that has ended did so, as `roost kernels` shows it."""
+        """The reason of the kernel's latest end, as `roost kernels` shows it."""
         self.was_stopped = False
-        """True if the latest launch that has ended was stopped on purpose, or because it was idle."""
+        """True if somebody stopped the kernel at its latest end, or roost culled it."""
         self.excesses = 0
-        """How many of the latest launches have run out of memory, one after another."""
+        """How many launches in a row, up to the latest one, have run out of memory."""
         self._log = log
         self._is_expected = is_expected
         self._on_waiting = on_waiting
@@ -91,11 +97,14 @@ class ExitWatch:
         return self.current
 
     def begin_launch(self) -> None:
-        """Note that a launch is under way. If its lease is lost, it may go on with another one."""
+        """Note that a launch is under way. If its lease is lost, the launch may go on with another lease."""
         self.is_launching, self._reported = True, None
 
     def finish_launch(self) -> Kernel | None:
-        """Note that the launch has its answer. Return the end of its kernel if one was reported meanwhile."""
+        """Note that the launch is over.
+
+        Return the ended kernel if its end was reported meanwhile, else None.
+        """
         with self._lock:
             self.is_launching, reported, self._reported = False, self._reported, None
         return reported

@@ -20,7 +20,10 @@ _JSON_PARTS = 4
 
 
 class JournalMessage:
-    """A message that a kernel has published. `is_cut`: earlier messages for the same request are gone."""
+    """A message that a kernel has published, as its journal has it.
+
+    `is_cut` is true if output of the same request is missing, because the journal has dropped it.
+    """
 
     def __init__(self, data: str, entry: JournalEntry) -> None:
         ends = list(itertools.accumulate(entry.lengths))
@@ -48,7 +51,10 @@ class JournalReader:
         self._pieces: list[str] = []
 
     async def read(self, session: str = "", since_s: float | None = None) -> JournalPage:
-        """Return the next page. `Client.journal` describes the choice. Raises `RoostError`, `asyncio.TimeoutError`."""
+        """Return the next page. `Client.journal` describes which messages `session` and `since_s` choose.
+
+        Raises `RoostError` and `asyncio.TimeoutError`.
+        """
         call = self._client.journal(
             self._kernel_id, after=self._after, offset=self._offset, session=session, since_s=since_s
         )
@@ -58,7 +64,10 @@ class JournalReader:
         return page
 
     def messages(self, page: JournalPage) -> Iterator[JournalMessage]:
-        """Return the messages that end in a page."""
+        """Yield the messages that are complete with this page.
+
+        A long message comes in pieces on several pages.
+        """
         for entry in page.entries:
             if not entry.offset:
                 self._pieces.clear()  # if there are some, the journal has dropped the rest
@@ -74,8 +83,8 @@ class JournalReader:
 class CellRun:
     """One execution of code, as the journal has it.
 
-    `cell_id` is the notebook's id of the cell; empty for other code. `outputs` are as in nbformat. `is_cut`: the
-    beginning of the output is gone.
+    `cell_id` is the notebook's id of the cell; empty for other code. `outputs` has the form of nbformat.
+    `is_cut` is true if a part of the output is gone.
     """
 
     request_id: str
@@ -109,7 +118,9 @@ class CellRun:
 async def read_runs(
     client: Client, kernel_id: str, *, session: str = "", since_s: float | None = None
 ) -> list[CellRun]:
-    """Return the executions in a kernel's journal in order; `Client.journal` describes the choice.
+    """Return the executions in a kernel's journal in order.
+
+    `Client.journal` describes which messages `session` and `since_s` choose.
 
     Raises `RoostError` and `asyncio.TimeoutError`.
     """

@@ -23,17 +23,20 @@ _LONGEST_IPC_IP = (103 if sys.platform == "darwin" else 107) - len("-5")
 _RECONNECT_MS = 5
 """A socket's first pause before it connects again. ZeroMQ's default of 100 ms is longer than a restart."""
 _LONGEST_RECONNECT_MS = 100
-"""The pauses double up to ZeroMQ's default, so that the sockets of a dead kernel do not spin."""
+"""The longest such pause. The pauses double up to this time, so that sockets of a dead kernel do not spin."""
 
 
 def reconnect_soon(context: zmq.Context[Any]) -> None:
-    """Have all sockets that `context` creates from now on connect again soon after a kernel's restart."""
+    """Set short reconnection pauses for all sockets that `context` creates from now on."""
     context.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
     context.setsockopt(zmq.RECONNECT_IVL_MAX, _LONGEST_RECONNECT_MS)
 
 
 def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
-    """Check or choose the manager's address, and record which of its ports are random; raises `ConfigError`."""
+    """Check the address of the kernel manager `km`, or choose a folder for its sockets; raises `ConfigError`.
+
+    Also have jupyter_client record which ports are random.
+    """
     if km.transport == "tcp" and is_local and not km.ip.startswith("127.") and not is_local_ip(km.ip):
         raise ConfigError(f"Kernels cannot listen on {km.ip}: this machine does not have that address.")
     if km.transport == "ipc" and not is_local:
@@ -46,7 +49,7 @@ def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
 
 
 def format_command(km: Any, extra_arguments: list[str]) -> list[str]:
-    """Return the command with `{connection_file}` left in, because the agent writes the connection file."""
+    """Return the kernel's command. `{connection_file}` stays in it, because the agent writes that file."""
     launch_args = km._launch_args
     km._launch_args = {**(launch_args or {}), "connection_file": "{connection_file}"}
     try:

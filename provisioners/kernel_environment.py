@@ -24,7 +24,10 @@ _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|APIKEY|(^|_)(KEYS?|AUTH|PAS
 
 
 def check_patterns(patterns: Sequence[str]) -> None:
-    """Raise `ConfigError` for a pattern that would match every name."""
+    """Raise `ConfigError` for a pattern without a letter or digit before its first `[`.
+
+    `*` would match all names.
+    """
     for pattern in patterns:
         if not re.search(r"[A-Za-z0-9]", pattern.partition("[")[0].replace("?", "")):
             raise ConfigError(f"environment: {pattern!r} matches every variable; begin as in 'PROJ_*'.")
@@ -71,7 +74,10 @@ def choose_directory(env: Mapping[str, str], cwd: str | None, *, is_local: bool)
 
 
 def read_umask() -> int | None:
-    """Return this process's umask, or None if the system does not show it. To set it would disturb other threads."""
+    """Return this process's umask, or None if /proc does not show it.
+
+    `os.umask` reads the umask only by setting it, which would disturb other threads.
+    """
     with suppress(OSError), open("/proc/self/status") as status:
         for line in status:
             if line.startswith("Umask:"):

@@ -1,4 +1,4 @@
-"""A kernelspec's document, `kernel.json`: its provisioner, and the part that is malformed."""
+"""Reads and checks `kernel.json`, the document of a kernelspec."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _INTERRUPT_MODES = ("signal", "message")
 
 
 def read_document(folder: str | Path) -> tuple[Any, str]:
-    """Return a kernel.json and a sentence that says why it is malformed (empty if it is not); raises `OSError`."""
+    """Return the kernel.json in `folder`, and a sentence that says why it is malformed; raises `OSError`.
+
+    The sentence is empty for a good document. The document is None if the file is not JSON.
+    """
     path = Path(folder) / _FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -30,16 +33,19 @@ def read_document(folder: str | Path) -> tuple[Any, str]:
 
 
 def check_spec(spec: KernelSpec) -> None:
-    """Raise `ConfigError` for a malformed kernelspec: jupyter_client reads it without a check of the values inside.
+    """Raise `ConfigError` for a malformed kernelspec. jupyter_client itself does not check the values in it.
 
-    As in jupyter_client, a command without `{connection_file}` may start.
+    A command without `{connection_file}` is accepted, as in jupyter_client.
     """
     if wrong := _find_malformed(spec.to_dict()):
         raise ConfigError(_describe(wrong, Path(spec.resource_dir) / _FILE))
 
 
 def find_provisioner(document: Any) -> Any:
-    """Return the name of the provisioner in a kernel.json; roost's if the document is too malformed to tell."""
+    """Return the provisioner's name in a kernel.json; empty if it names none.
+
+    Return roost's name if `document` or its metadata is not an object.
+    """
     metadata = document.get("metadata", {}) if isinstance(document, dict) else None
     if not isinstance(metadata, dict):
         return PROVISIONER

@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class _KernelFacts:
-    """The facts about a kernel. They belong to its latest launch."""
+    """The facts about the latest launch of a kernel."""
 
     def __init__(self, manager: AsyncKernelManager) -> None:
         self._manager = manager
@@ -58,17 +58,17 @@ class _KernelFacts:
 
     @property
     def device_ids(self) -> tuple[str, ...]:
-        """The GPUs of the kernel."""
+        """The ids of the kernel's GPUs."""
         return self._launched.device_ids
 
     @property
     def timing_ms(self) -> Mapping[str, float]:
-        """The time that each stage of the start took."""
+        """The milliseconds that each stage of the start took, by the name of the stage."""
         return self._launched.timing_ms
 
     @property
     def decision(self) -> Mapping[str, Any]:
-        """Why the kernel runs on this node, as `Decision.to_dict()`."""
+        """The decision that placed the kernel on its node, as `Decision.to_dict()`; empty if it is not known."""
         return self._launched.decision or {}
 
     @property
@@ -109,10 +109,11 @@ class AsyncKernel(_KernelFacts):
         return self
 
     async def execute(self, code: str, *, timeout_s: float | None = None, check: bool = False) -> Result:
-        """Execute code and return its result. Calls wait for their turn.
+        """Execute code and return its result. Concurrent calls run one after another.
 
-        An error in the code is in the result; with `check`, this raises it. After `timeout_s` (`TimeoutError`) or a
-        cancellation, the code is interrupted. Raises `KernelDied` if the kernel ends.
+        The result has the error that the code raised, if any; with `check`, this method raises that error.
+        Raises `KernelDied` if the kernel ends. A timeout (`TimeoutError`) or a cancellation interrupts the
+        code.
         """
         outputs: list[dict[str, Any]] = []
         async with self._turn:
@@ -183,7 +184,10 @@ class AsyncKernel(_KernelFacts):
         return client
 
     async def _wait_for_launch(self) -> None:
-        """Wait until the latest launch answers. The sockets connect again after a restart."""
+        """Wait until the kernel of the latest launch answers.
+
+        After a restart, the sockets connect again first.
+        """
         launch_id = self._launched.launch_id
         if self._answered != launch_id:
             await self._wait_for_answer(self._clients[0])
@@ -218,9 +222,11 @@ class AsyncKernel(_KernelFacts):
 
 
 class BlockingKernel(_KernelFacts):
-    """A kernel for a program without an event loop; `roost.start_kernel` returns it, and `with` stops it.
+    """A kernel for a program without an event loop. `roost.start_kernel` returns it; the end of `with` stops
+    it.
 
-    In a thread with an event loop it is not started yet. `await` and `async with` start it and return an `AsyncKernel`.
+    In a thread with a running event loop, `start_kernel` does not start the kernel. `await` and `async with`
+    then start it and give an `AsyncKernel`.
     """
 
     def __init__(self, kernel: AsyncKernel) -> None:
@@ -274,9 +280,10 @@ class BlockingKernel(_KernelFacts):
 
 
 async def await_answer(client: AsyncKernelClient) -> None:
-    """Wait for an output message that answers this client: it shows that the client receives all later outputs.
+    """Ask the kernel for its info until an IOPub message answers. The client then receives all later outputs.
 
-    Other messages show nothing. They may be the last ones of the process before a restart.
+    IOPub messages for other requests do not count, because an earlier process of the kernel may have sent
+    them.
     """
     asked: set[str] = set()
 

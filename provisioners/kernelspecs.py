@@ -1,4 +1,4 @@
-"""Kernelspecs that start through roost. Each is a copy of another kernelspec, with a request for its kernels."""
+"""Installs, lists, checks and removes roost's kernelspecs: copies of other kernelspecs with a request."""
 
 from __future__ import annotations
 
@@ -58,10 +58,12 @@ def install(
     may_replace: bool = False,
     is_checked: bool = True,
 ) -> tuple[RoostKernelspec, ProbeResult | None]:
-    """Copy the kernelspec `source` as `name`; raises `ConfigError` and then changes nothing.
+    """Copy the kernelspec `source` as `name`; return the copy and the test of its Python (None if not
+    tested).
 
-    `prefix` is an installation prefix, or None for the user's own folder. If `is_checked`, the kernelspec's Python and
-    its policy are tested. Switch this off if the kernels run only on other machines.
+    `prefix` is an installation prefix, or None for the user's own folder. If `is_checked`, roost tests the
+    kernelspec's Python and its policy. Pass False if the kernels run only on other machines. Raises
+    `ConfigError`.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r} is not a valid kernel name: use letters, digits, '-', '_' and '.'.")
@@ -97,7 +99,7 @@ def install(
 
 
 def list_kernelspecs() -> list[RoostKernelspec]:
-    """Return roost's kernelspecs, and malformed ones that may be roost's, by name."""
+    """Return roost's kernelspecs, sorted by name. They include malformed kernelspecs that may be roost's."""
     found = []
     for name, folder in sorted(KernelSpecManager().find_kernel_specs().items()):
         try:
@@ -125,7 +127,7 @@ def remove(name: str) -> str:
 def find_problems(*, asks_schedulers: bool = True) -> list[dict[str, str]]:
     """Return the findings about kernelspecs and the provisioner's registration, for `roost doctor`.
 
-    If a scheduler does not answer, it should not be asked about each kernelspec.
+    Pass `asks_schedulers=False` if a scheduler does not answer. Otherwise each kernelspec waits for it again.
     """
     from importlib.metadata import entry_points
 
@@ -172,7 +174,10 @@ def find_problem(spec: RoostKernelspec, *, asks_scheduler: bool = True) -> str:
 
 
 def check_config(config: Mapping[str, Any], env: Mapping[str, str]) -> Request:
-    """Return the request of a kernelspec with these options and variables. Raises `ConfigError` if a start would."""
+    """Return the request of a kernelspec with these options and variables.
+
+    Raises `ConfigError` for the options and variables that a start would refuse.
+    """
     provisioner = RoostProvisioner(**config)  # its traits check the types
     check_patterns(provisioner.environment)
     known = {name: value for name, value in env.items() if "$" not in value}  # Jupyter puts in other values
@@ -189,7 +194,7 @@ def _find_scheduler(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 
 
 def read_kernelspec(specs: KernelSpecManager, name: str) -> KernelSpec:
-    """Return an installed kernelspec; raises `ConfigError`, also if it is malformed."""
+    """Return an installed kernelspec. Raises `ConfigError` if it is missing, malformed or not readable."""
     folder, malformed = specs.find_kernel_specs().get(name.lower()), ""  # Jupyter ignores case
     if folder is not None:
         with suppress(OSError):  # Jupyter reports it, or finds the kernelspec elsewhere
@@ -215,7 +220,7 @@ def _absolute(executable: str) -> str:
 
 
 def _write(folder: Path, document: Mapping[str, Any], resources: Path) -> None:
-    """Write the kernelspec with its logos and other resources. It appears at once and complete."""
+    """Write a kernelspec with its logos and other files. Its folder appears complete, by one rename."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         written = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

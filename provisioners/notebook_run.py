@@ -24,7 +24,7 @@ from roost.scheduler.service.messages import Event, Kernel
 from .placed_kernelspecs import build_manager
 
 _READY_S = 60.0
-"""How long a started kernel may take until it answers."""
+"""How long a started kernel may take to answer."""
 
 
 def run_notebook(
@@ -35,9 +35,11 @@ def run_notebook(
     config: Mapping[str, Any],
     cell_timeout_s: float | None = None,
 ) -> dict[str, Any]:
-    """Execute `notebook`, write the result, and return the document of `--json`, which has the `error` of a cell.
+    """Execute `notebook`, write the result, and return the document that `roost run --json` prints.
 
-    `config` overrides the kernelspec's options. Raises `RoostError`, and KeyboardInterrupt after the kernel has ended.
+    `error` in this document is the error of the cell that failed, or None. `config` overrides the
+    kernelspec's options. Raises `RoostError`, and after the kernel's end KeyboardInterrupt (for SIGINT) or
+    SystemExit (for SIGTERM).
     """
     try:
         import nbformat
@@ -77,9 +79,10 @@ def run_notebook(
 
 
 class _NotebookRun:
-    """One execution. `cells` has the index, seconds and status of each executed cell; `error` is the error, if any.
+    """One execution of a notebook.
 
-    `is_complete`: all cells were executed, if there are any.
+    `cells` has the index, seconds and status of each executed cell. `error` describes the cell that failed,
+    or is None. `is_complete` is true if all cells ran without an error.
     """
 
     def __init__(self, client: Any, manager: AsyncKernelManager, scheduler: Client, path: Path) -> None:
@@ -98,7 +101,10 @@ class _NotebookRun:
         self._state = ""
 
     async def main(self) -> None:
-        """Start the kernel, execute the cells, stop the kernel. Raises CancelledError after a signal (`signum`)."""
+        """Start the kernel, execute the cells and stop the kernel.
+
+        Raises CancelledError after SIGINT or SIGTERM; `signum` is then that signal.
+        """
         task = asyncio.current_task()
         assert task is not None
 
@@ -184,7 +190,7 @@ class _NotebookRun:
         self.is_complete = True
 
     async def _post_mortem(self) -> tuple[str, str]:
-        """Return why the kernel ended, as far as the scheduler knows, and the end of its log."""
+        """Return the reason of the kernel's end, as far as the scheduler knows it, and the end of its log."""
         try:
             kernel: Kernel = await self._scheduler.kernel(self.kernel_id)
         except RoostError:

@@ -1,4 +1,7 @@
-"""The installed kernelspecs, with every kernel started through roost. For programs that start kernels themselves."""
+"""The installed kernelspecs, changed so that all of them start kernels through roost.
+
+Programs that start kernels themselves use them, such as `roost run` and `roost.start_kernel`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ from .kernelspecs import check_config, read_kernelspec
 
 
 class _PlacedKernelspecs(KernelSpecManager):
-    """The installed kernelspecs. `options` and `backend_options` override their own, `env` adds to their variables."""
+    """The installed kernelspecs, with roost as their provisioner.
+
+    `options` and `backend_options` override the options of a kernelspec. `env` is added to its variables.
+    """
 
     options: Mapping[str, Any] = {}
     env: Mapping[str, str] = {}
@@ -41,7 +47,7 @@ class _PlacedKernelspecs(KernelSpecManager):
 
 
 class _PromptManager(AsyncKernelManager):
-    """A manager that does not sleep for 10 ms after each start and shutdown, as jupyter_client's does for its tests."""
+    """A kernel manager without the pause of 10 ms that jupyter_client makes after each start and shutdown."""
 
     start_kernel = inspect.unwrap(AsyncKernelManager.start_kernel)
     shutdown_kernel = inspect.unwrap(AsyncKernelManager.shutdown_kernel)
@@ -56,7 +62,10 @@ def build_manager(
     env: Mapping[str, str] | None = None,
     backend_options: Mapping[str, Any] | None = None,
 ) -> tuple[AsyncKernelManager, Mapping[str, Any]]:
-    """Return a manager for one kernel of a kernelspec, and all options of the kernel; raises `ConfigError`."""
+    """Return a kernel manager for one kernel, and its options; raises `ConfigError`.
+
+    The returned options are those of the kernelspec, overridden by `options`.
+    """
     for name, value in (("env", env), ("backend_options", backend_options)):
         if not isinstance(value or {}, Mapping):
             raise ConfigError(f"{name} = {value!r:.60} is not an object of names and values.")

@@ -1,7 +1,8 @@
 """RoostProvisioner: jupyter_client starts, restarts, signals, watches and stops one kernel through it.
 
-The launch reports the ports that it binds. A restart asks for the same ports, and keeps the kernel's lease. The service
-pushes the exit, so `poll` and `wait` ask nobody. A kernel that cannot be reached counts as alive.
+The launch reports the ports that the kernel binds. A restart asks for the same ports and keeps the kernel's
+lease. The service pushes the exit, so `poll` and `wait` send no request. A kernel that cannot be reached
+counts as alive.
 """
 
 from __future__ import annotations
@@ -56,13 +57,13 @@ from .spark_mode import check_deploy_mode
 _NO_ANSWER_S = 10.0
 """How long a shutdown, or the undoing of a start, waits for a service that does not answer."""
 _REPEAT_STOP_S = 300.0
-"""How long the client repeats the stop in the background."""
+"""How long the client repeats the request to stop a kernel in the background."""
 _PROMPT_EXIT_S = 1.0
 """How long a shutdown waits for the pushed exit. After that, jupyter_client polls every 0.1 s."""
 _ADOPT_AGAIN_S = 2.0
 """How long an adoption waits before it asks again for a kernel that is out of reach."""
 _LOG_WAIT_S = 10.0
-"""A queued start is logged at most this often."""
+"""The least time between two lines in the log about one queued start."""
 _FAILED_START = 1
 """Exit code after a failed restart, if the kernel itself has none."""
 
@@ -120,12 +121,16 @@ class RoostProvisioner(KernelProvisionerBase):
         self._cwd: str | None = None
         self._waited_s = 0.0
         self.unheld_s: float | None = None
-        """For how long nobody had held the kernel when this process adopted it; None if nobody knows."""
+        """Seconds without a holder before this process adopted the kernel; None if that time is not known."""
 
     # jupyter_client's interface, in the order of a kernel's life
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Build the command, the environment and the connection. A port that is 0 is chosen by the kernel."""
+        """Build the command, the environment and the connection. Return the arguments of `launch_kernel`.
+
+        For a port that is 0, the launch chooses a free one. Raises `ConfigError`, as an HTTPError in Jupyter
+        Server.
+        """
         extra_arguments = kwargs.pop("extra_arguments", None) or []
         kwargs.pop("transport_encryption", None)
         km = self.parent
@@ -153,8 +158,9 @@ class RoostProvisioner(KernelProvisionerBase):
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> KernelConnectionInfo:
         """Start the kernel and return its connection.
 
-        A failed first start is undone and raises. A failed restart does not raise: `poll` then returns an exit code.
-        Jupyter's restarter counts this attempt, and finally reports *dead*.
+        If the first start fails, this undoes it and raises the error. If a restart fails, this raises no
+        `RoostError`: `poll` then returns an exit code. Jupyter's restarter tries again, and finally reports
+        *dead*.
         """
         env, cwd = kwargs.pop("env"), kwargs.pop("cwd", None)
         if kwargs:
@@ -172,7 +178,9 @@ class RoostProvisioner(KernelProvisionerBase):
         return 0 if self._exit is None else self._exit.code
 
     async def wait(self) -> int | None:
-        """Wait for the kernel's end and return its exit code; `has_process` is then false."""
+        """Wait for the kernel's end and return its exit code, or 0 without a kernel; `has_process` is then
+        false.
+        """
         ending = self._exit
         if ending is None:
             return 0
@@ -182,7 +190,10 @@ class RoostProvisioner(KernelProvisionerBase):
         return code
 
     async def send_signal(self, signum: int) -> None:
-        """Send `signum` to the kernel's process group. This does nothing if the kernel has ended."""
+        """Send `signum` to the kernel's process group; do nothing if the kernel has ended.
+
+        Raises `BackendUnavailable` if the kernel is out of reach, except while the server shuts it down.
+        """
         ending = self._exit
         if ending is None or ending.code is not None:
             return
@@ -219,7 +230,10 @@ class RoostProvisioner(KernelProvisionerBase):
         return max(0.1, recommended - waited_s) if recommended > 0 else recommended
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Stop the kernel if it still runs, and give the lease back. Does nothing before a restart. May be repeated."""
+        """Stop the kernel if it still runs, and give its lease back. May be repeated.
+
+        If `restart` is true, this does nothing, because the restarted kernel keeps the lease.
+        """
         if restart or not self._has_lease:
             return
         self._is_ending = True
@@ -278,9 +292,11 @@ class RoostProvisioner(KernelProvisionerBase):
         return found.as_posix() if found.exists() else None
 
     async def adopt(self, start: StartKernel) -> KernelConnectionInfo:
-        """Take over the kernel of this id, or its start, which goes on. A kernel out of reach is waited for.
+        """Take over the running or starting kernel of this id, and return its connection.
 
-        Raises `UnknownKernel` if it has ended, and `HeldElsewhere`. `start` is what a start of that kernel asks for.
+        `start` is the request for a start that is still under way. This waits while the kernel is out of
+        reach. Raises `UnknownKernel` if the kernel has ended, and `HeldElsewhere` if another application
+        holds it.
         """
         self._is_ending, self._has_lease = False, True
         self._exits.begin_launch()
@@ -303,7 +319,7 @@ class RoostProvisioner(KernelProvisionerBase):
         return self.connection_info
 
     def let_go(self) -> None:
-        """Leave the kernel, or its start, as it is, for another application to adopt."""
+        """Give up the kernel, or its start, without ending it. Another application can adopt it."""
         self._exits.unfollow()
         self._has_lease = False
 
@@ -408,7 +424,7 @@ class RoostProvisioner(KernelProvisionerBase):
             )  # fmt: skip
 
     def _note_waiting(self, kernel: Kernel) -> None:
-        """Log what a start waits for, but not every change: positions in a long queue change often."""
+        """Record the state of a waiting start, and log it at most every 10 s: queue positions change often."""
         self.waiting = kernel
         self.on_waiting()
         logged_at, logged = self._logged_wait
@@ -424,7 +440,7 @@ class RoostProvisioner(KernelProvisionerBase):
 
     @property
     def launch_id(self) -> str:
-        """The id of the latest launch. Each restart has a new one, from the time at which the old process has ended."""
+        """The id of the latest launch. A restart sets a new id as soon as the old process has ended."""
         return self._exits.current.launch_id
 
     @property
@@ -434,13 +450,14 @@ class RoostProvisioner(KernelProvisionerBase):
 
     @property
     def end_reason(self) -> str:
-        """Why the kernel has last ended, or could not be restarted, as `roost kernels` shows it."""
+        """The reason of the kernel's latest end or failed restart, as a clause; empty if it has not ended."""
         return self._exits.last_reason
 
     def why_not_restart(self) -> str:
-        """Return why the kernel, which has ended, must not be started again by itself; empty if nothing is against it.
+        """Return the reason why Jupyter must not restart the ended kernel automatically; empty if it may.
 
-        It was stopped, or it ran out of memory for the second time. These are counted from here again.
+        The kernel was stopped or culled, or it ran out of memory twice in a row. The second reason resets the
+        count.
         """
         if self._exit is None or self._exit.code is None:
             return ""
@@ -452,7 +469,7 @@ class RoostProvisioner(KernelProvisionerBase):
         return ""
 
     async def _undo(self, launch_id: str) -> None:
-        """Cancel this launch only: a kernel of the same id may belong to another application."""
+        """Cancel a failed start, but only this launch: another application may have a kernel of the same id."""
         self._exits.unfollow()
         self._exit, self._has_lease = None, False
         forget_failed_start(self.parent)

@@ -39,7 +39,10 @@ def check_names(
 
 
 def check_backend_options(backend: str, options: Any) -> None:
-    """Raise `ConfigError` unless a kernelspec sets only the cluster's address. Otherwise a user could evade limits."""
+    """Raise `ConfigError` if a kernelspec sets other backend options than the cluster's address.
+
+    With other options, a user could evade the operator's limits.
+    """
     if not isinstance(options, Mapping):
         raise ConfigError(f"backend_options = {options!r:.60} is not an object of names and values.")
     known = ("address",) if get_spec(backend).address_variable else ()
@@ -67,7 +70,10 @@ def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> St
 
 
 def read_seconds(name: str, value: Any) -> float:
-    """Return a time above 0; raises `ConfigError`."""
+    """Return `value` as seconds.
+
+    Raises `ConfigError`, which mentions `name`, unless it is a number above 0.
+    """
     try:
         seconds = check_number(name, _to_number(value))
     except ValueError:

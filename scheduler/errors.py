@@ -10,7 +10,7 @@
     ├── LeaseConflict            the cluster manager refused the lease
     ├── UnknownKernel            there is no kernel of that id, or it was forgotten
     ├── HeldElsewhere            another Jupyter Server that lives holds the kernel
-    ├── Cancelled                the start was cancelled by its caller
+    ├── Cancelled                the start was cancelled, for example by its caller
     ├── LaunchError
     │   ├── LaunchTimeout        the kernel did not report its ports in time
     │   └── KernelDied           the kernel ended during its start, or while a program used it
@@ -57,7 +57,10 @@ class PlacementError(RoostError):
 
 
 class NoNodeNow(PlacementError):
-    """The request would fit on an empty cluster, but the start has waited its full time."""
+    """No node has room now, but an empty node would.
+
+    A start raises this after it has waited its full time.
+    """
 
 
 class NoNodeEver(PlacementError):
@@ -69,13 +72,14 @@ class LimitExceeded(RoostError):
 
 
 class NotAllowed(RoostError):
-    """This user may not do that here."""
+    """The operator does not allow this user or this action."""
 
 
 class LeaseConflict(RoostError):
     """The cluster manager refused the lease: place the kernel again on a fresh snapshot.
 
-    `is_everywhere`: no other node would do either for now, because a quota of the whole cluster is used up.
+    With `is_everywhere`, every other node would be refused too for now: a quota of the whole cluster is used
+    up.
     """
 
     def __init__(self, user_message: str, *, is_everywhere: bool = False) -> None:
@@ -84,7 +88,7 @@ class LeaseConflict(RoostError):
 
 
 class UnknownKernel(RoostError):
-    """There is no kernel of that id, or the scheduler has forgotten it."""
+    """There is no kernel of that id, the scheduler has forgotten it, or it has no lease yet."""
 
 
 class HeldElsewhere(RoostError):
@@ -92,7 +96,7 @@ class HeldElsewhere(RoostError):
 
 
 class Cancelled(RoostError):
-    """The start was cancelled by its caller."""
+    """The start was cancelled: by its caller, by a stop of the kernel, or because its owner has ended."""
 
 
 class LaunchError(RoostError):
@@ -120,7 +124,10 @@ class BackendUnavailable(RoostError):
 
 
 class ManagerAway(BackendUnavailable):
-    """A service cannot start, because its cluster does not answer. A start that was sent before goes on later."""
+    """A service cannot start, because its cluster does not answer.
+
+    A client that has sent a start already goes on trying until the deadline of the start.
+    """
 
 
 def from_remote(error: RemoteError) -> RoostError:

@@ -41,13 +41,13 @@ def private_environment() -> Iterator[None]:
 
 @pytest.fixture
 def runtime_dir() -> Iterator[Path]:
-    """Return a ROOST_RUNTIME_DIR for one test, which fails if a process still has it 5 s after the test's end."""
+    """Yield the test's ROOST_RUNTIME_DIR. Fail if a process still uses it 5 s after the test's end."""
     with private_runtime_dir() as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="module")
 def module_runtime_dir() -> Iterator[Path]:
-    """Return a ROOST_RUNTIME_DIR for a module, where an agent for each test would take too long."""
+    """Yield one ROOST_RUNTIME_DIR for a whole module, for tests that share an agent to save time."""
     with private_runtime_dir() as folder:
         yield Path(folder)

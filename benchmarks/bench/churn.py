@@ -26,7 +26,7 @@ _QUIET_S = 10.0
 
 
 async def measure(report: Report, side: Side, *, for_s: float, at_once: int) -> None:
-    """Start and stop kernels for so long, `at_once` at the same time, and add the figures to the report."""
+    """Start and stop kernels for `for_s`, `at_once` at the same time, and add the figures to the report."""
     for _ in range(_WARM_UP):
         async with BenchKernel(side):
             pass
@@ -60,7 +60,10 @@ async def measure(report: Report, side: Side, *, for_s: float, at_once: int) -> 
 
 
 async def _settle() -> Counter[str]:
-    """Return what there is of roost on this machine, once that has not changed for a second."""
+    """Return the numbers of roost's files, descriptors and processes, once they have not changed for a second.
+
+    After `_QUIET_S`, return them in any case.
+    """
     until = time.monotonic() + _QUIET_S
     found = _count()
     while time.monotonic() < until:

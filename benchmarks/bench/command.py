@@ -132,7 +132,7 @@ def simulate(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Run `roost bench compare`. The exit code is 0 whatever has changed."""
+    """Run `roost bench compare`. The exit code is 0 even if figures have changed."""
     before, after = comparison.read(arguments.before), comparison.read(arguments.after)
     if before["benchmark"] != after["benchmark"]:
         raise ConfigError(
@@ -150,7 +150,7 @@ def _check_memory(name: str) -> None:
 
 
 def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> int:
-    """Read the sides from the options, and compare them."""
+    """Read the sides from the options, compare them, and return the exit code."""
     config = {"backend": arguments.backend, **request_config(arguments)}
     sides = read_sides(config, arguments.baseline or ["plain"], scheduler_options(arguments))
     report = Report(

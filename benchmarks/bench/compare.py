@@ -16,7 +16,7 @@ from rich.table import Table
 from roost.scheduler.errors import ConfigError
 
 _LEAST = 0.02
-"""A smaller change of a median, as a share of it, is never called a change."""
+"""A median counts as changed only if it differs by more than this share."""
 _FEW = 4
 """With fewer samples in one of the runs, noise alone may make a change."""
 
@@ -40,8 +40,8 @@ class Change:
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     """Return all figures that both runs have.
 
-    A figure has changed if the middle halves of its samples do not overlap and the medians differ by two per cent. With
-    fewer than four samples on a side, all samples must lie apart.
+    A figure has changed if the middle halves of its samples do not overlap, and the medians differ by more than
+    two per cent. If a run has fewer than four samples, all of them count instead of the middle half.
     """
     changes = []
     for name, old in before["samples"].items():
@@ -77,7 +77,7 @@ def _middle(samples: Sequence[float]) -> tuple[float, float]:
 
 
 def read(file: str) -> dict[str, Any]:
-    """Return the content of a JSON file of `roost bench`; raises `ConfigError`."""
+    """Return the content of a JSON file of `roost bench`. Raise `ConfigError` if it is no such file."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as problem:
@@ -106,7 +106,7 @@ def _are_numbers(samples: Any) -> bool:
 
 
 def show(before: Mapping[str, Any], after: Mapping[str, Any], changes: Sequence[Change]) -> None:
-    """Print the figures that have changed, and what differs between the machines."""
+    """Print the figures that have changed, and the differences between the machines and the versions."""
     console = Console()
     for name in ("cpu", "cores", "memory_bytes", "kernel"):
         old, new = before["machine"].get(name), after["machine"].get(name)

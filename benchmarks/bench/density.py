@@ -46,9 +46,9 @@ COMPLETION = "a completion"
 FEW = 50
 """At most this many kernels of each side are compared."""
 _WINDOW = 10
-"""The median of so many starts, or answers, is compared with the limit for latency."""
+"""The median of this many starts, or answers, is compared with the limit for latency."""
 _SAMPLE = 40
-"""At most so many kernels tell their memory. Each costs a cell."""
+"""About this many kernels report their memory, which needs a cell in each."""
 _STOP_AT_ONCE, _HUNDRED = 8, 100
 
 
@@ -66,8 +66,8 @@ class Limits:
 class Filled:
     """The kernels of a side, in the order of their starts, and why no more were started.
 
-    `room` is the memory in bytes that each node still had above its limit. `slots`: it had the CPUs, memory and GPUs
-    that so many further kernels ask for.
+    `room` is the memory in bytes that each node still had above its limit. `slots` is the number of further
+    kernels for which each node had enough CPUs, memory and GPUs.
     """
 
     kernels: list[BenchKernel] = field(default_factory=list)
@@ -139,7 +139,7 @@ async def check_packages(side: Side, packages: Sequence[str]) -> None:
 
 
 def _build_loads(packages: Sequence[str]) -> dict[str, str]:
-    """Return name → code of the loads, each after the one before. Empty code is the completion."""
+    """Return the code of each load by its name, in the order of their runs. A completion has empty code."""
     loads = {FIRST: "1+1", COMPLETION: ""}
     if packages:
         loads[f"import {', '.join(packages)}"] = f"import {', '.join(packages)}"
@@ -150,7 +150,7 @@ def _build_loads(packages: Sequence[str]) -> dict[str, str]:
 async def _filled(
     report: Report, side: Side, limits: Limits, *, is_shown: bool = True
 ) -> AsyncIterator[Filled]:
-    """Start kernels of a side until a limit, and stop them at the end."""
+    """Start kernels of a side until a limit is reached, and stop them at the end."""
     if side.is_roost:
         await side.warm_up()
     filled = Filled()
@@ -189,13 +189,13 @@ async def _filled(
 
 
 def _name_start(number: int, side: Side) -> str:
-    """Return the figure of a start. The starts of a hundred kernels are one figure."""
+    """Return the name of the figure that a start belongs to. Each hundred starts are one figure."""
     first = (number - 1) // _HUNDRED * _HUNDRED
     return f"start of kernels {first + 1} to {first + _HUNDRED}/{side.name}"
 
 
 async def _start_one(side: Side, kernel: BenchKernel, filled: Filled, limits: Limits) -> None:
-    """Start one more kernel, or note the limit that is reached."""
+    """Start one more kernel, or note in `filled` the limit that is reached."""
     filled.limit, filled.why = await find_limit(side, filled, limits)
     if not filled.limit:
         try:
@@ -214,7 +214,7 @@ async def _start_one(side: Side, kernel: BenchKernel, filled: Filled, limits: Li
 
 
 async def find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, str]:
-    """Return the limit that is reached and why; empty texts if none is."""
+    """Return the name of the limit that is reached, and the reason. Return empty texts if none is reached."""
     count = len(filled.starts_ms)
     nodes = await side.connect().nodes() if side.is_roost else []
     filled.room = _find_room(side, nodes, limits)
@@ -239,7 +239,7 @@ async def find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, s
 
 
 def count_slots(node: Mapping[str, Any], request: Request) -> float:
-    """Return for how many more kernels a node has the CPUs, the memory and the GPUs that they ask for."""
+    """Return how many more kernels with this request a node has room for; `inf` if they request nothing."""
     slots = math.inf
     if request.cpus:
         slots = min(slots, (node["cpus"] - node["cpus_promised"]) / request.cpus)
@@ -275,7 +275,7 @@ def _find_room(side: Side, nodes: Sequence[Mapping[str, Any]], limits: Limits) -
 async def _measure_loads(
     report: Report, side: Side, filled: Filled, loads: Mapping[str, str]
 ) -> dict[str, list[Memory]]:
-    """Run each load in all kernels, and return the memory of some of them after it."""
+    """Run each load in all kernels. Return by load the memory of some kernels after it."""
     if not filled.kernels:
         return {}
     found = {}
@@ -297,7 +297,7 @@ async def _run_load(filled: Filled, code: str) -> None:
 
 
 async def _measure_load(filled: Filled, code: str) -> list[Memory]:
-    """Run a load in all kernels, and return the memory of some of them after it."""
+    """Run a load in all kernels. Return the memory of some kernels after it."""
     await _run_load(filled, code)
     step = max(1, len(filled.kernels) // _SAMPLE)
     return [await kernel.read_memory() for kernel in filled.kernels[::step]]

@@ -1,4 +1,4 @@
-"""`--embedded`: a cluster of three nodes on this machine, for those who have none."""
+"""The option `--embedded`: a cluster of three nodes on this machine, for users without a cluster."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _WHY_NOT: Mapping[str, Callable[[], str | None]] = {"ray": raylets.why_not, "das
 
 
 def why_not(backend: str) -> str | None:
-    """Return why there can be no cluster of this kind here, or None."""
+    """Return why no cluster of this kind can start here, or None if one can."""
     if backend not in _CLUSTERS:
         known = " and ".join(_CLUSTERS)
         return f"--embedded knows {known}, not {backend}: leave it out, or name another --backend"
@@ -50,7 +50,7 @@ def why_not(backend: str) -> str | None:
 
 @contextmanager
 def embedded(backend: str, folder: Path) -> Iterator[None]:
-    """Start a cluster of this kind, which counts as the configured one until the end; raises `ConfigError`.
+    """Start a cluster, which counts as the configured one until the end. Raise `ConfigError` if it cannot start.
 
     At the end, roost's processes in the folder `r` of `folder` are ended.
     """

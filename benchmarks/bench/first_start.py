@@ -23,7 +23,9 @@ DEADLINE_S = 120.0
 
 
 async def measure_first(side: Side, runtime_dir: Path) -> dict[str, float]:
-    """Start one kernel of a side of roost in a new process. Return stage → milliseconds. Raises `NoAnswer`.
+    """Start one kernel of a side of roost in a new process. Return milliseconds by stage.
+
+    Raise `NoAnswer` if the kernel does not answer or does not start.
 
     The processes of `runtime_dir` are ended afterwards.
     """

@@ -17,16 +17,16 @@ _PAGED_OUT_S = 60.0
 _LEFT = 0.3
 """A kernel counts as paged out when no more than this part of its memory is left."""
 _SCANS, _MERGED_S = 2, 120.0
-"""Equal pages are merged in the second scan of the memory. How long to wait for that."""
+"""Linux merges equal pages in this scan of the memory. Seconds to wait for the scan."""
 _SCAN_COUNT = Path("/sys/kernel/mm/ksm/full_scans")
 
 
 async def page_out(
     report: Report, side: Side, kernels: Sequence[BenchKernel], after_s: float
 ) -> list[Memory]:
-    """Wait until the kernels are paged out. Return their memory, and add the times of the next answers.
+    """Wait until the kernels are paged out. Return their memory, and report the times of their next answers.
 
-    Return nothing, with a note in the report, if that does not happen.
+    If they are not paged out in time, return an empty list and add a note to the report.
     """
     client = side.connect()
     found = [(await client.kernel(each.manager.kernel_id)).process for each in kernels]
@@ -51,7 +51,7 @@ async def page_out(
 
 
 async def wait_for_merging(report: Report) -> None:
-    """Wait until Linux has looked for equal pages twice, or note that it does not."""
+    """Wait until Linux has scanned for equal pages twice. If it does not, add a note to the report."""
     try:
         wanted = int(_SCAN_COUNT.read_text()) + _SCANS
         if await _until(lambda: int(_SCAN_COUNT.read_text()) >= wanted, _MERGED_S):

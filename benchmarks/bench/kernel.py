@@ -26,7 +26,7 @@ _READ_MEMORY = "open('/proc/self/smaps_rollup').read()"
 _COMPLETED = "import collections; collections.Or"
 _BUSY = "print('busy', flush=True)\nimport time; time.sleep(60)"
 _SETTLE_S = 0.05
-"""ipykernel 7.4 hangs in about one of a thousand interrupts of a cell that still prints, with any provisioner."""
+"""The pause before an interrupt. ipykernel 7.4 may hang if it is interrupted while a cell still prints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class BenchKernel:
         return self._client
 
     async def start(self, **variables: str) -> dict[str, float]:
-        """Start the kernel and open its channels. Return milliseconds of `start_kernel`, and until the first reply.
+        """Start the kernel and open its channels. Return milliseconds until `start_kernel` returned, and until a reply.
 
         `variables` are environment variables of the start, such as `KERNEL_GPUS`.
         """
@@ -133,7 +133,7 @@ class BenchKernel:
         return elapsed_ms(began)
 
     async def evaluate(self, expression: str) -> Any:
-        """Return the value of an expression in the kernel, which has a literal form."""
+        """Return the value of an expression in the kernel. The value must have a literal form."""
         content = await execute(self.client, "None", user_expressions={"value": expression})
         return ast.literal_eval(content["user_expressions"]["value"]["data"]["text/plain"])
 
@@ -142,7 +142,7 @@ class BenchKernel:
         return _read_rollup(await self.evaluate(_READ_MEMORY))
 
     async def stop(self, *, is_polite: bool = False) -> float:
-        """Kill the kernel, or ask it to end. Return milliseconds. May be repeated."""
+        """Kill the kernel, or ask it to end. Return the milliseconds this took. May be repeated."""
         began = time.perf_counter()
         if self._client is not None:
             self._client.stop_channels()
@@ -153,12 +153,12 @@ class BenchKernel:
 
 
 def read_memory_of(pid: int) -> Memory:
-    """Return the memory of a process of this machine without its help: it may be paged out. Raises `OSError`."""
+    """Return the memory of a process on this machine, which stays paged out. Raise `OSError` if it is gone."""
     return _read_rollup(Path(f"/proc/{pid}/smaps_rollup").read_text())
 
 
 def _read_rollup(text: str) -> Memory:
-    """Read a file as in proc(5), /proc/PID/smaps_rollup."""
+    """Return the memory in the text of a file /proc/PID/smaps_rollup, see proc(5)."""
     kib = {
         words[0].rstrip(":"): int(words[1]) for line in text.splitlines() if len(words := line.split()) == 3
     }

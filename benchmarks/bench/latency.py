@@ -3,7 +3,7 @@
 execute             a cell of `1+1` → its reply
 execute, busy       the same while every core of this machine computes
 complete, first     the first completion in a kernel → its reply
-complete            a later one
+complete            a later completion → its reply
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Has the agent of a side learn the packages of `roost bench density`, as it does from users' kernels."""
+"""Lets the agent of a side learn the packages of `roost bench density` from kernels, as it does from users'."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LEARNT_S = 120.0
 
 
 async def teach(report: Report, side: Side, packages: Sequence[str]) -> None:
-    """Import the packages in one kernel after another, until a kernel has some of them from its zygote.
+    """Import the packages in one kernel after another, until a new kernel has some of them from its zygote.
 
-    A note in the report names the packages that it does not have.
+    A note in the report names the packages that the last kernel did not have.
     """
     deadline = time.monotonic() + _LEARNT_S
     missing = list(packages)

@@ -1,4 +1,4 @@
-"""How fast and how quiet the machine is: what a benchmark's figures are worth."""
+"""How fast and how quiet the machine is, and thus how far a benchmark's figures can be trusted."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from dataclasses import dataclass
 import psutil
 
 _TOUCHED_BYTES = 15 << 20
-"""About what a forked kernel touches at its start."""
+"""About the amount of memory that a forked kernel touches at its start."""
 _SPINS, _SPIN = 30, 100_000
 NOISY = 0.25
 """A machine whose speed varies more than this, as a share of the median, is not quiet."""
 BUSY = 0.2
-"""Processor time of other programs from which on a machine is not quiet, as a share of all cores."""
+"""A machine is not quiet if other programs use more than this share of all cores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
     """The machine at one moment.
 
-    `fault_us`: what the first touch of a page of memory costs, in microseconds. `spin_ms` and `spin_spread`: the median
-    time of a fixed piece of work, and the spread of its middle half as a share of it. `busy`: the share of all cores
-    that other programs use.
+    `fault_us` is the time of the first touch of a page of memory. `spin_ms` is the median time of a fixed piece of
+    work, and `spin_spread` is the spread of the middle half of these times, as a share of the median. `busy` is the
+    share of all cores that other programs use.
     """
 
     fault_us: float
@@ -40,7 +40,7 @@ class Condition:
 
 
 def measure() -> Condition:
-    """Measure for about half a second."""
+    """Return the condition of the machine, measured for about half a second."""
     psutil.cpu_times_percent()
     own = sum(os.times()[:2])
     began = time.perf_counter()
@@ -74,7 +74,7 @@ def _time_spin() -> float:
 
 @contextmanager
 def watched() -> Iterator[list[Condition]]:
-    """Measure the machine before and after the block. The list has both conditions at the end."""
+    """Measure the machine before and after the block. After it, the yielded list has both conditions."""
     conditions = [measure()]
     try:
         yield conditions
@@ -83,7 +83,7 @@ def watched() -> Iterator[list[Condition]]:
 
 
 def find_doubts(before: Condition, after: Condition) -> list[str]:
-    """Return why figures that were measured between these two moments are worth less, in sentences."""
+    """Return a sentence for each reason not to trust figures measured between these two moments."""
     doubts = []
     if max(before.busy, after.busy) > BUSY:
         share = max(before.busy, after.busy)

@@ -1,4 +1,4 @@
-"""`roost bench memory`: what everything that runs for some users takes, while their kernels are idle.
+"""`roost bench memory`: the memory of all processes of some users, while their kernels are idle.
 
 Each user is a process of its own with its own runtime folder, as on a machine that several people share. It starts its
 kernels, runs a cell in each and keeps them. After a rest, the memory (PSS) of all processes is added up, without the
@@ -29,9 +29,9 @@ from .sides import Side
 from .world import MIB, NEUTRAL, OWN_PARTS, RUNTIME, end_processes, name_part, processes, pss_bytes
 
 _START_S = 60.0
-"""A user's first kernel, and each further one, may take so long."""
+"""How long the start of each kernel of a user may take."""
 _PLAIN_REST_S = 5.0
-"""Kernels without roost have nothing that goes away with time."""
+"""How long kernels without roost rest. Without roost, no process ends while they rest."""
 _READY = b"ready\n"
 
 
@@ -47,7 +47,7 @@ class Case:
 
 
 async def measure(report: Report, sides: Sequence[Side], cases: Sequence[Case], rest_s: float) -> None:
-    """Measure each side in each case, one after the other: side by side they would share pages."""
+    """Measure each side in each case, one after the other, because sides at the same time would share pages."""
     for case in cases:
         for side in sides:
             async with AsyncExitStack() as users:
@@ -84,7 +84,7 @@ async def _open_user(users: AsyncExitStack, side: Side, kernels: int) -> tuple[i
 
 
 async def _close_user(user: asyncio.subprocess.Process) -> None:
-    """Let a user stop the kernels and leave."""
+    """Let a user's process stop its kernels and end. Kill the process if that takes too long."""
     assert user.stdin is not None
     user.stdin.close()
     try:
@@ -95,7 +95,7 @@ async def _close_user(user: asyncio.subprocess.Process) -> None:
 
 
 def _add_up(users: Sequence[tuple[int, str]]) -> dict[str, float]:
-    """Return the memory of all processes of the users by part in MiB. `users` are pids and runtime folders."""
+    """Return the MiB of all users' processes by part of roost. `users` are pids and runtime folders."""
     used: dict[str, float] = {}
     for pid, folder in users:
         for process in processes(folder):

@@ -1,4 +1,4 @@
-"""The tour's cluster of three machines: real daemons of Ray, Dask, Kubernetes or YARN here, and checks at its end.
+"""The tour's cluster of three machines, with real daemons of Ray, Dask, Kubernetes or YARN, and its checks.
 
 Only the checks know roost. They look for its leases in the cluster itself.
 """

@@ -13,7 +13,7 @@ RUN_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waited:
-    """The fate of the task: its state in Dask while the kernel lived, "" if it ran beside the kernel.
+    """The result of the task. `state` is its state in Dask beside the kernel, or "" if it ran there.
 
     `after_ms` is the time from the call that ends the kernel to the task's run. `worker` is the name of its worker.
     """
@@ -26,7 +26,10 @@ class Waited:
 async def wait_for_kernel(
     address: str, resources: Mapping[str, float], end_kernel: Callable[[], Awaitable[object]]
 ) -> Waited:
-    """Submit the task, read its state a second later, end the kernel. Raise TimeoutError if the task does not run."""
+    """Submit the task, read its state a second later, end the kernel, and return the result.
+
+    Raise TimeoutError if the task does not run after the kernel's end.
+    """
     from distributed import Client, wait
 
     async with Client(address, asynchronous=True) as client:

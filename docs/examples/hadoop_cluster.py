@@ -73,7 +73,7 @@ class HadoopCluster:
         return self._nodes.processes()
 
     def pod_processes(self) -> list[psutil.Process]:
-        """Return the processes in containers of kernels. The first container of an application is its master's."""
+        """Return the processes in containers of kernels: all but the first container of each application."""
         containers = self._nodes.container_processes()
         return [each for each in containers if not each.environ()["CONTAINER_ID"].endswith("_000001")]
 

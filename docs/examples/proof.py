@@ -72,7 +72,7 @@ def check_left(
     kernel_ids: Sequence[str],
     beside: Path | None = None,
 ) -> list[Check]:
-    """Report the processes (also new ones), open ports and files of kernels that are still there."""
+    """Return checks for what is still there: processes (also new ones), open ports, and files of kernels."""
     files = [path for folder in folders if folder.exists() for path in folder.rglob("*")]
     named = [str(path) for path in files if any(kernel_id in path.name for kernel_id in kernel_ids)]
     sockets = [str(path) for path in files if path.is_socket() and is_served(path)]

@@ -62,7 +62,7 @@ class JupyterServer:
         return await self._ask(method, f"api/{path}", body)
 
     async def get(self, path: str) -> tuple[int, Any]:
-        """Return the status of any path, and its decoded JSON."""
+        """Send GET to any path. Return the status and the decoded JSON of the answer."""
         return await self._ask("GET", path)
 
     async def _ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
@@ -126,7 +126,7 @@ async def execute(socket: WebSocketClientConnection, code: str) -> list[Output]:
 
 
 def _richest(data: dict[str, Any]) -> Output:
-    """Return the first representation that is not plain text, with the plain text if it has no text itself."""
+    """Return the first MIME type but plain text, with its own text, or the plain text if it is binary."""
     kind = next((mime for mime in data if mime != "text/plain"), "text/plain")
     return Output(kind=kind, text=str(data[kind] if kind.startswith("text/") else data.get("text/plain", "")))
 
@@ -159,8 +159,8 @@ async def jupyter_server(
 ) -> AsyncIterator[JupyterServer]:
     """Start a server (or `program="jupyterlab"`) that only this machine can reach, and stop it at the end.
 
-    Without a port or a token, it gets one of its own. It inherits this process's environment. `within` is a command
-    that executes the server's. Raise RuntimeError with the end of its log if it ends before it serves.
+    Without a port or a token, the server gets its own. It inherits this process's environment. `within` is a
+    command that executes the server's command. Raise RuntimeError if the server ends before it serves.
     """
     token = token or secrets.token_urlsafe(24)
     command = [

@@ -69,7 +69,7 @@ class World:
 def private_world(backend: str) -> Iterator[World]:
     """Make private folders, configuration and kernelspecs. End what still runs there and remove them at the end.
 
-    They work through this process's environment, which every part inherits.
+    Variables in this process's environment name the folders. Every part of the tour inherits these variables.
     """
     root = Path(tempfile.mkdtemp(prefix="roost-", dir="/tmp"))  # short: a socket's path has at most 107 bytes
     folders = {name: root / name.lower() for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")}
@@ -242,7 +242,7 @@ def show_cell(source: str, outputs: list[Output]) -> None:
 
 
 async def is_refused(server: JupyterServer, refused: TourStop) -> bool:
-    """Request what roost cannot give, and check that the answer is one sentence, soon."""
+    """Request a kernel that roost cannot place, and print the refusal. False if roost started the kernel."""
     out.print(Rule(f"[bold]{refused.title}[/]", align="left", style="cyan"))
     began = time.perf_counter()
     status, answer = await server.api("POST", "kernels", {"name": refused.name})
@@ -256,7 +256,7 @@ async def is_refused(server: JupyterServer, refused: TourStop) -> bool:
 
 
 async def does_task_wait(server: JupyterServer, cluster: AnyCluster, stop: TourStop, kernel_id: str) -> bool:
-    """Submit a Dask task that asks for a kernel's resources. Check that it runs only after the kernel's end."""
+    """Submit a Dask task that asks for a kernel's resources. True if it runs only after the kernel's end."""
     out.print(
         Rule(
             f"[bold]A Dask task that asks for the same resources[/] · {stop.title}",
@@ -291,7 +291,10 @@ async def stop_kernels(server: JupyterServer) -> list[str]:
 
 
 async def leases_left(backend: str) -> Check:
-    """Ask the scheduler for kernels and promises. A cluster shows a release some seconds later, so ask again."""
+    """Return the check that the scheduler has no kernels and no promises left.
+
+    A cluster shows a release some seconds later, so the scheduler is asked again for a while.
+    """
     amounts = ["gpus_promised", "kernels"]
     if backend != "yarn":  # its application master leaves later
         amounts += ["cpus_promised", "memory_promised_bytes"]
@@ -317,7 +320,7 @@ async def prove(
     backend: str,
     cluster: AnyCluster | None,
 ) -> bool:
-    """Wait until all processes have left by themselves, and print the others. True if nothing is left."""
+    """Wait a while until all processes have ended, and print all remains. True if nothing is left."""
     began = time.monotonic()
     await asyncio.to_thread(psutil.wait_procs, before.processes, timeout=LEAVE_TIMEOUT_S)
     waited_s = time.monotonic() - began
@@ -335,7 +338,7 @@ async def prove(
 
 @asynccontextmanager
 async def run_nodes(backend: str, world: World) -> AsyncIterator[AnyCluster | None]:
-    """Start the cluster on which the kernels run; None stands for this machine alone."""
+    """Start the cluster on which the kernels run, and yield it. Yield None for this machine alone."""
     if backend == "local":
         yield None
         return

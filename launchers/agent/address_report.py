@@ -1,4 +1,7 @@
-"""The agent's report that it listens, for a service that the cluster manager would tell the address late."""
+"""The agent's own report that it listens.
+
+The cluster manager would report its address to the service later.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ _ATTEMPT_S = 2.0
 
 
 async def report_address(assignment: Assignment, ip: str, port: int) -> None:
-    """Report that the agent listens. If nobody answers, go on without: the cluster manager reports the address too."""
+    """Report to the service that the agent listens at `ip` and `port`.
+
+    If the service does not answer, give up, because the cluster manager reports the address too.
+    """
     from roost.launchers.protocol.rpc_client import RpcClient  # here, because most agents do not need it
 
     keys = assignment.keys

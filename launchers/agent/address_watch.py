@@ -1,4 +1,4 @@
-"""The agent's watch on a daemon of the cluster manager that it knows by its address alone."""
+"""The agent's watch on a daemon of the cluster manager, if the agent knows only the daemon's address."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ async def watch_address(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
-    """Connect to `address` (`host:port`) from time to time. Once it has not answered for `grace_s`, call `on_lost`.
+    """Connect to `address` (`host:port`) from time to time. Once it has not answered for `grace_s`, call
+    `on_lost`.
 
-    `on_lost` gets the reason, which has the daemon's name. A daemon that was started again may have forgotten this
-    agent. It then removes `folder`, which is in its own folder, and `on_lost` is called too.
+    `on_lost` gets the reason, which has the daemon's name. This also calls `on_lost` once `folder` is gone: a
+    daemon that was started again and has forgotten this agent removes it.
     """
     interval_s = min(grace_s / 10, _MAX_INTERVAL_S)
     answered_at = clock()

@@ -61,7 +61,10 @@ _SUBREAPER = (
 
 
 class Agent:
-    """The operations of the agent's protocol, on its ledger and kernels. Runs until `left` is set."""
+    """The operations of the agent's protocol, on its ledger and kernels.
+
+    The agent runs until `left` is set.
+    """
 
     def __init__(
         self,
@@ -174,7 +177,10 @@ class Agent:
         spawn(report_address(assignment, self._settings.address, port), self._tasks, log)
 
     def watch_folder(self, held: Hold, announced: Mapping[str, Any]) -> None:
-        """Write everything again if somebody deletes this agent's folder. Without leases, the agent leaves."""
+        """Watch this agent's folder.
+
+        If somebody deletes it, write all files again, or leave if there are no leases.
+        """
 
         def put_back() -> None:
             self._ledger.put_back()
@@ -241,12 +247,12 @@ class Agent:
         return [*logs, self._folder / _ZYGOTE_LOG] if logs else []
 
     def _list_unlimited(self) -> set[int]:
-        """Return the zygotes, and all processes of kernels without limits."""
+        """Return the pids of the zygotes, and of all processes of kernels without limits."""
         pids = [pid for lease_id, pid in self._kernels.pids().items() if self._limits.get(lease_id) is None]
         return {*self._zygotes.pids, *(member for member, _ in self._session.find_members(pids))}
 
     def _limit_spares(self) -> None:
-        """Let the zygotes keep only as many spares as the memory has room for that is neither promised nor in use."""
+        """Limit the zygotes' spares to the number that fits in memory that is neither promised nor in use."""
         room_bytes = self._machine.find_free_memory(self._ledger)
         zygotes = max(1, len(self._zygotes.interpreters()))
         self._zygotes.limit_spares(room_bytes // _SPARE_BYTES // zygotes)
@@ -270,7 +276,7 @@ class Agent:
         self.server.admit(client)
 
     async def _begin_launch(self, request: messages.Launch) -> None:
-        """Launch a kernel. A call that joins the launch gets its error."""
+        """Launch a kernel, and only log a failure. A `launch` call with the same launch id gets the error."""
         try:
             await self._launch(request)
         except RemoteError as problem:
@@ -339,7 +345,7 @@ class Agent:
         return replace(use, execution_state=state, idle_s=idle_s)
 
     async def _warm(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
-        """Prepare fast starts of kernels with this command and environment."""
+        """Start a zygote for kernels with this command and environment, if such kernels can be forked."""
         command = parse_ipykernel_command(argv)
         if command is not None:
             await self._zygotes.warm(
@@ -404,7 +410,10 @@ class Agent:
         self._watch_idleness()
 
     def terminate(self) -> None:
-        """Leave, because the machine or the cluster manager says so. Without its agent, a pod's kernel ends too."""
+        """Leave, because the machine or the cluster manager has sent a signal.
+
+        In a pod or container, report the lease as lost, because its kernel ends with the agent.
+        """
         if self._settings.is_per_kernel:
             for entry in self._ledger.entries():  # the manager may know a better reason, and tell it first
                 self._publish("lost", lease_id=entry.lease.id, reason="its pod or container was ended")
@@ -423,7 +432,7 @@ class Agent:
         self._watch_idleness()
 
     def _expire_later(self, lease_id: str, delay_s: float) -> None:
-        """Release the lease after `delay_s`, unless a kernel is started in it meanwhile."""
+        """Release the lease after `delay_s`, unless a kernel runs in it by then."""
         self._timers.later(delay_s, lambda: spawn(self._expire(lease_id), self._tasks, log), key=lease_id)
 
     async def _expire(self, lease_id: str) -> None:
@@ -432,7 +441,7 @@ class Agent:
             await self._release_lease(lease_id)
 
     def _watch_idleness(self) -> None:
-        """Leave after a while without leases. There are no kernels without leases."""
+        """Leave after `idle_exit_s` without leases. Kernels cannot run without leases."""
         self._timers.cancel(_IDLE)
         if self._ledger.is_empty:
             self._timers.later(self._idle_exit_s, self.left.set, key=_IDLE)

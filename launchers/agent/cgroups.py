@@ -28,15 +28,18 @@ _LEAST_QUOTA_US, _MOST_QUOTA_US = 1_000, 2**44 - 1
 _NO_LIMIT = 1 << 60
 """Version 1 shows a number above this one where memory is not limited."""
 _GONE_S, _PAUSE_S = 5.0, 0.005
-"""How long killed processes may take to leave their group, and how often to look."""
+"""How long killed processes may take to leave their group, and the pause between two checks."""
 
 
 class NoCgroups(Exception):
-    """This process cannot use control groups. The text says why, as a clause."""
+    """An error: this process cannot use control groups. Its text gives the reason as a clause."""
 
 
 class Cgroup:
-    """A control group: one folder, or with version 1 two, for memory and for CPUs. It need not exist yet."""
+    """A control group, which need not exist yet.
+
+    With version 1 it has two folders: for memory and for CPUs.
+    """
 
     def __init__(self, memory: Path, cpu: Path, *, is_v1: bool) -> None:
         self._memory, self._cpu, self._is_v1 = memory, cpu, is_v1
@@ -51,7 +54,7 @@ class Cgroup:
         return Cgroup(self._memory / name, self._cpu / name, is_v1=self._is_v1)
 
     def names(self) -> set[str]:
-        """Return the names of the groups in this group. It need not exist."""
+        """Return the names of the groups in this group; empty if this group does not exist."""
         found: set[str] = set()
         for folder in self._folders:
             with contextlib.suppress(OSError):
@@ -59,7 +62,10 @@ class Cgroup:
         return found
 
     def limit_memory(self, most_bytes: int, swap_bytes: int) -> None:
-        """Let the group use so much memory. With version 1, that is memory and swap together."""
+        """Limit the group's memory to `most_bytes`, and its swap to `swap_bytes`.
+
+        With version 1, `most_bytes` limits memory and swap together, and `swap_bytes` has no effect.
+        """
         if self._is_v1:
             _write(self._memory / "memory.limit_in_bytes", most_bytes)
             with contextlib.suppress(OSError):  # a system without the accounting of swap has no such file
@@ -71,7 +77,10 @@ class Cgroup:
             _write(self._memory / "memory.oom.group", 1)
 
     def weigh(self, cpus: float, most_cpus: float = 0.0) -> None:
-        """Give the group CPU time in proportion to `cpus` where CPUs are short, and never more than `most_cpus`."""
+        """Give the group CPU time in proportion to `cpus` where CPUs are short.
+
+        It never gets more than `most_cpus`, unless that is 0.
+        """
         quota_us = _clamp(most_cpus * _PERIOD_US, _LEAST_QUOTA_US, _MOST_QUOTA_US)
         if self._is_v1:
             _write(self._cpu / "cpu.shares", _clamp(cpus * _SHARES_PER_CPU, 2, _MOST_SHARES))
@@ -84,12 +93,15 @@ class Cgroup:
                 _write(self._cpu / "cpu.max", f"{quota_us} {_PERIOD_US}")
 
     def pass_on(self) -> None:
-        """Give the groups in this group its controllers. Version 1 needs no such step."""
+        """Enable the memory and CPU controllers for the groups in this group.
+
+        Version 1 needs no such step.
+        """
         if not self._is_v1:
             _write(self._memory / "cgroup.subtree_control", "+memory +cpu")
 
     def add(self, pid: int) -> None:
-        """Move a process with its threads to this group. Its children stay where they are. It may have ended."""
+        """Move a process with its threads to this group, but not its children. Do nothing if it has ended."""
         for folder in self._folders:
             try:
                 _write(folder / "cgroup.procs", pid)
@@ -97,7 +109,7 @@ class Cgroup:
                 return
 
     def open_entries(self) -> tuple[int, ...]:
-        """Return files for `enter`. The caller closes them."""
+        """Return open files through which a process enters this group by `enter`. The caller closes them."""
         # Version 1 moves single threads, and a thread that moves itself waits for no lock of the whole system. Else all
         # threads that are started meanwhile would wait with it, for about 10 ms.
         name = "tasks" if self._is_v1 else "cgroup.procs"
@@ -110,7 +122,7 @@ class Cgroup:
         return tuple(opened)
 
     def pids(self) -> set[int]:
-        """Return the processes of this group."""
+        """Return the pids of the processes in this group."""
         found: set[int] = set()
         for folder in self._folders:
             found.update(map(int, _read(folder / "cgroup.procs").split()))
@@ -124,7 +136,7 @@ class Cgroup:
 
     @property
     def used_bytes(self) -> int:
-        """The memory in use, without files that the system can drop from it. It is 0 if the group is gone."""
+        """The bytes of memory in use, without cached files that the system can drop; 0 if the group is gone."""
         used, cache = (
             ("usage_in_bytes", "total_inactive_file") if self._is_v1 else ("current", "inactive_file")
         )
@@ -133,7 +145,7 @@ class Cgroup:
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that was ever in use, with such files. It never exceeds the limit."""
+        """The most bytes of memory that were ever in use, with cached files. It never exceeds the limit."""
         return _number(_read(self._memory / ("memory.max_usage_in_bytes" if self._is_v1 else "memory.peak")))
 
     @property
@@ -143,7 +155,11 @@ class Cgroup:
         return _find_number(text, "oom_kill")
 
     def watch(self, on_full: Callable[[], object]) -> None:
-        """Call `on_full` whenever the system is about to kill one process here. Version 2 kills the whole group."""
+        """With version 1, call `on_full` when the group has no memory left and the system kills one process
+        here.
+
+        With version 2 this does nothing, because the system then kills the whole group by itself.
+        """
         if not self._is_v1 or self._event is not None:
             return
         event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -196,7 +212,7 @@ class Cgroup:
         return is_gone
 
     async def end(self) -> bool:
-        """Kill all processes in this group and remove it. Return False if one does not die."""
+        """Kill all processes in this group and remove the group. Return False if one lives on after 5 s."""
         self.close()
         deadline = time.monotonic() + _GONE_S
         while time.monotonic() < deadline:
@@ -208,9 +224,10 @@ class Cgroup:
 
 
 class CgroupTree:
-    """The control groups of one agent: `group` with one for each lease, and `others` for all other kernels.
+    """The control groups of one agent.
 
-    They are below the agent's own group, so that its limits hold for kernels, too.
+    `group` contains one group for each lease, and `others` for zygotes and for all other kernels. They are
+    below the agent's own group, so its limits hold for kernels too.
     """
 
     def __init__(self, name: str, *, own: Path = _OWN, root: Path = ROOT) -> None:
@@ -256,7 +273,10 @@ class CgroupTree:
         return _OTHERS in self.group.names()
 
     def _check_neighbours(self) -> None:
-        """Raise `NoCgroups` if processes of others are in the agent's own group, which must then be empty."""
+        """Raise `NoCgroups` if the agent's own group has processes other than the agent and its descendants.
+
+        The agent could not empty such a group. A group that systemd has delegated to this user is accepted.
+        """
         with contextlib.suppress(OSError):
             if (
                 os.getxattr(self._folder, "user.delegate") == b"1"
@@ -278,7 +298,10 @@ class CgroupTree:
 
 
 def enter(entries: tuple[int, ...]) -> None:
-    """Move this process to the group of `Cgroup.open_entries`: with version 1 its first thread, before others start."""
+    """Move this process to the group of `Cgroup.open_entries`.
+
+    With version 1 this moves only the calling thread, so call it before other threads start.
+    """
     for each in entries:
         os.write(each, b"0")
 
@@ -290,7 +313,7 @@ def find_own_group(*, own: Path = _OWN, root: Path = ROOT) -> Cgroup:
 
 
 def _find_own(own: Path, root: Path) -> tuple[int, Path, Path]:
-    """Return the version, and the folders of this process' group for memory and for CPUs."""
+    """Return the version of control groups, and the folders of this process's group for memory and for CPUs."""
     lines = [line.split(":", 2) for line in _read(own).splitlines()]
     paths = {controller: path for _, each, path in lines for controller in each.split(",")}
     if "memory" in paths and "cpu" in paths:
@@ -300,7 +323,9 @@ def _find_own(own: Path, root: Path) -> tuple[int, Path, Path]:
 
 
 def _find(base: Path, path: str) -> Path:
-    """Return the folder of a group. In a container, the path may be that of the host."""
+    """Return the folder of a group, or `base` if there is none: in a container, `path` may be that of the
+    host.
+    """
     folder = base / path.lstrip("/")
     return folder if folder.is_dir() else base
 

@@ -1,4 +1,7 @@
-"""How each child of the agent has ended. The agent is also the parent of all orphans among its descendants."""
+"""Collects the exit codes of the agent's children.
+
+The agent also adopts descendants that lose their parents.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Spent(NamedTuple):
 class Reaper:
     """A collector of exit codes at SIGCHLD. `others` gets the pid and status of children that nobody waits for.
 
-    It sweeps the session of a child that ends.
+    When a child ends whose exit code was asked for, it kills the remaining processes of that child's session.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class Reaper:
         return future
 
     def spent(self, pid: int) -> Spent:
-        """Return what one of the last children used that have ended. It is all 0 if that is not known."""
+        """Return the CPU time and memory peak of a child that has ended lately; zeros if they are not known."""
         return self._spent.get(pid, Spent())
 
     def reap(self) -> None:
@@ -94,7 +97,10 @@ class Reaper:
         self._loop.remove_signal_handler(signal.SIGCHLD)
 
     def _next(self) -> tuple[int, int, Any]:
-        """Reap one child as `os.wait4` does. Before that, kill its processes: nobody else can get its pid yet."""
+        """Reap one child and return the result of `os.wait4`; the pid is 0 if no child has ended.
+
+        Before that, kill the remaining processes of its session, while no new process can get its pid.
+        """
         if not hasattr(os, "waitid"):  # macOS before Python 3.13
             pid, status, used = os.wait4(-1, os.WNOHANG)
             if pid in self._waiting:

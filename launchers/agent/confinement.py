@@ -19,14 +19,18 @@ log = logging.getLogger(__name__)
 
 _KILLED = -9
 _MAPPED_BYTES, _STACK_BYTES = 256 << 20, 8 << 20
-"""A kernel with numpy maps 270 MiB on two CPUs. Libraries start a thread for each CPU, and each has a stack."""
+"""The memory that a kernel maps but hardly uses, and the stack of a thread, of which libraries start one per
+CPU.
+
+A kernel with numpy maps 270 MiB on two CPUs.
+"""
 
 
 class Confinement(Protocol):
     """The limits of one lease. They hold for one kernel after another, if it is restarted."""
 
     memory_bytes: int
-    """The most memory that its processes may use together; 0: no limit."""
+    """The most memory that all processes of the lease may use together; 0: no limit."""
 
     def open_entries(self) -> tuple[int, ...]:
         """Return files for `cgroups.enter`, which a new kernel calls. The caller closes them."""
@@ -35,10 +39,10 @@ class Confinement(Protocol):
         """Forget the last kernel: another one is about to start."""
 
     def begin(self, pid: int) -> None:
-        """Take in a kernel that listens now."""
+        """Limit and watch the kernel `pid`, which has just begun to listen on its ports."""
 
     def explain_end(self, code: int | None) -> str:
-        """Return how the kernel has ended, as the rest of a sentence, if it had no memory left. Else return ""."""
+        """Return how the kernel was killed for its use of memory, as the rest of a sentence; else return ""."""
 
     def measure(self) -> int:
         """Return the bytes of memory in use."""
@@ -51,7 +55,7 @@ class Confinement(Protocol):
         """Stop watching. The limits stay."""
 
     async def end(self, others: Cgroup | None) -> None:
-        """End all processes that are still there. With `others`, they live on in that group."""
+        """End all remaining processes of the lease. With `others`, move them to that group instead."""
 
 
 def describe_excess(used_bytes: int, most_bytes: int) -> str:
@@ -59,7 +63,7 @@ def describe_excess(used_bytes: int, most_bytes: int) -> str:
 
 
 class ManagedConfinement:
-    """The control group that the manager of a pod or container has made for it, with the agent and its only kernel."""
+    """The control group of a pod or container, with the agent and its only kernel. The manager limits it."""
 
     def __init__(self, group: Cgroup, memory_bytes: int) -> None:
         self.memory_bytes = memory_bytes
@@ -99,7 +103,10 @@ class ManagedConfinement:
 
 
 class GroupConfinement(ManagedConfinement):
-    """A control group of the agent's. The system kills its processes when they would use more than the limit."""
+    """A control group that the agent has made.
+
+    The system kills its processes if they exceed the memory limit.
+    """
 
     def __init__(self, group: Cgroup, memory_bytes: int) -> None:
         super().__init__(group, memory_bytes)
@@ -134,10 +141,10 @@ class GroupConfinement(ManagedConfinement):
 
 
 class WatchedConfinement:
-    """RLIMIT_DATA for each process, and a limit for all together that `measure` compares with their use.
+    """A limit for each process (RLIMIT_DATA), and a limit on the use of all together, which `measure` checks.
 
-    RLIMIT_DATA is the lease's memory and what a kernel maps but hardly uses, such as the stacks of its threads. A
-    process that asks for more at once gets a `MemoryError`.
+    RLIMIT_DATA is the lease's memory plus memory that a kernel maps but hardly uses, such as stacks of
+    threads. An allocation beyond it fails, in Python with a `MemoryError`.
     """
 
     def __init__(self, memory_bytes: int, session: Session, *, pid: int = 0) -> None:
@@ -165,9 +172,10 @@ class WatchedConfinement:
         return self.add_up([pid for pid, _ in self._session.find_members([self.pid])] if self.pid else [])
 
     def add_up(self, pids: Collection[int]) -> int:
-        """Return the bytes of memory in use by these processes, which are all of the kernel's. Kill them for too much.
+        """Return the bytes of memory that these processes use, and kill the kernel if they exceed the limit.
 
-        A page that some of them share counts once.
+        `pids` are all processes of the kernel. Close to the limit, a page that some of them share counts
+        once.
         """
         used = sum(map(_read_resident, pids))
         if used > self.memory_bytes:  # it may be less: here, pages that two processes share count twice
@@ -198,17 +206,20 @@ def is_watched(pid: int) -> bool:
 
 
 def _read_resident(pid: int) -> int:
-    """Return the memory of a process without pages of files, with shared pages."""
+    """Return the bytes of memory of a process, without pages of files. Shared pages count in full."""
     return _read_bytes(pid, "status", "RssAnon", "RssShmem", "VmSwap")
 
 
 def _read_own(pid: int) -> int:
-    """Return the memory of a process without pages of files. Of each shared page, only its part counts."""
+    """Return the bytes of memory of a process, without pages of files.
+
+    Its share of each shared page counts.
+    """
     return _read_bytes(pid, "smaps_rollup", "Pss_Anon", "Pss_Shmem", "SwapPss")
 
 
 def _read_bytes(pid: int, file: str, *names: str) -> int:
-    """Return the sum of amounts of memory that `/proc` shows of a process. It is 0 if the process has ended."""
+    """Return the sum of the lines `names` in a file of /proc/PID, in bytes; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
     except OSError:

@@ -1,6 +1,8 @@
-"""Room on the file system of an agent's folder, where kernels write logs without end and the ledger must still write.
+"""Keeps room on the file system of an agent's folder: kernels' logs may grow, but the ledger must be able to
+write.
 
-The logs are cut as they grow. A reserve is given up for the files that leases and kernels depend on.
+It cuts logs that grow too long. It also holds a reserve file, and deletes that file when the ledger needs the
+room.
 """
 
 from __future__ import annotations
@@ -24,24 +26,26 @@ T = TypeVar("T")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LOOK_S = 0.5
 _LOOK_AGAIN_S = 0.02
-"""The free space is read every 0.5 s; after a log was too long, soon again."""
+"""The pauses between two readings of the free space: usually, and after a log was cut."""
 _LOOK_AT_ALL_S = 15.0
 _NOTABLE_BYTES = 4 << 20
-"""All logs are looked at when the file system has lost this much since then or has no more left, or every 15 s."""
+"""All logs are checked every 15 s, and sooner in two cases: the free space has shrunk by this much since the
+last check, or less than this is free.
+"""
 _MOST_BYTES = 8 << 20
 _LEAST_BYTES = 64 << 10
 _SHARE = 4
-"""A log may have 8 MiB, but all of them together no more than this part of the file system: a quarter."""
+"""All logs together may take one part in this many of the file system. A single log may have 8 MiB."""
 _KEPT = 8
-"""The end of a log that is too long is kept: an eighth of what the log may have."""
+"""When a log is cut, its end is kept: one part in this many of the length that it may have."""
 _RESERVE_BYTES = 256 << 10
 _TRIES = 5
 
 
 class DiskRoom:
-    """Keeps the logs that `list_logs` names short, from `watch` on while there are any.
+    """Cuts the logs that `list_logs` names when they grow too long, after `watch` and while there are logs.
 
-    Their writers append to them (O_APPEND).
+    Processes that write these logs must open them with O_APPEND.
     """
 
     def __init__(self, folder: Path, list_logs: Callable[[], Sequence[Path]]) -> None:
@@ -72,7 +76,7 @@ class DiskRoom:
         return write()
 
     def _look(self) -> None:
-        """Cut the logs that are too long. Reading the free space costs no more with a thousand kernels."""
+        """Cut the logs that are too long, if the free space has shrunk or 15 s have passed."""
         free_bytes, size_bytes = self._read_space()
         now, was_cut = time.monotonic(), False
         has_shrunk = free_bytes < max(_NOTABLE_BYTES, self._free_bytes - _NOTABLE_BYTES)
@@ -102,7 +106,10 @@ class DiskRoom:
         self.watch()
 
     def _cut(self, logs: Sequence[Path], most_bytes: int) -> bool:
-        """Cut the logs that are longer than `most_bytes`, or than 8 MiB. Return whether there were any."""
+        """Cut the logs that are longer than `most_bytes`, taken as 64 KiB at least and 8 MiB at most.
+
+        Return True if a log was cut.
+        """
         was_cut = False
         most_bytes = min(max(most_bytes, _LEAST_BYTES), _MOST_BYTES)
         for path in logs:
@@ -113,7 +120,10 @@ class DiskRoom:
         return was_cut
 
     def _hold_reserve(self) -> None:
-        """Take space that `write` gives up. A file system without space is tried again at the next look."""
+        """Make the reserve file, which `write` deletes when it needs room.
+
+        If the disk is full, do nothing.
+        """
         if self._reserve.exists():
             return
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

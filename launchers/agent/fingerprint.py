@@ -1,6 +1,8 @@
-"""The rules that say whether a kernel may be forked from a zygote, which imported its modules some time ago.
+"""The rules that decide whether a kernel may be forked from a zygote, which imported its modules some time
+ago.
 
-A fresh interpreter must read the same environment during its imports, and the same files (`Fingerprint.broken_by`).
+A zygote serves only if a fresh interpreter would read the same environment variables during its imports, and
+the same files (`Fingerprint.broken_by`).
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def resolve_python(python: str, env: Mapping[str, str]) -> str | None:
 
 
 def select_import_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that the interpreter, the loader and C libraries read. Python code cannot see this.
+    """Return the variables that the interpreter, the loader and C libraries read, unseen by Python code.
 
     The interpreter looks in HOME for the user's packages.
     """

@@ -51,7 +51,7 @@ _TOLD_MS = 500
 _USED, _STARTED = slice(11, 13), 19
 """In `read_stat`: the processor time in ticks, and the start since the boot in ticks."""
 _IDLE_S, _BUSY_S = 0.1, 2.0
-"""A kernel that took no processor time for so long is idle. A busy one is waited for at most so long."""
+"""After how long without processor time a kernel counts as idle, and how long to wait for a busy kernel."""
 
 
 def main() -> int:
@@ -162,9 +162,11 @@ def fork_kernel(
 
 
 def report_kernel(kernel: dict[str, Any], settings: Mapping[str, Any], assignment: dict[str, Any]) -> Any:
-    """Tell the service about a forked kernel, once it listens. If the service answers, wait until the kernel is idle.
+    """Report a forked kernel to the service once the kernel listens; on success, wait until the kernel is
+    idle.
 
-    Return a subscription to all that the kernel publishes meanwhile; None if it does not listen.
+    Return a subscription to the messages that the kernel publishes meanwhile; None if the kernel does not
+    listen.
     """
     import zmq
 
@@ -242,7 +244,11 @@ def wait_until_idle(pid: int) -> None:
 
 
 def may_fork(launch: Mapping[str, Any], env: Mapping[str, str]) -> bool:
-    """True if the kernel runs in this Python, with the same values of the variables that Python reads at its start."""
+    """True if the kernel can be forked: the launch allows it, and it is an ipykernel in this Python with TCP
+    ports.
+
+    Also, the variables that Python reads at its start must have the same values as here.
+    """
     argv = launch["argv"]
     names = [name for name in {*os.environ, *env} if name == "HOME" or name.startswith(("PYTHON", "LD_"))]
     return bool(

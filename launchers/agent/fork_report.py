@@ -41,9 +41,11 @@ async def read_report(
     deadline_s: float,
     on_pid: Callable[[int], object],
 ) -> ForkedKernel | None:
-    """Read the reports of a kernel that is confirmed. Return None if the zygote forked no process.
+    """Read the reports of a kernel that may go on with its start. Return None if the zygote forked no
+    process.
 
-    Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. A timeout or a cancellation kills the kernel.
+    Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. A timeout or a cancellation kills the
+    kernel.
     """
     received: dict[str, Any] = {}
     until = time.perf_counter() + deadline_s
@@ -68,7 +70,7 @@ async def read_report(
 
 
 async def refuse(channel: socket.socket) -> None:
-    """End a kernel that is not confirmed, and wait for its end."""
+    """End a forked kernel that must not go on with its start, and wait until it has ended."""
     with contextlib.suppress(OSError, TimeoutError):
         channel.shutdown(socket.SHUT_WR)
         until = time.perf_counter() + _ENDS_S

@@ -1,7 +1,7 @@
 """The journal of one kernel: the latest messages that it has published on IOPub, in rings of bounded size.
 
-A Jupyter Server that comes back reads in it what the kernel has published meanwhile. The journal is one more subscriber
-of the kernel. Requests and replies go straight between the kernel and its clients.
+A Jupyter Server that comes back reads there the messages that it has missed. The journal is one more
+subscriber of the kernel's IOPub. Requests and replies go straight between the kernel and its clients.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ _PAGE_CHARACTERS = 1 << 19
 _BLOCK_BYTES = 1 << 20
 """The size of a block in the file; a quarter of the memory, if that is less."""
 _PAGE_BLOCKS = 8
-"""A page has entries of at most so many blocks, so that reading it does not keep the agent from other work."""
+"""A page has entries of at most this many blocks, so that reading it does not keep the agent from other work.
+"""
 _TURN = 50
-"""After so many messages in a row, other work of the agent gets its turn."""
+"""After this many messages in a row, other work of the agent gets its turn."""
 _GATHER_S = 0.02
 """The pause between a first message and the reading of all that have come by then."""
 _ACTIVE = frozenset({"execute_request", "inspect_request", "complete_request", "comm_msg", "comm_open"})
@@ -100,10 +101,13 @@ class Journal:
     def read(
         self, *, after: int = 0, offset: int = 0, session: str = "", since_s: float | None = None
     ) -> JournalPage:
-        """Return the entries after number `after`, a page of them. `offset` is where the piece of the first one begins.
+        """Return a page of the entries after number `after`.
 
-        With a `session`, only the messages for requests of that session are returned. With `since_s`, only those for
-        requests that still run, or have ended in the last `since_s` seconds.
+        If the previous page ended within the first of these entries, `offset` is the place where its rest
+        begins.
+
+        With a `session`, only the messages for requests of that session are returned. With `since_s`, only
+        those for requests that still run, or have ended in the last `since_s` seconds.
         """
         cutoff = None if since_s is None else self._clock() - since_s
         chosen: list[JournalEntry] = []
@@ -144,7 +148,9 @@ class Journal:
         return first
 
     def _entries_after(self, number: int) -> Iterator[Entry]:
-        """Return the entries after a number, or the first of them, if many are in the file."""
+        """Yield the entries after a number, but only those of the first blocks if many blocks are in the
+        file.
+        """
         if self._file is not None:
             blocks = self._file.blocks_after(number)
             for block in itertools.islice(blocks, _PAGE_BLOCKS):
@@ -168,7 +174,10 @@ class Journal:
         return cutoff is None or request.ended_at is None or request.ended_at >= cutoff
 
     def add(self, frames: Sequence[bytes]) -> None:
-        """Add a message of the kernel. Anything else is left out."""
+        """Add a message of the kernel, given by its ZeroMQ frames.
+
+        Ignore frames that are no Jupyter message.
+        """
         with suppress(ValueError, TypeError, KeyError, AttributeError):
             start = frames.index(_DELIMITER) + 1
             self._add(tuple(frames[start + 1 :]))
@@ -215,7 +224,10 @@ class Journal:
             self._forget(entry)
 
     def _find_request(self, parent: bytes) -> tuple[str, _Request | None]:
-        """Return the id and the facts of the request that a message belongs to. Mostly it is the last one's again."""
+        """Return the id of a message's request, and its facts. `parent` is the message's parent header.
+
+        Without a request, the id is empty and the facts are None.
+        """
         if parent != self._parent[0]:
             header = json.loads(parent)
             request_id = str(header.get("msg_id", ""))
@@ -270,7 +282,7 @@ class Journal:
 
 
 def _shorten(parts: tuple[bytes, ...], length: int) -> tuple[bytes, ...]:
-    """Return a message with the end of its text, because the whole text has no room."""
+    """Return a stream message with only the last `length` characters of its text."""
     content = json.loads(parts[3])
     content["text"] = content["text"][-length:] if length else ""
     return (*parts[:3], json.dumps(content).encode(), *parts[4:])

@@ -38,7 +38,7 @@ class _Block:
 
 
 class JournalFile:
-    """At most `limit_bytes` of entries. The file is made with the first block."""
+    """A file with at most `limit_bytes` of entries. It is made when the first block is written."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -53,9 +53,10 @@ class JournalFile:
         return self._blocks[0].first if self._blocks else None
 
     def add(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Write a block. Return the entries that are gone now.
+        """Write `entries` as a block. Return the entries that the journal has lost by this.
 
-        Mostly these are the oldest ones. If the block is too large, or cannot be written, they are its own.
+        They are the oldest ones, which were overwritten. They include `entries` if the block cannot be
+        written, and all entries if it is larger than the file may be.
         """
         data = pickle.dumps(entries, protocol=5)
         if len(data) > self._limit_bytes:

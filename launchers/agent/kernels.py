@@ -108,7 +108,10 @@ class Kernels:
         return kernel is not None and not kernel.ended.is_set()
 
     async def launch(self, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
-        """Start a kernel. Repeated with the same launch id, the call joins the first one. It may have ended since."""
+        """Start a kernel and return its process. A repeated call with the same launch id joins the first one.
+
+        The kernel may have ended since the first call. Raises `RemoteError`.
+        """
         known = self._kernels.get(request.kernel_id)
         if known is None or known.launch_id != request.launch_id:
             if known is not None and not known.ended.is_set():
@@ -130,7 +133,10 @@ class Kernels:
         return self._session.signal(kernel.process.pid, signum)
 
     async def stop(self, kernel_id: str, grace_s: float = 5.0) -> KernelProcess:
-        """Stop a kernel: SIGTERM to its process group, SIGKILL after `grace_s`. Return when it has ended."""
+        """Stop a kernel: send SIGTERM to its process group, and SIGKILL after `grace_s`.
+
+        Return once it has ended.
+        """
         kernel = self._find(kernel_id)
         await self._end(kernel, grace_s)
         if kernel.process is None:

@@ -21,7 +21,7 @@ from .fingerprint import FileStamp, stamp
 log = logging.getLogger(__name__)
 
 RECENT = 20
-"""How many kernels of a Python count, the latest ones."""
+"""How many of the latest kernels of a Python count."""
 FEWEST = 5
 """With fewer kernels than this, nothing is preloaded."""
 _MOST_PRELOADS = 50
@@ -68,7 +68,11 @@ class Habits:
         return replace(self, unfit={**known, name: reason}, version=version)
 
     def choose(self) -> dict[str, int]:
-        """Return the packages to preload, with the number of kernels that have imported them. The most used first."""
+        """Return the packages to preload, the most used first, with the number of kernels that imported them.
+
+        They are packages that at least half of the kernels imported, and that are not unfit. The result is
+        empty after fewer than `FEWEST` kernels.
+        """
         if len(self.recent) < FEWEST:
             return {}
         unfit = self.unfit if self.unfit and self._read_version() == self.version else {}
@@ -91,7 +95,10 @@ class LearntPreloads:
         self._habits: dict[str, Habits] = {}
 
     def record(self, report: Path) -> str:
-        """Count the report of a kernel that has ended, and remove it. Return its Python; empty if there is none."""
+        """Count the report of a kernel that has ended, and remove its file.
+
+        Return the kernel's Python; empty if there is no valid report.
+        """
         try:
             if not is_own_file(report) or report.stat().st_size > _MOST_REPORT_BYTES:
                 return ""

@@ -1,7 +1,8 @@
-"""How an agent holds kernels to what their leases promise. `Limits` chooses the way and has a `Confinement` per lease.
+"""Limits kernels to the resources that their leases promise. `Limits` has a `Confinement` per lease.
 
-By control groups where this agent may make them. Otherwise memory is limited process by process, and watched. In a pod
-or container, the cluster manager limits the only kernel, and the agent only reads how near it is to its limit.
+It uses control groups where this agent may make them. Otherwise it limits the memory of each process, and
+watches the sum. In a pod or container, the cluster manager limits the only kernel, and the agent only reads
+its use of memory.
 """
 
 from __future__ import annotations
@@ -35,19 +36,24 @@ from .settings import Enforcement
 log = logging.getLogger(__name__)
 
 _NEAR, _FAR = 0.9, 0.8
-"""A kernel is reported when it uses the first part of its memory; again only if it has used less than the second."""
+"""A kernel is reported when it uses the first share of its memory. It is reported again only if its use has
+been below the second share meanwhile.
+"""
 _PAUSE_S, _WATCH_S = 1.0, 0.1
-"""How often to look at kernels: in control groups, and without them."""
+"""The pause between two measurements of kernels: in control groups, and without them."""
 _BEST_EFFORT_CPUS = 0.1
 """The weight of a kernel whose request has memory and no CPUs."""
 _ROUNDED_BYTES = 1 << 30
-"""At most so much more memory than asked for gets a pod or container. A larger limit is that of the whole node."""
+"""By how much a pod's or container's limit may exceed the request.
+
+A larger limit is that of the whole node.
+"""
 _MOST_BUSY = 0.01
-"""At most this part of a CPU goes into looking at kernels."""
+"""At most this share of a CPU is spent on measuring kernels."""
 
 
 class NotEnforced(Exception):
-    """The limits that a kernel must have cannot be enforced here. The text says why, as a sentence."""
+    """An error: limits are required for a kernel but cannot be enforced here. Its text gives the reason."""
 
 
 class Limits:
@@ -106,7 +112,10 @@ class Limits:
         return self._held.get(lease_id)
 
     def confine(self, lease: Lease) -> Confinement | None:
-        """Return the limits of a lease, before a kernel starts in it. Raises `NotEnforced`."""
+        """Set and return the limits of a lease, before a kernel starts in it; None if it has no limits here.
+
+        Raises `NotEnforced` if limits are required but impossible.
+        """
         request = lease.request
         is_wanted = self._settings.enforce != "never" or bool(request.enforce) or self._managed is not None
         if not is_wanted or not (request.memory_bytes or request.cpus):
@@ -120,7 +129,9 @@ class Limits:
 
     @contextlib.contextmanager
     def open_entries(self, lease_id: str) -> Iterator[tuple[int, ...]]:
-        """Open the files through which a new kernel enters its control group (`cgroups.enter`)."""
+        """Yield open files through which a new kernel enters its control group (`cgroups.enter`), or no
+        files.
+        """
         held = self._held.get(lease_id)
         entries: tuple[int, ...] = ()
         if held is not None:

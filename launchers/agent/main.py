@@ -47,7 +47,8 @@ async def serve(
 ) -> None:
     """Be the agent of `folder` until it is idle, asked to leave or terminated.
 
-    Without an assignment, it makes its own keys and waits for a lease. Raises `AlreadyRunning` and `NoFreePort`.
+    Without an assignment, the agent makes its own keys and waits for a lease. Raises `AlreadyRunning` and
+    `NoFreePort`.
     """
     with hold(folder) as held:
         public, secret = (key.decode() for key in zmq.curve_keypair())
@@ -107,7 +108,8 @@ def main(
 ) -> int:
     """Run the agent.
 
-    `assigned` has the fields of an `Assignment`, `forked` those of a `PodKernel`, whose messages `output` gets.
+    `assigned` has the fields of an `Assignment`, and `forked` those of a `PodKernel`, a kernel that runs
+    already. `output` is a subscription to that kernel's messages.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     folder, settings = Path(arguments[0]), decode(AgentSettings, json.loads(arguments[1]))

@@ -51,7 +51,7 @@ class ManagerWatch:
             log.error("%s cannot be read: %s", self.file, problem)
 
     def watch(self, manager: Manager) -> None:
-        """Watch another daemon, which ends a running grace. A daemon that `has_left` counts as ended."""
+        """Watch another daemon and end a running grace, or note the end of a daemon that `has_left`."""
         key = (manager.pid, manager.process_started_at)
         if not manager.has_left:
             self._begin(manager)

@@ -1,4 +1,4 @@
-"""Has idle kernels move their memory to the swap, if there is one and memory is not short.
+"""Makes idle kernels move their memory to the swap, if the machine has swap and memory is not short.
 
 A kernel is idle if it has used almost no CPU for some time, whatever it waits for. Only forked kernels can page
 themselves out (`zygote.page_out`).
@@ -21,23 +21,26 @@ from .node_metrics import find_cgroups
 log = logging.getLogger(__name__)
 
 SIGNAL = signal.SIGURG
-"""The same as in `zygote.page_out`, which is not sent to pods."""
+"""The signal that makes a kernel page itself out; the same as in `zygote.page_out`, which pods do not have.
+"""
 _IDLE_CPU_S = 0.05
 """A kernel that uses no more CPU than this in the whole time is idle."""
 _CHECKS, _MOST_S = 4, 60.0
-"""How often to look at each kernel in that time, and at most how many seconds lie between two looks."""
+"""How many times each kernel is checked within `after_s`, and the longest pause between two checks."""
 _PAUSE_S = 0.02
-"""Between two kernels, so that many idle kernels do not occupy the disk at once."""
+"""The pause between two kernels, so that many idle kernels do not occupy the disk at once."""
 _FULL = 0.1
 """With less than this part of the swap free, no kernel is paged out."""
 _PRESSURE_PERCENT = 10.0
-"""If processes have waited for memory for more of the last ten seconds, no kernel is paged out."""
+"""If processes have waited for memory for more than this part of the last ten seconds, no kernel is paged
+out.
+"""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)
 class _Seen:
-    """The CPU time of a kernel when it was last seen at work, and since when it has not changed."""
+    """A kernel's CPU time when it was last seen at work (`cpu_s`), and the time of that check (`since`)."""
 
     cpu_s: float
     since: float
@@ -78,7 +81,9 @@ class PageOut:
                 await asyncio.sleep(_PAUSE_S)
 
     def find_idle(self, now: float) -> list[int]:
-        """Return the kernels that have been idle for long enough and are not paged out since."""
+        """Return the pids of the kernels that have been idle for `after_s` and were not paged out in that
+        time.
+        """
         used = {pid: cpu_s for pid in self._list_pids() if (cpu_s := self._read_cpu_s(pid)) is not None}
         for pid, cpu_s in used.items():
             seen = self._seen.get(pid)
@@ -90,7 +95,7 @@ class PageOut:
         ]
 
     def why_not(self) -> str:
-        """Return why no kernel is paged out now; empty if nothing is against it."""
+        """Return the reason why no kernel can be paged out now, as a clause; empty if kernels can."""
         sizes = dict(line.split(":", 1) for line in self._read("meminfo").splitlines() if ":" in line)
         total, free = (int(sizes.get(name, "0").split()[0]) for name in ("SwapTotal", "SwapFree"))
         if not total:

@@ -49,10 +49,10 @@ def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection
 
 @contextlib.contextmanager
 def listen(connection: Connection) -> Iterator[tuple[Connection, tuple[int, ...]]]:
-    """Listen on the ports of a connection, or on new ones if one is taken. Yield it with them, and the five sockets.
+    """Listen on the ports of a connection, or on new ports if one is taken; raises `OSError`.
 
-    This closes its sockets at the end. A kernel that has got them keeps its own copies. For ipc, the ports are only
-    chosen. Raises `OSError`.
+    Yield the connection with these ports, and five listening sockets. They are closed at the end; a kernel
+    keeps its own copies. For ipc, this only chooses ports and yields no sockets.
     """
     if connection.transport == "ipc":
         yield choose(connection), ()
@@ -70,7 +70,10 @@ def listen(connection: Connection) -> Iterator[tuple[Connection, tuple[int, ...]
 
 
 def _listen(ip: str, numbers: Sequence[int], sockets: contextlib.ExitStack) -> list[socket.socket]:
-    """Return sockets that listen on these ports; 0 is any. `sockets` closes them. If one is taken, none stays open."""
+    """Return sockets that listen on these ports (0: any port). The exit stack `sockets` closes them later.
+
+    Raises `OSError` if a port is taken, and then leaves no socket open.
+    """
     host, family = "" if ip == "*" else ip, socket.AF_INET6 if ":" in ip else socket.AF_INET
     with contextlib.ExitStack() as new:
         opened = [

@@ -15,7 +15,7 @@ class Forking:
     `preload`: modules that zygotes import. `preload_by_python`: modules for some Pythons alone, by a pattern for the
     path of the interpreter. `learn_preloads`: also import what most kernels of a Python have imported lately.
     `immortal_preloads`: count no references to these modules, where that is possible.
-    `page_out_after_s`: after so long without work a kernel's memory goes to the swap, if there is one; 0: never.
+    `page_out_after_s`: after this time without work, a kernel's memory goes to the swap, if any; 0: never.
     `merge_memory`: the system may merge equal pages of kernels (KSM).
     """
 
@@ -38,8 +38,8 @@ class Enforcement:
     """How an agent limits kernels to their requests.
 
     `enforce`: `auto` by the best way that the machine has, `required` only by control groups, or `never`.
-    `cpu_ceiling`: a kernel gets at most so many times the CPUs that it asked for, 1 or more; 0: all that are idle.
-    `end_detached`: what a kernel has started ends with its lease, also in sessions of its own.
+    `cpu_ceiling`: a kernel gets at most this many times the CPUs of its request, 1 or more; 0: all idle CPUs.
+    `end_detached`: processes that a kernel has started end with its lease, even if they are detached.
     """
 
     enforce: Literal["auto", "required", "never"] = "auto"
@@ -57,12 +57,14 @@ class AgentSettings:
     `gpu_visibility`: how a kernel's environment names its devices. `bus`: only the granted devices, in PCI order.
     `manager`: CUDA_VISIBLE_DEVICES with the cluster manager's names. `inherit`: left alone, as in a pod. `locks`: as
     `inherit` if no more devices are visible than were granted, else the agent chooses and locks some (`gpu_locks`).
-    `is_per_kernel`: the agent is the first process of a pod or container, for one kernel. That kernel is executed, not
-    forked, and ends with the agent. The agent leaves with its lease. `shares_session`: that kernel stays in the session
-    and process group of the agent, because its container's manager ends that group alone. `ports`: the agent listens on
-    the first that is free; if empty, on any free port. `daemon_address` (`host:port`): a daemon of the cluster manager
-    on this node, called `daemon_name`. If it does not answer for `daemon_grace_s`, the leases are lost. `node` tells
-    nodes on the same machine apart.
+    `is_per_kernel`: the agent is the first process of a pod or container, for one kernel. That kernel is never
+    forked from a zygote, and ends with the agent. The agent leaves with its lease.
+    `shares_session`: that kernel stays in the session and process group of the agent, because its container's
+    manager ends that group alone.
+    `ports`: the agent listens on the first that is free; if empty, on any free port.
+    `daemon_address` (`host:port`): a daemon of the cluster manager on this node, called `daemon_name`. If it
+    does not answer for `daemon_grace_s`, the leases are lost.
+    `node` tells nodes on the same machine apart.
     """
 
     cpus: float | None = None

@@ -69,7 +69,7 @@ class _Child:
     code: asyncio.Future[int] | None = None
 
     def record(self, pid: int, *, is_ours: bool = False, started_at: float = 0.0) -> asyncio.Future[int]:
-        """Record the process, in memory and in `starting.json` for the next agent."""
+        """Record the process in memory and in `starting.json`, and return a future of its exit code."""
         self.pid = pid
         self.code = self.reaper.exit_code(pid, is_ours=is_ours)
         self.started_at = started_at or start_time(pid)
@@ -101,9 +101,11 @@ class EarlierFork:
 
 @dataclass(slots=True)
 class Starter:
-    """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start.
+    """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a
+    start.
 
-    `used_ports` are those of live exec'ed kernels. A kernel binds its ports some time after the choice.
+    `used_ports` are the ports of live kernels that were executed. Such a kernel binds its ports only after
+    their choice.
     """
 
     zygotes: ZygotePool
@@ -182,7 +184,7 @@ class Starter:
     async def _fork(
         self, child: _Child, request: Launch, log_fd: int
     ) -> tuple[Connection, dict[str, float]] | None:
-        """Fork the kernel, if that is possible. Return its connection and times."""
+        """Fork the kernel and return its connection and times; None if it cannot be forked."""
         earlier = self.earlier_fork
         if earlier is not None and earlier.kernel.launch_id == request.launch_id:
             return await self._take_over(earlier, child, request)

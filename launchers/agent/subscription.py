@@ -8,7 +8,10 @@ import zmq
 def subscribe(
     context: zmq.Context[zmq.Socket[bytes]], endpoint: str, public: str | None, secret: str | None
 ) -> zmq.Socket[bytes]:
-    """Return a socket that gets all messages from now on. The keys are the kernel's own; None: it has none."""
+    """Return a socket that receives all IOPub messages from now on.
+
+    The keys are the kernel's CURVE keys, if any.
+    """
     socket = context.socket(zmq.SUB)
     socket.setsockopt(zmq.RCVHWM, 0)  # the journal's ring is the limit
     socket.setsockopt(zmq.SUBSCRIBE, b"")

@@ -17,16 +17,20 @@ from .sessions import OwnSession, Session
 
 _MAX_AGE_S = 1.0  # CPU use over a shorter time is noise
 _MOST_BUSY = 0.01
-"""At most this part of a CPU goes into measurements: after a slow one, the next comes later."""
+"""At most this share of a CPU is spent on measurements.
+
+After a slow measurement, the next one comes later.
+"""
 _QUIET_CPUS = 0.02
 """A kernel that uses less than this share of a CPU between two readings is quiet."""
 _LARGE_BYTES = 1 << 30
-"""The system takes long to tell which pages of a larger process are shared. There, they hardly matter."""
+"""A process above this size is measured with shared pages in full, because reading their shares takes long.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningKernel:
-    """A kernel to measure. `held` are its limits. `is_on_busy_gpu`: one of its GPUs works."""
+    """A kernel to measure. `held` has its limits. `is_on_busy_gpu` is true if one of its GPUs is busy."""
 
     kernel_id: str
     held: Confinement | None = None
@@ -66,7 +70,11 @@ class UsageMeter:
     def read(
         self, kernels: Mapping[int, RunningKernel], gpu_memory: Mapping[int, int] | None = None
     ) -> tuple[KernelUse, ...]:
-        """Return the use of each kernel. `kernels` has the running ones by pid, `gpu_memory` bytes of GPUs by pid."""
+        """Return the use of each kernel, measured now or a short time ago.
+
+        `kernels` has the running kernels by pid. `gpu_memory` has the bytes of GPU memory of each process by
+        pid.
+        """
         now = time.monotonic()
         self._readings = {pid: reading for pid, reading in self._readings.items() if pid in kernels}
         is_due = now >= self._next_at
@@ -130,7 +138,7 @@ class UsageMeter:
 
 
 def _read_pss(pid: int) -> int:
-    """Return the bytes of memory of a process, of each shared page only its part. 0: the system does not tell."""
+    """Return the bytes of memory of a process, with its share of each shared page; 0 if it is not known."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

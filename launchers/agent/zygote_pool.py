@@ -1,7 +1,7 @@
 """The agent's warm zygotes: one per Python and import environment, used only while their fingerprint holds.
 
 The agent cannot fork Python code itself, because ZeroMQ gives it threads. It spawns zygotes, and it is a subreaper, so
-it becomes the parent of their kernels. No obstacle to forking makes a start fail.
+it becomes the parent of their kernels. If a kernel cannot be forked, the start executes it instead.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _PAUSE_S, _REFUSAL_PAUSE_S = 60.0, 600.0
 """For how long no zygote is made for a key after one has failed to load, or has refused to fork."""
 _IDLE_S = 600.0
 _MAX_UNUSED = 2
-"""At most this many unused zygotes per key. If more would be needed, something differs at every start."""
+"""At most this many zygotes per key that no start has used. With more, the starts would differ every time."""
 MOST_SPARES = 5
-"""At most this many spares wait in a zygote for launches. Fewer kernels lately: fewer spares."""
+"""At most this many spares wait in a zygote for launches. After fewer recent launches, fewer spares wait."""
 _MOST_TRIES = 5
 """At most this many zygotes are tried, each without one more unfit package. The last one gets no learnt packages."""
 _IMPORTS_FILE = "imports.json"
@@ -109,12 +109,14 @@ class ZygotePool:
         entries: tuple[int, ...] = (),
         on_pid: Callable[[int], object] = lambda pid: None,
     ) -> ForkedKernel | None:
-        """Fork a kernel. If no zygote can, return None: the caller then executes it, and the pool may warm one.
+        """Fork a kernel. If no zygote can, return None: the caller then executes it, and the pool may warm
+        one.
 
-        `listeners` listen on its ports. `entries` are those of its control group. `on_pid` gets the pid before the
-        kernel serves its ports. Raises the errors of `read_report`.
+        `listeners` listen on its ports. `entries` are those of its control group. `on_pid` gets the pid
+        before the kernel serves its ports. Raises the errors of `read_report`.
 
-        The zygote's files are checked while a kernel gets ready. It does nothing before it is confirmed.
+        The pool checks the zygote's fingerprint while the forked kernel gets ready. The kernel does nothing
+        before the pool sends it "go".
         """
         started = time.perf_counter()
         key = self._key(command, env, str(cwd))
@@ -176,7 +178,9 @@ class ZygotePool:
         return self._learnt is not None and bool(self._learnt.choose(zygote.key[0]).keys() - zygote.asked)
 
     def _forget_varying(self, key: Key, env: Mapping[str, str]) -> None:
-        """Drop learnt packages that read a variable which differs from kernel to kernel: each would need a zygote."""
+        """Drop learnt packages that read a variable that differs between kernels, as each value needs a
+        zygote.
+        """
         if self._learnt is None:
             return
         for zygote in self._zygotes:
@@ -186,7 +190,7 @@ class ZygotePool:
                     self._learnt.drop(key[0], name, f"it reads {varying[0]}, which differs between kernels")
 
     async def warm(self, command: KernelCommand, env: Mapping[str, str], cwd: Path | str = "/") -> None:
-        """Start a zygote for such kernels. Return when it is ready, or when it is known to be impossible."""
+        """Start a zygote for such kernels. Return once the zygote is ready, or has failed to load."""
         key = self._key(command, env, str(cwd))
         if key is not None and not any(zygote.serves(key, env) for zygote in self._zygotes):
             await asyncio.shield(self._warm_later(key, command, env, delay_s=0.0))
@@ -251,14 +255,17 @@ class ZygotePool:
         return self._warming[key]
 
     def _pause(self, key: Key, env: Mapping[str, str], pause_s: float) -> bool:
-        """Make no zygote for this key for a while. Return False if an outdated one serves, which goes on."""
+        """Use no zygote for this key for a while.
+
+        If one serves `env` already, return False and do nothing.
+        """
         if any(zygote.serves(key, env) for zygote in self._zygotes):
             return False
         self._refused_until[key] = time.monotonic() + pause_s
         return True
 
     async def _make(self, key: Key, command: KernelCommand, env: Mapping[str, str]) -> None:
-        """Make a zygote. It replaces an outdated one for the same starts."""
+        """Make a zygote, unless an up-to-date one serves the same starts. It replaces an outdated one."""
         if any(zygote.serves(key, env) and not self._is_outdated(zygote) for zygote in self._zygotes):
             return  # a package was learnt, but later kernels have not used it
         started = time.perf_counter()

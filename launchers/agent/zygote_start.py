@@ -23,7 +23,7 @@ from .settings import Forking
 
 SCRIPT = Path(__file__).parents[1] / "zygote" / "main.py"
 _READY_S = 60.0
-"""How long a zygote may load."""
+"""How long a zygote may take to load."""
 _PACKET_BYTES = 1 << 20
 _ROOM = "-" * 512
 """Room for the command line that `ps` shows for a kernel."""
@@ -74,7 +74,10 @@ class Zygote:
 
 
 def is_per_kernel(name: str) -> bool:
-    """True if an environment variable differs from kernel to kernel. Zygotes never have such variables."""
+    """True if the environment variable `name` differs from kernel to kernel.
+
+    Zygotes never get such variables.
+    """
     return name.startswith(("JPY_", "KERNEL_"))
 
 
@@ -82,7 +85,8 @@ def is_per_kernel(name: str) -> bool:
 class Attempt:
     """A process that was to become a zygote.
 
-    `answer` is one of those in `zygote/main.py`. `unfit` without a `name`: any learnt package may be the cause.
+    `answer` is the zygote's answer, as `zygote/main.py` describes it. In an answer `unfit` without a `name`,
+    any learnt package may be the cause.
     """
 
     pid: int
@@ -125,9 +129,10 @@ class ZygoteStarter:
         return Attempt(pid=pid, socket=ours, answer=answer)
 
     async def _prepare(self, ours: socket.socket, request: bytes, has_learnt: bool) -> dict[str, Any]:
-        """Have a new zygote load, and return its answer. It comes in a file: a packet has room for 2,000 paths only.
+        """Make a new zygote load, and return its answer, which comes in a file because a packet is too small.
 
-        If it ends while it imports a learnt package, the file says so. Else any of them may be the cause.
+        If the zygote ends while it imports a learnt package, the file names that package. Without a name, any
+        learnt package may be the cause.
         """
         problem = f"it ended while loading; see {self.output}"
         with tempfile.TemporaryFile() as file:
@@ -150,9 +155,10 @@ class ZygoteStarter:
             return {"op": "unfit" if has_learnt else "failed", "name": "", "reason": problem}
 
     def _spawn(self, key: Key, fd: int, env: Mapping[str, str]) -> int:
-        """Start the process. Its first variables are shown in /proc for each kernel; the others come in a packet.
+        """Start the process of a zygote and return its pid.
 
-        All kernels of this zygote have the first ones, and roost's own variables are no secrets.
+        /proc shows the process's first variables for each of its kernels. Therefore it starts with only those
+        of `key` and roost's own, which are no secrets. The others follow in a packet.
         """
         python, flags, folder, environment = key
         output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)

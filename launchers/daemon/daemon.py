@@ -1,7 +1,10 @@
-"""Daemons: background processes, at most one per folder. The first caller starts one, and later callers find it.
+"""Daemons: background processes, at most one per folder.
 
-A daemon holds `lock` in its private folder while it runs: nothing else shows that it is running. Its starter holds
-`start.lock`. `ready.json` has its announcement, such as its address. `log.old` is the log of the daemon before.
+The first caller starts one, and later callers find it.
+
+A daemon holds `lock` in its private folder while it runs: nothing else shows that it is running. A process
+that starts the daemon holds `start.lock` meanwhile. `ready.json` has the daemon's announcement, such as its
+address. `log.old` is the log of the previous daemon.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ _MOST_LOG_BYTES = 8 << 20
 _LOOK_AGAIN_S = 0.02
 _LOCK_RETRY_S = 0.01
 _PROBE_S = 0.25
-"""How long a daemon waits for its lock: each call of `is_alive` holds the lock for microseconds."""
+"""How long a daemon waits for its lock, because each call of `is_alive` holds that lock for microseconds."""
 _HIGH_DESCRIPTOR = 255
 _SHELL = 'ulimit -S -n "$0"; "$@" &'
 # Variables of the application. A daemon outlives the application, and passes its environment on to kernels.
@@ -49,7 +52,10 @@ _NOT_INHERITED = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "JPY_API_TOKEN", "JUPYTE
 
 
 class DaemonError(Exception):
-    """A daemon could not be started or found. `kind` is from `announce_failure`, or empty."""
+    """A daemon could not be started or found.
+
+    `kind` is what the daemon gave to `announce_failure`, else empty.
+    """
 
     def __init__(self, message: str, kind: str = "") -> None:
         super().__init__(message)
@@ -65,8 +71,8 @@ def ensure(
 ) -> dict[str, Any]:
     """Return the announcement of the daemon of `folder`. Start it by `command` if it is not running.
 
-    Blocks up to `deadline_s` while another process starts the daemon, then up to `deadline_s` for its own start. Raises
-    `DaemonError`. The daemon is no child of this process, nor in its session.
+    Blocks up to `deadline_s` while another process starts the daemon, then up to `deadline_s` for a start of
+    its own. Raises `DaemonError`. The daemon is no child of this process, nor in its session.
     """
     try:
         with _locked(folder / "start.lock", deadline_s):
@@ -92,7 +98,7 @@ def ensure(
 
 
 def _forget(folder: Path) -> None:
-    """Remove a folder that contains nothing but the files that every start makes."""
+    """Remove the folder if it contains only the logs and locks that every start creates."""
     traces = ("log.old", "log", "lock", "start.lock")  # start.lock last: without it, others may start
     with suppress(OSError):
         if {entry.name for entry in folder.iterdir()} <= set(traces):
@@ -119,7 +125,7 @@ def is_alive(folder: Path) -> bool:
 def read_announcement(folder: Path) -> dict[str, Any] | None:
     """Return the announcement of the daemon of this folder, or None if it is not running or not ready.
 
-    A file of another user announces nothing: it could name a socket of that user.
+    A `ready.json` that belongs to another user is ignored: it could name a socket of that user.
     """
     file = folder / "ready.json"
     announcement = read_json(file) if is_alive(folder) and is_own_file(file) else None
@@ -192,7 +198,7 @@ def announce(folder: Path, info: Mapping[str, Any]) -> None:
 
 
 def announce_failure(kind: str, message: str) -> None:
-    """Report, in a daemon that cannot serve, why. The starter raises `DaemonError` with this message and kind."""
+    """Report why this daemon cannot serve. The starter raises `DaemonError` with this message and kind."""
     _report_to_starter({"failure": {"kind": kind, "message": message}})
 
 
@@ -205,7 +211,7 @@ def _report_to_starter(announcement: Mapping[str, Any]) -> None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """True if the open lock is still the file at `path`. A successor makes another if the folder was removed."""
+    """True if the open lock is still the file at `path`. It is not if that file was deleted or replaced."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -221,7 +227,10 @@ class Hold:
 
     @property
     def is_intact(self) -> bool:
-        """False if somebody has deleted the folder, as programs do that clean /tmp. Nobody can find the daemon then."""
+        """True if the folder still has this daemon's lock.
+
+        Programs that clean /tmp may have deleted the folder.
+        """
         return _is_at(self._folder / "lock", self._descriptor)
 
     def restore(self) -> None:
@@ -247,10 +256,13 @@ class Hold:
         leave: Callable[[], None],
         has_successor: bool,
     ) -> None:
-        """Cut the log when it is long. Restore the folder within seconds after it or `ready.json` was deleted.
+        """Cut the log when it is long.
 
-        `put_back` then writes its files again. Call `leave` instead if the daemon is not needed, or if another process
-        serves the folder by now that is its successor (`has_successor`). Runs until it is cancelled.
+        Restore the folder within seconds after it or `ready.json` was deleted.
+
+        `put_back` must write the daemon's files again. If the daemon is not needed by then, `leave` is called
+        and the watch ends. The same happens if another process serves the folder by now and `has_successor`
+        is True. Otherwise the watch runs until it is cancelled.
         """
         is_complete, told = True, ""
         while True:
@@ -296,7 +308,10 @@ class Hold:
 
 @contextmanager
 def hold(folder: Path) -> Iterator[Hold]:
-    """Be the daemon of `folder` while the block runs. Raises `AlreadyRunning`."""
+    """Hold `folder` as its daemon while the block runs.
+
+    Raises `AlreadyRunning` if another daemon holds it.
+    """
     raise_limit()
     # A shell starts background processes with these signals ignored, and kernels would inherit that.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -312,10 +327,10 @@ def hold(folder: Path) -> Iterator[Hold]:
 
 
 def _move_up(descriptor: int) -> int:
-    """Move a descriptor so far up that the tables of this process and of its children have room for 256.
+    """Move a descriptor to a high number, so that the descriptor table has room for 256. Return that number.
 
     Linux enlarges the table of a process with threads after a grace period of 10 to 20 ms (`expand_fdtable`). A child
-    inherits the table's size, also through exec.
+    inherits the table's size, also through exec. If the limit of open files is lower, the descriptor stays.
     """
     try:
         moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH_DESCRIPTOR)
@@ -327,7 +342,10 @@ def _move_up(descriptor: int) -> int:
 
 @contextmanager
 def _locked(path: Path, deadline_s: float) -> Iterator[None]:
-    """Hold the lock at `path`. Make its private folder, again if `_forget` removes it meanwhile."""
+    """Hold the lock at `path` while the block runs, or raise `DaemonError` after `deadline_s`.
+
+    The lock's private folder is created if it does not exist, and again if `_forget` removes it meanwhile.
+    """
     deadline = time.monotonic() + deadline_s
     while True:
         private_folder(path.parent)
@@ -346,7 +364,10 @@ def _locked(path: Path, deadline_s: float) -> Iterator[None]:
 
 
 def _lock(descriptor: int, deadline_s: float) -> bool:
-    """Take the lock, or return False after `deadline_s`. Polls, because flock has no deadline."""
+    """Return True when the lock is taken, or False after `deadline_s`.
+
+    Polls, because flock has no deadline.
+    """
     deadline = time.monotonic() + deadline_s
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The limit of open files: as high as possible for a daemon, and as the daemon found it for its children."""
+"""The limit of open files. A daemon raises its own limit, and gives its children the limit from before."""
 
 from __future__ import annotations
 

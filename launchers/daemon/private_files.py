@@ -42,7 +42,10 @@ def _private_folder_in_safe_place(path: Path) -> Path:
 
 
 def is_own_folder(folder: str) -> bool:
-    """True if the folder belongs to this user. With sudo or su, XDG_RUNTIME_DIR may name another user's."""
+    """True if this user owns the folder and can write to it.
+
+    With sudo, XDG_RUNTIME_DIR may name another user's.
+    """
     try:
         status = os.stat(folder)
     except OSError:
@@ -51,7 +54,7 @@ def is_own_folder(folder: str) -> bool:
 
 
 def is_own_file(path: Path) -> bool:
-    """True if `path` is a file of this user, and no link."""
+    """True if `path` is a regular file that belongs to this user, and not a symbolic link."""
     try:
         status = path.lstat()
     except OSError:
@@ -77,7 +80,7 @@ def private_folder(path: Path) -> Path:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace the content of `path` (mode 0600). After an error, such as a full disk, the old content is there."""
+    """Replace the content of `path` (mode 0600). An error, such as a full disk, leaves the old content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
@@ -102,7 +105,10 @@ def read_json(path: Path) -> Any:
 
 
 def tail(path: Path, size_bytes: int) -> str:
-    """Return the last `size_bytes` of a text file, without a leading part of a line. Empty if there is no file."""
+    """Return the last `size_bytes` of a text file from the first whole line on.
+
+    Empty if it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             length = file.seek(0, os.SEEK_END)
@@ -116,9 +122,11 @@ def tail(path: Path, size_bytes: int) -> str:
 
 
 def shorten(path: Path, *, over_bytes: int, keep_bytes: int) -> bool:
-    """Cut a log to its end if it is too long, and return whether it was. Lines written meanwhile may be lost.
+    """If a log is longer than `over_bytes`, keep about its last `keep_bytes` and return True.
 
-    Its writers append to it (O_APPEND).
+    Else return False.
+
+    Lines written meanwhile may be lost. Processes that write to the log must append (O_APPEND).
     """
     try:
         if path.stat().st_size <= over_bytes:

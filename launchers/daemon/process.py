@@ -1,4 +1,4 @@
-"""Processes, identified by pid and start time, because the system uses pids again."""
+"""Processes, identified by pid and start time, because the system reuses pids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _IS_LINUX = sys.platform == "linux"
 _START_TOLERANCE_S = 0.02
 _WATCH_INTERVAL_S = 0.5
 _BETWEEN_BOOTS_S = 1e9
-"""No machine runs that long without a reboot: 31 years."""
+"""The offset in seconds between the start times of two boots. No machine runs 31 years without a reboot."""
 _BOOTS = 1 << 14
 
 
@@ -34,8 +34,9 @@ def _find_boot() -> int:
 def start_time(pid: int) -> float:
     """Return when the process started, in seconds, or 0.0 if it has ended (a zombie has ended).
 
-    Use the value only to identify a process on this machine. On Linux it counts from boot, whatever the clock does,
-    and begins at another number for each boot: a record that outlived a reboot names no new process.
+    Use the value only to identify a process on this machine. On Linux the value counts from boot, so that
+    changes of the clock do not matter. Each boot adds its own offset. A record from before a reboot therefore
+    matches no new process.
     """
     if _IS_LINUX:
         try:
@@ -78,7 +79,10 @@ def signal_group(pid: int, signum: int) -> bool:
 
 
 class Watch:
-    """A watch on a process that is no child of this one. It calls `on_end` once, but never from the constructor."""
+    """A watch on a process that is no child of this one.
+
+    After its end, `on_end` is called once, not in the constructor.
+    """
 
     def __init__(self, pid: int, started_at: float, on_end: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -113,7 +117,10 @@ class Watch:
 
 
 def describe_exit(code: int | None, *, was_asked: bool = False) -> str:
-    """Describe an exit code, in the form of `subprocess`, for people. `was_asked`: roost itself sent the signal."""
+    """Return a phrase for people about an exit code of `subprocess`.
+
+    `was_asked`: roost itself sent the signal.
+    """
     if code is None:
         return "ended while no agent watched it"
     if code >= 0:

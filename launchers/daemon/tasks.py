@@ -30,9 +30,10 @@ def spawn(
 
 
 async def cancel_all(tasks: set[asyncio.Task[Any]], again_s: float = 5.0) -> None:
-    """Cancel tasks and wait until they have ended. A task may close its own owner: the current task is left out.
+    """Cancel tasks and wait until they have ended. The current task is left out: it may be one of `tasks`.
 
-    Tasks that live on are cancelled again: `asyncio.wait_for` may have lost the cancellation (see `wait_until_set`).
+    Tasks that still run after `again_s` are cancelled again: `asyncio.wait_for` may have lost the
+    cancellation (see `wait_until_set`).
     """
     others = {task for task in tasks if task is not asyncio.current_task()}
     while others:
@@ -42,7 +43,7 @@ async def cancel_all(tasks: set[asyncio.Task[Any]], again_s: float = 5.0) -> Non
 
 
 async def wait_until_set(event: asyncio.Event, timeout_s: float) -> bool:
-    """Wait until an event is set; return False after `timeout_s`. For loops that are cancelled one day.
+    """Wait until an event is set; return False after `timeout_s`. Use it in loops that may be cancelled.
 
     `asyncio.wait_for` loses a cancellation on Python <= 3.11 if the event is set in the same step.
     """
@@ -65,7 +66,8 @@ def start_shared(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 async def ask_all(ask: Callable[[S], Awaitable[T]], items: Iterable[S], *, most: int = 256) -> list[T]:
     """Return the answers in the order of the items. At most `most` items are asked at the same time.
 
-    `ask` has a deadline of its own. With thousands at once, the last answers would be read after it.
+    Each call of `ask` has its own deadline. With thousands of calls at once, the last answers would be read
+    too late.
     """
     todo = list(enumerate(items))
     left, answers = iter(todo), dict[int, T]()
@@ -85,10 +87,12 @@ async def ask_all(ask: Callable[[S], Awaitable[T]], items: Iterable[S], *, most:
 def start_thread(
     work: Callable[[], T], *, name: str, undo: Callable[[], object] = lambda: None
 ) -> concurrent.futures.Future[T]:
-    """Run blocking `work` in a daemon thread. An interpreter that exits does not wait for daemon threads.
+    """Run blocking `work` in a daemon thread, for which an exiting interpreter does not wait.
 
-    The caller can cancel the future until `work` has ended. The work then goes on, its outcome is dropped, and the
-    thread calls `undo` if the work succeeded.
+    Return its future.
+
+    The caller can cancel the future until `work` has ended. After a cancellation, the work goes on, its
+    result is dropped, and the thread calls `undo` if the work succeeds.
     """
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
 

@@ -106,7 +106,10 @@ class AgentClient:
         return await self._call(JournalPage, "journal", {"kernel_id": kernel_id, **choice})
 
     async def status(self) -> Node:
-        """Return the agent's node. It is draining if the cluster manager's last daemon there has ended."""
+        """Return the agent's node.
+
+        The node is draining if the cluster manager's last daemon on it has ended.
+        """
         return await self._call(Node, "status")
 
     async def stats(self) -> list[KernelUse]:
@@ -114,7 +117,10 @@ class AgentClient:
         return [decode(KernelUse, use, ignore_unknown=True) for use in answer]
 
     async def warm(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
-        """Prepare fast starts. Returns when they are ready, or known to be impossible."""
+        """Have the agent prepare a zygote for such kernels.
+
+        Returns when it is ready, or known to be impossible.
+        """
         await self._client.call("warm", {"argv": argv, "env": env}, timeout_s=90.0)
 
     async def leave(self) -> None:

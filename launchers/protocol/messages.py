@@ -27,8 +27,9 @@ from .shared_values import Owner as Owner
 PROTOCOL = 10
 """The version of this protocol. An agent and a client must have the same one.
 
-A new field in an answer or event does not change it, because older clients ignore the field. Older agents refuse a new
-field in a request, so that field changes it. Fields that have their default are not sent, so a new default changes it.
+A new field in an answer or event needs no new version, because older clients ignore the field. A new field in
+a request needs one, because older agents refuse the field. A new default needs one too: fields with their
+default are not sent.
 """
 
 
@@ -36,10 +37,10 @@ field in a request, so that field changes it. Fields that have their default are
 class Lease:
     """The claim on a slice of a node, held in the cluster manager's own accounting.
 
-    `id` is `roost:<kernel id>:<scheduler>/<launch id>`, of the launch that took the lease. `node_id` and `device_ids`
-    may differ from the placement. A `pending` lease waits for `reason` (a sentence); its `node_id` may be empty. A
-    `lost` lease was taken back for `reason`. `is_final`: another claim for the same request cannot succeed either.
-    `asked_at` is when its kernel was asked for, 0 if the manager does not keep that.
+    `id` is `roost:<kernel id>:<scheduler>/<launch id>`, of the launch that took the lease. `node_id` and
+    `device_ids` may differ from the placement. `reason` says why a lease is `pending` (a sentence) or `lost`.
+    The `node_id` of a pending lease may be empty. `is_final`: another claim for the same request cannot
+    succeed either. `asked_at` is the time of the start's request, 0 if the manager does not keep it.
     """
 
     id: str
@@ -56,7 +57,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentAddress:
-    """Where an agent listens, and the keys that it accepts."""
+    """The endpoint on which an agent listens, and the keys with which a client connects to that agent."""
 
     endpoint: str
     keys: ClientKeys
@@ -64,11 +65,14 @@ class AgentAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve:
-    """A request for a lease from the agent's ledger. Repeated with the same lease id, it gives the same answer.
+    """A request for a lease from the agent's ledger.
 
-    The ledger prefers `lease.device_ids`. If a manager has granted the lease (`is_granted`), it records these
-    unchanged. `linger_s`: how long the lease outlives a kernel that ended by itself, for a restarter. `launch` begins
-    as soon as the lease is noted. A call with the same launch joins it.
+    Repeated with the same lease id, it gives the same answer.
+
+    The ledger prefers `lease.device_ids`. If a manager has granted the lease (`is_granted`), the ledger
+    records these devices unchanged. `linger_s`: how long the lease outlives a kernel that ended by itself, so
+    that Jupyter can restart that kernel. The agent begins `launch` as soon as the ledger has the lease. A
+    later call of `AgentClient.launch` with the same launch gets that launch's answer.
     """
 
     lease: Lease
@@ -123,7 +127,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodKernel:
-    """The kernel of a launch, forked by the first process of a pod before that becomes the agent. It may have ended.
+    """A kernel that the first process of a pod forked before becoming the agent. The kernel may have ended.
 
     `started_at` is as in `KernelProcess.process_started_at`.
     """
@@ -141,8 +145,8 @@ class PodKernel:
 class Assignment:
     """The work of an agent from its start: its keys and a lease to note, with a launch to begin.
 
-    `report_to`: the endpoint where the pod reports its kernel, or its agent's address once the agent listens. The
-    server there has the key of the agent's one client.
+    `report_to`: the endpoint where the pod reports its kernel, or its agent's address once the agent listens.
+    That server's public key is the one client key that the agent accepts.
     """
 
     keys: ServerKeys
@@ -156,7 +160,7 @@ class Holdings:
     kernels: tuple[KernelProcess, ...] = ()
 
     def by_lease(self) -> dict[str, KernelProcess | None]:
-        """Return the process in each lease, or None, by lease id."""
+        """Return a mapping from lease ids to the kernel process in each lease, or None if there is none."""
         return {lease.id: None for lease in self.leases} | {each.lease_id: each for each in self.kernels}
 
 
@@ -164,9 +168,9 @@ class Holdings:
 class AgentEvent:
     """An event, which goes to all subscribers.
 
-    `lost` has a `reason`. With a lease id: this lease is lost, and its kernel ends next. Without one: the
-    manager's last daemon here has ended. `warned`: the kernel of this lease will soon be killed; `reason` is a clause
-    about it. `leaving`: the agent is about to leave. Its kernels stay.
+    `lost` with a `lease_id`: this lease is lost for `reason`, and its kernel ends next. `lost` without one:
+    the cluster manager's last daemon on this node has ended. `warned`: the kernel of this lease will soon be
+    killed; `reason` is a clause that says why. `leaving`: the agent is about to leave. Its kernels stay.
     """
 
     kind: Literal["launched", "exited", "reserved", "released", "lost", "warned", "leaving"]

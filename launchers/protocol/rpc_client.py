@@ -34,8 +34,11 @@ from .rpc import (
 log = logging.getLogger(__name__)
 
 _NEVER_MS = 24 * 3600 * 1000
-"""ZeroMQ connects a lost connection again after this time. Each attempt is an event of the monitor. Nobody reads these
-after the loss, and a full queue of them stops ZeroMQ's thread. -1, never, would drop messages that are still unread."""
+"""How long ZeroMQ waits before it connects a lost connection again: roost makes another client instead.
+
+Each attempt adds an event to the monitor's queue, which nobody reads after the loss. A full queue stops
+ZeroMQ's thread. The value -1 (never) would drop messages that are still unread.
+"""
 
 
 class RpcClient:
@@ -172,9 +175,9 @@ class RpcClient:
 
 @functools.cache
 def _share_context(pid: int) -> zmq.asyncio.Context:
-    """Return the context of all clients of this process: each context has two threads and five descriptors.
+    """Return the ZeroMQ context that all clients of this process share. The pid separates forked children.
 
-    A connection has three sockets.
+    Each context has two threads and five descriptors. A connection has three sockets.
     """
     context = zmq.asyncio.Context()
     context.set(zmq.MAX_SOCKETS, MOST_SOCKETS)

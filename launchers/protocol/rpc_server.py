@@ -33,7 +33,7 @@ _NO_DESCRIPTORS = (
     "limit of open files (`ulimit -n`)"
 )
 _MOST_CLIENTS = 1_000
-"""Of more clients that were admitted later, the server forgets the first ones."""
+"""At most this many clients stay admitted by `admit`. If there are more, the server forgets the oldest."""
 _KEY_LENGTH = 40
 """The characters of a CURVE key in Z85."""
 CALLER: ContextVar[str] = ContextVar("CALLER")
@@ -44,7 +44,8 @@ CALLER: ContextVar[str] = ContextVar("CALLER")
 class Operation:
     """An operation of a server, which the function or coroutine `handler` carries out.
 
-    The arguments of a call are the parameters of the handler, or the fields of the `message` that it takes alone.
+    The arguments of a call are the handler's parameters. If `message` is given, they are the fields of that
+    dataclass, and the message is the handler's only parameter.
     """
 
     handler: Callable[..., Any]
@@ -62,9 +63,10 @@ class Operation:
 class RpcServer:
     """A server for calls and events. Each call has its own task, so that no call delays another.
 
-    An operation raises `RemoteError` for its caller. After a peer has called `subscribe`, it is one of the
-    `subscribers`, which get all events until they disconnect. `accepts` is asked for the key of each client that
-    connects. Without it, the server accepts the clients of `keys`, and those of `admit`.
+    If an operation raises `RemoteError`, its caller receives the error. A peer that calls `subscribe` becomes
+    one of the `subscribers`, which get all events until they disconnect. `accepts` returns True for the
+    public key of a client that may connect. Without `accepts`, these are the clients in `keys` and those that
+    `admit` has added.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class RpcServer:
                 raise OSError(problem.errno, str(problem)) from None
 
     def admit(self, client: str) -> None:
-        """Accept the client with this public key too. Raises `RemoteError`."""
+        """Accept the client with this public key too. Raises `RemoteError` if the text is no such key."""
         if len(client) != _KEY_LENGTH or not client.isascii() or not client.isprintable():
             raise RemoteError("bad_request", "a client is admitted by its public key, 40 characters of Z85")
         self._admitted.pop(client, None)

@@ -11,7 +11,10 @@ from roost.placement.json_codec import share_equal
 
 VERSION = roost.__version__
 LAST_LINE = "; its last line: "
-"""Behind it, a reason quotes what a kernel wrote: for its owner, and for no log."""
+"""The text after this in a reason quotes a kernel's output.
+
+Its owner may read that, but no log may contain it.
+"""
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
@@ -21,12 +24,12 @@ def parse_version(version: str) -> tuple[int, ...]:
 
 
 OUT_OF_MEMORY = "its container ran out of memory"
-"""The reason of a lost lease begins like this if the manager has ended the processes for their memory."""
+"""A lost lease's reason begins with this text if the manager killed the processes for their use of memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nothing:
-    """The answer to a request that has none."""
+    """The empty answer to a request that has no result."""
 
 
 @share_equal
@@ -34,8 +37,8 @@ class Nothing:
 class Owner:
     """The user whom a kernel is for, and the application that holds it: a process on `host`.
 
-    `process_started_at` is from `process.start_time`. `can_adopt`: it takes its kernels back after its own restart.
-    `server` is the name of the Jupyter Server, which the next server of that name has too; empty for other programs.
+    `process_started_at` is from `process.start_time`. `can_adopt`: the application takes its kernels back
+    after its own restart. `server` is the server name of a Jupyter Server, and empty for other programs.
     """
 
     user: str
@@ -49,7 +52,10 @@ class Owner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """The address and keys of a kernel, as in Jupyter's connection file. The kernel chooses a port that is 0."""
+    """The address and keys of a kernel, as in Jupyter's connection file.
+
+    If a port is 0, the kernel chooses it.
+    """
 
     ip: str = "127.0.0.1"
     transport: str = "tcp"
@@ -80,12 +86,13 @@ class JournalLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelProcess:
-    """The process of a kernel, as its agent knows it. `connection` is None in lists, because it has the keys.
+    """The process of a kernel, as its agent knows it. `connection` is None in lists, to keep its key secret.
 
-    `exit_code` is as in `subprocess` (negative: the signal). It stays None if no agent watched the kernel's end.
-    `device_ids` come from its lease, or the agent chose them. `cwd` is its working directory.
-    `reason` says how an ended kernel has ended, as a clause. `is_out_of_memory`: it was killed because it used more
-    than it had asked for. `peak_bytes` is the most memory that it used, and `cpu_s` its CPU time; 0 if nobody knows.
+    `exit_code` is as in `subprocess` (negative: the signal). It stays None if no agent watched the kernel's
+    end. `device_ids` come from its lease, or the agent chose them. `cwd` is its working directory. `reason`
+    says how an ended kernel has ended, as a clause. `is_out_of_memory`: the kernel was killed because it used
+    more memory than it had asked for. `peak_bytes` is the most memory that it used, `cpu_s` its CPU time; 0
+    if unknown.
     """
 
     kernel_id: str
@@ -113,11 +120,12 @@ class KernelProcess:
 class KernelUse:
     """The CPU and memory that a kernel and all processes started by it use, without processes that have ended.
 
-    `cpu_percent` of one CPU since the previous measurement. `memory_bytes` is that of its control group. Without one,
-    only a part of each shared page counts. `gpu_memory_bytes` is 0 where NVML does not report it.
-    `read_bytes` and `written_bytes` went from and to disks since the processes began, without caches.
-    `execution_state` is `busy` or `idle`, or empty if that is not known. `idle_s`: it has published nothing for so
-    long. `quiet_s`: for so long, it and its processes have used almost no CPU or GPU.
+    `cpu_percent` is in percent of one CPU, since the previous measurement. `memory_bytes` is the memory of
+    the kernel's control group. Without such a group, shared pages count in proportion, except in very large
+    processes. `gpu_memory_bytes` is 0 where NVML does not report it. `read_bytes` and `written_bytes` went
+    from and to disks since the processes began, without caches. `execution_state` is `busy` or `idle`, or
+    empty if that is not known. `idle_s` is how long the kernel has published nothing. `quiet_s` is how long
+    all its processes have used almost no CPU or GPU.
     """
 
     kernel_id: str
@@ -137,8 +145,9 @@ class KernelUse:
 class JournalEntry:
     """A message that a kernel has published on IOPub, or a piece of it.
 
-    `data` is the text of its parts from `offset` on: header, parent header, metadata, content, and buffers in base64.
-    `lengths` are those of the parts, in characters. `is_cut`: earlier messages for the same request are gone.
+    The message's text joins its parts: header, parent header, metadata, content, and buffers in base64.
+    `lengths` are the lengths of the parts in characters. `data` is the text from `offset` on, or a piece of
+    it. `is_cut`: earlier messages for the same request are gone.
     """
 
     number: int
@@ -149,18 +158,19 @@ class JournalEntry:
 
     @property
     def end(self) -> int:
-        """Where the next piece begins; 0 if this was the last one."""
+        """The `offset` at which the next piece of the message begins; 0 if this is the last piece."""
         end = self.offset + len(self.data)
         return end if end < sum(self.lengths) else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalPage:
-    """The chosen entries of a part of a kernel's journal.
+    """The answer to one read of a kernel's journal: `entries` are those that the caller has chosen.
 
-    `ids` has the message ids of all entries of that part, chosen or not, and `read` the number of the last of them. The
-    last entry may be a piece, and is then not counted.
-    `first` and `last` are the numbers of the oldest and the newest entry of the journal. `state` is the kernel's.
+    `ids` has the message ids of all entries that were read, chosen or not, and `read` is the number of the
+    last one. If the last of `entries` is only a piece of a message, `ids` and `read` leave it out. `first`
+    and `last` are the numbers of the oldest and the newest entry in the journal. `state` is the kernel's
+    execution state.
     """
 
     entries: tuple[JournalEntry, ...] = ()
@@ -172,5 +182,5 @@ class JournalPage:
 
     @property
     def is_last(self) -> bool:
-        """True if there was nothing more to read."""
+        """True if the journal has no entries after this page."""
         return self.read >= self.last

@@ -1,4 +1,4 @@
-"""The archive that starts an agent for one kernel: roost's part of a node, and what the agent does there.
+"""The archive that starts an agent for one kernel: the agent's code, its settings and its `Assignment`.
 
 The archive is a program: `python ARCHIVE FOLDER LABEL` runs `agent/first_process.py`. Other bytes may be before it
 in its file, and up to 60 kB after it. It has secrets, so its file must be private.

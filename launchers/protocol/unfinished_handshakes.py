@@ -1,7 +1,7 @@
 """A bound on the TCP connections of a server that have not finished their handshake.
 
 Anyone who reaches the port can open connections. ZeroMQ ends each after some seconds, but has no bound on their number.
-Here the oldest are ended, so that there are always descriptors for clients with the key.
+This module ends the oldest ones, so that there are always descriptors for clients with the key.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from zmq.utils.monitor import parse_monitor_message
 MOST = 200
 """At most this many connections have an unfinished handshake."""
 MOST_PER_PEER = 32
-"""At most this many of them come from one IP address."""
+"""At most this many unfinished handshakes come from one IP address."""
 
 _HANDSHAKE_BYTES = 500
-"""A client has finished its handshake with CURVE when it has sent so much: 64 bytes of greeting, 202 of HELLO, and at
-least 259 of INITIATE. Without the server's public key nobody gets past HELLO."""
+"""A client that has sent this many bytes has finished its handshake with CURVE.
+
+It sends 64 bytes of greeting, 202 of HELLO, and at least 259 of INITIATE. Without the server's public key
+nobody gets past HELLO.
+"""
 _RECEIVED = slice(128, 136)  # tcpi_bytes_received in `struct tcp_info` of Linux 4.1 and newer
 
 
@@ -35,7 +38,7 @@ class UnfinishedHandshakes:
         self._peers: dict[int, str] = {}  # by descriptor, the oldest first
 
     async def watch(self) -> None:
-        """Follow the connections, and end the oldest of too many. Runs until it is cancelled."""
+        """Follow new connections, and end the oldest above the limits. Runs until it is cancelled."""
         while True:
             event = parse_monitor_message(await self._monitor.recv_multipart())
             self._add(event["value"])

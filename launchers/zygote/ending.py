@@ -1,4 +1,4 @@
-"""The end of a forked kernel: as the interpreter ends a process, without the work that only frees shared memory.
+"""The end of a forked kernel: as when an interpreter exits, but the modules of the zygote are not freed.
 
 The interpreter takes all modules apart before a process ends. That writes to almost every page that a kernel shares
 with its zygote. The copies take 50 of the 70 ms that a kernel needs to end.
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 
 def end_process(app: Any, known: Container[str]) -> NoReturn:
-    """End the process of this `IPKernelApp` with code 0. Modules that are `known` by name, the zygote's, stay.
+    """End the process of this `IPKernelApp` with code 0. Modules with names in `known` (the zygote's) stay.
 
     First come the interpreter's own steps: other threads end, then exit handlers run. In one of them IPython frees the
     user's variables. Modules that the kernel itself has imported are taken apart, the latest one first.
@@ -46,9 +46,9 @@ def end_process(app: Any, known: Container[str]) -> NoReturn:
 
 
 def end_standby(output: int | None = None) -> NoReturn:
-    """End a standby that was not launched, or failed: write the current error to this descriptor.
+    """End a standby at once if it was not launched or failed. Write the current error to `output`, if given.
 
-    At once, because the end of its context would wait for sockets that no thread serves.
+    An ordinary end would close ZeroMQ's context, and wait for sockets that no thread serves.
     """
     try:
         if output is not None:

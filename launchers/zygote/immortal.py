@@ -62,7 +62,7 @@ def make_immortal() -> None:
 
 
 def _passes_test() -> bool:
-    """Make all objects immortal in a child, and use them there."""
+    """True if a forked child can make all objects immortal and then use them."""
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):

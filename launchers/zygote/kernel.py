@@ -31,9 +31,10 @@ _DESCRIPTORS = 256
 
 
 class WarmState:
-    """The things that a zygote prepares for its kernels. They repeat `environment_changes` of the preloaded modules.
+    """The things that a zygote prepares for its kernels.
 
-    `sites` are the folders of installed packages.
+    `environment_changes` are variables that preloaded modules have changed: each kernel repeats these
+    changes. `sites` are the folders of installed packages.
     """
 
     def __init__(self, args: list[str], *, pages_out: bool = False, sites: tuple[str, ...] = ()) -> None:
@@ -60,7 +61,10 @@ class WarmState:
         self.madvise = find_madvise()
         self.builds_standbys = self.app is not None
         self.config_files: list[str] = []
-        """Files that rule out standbys, if there are any. They are known from the first standby on."""
+        """Configuration files: if one exists, the zygote uses no standbys.
+
+        Empty until the first standby is built.
+        """
 
     def touch_pages(self) -> None:
         """Copy now all pages that a kernel will write to. One at a time, these page faults take half of its start."""
@@ -85,11 +89,13 @@ class WarmState:
 
 
 class KernelChild(NamedTuple):
-    """A forked child that becomes a kernel. `run` ends the process after the kernel's end; without `warm`, it returns.
+    """A forked child that becomes a kernel.
 
-    `fds` are those of a launch, see main.py. A spare has called `begin_process` already, and it may be a standby. With
-    version 1 of control groups, a standby's two ZeroMQ threads stay in the old group. The system counts their memory
-    with the kernel's, but not the little CPU time that they use.
+    After the kernel's end, `run` ends the process, or returns if `warm` is None.
+
+    `fds` are those of a launch, see main.py. A spare has called `begin_process` already, and it may be a
+    standby. With version 1 of control groups, a standby's two ZeroMQ threads stay in the old group. The
+    system counts their memory with the kernel's, but not the little CPU time that they use.
     """
 
     request: dict[str, Any]
@@ -118,7 +124,10 @@ class KernelChild(NamedTuple):
 
     @property
     def is_started_early(self) -> bool:
-        """True if the agent starts this kernel before it serves its ports. Clients can connect with them already."""
+        """True if the agent counts this kernel as started before it serves its ports.
+
+        Clients can connect already.
+        """
         return self.standby is not None and len(self.listeners) > 0
 
     def run(self) -> None:
@@ -193,7 +202,9 @@ class KernelChild(NamedTuple):
         os.close(self.channel_fd)
 
     def wait_until_confirmed(self) -> None:
-        """Wait until the agent has checked the zygote's files. End this process if it does not want the kernel.
+        """Wait until the agent has checked the zygote's files.
+
+        End this process if the agent refuses the kernel.
 
         Until then, a kernel must do nothing that others notice.
         """
@@ -227,7 +238,7 @@ def begin_process(warm: WarmState | None) -> None:
 
 @contextlib.contextmanager
 def show_modules(warm: WarmState | None) -> Iterator[None]:
-    """Show ipykernel the list of modules that `ModuleFiles` describes."""
+    """Let ipykernel see a `ModuleFiles` for `sys` while the block runs."""
     ipkernel: Any = importlib.import_module("ipykernel.ipkernel")
     if warm and warm.modules:
         ipkernel.sys = warm.modules
@@ -256,7 +267,7 @@ def enlarge_descriptor_table() -> None:
 def serve_on(app: Any, listeners: Sequence[int], on_ready: Callable[[], object]) -> None:
     """Have `app` serve these sockets, which listen on its ports already. `on_ready` is called once it serves all five.
 
-    Without listeners, for ipc, it binds its ports itself.
+    Without listeners (transport ipc), `app` binds its ports itself.
     """
     kernelapp: Any = importlib.import_module("ipykernel.kernelapp")
     listener_of = {find_port(each): each for each in listeners}
@@ -308,7 +319,7 @@ def find_launcher() -> str:
 
 
 def set_title(argv: list[bytes]) -> None:
-    """Show `argv` as this process's command line in `ps`, cut to the room there is."""
+    """Make `ps` show `argv` as this process's command line, cut to the length of the original one."""
     try:
         with open("/proc/self/stat") as file:
             # proc(5): fields 48 and 49 are the addresses between which the command line lies.

@@ -4,8 +4,9 @@
     agent    counts the reports, and chooses packages for the next zygote
     zygote   imports them (`import_learnt`), and refuses a package that kernels would notice (`Unfit`)
 
-A kernel that imports a package of its zygote is noticed too: Python asks a module's spec at each import whether the
-module is still being loaded. Watched specs note the first question, and are plain specs from then on.
+A kernel also reports the packages that it has imported and the zygote had imported before. At each import,
+Python asks the module's spec whether the module is still being loaded. A watched spec notes the first
+question, and is a plain spec from then on.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any
 from .standby import record_environment
 
 _IMPORT_S = 20
-"""How long the import of one package may take. Then the system ends the zygote."""
+"""How long the import of one package may take. After that, SIGALRM ends the zygote."""
 _MOST_NAMES = 200
 """At most this many packages in the report of one kernel."""
 _REPEATS = "all kernels would draw the same random numbers from it"
@@ -44,7 +45,7 @@ UNFIT = {
     "tensorflow": "it does not survive a fork",
     "torch": _REPEATS,
 }
-"""Packages that kernels would notice, and that no check finds. `preload` may name them."""
+"""Packages that are never learnt, and why: no check would find it. The setting `preload` may name them."""
 _SYSTEM_SIGNALS = 0b11 << 31
 """The signals 32 and 33, which the C library uses for threads."""
 _used: set[str] = set()
@@ -79,10 +80,10 @@ def find_sites() -> tuple[str, ...]:
 def import_learnt(
     names: Iterable[str], sites: Collection[str], announce: Callable[[str, str], object]
 ) -> tuple[dict[str, list[str]], dict[str, str | None]]:
-    """Import packages, where they are installed in `sites`. Raises `Unfit`; then this process must end.
+    """Import these packages if they are installed in `sites`. After `Unfit` is raised, this process must end.
 
     An import may end the process. Before each one, `announce` gets the arguments of an `Unfit` for that case. Return
-    the variables of the environment that each package has read, and the values of all these variables.
+    the environment variables that each package has read, and the values of all these variables.
     """
     earlier = set(sys.modules)
     real_sites = [os.path.realpath(folder) for folder in sites]
@@ -105,8 +106,8 @@ def import_learnt(
 def report_imports(path: str, python: str, known: Collection[str], sites: Collection[str]) -> None:
     """Write to the new file `path` which packages of `sites` this kernel has imported.
 
-    `python` is the agent's name for this Python. Modules that are `known` by name are the zygote's. A learnt one counts
-    only if this kernel has imported it, too.
+    `python` is the agent's name for this Python. Modules that are `known` by name are the zygote's. A learnt
+    package counts only if this kernel has imported it itself.
     """
     with contextlib.suppress(Exception):  # a kernel may put anything into sys.modules
         tops = {name.partition(".")[0] for name in list(sys.modules) if name not in known} - set(known)
@@ -178,7 +179,10 @@ def _count_output() -> Iterator[list[int]]:
 
 
 def _describe_process() -> dict[str, Any]:
-    """Return the state that kernels inherit, by the sentence that says what changes it."""
+    """Return the state that kernels inherit.
+
+    Each key is a clause that describes an import that changes the value.
+    """
     child = os.fork()  # libraries that survive a fork may end their threads here
     if child == 0:
         os._exit(0)
@@ -213,7 +217,7 @@ def _describe_process() -> dict[str, Any]:
 
 
 def _is_general(warning_filter: Sequence[Any]) -> bool:
-    """True if this filter concerns the user's code: it is not about certain messages, modules or own warnings."""
+    """True if the filter can affect the user's code: any message, any code, a built-in category."""
     _, message, category, module, _ = warning_filter
     is_for_all = module is None or re.match(module, "__main__") is not None
     return message is None and is_for_all and category.__module__ == "builtins"
@@ -236,7 +240,7 @@ def _list_descriptors() -> dict[str, str]:
 
 
 def _count_generators() -> int:
-    """Return the number of random generators that copy their state at a fork. Python and `begin_process` seed some."""
+    """Return the number of random generators that are not seeded again after a fork."""
     kinds: set[type] = set()
     fresh: list[type] = [random.Random]
     while fresh:

@@ -29,19 +29,23 @@ from .standby import has_read, is_current, record_environment
 _PACKET_BYTES = 1 << 20
 _MOST_FDS = 16
 _QUIET_S, _BURST_QUIET_S, _BURST_GAP_S = 0.12, 0.2, 0.02
-"""How long no launch must have come before a spare is forked, so that spares slow neither a launch nor the first cell.
+"""How long the zygote waits after a launch before it forks a spare, so that the first cell is not slowed.
 
-After launches that came together (less than the third apart), the pause is longer.
+The second value is the wait after a burst: two launches less than the third value apart.
 """
 _REMEMBERED, _RECENT_S = 32, 60.0
-"""How many launches count, and for how long. The zygote keeps one spare per recent launch, and one when idle."""
+"""At most this many launches count as recent, and for this long.
+
+The zygote keeps a spare for each, at least one.
+"""
 _BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.debugger")
 
 
 class Spare:
     """A child that was forked in advance and waits for a launch.
 
-    `standby` describes the kernel that it has built; it is empty if there is none, and None while it is being built.
+    `standby` is from `Standby.describe`. It is empty if the child builds no standby, and None until the child
+    reports.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -49,7 +53,7 @@ class Spare:
         self.standby: dict[str, Any] | None = None
 
     def hear(self) -> None:
-        """Receive the description. If the child has ended, the socket is closed."""
+        """Receive the description of the child's standby. Close the socket if the child has ended."""
         packet = self.socket.recv(_PACKET_BYTES)
         if packet:
             self.standby = json.loads(packet)
@@ -57,7 +61,7 @@ class Spare:
             self.socket.close()
 
     def hand_over(self, packet: bytes, fds: list[int]) -> bool:
-        """Give it a launch. False if it has ended."""
+        """Send a launch to this spare. Return False if the spare has ended."""
         with self.socket, contextlib.suppress(OSError):
             socket.send_fds(self.socket, [packet], fds)
             return True
@@ -65,7 +69,10 @@ class Spare:
 
 
 class Zygote:
-    """The zygote's loop. The methods that fork return the `KernelChild` in the child."""
+    """The zygote's loop.
+
+    A method that forks returns the `KernelChild` in the child, and None in the zygote.
+    """
 
     def __init__(self, agent: socket.socket) -> None:
         self._agent = agent
@@ -104,7 +111,10 @@ class Zygote:
                 return child
 
     def _check(self, spare: Spare) -> None:
-        """Drop a spare that has ended: standbys cannot be built here. Drop one with the user's configuration, too."""
+        """Drop the spare if it has ended, and build no more standbys.
+
+        Drop a standby if a configuration file exists.
+        """
         assert self._warm is not None
         if spare.socket.fileno() < 0:
             self._spares.remove(spare)
@@ -142,7 +152,7 @@ class Zygote:
         return None
 
     def _hand_over(self, packet: bytes, fds: list[int]) -> bool:
-        """Give a launch to a spare. False if none can take it."""
+        """Send a launch to a spare that can serve it. Return False if there is none."""
         request = json.loads(packet)
         for spare in list(self._spares):
             if spare.standby is None:
@@ -190,14 +200,14 @@ class Zygote:
 
 
 def serve(agent: socket.socket) -> KernelChild | None:
-    """Serve the agent as a `Zygote`."""
+    """Run `Zygote.serve` for this agent and return its result."""
     set_title([os.fsencode(part) for part in sys.orig_argv[:-1]])  # without ROOM
     return Zygote(agent).serve()
 
 
 @contextlib.contextmanager
 def lower_priority() -> Iterator[None]:
-    """Lower this process's priority for a while, if a throwaway child can raise it again: kernels inherit it."""
+    """Lower this process's priority while the block runs, if a throwaway child can raise its own again."""
     usual = os.getpriority(os.PRIO_PROCESS, 0)
     child = os.fork()
     if child == 0:
@@ -228,7 +238,10 @@ def plan_spares(launches: Sequence[float], have: int, most: int, now: float) -> 
 
 
 def wait_as_spare(zygote: socket.socket, warm: WarmState) -> KernelChild:
-    """Wait, in a child forked in advance, for a launch. When the zygote has ended, this process ends."""
+    """Wait for a launch in this spare and return its `KernelChild`.
+
+    End the process if the zygote ends first.
+    """
     output = os.dup(2)  # the kernel redirects it
     try:
         begin_process(warm)
@@ -260,10 +273,12 @@ def fork_orphan() -> bool:
 
 
 def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[WarmState | None, bytes]:
-    """Import a kernel's modules. Return the state that kernels inherit (None: refused) and the answer for the agent.
+    """Import a kernel's modules.
 
-    A first rehearsal finds the modules. A second one finds the pages of memory that kernels write to. `write` gets
-    answers for the case that this process ends before it returns.
+    Return the state that kernels inherit (None: refused) and the answer for the agent.
+
+    A first rehearsal finds the modules. A second one finds the pages of memory that kernels write to. `write`
+    stores the answer that holds if this process ends before it returns.
     """
     started_ns = time.time_ns()
     os.environ.clear()
@@ -354,7 +369,7 @@ def encode_unfit(name: str, reason: str) -> bytes:
 
 
 def take_fingerprint() -> dict[str, Any]:
-    """Return the paths that a fresh interpreter would read for the same imports, with their stamps.
+    """Return the paths that a fresh interpreter would read for the same imports, each with its `stamp`.
 
     Folders stand for the files of the standard library, which is only ever replaced as a whole.
     """

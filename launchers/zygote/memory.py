@@ -122,7 +122,10 @@ class ModuleFiles:
 
 
 def merge_memory() -> str:
-    """Let the system merge equal pages of this process and its children. Return its reason if it refuses, else ""."""
+    """Let the system merge equal pages of this process and its children.
+
+    Return why the system refuses, or "".
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_SET_MEMORY_MERGE, 1, 0, 0, 0) == 0:
         return ""

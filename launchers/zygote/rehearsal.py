@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Rehearsal(NamedTuple):
-    """The result of a rehearsal: regular expressions (with flags), and pages as `find_written_pages` returns them."""
+    """The result of a rehearsal: modules, regular expressions (with flags), and `find_written_pages`."""
 
     modules: list[str]
     patterns: list[tuple[str, int]]
@@ -32,7 +32,8 @@ class Rehearsal(NamedTuple):
 def rehearse(warm: WarmState | None) -> Rehearsal:
     """Return the results of a trial start. One forked child is the kernel, a second one its client.
 
-    If one of them fails, the results are empty.
+    With `warm`, only the pages are found, and the modules and patterns are empty. If the kernel or the client
+    fails, all results are empty.
     """
     folder = tempfile.mkdtemp(prefix="roost-rehearsal-")
     client_ended, held_by_client = os.pipe()
@@ -99,7 +100,10 @@ def run_or_die(function: Callable[[], None]) -> NoReturn:
 
 
 def play_client(connection_file: str, listing: str, is_thorough: bool) -> None:
-    """Use a kernel as a notebook does. Then have it list its modules and patterns in the file `listing`."""
+    """Use a kernel as a notebook does, and have it write its modules and patterns to the file `listing`.
+
+    Unless `is_thorough`, execute only one cell and write empty lists.
+    """
     from jupyter_client.blocking.client import BlockingKernelClient
 
     client = BlockingKernelClient()

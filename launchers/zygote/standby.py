@@ -34,7 +34,7 @@ _CONFIG_FILES = ("ipython_config", "ipython_kernel_config")
 
 
 class Standby:
-    """A kernel that is ready but for its launch. Then come `redirect`, `connect` and `run_startup`."""
+    """A kernel that is ready but for its launch. A launch calls `redirect`, `connect` and `run_startup`."""
 
     def __init__(self, app: Any) -> None:
         """Prepare `app`, an `IPKernelApp` with parsed arguments. Raises what its steps raise."""
@@ -61,7 +61,7 @@ class Standby:
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return what `is_current` and `has_read` need.
+        """Return what `is_current` and `has_read` check: variables read, files absent, folders present.
 
         A standby never serves a user with a configuration: that is code, which may read anything.
         """
@@ -111,7 +111,7 @@ class Standby:
         self._start_threads()
 
     def run_startup(self) -> None:
-        """Run what the user has for the start of each kernel."""
+        """Run the GUI setup, the extensions and the startup files of the user, as at each kernel's start."""
         self.app.init_gui_pylab()
         self.app.init_extensions()
         self.app.init_code()
@@ -167,12 +167,12 @@ class Standby:
 
 
 def is_current(standby: Mapping[str, Any]) -> bool:
-    """True if there is no configuration that a described standby has not loaded."""
+    """True if the user still has no configuration file, and the standby's profile folder still exists."""
     return all(map(os.path.isdir, standby["present"])) and not any(map(os.path.exists, standby["absent"]))
 
 
 def has_read(standby: Mapping[str, Any], env: Mapping[str, str]) -> bool:
-    """True if a described standby has read the same values of variables that it would have read in `env`."""
+    """True if `env` has the values that the standby has read. Variables JPY_* and KERNEL_* do not matter."""
     return all(
         env.get(name) == value
         for name, value in standby["reads"].items()
@@ -213,7 +213,7 @@ def record_environment(reads: dict[str, str | None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_threads() -> Iterator[list[threading.Thread]]:
-    """Start no threads, but list them."""
+    """Prevent threads from starting while the block runs. Yield the list of these threads."""
     plain = threading.Thread.start
     held: list[threading.Thread] = []
     threading.Thread.start = lambda self: held.append(self)  # type: ignore[method-assign]
@@ -225,7 +225,7 @@ def hold_threads() -> Iterator[list[threading.Thread]]:
 
 @contextlib.contextmanager
 def hold_history() -> Iterator[None]:
-    """Open no history: unused standbys would leave empty sessions in it.
+    """Keep IPython from opening its history while the block runs: unused standbys would leave empty sessions.
 
     The exit handler for closed histories is registered already, because it must run after the shell's handler.
     """

@@ -8,13 +8,16 @@ from typing import NamedTuple
 from .columns import IntArray, Table
 
 _REMEMBERED = 4096
-"""At most this many changes are remembered. Older scores are computed again from all nodes."""
+"""At least this many changes are remembered, at most twice as many.
+
+Older scores are computed from all nodes.
+"""
 _AT_LEAST = 64
-"""A small cluster remembers as many changes as nodes, but at least this many: memory matters more there."""
+"""With fewer than `_REMEMBERED` nodes, as many changes are remembered as nodes, but at least this many."""
 
 
 class Change(NamedTuple):
-    """The difference between two versions. ``rows``, as the newer version numbers them, have changed.
+    """The difference between two versions. ``rows`` are the changed rows, as numbered in the newer version.
 
     If nodes moved, ``source`` has the former row of each row, -1 for a new node. Else ``values`` has the new values of
     ``rows``, and ``columns`` names the columns that differ.
@@ -27,7 +30,10 @@ class Change(NamedTuple):
 
 
 class History:
-    """The changes between successive snapshots. These share the list, and the newest adds to it."""
+    """The changes between successive snapshots.
+
+    All these snapshots share one history, and the newest adds to it.
+    """
 
     __slots__ = ("_ends", "_rows", "changes", "first", "moved")
 
@@ -46,13 +52,16 @@ class History:
         return self.first + len(self.changes)
 
     def between(self, version: int, until: int) -> list[Change] | None:
-        """Return the changes after ``version``, or None if they are forgotten or ``version`` is newer."""
+        """Return the changes after ``version``, or None if they are forgotten or ``version`` > ``until``."""
         if not self.first <= version <= until:
             return None
         return self.changes[version - self.first : until - self.first]
 
     def rows_between(self, version: int, until: int) -> set[int] | None:
-        """Return the rows that changed after ``version``, or None if that is forgotten or nodes have moved since."""
+        """Return the rows changed after ``version``.
+
+        None if `between` gives None, or if nodes have moved since then.
+        """
         if not max(self.first, self.moved) <= version <= until:
             return None
         return set(self._rows[self._ends[version - self.first] : self._ends[until - self.first]])

@@ -1,8 +1,8 @@
 """The scores of nodes for one class of requests.
 
 A filter or scorer may have ``applies(request)``, False if it has no effect on such requests. A filter may have
-``least(request)``, the amounts that must be free: one comparison serves all such filters. Both count only if their
-class also defines ``passes`` or ``score``.
+``least(request)``, the amounts that must be free: one comparison serves all such filters. Both are ignored
+unless the object's own class, not a base class, defines them together with ``passes`` or ``score``.
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ class ClassScorer:
         return fits, devices
 
     def _find_limits(self, d: int) -> tuple[FloatArray, IntArray, int]:
-        """Return the least values of `Columns.room`, the points for each, and the points that a node needs."""
+        """Return the least values of `Columns.room`, the points for each, and the points that a node needs.
+
+        A node gets the points of each value that its room reaches.
+        """
         is_for_devices = "device_free" in self._least
         width = len(ROOM) + d * is_for_devices
         if self._limits is None or len(self._limits[0]) != width:
@@ -159,7 +162,10 @@ def weigh_scores(
 def choose_devices(
     count: int, snapshot: Snapshot, fits: BoolArray, scores: FloatArray | None
 ) -> tuple[FloatArray, IntArray]:
-    """Return (n,) the mean score of the best ``count`` devices that fit, and (n,) the best one if ``count`` is 1."""
+    """Return (n,) the mean score of the best ``count`` devices that fit, and (n,) the best one.
+
+    The best one is -1 unless ``count`` is 1.
+    """
     scored = np.where(fits, _ZERO if scores is None else scores, _REFUSED)
     if count == 1:
         best: FloatArray = np.maximum.reduce(scored, axis=1)

@@ -168,7 +168,10 @@ _NAMES = frozenset(COLUMNS)
 ROOM = ("cpus_free", "memory_free_bytes", "gpus_free")
 """The first columns of `Columns.room`."""
 CELLS = 1002
-"""The cells of one model in `Columns.device_cell`. A rounded request may take one thousandth more than is left: -1."""
+"""The number of cells per model in `Columns.device_cell`: -1 to 1000 thousandths.
+
+Rounded requests may leave -1.
+"""
 _FEW = 256
 """A column of at most this many rows is read in place, without a copy."""
 _WHOLE = frozenset(
@@ -295,7 +298,10 @@ def update_ages(ages: FloatArray, rows: Sequence[int], nodes: Sequence[Node]) ->
 def update_fresh(
     known: dict[float, tuple[BoolArray, bool]], ages: FloatArray, rows: Sequence[int]
 ) -> dict[float, tuple[BoolArray, bool]]:
-    """Return, by age limit, (n,) True if the metrics are not older, and True if none is; the same masks if equal."""
+    """Return by age limit: (n,) True if a node's metrics are not older, and True if all are not.
+
+    Keeps equal masks.
+    """
     after = dict(known)
     for limit, (mask, _) in known.items():
         fresh = ages[list(rows)] <= limit

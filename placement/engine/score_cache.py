@@ -22,7 +22,7 @@ _BLOCKS_FROM = 16_384
 _AT_ONCE = 4096
 """At most this many nodes are scored together, so that their columns fit into a processor's cache."""
 MAX_BYTES = 512 << 20
-"""At most this many bytes of scores are kept. The class that was not asked for the longest goes first."""
+"""At most this many bytes of scores are kept. The class that was used longest ago is dropped first."""
 _MOST_CLASSES = 1_000
 """At most this many classes are kept, because on a small cluster a class takes more memory than its scores."""
 
@@ -74,7 +74,7 @@ class Scores:
 
 
 ScoreNodes = Callable[[Snapshot], Scores]
-"""Scores a snapshot or a part of one. The score of a row depends on that row alone."""
+"""A function that scores a snapshot or a part of one. The score of a row depends on that row alone."""
 
 
 @dataclass(slots=True)
@@ -105,9 +105,12 @@ class ScoreCache:
     def update(
         self, key: Hashable, snapshot: Snapshot, fresh: BoolArray, make: Callable[[], ScoreNodes]
     ) -> Scores:
-        """Return the scores of all nodes for the class ``key``. The caller holds ``lock`` and must not change them.
+        """Return the scores of all nodes for the class ``key``.
 
-        A node is scored again if ``fresh``, (n,) True for fresh metrics, differs. ``make`` is called once for a class.
+        The caller holds ``lock`` and must not change them.
+
+        A node is scored again if it has changed, or if its value in ``fresh`` has: (n,) True for fresh
+        metrics. ``make`` is called once for a class.
         """
         entry = self._entries.get(key)
         if entry is not None and entry.history is snapshot.history and entry.version > snapshot.version:
@@ -138,7 +141,8 @@ class ScoreCache:
     def find(self, key: Hashable, snapshot: Snapshot, fresh: BoolArray) -> Scores | None:
         """Return a copy of the scores for the class ``key`` if the cache has those of this very snapshot.
 
-        None also while another thread holds ``lock``: a policy may compute for long.
+        Return None if it does not, or while another thread holds ``lock``, because a policy may compute for
+        long.
         """
         if not self.lock.acquire(blocking=False):
             return None

@@ -2,7 +2,7 @@
 
 extension.py        RoostExtension: its settings, and its parts in one server
 pending_starts.py   wraps the kernel manager: a start that waits does not block its caller
-pending_start.py    one such start, the messages held for its kernel, and the connections of its clients
+pending_start.py    one start that waits, the messages held for its kernel, and the connections of its clients
 held_messages.py    the messages that clients have sent to a waiting kernel
 connection.py       the websocket of a client, which speaks for a waiting kernel
 server_state.py     the server's name, and its files for the next server of that name
@@ -13,11 +13,11 @@ waiting_report.py   what a start waits for, and what would make room soonest
 waiting_line.py     the line with that report in the first held cell
 quick_manager.py    a kernel's manager without the pauses of jupyter_client and ZeroMQ
 setup_check.py      tells `roost doctor` if the extension is off
-warm_up.py          the service, the agent and warm processes, ready before anyone asks
+warm_up.py          the service, the agent and warm processes, ready before the first start
 cluster_page.py     `/roost`: the clusters live, with its files in page/
 kernel_status.py    the node and the use of a kernel, for JupyterLab and Notebook
-labextension/       shows that in JupyterLab and Notebook
-kernel_gateway.py   the same for Jupyter Kernel Gateway, by configuration
+labextension/       shows that node and use in JupyterLab and Notebook
+kernel_gateway.py   pending starts for Jupyter Kernel Gateway, by configuration
 jupyter_config/     enables the extension on install
 
 Jupyter Server calls the three functions below: the first while it is configured, the second before it listens, the

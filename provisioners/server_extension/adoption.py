@@ -28,7 +28,10 @@ from roost.scheduler.service.messages import Kernel
 from .server_state import ServerState
 
 _ANSWER_S = 4.0
-"""How long a scheduler may take to list its kernels, before those of them that the server remembers are listed."""
+"""How long a scheduler may take to list its kernels.
+
+Afterwards only the remembered ones are adopted at first.
+"""
 
 _TRIES = 60
 _PAUSE_S = 5.0
@@ -60,7 +63,10 @@ class KernelFinder:
         self._late: list[tuple[Client, Sequence[str], str]] = []
 
     async def find_late(self, adopt: Callable[[list[FoundKernel]], Awaitable[None]]) -> None:
-        """Adopt the kernels of the schedulers that could not tell all of them to `find`. This may take minutes."""
+        """Adopt further kernels of the schedulers that gave `find` no complete list.
+
+        This may take minutes.
+        """
         await asyncio.gather(*(self._ask_again(*late, adopt) for late in self._late))
 
     async def _ask_again(
@@ -81,7 +87,10 @@ class KernelFinder:
             await asyncio.sleep(_PAUSE_S)
 
     async def _read(self, client: Client, within_s: float) -> tuple[list[Kernel], str]:
-        """Return the kernels of this server's name that are new, and why there may be others; empty if not."""
+        """Return the kernels of this server's name that were not returned before.
+
+        Also return the reason why the list may be incomplete; empty if it is complete.
+        """
         try:
             kernels = await client.kernels().within(within_s)
         except (RoostError, asyncio.TimeoutError) as problem:
@@ -127,7 +136,10 @@ class KernelFinder:
         return provisioner.service
 
     async def _ask(self, client: Client, names: Sequence[str]) -> list[FoundKernel]:
-        """Return the kernels of one scheduler, which has the kernels of these kernelspecs."""
+        """Return this server's kernels in one scheduler.
+
+        `names` are the kernelspecs that use this scheduler.
+        """
         remembered = {
             kernel_id: facts for kernel_id, facts in self._state.kernels.items() if facts.get("name") in names
         }

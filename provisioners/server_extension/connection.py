@@ -1,4 +1,7 @@
-"""The websocket of a client. It speaks for a kernel that waits, and is Jupyter Server's own for all other kernels."""
+"""The websocket of a client.
+
+It answers for a kernel that waits, and works as Jupyter Server's own afterwards.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     _probe: Any = None
     _written: Any = None
     is_open = False
-    """True once the kernel's channels are open, after a wait. Otherwise it has no meaning."""
+    """True once the channels to a kernel that waited are open. For other kernels it stays False."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -86,7 +89,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             self.end_cell(header, _LOST)
 
     def end_cell(self, header: Mapping[str, Any], sentence: str) -> None:
-        """End a cell that no kernel has run, with a sentence as its error."""
+        """Show `sentence` as the error of a cell that no kernel has run. `header` is that of its request."""
         error = build_error(sentence)
         self.speak("iopub", "clear_output", {"wait": False}, header)
         self.speak("iopub", "error", error, header)
@@ -129,7 +132,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         self._start = start
 
     async def open_channels(self) -> None:
-        """Connect with the kernel, which is there now."""
+        """Connect with the kernel once its start has succeeded. If this fails, close the websocket."""
         if self._open_sessions.get(self.session_key) is self.websocket_handler:
             del self._open_sessions[self.session_key]  # or `prepare` would take this for an older connection
         try:
@@ -242,7 +245,10 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         super().handle_outgoing_message(stream, outgoing_msg)
 
     def send_live(self, message: list[bytes]) -> None:
-        """Send a message of the kernel that the replay has held. The limit of its rate does not apply."""
+        """Send the client a kernel's message that the replay has held.
+
+        Jupyter Server's rate limit does not apply.
+        """
         _, parts = self.session.feed_identities(message)
         self.write_parts("iopub", parts[1:])
 
@@ -276,8 +282,10 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
                 await written
 
     def probe(self) -> str:
-        """Ask the kernel for a message on IOPub, and return the request's id. The first message that arrives shows that
-        the subscription works."""
+        """Send a request that the kernel answers on IOPub too, and return its id.
+
+        The first answer on IOPub shows that the subscription works.
+        """
         if self._probe is None:
             self._probe = self.kernel_manager.connect_control()
         msg_id: str = self.session.send(self._probe, "kernel_info_request")["header"]["msg_id"]
@@ -289,17 +297,17 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         self._probe = None
 
     def on_kernel_restarted(self) -> None:
-        """Show why the kernel has ended. It is started again."""
+        """Show the reason of the kernel's end. Jupyter calls this when it restarts the kernel."""
         self._show_end()
         super().on_kernel_restarted()
 
     def on_restart_failed(self) -> None:
-        """Show why the kernel has ended. It is not started again."""
+        """Show the reason of the kernel's end. Jupyter calls this when it does not restart the kernel."""
         self._show_end()
         super().on_restart_failed()
 
     def _show_end(self) -> None:
-        """Show in the cell that ran why the kernel has ended."""
+        """Show the reason of the kernel's end as an error in the cell that ran."""
         sentence = describe_end(self.kernel_manager)
         for header in [*self._cells.values()][:1] if sentence else ():
             error = {"ename": "KernelDied", "evalue": sentence, "traceback": [f"KernelDied: {sentence}"]}
@@ -315,7 +323,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             self._write(json.dumps({**message, "channel": channel}, default=json_default), binary=False)
 
     def forward(self, channel: str, parts: Sequence[bytes]) -> None:
-        """Send a message of another connection, which was closed, to the kernel."""
+        """Send the kernel a message, given by its parts. It may come from a connection that was closed."""
         self.session.send_raw(self.channels[channel], list(parts))
 
     def _find_start(self) -> PendingStart | None:

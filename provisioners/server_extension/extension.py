@@ -81,7 +81,10 @@ class RoostExtension(LoggingConfigurable):
         return self.on_server_stop == "keep" or not get_spec(backend).runs_on_this_machine
 
     def say_what_is_kept(self, kept: list[RoostProvisioner]) -> None:
-        """Log how many kernels go on without the server, and how to end them."""
+        """Log how many kernels go on without the server, and how to end them.
+
+        Then give up the server's name.
+        """
         for backend in sorted({provisioner.backend for provisioner in kept}):
             count = format_count(sum(provisioner.backend == backend for provisioner in kept), "kernel")
             command = f"roost stop --backend {backend} --server {self.state.name}"
@@ -109,7 +112,7 @@ class RoostExtension(LoggingConfigurable):
             start_warm_up(self.serverapp.kernel_manager, self.log)
 
     def _add_pending_starts(self) -> None:
-        """Let starts wait without blocking, if nobody has changed the parts of the server that this needs."""
+        """Let starts wait without blocking, or add to `off` the reason why they cannot."""
         from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
         from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 
@@ -165,7 +168,9 @@ class RoostExtension(LoggingConfigurable):
             loop.run_until_complete(adopt())
 
     def _add_pages(self) -> None:
-        """Add the page `/roost`, and what JupyterLab asks about kernels."""
+        """Add the page `/roost`, and the handlers that JupyterLab calls for the status and outputs of
+        kernels.
+        """
         from .cluster_page import add_cluster_page
         from .kernel_status import add_kernel_status
         from .outputs import add_outputs

@@ -16,7 +16,10 @@ MOST_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HeldMessage:
-    """A message to the kernel. `sender` is the connection that got it, and `raw` the message as it came."""
+    """A message to the kernel.
+
+    `sender` is the connection that received it; `raw` is the message as received.
+    """
 
     sender: Any
     raw: Any = field(repr=False)
@@ -34,7 +37,7 @@ class HeldMessage:
 
     @property
     def is_of_notebook(self) -> bool:
-        """True if the code is a notebook's cell: then its sender can show outputs in the cell."""
+        """True if the message executes a cell of a notebook, so that its sender can show outputs in the cell."""
         metadata: Mapping[str, Any] = json.loads(self.parts[2])
         return self.is_cell and "cellId" in metadata
 
@@ -49,7 +52,10 @@ class HeldMessage:
 
 
 class HeldMessages:
-    """The messages of one kernel in the order of their arrival. `on_change` is called after changes, once for many."""
+    """The messages held for one kernel, in the order of their arrival.
+
+    `on_change` is called soon after a change, once for several changes in a row.
+    """
 
     def __init__(self) -> None:
         self._messages: list[HeldMessage] = []

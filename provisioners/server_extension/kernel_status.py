@@ -1,6 +1,7 @@
-"""The texts that JupyterLab shows about roost's kernels: where this one runs, and the requests of the launcher's.
+"""The texts that JupyterLab shows: the status of a roost kernel, and the request of each card in the
+launcher.
 
-The folder labextension/ draws both. All texts are made here.
+This module makes the texts, and the folder labextension/ shows them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class StatusHandler(APIHandler):  # type: ignore[misc]
 
 
 class CardsHandler(APIHandler):  # type: ignore[misc]
-    """A handler for the requests of roost's kernelspecs. The launcher's cards have the kernelspecs' titles."""
+    """A handler that returns what the kernels of each roost kernelspec ask for, by the launcher card's title."""
 
     auth_resource = "kernelspecs"
 
@@ -55,7 +56,7 @@ class CardsHandler(APIHandler):  # type: ignore[misc]
 
 
 async def read_status(km: Any) -> dict[str, str]:
-    """Return the status of a kernel, by its manager. It is empty if the kernel is not roost's."""
+    """Return the status of the kernel of manager `km`; both texts are empty if the kernel is not roost's."""
     provisioner = km.provisioner
     if not isinstance(provisioner, RoostProvisioner):
         return _NOT_OURS

@@ -1,6 +1,7 @@
 """`/roost/api/kernels/ID/outputs`: the missed outputs of a page that was loaded again, by cell.
 
-The page's old connection has asked for these outputs, so they come to no cell of the new page by themselves.
+The page's old connection sent the requests for these outputs, so Jupyter does not show them in the new page's
+cells.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ _SHARED = ("jupyter_server_ydoc", "jupyter_collaboration")
 
 
 class OutputsHandler(APIHandler):  # type: ignore[misc]
-    """The cells whose pages have gone while they ran: their code, count, outputs, and whether they are done."""
+    """A handler that returns the cells whose page was closed while they ran.
+
+    Each cell has its code, execution count and outputs, and whether it is done.
+    """
 
     auth_resource = "kernels"
 
@@ -51,7 +55,11 @@ class OutputsHandler(APIHandler):  # type: ignore[misc]
 
 
 async def read_missed_cells(kernels: Any, km: Any) -> dict[str, CellRun]:
-    """Return the latest run of each cell whose client has gone while it ran, by the id of the cell."""
+    """Return the latest run of each cell, by cell id, if its client disconnected while the cell ran.
+
+    The result is empty if this server started the kernel and none of its clients has disconnected. Raises
+    `RoostError` and `asyncio.TimeoutError`.
+    """
     kernel_id, now = km.kernel_id, time.monotonic()
     gone = [
         now - at + AWAY_MARGIN_S for key, at in kernels.closed_at.items() if key.startswith(f"{kernel_id}:")

@@ -19,7 +19,7 @@ _LINGER_MS = 10_000
 
 
 class PendingStart:
-    """A start whose kernel is listed before it is there.
+    """A start whose kernel is listed before it runs.
 
     `state` is `waiting` until the start has ended, then `opening` while the connections of clients are opened to the
     kernel, and `over` once they are. After a failure it is `failed`, until the kernel is deleted or restarted.
@@ -34,18 +34,21 @@ class PendingStart:
         """True if an earlier server has started the kernel."""
         self.km: Any = None
         self.made = asyncio.Event()
-        """Set once `km` is, which happens when the start has just begun."""
+        """An event that is set together with `km`, soon after the start has begun."""
         self.task: asyncio.Task[str]
         self.following: asyncio.Task[None] | None = None
         self.is_listed = False
         self.state: Literal["waiting", "opening", "over", "failed"] = "waiting"
         self.problem = ""
-        """The sentence that ends the held cells, once it is known."""
+        """The error that the held cells show if the start fails or is withdrawn; empty until then."""
         self.held = HeldMessages()
         self.connections: list[Any] = []
         self.line = WaitingLine(self.send)
         self._line_in: Any = None
-        """The connection whose cell shows the line. After a page was loaded again, that is another one."""
+        """The connection whose cell shows the line, or None.
+
+        If that connection has closed, the connection of the next cell takes over.
+        """
         self._log = log
 
     @property
@@ -128,7 +131,7 @@ class PendingStart:
 
 
 def build_error(sentence: str) -> dict[str, Any]:
-    """Return the error with which a cell ends that no kernel has run."""
+    """Return the content of an IOPub `error` message for a cell that no kernel has run."""
     return {"ename": _ERROR_NAME, "evalue": sentence, "traceback": [f"{_ERROR_NAME}: {sentence}"]}
 
 

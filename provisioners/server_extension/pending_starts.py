@@ -35,18 +35,23 @@ if TYPE_CHECKING:
     from .extension import RoostExtension
 
 ANSWER_AFTER_S = 0.12
-"""How long a start may take before its kernel is listed as starting. JupyterLab drops cells that are run before."""
+"""How long a start may take before its kernel is listed as starting.
+
+JupyterLab drops cells that are run earlier.
+"""
 _LOOK_S = 0.003
 _CULLED = 1_000
-"""The last reasons are kept, at most this many."""
+"""At most this many reasons of kernels' ends, and times of clients' disconnections, are kept: the latest
+ones.
+"""
 _STATE_S = 2.0
-"""How long an adoption waits for the kernel's agent to say what the kernel does."""
+"""How long an adoption waits for the kernel's execution state from its agent."""
 _WITHDRAWN_WITHIN_S = 3.0
 """How long the withdrawal of a start waits for the service. The service's own clean-up goes on."""
 _REPEAT_STOP_S = 300.0
 """How long the stop of a kernel out of reach is repeated, until the scheduler has noted it."""
 _RESTARTED_WITHIN_S = 10.0
-"""How long a shutdown waits for a restart."""
+"""How long a shutdown waits for a restart that is under way."""
 _DELETED = "The kernel was shut down before it had started."
 _INTERRUPTED = "The start of this kernel was withdrawn by an interrupt: restart the kernel to ask again."
 _RESTARTED = "The kernel was restarted while it waited, and keeps its place: run the cell again."
@@ -66,25 +71,30 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         self.may_wait = True
 
     def begin(self, extension: RoostExtension) -> None:
-        """Take over from the class that the object had. The provisioner reads three of these values here."""
+        """Set the attributes of this class, because the object may have been made by the original class.
+
+        The provisioner reads `queue_timeout_s`, `server_name` and `adopting`.
+        """
         self.queue_timeout_s = extension.queue_timeout_s
         self.server_name = extension.state.name if extension.state.has_lock else ""
         self.may_wait = False
         """True if starts need not block, because the websockets can speak for a waiting kernel."""
         self.adopting: set[str] = set()
         self.closed_at: dict[str, float] = {}
-        """When clients of roost's kernels have gone (`time.monotonic`), by the keys of their sessions."""
+        """The `time.monotonic()` at which clients of roost's kernels disconnected, by session key."""
         self.seen_sessions: set[str] = set()
         """The keys of the sessions that have had their replay after the adoption of their kernels."""
         self._extension = extension
         self._kept: set[str] = set()
         self.pending: dict[str, PendingStart] = {}
         self.culled: dict[str, str] = {}
-        """Why kernels that were culled have ended, as sentences."""
+        """The reason of each kernel's end, as a sentence, by id: kernels that were culled or not adopted."""
 
     async def start_kernel(self, *, kernel_id: str | None = None, **kwargs: Any) -> str:
-        """Start a kernel and return its id. The start goes on as pending once it has a lease or has to wait, and after
-        `ANSWER_AFTER_S` in any case. Until then a refusal raises.
+        """Start a kernel and return its id, perhaps before the start has ended.
+
+        This returns once the start has ended, has a lease or has to wait, but after `ANSWER_AFTER_S` at the
+        latest. An error until then is raised; the rest of the start is pending.
         """
         is_there = kernel_id is not None and kernel_id in self
         if is_there or not self._is_of_roost(kwargs.get("kernel_name")) or not self.may_wait:
@@ -110,7 +120,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         return kernel_id
 
     async def adopt_kernels(self, found: Sequence[FoundKernel], within_s: float) -> None:
-        """List kernels of an earlier server. A kernel that is not adopted in time is listed as unknown until it is.
+        """Adopt kernels of an earlier server and list them. List one as unknown until its adoption has
+        succeeded.
 
         A kernel that has ended meanwhile is not listed. `/roost/api/kernels/ID` says why it has ended.
         """
@@ -259,7 +270,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         return None
 
     async def cull_kernel_if_idle(self, kernel_id: str) -> None:
-        """Cull a kernel if it is idle. A waiting kernel is not."""
+        """Cull a kernel if it is idle. A waiting kernel does not count as idle."""
         start = self.pending.get(kernel_id)
         if start is not None and start.state == "waiting":
             return
@@ -272,11 +283,13 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             )
 
     def take_lost_cells(self, kernel_id: str, session: str) -> list[dict[str, Any]]:
-        """Return the headers of a client's cells that an earlier server held. Nobody runs them any more."""
+        """Return, and forget, the headers of a client's cells that an earlier server held and that will never
+        run.
+        """
         return self._extension.state.take_lost_cells(kernel_id, session)
 
     def note_closed(self, session_key: str) -> None:
-        """Note that a client has gone. When it comes back, it gets a replay."""
+        """Note that a client has disconnected. When it comes back, it gets a replay."""
         self.closed_at[session_key] = time.monotonic()
         if len(self.closed_at) > _CULLED:
             del self.closed_at[next(iter(self.closed_at))]
@@ -287,7 +300,9 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             del self.culled[next(iter(self.culled))]
 
     async def shutdown_all(self, now: bool = False) -> None:
-        """Let go of the kernels that the server keeps. Withdraw the other waiting starts, and shut the rest down."""
+        """Leave the kernels that outlive the server to the next one; withdraw other starts, and stop other
+        kernels.
+        """
         kept = self._let_go()
         starts = list(self.pending.values())
         await asyncio.gather(*(self._withdraw(start, _STOPPING) for start in starts))
@@ -324,7 +339,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         return kept
 
     def start_buffering(self, kernel_id: str, session_key: str, channels: Any) -> None:
-        """Keep messages for a client that has gone. A server that stops keeps none."""
+        """Keep messages for a client that has disconnected, unless the kernel is left to the next server."""
         if kernel_id not in self._kept:
             super().start_buffering(kernel_id, session_key, channels)
             return
@@ -337,7 +352,10 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             await super()._async_shutdown_kernel(kernel_id, now=now, restart=restart)
 
     async def _until_restarted(self, kernel_id: str) -> None:
-        """Wait until a restart that is under way has ended. A shutdown in between would leave its kernel running."""
+        """Wait for the end of a restart that is under way, about 10 s at most.
+
+        A shutdown during the restart would leave the new kernel running.
+        """
         km = self._kernels.get(kernel_id)
         provisioner = getattr(km, "provisioner", None)
         if not isinstance(provisioner, RoostProvisioner):
@@ -349,7 +367,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             await asyncio.wait([km.ready], timeout=_RESTARTED_WITHIN_S)
 
     def _is_of_roost(self, kernel_name: str | None) -> bool:
-        """True if kernels of this kernelspec start through roost. Raises an `HTTPError` if it is malformed."""
+        """True if the kernelspec starts kernels through roost. Raises an `HTTPError` if it is malformed."""
         spec = self.kernel_spec_manager.get_kernel_spec(kernel_name or self.default_kernel_name)
         default = os.environ.get("JUPYTER_DEFAULT_PROVISIONER_NAME", "")
         if (find_provisioner(spec.to_dict()) or default) != PROVISIONER:
@@ -377,7 +395,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         km.client = client
 
     async def _finish_kernel_start(self, kernel_id: str) -> None:
-        """Watch a kernel that has started. The REST model shows why it ended, if it ends by itself."""
+        """Watch a kernel that has started. If it ends by itself, the REST model shows the reason."""
         await super()._finish_kernel_start(kernel_id)
         km = self.get_kernel(kernel_id)
 
@@ -395,7 +413,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             restarter.random_ports_until_alive = False
 
     async def _follow(self, start: PendingStart) -> None:
-        """Wait for the end of a pending start, and connect the kernel's clients or tell them the problem."""
+        """Wait for the end of a pending start. Then connect the kernel's clients, or show them the error."""
         reporting = asyncio.create_task(self._report(start))
         await asyncio.wait([start.task])
         reporting.cancel()
@@ -412,7 +430,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
                 del self.pending[start.kernel_id]
 
     async def _clean_up(self, start: PendingStart) -> None:
-        """Remove what a failed start has left. A start can be withdrawn when its kernel has just begun to run."""
+        """Clean up after a failed or withdrawn start, and stop its kernel if it has begun to run."""
         km = start.km
         self._pending_kernels.pop(start.kernel_id, None)
         if km.has_kernel:
@@ -465,7 +483,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
 
 
 async def _until_admitted(start: PendingStart) -> None:
-    """Wait until the start has ended, has a lease or has to wait, but at most for `ANSWER_AFTER_S`."""
+    """Wait until the start has ended, has a lease, or is known to wait; at most for `ANSWER_AFTER_S`."""
     deadline = time.monotonic() + ANSWER_AFTER_S
     while not start.task.done() and time.monotonic() < deadline:
         kernel = getattr(getattr(start.km, "provisioner", None), "waiting", None)
@@ -475,19 +493,19 @@ async def _until_admitted(start: PendingStart) -> None:
 
 
 def _is_settled(start: PendingStart) -> bool:
-    """True if a kernel is adopted, or is known to wait for something."""
+    """True if the adoption has ended, or is known to wait for something."""
     return start.task.done() or getattr(getattr(start.km, "provisioner", None), "waiting", None) is not None
 
 
 async def _until_made(start: PendingStart) -> None:
-    """Wait until the kernel has its manager, or the start has failed before."""
+    """Wait until the start has made the kernel's manager (`start.km`), or has failed earlier."""
     made = asyncio.ensure_future(start.made.wait())
     await asyncio.wait([start.task, made], return_when=asyncio.FIRST_COMPLETED)
     made.cancel()
 
 
 def describe_end(km: Any) -> str:
-    """Return why a kernel of roost's has ended, as a sentence; empty for other kernels."""
+    """Return the reason of a roost kernel's latest end, as a sentence; empty for others, or without an end."""
     reason = getattr(km.provisioner, "end_reason", "")
     return f"{reason[0].upper()}{reason[1:].rstrip('.')}." if reason else ""
 

@@ -19,7 +19,7 @@ Method = Callable[..., Coroutine[Any, Any, Any]]
 
 
 def _without_pause(method: Method) -> Method:
-    """Return a method of jupyter_client with what its `in_pending_state` adds, apart from the pause."""
+    """Return a method of jupyter_client without the pause that its decorator `in_pending_state` adds."""
     plain: Method | None = getattr(method, "__wrapped__", None)
     if plain is None:
         return method
@@ -42,7 +42,11 @@ def _without_pause(method: Method) -> Method:
 
 
 class QuickManager(AsyncKernelManager):
-    """The changes. They come after the methods of a server's own class, which may call them by `super()`."""
+    """A mixin with the methods that make no pauses.
+
+    It comes after the server's own class in the method order, so that class may call these methods by
+    `super()`.
+    """
 
     _async_start_kernel = start_kernel = _without_pause(AsyncKernelManager._async_start_kernel)
     _async_shutdown_kernel = shutdown_kernel = _without_pause(AsyncKernelManager._async_shutdown_kernel)
@@ -59,7 +63,10 @@ class QuickManager(AsyncKernelManager):
 
 
 def make_quick(km: Any) -> None:
-    """Give a kernel's manager these changes."""
+    """Make a kernel's manager a `QuickManager` too, by a change of its class.
+
+    Leave a synchronous manager alone.
+    """
     if isinstance(km, AsyncKernelManager):
         km.__class__ = _combine(type(km))
 

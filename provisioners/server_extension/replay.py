@@ -1,12 +1,13 @@
 """The replay for a client that comes back: the missed messages of its kernel, then the live ones.
 
-The missed messages are in the journal of the kernel's agent. A client does not say which messages it has. Therefore
-each of its requests that still runs, or has ended meanwhile, is told again from the beginning. `clear_output` after
-`execute_input` removes the outputs that the client shows already. The reply is lost with the old connection. It is
-made up from the messages.
+The missed messages are in the journal of the kernel's agent. A client does not say which messages it has.
+Therefore the replay repeats, from the beginning, the messages for each request of the client that still runs
+or has ended meanwhile. A `clear_output` after `execute_input` removes the outputs that the client shows
+already. The reply to a request was lost with the old connection, so the replay builds a reply from the
+messages.
 
-The kernel's live messages are held until the journal has the first of them. Up to there the client gets the journal,
-from there on the live messages, and none twice.
+The replay holds the kernel's live messages until the journal has the first of them. The client gets the
+messages before that one from the journal, and then the live messages. It gets no message twice.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import JournalPage
 
 AWAY_MARGIN_S = 10.0
-"""Requests that ended so long before the connection was lost are told again too."""
+"""The replay also repeats requests that ended at most this long before the connection was lost."""
 _ASK_AGAIN_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The pauses between two readings of the journal, until the live messages have joined."""
 _LAG_S = 3.0
-"""The journal may be so late with a message that has come live."""
+"""How much later than a live message its copy may appear in the journal."""
 _JOINED_BYTES = 1 << 20
 """Texts of one stream are joined up to this length."""
 _LOST = "[roost: the beginning of this output was not kept, because the journal of the kernel was full]\n"
@@ -37,7 +38,7 @@ _LOST = "[roost: the beginning of this output was not kept, because the journal 
 
 @dataclass(slots=True)
 class _Told:
-    """A cell of the client that is told again."""
+    """A cell of the client whose messages the replay repeats."""
 
     is_cut: bool = False
     execution_count: int = 0
@@ -74,11 +75,11 @@ class Replay:
 
     @property
     def is_through(self) -> bool:
-        """True if the client gets no message twice any more."""
+        """True once no live message can be one that the replay has sent already."""
         return self.is_over and not self._sent
 
     def hold(self, msg_id: str, message: list[bytes]) -> bool:
-        """Take a live message of IOPub. Return False if the caller must send it."""
+        """Hold or drop a live IOPub message and return True. Return False if the caller must send it."""
         if not self.is_over:
             self._held.append((msg_id, message))
             if not self._has_live.done():
@@ -90,7 +91,7 @@ class Replay:
         return False
 
     def note_reply(self, request_id: str) -> bool:
-        """Note a live reply. Return False if the client has a made-up one already."""
+        """Note a reply to a request. Return False if the client already has a reply to it."""
         is_new = request_id not in self._replied
         self._replied.add(request_id)
         return is_new
@@ -124,7 +125,7 @@ class Replay:
         await self._join()
 
     async def _join(self) -> None:
-        """Send the journal's new entries until it has the first live message, or is too late with it."""
+        """Send the journal's new entries until they include the first live message, or `_LAG_S` has passed."""
         pauses = iter(_ASK_AGAIN_S)
         pause_s, late_at = 0.0, math.inf
         while True:
@@ -176,7 +177,7 @@ class Replay:
             told.error = message.content
 
     def _find_told(self, message: JournalMessage) -> _Told | None:
-        """Return the cell of this client that the message belongs to, if it does."""
+        """Return the cell of this client to which the message belongs, or None if there is none."""
         parent = message.parent_header
         if parent.get("session") != self._session or parent.get("msg_type") != "execute_request":
             return None
@@ -189,13 +190,15 @@ class Replay:
         return told
 
     def _begin_again(self, told: _Told, parent: Mapping[str, Any]) -> None:
-        """Remove what the client shows of a cell, before it is told from the beginning."""
+        """Clear a cell's output in the client, before the replay sends the cell's messages from the
+        beginning.
+        """
         self._speak("clear_output", {"wait": False}, parent)
         if told.is_cut:
             self._speak("stream", {"name": "stderr", "text": _LOST}, parent)
 
     def _reply(self, told: _Told, parent: Mapping[str, Any]) -> None:
-        """Send the reply to a cell, unless the live one has come."""
+        """Send a reply to a cell, built from its messages, unless the kernel's own reply has arrived."""
         if not self.note_reply(parent["msg_id"]):
             return
         content: dict[str, Any] = {"status": "ok", "execution_count": told.execution_count}
@@ -231,9 +234,9 @@ class Replay:
 
 
 def find_away_s(km: Any) -> float | Literal[False] | None:
-    """Return for how long the clients of an adopted kernel have been away; None if nobody knows.
+    """Return how many seconds of messages the clients of an adopted kernel may have missed.
 
-    False if this server has started the kernel.
+    Return None if that time is not known, and False if this server has not adopted the kernel but started it.
     """
     adopted_at = getattr(km, "adopted_at", None)
     if adopted_at is None:

@@ -20,7 +20,7 @@ class Restarter(AsyncIOLoopKernelRestarter):
     """Restarts a kernel as Jupyter does, unless somebody stopped it or it has run out of memory twice in a row."""
 
     async def poll(self) -> None:  # type: ignore[override]
-        """Look at the kernel, and start it again if it has died."""
+        """Restart the kernel if it has died, unless the provisioner gives a reason against a restart."""
         provisioner: Any = self.kernel_manager.provisioner
         problem = provisioner.why_not_restart() if isinstance(provisioner, RoostProvisioner) else ""
         if problem:
@@ -34,7 +34,10 @@ class Restarter(AsyncIOLoopKernelRestarter):
 
 
 def ask_for_state(km: Any) -> None:
-    """Have a kernel publish *busy* and *idle*. It publishes *starting* first, which may arrive after its start."""
+    """Ask a kernel for its info, so that it publishes *busy* and *idle*.
+
+    Otherwise its *starting*, which may arrive late, could remain the last state that clients see.
+    """
     channel = km.connect_shell()
     channel.on_recv(lambda _: channel.close())
     km.session.send(channel, "kernel_info_request")
@@ -43,9 +46,10 @@ def ask_for_state(km: Any) -> None:
 
 @asynccontextmanager
 async def following_state(km: Any, *, is_restart: bool = True) -> AsyncIterator[None]:
-    """Keep the state that Jupyter Server shows true through a restart in this block.
+    """Correct the kernel state that Jupyter Server shows, during and after a restart in this block.
 
-    The server learns the state from the kernel's output. A forked kernel is idle before the server is subscribed again.
+    The server reads the state from IOPub. A forked kernel is idle before the server has subscribed again, so
+    the server would miss that state.
     """
     if not is_restart or not hasattr(km, "execution_state"):
         yield

@@ -4,6 +4,7 @@ $XDG_STATE_HOME/roost/servers/<digest of the name>/
     lock            held by the server that has the name
     sessions.db     Jupyter Server's sessions: which notebook uses which kernel
     kernels.json    facts about its kernels, for the time in which a scheduler is out of reach
+    held.json       the headers of cells that the server holds for waiting kernels
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from roost.scheduler.client.state_folder import read_json, state_folder, write_p
 
 
 def choose_server_name(serverapp: Any) -> str:
-    """Return the name that this server has after each restart: JupyterHub's prefix, or a digest of where it serves."""
+    """Return a name that stays the same when this server restarts.
+
+    It is JupyterHub's service prefix, or a digest of base URL, root folder and port.
+    """
     prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "")
     if prefix:
         return prefix
@@ -29,7 +33,11 @@ def choose_server_name(serverapp: Any) -> str:
 
 
 class ServerState:
-    """The folder of one server name. `has_lock` is False if another server has it, or if it cannot be written."""
+    """The folder of one server name.
+
+    `has_lock` is False if another server has the name, if the name is empty, if the folder cannot be written,
+    or after `close`.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -38,7 +46,7 @@ class ServerState:
         self._kernels: dict[str, dict[str, str]] = {}
         self._held: dict[str, list[dict[str, Any]]] = {}
         self.lost_cells: dict[str, list[dict[str, Any]]] = {}
-        """By kernel: the headers of cells that an earlier server held. Nobody runs them any more."""
+        """The headers of cells that an earlier server held and that will never run, by kernel id."""
         if not name:  # a server that adopts nothing
             return
         try:
@@ -76,7 +84,10 @@ class ServerState:
         return self.folder / "sessions.db"
 
     def note(self, kernel_id: str, **facts: str) -> None:
-        """Keep facts about a kernel. If that fails, the next server lists it only when its scheduler answers."""
+        """Keep facts about a kernel on disk.
+
+        If this fails, the next server lists the kernel only when its scheduler answers.
+        """
         self._kernels[kernel_id] = facts
         self._write("kernels.json", self._kernels)
 
@@ -85,7 +96,10 @@ class ServerState:
             self._write("kernels.json", self._kernels)
 
     def note_held(self, kernel_id: str, headers: list[dict[str, Any]]) -> None:
-        """Keep the headers of the cells that this server holds for a kernel, instead of those before."""
+        """Keep the headers of the cells that this server now holds for a kernel.
+
+        They replace earlier headers.
+        """
         if headers != self._held.get(kernel_id, []):
             self._held[kernel_id] = headers
             self._write_held()
@@ -107,7 +121,7 @@ class ServerState:
         self._write("held.json", {kernel_id: headers for kernel_id, headers in held.items() if headers})
 
     def close(self) -> None:
-        """Let another server have the name."""
+        """Give up the lock, so that another server can take the name."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -1,4 +1,7 @@
-"""Is the extension on in the Jupyter Server of this environment? `pip install --editable` leaves it off."""
+"""Checks whether the extension is enabled in this environment.
+
+`pip install --editable` does not enable it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from roost.scheduler.service.messages import Finding
 
 
 def find_problems() -> list[Finding]:
-    """Return a warning if the extension is off. An environment without Jupyter Server needs none."""
+    """Return a list with a warning if the extension is off; empty if it is on, or without Jupyter Server."""
     try:
         from jupyter_core.paths import jupyter_config_path
         from jupyter_server.extension.config import ExtensionConfigManager

@@ -1,8 +1,8 @@
-"""Whether a client's connection hears what its kernel publishes. After a restart it may be deaf for a moment.
+"""Tells whether a client's connection receives its kernel's IOPub messages, and holds requests until it does.
 
-ZeroMQ connects each socket again by itself. If the socket of the requests is first, a cell runs before anybody listens
-to IOPub, and its output is lost. A request that comes after a restart is therefore held until the connection has heard
-how the new process answers a probe.
+After a restart, ZeroMQ connects each socket again by itself. If the shell socket is first, a cell runs before
+IOPub is subscribed, and its output is lost. A request that comes after a restart is therefore held until the
+connection has received the new process's answer to a probe.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from roost.provisioners.provisioner import RoostProvisioner
 
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.1
-"""The pauses between two probes double up to this."""
+"""The longest pause between two probes. The pauses double up to this time."""
 _DEAF_S = 5.0
-"""A process that runs may be so late with its answer. Then it gets the requests: some kernels publish nothing for a
-probe."""
+"""How long a running process may take to answer a probe. After this time the held requests are sent without
+an answer, because some kernels publish nothing for a probe.
+"""
 
 
 class Subscription:
@@ -36,11 +37,14 @@ class Subscription:
 
     @property
     def is_listening(self) -> bool:
-        """True while requests are held. `note` must be told of each message on IOPub then."""
+        """True while requests are held. The caller must then call `note` for each IOPub message."""
         return self._listening is not None
 
     def hold(self, request: Any) -> bool:
-        """Take a request until its output will be heard. Return False if the caller must send it."""
+        """Hold a request until the connection will receive its output.
+
+        Return False if the caller must send it.
+        """
         if self._listening is None:
             if self._heard_launch == self._provisioner.launch_id:
                 return False
@@ -49,7 +53,7 @@ class Subscription:
         return True
 
     def note(self, request_id: str | None) -> None:
-        """Note that a message on IOPub has come, which belongs to this request."""
+        """Note that an IOPub message has arrived, whose parent is the request `request_id`."""
         if request_id in self._probes:
             self._answered.set()
 
@@ -68,7 +72,7 @@ class Subscription:
             self._release()
 
     async def _probe(self, launch_id: str) -> None:
-        """Probe until this launch is heard, or is too late, or another one has begun."""
+        """Send probes until this launch answers, `_DEAF_S` has passed, or another launch has begun."""
         pause_s, late_at = _FIRST_PAUSE_S, None
         self._probes.clear()
         self._answered.clear()

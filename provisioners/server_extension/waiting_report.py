@@ -14,17 +14,17 @@ from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Kernel
 
 _FIRST_AFTER_S = 0.3
-"""A start that ends earlier makes no report: nobody could read it."""
+"""How long a start must take before its first report, so that people have time to read the report."""
 _PAUSE_S = 1.0
-"""A report is made at most this often."""
+"""The least time between two reports about one start."""
 _AGAIN_S = 10.0
-"""A report is made again after this time, because the kernels that hold the resources may have changed."""
+"""A report is repeated after this time, because the kernels that hold the resources may have changed."""
 _EXPLAINED_WITHIN_S = 0.5
 """How long a report waits for the explanation. Without it, the report has only the place and the reason."""
 
 
 class WaitingReport:
-    """The reports about one start. `show` gets each of them as a text."""
+    """The reports about one start. It calls `show` with the text of each report."""
 
     def __init__(self, provisioner: Any, show: Callable[[str], None]) -> None:
         self._provisioner = provisioner
@@ -54,7 +54,10 @@ class WaitingReport:
             self._provisioner.on_waiting = lambda: None
 
     async def _wait_for_change(self) -> None:
-        """Wait for a change. `asyncio.wait_for` may lose a cancellation on Python <= 3.11, and this would go on."""
+        """Wait for a change, at most `_AGAIN_S`.
+
+        This does not use `asyncio.wait_for`, which may lose a cancellation on Python <= 3.11.
+        """
         change = asyncio.ensure_future(self._changed.wait())
         try:
             await asyncio.wait([change], timeout=_AGAIN_S)

@@ -1,8 +1,9 @@
-"""Kernels that start fast from the first one: at a server's start, roost gets ready for the installed kernelspecs.
+"""Prepares roost for the installed kernelspecs when a server starts, so that even the first kernel starts
+fast.
 
-One thread does this in the background, one kernelspec after the other. It brings up the service, and, where kernels are
-forked, the agent and a zygote. On a cluster this uses the nodes that are there: it never asks for new ones. A start
-that a user asks for meanwhile waits for nothing here.
+One thread does this in the background, one kernelspec after the other. It brings up the service, and, where
+kernels are forked, the agent and a zygote. On a cluster this uses the nodes that are there: it never asks for
+new ones. A start that a user asks for meanwhile waits for nothing here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from roost.scheduler.client.client import Client
 from .adoption import list_roost_kernelspecs
 
 _BEGIN_AFTER_S = 0.3
-"""A server that has just started answers its first requests before this begins."""
+"""How long the preparation waits, so that a new server can answer its first requests."""
 _MOST = 4
 """At most this many kernelspecs are prepared, the default one first. An agent keeps as many zygotes."""
 
@@ -61,9 +62,9 @@ class _WarmUp:
             self._log.warning("roost: kernels could not be prepared: %s", problem)
 
     async def _prepare(self, name: str) -> bool:
-        """Do for a kernelspec what its first start would do, without a kernel. Return True if that worked.
+        """Prepare a kernelspec as its first start would, but start no kernel. Return True on success.
 
-        A failed service is not asked again.
+        Return False at once if its service has failed for another kernelspec.
         """
         manager = AsyncKernelManager(
             kernel_name=name, kernel_spec_manager=self._kernelspecs, config=self._config

@@ -1,1 +1,1 @@
-"""Adapters to cluster managers: one folder for each, found by its entry point (`registry`)."""
+"""The backends: one folder for each. The module `registry` finds a backend by its entry point."""

@@ -1,4 +1,4 @@
-"""The interface that every cluster manager implements. It knows nothing about Jupyter.
+"""The interface that every backend implements. It knows nothing about Jupyter.
 
 A backend is a folder with one entry point (group `roost.backends`) that names its `BackendSpec`. The spec is cheap to
 import. The backend itself, with its cluster library, is imported in the scheduler's service only.
@@ -44,9 +44,9 @@ class BackendEvent:
     """A change in the cluster.
 
     `nodes`: the next snapshot differs. `lease_held`: a pending lease was granted; `lease` is that lease.
-    `lease_pending`: a pending lease waits for another reason; `lease` has it. `lease_lost`: the manager took back the
-    lease `lease_id`, for `reason`. `lease_warned`: the manager will take that lease back soon, for `reason`. `resync`:
-    events may be missing, so all leases must be read again.
+    `lease_pending`: the reason why a lease is pending has changed; `lease` has the new reason. `lease_lost`:
+    the manager took back the lease `lease_id`, for `reason`. `lease_warned`: the manager will take that lease
+    back soon, for `reason`. `resync`: events may be missing, so all leases must be read again.
     """
 
     kind: Literal["nodes", "lease_held", "lease_pending", "lease_lost", "lease_warned", "resync"]
@@ -59,9 +59,9 @@ class BackendEvent:
 class LeaseReading:
     """All leases that roost holds on a cluster, and the agents that could not be asked.
 
-    `unreachable` names agents as people know them (by node or pod). Kernels that no lease shows may live there.
-    `processes` has what runs in a lease, by lease id, if its agent has told it with the lease: None for nothing. The
-    scheduler asks the agents of the other leases.
+    `unreachable` names agents as people know them (by node or pod). Kernels that no lease shows may live
+    there. `processes` has the kernel process of each lease id (None: no kernel runs), as far as the agents
+    have reported it. The scheduler asks the agents of all leases that `processes` lacks.
     """
 
     leases: tuple[Lease, ...]
@@ -77,7 +77,7 @@ class Backend(ABC):
 
     name: str
     address: str = ""
-    """Where the cluster is, for people; empty before `open`, and if there is nothing to show."""
+    """The cluster's address, for people. Empty if it is not known yet, or if there is nothing to show."""
     adds_nodes: bool = False
     """True if the manager adds nodes for claims. A request that no node can take now is then claimed without a node."""
 
@@ -109,7 +109,10 @@ class Backend(ABC):
 
     @abstractmethod
     async def release(self, lease: Lease) -> None:
-        """Give a lease back (or cancel it while pending) and end its kernel. May be repeated, also without a claim."""
+        """Give a lease back (or cancel it while pending) and end its kernel.
+
+        May be repeated, also for a lease that was never claimed.
+        """
 
     @abstractmethod
     async def transfer(self, lease: Lease, owner: Owner) -> Lease:
@@ -128,7 +131,10 @@ class Backend(ABC):
         """
 
     def reported_kernel(self, lease: Lease, launch_id: str) -> PodKernel | None:
-        """Return the kernel of this launch if it listens already, although its agent does not answer yet."""
+        """Return the kernel of this launch if it listens and its agent does not answer yet; None otherwise.
+
+        The scheduler need not wait for the kernel's agent then.
+        """
         return None
 
     @abstractmethod
@@ -138,7 +144,7 @@ class Backend(ABC):
     async def explain_loss(self, lease: Lease) -> str:
         """Return why the manager ends this lease, as a clause; empty if it does not say.
 
-        Called once the lease's agent has reported that it is being ended. The agent does not know the cause.
+        Called after the lease's agent has reported that it is being ended. The agent does not know the cause.
         """
         return ""
 

@@ -1,7 +1,7 @@
 """The service's key pair for the agents of a cluster, and the keys and ports that are derived from it.
 
-A service that starts again reads the pair from its file, and so reaches the agents of the earlier one. The cluster
-gets the public key alone.
+A service that starts again reads the pair from its file, so it can reach the agents of the earlier service.
+The cluster never receives the secret key of the pair.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ class Identity:
 
     @property
     def label(self) -> str:
-        """A digest of the public key, for the label by which a service finds its pods."""
+        """A digest of the public key.
+
+        It marks the service's pods or YARN applications, so that the service finds them.
+        """
         return hashlib.sha256(self.public.encode()).hexdigest()[:16]
 
     def sign(self, *texts: str) -> str:
@@ -67,7 +70,7 @@ class Identity:
 
 
 def load_identity(path: str, *, name: str, section: str) -> Identity:
-    """Read the pair in this file, or make one. Raises `ConfigError`.
+    """Return the key pair in this file; create the file if it is missing. Raises `ConfigError` if that fails.
 
     An empty path is the default file of the backend `name`. `section` is the backend's section of the configuration.
     """
@@ -77,7 +80,10 @@ def load_identity(path: str, *, name: str, section: str) -> Identity:
 
 
 def identity_for(folder: Path) -> Identity:
-    """Read the pair of the service with this folder, or make one. Raises `ConfigError`."""
+    """Return the key pair in this service's folder; create it if it is missing.
+
+    Raises `ConfigError` if that fails.
+    """
     return _read(folder / "identity.json", "make room there, and remove that file if it is damaged")
 
 

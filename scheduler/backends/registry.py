@@ -25,7 +25,10 @@ def backend_names() -> tuple[str, ...]:
 
 @cache
 def get_spec(name: str) -> BackendSpec:
-    """Return the spec of a backend; raises `ConfigError` unless exactly one package provides a sound one."""
+    """Return the spec of a backend.
+
+    Raises `ConfigError` unless exactly one installed package provides a `BackendSpec` of that name.
+    """
     found = _find_references()
     if name not in found:
         if not found:
@@ -49,7 +52,7 @@ def get_spec(name: str) -> BackendSpec:
 
 
 def load_object(reference: str, what: str) -> Any:
-    """Import `module:attribute`; raise `ConfigError`, which names `what` could not be loaded."""
+    """Import and return `module:attribute`. If that fails, raise a `ConfigError` that begins with `what`."""
     module, _, attribute = reference.partition(":")
     try:
         return getattr(import_module(module), attribute)
@@ -61,7 +64,10 @@ def load_object(reference: str, what: str) -> Any:
 
 @cache
 def _find_references() -> Mapping[str, Mapping[str, Distribution]]:
-    """Return by backend name the references of its specs, each with its package (4 ms for 130 packages)."""
+    """Return, for each backend name, a mapping from spec references to their packages.
+
+    Takes 4 ms for 130 packages.
+    """
     found: dict[str, dict[str, Distribution]] = {}
     for package in distributions():
         # `importlib.metadata.entry_points` parses the file of every package, which takes twice as long.

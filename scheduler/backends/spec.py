@@ -37,7 +37,10 @@ class RequestOption:
             raise _error(f"{self.name} = {value!r:.40} must be {_KINDS[self.kind]} ({self.help}).")
 
     def read(self, value: Any) -> Any:
-        """Return the value, which may be text from a command line or a variable; raise `ConfigError`."""
+        """Return the value, converted if it is text from a command line or a variable.
+
+        Raises `ConfigError` like `check`.
+        """
         if isinstance(value, str) and self.kind is not str:
             try:
                 value = json.loads(value)
@@ -86,7 +89,9 @@ class BackendSpec:
             self._option(name).check(value)
 
     def read_options(self, options: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-        """Return the options of a request, in which the `KERNEL_*` variables of `environment` win.
+        """Return the options of a request.
+
+        A `KERNEL_*` variable in `environment` overrides the option that it sets.
 
         Values may be text. Raises `ConfigError` like `check_options`.
         """

@@ -8,6 +8,11 @@
     explain.py      roost explain
     doctor.py       roost doctor, version
     jupyter.py      roost kernelspec install, list, remove; roost run
+    events.py       roost events
+    top.py          roost top
+    attach.py       roost attach, output
+    bench.py        roost bench
+    clean_text.py   removes control characters from texts of other programs
     tables.py       how tables, amounts and ages look
 
 `roost simulate` is in `scheduler/simulate`. Only this package may import `provisioners` from within the scheduler.

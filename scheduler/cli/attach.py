@@ -43,7 +43,7 @@ def attach(arguments: argparse.Namespace) -> int:
 
 
 def _build_console(attached: AttachedKernel) -> Any:
-    """Return the class of a console on a kernel of another program."""
+    """Return a class of Jupyter's console that connects to `attached`, a kernel of another program."""
     from jupyter_console.app import ZMQTerminalIPythonApp
 
     class Console(ZMQTerminalIPythonApp):  # type: ignore[misc,unused-ignore]
@@ -57,7 +57,7 @@ def _build_console(attached: AttachedKernel) -> Any:
             run_cell = self.shell.run_cell
 
             def run_or_leave(code: str, *more: Any, **options: Any) -> None:
-                """Run code. The kernel would obey `exit` and end, but it is another program's."""
+                """Run code. At `exit` or `quit`, only leave the console and keep the kernel."""
                 if code.strip().removesuffix("()") in ("exit", "quit"):
                     self.shell.ask_exit()
                 else:

@@ -1,4 +1,4 @@
-"""Text of others on a terminal: a kernel's log or a node's label must not move the cursor or hide a line."""
+"""Cleans foreign text, such as a kernel's log, so that it cannot move the cursor or hide a line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def clean(text: str) -> str:
 
 
 def clean_but_colours(text: str) -> str:
-    """Return the text as `clean` does, with its colours."""
+    """Return the text as `clean` does, but keep its colours."""
     cleaned = _UNWANTED_BESIDE_COLOURS.sub(
         lambda found: found[1] or _escape(found), _ENDS_OF_LINES.sub("\n", text)
     )
@@ -26,7 +26,10 @@ def clean_but_colours(text: str) -> str:
 
 
 class CleanOutput:
-    """A text stream that writes cleaned text to another. roost's own tables have colours on a terminal."""
+    """A text stream that writes cleaned text to another stream.
+
+    Colours stay, as roost's own tables have some.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

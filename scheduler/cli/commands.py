@@ -258,7 +258,7 @@ def _add_result(parser: argparse.ArgumentParser, name: str, quick: str) -> None:
 def _add_command(
     commands: Subparsers, name: str, action: str, what: str, *, has_json: bool = True
 ) -> argparse.ArgumentParser:
-    """Add a command, whose function `find_action` finds by `action`."""
+    """Add a command and return its parser. `find_action` finds the command's function by `action`."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=what, description=f"{what[0].upper()}{what[1:]}.", allow_abbrev=False
     )

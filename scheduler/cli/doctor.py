@@ -27,7 +27,10 @@ _FIX_S = 100.0
 
 
 def diagnose(arguments: argparse.Namespace) -> int:
-    """Print the findings about Jupyter's side and the scheduler's; 1 if one of them is an error."""
+    """Print the findings about Jupyter's side and the scheduler's.
+
+    Return 1 if one of them is an error, else 0.
+    """
     from roost.provisioners import kernelspecs
     from roost.provisioners.server_extension import setup_check
 

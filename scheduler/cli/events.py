@@ -1,4 +1,4 @@
-"""`roost events`: the last events of the service, and with `--follow` all that come."""
+"""`roost events`: the last events of the service, and with `--follow` all later ones."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from .clean_text import clean
 from .options import connect_scheduler
 
 _ID = 8
-"""The number of characters that are shown of a kernel's id."""
+"""How many characters of a kernel's id are shown."""
 
 
 def show_events(arguments: argparse.Namespace) -> int:
-    """Print the last events, a line each, and with `--follow` all that come, until it is interrupted."""
+    """Print the last events.
+
+    With `--follow`, print all later events too, until the command is interrupted.
+    """
     client = connect_scheduler(arguments)
     coming: queue.SimpleQueue[Event] = queue.SimpleQueue()
     if arguments.follow:
@@ -48,7 +51,7 @@ def _show(event: Event, *, as_json: bool) -> None:
 
 
 def format_event(event: Event) -> str:
-    """Return an event as one line: when, what, which kernel of whom and where, and the details."""
+    """Return an event as one line: time, kind, kernel id, user, node and details."""
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
     kernel = event.kernel
     if kernel is None:
@@ -60,7 +63,7 @@ def format_event(event: Event) -> str:
 
 
 def _format_use(kernel: Kernel) -> str:
-    """Return what an ended kernel has used, as far as its agent knows."""
+    """Return the CPU time and memory that an ended kernel has used; empty if they are unknown."""
     process = kernel.process
     if process is None or not process.peak_bytes:
         return ""

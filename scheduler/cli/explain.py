@@ -88,7 +88,7 @@ def _build_ranking(ranked: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _build_groups(groups: Sequence[Mapping[str, Any]]) -> Table:
-    """Count the nodes by reason, with the node nearest to fitting; empty if there is only one node."""
+    """Return a table of the refused nodes, counted by reason; without rows if there is only one node."""
     table = build_table("REFUSED", "WHEN", "NEAREST")
     if sum(group["count"] for group in groups) > 1:
         for group in groups:

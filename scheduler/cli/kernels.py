@@ -72,14 +72,17 @@ def stop(arguments: argparse.Namespace) -> int:
 
 
 def _describe_end(ended: Kernel) -> str:
-    """Return what the service did. A kernel may have left the queue after it was listed here."""
+    """Return how the service has ended the kernel: stopped, or removed while it was starting or queued."""
     if ended.process is not None:
         return "stopped"
     return "removed while it was starting" if ended.lease_id else "removed from the queue"
 
 
 def find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
-    """Return the kernels whose ids begin with a prefix, each once; raises `UnknownKernel` or `ConfigError`."""
+    """Return the kernel of each prefix of an id, each once.
+
+    Raises `UnknownKernel` if a prefix has no kernel, and `ConfigError` if it has several.
+    """
     known = wait_for(client.kernels())
     found = {}
     for prefix in prefixes:
@@ -131,7 +134,7 @@ def _build_list(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:
 
 
 def _format_state(kernel: Kernel) -> str:
-    """Return the state; of a running kernel, whether it is busy, or for how long it has been idle."""
+    """Return the state. For a running kernel, say whether it is busy, or for how long it has been idle."""
     if kernel.is_pending:
         return "pending"
     use = kernel.use
@@ -141,13 +144,13 @@ def _format_state(kernel: Kernel) -> str:
 
 
 def _format_owner(kernel: Kernel) -> str:
-    """Return the user and the application that holds the kernel now. Without one, it is adopted or ends one day."""
+    """Return the user, and the application that holds the kernel now; `nobody` if the holder has ended."""
     holder = kernel.owner.application if kernel.is_held else "nobody"
     return f"{kernel.owner.user}/{holder}" if holder else kernel.owner.user
 
 
 def _format_use(kernel: Kernel) -> str:
-    """Return what the kernel uses in the words of its request; `unknown` if its agent does not report it."""
+    """Return the kernel's use; `unknown` if nobody reports it, `-` if the kernel does not run."""
     if kernel.use is None:
         return "unknown" if kernel.state == "running" else "-"
     use = kernel.use

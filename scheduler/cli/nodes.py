@@ -84,7 +84,7 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]], cluster: str) -> None:
 
 
 def _build_properties(nodes: Sequence[Mapping[str, Any]]) -> Table:
-    """Custom resources, labels, taints, warm interpreters and limits. A column without any value is left out."""
+    """Return a table of the nodes' other properties. A column without any value is left out."""
     readers: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
         "RESOURCES": lambda node: [
             f"{format_amount(node['resources_promised'].get(name, 0))} of {format_amount(total)} {name}"

@@ -76,7 +76,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_share(text: str) -> float:
-    """Return a number from 0 up to, but without, 1; raises argparse's usage error."""
+    """Return a number that is at least 0 and less than 1; raises argparse's usage error."""
     share = _read_number(text)
     if not 0 <= share < 1:
         raise _refuse(text, "a share below 1, such as 0.1")
@@ -106,7 +106,7 @@ def _refuse(text: str, wanted: str) -> argparse.ArgumentTypeError:
 
 
 def request_config(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the given request options under the keys of a kernelspec's config; raises `ConfigError`."""
+    """Return the request options that were given, named as in a kernelspec's config; raises `ConfigError`."""
     from roost.provisioners.request_options import split_pairs
 
     resources = split_pairs("--resource", arguments.resources, "licence=1", str.rpartition)
@@ -137,7 +137,10 @@ def scheduler_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def print_answer(arguments: argparse.Namespace, document: dict[str, Any], show: Callable[[], object]) -> int:
-    """Print the one document of `--json`, or let `show` print for people. Return the exit code of a success."""
+    """Print `document` as JSON if `--json` is given; otherwise call `show`.
+
+    Return 0, the exit code of success.
+    """
     if arguments.json:
         print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
     else:

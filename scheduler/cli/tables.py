@@ -26,7 +26,7 @@ def open_console() -> Console:
 
 
 def print_table(out: Console, table: Table) -> None:
-    """Print a table. Outside a terminal, the blanks that fill the last column are left out."""
+    """Print a table. Outside a terminal, leave out the blanks at the ends of lines."""
     if out.is_terminal:
         out.print(table)
         return
@@ -36,7 +36,7 @@ def print_table(out: Console, table: Table) -> None:
 
 
 class _CleanTable(Table):
-    """A table whose cells cannot change the terminal, whoever wrote their text."""
+    """A table that cleans the text of its cells, so that foreign text cannot change the terminal."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(*(clean(cell) if isinstance(cell, str) else cell for cell in cells), **options)
@@ -65,7 +65,7 @@ def format_request(request: Request) -> str:
 
 
 def shorten_ids(ids: Sequence[str], at_least: int = 8) -> dict[str, str]:
-    """Cut all ids to the shortest common length, at least `at_least`, at which they differ."""
+    """Return each id with its short form: all have the same length, at least `at_least`, and differ."""
     length = at_least
     longest = max(map(len, ids), default=0)
     while length < longest and len({known[:length] for known in ids}) < len(set(ids)):

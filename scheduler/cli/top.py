@@ -1,4 +1,4 @@
-"""`roost top`: what the kernels use, the busiest first, until it is interrupted."""
+"""`roost top`: a table of the kernels' use, the busiest first, until the command is interrupted."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .options import connect_scheduler, print_answer
 from .tables import build_table, open_console, print_table, shorten_ids
 
 _WIDE = 100
-"""From this width on, there is room for all columns."""
+"""At least this many characters of width are needed for all columns."""
 _HIGH = 0.9
-"""The share of its memory from which a kernel's use is shown in red."""
+"""If a kernel uses at least this share of its memory, its use is shown in red."""
 
 
 def show_top(arguments: argparse.Namespace) -> int:
@@ -47,7 +47,7 @@ def _read(client: Client) -> list[Kernel]:
 
 
 def build_top(kernels: Sequence[Kernel], width: int) -> Table:
-    """Return a table of running kernels, by the CPUs and the memory that they use. A narrow one has fewer columns."""
+    """Return a table of running kernels in the order of their use. A narrow table has fewer columns."""
     columns = ["CPUS", "MEMORY"]
     if any(kernel.use and kernel.use.gpu_memory_bytes for kernel in kernels):
         columns.append("GPU MEMORY")

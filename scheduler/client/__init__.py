@@ -4,9 +4,10 @@ client.py              `connect` and `Client`: all calls, from any thread or eve
 running_services.py    the services that run, found without starting one
 service_connection.py  finds or starts the service, and connects again after a loss
 call.py                one call that is under way
-identity.py            the owner that this process is
+identity.py            this process as an owner of kernels
 interpreter_probe.py   what a kernelspec's Python can do
 service_checks.py      whether the scheduler would refuse a policy or a request
+state_folder.py        private files of the user that outlive a reboot
 """
 
 from __future__ import annotations

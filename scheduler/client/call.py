@@ -52,7 +52,7 @@ class Call(Generic[T]):
         return self._future.result(0)
 
     def cancel(self) -> bool:
-        """Give up on the answer. A start is cancelled."""
+        """Stop waiting for the answer; a start is cancelled. Return False if the call had ended already."""
         return self._future.cancel()
 
     def add_done_callback(self, callback: Callable[[Call[T]], object]) -> None:

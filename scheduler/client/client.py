@@ -66,15 +66,16 @@ class KernelList(list[Kernel]):
 class Client:
     """A client of one backend's scheduler service; `connect` returns it.
 
-    All methods return at once and may be called from any thread. A call raises the `RoostError` of the service's
-    answer, or `BackendUnavailable` if no service answered or could be started in time.
+    All methods except `close` return at once. All may be called from any thread. A call raises the
+    `RoostError` of the service's answer, or `BackendUnavailable` if no service answered or could be started
+    in time.
     """
 
     def __init__(self, backend: str = DEFAULT_BACKEND, options: Mapping[str, Any] | None = None) -> None:
         self.backend = backend
         self.options = dict(options or {})
         self._listeners: dict[str, list[Callable[[Event], None]]] = {}
-        """By the id of the kernel that they listen to; with an empty id, to all."""
+        """The listeners by the kernel id that they were registered for; the empty id means all kernels."""
         self._policies: dict[str, Mapping[str, Any]] = {}
         self._sent_policies: dict[str, tuple[str, RpcClient]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -96,7 +97,10 @@ class Client:
         return self._ask("stop", _to_kernel, deadline_s, kernel_id=kernel_id, grace_s=float(grace_s))
 
     def cancel(self, kernel_id: str, launch_id: str = "") -> Call[None]:
-        """Cancel a start. The start's caller gets `Cancelled`."""
+        """Cancel a start: its caller gets `Cancelled`.
+
+        With a `launch_id`, the kernel of that launch is ended if it runs already.
+        """
         return self._ask("cancel", _to_nothing, kernel_id=kernel_id, launch_id=launch_id)
 
     def signal(self, kernel_id: str, signum: int) -> Call[None]:
@@ -106,7 +110,7 @@ class Client:
     def kernels(self, *, with_use: bool = False) -> Call[KernelList]:
         """Return all kernels, including queued ones, without their connections.
 
-        `with_use` adds the CPU and memory that each kernel uses; that asks all agents.
+        `with_use` adds the CPU and memory that each kernel uses. The service asks all agents for them.
         """
 
         async def ask() -> KernelList:
@@ -125,9 +129,9 @@ class Client:
     def adopt(self, kernel_id: str, owner: Owner | None = None) -> Call[Kernel]:
         """Adopt a kernel or a start of another application, and return it; raises `UnknownKernel`.
 
-        The kernel then belongs to this application, as if this application had started it. Raises `HeldElsewhere` if
-        both are Jupyter Servers and the other one lives. The kernel has no connection if it does not run yet, or if
-        its agent is unreachable (state `unknown`).
+        This application becomes the holder, unless a Jupyter Server that lives holds the kernel: that server
+        stays the holder, and another server gets `HeldElsewhere`. The returned kernel has no connection if it
+        does not run yet, or if its agent is unreachable (state `unknown`).
         """
         return self._ask("adopt", _to_kernel, kernel_id=kernel_id, owner=owner or this_owner())
 
@@ -197,8 +201,8 @@ class Client:
     def doctor(self, fix: bool = False) -> Call[list[dict[str, Any]]]:
         """Return the service's findings: errors, warnings, and checks that passed.
 
-        With `fix`, the service repairs disagreements between kernels, leases and processes before. Each step is a
-        finding of the level `fixed`. Without, a finding with the key `fix` can be repaired.
+        With `fix`, the service first repairs disagreements between kernels, leases and processes. Each repair
+        is a finding of the level `fixed`. Without `fix`, a finding with the key `fix` can be repaired.
         """
         return self._ask("doctor", itemgetter("findings"), **({"fix": True} if fix else {}))
 
@@ -207,12 +211,13 @@ class Client:
         return self._ask("events", lambda answer: [*map(_to_event, answer["events"])], limit=limit)
 
     def listen(self, callback: Callable[[Event], None], *, kernel_id: str = "") -> Callable[[], None]:
-        """Call `callback` with every event, on the client's thread. Return a function that ends this.
+        """Call `callback` with every event, on the client's thread.
 
-        With `kernel_id`, it gets the events of this kernel, and events without a kernel.
+        Return a function that removes the callback. With `kernel_id`, the callback gets only the events of
+        this kernel, and events that are about no kernel.
 
-        An event of kind `resync` means that events may have been missed: read again what you need. While there is a
-        listener, a lost connection is replaced at once.
+        An event of kind `resync` means that events may have been missed: read again what you need. While
+        there is a listener, the client connects again by itself after it has lost the connection.
         """
         with self._changing:
             self._listeners.setdefault(kernel_id, []).append(callback)
@@ -229,7 +234,10 @@ class Client:
         return stop
 
     def close(self) -> None:
-        """Remove the listeners and close the connection. The next call connects again. Optional before an exit."""
+        """Remove the listeners and close the connection. The next call connects again.
+
+        A program need not call this before it exits.
+        """
         self._listeners.clear()
         with self._changing:
             loop, thread = self._loop, self._thread
@@ -254,7 +262,7 @@ class Client:
         )
 
     def _after_fork(self) -> None:
-        """Start over in a forked child: it has no thread, and the loop and sockets belong to the parent."""
+        """Reset the client in a forked child, as thread, loop and sockets belong to the parent."""
         _of_parent.append((self._loop, self._connection, self._tasks))
         self._loop = self._thread = None
         self._begin()
@@ -266,7 +274,7 @@ class Client:
     def _ask(
         self, op: str, read: Callable[[Any], T], deadline_s: float = CALL_DEADLINE_S, /, **arguments: Any
     ) -> Call[T]:
-        """Call the service, and return its answer as `read` returns it."""
+        """Call the operation `op` of the service, and return what `read` makes of its answer."""
 
         async def ask() -> T:
             return read(await self._call(op, arguments, deadline_s))
@@ -299,7 +307,7 @@ class Client:
             self._notify(_to_event(message))
 
     def _find_listeners(self, kernel_id: str | None) -> list[Callable[[Event], None]]:
-        """Return the listeners to events of this kernel; all listeners if it is None."""
+        """Return the listeners that want events of this kernel, or all listeners if `kernel_id` is None."""
         ids = list(self._listeners) if kernel_id is None else ("", kernel_id)
         return [listener for each in ids for listener in self._listeners.get(each, ())]
 
@@ -344,7 +352,7 @@ class Client:
             await asyncio.sleep(next(pauses))
 
     async def _send_policy(self, connection: RpcClient, request: Request | None, deadline: float) -> None:
-        """Send the request's policy first, if it is this process's own. A new connection may lead to a new service."""
+        """Send a policy that this process has added, unless this connection has carried it already."""
         given = self._policies.get(request.policy) if request is not None else None
         if given is not None and self._sent_policies.get(given["name"]) != (given["token"], connection):
             await connection.call("add_policy", given, timeout_s=max(0.01, deadline - time.monotonic()))
@@ -389,8 +397,9 @@ def connect(backend: str = DEFAULT_BACKEND, **options: Any) -> Client:
     """Return this process's client for `backend`. Its first call connects to the service, or starts it.
 
     `options` are settings of the service (for `local`: `cpus`, `memory`, `gpus`, `gpu_model`, `config_file`).
-    Other options mean another service, and so does another `address`. An environment variable such as `RAY_ADDRESS`
-    can give the address. The same arguments return the same client. Raises `ConfigError` for an unknown backend.
+    Different options or a different `address` select a different service. An environment variable such as
+    `RAY_ADDRESS` can give the address. The same arguments return the same client. Raises `ConfigError` for an
+    unknown backend.
     """
     options = with_address(backend, options)
     key = backend, json.dumps(options, sort_keys=True, default=str), os.environ.get("ROOST_RUNTIME_DIR", "")

@@ -1,4 +1,4 @@
-"""The owner that this process is to the scheduler."""
+"""This process as an owner of kernels."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from roost.launchers.protocol.shared_values import Owner
 
 
 def this_owner(user: str = "", application: str = "", can_adopt: bool = False, server: str = "") -> Owner:
-    """Return this process as an owner. Kernels outlive an application that can adopt them after its restart.
+    """Return this process as an owner.
 
-    `server` is the name of a Jupyter Server.
+    `can_adopt` says that the application adopts its kernels after a restart, so kernels outlive it. `server`
+    is the server name of a Jupyter Server.
     """
     try:
         user = user or getpass.getuser()

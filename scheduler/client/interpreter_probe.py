@@ -66,7 +66,7 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
 
 
 def _find_missing_module(executable: str, argv: Sequence[str], env: Mapping[str, str]) -> str:
-    """Return a sentence if the command is `python -m MODULE` without that module; empty if not, or if in doubt."""
+    """Return an error text if `argv` is `python -m MODULE` and MODULE is missing, else an empty text."""
     if not os.path.basename(executable).startswith("python") or tuple(argv[1:2]) != ("-m",) or len(argv) < 3:
         return ""
     module = argv[2].partition(".")[0]

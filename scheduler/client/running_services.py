@@ -21,7 +21,7 @@ _ANSWER_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningService:
-    """A service that runs. `address` is that of its cluster; empty on one machine."""
+    """A service that runs. `address` is the address of its cluster, empty if the cluster has none."""
 
     folder: Path
     version: str
@@ -45,7 +45,7 @@ async def read_kernels(
 ) -> tuple[list[Any], list[str]]:
     """Return all kernels, page by page, in the order of their starts, and the names of the agents that are unreachable.
 
-    `call` calls the operation `kernels`.
+    `call` sends its argument to the service's operation `kernels` and returns the answer.
     """
     found: list[Any] = []
     unreachable: list[str] = []

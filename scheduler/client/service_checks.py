@@ -1,4 +1,4 @@
-"""Checks of a policy and of a request by the scheduler that would get them."""
+"""Checks whether a scheduler or its cluster would refuse a policy or a request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .call import wait_for
 
 
 def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for a policy that this scheduler would refuse. Only a policy that is not shipped is sent."""
+    """Raise `ConfigError` if this scheduler would refuse the policy. Shipped policies always pass."""
     from roost.placement.shipped_policies import SHIPPED  # here, because it imports numpy
 
     if not policy or policy in SHIPPED:
@@ -26,7 +26,10 @@ def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:
 
 
 def check_cluster(request: Request, backend: str, options: Mapping[str, Any]) -> str:
-    """Raise `ConfigError` if the cluster would start no such kernel. Return a note if it does not answer, else ""."""
+    """Raise `ConfigError` if the cluster could not run the request.
+
+    Return a note if it does not answer, else "".
+    """
     from roost.scheduler.config.files import (
         load_settings,
     )  # here, because Jupyter needs no settings of the service
@@ -42,7 +45,7 @@ def check_cluster(request: Request, backend: str, options: Mapping[str, Any]) ->
 
 
 def find_refusal(request: Request, backend: str, options: Mapping[str, Any]) -> str:
-    """Return why this scheduler would refuse the request for good; empty if it would not, or if it does not run."""
+    """Return why this scheduler would never start the request; empty if it may, or does not answer."""
     if read_announcement(service_folder(backend, with_address(backend, options))) is None:
         return ""
     try:

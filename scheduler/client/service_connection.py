@@ -26,7 +26,8 @@ _GREETING_S = 5.0
 RETRY_S = (0.02, 1.0)
 """First and longest pause before a connection or a call is tried again."""
 _REJOIN_S = (0.3, 30.0)
-"""The same if only listeners wait. They are slower, so that an application with a call replaces the service."""
+"""First and longest pause if only listeners wait: an application with a call should restart the service
+first."""
 
 
 def no_answer(backend: str, options: Mapping[str, Any], problem: str) -> BackendUnavailable:
@@ -40,7 +41,8 @@ def no_answer(backend: str, options: Mapping[str, Any], problem: str) -> Backend
 class ServiceConnection:
     """A connection to one service, used on one event loop.
 
-    Events may be missing before `on_rejoined`. While `is_wanted()`, a lost connection is replaced at once.
+    `on_rejoined` is called after each new connection but the first: events may have been missed before. While
+    `is_wanted()` is true, a lost connection is made again without a call.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class ServiceConnection:
         self._has_joined = False
 
     async def connect(self, deadline: float) -> RpcClient:
-        """Return the live connection; raises `BackendUnavailable`. All callers wait for the same attempt."""
+        """Return the live connection; raises `BackendUnavailable`. Concurrent callers share one attempt."""
         if self._rpc is not None and not self._rpc.is_lost:
             return self._rpc
         if self._joining is None or self._joining.done():

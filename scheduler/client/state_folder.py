@@ -11,6 +11,9 @@ from roost.launchers.daemon.private_files import write_private_json as write_pri
 
 
 def state_folder(*names: str) -> Path:
-    """Return a folder below it, which only this user can enter. Raises `OSError` with the remedy."""
+    """Create and return the folder `names` below the state folder.
+
+    Only this user can enter it. Raises `OSError`, and the error's text has the remedy.
+    """
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return private_folder(Path(base, "roost", *names))

@@ -27,8 +27,9 @@ def load_settings(
 ) -> tuple[Settings, Section]:
     """Return the scheduler's settings and the backend's; raise `ConfigError`, which names the wrong key.
 
-    Reads `config_file` if the options name one. Otherwise reads every `jupyter_roost_config` on `path` (default:
-    Jupyter's). The first one wins. The other options are settings of the backend, and beat its section.
+    Reads `config_file` if the options name one. Otherwise reads every `jupyter_roost_config` on `path`
+    (default: Jupyter's); the value in the first folder of `path` wins. The other `options` are settings of
+    the backend and override its section in the files.
     """
     files = Path(config_file) if (config_file := options.get("config_file")) else None
     config = _read_all(files, jupyter_config_path() if path is None else path)
@@ -69,7 +70,7 @@ def _load_section(backend: str) -> type[Section]:
 
 
 def _to_values(backend: str, section: type[Section], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options by their traits' names. An option for memory may also be called `<name>_bytes`."""
+    """Return the options by the section's trait names; `<name>_bytes` also names a memory trait."""
     traits = section.class_traits(config=True)
     aliases = {f"{name}_bytes": name for name, trait in traits.items() if isinstance(trait, Memory)}
     values = {}
@@ -105,7 +106,7 @@ def _read(file: Path) -> Config:
 
 
 def _resolve_paths(config: Config, folder: Path) -> None:
-    """Make the paths of policies absolute. They are relative to the folder of the file that names them."""
+    """Make the paths of policies absolute. A relative path starts at `folder`, where the file is."""
 
     def resolve(spec: Any) -> Any:
         path, _, attribute = str(spec).rpartition(":")

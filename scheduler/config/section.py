@@ -32,10 +32,11 @@ class Memory(TraitType[Bytes, "int | str | None"]):  # type: ignore[misc,unused-
 
 
 class Section(Configurable):  # type: ignore[misc,unused-ignore]
-    """The settings of one section, `c.<class name>`. Each trait is one, and does not change after construction.
+    """The settings of one section, `c.<class name>`.
 
-    A value is given as a keyword argument, or comes from `config`, or is the trait's default. Raises `TraitError`.
-    Two sections of the same class are equal if all their values are.
+    Each trait is a setting and is frozen after construction. A value is given as a keyword argument, or comes
+    from `config`, or is the trait's default. Raises `TraitError`. Two sections of the same class are equal if
+    all their values are equal.
 
     >>> from traitlets import Unicode
     >>> class RoostDemoBackend(Section):
@@ -73,7 +74,7 @@ class Section(Configurable):  # type: ignore[misc,unused-ignore]
     __hash__ = None  # type: ignore[assignment]
 
     def with_values(self: S, **changes: Any) -> S:
-        """Return a copy with these values."""
+        """Return a copy with these values changed."""
         return type(self)(**{**self._values(), **changes})
 
     def _values(self) -> Mapping[str, Any]:

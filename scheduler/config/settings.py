@@ -1,6 +1,6 @@
 """`Settings`: the section `c.RoostScheduler` of `jupyter_roost_config.py|json`.
 
-The service loads it itself, from Jupyter's configuration path: a kernelspec cannot change it.
+The service loads this section itself from Jupyter's configuration path, so a kernelspec cannot change it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .section import Memory, Section
 
 
 class RoostScheduler(Section):
-    """`c.RoostScheduler`: how much each user may have, and how long things are kept. A limit of None is no limit."""
+    """`c.RoostScheduler`: limits for users and kernels, policies, and times of grace. None means no limit."""
 
     max_kernels_per_user = Int(None, allow_none=True, min=0, help="Kernels that one user may have.")
     max_cpus_per_kernel = Float(None, allow_none=True, min=0.0, help="CPUs that one kernel may ask for.")

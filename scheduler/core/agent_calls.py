@@ -51,7 +51,7 @@ _ERRORS: dict[str, type[RoostError]] = {
     "no_lease": LeaseGone,
     "unknown_kernel": UnknownKernel,
 }
-"""Error kinds of the agent's protocol. All others are a `LaunchError`."""
+"""The exceptions for the error kinds of the agent's protocol. Any other kind becomes a `LaunchError`."""
 
 
 class Agents:
@@ -63,7 +63,10 @@ class Agents:
         self._closing: set[asyncio.Task[Any]] = set()
 
     def listen(self, listener: AgentListener) -> None:
-        """Call `listener` with every event and loss from now on. It must be quick and must not raise."""
+        """Call `listener` with every event and loss from now on.
+
+        `listener` must be quick and must not raise.
+        """
         self._listeners.append(listener)
 
     async def client(self, address: AgentAddress) -> AgentClient:
@@ -80,7 +83,7 @@ class Agents:
             raise BackendUnavailable(f"the agent at {endpoint} does not answer: {problem}") from problem
 
     def connected(self, endpoint: str) -> AgentClient | None:
-        """Return the live connection to that endpoint, if there is one."""
+        """Return the live connection to that endpoint, or None."""
         task = self._clients.get(endpoint)
         if task is None or not task.done() or task.cancelled() or task.exception() is not None:
             return None

@@ -27,7 +27,7 @@ _JOIN_S = 10.0
 
 
 class Cluster:
-    """A backend with the operator's drained nodes (`draining`), which the file `drained` remembers."""
+    """A backend with the nodes that the operator drains (`draining`), which the file `drained` keeps."""
 
     def __init__(self, backend: Backend, agents: Agents, drained: Path | None = None) -> None:
         self.backend = backend
@@ -38,7 +38,7 @@ class Cluster:
         self.draining = {str(name) for name in known} if isinstance(known, list) else set[str]()
 
     def drain(self, node_id: str, on: bool) -> None:
-        """Stop or resume placing on a node; raises `LaunchError` if that cannot be written down."""
+        """Drain a node, or end its drain; raises `LaunchError` if the file cannot be written."""
         draining = self.draining | {node_id} if on else self.draining - {node_id}
         try:
             if self._drained is not None:
@@ -73,7 +73,10 @@ class Cluster:
         return await caller.call(call)
 
     async def find_agents(self, leases: Sequence[Lease]) -> tuple[dict[str, list[Lease]], set[str]]:
-        """Return the held leases by their agent's endpoint, and the ids of those whose agent is unknown now."""
+        """Return the held leases by their agent's endpoint, and a set of lease ids.
+
+        The set has the ids of held leases whose agent cannot be found in time.
+        """
         held = [lease for lease in leases if lease.state == "held"]
         addresses = await asyncio.gather(*(_try(partial(self.backend.agent, lease)) for lease in held))
         agents: dict[str, list[Lease]] = {}
@@ -82,11 +85,14 @@ class Cluster:
         return agents, {lease.id for lease in agents.pop("", ())}
 
     async def ask_agent(self, lease: Lease, call: Callable[[AgentClient], Awaitable[T]]) -> T | None:
-        """Return the answer of the lease's agent, or None if there is none in time."""
+        """Return the agent's answer; None if it is late, unreachable, or does not know the kernel."""
         return await _try(partial(self.call, lease, call))
 
     async def end_process(self, lease: Lease, grace_s: float) -> KernelProcess | None:
-        """End the process in a lease and return how it ended; None if there is none. The lease stays."""
+        """End the kernel's process in a lease, and return how it ended; None if there is no process.
+
+        The lease stays.
+        """
         try:
             return await self.call(lease, lambda agent: agent.stop(lease.kernel_id, grace_s))
         except UnknownKernel:
@@ -94,7 +100,7 @@ class Cluster:
 
 
 async def _try(ask: Callable[[], Awaitable[T]]) -> T | None:
-    """Return the answer, or None if there is none in time."""
+    """Return the answer, or None if it is late, the agent is unreachable, or it does not know the kernel."""
     # `ask` is a function, because a coroutine that is cancelled before its first step is reported as never awaited.
     try:
         return await asyncio.wait_for(ask(), _ANSWER_S)

@@ -25,7 +25,10 @@ _FIX = "run `roost doctor --fix`"
 
 @dataclass(frozen=True, slots=True)
 class _Disagreement:
-    """A disagreement of both sides of the invariant, and the step that ends it. `fix` says what the step does."""
+    """A disagreement between kernels, leases and processes.
+
+    `repair` ends it, and `fix` says what `repair` does.
+    """
 
     what: str
     fix: str
@@ -33,7 +36,7 @@ class _Disagreement:
 
 
 class Doctor:
-    """Compares kernels, leases and processes, and repairs what disagrees if it is asked to."""
+    """Compares kernels, leases and processes; `repair` ends the disagreements."""
 
     def __init__(
         self,
@@ -52,7 +55,10 @@ class Doctor:
         self._policies = policies
 
     async def diagnose(self) -> list[Finding]:
-        """Return all findings, worst first; one of level ok if nothing is wrong. Changes nothing."""
+        """Return all findings, in no fixed order; at least one of level ok if nothing is wrong.
+
+        Changes nothing.
+        """
         reading = await self._reconciler.read(only_own=False)
         found: list[Finding] = [
             {"level": "error", "what": each.what, "do": _FIX, "fix": each.fix}
@@ -77,7 +83,7 @@ class Doctor:
         return found
 
     async def repair(self) -> list[Finding]:
-        """Repair one disagreement after another. Return these steps, and then what `diagnose` finds."""
+        """Repair all disagreements. Return a finding for each repair, and then the findings of `diagnose`."""
         steps: list[Finding] = []
         for each in self._compare(await self._reconciler.read(only_own=False)):
             try:
@@ -138,7 +144,7 @@ class Doctor:
 
 
 def _judge_limits(snapshot: Snapshot) -> list[Finding]:
-    """Say which nodes can limit memory only, once for each cause."""
+    """Return a finding for each cause why nodes can limit the memory of kernels but not their CPUs."""
     by_cause: dict[str, list[str]] = {}
     for node_id in snapshot.nodes:
         way, _, cause = snapshot.node(node_id).enforcement.partition(": ")

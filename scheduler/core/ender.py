@@ -1,7 +1,7 @@
-"""The end of a kernel: its start is taken back, its process stopped, its lease released.
+"""The end of a kernel: its start is cancelled, its process is stopped, its lease is released.
 
-An end that cannot be carried out, because an agent is unreachable, is tried again until it can. A file remembers it for
-the next scheduler.
+An end that cannot be carried out, because an agent is unreachable, is tried again until it can. A file keeps
+the end for the next scheduler.
 """
 
 from __future__ import annotations
@@ -43,17 +43,20 @@ class KernelEnder:
         self._file = file
         known = read_json(file) if file else None
         self._due: dict[str, str] = known if isinstance(known, dict) else {}
-        """The launch ids of the kernels whose ends must wait, by lease id."""
+        """The launch ids of kernels that could not be ended yet, by lease id."""
 
     def is_due(self, lease: Lease, process: KernelProcess | None) -> bool:
-        """True if this kernel must still be ended: it was not started again since."""
+        """True if this kernel's end must be tried again, as no newer launch runs in the lease."""
         return lease.id in self._due and (process is None or process.launch_id == self._due[lease.id])
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
 
     async def stop(self, record: KernelRecord, grace_s: float, reason: str) -> Kernel:
-        """End a kernel or its start and release its lease. Raises `RoostError`, and then goes on trying."""
+        """End a kernel or its start and release its lease.
+
+        If this raises `RoostError`, the end is tried again later.
+        """
         if record.end is None:
             record.end = start_shared(self._stop(record, grace_s, reason))
         return await asyncio.shield(record.end)
@@ -71,7 +74,7 @@ class KernelEnder:
             log.warning("kernel=%s could not be ended, trying again: %s", record.kernel_id, problem)
 
     def release_soon(self, lease: Lease) -> None:
-        """Release a lease that no kernel comes back for: a reading still shows it. May be repeated."""
+        """Release a lease that a reading still shows but that no kernel uses any more. May be repeated."""
         if lease.id not in self._releasing:
             self._releasing.add(lease.id)
             spawn(self._release(lease), self._tasks, log)
@@ -112,7 +115,7 @@ class KernelEnder:
                 log.warning("%s cannot be written: %s", self._file, problem.strerror)
 
     def _stop_later(self, record: KernelRecord, reason: str) -> None:
-        """Try again later, unless the kernel is started again before."""
+        """Try the end again later, unless the kernel is started again meanwhile."""
         launch_id = record.launch_id
 
         def retry() -> None:

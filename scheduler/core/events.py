@@ -43,7 +43,10 @@ class EventStream:
             listener(event)
 
     def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
-        """Call `listener` with every event from now on; return a function that stops this. It must not raise."""
+        """Call `listener` with every event from now on; return a function that stops this.
+
+        `listener` must not raise.
+        """
         self._listeners.append(listener)
 
         def stop() -> None:

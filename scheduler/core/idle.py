@@ -24,16 +24,17 @@ log = logging.getLogger(__name__)
 ReadUse = Callable[[Sequence[Lease]], Awaitable[Mapping[str, KernelUse]]]
 
 _LOOKS = 20
-"""An idle kernel is looked at about so often before it ends."""
+"""An idle kernel is checked about this many times before it is ended."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 60.0
 _WARNING, _MOST_WARNING_S = 0.2, 300.0
-"""The warning comes so long before the end: a part of the whole time, and at most so many seconds."""
+"""How long before the end the warning comes: a share of the idle limit, and at most this many seconds."""
 
 
 class IdleCuller:
     """Ends a kernel that has been idle for as long as the settings say.
 
-    It is idle while it runs no cell, and neither it nor a process that it has started uses a CPU or a GPU.
+    A kernel is idle while it runs no cell, and neither it nor a process that it has started uses a CPU or a
+    GPU.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class IdleCuller:
         self._settings = settings
         self._tasks: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
-        """The launch ids of kernels that were warned, and have done nothing since."""
+        """The launch ids of kernels about which a warning was published, and that have been idle since."""
         owners.on_orphans = lambda: self._look_later(
             min(settings.orphan_idle_after_s, settings.orphan_idle_gpu_after_s)
         )
@@ -68,7 +69,7 @@ class IdleCuller:
             self._look_later(limit_s)
 
     def _look_later(self, limit_s: float) -> None:
-        """Look at the kernels soon enough for an idle limit of `limit_s`. May be repeated."""
+        """Plan a check of all kernels, soon enough for an idle limit of `limit_s`. May be repeated."""
         if "idle" not in self._timers:
             pause_s = min(max(limit_s / _LOOKS, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
             self._timers.later(pause_s, lambda: spawn(self._look(), self._tasks, log), key="idle")
@@ -89,7 +90,7 @@ class IdleCuller:
             self._look_later(min(limits_s.values()))
 
     def _find_limit(self, record: KernelRecord) -> float | None:
-        """Return how long this kernel may be idle; None without a limit."""
+        """Return how long this kernel may be idle; None if it has no limit or does not run."""
         if not record.runs or record.end is not None:
             return None
         settings, has_gpu = self._settings, bool(record.request.gpus)

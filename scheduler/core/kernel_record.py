@@ -61,7 +61,7 @@ _NEXT: Mapping[Phase, frozenset[Phase]] = {
 
 
 class StartTask:
-    """The task that brings a kernel up. It can be taken back once, and then undoes its steps."""
+    """The task that starts a kernel. If it is cancelled by `take_back`, it undoes its steps."""
 
     def __init__(self, run: Callable[[StartTask], Coroutine[Any, Any, Kernel]]) -> None:
         self.late_exit: KernelProcess | None = None
@@ -74,7 +74,10 @@ class StartTask:
         return await run(self)
 
     async def result(self) -> Kernel:
-        """Wait for the end of the start. Cancelling the waiter does not cancel the start."""
+        """Return the started kernel, or raise the start's error.
+
+        Cancelling the waiter does not cancel the start.
+        """
         return await asyncio.shield(self._task)
 
     async def ended(self) -> None:
@@ -97,7 +100,10 @@ class StartTask:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class KernelRecord:
-    """A kernel, or the start of one. `start` is set while a start runs, and `end` while an end does."""
+    """A kernel, or a kernel that starts.
+
+    `start` is set while a start runs, and `end` while the kernel is ended.
+    """
 
     kernel_id: str
     launch_id: str
@@ -115,17 +121,21 @@ class KernelRecord:
     timing_ms: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     is_stopped: bool = False
-    """True if somebody has stopped it on purpose, or it was idle: it must not be started again by itself."""
+    """True if the kernel was stopped on purpose or because it was idle: roost must not restart it by
+    itself."""
     warning: str = ""
-    """Why the manager was about to take the lease back, if it has warned."""
+    """Why the manager has warned that it will take the lease back; empty if it has not warned."""
     adopted_at: float | None = None
     unheld_since: float | None = None
-    """When its owner has ended (`time.monotonic`), also after another one has adopted it; -inf if nobody saw it.
+    """When the kernel's last owner ended (`time.monotonic`); -inf if nobody saw the end, None if no owner has
+    ended.
 
-    An owner that held it for a short time only does not count: its clients had no time to come back.
+    An adoption does not reset this. The end of an owner that held the kernel for a short time only does not
+    change it, because that owner's clients had no time to come back.
     """
     held_back: list[AgentEvent] | None = None
-    """The events of its agent that wait until the manager has said why it ends the lease."""
+    """Events of the agent that wait until the manager has given the reason for a lost lease; None if none
+    must wait."""
     lease_changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     @property
@@ -146,23 +156,23 @@ class KernelRecord:
     # Transitions
 
     def ask(self, start: StartKernel) -> None:
-        """A new start of this kernel was admitted."""
+        """Note that a new start of this kernel was admitted."""
         self.launch_id, self.owner, self.reason, self.process = start.launch_id, start.owner, "", None
         self.is_stopped = False
         self.kernel_name = start.connection.kernel_name
 
     def claim(self, lease: Lease) -> None:
-        """A node was chosen. The lease is noted before it is claimed, so that an undo finds it."""
+        """Note the lease that is claimed next, so that an undo finds it."""
         self._go(Phase.CLAIMING)
         self.lease, self.decision = lease, None
 
     def wait_for_manager(self, lease: Lease) -> None:
-        """The manager has accepted the claim, and grants it later."""
+        """Note that the manager has accepted the claim and will grant the lease later."""
         self._go(Phase.PENDING)
         self.lease = lease
 
     def refuse(self) -> None:
-        """The manager refused the claim, or took the lease back before the launch: place the request again."""
+        """Go back to the queue: the manager refused the claim, or took the lease back before launch."""
         self._go(Phase.QUEUED)
         self.lease = None
 
@@ -175,12 +185,12 @@ class KernelRecord:
         self.process, self.launch_id = process, process.launch_id
 
     def exit(self, process: KernelProcess) -> None:
-        """The process has ended. Its lease lingers for a restart."""
+        """Note that the process has ended. The lease is kept for a restart."""
         self._go(Phase.EXITED)
         self.process = process
 
     def fail_restart(self, reason: str) -> None:
-        """A restart has failed. The lease lingers for another one."""
+        """Note that a restart has failed. The lease is kept for another restart."""
         self._go(Phase.EXITED)
         self.reason = reason
 

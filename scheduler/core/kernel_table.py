@@ -40,9 +40,9 @@ class LastEntries(dict[K, V]):
 class KernelTable:
     """Records by kernel id; `ended` has the last kernels that are gone, as they were at their end.
 
-    `name` marks the leases of this scheduler. `on_run` is called whenever a kernel runs, `on_exit` and `on_drop` after
-    each exit and drop. `released` has the ids of released leases: a manager may show them for a while, and no kernel
-    comes back for them.
+    `name` marks the leases of this scheduler. `on_run` is called each time a kernel is reported as running,
+    `on_exit` and `on_drop` after each exit and drop. `released` has the ids of released leases, which a
+    manager may still show.
     """
 
     def __init__(self, queue: Queue, events: EventStream, *, name: str) -> None:
@@ -71,7 +71,7 @@ class KernelTable:
         return self.records.get(record.kernel_id) is record
 
     def with_lease(self, lease_id: str) -> KernelRecord | None:
-        """Return the record that has this lease, whose id names the kernel."""
+        """Return the record that has this lease, or None. The lease's id contains the kernel's id."""
         parts = lease_id.split(":")
         for length in range(2, len(parts)):  # the id of a kernel may have colons
             record = self.records.get(":".join(parts[1:length]))

@@ -25,12 +25,12 @@ from .queue import Ticket, find_hold, held_for_elders
 _AWAY_S = 1.0
 """How long a queued start waits between two checks of an `away` manager."""
 _SKIP_S = (1.0, 30.0)
-"""First and longest time for which a node is skipped that refused although it seemed to have room. The manager's
-figures may be ahead of the resources that it can grant."""
+"""First and longest time for which a start skips a node that refused although it seemed to have room. The
+manager may show resources as free before it can grant them."""
 _EXPLAIN_S = 1.0
 """How long a start that is out of time waits for the state of the cluster, to explain the last refusal."""
 _KEPT_REFUSALS = 20
-"""At most so many refusals are kept with each placed kernel. All are counted."""
+"""At most this many refusals are kept with each placed kernel. All are counted."""
 _REFUSED = "refused this request a moment ago"
 _KEPT = "reserved for a kernel that has waited longer"
 
@@ -83,7 +83,10 @@ class LeaseClaimer:
     async def _queue_and_claim(
         self, record: KernelRecord, start: StartKernel, deadline: float, skipped: _Skipped
     ) -> None:
-        """Wait for room and claim it. On return the record has a lease, held or pending."""
+        """Wait until a node has room, and claim a lease there.
+
+        On return the record has a lease, held or pending.
+        """
         environment = start.argv[0] if start.may_fork and start.argv else ""
         request = replace(record.request, environment=environment)
         queue, began = self.table.queue, time.monotonic()
@@ -161,14 +164,14 @@ class LeaseClaimer:
         return await self.policies.decide(request.policy, request, snapshot, avoid=reasons)
 
     async def _explain(self, ticket: Ticket, request: Request, skipped: _Skipped) -> dict[str, Any] | None:
-        """Return the decision that there would be now, if the manager answers."""
+        """Return the decision for the request now, or None if the manager does not answer."""
         with suppress(BackendUnavailable, asyncio.TimeoutError):
             snapshot = await asyncio.wait_for(self.cluster.snapshot(), _EXPLAIN_S)
             return (await self._decide(ticket, request, snapshot, skipped)).to_dict()
         return None
 
     async def _claim(self, record: KernelRecord, decision: Decision, launch: Launch) -> LeaseConflict | None:
-        """Claim the placement (without one, a node that the manager adds); return the conflict if it refuses."""
+        """Claim the placement, or without one a node that the manager adds. Return its refusal, or None."""
         placement = decision.placement
         wanted = Lease(
             id=self.table.lease_id(record.kernel_id, record.launch_id),
@@ -232,7 +235,7 @@ class LeaseClaimer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Refusal:
-    """A refusal by `node`, which counts for a while, or until the node's resources change. None: by the manager."""
+    """A refused claim on `node`, or on any node if `node` is None. It counts for a limited time."""
 
     node: Node | None
     reason: str
@@ -241,14 +244,14 @@ class _Refusal:
 
     @classmethod
     def after(cls, earlier: _Refusal | None, node: Node | None, reason: str) -> _Refusal:
-        """Skip twice as long as the last time, with jitter, so that schedulers do not retry together."""
+        """Return a refusal that counts twice as long as `earlier`, with jitter."""
         first_s, longest_s = _SKIP_S
         for_s = first_s if earlier is None else min(2 * earlier.for_s, longest_s)
         for_s *= random.uniform(0.8, 1.2)
         return cls(node=node, reason=reason, for_s=for_s, until=time.monotonic() + for_s)
 
     def holds(self, snapshot: Snapshot, now: float) -> bool:
-        """True while the same claim would be refused again."""
+        """True until the refusal's time is over, or the node has promised more or less resources."""
         if now >= self.until or self.node is None:
             return now < self.until
         return self.node.id in snapshot and _promised(snapshot.node(self.node.id)) == _promised(self.node)
@@ -256,7 +259,7 @@ class _Refusal:
 
 @dataclass(slots=True)
 class _Skipped:
-    """The refusals that one start has got: by single nodes, and of a claim anywhere, if there was one."""
+    """The refusals that one start has got: by node id, and `everywhere` for all nodes together."""
 
     nodes: dict[str, _Refusal] = field(default_factory=dict)
     everywhere: _Refusal | None = None
@@ -273,7 +276,10 @@ def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:
 
 
 def _line(record: KernelRecord) -> Hashable:
-    """Return the queue's line, which identical requests share. A request without amounts gets one of its own."""
+    """Return the key of the record's line in the queue: equal requests share one.
+
+    A request without amounts gets a line of its own.
+    """
     request = record.request
     if request.is_best_effort and not request.resources:
         return record.kernel_id

@@ -16,7 +16,7 @@ _NAMED = 5
 
 
 def with_defaults(request: Request, settings: Settings) -> Request:
-    """Return the request with the operator's defaults in place of amounts of zero."""
+    """Return the request with the operator's defaults in place of amounts of zero and of a missing policy."""
     return replace(
         request,
         cpus=request.cpus or settings.default_cpus,
@@ -27,7 +27,7 @@ def with_defaults(request: Request, settings: Settings) -> Request:
 
 
 def admit(request: Request, user: str, held: Mapping[str, Request], settings: Settings) -> None:
-    """Raise `NotAllowed` or `LimitExceeded` if `user` may not have this beside the kernels `held` (by id)."""
+    """Raise `NotAllowed` or `LimitExceeded` if `user` may not have this besides the kernels `held`."""
     if user in settings.denied_users or (settings.allowed_users and user not in settings.allowed_users):
         raise NotAllowed(f"user {user!r} may not start kernels here; ask the operator.", user=user)
     most = settings.max_kernels_per_user
@@ -55,7 +55,10 @@ def has_user_cap(settings: Settings) -> bool:
 
 
 def check_wait(user: str, waiting: Sequence[str], wait_s: float, settings: Settings) -> None:
-    """Raise `LimitExceeded` if a start of `user` may not join the starts of the users `waiting`, or not for so long."""
+    """Raise `LimitExceeded` if `wait_s` is too long, or too many starts wait.
+
+    `waiting` has the user of each waiting start.
+    """
     if settings.max_launch_timeout_s is not None and wait_s > settings.max_launch_timeout_s:
         raise LimitExceeded(
             f"the start may wait {wait_s:g} s, and max_launch_timeout_s allows {settings.max_launch_timeout_s:g} s: "
@@ -89,7 +92,7 @@ def _check(per: str, name: str, amount: float, who: str, do: str, settings: Sett
 
 
 def _named(kernel_ids: Iterable[str]) -> str:
-    """Return the beginnings of the ids, which `roost stop` accepts."""
+    """Return a text with the first characters of the ids, which `roost stop` accepts; empty without ids."""
     ids = list(kernel_ids)
     more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
     return f" ({', '.join(id_[:8] for id_ in ids[:_NAMED])}{more})" if ids else ""

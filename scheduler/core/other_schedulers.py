@@ -14,7 +14,7 @@ from .kernel_table import KernelTable
 
 _AS_LONG = 20.0
 _MOST_S = 2.0
-"""A reading asks every agent. It is used for 20 times as long as it took, and at most for two seconds."""
+"""A reading of the leases is used for 20 times as long as it took, but at most for two seconds."""
 
 
 class OtherSchedulers:
@@ -27,7 +27,7 @@ class OtherSchedulers:
         self._use_until = 0.0
 
     async def held_by(self, user: str, *, is_fresh: bool = False) -> dict[str, Request]:
-        """Return the requests of this user's kernels by their ids. With `is_fresh`, by a new reading."""
+        """Return the requests of this user's kernels by their ids. With `is_fresh`, read the leases again."""
         reading = self._reading
         if reading is None or is_fresh or (reading.done() and time.monotonic() >= self._use_until):
             reading = self._reading = start_shared(self._read())

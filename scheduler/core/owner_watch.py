@@ -23,7 +23,7 @@ from .kernel_table import KernelTable
 log = logging.getLogger(__name__)
 
 _SHORT_S = 300.0
-"""The clients of a server that was not there for longer may not have come back to it."""
+"""If an owner ends sooner after it has adopted a kernel, `KernelRecord.unheld_since` does not change."""
 
 OwnerKey = tuple[str, int, float]
 """Host, pid and start time: they tell one application process from all others."""
@@ -33,7 +33,7 @@ class OwnerWatch:
     """Ends the starts and kernels of an ended owner after `owner_grace_s`.
 
     If the owner can adopt them after its restart, starts keep their places for `place_grace_s`, and kernels live on for
-    `orphan_after_s`. `on_orphans` is called when there are such kernels.
+    `orphan_after_s`. `on_orphans` is called when an owner has ended that had kernels or starts.
     """
 
     def __init__(self, table: KernelTable, ender: KernelEnder, timers: Timers, settings: Settings) -> None:
@@ -66,7 +66,7 @@ class OwnerWatch:
         return owner_key(owner) not in self._ended
 
     def holds(self, owner: Owner) -> bool:
-        """True unless the owner's process has ended, also if nobody has noticed that yet."""
+        """True unless the owner's process has ended. Looks at the process now, unlike `is_alive`."""
         return self.is_alive(owner) and (not owner.pid or is_running(owner.pid, owner.process_started_at))
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ class OwnerWatch:
             self._forget_without_kernels(owner_key(record.owner))
 
     def _forget_without_kernels(self, key: OwnerKey) -> bool:
-        """Forget an ended owner that has no kernels left; True if it has none."""
+        """Forget an ended owner that has no kernels left. Return True if it has none."""
         if self._kernels_of(key):
             return False
         self._ended.discard(key)
@@ -105,7 +105,10 @@ class OwnerWatch:
         return True
 
     def _end_without_heir(self, key: OwnerKey) -> None:
-        """End what nobody adopts. Starts come first, or they would get the room that the others free."""
+        """End the kernels and starts of an ended owner that cannot adopt them.
+
+        Starts are ended first, or they would get the room that the ended kernels free.
+        """
         for record in sorted(self._kernels_of(key), key=lambda record: record.start is None):
             if not record.owner.can_adopt:
                 self._ender.stop_soon(record, _describe_end(record))

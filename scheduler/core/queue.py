@@ -1,8 +1,8 @@
 """The queue: which starts wait for room, in which order, and for which reason.
 
-Requests for the same amounts under the same policy form a line, first come first served. The heads of all lines try
-in the order of their arrival, and on every change of the cluster. A node is reserved for a request that waits long
-(`NodeHold`), so that small requests cannot starve a large one.
+Requests that are equal apart from interpreter, owner and preferred labels form a line, first come first
+served. The heads of all lines try in the order of their arrival, and on every change of the cluster. A node
+is reserved for a request that waits long (`NodeHold`), so that small requests cannot starve a large one.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from roost.placement import Decision, Request, Snapshot
 _REPORT_AFTER_S = 0.1
 """How long changes of position are collected. One departure from a line of a hundred moves ninety-nine."""
 _NEAR = 20
-"""Behind this position, a change is reported when it is a tenth of the way: one departure moves a whole line."""
+"""Behind this position, only a change by a tenth or more is reported: one departure moves a whole line."""
 _WOKEN_AT_ONCE = 10
 _NEXT_WOKEN_S = 0.01
-"""Calls are answered between these turns. A head that is woken tries to find a node, which takes a millisecond."""
+"""Pause between two groups of heads that are woken, in which calls are answered. Each head takes a
+millisecond."""
 _REPORTED_AT_ONCE = 100
 _NEXT_REPORT_S = 0.02
 _MOST_HOLDS = 100
-"""At most so many of the oldest requests have a node reserved."""
+"""At most this many of the oldest requests have a node reserved."""
 AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus", "resources": "resources"}
 """The filters about amounts, and the field of a request that each looks at."""
 
@@ -42,7 +43,7 @@ class NodeHold:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Ticket:
-    """A place in a line. `position` is as of the last numbering of the line, see `_Line`."""
+    """A place in a line. `position` is current only after `_Line.number`."""
 
     kernel_id: str
     line: Hashable
@@ -89,7 +90,10 @@ class _Line:
 
 
 class Queue:
-    """The lines. `on_moved` is called with a kernel's id after its position or its reason has changed."""
+    """The lines.
+
+    `on_moved` is called with a kernel's id after its position or reason has changed (see `_NEAR`).
+    """
 
     def __init__(
         self,
@@ -120,7 +124,7 @@ class Queue:
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
-        """Give a place up, served or not; the next in line tries at once. May be repeated."""
+        """Remove the ticket from its line. The next ticket in the line tries at once. May be repeated."""
         tickets = self._lines.get(ticket.line)
         if tickets is None or ticket not in tickets:
             return
@@ -179,7 +183,7 @@ class Queue:
             self._report_soon(ticket.line)
 
     def place(self, ticket: Ticket) -> tuple[int, str]:
-        """Return the position in its line (1 is next) and the reason why the line waits."""
+        """Return the ticket's position in its line (1 is next), and the reason why the line waits."""
         tickets = self._lines.get(ticket.line)
         if tickets is None or ticket not in tickets:
             return 1, ticket.waits_for
@@ -200,7 +204,7 @@ class Queue:
             self._on_moved(kernel_id)
 
     def _find_moved(self) -> Iterator[str]:
-        """Return the kernels whose position or reason is not the reported one. Note it as reported."""
+        """Yield the ids of kernels whose position or reason must be reported, and note the report."""
         while self._unreported:
             line = next(iter(self._unreported))
             tickets = self._lines.get(line) or _Line()  # all of a line may have left
@@ -216,7 +220,7 @@ class Queue:
 
 
 def find_hold(decision: Decision, snapshot: Snapshot) -> NodeHold | None:
-    """Return the node that is likely to have room first: the freest of the nodes that lack only amounts."""
+    """Return a hold on the node with most free resources among those that lack only amounts, or None."""
     short: dict[str, set[str]] = {}
     unfit = set()
     for refusal in decision.refusals:
@@ -237,7 +241,7 @@ def held_for_elders(
 ) -> frozenset[str]:
     """Return the nodes reserved for requests that have waited longer than `ticket`, and at least `after_s`.
 
-    Only requests for the same kind of amounts count. `heads` are the queue's, oldest first.
+    A hold counts only if `request` asks for an amount that is short there. `heads` come from `Queue.heads`.
     """
     held = set()
     for elder in itertools.islice(heads, _MOST_HOLDS):

@@ -32,7 +32,8 @@ _REASON_S = 3.0
 class Reading:
     """Leases, and the processes in them by lease id.
 
-    `unanswered` are the ids of leases that no agent has answered for. `unreachable` names agents.
+    `unanswered` has the ids of leases whose agent has not answered. `unreachable` has the names of those
+    agents.
     """
 
     leases: Sequence[Lease]
@@ -54,7 +55,7 @@ class Reconciler:
         claim_grace_s: float,
     ) -> None:
         self.unreachable: Set[str] = frozenset()
-        """Agents that could not be asked for their leases: kernels that no lease shows may live there."""
+        """The names of agents that could not report their leases: unlisted kernels may live there."""
         self._cluster = cluster
         self._table = table
         self._ender = ender
@@ -65,7 +66,8 @@ class Reconciler:
         self._reading = asyncio.Lock()
         self._must_read = False
         self._unknown: list[AgentEvent] | None = None
-        """The events about unknown kernels since a reading began: it may find these kernels."""
+        """The events about unknown kernels while a reading runs, as it may find these kernels; None without a
+        reading."""
 
     async def open(self) -> None:
         """Read back the kernels of earlier schedulers. The backend must be open."""
@@ -77,7 +79,7 @@ class Reconciler:
         await cancel_all(self._tasks)
 
     def soon(self, delay_s: float = 0.0) -> None:
-        """Reconcile again: an agent was lost, or an undo failed."""
+        """Reconcile again after `delay_s`, for example because an agent was lost or an undo failed."""
         self._timers.later(delay_s, lambda: spawn(self._read_back_or_retry(), self._tasks, log))
 
     async def read(self, *, only_own: bool) -> Reading:
@@ -113,7 +115,7 @@ class Reconciler:
             self.soon(RETRY_S)
 
     async def _read_back(self) -> None:
-        """Reconcile, unless a reading has begun since this was asked for. Only one reading runs at a time."""
+        """Reconcile, one reading at a time. A reading that begins after this call serves this call too."""
         self._must_read = True
         async with self._reading:
             if self._must_read:
@@ -144,7 +146,10 @@ class Reconciler:
         self._table.queue.wake()
 
     def _match(self, lease: Lease, process: KernelProcess | None, *, is_known: bool) -> None:
-        """Compare one lease with its record. `is_known`: its agent has answered, so no process means none."""
+        """Compare one lease with its record.
+
+        `is_known` is True if the agent has answered; then `process` None means that there is no process.
+        """
         record = self._table.get(lease.kernel_id)
         if record is None and lease.id in self._table.released:
             self._ender.release_soon(lease)
@@ -203,7 +208,7 @@ class Reconciler:
                 self._on_lease(event)
 
     def _on_lease(self, event: BackendEvent) -> None:
-        """A pending lease has changed, or the manager has taken a lease back."""
+        """Handle an event of the manager about a lease: a warning, a change of a pending lease, or a loss."""
         record = self._table.with_lease(event.lease_id)
         if record is None or record.lease is None:
             return
@@ -247,7 +252,7 @@ class Reconciler:
             spawn(self._read_loss(record, event.reason), self._tasks, log)
 
     async def _read_loss(self, record: KernelRecord, reason: str) -> None:
-        """Note why a lease is lost, before the exit that follows. The manager may know more than the agent."""
+        """Ask the manager why a lease is lost, note the reason, then handle the events held back."""
         assert record.lease is not None
         try:
             asked = self._cluster.backend.explain_loss(record.lease)

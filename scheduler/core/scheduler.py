@@ -52,10 +52,13 @@ from .use import UseReader
 
 
 class Scheduler:
-    """`name` marks the leases of this scheduler. `folder` keeps drained nodes, recent requests and ends that
-    must wait.
+    """The scheduler of one backend: it starts, lists, explains and stops kernels for its clients.
 
-    The scheduler belongs to the event loop that calls `open`. Every call may be repeated, and raises `RoostError`.
+    `name` marks its leases. `folder` keeps the drained nodes, recent requests, and ends that must be tried
+    again.
+
+    The scheduler belongs to the event loop that calls `open`. Every call may be repeated, and raises
+    `RoostError`.
     """
 
     def __init__(
@@ -105,7 +108,10 @@ class Scheduler:
         await self.reconciler.open()
 
     async def close(self) -> None:
-        """Leave. Kernels, leases and starts under way stay as they are, for the next scheduler."""
+        """Stop the scheduler.
+
+        Kernels, leases and starts under way stay as they are, for the next scheduler.
+        """
         await self._starts.close()
         await cancel_all({record.end for record in self._table.records.values() if record.end is not None})
         self._timers.close()
@@ -116,7 +122,10 @@ class Scheduler:
             await part.close()
 
     async def start(self, start: StartKernel) -> Kernel:
-        """Start a kernel. A repeated launch id joins its start, or gets the same answer."""
+        """Start a kernel.
+
+        A call that repeats a launch id waits for the same start, and gets the same answer.
+        """
         await self._load_policy(start.request)  # first, because it may wait
         if (failure := self._starts.failed.get((start.kernel_id, start.launch_id))) is not None:
             raise failure
@@ -149,7 +158,10 @@ class Scheduler:
         return await self._starts.begin(record, start).result()
 
     async def cancel(self, kernel_id: str, launch_id: str = "") -> None:
-        """Take a start back. With a launch id, also if the start is unknown yet or has just succeeded."""
+        """Cancel a start.
+
+        With a launch id, end a kernel that has just started, and refuse a start that comes later.
+        """
         record = self._table.get(kernel_id)
         if record is not None and launch_id in ("", record.launch_id):
             if record.start is not None:
@@ -162,7 +174,10 @@ class Scheduler:
             self._starts.failed[kernel_id, launch_id] = error
 
     async def stop(self, kernel_id: str, grace_s: float = 5.0) -> Kernel:
-        """End a kernel or its start and release its lease. Raises if the agent is unreachable, and then tries again."""
+        """End a kernel or its start, and release its lease.
+
+        If this raises an error, the end is tried again later.
+        """
         record = self._table.get(kernel_id)
         if record is None:
             return self._ended(kernel_id)
@@ -183,7 +198,7 @@ class Scheduler:
         return [self._view(record) for record in self._table.records.values()]
 
     def list_kernels(self, after: str, most: int) -> list[Kernel]:
-        """Return the first `most` kernels, by their ids, behind the id `after`."""
+        """Return at most `most` kernels whose ids come after `after`, in the order of ids."""
         ids = heapq.nsmallest(most, (id_ for id_ in self._table.records if id_ > after))
         return [self._view(self._table.records[id_]) for id_ in ids]
 
@@ -195,22 +210,25 @@ class Scheduler:
         return self._table.count()
 
     async def with_use(self, kernels: Iterable[Kernel]) -> list[Kernel]:
-        """Return these kernels with their use."""
+        """Return these kernels with `use` filled in; None if the agent does not report it."""
         kernels = list(kernels)
         records = [record for kernel in kernels if (record := self._table.get(kernel.id)) is not None]
         use = await self._use.read([each.lease for each in records if each.runs and each.lease])
         return [replace(kernel, use=use.get(kernel.id)) for kernel in kernels]
 
     def kernel(self, kernel_id: str) -> Kernel:
-        """Return one kernel with its connection; for some time after its end also by the beginning of its id."""
+        """Return one kernel with its connection.
+
+        An ended kernel is found by the beginning of its id, for some time.
+        """
         record = self._table.get(kernel_id)
         return record.view(self._queue, with_connection=True) if record else self._ended(kernel_id)
 
     async def adopt(self, kernel_id: str, owner: Owner) -> Kernel:
-        """Let another application hold a kernel or its start; return it, with its connection.
+        """Let another application hold a kernel or its start; return the kernel with its connection.
 
-        Only one application holds a kernel: its process (host, pid, start time) is the token. A server that lives is
-        not replaced. It stays the owner if a script adopts the kernel; another server gets `HeldElsewhere`.
+        Only one application holds a kernel; host, pid and start time identify its process. A Jupyter Server
+        that lives stays the holder if a script adopts the kernel. Another server gets `HeldElsewhere`.
         """
         record = self._table.get(kernel_id)
         if record is None:
@@ -236,7 +254,7 @@ class Scheduler:
     async def journal(
         self, kernel_id: str, after: int = 0, offset: int = 0, session: str = "", since_s: float | None = None
     ) -> JournalPage:
-        """Return a part of what a kernel has published, as the journal of its agent chooses it."""
+        """Return a page of a kernel's journal. The arguments are those of `Client.journal`."""
         lease = self._lease_of(kernel_id)
         choice = {"after": after, "offset": offset, "session": session, "since_s": since_s}
         return await self._cluster.call(lease, lambda agent: agent.journal(kernel_id, **choice))
@@ -250,7 +268,7 @@ class Scheduler:
         return [snapshot.node(node_id).to_dict() for node_id in snapshot.nodes]
 
     async def explain(self, request: Request, owner: Owner) -> dict[str, Any]:
-        """Return where such a kernel would go now, and why; raise the error that a start would get."""
+        """Return the decision for a request now, with its reasons; raise the error that a start would get."""
         await self._load_policy(request)
         request = self._admit(request, owner, await self._held_elsewhere(request, owner))
         snapshot = await self._cluster.snapshot()
@@ -265,7 +283,7 @@ class Scheduler:
         return document
 
     async def drain(self, node_id: str, on: bool = True) -> None:
-        """Stop placing on a node, or resume. Kernels on the node go on."""
+        """Place no more kernels on a node, or place kernels there again. Kernels on the node go on."""
         if node_id not in self._cluster.draining and node_id not in await self._cluster.snapshot():
             raise ConfigError(f"there is no node {node_id}; see `roost nodes`.")
         self._cluster.drain(node_id, on)
@@ -273,7 +291,7 @@ class Scheduler:
         self._queue.wake()
 
     async def warm(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
-        """Prepare fast starts on the node where such a kernel would go now."""
+        """Warm a zygote for `argv` and `env` on the node where such a kernel would be placed now."""
         request = with_defaults(Request(environment=argv[0] if argv else ""), self._settings)
         await self._load_policy(request)
         decision = await self.policies.decide(request.policy, request, await self._cluster.snapshot())
@@ -284,15 +302,18 @@ class Scheduler:
         await self._cluster.call(lease, lambda agent: agent.warm(argv, env))
 
     async def doctor(self, fix: bool = False) -> list[Finding]:
-        """Return all findings. With `fix`, repair first, and return these steps too."""
+        """Return all findings.
+
+        With `fix`, repair disagreements first, and return each repair as a finding too.
+        """
         return await (self._doctor.repair() if fix else self._doctor.diagnose())
 
     def is_idle(self) -> bool:
-        """True if nobody has or wants a kernel."""
+        """True if there is no kernel and no start."""
         return not self._table.records
 
     async def _held_elsewhere(self, request: Request, owner: Owner, but: str = "") -> Mapping[str, Request]:
-        """Return this user's requests in other schedulers, by kernel id. Return {} if no cap is per user."""
+        """Return the user's requests in other schedulers by kernel id; empty if no cap is per user."""
         if not has_user_cap(self._settings):
             return {}
         held = await self._others.held_by(owner.user)
@@ -304,7 +325,7 @@ class Scheduler:
         return held
 
     def _check_wait(self, start: StartKernel) -> None:
-        """Raise if too many starts wait, or this one may not wait so long."""
+        """Raise `LimitExceeded` if too many starts wait, or if this start wants to wait too long."""
         waiting = [record.owner.user for record in self._starts.list_waiting()]
         check_wait(start.owner.user, waiting, start.wait_s, self._settings)
 
@@ -317,7 +338,7 @@ class Scheduler:
         but: str = "",
         has_lease: bool = False,
     ) -> Request:
-        """Return the request with the operator's defaults, or raise if its owner may not have it."""
+        """Return the request with the operator's defaults; raise if it is not allowed or not possible."""
         request = self._check_caps(request, owner, elsewhere, but)
         self.backend.check_request(request)
         if not has_lease:  # a restart keeps its lease, and needs no policy
@@ -327,7 +348,10 @@ class Scheduler:
     def _check_caps(
         self, request: Request, owner: Owner, elsewhere: Mapping[str, Request], but: str
     ) -> Request:
-        """Return the request with the operator's defaults, or raise if it goes beyond a cap. `but` does not count."""
+        """Return the request with the operator's defaults, or raise if it exceeds a cap.
+
+        The kernel `but` is not counted.
+        """
         request = replace(with_defaults(request, self._settings), owner=owner.user)
         others = {kernel_id: each for kernel_id, each in elsewhere.items() if kernel_id != but} | {
             record.kernel_id: record.request
@@ -358,7 +382,7 @@ class Scheduler:
         return kernel
 
     def _unknown(self, kernel_id: str, message: str) -> BackendUnavailable | UnknownKernel:
-        """Return the error for an unknown kernel: it may live where an agent is unreachable."""
+        """Return `UnknownKernel`, or `BackendUnavailable` if an unreachable agent may have the kernel."""
         if self.reconciler.unreachable:
             names = ", ".join(sorted(self.reconciler.unreachable))
             return BackendUnavailable(f"kernel {kernel_id} may live where no agent answers now: on {names}.")

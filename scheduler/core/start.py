@@ -1,7 +1,8 @@
-"""One start from the queue to the running process, and back from any step: lease → launch.
+"""One start, from the queue through lease and launch to the running process, and its undo from any step.
 
-Each step may be repeated: a lease's id has the launch's id, and an agent answers a repeated launch as it did the first.
-If a scheduler is killed in between, the client repeats its call, and the next scheduler goes on from there.
+Each step may be repeated: a lease's id contains the launch's id, and an agent gives a repeated launch the
+same answer. If a scheduler is killed in between, the client repeats its call, and the next scheduler goes on
+from there.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ log = logging.getLogger(__name__)
 
 _JOIN_AGAIN_S = (0.1, 2.0)
 _LEASE_GONE_S = (0.05, 5.0)
-"""First and longest pause before a request is placed again whose agent does not know its lease."""
+"""First and longest pause before a request is placed again because the agent does not know its lease."""
 _REMEMBERED = 1_000
 """At most this many failed starts are remembered."""
 
 
 class StartRunner:
-    """Runs starts, and remembers how starts failed."""
+    """Runs starts, and remembers the errors of failed starts."""
 
     def __init__(
         self, cluster: Cluster, table: KernelTable, claimer: LeaseClaimer, reconciler: Reconciler
@@ -46,13 +47,13 @@ class StartRunner:
         self._claimer = claimer
         self._reconciler = reconciler
         self.failed = LastEntries[tuple[str, str], RoostError](_REMEMBERED)
-        """By kernel and launch id: a repeated start gets the same error and starts nothing."""
+        """The errors of failed starts, by kernel id and launch id. A repeated start gets the same error."""
         self._under_way: dict[str, KernelRecord] = {}
         self._is_closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
-        """Leave all starts as they are. The next scheduler goes on with repeated starts."""
+        """Abandon all starts without undoing them. The next scheduler goes on when clients repeat them."""
         self._is_closing = True
         starts = [record.start for record in self._under_way.values() if record.start is not None]
         await asyncio.gather(*(start.abandon() for start in starts))
@@ -134,7 +135,7 @@ class StartRunner:
         raise AssertionError("pauses never end")
 
     def _find_reported(self, record: KernelRecord, start: StartKernel) -> KernelProcess | None:
-        """Return the kernel of this launch if its pod has reported it, and its agent does not answer yet."""
+        """Return the kernel of this launch if its pod has reported it before its agent answers, else None."""
         assert record.lease is not None
         kernel = self._cluster.backend.reported_kernel(record.lease, start.launch_id)
         if kernel is None:
@@ -155,9 +156,9 @@ class StartRunner:
         )
 
     async def _join(self, record: KernelRecord, lease: Lease, start: StartKernel) -> None:
-        """Hear from the agent about a kernel that its pod has reported. It may have ended meanwhile.
+        """Wait until the agent knows a kernel that its pod has reported. Note if the kernel has ended.
 
-        Until the agent knows the kernel too, it would ignore a signal. On a busy node this may take a while.
+        An agent that does not know the kernel yet would ignore a signal. On a busy node, this can take long.
         """
 
         def is_wanted() -> bool:
@@ -185,7 +186,7 @@ class StartRunner:
             self._table.update(record, process)
 
     async def _launch(self, lease: Lease, start: StartKernel, deadline: float) -> KernelProcess:
-        """Launch in the lease, again if the connection to the agent is lost meanwhile."""
+        """Launch the kernel in the lease. If the connection to the agent is lost, repeat the launch."""
 
         async def launch(agent: AgentClient) -> KernelProcess:
             remaining_s = deadline - time.monotonic()

@@ -14,16 +14,17 @@ from .cluster import Cluster
 from .kernel_table import LastEntries
 
 _LEAST_S, _MOST_BUSY = 1.0, 0.01
-"""An answer is good for so long, and for longer if it took more than this part of the time."""
+"""An answer is used again for a second, or for 100 times as long as it took if that is longer."""
 _REMEMBERED = 1_000
 
 Uses = Sequence[KernelUse]
 
 
 class UseReader:
-    """Reads the use of kernels. However many notebooks and terminals show it, an agent is asked about once a second.
+    """Reads the use of kernels.
 
-    An agent with a thousand kernels is asked less often.
+    An agent is asked at most about once a second, however many clients want to know. An agent with a thousand
+    kernels is asked less often, because its answer takes longer.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -37,7 +38,7 @@ class UseReader:
     async def read(self, leases: Sequence[Lease], *, is_fresh: bool = False) -> dict[str, KernelUse]:
         """Return what kernels use, by kernel id. Kernels of unreachable agents are left out.
 
-        With `is_fresh`, no earlier answer is good enough.
+        With `is_fresh`, the agents are asked again.
         """
         agents, _ = await self._cluster.find_agents(leases)
         answers = await ask_all(lambda each: self._share(each[0], each[1][0], is_fresh), agents.items())
@@ -62,7 +63,7 @@ class UseReader:
 
 
 class _Answer:
-    """An agent's answer, or the call for it."""
+    """The answer of an agent about the use of its kernels, or the call that waits for it."""
 
     def __init__(self) -> None:
         self.task: asyncio.Task[Uses | None] | None = None

@@ -1,6 +1,7 @@
-"""The placement policies of one scheduler, by name. They are kept, because they cache scores.
+"""The placement policies of one scheduler, by name.
 
-Shipped policies are built again when the workload changes. Foreign policies run in threads (`sandbox`).
+Policies are kept between requests, because they cache scores. Shipped policies are built again when the
+workload changes. Foreign policies run in threads (`sandbox`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .sandbox import PolicyFailed, SandboxedPolicy
 
 FALLBACK = "balanced"
 _LOAD_S = 15.0
-"""At most this long for loading a policy; less than a client waits for its answer."""
+"""How long loading a policy may take. A client waits longer for its answer."""
 _MAX_PROBLEMS = 1_000
 """At most this many errors are kept: clients choose the names."""
 
@@ -38,7 +39,7 @@ class PolicyCatalog:
         self._problems: dict[str, ConfigError] = {}
         self._given: dict[str, str] = {}
         self.failed: dict[str, str] = {}
-        """By policy, why its latest decision was unusable: `failed (ValueError: …)`."""
+        """Why the latest decision of a policy was unusable, by policy name: `failed (ValueError: …)`."""
         self._loading: dict[str, asyncio.Task[ConfigError | None]] = {}  # by a client's token, else by name
 
     async def load(self, name: str) -> None:
@@ -74,7 +75,7 @@ class PolicyCatalog:
         return problems
 
     async def check_configuration(self) -> dict[str, str]:
-        """Return the unusable policies that the configuration names, by setting."""
+        """Return the problem of each unusable policy in the configuration, by the setting that names it."""
         named = {f"c.RoostScheduler.policies[{name!r}]": name for name in self._settings.policies}
         named = {"c.RoostScheduler.default_policy": self._settings.default_policy, **named}
         problems = await self.find_problems(list(named.values()))
@@ -105,7 +106,7 @@ class PolicyCatalog:
     async def decide(
         self, name: str, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE
     ) -> Decision:
-        """Return that policy's decision; raises `ConfigError` as `check` does."""
+        """Return the policy's decision, or `balanced`'s if it fails. Raises `ConfigError` as `check` does."""
         self.check(name)
         workload = self._recent.workload(snapshot)
         if workload is not self._workload:
@@ -132,7 +133,7 @@ class PolicyCatalog:
         return self._get_shipped(spec) if spec in SHIPPED else self._others[name]
 
     async def close(self) -> None:
-        """Stop waiting for policies. A thread that still runs one ends with the process."""
+        """Stop waiting for policies. A thread that still runs a policy ends with the process."""
         tasks = [*self._loading.values(), *(other.call for other in self._others.values() if other.call)]
         for task in tasks:
             task.cancel()

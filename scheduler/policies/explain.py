@@ -44,7 +44,8 @@ def find_soonest(
 ) -> dict[str, Any] | None:
     """Return the node where the fewest of roost's kernels must end to make room, and those kernels, or None.
 
-    Among equal nodes, the kernels that hold least are chosen. `since` has the start times of kernels by id.
+    Among nodes with equally many such kernels, the one where they hold least is chosen. `since` has the start
+    times of kernels by id.
     """
     unfit = {
         refusal.node_id
@@ -91,7 +92,7 @@ def _has_room(request: Request, node: Node, ended: Iterable[Lease]) -> bool:
 
 
 def _choose_leases(leases: Iterable[Lease], has_room: Callable[[Sequence[Lease]], bool]) -> list[Lease]:
-    """Return few leases whose end makes room: one small lease if possible, else all without the unnecessary ones."""
+    """Return few leases whose end makes room: one small lease if possible; empty if all are too few."""
     ended = sorted(leases, key=lambda lease: (_weight(lease), lease.kernel_id))
     for lease in ended:
         if has_room([lease]):

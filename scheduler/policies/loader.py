@@ -23,9 +23,10 @@ _NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
 def find_policy(name: str, named: Mapping[str, str] = _NO_NAMES) -> object:
-    """Return the policy called `name`: one of the operator's (`named`), `path/to/file.py:Name`, or an importable one.
+    """Return the policy called `name`: a key of `named`, `path/to/file.py:Name`, or an importable name.
 
-    Raises `PolicyError` and every error of the imported code. A file is a module with a name of its own.
+    `named` has the operator's names. Raises `PolicyError` and every error of the imported code. A file is
+    imported under a module name that is made from its path.
     """
     spec = named.get(name, name)
     path, _, attribute = spec.rpartition(":")

@@ -1,4 +1,4 @@
-"""Sends a policy object from a program to the scheduler service. Cheap to import."""
+"""Packs a policy object in a program, and unpacks it in the scheduler service. Cheap to import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 """Functions are sent as bytecode, which only the same minor version of Python can run."""
 _MAX_BYTES = 4 << 20
 _packing = threading.Lock()
-"""cloudpickle keeps one list per process of the modules that are sent by value."""
+"""Held while a policy is packed: cloudpickle has one list per process of the modules that are sent by
+value."""
 
 
 def pack_policy(name: str, policy: object) -> str:
@@ -47,7 +48,7 @@ def pack_policy(name: str, policy: object) -> str:
 
 
 def unpack_policy(text: str) -> Any:
-    """Return the policy in a text of `pack_policy`. This runs the sender's code."""
+    """Return the policy that `pack_policy` has packed. This runs the sender's code."""
     import cloudpickle
 
     return cloudpickle.loads(base64.b64decode(text))

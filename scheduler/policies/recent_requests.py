@@ -18,17 +18,18 @@ log = logging.getLogger(__name__)
 WINDOW = 2_000
 """At most this many requests are remembered."""
 _CLASSES = 100
-"""At most this many different requests enter the workload, because each costs memory and time."""
+"""At most this many classes of equal requests enter the workload, because each costs memory and time."""
 _DAY_S = 86_400.0
 _SAVE_AFTER_S = 1.0
-"""How long after a request the file is written: no start waits for it, and a burst is written once."""
+"""How long after a request the file is written. No start waits for that, and a burst is written once."""
 
 
 class RecentRequests:
     """The latest requests, also kept in `file` if there is one, and the workload computed from them.
 
-    The workload changes at the 20th request with GPUs, then after half as many new ones or a day, and with the
-    cluster's GPU models. `clock` is monotonic. All methods are called on one event loop.
+    The workload is computed at the 20th request with GPUs, and again when the GPU requests have grown by
+    half, a day has passed with a new one, or the cluster's GPU models have changed. `clock` is monotonic. All
+    methods are called on one event loop.
     """
 
     def __init__(self, file: Path | None, *, clock: Callable[[], float]) -> None:

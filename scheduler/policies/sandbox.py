@@ -32,7 +32,10 @@ class PolicyFailed(Exception):
 
 
 class SandboxedPolicy:
-    """A foreign policy in at most one thread, that of `call`. Until it has answered, the policy is not asked again."""
+    """A foreign policy that runs in one thread.
+
+    It is not asked again until it has answered the last `call`.
+    """
 
     def __init__(self, name: str, found: object, workload: Workload, *, timeout_s: float) -> None:
         self.name = name
@@ -75,7 +78,7 @@ class SandboxedPolicy:
     def _ask(
         self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], workload: Workload
     ) -> Decision | str:
-        """Return a checked decision, or the description of its error. Runs in the thread."""
+        """Return a checked decision, or the description of the policy's error. Runs in the thread."""
         try:
             if self._learns and workload is not self._workload:
                 self._policy, self._workload = build_policy(self._found, self.name, workload), workload
@@ -92,7 +95,7 @@ class SandboxedPolicy:
 
 
 def check_decision(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> Decision:
-    """Return the answer as a decision without references to the policy's objects; raises if it is impossible."""
+    """Return a copy of the answer without the policy's objects; raises if it is no possible decision."""
     answer = check_placement(answer, request, snapshot, avoid)
     shown = None if answer.placement is None else SHOWN_REFUSALS  # a queued start reads all of them
     refusals: tuple[Any, ...] = answer.first_refusals(shown)

@@ -45,7 +45,7 @@ class DecisionLog:
         self._is_failing = False
 
     def __call__(self, event: Event) -> None:
-        """Append a line for this event. A placement is written when its lease is held."""
+        """Append a line if the event is a held lease, a refused start or a released lease."""
         kernel, kind = event.kernel, event.kind
         if kernel is None:
             return

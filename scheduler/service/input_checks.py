@@ -1,4 +1,4 @@
-"""Checks of what clients send, beyond its form: names that people see, and times."""
+"""Checks of the values that clients send: names must be printable and short, and times positive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_input(message: StartKernel | None, arguments: Mapping[str, Any]) -> No
 
 
 def check_start(start: StartKernel) -> None:
-    """Raise `ConfigError` with one sentence if a name cannot be shown, or a time is not possible."""
+    """Raise `ConfigError` for a missing id, a name that cannot be shown, a zero byte or a bad time."""
     check_name("the kernel's id", start.kernel_id)
     check_name("the launch's id", start.launch_id)
     if not start.kernel_id or not start.launch_id:

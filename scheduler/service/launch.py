@@ -1,4 +1,7 @@
-"""Where a scheduler service is, and the command that starts it. Cheap to import: it builds no operations."""
+"""The folder of a scheduler service, and the command that starts it.
+
+This module is cheap to import: it imports no part of the scheduler's core.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,15 @@ from roost.launchers.daemon.private_files import runtime_dir
 from roost.scheduler.backends.registry import get_spec
 
 PROTOCOL = 6
-"""Version of these operations. A client asks a service with another version to leave, and starts its own. A new
-operation, or a new field of an answer or event, does not change it: older clients ignore that field."""
+"""Version of the service's operations. A client asks a service with a lower version to leave and starts its
+own, and refuses a higher one. A new operation, or a new field of an answer or event, does not change the
+version."""
 
 _NO_ADDRESS = ("", "auto")
 
 OPTIONS_VARIABLE = "ROOST_SERVICE_OPTIONS"
-"""Environment variable with the service's options as JSON. Every user of the machine could read them in argv."""
+"""Environment variable with the service's options as JSON. In argv, every user of the machine could read
+them."""
 
 PYTHON_VARIABLE = "ROOST_SERVICE_PYTHON"
 """Environment variable with the service's interpreter, if it is not the caller's own. A cluster may accept only its
@@ -28,7 +33,7 @@ own versions of Python and of its library."""
 
 
 def with_address(backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the given options, with the address that the backend's environment variable names if there is no other.
+    """Return the given options. If they have no address, add that of the backend's environment variable.
 
     The address then selects the service like every other option. Raises `ConfigError` for an unknown backend.
     """
@@ -53,7 +58,7 @@ def service_folder(backend: str, options: Mapping[str, Any]) -> Path:
 
 
 def _spell(address: object) -> object:
-    """Return an address as most people write it. Names are not resolved: that may take long, and change."""
+    """Return the address in one spelling, so that `LOCALHOST:1` and `127.0.0.1:1` select the same service."""
     if not isinstance(address, str):
         return address
     scheme, mark, rest = address.strip().rpartition("://")

@@ -18,7 +18,8 @@ from roost.placement.request import Request
 Finding = dict[str, str]
 """A finding of `roost doctor`: its `level`, the problem (`what`) and the advice (`do`).
 
-The levels are error, warning, fixed and ok. `fix`, if there is one, is the step that repairs it, or that has done so.
+The levels are error, warning, fixed and ok. `fix`, if present, describes the step that can repair or has
+repaired it.
 """
 
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0
@@ -27,11 +28,12 @@ DEFAULT_LAUNCH_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartKernel:
-    """Starts a kernel, or starts it again in its lease. Repeated with the same `launch_id`, it gets the same answer.
+    """A message that starts a kernel, or restarts it in its lease.
 
-    `argv` keeps `{connection_file}` as a placeholder. `launch_timeout_s` bounds queue and launch together.
-    With `queue_timeout_s`, which bounds the queue, it bounds the launch alone. `umask` is the application's, for a
-    kernel on its machine.
+    A repeat with the same `launch_id` is harmless. `argv` keeps `{connection_file}` as a placeholder.
+    `launch_timeout_s` limits queue and launch together. If `queue_timeout_s` is given, it limits the queue,
+    and `launch_timeout_s` limits only the launch. `umask` is the application's own, and applies to a kernel
+    on the same machine.
     """
 
     kernel_id: str
@@ -54,20 +56,21 @@ class StartKernel:
 
 
 KernelState = Literal["queued", "starting", "running", "exited", "unknown"]
-"""`unknown`: there is a lease, and its agent has not said yet whether a kernel runs in it."""
+"""The states that users see. `unknown`: there is a lease, but its agent has not reported whether a kernel
+runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """A kernel as the scheduler knows it.
 
-    `position` (1 is next) and `waits_for` (a sentence) are set while the kernel is queued. `timing_ms` is by stage:
-    `queued`, `placed`, `leased`, `granted` if the lease was pending, `launched`, and the agent's own. `decision` is
-    `placement.Decision.to_dict()`.
-    `process` is the kernel's process as its agent reports it. Its `connection` has the keys, and is None in lists.
-    `kernel_name` is its kernelspec's. `use` is set only if the caller asked for it. `is_held`: its owner lives.
-    `is_stopped`: it was stopped on purpose, or because it was idle. `unheld_s` is set in the answer to an adoption: so
-    long ago the last owner ended; None if that is not known.
+    `position` (1 is next) and `waits_for` (a sentence) are set while the kernel is queued. `timing_ms` is by
+    stage: `queued`, `placed`, `leased`, `granted` if the lease was pending, `launched`, and the agent's own.
+    `decision` is `placement.Decision.to_dict()`. `process` is the kernel's process as its agent reports it;
+    `process.connection` has the keys, and is None in lists. `kernel_name` is the name of the kernelspec.
+    `use` is set only if the caller asked for it. `is_held` is True if the owner lives. `is_stopped` is True
+    if the kernel was stopped on purpose, or because it was idle. The answer to an adoption has `unheld_s`:
+    the seconds since the last owner ended, or None if that time is not known.
     """
 
     id: str
@@ -103,17 +106,17 @@ class Kernel:
 
     @property
     def connection(self) -> Connection | None:
-        """How to reach the kernel; None before it has a process, and in lists."""
+        """The addresses and keys of the kernel; None in lists, and before the kernel has a process."""
         return self.process.connection if self.process else None
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code, once the kernel has ended and if its agent saw that."""
+        """The exit code; None while the kernel runs, or if its agent did not see the end."""
         return self.process.exit_code if self.process else None
 
     @property
     def log_tail(self) -> str:
-        """The end of the kernel's log, once the kernel has ended."""
+        """The last part of the log of a kernel that has ended; empty before."""
         return self.process.log_tail if self.process else ""
 
     @property
@@ -137,8 +140,9 @@ class Kernel:
 class Event:
     """One change of state, as every reader of the stream gets it. `at` is in seconds since the epoch, UTC.
 
-    `kind`: queued, placed, leased, running, conflict, exited, released, cancelled, failed, cull, warned, nodes, idle
-    (the service is about to leave). On the client's side also resync: events may be missing.
+    `kind`: queued, placed, leased, running, conflict, exited, released, cancelled, failed, cull, warned,
+    nodes, idle (the service checks whether clients and kernels still need it). The client adds resync: events
+    may be missing.
     """
 
     kind: str

@@ -38,7 +38,7 @@ _UNIX = "unix:"
 
 
 class Metrics:
-    """The metrics of one service. As a listener of the event stream, it counts; on a scrape, it reads the rest.
+    """The metrics of one service: counts of events, and the state of kernels and nodes, read on each scrape.
 
     `count_kernels` (by state and user) and `read_nodes` are called on the event loop that was running when this object
     was made.
@@ -137,7 +137,7 @@ def _describe_nodes(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def find_cause(kernel: Kernel) -> str:
-    """Return why a kernel's process has ended: one of five words."""
+    """Return why a kernel's process has ended: culled, stopped, out_of_memory, killed, exited or unknown."""
     if kernel.is_stopped:
         return "culled" if kernel.reason.startswith("culled") else "stopped"
     if kernel.is_out_of_memory:
@@ -176,8 +176,8 @@ class _Handler(WSGIRequestHandler):
 def serve_metrics(metrics: Metrics, address: str) -> Iterator[str]:
     """Serve the metrics at `HOST:PORT` (loopback) or `unix:PATH`, in threads. Raises `ConfigError`.
 
-    If the address is taken, they are not served: another service of the same configuration may have it. The log and the
-    value of this context say so in a clause. The value is empty if the metrics are served.
+    Another service of the same configuration may have taken the address. Then no metrics are served, and the
+    log and the value of this context say why. The value is empty if the metrics are served.
     """
     path, target = _read_address(address)
     try:
@@ -208,7 +208,7 @@ def serve_metrics(metrics: Metrics, address: str) -> Iterator[str]:
 
 
 def _remove_dead_socket(path: Path) -> None:
-    """Remove the socket of a killed service. Anything else at this path stays: it is then a taken address."""
+    """Remove the socket of a killed service. Anything else at this path stays, and the address is taken."""
     if not path.is_socket() or path.is_symlink():
         return
     with socket.socket(socket.AF_UNIX) as client:
@@ -222,7 +222,10 @@ def _remove_dead_socket(path: Path) -> None:
 
 
 def _read_address(address: str) -> tuple[Path | None, tuple[str, int]]:
-    """Return the path of a Unix socket, or a loopback address. Raises `ConfigError`."""
+    """Return the path of a Unix socket (None for TCP) and the loopback host and port.
+
+    Raises `ConfigError`.
+    """
     path = Path(address.removeprefix(_UNIX))
     if address.startswith(_UNIX) and path.is_absolute():
         return path, ("", 0)

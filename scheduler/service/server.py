@@ -70,7 +70,8 @@ class Service:
         self._spec = spec
         self._calls = 0
         self.metrics_problem = ""
-        """Why the metrics are not served, as a clause; empty if they are served, or if nobody wants them."""
+        """Why the metrics are not served; empty if they are served, or if the operator does not want
+        metrics."""
         self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.left = asyncio.Event()
@@ -81,12 +82,18 @@ class Service:
         self._watch_idleness()
 
     def greet(self, protocol: int = PROTOCOL, version: str = "") -> dict[str, Any]:
-        """Describe the service and its cluster to a client of that version, which decides if they fit."""
+        """Return versions, pid, backend and cluster address.
+
+        The client decides whether it can use this service.
+        """
         who = {"protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()}
         return {**who, "backend": self._spec.name, "address": self.core.backend.address}
 
     def watch_folder(self, held: Hold, put_back: Callable[[], None]) -> None:
-        """Have `put_back` write everything again after the folder was deleted. Without kernels, the service leaves."""
+        """Call `put_back` after the folder was deleted.
+
+        If no client or kernel needs the service, it leaves instead.
+        """
         watch = held.watch(
             is_needed=self.is_needed, put_back=put_back, leave=self.left.set, has_successor=True
         )
@@ -122,9 +129,10 @@ class Service:
         return answer
 
     async def list_kernels(self, with_use: bool = False, after: str = "") -> dict[str, Any]:
-        """Return a page of the kernels, by id: those after the id `after`. `more` says if there are others.
+        """Return one page of kernels in the order of their ids, after the id `after`.
 
-        `unreachable` names agents: kernels that are not listed may live there.
+        `more`: another page follows. `unreachable` names the agents that do not answer: kernels that are not
+        listed may live there.
         """
         found = self.core.list_kernels(after, _PAGE + 1)
         page = await self.core.with_use(found[:_PAGE]) if with_use else found[:_PAGE]
@@ -147,7 +155,7 @@ class Service:
         self._timers.later(0.05, self.left.set)  # after the answer has been sent
 
     def _watch_idleness(self) -> None:
-        """Begin a new idle time, because a client has just called."""
+        """Check later whether the service is idle. Each call restarts this timer."""
         self._timers.later(self._settings.idle_exit_s, self._leave_if_idle, key="idle")
 
     def is_needed(self) -> bool:
@@ -165,9 +173,10 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that clients make: the method of `service.<part>` that answers it, and the `key` of its answer, if any.
+    """An operation for clients: the method of `service.<part>` that answers it.
 
-    Its arguments are the method's parameters, or the fields of the `message` that the method takes.
+    `key`, if any, wraps the answer. The arguments of the call are the method's parameters, or the fields of
+    the `message` that the method takes.
     """
 
     part: str
@@ -202,7 +211,10 @@ OPERATIONS: Mapping[str, Call] = {
 
 
 async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_settings: Section) -> None:
-    """Be the scheduler of `folder` until it is idle or asked to leave. Raises `AlreadyRunning`, `RoostError`."""
+    """Run the scheduler of `folder` until it is idle or asked to leave.
+
+    Raises `AlreadyRunning`, `RoostError`.
+    """
     if len(os.fsencode(folder / "socket")) > _LONGEST_SOCKET:  # before an agent is started
         raise ConfigError(
             f"{folder / 'socket'} is longer than the {_LONGEST_SOCKET} bytes that a socket's path may have: "
@@ -254,7 +266,7 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
 def start_metrics(
     scheduler: Scheduler, spec: BackendSpec, settings: Settings
 ) -> contextlib.AbstractContextManager[str]:
-    """Count the scheduler's events, and serve the metrics. Raises `ConfigError`."""
+    """Count the scheduler's events, and return the context that serves the metrics. Raises `ConfigError`."""
     try:
         from .metrics import Metrics, serve_metrics
     except ImportError:
@@ -269,7 +281,8 @@ def start_metrics(
 def scheduler_name(folder: Path) -> str:
     """Return the name that tells this scheduler's leases from those of other schedulers of the cluster.
 
-    It is the same after each restart. The folder keeps it. In a new container, JupyterHub's prefix gives the old name.
+    The folder keeps the name over restarts. In a new container of JupyterHub, the user's URL prefix gives the
+    same name again.
     """
     file = folder / _NAME_FILE
     known = read_json(file)
@@ -283,7 +296,10 @@ def scheduler_name(folder: Path) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line; options come as JSON in the environment (`launch.OPTIONS_VARIABLE`)."""
+    """Run the service and return its exit code.
+
+    The environment has its options (`launch.OPTIONS_VARIABLE`).
+    """
     parser = argparse.ArgumentParser(prog="roost.scheduler.service.server", description=__doc__)
     parser.add_argument("--backend", default=DEFAULT_BACKEND)
     parser.add_argument("--folder", type=Path, required=True)

@@ -109,7 +109,10 @@ def compare(
 
 @dataclass
 class TimedPolicy:
-    """A policy with timed decisions. An exception, or an impossible decision if `is_checked`, is a `ConfigError`."""
+    """A policy that notes the time of each decision. An exception becomes a `ConfigError`.
+
+    With `is_checked`, an impossible decision becomes a `ConfigError` too.
+    """
 
     policy: Policy
     name: str
@@ -135,7 +138,7 @@ class TimedPolicy:
         return decision
 
     def decision_ms(self) -> tuple[float, float]:
-        """Return the median and the 99th percentile."""
+        """Return the median and the 99th percentile of the decision times in milliseconds."""
         p50, p99 = np.percentile(self.times_s, [50, 99]) * 1e3 if self.times_s else (0.0, 0.0)
         return float(p50), float(p99)
 
@@ -151,7 +154,7 @@ def _check_paths(arguments: argparse.Namespace) -> None:
 
 
 def _read_tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
-    """Return the trace and a note. A kernel that still runs on a live node is left out: it must not arrive twice."""
+    """Return the trace, and a note about kernels that are left out because they still run."""
     if arguments.trace:
         return read_trace(arguments.trace), ""
     if not arguments.live:
@@ -169,7 +172,7 @@ def _read_tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
 
 
 def _read_nodes(arguments: argparse.Namespace) -> list[Node]:
-    """Return the chosen nodes and those of `--add`, with their promised resources as their use."""
+    """Return the chosen nodes and those of `--add`. Each node is assumed to use all that it has promised."""
     if arguments.nodes:
         nodes = read_nodes(arguments.nodes)
     else:

@@ -30,7 +30,7 @@ class PolicyRun:
     decision_ms: tuple[float, float]
 
     def figures(self) -> dict[str, float | None]:
-        """Return the figures of the table by their JSON names. All are percentages, except the times."""
+        """Return the run's figures by their JSON names: percentages, and decision times in milliseconds."""
         done = self.replay
         last = done.points[max(done.points)]
         fragmented = [each.fragmented for each in done.points.values() if each.fragmented is not None]
@@ -58,11 +58,11 @@ class Comparison:
     runs: Mapping[str, Sequence[PolicyRun]]
 
     def of(self, policy: str, figure: str) -> list[float]:
-        """Return one figure of each run; runs without it are left out."""
+        """Return one figure for each run of the policy. Runs without this figure are left out."""
         return [value for run in self.runs[policy] if (value := run.figures()[figure]) is not None]
 
     def ranked(self) -> list[str]:
-        """Return the policies, least refused demand first."""
+        """Return the names of the policies. The policy that refused the least demand comes first."""
         return sorted(self.runs, key=lambda policy: statistics.fmean(self.of(policy, "refused")))
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Comparison:
         return short if sum(_without_folder(each) == short for each in self.runs) == 1 else policy
 
     def draw(self, pyplot: Any, path: str) -> None:
-        """Draw allocation, refused demand and fragmentation over arrived demand, as means of the runs."""
+        """Draw the means of allocation, refused demand and fragmentation over the demand that has arrived."""
         panels = ["allocated", "refused"]
         if any(self.of(policy, "fragmented") for policy in self.runs):
             panels.append("fragmented")

@@ -13,15 +13,16 @@ from roost.scheduler.errors import ConfigError
 
 FIRST_SEED = 42
 MOST_ARRIVALS = 1_000_000
-"""At most this many arrivals in all seeds together: minutes per policy, and some hundred MB."""
+"""At most this many arrivals in all seeds together. They take minutes per policy, and some hundred MB."""
 _MOST_TIMES = 10_000
-"""At most this multiple of the nodes' resources is requested: each percent is a point of the curves."""
+"""At most this multiple of the nodes' resources may be requested, because each percent adds a point to the
+curves."""
 _DEFAULTS = {"seeds": 3, "demand": 1.3, "load": 1.05, "arrivals": None}
 _USED = {"recorded": (), "departures": ("load", "arrivals", "seeds"), "demand": ("demand", "seeds")}
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Fill in the defaults; raises `ConfigError` for options without effect and for amounts that are not positive."""
+    """Fill in default options. An option without effect, or an amount of 0 or less, raises `ConfigError`."""
     kind = "recorded" if arguments.recorded else "departures" if arguments.departures else "demand"
     for option, default in _DEFAULTS.items():
         value = getattr(arguments, option)
@@ -78,7 +79,7 @@ def build_streams(
 def _plan(
     arguments: argparse.Namespace, tasks: Sequence[Arrival], resource: Resource, capacity: float
 ) -> tuple[float, str, str, Callable[[int], list[Arrival]]]:
-    """Return the expected arrivals per seed, the options for fewer, the description, and the function that draws."""
+    """Return the expected arrivals per seed, how to get fewer, a description, and the draw function."""
     if not arguments.departures:
         demand, requests = arguments.demand, [task.request for task in tasks]
         return (

@@ -1,4 +1,4 @@
-"""Traces and nodes for `roost simulate`: CSV files as of Alibaba's trace openb, the decision log, nodes of `--add`."""
+"""Traces and nodes for `roost simulate`: CSV files as in Alibaba's trace openb, decision logs, `--add`."""
 
 from __future__ import annotations
 
@@ -34,14 +34,17 @@ def read_trace(path: str) -> list[Arrival]:
 
 
 def read_ended(path: str) -> tuple[list[Arrival], int]:
-    """Read a decision log like `read_trace`, without the kernels that still run; also return the number of those."""
+    """Return the kernels of a decision log that have ended, by time of arrival, and how many still run."""
     arrivals, running = _read(path)
     ended = [arrival for i, arrival in enumerate(arrivals) if i not in running]
     return sorted(ended, key=attrgetter("at_s")), len(running)
 
 
 def _read(path: str) -> tuple[list[Arrival], set[int]]:
-    """Return the tasks, with an older log first, and the indexes of those without an end in a decision log."""
+    """Return the tasks, and the indexes of kernels without an end in a decision log.
+
+    An older log is read first.
+    """
     file, running = Path(path), set[int]()
     with _open(file) as opened:
         is_log = opened.read(1) == "{"
@@ -75,7 +78,7 @@ def read_nodes(path: str) -> list[Node]:
 
 
 def add_nodes(nodes: Sequence[Node], specification: str) -> list[Node]:
-    """Return more nodes: `4x96cpus,384GiB,8xA100`, or `4xNAME` for empty copies of a node. Raises `ConfigError`."""
+    """Return new nodes for `4x96cpus,384GiB,8xA100`, or `4xNAME` for empty copies. Raises `ConfigError`."""
     count_text, cross, what = specification.partition("x")
     if not (cross and what and count_text.isdecimal() and int(count_text[:10]) > 0):
         raise ConfigError(
@@ -206,7 +209,10 @@ def _json_lines(file: Path) -> Iterator[tuple[Mapping[str, Any], Path, int]]:
 
 
 def _read_decisions(lines: Iterator[tuple[Mapping[str, Any], Path, int]]) -> tuple[list[Arrival], set[int]]:
-    """A placed kernel arrives at the time of its request, and runs from its placement to its end, if that is known."""
+    """Return the arrivals in a decision log, and the indexes of those that still run.
+
+    A kernel arrives at the time of its request, and runs from its placement to its end.
+    """
     arrivals: list[Arrival] = []
     running: dict[str, tuple[int, float]] = {}  # by kernel id: index of the arrival, time of the placement
     for line, file, number in lines:

@@ -20,7 +20,7 @@ from roost.scheduler.client.client import connect, disconnect
 
 QUICK_ON_RAY = ("test_a_waiting_cell_shows_its_place", "test_the_status_and_the_launcher")
 GPUS = {"local": {"gpus": 1}, "ray": {"gpus": 4, "gpu_models": ["A100"]}}
-"""All GPUs of a model, by backend."""
+"""The request for all GPUs of one model, by backend."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -107,7 +107,7 @@ def lab(server: kit.JupyterServer, chromium: kit.Browser) -> Iterator[kit.Lab]:
 
 @pytest.fixture
 def take(lab: kit.Lab, request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Return a function that takes a screenshot, if screenshots are wanted."""
+    """Return a function that takes a screenshot, but only if ROOST_SCREENSHOTS is set."""
 
     def take(name: str) -> None:
         if folder := os.environ.get("ROOST_SCREENSHOTS"):

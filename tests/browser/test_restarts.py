@@ -11,7 +11,7 @@ import pytest
 from browser import EXTENSION, Lab, RestartableLab
 
 COMES_BACK_S = 60.0
-"""How long the Lab may take to connect again. It tries after 1, 2, 4 … seconds."""
+"""How long JupyterLab may take to connect again. It tries after 1, 2, 4 … seconds."""
 COUNTING = "import time\nfor i in range({0}):\n    print('n', i, flush=True)\n    time.sleep(0.1)\nx = 41"
 OPTIONS = (EXTENSION, "--RoostExtension.on_server_stop=keep")
 

@@ -46,7 +46,7 @@ OWNER_GRACE_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A source distribution: the paths to run, the paths of `--quick`, and our own test file for it."""
+    """A suite in a source distribution: its paths, its paths for `--quick`, and our own test file for it."""
 
     sdist: str
     paths: tuple[str, ...]
@@ -93,7 +93,7 @@ class Result:
 
 
 def prepare() -> Path:
-    """Return the Python of the suites' environment. Make that on first use and when the requirements change."""
+    """Return the Python of the suites' environment. Create the environment if it is missing or outdated."""
     folder = CACHE / "venv"
     python = folder / "bin" / "python"
     stamp = folder / "installed"
@@ -132,7 +132,7 @@ def source(python: Path, suite: Suite) -> Path:
 
 
 def run(python: Path, name: str, provisioner: str, *, quick: bool, extra: list[str]) -> Result:
-    """Run a suite and read its JUnit file. Past its deadline a suite is killed and counts as incomplete."""
+    """Run a suite and return its result. At its deadline the suite is killed and counts as incomplete."""
     suite = SUITES[name]
     cwd = source(python, suite)
     if suite.ours:
@@ -169,7 +169,7 @@ def run(python: Path, name: str, provisioner: str, *, quick: bool, extra: list[s
 
 
 def _await_owner_rules(folder: str) -> None:
-    """Wait until the service has ended forgotten kernels, whose owner, pytest, has ended."""
+    """Wait until the service has culled the kernels of the ended pytest, or for 5 s more than the grace."""
     deadline = time.monotonic() + OWNER_GRACE_S + 5.0
     while time.monotonic() < deadline:
         if all(" -m roost." in leftovers.describe(left) for left in leftovers.processes(folder)):
@@ -178,7 +178,7 @@ def _await_owner_rules(folder: str) -> None:
 
 
 def _dismiss(folder: str) -> None:
-    """End roost's service and agent, which would stay for minutes. Kernels stay and count as left behind."""
+    """End roost's service and agent, which would stay for minutes. Remaining kernels count as left behind."""
     for process in leftovers.processes(folder):
         if " -m roost." in leftovers.describe(process):
             with contextlib.suppress(leftovers.psutil.NoSuchProcess):

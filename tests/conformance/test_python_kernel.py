@@ -1,4 +1,4 @@
-"""The message protocol, as jupyter_kernel_test checks it, of ipykernel behind the default provisioner."""
+"""Checks the messages of ipykernel under the default provisioner, with the suite jupyter_kernel_test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jupyter_kernel_test
 
 
 class TestPythonKernel(jupyter_kernel_test.KernelTests):  # type: ignore[misc]
-    """Every optional check of the suite that ipykernel can answer."""
+    """The suite, with every optional check that ipykernel supports."""
 
     kernel_name = "python3"
     language_name = "python"

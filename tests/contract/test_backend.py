@@ -52,13 +52,13 @@ async def start_master(opener: Opener) -> None:
 
 @pytest.fixture(params=["local", "ray", "dask", "dask_tls", "kubernetes", "yarn"], scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
-    """Return the name of the backend and cluster."""
+    """Return the name of a backend. `dask_tls` is the Dask backend on an encrypted cluster."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir: Path) -> Iterator[Opener]:
-    """Return a function that opens the backend. A second call opens it as another process would."""
+    """Return a function that opens the backend. A second call opens the backend as another process would."""
     if kind == "local":
         local = RoostLocalBackend(cpus=2, memory=1 << 30, gpus=2, gpu_model="T4")
         yield partial(
@@ -92,7 +92,7 @@ def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir
 
 @pytest.fixture
 def t4(kind: str) -> T4:
-    """Return a function that makes a request for T4s. Dask knows no models: there T4 is a declared resource."""
+    """Return a function that builds a request for T4 GPUs, which are a custom resource on Dask."""
 
     def ask(gpus: float, **more: Any) -> Request:
         if kind in ("local", "ray", "kubernetes", "yarn"):
@@ -103,7 +103,7 @@ def t4(kind: str) -> T4:
 
 
 class TestBackend(BackendContract):
-    """The whole contract, on each real backend."""
+    """The whole contract suite, for each real backend."""
 
     @pytest.fixture
     def opener(self, opener_of_kind: Opener) -> Opener:

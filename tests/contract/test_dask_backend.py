@@ -1,5 +1,7 @@
-"""Promises of the Dask backend alone: its plugins carry its settings, and workers may change their resources. A machine
-without an agent gets no kernel, and a kernel ends if another kernel took its place during an outage."""
+"""Tests of promises that only the Dask backend makes.
+
+Its plugins carry its settings, and workers may change their resources. A machine without an agent gets no
+kernel, and a kernel ends if another kernel took its slice during an outage."""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ async def taken(backend: Backend, kernel_id: str, request: Request) -> Lease:
 
 
 def wanted(kernel_id: str, request: Request, placement: Placement) -> Lease:
-    """Return the lease to claim for a kernel that was placed."""
+    """Return the lease of a kernel at its placement, ready to be claimed."""
     return Lease(
         id=f"roost:{kernel_id}:s/1",
         kernel_id=kernel_id,
@@ -78,12 +80,12 @@ async def until(holds: Callable[[], Awaitable[bool]], within_s: float = 60.0) ->
 
 
 def operator(cluster: DaskMachines) -> Any:
-    """Return a client of Dask's own, as an operator has it."""
+    """Return an asynchronous client of Dask itself, as an operator uses one."""
     return distributed.Client(cluster.address, asynchronous=True, set_as_default=False)
 
 
 def graces(cluster: DaskMachines) -> set[float]:
-    """Return how many seconds the machines' agents wait for a lost cluster."""
+    """Return the graces in seconds for which the machines' agents wait for a lost cluster."""
     files = Path(cluster.environment["ROOST_RUNTIME_DIR"]).glob("agent-dask-*/manager.json")
     return {known["managers"][-1]["grace_s"] for file in files if (known := read_json(file)) is not None}
 

@@ -1,4 +1,4 @@
-"""Ray's custom resources on a real cluster: a lease takes them from the node, and no other lease gets them."""
+"""Tests of Ray's custom resources on a real cluster. A lease takes them from the node for itself alone."""
 
 from __future__ import annotations
 

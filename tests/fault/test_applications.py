@@ -138,9 +138,9 @@ asyncio.run(main())
 
 
 async def until_owner_grace_is_over() -> None:
-    """Wait until the grace of every owner that has ended before this call is over.
+    """Wait until the grace is over for every owner that ended before this call.
 
-    It kills a new owner that cannot adopt. When this owner's kernel ends, older graces are over too.
+    To do so, kill a new owner of a kernel and wait for the kernel's end: all older graces are over by then.
     """
     kit = str(Path(__file__).parent.parent / "kit")
     owner = await asyncio.create_subprocess_exec(

@@ -37,7 +37,7 @@ SPLIT = Machine(cpus=2, gpus=2, is_split=True)
 
 
 class World(ClusterWorld):
-    """A cluster, its operator (`dask`, a client) and its notebooks."""
+    """A cluster, its notebooks, and its operator's Dask client `dask`."""
 
     def __init__(self, home: Path, folder: Path, cluster: DaskMachines) -> None:
         super().__init__("dask", home, folder)
@@ -72,7 +72,7 @@ class World(ClusterWorld):
         await self.dask.close()
 
     async def refusal(self, within_s: float = 30, **asked: Any) -> str:
-        """Wait until the service refuses such a request. Return the reason."""
+        """Wait until the service refuses a request with the amounts `asked`, and return the reason."""
         deadline = time.monotonic() + within_s
         while (decision := await service().explain(Request(**asked)))["placement"]:
             assert time.monotonic() < deadline
@@ -81,7 +81,7 @@ class World(ClusterWorld):
         return f"{decision['reason']} {decision['refusals']}"
 
     async def has_room(self, **asked: Any) -> None:
-        """Wait until the service has room for such a request."""
+        """Wait until the service has room for a request with the amounts `asked`."""
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -98,7 +98,7 @@ class World(ClusterWorld):
 async def begin(
     runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[..., Any]]:
-    """Return a function that starts a cluster, for which kernels wait `grace_s`. At the end it holds no lease."""
+    """Return a function that starts a cluster, with this grace for kernels. At the end no lease is left."""
     if reason := why_not():
         pytest.skip(reason)
     with ExitStack() as stack:

@@ -66,14 +66,14 @@ if __name__ == "__main__":
 
 
 class Cluster:
-    """The program that runs the cluster. It reads a command per line and answers with its machines."""
+    """The program that runs the cluster. It reads commands, one a line, and answers with its machines."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self.address = self._read()
 
     def tell(self, line: str) -> list[str]:
-        """Send a command. Return the machines that have workers after it."""
+        """Send a command, and return the machines that have workers after the command."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()

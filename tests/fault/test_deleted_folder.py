@@ -64,7 +64,7 @@ async def test_a_damaged_announcement_is_written_again(client: Client, world: Pa
 
 
 async def test_damaged_files_leave_no_process_behind(client: Client, world: Path) -> None:
-    """A kernel that nobody could find or stop any more is ended."""
+    """A kernel is ended if its files are so damaged that nobody could find or stop it."""
     damaged, whole = [await client.start(tiny()) for _ in range(2)]
     (pid,) = daemon_pids(world, "agent")
     kill(pid)
@@ -93,7 +93,7 @@ async def test_without_kernels_nothing_goes_on(client: Client, world: Path) -> N
 
 
 def _list_kernels(options: str = "") -> list[str]:
-    """Return the pids of the kernels that a program sees which has just been started."""
+    """Start a new program, and return the pids of the kernels that it lists."""
     code = f"import roost\nfor kernel in roost.connect('local', {options}).kernels().result(20): print(kernel.pid)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

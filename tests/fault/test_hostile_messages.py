@@ -69,7 +69,7 @@ real_start = encode(
 starts = st.dictionaries(st.sampled_from(list(real_start)), values, min_size=1, max_size=2).map(
     lambda changes: {**real_start, **changes, "argv": ["/bin/false"]}
 )
-"""A start with a change or two. Its command does nothing, whatever else is changed."""
+"""Start requests with one or two changed fields. The command is always `/bin/false`."""
 arguments = st.one_of(values, starts, st.dictionaries(st.sampled_from(FIELDS), values, max_size=4))
 names = st.sampled_from(sorted({*OPERATIONS, *AGENTS_OPERATIONS} - {"leave", "add_policy"}))
 calls = st.fixed_dictionaries({"id": values, "op": st.one_of(names, texts), "args": arguments})
@@ -79,7 +79,7 @@ messages = st.one_of(
 
 
 class Attacker:
-    """A client with the right keys and the wrong messages."""
+    """A client with valid keys that sends messages of any form."""
 
     def __init__(self, folder: Path) -> None:
         announced: Any = read_json(folder / "ready.json")
@@ -99,7 +99,7 @@ class Attacker:
         self._socket.send(message)
 
     def check(self, operation: str) -> None:
-        """It still answers a well-formed call, after the answers to all that came before."""
+        """Check that the process still answers a well-formed call, and that its memory has not grown."""
         self._socket.send(json.dumps({"id": "check", "op": operation, "args": {}}).encode())
         while True:
             assert self._socket.poll(ANSWER_MS), "no answer"

@@ -57,7 +57,7 @@ async def test_the_agent_of_ten_busy_kernels(notebooks: list[Notebook], world: P
 
 
 async def _agent_after(world: Path, killed: int) -> list[int]:
-    """Wait for the agent that roost starts for the kernels that live, and return its pid."""
+    """Wait for the agent that roost starts after the killed one, and return a list with its pid."""
     for _ in range(1200):
         found = [pid for pid in daemon_pids(world, "agent") if pid != killed]
         if found:

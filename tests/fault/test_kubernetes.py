@@ -365,7 +365,7 @@ def create_token(api: Api, name: str, file: Path) -> None:
 @pytest.mark.fault_long
 @pytest.mark.parametrize("away_s", [3, 20])
 async def test_the_api_server(world: World, away_s: float) -> None:
-    """The last test: Kubernetes' own parts need a minute afterwards."""
+    """This is the last test of the module, because Kubernetes' own parts need a minute to recover."""
     kept, stopped = await world.open(gpus=1), await world.open()
     before = held_by(await world.kernel_of(kept))
     world.cluster.kill("apiserver")

@@ -38,7 +38,7 @@ class Outages(ClusterOutages):
     covers = {"node off": ("kubelet", "containerd", "node cut off")}
     spare = {"labels": SPARE}
     back_s = 120.0
-    """Kubernetes itself takes a minute after its API server was away."""
+    """How long a recovery may take. Kubernetes itself takes a minute after its API server was away."""
 
     async def processes(self, notebook: Notebook) -> list[psutil.Process]:
         return await self.world.processes(notebook)

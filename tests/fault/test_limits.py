@@ -1,4 +1,4 @@
-"""Control groups through starts, stops and kills of the agent: none is left.
+"""Kernels start and stop and agents are killed, again and again: no control group is left.
 
 ROOST_LIMIT_ROUNDS is how many rounds there are (25; 500 take two minutes).
 """

@@ -93,7 +93,7 @@ def service() -> Client:
 
 
 def groups(address: str, remove: str = "") -> list[str]:
-    """Return the names of the placement groups. Remove the groups with `remove` in their names."""
+    """Return the names of roost's placement groups in Ray. Remove those with `remove` in their names."""
     command = [sys.executable, "-c", GROUPS, address, *filter(None, [remove])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return [line for line in done.stdout.split("\n") if line.startswith("roost:")]  # Ray prints there as well
@@ -224,7 +224,7 @@ def home(runtime_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Let Ray's processes and drivers wait 5 s for a GCS that is gone, instead of a minute."""
+    """Let Ray's processes and drivers give up a missing GCS after 5 s, not a minute. Return the settings."""
     settings = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)

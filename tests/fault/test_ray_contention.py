@@ -143,7 +143,7 @@ def test_sixty_kernels_of_three_schedulers_among_rays_own_tasks(
 
 
 def repeated(decisions: list[list[Any]]) -> int:
-    """Count the decisions that saw the same nodes as the request's last refusal."""
+    """Count the useless decisions: those on nodes that were unchanged since the request's last refusal."""
     last: dict[str, Any] = {}
     count = 0
     for number, seen, is_placed in decisions:

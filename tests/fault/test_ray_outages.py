@@ -33,7 +33,7 @@ from roost.scheduler.errors import BackendUnavailable
 ROUNDS = int(os.environ.get("ROOST_OUTAGES", "6"))
 SEED = int(os.environ.get("ROOST_OUTAGES_SEED") or random.randrange(10_000))
 GRACE_S = 75.0
-"""Longer than any raylet is away, and shorter than the whole test."""
+"""How long kernels wait for Ray: longer than any raylet is away, and shorter than the whole test."""
 GIVE_UP_S = 5
 """How long Ray's processes wait for a GCS that is gone."""
 BACK_S = 60.0
@@ -55,7 +55,7 @@ KERNELS: tuple[dict[str, Any], ...] = (
     {"cpus": 0.5},
 )
 IDLE = {"zone": "b"}
-"""The node without a kernel. Its agent must learn of its new raylet too."""
+"""The labels of the node without a kernel. This node's agent must notice its new raylet too."""
 
 LOOK = """
 import json, sys
@@ -112,7 +112,7 @@ class Held(Notebook):
 
 
 class Outages:
-    """A cluster with kernels. `dice` chooses the faults."""
+    """Rounds of outages of one cluster with kernels. The random generator `dice` chooses the faults."""
 
     def __init__(self, cluster: Raylets, home: Path, notebooks: list[Held]) -> None:
         self.cluster = cluster
@@ -169,7 +169,7 @@ class Outages:
         say(f"whole {time.monotonic() - back_at:.1f} s after the last")
 
     async def is_whole(self) -> None:
-        """Wait until Ray holds all leases again. After `BACK_S` an AssertionError names the others."""
+        """Wait until Ray holds all leases again. Raises `AssertionError` with the problems after `BACK_S`."""
         deadline = time.monotonic() + BACK_S
         while True:
             wrong = await self._not_yet() or await self._not_in_ray()
@@ -236,7 +236,7 @@ class Outages:
         return wrong
 
     async def _nothing_is_promised_twice(self) -> None:
-        """Check this in roost's kernels and in roost's nodes."""
+        """Check that no device has more than 100 % in roost's list of kernels or in its list of nodes."""
         shares: Counter[tuple[str, str]] = Counter()
         for kernel in await service().kernels():
             for device in kernel.device_ids:

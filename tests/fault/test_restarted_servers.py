@@ -32,9 +32,9 @@ class Notebook:
         self.session = f"client-{number}"
         self.done = 0
         self.lost = 0
-        """Cells that the server had not sent to the kernel when it was killed."""
+        """The number of cells that the server had not yet sent to the kernel when the server was killed."""
         self.is_ending = False
-        """True if no new cell begins."""
+        """True if `run` must begin no new cell."""
         self._random = random
         self._messages: list[Message] = []
         self._cell = ""
@@ -62,7 +62,7 @@ class Notebook:
                 self._messages.clear()
 
     async def _is_lost(self, front: FrontEnd) -> bool:
-        """True if the kernel has not got the cell: it has answered a later one."""
+        """True if the kernel has not received the current cell, as only a later cell has an answer."""
         await front.ended(await front.run("1"), 60)
         return not front.about(self._cell)
 

@@ -1,4 +1,4 @@
-"""A restarted kernel gets the installed code of now, even if an older process was kept warm for it."""
+"""A restarted kernel gets the code that is installed now, even if a zygote has imported older code."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 AWAY_S = 3.0
 """How long the ResourceManager is away."""
 LATE_S = 30.0
-"""How long a busy machine may need for what takes a few seconds."""
+"""How long a busy machine may need for a step that usually takes a few seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ async def test_a_container_ended_by_hand(world: World) -> None:
 
 @pytest.mark.fault_long
 async def test_the_application_ended_by_hand(world: World) -> None:
-    """All its kernels end. The next start submits another application."""
+    """An operator ends the application. Its kernels end, and the next start submits another application."""
     notebooks = [await world.open(), await world.open()]
     (before,) = [master["id"] for master in world.masters()]
     ended_at = time.monotonic()
@@ -135,7 +135,7 @@ async def test_the_master(world: World) -> None:
 
 @pytest.mark.fault_long
 async def test_the_master_with_a_new_kernel(world: World) -> None:
-    """YARN ends a container that it knows less than a heartbeat. Its owner reads that, or the kernel lives."""
+    """YARN may end a container that is younger than a heartbeat. Then its owner reads the reason."""
     notebook = await world.open()
     world.kill_masters()
     killed_at = time.monotonic()

@@ -15,16 +15,16 @@ from yarn_world import OpenYarnWorld, World
 pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(900)]
 
 LATE_S = 60.0
-"""How long a busy machine may need for what takes a few seconds."""
+"""How long a busy machine may need for a step that usually takes a few seconds."""
 ROLLS = 4
-"""How often the keys of tokens roll before they are used again. A server knows the last two keys only."""
+"""How many times the keys of tokens roll before the test goes on. A server knows the last two keys only."""
 _TOKENS = "yarn.resourcemanager.{}.master-key-rolling-interval-secs"
 ROLLING = {
     **{_TOKENS.format(kind): 50 for kind in ("am-rm-tokens", "container-tokens", "nm-tokens")},
     "yarn.nm.liveness-monitor.expiry-interval-ms": 10_000,
     "yarn.am.liveness-monitor.expiry-interval-ms": 10_000,
 }
-"""The settings of a cluster whose keys roll as soon as YARN allows for these expiries."""
+"""The settings of a cluster whose keys roll as often as YARN allows with these expiry intervals."""
 
 
 async def test_another_cluster_at_the_address(open_yarn_world: OpenYarnWorld) -> None:
@@ -53,7 +53,7 @@ async def test_another_cluster_at_the_address(open_yarn_world: OpenYarnWorld) ->
 
 
 async def test_a_resource_manager_that_does_not_recover_containers(open_yarn_world: OpenYarnWorld) -> None:
-    """YARN ends all containers. Owners read why, nothing is left, and starts go on."""
+    """YARN ends all containers. Owners read the reason, nothing is left, and new kernels can start."""
     settings = {"yarn.resourcemanager.work-preserving-recovery.enabled": False}
     async with open_yarn_world(settings) as world:
         notebooks = [await world.open(), await world.open()]
@@ -103,7 +103,7 @@ async def test_keys_of_tokens_that_roll(open_yarn_world: OpenYarnWorld) -> None:
 
 
 def count_rolls(world: World) -> list[int]:
-    """Return how often the keys of each kind of token have rolled. The start of the ResourceManager may count too."""
+    """Return how many times each kind of key has rolled, perhaps including the ResourceManager's start."""
     log = world.cluster.log("rm1").read_text(errors="replace")
     return [
         log.count(f"Rolling master-key for {kind}")

@@ -141,12 +141,12 @@ WAITS = (
     r"other applications of queue (default|batch) go first",
     r"roost's application master (starts|waits for room) in queue (root\.)?(default|batch|none)",
 )
-"""The reasons for which kernels wait here."""
+"""Patterns of the reasons that this test accepts for a waiting kernel."""
 REFUSALS = ("5 GPUs", "H100", "whole GPUs only", "YARN has no queue none")
 
 
 def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, float]]:
-    """Yield each device that a kernel used."""
+    """Yield ((node, device), share, began, ended) of each device that a kernel used."""
     node, visible, _, began, ended = use
     for device in visible.split(","):
         yield (node, device), 1.0, began, ended

@@ -43,7 +43,7 @@ async def master(cluster: HadoopNodes, tmp_path: Path) -> AsyncIterator[YarnMast
 
 
 def other_node(master: YarnMaster) -> str:
-    """Return the node that does not have the master, so that the master survives its end."""
+    """Return a node without the master. The master survives the end of this node."""
     host = master.report()["amHostHttpAddress"].partition(":")[0]
     return next(node for node in master.cluster.machines if master.cluster.address_of(node) != host)
 
@@ -67,7 +67,7 @@ async def ends(master: YarnMaster, number: int) -> Container:
 
 
 async def test_the_master_is_killed(master: YarnMaster) -> None:
-    """The next attempt has the containers, by their numbers, and can stop them."""
+    """The master's next attempt knows the containers by their numbers and can stop them."""
     asks = [await master.ask("nm1"), await master.ask("nm2")]
     pids = [await master.await_pid(ask) for ask in asks]
     await master.await_known(*asks)
@@ -156,7 +156,7 @@ async def test_a_node_manager_is_paused(master: YarnMaster) -> None:
 
 @pytest.mark.fault_long
 async def test_preemption(master: YarnMaster, tmp_path: Path) -> None:
-    """The queue `batch` has all that is free. YARN warns, and then takes back what the other queue has a right to.
+    """The queue `batch` has all resources. YARN warns, then takes back the other queue's share.
 
     Containers of one core leave no gaps. YARN does not preempt for a request that finds too little on each node, but
     enough on all nodes together.

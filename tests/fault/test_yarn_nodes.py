@@ -19,7 +19,7 @@ from yarn_world import EXPIRY_S, SPARE, World, signal_all
 pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(600)]
 
 LATE_S = 60.0
-"""How long a busy machine may need for what takes a few seconds."""
+"""How long a busy machine may need for a step that usually takes a few seconds."""
 LOST_S = EXPIRY_S + LATE_S
 DECOMMISSION_S = 15
 """How long YARN waits for the containers of a node that is being decommissioned."""
@@ -55,7 +55,7 @@ async def test_a_node_manager_with_recovery(world: World) -> None:
 
 @pytest.mark.parametrize("is_service_away", [False, True])
 async def test_a_node_manager_without_recovery(world: World, is_service_away: bool) -> None:
-    """YARN gives up its containers when it is back. Its new process knows none, so roost ends the kernels."""
+    """A restarted NodeManager knows no containers. YARN gives them up, so roost ends their kernels."""
     with no_recovery(world, "nm3"):
         notebook, kept = await world.open(**SPARE), await world.open()
         await world.until_known(notebook, kept)
@@ -123,7 +123,7 @@ async def test_a_silent_node_manager(world: World) -> None:
 
 
 async def test_a_kernel_of_a_frozen_node_is_restarted_elsewhere(world: World) -> None:
-    """The process on the frozen node is never taken for the new one."""
+    """roost never mistakes the old kernel on the frozen node for the new kernel."""
     notebook = await open_away_from_masters(world)
     host, processes = (await world.kernel_of(notebook)).node_id, world.processes(notebook)
     (node,) = [name for name in world.cluster.machines if world.cluster.address_of(name) == host]

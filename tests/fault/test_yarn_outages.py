@@ -53,7 +53,7 @@ class Outages(ClusterOutages):
         return await asyncio.to_thread(self.world.processes, notebook)
 
     async def until_settled(self) -> None:
-        """YARN ends a container that it knows less than a heartbeat together with its master."""
+        """Wait until YARN knows all containers. A container that is newer would end with its master."""
         await self.world.until_known(*self.notebooks)
 
     async def break_part(self, fault: str, victim: Notebook, processes: list[psutil.Process]) -> Repair:
@@ -107,7 +107,7 @@ class Outages(ClusterOutages):
         await until(has_ended, "the other application does not end", BACK_S)
 
     def _freeze(self) -> Repair:
-        """Stop all processes of the spare node, which its manager does not notice within a round."""
+        """Stop all processes of the spare node. The ResourceManager does not notice this within a round."""
         cluster = self.world.cluster
         processes = cluster.container_processes("nm3")
         cluster.pause("nm3")

@@ -16,11 +16,11 @@ from roost.scheduler.service.messages import Event
 pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(600)]
 
 LATE_S = 60.0
-"""How long a busy machine may need for what takes a few seconds."""
+"""How long a busy machine may need for a step that usually takes a few seconds."""
 GRACE_S = 5.0
 """How long YARN waits between its warning and the end of a preempted container."""
 ONE_NODE = Machine(vcores=8)
-"""A cluster of one node has no gaps: YARN preempts only if all nodes together have too little."""
+"""One node, so that free room is in one place: YARN preempts only if all nodes together have too little."""
 
 
 async def test_preemption(open_yarn_world: OpenYarnWorld, caplog: pytest.LogCaptureFixture) -> None:
@@ -59,7 +59,7 @@ async def test_preemption(open_yarn_world: OpenYarnWorld, caplog: pytest.LogCapt
 
 
 async def test_starts_that_are_withdrawn(open_yarn_world: OpenYarnWorld) -> None:
-    """They leave no ask in YARN, also if the service does not live to see the end of its own withdrawal."""
+    """Withdrawn starts leave no ask in YARN, even if the service is killed during the withdrawal."""
     async with open_yarn_world({}, ONE_NODE) as world:
         kept = await world.open(cpus=5)
         for is_service_killed in (False, False, True):
@@ -81,7 +81,7 @@ async def test_starts_that_are_withdrawn(open_yarn_world: OpenYarnWorld) -> None
 
 
 async def test_grants_that_cross_a_withdrawal(open_yarn_world: OpenYarnWorld) -> None:
-    """The master is stopped while YARN grants the container. Both news reach it at once, and nothing is left."""
+    """The stopped master gets YARN's grant and the withdrawal at once when it goes on, and leaves nothing."""
     async with open_yarn_world({}, ONE_NODE) as world:
         for _ in range(3):
             kept, withdrawn = await world.open(cpus=5), world.notebook(cpus=4)

@@ -1,4 +1,4 @@
-"""The real agent of a test's runtime folder, with kernels that only open their port."""
+"""Functions that start and end the real agent of a test's runtime folder, and a connection to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from roost.placement.model import Request
 
 
 def no_limits() -> Limits:
-    """Return the limits of an agent that leaves them to its cluster manager."""
+    """Return a `Limits` that enforces nothing, as if the cluster manager enforced the limits."""
     return Limits(
         "test",
         Enforcement(),
@@ -102,7 +102,7 @@ class Session:
 
 @asynccontextmanager
 async def agent_session(settings: AgentSettings = SETTINGS) -> AsyncIterator[Session]:
-    """Open a session with the agent. Start an agent if none lives."""
+    """Open a session with the agent, and close it at the end. Start an agent if none lives."""
     events: asyncio.Queue[AgentEvent] = asyncio.Queue()
     client = AgentClient(*await find_or_start_agent(settings), on_event=events.put_nowait)
     await client.connect()

@@ -47,7 +47,7 @@ server = socket.create_server((connection["ip"], connection["shell_port"]))
 while True:
     signal.pause()
 """
-"""A kernel that does not end at SIGTERM. Its children: in its group, in a session of their own, and a daemon."""
+"""A kernel that ignores SIGTERM, with children in its group, in their own session, and as a daemon."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ async def assigned_agent(
 ) -> AsyncIterator[AssignedAgent]:
     """Run an agent, and connect to it once it listens. At the end it is terminated, unless it has ended.
 
-    `before` and `after` are other bytes in its archive's file. `changes` are other settings.
+    The file of its archive has the bytes `before` and `after` around the archive. `changes` are fields of
+    `AgentSettings`.
     """
     public, secret = (key.decode() for key in zmq.curve_keypair())
     mine = [key.decode() for key in zmq.curve_keypair()]

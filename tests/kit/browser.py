@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
 OPEN_S = 60.0
-"""How long the Lab may take to load, and a server to start or to end."""
+"""How long the Lab may take to load, and how long a server may take to start or to end."""
 CELL_S = 30.0
 _PERSON_MS = 500
 """How long a person looks at a new notebook before the first cell runs."""
 EXTENSION = "--ServerApp.jpserver_extensions={'roost': True}"
-"""Turns roost's extension on: an editable installation does not."""
+"""The option that turns on roost's server extension, because an editable installation does not."""
 _QUIET = (
     "--no-sandbox",  # the tests may run as root
     "--disable-gpu",
@@ -65,7 +65,7 @@ def _chromium() -> str | None:
 
 
 def until(is_so: Callable[[], bool], within_s: float) -> None:
-    """Wait until something is so; raises `AssertionError` after a time."""
+    """Wait until a condition is true. Raise `AssertionError` after `within_s`."""
     deadline = time.monotonic() + within_s
     while not is_so():
         assert time.monotonic() < deadline, f"it is not so after {within_s:g} s"
@@ -73,8 +73,9 @@ def until(is_so: Callable[[], bool], within_s: float) -> None:
 
 
 def prepare_lab(folder: Path) -> None:
-    """Write what the Lab needs into a folder of JUPYTER_CONFIG_DIR and JUPYTER_PATH: roost's part of the Lab, which
-    editable installations do not have elsewhere, and a setting that keeps the Lab from asking about news.
+    """Write roost's lab extension and a setting into a folder of JUPYTER_CONFIG_DIR and JUPYTER_PATH.
+
+    An editable installation has the extension nowhere else. The setting stops the Lab's question about news.
     """
     (folder / "labextensions").mkdir()
     (folder / "labextensions" / "roost").symlink_to(Path(server_extension.__file__).with_name("labextension"))
@@ -92,7 +93,7 @@ def running_server(
     port: int = 0,
     token: str = "",
 ) -> Iterator[JupyterServer]:
-    """Start a Jupyter application on a thread's event loop, and stop it at the end."""
+    """Start a Jupyter application from an event loop in a thread, and stop it at the end."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="server-of-the-browser", daemon=True)
     thread.start()
@@ -173,7 +174,7 @@ class Lab:
         return self._ask(method, f"api/{path}", body)
 
     def get(self, path: str) -> Any:
-        """Return the decoded answer to GET of any path."""
+        """Send GET to any path, and return the decoded answer."""
         return self._ask("GET", path)
 
     def _ask(self, method: str, path: str, body: object = None) -> Any:
@@ -208,7 +209,7 @@ class Lab:
         self.page.locator(".jp-Launcher:visible").wait_for(timeout=OPEN_S * 1000)
 
     def write_notebook(self, path: str, kernel: str, *sources: str) -> None:
-        """Write a notebook with these cells, for a kernel by its name."""
+        """Write a notebook with these code cells. `kernel` is the name of its kernelspec."""
         cells = [
             {
                 "cell_type": "code",
@@ -225,17 +226,17 @@ class Lab:
         self.api("PUT", f"contents/{path}", {"type": "notebook", "content": content})
 
     def run_again(self, index: int) -> None:
-        """Press Shift+Enter in a cell. This does not wait for the kernel."""
+        """Press Shift+Enter in a cell that has code already. This does not wait for the kernel."""
         self.cell(index).locator(".cm-content").click()
         self.page.keyboard.press("Shift+Enter")
 
     def card(self, kernel: str) -> Locator:
-        """Return the launcher's card for notebooks with a kernel, by its display name."""
+        """Return the launcher's card for notebooks. `kernel` is the display name of a kernelspec."""
         cards = self.page.locator(f'.jp-LauncherCard[data-category="Notebook"][title="{kernel}"]:visible')
         return cards.first
 
     def create_notebook(self, kernel: str) -> None:
-        """Click the card of a kernel. Wait until the notebook has a session, and as long as a person looks at it."""
+        """Click the card of a kernel. Wait until the notebook has a session, and then for `_PERSON_MS`."""
         before = len(self.api("GET", "sessions"))
         self.card(kernel).click()
         self.cell(0).wait_for(timeout=OPEN_S * 1000)
@@ -244,7 +245,7 @@ class Lab:
         self.page.wait_for_timeout(_PERSON_MS)
 
     def status(self, holds: str = "") -> Locator:
-        """Return the kernel's status, once it holds a text."""
+        """Wait until roost's kernel status holds this text, and return its element."""
         status = self.page.locator(".roost-status")
         status.filter(has_text=holds).wait_for(timeout=CELL_S * 1000, state="attached")
         return status
@@ -271,7 +272,7 @@ class Lab:
         self.page.keyboard.press("Shift+Enter")
 
     def prompt(self, index: int, text: str) -> None:
-        """Wait until a cell has a prompt, such as `[1]:`."""
+        """Wait until the prompt of a cell has this text, such as `[1]:`."""
         prompt = self.cell(index).locator(".jp-InputPrompt")
         prompt.filter(has_text=text).wait_for(timeout=CELL_S * 1000)
 
@@ -284,7 +285,7 @@ class Lab:
         return self.cell(index).locator(".jp-Cell-outputArea").inner_text()
 
     def output(self, index: int, holds: str = "", within_s: float = CELL_S) -> str:
-        """Return the text of a cell's outputs, once it holds a text."""
+        """Wait until the outputs of a cell hold this text, and return their whole text."""
         area = self.cell(index).locator(".jp-Cell-outputArea")
         area.filter(has_text=holds).locator(".jp-OutputArea-output").first.wait_for(timeout=within_s * 1000)
         return self.text(index)

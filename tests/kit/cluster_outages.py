@@ -1,4 +1,4 @@
-"""Rounds of random faults under live kernels: only what must end ends, and nothing is left.
+"""Rounds of random faults while kernels live. Only some faults may end a kernel. Nothing may be left.
 
 ROOST_OUTAGES is the number of rounds. ROOST_OUTAGES_SEED repeats the rounds of an earlier run, which prints its seed.
 """
@@ -27,7 +27,7 @@ Repair = Callable[[], object] | None
 
 
 class ClusterOutages:
-    """A kernel with a GPU, and one on the spare node, which tests switch off. `dice` chooses the faults.
+    """A kernel with a GPU, and a kernel on the spare node, which tests switch off. `dice` chooses the faults.
 
     A manager's own class overrides the class variables and `break_part`. Each round checks what DESIGN.md promises.
     """
@@ -35,17 +35,17 @@ class ClusterOutages:
     faults: Mapping[str, int] = {}
     """The faults, and how often each is chosen."""
     ends_victim: Sequence[str] = ()
-    """The faults that end their kernel."""
+    """The faults that end the kernel that they hit (the victim)."""
     ends_spare: Sequence[str] = ()
     """The faults that end the kernel on the spare node."""
     first: Sequence[str] = ()
     """The faults that need the manager. They come first in a round."""
     covers: Mapping[str, Sequence[str]] = {}
-    """The faults that come without these others."""
+    """By fault: other faults that a round leaves out if this fault is in it."""
     spare: Mapping[str, Any] = {}
     """The request of kernels for the spare node."""
     back_s = 120.0
-    """How long the cluster may take to be whole."""
+    """How long the cluster may take until it is whole again."""
 
     def __init__(self, world: ClusterWorld) -> None:
         self.world = world
@@ -57,21 +57,21 @@ class ClusterOutages:
         raise NotImplementedError
 
     async def break_part(self, fault: str, victim: Notebook, processes: list[psutil.Process]) -> Repair:
-        """Let something fail. Return how to repair it, if that does not happen by itself."""
+        """Cause a fault. Return a function that repairs it, or None if it repairs itself."""
         raise NotImplementedError
 
     async def until_settled(self) -> None:
-        """Wait until the manager itself knows all kernels, before a round."""
+        """Wait, before a round, until the cluster manager itself knows all kernels. By default do nothing."""
 
     async def run(self) -> None:
-        """Open the kernels, and let parts fail."""
+        """Open the two kernels, and run all rounds."""
         for config in ({"gpus": 1}, self.spare):
             self.notebooks.append(await self.world.open(**config))
         for number in range(ROUNDS):
             await self._round(number + 1)
 
     async def _round(self, number: int) -> None:
-        """Let one or two things fail at once, perhaps while a kernel starts, and check the recovery."""
+        """Cause one or two faults at once, perhaps while a kernel starts, and check the recovery."""
         dice = self.dice
         faults = dice.sample(list(self.faults), counts=list(self.faults.values()), k=dice.choice((1, 1, 2)))
         faults = sorted(dict.fromkeys(faults), key=lambda fault: fault not in self.first)
@@ -108,7 +108,7 @@ class ClusterOutages:
         assert await notebook.value("mine") == "42"
 
     async def _has_ended(self, notebook: Notebook, faults: list[str]) -> None:
-        """Wait until the owner reads why the kernel has ended, and restart it."""
+        """Wait until the owner learns why the kernel has ended, and restart the kernel."""
         began = time.monotonic()
         try:
             reason = await self.world.ended(notebook, self.back_s)
@@ -122,7 +122,7 @@ class ClusterOutages:
         await self.world.restart(notebook)
 
     async def _outcome(self, starting: Notebook, opening: asyncio.Task[None]) -> None:
-        """A start under a fault succeeds or fails with one plain sentence. Its kernel is closed."""
+        """Check that a start under a fault succeeds, or fails with one plain sentence. Close its kernel."""
         try:
             await asyncio.wait_for(opening, self.back_s)
         except RoostError as problem:

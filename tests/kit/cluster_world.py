@@ -1,4 +1,4 @@
-"""Notebooks on a cluster whose parts fail, and the checks after each fault: what the worlds of all managers share."""
+"""Notebooks on a cluster whose parts fail, and the checks after each fault, for every cluster manager."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.service.messages import Kernel
 
 KNOWN_S = 60.0
-"""How long a service may take to ask an agent again that was unreachable."""
+"""How long a service may take until it reaches an agent again that was `unreachable`."""
 
 
 class ClusterWorld:
-    """Notebooks of `backend` with roost's service in the runtime folder `home`. `options` are those of all kernels.
+    """Notebooks of `backend`, with roost's service in the runtime folder `home`.
 
-    The World of a cluster manager overrides `lives` and `close`, or else `held`, `key_of` and `left`.
+    `options` are the kernelspec's options for all kernels. The subclass for a cluster manager overrides
+    either `lives` and `close`, or `held`, `key_of` and `left`.
     """
 
     clean_s = 30.0
-    """How long the cluster manager may take to remove what an ended kernel had."""
+    """How long the cluster manager may take to remove everything of an ended kernel."""
 
     def __init__(
         self, backend: str, home: Path, folder: Path, argv: Sequence[str] = (), **options: Any
@@ -46,11 +47,11 @@ class ClusterWorld:
         self._settings: dict[str, dict[str, Any]] = {}
 
     def held(self) -> dict[str, str]:
-        """Return the node of each pod or container of a kernel. The key is what `key_of` returns."""
+        """Return the node of each kernel's pod or container, by the key that `key_of` returns."""
         raise NotImplementedError
 
     def key_of(self, notebook: Notebook, kernel: Kernel) -> str:
-        """Return what tells the pod or container of this kernel from others."""
+        """Return the key that identifies the pod or container of this kernel."""
         raise NotImplementedError
 
     def left(self) -> list[str]:
@@ -94,7 +95,7 @@ class ClusterWorld:
         self.opened.remove(notebook)
 
     async def kernel_of(self, notebook: Notebook) -> Kernel:
-        """Return the kernel as the service knows it. The service may have to wait for its cluster."""
+        """Return the kernel as the service knows it. Ask again for a minute while its cluster is `away`."""
         began = time.monotonic()
         while True:
             try:
@@ -121,7 +122,7 @@ class ClusterWorld:
         return kernels
 
     async def lives(self, *notebooks: Notebook) -> None:
-        """Check that these kernels run, keep their variables, and are the only ones that hold something."""
+        """Check that these kernels run, keep their variables, and have the only pods or containers."""
         kernels = await self.running(*notebooks)
         pairs = zip(notebooks, kernels, strict=True)
         assert self.held() == {self.key_of(notebook, kernel): kernel.node_id for notebook, kernel in pairs}
@@ -133,7 +134,7 @@ class ClusterWorld:
         return reason
 
     async def restart(self, notebook: Notebook) -> None:
-        """Restart a kernel, perhaps in a new pod or container, whose address differs."""
+        """Restart a kernel, and connect to its address, which differs in a new pod or container."""
         notebook.client.stop_channels()
         await notebook.manager.restart_kernel()
         notebook.client = notebook.manager.client()
@@ -147,7 +148,7 @@ class ClusterWorld:
             kill(pid)
 
     def pause_service(self) -> None:
-        """Stop the service with SIGSTOP, until it is killed. No other service starts meanwhile."""
+        """Stop the service with SIGSTOP. No other service starts until this one is killed."""
         for pid in daemon_pids(self.home, "scheduler"):
             os.kill(pid, signal.SIGSTOP)
 
@@ -164,7 +165,7 @@ class ClusterWorld:
         await self.lives(notebook)
 
     async def has_room(self, within_s: float = 60.0, **asked: Any) -> float:
-        """Wait until the service has room for such a request. Return how long that took."""
+        """Wait until the service has room for a request with these fields. Return the seconds."""
         began = time.monotonic()
         while True:
             try:
@@ -178,7 +179,7 @@ class ClusterWorld:
             await asyncio.sleep(0.1)
 
     async def refusal(self, within_s: float = 60.0, **asked: Any) -> str:
-        """Wait until the service refuses such a request for now. Return the reason."""
+        """Wait until the service refuses a request with these fields for now, or fails. Return the reason."""
         deadline = time.monotonic() + within_s
         while True:
             try:
@@ -193,7 +194,7 @@ class ClusterWorld:
             await asyncio.sleep(0.05)
 
     async def waits_for(self, text: str, within_s: float = 60.0) -> str:
-        """Wait until a kernel waits for a reason with this text. Return the whole reason."""
+        """Wait until some kernel waits for a reason that holds this text. Return the whole reason."""
         deadline = time.monotonic() + within_s
         while True:
             reasons = [kernel.waits_for for kernel in await self.service().kernels()]
@@ -204,11 +205,11 @@ class ClusterWorld:
             await asyncio.sleep(0.1)
 
     def cpus_of_backend(self) -> dict[str, float]:
-        """Return the CPUs that roost's backend itself holds on each node, for as long as the service runs."""
+        """Return the CPUs that the backend holds for itself on each node while the service runs."""
         return {}
 
     async def promised(self) -> list[str]:
-        """Return what roost shows as promised on the nodes, beyond what its backend holds."""
+        """Return a line for each node with promised CPUs beyond the backend's own, or the service's error."""
         try:
             nodes = await self.service().nodes()
         except RoostError as problem:
@@ -221,7 +222,7 @@ class ClusterWorld:
         ]
 
     async def close(self) -> None:
-        """Close all notebooks. Afterwards no kernel and nothing of one is left, and nothing is promised."""
+        """Close all notebooks. Check that no kernel, no remains and no promises are left."""
         for notebook in self.opened:
             if hasattr(notebook, "client"):
                 await notebook.close()
@@ -253,7 +254,7 @@ def assert_plain(reason: str) -> None:
 
 
 async def until(is_true: Callable[[], Any], what: str, within_s: float = 60.0) -> None:
-    """Wait until something is true. A cluster manager that refuses or is away counts as no."""
+    """Wait until something is true. A cluster manager that refuses or is `away` counts as false."""
     deadline = time.monotonic() + within_s
     while True:
         with contextlib.suppress(OSError):

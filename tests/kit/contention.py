@@ -1,4 +1,4 @@
-"""Users with a scheduler each want the same GPUs at once, beside the cluster's own tasks.
+"""Users, each with a scheduler, want the same GPUs at the same time as the cluster's own tasks.
 
 Each user is a process. It prints `ready`, begins when its input ends, and prints its results as JSON. A use of a device
 is [node, CUDA_VISIBLE_DEVICES, share, began, ended]. All processes share the machine's monotonic clock. Each use adds a
@@ -38,10 +38,11 @@ async def ask(
     policy: Any = None,
     hold: Callable[..., Awaitable[list[Any]]] | None = None,
 ) -> dict[str, Any]:
-    """Join, start a kernel for each share, all at once, and stop each one `hold_s` later.
+    """Be one user: start a kernel for each GPU share at once, and stop each one `hold_s` later.
 
-    `hold` starts, uses and stops one kernel, and returns its use; by default `_hold` does.
-    The optional `policy` decides. It finds the number of the request in `near`.
+    `hold` (by default `_hold`) starts, uses and stops one kernel, and returns its use. The optional `policy`
+    places the kernels. It finds the number of the request in `near`. Return the uses, the conflicts and the
+    kernels that are left.
     """
     client, conflicts = roost.connect(backend), Counter[str]()
     client.listen(lambda event: event.kind == "conflict" and conflicts.update([event.kernel.id]))

@@ -1,4 +1,4 @@
-"""The control groups of the agent of a runtime folder, which runs in the same group as the test."""
+"""Functions that read the control groups of an agent, which runs in the same group as the test."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def lease_groups(runtime_dir: Path) -> set[str]:
 
 
 def has_groups(runtime_dir: Path) -> bool:
-    """True if the agent's own group exists, or a part of it."""
+    """True if the agent's own control group still exists in any hierarchy."""
     return bool(find_tree(runtime_dir).group.names())

@@ -1,4 +1,4 @@
-"""The leases as Dask, roost's ledger in Dask, the workers and the agents know them. All four must agree.
+"""Checks that Dask, roost's ledger in Dask, the workers and the agents know the same leases.
 
 Dask's processes import this module, so they need this folder in their PYTHONPATH.
 """
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from distributed import Client
 
 AGREE_S = 60.0
-"""How long the four may take to agree."""
+"""How long Dask, the ledger, the workers and the agents may take to agree."""
 
 
 def ledger(dask_scheduler: Any) -> dict[str, Any]:
-    """Return the leases in Dask's scheduler, and the resources that it counts as free for tasks."""
+    """Return the leases in roost's ledger, and the resources of each worker in Dask's scheduler."""
     plugin = dask_scheduler.plugins["roost"]
     leases = plugin.ledger.leases.values()
     return {
@@ -55,7 +55,7 @@ async def sweep(dask_scheduler: Any) -> None:
 
 
 def hold(number: int) -> tuple[str, float, float]:
-    """Run as a task; return its machine, begin and end on the machine's monotonic clock."""
+    """Sleep as a task of Dask. Return its machine, and its begin and end on the monotonic clock."""
     from distributed import get_worker
 
     began = time.monotonic()
@@ -64,7 +64,7 @@ def hold(number: int) -> tuple[str, float, float]:
 
 
 class Slow:
-    """A result that takes 2 s to move to another worker, where it is text."""
+    """A task's result that takes 2 s to move to another worker, and arrives there as a text."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _slowly, ()
@@ -76,12 +76,12 @@ def _slowly() -> str:
 
 
 def most_at_once(ran: list[tuple[str, float, float]]) -> int:
-    """Return how many of these tasks ran at one moment, at most."""
+    """Return the largest number of these tasks that ran at one moment."""
     return max(sum(began <= moment < ended for _, began, ended in ran) for _, moment, _ in ran)
 
 
 async def whole(client: Client, node_folder: Path, kernel_leases: list[str]) -> dict[str, Any]:
-    """Wait until all four know exactly these leases. Return what `ledger` returns then.
+    """Wait until Dask, the ledger, the workers and the agents know exactly these leases. Return `ledger()`.
 
     After `AGREE_S` an AssertionError lists the differences. `node_folder` holds the folders of the machines' agents.
     """

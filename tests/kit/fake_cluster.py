@@ -1,4 +1,4 @@
-"""A scheduler on fake nodes or fake pods (`roost.testing`), and its reports."""
+"""A scheduler on fake nodes or fake pods (`roost.testing`), and its events."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class World:
         return self.fakes[0]
 
     def start(self, kernel_id: str, launch_id: str = "1", **asked: Any) -> asyncio.Task[Kernel]:
-        """Ask for a kernel; `asked` are fields of the request, of `StartKernel`, or `user`."""
+        """Begin the start of a kernel. `asked` are fields of `Request`, some of `StartKernel`, or `user`."""
         own = {
             name: asked.pop(name)
             for name in ("owner", "launch_timeout_s", "queue_timeout_s")
@@ -70,7 +70,7 @@ class World:
         return asyncio.ensure_future(self.scheduler.start(start))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that an event brings about."""
+        """Wait until the condition is true, which is checked after each event."""
         while not condition():
             self._changed.clear()
             await asyncio.wait_for(self._changed.wait(), 60)
@@ -83,7 +83,7 @@ class World:
             await asyncio.wait([asyncio.ensure_future(self._changed.wait())], timeout=0.01)
 
     async def told(self, kind: str, kernel_id: str = "", times: int = 1) -> None:
-        """Wait for an event of that kind."""
+        """Wait until `times` events of that kind have come, for that kernel if one is given."""
         await self.until(lambda: self.count(kind, kernel_id) >= times)
 
     def count(self, kind: str, kernel_id: str = "") -> int:
@@ -97,7 +97,7 @@ class World:
         return self.scheduler.kernel(kernel_id)
 
     def leases(self) -> list[str]:
-        """Of all nodes, as their ledgers have them."""
+        """Return the ids of the leases in the ledgers of all nodes."""
         return [lease for fake in self.fakes for lease in fake.held_leases()]
 
 
@@ -105,7 +105,7 @@ class World:
 async def world(
     folder: Path, *, nodes: tuple[str, ...] = ("here",), settings: Settings | None = None, **totals: Any
 ) -> AsyncIterator[World]:
-    """Fake nodes of the same totals with a scheduler; all is closed at the end."""
+    """Open a scheduler on fake nodes, which all have the same `totals`. Close everything at the end."""
     fakes = [FakeAgent(folder / name, name=name, **totals) for name in nodes]
     async with AsyncExitStack() as stack:
         for fake in fakes:
@@ -123,7 +123,7 @@ async def scheduler_on(
     pods: FakePodCluster | None = None,
     folder: Path | None = None,
 ) -> AsyncIterator[World]:
-    """The successor of a scheduler that was closed or killed, on its nodes."""
+    """Open a scheduler on these nodes or pods, where earlier schedulers may have run. Close it at the end."""
     made = World(fakes, settings or Settings(), name, local, pods, folder)
     await made.scheduler.open()
     try:

@@ -1,7 +1,7 @@
-"""A scheduler service for tests: speaks the operations, starts nothing.
+"""A fake scheduler service for tests. It answers all operations, but starts no kernels.
 
-Runs on a thread of its own, on the socket on which `connect` looks, behind a daemon folder that looks alive. A test
-scripts its answers (`answers[op] = callable or exception`) and pushes events.
+It runs in its own thread, on the socket that `connect` uses, in a folder that looks like a live daemon's.
+A test scripts its answers (`answers[op] = callable or exception`) and pushes events.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from roost.scheduler.service.server import OPERATIONS
 
 
 class FakeService:
-    """Kernels as values, every call recorded in `calls` as (op, arguments)."""
+    """A service whose kernels are only values. It records every call in `calls` as (op, arguments)."""
 
     def __init__(self, folder: Path, version: str = "") -> None:
         self.folder = folder
@@ -69,7 +69,7 @@ class FakeService:
         self._run(publish())
 
     def exit(self, kernel_id: str, code: int | None, reason: str = "", log_tail: str = "") -> None:
-        """The kernel ends by itself."""
+        """Let a kernel end by itself, and push the event."""
         kernel = exited(self.kernels[kernel_id], code, reason, log_tail)
         self.kernels[kernel_id] = kernel
         self.push(Event(kind="exited", at=time.time(), kernel=kernel.without_keys()))
@@ -180,7 +180,7 @@ class FakeService:
 
 @contextmanager
 def fake_service(version: str = "") -> Iterator[FakeService]:
-    """A living service of the default `local` backend in this test's ROOST_RUNTIME_DIR."""
+    """Run a fake service of the default `local` backend in this test's ROOST_RUNTIME_DIR."""
     folder = launch.service_folder("local", {})
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -193,7 +193,7 @@ def fake_service(version: str = "") -> Iterator[FakeService]:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """The daemon's lock, as `daemon.hold` takes it, without its signal handlers."""
+    """Hold the daemon's lock as `daemon.hold` does, but without its signal handlers."""
     import fcntl
 
     (folder / "ready.json").write_text(json.dumps({"pid": os.getpid()}))

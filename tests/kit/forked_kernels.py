@@ -55,7 +55,7 @@ class Kernel:
         return dict(reply["content"])
 
     def value(self, expression: str) -> Any:
-        """Return the value of an expression, which must fit into JSON."""
+        """Return the value of an expression in the kernel. The value must have a JSON form."""
         code = f"import json as _json; _value = _json.dumps({expression})"
         reply = self.client.execute(code, user_expressions={"v": "_value"}, reply=True, timeout=REPLY_S)
         assert reply["content"]["status"] == "ok", reply["content"]
@@ -65,7 +65,7 @@ class Kernel:
     def wait(self) -> int:
         """Wait for the end of the kernel and return its exit code.
 
-        It becomes a child of this process only when the process that forked it has ended, maybe after its report.
+        The kernel becomes a child of this process only after the end of the process that forked it.
         """
         deadline = time.monotonic() + REPLY_S
         while self.status is None:
@@ -114,7 +114,7 @@ class Agent:
     """A stand-in for the agent that starts kernels as the agent does."""
 
     def __init__(self, folder: Path, how: str = "any", learnt: Sequence[str] = (), **forking: Any) -> None:
-        """`how`: kernels are started by `fork`, from a `standby`, or in `any` way. `forking`: fields of `Forking`.
+        """Kernels start by `fork`, from a `standby`, or in `any` way. `forking` are fields of `Forking`.
 
         `learnt` are packages that all earlier kernels have imported.
         """
@@ -174,7 +174,7 @@ class Agent:
         return self.kernels[-1]
 
     def start(self, *args: str, how: str = "", **options: Any) -> Kernel:
-        """Start a kernel. Other arguments than usual rule out a standby."""
+        """Start a kernel. With `args`, which are further arguments of the kernel, it may be no standby."""
         needs_standby = (how or self.how) == "standby" and not args
         for _ in range(100):
             kernel = self.try_start(*args, **options)
@@ -187,7 +187,7 @@ class Agent:
         raise AssertionError("no standby was ready")
 
     def start_plain(self, *, cwd: Path) -> Kernel:
-        """Start an exec'ed kernel for comparison. It logs to the same kind of file."""
+        """Execute a kernel as a new process, for comparison. It logs to the same kind of file."""
         connection_file = self.folder / f"{uuid.uuid4().hex}.json"
         # The system gives none of these ports to the connections of other processes.
         chosen = free_ports.choose(Connection())
@@ -237,13 +237,13 @@ class Agent:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
     def reap(self) -> None:
-        """Wait for the zygotes and spares of all agents. They end with their agent."""
+        """Wait until the zygotes and spares of all agents have ended, which they do with their agent."""
         while pids := children():
             self.zygotes.on_reaped(*os.waitpid(pids[0], 0))
 
 
 def children() -> list[int]:
-    """Return the zygotes and spares among the children."""
+    """Return the pids of the zygotes and spares among this process's children."""
     listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return [int(pid) for pid in listed if b"zygote/main.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 

@@ -18,7 +18,7 @@ Message = dict[str, Any]
 
 
 class FrontEnd:
-    """One websocket. `messages` has all that arrived, in order, each with the time `at` of its arrival."""
+    """A websocket. `messages` has all received messages in order, each with the time `at` of its arrival."""
 
     def __init__(self, socket: WebSocketClientConnection, session: str) -> None:
         self.messages: list[Message] = []
@@ -105,7 +105,7 @@ async def front_end(server: JupyterServer, kernel_id: str, session: str = "") ->
 
 
 def texts(messages: list[Message]) -> str:
-    """Return what a cell has printed."""
+    """Return the text that these messages of a cell have printed."""
     return "".join(message["content"]["text"] for message in messages if message["msg_type"] == "stream")
 
 

@@ -58,7 +58,7 @@ def placed(node_id: str, *device_ids: Any, score: float = 1.0, **more: Any) -> A
 
 @asynccontextmanager
 async def policies(settings: Settings | None = None, **others: object) -> AsyncIterator[PolicyCatalog]:
-    """Return a catalog to which a client has added these objects."""
+    """Yield a catalog to which a client has added these objects as policies, by name."""
     made = PolicyCatalog(
         settings or Settings(policy_timeout_s=20), RecentRequests(None, clock=time.monotonic)
     )
@@ -71,7 +71,7 @@ async def policies(settings: Settings | None = None, **others: object) -> AsyncI
 
 
 def given(name: str, other: object, token: str = "") -> dict[str, str]:
-    """Return a client's message that unpickles to this same object, so that the test can inspect it."""
+    """Return a client's message that adds a policy. It unpickles to the object `other` itself."""
     _OBJECTS.append(other)
     there = f"__import__('sys').modules[{__name__!r}]._OBJECTS[{len(_OBJECTS) - 1}]"
     return {
@@ -83,7 +83,7 @@ def given(name: str, other: object, token: str = "") -> dict[str, str]:
 
 
 class Reference:
-    """An object that is pickled as an expression."""
+    """An object that unpickles to the value of its expression."""
 
     def __init__(self, expression: str) -> None:
         self.expression = expression

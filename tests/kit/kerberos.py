@@ -1,4 +1,4 @@
-"""A Kerberos realm of its own on this machine, and a YARN cluster in which everything shows a ticket or a token."""
+"""A private Kerberos realm on this machine, and a YARN cluster that always demands a ticket or a token."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Realm:
 
     @contextmanager
     def run(self, *principals: str) -> Iterator[None]:
-        """Run the centre, with these principals, whose keys are in the keytab."""
+        """Run the key distribution centre with these principals, and write their keys into the keytab."""
         self._call("kdb5_util", "create", "-s", "-r", REALM, "-P", "not a secret")
         for name in principals:
             self._call("kadmin.local", "-q", f"addprinc -randkey {name}@{REALM}")

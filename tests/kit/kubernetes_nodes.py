@@ -15,7 +15,7 @@ import pytest
 from kubelets import MACHINES, Kubelets, leftovers, why_not
 
 NAMESPACE = "lab"
-"""Where the tests' kernels run: with Pod Security `restricted`, a ResourceQuota and a LimitRange."""
+"""The namespace of the tests' kernels. It has Pod Security `restricted`, a ResourceQuota, a LimitRange."""
 _OBJECTS = (
     (
         "/api/v1/namespaces",
@@ -60,7 +60,7 @@ def cluster_settings(cluster: Kubelets, folder: Path) -> dict[str, Any]:
 
 
 def kernel_pid(kernel_id: str) -> int:
-    """Return the process of a kernel in a pod, as this machine numbers it."""
+    """Return the pid of a kernel in a pod, as this machine sees it."""
     folder = hashlib.sha256(kernel_id.encode()).hexdigest()[:32]
     for process in psutil.process_iter(["cmdline"]):
         if any(f"/kernels/{folder}/" in part for part in process.info["cmdline"] or ()):

@@ -1,6 +1,6 @@
 """Kernels on a Kubernetes cluster whose parts fail, and the checks that follow each fault.
 
-roost's service has the rights of a user of its own, as an operator would give them.
+roost's service has its own user, with the rights that an operator would give.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class World(ClusterWorld):
         self.configure(address=str(self.kubeconfig), **settings)
 
     def held(self) -> dict[str, str]:
-        """Return the node of each lease that has a pod; it is empty while a pod has none."""
+        """Return the node of each lease that has a pod; the node is '' while the pod waits for one."""
         return {
             json.loads(pod["metadata"]["annotations"]["roost/lease"])["id"]: pod["spec"].get("nodeName", "")
             for pod in self.pods()
@@ -109,7 +109,7 @@ def containerd_pid(cluster: Kubelets, node: str) -> int:
 
 
 def tag_image(cluster: Kubelets, node: str, name: str) -> None:
-    """Give the image of kernels another name on a node, as if that had been pulled."""
+    """Give the image of kernels another name on a node, as if an image of that name had been pulled."""
     socket = f"/proc/{containerd_pid(cluster, node)}/root/run/containerd/containerd.sock"
     command = ["ctr", "--address", socket, "--namespace", "k8s.io", "images", "tag"]
     done = subprocess.run([*command, PYTHON, name], capture_output=True, text=True, timeout=30)

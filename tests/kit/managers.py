@@ -32,7 +32,7 @@ def kernelspecs(
 ) -> KernelSpecManager:
     """Return a manager of kernelspecs with one spec in `folder`. `changes` replace fields of its kernel.json.
 
-    With a `backend` its kernels ask for a little of a CPU, so that what one leaves behind is seen there.
+    With a `backend`, its kernels ask for 0.1 CPUs, so that the lease of a forgotten kernel can be seen there.
     """
     register()
     config = {**({"backend": backend, "cpus": 0.1} if backend else {}), **(config or {})}

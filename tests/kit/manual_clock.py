@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class ManualClock:
-    """Call `advance` to move time. Pass `time` where a function that returns seconds is wanted."""
+    """A clock whose time only `advance` moves. Pass its method `time` as a function that returns seconds."""
 
     def __init__(self, now: float = 1_000.0) -> None:
         self._now = now
@@ -23,7 +23,7 @@ class ManualClock:
         return _Handle(self._due, number)
 
     def advance(self, seconds: float) -> None:
-        """Move time forward, and call what falls due on the way, in order."""
+        """Move time forward. Call the callbacks that fall due meanwhile, in the order of their times."""
         end = self._now + seconds
         while due := [(at, number) for number, (at, _) in self._due.items() if at <= end]:
             at, number = min(due)

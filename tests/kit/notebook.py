@@ -50,7 +50,7 @@ class Notebook:
         return str(reply["content"]["user_expressions"]["x"]["data"]["text/plain"])
 
     async def interrupt(self) -> None:
-        """Interrupt a cell that sleeps, once IOPub shows that it runs."""
+        """Run a cell that sleeps, and interrupt it once IOPub shows that it runs."""
         cell = self.client.execute(
             "print('runs', flush=True); import time; time.sleep(60)", stop_on_error=False
         )
@@ -83,7 +83,7 @@ class Notebook:
         await self._until_ready()
 
     async def _until_ready(self) -> None:
-        """Wait for the kernel's first answer. Raises `KernelDied` if the kernel ends before."""
+        """Wait for the kernel's first answer. Raise `KernelDied` if it ends before, TimeoutError after 60 s."""
         answering = asyncio.ensure_future(await_answer(self.client))
         ending = asyncio.ensure_future(self.manager.provisioner.wait())  # type: ignore[union-attr]
         try:
@@ -105,5 +105,5 @@ class Notebook:
 
 
 def held_by(kernel: Kernel) -> tuple[str, str, tuple[str, ...]]:
-    """Return what a kernel keeps until it ends: lease, node and devices."""
+    """Return the lease id, the node and the devices of a kernel, which stay the same until its end."""
     return kernel.lease_id, kernel.node_id, kernel.device_ids

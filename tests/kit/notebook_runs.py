@@ -1,4 +1,4 @@
-"""Notebooks that run by a kernelspec's name alone."""
+"""Functions that run a notebook in Papermill or nbclient by the name of its kernelspec alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """NetworkPolicies of a test cluster, enforced by firewall rules in the network namespace of each pod.
 
-A network plugin does this in real clusters. As these do, this one learns the addresses of pods from the API server. It
-knows what roost's examples use: ingress rules with labels of pods and namespaces, and TCP ports.
+A network plugin does this in real clusters. Like a plugin, this module learns the addresses of pods from the
+API server. It knows only the features that roost's examples use: ingress rules with labels and TCP ports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PodFirewall:
     def __init__(self, cluster: Kubelets) -> None:
         self._cluster = cluster
         self._rules: dict[str, str] = {}
-        """By uid: the rules that a pod has."""
+        """The rules of each pod, by the pod's uid."""
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._problem: BaseException | None = None
@@ -73,7 +73,7 @@ class PodFirewall:
                 self._apply(uid, rules)
 
     def _apply(self, uid: str, rules: str) -> None:
-        """Give a pod these rules. A pod that has not begun, or just ends, gets none: the next look tries again."""
+        """Give a pod these rules. If the pod has not begun or just ends, the next reading tries again."""
         policy = "DROP" if rules else "ACCEPT"
         text = f"*filter\n:INPUT {policy} [0:0]\n{rules}COMMIT\n"
         if self._in_pod(uid, "iptables-restore", text=text).returncode == 0:

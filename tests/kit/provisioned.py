@@ -1,4 +1,4 @@
-"""Kernel managers whose provisioner is roost's, and the starts that its fake service got."""
+"""Kernel managers with roost's provisioner, and the starts that the fake service has received."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ async def serving(
 ) -> AsyncIterator[JupyterServer]:
     """Start a server that keeps its kernels. If the block fails, print its log.
 
-    With a `host`, the server sees that as the name of its machine, as in a container. That needs root.
+    With a `host`, the server sees this name as its machine's name, as in a container. This needs root.
     """
     given = [f"--ServerApp.jpserver_extensions={EXTENSIONS}", "--RoostExtension.on_server_stop=keep"]
     if name:

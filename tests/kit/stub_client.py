@@ -37,7 +37,7 @@ NODES = [
 
 
 def build_kernel(id_: str, **values: Any) -> Kernel:
-    """A kernel in a list."""
+    """Return a kernel as the service lists it. `values` are fields of `Kernel`."""
     known = {
         "launch_id": "l",
         "state": "running",
@@ -58,7 +58,7 @@ QUEUED = build_kernel("bbbb-1", state="queued", position=1, waits_for="0.25 GPU 
 
 
 class Answer:
-    """A call with an answer or an error."""
+    """The future of a call. Its result is the answer, which is raised if it is an exception."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -72,7 +72,7 @@ class Answer:
 
 
 class StubClient:
-    """A client without a service. Every answer raises `error` if it is set."""
+    """A client without a service. If `error` is set, every call raises it."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None

@@ -41,7 +41,7 @@ def zram(mib: int = 512) -> Iterator[None]:
 
 
 def read_memory(pid: int) -> tuple[float, float]:
-    """Return the MiB of a process in memory and in the swap, shared pages in part."""
+    """Return the MiB of a process in memory (PSS) and in the swap. Shared pages count in part."""
     parts = dict(
         line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     )

@@ -1,4 +1,4 @@
-"""A TCP proxy that can swallow what its connections carry, as a network that has forgotten them does."""
+"""A TCP proxy that can drop the data of its connections, like a network that has forgotten them."""
 
 from __future__ import annotations
 

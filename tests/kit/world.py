@@ -1,4 +1,4 @@
-"""All of roost in a private runtime folder: tiny kernels, and the orderly end of service and agent."""
+"""Tiny kernels, and functions that find and end the service and the agent of a runtime folder."""
 
 from __future__ import annotations
 

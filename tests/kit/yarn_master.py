@@ -53,7 +53,7 @@ RUNS = f'exec {sys.executable} "$HADOOP_TOKEN_FILE_LOCATION" 1><LOG_DIR>/stdout 
 
 
 class YarnMaster:
-    """A submitted application. `events` are all that its master has sent to this connection."""
+    """A submitted application. `events` has all events that its master has sent to this connection."""
 
     def __init__(self, cluster: HadoopNodes, folder: Path) -> None:
         self.cluster, self.folder = cluster, folder
@@ -101,7 +101,7 @@ class YarnMaster:
         self.cluster.rest.call("POST", "/ws/v1/cluster/apps", context)
 
     def report(self) -> dict[str, Any]:
-        """Return what the ResourceManager knows of the application."""
+        """Return the ResourceManager's REST record of the application."""
         return dict(self.cluster.rest.get(f"/ws/v1/cluster/apps/{self.application}")["app"])
 
     def process(self) -> psutil.Process:
@@ -242,7 +242,7 @@ def kill(master: YarnMaster) -> None:
 async def until(
     is_true: Callable[[], object], explain: Callable[[], str] = str, timeout_s: float = WAIT_S
 ) -> None:
-    """Wait until something is true. The message of a failure has `explain()`."""
+    """Wait until something is true. After `timeout_s`, raise AssertionError with the text of `explain()`."""
     deadline = time.monotonic() + timeout_s
     while not is_true():
         assert time.monotonic() < deadline, f"waited for {timeout_s:g} s in vain\n{explain()}"

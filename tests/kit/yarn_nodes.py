@@ -18,7 +18,7 @@ from hadoop_nodes import MACHINES, HadoopNodes, gpus_of, why_not
 from leftovers import describe
 
 FREED_S = 60.0
-"""How long YARN may take to free what an ended application had."""
+"""How long YARN may take to free the resources of an ended application."""
 
 
 def cluster_settings(cluster: HadoopNodes, folder: Path) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def container_of(pid: int) -> str:
 
 
 def in_use(cluster: HadoopNodes, but: Collection[str] = ()) -> list[str]:
-    """Return a line for each container, promise of a node, and process in a container, except in those of `but`."""
+    """Return a line for each container not in `but`, each process in one, and each node that promises one."""
     running = {row["id"]: node for node in cluster.machines for row in cluster.containers(node)}
     expected = Counter(node for container, node in running.items() if container in but)
     kept = {process.pid for container in but for process in cluster.container_processes(container=container)}
@@ -77,7 +77,7 @@ def assert_nothing_left(cluster: HadoopNodes, within_s: float = FREED_S) -> None
 
 
 def await_nothing(look: Callable[[], list[str]], within_s: float = FREED_S) -> None:
-    """Wait until a look finds no remains. Fail with its findings after this time."""
+    """Wait until `look` returns no remains. Raise AssertionError with the remains after this time."""
     deadline = time.monotonic() + within_s
     while found := look():
         assert time.monotonic() < deadline, "left behind in YARN:\n" + "\n".join(found)

@@ -44,7 +44,7 @@ _HEALTH = "yarn.nodemanager.health-checker"
 def fault_settings(folder: Path) -> dict[str, object]:
     """Return the settings of a cluster for faults. `World.exclude` writes the names of nodes into a file in `folder`.
 
-    A node whose configuration has a file `unhealthy` reports that within a second.
+    If the configuration folder of a node has a file `unhealthy`, the node reports within a second that it is.
     """
     exclude, script = folder / "exclude", folder / "health"
     exclude.touch()
@@ -71,7 +71,7 @@ class World(ClusterWorld):
     """
 
     clean_s = 60.0
-    """YARN frees what a lost node had only once the node has expired or is back."""
+    """How long YARN may take to free the resources of a lost node: until the node has expired or is back."""
 
     def __init__(
         self, cluster: HadoopNodes, home: Path, folder: Path, patch: pytest.MonkeyPatch, **settings: Any
@@ -97,7 +97,7 @@ class World(ClusterWorld):
         self._open.close()
 
     def held(self) -> dict[str, str]:
-        """Return the node of each container of a kernel."""
+        """Return the node of each kernel's container, by the container's id."""
         masters = {master["container"] for master in self.masters()}
         return {
             row["id"]: self.cluster.address_of(node)
@@ -165,7 +165,7 @@ class World(ClusterWorld):
         self.cluster.rest.call("PUT", path, {"state": "KILLED"})
 
     def end_all(self) -> None:
-        """End all masters, whose service has ended. Nothing of roost may be left in YARN afterwards."""
+        """End all masters after the end of their service. Check that nothing of roost is left in YARN."""
         for master in self.masters():
             self.end_application(master["id"])
         assert_nothing_left(self.cluster)

@@ -1,4 +1,4 @@
-"""A real service and agents for each module and backend, and the check that every test released all it had."""
+"""A real service and agents for each module and backend. Each test must release everything that it took."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from roost.scheduler.client.client import Client, connect, disconnect
 
 BACKENDS = ("local", "ray", "dask", "dask_tls", "kubernetes", "yarn")
 FREED_S = 15.0
-"""How long a cluster manager may show released resources as promised. A pod ends within its grace."""
+"""How long a cluster manager may show released resources as promised. A pod needs time to end."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -79,7 +79,7 @@ def world(backend: str, module_runtime_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def specs_of(backend: str, world: Path, tmp_path: Path) -> Iterator[Callable[..., KernelSpecManager]]:
-    """Return `managers.kernelspecs` for this backend. At the end no kernel runs and nothing is promised."""
+    """Yield a function that makes kernelspecs for this backend. At the end nothing runs or is promised."""
     # Pods have a Python of their own.
     changes = {"argv": ["python3", *managers.IPYKERNEL[1:]]} if backend == "kubernetes" else {}
     yield partial(managers.kernelspecs, tmp_path, backend=backend, **changes)
@@ -117,13 +117,13 @@ def one_gpu(module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def _promised(service: Client) -> dict[str, float]:
-    """Return the CPUs that each node has promised."""
+    """Return the promised CPUs of each node, by node id."""
     return {node["id"]: node["cpus_promised"] for node in service.nodes().result(10)}
 
 
 @pytest.fixture
 def specs(specs_of: Callable[..., KernelSpecManager]) -> KernelSpecManager:
-    """Return kernelspecs with `roosted`, an ipykernel."""
+    """Return a KernelSpecManager with the kernelspec `roosted`, an ipykernel that roost starts."""
     return specs_of()
 
 

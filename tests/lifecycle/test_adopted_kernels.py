@@ -1,4 +1,4 @@
-"""Kernels that outlive their Jupyter Server: the next server has them, and clients get all output."""
+"""Kernels outlive their Jupyter Server: the next server adopts them, and clients get all output."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def end_kernels(backend: str) -> None:
 
 
 async def until_logged(server: JupyterServer, text: str) -> None:
-    """Wait until the last line of an ended server's log has been read, and check it."""
+    """Wait until an ended server's last log line has this text. Raises `AssertionError` after 60 s."""
     for _ in range(1200):
         if text in server.log[-1]:
             return
@@ -92,7 +92,7 @@ async def test_a_server_that_comes_back_has_its_kernels_and_their_output(noteboo
 async def test_a_server_in_a_new_container_finds_its_kernels(
     notebooks: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """JupyterHub gives the server its name. The host has another one each time, and its /tmp is empty."""
+    """JupyterHub names the server. Each container of the server has another host name and an empty /tmp."""
     monkeypatch.setenv("JUPYTERHUB_SERVICE_PREFIX", "/user/ada/")
     with container(tmp_path_factory, monkeypatch):
         async with serving(notebooks, name="", host="pod-1") as server:
@@ -116,7 +116,7 @@ async def test_a_server_in_a_new_container_finds_its_kernels(
 
 @contextmanager
 def container(folders: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give what runs in the block folders of its own. At its end the scheduler service there is killed."""
+    """Give the block its own state and runtime folders, like a container. Kill its service at the end."""
     patch.setenv("XDG_STATE_HOME", str(folders.mktemp("state")))
     with private_runtime_dir() as folder:
         try:

@@ -126,7 +126,7 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Agent
 
 
 def start(agents: dict[str, Agent], how: str, folder: Path) -> Kernel:
-    """Start a kernel. `learnt`: a standby that has numpy."""
+    """Start a kernel: `fresh`, `fork`, `standby`, or `learnt` (a standby that has imported numpy)."""
     if how == "fresh":
         return agents["agent"].start_plain(cwd=folder)
     agent = agents["learnt" if how == "learnt" else "agent"]
@@ -141,7 +141,7 @@ def end_kernels(agents: dict[str, Agent]) -> None:
 
 @pytest.fixture(scope="module")
 def seen(agents: dict[str, Agent], folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what kernels of each kind see of themselves."""
+    """Return, by kind of kernel, the values that `EXPRESSIONS` have in a kernel of this kind."""
     found: dict[str, dict[str, Any]] = {}
     for how in ("fresh", "fork", "standby", "learnt"):
         kernel = start(agents, how, folder)
@@ -191,7 +191,7 @@ def kernel(agents: dict[str, Agent], folder: Path, request: pytest.FixtureReques
 
 
 def test_output_of_every_kind_arrives(kernel: Kernel) -> None:
-    """Python's own, that of a descriptor, and that of a child process."""
+    """Output of Python itself, of a file descriptor and of a child process."""
     texts = streams(kernel, "import os, sys; print('one'); print('two', file=sys.stderr)")
     assert texts == {"stdout": "one\n", "stderr": "two\n"}
     streams(
@@ -328,7 +328,7 @@ def test_no_two_kernels_draw_the_same_random_numbers(agents: dict[str, Agent], f
 
 
 def test_a_standby_that_nobody_needs_leaves_nothing(tmp_path: Path) -> None:
-    """Its session is in no history, and it ends with its zygote."""
+    """An unused standby adds no session to IPython's history, and ends with its zygote."""
     agent = Agent(tmp_path, how="standby")
     agent.command = command_of(PYTHON)
     try:

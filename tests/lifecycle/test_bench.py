@@ -28,13 +28,13 @@ class PeerProvisioner(LocalProvisioner):
         self.parent.cleanup_connection_file()
         return await super().pre_launch(**options)
 """
-"""A provisioner that decides itself where the output goes, and whose kernels have new ports after a restart."""
+"""A provisioner that sets its kernels' output file itself, and gives them new ports after a restart."""
 
 
 def bench(tmp_path: Path, *options: str, **environment: str) -> dict[str, Any]:
-    """Run a benchmark and return its JSON. The file `said` has its prints.
+    """Run a benchmark and return its JSON. The file `said` has the text that it prints.
 
-    Its working folder has a folder `roost`, like that of a user who has cloned the repository there.
+    The working folder contains a folder `roost`, as if the user had cloned the repository there.
     """
     (tmp_path / "parent" / "roost").mkdir(parents=True, exist_ok=True)
     (tmp_path / "parent" / "roost" / "__init__.py").touch()
@@ -186,7 +186,7 @@ def test_users_of_a_small_node_wait_for_each_other(tmp_path: Path) -> None:
 
 
 def test_the_kernels_of_a_trace_arrive(tmp_path: Path) -> None:
-    """The second one waits for the CPU that the first one has. The third would arrive after the end."""
+    """The second kernel waits for the first one's CPU. The third would arrive after the end of the run."""
     (tmp_path / "jupyter_roost_config.py").write_text("c.RoostLocalBackend.cpus = 1\n")
     rows = ["name,cpu_milli,memory_mib,num_gpu,gpu_milli,creation_time,deletion_time"]
     rows += ["a,1000,64,0,0,100,130", "b,1000,64,0,0,105,140", "c,1000,64,0,0,900,910"]
@@ -246,7 +246,7 @@ def test_an_interrupted_run_keeps_its_results_and_leaves_nothing(
 
 
 def find_marked(tmp_path: Path) -> list[psutil.Process]:
-    """Return the live processes that were started by the run, and the run itself."""
+    """Return the live processes of a benchmark's run: the run itself and the processes that it started."""
     found = []
     for process in psutil.process_iter():
         try:

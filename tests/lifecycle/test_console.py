@@ -19,7 +19,7 @@ CODE = (
     ("y * 100", f"4200[^$]*{PROMPT}"),
     ("exit", pexpect.EOF),
 )
-"""The typed lines, and the answers that the terminal shows."""
+"""Each typed line, with a pattern of the answer that the terminal must show."""
 
 
 async def test_a_console_works_on_a_kernel_and_leaves_it_alone(runtime_dir: Path) -> None:

@@ -37,7 +37,7 @@ SET_TLS = (
 
 
 def refused(address: str, **options: str) -> RoostError:
-    """Return the error of a join at this address. It is one line and comes soon."""
+    """Return the error of a join at this address. Check that it has one line and comes within `SECONDS`."""
 
     began = time.monotonic()
     with pytest.raises(RoostError) as caught:

@@ -1,4 +1,4 @@
-"""Kernels that end because they are idle, and kernels that only look as if they were."""
+"""Kernels that end because they are idle, and kernels that look idle but are busy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ threading.Thread(target=speak, daemon=True).start()
 
 @pytest.fixture
 def config_file(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A configuration in which idle kernels end soon."""
+    """Yield a configuration file with which idle kernels end soon."""
     file = runtime_dir / "config" / "jupyter_roost_config.json"
     file.parent.mkdir()
     file.write_text(json.dumps({"RoostScheduler": {"idle_after_s": IDLE_S}}))

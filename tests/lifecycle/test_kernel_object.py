@@ -42,7 +42,7 @@ def left_behind() -> list[str]:
 
 
 def until(is_true: Callable[[], Any]) -> Any:
-    """Wait until another process has done something. No event reports it."""
+    """Poll until `is_true()` has a true value, and return the value. No event reports the change."""
     deadline = time.monotonic() + 60
     while not (value := is_true()):
         assert time.monotonic() < deadline
@@ -265,7 +265,7 @@ def test_a_program_that_ends_without_stop_does_not_hang() -> None:
 @on_this_machine
 @pytest.mark.parametrize("fork", [True, False])
 def test_a_kernel_has_the_umask_of_its_application(roosted: Path, fork: bool) -> None:
-    """Otherwise its files could be read by people from whom the application keeps its own."""
+    """Otherwise other users could read the kernel's files, although they cannot read the application's."""
     read = "import os; umask = os.umask(0); os.umask(umask); umask"
     usual = os.umask(0o027)
     try:

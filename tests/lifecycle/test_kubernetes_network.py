@@ -94,7 +94,7 @@ class Pods:
 
 @pytest.fixture(scope="module")
 def pods(kubernetes_cluster: Kubelets) -> Iterator[Pods]:
-    """Make the namespaces. Jupyter's pods accept no connections, as JupyterHub sees to it."""
+    """Make the namespaces. A policy like JupyterHub's refuses all connections to Jupyter's pods."""
     api = kubernetes_cluster.api
     for namespace in (JUPYTER, KERNELS, OTHERS):
         api.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.backends("kubernetes", why="looks at the variables of p
 
 
 def check(printed: str) -> None:
-    """The kernel had one GPU, another user id, a pod named after its user, and nothing of Jupyter's environment."""
+    """Check the GPU, the user id, the pod's name (after its user) and that no variable is Jupyter's."""
     (device, uid, pod), variables = printed.splitlines()[0].split(), printed.splitlines()[1]
     assert device.startswith("GPU-")
     assert uid == "12345"

@@ -29,7 +29,7 @@ def service(cluster: Kubelets, folder: Path, **more: Any) -> AbstractAsyncContex
 
 @pytest.fixture
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the addresses that agents have reported until now."""
+    """Return a list to which each address that an agent reports is added."""
     ips: list[str] = []
     on_report = AddressReports._listens
 
@@ -47,7 +47,7 @@ async def test_a_lease_is_held_before_kubernetes_tells_the_address(
     monkeypatch: pytest.MonkeyPatch,
     reported: list[str],
 ) -> None:
-    """Kubernetes never tells it here, and the later views of the pod take nothing back."""
+    """Here Kubernetes never reports an address. Its later reports do not remove the agent's address."""
     monkeypatch.setattr(pod_state, "_read_address", lambda *_: None)
     async with service(kubernetes_cluster, module_runtime_dir) as (backend, agents):
         lease = await STEPS.take(backend, "k", Request(cpus=0.1))

@@ -61,7 +61,7 @@ Open = Callable[[str, str], Any]
 
 
 def write(api: Api, file: str, namespace: str, user: str = "") -> None:
-    """Create the objects of a manifest in this namespace, for the group of the users or for one user."""
+    """Create a manifest's objects in this namespace, for `user` or (if empty) the manifest's group."""
     text = (MANIFESTS / file).read_text().replace("kernels  # CHANGE", f"{namespace}  # CHANGE")
     for found in yaml.safe_load_all(text):
         if user and "subjects" in found:
@@ -73,7 +73,7 @@ def write(api: Api, file: str, namespace: str, user: str = "") -> None:
 
 
 class suppress_existing(suppress):  # noqa: N801 - named as `suppress` is
-    """Ignore that an object exists."""
+    """Suppress the API server's refusal to create an object that exists already."""
 
     def __init__(self) -> None:
         super().__init__(Refused)
@@ -172,7 +172,7 @@ def pods(namespace: str) -> str:
 
 
 def pod(user: str, *, created_by: str = "", name: str = "", secret: str = "", **spec: Any) -> dict[str, Any]:
-    """Return a pod that a user may create, with these changes."""
+    """Return the description of a pod that this user may create, with the given changes."""
     name = name or f"roost-{user}-{uuid.uuid4().hex[:20]}"
     security = {
         "allowPrivilegeEscalation": False,
@@ -220,7 +220,7 @@ async def test_a_kernel_runs_with_the_rights_of_the_manifests(
     settings_of: Callable[..., RoostKubernetesBackend],
     tmp_path: Path,
 ) -> None:
-    """And a user with a namespace of their own sees and touches nothing of it."""
+    """A user with another namespace can neither see nor change anything of this kernel."""
     async with service(settings_of("alice", "alice"), tmp_path) as (backend, agents):
         lease, client = await start(backend, agents, "k")
         found = await find_pod(kubernetes_cluster.api, "alice", lease)
@@ -371,7 +371,7 @@ TEMPLATES = {
     "metadata: {namespace: kube-system}": "namespace",
     "spec: {priorityClassName: none}": "PriorityClass",
 }
-"""Templates that the API server refuses, and a word of the refusal."""
+"""Pod templates that the API server refuses, with a word from each refusal."""
 
 
 async def test_a_template_that_the_api_server_refuses_is_reported_at_the_start(

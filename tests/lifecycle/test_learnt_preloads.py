@@ -34,7 +34,7 @@ def folder(runtime_dir: Path) -> Iterator[Path]:
 
 
 def start(name: str = "python3", **options: object) -> BlockingKernel:
-    """Start a kernel that is forked: the first ones are executed, while the zygote is made."""
+    """Start kernels until one is forked, and return it. Kernels are executed until a zygote is ready."""
     deadline = time.monotonic() + WITHIN_S
     while True:
         kernel = roost.start_kernel(name, backend="local", backend_options=OPTIONS, **options)
@@ -45,9 +45,9 @@ def start(name: str = "python3", **options: object) -> BlockingKernel:
 
 
 def find_loaded(names: set[str], wanted: str, **options: object) -> set[str]:
-    """Start kernels until one has the wanted module. Return which of the modules it has before its first cell.
+    """Start kernels until one has `wanted` before its first cell. Return the modules of `names` that it has.
 
-    Each kernel then imports all of them, as those before.
+    Each kernel then imports all of `names`, so that the agent learns these modules.
     """
     deadline = time.monotonic() + WITHIN_S
     while True:

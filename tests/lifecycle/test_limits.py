@@ -26,9 +26,9 @@ pytestmark = pytest.mark.backends("local", why="the same agent on every backend"
 MIB = 1 << 20
 BUSY_S = float(os.environ.get("ROOST_BUSY_S", "15"))
 TOLERANCE = float(os.environ.get("ROOST_CPU_TOLERANCE", "0.3"))
-"""Other tests use the same CPUs. On a quiet machine, 0.15 holds."""
+"""The tolerated error of CPU shares, as other tests use the CPUs too. A quiet machine needs only 0.15."""
 FILL = "data = bytearray({0} << 20); data[::4096] = b'x' * len(data[::4096])"
-"""Code that uses so many MiB of memory."""
+"""Code that fills this many MiB of memory."""
 DETACHED = """
 import subprocess, sys
 code = {0!r} + "\\nimport time; time.sleep(600)"
@@ -43,7 +43,7 @@ while time.monotonic() < until:
     pass
 time.process_time() - before
 """
-"""Code that keeps one thread busy for so many seconds. Its value is the CPU time that it got."""
+"""Code that keeps one thread busy for this many seconds. Its value is the CPU time that the thread got."""
 READ_ONLY = 'for each in /sys/fs/cgroup/*; do mount -o remount,bind,ro "$each"; done; exec "$0" "$@"'
 WITHOUT_GROUPS = """
 import roost
@@ -79,7 +79,7 @@ def folder(runtime_dir: Path) -> Iterator[Path]:
 
 
 def start(*, how: str = "forked", options: dict[str, object] | None = None, **wish: object) -> BlockingKernel:
-    """Start a kernel that is forked: the first ones are executed, while the zygote is made."""
+    """Start kernels until one is started as `how` says (`forked`: once a zygote is ready); return it."""
     deadline = time.monotonic() + 60
     options = options or {}
     while True:

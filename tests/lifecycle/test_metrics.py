@@ -1,6 +1,6 @@
 """Metrics that a real Prometheus scrapes while kernels come and go.
 
-ROOST_CHURN_S is how long they do (10 s). The figures in the documentation are of 300 s.
+ROOST_CHURN_S is the length of the run (10 s). The documentation has figures of a run of 300 s.
 """
 
 from __future__ import annotations

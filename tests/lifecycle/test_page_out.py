@@ -30,7 +30,7 @@ def folder(runtime_dir: Path) -> Iterator[Path]:
 
 
 def start(**options: object) -> BlockingKernel:
-    """Start a kernel that is forked: the first ones are executed, while the zygote is made."""
+    """Start kernels until one is forked, and return it. Kernels are executed until a zygote is ready."""
     deadline = time.monotonic() + 60
     while True:
         kernel = roost.start_kernel("python3", backend="local", backend_options=options)

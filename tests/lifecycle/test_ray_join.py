@@ -66,7 +66,7 @@ def cluster() -> Iterator[Raylets]:
 
 
 def serve(*steps: str, environment: Mapping[str, str] = TOKEN) -> list[Any]:
-    """Return the service's result of each step. No step takes long, and Ray prints nothing on standard output."""
+    """Run a service that takes these steps, and return the result of each. Check that no step takes long."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", SERVICE, json.dumps(steps)],
@@ -127,7 +127,7 @@ def test_another_version(cluster: Raylets) -> None:
 
 
 def test_a_raylet_that_hangs(cluster: Raylets) -> None:
-    """Left to Ray this would stop every thread of the service, and end it after 40 s."""
+    """Without roost's check, Ray would block every thread of the service and end the service after 40 s."""
     raylet = psutil.Process(cluster.nodes[0].raylet_pid)
     raylet.suspend()
     try:

@@ -34,7 +34,7 @@ print(json.dumps({"nodes": ray.nodes(), "environment": ray.get(environment.remot
 
 
 def drive(cluster: Raylets) -> dict[str, Any]:
-    """Return Ray's nodes by address and a worker's environment, as a driver sees them."""
+    """Run a Ray driver. Return its view of the cluster: nodes by address, and a worker's environment."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DRIVER, cluster.address],
         check=True, capture_output=True, text=True, timeout=60, cwd="/",

@@ -1,4 +1,4 @@
-"""The kernels of a Jupyter Server that ended, in the next server of its name. On this machine."""
+"""The next Jupyter Server of a server's name adopts the kernels of the ended one, on this machine."""
 
 from __future__ import annotations
 

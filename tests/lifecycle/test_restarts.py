@@ -1,4 +1,4 @@
-"""A restart, as the client of a websocket that stays open sees it."""
+"""The restart of a kernel, seen by a client whose websocket stays open."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ConnectionFileMixin._create_connected_socket = create_late
 async def test_the_first_cell_after_a_restart_has_its_output(
     specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ZeroMQ may connect the subscription to the kernel's output long after the socket of the requests."""
+    """ZeroMQ may connect the server's output subscription long after the socket for requests."""
     specs_of()
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     settings = tmp_path / "late_subscriptions.py"

@@ -87,7 +87,7 @@ async def until_queued(kernel_id: str, position: int = 1) -> None:
 
 @asynccontextmanager
 async def held_gpu(server: JupyterServer) -> AsyncIterator[str]:
-    """Let a kernel hold the GPU."""
+    """Start a kernel that holds the GPU, and yield its id."""
     kernel_id = await start(server)
     async with front_end(server, kernel_id) as front:
         await front.ended(await front.run("1"))
@@ -386,7 +386,7 @@ async def test_other_kernels_get_the_messages_of_a_stock_server(one_gpu: Path) -
 
 
 async def _exchange(server: JupyterServer) -> list[tuple[str, str, str, str]]:
-    """Return what a plain kernel answers to five requests: per channel, without what differs from run to run."""
+    """Return a plain kernel's answers to five requests, sorted by channel, without parts that vary."""
     found = []
     async with front_end(server, await start(server, "plain")) as front:
         for code in ("print('text')", "1 / 0", "from IPython.display import display; display(2)"):

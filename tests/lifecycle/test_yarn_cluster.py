@@ -25,7 +25,7 @@ pytestmark = [
 LONG_S = 60.0
 SLEEPS = "exec sleep 1000"
 DETACHES = "cd /; setsid --fork sleep 1000; timeout 1 tail -f /dev/null"
-"""A container whose process leaves its group. The shell waits: at its end YARN kills all that is in the group still."""
+"""A container's command: `sleep` leaves the process group. At the shell's end YARN kills the group."""
 OWNER = """
 import sys
 from hadoop_nodes import HadoopNodes, Machine

@@ -101,7 +101,7 @@ async def test_a_kernel_outlives_its_owners_ticket(
 
 
 async def until(is_right: Callable[[str], bool]) -> None:
-    """Wait for a problem of the service with its cluster, or for none."""
+    """Wait until `is_right` accepts the service's problem with its cluster (empty: no problem)."""
     deadline = time.monotonic() + AWAY_S
     while not is_right(problem := await read_problem()):
         assert time.monotonic() < deadline, problem
@@ -109,7 +109,7 @@ async def until(is_right: Callable[[str], bool]) -> None:
 
 
 async def read_problem() -> str:
-    """Return why the service cannot read its cluster, or nothing."""
+    """Return the reason why the service cannot read its cluster; empty if it can."""
     try:
         await connect("yarn").nodes()
     except RoostError as problem:

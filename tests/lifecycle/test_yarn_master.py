@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 HEARTBEAT_S = 1.0
-"""YARN's default interval of a NodeManager's heartbeats, with which grants come."""
+"""YARN's default interval of a NodeManager's heartbeats. YARN grants containers at a heartbeat."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -169,7 +169,7 @@ async def test_node_managers_are_probed(master: YarnMaster) -> None:
 
 
 async def test_an_ask_that_yarn_refuses_harms_no_other(master: YarnMaster) -> None:
-    """YARN refuses the whole heartbeat. Asks at the same moment are in the same heartbeat."""
+    """YARN refuses a heartbeat as a whole. Here one heartbeat has one wrong ask and two good ones."""
     good, bad, late = await asyncio.gather(
         master.ask("nm1"), master.ask(label="no-such-label"), master.ask("nm2")
     )

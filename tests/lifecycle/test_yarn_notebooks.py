@@ -17,7 +17,7 @@ pytestmark = pytest.mark.backends("yarn", why="looks at the variables of contain
 
 
 def check(printed: str) -> None:
-    """The kernel had one GPU, a container on the only node with A100s, and nothing of Jupyter's environment."""
+    """Check that the kernel had one GPU, a container on the A100 node, and no variable of Jupyter's."""
     (device, container, node), variables = printed.splitlines()[0].split(), printed.splitlines()[1]
     assert device in ("0", "1", "2", "3")
     assert container.startswith("container_")

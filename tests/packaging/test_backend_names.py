@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BACKENDS = ROOT / "scheduler" / "backends"
 
 ALLOWED = {("scheduler/backends/spec.py", "local")}
-"""The default backend has one constant."""
+"""The allowed (file, backend name): one constant names the default backend."""
 
 
 def test_backends_are_named_in_their_folders_only() -> None:

@@ -57,14 +57,14 @@ NODE_SIDE_LIBRARIES = {"zmq", "psutil", "jupyter_client", "jupyter_core", "trait
 
 
 def sources(package: str) -> list[Path]:
-    """The package's modules."""
+    """Return the files of the package's modules."""
     found = sorted((ROOT / package).rglob("*.py"))
     assert found, f"{package} has no modules"
     return found
 
 
 def imports(path: Path, *, at_import: bool) -> set[str]:
-    """Return the absolute names of the modules that a file imports: all, or only those imported at its import."""
+    """Return the absolute names of a file's imports: all, or (`at_import`) those outside functions."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     package = ["roost", *parts[:-1]]
     found: set[str] = set()
@@ -96,7 +96,7 @@ def _is_module(home: str, name: str) -> bool:
 
 
 def test_nested_and_relative_imports_are_found() -> None:
-    """Check the search itself."""
+    """Check that `imports` itself finds imports at all levels."""
     mine = imports(Path(__file__), at_import=False)
     assert {"ast", "roost", "pathlib"} <= mine
 
@@ -199,7 +199,7 @@ def test_all_is_importable(module: str) -> None:
 
 @pytest.mark.parametrize("name", ["model", "format", "refusals", "decision"])
 def test_placement_without_numpy(name: str) -> None:
-    """The nodes' side imports requests and nodes; numpy is loaded when a snapshot or a policy is used."""
+    """Agents import requests and nodes without numpy. numpy is loaded once a snapshot or a policy is used."""
     code = f"import sys, roost.placement, roost.placement.{name}\n"
     code += "roost.placement.Request, roost.placement.Node, roost.placement.Decision\n"
     code += "assert 'numpy' not in sys.modules\nroost.placement.Snapshot\nassert 'numpy' in sys.modules"
@@ -215,7 +215,7 @@ def test_placement_without_numpy(name: str) -> None:
     ],
 )
 def test_importing_the_client_side_loads_almost_nothing(name: str, libraries: set[str]) -> None:
-    """Beside what the application has loaded anyway, because it uses jupyter_client."""
+    """The import loads few modules beyond those that jupyter_client has loaded anyway."""
     code = f"import sys, jupyter_client.provisioning as _; before = set(sys.modules); import {name}\n"
     code += "print(*set(sys.modules) - before)"
     done = subprocess.run(

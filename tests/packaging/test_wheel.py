@@ -29,7 +29,7 @@ ELSEWHERE = {
         for init in (ROOT / "benchmarks" / "bench").rglob("__init__.py")
     },
 }
-"""The folders of packages that have other names there."""
+"""Packages whose folder in the tree has another path than the package in the wheel."""
 PACKAGES = {
     "",
     *ELSEWHERE,
@@ -82,7 +82,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Copy the files that git knows, and those not added yet."""
+    """Copy the tracked files and the new files that git does not ignore, and return the copy's folder."""
     listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
     copy = tmp_path / "tree"
     for name in listed:

@@ -83,7 +83,7 @@ class Engine(RuleBasedStateMachine):
         self.held: list[tuple[str, Request, tuple[str, ...]]] = []
 
     def fresh(self) -> Policy:
-        """The same policy with an empty cache."""
+        """Return the same policy with an empty cache."""
         return get_policy(self.name, self.workload)
 
     def go_on(self, *nodes: Node, removed: tuple[str, ...] = ()) -> None:
@@ -139,7 +139,7 @@ class Engine(RuleBasedStateMachine):
 
     @rule(request=st.sampled_from(CLASSES), is_older=st.booleans(), data=st.data())
     def somebody_asks(self, request: Request, is_older: bool, data: st.DataObject) -> None:
-        """Decide on this snapshot, an older one or a branch, sometimes with avoided nodes."""
+        """Decide on the current snapshot, an older one or a changed older one, perhaps with avoided nodes."""
         snapshot = data.draw(st.sampled_from(self.older)) if is_older else self.snapshot
         if is_older and len(snapshot) and data.draw(st.booleans()):
             node = snapshot.node(data.draw(st.sampled_from(snapshot.nodes)))

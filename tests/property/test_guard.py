@@ -1,4 +1,4 @@
-"""Every accepted decision of any policy fits."""
+"""Every decision that roost accepts from a policy, however wrong the policy is, fits on its node."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def requests(draw: st.DrawFn) -> Request:
 
 
 def _fits(request: Request, node: Node) -> bool:
-    """Return True if the node fits, by the rules in plain Python."""
+    """True if the request fits on the node, by roost's rules written again in plain Python."""
     amounts = (
         not request.cpus or node.cpus - node.cpus_promised >= request.cpus - EPSILON,
         not request.memory_bytes or node.memory_bytes - node.memory_promised_bytes >= request.memory_bytes,
@@ -145,7 +145,7 @@ def test_a_placement_exists_exactly_if_a_node_fits(
 
 
 class Plain:
-    """A filter or a scorer without its shortcuts."""
+    """A filter or scorer whose shortcuts `applies` and `least` are hidden."""
 
     def __init__(self, part: Any) -> None:
         self._part = part

@@ -44,7 +44,7 @@ class Cluster:
             self.move("comes", size)
 
     def move(self, kind: str, size: int) -> bool:
-        """Return True if something changed. At least two nodes always stay."""
+        """Let a node come, leave or return. Return False if nothing changed: at least two nodes must stay."""
         nodes = self.snapshot.nodes
         if kind == "comes":
             self.made += 1
@@ -83,7 +83,7 @@ class Cluster:
             )
 
     def loads(self) -> dict[str, tuple[float, float]]:
-        """Return, by node, its kernels and the number that is proportional to its size."""
+        """Return, for each node, its number of kernels and the number that its size entitles it to."""
         c = self.snapshot.columns
         sizes = c.gpus if self.request.gpus else c.cpus
         shares = c.kernels.sum() * sizes / sizes.sum()

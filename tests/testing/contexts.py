@@ -1,4 +1,4 @@
-"""`BackendContext` as the service would build it."""
+"""A function that builds a `BackendContext` as the service does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from roost.scheduler.core.agent_calls import Agents
 
 
 def backend_context(agents: Agents, folder: Path, settings: Settings | None = None) -> BackendContext:
-    """Return a context with the default settings, or these."""
+    """Return a context with `settings`, or with the default settings if they are None."""
     settings = settings or Settings()
     return BackendContext(
         agents=agents,

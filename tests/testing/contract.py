@@ -21,12 +21,12 @@ from roost.scheduler.errors import LeaseConflict, RoostError
 
 OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
 MEMORY_BYTES = 256 << 20
-"""Enough for an agent in a container."""
+"""The memory of a request. It is enough for an agent in a container."""
 Opener = Callable[[], AbstractAsyncContextManager[tuple[Backend, Agents]]]
-"""Opens the backend. A second call opens it as another process would."""
+"""A function that opens the backend. A second call opens the backend as another process would."""
 _CLOSE_S = 30.0
 Scarce = Callable[..., Request]
-"""Builds a request for an amount of the scarce resource; the keyword arguments are other fields of the request."""
+"""A function from an amount of the scarce resource, and other fields of `Request`, to a request."""
 
 
 @asynccontextmanager
@@ -50,9 +50,9 @@ class BackendContract:
     """
 
     refused_s = 5.0
-    """At most this long a refusal may take."""
+    """How long a refusal may take."""
     held_s = 60.0
-    """At most this long a lease may be pending."""
+    """How long a lease may be pending."""
 
     @pytest.fixture
     def opener(self) -> Opener:
@@ -166,7 +166,7 @@ class BackendContract:
             await self.until(mine, lambda s: _fits(s, scarce(1)))
 
     async def test_each_lease_has_an_agent_that_knows_it(self, opener: Opener) -> None:
-        """Also for two leases on one node, whether or not they share an agent."""
+        """Two leases are tested. They may share an agent, if they are on the same node."""
         async with opener() as (backend, agents):
             leases = [await self.take(backend, name, Request(cpus=1)) for name in ("one", "two")]
             for lease in leases:
@@ -185,14 +185,17 @@ class BackendContract:
     # Steps
 
     async def find_room(self, backend: Backend, request: Request) -> Placement:
-        """Place a request by the default policy, once there is room. A freed slice may show late."""
+        """Wait until the default policy finds room for a request, and return the placement.
+
+        The cluster may report a freed slice late.
+        """
         await self.until(backend, lambda s: _fits(s, request))
         decision = get_policy("balanced").place(request, await backend.snapshot())
         assert decision.placement is not None, decision.reason
         return decision.placement
 
     async def claim(self, backend: Backend, kernel_id: str, request: Request, placement: Placement) -> Lease:
-        """Claim a placement."""
+        """Claim a placement for a kernel. Return the lease, or raise `LeaseConflict`."""
         return await backend.claim(
             Lease(
                 id=f"roost:{kernel_id}:1",
@@ -207,7 +210,7 @@ class BackendContract:
     async def timed_claim(
         self, backend: Backend, kernel_id: str, request: Request, placement: Placement
     ) -> tuple[Lease | LeaseConflict, float]:
-        """Return the lease or the refusal, and the seconds until it came."""
+        """Claim a placement. Return the lease or the refusal, and the seconds that the claim took."""
         began = time.monotonic()
         try:
             return await self.claim(backend, kernel_id, request, placement), time.monotonic() - began
@@ -217,13 +220,13 @@ class BackendContract:
     async def take(
         self, backend: Backend, kernel_id: str, request: Request, placement: Placement | None = None
     ) -> Lease:
-        """Claim room for a request and wait until the lease is held."""
+        """Claim room for a request, anywhere by default, and return the lease when it is held."""
         if placement is None:
             placement = await self.find_room(backend, request)
         return await self.held(backend, await self.claim(backend, kernel_id, request, placement))
 
     async def held(self, backend: Backend, lease: Lease) -> Lease:
-        """Wait until a lease is held. A repeated claim answers its present state."""
+        """Wait until a lease is held, and return it. A repeated claim returns its present state."""
         deadline = time.monotonic() + self.held_s
         while lease.state == "pending":
             assert lease.reason, "a pending lease has a reason"
@@ -234,7 +237,7 @@ class BackendContract:
         return lease
 
     async def until(self, backend: Backend, condition: Callable[[Snapshot], bool]) -> None:
-        """Wait until events have made the condition true."""
+        """Wait until the snapshot meets the condition. Raise `AssertionError` after `held_s`."""
         deadline = time.monotonic() + self.held_s
         while not condition(await backend.snapshot()):
             assert time.monotonic() < deadline, "no event has made the condition true"

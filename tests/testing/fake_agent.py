@@ -29,10 +29,10 @@ from roost.scheduler.backends.base import AgentAddress
 
 
 class FakeAgent:
-    """An agent in this process: the real ledger and the real protocol, but it starts no kernels.
+    """An agent in this process. It has the real ledger and speaks the real protocol, but starts no kernels.
 
-    It can fail (`fail`) or wait (`hold`) at a named stage: `reserve`, `launch`, `stop` and so on. `address` is where it
-    listens.
+    A stage is the name of an operation, such as `reserve`, `launch` or `stop`. After `fail` or `hold`, the
+    calls of that stage fail or wait. The agent listens at `address`.
     """
 
     def __init__(
@@ -108,22 +108,22 @@ class FakeAgent:
         return handle
 
     def hold(self, stage: str) -> asyncio.Event:
-        """Have calls of this stage wait for the event that is returned."""
+        """Let all calls of this stage wait until the returned event is set."""
         self.held[stage] = asyncio.Event()
         return self.held[stage]
 
     def fail(self, stage: str, kind: str = "internal") -> None:
-        """Have calls of this stage fail."""
+        """Let all calls of this stage fail with a `RemoteError` of this kind."""
         self.failures[stage] = RemoteError(kind, f"{stage} fails: {kind}", {})
 
     async def called(self, stage: str) -> None:
-        """Wait until that stage was called (again, where it was before: clear `calls`)."""
+        """Wait until `calls` has this stage. To wait for a further call, clear `calls` first."""
         while stage not in self.calls:
             self._called.clear()
             await asyncio.wait_for(self._called.wait(), 60)
 
     def end(self, kernel_id: str, exit_code: int = 1) -> None:
-        """A kernel ends by itself."""
+        """Let a kernel end by itself, with this exit code."""
         process = replace(
             self.kernels[kernel_id],
             is_running=False,
@@ -134,14 +134,14 @@ class FakeAgent:
         self.report(AgentEvent(kind="exited", lease_id=process.lease_id, kernel=process))
 
     def give_back(self, lease_id: str) -> None:
-        """The reservation expires."""
+        """Let a reservation expire."""
         self._release(lease_id)
 
     def held_leases(self) -> list[str]:
         return [entry.lease.id for entry in self.ledger.entries()]
 
     async def restart(self) -> None:
-        """It is killed, and the next one takes over with the same records, at another port."""
+        """Replace this agent by a successor with the same ledger file, at another port."""
         await self._server.close()
         await asyncio.sleep(
             0.01

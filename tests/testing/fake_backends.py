@@ -1,4 +1,4 @@
-"""A backend of each shape, over fake agents: for tests of the scheduler, and as the shortest examples."""
+"""A backend of each shape (agent per node, agent per kernel) over fake agents, for tests of the scheduler."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def local_backend(
 class FakeBackend(Backend):
     """Several nodes with one agent each: a `LocalBackend` over a fake agent for every node.
 
-    `lies` changes how a node looks until its resources change, so that placing there meets a conflict.
+    `lies` has functions by node id. They change the node in each snapshot, so that a placement conflicts.
     """
 
     name = "fake"
@@ -123,7 +123,7 @@ class FakePodCluster(PodCluster):
         self.quota_reason = ""
         self.away_reason = ""
         self.end_reasons: dict[str, str] = {}
-        """By lease id: why pods end, for a scheduler that asks."""
+        """The reasons why pods ended, by lease id. The backend reads them for the scheduler."""
         self.adds_nodes = adds_nodes
         self.agents: dict[str, FakeAgent] = {}
         self._folder = folder
@@ -197,7 +197,7 @@ class FakePodCluster(PodCluster):
             self.grant(lease_id)
 
     def explain(self, lease_id: str, reason: str) -> None:
-        """Let a pending pod wait for another reason."""
+        """Change the reason for which a pending pod waits."""
         pod = self._pods[lease_id]
         self._put(replace(pod, lease=replace(pod.lease, reason=reason)))
 
@@ -206,7 +206,7 @@ class FakePodCluster(PodCluster):
         self._report(PodChange(kind="warning", lease_id=lease_id, reason=reason))
 
     def leave(self, reason: str) -> None:
-        """Let the cluster be away for this reason. Its pods go on."""
+        """Let the cluster be `away` for this reason. Its pods continue to run."""
         self.away_reason = reason
         self._report(None)
 

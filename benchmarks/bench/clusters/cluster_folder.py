@@ -1,4 +1,4 @@
-"""A cluster of real daemons on this machine. Its folder identifies all its processes, so that they can be ended.
+"""A cluster of real daemons on this machine. Its folder identifies its processes, so that all can be ended.
 
 Each process works in the folder or below it, or names the folder in its environment. This also holds for a process
 without its parent. A process that does neither does not belong to the cluster.
@@ -54,7 +54,7 @@ class DaemonCluster(ABC):
         """Start the cluster in the empty `folder`. If this raises, the caller ends the started processes."""
 
     def _is_free(self, network: str) -> bool:
-        """True if no process listens where the cluster will. (Clusters with random ports need no check.)"""
+        """True if the cluster's fixed ports are free on this network. By default, a cluster has only random ones."""
         return True
 
     def __enter__(self: AnyCluster) -> AnyCluster:
@@ -145,7 +145,7 @@ def claim_network(is_free: Callable[[str], bool] = bool) -> tuple[str, socket.so
 
 
 def inherit_environment(*but: str) -> dict[str, str]:
-    """Return this process's environment without the variables whose names begin like these."""
+    """Return this process's environment without the variables whose names begin with one of `but`."""
     return {name: value for name, value in os.environ.items() if not name.startswith(but)}
 
 

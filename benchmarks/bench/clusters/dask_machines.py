@@ -59,7 +59,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nanny:
-    """One `dask worker` program. It is the worker itself if the machine has no nannies."""
+    """One `dask worker` program. Without nannies on its machine, this program is the worker itself."""
 
     process: subprocess.Popen[bytes]
     log: Path

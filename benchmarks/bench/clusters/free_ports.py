@@ -6,7 +6,7 @@ import secrets
 import socket
 
 _FIRST, _LAST = 20_000, 32_000
-"""Below the range from which Linux gives ports to sockets that ask for any: those may be taken in the meantime."""
+"""The range of these ports. It lies below the range from which Linux gives ports to sockets by itself."""
 
 
 def free_port() -> int:

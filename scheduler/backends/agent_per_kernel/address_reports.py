@@ -1,7 +1,8 @@
-"""`AddressReports`: the port where new pods report their kernels, or that their agents listen.
+"""`AddressReports`: the port where new pods report that their kernels or agents listen.
 
-A cluster manager may report the address of a pod long after its kernel listens. A report only saves this time. The
-service connects to the reported address with the agent's key, so a false address is an attempt that fails.
+A cluster manager may report the address of a pod long after its kernel listens. A report only saves this
+time. The service connects to the reported address with the agent's key, so a false address does no harm: only
+that connection fails.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class AddressReports:
             await server.close()
 
     def expect(self, agent_public: str, lease_id: str, ports: Collection[int]) -> None:
-        """Accept a report of the agent with this key."""
+        """Accept a report of the agent with this key, if it listens on one of these ports."""
         self._expected[agent_public] = lease_id, ports
 
     def forget(self, agent_public: str) -> None:
@@ -64,11 +65,14 @@ class AddressReports:
         self._reported.pop(agent_public, None)
 
     def read(self, agent_public: str) -> tuple[AgentAddress | None, PodKernel | None]:
-        """Return the address and the kernel that this agent's pod has reported."""
+        """Return the address and the kernel that this agent's pod has reported; None for each missing one."""
         return self._reported.get(agent_public, (None, None))
 
     def _listens(self, ip: str, port: int, kernel: PodKernel | None = None) -> None:
-        """Note that the agent that calls listens at this address, or will soon listen there and has this kernel."""
+        """Record that the calling agent listens at this address.
+
+        If `kernel` is given, that kernel listens already, and its agent will soon listen.
+        """
         agent_public = CALLER.get()
         if agent_public not in self._expected:  # it has connected while it was
             raise RemoteError("not_expected", "no report of this agent is expected")

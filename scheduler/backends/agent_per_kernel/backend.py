@@ -1,7 +1,7 @@
 """The backend of all cluster managers that run each kernel in a pod of its own.
 
-The lease is the pod. It is pending until the manager has granted the pod and the pod's agent has noted the lease. Pods
-are found again by any process, so nothing is remembered here that the cluster does not have.
+The lease is the pod. It is pending until the manager has granted the pod and the pod's agent has noted the
+lease. Any process finds the pods again in the cluster, so this backend stores nothing on disk.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ANSWERS_S = 1.0
 """How long a reading of all pods waits for the agents of pods that it has found."""
 _CLOSE_S = 5.0
 _REMEMBERED = 500
-"""At most this many lost leases are remembered until they are released."""
+"""At most this many lost leases, and this many releases, are remembered."""
 _STARTING = "its agent is starting"
 
 
@@ -70,13 +70,13 @@ class AgentPerKernelBackend(Backend):
         cluster.creating = self._creating.keys()
         self._pods: dict[str, Pod] = {}
         self._starting: set[str] = set()
-        """Leases whose agents have not noted them yet, as far as this process has seen."""
+        """Ids of the leases that their agents have not noted yet, as far as this process knows."""
         self._lost = LastEntries[str, Lease](_REMEMBERED)
         """Leases whose pods have ended. A reading shows them with the reason, until they are released."""
         self._releasing = LastEntries[str, None](_REMEMBERED)
         self._noting: dict[str, asyncio.Task[Any]] = {}
         self._nodes: dict[str, Node] = {}
-        """The nodes without roost's pods."""
+        """The nodes by name, without the resources that roost's pods take."""
         self._snapshot = Snapshot.of([])
         self._differs: set[str] = set()
         """The nodes that differ from the snapshot."""
@@ -345,7 +345,10 @@ class AgentPerKernelBackend(Backend):
         return replace(pod.lease, state="held", reason="") if pod.address is not None else pod.lease
 
     def _lose(self, lost: Lease) -> None:
-        """The pod has ended. That is news unless this scheduler has released it."""
+        """Record that a pod has ended.
+
+        Publish the loss of its lease, unless this scheduler has released the lease.
+        """
         if lost.id in self._pods and lost.id not in self._releasing:
             event = BackendEvent(kind="lease_lost", lease_id=lost.id, reason=lost.reason, lease=lost)
             self._events.put_nowait(event)
@@ -366,7 +369,7 @@ class AgentPerKernelBackend(Backend):
     # The agents
 
     async def _wait_for_agent(self, pod: Pod) -> None:
-        """Wait until the agent answers whose pod has reported its kernel, for a short time."""
+        """If the pod has reported its kernel, wait for a short time until its agent answers too."""
         if pod.kernel is not None and (noting := self._noting.get(pod.lease.id)) is not None:
             await asyncio.wait([noting], timeout=_AGENT_S)
 

@@ -60,7 +60,10 @@ class PodCluster(ABC):
 
     name: str
     creating: Collection[str] = ()
-    """The ids of the leases whose `create` has not ended. roost keeps it. `changes` and `pods` leave their pods out."""
+    """The ids of the leases whose `create` has not ended.
+
+    roost sets this. `changes` and `pods` must omit their pods.
+    """
 
     @abstractmethod
     async def join(self) -> str:
@@ -72,7 +75,10 @@ class PodCluster(ABC):
 
     @abstractmethod
     async def nodes(self) -> Sequence[Node]:
-        """Return all nodes, with the resources promised to others. roost's own pods are left out: roost adds them."""
+        """Return all nodes, with the resources promised to others.
+
+        Do not count this service's pods: roost adds them.
+        """
 
     @abstractmethod
     async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
@@ -95,7 +101,7 @@ class PodCluster(ABC):
 
     @abstractmethod
     async def update(self, lease: Lease) -> None:
-        """Keep this lease with its pod instead of the earlier one: its owner has changed."""
+        """Store this lease with its pod in place of the earlier lease, because its owner has changed."""
 
     @abstractmethod
     async def pods(self) -> Sequence[Pod]:
@@ -110,7 +116,10 @@ class PodCluster(ABC):
         """
 
     async def explain_end(self, lease_id: str) -> str:
-        """Return why the manager ends this pod, as a clause; empty if it does not say. Its agent ends just now."""
+        """Return why the manager ends this pod, as a clause; empty if it does not say.
+
+        Called after the pod's agent has reported that it is being ended.
+        """
         return ""
 
     async def warm_up(self) -> None:
@@ -149,8 +158,9 @@ def agent_command(
 ) -> tuple[str, ...]:
     """Return the command of a pod's first process: an agent for one kernel, with its state in `folder`.
 
-    The agent writes its address there once it listens (`read_address` returns it). `address` is the IP address where it
-    and the kernel listen; empty is loopback. It leaves with its lease, or after `idle_exit_s` without one.
+    The agent writes its address there once it listens (`read_address` returns it). `address` is the IP
+    address where it and the kernel listen; empty is loopback. The agent exits when its lease is released, or
+    after `idle_exit_s` without a lease.
     """
     settings = AgentSettings(
         address=address,

@@ -60,7 +60,7 @@ class AgentPool:
 
     @property
     def nodes(self) -> KeysView[str]:
-        """The ids of all nodes with a known agent, as they are at any time."""
+        """The ids of all nodes with a known agent, as a view that follows later changes."""
         return self._known.keys()
 
     @property
@@ -90,7 +90,11 @@ class AgentPool:
             self._save()
 
     async def address(self, node_id: str) -> AgentAddress:
-        """Return where the agent of this node listens, or last listened. Start it if none is known for sure."""
+        """Return the address where the agent of this node listens, or last listened.
+
+        Start or find the agent if no address is known, or if the known one is in doubt. Raises
+        `BackendUnavailable` if no address is known and no agent can be started.
+        """
         known = self._known.get(node_id)
         if known is not None and node_id not in self._doubted:
             return known.address
@@ -111,9 +115,9 @@ class AgentPool:
         return await caller.call(call)
 
     async def held_on(self, node_id: str, *, keep: bool = False) -> Holdings | None:
-        """Return what a node's agent has noted; None if it does not answer in time: unknown, not gone.
+        """Return the leases and kernels of a node's agent; None if the agent is unreachable.
 
-        With `keep`, `take_kept` can return the same once more.
+        With `keep`, the answer is kept so that `take_kept` can return it once more.
         """
         if keep:
             self._keeping.add(node_id)
@@ -138,7 +142,7 @@ class AgentPool:
         return self._kept.pop(node_id, None)
 
     def forget_kept(self, node_id: str) -> None:
-        """Keep no answer of this node's agent, because something changes there."""
+        """Drop the kept answer of this node's agent, because its leases or kernels have changed."""
         self._keeping.discard(node_id)
         self._kept.pop(node_id, None)
 
@@ -165,7 +169,10 @@ class AgentPool:
         return status, status.metrics_age_s + max(0.0, at - arrived_at)
 
     def check(self, node: ManagedNode) -> bool:
-        """True if a new daemon runs on the node. Its agent is then found again, so that it learns of the daemon."""
+        """True if the manager has a new daemon on the node.
+
+        The node's agent is then found again and learns of it.
+        """
         known = self._known.get(node.id)
         is_new = known is not None and known.daemon != node.daemon
         if is_new:

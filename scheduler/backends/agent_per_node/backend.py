@@ -1,4 +1,7 @@
-"""The backend for cluster managers with one agent per node. The manager has the leases, the agents the kernels."""
+"""The backend for cluster managers with one agent per node.
+
+The manager holds the leases, and the agents run the kernels.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ log = logging.getLogger(__name__)
 _FRESH_S = 0.05  # at most this old are the nodes on which a placement is made
 _STATUS_S = 5.0  # how long the figures of real use stand
 _STATUS_SHARE = 20.0
-"""On a large cluster they stand longer: reading them takes at most this part of a core, 5 %."""
+"""On a large cluster they stand for this many times the CPU time of a reading, which is 5 % of a core."""
 _REJOIN_S = 1.0
 _FORGET_S = 60.0  # how long the agent of a node that left is remembered after the grace of its kernels
 
@@ -320,7 +323,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return self._pool.take_kept(node_id) or await self._pool.held_on(node_id)
 
     async def _learn(self, node_id: str) -> None:
-        """Note the leases of other schedulers on a node, for the shares of its devices."""
+        """Record the leases of other schedulers on a node, because they take shares of its devices."""
         while True:
             releases = self._releases
             held = await self._pool.held_on(node_id)

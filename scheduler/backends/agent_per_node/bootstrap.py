@@ -1,4 +1,4 @@
-"""Sends roost's part of a node to the node, which need not have roost, and starts it there.
+"""Sends the agent's code to a node and starts the agent there. The node need not have roost.
 
 `bring_up` and `find_noted` run on the node, in a process of the cluster manager. They arrive pickled by value, and use
 the standard library alone.
@@ -32,7 +32,7 @@ def name_agent(manager: str, cluster: str, node_id: str) -> str:
 
 
 def find_noted(name: str, lease_ids: Iterable[str], environment: Mapping[str, str]) -> list[str]:
-    """On the node, return those leases that the agent of that folder has noted (see `launchers/agent/ledger.py`)."""
+    """Return the ids among `lease_ids` that the agent called `name` has noted in its ledger."""
     import hashlib
     import os
 
@@ -44,7 +44,7 @@ def find_noted(name: str, lease_ids: Iterable[str], environment: Mapping[str, st
 
 @functools.cache
 def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
-    """Return roost's part of a node as a zip archive, and a digest of its content.
+    """Return the code that a node needs, as a zip archive, and a digest of the archive.
 
     `is_imported`: the node runs the archive itself (see `start_archive`), and starts no zygote. The archive then also
     holds bytecode, which saves 0.1 s of processor time. A Python of another version reads the sources.
@@ -82,7 +82,10 @@ def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
 
 
 def dump_start(settings: AgentSettings, assignment: Assignment) -> bytes:
-    """Return what `start_archive.add_start` adds to an archive. It has the agent's keys, so it is secret."""
+    """Return the bytes that `start_archive.add_start` adds to an archive.
+
+    They hold the agent's keys: keep them secret.
+    """
     return json.dumps({"settings": encode(settings), "assignment": encode(assignment)}).encode()
 
 
@@ -103,7 +106,7 @@ def bring_up(
     python: str,
     environment: Mapping[str, str],
 ) -> Answer:
-    """Start the agent of this node, or find it. Blocks for up to 30 s.
+    """Find or start the agent of this node, and return its `Answer`. Blocks for up to 30 s.
 
     `manager` has the fields of `messages.Manager`; the start time of its `pid` is read here. The agent then accepts
     the `clients`, which are public keys. `environment` is that of the manager's daemon. The agent gets it, and the

@@ -14,7 +14,10 @@ from roost.scheduler.errors import BackendUnavailable
 from .membership import Membership, N
 
 HasRoom = Callable[[str, Request, int], bool]
-"""True if a request would fit on the node of this id after this number of requests like it, by all that is known."""
+"""A function of a node's id, a request and a number n.
+
+It returns True if n + 1 such requests would fit on the node.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,8 @@ class ManagedNode(Protocol):
 class ClusterManager(Protocol[N]):
     """One cluster manager. Every coroutine raises `BackendUnavailable` if the manager does not answer.
 
-    Error texts call its process on each node `daemon`, and the claim that stands for a lease `claim_name`.
+    `daemon` and `claim_name` are words for error texts: the manager's process on a node, and its form of a
+    lease.
     """
 
     name: str
@@ -89,7 +93,10 @@ class ClusterManager(Protocol[N]):
         """Give the claim back, also while it is being made. May be repeated, also without a claim."""
 
     async def claims(self) -> Sequence[Lease]:
-        """Read all claims of roost, whichever process made them. No live daemon holds a `lost` one."""
+        """Return all claims of roost, whichever process made them.
+
+        A claim is `lost` if no live daemon holds it.
+        """
 
     def unclaimed(self, leases: Sequence[Lease], node: N) -> Sequence[Lease]:
         """Return the leases on this node whose claim is gone, as the last reading of the node proves."""

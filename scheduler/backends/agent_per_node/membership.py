@@ -44,7 +44,7 @@ class Membership(Generic[N]):
         self._reading: asyncio.Task[None] | None = None
 
     def listen(self, on_nodes: Callable[[Collection[str], Collection[str]], None]) -> None:
-        """Call `on_nodes` after each reading with the ids of nodes that differ, and of nodes that are gone, if any."""
+        """Call `on_nodes(changed, gone)` with the ids of nodes after each reading that shows a change."""
         self._on_nodes = on_nodes
 
     async def join(self, address: str) -> str:
@@ -67,7 +67,7 @@ class Membership(Generic[N]):
         await asyncio.shield(self._reading)
 
     def expire(self) -> None:
-        """Make the next `read` a new one, because something has changed."""
+        """Make the next `read` ask the manager again, because something has changed."""
         self._read_at = 0.0
 
     def check(self) -> None:

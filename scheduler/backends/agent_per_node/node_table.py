@@ -1,4 +1,4 @@
-"""The nodes and leases of one cluster, drawn as one snapshot."""
+"""The nodes and leases of one cluster, and the snapshot that is built from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ANY_POLICY = get_policy("pack")
 
 
 class Leases(MutableMapping[str, Lease]):
-    """Leases by id. Those of one node are found without a look at all others."""
+    """Leases by id. `on` finds the leases of one node without a search through all leases."""
 
     def __init__(self, leases: Iterable[Lease] = ()) -> None:
         self._by_id: dict[str, Lease] = {}
@@ -64,7 +64,7 @@ class NodeTable(Generic[N]):
         self._measured_at = 0.0
 
     def snapshot(self) -> Snapshot:
-        """Return the snapshot, with metrics as old as they are now."""
+        """Return the snapshot. Its metrics ages include the time since the last measurement."""
         return self._snapshot.older_by(time.monotonic() - self._measured_at)
 
     def update(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
@@ -88,7 +88,7 @@ class NodeTable(Generic[N]):
         self.update(nodes, node_ids)
 
     def has_room(self, node_id: str, request: Request, ahead: int) -> bool:
-        """True if the request would fit on this node after `ahead` requests like it, by all that is known."""
+        """True if `ahead + 1` requests like this one would fit on the node, according to the snapshot."""
         if node_id not in self._snapshot:
             return False
         node = self._snapshot.node(node_id)

@@ -1,7 +1,9 @@
-"""The recovery from an outage. An agent and its kernels outlive the manager, and its daemon on their node.
+"""The recovery from an outage.
 
-When the same cluster is back, the manager knows nothing of their leases, so these are claimed again. If another kernel
-has taken a slice meanwhile, the lease of the first one is lost.
+An agent and its kernels outlive the manager, and the manager's daemon on their node.
+
+When the same cluster is back, the manager does not know the kernels' leases, so roost claims them again. If
+another kernel has taken the slice meanwhile, the lease is lost.
 """
 
 from __future__ import annotations
@@ -28,7 +30,11 @@ _MISSES = 3
 
 @dataclass
 class OutageRecovery(Generic[N]):
-    """Restores leases after an outage. A node is expected back for `grace_s`. `end` has the agent end the kernel."""
+    """Restores leases after an outage.
+
+    A node is expected back for `grace_s`. `lose` reports that a lease is lost, and why. `end` has the agent
+    end the lease's kernel.
+    """
 
     manager: ClusterManager[N]
     table: NodeTable[N]
@@ -42,12 +48,15 @@ class OutageRecovery(Generic[N]):
 
     @property
     def expected(self) -> frozenset[str]:
-        """The ids of the nodes that may come back or are being restored: their leases are neither lost nor complete."""
+        """The ids of the nodes that may come back or are being restored.
+
+        The manager may not know all their leases.
+        """
         return frozenset(self._expected) | frozenset(+self._restoring)
 
     @contextmanager
     def restoring(self, node_ids: Iterable[str]) -> Iterator[None]:
-        """Until the end of the block, the manager may not know all leases on these nodes."""
+        """Treat these nodes as `expected` in the block, because the manager may lack some of their leases."""
         nodes = Counter(node_ids)
         self._restoring += nodes
         try:

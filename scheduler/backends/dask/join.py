@@ -30,7 +30,9 @@ _TLS = (
 
 
 async def join(settings: RoostDaskBackend, fallback: str) -> tuple[Any, str]:
-    """Become a client of the cluster of the settings, of Dask's configuration, or `fallback`; also return its address.
+    """Join a Dask cluster; return its client and its address.
+
+    The settings name the cluster, else Dask's configuration, else `fallback`.
 
     Raises `ConfigError` if somebody must change something, and `BackendUnavailable` if the problem may pass.
     """
@@ -61,7 +63,11 @@ async def leave(client: Any) -> None:
 
 
 def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
-    """Return the address of Dask's scheduler, tcp://host:port or tls://host:port."""
+    """Return the address of Dask's scheduler, tcp://host:port or tls://host:port.
+
+    Raises `ConfigError` if there is no valid address, and `BackendUnavailable` if the scheduler file cannot
+    be read.
+    """
     import dask
 
     address = settings.address or dask.config.get("scheduler-address", "") or fallback

@@ -1,7 +1,7 @@
 """Dask as a cluster manager. A lease is an amount subtracted from a worker's resources.
 
-roost's plugin in Dask's scheduler grants or refuses it. The plugin answers as soon as something has changed, so
-that roost need not poll the nodes.
+roost's plugin in Dask's scheduler grants or refuses each lease. The plugin reports each change of the nodes
+at once, so roost need not poll them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from .settings import RoostDaskBackend
 
 _CALL_S = 8.0
 _LOOK_S = 2.0
-"""How long to wait for a change. It takes this long to notice that Dask's scheduler has gone without a word."""
+"""How long one call waits for a change of the nodes.
+
+The call fails if no answer comes `_CALL_S` after that.
+"""
 _FIRST_AGENTS_S = 5.0
 """How long the first agents of a cluster may take to report the models of its GPUs; they need 1 to 2 s."""
 _START_AGENT_S = 45.0
@@ -43,7 +46,10 @@ def create(settings: RoostDaskBackend, context: BackendContext) -> Backend:
 
 
 class DaskManager:
-    """Implements `ClusterManager`. The cluster is the settings', else the one of Dask's own configuration."""
+    """Implements `ClusterManager`.
+
+    The cluster is the one that the settings name, else Dask's configuration, else the last one.
+    """
 
     name = "Dask"
     daemon = "last nanny"
@@ -64,7 +70,7 @@ class DaskManager:
             await join.leave(client)
 
     async def wait_until_described(self) -> None:
-        """Wait until an agent has looked at the GPUs of each machine, or cannot: Dask itself knows no models.
+        """Wait until each machine with GPUs has a report about its agent: Dask itself knows no GPU models.
 
         Before that, a kernel that asks for a model would be refused for good.
         """

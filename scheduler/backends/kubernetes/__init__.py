@@ -4,7 +4,7 @@
         │  ↑ changes ──── Reflector ───→ Api  list+watch of roost's pods, nodes, and all pods if the operator allows it
         ├── pod_spec      lease, launch, template → the pod and its Secret
         ├── pod_state     the pod as the API shows it → lease state and one plain reason
-        ├── pod_end       asks why a pod ends whose agent reports that
+        ├── pod_end       asks why a pod ends, once its agent has reported the end
         └── nodes         the API's nodes and pods → placement's nodes
 
 A claim creates the pod with affinity to the chosen node. Kubernetes' own scheduler decides.

@@ -38,7 +38,10 @@ _KEEPALIVE = [
         if hasattr(socket, name)
     ),
 ]
-"""An idle connection whose peer is gone is noticed within 11 s. Load balancers keep a connection that is used."""
+"""An idle connection whose peer is gone is noticed within 11 s.
+
+Load balancers do not drop a connection that is in use.
+"""
 MERGE = "application/merge-patch+json"
 _CALL_S = 15.0
 _CONNECT_S = 5.0
@@ -219,7 +222,10 @@ class Watch:
 
 
 def _parse(text: bytes) -> JsonObject:
-    """Return JSON. The garbage collector rests meanwhile: it would double the time, and JSON has no cycles."""
+    """Return the parsed JSON.
+
+    For a long text the garbage collector is off meanwhile, because it doubles the time.
+    """
     is_resting = len(text) > _LONG and gc.isenabled()
     if is_resting:
         gc.disable()

@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 _JOIN_S = 300.0
 """How long the first reading of the cluster may take. Each page has its own, shorter deadline."""
 _EVENTS_AFTER_S = 2.0
-"""How long a pod waits before its events are read, again and again."""
+"""How long to wait before the events of a waiting pod are read, the first time and each later time."""
 _OWN_ADDRESS_S = 5.0
 """How long the API server's name may take to be resolved."""
 _NODES_AFTER_S = 0.02
@@ -78,17 +78,23 @@ class KubernetesCluster(PodCluster):
         self._pods: dict[str, Reflector[JsonObject]] = {}
         self._book = NodeBook()
         self._ending: dict[str, PodUse] = {}
-        """By uid: what roost's ending pods take, as the book has it."""
+        """The resources that roost's ending pods take, by uid, as `_book` counts them."""
         self._news: dict[str, News] = {}
         """The news from the events of waiting pods, by uid."""
         self._is_new = True
-        """True until the pods are read for the first time. Pods that end then belong to an earlier service."""
+        """True until the pods are read for the first time.
+
+        Pods that are ending at that time belong to an earlier service.
+        """
         self._reported: set[str] = set()
         """Uids of the pods that were reported as live."""
 
     @cached_property
     def _identity(self) -> Identity:
-        """The service's key pair. Nobody reads it before the cluster has answered: a wrong address leaves no file."""
+        """The service's key pair.
+
+        It is created only after the cluster has answered, so that a wrong address leaves no file.
+        """
         file = self._settings.identity_file
         return load_identity(file, name="kubernetes", section="RoostKubernetesBackend")
 
@@ -149,7 +155,7 @@ class KubernetesCluster(PodCluster):
         return self._book.nodes()
 
     def check_request(self, request: Request) -> None:
-        """Raise `ConfigError` for what this cluster or its operator does not give."""
+        """Raise `ConfigError` for options and amounts that this cluster or its operator does not allow."""
         self._template.check(request)
 
     async def check_pod(self, request: Request) -> None:
@@ -260,7 +266,7 @@ class KubernetesCluster(PodCluster):
             self._on_pod(uid, raw, raw)
 
     async def _fail(self) -> NoReturn:
-        """Return never, but raise the first failure of a reflector."""
+        """Wait for the first failure of a reflector and raise it."""
         while True:
             change = await self._changes.get()
             if isinstance(change, Exception):
@@ -355,7 +361,7 @@ class KubernetesCluster(PodCluster):
         return replace(pod, address=pod.address or address, kernel=kernel)
 
     async def _read_events(self, uid: str) -> None:
-        """Read what the events of a waiting pod say, and report it."""
+        """Read the events of a waiting pod, and report the reason that they give."""
         raw = self._raw(uid)
         if raw is None or not is_waiting(raw):
             return
@@ -385,7 +391,7 @@ class KubernetesCluster(PodCluster):
         ]
 
     def _count_ending(self, uid: str, raw: JsonObject | None) -> None:
-        """Count what a pod takes while it is being deleted: it keeps its resources until it is gone."""
+        """Count the resources of a pod that is being deleted, because it keeps them until it is gone."""
         if (use := self._ending.pop(uid, None)) is not None:
             self._book.add(use, -1)
         if raw is not None and is_ending(raw) and (use := self._read_use(raw)) is not None:

@@ -1,4 +1,6 @@
-"""Creates the pods of leases: a pod with a gate, then its Secret, then the gate goes. Each pod is signed.
+"""Creates the pods of leases: a pod with a scheduling gate, then its Secret.
+
+When the Secret is stored, the gate is removed. Each pod is signed.
 
 Nothing is orphaned if the service ends in between: the pod owns the Secret, and a pod with a gate uses nothing.
 """
@@ -54,10 +56,12 @@ class _SecretExists(Exception):
 
 
 class PodCreator:
-    """Creates, signs and deletes pods. `find` returns a watched pod by its uid, `identity` the key pair.
+    """Creates, signs and deletes pods.
 
-    `reports` expects the agents of the pods that are created here, until they are deleted.
-    `user` is the Kubernetes user of this service. It is empty until `read_user`, and if Kubernetes does not tell it.
+    `find` returns a watched pod by its uid, and `identity` returns the key pair.
+
+    `reports` expects the agents of the pods that are created here, until they are deleted. `user` is the
+    Kubernetes user of this service. It is empty before `read_user`, and if Kubernetes does not name it.
     """
 
     def __init__(
@@ -81,7 +85,10 @@ class PodCreator:
         self._timers = Timers()
 
     async def create(self, lease: Lease, launch: Launch | None) -> JsonObject:
-        """Create the pod of a lease, or find it. Return it once Kubernetes' scheduler has decided, or after a while."""
+        """Create the pod of a lease, or find it.
+
+        Return it once Kubernetes' scheduler has decided, or after `_DECIDED_S`.
+        """
         public, secret = (key.decode() for key in zmq.curve_keypair())
         namespace = self._template.namespace_of(lease.request, self._api.namespace)
         assignment = Assignment(
@@ -231,7 +238,7 @@ class PodCreator:
         return raw
 
     async def delete(self, raw: JsonObject) -> None:
-        """Delete this very pod. May be repeated."""
+        """Delete exactly this pod, and no later pod with its name. May be repeated."""
         self._reports.forget(agent_key(raw))
         options = {"gracePeriodSeconds": GRACE_S, "preconditions": {"uid": raw["metadata"]["uid"]}}
         released = {"metadata": {"annotations": {RELEASED_ANNOTATION: "true"}}}
@@ -266,7 +273,10 @@ def agent_key(raw: JsonObject) -> str:
 
 
 def _depends_on_request(problem: ApiError) -> bool:
-    """True if another request may be accepted: quotas and limit ranges refuse amounts, and amounts that are missing."""
+    """True if a quota or limit range refuses an amount, or requires an amount that is missing.
+
+    Another request may be accepted then.
+    """
     return problem.status == 403 and re.search("quota|usage per", problem.message) is not None
 
 

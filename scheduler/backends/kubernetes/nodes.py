@@ -27,7 +27,7 @@ _OWN_TAINTS = (
     "node.kubernetes.io/not-ready",
     "node.kubernetes.io/unreachable",
 )
-"""Taints for what the node's status says too."""
+"""Taints that repeat the node's status. roost shows such a node as draining instead."""
 _MILLION = 1_000_000
 
 
@@ -43,7 +43,7 @@ class PodUse:
 
 
 def read_node(raw: JsonObject, gpu_resource: str) -> Node:
-    """Return a node without promises."""
+    """Return the node with nothing promised, because pods are counted elsewhere (see `NodeBook`)."""
     metadata, spec, status = raw["metadata"], raw.get("spec", {}), raw.get("status", {})
     labels = dict(metadata.get("labels", {}))
     has = status.get("allocatable", {})
@@ -81,7 +81,7 @@ def format_taint(taint: Mapping[str, Any]) -> str:
 
 
 def read_use(raw: JsonObject, gpu_resource: str, is_ours: bool) -> PodUse | None:
-    """Return what a pod takes from its node; None if it has no node or has ended."""
+    """Return the resources that a pod takes from its node; None if the pod has no node or has ended."""
     spec = raw["spec"]
     if not spec.get("nodeName") or raw.get("status", {}).get("phase") in ("Succeeded", "Failed"):
         return None
@@ -91,7 +91,11 @@ def read_use(raw: JsonObject, gpu_resource: str, is_ours: bool) -> PodUse | None
 
 
 def sum_requests(spec: Mapping[str, Any], resource: str) -> float:
-    """Return a pod's request for a resource: of all containers, or of the largest init container, plus the overhead."""
+    """Return a pod's request for a resource.
+
+    It is the larger of two amounts, that of all containers together and that of the largest init container,
+    plus the pod's overhead.
+    """
 
     def asked(container: Mapping[str, Any]) -> float:
         return parse_quantity(container.get("resources", {}).get("requests", {}).get(resource, 0))
@@ -112,8 +116,8 @@ def sum_requests(spec: Mapping[str, Any], resource: str) -> float:
 class NodeBook:
     """The nodes, with the amounts that pods take from them. Each change updates the sums.
 
-    `nodes` builds only the nodes again that have changed since its last call. Others than roost may promise more than a
-    node has.
+    `nodes` rebuilds only the nodes that have changed since its last call. The promised amounts may exceed
+    those of the node.
     """
 
     def __init__(self) -> None:
@@ -134,7 +138,7 @@ class NodeBook:
             self._differs.add(after.id)
 
     def add(self, use: PodUse, sign: int = 1) -> None:
-        """Count what a pod takes from its node; no more with a `sign` of -1."""
+        """Add the resources of a pod to the sums of its node. Subtract them if `sign` is -1."""
         total = self._sums.setdefault(use.node_id, [0, 0, 0])
         total[0] += sign * round(use.cpus * _MILLION)
         total[1] += sign * use.memory_bytes

@@ -54,7 +54,7 @@ _FOREVER = [
     {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute"}
     for taint in ("not-ready", "unreachable")
 ]
-"""Kernels live on while their node does not answer."""
+"""Tolerations without a time limit. With these, kernels live on while their node does not answer."""
 _DEFAULTS: JsonObject = {
     "metadata": {
         "annotations": {
@@ -101,7 +101,9 @@ class PodTemplate:
         _check_mounts(_container(self._base).get("volumeMounts", ()), "the pod template")
 
     def check(self, request: Request) -> None:
-        """Raise `ConfigError` for options that the operator does not allow, and for shares of a GPU."""
+        """Raise `ConfigError` for options that are not allowed, a missing image, or amounts that are
+        fractions.
+        """
         if request.gpus != int(request.gpus):
             raise ConfigError(
                 f"Kubernetes gives whole GPUs only: ask for 1 GPU instead of {request.gpus:g}. Shares would need "
@@ -126,7 +128,10 @@ class PodTemplate:
                 raise ConfigError(f"Kubernetes gives no {amount:g} {name!r:.80}: {wanted}.")
 
     def build_pod(self, lease: Lease, name: str, service: str, agent_public: str) -> JsonObject:
-        """Return the pod of a lease, with a gate. `service` is the label of the service, `agent_public` a key."""
+        """Return the pod of a lease, with a scheduling gate.
+
+        `service` is the label of the service, and `agent_public` is the public key of the pod's agent.
+        """
         settings, request = self._settings, lease.request
         options = request.options
         labels = {
@@ -189,7 +194,7 @@ class PodTemplate:
         return pod
 
     def build_secret(self, name: str, pod: JsonObject, assignment: Assignment) -> JsonObject:
-        """Return the Secret that the pod mounts: what its agent does, and the agent's code. The pod owns it."""
+        """Return the Secret that the pod mounts and owns: the agent's code, settings and assignment."""
         metadata = pod["metadata"]
         archive = add_start(pack(is_imported=True)[0], dump_start(self._agent_settings(), assignment))
         return {
@@ -262,7 +267,7 @@ def _is_named(items: list[Any]) -> bool:
 
 
 def _key(item: Mapping[str, Any]) -> tuple[str, str]:
-    """The key of a list's item: a volume is mounted at several paths."""
+    """Return an item's key: its name and mount path, because a volume can be mounted at several paths."""
     return item["name"], item.get("mountPath", "")
 
 
@@ -281,7 +286,10 @@ def _read_template(path: str) -> JsonObject:
 
 
 def _find_mistake(template: Any) -> str:
-    """Return the fault of a template, as a predicate; empty if the API server is to judge the rest."""
+    """Return the fault of a template, as a predicate; empty if there is none.
+
+    The API server checks the rest.
+    """
     if not isinstance(template, dict) or template.get("kind", "Pod") != "Pod" or template.keys() - {
         "apiVersion", "kind", "metadata", "spec",
     }:  # fmt: skip

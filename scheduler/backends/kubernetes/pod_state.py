@@ -50,7 +50,7 @@ class News:
 
 
 def read_events(events: Sequence[JsonObject]) -> News | None:
-    """Return the news in a pod's events; None if the latest one says nothing."""
+    """Return the news in a pod's latest event; None if there is no event, or if it gives no reason."""
     if not events:
         return None
     latest = max(events, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")

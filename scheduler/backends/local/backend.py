@@ -38,7 +38,10 @@ def create(settings: RoostLocalBackend, context: BackendContext) -> LocalBackend
 
 
 class LocalBackend(Backend):
-    """The agent of this user and machine. Its events keep the snapshot up to date, so that a placement need not ask."""
+    """A backend with one node, this machine.
+
+    Events of its agent keep the snapshot up to date, so that a placement need not ask the agent.
+    """
 
     name = SPEC.name
 

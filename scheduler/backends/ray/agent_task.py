@@ -61,7 +61,7 @@ def _bring_up(
     clients: list[str],
     python: str,
 ) -> Answer:
-    """Call `bring_up` with the raylet's environment. The worker's own has many variables of Ray for its tasks."""
+    """Call `bring_up` with the raylet's environment, because the worker's has Ray's variables for tasks."""
     import os
     import sys
 

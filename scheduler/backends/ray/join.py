@@ -36,8 +36,9 @@ _cluster_id = ""
 def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
     """Become a driver of the Ray cluster at `address` (`host:port`, or "auto" or empty); return its GCS's address.
 
-    Blocks for about `deadline_s` at most, and for the import of Ray. May be repeated: a driver of that cluster remains
-    one. Raises `ConfigError` if somebody must change something, and `BackendUnavailable` if the problem may pass.
+    Blocks for about `deadline_s` at most, and for the import of Ray. May be repeated: if the process is a
+    driver of that cluster already, nothing changes. Raises `ConfigError` if somebody must change something,
+    and `BackendUnavailable` if the problem may pass.
     """
     global _cluster_id
     if importlib.util.find_spec("ray") is None:

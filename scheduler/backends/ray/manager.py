@@ -90,7 +90,11 @@ def create(settings: RoostRayBackend, context: BackendContext) -> Backend:
 
 
 class RayManager:
-    """Implements `ClusterManager`. The cluster is the settings', else RAY_ADDRESS's, else the last one."""
+    """Implements `ClusterManager`.
+
+    The cluster is the one that the settings name, else RAY_ADDRESS, else the last one, else the one on this
+    machine.
+    """
 
     name = "Ray"
     daemon = "raylet"
@@ -205,8 +209,9 @@ class RayManager:
     async def _claim_devices(self, lease: Lease, node: RayNode) -> tuple[str, ...]:
         """Claim exactly the devices of a live kernel. Ray grants the first free device.
 
-        Further groups hold other devices until one of them has ours, and makes room for the lease's own group. If the
-        service is killed meanwhile, `claims` shows them as leases of an earlier start, which are released.
+        Further groups take free devices until one of them has the lease's devices. That group is removed, and
+        the lease's own group takes its place. If the service is killed meanwhile, `claims` shows the further
+        groups as leases of an earlier start, which are released.
         """
         name = _name_group(lease)
         names = (_name_group(lease, f"~{number}") for number in itertools.count(1))
@@ -233,7 +238,10 @@ class RayManager:
     async def _claim(
         self, lease: Lease, name: str, node: RayNode, has_room: HasRoom | None = None
     ) -> tuple[str, ...]:
-        """Claim the slice with a group of that name. Its creation outlives a cancelled caller: `release` waits."""
+        """Claim the slice with a group of that name.
+
+        If the caller is cancelled, `release` waits until the creation ends.
+        """
         anchor = await self._find_anchor(node) if lease.request.gpus else None
         creating = start_shared(self._create(name, lease.request, node, anchor, has_room))
         self._creating[name] = node.id, creating
@@ -259,7 +267,10 @@ class RayManager:
     async def _create(
         self, name: str, request: Request, node: RayNode, anchor: Any, has_room: HasRoom | None
     ) -> Group:
-        """Create the group. Doubt a refusal if Ray's own state has room; without `has_room`, doubt it in any case."""
+        """Create the group.
+
+        After a refusal, try again for `_CONFIRM_S`, unless `has_room` says that the node is full.
+        """
         believe_at = time.monotonic() + _CONFIRM_S
         while True:
             try:
@@ -273,7 +284,10 @@ class RayManager:
             await asyncio.sleep(_ASK_AGAIN_S)
 
     def _count_ahead(self, name: str) -> int:
-        """Return how many claims on this node Ray has granted, or got before this one, since the last reading."""
+        """Return how many other claims on this node Ray has granted or has received before this one.
+
+        Claims from before the last reading are not counted.
+        """
         count, is_earlier, node_id = 0, True, self._creating[name][0]
         for other, (at, creating) in self._creating.items():
             if other == name:
@@ -290,7 +304,10 @@ def _name_group(lease: Lease, suffix: str = "") -> str:
 
 
 def _build_lease(group: Group, node_id: str) -> Lease:
-    """Return the lease as far as its group shows it. `node_id` is empty if no live raylet has the group's node."""
+    """Return the lease as far as its group shows it.
+
+    If no live raylet has the group, `node_id` is empty and the lease is lost.
+    """
     is_held = group.is_created and bool(node_id)
     amounts = group.amounts
     return Lease(

@@ -60,8 +60,9 @@ class RayNode:
 def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
     """Return all live nodes. Blocks for about 0.4 ms; raises Ray's own errors if its GCS does not answer.
 
-    The nodes of an earlier reading (`known`) save work. Ray lists a killed raylet for another 13 s, beside the next one
-    at its address: a raylet whose port is closed is left out, so that the next one gets its id at once.
+    The nodes of an earlier reading (`known`) save work. Ray lists a killed raylet for another 13 s, beside a
+    new one at the same address. A raylet whose port is closed is left out, so that the new one gets the
+    node's id at once.
     """
     import ray
 
@@ -91,7 +92,10 @@ def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
 
 
 def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
-    """Return the nodes of a serialised `GetClusterResourceStateReply`. Takes 10 µs a known node, 100 an unknown."""
+    """Return the nodes of a serialised `GetClusterResourceStateReply`.
+
+    Takes 10 µs for a node in `known`, and 100 µs for another one.
+    """
     from ray.core.generated import autoscaler_pb2
 
     reply = autoscaler_pb2.GetClusterResourceStateReply.FromString(content)
@@ -173,7 +177,7 @@ def build_node(
     seen = status.devices if status is not None else ()
 
     def promised(name: str, by_leases: float) -> float:
-        """Return Ray's figure, which is 0.1 s late, and no less than the known leases hold."""
+        """Return the larger of Ray's figure, which is 0.1 s late, and the sum of the known leases."""
         if free is None:
             return by_leases
         return max(by_leases, round(total.get(name, 0.0) - free.get(name, 0.0), 4))  # Ray counts in 1/10,000

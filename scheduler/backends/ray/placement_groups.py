@@ -62,9 +62,11 @@ def name_group(lease_id: str, user: str) -> str:
 
 
 def create(name: str, request: Request, node: RayNode, anchor: Any = None) -> Group:
-    """Claim the slice on that node, or find the group of that name. After a `LeaseConflict` there is no group.
+    """Claim the slice on that node, or find the group of that name.
 
-    `anchor` is the node's, for a request with GPUs.
+    Raises `LeaseConflict` if Ray has no room; then there is no group.
+
+    A request with GPUs needs the node's `anchor` (see `create_anchor`).
     """
     import ray
     from ray.util.placement_group import placement_group
@@ -150,7 +152,10 @@ def _list_gpu_ids(_: bytes) -> list[str]:
 
 
 def _pin(placement_group: Any, node: RayNode) -> dict[str, Any]:
-    """Select the node by its label, if this Ray has label selectors. The address alone also fits its next raylet."""
+    """Return the option that ties a group to this raylet; empty if this Ray has no label selectors.
+
+    The node's address alone would also fit a later raylet there.
+    """
     if "bundle_label_selector" not in inspect.signature(placement_group).parameters:
         return {}
     return {"bundle_label_selector": [{"ray.io/node-id": node.daemon}]}

@@ -40,7 +40,7 @@ _LOOKS_S = (0.1, 2.0)
 _CONNECT_S = 3.0
 _CALL_S = 10.0
 _REMEMBERED = 10_000
-"""At most this many released numbers are remembered."""
+"""At most this many numbers of released containers are remembered."""
 _ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
@@ -48,13 +48,13 @@ class Listener(Protocol):
     """The receiver of news about masters."""
 
     def on_connected(self, line: MasterLine) -> None:
-        """The master answers, and `line.containers` are read."""
+        """Called when the master begins to answer. `line.containers` has been read."""
 
     def on_event(self, line: MasterLine, event: MasterEvent) -> None:
-        """The master reports an event. `line.containers` has it already."""
+        """Called when the master reports an event. `line.containers` contains the change already."""
 
     def on_ended(self, line: MasterLine, reason: str) -> None:
-        """The application has ended, with all its containers."""
+        """Called when the application has ended, with all its containers. `reason` is a clause."""
 
 
 class MasterLine:
@@ -116,7 +116,10 @@ class MasterLine:
         return decode(kind, answer or {}, ignore_unknown=True)
 
     async def release(self, number: int) -> None:
-        """Withdraw an ask, or end its container. Raises as `call` does: then it is repeated when the master is back."""
+        """Withdraw an ask, or end its container.
+
+        Raises as `call` does; the release is then repeated when the master is back.
+        """
         self._released[number] = None
         self.containers.pop(number, None)
         await self.call(Nothing, "release", Numbered(number=number))
@@ -231,7 +234,7 @@ class Applications:
         self.schedulers: tuple[str, ...] = ()
         """`host:port` of the ResourceManagers' scheduler addresses."""
         self.keeps_containers = True
-        """Whether containers of new applications outlive a master that fails."""
+        """True if the containers of new applications outlive a master that fails."""
 
     @property
     def lines(self) -> Iterable[MasterLine]:

@@ -86,7 +86,9 @@ def _find_python_variables(launch: Launch | None) -> dict[str, str]:
 
 
 def _build_command(python: str) -> str:
-    """Return the command of the container, which YARN puts between double quotes. It ends up as the agent itself.
+    """Return the command of the container.
+
+    YARN puts it between double quotes, and its shell becomes the agent.
 
     The folder of the agent's Python comes first in PATH, so that `python` in a kernelspec is that one.
     """
@@ -101,7 +103,7 @@ def _build_command(python: str) -> str:
 
 
 def build_archive() -> Archive:
-    """Return the code of containers, which a master keeps."""
+    """Return the archive with the agent's code, which a master keeps for its containers."""
     content, digest = pack(is_imported=True)
     return Archive(digest=digest, data_base64=base64.b64encode(content).decode())
 

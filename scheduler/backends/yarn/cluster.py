@@ -79,7 +79,7 @@ class YarnCluster(PodCluster):
         self._identifying: dict[int, asyncio.Task[None]] = {}
         """By number: containers whose leases only their agents know."""
         self._changes: asyncio.Queue[Held | PodChange | Exception] = asyncio.Queue()
-        """Leases are read when they are taken from here, so that an older state never follows a newer one."""
+        """A lease's state is read when it is taken from here, so that no older state follows a newer one."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reader: set[asyncio.Task[Any]] = set()
         self._is_joined = False
@@ -114,7 +114,7 @@ class YarnCluster(PodCluster):
         return self._nodes.nodes({held.number for held in self._held.values() if held.loss is None})
 
     def check_request(self, request: Request) -> None:
-        """Raise `ConfigError`, `NoNodeEver` or `NotAllowed` for what this cluster or its operator does not give."""
+        """Raise `ConfigError`, `NoNodeEver` or `NotAllowed` for a request that this cluster cannot serve."""
         if request.owner and request.owner not in (self._rest.user, getpass.getuser()):
             raise NotAllowed(
                 f"containers run as {self._rest.user} here, so KERNEL_USERNAME = {request.owner!r:.80} is refused: "
@@ -204,7 +204,10 @@ class YarnCluster(PodCluster):
     # News from the masters
 
     def on_connected(self, line: MasterLine) -> None:
-        """Compare the leases with the containers of a master that answers, perhaps a new attempt."""
+        """Compare the leases with the containers of a master that begins to answer.
+
+        It may be a new attempt.
+        """
         for held in self._held_by(line):
             container = line.containers.get(held.number)
             if container is not None:
@@ -255,7 +258,7 @@ class YarnCluster(PodCluster):
         self._changes.put_nowait(held)
 
     async def _explain_loss(self, held: Held, node: str) -> None:
-        """Report a container on a lost node. YARN may know the trouble of that node."""
+        """Report a container on a lost node, with the node's trouble if YARN knows it."""
         try:
             with contextlib.suppress(BackendUnavailable):
                 await self._nodes.read()
@@ -285,7 +288,7 @@ class YarnCluster(PodCluster):
             self._changes.put_nowait(PodChange(kind="warning", lease_id=held.lease.id, reason=reason))
 
     def _adopt(self, line: MasterLine) -> None:
-        """Note the containers that other processes of this service asked for, or an earlier one."""
+        """Record the master's containers that another process of this service asked for, now or earlier."""
         for container in line.containers.values():
             if container.number in self._held or container.state == "ended":
                 continue
@@ -314,7 +317,10 @@ class YarnCluster(PodCluster):
         await line.call(Nothing, "update", Update(number=container.number, lease=dump_lease(lease)))
 
     async def _ask_again(self, held: Held) -> None:
-        """Ask a master that has just begun to serve. The lease is pending already, so a refusal is its loss."""
+        """Ask a master that has just begun to serve.
+
+        The lease is pending already, so a refusal makes it lost.
+        """
         try:
             await self._creator.ask(held)
         except (LaunchError, NoNodeEver, LeaseConflict) as problem:
@@ -335,7 +341,7 @@ class YarnCluster(PodCluster):
         self._nodes.read_soon()
 
     def _search(self, held: Held) -> None:
-        """Look for the agent of a container until it is found, once."""
+        """Start to look for the agent of a granted container, unless its search has begun already."""
         if held.is_granted and held.address is None and held.search is None:
             held.search = spawn(self._find_agent(held), self._tasks, log)
 
@@ -391,7 +397,10 @@ class YarnCluster(PodCluster):
 
 
 def read_heartbeat_s(conf: Conf) -> float:
-    """Return how often NodeManagers report, which is how often YARN grants containers on a node."""
+    """Return the longest time between two moments at which YARN grants containers on a node.
+
+    It is the heartbeat interval of NodeManagers, or 0.5 s if YARN schedules asynchronously.
+    """
     if conf.get("yarn.scheduler.capacity.schedule-asynchronously.enable") == "true":
         return 0.5
     return _read_s(conf, "yarn.resourcemanager.nodemanagers.heartbeat-interval-ms", 1.0)

@@ -48,7 +48,10 @@ class ContainerAgents:
         return False
 
     async def read_lease(self, container: Container) -> tuple[Lease, AgentAddress] | None:
-        """Ask the agent in a container for its lease. A master that was started again does not know it."""
+        """Return the lease in a container and its agent's address; None if the agent does not report a lease.
+
+        A master that was started again does not know the lease.
+        """
         address = await self._keys.find_agent(container.node, container.number)
         if address is None:
             return None
@@ -60,7 +63,7 @@ class ContainerAgents:
         return (leases.leases[0], address) if leases.leases else None
 
     async def end_stray(self, held: Held) -> None:
-        """End the kernel on a node that YARN has given up. The node may come back with it."""
+        """End the kernel on a node that YARN has given up, because the kernel may live on there."""
         deadline = time.monotonic() + _STRAY_S
         pauses = backoff(_LISTENS_LATE_S, _STRAY_LATE_S)
         while held.container is not None and time.monotonic() < deadline:

@@ -74,8 +74,8 @@ class ContainerCreator:
     async def create(self, held: Held) -> None:
         """Ask for the container, and wait for a while until YARN grants it.
 
-        A master that does not answer may be started again, and the lease is pending until then. Raises `LeaseConflict`,
-        `NoNodeEver`, `LaunchError` and `BackendUnavailable`. The ask is withdrawn then.
+        A master that does not answer may be started again, and the lease is pending until then. On failure,
+        withdraws the ask and raises `LeaseConflict`, `NoNodeEver`, `LaunchError` or `BackendUnavailable`.
         """
         deadline = time.monotonic() + _MASTER_S
         held.is_creating = True
@@ -111,7 +111,10 @@ class ContainerCreator:
             raise kind(f"roost's application master refuses the request: {problem.message}") from None
 
     async def _is_served(self, line: MasterLine, timeout_s: float) -> bool:
-        """Return True once the master answers, or False after `timeout_s`. Raises `LaunchError` if it has ended."""
+        """Return True once the master answers, or False after `timeout_s`.
+
+        Raises `LeaseConflict` if the application has ended, or `LaunchError` if its master never answered.
+        """
         try:
             return await line.wait(timeout_s)
         except LaunchError:
@@ -131,8 +134,8 @@ class ContainerCreator:
     async def _await_grant(self, held: Held) -> None:
         """Wait until YARN has granted the chosen node, for one heartbeat of its NodeManager.
 
-        Raises `LeaseConflict` if the node has no room any more. If it has, the queue or the user has reached a limit:
-        then any node may take the ask, so that YARN's own queues see it.
+        Raises `LeaseConflict` if the node has no room any more. If the node has room, the queue or the user
+        has reached a limit. Then any suitable node may take the ask, which waits in YARN's own queue.
         """
         deadline = time.monotonic() + self.heartbeat_s + _MARGIN_S
         while not (held.is_granted or held.is_ended):
@@ -184,7 +187,7 @@ class ContainerCreator:
             held.reason = describe_wait(held.container.resources, status.headroom, queue, self._rest.user)
 
     async def withdraw(self, held: Held) -> None:
-        """Withdraw an ask, or give back a container whose grant crosses that."""
+        """Withdraw an ask. If YARN has granted its container meanwhile, give the container back."""
         try:
             if held.is_asked:
                 await held.line.release(held.number)
@@ -192,7 +195,7 @@ class ContainerCreator:
             log.warning("lease=%s is given back later: %s", held.lease.id, problem)
 
     async def _answers(self, line: MasterLine, node: str) -> bool:
-        """True if the NodeManager of a node answers the master. YARN notices the contrary only after its expiry."""
+        """True if the NodeManager of a node answers the master, or if the master cannot probe it."""
         try:
             probed = await line.call(Probed, "probe", Probe(address=self._nodes.book.daemon(node)))
         except RemoteError as problem:  # a master of an earlier version, or a node that has left
@@ -201,7 +204,10 @@ class ContainerCreator:
         return probed.answers
 
     def _find_room(self, request: Request, node_id: str = "") -> str:
-        """Return a node that has room by the last reading, this one if it is given; empty if there is none."""
+        """Return the id of a node that had room at the last reading; empty if there is none.
+
+        If `node_id` is given, look at that node only.
+        """
         nodes = [node for node in self._nodes.nodes(()) if node_id in ("", node.id)]
         decision = get_policy("balanced").place(to_placement(request), Snapshot.of(nodes))
         return decision.placement.node_id if decision.placement is not None else ""

@@ -1,4 +1,4 @@
-"""Finds settings of the cluster that make starts slow or small, and settings that end kernels. Pure functions."""
+"""Finds settings of the cluster that delay starts, limit resources, or end kernels. Pure functions."""
 
 from __future__ import annotations
 

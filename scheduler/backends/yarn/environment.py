@@ -23,7 +23,7 @@ _KNOWN_S = 10.0
 
 
 def find_archive(options: Mapping[str, object], settings: RoostYarnBackend) -> str:
-    """Return the archive of a kernel; empty if its Python is on the nodes. Raises `ConfigError`."""
+    """Return the URL of a kernel's archive; empty if its Python is on the nodes. Raises `ConfigError`."""
     url = str(options.get("archive") or settings.archive)
     scheme, path = urlsplit(url).scheme, urlsplit(url).path
     if url and (scheme not in ("file", "webhdfs", "swebhdfs") or not path.startswith("/")):
@@ -61,7 +61,10 @@ class Archives:
         self._known: dict[str, tuple[float, Unpacked]] = {}
 
     async def find(self, request: Request) -> tuple[Unpacked, ...]:
-        """Return the archive of a request, if it has one. Raises `ConfigError` and `LaunchError`."""
+        """Return the archive of a request as a tuple; empty if the request has none.
+
+        Raises `ConfigError` and `LaunchError`.
+        """
         url = find_archive(request.options, self._settings)
         if not url:
             return ()

@@ -21,7 +21,10 @@ _MISSING = (
 
 
 def find_web_addresses(address: str) -> tuple[str, ...]:
-    """Return the web addresses of the ResourceManagers that an address of the settings names. Raises `ConfigError`."""
+    """Return the web addresses of the ResourceManagers. Raises `ConfigError`.
+
+    `address` is the setting of that name. If it is empty, read HADOOP_CONF_DIR, else /etc/hadoop/conf.
+    """
     folder = address or os.environ.get("HADOOP_CONF_DIR", "") or _DEFAULT_FOLDER
     if address.startswith(("/", ".", "~")) and not os.path.isdir(address):
         raise ConfigError(f"{address} is no folder: name the folder of yarn-site.xml, or http://rm:8088.")
@@ -67,10 +70,10 @@ def scheduler_addresses(conf: Conf) -> tuple[str, ...]:
 
 
 def keeps_containers(conf: Conf) -> bool:
-    """Return whether an application may keep its containers when its master fails.
+    """True if an application may keep its containers when its master fails.
 
-    A ResourceManager that recovers applications without their containers fails at each start while one has that right
-    (a NullPointerException in the Capacity Scheduler of Hadoop 3.4.2).
+    A ResourceManager that recovers applications without their containers fails at each start while an
+    application has the right to keep them (a NullPointerException in the Capacity Scheduler of Hadoop 3.4.2).
     """
     is_recovering = _get(conf, f"{_RM}.recovery.enabled") == "true"
     return not (is_recovering and _get(conf, f"{_RM}.work-preserving-recovery.enabled") == "false")
@@ -91,7 +94,7 @@ def _addresses(conf: Conf, name: str, port: int) -> tuple[str, ...]:
 
 
 def _get(conf: Conf, name: str) -> str:
-    """Return a value, in which `${name}` stands for another one."""
+    """Return a value, with each `${name}` replaced by the value of that name; empty if it is not set."""
     value = conf.get(name, "")
     for _ in range(5):
         value, count = re.subn(r"\$\{([^}]+)\}", lambda found: conf.get(found[1], ""), value)

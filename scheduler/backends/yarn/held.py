@@ -18,11 +18,12 @@ from .reasons import describe_end
 class Held:
     """A lease with its ask and its container. `ask` is None if another process asked.
 
-    `is_asked`: the ask may have reached the master. `is_creating`: a claim waits for the master and for YARN. `reason`
-    says why an ask waits. `loss` is the lost lease, if the container ended without a report. `node_trouble` is that of
-    its lost node; `is_explained` is false until YARN was asked for it. `changed` is set at each change. `search` looks
-    for its agent. `warning` was reported, if YARN preempts the container. `cause` waits for YARN's reason, after the
-    agent has reported its end.
+    `is_asked`: the ask may have reached the master. `is_creating`: a claim waits for the master and for YARN.
+    `reason` says why an ask waits. `loss` is the lost lease, if the container ended without a report.
+    `node_trouble` is the trouble of its lost node; `is_explained` is False while YARN is asked for that.
+    `changed` is set at each change. `search` is the task that looks for its agent. `warning` is the last
+    reported warning that YARN will preempt the container. `cause` is the task that waits for YARN's reason
+    after the agent has reported its end.
     """
 
     lease: Lease

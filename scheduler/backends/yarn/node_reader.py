@@ -16,9 +16,9 @@ from .rest import Rest
 from .settings import RoostYarnBackend
 
 _SHARE = 20.0
-"""Readings take at most this part of the time: 5 %."""
+"""A pause lasts at least this many times as long as a reading, so readings take 5 % of the time at most."""
 _SOON_SHARE = 2.0
-"""Readings after a change of roost's own take at most this part of the time."""
+"""After a change of roost's own containers, a pause lasts at least this many times as long as a reading."""
 _SOON_S = 0.05
 
 
@@ -46,11 +46,11 @@ class NodeReader:
         return differs
 
     def nodes(self, live: Collection[int]) -> list[Node]:
-        """Return the nodes as last read, without the containers with these numbers."""
+        """Return the nodes as last read, without the promises of the containers with these numbers."""
         return self.book.nodes(live)
 
     def read_soon(self) -> None:
-        """Read before the next turn: a container of roost's has changed."""
+        """Make `follow` read before its next turn, because a container of roost has changed."""
         self._soon.set()
 
     async def follow(self, on_change: Callable[[], object]) -> None:

@@ -20,7 +20,10 @@ _TAKES_NOTHING = {
     "UNHEALTHY": "is unhealthy",
     "DECOMMISSIONING": "is being decommissioned",
 }
-"""States of nodes that are shown, but take no containers now. Other states but RUNNING are those of nodes that left."""
+"""States of nodes that are shown, but take no containers now.
+
+A node in any other state, except RUNNING, has left.
+"""
 _BASIC = ("memory-mb", "vcores")
 _USE_STEP_BYTES = 64 << 20
 
@@ -146,7 +149,10 @@ class NodeBook:
         return facts.daemon if facts is not None else ""
 
     def trouble(self, host: str) -> str:
-        """Return why a node takes no containers now, such as "is unhealthy"; empty if it does, or if it is lost."""
+        """Return why a node takes no containers now, such as "is unhealthy".
+
+        Empty if the node takes containers, or if it is lost.
+        """
         if host in self._decommissioned:
             return "was decommissioned"
         facts = self._facts.get(host)
@@ -157,7 +163,10 @@ class NodeBook:
         return any(facts.partition == label for facts in self._facts.values())
 
     def nodes(self, live: Collection[int]) -> list[Node]:
-        """Return all nodes, without the containers with these numbers. An unchanged node is the same object."""
+        """Return all nodes, without the promises of the containers with these numbers.
+
+        An unchanged node is the same object.
+        """
         own: dict[str, tuple[Request, ...]] = {}
         for number, lease in self._counted.items():
             if number in live:

@@ -23,7 +23,7 @@ class Queues:
         self._root: JsonObject = {}
         self._maximum: Resources | None = None
         self._labels: dict[str, bool] = {}
-        """By name: whether only containers with that label may run there."""
+        """By name: True if only containers that ask for the label may run there."""
 
     async def read(self, rest: Rest) -> None:
         """Read all again. Costs three calls."""
@@ -45,7 +45,7 @@ class Queues:
         return frozenset(name for name, is_exclusive in self._labels.items() if is_exclusive)
 
     def find(self, name: str) -> JsonObject | None:
-        """Return what YARN reports about a queue, by its name or path; None if it is not known."""
+        """Return YARN's report about the queue with this name or path; None if there is no such queue."""
         for queue in walk(self._root):
             if name in (queue.get("queueName"), queue.get("queuePath")):
                 return queue

@@ -48,7 +48,10 @@ _LONGEST = 300
 
 
 def describe_end(container: Container, python: str, node_trouble: str = "") -> tuple[str, bool]:
-    """Return why a container ended, and whether a retry is useless. `node_trouble` is that of a lost node, if known."""
+    """Return why a container ended, and whether a retry is useless.
+
+    `node_trouble` is the trouble of a lost node, if it is known.
+    """
     status = container.exit_status
     if _FORGOTTEN in container.diagnostics:
         return f"the NodeManager of {container.node} was started again and has forgotten its container", False
@@ -73,7 +76,10 @@ def is_node_lost(container: Container) -> bool:
 
 
 def describe_preemption(contract: str) -> str:
-    """Return what YARN is about to do with a container. `contract` is `strict` or `contract`."""
+    """Return a clause that says that YARN takes, or wants, a container back.
+
+    `contract` is `strict` or `contract`.
+    """
     if contract == "strict":
         return "YARN takes its resources back for others, within seconds (preemption)"
     return "YARN wants its resources back for others (preemption)"

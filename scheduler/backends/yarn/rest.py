@@ -165,7 +165,7 @@ class Rest:
         await self.call(lambda api: api.cluster_application_kill(application_id))
 
     async def get(self, url: str, **query: str) -> JsonObject:
-        """Return the answer of another of the cluster's services, empty if it is an error."""
+        """Return the answer of another service of the cluster, such as HDFS; empty if it is an error."""
 
         def ask() -> JsonObject:
             answer = self._session.get(url, params=query, timeout=(_CONNECT_S, _ANSWER_S))

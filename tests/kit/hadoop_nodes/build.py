@@ -1,4 +1,4 @@
-"""Hadoop's jars, copied once from Maven's repositories into a cache outside the repository.
+"""Functions that copy Hadoop's jars from Maven's repositories into a cache outside this repository.
 
 The name of a folder in the cache holds the version and a hash of pom.xml. A folder gets its name when it is complete.
 """
@@ -85,7 +85,7 @@ def install() -> None:
 
 
 def build(report: Callable[[str], object] = print) -> None:
-    """Download the jars, if they are not in the cache. Raise RuntimeError if that cannot be.
+    """Download the jars, if they are not in the cache. Raise RuntimeError if that is impossible.
 
     A second build waits for the first. The download has 81 MB and takes half a minute.
     """

@@ -39,10 +39,10 @@ _JVM = (
 class HadoopNodes(DaemonCluster):
     """A cluster that starts on entry and ends on exit, or with this process.
 
-    Its daemons are the ResourceManager `rm1`, and the NodeManagers `nm1`, `nm2` and so on. YARN names a node by its
-    address. `settings` are Hadoop's own, and win. With `has_standby` there is a second ResourceManager, `rm2`, which
-    takes over by `fail_over`. Daemons have `environment` and this process's own environment, without ROOST_*.
-    Containers inherit `environment` only, as YARN has it.
+    Its daemons are the ResourceManager `rm1`, and the NodeManagers `nm1`, `nm2` and so on. YARN names a node
+    by its address. `settings` replace settings of Hadoop. With `has_standby` there is also a ResourceManager `rm2`,
+    which takes over by `fail_over`. Daemons have `environment` and this process's own environment, without
+    ROOST_*. Containers inherit `environment` only.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class HadoopNodes(DaemonCluster):
         return name in self._daemons and self._daemons[name].poll() is None
 
     def start(self, name: str) -> None:
-        """Start a daemon that does not run, on its old files."""
+        """Start a daemon that does not run. It reads the files of its earlier runs."""
         assert not self.runs(name), f"{name} runs"
         self._daemons[name] = program = start_daemon(self.folder, name, self.environment)
         self._programs.append(program)
@@ -148,7 +148,7 @@ class HadoopNodes(DaemonCluster):
     # The state
 
     def nodes(self) -> dict[str, dict[str, Any]]:
-        """Return what the ResourceManager knows of each node, by the names `nm1` and so on."""
+        """Return the ResourceManager's REST record of each node, by the names `nm1` and so on."""
         found = (self.rest.get("/ws/v1/cluster/nodes")["nodes"] or {}).get("node", [])
         at = {self.address_of(name): name for name in self.machines}
         # A lost node that is back may be listed twice: its new row is not LOST.
@@ -169,7 +169,7 @@ class HadoopNodes(DaemonCluster):
         return [row for row in found.get("container", []) if row["state"] not in ("DONE", "COMPLETE")]
 
     def launched(self) -> set[str]:
-        """Return the containers that a ResourceManager has ever known to run. The others end with their master.
+        """Return the ids of all containers that a ResourceManager has seen run. Others end with their master.
 
         Only its log tells: REST reports every granted container as running.
         """
@@ -271,7 +271,7 @@ class HadoopNodes(DaemonCluster):
         )
 
     def _await(self, what: str, is_true: Callable[[], bool], timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait until something is true. A daemon that does not answer counts as no.
+        """Wait until something is true. A daemon that does not answer counts as false.
 
         Raise RuntimeError with the ends of logs if a daemon has died meanwhile, or after `timeout_s`.
         """
@@ -301,7 +301,7 @@ def gpus_of(row: Mapping[str, Any], kind: str = "totalResource") -> int:
 
 
 def start_daemon(folder: Path, name: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a daemon of the cluster in `folder`. Its settings are there."""
+    """Start a daemon of the cluster in `folder`, which also has its settings. Return its process."""
     heap, main = _MAIN[name[:2]]
     configuration = folder / "conf" / name
     with open(folder / f"{name}.log", "ab") as log:
@@ -326,7 +326,7 @@ def java_command(configuration: Path, *options: str) -> list[str]:
 
 
 def java_environment(folder: Path, configuration: Path, more: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of such a program. `folder` shows to whom the process belongs."""
+    """Return the environment of a `java_command`. Its `folder` marks the process as part of the cluster."""
     return {
         **inherit_environment(*_NOT_INHERITED),
         **more,

@@ -1,4 +1,4 @@
-"""Applications of others: Hadoop's distributed shell, which runs a command in a few containers."""
+"""Applications of other users: Hadoop's distributed shell, which runs a command in a few containers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def shell_settings() -> Settings:
 def start_shell(
     configuration: Path, folder: Path, command: str, *, containers: int, gpus: int, queue: str
 ) -> subprocess.Popen[bytes]:
-    """Run a command in containers with this number of GPUs each. The client ends after the application, with 0 if
-    all of them did.
+    """Start a client that runs a command in containers with this number of GPUs each. Return the client.
+
+    The client ends after the application. Its exit status is 0 if that of all containers was 0.
 
     The application keeps its files in `folder`, and the client's log is `shell.log` there.
     """

@@ -26,9 +26,9 @@ class Rest:
         self._user = user
 
     def call(self, method: str, path: str, body: object = None) -> Any:
-        """Return the reply as JSON, or None if it is empty.
+        """Send a request. Return the reply: JSON, the text of a confirmed change, or None if it is empty.
 
-        Raise Refused if the daemon refuses, and OSError or ValueError if it does not answer as it should.
+        Raise Refused if the daemon refuses, OSError without an answer, ValueError if a GET's reply is no JSON.
         """
         mark = "&" if "?" in path else "?"
         request = urllib.request.Request(

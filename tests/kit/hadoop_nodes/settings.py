@@ -26,7 +26,7 @@ log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c{1}: %m%n
 class Machine:
     """The declared resources of one NodeManager. No GPU is real.
 
-    `gpu_model` is the node attribute `gpu-model`, and `attributes` are more of them. `label` is PARTITION or empty.
+    `gpu_model` is the node attribute `gpu-model`. `attributes` are others. `label` is PARTITION or empty.
     """
 
     vcores: int = 8
@@ -69,7 +69,7 @@ class Layout:
 
 
 def write(layout: Layout, changes: Settings, inherited: Sequence[str]) -> None:
-    """Write the settings of all daemons and clients. `changes` win, and each goes into the file where it belongs.
+    """Write the settings files of all daemons and clients. `changes` replace the settings of the same names.
 
     The processes in containers inherit the environment variables named by `inherited`.
     """
@@ -102,7 +102,7 @@ def _chosen(settings: Settings, *prefixes: str) -> dict[str, object]:
 
 
 def _site(settings: Settings) -> str:
-    """Return a file of settings."""
+    """Return the text of a Hadoop settings file."""
     rows = "".join(
         f"<property><name>{escape(key)}</name><value>{escape(_text(value))}</value></property>\n"
         for key, value in settings.items()
@@ -115,7 +115,7 @@ def _text(value: object) -> str:
 
 
 def _resource_managers(layout: Layout) -> Settings:
-    """Return the addresses of one ResourceManager, or of two with failover by hand."""
+    """Return the settings for the address of one ResourceManager, or of two with failover by hand."""
     names = layout.resource_managers
     if len(names) == 1:
         return {"yarn.resourcemanager.hostname": layout.address(names[0])}
@@ -184,7 +184,7 @@ def _node(layout: Layout, name: str, machine: Machine, inherited: Sequence[str])
 
 
 def _capacity() -> Settings:
-    """Return two queues. Only `default` may use the partition."""
+    """Return the settings of two queues of YARN. Only `default` may use the partition."""
     calculator = (
         "org.apache.hadoop.yarn.util.resource.DominantResourceCalculator"  # the other one knows no GPUs
     )

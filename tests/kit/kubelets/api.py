@@ -52,7 +52,7 @@ class Api:
         return json.loads(self.text(method, path, body))
 
     def watch(self, path: str) -> Iterator[Any]:
-        """Yield the events of a watch. `path` has its query. Close the iterator to end the watch."""
+        """Yield the events of a watch. `path` includes its query. Close the iterator to end the watch."""
         reply = self._pool.request("GET", self._server + path, preload_content=False)
         rest = b""
         try:
@@ -63,7 +63,7 @@ class Api:
             reply.close()
 
     def has(self, path: str) -> bool:
-        """True if an object is there."""
+        """True if the object at this path exists."""
         try:
             self.call("GET", path)
         except Refused as refused:

@@ -1,4 +1,4 @@
-"""The program and the images of the clusters, built once and kept in a cache outside the repository.
+"""Functions that build the program and the images of clusters, once, in a cache outside this repository.
 
 The name of a folder in the cache holds a hash of its inputs. A folder gets its name when it is complete.
 """
@@ -81,7 +81,7 @@ def _are_packages_there() -> bool:
 
 
 def build(report: Callable[[str], object] = print) -> None:
-    """Build the program and the images, if they are not in the cache. Raise RuntimeError if that cannot be.
+    """Build the program and the images, if they are not in the cache. Raise RuntimeError if that fails.
 
     A second build waits for the first. The compile takes 7 minutes of two cores, and 3 GiB of memory at its end.
     """
@@ -114,7 +114,7 @@ def _forget_old() -> None:
 
 @functools.cache
 def _packages() -> list[bytes]:
-    """Return names and versions of the Python packages in the images. Takes 0.1 s."""
+    """Return the names and versions of the Python packages in the images. This takes 0.1 s."""
     return [f"{each.name} {each.version}".encode() for each in image.required("ipykernel")]
 
 

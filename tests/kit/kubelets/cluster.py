@@ -129,10 +129,11 @@ def write_kubeconfig(folder: Path, user: str, groups: Sequence[str] = ()) -> Pat
 
 @contextlib.contextmanager
 def claim(number: int = 0) -> Iterator[tuple[Path, int]]:
-    """Claim a number that no live cluster has, any but the first by default. Yield the new folder and the claim.
+    """Claim a number for a cluster, by default any free one but the first. Yield its folder and the claim.
 
-    The claim is a lock of a file, held as long as this block or a process with the descriptor lasts. If the machine
-    has remains of a dead cluster with this number, they are removed.
+    The claim is a file descriptor with a lock. The lock lasts as long as this block, or a process that
+    inherits the descriptor. Remains of a dead cluster with this number are removed. Raise RuntimeError if no
+    number is free.
     """
     for network in free_networks():
         if number != network.number and (number or network.number == NUMBERS[0]):

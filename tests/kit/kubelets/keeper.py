@@ -174,7 +174,10 @@ class Keeper:
         return ready == len(self._machines)
 
     def _await(self, name: str, is_there: Callable[[], bool]) -> None:
-        """Wait until something is there. Raise RuntimeError if a part has ended, or after START_TIMEOUT_S."""
+        """Wait until something is there.
+
+        Raise RuntimeError if a part has ended, if one of `ends` can be read, or after START_TIMEOUT_S.
+        """
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             with contextlib.suppress(Refused, OSError):

@@ -78,7 +78,7 @@ class Namespaces:
 
 @contextmanager
 def _new_children_in(change: Callable[[], int]) -> Iterator[None]:
-    """Let new processes begin in another pid namespace."""
+    """Let new child processes begin in the pid namespace that `change` selects, until the block ends."""
     own = os.open("/proc/self/ns/pid", os.O_RDONLY)
     _check(change())
     try:

@@ -49,7 +49,7 @@ class Machine:
 
     @property
     def all_labels(self) -> dict[str, str]:
-        """Its labels, and the labels that NVIDIA's feature discovery adds to a node with GPUs."""
+        """The node's labels, with those that NVIDIA's feature discovery adds to a node with GPUs."""
         gpus = (
             {"count": self.gpus, "product": self.gpu_model, "memory": self.gpu_memory_mib}
             if self.gpus
@@ -74,7 +74,7 @@ class Node:
         return self._namespaces
 
     def clear(self) -> None:
-        """Reap the process that held its namespaces, after all others."""
+        """Reap the process that held the node's namespaces, after all other processes."""
         self.namespaces.close()
         self._namespaces = None
 
@@ -87,7 +87,7 @@ class Node:
         return self._namespaces is not None
 
     def prepare(self, authority: Authority, server: str) -> None:
-        """Write its files: settings, credentials and its own copy of the images."""
+        """Write the node's files: settings, credentials and its own copy of the images."""
         # The kubelet counts folders of CPUs and reads meminfo. `set_up` mounts these over the real ones.
         cpus = [f"cpus/cpu{index}" for index in range(self._machine.cpus)]
         for name in ("lib/kubelet", "log", "networks", "numa", "sysctl", "tmp", *cpus):
@@ -109,7 +109,7 @@ class Node:
         (self._folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")  # every lookup fails at once
 
     def set_up(self, environment: Mapping[str, str], control_plane: Namespaces) -> None:
-        """Make its namespaces, and connect them to the bridge."""
+        """Make the node's namespaces, and connect them to the bridge."""
         environment = {**environment, "TMPDIR": f"{self._folder}/tmp"}
         self._namespaces = Namespaces(environment)
         self._make_cgroups()
@@ -141,7 +141,7 @@ class Node:
         control_plane.run(self._network.plug_script(self._index), self._folder / "setup.log")
 
     def start(self, part: str) -> subprocess.Popen[bytes]:
-        """Start a part. A kubelet ends at once if containerd does not listen yet, so wait for that."""
+        """Start a part. Before a kubelet, wait until containerd listens; otherwise the kubelet ends."""
         if part == "kubelet":
             self._await_containerd()
         return self.namespaces.start(getattr(self, f"_{part}")(), self._folder / f"{part}.log")
@@ -159,7 +159,7 @@ class Node:
             time.sleep(0.05)
 
     def _make_cgroups(self) -> None:
-        """Make its cgroup in each hierarchy. A kubelet wants all controllers in it."""
+        """Make the node's cgroup in each hierarchy, with all controllers, which a kubelet needs."""
         controllers = CGROUPS / "cgroup.controllers"
         if not controllers.exists():  # version 1
             for hierarchy in CGROUPS.iterdir():
@@ -173,7 +173,7 @@ class Node:
             (group / "cgroup.subtree_control").write_text(wanted)
 
     def _copy_store(self) -> None:
-        """Copy the databases of the store of images. The rest, which is large and never changes, is mounted."""
+        """Copy the databases of the image store. The rest of the store is mounted, as it never changes."""
         for database in images().rglob("*.db"):
             copy = self._store / database.relative_to(images())
             copy.parent.mkdir(parents=True)

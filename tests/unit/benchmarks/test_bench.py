@@ -192,7 +192,7 @@ def test_the_answer_says_what_limits_a_node(limit: str, room: float, text: str) 
 
 
 async def test_the_kernels_that_were_asked_for_may_fill_a_node() -> None:
-    """The last start has taken the last slot, which was free when that start began."""
+    """The last wanted kernel fills the node. The reported limit is still the wanted number."""
 
     class FullNode:
         async def nodes(self) -> list[dict[str, Any]]:

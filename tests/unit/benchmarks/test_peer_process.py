@@ -1,4 +1,4 @@
-"""The process for the kernels of another provisioner: turns, failures, and its remains."""
+"""The process that runs another provisioner's kernels: turns, failures, and leftovers after its end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PEER = Side(name="peer, fast", kernelspec="peer", variables={"POLL": "0.05"})
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of a world with a kernelspec of another provisioner. A peer's process can run the module `turns`."""
+    """Yield a benchmark's folder with a kernelspec of another provisioner, and the module `turns`."""
     (tmp_path / "turns.py").write_text(TURNS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delenv("POLL", raising=False)

@@ -1,4 +1,4 @@
-"""When the soak run reports growth."""
+"""The conditions under which the soak run reports growth."""
 
 from __future__ import annotations
 

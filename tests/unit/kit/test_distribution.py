@@ -1,4 +1,4 @@
-"""The tests of a cluster are in one group, and the tests of a file."""
+"""pytest-xdist runs a group of tests in one worker: the tests of a cluster, else the tests of a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check for left processes: it finds, names and ends them."""
+"""The check for processes that a test has left behind: the check finds, names and ends them."""
 
 from __future__ import annotations
 

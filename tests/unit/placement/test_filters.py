@@ -21,7 +21,7 @@ GIB = 2**30
 
 
 def _sizes(*gib: int, promised: float = 0.0) -> Node:
-    """GPUs with these memory sizes; 0 is unknown."""
+    """Return a node whose GPUs have these memory sizes in GiB; 0 means unknown."""
     devices = (Device(id=str(i), memory_bytes=size * GIB, promised=promised) for i, size in enumerate(gib))
     return Node(id="a", devices=tuple(devices))
 

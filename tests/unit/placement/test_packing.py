@@ -66,7 +66,7 @@ class TestFragmentationGradient:
         (8, Request(cpus=12, gpus=2)),
         (6, Request(cpus=24, gpus=4)),
     )
-    """Classes of shares, whole GPUs, several GPUs and CPUs only. Each is needed to cover 95 % of the requests."""
+    """Requests for GPU shares, whole GPUs, several GPUs and CPUs only. All classes together cover 95 %."""
 
     NODES = (
         _node("a", 1, 1, 1, 1),
@@ -238,7 +238,7 @@ class TestSliverWaste:
 
 class TestModelPressure:
     WORKLOAD = _seen((10, Request(gpus=1, gpu_models=("A100",))), (10, Request(gpus=1)), A100=5, T4=15)
-    """Half of the demand requires A100, a quarter of the GPUs: the pressure is 2²."""
+    """Half of the demand requires an A100, and a quarter of the GPUs are A100: the pressure is 2² = 4."""
 
     def test_takes_scarce_models_last(self) -> None:
         scores = _scores(
@@ -270,7 +270,7 @@ class TestModelPressure:
 )
 @pytest.mark.parametrize("request_", [SHARES, WHOLE, Request(gpus=2), Request(cpus=2)])
 def test_each_node_is_scored_for_itself(scorer: Any, request_: Request) -> None:
-    """A part of the snapshot, in any order, has the same scores as the whole."""
+    """A node's score is the same in the whole snapshot and in a part of the snapshot in another order."""
     snapshot = Snapshot.of(TestFragmentationGradient.NODES)
     rows = np.array([4, 1])
     whole, part = (scorer.score(request_, s) for s in (snapshot, snapshot.part(rows)))

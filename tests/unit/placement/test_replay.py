@@ -81,7 +81,7 @@ def test_a_resource_that_no_node_has_is_an_error() -> None:
 
 
 class Stubborn:
-    """A policy that places everything on node a, with device 0 if asked to."""
+    """A policy that places every request on node a, with the devices that the test names."""
 
     name = "stubborn"
 

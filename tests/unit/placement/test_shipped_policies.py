@@ -173,7 +173,7 @@ class TestRoundRobin:
 
 
 class Always:
-    """A policy without a pipeline."""
+    """A policy that is a plain object: it has `place` and no filters or scorers of its own."""
 
     name = "always"
 

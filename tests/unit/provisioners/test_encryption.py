@@ -1,4 +1,4 @@
-"""Which kernels get encryption keys."""
+"""The cases in which a kernel gets encryption keys, and those in which it gets none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a kernel across threads and loops."""
+"""Waiting for a kernel's end in several threads and event loops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which addresses a kernel can have, on this machine and on others."""
+"""The addresses that a kernel may have, on this machine and on other machines."""
 
 from __future__ import annotations
 

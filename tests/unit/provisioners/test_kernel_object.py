@@ -20,7 +20,7 @@ from roost.scheduler.client.client import disconnect
 from roost.scheduler.service.messages import StartKernel
 
 REFUSAL = roost.NoNodeEver("no node is that large")
-"""The scripted service starts nothing that could answer, so it refuses every start."""
+"""The answer to every start: the scripted service has no real kernels to start."""
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def service(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def refused_start(service: FakeService, name: str = "roosted", **arguments: Any) -> StartKernel:
-    """Return the start that these arguments send."""
+    """Call `roost.start_kernel`, which is refused, and return the start that the service received."""
     with pytest.raises(roost.NoNodeEver):
         roost.start_kernel(name, **arguments)
     start = service.called("start")[-1]

@@ -29,7 +29,7 @@ Make = Callable[..., Path]
 
 @pytest.fixture
 def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's own, empty folder of kernelspecs. Jupyter searches only this folder and Python's own."""
+    """Return the user's empty folder of kernelspecs. Jupyter searches only this folder and Python's own."""
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
     return tmp_path / "data" / "kernels"
@@ -37,7 +37,7 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def make(kernels: Path) -> Make:
-    """Write a kernelspec that is not roost's."""
+    """Return a function that writes a kernelspec (without `metadata`, not roost's) and returns its folder."""
 
     def make(name: str, argv: list[str], **values: Any) -> Path:
         folder = kernels / name
@@ -200,7 +200,7 @@ def test_doctor_finds_unknown_options(make: Make) -> None:
 def test_install_and_doctor_refuse_the_same(
     make: Make, service: FakeService, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`service` knows no policy."""
+    """`kernelspec install` and `doctor` refuse the same options. The fake service knows no custom policy."""
     wrong = {
         "policy": ({"policy": "gone"}, ["--policy", "gone"], "is not known"),
         "backend": ({"backend": "far"}, ["--backend", "far"], "no backend 'far'"),
@@ -395,7 +395,7 @@ def test_variables_that_a_start_would_refuse_are_a_problem(
 
 
 def test_a_request_that_no_node_could_hold_is_a_problem(make: Make, service: FakeService) -> None:
-    """The scheduler that runs is asked. A kernelspec for another scheduler, which does not run, is ready."""
+    """A running scheduler decides. A kernelspec whose scheduler does not run counts as ready."""
     make("greedy", ["sh", "{connection_file}"], metadata=ours(gpus=8))
     make("far", ["sh", "{connection_file}"], metadata=ours(gpus=8, backend="ray"))
     decision = {"reason": "no node could ever hold 8 GPUs", "is_never": True}

@@ -262,7 +262,7 @@ async def test_a_stop_is_repeated_after_the_shutdown(
 
 
 class ManyKernels(Configurable):
-    """A manager of many kernels, whose users see how they wait."""
+    """A stand-in for a manager of many kernels that shows its users what a start waits for."""
 
     queue_timeout_s = 3600.0
 

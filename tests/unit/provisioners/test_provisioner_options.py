@@ -115,7 +115,7 @@ async def test_one_warning_about_a_kernel_without_encryption(
 
 
 async def test_a_command_may_do_without_a_connection_file(service: FakeService, tmp_path: Path) -> None:
-    """jupyter_client starts it, so roost leaves the outcome to the command."""
+    """jupyter_client would start such a command too, so roost starts it and does not refuse it."""
     km = manager(tmp_path, argv=["no-such-command"])
     await km.start_kernel()
     assert the_start(service).argv == ("no-such-command",)

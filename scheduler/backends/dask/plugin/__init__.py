@@ -1,1 +1,1 @@
-"""The code that runs inside Dask's scheduler, workers and nannies. It is sent by value."""
+"""The code that runs inside Dask's scheduler, workers and nannies. roost sends this code pickled by value."""

@@ -52,7 +52,10 @@ class AgentStarter:
     cluster: str = ""
 
     async def start(self, server: Any) -> None:
-        """Answer the operations about the agent; start the agent, and report it to Dask's scheduler."""
+        """Let the server answer operations about the agent.
+
+        Start the agent, and report it to Dask's scheduler.
+        """
 
         async def bring_up_agent(clients: list[str]) -> Answer:
             return await self.bring_up(server, clients)
@@ -69,7 +72,10 @@ class AgentStarter:
             await server.scheduler.roost_agent_up(machine=machine, server=server.address, answer=answer)
 
     async def end(self, server: Any) -> None:
-        """Inform the agent that the server ends. If its scheduler is gone, kernels stay, also if another is there."""
+        """Inform the agent if Dask's scheduler is gone, or if the machine has left a LocalCluster.
+
+        If the scheduler is gone, the kernels stay, even if another scheduler has its address.
+        """
         if await _read_scheduler_id(server) != self.cluster:
             await self.bring_up(server, [], is_gone=True)
         elif Scheduler._instances and not _find_neighbours(server):
@@ -81,7 +87,8 @@ class AgentStarter:
     ) -> Answer:
         """Start or find the agent, which then accepts these clients.
 
-        Return its address, the `clients`, and variables for its kernels (`environment`).
+        Return its `Answer`, with the `clients` that the agent accepts and variables for its kernels
+        (`environment`).
         """
         machine, cluster = get_address_host(server.address), server.scheduler.address
         settings = {**self.settings, "address": socket.gethostbyname(machine)}
@@ -121,7 +128,7 @@ async def _read_scheduler_id(server: Any) -> str:
 
 
 async def _read_clients(server: Any) -> list[str]:
-    """Return the public keys of the services; none if Dask's scheduler does not answer: they ask for the agent then."""
+    """Return the public keys of the services; none if Dask's scheduler does not answer."""
     try:
         return list(await asyncio.wait_for(server.scheduler.roost_clients(), _ANSWER_S))
     except (OSError, asyncio.TimeoutError):

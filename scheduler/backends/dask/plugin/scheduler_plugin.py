@@ -98,7 +98,10 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
     # Operations for roost's schedulers
 
     async def hello(self) -> dict[str, Any]:
-        """Return which plugins these are. `mark` also stands for their settings."""
+        """Return the protocol, version and `mark` of these plugins, and if all three are there (`is_whole`).
+
+        `mark` is a digest of the agent's code and settings.
+        """
         # Not whole: the service that brought the plugins died before it had registered the last one.
         is_whole = NAME in self.scheduler.worker_plugins and NAME in self.scheduler.nanny_plugins
         known = {"protocol": PROTOCOL, "version": self.roost_version, "mark": self.mark}
@@ -174,7 +177,10 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         return [dict(vars(lease)) for lease in self.ledger.leases.values() if not lease.is_wish]
 
     async def agent(self, machine: str) -> Answer:
-        """Have a nanny of that machine find or start the agent."""
+        """Have a nanny of that machine find or start the agent.
+
+        Return its answer, or an answer with a `problem`.
+        """
         for server in self.servers(machine):
             try:
                 answer: Answer | None = await asyncio.wait_for(

@@ -47,7 +47,10 @@ class Slot:
 
 @dataclass(kw_only=True)
 class SlotLease:
-    """A lease. `claims` are the amounts of abstract resources by slot. A wish is a lease that waits for tasks."""
+    """A lease in this ledger. `claims` are the amounts of abstract resources by slot.
+
+    `is_wish` is True while the lease waits for running tasks.
+    """
 
     lease_id: str
     kernel_id: str
@@ -68,7 +71,7 @@ class SlotLease:
 
 
 class SlotLedger:
-    """`slots` by name, and `leases` by id."""
+    """A ledger, with its `slots` by name and its `leases` by id."""
 
     def __init__(self) -> None:
         self.slots: dict[str, Slot] = {}
@@ -94,14 +97,14 @@ class SlotLedger:
         return [held for held in self.leases.values() if held.machine == machine]
 
     def claims_of(self, slot: str) -> dict[str, Amounts]:
-        """Return by lease its claim on this slot."""
+        """Return the claims on this slot, by lease id."""
         return {held.lease_id: held.claims[slot] for held in self.leases.values() if held.claims.get(slot)}
 
     def leased(self, slot: str) -> dict[str, float]:
         return _sum(self.claims_of(slot).values())
 
     def shares(self, machine: str) -> dict[str, float]:
-        """Return by device the share that is leased."""
+        """Return the leased share of each device, by device id."""
         return _sum(dict.fromkeys(held.device_ids, held.share) for held in self.leases_on(machine))
 
     def devices(self, machine: str) -> dict[str, Slot]:
@@ -150,7 +153,10 @@ class SlotLedger:
         }
 
     def take(self, held: SlotLease, *, preferred: list[str]) -> SlotLease:
-        """Add a lease with its claims, or raise `Refused`. A lease of that id on another machine is forgotten."""
+        """Add a lease with its claims and return it, or raise `Refused`.
+
+        A known lease of that id on this machine is returned as it is. On another machine, it is forgotten.
+        """
         known = self._find_known(held)
         if known is not None:
             return known

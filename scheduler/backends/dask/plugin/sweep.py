@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from typing import Any
 
 EVERY_S = 60.0
-"""How long to wait between two looks. An agent needs less time to start and to note a lease."""
+"""How long to wait between two checks. An agent needs less time to start and to note a lease."""
 _ASK_S = 5.0
 
 
 async def sweep(plugin: Any, every_s: float = EVERY_S) -> None:
-    """Release leases that were missing twice in a row, as long as `plugin` is roost's plugin in its scheduler."""
+    """Release each lease that no agent had in two checks in a row. Return once `plugin` has been replaced."""
     suspects: set[str] = set()
     while True:
         await asyncio.sleep(every_s)

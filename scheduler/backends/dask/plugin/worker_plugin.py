@@ -52,7 +52,7 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
             spawn(self._starter.start(worker), self._tasks, log)
 
     async def report(self) -> bool:
-        """Report this worker's resources without the leased ones."""
+        """Report this worker's resources and devices, and hold back the claims of the answer. Return True."""
         from distributed.system import MEMORY_LIMIT  # here, because it is this machine's
 
         worker = self.worker
@@ -74,7 +74,9 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
     async def claims(
         self, claims: dict[str, Amounts], number: int, asked: str = "", wait_s: float = 0.0
     ) -> bool:
-        """Hold back exactly these claims. Return True if the lease `asked` has all of its claim.
+        """Hold back exactly these claims.
+
+        Return True if the lease `asked` has all of its claim, or if `asked` is empty.
 
         Waits up to `wait_s` for tasks to end. `number` orders the calls, so that a late one is ignored.
         """

@@ -37,8 +37,8 @@ _KEPT_S = 600.0
 _UNCONFIRMED_S = 30.0
 """How long to wait for the report that a released container has ended.
 
-A restarted ResourceManager may not know the container. Seldom, one loses the report of a container of an earlier
-attempt: attempts share a list there, and each has a lock of its own.
+A restarted ResourceManager may not know the container. Rarely, a ResourceManager loses the report of a
+container of an earlier attempt, because its attempts share a list without a common lock.
 """
 _NODE_STATES = (
     "", "new", "running", "unhealthy", "decommissioned", "lost", "rebooted", "decommissioning", "shutdown"
@@ -240,7 +240,10 @@ class Allocation:
         return entry
 
     def _adopt(self, grants: Iterable[Grant]) -> None:
-        """Note the containers of earlier attempts. After a restart of the ResourceManager, they are mostly known."""
+        """Note the containers of earlier attempts.
+
+        After a restart of the ResourceManager, most of them are known.
+        """
         known = {entry.grant.id for entry in self.entries.values() if entry.grant is not None}
         for grant in grants:
             number = grant.allocation_request_id
@@ -325,7 +328,7 @@ def build_rows(ask: Ask, *, count: int = 1) -> tuple[ResourceRequest, ...]:
 
 
 def build_resource(resources: Resources) -> Resource:
-    """Return amounts for YARN."""
+    """Return these amounts as a message for YARN."""
     memory = ResourceInformation(key="memory-mb", value=resources.memory_mb, units="Mi")
     vcores = ResourceInformation(key="vcores", value=resources.vcores)
     others = (ResourceInformation(key=key, value=value) for key, value in resources.others.items() if value)
@@ -337,7 +340,7 @@ def build_resource(resources: Resources) -> Resource:
 
 
 def read_resource(resource: Resource) -> Resources:
-    """Return amounts of YARN. Releases before 3.0 send memory and cores only."""
+    """Return the amounts in a message of YARN. Hadoop before 3.0 sends memory and cores only."""
     amounts = {entry.key: entry.value for entry in resource.resource_value_map}
     memory_mb = amounts.pop("memory-mb", resource.memory)
     return Resources(

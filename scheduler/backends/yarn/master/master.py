@@ -101,7 +101,7 @@ class Master:
         )
 
     def put_archive(self, archive: Archive) -> None:
-        """Keep an archive. The oldest of more than a few is dropped: a service uses one."""
+        """Keep an archive. Drop the oldest if there are more than `_KEPT_ARCHIVES`: a service uses one."""
         self._archives.pop(archive.digest, None)
         self._archives[archive.digest] = base64.b64decode(archive.data_base64)
         for digest in list(self._archives)[:-_KEPT_ARCHIVES]:
@@ -149,7 +149,10 @@ class Master:
         return Probed(answers=await self._nodes.answers(probe.address))
 
     async def release(self, request: Numbered) -> None:
-        """Withdraw an ask, or stop its container. Return once that was sent, or will be when YARN is back."""
+        """Withdraw an ask, or stop its container.
+
+        Return once this was sent, or after `_SENT_S` if YARN is away.
+        """
         entry = self._allocation.release(request.number)
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sent.append(sent)

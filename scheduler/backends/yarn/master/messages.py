@@ -82,7 +82,9 @@ class Unpacked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """A request for one container, which the master starts as soon as it is granted. Repeated by `number`.
+    """A request for one container, which the master starts as soon as it is granted.
+
+    May be repeated: `number` identifies it.
 
     `number` is at most 63 bits. `nodes` are hosts of NodeManagers; without any, every node may take it. `racks` has the
     rack of each host. `command` is run by bash, unescaped; its `$HADOOP_TOKEN_FILE_LOCATION` is the file that holds the
@@ -121,7 +123,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """A question to a NodeManager at `host:port`."""
+    """A request to check whether the NodeManager at `host:port` answers."""
 
     address: str
 
@@ -165,9 +167,10 @@ class Container:
 class MasterEvent:
     """An event, which goes to all subscribers.
 
-    `container`: `container` has another state. `preempt`: YARN takes `container` back soon (`text` is "strict"), or
-    would like to (`text` is "contract"). `away`, `back`: of the ResourceManager. `nodes`: the state of nodes has
-    changed; `text` names them. `idle`: there are no asks and no containers; the master leaves if nobody gets this.
+    `container`: `container` has another state. `preempt`: YARN takes `container` back soon (`text` is
+    "strict"), or would like to (`text` is "contract"). `away`, `back`: the ResourceManager does not answer,
+    or answers again. `nodes`: the state of nodes has changed; `text` names them. `idle`: there are no asks
+    and no containers; the master exits if no service receives this.
     """
 
     kind: Literal["container", "away", "back", "preempt", "nodes", "idle"]

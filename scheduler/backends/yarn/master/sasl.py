@@ -93,7 +93,10 @@ class Seal:
         return self._close(clear + signature) + trailer
 
     def unwrap(self, sealed: bytes) -> bytes:
-        """Return the message. Raises `SaslError` if it is forged, repeated or missing its predecessor."""
+        """Return the message.
+
+        Raises `SaslError` if it is forged or repeated, or if an earlier message is missing.
+        """
         if len(sealed) < _MAC_SIZE + _TRAILER_SIZE:
             raise SaslError("a message is shorter than its signature")
         opened = self._open(sealed[:-_TRAILER_SIZE])

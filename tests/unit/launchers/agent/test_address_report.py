@@ -32,7 +32,7 @@ AGENT = tuple(key.decode() for key in zmq.curve_keypair())
 async def agent_that_reports(
     folder: Path, report_to: str, port: int, launch: Launch | None = None
 ) -> AsyncIterator[None]:
-    """Run an agent of a pod. At the end it is terminated, which must take a short time."""
+    """Run the agent of a pod for the block, then terminate the agent and check that it ends quickly."""
     keys = ServerKeys(public=AGENT[0], secret=AGENT[1], clients=frozenset([SERVICE.public]))
     reserve = Reserve(lease=LEASE, is_granted=True, launch=launch)
     assignment = Assignment(keys=keys, reserve=reserve, report_to=report_to)
@@ -50,7 +50,7 @@ async def agent_that_reports(
 
 
 async def check(address: AgentAddress) -> None:
-    """The agent at this address has its lease."""
+    """Check that the agent at this address holds `LEASE` and nothing else."""
     client: AgentClient = await connect(address.endpoint, address.keys)
     assert (await client.holdings()).leases == (LEASE,)
     await client.close()

@@ -12,7 +12,7 @@ from roost.launchers.agent import cgroups
 from roost.launchers.agent.cgroups import Cgroup, CgroupTree, NoCgroups
 
 STRANGER = 1
-"""The pid of a process that is no child of this one."""
+"""The pid of a process that is not a child of the test's process."""
 V1_MEMORY = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.max_usage_in_bytes")
 V1_CPU = ("cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us")
 V2 = ("memory.max", "memory.swap.max", "memory.oom.group", "cpu.weight", "cpu.max", "cgroup.subtree_control")
@@ -20,7 +20,7 @@ V2 = ("memory.max", "memory.swap.max", "memory.oom.group", "cpu.weight", "cpu.ma
 
 @pytest.fixture(autouse=True)
 def _files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each folder that is made has the files of a control group, as in the system's tree."""
+    """Give every newly made folder the files of a control group, as Linux does."""
     plain_mkdir, plain_rmdir = Path.mkdir, Path.rmdir
 
     def mkdir(self: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:

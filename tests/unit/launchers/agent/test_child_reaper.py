@@ -15,7 +15,7 @@ from roost.launchers.agent.child_reaper import Reaper
 
 @pytest.fixture
 async def others() -> asyncio.Queue[int]:
-    """The pids of children that nobody waited for."""
+    """Return a queue of the pids of ended children that no caller was waiting for."""
     return asyncio.Queue()
 
 

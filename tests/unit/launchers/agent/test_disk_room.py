@@ -31,7 +31,7 @@ def fill(path: Path) -> None:
 
 
 async def test_a_full_file_system_has_room_for_small_files(small: Path) -> None:
-    """Something else than logs fills it, so the reserve is given up."""
+    """Files other than logs fill the file system, so the agent gives up its reserve of disk space."""
     room = DiskRoom(small, list)
     fill(small / "others")
     with pytest.raises(OSError, match="No space"):

@@ -1,4 +1,4 @@
-"""When an agent is used, and when it is replaced: other settings, older versions."""
+"""A running agent is used again, or is replaced if its settings differ or its version is older."""
 
 from __future__ import annotations
 

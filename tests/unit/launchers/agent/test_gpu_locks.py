@@ -31,7 +31,7 @@ TWO_GPUS = replace(LEASE, request=Request(gpus=2))
 
 @pytest.fixture
 def node() -> str:
-    """The name of a node that no other test has."""
+    """Return a node name that no other test uses."""
     return uuid.uuid4().hex
 
 

@@ -34,7 +34,7 @@ class Publisher:
         return msg_id
 
     def run(self, request: str, *texts: str, session: str = "s", kind: str = "execute_request") -> list[str]:
-        """Publish what a cell publishes."""
+        """Publish the messages of one cell (busy, a message for each text, idle) and return their ids."""
         parent = {"msg_id": request, "session": session, "msg_type": kind}
         return [
             self.publish("status", parent, execution_state="busy"),
@@ -47,7 +47,7 @@ class Publisher:
 
 
 def split(entry: JournalEntry) -> list[str]:
-    """Return the parts of a whole message."""
+    """Return the parts of a message that the journal entry holds completely."""
     assert (entry.offset, entry.end) == (0, 0)
     ends = itertools.accumulate(entry.lengths)
     return [entry.data[end - length : end] for end, length in zip(ends, entry.lengths, strict=True)]
@@ -80,7 +80,7 @@ def read_all(journal: Journal) -> list[JournalPage]:
 
 
 def test_a_long_message_comes_in_pieces_after_a_gap() -> None:
-    """The messages before it are not kept any more, so a reader from the beginning meets a gap."""
+    """The journal no longer has the messages before the long one: a reader from the start meets a gap."""
     kernel = Publisher(memory_bytes=3_000_000)
     kernel.run("r1", "x" * 1_000_000, "y" * 1_000_000)
     *_, last = kernel.run("r2", "ab" * 800_000)

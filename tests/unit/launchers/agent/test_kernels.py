@@ -106,7 +106,7 @@ async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
 
 
 def make_kernels(folder: Path) -> Kernels:
-    """Return the kernels of an agent with this folder, without limits. Nobody hears of their starts and ends."""
+    """Return an agent's `Kernels` in this folder, without limits. Nothing receives their events."""
     return Kernels(
         folder / "kernels",
         ZygotePool(),
@@ -121,7 +121,7 @@ def make_kernels(folder: Path) -> Kernels:
     "damaged", ["[]", "7", '"x"', "{}", '{"pid": "x", "started_at": 1}', '{"pid": 7}', "{"]
 )
 async def test_a_damaged_file_does_not_end_the_adoption(tmp_path: Path, damaged: str) -> None:
-    """The next folder's unfinished start is still found and ended."""
+    """The agent skips the damaged file, and still finds and ends the unfinished start in the next folder."""
     folder = tmp_path / "kernels"
     (folder / "1").mkdir(parents=True)
     (folder / "2").mkdir()

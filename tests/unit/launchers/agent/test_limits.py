@@ -1,4 +1,4 @@
-"""The choice of limits for a lease, the limits that an earlier agent has set, and the warning before the end."""
+"""The choice of limits for a lease, limits that an earlier agent set, and the warning near a limit."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def lease(name: str = "a", **wish: Any) -> Lease:
 
 @pytest.fixture
 def sleeper() -> Iterator[int]:
-    """The pid of a Python process that leads a session of its own."""
+    """Yield the pid of a Python process that leads a session of its own."""
     code = "import time; print(flush=True); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
     assert child.stdout is not None
@@ -103,7 +103,7 @@ def test_the_node_says_how_it_limits_kernels() -> None:
 
 
 def write_pod(folder: Path, *, most: str, used: int = 0, kills: int = 0) -> Cgroup:
-    """Return a control group of version 2 with the files that an agent in a pod reads, and none that it writes."""
+    """Return a control group (version 2) with only those files that a pod's agent reads."""
     files = {
         "max": most,
         "current": used,
@@ -187,7 +187,7 @@ def test_a_process_within_its_limit_lives(sleeper: int) -> None:
 
 
 class Measured(WatchedConfinement):
-    """Limits of a kernel whose use is a list of figures."""
+    """Limits of a kernel whose measured memory is the next figure of a list."""
 
     def __init__(self, *used: int) -> None:
         super().__init__(100, OwnSession())

@@ -185,7 +185,7 @@ async def _wait_for_pid(name: str) -> int:
 
 
 async def test_a_kernel_with_an_unreadable_record_is_ended(agent: Session) -> None:
-    """Nobody could reach or stop it any more. A record with more than this agent knows is readable."""
+    """The next agent could not reach such a kernel. A record with unknown extra fields counts as readable."""
     await agent.reserve("newer")
     await agent.reserve("broken")
     newer, broken = await agent.launch("newer"), await agent.launch("broken")
@@ -226,7 +226,7 @@ async def test_the_group_of_an_adopted_kernel_ends_with_it(agent: Session) -> No
 
 
 async def _group_lives(group: int) -> bool:
-    """True if a process of the group still runs after a moment. Zombies do not run."""
+    """True if a process of the group still runs after a moment. A zombie does not count."""
     for _ in range(1500):
         members = [process for process in psutil.process_iter(["status"]) if _group_of(process.pid) == group]
         if all(process.info["status"] == psutil.STATUS_ZOMBIE for process in members):

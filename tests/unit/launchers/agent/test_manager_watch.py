@@ -22,7 +22,7 @@ NOWHERE = "127.0.0.1:1"
 
 @contextmanager
 def daemon(address: str) -> Iterator[tuple[subprocess.Popen[bytes], Manager]]:
-    """A daemon of a manager at `address`. It is killed at the end."""
+    """Run a process that stands for a manager's daemon; yield the process and the manager at `address`."""
     with subprocess.Popen(["sleep", "60"]) as process:
         started_at = start_time(process.pid)
         try:
@@ -42,7 +42,7 @@ def daemon(address: str) -> Iterator[tuple[subprocess.Popen[bytes], Manager]]:
 
 @pytest.fixture
 async def answering() -> AsyncIterator[str]:
-    """The address of a manager that answers."""
+    """Yield an address at which a manager answers."""
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
@@ -110,7 +110,7 @@ async def sleeps() -> Sleeps:
 async def start_watch(
     tmp_path: Path, losses: Losses, sleeps: Sleeps
 ) -> AsyncIterator[Callable[[], ManagerWatch]]:
-    """Start a watch, or the watch of the next agent in the same folder."""
+    """Yield a function that starts a watch. Its second call starts the watch of the next agent."""
     watches: list[ManagerWatch] = []
 
     def start() -> ManagerWatch:
@@ -238,7 +238,7 @@ async def test_a_manager_that_is_away_has_a_grace(
 async def test_a_manager_that_is_back_at_once_was_away(
     watch: ManagerWatch, losses: Losses, sleeps: Sleeps
 ) -> None:
-    """The daemon ended because it missed its manager, which has not removed the node."""
+    """The daemon ended because its manager was away. The manager has not removed the node."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         with daemon(f"127.0.0.1:{listener.getsockname()[1]}") as (process, manager):

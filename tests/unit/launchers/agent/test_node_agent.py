@@ -57,7 +57,7 @@ async def agent(runtime_dir: Path) -> AsyncIterator[Session]:
 
 @contextmanager
 def daemon(address: str) -> Iterator[Manager]:
-    """A process that stands for the manager's daemon on this node. It is killed at the end."""
+    """Run a process that stands for the manager's daemon on this node, and kill it at the end."""
     with subprocess.Popen(["sleep", "60"]) as process:
         try:
             started_at = start_time(process.pid)
@@ -68,7 +68,7 @@ def daemon(address: str) -> Iterator[Manager]:
 
 @pytest.fixture
 async def answering() -> AsyncIterator[str]:
-    """The address of a manager that answers."""
+    """Yield an address at which a manager answers."""
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
@@ -136,7 +136,7 @@ async def test_a_kernel_sees_only_the_devices_that_its_manager_granted(agent: Se
 async def test_a_deleted_folder_is_a_conflict_only_if_the_agent_itself_decides(
     agent: Session, runtime_dir: Path, is_granted: bool, kind: str
 ) -> None:
-    """After a conflict, a scheduler would take what the manager has granted for free."""
+    """A scheduler would count the slice as free after a conflict, although the manager has granted it."""
     (leases,) = runtime_dir.glob("*/leases")
     shutil.rmtree(leases)
     with pytest.raises(RemoteError) as refusal:
@@ -241,7 +241,7 @@ def set_child_subreaper(on: bool) -> None:
 
 
 def bring_up(name: str, manager: Manager, *clients: str) -> dict[str, Any]:
-    """Do the same as a cluster manager's task on a node, and return the answer."""
+    """Find or start an agent as a cluster manager's task on a node does, and return the program's answer."""
     words = [name, json.dumps(encode(AT)), json.dumps(encode(manager)), json.dumps(clients)]
     command = [sys.executable, "-m", "roost.launchers.agent.find_or_start", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
@@ -249,7 +249,7 @@ def bring_up(name: str, manager: Manager, *clients: str) -> dict[str, Any]:
 
 
 async def test_the_program_that_starts_an_agent(runtime_dir: Path, answering: str) -> None:
-    """It has public keys for others alone: its answer goes through the cluster, where other people may read it."""
+    """The program's answer has no secret key, because other users of the cluster may read it."""
     with daemon(answering) as manager:
         answer = await asyncio.to_thread(bring_up, "agent-ray-1", manager)
         assert await asyncio.to_thread(bring_up, "agent-ray-1", manager) == answer, "it is found again"

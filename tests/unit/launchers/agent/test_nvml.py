@@ -1,4 +1,4 @@
-"""The list of GPUs without `pynvml`, from a library on paper."""
+"""The list of GPUs without `pynvml`, from a stand-in for NVIDIA's library."""
 
 from __future__ import annotations
 

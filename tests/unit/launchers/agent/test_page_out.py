@@ -1,4 +1,4 @@
-"""Which kernels are told to page themselves out, and when none is. The figures of /proc are files of the test."""
+"""The choice of kernels that page their memory out to swap. The test writes the files of /proc itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TICKS_PER_S = 100
 
 
 class Proc:
-    """A folder like /proc."""
+    """A folder with files like those of /proc, which the tests write."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""An agent that leads a container's session, and shares it with its kernel. With real processes."""
+"""An agent that leads a container's session and shares the session with its kernel, with real processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from roost.launchers.protocol.messages import KernelProcess, Launch
 
 @pytest.fixture
 def launch(runtime_dir: Path) -> Launch:
-    """Return a launch of such a kernel."""
+    """Return the launch of `PARENT_KERNEL`, a kernel with child processes."""
     return a_launch((sys.executable, "-S", "-c", PARENT_KERNEL, "{connection_file}"))
 
 
@@ -40,7 +40,7 @@ def lives(process: psutil.Process) -> bool:
 
 @pytest.fixture
 def killed() -> Iterator[list[psutil.Process]]:
-    """Processes to kill at the end of a test."""
+    """Yield a list. The processes that a test adds to the list are killed at the test's end."""
     processes: list[psutil.Process] = []
     yield processes
     for process in processes:
@@ -87,7 +87,7 @@ async def test_a_kernel_that_exits_leaves_nothing_behind(runtime_dir: Path, laun
 
 
 async def ended_kernel(agent: AssignedAgent) -> KernelProcess:
-    """Return the kernel, once its end is known."""
+    """Wait until the agent knows that the kernel has ended, and return the kernel."""
     deadline = time.monotonic() + 60
     while (kernel := (await agent.client.holdings()).kernels[0]).is_running:
         assert time.monotonic() < deadline

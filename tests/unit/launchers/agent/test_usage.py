@@ -1,4 +1,4 @@
-"""The use of kernels: the quiet ones, the memory that counts, and the pauses between measurements."""
+"""The measured use of kernels: idle kernels, the memory that counts, and pauses between measurements."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Start = Callable[[str], int]
 
 @pytest.fixture
 def run() -> Iterator[Start]:
-    """Start a program that leads a session; return its pid once it has printed a line."""
+    """Yield a function: it starts code in a new session, waits for a printed line and returns the pid."""
     children: list[subprocess.Popen[bytes]] = []
 
     def start(code: str) -> int:
@@ -46,7 +46,7 @@ def read(meter: UsageMeter, pid: int, kernel: RunningKernel = RunningKernel(kern
 
 @pytest.fixture(autouse=True)
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each reading measures."""
+    """Turn caching off, so that each reading measures again."""
     monkeypatch.setattr(usage, "_MAX_AGE_S", 0.0)
     monkeypatch.setattr(usage, "_MOST_BUSY", 1e9)
 

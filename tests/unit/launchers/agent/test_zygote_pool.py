@@ -144,7 +144,7 @@ def reap(pid: int) -> tuple[int, int]:
 async def test_a_failed_zygote_is_logged_once_and_its_kernels_are_execed(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """The interpreter is no Python. The start is exec'ed, and fails there."""
+    """The interpreter is not Python. `launch` returns None, so that the agent executes the kernel."""
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nexit 3\n")
     python.chmod(0o755)
@@ -184,7 +184,7 @@ agent.recv(1 << 20)
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
-    """The script of a zygote that is ready at once and forks nothing."""
+    """Return the script of a stand-in for a zygote, which is ready at once and forks nothing."""
     script = tmp_path / "zygote.py"
     script.write_text(STAND_IN)
     return script

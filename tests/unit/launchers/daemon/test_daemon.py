@@ -256,7 +256,7 @@ def test_folders_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_runtime_folder_must_not_be_in_a_folder_of_all_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another user could rename it, and put a folder with sockets of his own in its place."""
+    """Another user could rename the runtime folder and put a folder with other sockets in its place."""
     shared = tmp_path / "shared"
     monkeypatch.setenv("ROOST_RUNTIME_DIR", str(shared / "team" / "own"))
     (shared / "team").mkdir(parents=True)
@@ -360,7 +360,7 @@ def test_a_process_of_another_user_counts_as_running(monkeypatch: pytest.MonkeyP
 
 
 def test_a_record_of_an_earlier_boot_names_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Early processes have the same pid and the same time since boot each time."""
+    """After a reboot, an early process can have the same pid and the same start time since boot."""
     boots = [7, 7, 8]
     monkeypatch.setattr(process, "_find_boot", lambda: boots.pop(0))
     started_at = start_time(os.getpid())

@@ -80,7 +80,7 @@ async def connected(server: RpcServer, **options: Any) -> AsyncIterator[RpcClien
 async def connected_to_a_socket(
     folder: Path, **options: Any
 ) -> AsyncIterator[tuple[RpcClient, zmq.asyncio.Socket]]:
-    """Give a client, which the caller closes, and the socket `s` in `folder` that it is connected to."""
+    """Yield a client, which the caller closes, and the server's socket at `folder/s`, already connected."""
     with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as server:
         server.bind(f"ipc://{folder}/s")
         client = RpcClient(f"ipc://{folder}/s", **options)
@@ -154,7 +154,7 @@ async def test_a_client_leaves_a_server_that_sends_invalid_json(
 
 
 async def test_a_lost_client_that_nobody_closes_harms_no_other(tmp_path: Path) -> None:
-    """It would connect again and again, until the queue of its monitor is full. Then ZeroMQ's thread stops for all."""
+    """A lost client must not reconnect: its monitor's queue would fill up and block ZeroMQ's thread."""
     lost = asyncio.Event()
     async with connected_to_a_socket(tmp_path, on_lost=lost.set) as (client, _):
         pass

@@ -1,4 +1,4 @@
-"""Which Pythons can have immortal preloads. Each question is asked in a process of its own, which then has them."""
+"""The Python versions that can make preloaded objects immortal. Each check runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_proven_version_passes_its_own_test_and_others_are_left_alone() -> Non
 
 
 def test_a_build_that_counts_in_another_way_is_noticed() -> None:
-    """Any Python before 3.12 is one, if it claims to be 3.12."""
+    """A Python before 3.12 counts in another way, so the test lets it claim to be 3.12."""
     if sys.version_info >= (3, 12):
         change = "import sysconfig; sysconfig.get_config_var = lambda name: 1\n"
     else:

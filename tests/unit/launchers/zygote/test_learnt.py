@@ -1,4 +1,4 @@
-"""Which packages a zygote imports because they were learnt. Each question is asked in a process of its own."""
+"""The packages that a zygote imports because kernels imported them. Each check runs in its own process."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_the_variables_that_a_package_reads_are_known(site: Path) -> None:
 
 
 def test_a_kernel_reports_the_installed_packages_that_it_has_imported(site: Path) -> None:
-    """Those of its zygote count too, but only if the kernel itself has imported them."""
+    """A package that the zygote has preloaded is reported only if the kernel itself has imported it too."""
     for name in ("unused", "used", "theirs", "_private"):
         (site / f"{name}.py").touch()
     (site / "package").mkdir()

@@ -55,7 +55,7 @@ SEEN = """dict(
 
 
 def test_proc_shows_no_other_kernels_environment(tmp_path: Path) -> None:
-    """/proc/PID/environ has what a process began with. A forked kernel's process began as the zygote."""
+    """/proc/PID/environ shows the initial variables of a process. A forked kernel shows its zygote's."""
     own = Agent(tmp_path)
     try:
         own.env["FIRST_SECRET"] = "first"
@@ -182,7 +182,7 @@ sys.stdout.pub_thread._events = SlowEvents(sys.stdout.pub_thread._events)
 
 
 def test_a_kernel_ends_when_its_control_thread_has_ended(agent: Agent) -> None:
-    """Its output goes through a thread that the end of the kernel stops. After that, it waits without end."""
+    """If the kernel stopped its output thread earlier, the control thread would wait without end."""
     kernel = agent.start()
     assert kernel.run(SLOW_CONTROL)["status"] == "ok"
     kernel.client.shutdown()
@@ -269,7 +269,7 @@ def test_fixed_ports_are_used_unless_they_are_taken(agent: Agent) -> None:
 
 
 def test_a_kernel_on_ipc_is_started_once_its_sockets_are_bound(agent: Agent, tmp_path: Path) -> None:
-    """No socket listens before. A client that connects too early tries again after a while only."""
+    """No socket listens before. ZeroMQ would retry a connection that came too early only after a pause."""
     for _ in range(3):
         kernel = agent.try_start(transport="ipc", ip=str(tmp_path / "kernel"))
         assert kernel is not None
@@ -281,7 +281,7 @@ def test_a_kernel_on_ipc_is_started_once_its_sockets_are_bound(agent: Agent, tmp
 
 
 def test_a_kernel_that_is_not_confirmed_ends_and_does_nothing(agent: Agent, tmp_path: Path) -> None:
-    """Its zygote's files have changed. Its ports are free at once for the kernel that is executed instead."""
+    """The zygote's files have changed. The fork's ports are free at once for the kernel executed instead."""
     (zygote,) = agent.zygotes._zygotes
     (tmp_path / "changed").write_text("by an upgrade")
     zygote.fingerprint.files[str(tmp_path / "changed")] = (0, 0, 0)
@@ -336,7 +336,7 @@ def test_spares_end_with_their_zygote_while_its_kernels_live(tmp_path: Path) -> 
 
 
 def has_environment_of(agent: Agent, pid: int) -> bool:
-    """Was this process started by this agent?"""
+    """True if this process has the environment variables of this agent."""
     try:
         return os.fsencode(agent.env["LC_TEST"]) in Path(f"/proc/{pid}/environ").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

@@ -45,7 +45,7 @@ class Watched:
 
     @property
     def asked(self) -> list[tuple[str, ...]]:
-        """The nodes that were scored since the last read."""
+        """Return the ids of the nodes that each call since the last read has scored."""
         asked, self.rate.asked = self.rate.asked, []
         return asked
 

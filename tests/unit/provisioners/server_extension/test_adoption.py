@@ -1,4 +1,4 @@
-"""Which kernels of an earlier server are found, and when."""
+"""The search for kernels of an earlier server: which kernels it finds, and when."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNKNOWN = Owner(user="ada")
 
 @pytest.fixture
 def finder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelFinder:
-    """The finder of the server `ours`. The kernelspecs `roosted` and `python3` are installed."""
+    """Return the finder of the server `ours`. The kernelspecs `roosted` and `python3` are installed."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(adoption, "_PAUSE_S", 0.0)
     folder = tmp_path / "kernels" / "roosted"
@@ -104,7 +104,7 @@ async def test_an_incomplete_answer_is_asked_for_again(
     incomplete: dict[str, Any],
     said: str,
 ) -> None:
-    """Each kernel is found once, as soon as its agent has told whose it is."""
+    """Each kernel is found once, as soon as its agent has reported its owner."""
     complete = page(kernel("a", OURS), kernel("b", OURS))
     answer(service, incomplete, incomplete, complete)
     assert await find(finder) == (["a"], [[], ["b"]])

@@ -1,4 +1,4 @@
-"""The extension in a Jupyter Server that was not started."""
+"""roost's server extension, loaded into a stand-in for a Jupyter Server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from roost.provisioners.server_extension import RoostExtension
 
 
 class Server(Configurable):
-    """As much of a ServerApp as the extension reads."""
+    """A stand-in with those parts of a ServerApp that the extension reads."""
 
     def __init__(self, *, has_gateway_client: bool) -> None:
         super().__init__()

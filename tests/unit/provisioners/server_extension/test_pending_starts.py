@@ -1,4 +1,4 @@
-"""Starts that wait without blocking, and the view of others on a kernel that waits."""
+"""Starts that wait without blocking the server, and the state that the server reports meanwhile."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_another_connection_class_stays_and_kernels_are_adopted_all_the_same() -
 
 @pytest.fixture
 def kernels(service: FakeService, tmp_path: Path) -> Iterator[Any]:
-    """Return a site's kernel manager with pending starts. The service never answers a start."""
+    """Yield a site's kernel manager with pending starts. The service does not answer a start for 30 s."""
 
     async def wait(_: StartKernel) -> None:
         await asyncio.sleep(30)

@@ -18,7 +18,7 @@ from roost.scheduler.errors import NoNodeNow
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return the pauses that jupyter_client makes from now on."""
+    """Return a list to which each later pause of jupyter_client adds its length in seconds."""
     made: list[float] = []
     sleep = asyncio.sleep
 

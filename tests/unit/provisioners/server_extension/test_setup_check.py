@@ -14,7 +14,7 @@ INSTALLED = Path(__file__).parents[4] / "provisioners/server_extension/jupyter_c
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder of Jupyter's configuration that is read."""
+    """Return an empty folder, the only one from which Jupyter's configuration is read."""
     monkeypatch.setattr("jupyter_core.paths.jupyter_config_path", lambda: [str(tmp_path)])
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""A request that comes after a kernel's restart is held until its output will be heard."""
+"""After a kernel's restart, a request is held until the client's output subscription works again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Provisioner:
 
 
 class Connection:
-    """A connection with the probes and the requests that it was given."""
+    """A stand-in for a connection, which records the probes and the requests that it receives."""
 
     def __init__(self) -> None:
         self.provisioner = Provisioner()

@@ -23,7 +23,7 @@ PLAIN = {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
 
 
 def warm_up(kernelspecs: KernelSpecManager) -> None:
-    """Warm up for a server whose default kernel is `roosted`."""
+    """Run the warm-up of a server whose default kernel is `roosted`."""
     kernel_manager = SimpleNamespace(
         kernel_spec_manager=kernelspecs, config=Config(), default_kernel_name="roosted"
     )

@@ -85,7 +85,7 @@ def forget() -> Iterator[None]:
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: None) -> Path:
-    """A folder of installed packages, which is searched first."""
+    """Return a folder of installed packages that Python searches first."""
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
@@ -112,7 +112,7 @@ SPEC = BackendSpec(name="cloud", settings="cloudy:RoostCloudBackend", create="cl
 
 
 def test_a_package_can_bring_a_backend(packages: Path) -> None:
-    """With its settings, and its section in a configuration that is for another backend."""
+    """Its settings are found, and its configuration section is checked even if another backend is used."""
     install(packages, "cloudy", "cloud = cloudy:SPEC", CLOUD)
     assert registry.backend_names() == ("cloud", "dask", "kubernetes", "local", "ray", "yarn")
     assert registry.get_spec("cloud").address_variable == "CLOUD_ADDRESS"
@@ -161,7 +161,7 @@ def test_an_unknown_backend_names_the_known_ones() -> None:
 
 @pytest.mark.parametrize("name", registry.backend_names())
 def test_specs_are_cheap_and_true(name: str) -> None:
-    """Reading a spec imports no library besides roost's own; what the spec names is there."""
+    """Reading a spec imports nothing but roost and the standard library. The settings that it names exist."""
     code = f"""
 import sys, roost.scheduler.errors
 before = set(sys.modules)

@@ -1,4 +1,4 @@
-"""Text of others cannot change the terminal: no command moves the cursor, hides a line or sets the title."""
+"""Text from other users cannot control the terminal: it moves no cursor, hides no line, sets no title."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def _events(client: StubClient) -> None:
 
 
 def lines(out: str) -> list[str]:
-    """Return the lines without their time."""
+    """Return the lines of the output, without the time at the head of each line."""
     return [" ".join(line.split()[2:]) for line in out.splitlines()]
 
 

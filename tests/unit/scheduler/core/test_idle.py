@@ -21,7 +21,7 @@ def use(w: World, idle_s: float, quiet_s: float | None = None, state: str = "idl
 
 
 async def looked(w: World) -> None:
-    """Have the scheduler look at the use of its kernels."""
+    """Let the scheduler check once which kernels are idle."""
     await w.scheduler._idle._look()
     await asyncio.sleep(0)
 
@@ -52,7 +52,7 @@ async def test_an_idle_kernel_is_warned_and_then_ends(tmp_path: Path) -> None:
 
 
 async def test_no_kernel_ends_without_a_warning(tmp_path: Path) -> None:
-    """The scheduler may be new, or may have slept."""
+    """Even a kernel that was idle for long is warned first: the scheduler may be new or may have slept."""
     async with world(tmp_path, settings=SOON) as w:
         await w.start("k")
         use(w, 1000)

@@ -17,7 +17,7 @@ KERNELS = 12
 
 
 async def someone(w: World, seed: int, *, kills_agents: bool) -> None:
-    """Starts, restarts, cancels, stops and kills kernels that others use too."""
+    """Start, restart, cancel, stop and kill random kernels, while other tasks do the same to them."""
     chance = random.Random(seed)
     for turn in range(15):
         kernel_id = f"k{chance.randrange(KERNELS)}"
@@ -59,7 +59,7 @@ def agree(w: World) -> None:
 
 
 async def settled(w: World) -> list[dict[str, str]]:
-    """Return the disagreements that stay after a while. Each look is a call to all agents and back."""
+    """Return the doctor's findings: after at most 200 tries, the problems that stay. One `ok` means none."""
     found: list[dict[str, str]] = []
     for _ in range(200):
         found = await w.scheduler.doctor()

@@ -1,4 +1,4 @@
-"""What users may have."""
+"""The limits on the resources that one user's kernels may have together."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ async def test_caps_hold_in_the_scheduler_and_are_by_user(tmp_path: Path) -> Non
 
 
 async def test_kernels_of_another_service_on_the_cluster_count(tmp_path: Path) -> None:
-    """Each spelling of a cluster's address may have a service of its own."""
+    """A user's kernels of another service count too, since two spellings of an address make two services."""
     async with world(tmp_path, cpus=8, settings=Settings(max_cpus_per_user=3)) as w:
         for user in ("ada", "bob"):
             lease = Lease(

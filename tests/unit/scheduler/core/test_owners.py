@@ -55,7 +55,7 @@ def owner(process: subprocess.Popen[bytes]) -> Owner:
 
 
 async def end(w: World, process: subprocess.Popen[bytes], known: Owner) -> None:
-    """End a server, and wait until the scheduler has seen it."""
+    """Kill a server, and wait until the scheduler has noticed its end."""
     process.kill()
     while w.scheduler.owners.is_alive(known):
         await w.scheduler.doctor()

@@ -1,4 +1,4 @@
-"""Reading back after a kill, and the end of kernels that nobody wants."""
+"""A new scheduler reads leases and kernels back after a kill, and ends kernels that nobody wants."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
 
 @pytest.fixture
 def application() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that owns kernels."""
+    """Yield a process that owns kernels."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     yield process
     process.kill()
@@ -182,7 +182,7 @@ async def test_a_lease_whose_node_has_left_is_given_back(
 async def test_the_owner_that_only_a_slow_agent_knows_is_read_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, application: subprocess.Popen[bytes]
 ) -> None:
-    """A cluster manager may know of a lease without its owner. The agent was too slow to tell the backend of it."""
+    """A reading may have a lease without its owner, if the agent, which knows the owner, was too slow."""
     monkeypatch.setattr(reconcile, "RETRY_S", 0.01)
     owner = owner_of(application)
     async with world(tmp_path) as w:
@@ -239,7 +239,7 @@ async def test_a_lost_agent_is_brought_back_and_read_again(tmp_path: Path) -> No
 async def test_what_was_given_back_does_not_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A cluster manager shows a lease for a moment after it was given back, or never got to hear of that."""
+    """A cluster manager may show a released lease for a moment, or may have missed its release."""
     async with world(tmp_path) as w:
         await w.start("k", cpus=1)
         late = await w.backend.leases()
@@ -285,7 +285,7 @@ async def test_what_was_only_not_found_may_be_found_again(
 
 
 async def test_a_lost_node_is_the_reason_of_what_ends_there(tmp_path: Path) -> None:
-    """The agent's report and the backend's may come in any order."""
+    """The lost lease is the reason of the kernel's end, in whatever order agent and backend report."""
     async with world(tmp_path) as w:
         await w.start("k", cpus=1)
         w.agent.report(AgentEvent(kind="lost", lease_id="roost:k:s/1", reason="its node has left"))

@@ -201,7 +201,7 @@ def count_alive(kind: type) -> int:
 
 
 async def test_starts_that_wait_keep_neither_decisions_nor_snapshots(tmp_path: Path) -> None:
-    """Thousands may wait, and each of these is as large as the cluster."""
+    """Thousands of starts may wait, and each decision or snapshot is as large as the cluster."""
     async with world(tmp_path, cpus=1) as w:
         await w.start("first", cpus=1)
         before = {kind: count_alive(kind) for kind in (Decision, Snapshot)}

@@ -97,7 +97,7 @@ async def test_a_cancel_that_comes_late_ends_the_kernel(tmp_path: Path) -> None:
 
 
 async def test_undoing_is_finished_by_reading_back(tmp_path: Path) -> None:
-    """The launch fails, and so does giving the lease back: it is released once the agent can be asked again."""
+    """The launch and the release of its lease fail. The lease is released once the agent answers again."""
     agent = FakeAgent(tmp_path)
     async with scheduler_on([agent], Settings(claim_grace_s=0.1)) as w:
         agent.fail("launch", "kernel_died")

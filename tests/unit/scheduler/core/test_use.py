@@ -1,4 +1,4 @@
-"""The use of kernels: who shares an answer of an agent, and who gets a new one."""
+"""The use of kernels: callers that share one answer of an agent, and callers for which it is asked again."""
 
 from __future__ import annotations
 

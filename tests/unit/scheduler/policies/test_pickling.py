@@ -1,4 +1,4 @@
-"""A program sends a policy to the service."""
+"""A policy is pickled, so that a program can send it to the service."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def start_of(kernel_id: str, **asked: Any) -> StartKernel:
 
 
 class Caller:
-    """A client without any of the real one's comfort."""
+    """A minimal client for the service: it has no reconnection, sharing or conversion of errors."""
 
     def __init__(self, endpoint: str) -> None:
         self.events: list[Event] = []
@@ -218,7 +218,7 @@ def ensure(options: dict[str, Any]) -> dict[str, Any]:
 
 
 async def left(folder: Path) -> None:
-    """Wait until the daemon of that folder has let go of it."""
+    """Wait until the daemon of this folder has released the folder's lock."""
 
     def take() -> None:
         with open(folder / "lock", "rb") as file:
@@ -284,7 +284,7 @@ def test_its_arguments_name_no_options(runtime_dir: Path) -> None:
 
 
 def test_a_backend_that_there_is_not_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its name comes from a kernelspec."""
+    """A backend's name comes from a kernelspec, so an unknown name must not become a path."""
     monkeypatch.setenv("ROOST_RUNTIME_DIR", str(tmp_path / "run"))
     for ask in (lambda: service_folder("../../x", {}), lambda: connect("../../x")):
         with pytest.raises(
@@ -303,7 +303,7 @@ def test_nothing_of_a_cluster_is_imported_by_clients() -> None:
 async def test_the_service_checks_the_options_of_a_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An application of another version, or another program, may have not."""
+    """The service checks the options, because a caller of another version may not have done so."""
 
     def check(request: Request) -> None:
         if request.options.get("queue") == "closed":

@@ -143,7 +143,7 @@ class Opened:
         self.backend = AgentPerNodeBackend("fake", manager, settings, context)
 
     async def event(self, kind: str) -> BackendEvent:
-        """Return the next event of that kind."""
+        """Return the next event of this kind, and skip all others."""
         events = self.backend.events()
         while True:
             event = await asyncio.wait_for(anext(events), 60)

@@ -19,7 +19,7 @@ OTHER = Device(id="GPU-b", model="A100", memory_bytes=80)
 
 
 def describe(**changes: Any) -> dict[str, Any]:
-    """Describe a machine with two GPUs: a kernel has half of one, and a task has the other."""
+    """Return a description of a machine with two GPUs: a kernel has half of one, and a task has the other."""
     return {
         "threads": 4,
         "memory_bytes": 1000,

@@ -23,7 +23,7 @@ class SilentServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.requests: list[tuple[str, int]] = []
-        """Method and the client's port."""
+        """The HTTP method and the client's port of each request."""
         self.silent: set[int] = set()
         self.is_over = threading.Event()
 

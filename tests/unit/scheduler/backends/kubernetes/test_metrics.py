@@ -1,4 +1,4 @@
-"""The real use of nodes, where the API server has it and where it has not."""
+"""The measured use of nodes, on clusters with metrics and on clusters without."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANSWER = {"items": [{"metadata": {"name": "n1"}, "usage": {"cpu": "250m", "memor
 
 
 class Answers:
-    """An API that gives these answers in turn, and then waits."""
+    """A stand-in for the API: it returns or raises these answers in turn, and then never answers again."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)

@@ -1,4 +1,4 @@
-"""A list of pods whose answer is late: what the watch and the creations have shown meanwhile counts."""
+"""A late list of pods must not undo the newer state that the watch and the creations have shown meanwhile."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class Watched:
         return copy.deepcopy({**pod, "status": {"phase": "Pending"}, **changes})
 
     def show(self, pod: dict[str, Any] | None) -> None:
-        """Let the watch report the pod; None: it is removed."""
+        """Let the watch report the pod, or its removal if `pod` is None."""
         self._watch._set("1", pod)
 
     async def list_leases(self, pod: dict[str, Any]) -> list[tuple[str, str]]:
-        """Return state and reason of all leases. The API server lists this pod."""
+        """Return (state, reason) of each lease, while the API server's list has this pod only."""
         self._answer = [pod]
         return [(found.lease.state, found.lease.reason) for found in await self.cluster.pods()]
 
@@ -91,7 +91,7 @@ async def test_a_pod_that_is_removed_meanwhile_is_not_there_again(watched: Watch
 
 
 async def test_a_pod_that_is_being_created_is_no_remains(watched: Watched) -> None:
-    """A gate is what a service leaves that ends while it creates a pod. The creation may end during the list."""
+    """A gated pod is lost if the service that created it has ended, but not while this service creates it."""
     gated = watched.pod("9", is_gated=True)
     assert await watched.list_leases(gated) == [("lost", "the service that created its pod ended meanwhile")]
     watched.cluster.creating = creating = {LEASE.id}

@@ -1,4 +1,4 @@
-"""The connection to an application master that is lost while a container is released."""
+"""The connection to an application master is lost while a container is released."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def container(number: int) -> Container:
 
 
 class Master:
-    """A master that knows two asks, and the application in YARN, and the listener."""
+    """A stand-in for a master with two asks, for its application in YARN, and for the events' listener."""
 
     def __init__(self) -> None:
         self.released: list[int] = []

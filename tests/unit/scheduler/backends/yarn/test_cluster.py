@@ -142,7 +142,7 @@ async def test_a_lost_lease_is_kept_until_its_loss_was_reported(cluster: YarnClu
 async def test_the_end_of_an_agent_is_explained_by_yarn(
     cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The container is released only afterwards: YARN reports no end of a released one."""
+    """A released container's end is never reported, so roost releases it only after YARN's report."""
     monkeypatch.setattr("roost.scheduler.backends.yarn.cluster._CAUSE_S", 0.5)
     released: list[int] = []
     master = line(STARTED)
@@ -180,7 +180,7 @@ async def test_yarn_does_not_report_the_end_of_a_container_in_time(
 async def test_a_resource_manager_that_starts_is_away(
     cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its web pages answer before it has read its node labels."""
+    """A ResourceManager's REST interface answers before it has read its node labels."""
 
     def info() -> dict[str, Any]:
         return {"clusterInfo": {"haState": "INITIALIZING"}}
@@ -194,7 +194,7 @@ async def test_a_resource_manager_that_starts_is_away(
 async def test_a_lost_node_is_explained_before_the_lease_is_lost(
     cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reading in between must not show another reason."""
+    """A reading of leases between YARN's report and the explanation must not show another reason."""
     master, asked = line(STARTED), asyncio.Event()
 
     async def read() -> None:

@@ -35,7 +35,7 @@ def find(raws: list[dict[str, Any]], host: str) -> dict[str, Any]:
 
 
 def use(raw: dict[str, Any], memory_mb: int, vcores: int, gpus: int) -> None:
-    """Let YARN report that these amounts are in use."""
+    """Change `raw`, a node as YARN reports it, so that these amounts are in use."""
     used = raw["usedResource"]
     used["memory"], used["vCores"] = memory_mb, vcores
     for info in used["resourceInformations"]["resourceInformation"]:

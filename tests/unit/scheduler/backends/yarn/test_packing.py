@@ -1,4 +1,4 @@
-"""The archive of the application master runs with nothing of roost but itself, and costs little memory."""
+"""The archive of the application master runs without roost being installed, and uses little memory."""
 
 from __future__ import annotations
 

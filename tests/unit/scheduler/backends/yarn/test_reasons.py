@@ -1,4 +1,4 @@
-"""The reasons are what people need to know, and not what YARN writes around them."""
+"""roost shows the reason within YARN's message, without the text that YARN writes around it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ModuleNotFoundError: No module named 'zmq'
 
 For more detailed output, check the application tracking page: http://rm:8088/cluster/app/application_1_0002 Then click on links to logs of each attempt.
 . Failing the application."""  # noqa: E501
-"""Of Hadoop 3.4.2."""
+"""A message of Hadoop 3.4.2."""
 
 
 FORGOTTEN = "Container container_1_0002_01_000002 was running but not reported from n1:8041"
-"""Of Hadoop 3.4.2, whose NodeManager was started again without recovery."""
+"""A message of Hadoop 3.4.2, after a NodeManager was started again without recovery."""
 
 
 def ended(status: int, diagnostics: str = "") -> Container:

@@ -1,4 +1,4 @@
-"""Each answer that is not YARN's becomes one sentence, and the active ResourceManager is found."""
+"""An unexpected answer becomes a one-sentence error, and the active ResourceManager is found."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def ask(address: str, **settings: str) -> object:
 
 
 async def test_the_active_one_of_several_is_asked(at: Callable[[Answer], str], seen: list[str]) -> None:
-    """One in standby says so itself when it is asked for its state. It redirects other calls."""
+    """A standby ResourceManager reports its state when it is asked. It redirects all other calls."""
     addresses = ",".join([free_address(), at(STANDBY), at(INFO_OF_STANDBY), at(INFO)])
     assert await ask(addresses, user="ada") == 7
     assert seen == ["/ws/v1/cluster/info?user.name=ada "] * 3

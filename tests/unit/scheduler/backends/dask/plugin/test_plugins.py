@@ -27,13 +27,13 @@ gates: dict[str, threading.Event] = {}
 
 
 def hold(name: str) -> str:
-    """Run as a task until its gate is opened; return the worker's address."""
+    """Run as a Dask task until the gate `name` is opened, and return the worker's address."""
     gates.setdefault(name, threading.Event()).wait(DEADLINE_S)
     return str(distributed.get_worker().address)
 
 
 class NoAgents:
-    """Stands for `AgentStarter`, and starts no agent."""
+    """A stand-in for `AgentStarter` that starts no agent."""
 
     async def start(self, server: Any) -> None:
         pass
@@ -62,7 +62,7 @@ class Cluster:
         again: bool = False,
         **changes: Any,
     ) -> dict[str, Any]:
-        """Return the answer that roost's scheduler gets; `on` are devices."""
+        """Ask for a lease on a worker, perhaps on the devices `on`, and return the plugin's answer."""
         held = {
             "lease_id": lease_id,
             "kernel_id": "k",
@@ -85,7 +85,7 @@ class Cluster:
         return self.client.submit(hold, name, key=name, resources=resources)
 
     def left(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the amounts for tasks, by the first worker's own state and by Dask's scheduler."""
+        """Return the first worker's free resources, and its resources for tasks in Dask's scheduler."""
         address = self.workers[0].address
         known = dict(self.scheduler.workers[address].resources)
         assert known == {name: of[address] for name, of in self.scheduler.resources.items() if address in of}
@@ -235,7 +235,7 @@ async def test_a_task_that_was_sent_before_a_lease_and_arrives_after_it_is_retur
 
 
 async def test_a_cluster_with_kernels_is_not_idle() -> None:
-    """`idle_timeout` and `idle_since`."""
+    """Tests `idle_timeout` and `idle_since`: a lease turns Dask's shutdown of an idle cluster off."""
     async with started(MANY, idle_timeout="1 hour") as cluster:
         assert cluster.scheduler.idle_timeout == 3600
         await cluster.lease(cpus=1)
@@ -246,7 +246,7 @@ async def test_a_cluster_with_kernels_is_not_idle() -> None:
 
 
 async def test_adaptive_scaling_spares_machines_with_kernels() -> None:
-    """`valid_workers_downscaling`."""
+    """Tests `valid_workers_downscaling`: Dask closes no worker on a machine with a kernel."""
     async with started(MANY, MANY) as cluster:
         assert len(cluster.scheduler.workers_to_close(n=2)) == 2
         await cluster.lease(cpus=1, worker=1)
@@ -254,7 +254,7 @@ async def test_adaptive_scaling_spares_machines_with_kernels() -> None:
 
 
 async def test_a_worker_that_is_retired_drains() -> None:
-    """The event `worker-status-change`."""
+    """Tests the event `worker-status-change`: the ledger marks the slot of a retired worker as leaving."""
     async with started(MANY, MANY) as cluster:
         leaving = cluster.workers[0].address
         await cluster.client.retire_workers([leaving], close_workers=False, remove=False)
@@ -324,14 +324,14 @@ async def test_a_live_kernel_claims_again_resources_of_tasks_and_of_missing_work
 
 
 async def test_the_parts_that_only_nannies_use_exist() -> None:
-    """The operation `plugin_add` of nannies, and the scheduler's `nanny_plugins`. The rest needs processes."""
+    """Nannies have `plugin_add`, and the scheduler has `nanny_plugins`. Other checks would need processes."""
     async with started() as cluster:
         assert cluster.scheduler.nanny_plugins == {}
     assert callable(distributed.Nanny.plugin_add)
 
 
 async def test_each_agent_accepts_all_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An agent that nobody asked for accepts those before it, and later ones are admitted at once."""
+    """An agent that starts unasked must accept all earlier services. A later service is admitted at once."""
     calls: list[list[str]] = []
     reported = {"endpoint": "tcp://10.0.0.1:1", "public": "server"}
 

@@ -82,7 +82,7 @@ def world() -> World:
 
 
 def test_rows() -> None:
-    """Only rows of nodes relax; only `*` has the label."""
+    """Only the rows of nodes, or `*` alone, relax their locality. Only the row `*` has the label."""
     ask = make_ask(1, "n1", "n2", "n3", racks={"n1": "/a", "n3": "/a"}, label="vip")
     rows = [(row.resource_name, row.relax_locality, row.node_label_expression) for row in build_rows(ask)]
     assert rows == [
@@ -147,7 +147,7 @@ def test_a_grant(world: World) -> None:
 
 
 def test_grants_that_nobody_waits_for(world: World) -> None:
-    """A second grant and a grant after the withdrawal are given back."""
+    """A second grant for an ask, a grant for a withdrawn ask and a grant for an unknown ask are released."""
     world.allocation.ask(make_ask(1))
     world.allocation.ask(make_ask(2))
     world.beat()
@@ -190,7 +190,7 @@ def test_a_release(world: World) -> None:
 
 
 def test_nobody_takes_over_a_container_that_was_released_and_still_runs(world: World) -> None:
-    """A service that has just begun would hold it for a lease, and lose that when the container ends."""
+    """A new service would take such a container as a lease, and lose the lease when the container ends."""
     for number in (1, 2):
         world.allocation.ask(make_ask(number))
     _, (entry, _) = world.beat(allocated_containers=(make_grant(1, 5), make_grant(2, 6)))

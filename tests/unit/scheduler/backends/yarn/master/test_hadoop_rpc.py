@@ -1,4 +1,4 @@
-"""A connection to servers that Hadoop's own daemons cannot be made to be: silent, broken, and not to be trusted."""
+"""A connection to stand-ins for bad servers, which no Hadoop daemon can play: silent, broken or untrusted."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ async def test_a_server_that_does_not_know_the_token() -> None:
     "auths", [(SaslAuth(method="SIMPLE", mechanism=""),), (SaslAuth(method="TOKEN", mechanism="SCRAM"),)]
 )
 async def test_a_server_without_a_known_login(auths: tuple[SaslAuth, ...]) -> None:
-    """The master never sends its work without a login."""
+    """The master refuses a server that offers no known login, and sends no call to it."""
 
     async def behave(peer: Peer) -> None:
         await peer.reader.readexactly(7)

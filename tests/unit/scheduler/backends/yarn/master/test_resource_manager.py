@@ -20,7 +20,7 @@ BEAT = AllocateRequest(response_id=0)
 
 
 class FakeConnections:
-    """Connections whose `answers`, by host, are results or exceptions. `calls` are the hosts that were called."""
+    """Connections with a scripted result or exception for each host. `calls` lists the called hosts."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}

@@ -34,7 +34,7 @@ def load() -> dict[str, Any]:
 
 
 def oracle(kind: type) -> Any:
-    """Return protobuf's own class of a message."""
+    """Return protobuf's class, built from Hadoop's descriptors, for a message class of roost."""
     suffix = "RpcSaslProto.SaslAuth" if kind is schema.SaslAuth else f"{kind.__name__}Proto"
     (found,) = [
         each for name, each in load().items() if name.partition("hadoop.")[2].partition(".")[2] == suffix
@@ -128,7 +128,7 @@ def messages(kind: type) -> st.SearchStrategy[Any]:
 
 
 def to_oracle(message: Any) -> Any:
-    """Return protobuf's own object with the same values."""
+    """Return the message as an object of protobuf's class, with the same values."""
     content = oracle(type(message))()
     by_number = content.DESCRIPTOR.fields_by_number
     for name, (_, number, _) in fields(type(message)).items():

@@ -1,4 +1,4 @@
-"""Credentials files: both formats, lengths of all sizes, and files that are none."""
+"""Credentials files: both formats, lengths of all sizes, and files that have no such format."""
 
 from __future__ import annotations
 

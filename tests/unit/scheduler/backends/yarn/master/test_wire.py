@@ -55,7 +55,7 @@ def test_known_bytes(message: object, content: str) -> None:
 
 
 def test_unknown_fields_are_skipped() -> None:
-    """Fields 14 and 15 of each wire type are there."""
+    """The content has unknown fields, 14 and 15, of each wire type before and after the known field."""
     unknown = bytes.fromhex("7001") + bytes.fromhex("7203414243") + b"\x79" + bytes(8) + b"\x7d" + bytes(4)
     assert decode(Inner, unknown + b"\x08\x05" + unknown) == Inner(a=5)
 
