@@ -219,6 +219,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             start = self.pending[kernel_id]
             start.km = km
             make_quick(km)
+            # Before it is listed: until then the server cannot describe it, and `GET /api/kernels` would fail.
+            km.execution_state, km.reason, km.last_activity = "starting", "", utcnow()
             if km.restarter_class is AsyncIOLoopKernelRestarter:
                 km.restarter_class = Restarter
             start.made.set()
@@ -385,7 +387,6 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         for connection in start.connections:
             connection.parent = km
             connection.attach(start)
-        km.execution_state, km.reason, km.last_activity = "starting", "", utcnow()
 
         def client(**options: Any) -> Any:
             if not km.ready.done():

@@ -112,6 +112,23 @@ async def test_a_waiting_kernel_is_listed_and_has_no_client(kernels: Any, servic
     assert service.called("cancel")[0].kernel_id == kernel_id
 
 
+async def test_a_kernel_can_be_described_before_it_is_listed(
+    kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adopted kernel is listed before its adoption ends. `GET /api/kernels` failed then."""
+    plain, seen = kernels.pre_start_kernel, []
+
+    def prepare(name: str | None, options: Any) -> Any:
+        km, *rest = plain(name, options)
+        seen.append((km.execution_state, km.reason, km.last_activity.tzinfo is not None))
+        return (km, *rest)
+
+    monkeypatch.setattr(kernels, "pre_start_kernel", prepare)
+    kernel_id = await kernels.start_kernel(kernel_name="roosted")
+    assert seen == [("starting", "", True)]
+    await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), 60)
+
+
 async def test_a_manager_that_stops_withdraws_its_waiting_starts(
     kernels: Any, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
