@@ -1,6 +1,6 @@
 """The time of one placement decision, on clusters of 1,213, 10,000 and 100,000 nodes in one process.
 
-The stages are those of `roost bench placement`, and the memory of the whole snapshot: nodes, devices, columns.
+The stages are those of `roost bench placement`. `snapshot` is the memory of all nodes, devices and columns.
 
 The cluster is that of the trace. `balanced` fills it to --fill of its GPUs. The nodes are then copied as often as
 needed. Claims: p50 ≤ 100 µs and p99 ≤ 1 ms at each size, p50 at 100,000 nodes ≤ 2 × p50 at 1,213 nodes,

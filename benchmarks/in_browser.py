@@ -45,7 +45,7 @@ from roost.scheduler.client.client import disconnect
 SKIPPED = 77
 HALF_A_SECOND_MS = 500
 LOST_AFTER_S = 0.5
-"""A person runs a cell again that shows no star after this time."""
+"""A cell counts as lost, and is run again, if it shows no star after this time."""
 CARDS = {"plain": f"Python ({PLAIN})", "roost": f"Python ({ROOST})"}
 GPU_CARD = "GPU"
 

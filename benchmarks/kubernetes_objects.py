@@ -47,7 +47,7 @@ def describe_node(name: str) -> dict[str, Any]:
 
 
 def describe_pod(name: str, node: str, cpus: str, *, version: int = 1) -> dict[str, Any]:
-    """Return somebody's running pod."""
+    """Return a running pod of another user."""
     container = {
         "name": "main",
         "image": "registry.example.org/team/image:1",

@@ -46,7 +46,7 @@ class Recorded:
         return describe_pod(name, self.node[number % len(self.node)], "100m", version=next(self.version))
 
     def items(self, path: str, start: int, limit: int) -> Iterator[str]:
-        """Return a page of objects as JSON. Text replaces names, so that the server takes little processor time."""
+        """Yield a page of objects as JSON. Each copies one text with another name, to save CPU time."""
         if path == "/api/v1/nodes":
             yield from (_NODE.replace("NAME", name) for name in self.node[start : start + limit])
         elif path == "/api/v1/pods":

@@ -53,7 +53,7 @@ MIB = 1 << 20
 
 
 async def measure(kubeconfig: str, starts: int, server: str) -> dict[str, list[float]]:
-    """Be a service on this cluster. Return samples by stage. `server` is the address of a recorded cluster."""
+    """Act as roost's service. Return samples by stage. `server` is the address of a recorded cluster."""
     import roost.scheduler.service.server  # noqa: F401 - for the memory
     from roost.launchers.protocol.messages import Lease, Owner
     from roost.placement import Request, get_policy
@@ -123,7 +123,7 @@ async def measure(kubeconfig: str, starts: int, server: str) -> dict[str, list[f
 
 
 def count_lists(reflector: Any) -> list[str]:
-    """Have the reflector add its version to the returned list each time when it has listed everything."""
+    """Return a list to which the reflector adds a version after each complete listing."""
     plain, versions = reflector._list, []
 
     async def count() -> str:
@@ -217,7 +217,7 @@ def wait_until(api: Api, path: str) -> None:
 
 
 def child(kubeconfig: Path, starts: int, server: str = "") -> dict[str, list[float]]:
-    """Measure in a new process."""
+    """Run `measure` in a new process, and return its samples by stage."""
     command = [
         sys.executable,
         __file__,

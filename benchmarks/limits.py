@@ -49,12 +49,12 @@ while True:
 """
 ALONE_S = 1.0
 GRACE_S = 1.0
-"""`restart_grace_s`: nobody restarts these kernels."""
+"""The setting `restart_grace_s`. It is short because nobody restarts these kernels."""
 FREE_BY_S = 30.0
 
 
 async def measure_start(name: str) -> dict[str, float]:
-    """Start a kernel of one kernelspec, and stop it."""
+    """Start a kernel of one kernelspec and stop it. Return milliseconds by stage."""
     await asyncio.sleep(0.3)  # a spare is forked meanwhile
     manager = make_manager(name, {})
     began = time.perf_counter()
@@ -82,7 +82,7 @@ async def measure_neighbour(client: AsyncKernelClient) -> dict[str, float]:
 
 
 async def measure_release(kernel_id: str) -> float:
-    """Wait until the lease of an ended kernel is free. Return by how much that was late, in milliseconds."""
+    """Wait until an ended kernel's lease is free. Return the milliseconds since the end of `GRACE_S`."""
     while True:
         events = await roost.connect("local").events()
         at = {event.kind: event.at for event in events if event.kernel and event.kernel.id == kernel_id}

@@ -22,7 +22,7 @@ SKIPPED = 77
 AT_MOST = 0.27 if sys.version_info >= (3, 12) else 0.43
 """Preloaded objects are immortal from Python 3.12 on, so that kernels share more."""
 ALL_IN = {1: 2.0, 3: 1.2, 10: 0.8}
-"""By the number of one user's kernels."""
+"""The claimed ratios of `all in`, by the number of one user's kernels."""
 MANY = memory.Case(users=20, kernels=1)
 REST_S, QUICK_REST_S = 600.0, 1.0
 LIMITS = density.Limits(kernels=density.FEW, free=0.1, latency_s=2.0)

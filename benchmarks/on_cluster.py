@@ -55,7 +55,7 @@ class MeasuredCluster:
     read_bounds: Mapping[str, float]
 
     def read_in_child(self, rounds: int) -> dict[str, list[float]]:
-        """Measure the readings in a new process."""
+        """Measure the readings in a new process. Return milliseconds by stage."""
         command = [sys.executable, self.script, "--read", str(rounds)]
         done = subprocess.run(
             command, timeout=CHILD_DEADLINE_S, check=True, stdout=subprocess.PIPE, text=True
@@ -130,7 +130,7 @@ async def measure(of: MeasuredCluster, arguments: Namespace, report: Report, sid
 
 
 def run_cluster(of: MeasuredCluster, description: str | None) -> int:
-    """Run the script; return its exit status."""
+    """Run the script of a cluster manager, and return the exit status."""
     options = parser(description)
     options.add_argument("--rounds", type=int, help="repetitions of each side (default 20, quick 3)")
     options.add_argument("--read", type=int, metavar="N", help="internal: measure N readings and print JSON")

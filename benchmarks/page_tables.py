@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 class Table:
     """A table.
 
-    `name` is that of its markers, `source` that of the benchmark. The table with the benchmark's name also has its
-    missed bounds, its notes and its picture. `rows` has by label the name of a figure for each column, or an empty
-    text. `ratios` are by title the columns of numerator and denominator. `packages` are those whose version matters,
-    besides Python, ipykernel and jupyter_client.
+    `name` is in the markers of the table, and `source` is the name of the benchmark. If both are equal, the
+    table also shows the benchmark's missed bounds, notes and picture. `rows` has, by label, the name of a
+    figure or an empty text for each column. `ratios` has, by title, the columns of numerator and denominator.
+    `packages` are packages whose versions are shown besides those of Python, ipykernel and jupyter_client.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Table:
 
 
 def by_side(sides: Sequence[str], stages: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the rows for label → stage: the figure of the stage for each side."""
+    """Return a row for each label in `stages`: the names of the stage's figures for all sides."""
     return {label: [f"{stage}/{side}" for side in sides] for label, stage in stages.items()}
 
 
@@ -83,9 +83,9 @@ def _beside_plain(
     corner: str = "",
     more: Mapping[str, Sequence[str]] | None = None,
 ) -> Table:
-    """Return a table that has roost beside plain kernels, for label → stage. `source` is `name` if it is empty.
+    """Return a table of plain kernels and roost, with a row for each label in `stages`.
 
-    `more` are further rows, as in `Table`.
+    `more` are further rows, as in `Table`. An empty `source` means `name`.
     """
     return Table(
         name=name,

@@ -89,7 +89,7 @@ def load_workload(folder: Path, name: str) -> tuple[Snapshot, list[Arrival]]:
 
 
 class AnyGpu:
-    """The published policy Random, which takes any node and any GPU that fits."""
+    """The published policy Random: a random node that fits and, for one GPU, a random device that fits."""
 
     name = "random"
 
@@ -157,7 +157,7 @@ def read_published(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
 
 
 def list_runs(arguments: Namespace, folder: Path) -> list[SeededRun]:
-    """Return all runs. Tasks end only in the last ones."""
+    """Return all runs. The runs with tasks that end (a `load`) come last."""
     seeds = range(FIRST_SEED, FIRST_SEED + (arguments.seeds or (1 if arguments.quick else 10)))
     workloads = WORKLOADS[:3:2] if arguments.quick else arguments.workload or WORKLOADS
     policies = ("fgd", "balanced") if arguments.quick else POLICIES

@@ -45,7 +45,7 @@ RSS_SHARE = 0.02
 
 
 def sample(runtime_dir: Path) -> dict[str, float]:
-    """Return name → amount while no kernel runs, for the oldest process of each part and the number of processes.
+    """Return amounts by name: of the oldest process of each part, the number of processes, and files.
 
     A zygote's spares look like the zygote itself. Starts create and use them up.
     """

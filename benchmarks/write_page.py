@@ -5,7 +5,7 @@ A table stands between two lines, which no reader of the page sees:
     <!-- table NAME -->
     <!-- end of table NAME -->
 
-`page_tables.py` says which figures a table has. A table whose JSON file is missing stays as it is.
+`page_tables.py` lists the figures of each table. A table whose JSON file is missing stays as it is.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def find_tables(page: str) -> dict[str, tuple[int, int]]:
 
 
 def fill(page: str, tables: Iterable[Table], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the page with new tables. `results` has the JSON of each benchmark that has one. Raises `PageError`."""
+    """Return the page with new tables. `results` is by benchmark. Raise `PageError` for wrong markers."""
     tables = list(tables)
     places = find_tables(page)
     if missing := [table.name for table in tables if table.name not in places]:
@@ -80,7 +80,7 @@ def fill(page: str, tables: Iterable[Table], results: Mapping[str, Mapping[str, 
 
 
 def write_table(table: Table, result: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a table, with the line that says when and where it was measured, and the picture."""
+    """Return the lines of a table with the time and machine of its measurement, notes and picture."""
     figures = result["figures"]
     wanted = {label: _list_bounds(names, result) for label, names in table.rows.items()}
     has_wanted = any(wanted.values())

@@ -60,7 +60,7 @@ async def measure(report: Report, side: Side, *, for_s: float, at_once: int) -> 
 
 
 async def _settle() -> Counter[str]:
-    """Return the numbers of roost's files, descriptors and processes, once they have not changed for a second.
+    """Return the numbers of roost's files, descriptors and processes, once they do not change for a second.
 
     After `_QUIET_S`, return them in any case.
     """

@@ -40,8 +40,8 @@ class Change:
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     """Return all figures that both runs have.
 
-    A figure has changed if the middle halves of its samples do not overlap, and the medians differ by more than
-    two per cent. If a run has fewer than four samples, all of them count instead of the middle half.
+    A figure has changed if the middle halves of its samples do not overlap, and the medians differ by more
+    than two per cent. If a run has fewer than four samples, all of them count instead of the middle half.
     """
     changes = []
     for name, old in before["samples"].items():

@@ -50,7 +50,7 @@ def why_not(backend: str) -> str | None:
 
 @contextmanager
 def embedded(backend: str, folder: Path) -> Iterator[None]:
-    """Start a cluster, which counts as the configured one until the end. Raise `ConfigError` if it cannot start.
+    """Start a cluster, which counts as the configured one until the end. Raise `ConfigError` if impossible.
 
     At the end, roost's processes in the folder `r` of `folder` are ended.
     """

@@ -66,7 +66,7 @@ class BenchKernel:
         return self._client
 
     async def start(self, **variables: str) -> dict[str, float]:
-        """Start the kernel and open its channels. Return milliseconds until `start_kernel` returned, and until a reply.
+        """Start the kernel with its channels. Return milliseconds until the call returned, and until a reply.
 
         `variables` are environment variables of the start, such as `KERNEL_GPUS`.
         """
@@ -153,7 +153,7 @@ class BenchKernel:
 
 
 def read_memory_of(pid: int) -> Memory:
-    """Return the memory of a process on this machine, which stays paged out. Raise `OSError` if it is gone."""
+    """Return the memory of a process here, which stays paged out. Raise `OSError` if it is gone."""
     return _read_rollup(Path(f"/proc/{pid}/smaps_rollup").read_text())
 
 

@@ -1,4 +1,4 @@
-"""Lets the agent of a side learn the packages of `roost bench density` from kernels, as it does from users'."""
+"""Lets the agent of a side learn the packages of `roost bench density`, as from users' kernels."""
 
 from __future__ import annotations
 

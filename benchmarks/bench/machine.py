@@ -25,9 +25,9 @@ BUSY = 0.2
 class Condition:
     """The machine at one moment.
 
-    `fault_us` is the time of the first touch of a page of memory. `spin_ms` is the median time of a fixed piece of
-    work, and `spin_spread` is the spread of the middle half of these times, as a share of the median. `busy` is the
-    share of all cores that other programs use.
+    `fault_us` is the time of the first touch of a page of memory. `spin_ms` is the median time of a fixed
+    piece of work. `spin_spread` is the spread of the middle half of these times, as a share of the median.
+    `busy` is the share of all cores that other programs use.
     """
 
     fault_us: float

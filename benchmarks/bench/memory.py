@@ -47,7 +47,7 @@ class Case:
 
 
 async def measure(report: Report, sides: Sequence[Side], cases: Sequence[Case], rest_s: float) -> None:
-    """Measure each side in each case, one after the other, because sides at the same time would share pages."""
+    """Measure each side in each case, one after the other, as sides side by side would share pages."""
     for case in cases:
         for side in sides:
             async with AsyncExitStack() as users:

@@ -25,7 +25,7 @@ from .sides import Side
 from .world import NEUTRAL, PLAIN, ROOST, RUNTIME, end_processes, read_provisioner
 
 Turn = Callable[..., Awaitable[object]]
-"""A coroutine function of a report, a side and other values. Its result has a JSON form."""
+"""A coroutine function that takes a report, a side and other values. Its result has a JSON form."""
 
 
 class PeerProcess:
@@ -36,7 +36,7 @@ class PeerProcess:
         self._process = process
 
     async def run(self, report: Report, turn: str, *values: object) -> Any:
-        """Run a turn and return its result. The report counts its failures. Raises `RuntimeError`."""
+        """Run a turn and return its result; count failures in the report. Raise `RuntimeError` on error."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([turn, *values]).encode() + b"\n")
@@ -87,7 +87,7 @@ async def _open_process(side: Side, module: str) -> AsyncIterator[PeerProcess]:
 
 
 class _PassedOn(Report):
-    """A report that sends each failure to the other process."""
+    """A report that sends each failure to the process that compares the sides."""
 
     def __init__(self, side: Side, send: Callable[[str, object], None]) -> None:
         super().__init__(side.name)
@@ -98,7 +98,7 @@ class _PassedOn(Report):
 
 
 def serve(side: Side, turns: Mapping[str, Turn]) -> None:
-    """Run turns by their names until the standard input ends."""
+    """Run the turns that standard input names, and answer each, until standard input ends."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     with open(os.devnull, "w") as nowhere:  # the kernels have the same output
         os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -34,7 +34,7 @@ _DRAWN = 1_000
 _GIB = 1 << 30
 _MACHINES = ((32, 256, 0, ""), (64, 512, 4, "T4"), (96, 768, 8, "A100"), (128, 1024, 8, "H100"))
 _MACHINE_WEIGHTS = (4, 3, 2, 1)
-"""CPUs, GiB, GPUs and their model. Of ten nodes, so many are of each kind."""
+"""The number of nodes in ten of each kind. `_MACHINES` has their CPUs, GiB, GPUs and GPU model."""
 _WISHES = (
     (1, 4, 0.0),
     (2, 8, 0.0),
@@ -45,13 +45,13 @@ _WISHES = (
     (32, 256, 8.0),
 )
 _WISH_WEIGHTS = (20, 20, 15, 15, 20, 8, 2)
-"""CPUs, GiB and GPUs of a kernel, and how many of a hundred kernels ask for that."""
+"""The number of kernels in a hundred with each request. `_WISHES` has their CPUs, GiB and GPUs."""
 _DRAWS = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to measure. `fill` is the share of the GPUs that is requested before."""
+    """The measurements to make. `fill` is the share of the GPUs that is requested before the first one."""
 
     policies: Sequence[str]
     sizes: Sequence[int]
@@ -77,7 +77,7 @@ class BusyCluster:
             self.policy.place(request, self.snapshot)
 
     def measure(self, report: Report, name: str, decisions: int, number: int) -> None:
-        """Decide so often, and once for a new class of requests. Add the times, unless this is the warm-up (-1)."""
+        """Time `decisions` decisions, and one for a new class of requests. Drop the times if `number` < 0."""
         times_us = np.array([self.decide() for _ in range(decisions)]) * 1e6
         never_ms = self.decide_for_a_new_class(number) * 1e3
         if number >= 0:
@@ -108,7 +108,7 @@ class BusyCluster:
         return decided_s, time.perf_counter() - started
 
     def decide_for_a_new_class(self, number: int) -> float:
-        """Return the seconds for a request of a class that no request had before."""
+        """Return the seconds of a decision for a request of a new class. A new `number` makes a new class."""
         request = replace(
             self.source.choice(self.requests), cpus=1.0 + number / 1024, gpus=0.25, gpu_models=()
         )
@@ -118,7 +118,7 @@ class BusyCluster:
 
 
 def check(plan: Plan) -> None:
-    """Raise `ConfigError` if this cannot be measured."""
+    """Raise `ConfigError` if a policy is unknown or a cluster too large."""
     for policy in plan.policies:
         try:
             get_policy(policy)
@@ -131,7 +131,7 @@ def check(plan: Plan) -> None:
 
 
 async def measure(report: Report, plan: Plan) -> None:
-    """Measure each policy on each size of the cluster. They take turns."""
+    """Measure each policy on each size of the cluster. All pairs of policy and size take turns."""
     nodes = draw_nodes(min(_DRAWN, max(plan.sizes)), plan.seed)
     requests = draw_requests(plan.seed)
     clusters = {}
@@ -165,7 +165,7 @@ def draw_nodes(count: int, seed: int) -> list[Node]:
 
 
 def draw_requests(seed: int) -> list[Request]:
-    """Return what kernels ask for."""
+    """Return requests of kernels, drawn at random."""
     wishes = random.Random(seed).choices(_WISHES, _WISH_WEIGHTS, k=_DRAWS)
     return [Request(cpus=cpus, memory_bytes=gib * _GIB, gpus=gpus) for cpus, gib, gpus in wishes]
 
@@ -173,7 +173,7 @@ def draw_requests(seed: int) -> list[Request]:
 def fill_nodes(
     nodes: Sequence[Node], requests: Sequence[Request], fill: float, policy: str = "balanced"
 ) -> list[Node]:
-    """Return the nodes after a policy has placed requests for that share of the GPUs."""
+    """Return the nodes after a policy has placed requests for the share `fill` of all GPUs."""
     snapshot = Snapshot.of(nodes)
     arrivals = draw_arrivals_to_demand(requests, float(snapshot.columns.gpus.sum()), fill, seed=1)
     last = replay(get_policy(policy, Workload.of(requests, snapshot)), snapshot, arrivals).last

@@ -1,13 +1,13 @@
 """`roost bench queue`: users who share the cluster, and how long their kernels wait.
 
 Each user starts a kernel, uses it for a while, stops it, and starts the next one after a pause. Uses and pauses are
-random, with the given means (exponential). The seed is in the result, so that a run can be repeated. Instead, the
-kernels of a trace may arrive: each asks for the CPUs, memory and GPUs of the trace, and is kept for as long.
+random, with the given means (exponential). The seed is in the result, so that a run can be repeated.
+Alternatively, the kernels of a trace arrive. Their requests and durations are those of the trace.
 
 wait                start_kernel() called → first reply
-wait, longest       of each user
+wait, longest       the longest wait of each user
 queued              the share of kernels that had to wait in roost's queue
-kernels per hour    of all users
+kernels per hour    the number for all users together
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .report import Report, show_time
 from .sides import Side
 
 _QUEUED_MS = 100.0
-"""A kernel that roost's scheduler has kept for longer has waited in the queue."""
+"""A kernel counts as queued if its start was in the scheduler's queue for longer than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Habits:
     speed: float = 1.0
 
     def read_arrivals(self) -> list[Arrival]:
-        """Return the kernels of the trace, with times from 0 and at its speed; raises `ConfigError`."""
+        """Return the kernels of the trace, with times from 0, divided by `speed`. May raise `ConfigError`."""
         tasks = read_trace(self.trace)
         return [
             Arrival(
@@ -79,7 +79,7 @@ class _Run:
         self._longest: dict[str, float] = {}
 
     async def run(self) -> list[str]:
-        """Run all users. Return what to say of it beside the figures."""
+        """Run all users. Return notes for the report: a sentence for each reason of refused kernels."""
         side, habits = self._side, self._habits
         began = time.monotonic()
         self._ends_at = began + habits.for_s
@@ -99,7 +99,7 @@ class _Run:
         return [f"{count} kernels of {side.name} were refused: {why}" for why, count in self._refused.items()]
 
     async def _work(self, number: int) -> None:
-        """Be one user until the time is over."""
+        """Play one user, who starts, uses and stops kernels until the time is over."""
         dice = random.Random(f"{self._habits.seed} {number}")
         while (rest_s := self._ends_at - time.monotonic()) > 0:
             await asyncio.sleep(min(rest_s, dice.expovariate(1 / self._habits.pause_s)))
@@ -109,14 +109,14 @@ class _Run:
             await self._use(f"user-{number}", use_s, {})
 
     async def _play(self, number: int, arrival: Arrival) -> None:
-        """Be the user of one kernel of the trace. The users of the habits have these kernels in turn."""
+        """Play one kernel of the trace. The kernels belong to the users in turn."""
         began = self._ends_at - self._habits.for_s
         await asyncio.sleep(max(0.0, began + arrival.at_s - time.monotonic()))
         use_s = self._habits.for_s if arrival.duration_s is None else arrival.duration_s
         await self._use(f"user-{number % self._habits.users}", use_s, _ask_for(arrival.request))
 
     async def _use(self, user: str, use_s: float, wishes: dict[str, str]) -> None:
-        """Start a kernel, use it for so long or until the time is over, and stop it."""
+        """Start a kernel, use it for `use_s` or until the time is over, and stop it."""
         kernel = BenchKernel(self._side)
         try:
             waited_ms = (await kernel.start(KERNEL_USERNAME=user, **wishes))["start"]
@@ -139,7 +139,7 @@ class _Run:
 
 
 def _ask_for(request: Request) -> dict[str, str]:
-    """Return the environment variables of a start that asks for these amounts."""
+    """Return the environment variables of a start with this request."""
     amounts = {
         "KERNEL_CPUS": request.cpus,
         "KERNEL_MEMORY": request.memory_bytes,

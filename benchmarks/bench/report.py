@@ -44,7 +44,7 @@ PACKAGES = (
 )
 
 _MOST_FAILURES = 20
-"""A run ends if more kernels of a side fail."""
+"""A run ends with an error if more kernels of a side fail."""
 
 Case = Callable[[], Awaitable[Mapping[str, float]]]
 """One repetition of one side of a comparison. It returns stage → value, in the unit given to `interleave`."""
@@ -84,7 +84,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """A bound. `text` is the name of a ratio of medians or of a figure, or says what `value` is."""
+    """A bound of a value. `text` is the name of a ratio or a figure, or describes `value`."""
 
     text: str
     value: float
@@ -119,18 +119,18 @@ class Report:
         self.claims: list[Bound] = []
         self.notes: list[str] = []
         self.failures: dict[str, int] = {}
-        """By side: kernels that did not answer."""
+        """The number of kernels that did not answer, by side."""
         self.capacity: dict[str, dict[str, object]] = {}
-        """By node: how many kernels it holds, and why not more."""
+        """The number of kernels that each node holds, and the reason for no more, by node."""
         self.series: dict[str, list[float]] = {}
         """Samples in the order of their kernels, for a picture."""
         self.conditions: list[Mapping[str, float]] = []
-        """The machine before and after, as `machine.Condition` has it."""
+        """The `machine.Condition` of the machine before and after the run, as dictionaries."""
         self.started = datetime.now(timezone.utc)
         self.load_before = os.getloadavg()[0]
 
     def add(self, name: str, value: float, unit: str) -> None:
-        """Add a sample of `name`, always in the same unit; raises `ValueError`."""
+        """Add a sample of `name`. Raise `ValueError` if its unit differs from that of earlier samples."""
         if self.units.setdefault(name, unit) != unit:
             raise ValueError(f"{name} is measured in {self.units[name]}, not in {unit}")
         self.samples.setdefault(name, []).append(value)
@@ -155,7 +155,7 @@ class Report:
         return self.ratios[name]
 
     def compare(self, stage: str, sides: Sequence[str]) -> None:
-        """Add the ratio of the first side to each other one, if all of them have samples of the stage."""
+        """Add the ratio of the first side to each other side with as many samples of the stage."""
         first, *others = sides
         for other in others:
             numerator, denominator = f"{stage}/{first}", f"{stage}/{other}"
@@ -163,7 +163,7 @@ class Report:
                 self.ratio(f"{stage}: {first} ÷ {other}", numerator, denominator)
 
     def count_failure(self, side: str, what: str) -> None:
-        """Count a kernel of a side that failed. The run goes on."""
+        """Count a failed kernel of a side. Raise `RuntimeError` if too many of that side have failed."""
         self.failures[side] = self.failures.get(side, 0) + 1
         if self.failures[side] > _MOST_FAILURES:
             raise RuntimeError(f"{self.failures[side]} kernels of {side} failed; the last one: {what}")
@@ -176,7 +176,7 @@ class Report:
         at_most: float | None = None,
         at_least: float | None = None,
     ) -> None:
-        """Add a claim. Without a value, `text` names a ratio of medians or a figure, which counts with its median."""
+        """Add a claim about `value`, or about the ratio of medians or the figure named `text`."""
         if value is None:
             value = self.ratios[text].of_medians if text in self.ratios else self.figure(text).median
         self.claims.append(Bound(text=text, value=value, at_most=at_most, at_least=at_least))
@@ -314,7 +314,7 @@ async def interleave(
 
 
 async def show_time(description: str, work: asyncio.Future[Any], for_s: float) -> None:
-    """Wait for work that takes about so long, with a bar that shows the time."""
+    """Wait for work that takes about `for_s`, and show a bar with the time meanwhile."""
     began = time.monotonic()
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task(description, total=for_s)
@@ -327,7 +327,7 @@ async def show_time(description: str, work: asyncio.Future[Any], for_s: float) -
 def take_turns(
     description: str, names: Sequence[str], *, rounds: int, warm_up: int = 1
 ) -> Iterator[tuple[str, bool]]:
-    """Yield each name once per round, and whether the warm-up is over. The order rotates."""
+    """Yield each name once per round, with True after the warm-up. The order rotates."""
     for number in track(range(warm_up + rounds), description=description, console=Console(stderr=True)):
         turn = number % len(names)
         for name in (*names[turn:], *names[:turn]):

@@ -61,9 +61,10 @@ async def warm_up(report: Report, sides: Sequence[Side]) -> None:
 
 
 def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContextManager[Measurement]) -> int:
-    """Measure, then print and write the results. Return the exit status. Raises `ConfigError`.
+    """Measure, then print and write the results. Return the exit status.
 
-    Ctrl-C ends the measurement, not the results. `arguments` are `json`, `plot` and `check`.
+    After Ctrl-C, the results so far are written. `arguments` has `json`, `plot` and `check`. Raise
+    `ConfigError` if a file cannot be written.
     """
     _check_files(arguments)
     is_complete = True
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContext
 
 
 async def _until_interrupted(measurement: Measurement) -> None:
-    """Measure. SIGINT and SIGTERM cancel this once; everything that was started is then stopped."""
+    """Run the measurement. SIGINT or SIGTERM cancels it, so that it stops everything that it has started."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()

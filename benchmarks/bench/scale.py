@@ -3,7 +3,7 @@
 connect             the service joins the cluster and connects to all agents
 starts              kernels per second that were placed, leased and "launched", `at_once` at the same time
 start p50, p99      start() called → the agent has answered
-decision p50, p99   of that, the choice of a node
+decision p50, p99   the part of a start in which the scheduler chooses a node
 CPU per start       of the service, of the process with all agents, and of this process with the client
 memory              of the service, with all kernels
 descriptors         of the service, per node
@@ -43,7 +43,7 @@ from .world import MIB, NEUTRAL, elapsed_ms, private_world
 _READY_S = 300.0
 _MOST_NODES = 100_000
 _DESCRIPTORS = 12
-"""An agent takes this many in the process with all agents."""
+"""The number of file descriptors that each agent takes in the process with all agents."""
 _REQUESTS = (
     Request(cpus=1.0, memory_bytes=2 << 30),
     Request(cpus=1.0, memory_bytes=4 << 30, gpus=0.25),
@@ -54,7 +54,7 @@ _REQUESTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How large the cluster is, and how many kernels start, `at_once` at the same time."""
+    """The numbers of nodes and of kernels. `at_once` kernels start at the same time."""
 
     nodes: int
     kernels: int
@@ -176,7 +176,7 @@ async def _start_all(
 
 
 def _name_limit(report: Report, processes: dict[str, psutil.Process]) -> str:
-    """Return a sentence that names the process that had most to do."""
+    """Return a sentence that names the process that used the most CPU time."""
     spent = {name: statistics.median(report.samples[f"CPU per start: {name}"]) for name in processes}
     busiest = max(spent, key=spent.__getitem__)
     rate = statistics.median(report.samples["starts"])

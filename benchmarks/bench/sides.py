@@ -1,4 +1,4 @@
-"""The sides of a comparison: roost on a backend, and what the user compares it with."""
+"""The sides of a comparison: roost on a backend, and the kernels that the user compares it with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TRUTH = {"true": True, "false": False}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One side. `config` is that of roost's kernelspec; it is empty for others. `name` is how figures call the side.
+    """One side of a comparison. Figures show its `name`. `config` is that of roost's kernelspec, or empty.
 
     `options` are the settings of roost's backend, as in `roost.connect`. `variables` are environment variables of the
     process in which another provisioner runs; see peer_process.py.
@@ -48,7 +48,7 @@ class Side:
     async def warm_up(self) -> bool:
         """Start the agents of all nodes and a zygote. False if kernels are not forked. Only for sides of roost.
 
-        To be repeated after another side's turn: its settings may have replaced the agents.
+        Repeat this after the turn of another side, as other settings may have replaced the agents.
         """
         await self.connect().up()
         if self.config.get("fork") is False or get_spec(self.config["backend"]).has_agent_per_kernel:
@@ -66,10 +66,10 @@ class Side:
 def read_sides(
     config: Mapping[str, Any], baselines: Sequence[str], options: Mapping[str, Any] | None = None
 ) -> list[Side]:
-    """Return the side of roost, and one for each baseline; raises `ConfigError`. `options` are the backend's settings.
+    """Return the side of roost, and one for each baseline. `options` are the backend's settings.
 
     A baseline is `plain`, the name of an installed kernelspec, or `roost:KEY=VALUE,...` with other settings of roost's
-    kernelspec or backend.
+    kernelspec or backend. Raise `ConfigError` for a wrong baseline.
     """
     options = options or {}
     sides = [Side(name="roost", kernelspec="roost", config=config, options=options)]

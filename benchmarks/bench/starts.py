@@ -3,7 +3,7 @@
 start               start_kernel() called → first reply, with five channels open
 start_kernel returned    the same → start_kernel() returned
 stage ...           what roost's scheduler timed: queued, placed, leased, granted, launched
-again               a start at once after the one before
+again               a second start, at once after `start`
 interrupt           interrupt_kernel() called → the reply of the cell that slept
 restart             restart_kernel() called → first reply, while the channels stay open
 stop                shutdown_kernel(now=True) called → returned
@@ -34,7 +34,7 @@ from .sides import Side
 from .world import elapsed_ms
 
 REST_S = 0.3
-"""Before each kernel, so that the end of the last one does not count."""
+"""The pause before each kernel, so that the end of the last kernel does not slow down this one."""
 OF_PROGRAM = "start by roost.start_kernel"
 STAGES = ("start", "again", "interrupt", "restart", "stop")
 _MODULE = "roost.bench.starts"
@@ -97,7 +97,10 @@ async def add_first(report: Report, side: Side, runtime_dir: Path) -> None:
 
 
 async def _run_life(report: Report, side: Side, restarts: bool) -> dict[str, float]:
-    """Run one kernel, and a second one at once after it. A kernel that does not answer is counted, and run again."""
+    """Run one kernel, and start a second one at once. Return milliseconds by stage.
+
+    A kernel that does not answer is counted, and both are run again.
+    """
     while True:
         await asyncio.sleep(REST_S)
         kernel, second = BenchKernel(side), BenchKernel(side)

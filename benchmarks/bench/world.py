@@ -34,10 +34,10 @@ FIRST_S = 20.0
 RUNTIME = "ROOST_RUNTIME_DIR"
 MIB = 1 << 20
 NEUTRAL = "/"
-"""The working folder of the benchmarks' own processes. `python -m` would import a folder `roost` of the user's one."""
+"""The working folder of benchmark processes. Elsewhere, `python -m` could import a folder `roost`."""
 OWN_PARTS = ("service", "agent", "zygote")
 _OWN = re.compile(rf"(?:scheduler|launchers)[./]({'|'.join(OWN_PARTS)})")
-"""The command lines of roost's own processes. A forked kernel shows that of its kernelspec."""
+"""A pattern in the command lines of roost's own processes. A forked kernel shows its kernelspec's instead."""
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def processes(runtime_dir: str) -> list[psutil.Process]:
 
 
 def name_part(command: Sequence[str]) -> str:
-    """Return the part of roost that a command line starts: service, agent or zygote. Else return its end."""
+    """Return `service`, `agent` or `zygote` if the command line starts one, else the line's end."""
     line = " ".join(command)
     match = _OWN.search(line)
     return match[1] if match else line[-40:]
@@ -201,7 +201,7 @@ GATEWAY_PORTS = {
     f"{name}_port": 50_001 + number
     for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"))
 }
-"""The ports of a kernel that is started as gateways do it."""
+"""The ports of a kernel that is started in the way of gateways."""
 GATEWAY_OPTIONS = (
     "--ip=0.0.0.0",
     *(f"--{port.removesuffix('_port')}={number}" for port, number in GATEWAY_PORTS.items()),
@@ -294,7 +294,7 @@ def make_manager(name: str, options: Mapping[str, Any], **traits: Any) -> AsyncK
 async def wait_until_forked(
     name: str, *, backend: str = "local", within_s: float = 60.0, options: Mapping[str, Any] | None = None
 ) -> bool:
-    """Start and stop kernels until one is forked, so that its zygote is warm; False if none is."""
+    """Start and stop kernels until one is forked, as then its zygote is warm. False after `within_s`."""
     import roost
 
     options = options or {}

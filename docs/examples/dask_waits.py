@@ -13,7 +13,7 @@ RUN_TIMEOUT_S = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waited:
-    """The result of the task. `state` is its state in Dask beside the kernel, or "" if it ran there.
+    """The result of the task. `state` is its state while the kernel lived, or "" if it had run already.
 
     `after_ms` is the time from the call that ends the kernel to the task's run. `worker` is the name of its worker.
     """

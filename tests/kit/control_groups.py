@@ -27,5 +27,5 @@ def lease_groups(runtime_dir: Path) -> set[str]:
 
 
 def has_groups(runtime_dir: Path) -> bool:
-    """True if the agent's own control group still exists in any hierarchy."""
+    """True if the agent's own control group has groups in it, in any hierarchy."""
     return bool(find_tree(runtime_dir).group.names())

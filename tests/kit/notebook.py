@@ -83,7 +83,7 @@ class Notebook:
         await self._until_ready()
 
     async def _until_ready(self) -> None:
-        """Wait for the kernel's first answer. Raise `KernelDied` if it ends before, TimeoutError after 60 s."""
+        """Wait for the kernel's first answer. Raise `KernelDied` if it ends, TimeoutError after 60 s."""
         answering = asyncio.ensure_future(await_answer(self.client))
         ending = asyncio.ensure_future(self.manager.provisioner.wait())  # type: ignore[union-attr]
         try:

@@ -1,4 +1,4 @@
-"""Tiny kernels, and functions that find and end the service and the agent of a runtime folder."""
+"""Tiny kernels, and functions that find and end the services and the agent of a runtime folder."""
 
 from __future__ import annotations
 

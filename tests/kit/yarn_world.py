@@ -44,7 +44,7 @@ _HEALTH = "yarn.nodemanager.health-checker"
 def fault_settings(folder: Path) -> dict[str, object]:
     """Return the settings of a cluster for faults. `World.exclude` writes the names of nodes into a file in `folder`.
 
-    If the configuration folder of a node has a file `unhealthy`, the node reports within a second that it is.
+    If a node's configuration folder has a file `unhealthy`, the node becomes unhealthy within a second.
     """
     exclude, script = folder / "exclude", folder / "health"
     exclude.touch()

@@ -141,7 +141,7 @@ class FakeAgent:
         return [entry.lease.id for entry in self.ledger.entries()]
 
     async def restart(self) -> None:
-        """Replace this agent by a successor with the same ledger file, at another port."""
+        """Replace this agent by a successor with the same leases and kernels, at another port."""
         await self._server.close()
         await asyncio.sleep(
             0.01

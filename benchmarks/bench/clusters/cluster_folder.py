@@ -54,7 +54,7 @@ class DaemonCluster(ABC):
         """Start the cluster in the empty `folder`. If this raises, the caller ends the started processes."""
 
     def _is_free(self, network: str) -> bool:
-        """True if the cluster's fixed ports are free on this network. By default, a cluster has only random ones."""
+        """True if the cluster's fixed ports are free on this network, or if the cluster has none."""
         return True
 
     def __enter__(self: AnyCluster) -> AnyCluster:

@@ -187,7 +187,7 @@ class Raylets(DaemonCluster):
         return address, folder, program
 
     def _options(self, machine: Machine, address: str, folder: Path, is_head: bool) -> list[str]:
-        """Return the options of `ray start`. Ray chooses all ports except the head's, which stays the same."""
+        """Return the options of `ray start`. Ray chooses all ports but the head's, which stays the same."""
         resources, labels = dict(machine.resources), dict(machine.labels)
         if machine.gpu_model:  # as Ray declares a GPU that it finds
             resources[f"accelerator_type:{machine.gpu_model}"] = 1

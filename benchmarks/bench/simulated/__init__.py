@@ -3,7 +3,7 @@
     scale.py ── roost's client ──> service ── backend.py ──> cluster.py: a process with the manager and the agents
                                       └─── CURVE, a socket per agent ────────┘
 
-The service finds the backend as it finds that of another package: by an entry point, in the folder `install` makes.
+The service finds the backend like that of any other package, by an entry point. `install` writes it.
 """
 
 from __future__ import annotations

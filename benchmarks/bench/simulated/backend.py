@@ -1,4 +1,4 @@
-"""The backend of the simulated cluster. Its manager grants what the service chose, after one message."""
+"""The backend of the simulated cluster. Its manager grants each lease at once, after one message."""
 
 from __future__ import annotations
 

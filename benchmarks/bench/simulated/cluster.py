@@ -21,7 +21,7 @@ from .relay import RelayedAgent
 
 CPUS, MEMORY_BYTES, GPUS = 32.0, 256 << 30, 4
 MOST_SOCKETS = 1_000
-"""In a larger cluster, the messages of all agents share one connection."""
+"""The largest cluster in which each agent has a socket. In larger ones, all agents share a connection."""
 _PAGE = 1_000
 """A message has at most this many nodes or claims."""
 
@@ -88,7 +88,7 @@ def _build_node(name: str) -> Node:
 
 
 async def serve(folder: Path, nodes: int) -> None:
-    """Be the cluster until standard input is closed."""
+    """Run the manager and all agents until standard input is closed."""
     cluster = SimulatedCluster(folder, nodes)
     cluster.start(folder / "manager")
     print("ready", flush=True)

@@ -37,14 +37,14 @@ class RelayedAgent(FakeAgent):
 
 
 class Relay:
-    """The service's end. `connection` is that to the simulated manager."""
+    """The service's end of the relay. `connection` is the connection to the simulated manager."""
 
     def __init__(self, connection: RpcClient) -> None:
         self.connection = connection
         self._clients: dict[str, RelayedClient] = {}
 
     def open(self, endpoint: str, **options: Any) -> RelayedClient:
-        """Return what stands for `RpcClient(endpoint, **options)`."""
+        """Return a client of one agent. It replaces `RpcClient(endpoint, **options)`."""
         name = endpoint.removeprefix(SCHEME)
         client = self._clients[name] = RelayedClient(self.connection, name, options["on_event"])
         return client

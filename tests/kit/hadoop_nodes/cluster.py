@@ -40,9 +40,9 @@ class HadoopNodes(DaemonCluster):
     """A cluster that starts on entry and ends on exit, or with this process.
 
     Its daemons are the ResourceManager `rm1`, and the NodeManagers `nm1`, `nm2` and so on. YARN names a node
-    by its address. `settings` replace settings of Hadoop. With `has_standby` there is also a ResourceManager `rm2`,
-    which takes over by `fail_over`. Daemons have `environment` and this process's own environment, without
-    ROOST_*. Containers inherit `environment` only.
+    by its address. `settings` replace settings of Hadoop. With `has_standby` there is also a ResourceManager
+    `rm2`, which takes over by `fail_over`. Daemons have `environment` and this process's own environment,
+    without ROOST_*. Containers inherit `environment` only.
     """
 
     def __init__(

@@ -26,9 +26,9 @@ class Rest:
         self._user = user
 
     def call(self, method: str, path: str, body: object = None) -> Any:
-        """Send a request. Return the reply: JSON, the text of a confirmed change, or None if it is empty.
+        """Send a request. Return the reply: JSON, a text after some changes, or None if empty.
 
-        Raise Refused if the daemon refuses, OSError without an answer, ValueError if a GET's reply is no JSON.
+        Raise Refused if the daemon refuses, OSError without an answer, ValueError if a GET gets no JSON.
         """
         mark = "&" if "?" in path else "?"
         request = urllib.request.Request(
