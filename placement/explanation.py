@@ -28,7 +28,10 @@ _FEW = 64
 
 @dataclass
 class Explanation:
-    """The explanation of one request. ``best`` is the row of the chosen node. ``avoided`` has reasons by row."""
+    """Why one request got its node, and why other nodes were refused. It is computed only when it is read.
+
+    ``best`` is the index of the chosen node in ``snapshot``; ``avoided`` has reasons by the index of a node.
+    """
 
     pipeline: Pipeline
     scorers: WeightedScorers
@@ -189,7 +192,10 @@ class Explanation:
 
     @cached_property
     def _never(self) -> BoolArray:
-        """(filters + 1, m) True if the filter refuses even the empty node."""
+        """(filters + 1, m) True if the filter would refuse the suspect node even if no kernel ran there.
+
+        The last row, for avoided nodes, is always False.
+        """
         return self._apply_filters(self._part.as_empty(), np.zeros(len(self._part), dtype=bool))
 
     def _apply_filters(self, part: Snapshot, avoided: BoolArray) -> BoolArray:

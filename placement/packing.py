@@ -136,7 +136,10 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class SliverWaste:
-    """A scorer of devices for a share of a GPU: minus the growth of the share that is expected to stay unused."""
+    """A scorer of devices for requests below one GPU: minus the waste that the request adds to a device.
+
+    Waste is the free share of a device that, judging by the workload, no later request will use.
+    """
 
     workload: Workload
     name: str = field(default="sliver", init=False)

@@ -88,7 +88,10 @@ class Habits:
 
 
 class LearntPreloads:
-    """The habits of all Pythons, each in a file in `folder`. A file that cannot be written is only logged."""
+    """For each Python interpreter, the packages that its recent kernels imported, kept in a file in `folder`.
+
+    If a file cannot be written, this is only logged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

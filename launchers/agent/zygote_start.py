@@ -129,7 +129,9 @@ class ZygoteStarter:
         return Attempt(pid=pid, socket=ours, answer=answer)
 
     async def _prepare(self, ours: socket.socket, request: bytes, has_learnt: bool) -> dict[str, Any]:
-        """Make a new zygote load, and return its answer, which comes in a file because a packet is too small.
+        """Have a new zygote import its packages, and return its answer: ready, or why not.
+
+        The answer comes in a file, because a packet is too small for it.
 
         If the zygote ends while it imports a learnt package, the file names that package. Without a name, any
         learnt package may be the cause.

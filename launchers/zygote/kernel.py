@@ -238,7 +238,10 @@ def begin_process(warm: WarmState | None) -> None:
 
 @contextlib.contextmanager
 def show_modules(warm: WarmState | None) -> Iterator[None]:
-    """Let ipykernel see a `ModuleFiles` for `sys` while the block runs."""
+    """While the block runs, let ipykernel use `warm.modules`, if there is one, in place of the module `sys`.
+
+    ipykernel can then list all modules without writing to the memory pages that it shares with the zygote.
+    """
     ipkernel: Any = importlib.import_module("ipykernel.ipkernel")
     if warm and warm.modules:
         ipkernel.sys = warm.modules

@@ -54,7 +54,7 @@ class WaitingReport:
             self._provisioner.on_waiting = lambda: None
 
     async def _wait_for_change(self) -> None:
-        """Wait for a change, at most `_AGAIN_S`.
+        """Wait until the state of the waiting start changes, or `_AGAIN_S` has passed.
 
         This does not use `asyncio.wait_for`, which may lose a cancellation on Python <= 3.11.
         """

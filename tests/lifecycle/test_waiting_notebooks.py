@@ -217,7 +217,7 @@ async def test_a_cancelled_start_ends_its_cells(server: JupyterServer) -> None:
 
 
 async def test_cells_outlive_their_page(server: JupyterServer) -> None:
-    """A page that is loaded again has another websocket session. Its cells run after the held ones."""
+    """Cells of a reloaded page run after the cells that the page sent before, while the kernel still waited."""
     async with held_gpu(server) as holder:
         waiting = await start(server)
         async with front_end(server, waiting) as front:

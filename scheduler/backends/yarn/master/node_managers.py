@@ -118,9 +118,9 @@ class NodeManagers:
 
 
 def build_context(ask: Ask, archive: bytes) -> ContainerLaunchContext:
-    """Return the description of a container. Its credentials hold the archive, with the assignment in it.
+    """Return what a NodeManager needs to start a container: environment, command, files and credentials.
 
-    The NodeManager writes the credentials to a private file. Python finds a zip archive within a file.
+    The credentials contain a zip archive, which Python runs from the private file that the NodeManager writes.
     """
     code = add_start(archive, base64.b64decode(ask.assignment_base64))
     credentials = Credentials(secrets={CODE_ALIAS: code})
