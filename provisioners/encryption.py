@@ -24,8 +24,7 @@ _FIRST_IPYKERNEL = (7, 3)
 
 
 def protect_channels(km: Any, argv: Sequence[str], wish: str, *, is_local: bool) -> str:
-    """Give `km` a key pair or a private folder. Return a warning if others can read the kernel's channels,
-    else "".
+    """Give `km` a key pair or a private folder. Return a warning if others can read the kernel's channels, else "".
 
     `wish` is one of `WISHES`. Jupyter's own option `transport_encryption` can require encryption too. Raises
     `ConfigError` if encryption is required but impossible.

@@ -222,8 +222,7 @@ class AsyncKernel(_KernelFacts):
 
 
 class BlockingKernel(_KernelFacts):
-    """A kernel for a program without an event loop. `roost.start_kernel` returns it; the end of `with` stops
-    it.
+    """A kernel for a program without an event loop. `roost.start_kernel` returns it; the end of `with` stops it.
 
     In a thread with a running event loop, `start_kernel` does not start the kernel. `await` and `async with`
     then start it and give an `AsyncKernel`.

@@ -58,8 +58,7 @@ def install(
     may_replace: bool = False,
     is_checked: bool = True,
 ) -> tuple[RoostKernelspec, ProbeResult | None]:
-    """Copy the kernelspec `source` as `name`; return the copy and the test of its Python (None if not
-    tested).
+    """Copy the kernelspec `source` as `name`; return the copy and the test of its Python (None if not tested).
 
     `prefix` is an installation prefix, or None for the user's own folder. If `is_checked`, roost tests the
     kernelspec's Python and its policy. Pass False if the kernels run only on other machines. Raises

@@ -178,9 +178,7 @@ class RoostProvisioner(KernelProvisionerBase):
         return 0 if self._exit is None else self._exit.code
 
     async def wait(self) -> int | None:
-        """Wait for the kernel's end and return its exit code, or 0 without a kernel; `has_process` is then
-        false.
-        """
+        """Wait for the kernel's end and return its exit code, or 0 without a kernel; `has_process` is then false."""
         ending = self._exit
         if ending is None:
             return 0

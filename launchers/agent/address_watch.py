@@ -25,8 +25,7 @@ async def watch_address(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
-    """Connect to `address` (`host:port`) from time to time. Once it has not answered for `grace_s`, call
-    `on_lost`.
+    """Connect to `address` (`host:port`) from time to time. Once it has not answered for `grace_s`, call `on_lost`.
 
     `on_lost` gets the reason, which has the daemon's name. This also calls `on_lost` once `folder` is gone: a
     daemon that was started again and has forgotten this agent removes it.

@@ -155,8 +155,7 @@ class Cgroup:
         return _find_number(text, "oom_kill")
 
     def watch(self, on_full: Callable[[], object]) -> None:
-        """With version 1, call `on_full` when the group has no memory left and the system kills one process
-        here.
+        """With version 1, call `on_full` when the group has no memory left and the system kills one process here.
 
         With version 2 this does nothing, because the system then kills the whole group by itself.
         """
@@ -323,9 +322,7 @@ def _find_own(own: Path, root: Path) -> tuple[int, Path, Path]:
 
 
 def _find(base: Path, path: str) -> Path:
-    """Return the folder of a group, or `base` if there is none: in a container, `path` may be that of the
-    host.
-    """
+    """Return the folder of a group, or `base` if there is none: in a container, `path` may be that of the host."""
     folder = base / path.lstrip("/")
     return folder if folder.is_dir() else base
 

@@ -1,5 +1,4 @@
-"""Keeps room on the file system of an agent's folder: kernels' logs may grow, but the ledger must be able to
-write.
+"""Keeps room on the file system of an agent's folder: kernels' logs may grow, but the ledger must be able to write.
 
 It cuts logs that grow too long. It also holds a reserve file, and deletes that file when the ledger needs the
 room.

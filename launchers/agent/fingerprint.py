@@ -1,5 +1,4 @@
-"""The rules that decide whether a kernel may be forked from a zygote, which imported its modules some time
-ago.
+"""The rules that decide whether a kernel may be forked from a zygote, which imported its modules some time ago.
 
 A zygote serves only if a fresh interpreter would read the same environment variables during its imports, and
 the same files (`Fingerprint.broken_by`).

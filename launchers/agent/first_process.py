@@ -162,8 +162,7 @@ def fork_kernel(
 
 
 def report_kernel(kernel: dict[str, Any], settings: Mapping[str, Any], assignment: dict[str, Any]) -> Any:
-    """Report a forked kernel to the service once the kernel listens; on success, wait until the kernel is
-    idle.
+    """Report a forked kernel to the service once the kernel listens; on success, wait until the kernel is idle.
 
     Return a subscription to the messages that the kernel publishes meanwhile; None if the kernel does not
     listen.
@@ -244,8 +243,7 @@ def wait_until_idle(pid: int) -> None:
 
 
 def may_fork(launch: Mapping[str, Any], env: Mapping[str, str]) -> bool:
-    """True if the kernel can be forked: the launch allows it, and it is an ipykernel in this Python with TCP
-    ports.
+    """True if the kernel can be forked: the launch allows it, and it is an ipykernel in this Python with TCP ports.
 
     Also, the variables that Python reads at its start must have the same values as here.
     """

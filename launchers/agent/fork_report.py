@@ -41,8 +41,7 @@ async def read_report(
     deadline_s: float,
     on_pid: Callable[[int], object],
 ) -> ForkedKernel | None:
-    """Read the reports of a kernel that may go on with its start. Return None if the zygote forked no
-    process.
+    """Read the reports of a kernel that may go on with its start. Return None if the zygote forked no process.
 
     Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. A timeout or a cancellation kills the
     kernel.

@@ -37,8 +37,7 @@ _PAGE_CHARACTERS = 1 << 19
 _BLOCK_BYTES = 1 << 20
 """The size of a block in the file; a quarter of the memory, if that is less."""
 _PAGE_BLOCKS = 8
-"""A page has entries of at most this many blocks, so that reading it does not keep the agent from other work.
-"""
+"""A page has entries of at most this many blocks, so that reading it does not keep the agent from other work."""
 _TURN = 50
 """After this many messages in a row, other work of the agent gets its turn."""
 _GATHER_S = 0.02
@@ -148,9 +147,7 @@ class Journal:
         return first
 
     def _entries_after(self, number: int) -> Iterator[Entry]:
-        """Yield the entries after a number, but only those of the first blocks if many blocks are in the
-        file.
-        """
+        """Yield the entries after a number, but only those of the first blocks if many blocks are in the file."""
         if self._file is not None:
             blocks = self._file.blocks_after(number)
             for block in itertools.islice(blocks, _PAGE_BLOCKS):

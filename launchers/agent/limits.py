@@ -129,9 +129,7 @@ class Limits:
 
     @contextlib.contextmanager
     def open_entries(self, lease_id: str) -> Iterator[tuple[int, ...]]:
-        """Yield open files through which a new kernel enters its control group (`cgroups.enter`), or no
-        files.
-        """
+        """Yield open files through which a new kernel enters its control group (`cgroups.enter`), or no files."""
         held = self._held.get(lease_id)
         entries: tuple[int, ...] = ()
         if held is not None:

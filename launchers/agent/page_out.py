@@ -21,8 +21,7 @@ from .node_metrics import find_cgroups
 log = logging.getLogger(__name__)
 
 SIGNAL = signal.SIGURG
-"""The signal that makes a kernel page itself out; the same as in `zygote.page_out`, which pods do not have.
-"""
+"""The signal that makes a kernel page itself out; the same as in `zygote.page_out`, which pods do not have."""
 _IDLE_CPU_S = 0.05
 """A kernel that uses no more CPU than this in the whole time is idle."""
 _CHECKS, _MOST_S = 4, 60.0
@@ -32,9 +31,7 @@ _PAUSE_S = 0.02
 _FULL = 0.1
 """With less than this part of the swap free, no kernel is paged out."""
 _PRESSURE_PERCENT = 10.0
-"""If processes have waited for memory for more than this part of the last ten seconds, no kernel is paged
-out.
-"""
+"""If processes have waited for memory for more than this part of the last ten seconds, no kernel is paged out."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -81,9 +78,7 @@ class PageOut:
                 await asyncio.sleep(_PAUSE_S)
 
     def find_idle(self, now: float) -> list[int]:
-        """Return the pids of the kernels that have been idle for `after_s` and were not paged out in that
-        time.
-        """
+        """Return the pids of the kernels that have been idle for `after_s` and were not paged out in that time."""
         used = {pid: cpu_s for pid in self._list_pids() if (cpu_s := self._read_cpu_s(pid)) is not None}
         for pid, cpu_s in used.items():
             seen = self._seen.get(pid)

@@ -101,8 +101,7 @@ class EarlierFork:
 
 @dataclass(slots=True)
 class Starter:
-    """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a
-    start.
+    """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start.
 
     `used_ports` are the ports of live kernels that were executed. Such a kernel binds its ports only after
     their choice.

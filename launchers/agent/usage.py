@@ -24,8 +24,7 @@ After a slow measurement, the next one comes later.
 _QUIET_CPUS = 0.02
 """A kernel that uses less than this share of a CPU between two readings is quiet."""
 _LARGE_BYTES = 1 << 30
-"""A process above this size is measured with shared pages in full, because reading their shares takes long.
-"""
+"""A process above this size is measured with shared pages in full, because reading their shares takes long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

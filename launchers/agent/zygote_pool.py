@@ -109,8 +109,7 @@ class ZygotePool:
         entries: tuple[int, ...] = (),
         on_pid: Callable[[int], object] = lambda pid: None,
     ) -> ForkedKernel | None:
-        """Fork a kernel. If no zygote can, return None: the caller then executes it, and the pool may warm
-        one.
+        """Fork a kernel. If no zygote can, return None: the caller then executes it, and the pool may warm one.
 
         `listeners` listen on its ports. `entries` are those of its control group. `on_pid` gets the pid
         before the kernel serves its ports. Raises the errors of `read_report`.
@@ -178,9 +177,7 @@ class ZygotePool:
         return self._learnt is not None and bool(self._learnt.choose(zygote.key[0]).keys() - zygote.asked)
 
     def _forget_varying(self, key: Key, env: Mapping[str, str]) -> None:
-        """Drop learnt packages that read a variable that differs between kernels, as each value needs a
-        zygote.
-        """
+        """Drop learnt packages that read a variable that differs between kernels, as each value needs a zygote."""
         if self._learnt is None:
             return
         for zygote in self._zygotes:

@@ -168,9 +168,7 @@ class RoostExtension(LoggingConfigurable):
             loop.run_until_complete(adopt())
 
     def _add_pages(self) -> None:
-        """Add the page `/roost`, and the handlers that JupyterLab calls for the status and outputs of
-        kernels.
-        """
+        """Add the page `/roost`, and the handlers that JupyterLab calls for the status and outputs of kernels."""
         from .cluster_page import add_cluster_page
         from .kernel_status import add_kernel_status
         from .outputs import add_outputs

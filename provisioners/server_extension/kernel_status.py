@@ -1,5 +1,4 @@
-"""The texts that JupyterLab shows: the status of a roost kernel, and the request of each card in the
-launcher.
+"""The texts that JupyterLab shows: the status of a roost kernel, and the request of each card in the launcher.
 
 This module makes the texts, and the folder labextension/ shows them.
 """

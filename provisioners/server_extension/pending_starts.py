@@ -41,9 +41,7 @@ JupyterLab drops cells that are run earlier.
 """
 _LOOK_S = 0.003
 _CULLED = 1_000
-"""At most this many reasons of kernels' ends, and times of clients' disconnections, are kept: the latest
-ones.
-"""
+"""At most this many reasons of kernels' ends, and times of clients' disconnections, are kept: the latest ones."""
 _STATE_S = 2.0
 """How long an adoption waits for the kernel's execution state from its agent."""
 _WITHDRAWN_WITHIN_S = 3.0
@@ -120,8 +118,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         return kernel_id
 
     async def adopt_kernels(self, found: Sequence[FoundKernel], within_s: float) -> None:
-        """Adopt kernels of an earlier server and list them. List one as unknown until its adoption has
-        succeeded.
+        """Adopt kernels of an earlier server and list them. List one as unknown until its adoption has succeeded.
 
         A kernel that has ended meanwhile is not listed. `/roost/api/kernels/ID` says why it has ended.
         """
@@ -285,9 +282,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             )
 
     def take_lost_cells(self, kernel_id: str, session: str) -> list[dict[str, Any]]:
-        """Return, and forget, the headers of a client's cells that an earlier server held and that will never
-        run.
-        """
+        """Return, and forget, the headers of a client's cells that an earlier server held and that will never run."""
         return self._extension.state.take_lost_cells(kernel_id, session)
 
     def note_closed(self, session_key: str) -> None:
@@ -302,9 +297,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             del self.culled[next(iter(self.culled))]
 
     async def shutdown_all(self, now: bool = False) -> None:
-        """Leave the kernels that outlive the server to the next one; withdraw other starts, and stop other
-        kernels.
-        """
+        """Leave the kernels that outlive the server to the next one; withdraw other starts, and stop other kernels."""
         kept = self._let_go()
         starts = list(self.pending.values())
         await asyncio.gather(*(self._withdraw(start, _STOPPING) for start in starts))

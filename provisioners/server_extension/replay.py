@@ -190,9 +190,7 @@ class Replay:
         return told
 
     def _begin_again(self, told: _Told, parent: Mapping[str, Any]) -> None:
-        """Clear a cell's output in the client, before the replay sends the cell's messages from the
-        beginning.
-        """
+        """Clear a cell's output in the client, before the replay sends the cell's messages from the beginning."""
         self._speak("clear_output", {"wait": False}, parent)
         if told.is_cut:
             self._speak("stream", {"name": "stderr", "text": _LOST}, parent)

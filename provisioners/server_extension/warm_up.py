@@ -1,5 +1,4 @@
-"""Prepares roost for the installed kernelspecs when a server starts, so that even the first kernel starts
-fast.
+"""Prepares roost for the installed kernelspecs when a server starts, so that even the first kernel starts fast.
 
 One thread does this in the background, one kernelspec after the other. It brings up the service, and, where
 kernels are forked, the agent and a zygote. On a cluster this uses the nodes that are there: it never asks for

@@ -26,8 +26,7 @@ _GREETING_S = 5.0
 RETRY_S = (0.02, 1.0)
 """First and longest pause before a connection or a call is tried again."""
 _REJOIN_S = (0.3, 30.0)
-"""First and longest pause if only listeners wait: an application with a call should restart the service
-first."""
+"""First and longest pause if only listeners wait: an application with a call should restart the service first."""
 
 
 def no_answer(backend: str, options: Mapping[str, Any], problem: str) -> BackendUnavailable:

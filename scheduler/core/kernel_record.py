@@ -121,21 +121,18 @@ class KernelRecord:
     timing_ms: dict[str, float] = field(default_factory=dict)
     reason: str = ""
     is_stopped: bool = False
-    """True if the kernel was stopped on purpose or because it was idle: roost must not restart it by
-    itself."""
+    """True if the kernel was stopped on purpose or because it was idle: roost must not restart it by itself."""
     warning: str = ""
     """Why the manager has warned that it will take the lease back; empty if it has not warned."""
     adopted_at: float | None = None
     unheld_since: float | None = None
-    """When the kernel's last owner ended (`time.monotonic`); -inf if nobody saw the end, None if no owner has
-    ended.
+    """When the kernel's last owner ended (`time.monotonic`); -inf if nobody saw the end, None if no owner has ended.
 
     An adoption does not reset this. The end of an owner that held the kernel for a short time only does not
     change it, because that owner's clients had no time to come back.
     """
     held_back: list[AgentEvent] | None = None
-    """Events of the agent that wait until the manager has given the reason for a lost lease; None if none
-    must wait."""
+    """Events of the agent that wait until the manager has given the reason for a lost lease; None if none must wait."""
     lease_changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
     @property

@@ -23,8 +23,7 @@ _NEAR = 20
 """Behind this position, only a change by a tenth or more is reported: one departure moves a whole line."""
 _WOKEN_AT_ONCE = 10
 _NEXT_WOKEN_S = 0.01
-"""Pause between two groups of heads that are woken, in which calls are answered. Each head takes a
-millisecond."""
+"""Pause between two groups of heads that are woken, in which calls are answered. Each head takes a millisecond."""
 _REPORTED_AT_ONCE = 100
 _NEXT_REPORT_S = 0.02
 _MOST_HOLDS = 100

@@ -16,8 +16,7 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 """Functions are sent as bytecode, which only the same minor version of Python can run."""
 _MAX_BYTES = 4 << 20
 _packing = threading.Lock()
-"""Held while a policy is packed: cloudpickle has one list per process of the modules that are sent by
-value."""
+"""Held while a policy is packed: cloudpickle has one list per process of the modules that are sent by value."""
 
 
 def pack_policy(name: str, policy: object) -> str:

@@ -24,8 +24,7 @@ version."""
 _NO_ADDRESS = ("", "auto")
 
 OPTIONS_VARIABLE = "ROOST_SERVICE_OPTIONS"
-"""Environment variable with the service's options as JSON. In argv, every user of the machine could read
-them."""
+"""Environment variable with the service's options as JSON. In argv, every user of the machine could read them."""
 
 PYTHON_VARIABLE = "ROOST_SERVICE_PYTHON"
 """Environment variable with the service's interpreter, if it is not the caller's own. A cluster may accept only its

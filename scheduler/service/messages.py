@@ -56,8 +56,7 @@ class StartKernel:
 
 
 KernelState = Literal["queued", "starting", "running", "exited", "unknown"]
-"""The states that users see. `unknown`: there is a lease, but its agent has not reported whether a kernel
-runs."""
+"""The states that users see. `unknown`: there is a lease, but its agent has not reported whether a kernel runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,8 +70,7 @@ class Service:
         self._spec = spec
         self._calls = 0
         self.metrics_problem = ""
-        """Why the metrics are not served; empty if they are served, or if the operator does not want
-        metrics."""
+        """Why the metrics are not served; empty if they are served, or if the operator does not want metrics."""
         self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.left = asyncio.Event()

@@ -15,8 +15,7 @@ FIRST_SEED = 42
 MOST_ARRIVALS = 1_000_000
 """At most this many arrivals in all seeds together. They take minutes per policy, and some hundred MB."""
 _MOST_TIMES = 10_000
-"""At most this multiple of the nodes' resources may be requested, because each percent adds a point to the
-curves."""
+"""At most this multiple of the nodes' resources may be requested, because each percent adds a point to the curves."""
 _DEFAULTS = {"seeds": 3, "demand": 1.3, "load": 1.05, "arrivals": None}
 _USED = {"recorded": (), "departures": ("load", "arrivals", "seeds"), "demand": ("demand", "seeds")}
 

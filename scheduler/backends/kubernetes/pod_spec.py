@@ -101,9 +101,7 @@ class PodTemplate:
         _check_mounts(_container(self._base).get("volumeMounts", ()), "the pod template")
 
     def check(self, request: Request) -> None:
-        """Raise `ConfigError` for options that are not allowed, a missing image, or amounts that are
-        fractions.
-        """
+        """Raise `ConfigError` for options that are not allowed, a missing image, or amounts that are fractions."""
         if request.gpus != int(request.gpus):
             raise ConfigError(
                 f"Kubernetes gives whole GPUs only: ask for 1 GPU instead of {request.gpus:g}. Shares would need "
