@@ -12,7 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from roost.launchers.daemon.private_files import read_json, write_private_json
+from roost.launchers.daemon.private_files import read_json, remove_unfinished, write_private_json
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.json_codec import WireError, decode, encode
 from roost.placement.model import EPSILON, Device, Request
@@ -56,6 +56,7 @@ class LeaseLedger:
         self._entries: dict[str, Reserve] = {}
         self._promised = _Promised(self.models)
         folder.mkdir(mode=0o700, exist_ok=True)
+        remove_unfinished(folder)
         for path in sorted(folder.glob("*.json")):
             try:
                 entry = decode(Reserve, read_json(path), ignore_unknown=True)

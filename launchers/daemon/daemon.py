@@ -30,6 +30,7 @@ from .private_files import (
     is_own_file,
     private_folder,
     read_json,
+    remove_unfinished,
     shorten,
     tail,
     write_private_json,
@@ -319,6 +320,7 @@ def hold(folder: Path) -> Iterator[Hold]:
     held = Hold(folder)
     try:
         (folder / "ready.json").unlink(missing_ok=True)
+        remove_unfinished(folder)
         yield held
         if held.is_intact:
             (folder / "ready.json").unlink(missing_ok=True)

@@ -92,6 +92,15 @@ def write_private(path: Path, content: bytes) -> None:
         raise
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `write_private` left in this folder because its process was killed meanwhile.
+
+    Only for the process that alone writes there. Raises `OSError`.
+    """
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_private_json(path: Path, value: Any) -> None:
     write_private(path, json.dumps(value).encode())
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.scheduler.client.state_folder import read_json, state_folder, write_private_json
+from roost.scheduler.client.state_folder import read_json, remove_unfinished, state_folder, write_private_json
 
 
 def choose_server_name(serverapp: Any) -> str:
@@ -65,6 +65,7 @@ class ServerState:
             os.close(lock)
             raise
         self._lock = lock
+        remove_unfinished(self.folder)
         known = read_json(self.folder / "kernels.json")
         self._kernels = known if isinstance(known, dict) else {}
         held = read_json(self.folder / "held.json")

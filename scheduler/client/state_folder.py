@@ -7,6 +7,7 @@ from pathlib import Path
 
 from roost.launchers.daemon.private_files import private_folder
 from roost.launchers.daemon.private_files import read_json as read_json
+from roost.launchers.daemon.private_files import remove_unfinished as remove_unfinished
 from roost.launchers.daemon.private_files import write_private_json as write_private_json
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from killed_writer import die_while_writing
 
 from roost.launchers.agent.ledger import Conflict, LeaseLedger
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
@@ -208,3 +209,13 @@ def test_a_transfer_outlives_the_process(tmp_path: Path) -> None:
     assert ledger.cpus_promised == 1
     (held,) = make(tmp_path / "l").entries()
     assert (held.lease.owner.application, held.lease.request.cpus) == ("next", 1)
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path: Path) -> None:
+    make(tmp_path / "l").reserve(ask("a"))
+    die_while_writing(tmp_path / "l" / "b.json")
+    assert len(list((tmp_path / "l").iterdir())) == 2
+    ledger = make(tmp_path / "l")
+    assert [entry.lease.id for entry in ledger.entries()] == ["a"]
+    ledger.release("a")
+    assert not list((tmp_path / "l").iterdir())

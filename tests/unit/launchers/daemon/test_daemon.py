@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from killed_writer import die_while_writing
 
 from roost.launchers.daemon import private_files, process
 from roost.launchers.daemon.daemon import (
@@ -308,6 +309,14 @@ def test_files_are_private_and_written_as_a_whole(tmp_path: Path) -> None:
         write_private(path, "text")  # type: ignore[arg-type]
     assert path.read_bytes() == b"one\ntwo\nthree\n"
     assert [entry.name for entry in tmp_path.iterdir()] == ["f"]
+
+
+def test_what_a_killed_daemon_left_of_a_file_is_removed(runtime_dir: Path) -> None:
+    folder = private_folder(runtime_dir / "d")
+    die_while_writing(folder / "ready.json")
+    assert list(folder.glob(".ready.json.*"))
+    with hold(folder):
+        assert [entry.name for entry in folder.iterdir()] == ["lock"]
 
 
 async def test_a_watch_reports_the_end_of_a_process() -> None:

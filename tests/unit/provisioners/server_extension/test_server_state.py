@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from killed_writer import die_while_writing
 
 from roost.provisioners.server_extension.server_state import ServerState, choose_server_name
 
@@ -111,3 +112,12 @@ def test_damaged_files_are_left_aside(damaged: str) -> None:
         (state.folder / name).write_text(damaged)
     state = ServerState("ours")
     assert (state.kernels, state.lost_cells) == ({}, {})
+
+
+def test_what_a_killed_server_left_of_a_file_is_removed() -> None:
+    first = ServerState("ours")
+    die_while_writing(first.folder / "held.json")
+    first.close()
+    assert ".tmp" in str(list(first.folder.iterdir()))
+    assert ServerState("ours").has_lock
+    assert ".tmp" not in str(list(first.folder.iterdir()))
