@@ -1,6 +1,7 @@
-"""The promises of every backend (`backends/base.py`), tested on real clusters. Add a backend to `kind` and `opener`.
+"""The promises of every backend (`backends/base.py`), tested on real clusters.
 
-Each cluster has a node with at least 2 CPUs and exactly 2 T4, all free. A test leaves nothing behind.
+Each cluster has a node with at least 2 CPUs and exactly 2 T4, all free. A test leaves nothing behind. For another
+backend, extend the fixtures `kind` and `opener_of_kind`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -45,7 +47,7 @@ def end_local(runtime_dir: Path) -> None:
 
 
 async def start_master(opener: Opener) -> None:
-    """Start YARN's application master, which takes a CPU from a node."""
+    """Start roost's application master, so that it has taken its CPU from a node before the tests."""
     async with opener() as (backend, _):
         await backend.warm_up()
 
@@ -112,6 +114,10 @@ class TestBackend(BackendContract):
     @pytest.fixture
     def scarce(self, t4: T4) -> T4:
         return t4
+
+    @pytest.fixture
+    def kernel_python(self, kind: str) -> str:
+        return "python3" if kind == "kubernetes" else sys.executable
 
     async def test_a_share_of_a_gpu_is_granted_once(self, kind: str, opener: Opener, t4: T4) -> None:
         async with opener() as (backend, _):

@@ -6,6 +6,8 @@ The tests need pytest and pytest-asyncio. Each test leaves nothing behind on the
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,7 +15,7 @@ from dataclasses import replace
 
 import pytest
 
-from roost.launchers.protocol.messages import Lease, Owner
+from roost.launchers.protocol.messages import PORT_NAMES, Connection, Launch, Lease, Owner
 from roost.placement import Placement, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Backend, BackendEvent
 from roost.scheduler.core.agent_calls import Agents
@@ -25,6 +27,13 @@ MEMORY_BYTES = 256 << 20
 Opener = Callable[[], AbstractAsyncContextManager[tuple[Backend, Agents]]]
 """A function that opens the backend. A second call opens the backend as another process would."""
 _CLOSE_S = 30.0
+_KERNEL = f"""
+import json, socket, sys, time
+connection = json.load(open(sys.argv[1]))
+sockets = [socket.create_server((connection["ip"], connection[name])) for name in {PORT_NAMES}]
+time.sleep(3600)
+"""
+"""A program that listens where a kernel does."""
 Scarce = Callable[..., Request]
 """A function from an amount of the scarce resource, and other fields of `Request`, to a request."""
 
@@ -46,13 +55,13 @@ async def open_backend(create: Callable[[Agents], Backend]) -> AsyncIterator[tup
 class BackendContract:
     """A mixin of tests for one backend. Its cluster has a node with 2 free units of a scarce resource, and 2 CPUs.
 
-    Override `opener`, and `scarce` if the scarce resource is not whole GPUs.
+    Override `opener`, `scarce` if the scarce resource is not whole GPUs, and `kernel_python` if pods have another Python.
     """
 
     refused_s = 5.0
     """How long a refusal may take."""
     held_s = 60.0
-    """How long a lease may be pending."""
+    """How long a lease may be pending, and the kernel of a released lease may go on."""
 
     @pytest.fixture
     def opener(self) -> Opener:
@@ -63,6 +72,11 @@ class BackendContract:
     @pytest.fixture
     def scarce(self) -> Scarce:
         return lambda amount, **fields: Request(gpus=amount, **fields)
+
+    @pytest.fixture
+    def kernel_python(self) -> str:
+        """Return the command of the Python that runs a kernel. A pod may have another one than this process."""
+        return sys.executable
 
     async def test_a_lease_shows_in_the_snapshot_and_its_release_undoes_it(
         self, opener: Opener, scarce: Scarce
@@ -176,6 +190,29 @@ class BackendContract:
             for lease in leases:
                 await backend.release(lease)
 
+    async def test_a_kernel_ends_with_its_lease(self, opener: Opener, kernel_python: str) -> None:
+        async with opener() as (backend, agents):
+            lease = await self.take(backend, "k", Request(cpus=1))
+            client = await agents.client(await backend.agent(lease))
+            launch = Launch(
+                launch_id="1",
+                lease_id=lease.id,
+                kernel_id="k",
+                argv=(kernel_python, "-c", _KERNEL, "{connection_file}"),
+                env={"PATH": os.environ["PATH"]},
+                cwd="/",
+                connection=Connection(key="secret"),
+            )
+            connection = (await client.launch(launch)).connection
+            assert connection is not None
+            address = connection.ip, connection.shell_port
+            assert await _is_open(*address)
+            await backend.release(lease)
+            deadline = time.monotonic() + self.held_s
+            while await _is_open(*address):
+                assert time.monotonic() < deadline, "the kernel of a released lease still runs"
+                await asyncio.sleep(0.1)  # nothing reports the end of a process on another machine
+
     async def test_the_events_end_with_the_backend(self, opener: Opener) -> None:
         async with opener() as (backend, _):
             watching = asyncio.ensure_future(_collect(backend.events()))
@@ -256,3 +293,12 @@ def _fits(snapshot: Snapshot, request: Request) -> bool:
 
 async def _collect(events: AsyncIterator[BackendEvent]) -> list[BackendEvent]:
     return [event async for event in events]
+
+
+async def _is_open(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 5.0)
+    except (OSError, asyncio.TimeoutError):
+        return False
+    writer.close()
+    return True
