@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 Value = TypeVar("Value", bound="_Explained")
 
 _AMOUNTS = frozenset({"gpu", "memory", "cpu", "resources"})
-"""Filters about amounts. `Decision.remedies` lists a refusal as *never* only if it is by another filter."""
+"""The filters about amounts. `Decision.remedies` suggests no node that one of them refuses as *never*."""
 
 _COMMON = frozenset({*(name for name, _ in SUMMARIES), "avoid"})
-"""Filters that every policy has. A filter of another name belongs to the policy."""
+"""The names of roost's own filters. A filter of another name belongs to the policy."""
 
 SHOWN_REFUSALS = 1_000
 """At most this many refusals are written out. All are counted."""
 
 
 class _Explained:
-    """A frozen value. An explanation computes the fields in ``_LATE`` when they are first read.
+    """A frozen value with late fields, ``_LATE``. An explanation computes a late field when it is first read.
 
-    Most are never read.
+    Most late fields are never read.
     """
 
     __slots__ = ("_explanation",)
@@ -38,10 +38,7 @@ class _Explained:
 
     @classmethod
     def explained_by(cls: type[Value], explanation: Explanation, **known: Any) -> Value:
-        """Return a value with the fields in ``known``.
-
-        ``explanation`` has the others, ``_LATE``, as attributes.
-        """
+        """Return a value with the fields ``known``. The late fields come from the attributes of ``explanation``."""
         value = cls.__new__(cls)  # without __init__: the first read of an unset field calls __getattr__
         for name, content in known.items():
             object.__setattr__(value, name, content)
@@ -81,7 +78,7 @@ class Placement(_Explained):
 class Decision(_Explained):
     """The answer of a policy to one request on one snapshot, with its reasons.
 
-    ``policy`` is the policy that the request named. If round robin ranked the nodes instead, ``fallback`` says why.
+    ``policy`` names the policy that was asked. If another policy ranked the nodes instead, ``fallback`` says why.
     ``runners_up`` are the next best nodes, best first. ``refusals`` has one entry for each filter that refuses a
     node, ordered by node, even when there is a placement. ``refused`` counts the nodes by their main reason, the
     largest group first. ``metrics_age_s`` is the age of the chosen node's metrics, or None without metrics.
@@ -111,13 +108,13 @@ class Decision(_Explained):
         return hasattr(self, "_explanation") or bool(self.refusals or self.refused)
 
     def first_refusals(self, count: int | None) -> tuple[Refusal, ...]:
-        """Return the first `count` refusals, or all if it is None. No others are computed."""
+        """Return the first `count` refusals, or all if `count` is None. No other refusals are computed."""
         if count is None or not hasattr(self, "_explanation"):
             return tuple(self.refusals[:count])
         return tuple(islice(self._explanation.iterate_refusals(), count))
 
     def changed_to(self, **changes: Any) -> Decision:
-        """Return a copy with these changes. Its explanation is still computed only when it is read."""
+        """Return a copy with these fields changed. Its late fields are still computed only when they are read."""
         if not hasattr(self, "_explanation") or changes.keys() & self._LATE:
             return replace(self, **changes)
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self._LATE}
@@ -152,6 +149,11 @@ class Decision(_Explained):
         return f"{no_node}: {', '.join(counts)}"
 
     @property
+    def advised_reason(self) -> str:
+        """The ``reason``. If no node could ever hold the request, the last of the ``remedies`` follows."""
+        return f"{self.reason}; {self.remedies[-1]}" if self.is_never else self.reason
+
+    @property
     def remedies(self) -> list[str]:
         """The changes that would lead to a placement, nearest first. Empty if there is a placement."""
         if self.placement is not None:
@@ -181,7 +183,7 @@ class Decision(_Explained):
         return remedies
 
     def _describe(self, group: RefusalGroup, count: int) -> str:
-        """Return the predicate for ``count`` nodes of the group; it may name the policy and the models."""
+        """Return why ``count`` nodes of the group are refused, as a predicate: ``have too few CPUs free now``."""
         if group.filter not in _COMMON:
             named = f" ({group.filter})" if group.filter else ""
             return f"{'is' if count == 1 else 'are'} refused by policy {self.policy}{named}"
@@ -190,7 +192,7 @@ class Decision(_Explained):
         return predicate.replace(" such GPUs", " GPUs") if is_any_gpu else predicate
 
     def _advise(self, group: RefusalGroup) -> str:
-        """Return what the user can do about such a refusal; empty if only waiting helps."""
+        """Return what the user can do about the group's refusals; empty if nothing but waiting helps."""
         if group.filter == "draining":
             drained = (example.node_id for example in group.examples if example.reason == BY_OPERATOR)
             node_id = next(drained, "" if group.examples else "NODE")

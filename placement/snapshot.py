@@ -22,11 +22,11 @@ from .model import Node, Request
 __all__ = ["BoolArray", "Columns", "FloatArray", "IntArray", "Snapshot"]
 
 _PENDING = 256
-"""At most this many changes wait until the columns are read."""
+"""At most this many changes of nodes wait to be written to the columns."""
 _PAGE = 512
 """The number of nodes stored together. A change copies one page, not all nodes."""
 _MASKS = 256
-"""At most this many masks are kept."""
+"""At most this many results of `Snapshot.mask` are kept."""
 
 
 class Snapshot:
@@ -91,12 +91,14 @@ class Snapshot:
         return self._ids if self._whole is None else tuple(self._whole._ids[row] for row in self._at)
 
     def row(self, node_id: str) -> int:
-        """Return the node's row.
-
-        Raises ``KeyError`` for an unknown node, ``IndexError`` for one outside this part.
-        """
+        """Return the node's row. Raises ``KeyError`` for an unknown node and for one outside this part."""
         row = self._root._rows[node_id]
-        return row if self._whole is None else int(np.flatnonzero(self._at == row)[0])
+        if self._whole is None:
+            return row
+        found = np.flatnonzero(self._at == row)
+        if not len(found):
+            raise KeyError(node_id)
+        return int(found[0])
 
     def node(self, node_id: str) -> Node:
         """Return the node, with the age of its metrics in this snapshot.
@@ -178,7 +180,7 @@ class Snapshot:
         return after
 
     def older_by(self, elapsed_s: float) -> Snapshot:
-        """Return the same snapshot and version ``elapsed_s`` later, with metrics that are older."""
+        """Return the same snapshot, with the same version, but with metrics that are ``elapsed_s`` older."""
         return self._copy(ages=self.ages + elapsed_s, _fresh={})
 
     def as_empty(self) -> Snapshot:

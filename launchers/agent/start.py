@@ -103,8 +103,8 @@ class EarlierFork:
 class Starter:
     """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start.
 
-    `used_ports` are the ports of live kernels that were executed. Such a kernel binds its ports only after
-    their choice.
+    `used_ports` are the ports of live kernels that were executed. Such a kernel binds its ports some time after roost
+    has chosen them.
     """
 
     zygotes: ZygotePool
@@ -265,7 +265,7 @@ def spawn_kernel(
     ends_with_parent: bool = False,
     shares_session: bool = False,
 ) -> int:
-    """Start the process of a kernel and return its pid. `entries` are those of its control group."""
+    """Start the process of a kernel and return its pid. `entries` are from its group's `Cgroup.open_entries`."""
 
     def begin() -> None:  # in the new process
         if ends_with_parent:
@@ -278,7 +278,7 @@ def spawn_kernel(
     executable = shutil.which(argv[0], path=request.env.get("PATH", os.defpath))
     if executable is None:
         problem = f"the kernelspec's command {argv[0]!r} was not found on this machine"
-        raise RemoteError("bad_command", problem)
+        raise RemoteError("bad_command", f"{problem}: install it here, or change `argv` in the kernelspec")
     try:
         process = subprocess.Popen(
             argv,

@@ -1,4 +1,4 @@
-"""The way to a lease: queue → snapshot → place → claim, again until it is held or the start runs out of time."""
+"""How a start gets its lease: queue → snapshot → place → claim, repeated until a lease is held or time is up."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from .queue import Ticket, find_hold, held_for_elders
 _AWAY_S = 1.0
 """How long a queued start waits between two checks of an `away` manager."""
 _SKIP_S = (1.0, 30.0)
-"""First and longest time for which a start skips a node that refused although it seemed to have room. The
-manager may show resources as free before it can grant them."""
+"""First and longest time for which a start avoids a node after the manager refused a lease there.
+
+The manager may show resources as free before it can grant them.
+"""
 _EXPLAIN_S = 1.0
 """How long a start that is out of time waits for the state of the cluster, to explain the last refusal."""
 _KEPT_REFUSALS = 20
@@ -171,7 +173,10 @@ class LeaseClaimer:
         return None
 
     async def _claim(self, record: KernelRecord, decision: Decision, launch: Launch) -> LeaseConflict | None:
-        """Claim the placement, or without one a node that the manager adds. Return its refusal, or None."""
+        """Claim a lease for the decision's placement. Without a placement, the manager adds a node for the lease.
+
+        Return the manager's refusal, or None if it has accepted the claim.
+        """
         placement = decision.placement
         wanted = Lease(
             id=self.table.lease_id(record.kernel_id, record.launch_id),
@@ -251,7 +256,7 @@ class _Refusal:
         return cls(node=node, reason=reason, for_s=for_s, until=time.monotonic() + for_s)
 
     def holds(self, snapshot: Snapshot, now: float) -> bool:
-        """True until the refusal's time is over, or the node has promised more or less resources."""
+        """True until the refusal's time is over, or the node's promised resources have changed."""
         if now >= self.until or self.node is None:
             return now < self.until
         return self.node.id in snapshot and _promised(snapshot.node(self.node.id)) == _promised(self.node)
@@ -259,7 +264,7 @@ class _Refusal:
 
 @dataclass(slots=True)
 class _Skipped:
-    """The refusals that one start has got: by node id, and `everywhere` for all nodes together."""
+    """The refusals that one start has received: `nodes` by node id, and `everywhere` for all nodes together."""
 
     nodes: dict[str, _Refusal] = field(default_factory=dict)
     everywhere: _Refusal | None = None
@@ -272,11 +277,11 @@ def _out_of_time(waited: str, waits_for: str, position: int, decision: Mapping[s
 
 def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:
     kind = NoNodeEver if decision.is_never else NoNodeNow
-    return kind(f"{decision.reason}.", decision=decision.to_dict())
+    return kind(f"{decision.advised_reason}.", decision=decision.to_dict())
 
 
 def _line(record: KernelRecord) -> Hashable:
-    """Return the key of the record's line in the queue: equal requests share one.
+    """Return the key of the record's line in the queue. Equal requests share a line.
 
     A request without amounts gets a line of its own.
     """

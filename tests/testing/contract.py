@@ -55,7 +55,8 @@ async def open_backend(create: Callable[[Agents], Backend]) -> AsyncIterator[tup
 class BackendContract:
     """A mixin of tests for one backend. Its cluster has a node with 2 free units of a scarce resource, and 2 CPUs.
 
-    Override `opener`, `scarce` if the scarce resource is not whole GPUs, and `kernel_python` if pods have another Python.
+    Override `opener`. Override `scarce` if the scarce resource is not whole GPUs, and `kernel_python` if a pod has
+    another Python.
     """
 
     refused_s = 5.0

@@ -33,9 +33,10 @@ _MARGIN_S = 0.5
 
 
 class ContainerCreator:
-    """Asks the masters for containers. `heartbeat_s` is how often a NodeManager reports, and YARN grants there.
+    """Asks the masters for containers.
 
-    `expiry_s` is how long YARN waits for a NodeManager before it takes the node for lost.
+    `heartbeat_s` is the longest time between two moments at which YARN grants containers on a node. `expiry_s` is how
+    long YARN waits for a NodeManager before it takes the node for lost.
     """
 
     def __init__(
@@ -54,7 +55,10 @@ class ContainerCreator:
         self.heartbeat_s, self.expiry_s = 1.0, 600.0
 
     async def prepare(self, lease: Lease, launch: Launch | None) -> Held:
-        """Return the lease with its ask, for the application of its queue. Raises `NoNodeEver` and `LaunchError`."""
+        """Return the lease with an ask for its container, for the application of its queue.
+
+        Raises `NoNodeEver` and `LaunchError`.
+        """
         nodes = (lease.node_id,) if lease.node_id else self._find_hosts(lease.request)
         priority = lease.request.options.get("priority")
         line = await self._applications.line(self._queues.queue_of(lease.request), priority)
@@ -93,7 +97,10 @@ class ContainerCreator:
             held.is_creating = False
 
     async def ask(self, held: Held) -> None:
-        """Ask a master that answers. May be repeated. Raises as `create` does."""
+        """Send the ask to its master, which must answer. If a node is chosen, wait for YARN's decision.
+
+        May be repeated. Raises as `create` does.
+        """
         assert held.ask is not None
         held.reason, held.is_asked = "YARN chooses its node", True
         try:
@@ -155,7 +162,7 @@ class ContainerCreator:
         await self._describe(held, status)
 
     async def explain(self, held: Held) -> None:
-        """Note why an ask waits. Raises `BackendUnavailable` if its master does not answer."""
+        """Note why an ask for a container waits. Raises `BackendUnavailable` if its master does not answer."""
         await self._describe(held, await self._read_cluster(held.line))
 
     async def _read_cluster(self, line: MasterLine) -> MasterStatus | None:
@@ -172,7 +179,7 @@ class ContainerCreator:
         return status
 
     async def _describe(self, held: Held, status: MasterStatus | None) -> None:
-        """Note why YARN does not grant an ask. YARN itself gives no reason."""
+        """Note why YARN does not grant the container. YARN itself gives no reason."""
         assert held.container is not None
         request = held.lease.request
         node = self._find_room(request, held.lease.node_id) or self._find_room(request)
@@ -187,7 +194,7 @@ class ContainerCreator:
             held.reason = describe_wait(held.container.resources, status.headroom, queue, self._rest.user)
 
     async def withdraw(self, held: Held) -> None:
-        """Withdraw an ask. If YARN has granted its container meanwhile, give the container back."""
+        """Withdraw the ask for a container. If YARN has granted the container meanwhile, give it back."""
         try:
             if held.is_asked:
                 await held.line.release(held.number)
@@ -213,16 +220,16 @@ class ContainerCreator:
         return decision.placement.node_id if decision.placement is not None else ""
 
     def _find_hosts(self, request: Request) -> tuple[str, ...]:
-        """Return the nodes that could take a request if they were empty; none if all can. Raises `NoNodeEver`."""
+        """Return the nodes that could take the request if they were empty; `()` if all could. Raises `NoNodeEver`."""
         nodes = [node.as_empty() for node in self._nodes.nodes(())]
         decision = get_policy("balanced").place(to_placement(request), Snapshot.of(nodes))
         if decision.placement is None:
-            raise NoNodeEver(f"{decision.reason}.", decision=decision.to_dict())
+            raise NoNodeEver(f"{decision.advised_reason}.", decision=decision.to_dict())
         refused = {refusal.node_id for refusal in decision.first_refusals(None)}
         hosts = tuple(node.id for node in nodes if node.id not in refused)
         return () if len(hosts) == len(nodes) else hosts
 
 
 def _ended() -> LeaseConflict:
-    """Return the refusal of a master that has ended, or was started again. The next claim finds or starts one."""
+    """Return the error for a master that has ended, or was started again. The next claim finds or starts another."""
     return LeaseConflict("roost's application master has just ended", is_everywhere=True)

@@ -50,6 +50,8 @@ def test_never_outweighs_now_on_the_same_node() -> None:
     assert (
         decision.reason == "no node could ever hold 8 GiB memory: 2 of 2 nodes have too little memory at all"
     )
+    advice = "waiting does not help: ask for less, or add a node that has it"
+    assert decision.advised_reason == f"{decision.reason}; {advice}"
 
 
 def test_own_filters_are_named() -> None:

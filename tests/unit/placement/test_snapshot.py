@@ -141,6 +141,9 @@ class TestParts:
         assert part.columns.device_free.tolist() == [[1.0, -np.inf], [1.0, 1.0]]
         assert (part.node("a"), part.at(0), part.row("a")) == (whole.node("a"), whole.node("c"), 1)
         assert ("a" in part, "b" in part) == (True, False)
+        for outside in ("b", "nowhere"):
+            with pytest.raises(KeyError, match=outside):
+                part.node(outside)
 
     def test_a_part_of_a_part(self) -> None:
         part = _of_three().part(np.array([2, 1, 0])).part(np.array([1, 2]))
