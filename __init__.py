@@ -1,6 +1,6 @@
 """roost puts each Jupyter kernel on the best machine of a cluster, starts it fast and does not lose it.
 
-Names load on first use (PEP 562), so that `import roost` costs nothing:
+The public names are imported on first use (PEP 562), so that `import roost` is fast:
 
     client = roost.connect("local")
     print(client.nodes().result())
@@ -11,10 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 
 TYPE_CHECKING = False
-"""Replaces `typing.TYPE_CHECKING`: type checkers take it as True.
-
-To import `typing` would take too long here.
-"""
+"""Type checkers take this name as True, like `typing.TYPE_CHECKING`. The import of `typing` would be slow."""
 
 if TYPE_CHECKING:
     from roost.provisioners.attached_kernel import attach as attach
@@ -70,7 +67,7 @@ __all__ = sorted([*_HOME, "__version__"])
 
 
 def __getattr__(name: str) -> object:
-    """Return a public name: import it from its module and keep it in this one. Raises `AttributeError`."""
+    """Import the object of a public name, keep it here and return it. Raise `AttributeError` for another name."""
     if name not in _HOME:
         raise AttributeError(f"module 'roost' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

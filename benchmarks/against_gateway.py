@@ -1,7 +1,7 @@
-"""Kernel starts on this machine against Gateway Provisioners: `roost bench start` with a kernelspec of its own tool.
+"""Kernel starts on this machine against Gateway Provisioners, as `roost bench start` measures them.
 
-`bench/starts.py` describes the figures. Restarts, five kernels at once and the first start are left out: with
-ipykernel 7, a kernel of Gateway Provisioners ends half a minute after a restart asks it to. Four sides take turns:
+`bench/starts.py` describes the figures. Five kernels at once, the first start and restarts are left out. With
+ipykernel 7, a kernel of Gateway Provisioners takes half a minute to end for a restart. Four sides take turns:
 
 roost               roost
 plain               plain Jupyter

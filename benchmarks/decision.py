@@ -2,9 +2,9 @@
 
 The stages are those of `roost bench placement`. `snapshot` is the memory of all nodes, devices and columns.
 
-The cluster is that of the trace. `balanced` fills it to --fill of its GPUs. The nodes are then copied as often as
-needed. Claims: p50 ≤ 100 µs and p99 ≤ 1 ms at each size, p50 at 100,000 nodes ≤ 2 × p50 at 1,213 nodes,
-never seen ≤ 150 ms, snapshot ≤ 200 MiB.
+The cluster is that of the GPU trace (`trace_data.py`). The policy `balanced` places requests until the share --fill of
+its GPUs is taken. The nodes are then copied to the other sizes. Claims: p50 ≤ 100 µs and p99 ≤ 1 ms at each size, p50
+at 100,000 nodes ≤ 2 × p50 at 1,213 nodes, never seen ≤ 150 ms, snapshot ≤ 200 MiB.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MIB = 1 << 20
 
 
 def memory_bytes(nodes: Sequence[Node], size: int) -> int:
-    """Return the memory of a snapshot of copies of these nodes, nodes included."""
+    """Return the memory of a snapshot of `size` nodes, copied from these. The copied nodes are included."""
     gc.collect()
     tracemalloc.start()
     snapshot = Snapshot.of(copy_nodes(nodes, size))

@@ -3,7 +3,7 @@
 first          in a new server that shows the launcher: card clicked → result of a cell that is run at once
 half a second  a cell that is run half a second after the notebook has appeared: is it lost?
 at once        a cell that is run as soon as the notebook has appeared: is it lost?
-shown          a cell is run while another kernel has the GPU → its line with place and reason has appeared
+shown          a cell is run while another kernel has the GPU → it shows its place in the queue and the reason
 released       the kernel with the GPU is shut down → the waiting cell's result has appeared
 
 JupyterLab drops a cell that is run before POST /api/sessions has answered, with any kernel. Such a cell counts as lost,
@@ -45,14 +45,14 @@ from roost.scheduler.client.client import disconnect
 SKIPPED = 77
 HALF_A_SECOND_MS = 500
 LOST_AFTER_S = 0.5
-"""A cell counts as lost, and is run again, if it shows no star after this time."""
+"""A cell counts as lost, and is run again, if its prompt is still `[ ]:` after this time."""
 CARDS = {"plain": f"Python ({PLAIN})", "roost": f"Python ({ROOST})"}
 GPU_CARD = "GPU"
 
 
 @contextmanager
 def open_lab(chromium: browser.Browser, root: Path, name: str) -> Iterator[browser.Lab]:
-    """Start a JupyterLab, for roost with its extensions, and open the launcher."""
+    """Start a JupyterLab and open its launcher. The server with the name `roost` has roost's extensions."""
     options = [f"--ServerApp.jpserver_extensions=roost={name == 'roost'}"]
     if name == "roost":
         options.append(f"--LabApp.extra_labextensions_path={root / 'jupyter_config_dir/labextensions'}")

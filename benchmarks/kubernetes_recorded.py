@@ -1,4 +1,4 @@
-"""A Kubernetes API server on paper, over HTTP, for `kubernetes_scale.py`. Nodes and pods look like recorded ones.
+"""An imitation of a Kubernetes API server over HTTP, for `kubernetes_scale.py`. No node and no pod in it is real.
 
     python benchmarks/kubernetes_recorded.py NODES PODS CHANGES_PER_S
 
@@ -176,7 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(content)
 
     def do_PATCH(self) -> None:
-        """The only patch of a pod removes its gate: bind it to the node that it requires."""
+        """Bind a pod to the node that it requires. roost patches a pod only to remove its scheduling gate."""
         self.body()
         pod = self.state.own[self.path.rpartition("/")[2]]
         affinity = pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]

@@ -2,7 +2,7 @@
 
 written    a real API server with 1,000 nodes and 5,000 pods of others. They exist in the API only: this script writes
            their status. The real scheduler binds roost's pods to such nodes, where no kubelet starts them
-recorded   an API server on paper, over HTTP, with 5,000 nodes and 50,000 pods (`kubernetes_recorded.py`)
+recorded   an imitation of an API server, with 5,000 nodes and 50,000 pods (`kubernetes_recorded.py`)
 
 Other people's pods come and go all the time, CHANGES_PER_S. Each measurement runs in a process of its own:
 
@@ -10,7 +10,7 @@ read       connect → nodes and pods are known (read_all_pods)
 decision   a snapshot of the current nodes, and the policy's choice
 lease      the pod is being created → bound to its node, as `claim` returns
 reread     `recorded`: all watches expire at once → everything is listed again. Starts go on meanwhile
-memory     the process's largest resident set. It has loaded all that the service loads
+memory     the process's largest resident set. The process has loaded all that the service loads
 load       processor time ÷ time while nothing but other people's pods changes
 
 Claims for `recorded`: read ≤ 30 s, memory ≤ 300 MiB. Without a cluster `written` is skipped with a note.
@@ -137,7 +137,7 @@ def count_lists(reflector: Any) -> list[str]:
 
 @contextmanager
 def recorded_cluster(folder: Path, nodes: int, pods: int) -> Iterator[tuple[Path, str]]:
-    """Run an API server on paper. Yield a kubeconfig file and the address."""
+    """Run the imitation of an API server (`kubernetes_recorded.py`). Yield a kubeconfig file and the address."""
     script = Path(__file__).with_name("kubernetes_recorded.py")
     command = [sys.executable, str(script), str(nodes), str(pods), str(CHANGES_PER_S)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

@@ -1,8 +1,8 @@
-"""The cost of limits, and a neighbour of a kernel that runs out of memory.
+"""The cost of limits on CPU and memory, and the effect of a kernel that runs out of memory on another kernel.
 
 start        start_kernel() called → first reply, of a kernel with limits (`limited`) and of one without (`free`)
-round trip   a cell of `1+1` in a neighbour → its reply: while nothing else runs (`alone`), and while another kernel
-             fills its memory and ends (`beside`)
+round trip   a cell of `1+1` in that other kernel, the neighbour → its reply: while nothing else runs (`alone`), and
+             while a kernel fills its memory and ends (`beside`)
 end          the cell that fills the memory is sent → the kernel's end is known here
 free         `restart_grace_s` after that end → the lease is free
 

@@ -20,7 +20,7 @@ from roost.bench.sides import Side, read_sides
 
 SKIPPED = 77
 AT_MOST = 0.27 if sys.version_info >= (3, 12) else 0.43
-"""Preloaded objects are immortal from Python 3.12 on, so that kernels share more."""
+"""The claimed PSS of a further kernel, roost ÷ plain. From Python 3.12 on, kernels share more: objects are immortal."""
 ALL_IN = {1: 2.0, 3: 1.2, 10: 0.8}
 """The claimed ratios of `all in`, by the number of one user's kernels."""
 MANY = memory.Case(users=20, kernels=1)

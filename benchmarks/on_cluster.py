@@ -35,7 +35,7 @@ NODES = 1_000
 LEASES_PER_NODE = 2
 AT_ONCE = 60
 AT_MOST = {"start": 0.17, "again": 0.20}
-"""The claimed ratios to plain Jupyter, for both requests."""
+"""The claimed ratios to plain Jupyter by stage, for a kernel with a CPU and for one with half a GPU."""
 CHILD_DEADLINE_S = 180
 SKIPPED = 77
 
@@ -55,7 +55,7 @@ class MeasuredCluster:
     read_bounds: Mapping[str, float]
 
     def read_in_child(self, rounds: int) -> dict[str, list[float]]:
-        """Measure the readings in a new process. Return milliseconds by stage."""
+        """Run `read` in a new process. Return milliseconds by stage."""
         command = [sys.executable, self.script, "--read", str(rounds)]
         done = subprocess.run(
             command, timeout=CHILD_DEADLINE_S, check=True, stdout=subprocess.PIPE, text=True

@@ -8,19 +8,19 @@ roost, gateway     a pod of roost, and a pod whose command is the kernel. Neithe
 roost-limited, gateway-limited    the same with a CPU limit of 0.5
 gateway-default    the gateway's pod, created and awaited as Gateway Provisioners 0.5 and Enterprise Gateway do it
 
-A gateway's pod: create it, watch it until it has an IP, connect, send a request. Its ports and key are on the command
-line. All pods request 0.5 CPUs, and 512 MiB, which is also their limit.
+A gateway creates its pod, watches it until it has an IP, connects and sends a request. The kernel's ports and key are
+on its command line. All these pods request 0.5 CPUs, and 512 MiB, which is also their limit.
 
-By their defaults, those gateways request and limit nothing. A Python process of its own imports the package
-`kubernetes` and creates the pod. Every 0.5 s the gateway lists the pod, until it is Running. Left out here: a namespace
-for each kernel, a shell and RSA in the pod, and the kernel's report of its ports.
+In `gateway-default`, the pod requests and limits nothing. A Python process of its own imports the package `kubernetes`
+and creates the pod. Every 0.5 s the gateway lists the pod, until it is Running. Left out here: a namespace for each
+kernel, a shell and RSA in the pod, and the kernel's report of its ports.
 
 start      start_kernel() called, or the pod is being created → first execute_reply
-stages     of roost: placed, leased (created and bound), granted (→ the agent has answered), launched (→ the kernel's
-           ports are open). Of the gateway: created, address (→ the watch shows the IP), reply
+stages     for roost: placed, leased (created and bound), granted (→ the agent has answered), launched (→ the kernel's
+           ports are open). For the gateway: created, address (→ the watch shows the IP), reply
 
-Claims (medians): roost ≤ 1.15 × gateway, without a CPU limit and with one; roost by its defaults ≤ 0.6 × the gateway
-by its own. Without a cluster the script prints a note and exits with 77.
+Claims (medians): roost ≤ 1.15 × gateway, roost-limited ≤ 1.15 × gateway-limited, roost ≤ 0.6 × gateway-default.
+Without a cluster the script prints a note and exits with 77.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def gateway_pod(name: str, key: str, cpu_limit: float | None) -> dict[str, Any]:
 
 
 async def rest(api: Api, namespace: str) -> None:
-    """Wait until no pod is left, and longer, until a random moment of the kubelet's second."""
+    """Wait until no pod is left, and then for a random time of `REST_S` to `REST_S + LOOK_S`."""
     end = time.monotonic() + GONE_S
     while (await asyncio.to_thread(api.call, "GET", f"/api/v1/namespaces/{namespace}/pods"))["items"]:
         if time.monotonic() > end:

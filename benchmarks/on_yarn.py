@@ -5,16 +5,16 @@ moment, because YARN grants containers when a NodeManager reports, once a second
 
 plain      plain Jupyter on this machine, without YARN
 roost      a container of roost
-gateway    an application whose first container is the kernel: the least that a gateway does which runs one application
-           for each kernel. The kernel's ports and key are on its command line. The gateway reads the application every
+gateway    an application whose first container is the kernel. A gateway that runs an application for each kernel does
+           at least this. The kernel's ports and key are on its command line. The gateway reads the application every
            20 ms until it has a node, and connects. Gateway Provisioners 0.5 and Enterprise Gateway 3.3 run spark-submit
            instead, which starts a JVM and copies Spark, and read the application every 0.5 s
 
 The cases run on two clusters: one with YARN's defaults, and one with asynchronous scheduling.
 
 start      start_kernel() called, or the application is being submitted → first execute_reply
-stages     of roost: placed, leased (asked → granted), granted (→ the agent has answered), launched (→ the kernel's
-           ports are open). Of the gateway: submitted, address (→ the application has a node), reply
+stages     for roost: placed, leased (asked → granted), granted (→ the agent has answered), launched (→ the kernel's
+           ports are open). For the gateway: submitted, address (→ the application has a node), reply
 master     of the application master: memory, and processor time while nothing happens for a minute
 read       the ResourceManager's answer with 1,000 nodes, over HTTP from another process → roost's nodes
 
@@ -74,7 +74,7 @@ STAGES = ("placed", "leased", "granted", "launched")
 
 @contextlib.contextmanager
 def cluster(settings: Mapping[str, object]) -> Iterator[HadoopNodes]:
-    """Start a cluster, and a private world with roost's configuration and kernelspecs for it."""
+    """Start a cluster, and make private folders with roost's configuration and kernelspecs for it."""
     with HadoopNodes(*MACHINES, settings=settings) as started, private_world({"plain": PLAIN}) as root:
         folder = Path(os.environ["JUPYTER_CONFIG_DIR"])
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def await_address(yarn: HadoopNodes, application: str) -> str:
 
 
 async def rest(yarn: HadoopNodes, *, but: int) -> None:
-    """Wait until only `but` containers are left, and longer, until a random moment of the NodeManagers' second."""
+    """Wait until only `but` containers are left, and then for a random time of `REST_S` to `REST_S + BEAT_S`."""
     end = time.monotonic() + GONE_S
 
     def count() -> int:

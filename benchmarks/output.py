@@ -9,8 +9,8 @@ displays     a cell that displays 2,000 objects → the same
 kernel CPU   the CPU time of the kernel itself in each of these cells
 agent CPU    the CPU time of roost's agent in each of these cells
 
-Plain kernels are encrypted as well: the figures show the record, not the encryption. Claims, of medians: each time
-≤ 1.1 × plain.
+Messages of the plain kernel are encrypted as well, so that the figures show the cost of the record alone. Claims, of
+medians: each time ≤ 1.1 × plain.
 """
 
 from __future__ import annotations

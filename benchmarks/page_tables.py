@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table.
+    """A table of docs/benchmarks.md.
 
     `name` is in the markers of the table, and `source` is the name of the benchmark. If both are equal, the
     table also shows the benchmark's missed bounds, notes and picture. `rows` has, by label, the name of a
@@ -46,7 +46,7 @@ _LIFE = {
 
 
 def _on_cluster(source: str, title: str, package: str, readings: Mapping[str, str]) -> list[Table]:
-    """Return the tables of `on_ray.py` or `on_dask.py`. `readings` are labels and stages of the reading."""
+    """Return the tables of `on_ray.py` or `on_dask.py`. `readings` is label → stage, for the reading of 1,000 nodes."""
     columns = (_PLAIN, f"with a CPU on {title}", f"with half a GPU on {title}")
     starts = Table(
         name=source,

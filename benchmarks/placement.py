@@ -68,7 +68,7 @@ REFUSED = {"default": 0.05, "gpuspec33": 2.0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeededRun:
-    """One policy on one workload with one seed. With a ``load``, tasks end."""
+    """One policy on one workload with one seed. With a `load`, each task ends after its duration."""
 
     folder: Path
     workload: str
@@ -132,7 +132,7 @@ def build(run: SeededRun, snapshot: Snapshot, tasks: list[Arrival]) -> Policy:
 
 
 def measure_run(run: SeededRun) -> Mapping[str, float]:
-    """Return the percentage of each stage."""
+    """Return stage → percentage: of the GPUs that are allocated, or of the demand that is refused."""
     snapshot, tasks = load_workload(run.folder, run.workload)
     policy, capacity = build(run, snapshot, tasks), float(snapshot.columns.gpus.sum())
     if run.load is not None:
@@ -178,7 +178,7 @@ def list_runs(arguments: Namespace, folder: Path) -> list[SeededRun]:
 
 
 def add_claims(report: Report, folder: Path) -> None:
-    """Compare the figures with the published ones and with the limits above."""
+    """Add the published figures. Claim that the measured figures keep to them, to `MARGINS` and to `REFUSED`."""
     reference = read_published(folder)
     if not reference:
         report.notes.append(f"{PUBLISHED} is missing, so there are no figures to compare with.")

@@ -63,7 +63,7 @@ def time_readings(answer: Mapping[str, Any], rounds: int) -> list[float]:
 
 
 def _multiply(answer: Mapping[str, Any], turn: int) -> bytes:
-    """Return an answer with NODES rows. `turn` changes a tenth of them."""
+    """Return an answer with NODES nodes, copied from this one. `turn` selects the tenth of them that uses more CPU."""
     rows = answer["nodes"]["node"]
     many = []
     for number in range(NODES):

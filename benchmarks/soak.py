@@ -45,9 +45,9 @@ RSS_SHARE = 0.02
 
 
 def sample(runtime_dir: Path) -> dict[str, float]:
-    """Return amounts by name: of the oldest process of each part, the number of processes, and files.
+    """Return amounts by name: what the oldest process of each part uses, the number of its processes, and the files.
 
-    A zygote's spares look like the zygote itself. Starts create and use them up.
+    A zygote's spares look like the zygote itself, but they are younger. Starts create spares and use them up.
     """
     found: dict[str, float] = {}
     for process in sorted(processes(str(runtime_dir)), key=find_start_time):

@@ -46,7 +46,7 @@ ROUND_TRIPS = 20
 PAGE_S = 3.0
 ANSWER_S = 60.0
 REST_S = 0.4
-"""Pause before each kernel: spare children are forked only after a quiet time."""
+"""The pause before each kernel. A zygote forks its spares only after a quiet time."""
 PROTOCOL = "v1.kernel.websocket.jupyter.org"
 
 
@@ -167,7 +167,7 @@ async def first_kernel(name: str, notebooks: Path, page_s: float) -> dict[str, f
 
 
 async def answer_of(server: JupyterServer) -> None:
-    """Wait for the first answer. The server names its port before it listens."""
+    """Wait for the server's first answer. The server logs its port before it listens."""
     while True:
         with suppress(ConnectionRefusedError):
             if (await server.api("GET", "status"))[0] == 200:

@@ -28,7 +28,7 @@ def add_traces(options: argparse.ArgumentParser) -> None:
 
 
 def find_folder(arguments: argparse.Namespace) -> Path:
-    """Return the folder. If it is missing, print where to get it and exit."""
+    """Return the folder of the trace. If it is missing, print where to get it and exit."""
     if arguments.traces is None or not (Path(arguments.traces) / NODES).is_file():
         print(WHERE, file=sys.stderr)
         raise SystemExit(77)  # the usual exit status for "skipped"

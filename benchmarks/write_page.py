@@ -61,7 +61,7 @@ def find_tables(page: str) -> dict[str, tuple[int, int]]:
 
 
 def fill(page: str, tables: Iterable[Table], results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the page with new tables. `results` is by benchmark. Raise `PageError` for wrong markers."""
+    """Return the page with new tables, from each benchmark's JSON in `results`. Raise `PageError` for wrong markers."""
     tables = list(tables)
     places = find_tables(page)
     if missing := [table.name for table in tables if table.name not in places]:

@@ -56,7 +56,7 @@ def link_pages_of_the_site(_app: Sphinx, name: str, source: list[str]) -> None:
 def write_as_rst(
     _app: Sphinx, _kind: str, _name: str, _object: object, _options: object, lines: list[str]
 ) -> None:
-    """Make reStructuredText of a docstring: code between backticks, lists with `-`, indented blocks as they are."""
+    """Rewrite a docstring's lines as reStructuredText: mark indented blocks by `::`, and escape markup outside code."""
     written: list[str] = []
     verbatim = ""  # "indented" within an indented block, "example" within an example with its output
     in_list = False

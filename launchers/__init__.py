@@ -4,7 +4,7 @@
                                 └─────exec──────────────> kernel
 
 - `protocol`: messages, JSON and encrypted calls between processes
-- `daemon`: background processes, private files, and plumbing around asyncio
+- `daemon`: background processes, private files, and functions for asyncio
 - `agent`: the process on a node that owns leases and kernels
 - `zygote`: a warm process, in the kernel's own Python, from which ipykernels are forked
 

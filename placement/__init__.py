@@ -12,9 +12,10 @@
     Decision: placement, runners-up, refusals                                     decision.py, explanation.py
 
 Policies learn only from a ``Workload``, a summary of recent requests (workload.py). ``engine`` keeps the scores between
-decisions, so that only changed nodes are scored again. ``replay`` plays a stream of requests through a policy.
+decisions, so that only changed nodes are scored again. ``replay`` lets a policy place a whole stream of requests, so
+that policies can be compared.
 
-Names load on first use (PEP 562). Only a snapshot, a workload or a policy loads numpy.
+The public names are imported on first use (PEP 562). Only a snapshot, a workload or a policy imports numpy.
 
 >>> from roost.placement import Node, Request, Snapshot, get_policy
 >>> snapshot = Snapshot.of([Node(id="a", cpus=4), Node(id="b", cpus=8)])
@@ -55,7 +56,7 @@ __all__ += ["get_policy"]
 
 
 def __getattr__(name: str) -> object:
-    """Return a public name: import it from its module and keep it in this one. Raises `AttributeError`."""
+    """Import the object of a public name, keep it here and return it. Raise `AttributeError` for another name."""
     if name not in _HOME:
         raise AttributeError(f"module 'roost.placement' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)

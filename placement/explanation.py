@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 _EXAMPLES = 3
 _FEW = 64
-"""To read this many nodes one by one is cheaper than to build the columns of all nodes."""
+"""At most this many nodes are read one by one, which is cheaper than to build the columns of all nodes."""
 
 
 @dataclass
 class Explanation:
-    """Why one request got its node, and why other nodes were refused. It is computed only when it is read.
+    """The reasons why one request got its node, and why other nodes were refused. They are computed when they are read.
 
-    ``best`` is the index of the chosen node in ``snapshot``; ``avoided`` has reasons by the index of a node.
+    ``best`` is the row of the chosen node in ``snapshot``, None if there is none. ``avoided`` has the reasons against
+    the nodes that the caller wants to avoid, by row.
     """
 
     pipeline: Pipeline
@@ -41,7 +42,7 @@ class Explanation:
     avoided: Mapping[int, str]
 
     def choose_devices(self, row: int, best: int) -> tuple[str, ...]:
-        """Return the ids of the preferred devices on a node: device ``best``, or the best if that is -1."""
+        """Return the ids of a node's preferred devices: device ``best``, or those of highest score if it is -1."""
         request = self.request
         if not request.gpus:
             return ()
@@ -112,7 +113,7 @@ class Explanation:
 
     @cached_property
     def refused(self) -> tuple[RefusalGroup, ...]:
-        """The refused nodes by their main reason, as in `group_refusals`, but without reading all reasons."""
+        """The refused nodes in groups by their main reason, as in `group_refusals`. Only a few reasons are computed."""
         if not self._suspects.size:
             return ()
         refused, never = self._refused, self._never
@@ -139,7 +140,7 @@ class Explanation:
         return tuple(sorted(groups, key=lambda group: -group.count))
 
     def _split_by_reason(self, i: int, group: IntArray) -> list[IntArray]:
-        """Return the nodes of a filter as one group, and avoided nodes as a group for each reason."""
+        """Return the nodes that filter ``i`` refuses as one group, or avoided nodes as a group for each reason."""
         if i < len(self.pipeline.filters):
             return [group] if group.size else []
         by_reason: dict[str, list[int]] = {}
@@ -148,7 +149,7 @@ class Explanation:
         return [np.array(each) for each in by_reason.values()]
 
     def _free(self, name: str) -> FloatArray:
-        """(m,) the free amount that the filter of this name looks at; zeros for filters without an amount."""
+        """Return (m,) each suspect's free amount for the filter of this name; zeros if the filter has no amount."""
         c = self._part.columns
         if name == "gpu":
             freest: FloatArray = np.maximum(c.gpus_free, 0.0) + c.device_milli.max(axis=1, initial=0) / 1e6
@@ -172,7 +173,7 @@ class Explanation:
 
     @cached_property
     def _suspects(self) -> IntArray:
-        """(m,) the rows of all nodes that are refused, in order. Nodes with a score are not refused."""
+        """The suspects: (m,) the rows of all nodes that a filter refuses or that are avoided, in order."""
         if self.best is None:
             return np.arange(len(self.snapshot))
         is_refused = self._scores.totals == -np.inf
@@ -181,18 +182,18 @@ class Explanation:
 
     @cached_property
     def _part(self) -> Snapshot:
-        """A snapshot of the suspects. For a few of them, the columns of all nodes are not built."""
+        """A snapshot of the suspects. If they are few, the columns of the other nodes are not built."""
         rows = self._suspects
         return self.snapshot.pick(rows.tolist()) if len(rows) <= _FEW else self.snapshot.part(rows)
 
     @cached_property
     def _refused(self) -> BoolArray:
-        """(filters + 1, m) True if that filter refuses the suspect; the last row is True for avoided nodes."""
+        """(filters + 1, m) True if the row's filter refuses the suspect. The last row is True for avoided nodes."""
         return self._apply_filters(self._part, np.isin(self._suspects, list(self.avoided)))
 
     @cached_property
     def _never(self) -> BoolArray:
-        """(filters + 1, m) True if the filter would refuse the suspect node even if no kernel ran there.
+        """(filters + 1, m) True if the row's filter would refuse the suspect even if no kernel ran there.
 
         The last row, for avoided nodes, is always False.
         """

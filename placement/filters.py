@@ -58,15 +58,15 @@ class Tolerates:
 class HasGpus:
     """A filter that refuses nodes without enough free devices of the accepted models.
 
-    The sum of free devices must suffice too, because promises to others may be known only as a sum.
+    The node's sum of free GPUs must suffice too, because some promises are known only as a sum over the node.
     """
 
     name = "gpu"
 
     def least(self, request: Request) -> dict[str, float] | None:
-        """Return the least free amounts that `passes` needs. None if they do not decide alone.
+        """Return the least free amounts with which a node passes, or None if free amounts alone do not decide.
 
-        ``device_free`` must be free on as many accepted devices as the request asks for.
+        ``device_free`` is the share that must be free on each of as many accepted devices as the request asks for.
         """
         if request.gpu_memory_bytes:
             return None  # the columns do not have the memory of devices
@@ -159,7 +159,7 @@ class HasResources:
 
 
 def find_fitting_devices(request: Request, snapshot: Snapshot) -> BoolArray:
-    """Return (n, d) True if the request accepts the device and its share of the device is free."""
+    """Return (n, d) True for each device that the request accepts and that has the request's share free."""
     fitting: BoolArray = snapshot.columns.device_free >= request.gpu_share - EPSILON
     if request.gpu_models:
         fitting = fitting & snapshot.accepted_devices(request)

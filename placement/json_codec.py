@@ -1,4 +1,4 @@
-"""Messages between frozen dataclasses and JSON values. roost builds no other objects from bytes that it has received.
+"""The translation of frozen dataclasses to JSON values and back. roost builds no other objects from received bytes.
 
 `decode` refuses unknown and missing fields, wrong types, and numbers that are not finite. The decoder
 of a type is built once: a service that reads back its kernels decodes hundreds of thousands of values.
@@ -46,7 +46,7 @@ def encode(value: Any) -> Any:
 
 
 def encode_message(value: Any) -> Any:
-    """Return the same as `encode`, without the fields that have their default: `decode` puts them back.
+    """Return the same as `encode`, without the fields that have their default value: `decode` fills in the default.
 
     For files, use `encode`: another version may have other defaults.
     """

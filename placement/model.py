@@ -24,13 +24,13 @@ from .validation import (
 )
 
 EPSILON = 1e-6
-"""Amounts of CPUs and GPUs this close are equal, so that ten times 0.1 fill a device. Bytes are exact."""
+"""Amounts of CPUs and GPUs that differ by at most this count as equal: ten shares of 0.1 then fill a device."""
 
 BUSY_BEYOND = 0.1
 """A device is busy beyond its promises if its real use exceeds them by more than this share."""
 
 MEMORY_ONLY = "memory only"
-"""The enforcement of a node that limits the memory of kernels, but not their CPUs."""
+"""How ``Node.enforcement`` begins if the node limits the memory of kernels, but not their CPUs."""
 
 UNKNOWN_USE = 0.5
 """Unknown use counts as half way between idle and busy."""
@@ -71,7 +71,7 @@ class Device:
 
     @property
     def use(self) -> float | None:
-        """The real use, 0..1: the larger share of computing and memory. None if neither is known."""
+        """The real use, 0..1: the larger of ``used`` and the used share of the memory. None if neither is known."""
         known = [] if self.used is None else [self.used]
         if self.memory_used_bytes is not None and self.memory_bytes:
             known.append(self.memory_used_bytes / self.memory_bytes)
@@ -79,7 +79,7 @@ class Device:
 
     @property
     def excess(self) -> float:
-        """The real use minus the promises: 0 if at most ``BUSY_BEYOND``, ``UNKNOWN_USE`` if the use is unknown."""
+        """The real use minus ``promised``. It is 0 up to ``BUSY_BEYOND``, and ``UNKNOWN_USE`` if the use is unknown."""
         if self.use is None:
             return UNKNOWN_USE
         beyond = self.use - self.promised
@@ -109,16 +109,16 @@ _CHECKS: Mapping[str, Check] = {
 class Node:
     """A machine that can run kernels, with its total, promised and really used amounts.
 
-    - ``gpus_promised`` is the sum over the node, in devices. Leases of others may be known only as a sum. The sum may
-      therefore exceed the promises of the devices. It limits the free GPUs of the node, but of no single device.
+    - ``gpus_promised`` is the sum over the node, as a number of devices. It includes promises to other programs, even
+      if their devices are unknown. The sum of ``promised`` over ``devices`` may therefore be smaller.
     - ``resources`` are the totals of custom resources, ``resources_promised`` the promised amounts.
     - ``kernels`` counts the kernels that are known to run or start on the node.
     - ``taints`` keep kernels away whose requests do not tolerate all of them.
-    - ``is_draining`` stops new kernels. ``drains_because`` is a predicate that says why ("its daemon has ended").
-      Empty means that an operator drains the node.
+    - ``is_draining``: the node takes no new kernels. ``drains_because`` says why ("its daemon has ended"). Empty means
+      that an operator drains the node.
     - ``warm`` names environments from which kernels start fast.
-    - ``enforcement`` is how the node limits kernels: by ``cgroup v1`` or ``cgroup v2``, ``never``, or ``MEMORY_ONLY``
-      with a colon and the cause. It is empty if roost does not limit them, or if that is not known.
+    - ``enforcement`` is how the node limits kernels: ``cgroup v1``, ``cgroup v2``, ``never``, or ``MEMORY_ONLY`` with a
+      colon and the cause. It is empty if roost does not limit kernels there, or if that is not known.
     - ``metrics_age_s`` is the age of the real-use figures at the time of the snapshot. None means no metrics.
 
     >>> node = Node(id="a", cpus=8, cpus_promised=2)
@@ -179,7 +179,7 @@ class Node:
         return self.resources.get(name, 0.0) - self.resources_promised.get(name, 0.0)
 
     def fitting_devices(self, request: Request) -> tuple[Device, ...]:
-        """Return the accepted devices with enough free share, in the node's order."""
+        """Return the devices that the request accepts and that have its share free, in the node's order."""
         share = request.gpu_share - EPSILON
         return tuple(d for d in self.devices if d.free >= share and request.accepts(d))
 

@@ -15,7 +15,7 @@ from .snapshot import FloatArray, IntArray, Snapshot
 from .workload import MILLI, FragmentTables, Workload
 
 LARGE_CPUS, LARGE_GPUS = 128.0, 8.0
-"""The size of a large node, which makes CPUs and GPUs comparable. It is the largest node of the trace."""
+"""The size of a large node, which makes CPUs and GPUs comparable: the largest node of the benchmark's trace."""
 
 _NEARLY_NOTHING = np.array(1e-12)
 """A stand-in for 0, because 0 · infinity is not a number."""
@@ -23,17 +23,20 @@ _NEARLY_NOTHING = np.array(1e-12)
 
 @lru_cache(maxsize=1024)
 def _count_taken(cpus: float, memory_bytes: int, gpus: float) -> tuple[FloatArray, int, int]:
-    """Return (3, 2, 1) pairs of 0 and the amount; the number of devices; the thousandths of each device."""
+    """Return what a request takes: its amounts, the number of devices, and the thousandths of each device.
+
+    The amounts are (3, 2, 1): of CPUs, memory and GPUs, each as 0 before the request and the amount after it.
+    """
     taken = np.array([[0.0, cpus], [0.0, memory_bytes], [0.0, gpus]])[:, :, None]
     return taken, math.ceil(gpus), round(min(gpus, 1.0) * MILLI)
 
 
 @dataclass(frozen=True, slots=True)
 class FragmentationGradient:
-    """A scorer of the drop in the node's expected fragmentation (Weng et al., ATC '23, equation 4).
+    """A scorer of the drop in the node's expected fragmentation (FGD: Weng et al., ATC '23, equation 4).
 
-    It scores devices for a share of a GPU, else nodes. With ``is_integer``, scores are whole percents of a sigmoid, as
-    in the authors' scheduler.
+    Fragmentation is the free GPU share that a typical request cannot use. For a request for a share of a GPU, devices
+    are scored, otherwise nodes. With ``is_integer``, scores are whole percents of a sigmoid, as the authors have them.
     """
 
     workload: Workload
@@ -68,7 +71,7 @@ class FragmentationGradient:
     def several(
         request: Request, snapshot: Snapshot, tables: FragmentTables, before_k: IntArray, after_k: IntArray
     ) -> FloatArray:
-        """Return the drop, in thousandths of a GPU, that is due to classes of requests for several GPUs."""
+        """Return the part of the drop that classes of requests for several GPUs cause, in thousandths of a GPU."""
         c = snapshot.columns
         if not c.device_model.shape[1]:
             return np.zeros(len(snapshot))
@@ -86,9 +89,9 @@ class FragmentationGradient:
 
 @dataclass(frozen=True, slots=True)
 class StrandedShare:
-    """A scorer of stranded GPUs: minus the growth of the GPUs that lack CPUs or memory on the node.
+    """A scorer against stranded GPUs: free GPUs for which the node has too few free CPUs or too little memory.
 
-    A typical request cannot use these GPUs. The result is the mean over typical requests, weighted by their GPUs.
+    The score is minus the number of GPUs that the request strands: the mean over typical requests, weighted by GPUs.
     """
 
     workload: Workload
@@ -122,7 +125,7 @@ class Leftover:
 
     is_integer: bool = False
     is_for_gpus: bool = False
-    """True if this scorer packs requests without GPUs on GPU nodes only. Other nodes then get 0."""
+    """True if nodes without GPUs get 0 for requests without GPUs. Such requests are then packed on GPU nodes only."""
     name = "leftover"
     needs_metrics = False
 
@@ -246,7 +249,7 @@ class Packing:
         return score
 
     def _tables(self, models: tuple[str, ...]) -> _Tables:
-        """Return the tables for these models. The last ones are kept, because a cluster's models seldom change."""
+        """Return the tables for these models. The latest tables are kept, as a cluster's models seldom change."""
         latest = self._latest[0] if self._latest else None
         if latest is None or latest[0] is not models:
             tables, waste = self.workload.fragments(models), self.workload.sliver_waste()

@@ -90,7 +90,7 @@ class Ties(Protocol):
     """
 
     def __call__(self, request: Request, snapshot: Snapshot, rows: IntArray) -> int:
-        """Return one of these rows, which are in the order of node ids."""
+        """Return one of ``rows``: the rows of the nodes of equal score, in the order of their ids."""
         ...
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 When = Literal["now", "never"]
 
 BY_OPERATOR = "is draining"
-"""The reason for a node that an operator drains and that gives no reason of its own."""
+"""The reason why a node is refused if it is draining and reports no cause: then an operator drains it."""
 
 SUMMARIES: dict[tuple[str, str], tuple[str, str]] = {  # (filter, when) → predicate for one node, for several
     ("gpu", "now"): ("has too few GPUs free now", "have too few GPUs free now"),
@@ -71,9 +71,9 @@ class RefusalGroup:
 
 
 def group_refusals(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
-    """Return groups of the refused nodes, the largest first.
+    """Return the refused nodes in groups by their main reason, the largest group first.
 
-    A node counts by its first *never*, else first *now*.
+    The main reason of a node is its first *never* refusal. If it has none, it is the first *now* refusal.
     """
     per_node: dict[str, list[Refusal]] = {}
     for refusal in refusals:

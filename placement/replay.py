@@ -1,4 +1,7 @@
-"""A replay of a stream of requests on a snapshot: pure, like the policies. Each request ends after its duration."""
+"""A simulation, to compare policies: a policy places a stream of requests on a snapshot.
+
+The kernel of each request ends after its duration. Nothing here does I/O or reads a clock.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ _FRAGMENTATION_EVERY = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A request that arrives at a time, in seconds from any start. Without ``duration_s`` it never ends."""
+    """A request that arrives at ``at_s``, in seconds from any start. Without ``duration_s``, its kernel never ends."""
 
     request: Request
     at_s: float = 0.0
@@ -34,7 +37,11 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayPoint:
-    """One moment of a replay, in percent of the capacity. ``arrived`` and ``refused`` add up from the start."""
+    """The state at one moment of a replay, in percent of the cluster's capacity.
+
+    ``arrived`` and ``refused`` are sums from the start. ``allocated`` is the amount promised now.
+    ``fragmented`` are the free GPUs that a typical request cannot use, or None if they were not computed.
+    """
 
     arrived: float
     allocated: float
@@ -68,9 +75,9 @@ class Replay:
         return self.arrived - self.placed
 
     def allocation(self, percent: int) -> float | None:
-        """Return how much was promised when requests had reached ``percent``, both in percent of the capacity.
+        """Return how much was promised when the arrived demand reached ``percent``; None if it never did.
 
-        Return None if requests never reached it.
+        Both are in percent of the capacity.
         """
         point = self.points.get(percent)
         return None if point is None else point.allocated
@@ -84,11 +91,11 @@ def replay(
     resource: Resource = "gpus",
     workload: Workload | None = None,
 ) -> Replay:
-    """Place the arrivals in order, each on the cluster that the earlier ones left. Nothing is tried again.
+    """Let a policy place the arrivals in order, each on the cluster as the earlier ones left it.
 
-    A placement that the node cannot hold counts as refused. With a ``workload`` and GPUs as the resource,
-    fragmentation is computed every 5 percent, O(nodes) each. Raises ``ValueError`` if the cluster has none of
-    the resource, or if the policy misbehaves.
+    A refused request is not tried again. A placement that the node cannot hold counts as refused. With a ``workload``
+    and GPUs as the resource, fragmentation is computed at every 5 percent of demand, in O(nodes). Raises ``ValueError``
+    if the cluster has none of the resource, and every error of the policy.
 
     >>> from roost.placement import Node, get_policy
     >>> one = Snapshot.of([Node(id="a", cpus=4)])
@@ -159,10 +166,10 @@ def replay(
 def draw_arrivals_to_demand(
     requests: Sequence[Request], capacity: float, ratio: float, seed: int, resource: Resource = "gpus"
 ) -> list[Arrival]:
-    """Return these requests in random order, until they ask for ``ratio`` times the capacity (FGD, ATC '23).
+    """Return the requests in random order. Together they ask for about ``ratio`` times the capacity (FGD, ATC '23).
 
-    Random requests are left out if these ask for more, and repeated if these ask for less. Raises
-    ``ValueError`` if no request asks for the resource.
+    If all requests together ask for more, random ones are left out. If they ask for less, random ones are repeated.
+    Raises ``ValueError`` if no request asks for the resource.
     """
     if not any(getattr(request, resource) for request in requests):
         raise ValueError(f"the trace asks for no {RESOURCE_NAMES[resource]}, in which demand is counted.")
@@ -184,10 +191,10 @@ def draw_arrivals_to_demand(
 def draw_poisson_arrivals(
     tasks: Sequence[Arrival], capacity: float, load: float, count: int, seed: int, resource: Resource = "gpus"
 ) -> list[Arrival]:
-    """Return arrivals at random (Poisson) times, drawn from the tasks that end, with replacement.
+    """Return arrivals at random (Poisson) times, drawn with replacement from the tasks that have a duration.
 
-    On average they hold ``load`` times the capacity if none is refused. The arrivals at 0 s are tasks that
-    already run; ``count`` arrivals follow. Raises ``ValueError`` if no such task asks for the resource.
+    If none is refused, they hold ``load`` times the capacity on average. The arrivals at 0 s stand for kernels that run
+    already; ``count`` arrivals follow. Raises ``ValueError`` if no task with a duration asks for the resource.
     """
     ending = [(task.request, task.duration_s) for task in tasks if task.duration_s]
     durations = [duration_s for _, duration_s in ending]
@@ -219,7 +226,7 @@ def assume_promised_use(node: Node) -> Node:
 
 
 def measure_fragmentation(workload: Workload, snapshot: Snapshot) -> float:
-    """Return FGD's expected fragmentation F of all nodes: the free GPUs that a typical request cannot use."""
+    """Return the fragmentation of all nodes (FGD, ATC '23): the free GPUs that a typical request cannot use."""
     c = snapshot.columns
     if not c.device_model.shape[1]:
         return 0.0
@@ -232,7 +239,7 @@ def measure_fragmentation(workload: Workload, snapshot: Snapshot) -> float:
 
 
 def _assign_devices(request: Request, snapshot: Snapshot, placement: Placement) -> tuple[str, ...] | None:
-    """Return the devices of the placement, else the first that fit. Return None if the node cannot hold the request."""
+    """Return the placement's devices, or the first that fit if it names none. Return None if the node has no room."""
     if placement.node_id not in snapshot:
         return None
     node = snapshot.node(placement.node_id)

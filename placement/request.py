@@ -43,7 +43,7 @@ _CHECKS: Mapping[str, Check] = {
 class Request:
     """The resources and conditions that one kernel asks for. One node must meet them.
 
-    A request without amounts is best effort: nothing is promised to it, and it fits every node that is not draining.
+    A request without amounts is best effort: nothing is promised to it, and no node is too full for it.
 
     - ``gpus`` is a share of one device (at most 1) or a whole number of devices.
     - ``gpu_models`` and ``labels`` are required: any one of the models, and all of the labels. ``near`` are preferred
@@ -54,12 +54,12 @@ class Request:
     - ``environment`` is the path of the interpreter. A node with this environment warm starts the kernel faster.
     - ``policy`` names a placement policy. Empty is the operator's default.
     - ``enforce`` is ``required`` if the kernel must not run where its limits cannot be enforced, or ``auto`` if they
-      are enforced wherever that is possible. Empty is the operator's choice, and nothing makes it weaker.
+      are enforced wherever that is possible. Empty is the operator's choice. A request cannot weaken that choice.
     - ``options`` belong to the backend, which declares and checks them.
 
     Placement ignores ``policy``, ``enforce`` and ``options``, and ``owner`` does not influence the ranking.
 
-    Raises ``ValueError`` with one sentence for users.
+    Raises ``ValueError`` for a wrong value, with one sentence for users.
 
     >>> Request(gpus=0.5, memory_bytes=8 * 2**30).describe()
     '0.5 GPU, 8 GiB memory'
@@ -110,7 +110,7 @@ class Request:
 
     @property
     def gpu_share(self) -> float:
-        """The share of each device, 0..1."""
+        """The share that the request takes of each of its devices, 0..1."""
         return min(self.gpus, 1.0)
 
     def accepts_model(self, model: str) -> bool:

@@ -53,10 +53,9 @@ WeightedScorers = tuple[tuple[Scorer, float], ...]
 class Available:
     """A scorer of the share of a resource that is not promised after the kernel's start.
 
-    With ``real``, the score is at most the share that is really unused then.
-
-    It has no opinion on a resource that the request does not ask for. One exception: without ``real``, memory and CPUs
-    count for best-effort requests too.
+    With ``real``, the score is at most the share that is really unused after the start. The scorer has no opinion on a
+    resource that the request does not ask for. One exception: without ``real``, memory and CPUs count for best-effort
+    requests too.
     """
 
     name: Literal["gpu", "memory", "cpu"]
@@ -110,7 +109,7 @@ class SpareGpus:
 
 @dataclass(frozen=True, slots=True)
 class FullestDevice:
-    """A scorer of devices for a share of a GPU: higher if less is left over; with ``is_emptiest``, lower."""
+    """A scorer of devices for requests below one GPU. The fullest scores most; with ``is_emptiest``, the emptiest."""
 
     is_emptiest: bool = False
     name = "device"
@@ -124,7 +123,7 @@ class FullestDevice:
 
 
 class LowLoad:
-    """A scorer of best-effort requests: 1 for an idle node, 0 if its CPUs or its memory are fully used."""
+    """A scorer for best-effort requests: 1 for an idle node, 0 if its CPUs or its memory are fully used."""
 
     name = "load"
     needs_metrics = True
@@ -141,7 +140,10 @@ class LowLoad:
 
 @dataclass(frozen=True, slots=True)
 class FewKernels:
-    """A scorer that prefers few kernels for the node's size: ``-(kernels + 1) / size`` (d'Hondt's method)."""
+    """A scorer that prefers few kernels for the node's size: ``-(kernels + 1) / size`` (d'Hondt's method).
+
+    The size is the number of GPUs for requests with GPUs, otherwise the number of CPUs.
+    """
 
     best_effort_only: bool = False
     name = "kernels"
@@ -181,7 +183,7 @@ class WithoutGpus:
 
 
 class WarmEnvironment:
-    """A scorer of fast starts: 1 if the node's agent has the request's environment warm."""
+    """A scorer for fast starts: 1 if a zygote for the request's interpreter is warm on the node, else 0."""
 
     name = "warm"
     needs_metrics = False

@@ -64,13 +64,13 @@ def packing(workload: Workload) -> Packing:
     """Build the scorer with which `balanced` packs GPUs.
 
     The weights were fitted by hand to the trace of `benchmarks/placement.py`. Without ``fragmentation``, requests for
-    many GPUs find no node. Less ``leftover`` or more ``stranded`` breaks up empty nodes.
+    many GPUs find no node. With less ``leftover`` or more ``stranded``, small requests take empty nodes.
     """
     return Packing(workload, fragmentation=0.2, stranded=0.8, leftover=0.15, sliver=1.2, pressure=0.8)
 
 
 def fgd(workload: Workload = _UNKNOWN) -> Policy:
-    """Build fragmentation gradient descent as published (ATC '23), with integer scores. Ties go to the smallest id."""
+    """Build the policy fragmentation gradient descent (FGD) as published (ATC '23). Scores are integers."""
     return Pipeline(name="fgd", scorers=((FragmentationGradient(workload, is_integer=True), 1.0),))
 
 
@@ -155,9 +155,10 @@ def get_policy(name_or_object: str | Policy, workload: Workload = _UNKNOWN) -> P
 
 
 def import_policy(name: str, known: Iterable[str] = ()) -> object:
-    """Return the object of that name, for ``build_policy``. Raises ``PolicyError``, or the errors of its module.
+    """Import the object that a policy's name stands for, for ``build_policy``.
 
-    The error lists the shipped, the installed and the ``known`` policies.
+    Raises ``PolicyError``, or an error of the imported module. If the name is unknown, the error lists the shipped, the
+    installed and the ``known`` policies.
     """
     if name in SHIPPED:
         return SHIPPED[name]

@@ -22,7 +22,7 @@ Check = Callable[[str, Any], Any]
 
 
 def check_fields(checked: object, checks: Mapping[str, Check]) -> None:
-    """Check and normalize these fields of a frozen dataclass, in its ``__post_init__``."""
+    """Check and normalize the fields of a frozen dataclass that ``checks`` names. Called in its ``__post_init__``."""
     for name, check in checks.items():
         value = getattr(checked, name)
         kept = check(name, value)
@@ -31,12 +31,12 @@ def check_fields(checked: object, checks: Mapping[str, Check]) -> None:
 
 
 def if_known(check: Check) -> Check:
-    """Return the check of a field that may be None."""
+    """Return a check that accepts None, and checks any other value by ``check``."""
     return lambda name, value: None if value is None else check(name, value)
 
 
 def check_number(name: str, value: object) -> float:
-    """Return a finite number that is not negative."""
+    """Return the value as a float. Raise ``ValueError`` unless it is a finite number that is not negative."""
     if type(value) is float and 0.0 <= value < math.inf:  # the usual case, which is checked millions of times
         return value or 0.0  # not -0.0
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -53,7 +53,7 @@ def check_number(name: str, value: object) -> float:
 
 
 def check_whole(name: str, value: object) -> int:
-    """Return a whole number below 2**63 that is not negative."""
+    """Return the value as an int. Raise ``ValueError`` unless it is a whole number from 0 to 2**63 - 1."""
     if type(value) is int and 0 <= value < 2**63:
         return value
     number = check_number(name, value)
@@ -80,7 +80,7 @@ def check_labels(name: str, value: object) -> dict[str, str]:
 
 
 def check_amounts(name: str, value: object) -> dict[str, float]:
-    """Return a copy of a mapping from names to amounts, or ``NOTHING``."""
+    """Return a checked copy of a mapping from names to amounts, or ``NOTHING`` if it is empty."""
     if value is NOTHING:
         return NOTHING
     if not isinstance(value, Mapping):
@@ -91,7 +91,7 @@ def check_amounts(name: str, value: object) -> dict[str, float]:
 
 
 def check_resources(name: str, value: object) -> dict[str, float]:
-    """Return custom resources. Raise `ValueError` for an amount of 0, and for CPUs, memory and GPUs."""
+    """Return custom resources as a dict. Raise `ValueError` for an amount of 0, and for CPUs, memory and GPUs."""
     amounts = check_amounts(name, value)
     for resource, number in amounts.items():
         if resource.lower() in _FIELDS:

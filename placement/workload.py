@@ -1,4 +1,4 @@
-"""A summary of recent requests: counts, and the tables of scorers. Policies learn only from this."""
+"""A summary of recent requests: their counts, and tables for scorers. Policies learn only from this summary."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USEFUL_FROM = 20
 _TYPICAL = 0.95
 """The typical classes are the most frequent classes that together cover this share of the requests (FGD, ATC '23)."""
 _OFFERS = 100
-"""After this many offered requests, the free share of a device counts as wasted."""
+"""A share of a device that is still free after this many random requests were offered counts as wasted."""
 
 
 def _keep(compute: Callable[P, T]) -> Callable[P, T]:
@@ -74,11 +74,11 @@ class Workload:
 
     @_keep
     def pressure(self, models: tuple[str, ...]) -> FloatArray:
-        """Return (models + 1,) the pressure on each model. The last element, 0, stands for "no device".
+        """Return (models + 1,) the pressure on each GPU model. The last element, 0, stands for "no device".
 
-        The pressure is the share of the demand that requires the model, over the model's share of the GPUs,
-        squared. The square makes a pressure below 1 smaller, because such a model has GPUs for other
-        requests. A request for several models counts for each by its share of their GPUs.
+        The pressure is the share of the demand that requires the model, divided by the model's share of the GPUs, and
+        squared. The square makes a pressure below 1 smaller, because such a model has GPUs for other requests. A
+        request for several models counts for each model by the model's share of their GPUs.
         """
         demand = sum(count * asked.gpus for asked, count in self.classes) or 1.0
         total = sum(self.gpus.values()) or 1.0
@@ -94,9 +94,9 @@ class Workload:
 
     @_keep
     def per_gpu(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return (classes,) GPUs per CPU, GPUs per byte, and shares, of typical requests with GPUs.
+        """Return three arrays, (classes,), for typical requests with GPUs: GPUs per CPU, GPUs per byte, and shares.
 
-        The first two are infinite for a class that asks for no CPUs or no memory.
+        The shares are of the demand for GPUs. A ratio is infinite for a class that asks for no CPUs or no memory.
         """
         counts: dict[tuple[float, float], float] = defaultdict(float)
         for asked, count in self.classes:
@@ -109,9 +109,9 @@ class Workload:
 
     @_keep
     def sliver_waste(self) -> FloatArray:
-        """Return the share of a GPU that stays unused, for each free share of it: (1001,), by free thousandths.
+        """Return (1001,), by the free thousandths of a GPU: the share of the GPU that will stay unused.
 
-        The share that is left after `_OFFERS` random requests were offered counts as unused.
+        The share that is left after `_OFFERS` random requests were offered to the GPU counts as unused.
         """
         parts: dict[int, float] = defaultdict(float)
         for asked, count in self.classes:
@@ -146,7 +146,7 @@ def _milli(request: Request) -> int:
 
 
 def _find_typical(classes: Sequence[T], counts: Sequence[float]) -> tuple[list[T], FloatArray]:
-    """Return the most frequent classes that cover `_TYPICAL` of all requests, and their shares."""
+    """Return the most frequent classes that together cover `_TYPICAL` of all requests, and their shares."""
     if not classes:
         return [], np.zeros(0)
     order = sorted(range(len(classes)), key=lambda i: -counts[i])
@@ -160,9 +160,9 @@ def _find_typical(classes: Sequence[T], counts: Sequence[float]) -> tuple[list[T
 class FragmentTables:
     """The expected fragmentation F of FGD (Weng et al., ATC '23, section 4.2) as tables, exact in thousandths of a GPU.
 
-    F is the free GPU share that a typical request cannot use, as a mean over the classes, in the order of
-    their CPUs. If the node's CPUs suffice for the first k classes, F is the sum of ``device[model, k, left]``
-    over the node's devices. Classes of several GPUs add ``many[model, k, whole devices left]``.
+    F is the free GPU share that a typical request cannot use, as a mean over the classes of requests. The classes are
+    in the order of their CPUs. If the node's CPUs suffice for the first k classes, F is the sum of ``device[model, k,
+    left]`` over the node's devices, plus ``many[model, k, whole devices left]`` for classes of several GPUs.
     """
 
     cpus: FloatArray  # (classes,) ascending

@@ -5,6 +5,7 @@ request_options.py     a kernelspec's options and KERNEL_* variables → Request
 kernel_connection.py   the kernel's addresses, ports and keys
 encryption.py          keys or private sockets for the kernel's channels
 kernel_environment.py  the kernel's environment variables and working directory
+spark_mode.py          refuses the cluster mode of Spark, which takes a kernel out of its lease
 exit_watch.py          waits for the end of a kernel
 application.py         what differs between a Jupyter Server and other applications
 kernelspecs.py         installs, lists, checks and removes roost's kernelspecs
@@ -12,6 +13,10 @@ kernel_object.py       a kernel as a Python object, for `roost.start_kernel`
 execution.py           the result of code that such a kernel has executed
 placed_kernelspecs.py  the installed kernelspecs, with their kernels started through roost
 notebook_run.py        executes a notebook, for `roost run`
+attached_kernel.py     a client of a kernel that runs already, for `roost.attach`
+journal_reader.py      the messages of a kernel that its node has kept
+kernel_json.py         reads and checks a kernel.json
+server_extension/      roost's part of a Jupyter Server
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ class ExitWatch:
         self._end(ending, None, "it ended while no service of roost was running, so nobody saw the cause")
 
     def read(self, ending: KernelExit, kernel: Kernel) -> None:
-        """End the launch if the service reports that its kernel has ended."""
+        """Set the exit code of the launch if `kernel`, as the service describes it, has ended."""
         if kernel.launch_id == ending.launch_id and kernel.state == "exited":
             self.was_stopped = kernel.is_stopped
             self._end(

@@ -41,7 +41,7 @@ class JournalMessage:
 
 
 class JournalReader:
-    """Reads one journal from its beginning."""
+    """A reader of one kernel's journal, from its beginning."""
 
     def __init__(self, client: Client, kernel_id: str) -> None:
         self._client = client

@@ -23,7 +23,7 @@ _LONGEST_IPC_IP = (103 if sys.platform == "darwin" else 107) - len("-5")
 _RECONNECT_MS = 5
 """A socket's first pause before it connects again. ZeroMQ's default of 100 ms is longer than a restart."""
 _LONGEST_RECONNECT_MS = 100
-"""The longest such pause. The pauses double up to this time, so that sockets of a dead kernel do not spin."""
+"""The longest such pause. The pauses double up to this time, so that sockets of a dead kernel take little CPU."""
 
 
 def reconnect_soon(context: zmq.Context[Any]) -> None:

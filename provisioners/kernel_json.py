@@ -44,7 +44,7 @@ def check_spec(spec: KernelSpec) -> None:
 def find_provisioner(document: Any) -> Any:
     """Return the provisioner's name in a kernel.json; empty if it names none.
 
-    Return roost's name if `document` or its metadata is not an object.
+    If `document` or its metadata is not an object, return roost's name, so that roost reports the defect.
     """
     metadata = document.get("metadata", {}) if isinstance(document, dict) else None
     if not isinstance(metadata, dict):

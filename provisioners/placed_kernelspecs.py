@@ -1,6 +1,6 @@
 """The installed kernelspecs, changed so that all of them start kernels through roost.
 
-Programs that start kernels themselves use them, such as `roost run` and `roost.start_kernel`.
+`roost run` and `roost.start_kernel` use them.
 """
 
 from __future__ import annotations

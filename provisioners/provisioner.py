@@ -1,7 +1,7 @@
 """RoostProvisioner: jupyter_client starts, restarts, signals, watches and stops one kernel through it.
 
-The launch reports the ports that the kernel binds. A restart asks for the same ports and keeps the kernel's
-lease. The service pushes the exit, so `poll` and `wait` send no request. A kernel that cannot be reached
+The launch reports the ports that the kernel binds. A restart asks for the same ports and keeps the kernel's lease. The
+service reports the kernel's exit by itself, so `poll` and `wait` send no request. A kernel that cannot be reached
 counts as alive.
 """
 
@@ -59,7 +59,7 @@ _NO_ANSWER_S = 10.0
 _REPEAT_STOP_S = 300.0
 """How long the client repeats the request to stop a kernel in the background."""
 _PROMPT_EXIT_S = 1.0
-"""How long a shutdown waits for the pushed exit. After that, jupyter_client polls every 0.1 s."""
+"""How long a shutdown waits for the report of the exit. After that, jupyter_client polls every 0.1 s."""
 _ADOPT_AGAIN_S = 2.0
 """How long an adoption waits before it asks again for a kernel that is out of reach."""
 _LOG_WAIT_S = 10.0
@@ -113,7 +113,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self.waiting: Kernel | None = None
         """The kernel as the service last described it, while its start runs."""
         self.on_waiting: Callable[[], None] = lambda: None
-        """Called on the client's thread after each change of `waiting`."""
+        """A function that is called on the client's thread after each change of `waiting`."""
         self._logged_wait: tuple[float, str] = (-math.inf, "")
         self._stopping: Call[Kernel] | None = None
         self._has_lease = False
@@ -211,7 +211,7 @@ class RoostProvisioner(KernelProvisionerBase):
         await self._end_by(signal.SIGTERM, wait_s=0.0)
 
     async def shutdown_requested(self, restart: bool = False) -> None:
-        """Wait for a prompt exit, because jupyter_client's own loop polls only every 0.1 s."""
+        """Wait for the exit for a moment, because jupyter_client's own loop polls only every 0.1 s."""
         self._is_ending = True
         started = time.monotonic()
         if self._exit is not None:
@@ -281,7 +281,7 @@ class RoostProvisioner(KernelProvisionerBase):
         self._started(kernel)
 
     def resolve_path(self, path: str) -> str | None:
-        """Return `path` as the kernel sees it, or None if the kernel runs on another machine."""
+        """Return `path` as the kernel sees it, or None for a missing path or a kernel on another machine."""
         if not self._is_local:
             return None
         found = pathlib.Path(path).expanduser()
@@ -443,7 +443,7 @@ class RoostProvisioner(KernelProvisionerBase):
 
     @property
     def is_launching(self) -> bool:
-        """True from the beginning of a launch until the kernel runs, or has failed to."""
+        """True from the beginning of a launch until the kernel runs, or until the launch has failed."""
         return self._exits.is_launching
 
     @property
@@ -454,8 +454,8 @@ class RoostProvisioner(KernelProvisionerBase):
     def why_not_restart(self) -> str:
         """Return the reason why Jupyter must not restart the ended kernel automatically; empty if it may.
 
-        The kernel was stopped or culled, or it ran out of memory twice in a row. The second reason resets the
-        count.
+        There is a reason if the kernel was stopped or culled, or ran out of memory twice in a row. The second reason
+        resets the count of launches that ran out of memory.
         """
         if self._exit is None or self._exit.code is None:
             return ""

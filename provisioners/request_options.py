@@ -55,7 +55,7 @@ def check_backend_options(backend: str, options: Any) -> None:
 
 
 def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> StartOptions:
-    """Combine `options` (keys as in OPTIONS) with the KERNEL_* variables in `env`, which win; raises `ConfigError`."""
+    """Combine `options` (keys as in OPTIONS) with the overriding KERNEL_* variables of `env`; raises `ConfigError`."""
     fields: dict[str, Any] = {"options": _read_backend_options(options, env)}
     try:
         for field, option, variable, read in _FIELDS:

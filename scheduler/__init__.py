@@ -1,1 +1,1 @@
-"""The scheduler: admits, queues, places, leases and launches; its service, its client, the `roost` command."""
+"""The scheduler, which admits, queues, places, leases and launches kernels; its service, its client, `roost`."""

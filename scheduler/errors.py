@@ -16,6 +16,7 @@
     │   └── KernelDied           the kernel ended during its start, or while a program used it
     ├── ExecutionError           the code that a program let a kernel execute raised an error
     └── BackendUnavailable       the cluster, the service or an agent does not answer
+        └── ManagerAway          a service cannot start, because its cluster does not answer
 
 Each error has a one-line `user_message` that says what to do next, and `fields` of JSON values. Errors can be
 pickled. They cross the scheduler's socket by their class names (`to_remote`, `from_remote`).
@@ -76,10 +77,9 @@ class NotAllowed(RoostError):
 
 
 class LeaseConflict(RoostError):
-    """The cluster manager refused the lease: place the kernel again on a fresh snapshot.
+    """The cluster manager refused the lease. The scheduler must place the kernel again, on a fresh snapshot.
 
-    With `is_everywhere`, every other node would be refused too for now: a quota of the whole cluster is used
-    up.
+    `is_everywhere`: the manager would now refuse every node, because a quota of the whole cluster is used up.
     """
 
     def __init__(self, user_message: str, *, is_everywhere: bool = False) -> None:
@@ -131,7 +131,7 @@ class ManagerAway(BackendUnavailable):
 
 
 def from_remote(error: RemoteError) -> RoostError:
-    """Return the typed error in an answer. An unknown kind becomes a plain `RoostError`."""
+    """Return the error of an answer as an object of its own class; of `RoostError` if the class is unknown."""
     kind = globals().get(error.kind)
     if not (isinstance(kind, type) and issubclass(kind, RoostError)):
         kind = RoostError

@@ -17,7 +17,7 @@ from yarn_nodes import yarn_cluster  # noqa: F401 - a fixture
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
-    """Return the scheduler of `--dist loadgroup`."""
+    """Return our own scheduler of pytest-xdist for `--dist loadgroup`, and None for any other `--dist`."""
     if config.getoption("dist") != "loadgroup":
         return None
     from distribution import GroupScheduling

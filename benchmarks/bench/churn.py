@@ -1,4 +1,4 @@
-"""`roost bench churn`: starts and stops for a stated time, and leaks.
+"""`roost bench churn`: starts and stops kernels for a stated time, and counts the processes and files left after them.
 
 starts              kernels per second that were started, answered and were stopped again
 start               start_kernel() called → first reply

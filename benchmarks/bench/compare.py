@@ -18,7 +18,7 @@ from roost.scheduler.errors import ConfigError
 _LEAST = 0.02
 """A median counts as changed only if it differs by more than this share."""
 _FEW = 4
-"""With fewer samples in one of the runs, noise alone may make a change."""
+"""With fewer samples than this in one of two runs, noise alone may look like a change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ placement   no node has room for another kernel, by the scheduler's own accounts
 
 PSS shares each page among the processes that use it, so it falls with the number of kernels. USS and private dirty
 pages are the kernel's alone. Each kernel reads its own memory. Memory is measured once more after each further load: a
-completion, and the import of the given packages. If the side has a `page_out_after_s`, memory is measured after that as
-well, from outside and on this machine only, and so are the next answers.
+completion, and the import of the given packages. With the setting `page_out_after_s`, memory is also measured after
+page-out, and so is the time of the next answers. The kernels are then read from outside, on this machine only.
 
 all in      the PSS of a kernel and its part of roost's own processes on this machine (service, agent, zygotes, spares)
 """
@@ -48,13 +48,16 @@ FEW = 50
 _WINDOW = 10
 """The median of this many starts, or answers, is compared with the limit for latency."""
 _SAMPLE = 40
-"""About this many kernels report their memory, which needs a cell in each."""
+"""About this many kernels report their memory. Each of them runs a cell for that."""
 _STOP_AT_ONCE, _HUNDRED = 8, 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """When to stop. `free` is a share of a node's memory. `shares_machine`: all nodes are on this machine."""
+    """The limits that end the starts of kernels. `free` is the least share of a node's memory that must stay free.
+
+    With `shares_machine`, all nodes are on this machine.
+    """
 
     kernels: int
     free: float
@@ -66,8 +69,8 @@ class Limits:
 class Filled:
     """The kernels of a side, in the order of their starts, and why no more were started.
 
-    `room` is the memory in bytes that each node still had above its limit. `slots` is the number of further
-    kernels for which each node had enough CPUs, memory and GPUs.
+    `room` is the memory in bytes that each node could still use before `Limits.free` was reached. `slots` is the number
+    of further kernels for which each node had enough CPUs, memory and GPUs.
     """
 
     kernels: list[BenchKernel] = field(default_factory=list)
@@ -139,7 +142,7 @@ async def check_packages(side: Side, packages: Sequence[str]) -> None:
 
 
 def _build_loads(packages: Sequence[str]) -> dict[str, str]:
-    """Return the code of each load by its name, in the order of their runs. A completion has empty code."""
+    """Return name → code of the cells after which memory is measured, in order. A completion has empty code."""
     loads = {FIRST: "1+1", COMPLETION: ""}
     if packages:
         loads[f"import {', '.join(packages)}"] = f"import {', '.join(packages)}"
@@ -257,7 +260,7 @@ def _read_request(side: Side) -> Request:
 
 
 def _find_room(side: Side, nodes: Sequence[Mapping[str, Any]], limits: Limits) -> dict[str, float]:
-    """Return the memory in bytes that each node has above its limit."""
+    """Return the memory in bytes that each node can still use before `limits.free` is reached."""
     memory = psutil.virtual_memory()
     here = memory.available - limits.free * memory.total
     if not side.is_roost:

@@ -50,9 +50,9 @@ def why_not(backend: str) -> str | None:
 
 @contextmanager
 def embedded(backend: str, folder: Path) -> Iterator[None]:
-    """Start a cluster, which counts as the configured one until the end. Raise `ConfigError` if impossible.
+    """Start a cluster, to which roost connects by default until the end. Raise `ConfigError` if impossible.
 
-    At the end, roost's processes in the folder `r` of `folder` are ended.
+    At the end, roost's processes with the runtime folder `r` in `folder` are ended.
     """
     if reason := why_not(backend):
         raise ConfigError(f"There can be no embedded cluster here: {reason}.")

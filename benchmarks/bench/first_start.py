@@ -25,9 +25,7 @@ DEADLINE_S = 120.0
 async def measure_first(side: Side, runtime_dir: Path) -> dict[str, float]:
     """Start one kernel of a side of roost in a new process. Return milliseconds by stage.
 
-    Raise `NoAnswer` if the kernel does not answer or does not start.
-
-    The processes of `runtime_dir` are ended afterwards.
+    Raise `NoAnswer` if the kernel does not start or answer. At the end, the processes of `runtime_dir` are ended.
     """
     command = (sys.executable, "-m", __name__, json.dumps(asdict(side)))
     environment = {**os.environ, RUNTIME: str(runtime_dir)}

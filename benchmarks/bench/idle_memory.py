@@ -15,9 +15,9 @@ PAGE_OUT = "page-out"
 _PAGED_OUT_S = 60.0
 """How long to wait for page-out beyond `page_out_after_s`."""
 _LEFT = 0.3
-"""A kernel counts as paged out when no more than this part of its memory is left."""
+"""A kernel counts as paged out when less than this share of its memory is outside the swap."""
 _SCANS, _MERGED_S = 2, 120.0
-"""Linux merges equal pages in this scan of the memory. Seconds to wait for the scan."""
+"""The number of memory scans in which Linux merges equal pages, and how long to wait for them in seconds."""
 _SCAN_COUNT = Path("/sys/kernel/mm/ksm/full_scans")
 
 

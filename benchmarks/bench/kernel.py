@@ -31,7 +31,7 @@ _SETTLE_S = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """The memory of one kernel in MiB. `pss` shares each page among the processes that have it; `uss` is its own."""
+    """The memory of one kernel in MiB. `pss` counts its part of each shared page, and `uss` counts no shared page."""
 
     pss: float
     uss: float
@@ -44,7 +44,7 @@ class NoAnswer(Exception):
 
 
 class BenchKernel:
-    """A kernel of a side. Used as `async with`, it is started and stopped."""
+    """A kernel of one side of a comparison. `async with` starts and stops it."""
 
     def __init__(self, side: Side) -> None:
         self.side = side
@@ -66,7 +66,7 @@ class BenchKernel:
         return self._client
 
     async def start(self, **variables: str) -> dict[str, float]:
-        """Start the kernel with its channels. Return milliseconds until the call returned, and until a reply.
+        """Start the kernel with its channels. Return milliseconds until start_kernel() returned, and until a reply.
 
         `variables` are environment variables of the start, such as `KERNEL_GPUS`.
         """
@@ -153,7 +153,7 @@ class BenchKernel:
 
 
 def read_memory_of(pid: int) -> Memory:
-    """Return the memory of a process here, which stays paged out. Raise `OSError` if it is gone."""
+    """Return the memory of a process here, and leave its pages in the swap. Raise `OSError` if it has ended."""
     return _read_rollup(Path(f"/proc/{pid}/smaps_rollup").read_text())
 
 

@@ -1,4 +1,4 @@
-"""Lets the agent of a side learn the packages of `roost bench density`, as from users' kernels."""
+"""Kernels that import the packages of `roost bench density`, so that the agent learns to preload these packages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .report import Report
 from .sides import Side
 
 _LEARNT_S = 120.0
-"""How long to wait for a zygote with the packages."""
+"""How long to wait until a zygote has imported the packages."""
 
 
 async def teach(report: Report, side: Side, packages: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """`roost bench memory`: the memory of all processes of some users, while their kernels are idle.
 
 Each user is a process of its own with its own runtime folder, as on a machine that several people share. It starts its
-kernels, runs a cell in each and keeps them. After a rest, the memory (PSS) of all processes is added up, without the
-users' own. For roost these are service, agent, zygotes, spares and kernels; for others the kernels.
+kernels, runs a cell in each and keeps them. After a rest, the memory (PSS) of the processes that the users have started
+is added up. For roost these are service, agent, zygotes, spares and kernels. For other sides these are the kernels.
 
 all in, N users with M kernels      MiB per user
 """
@@ -47,7 +47,7 @@ class Case:
 
 
 async def measure(report: Report, sides: Sequence[Side], cases: Sequence[Case], rest_s: float) -> None:
-    """Measure each side in each case, one after the other, as sides side by side would share pages."""
+    """Measure each side in each case. No two sides run at the same time, because their processes would share pages."""
     for case in cases:
         for side in sides:
             async with AsyncExitStack() as users:

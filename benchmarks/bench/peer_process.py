@@ -25,18 +25,21 @@ from .sides import Side
 from .world import NEUTRAL, PLAIN, ROOST, RUNTIME, end_processes, read_provisioner
 
 Turn = Callable[..., Awaitable[object]]
-"""A coroutine function that takes a report, a side and other values. Its result has a JSON form."""
+"""A coroutine function that measures a side, from a report, the side and other values. Its result has a JSON form."""
 
 
 class PeerProcess:
-    """The process of one side. `process` runs `serve`."""
+    """The process in which the kernels of one side are measured. `process` runs `serve`."""
 
     def __init__(self, side: Side, process: asyncio.subprocess.Process) -> None:
         self.side = side
         self._process = process
 
     async def run(self, report: Report, turn: str, *values: object) -> Any:
-        """Run a turn and return its result; count failures in the report. Raise `RuntimeError` on error."""
+        """Run a turn in the process and return its result. Count failed kernels in the report.
+
+        Raise `RuntimeError` if the turn fails or the process ends.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([turn, *values]).encode() + b"\n")
@@ -54,7 +57,7 @@ class PeerProcess:
 async def open_processes(sides: Sequence[Side], module: str) -> AsyncIterator[Mapping[str, PeerProcess]]:
     """Start a process for each side with another provisioner, and yield them by the side's name.
 
-    The process is `python -m MODULE SIDE`, with the side as JSON. It ends at the end, with everything that it started.
+    The process is `python -m MODULE SIDE`, with the side as JSON. It is killed at the end, with all that it started.
     """
     specs = KernelSpecManager()
     async with AsyncExitStack() as stack:

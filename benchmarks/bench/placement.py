@@ -5,7 +5,7 @@ decision p50, p99   the time of `Policy.place`. Before each decision one kernel 
 commit p50          the time of `Snapshot.apply` for the changed nodes, which is no part of the decision
 never seen          the time of `place` for a new class of requests, which scores all nodes
 
-The cluster is drawn: nodes of several sizes, filled by the policy itself. It needs no cluster and no service.
+The nodes are drawn at random and filled by the policy itself. The benchmark needs no cluster and no service.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from roost.scheduler.errors import ConfigError
 from .report import Report, take_turns
 
 KERNELS = 200
-"""At most this many of the kernels started in the measurement run at a time. Then the oldest ends first."""
+"""At most this many kernels of the measurement run at a time. With one more, the oldest kernel ends."""
 _DRAWN = 1_000
 """This many nodes are drawn and filled. A larger cluster has copies of them."""
 _GIB = 1 << 30
@@ -51,7 +51,7 @@ _DRAWS = 2_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The measurements to make. `fill` is the share of the GPUs that is requested before the first one."""
+    """The measurements to make. `fill` is the share of the GPUs that is requested before the first measurement."""
 
     policies: Sequence[str]
     sizes: Sequence[int]
@@ -77,7 +77,10 @@ class BusyCluster:
             self.policy.place(request, self.snapshot)
 
     def measure(self, report: Report, name: str, decisions: int, number: int) -> None:
-        """Time `decisions` decisions, and one for a new class of requests. Drop the times if `number` < 0."""
+        """Time `decisions` decisions, and one for a new class of requests. Add the times to the report.
+
+        `number` makes the class new. If `number` is negative, the times are dropped.
+        """
         times_us = np.array([self.decide() for _ in range(decisions)]) * 1e6
         never_ms = self.decide_for_a_new_class(number) * 1e3
         if number >= 0:

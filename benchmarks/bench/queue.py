@@ -67,7 +67,7 @@ async def measure(report: Report, sides: Sequence[Side], habits: Habits) -> None
 
 
 class _Run:
-    """The users of one side."""
+    """One run, in which all users work with the kernels of one side."""
 
     def __init__(self, report: Report, side: Side, habits: Habits) -> None:
         self._report = report
@@ -99,7 +99,7 @@ class _Run:
         return [f"{count} kernels of {side.name} were refused: {why}" for why, count in self._refused.items()]
 
     async def _work(self, number: int) -> None:
-        """Play one user, who starts, uses and stops kernels until the time is over."""
+        """Act as one user, who starts, uses and stops kernels until the time is over."""
         dice = random.Random(f"{self._habits.seed} {number}")
         while (rest_s := self._ends_at - time.monotonic()) > 0:
             await asyncio.sleep(min(rest_s, dice.expovariate(1 / self._habits.pause_s)))
@@ -109,7 +109,7 @@ class _Run:
             await self._use(f"user-{number}", use_s, {})
 
     async def _play(self, number: int, arrival: Arrival) -> None:
-        """Play one kernel of the trace. The kernels belong to the users in turn."""
+        """Start one kernel of the trace at its time, and use it. The kernels belong to the users in turn."""
         began = self._ends_at - self._habits.for_s
         await asyncio.sleep(max(0.0, began + arrival.at_s - time.monotonic()))
         use_s = self._habits.for_s if arrival.duration_s is None else arrival.duration_s

@@ -62,7 +62,7 @@ class Figure:
 
     @classmethod
     def of(cls, samples: Sequence[float], unit: str) -> Figure:
-        """Return the figure of at least one sample."""
+        """Return the figure of these samples. There must be at least one sample."""
         return cls(
             median=statistics.median(samples), min=min(samples), max=max(samples), n=len(samples), unit=unit
         )
@@ -84,7 +84,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """A bound of a value. `text` is the name of a ratio or a figure, or describes `value`."""
+    """A claimed bound of a measured value. `text` is the name of a ratio or a figure, or describes `value`."""
 
     text: str
     value: float
@@ -99,7 +99,7 @@ class Bound:
 
 
 class Report:
-    """A collection of samples by name, in order.
+    """The results of a benchmark: samples by name, in order, with the ratios and claims about them.
 
     >>> report = Report("start")
     >>> for plain, roost in [(200.0, 30.0), (190.0, 38.0), (210.0, 31.5)]:
@@ -155,7 +155,7 @@ class Report:
         return self.ratios[name]
 
     def compare(self, stage: str, sides: Sequence[str]) -> None:
-        """Add the ratio of the first side to each other side with as many samples of the stage."""
+        """Add the ratio of the first side to each other side, if both have equally many samples of the stage."""
         first, *others = sides
         for other in others:
             numerator, denominator = f"{stage}/{first}", f"{stage}/{other}"
@@ -176,7 +176,7 @@ class Report:
         at_most: float | None = None,
         at_least: float | None = None,
     ) -> None:
-        """Add a claim about `value`, or about the ratio of medians or the figure named `text`."""
+        """Add a claim: `value`, else the ratio (of medians) or the figure named `text`, is within these bounds."""
         if value is None:
             value = self.ratios[text].of_medians if text in self.ratios else self.figure(text).median
         self.claims.append(Bound(text=text, value=value, at_most=at_most, at_least=at_least))

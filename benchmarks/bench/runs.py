@@ -36,9 +36,9 @@ def measure_sides(
     *,
     cluster: Callable[[Path], AbstractContextManager[None]] | None = None,
 ) -> int:
-    """Warm up the sides and measure them in a world of their own, as `run` does. Return the exit status.
+    """Warm up the sides and measure them in private folders, as `run` does. Return the exit status.
 
-    `cluster` starts a cluster for the run. It gets the world's folder.
+    `cluster` starts a cluster for the run. Its argument is the folder that holds the private folders.
     """
 
     async def measurement() -> None:
@@ -63,8 +63,8 @@ async def warm_up(report: Report, sides: Sequence[Side]) -> None:
 def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContextManager[Measurement]) -> int:
     """Measure, then print and write the results. Return the exit status.
 
-    After Ctrl-C, the results so far are written. `arguments` has `json`, `plot` and `check`. Raise
-    `ConfigError` if a file cannot be written.
+    `prepared` yields the measurement. After Ctrl-C, the results so far are written. `arguments` has `json`, `plot` and
+    `check`. Raise `ConfigError` if a file cannot be written.
     """
     _check_files(arguments)
     is_complete = True

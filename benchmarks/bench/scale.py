@@ -81,7 +81,7 @@ def check(size: Size) -> None:
 
 @contextlib.contextmanager
 def cluster(folder: Path, size: Size) -> Iterator[psutil.Process]:
-    """Run a simulated cluster, which services find from now on. Yield its process."""
+    """Run a simulated cluster, and register its backend for services that start later. Yield the cluster's process."""
     own = folder / "cluster"
     own.mkdir()
     simulated.install(folder / "packages")

@@ -25,7 +25,7 @@ _TRUTH = {"true": True, "false": False}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One side of a comparison. Figures show its `name`. `config` is that of roost's kernelspec, or empty.
+    """One side of a comparison. Figures show its `name`. `config` is the config in roost's kernelspec, else empty.
 
     `options` are the settings of roost's backend, as in `roost.connect`. `variables` are environment variables of the
     process in which another provisioner runs; see peer_process.py.
@@ -99,7 +99,7 @@ def read_sides(
 
 @contextmanager
 def world(sides: Sequence[Side]) -> Iterator[Path]:
-    """Create a private world with the kernelspecs of these sides; raises `ConfigError` for an unknown kernelspec."""
+    """Create private folders with the kernelspecs of these sides. Raise `ConfigError` for an unknown kernelspec."""
     installed = [side.kernelspec for side in sides if not side.is_roost and side.name != "plain"]
     try:
         opened = private_world({"plain": PLAIN}, installed=installed, keeps_config=True)

@@ -37,7 +37,7 @@ NEUTRAL = "/"
 """The working folder of benchmark processes. Elsewhere, `python -m` could import a folder `roost`."""
 OWN_PARTS = ("service", "agent", "zygote")
 _OWN = re.compile(rf"(?:scheduler|launchers)[./]({'|'.join(OWN_PARTS)})")
-"""A pattern in the command lines of roost's own processes. A forked kernel shows its kernelspec's instead."""
+"""A pattern in the command lines of roost's own processes. A forked kernel shows the command of its kernelspec."""
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def pss_bytes(pid: int) -> int:
 
 
 def fixed_pss_bytes() -> int:
-    """Return the memory of roost's own processes in this world: the service, agents, zygotes and their spares."""
+    """Return the PSS of roost's own processes in the current runtime folder: service, agents, zygotes and spares."""
     used = 0
     for process in processes(os.environ[RUNTIME]):
         try:
@@ -201,16 +201,16 @@ GATEWAY_PORTS = {
     f"{name}_port": 50_001 + number
     for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"))
 }
-"""The ports of a kernel that is started in the way of gateways."""
+"""The ports of a kernel that a benchmark starts as gateways do it: with its ports and key on the command line."""
 GATEWAY_OPTIONS = (
     "--ip=0.0.0.0",
     *(f"--{port.removesuffix('_port')}={number}" for port, number in GATEWAY_PORTS.items()),
 )
-"""The options of such a kernel, apart from its key."""
+"""The command-line options of a kernel with `GATEWAY_PORTS`, apart from its key."""
 
 
 async def reply_of_gateway(ip: str, key: str) -> float:
-    """Connect to such a kernel and send a request. Return milliseconds until the reply."""
+    """Connect to a kernel with `GATEWAY_PORTS` and send a request. Return milliseconds until the reply."""
     client = AsyncKernelClient()
     client.load_connection_info({"ip": ip, "transport": "tcp", "key": key.encode(), **GATEWAY_PORTS})
     client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
@@ -294,7 +294,7 @@ def make_manager(name: str, options: Mapping[str, Any], **traits: Any) -> AsyncK
 async def wait_until_forked(
     name: str, *, backend: str = "local", within_s: float = 60.0, options: Mapping[str, Any] | None = None
 ) -> bool:
-    """Start and stop kernels until one is forked, as then its zygote is warm. False after `within_s`."""
+    """Start and stop kernels until one is forked, which shows that a zygote is warm. Return False after `within_s`."""
     import roost
 
     options = options or {}

@@ -1,6 +1,6 @@
 """The tour's cluster of three machines, with real daemons of Ray, Dask, Kubernetes or YARN, and its checks.
 
-Only the checks know roost. They look for its leases in the cluster itself.
+Only the checks know roost. They ask the cluster itself for the leases of roost.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ async def run_cluster(kind: Kind, out: Console) -> AsyncIterator[AnyCluster]:
 
 
 async def find_leases(kind: Kind, cluster: AnyCluster) -> Check:
-    """Ask the cluster itself, in a separate process, for roost's leases."""
+    """Return the check that no lease of roost is left. A separate process asks the cluster itself."""
     command = [sys.executable, "-W", "ignore", "-c", kind.ask, cluster.address]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
@@ -217,7 +217,7 @@ async def find_leases(kind: Kind, cluster: AnyCluster) -> Check:
 
 
 async def end_cluster(kind: Kind, cluster: AnyCluster) -> Check:
-    """End the cluster, and report its remains."""
+    """End the cluster. Return the check that no process and no folder of it is left."""
     there = len(await asyncio.to_thread(cluster.processes))
     try:
         left = (

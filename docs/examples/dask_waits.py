@@ -26,7 +26,7 @@ class Waited:
 async def wait_for_kernel(
     address: str, resources: Mapping[str, float], end_kernel: Callable[[], Awaitable[object]]
 ) -> Waited:
-    """Submit the task, read its state a second later, end the kernel, and return the result.
+    """Submit a task that asks for `resources`, read its state a second later, end the kernel, and return the result.
 
     Raise TimeoutError if the task does not run after the kernel's end.
     """

@@ -78,7 +78,7 @@ class HadoopCluster:
         return [each for each in containers if not each.environ()["CONTAINER_ID"].endswith("_000001")]
 
     def await_applications(self) -> list[str]:
-        """Wait until roost's application has left by itself. Return the applications that are still there."""
+        """Wait until all applications have ended by themselves. Return a line for each application that is left."""
         give_up_at = time.monotonic() + _LEAVES_S
         while (left := self._nodes.applications()) and time.monotonic() < give_up_at:
             time.sleep(_POLL_S)
@@ -106,4 +106,4 @@ while True:
     time.sleep(0.2)
 print(json.dumps([f"{containers} containers"] if containers > 0 else []))
 """
-"""A program that prints the containers that are left, apart from those of application masters."""
+"""A program that prints how many containers are left, as a JSON list, without those of application masters."""

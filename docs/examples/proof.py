@@ -1,7 +1,7 @@
 """The processes, ports and files of a tour, and the proof that none of them is left.
 
-All processes of a tour inherit its private ROOST_RUNTIME_DIR. The variable identifies them, even without their parent.
-The processes of a cluster inherit it too, but end later. The folder in which they work identifies them (`beside`).
+All processes of a tour inherit its private ROOST_RUNTIME_DIR. The variable identifies them, even if their parent has
+ended. The processes of the tour's cluster inherit it too, but end later. They work in the cluster's folder (`beside`).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def check_left(
     kernel_ids: Sequence[str],
     beside: Path | None = None,
 ) -> list[Check]:
-    """Return checks for what is still there: processes (also new ones), open ports, and files of kernels."""
+    """Return the checks that no processes (also new ones), open ports, files of kernels and open sockets are left."""
     files = [path for folder in folders if folder.exists() for path in folder.rglob("*")]
     named = [str(path) for path in files if any(kernel_id in path.name for kernel_id in kernel_ids)]
     sockets = [str(path) for path in files if path.is_socket() and is_served(path)]
@@ -113,7 +113,7 @@ def is_open(host: str, port: int) -> bool:
 
 
 def is_served(path: Path) -> bool:
-    """True if a process accepts connections on this Unix socket. An old name without a process does not count."""
+    """True if a process accepts connections on this Unix socket. A socket file without a process does not count."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1)
         return probe.connect_ex(str(path)) == 0

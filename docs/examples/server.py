@@ -126,13 +126,16 @@ async def execute(socket: WebSocketClientConnection, code: str) -> list[Output]:
 
 
 def _richest(data: dict[str, Any]) -> Output:
-    """Return the first MIME type but plain text, with its own text, or the plain text if it is binary."""
+    """Return the data of the first MIME type except plain text. If that type is binary, the text is the plain text."""
     kind = next((mime for mime in data if mime != "text/plain"), "text/plain")
     return Output(kind=kind, text=str(data[kind] if kind.startswith("text/") else data.get("text/plain", "")))
 
 
 async def run_notebook(server: JupyterServer, kernel_id: str, path: Path) -> list[tuple[str, list[Output]]]:
-    """Run all code cells. Return (source, outputs) of each. Raise `CellFailed`, unless a cell may raise."""
+    """Run all code cells. Return (source, outputs) of each.
+
+    Raise `CellFailed` if a cell raises an exception and has no tag `raises-exception`.
+    """
     ran = []
     async with server.channels(kernel_id) as socket:
         for cell in json.loads(path.read_text())["cells"]:

@@ -160,4 +160,4 @@ REFUSED: Mapping[str, tuple[TourStop, ...]] = {
         ),
     ),
 }
-"""Requests that roost refuses with a sentence."""
+"""The requests that roost refuses, by backend. Each refusal is a sentence."""

@@ -106,7 +106,7 @@ def private_world(backend: str) -> Iterator[World]:
 
 
 def configure(folder: Path, kind: str = "", settings: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Write the operator's file: short idle times, the cluster, and declared GPUs if the machine has none."""
+    """Write roost's configuration file: short idle times, the cluster, and declared GPUs if the machine has none."""
     lines = [f"c.RoostScheduler.idle_exit_s = {IDLE_EXIT_S}"]
     lines += [f"c.Roost{kind}Backend.{name} = {value!r}" for name, value in settings.items()]
     if not shutil.which("nvidia-smi"):
@@ -150,7 +150,7 @@ async def roost(*arguments: str, backend: str) -> dict[str, Any]:
 
 
 async def warm(backend: str) -> str:
-    """Start the agents in advance, as `roost up` does, and on this machine a zygote too. Return a sentence about it."""
+    """Start the service and the agents of nodes, and on this machine also a zygote. Return a sentence about it."""
     import roost as library
 
     began = time.monotonic()
@@ -365,7 +365,7 @@ async def tour(backend: str) -> bool:
 
 
 async def visit_all(backend: str, world: World, cluster: AnyCluster | None) -> bool:
-    """Run every stop, the refusal and the end. True if everything worked."""
+    """Run every stop and every refused start, and end everything. True if everything worked and nothing is left."""
     stops = STOPS[backend]
     async with jupyter_server(world.notebooks) as server:
         row("server", f"Jupyter Server on 127.0.0.1:{server.port}, process {server.pid}")

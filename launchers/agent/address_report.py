@@ -1,7 +1,4 @@
-"""The agent's own report that it listens.
-
-The cluster manager would report its address to the service later.
-"""
+"""The agent's own report of its address to the service. The cluster manager reports the address too, but later."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError, Unau
 log = logging.getLogger(__name__)
 
 _PAUSES_S = (0.05, 0.2, 1.0, 0.0)
-"""The pause after each attempt."""
+"""How long to wait after each attempt. There are as many attempts as pauses."""
 _ATTEMPT_S = 2.0
-"""How long a step of an attempt may take. A network policy may drop every packet."""
+"""How long each step of an attempt may take, because a network policy may drop every packet."""
 
 
 async def report_address(assignment: Assignment, ip: str, port: int) -> None:

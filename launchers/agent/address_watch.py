@@ -25,10 +25,10 @@ async def watch_address(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
-    """Connect to `address` (`host:port`) from time to time. Once it has not answered for `grace_s`, call `on_lost`.
+    """Connect to `address` (`host:port`) from time to time. Call `on_lost` once it has not answered for `grace_s`.
 
-    `on_lost` gets the reason, which has the daemon's name. This also calls `on_lost` once `folder` is gone: a
-    daemon that was started again and has forgotten this agent removes it.
+    `on_lost` gets the reason, with the daemon's `name`. This also calls `on_lost` once the agent's `folder` is gone. A
+    daemon that was started again removes the folder of an agent that it does not know.
     """
     interval_s = min(grace_s / 10, _MAX_INTERVAL_S)
     answered_at = clock()

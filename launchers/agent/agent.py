@@ -50,7 +50,7 @@ _SAME_SIGNAL_S = 0.05
 _QUIET_GPU = 0.02
 """A GPU that is busy for less than this share of the time is quiet."""
 _SPARE_BYTES = 32 << 20
-"""More memory than a spare with the usual preloads takes."""
+"""How much memory counts for one spare: more than a spare with the usual preloads takes."""
 _OUTSIDE_EXIT_S = 10.0  # after its node has left the cluster
 _ZYGOTE_LOG = "zygote.log"
 _IDLE = ""  # the key of the timer for idleness; other timers have lease ids as keys
@@ -156,7 +156,7 @@ class Agent:
             spawn(PageOut(after_s, self._kernels.forked_pids).run(), self._tasks, log)
 
     async def begin(self, assignment: messages.Assignment) -> None:
-        """Note the assigned lease and begin its launch, unless the lease is here already. Raises `RemoteError`."""
+        """Record the assigned lease and begin its launch, unless the ledger has the lease. Raises `RemoteError`."""
         if assignment.reserve.lease.id in self._ledger:
             return
         self._reserve(assignment.reserve)

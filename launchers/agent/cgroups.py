@@ -24,9 +24,9 @@ _SHARES_PER_CPU, _MOST_SHARES = 1024, 1 << 18
 _WEIGHT_PER_CPU, _MOST_WEIGHT = 100, 10_000
 _PERIOD_US = 100_000
 _LEAST_QUOTA_US, _MOST_QUOTA_US = 1_000, 2**44 - 1
-"""The bounds of a quota: `min_cfs_quota_period` and `max_cfs_runtime` in Linux' kernel/sched/core.c."""
+"""The bounds of a CPU quota: `min_cfs_quota_period` and `max_cfs_runtime` in Linux' kernel/sched/core.c."""
 _NO_LIMIT = 1 << 60
-"""Version 1 shows a number above this one where memory is not limited."""
+"""Version 1 shows a number of bytes above this one if a group's memory is not limited."""
 _GONE_S, _PAUSE_S = 5.0, 0.005
 """How long killed processes may take to leave their group, and the pause between two checks."""
 
@@ -77,9 +77,9 @@ class Cgroup:
             _write(self._memory / "memory.oom.group", 1)
 
     def weigh(self, cpus: float, most_cpus: float = 0.0) -> None:
-        """Give the group CPU time in proportion to `cpus` where CPUs are short.
+        """Give the group CPU time in proportion to `cpus` when CPUs are short.
 
-        It never gets more than `most_cpus`, unless that is 0.
+        The group never gets more than `most_cpus`, unless `most_cpus` is 0.
         """
         quota_us = _clamp(most_cpus * _PERIOD_US, _LEAST_QUOTA_US, _MOST_QUOTA_US)
         if self._is_v1:
@@ -109,7 +109,7 @@ class Cgroup:
                 return
 
     def open_entries(self) -> tuple[int, ...]:
-        """Return open files through which a process enters this group by `enter`. The caller closes them."""
+        """Return descriptors of files, with which a process joins this group by `enter`. The caller closes them."""
         # Version 1 moves single threads, and a thread that moves itself waits for no lock of the whole system. Else all
         # threads that are started meanwhile would wait with it, for about 10 ms.
         name = "tasks" if self._is_v1 else "cgroup.procs"
@@ -249,7 +249,7 @@ class CgroupTree:
             self._check_neighbours()
 
     def open(self, cpus: float) -> None:
-        """Make the groups. All kernels together get CPU time as for `cpus`. Raises `NoCgroups`."""
+        """Make the groups. `cpus` is the weight of all kernels together when CPUs are short. Raises `NoCgroups`."""
         try:
             if self.version == 2:
                 self._leave_own_group()
@@ -274,7 +274,8 @@ class CgroupTree:
     def _check_neighbours(self) -> None:
         """Raise `NoCgroups` if the agent's own group has processes other than the agent and its descendants.
 
-        The agent could not empty such a group. A group that systemd has delegated to this user is accepted.
+        The agent must empty its group (`_leave_own_group`), but must not move processes of other programs. A group that
+        systemd has delegated to this user is accepted.
         """
         with contextlib.suppress(OSError):
             if (
@@ -288,7 +289,7 @@ class CgroupTree:
             )
 
     def _leave_own_group(self) -> None:
-        """Move all processes of the agent's own group to a group in it: only an empty group passes on limits."""
+        """Move all processes of the agent's own group to a group in it. Only an empty group can limit groups in it."""
         rest = self._own.child(_AGENT)
         rest.make()
         for pid in self._own.pids():
@@ -297,7 +298,7 @@ class CgroupTree:
 
 
 def enter(entries: tuple[int, ...]) -> None:
-    """Move this process to the group of `Cgroup.open_entries`.
+    """Move this process to a control group. `entries` are from the group's `open_entries`.
 
     With version 1 this moves only the calling thread, so call it before other threads start.
     """
@@ -332,7 +333,7 @@ def _clamp(value: float, least: int, most: int) -> int:
 
 
 def _write(path: Path, value: object) -> None:
-    """Write to a file of a group. The system takes a value in one piece. Raises `OSError` with the file's name."""
+    """Write a value to a file of a group in one call, as Linux requires. Raises `OSError` with the file's name."""
     descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     try:
         os.write(descriptor, str(value).encode())

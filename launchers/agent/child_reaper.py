@@ -1,7 +1,4 @@
-"""Collects the exit codes of the agent's children.
-
-The agent also adopts descendants that lose their parents.
-"""
+"""Collects the exit codes of the agent's children. Descendants that lose their parents become its children too."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ class Spent(NamedTuple):
 class Reaper:
     """A collector of exit codes at SIGCHLD. `others` gets the pid and status of children that nobody waits for.
 
-    When a child ends whose exit code was asked for, it kills the remaining processes of that child's session.
+    If `exit_code` was called for a child, the remaining processes of its session are killed when the child ends.
     """
 
     def __init__(
@@ -55,7 +52,8 @@ class Reaper:
     def exit_code(self, pid: int, *, is_ours: bool = False) -> asyncio.Future[int]:
         """Return a future of the child's exit code, in the form of `subprocess`. Call it once per child.
 
-        `is_ours`: the caller has just spawned the child, so a remembered exit code belongs to an earlier process.
+        `is_ours`: the caller has just spawned the child. A remembered exit code then belongs to an earlier process with
+        this pid.
         """
         future: asyncio.Future[int] = self._loop.create_future()
         code, ended_at = self._ended.pop(pid, (0, -self._remembered_s))

@@ -19,21 +19,20 @@ log = logging.getLogger(__name__)
 
 _KILLED = -9
 _MAPPED_BYTES, _STACK_BYTES = 256 << 20, 8 << 20
-"""The memory that a kernel maps but hardly uses, and the stack of a thread, of which libraries start one per
-CPU.
+"""How much memory a kernel maps but hardly uses, and how much the stack of one thread takes.
 
-A kernel with numpy maps 270 MiB on two CPUs.
+Libraries start one thread per CPU. A kernel with numpy maps 270 MiB on two CPUs.
 """
 
 
 class Confinement(Protocol):
-    """The limits of one lease. They hold for one kernel after another, if it is restarted."""
+    """The limits of one lease. After a restart of the kernel, they hold for the new kernel."""
 
     memory_bytes: int
     """The most memory that all processes of the lease may use together; 0: no limit."""
 
     def open_entries(self) -> tuple[int, ...]:
-        """Return files for `cgroups.enter`, which a new kernel calls. The caller closes them."""
+        """Return descriptors with which a new kernel calls `cgroups.enter`. The caller closes them."""
 
     def reset(self) -> None:
         """Forget the last kernel: another one is about to start."""
@@ -42,7 +41,7 @@ class Confinement(Protocol):
         """Limit and watch the kernel `pid`, which has just begun to listen on its ports."""
 
     def explain_end(self, code: int | None) -> str:
-        """Return how the kernel was killed for its use of memory, as the rest of a sentence; else return ""."""
+        """Return a clause that says that the kernel was killed for its use of memory; empty if it was not."""
 
     def measure(self) -> int:
         """Return the bytes of memory in use."""
@@ -55,7 +54,7 @@ class Confinement(Protocol):
         """Stop watching. The limits stay."""
 
     async def end(self, others: Cgroup | None) -> None:
-        """End all remaining processes of the lease. With `others`, move them to that group instead."""
+        """End the remaining processes of the agent's group for the lease. With `others`, move them there instead."""
 
 
 def describe_excess(used_bytes: int, most_bytes: int) -> str:
@@ -174,8 +173,8 @@ class WatchedConfinement:
     def add_up(self, pids: Collection[int]) -> int:
         """Return the bytes of memory that these processes use, and kill the kernel if they exceed the limit.
 
-        `pids` are all processes of the kernel. Close to the limit, a page that some of them share counts
-        once.
+        `pids` are all processes of the kernel. At first, a shared page counts once for each process. If the sum exceeds
+        the limit, only each process's share of the page counts.
         """
         used = sum(map(_read_resident, pids))
         if used > self.memory_bytes:  # it may be less: here, pages that two processes share count twice

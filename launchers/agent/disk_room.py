@@ -25,24 +25,25 @@ T = TypeVar("T")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LOOK_S = 0.5
 _LOOK_AGAIN_S = 0.02
-"""The pauses between two readings of the free space: usually, and after a log was cut."""
+"""How long to wait between two readings of the free space after a log was cut; otherwise `_LOOK_S`."""
 _LOOK_AT_ALL_S = 15.0
 _NOTABLE_BYTES = 4 << 20
-"""All logs are checked every 15 s, and sooner in two cases: the free space has shrunk by this much since the
-last check, or less than this is free.
+"""How much the free space may shrink before all logs are checked, even if 15 s have not passed.
+
+All logs are also checked if less than this is free.
 """
 _MOST_BYTES = 8 << 20
 _LEAST_BYTES = 64 << 10
 _SHARE = 4
-"""All logs together may take one part in this many of the file system. A single log may have 8 MiB."""
+"""All logs together may take the size of the file system divided by this. A single log may have 8 MiB."""
 _KEPT = 8
-"""When a log is cut, its end is kept: one part in this many of the length that it may have."""
+"""A log that is cut keeps its end: the length that it may have, divided by this."""
 _RESERVE_BYTES = 256 << 10
 _TRIES = 5
 
 
 class DiskRoom:
-    """Cuts the logs that `list_logs` names when they grow too long, after `watch` and while there are logs.
+    """A watch that cuts the logs of `list_logs` when they grow too long. It runs from `watch` until there are no logs.
 
     Processes that write these logs must open them with O_APPEND.
     """

@@ -1,7 +1,7 @@
 """Find the agent of this user on this machine, or start it. Replace it if it is older than this code.
 
 A cluster manager runs this file as a program on a node, with the arguments NAME SETTINGS MANAGER CLIENTS (all but the
-name are JSON). The agent then accepts the clients with these public keys. The program prints, as JSON, the agent's
+name are JSON). CLIENTS are public keys: the agent then accepts these clients. The program prints, as JSON, the agent's
 endpoint, its public key and the GPUs that it has. No secret leaves the node.
 """
 
@@ -71,7 +71,7 @@ async def find_or_start_agent(
 
 
 def is_older(announced: Mapping[str, Any]) -> bool:
-    """True if the agent is older than this version. Raises `DaemonError` if it is too new for this version."""
+    """True if the agent with this announcement is older than this roost. Raises `DaemonError` if it is too new."""
     if parse_version(str(announced["version"])) < parse_version(VERSION):
         return True
     if announced["protocol"] != PROTOCOL:

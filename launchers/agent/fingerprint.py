@@ -1,7 +1,7 @@
 """The rules that decide whether a kernel may be forked from a zygote, which imported its modules some time ago.
 
-A zygote serves only if a fresh interpreter would read the same environment variables during its imports, and
-the same files (`Fingerprint.broken_by`).
+A zygote serves only while the files that its imports have read are unchanged (`Fingerprint.broken_by`). The environment
+variables that the imports have read must also have the same values (`Zygote.serves`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 FileStamp = tuple[int, int, int]
-"""mtime in ns, size in bytes, inode."""
+"""The stamp of a file: mtime in ns, size in bytes, inode."""
 
 _READ_BY_C_CODE = (
     "PYTHON", "LD_", "OMP_", "OPENBLAS_", "GOTO_", "MKL_", "KMP_", "BLIS_", "VECLIB_", "NUMEXPR_",
@@ -58,7 +58,7 @@ def parse_ipykernel_command(argv: Sequence[str]) -> KernelCommand | None:
 
 
 def resolve_python(python: str, env: Mapping[str, str]) -> str | None:
-    """Return the path of the interpreter that a start with `env` would find. Links stay: they name the venv."""
+    """Return the path of the interpreter that a start with `env` would find. Keep links, because they name the venv."""
     found = shutil.which(python, path=env.get("PATH", os.defpath))
     return os.path.abspath(found) if found else None
 
@@ -66,7 +66,7 @@ def resolve_python(python: str, env: Mapping[str, str]) -> str | None:
 def select_import_environment(env: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that the interpreter, the loader and C libraries read, unseen by Python code.
 
-    The interpreter looks in HOME for the user's packages.
+    HOME is one of them: the interpreter looks there for the user's packages.
     """
     return {
         name: value
@@ -108,7 +108,7 @@ class Fingerprint:
         self._listed = {folder: self._offered(folder) for folder in self.folders}
 
     async def check(self) -> str | None:
-        """Return `broken_by`. Launches that come in a burst share one check; later callers wait for the next one."""
+        """Return the result of `broken_by`. Launches in a burst share a check; later callers wait for the next one."""
 
         async def run() -> str | None:
             await asyncio.sleep(0)  # let the other launches of the burst join

@@ -43,13 +43,13 @@ _DESCRIPTORS = 256
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _OOM_SCORE = "500"
 _OBJECTS_AT_START = 200_000
-"""More objects than a starting kernel makes."""
+"""The threshold of garbage collection at the start: more objects than a starting kernel makes."""
 _LISTENS_S, _LOOK_S = 5.0, 0.01
 """How long this process waits for its kernel's ports before it becomes the agent, and how often it looks."""
 _TOLD_MS = 500
 """How long the service may take to answer a report."""
 _USED, _STARTED = slice(11, 13), 19
-"""In `read_stat`: the processor time in ticks, and the start since the boot in ticks."""
+"""The places of two values in `read_stat`: the processor time, and the start since the boot, both in ticks."""
 _IDLE_S, _BUSY_S = 0.1, 2.0
 """After how long without processor time a kernel counts as idle, and how long to wait for a busy kernel."""
 
@@ -102,7 +102,7 @@ def import_libraries() -> None:
 
 
 def fill_in(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with the values of variables, and with an IP address instead of a host's name."""
+    """Return the settings with the values of environment variables, and with an IP address as `address`."""
     filled = {
         name: os.path.expandvars(value) if isinstance(value, str) else value
         for name, value in settings.items()
@@ -120,7 +120,8 @@ def fork_kernel(
 ) -> tuple[dict[str, Any] | None, Callable[[], None] | None]:
     """Fork the assigned kernel if possible.
 
-    Return the fields of a `PodKernel` for the agent. In the child, return a function that runs the kernel.
+    In the parent, return the fields of a `PodKernel` and None. In the child, return None and a function that runs the
+    kernel. Without a fork, return None and None.
     """
     launch, request = assignment["reserve"]["launch"], assignment["reserve"]["lease"]["request"]
     env = {**os.environ, **launch["env"]} if launch else {}
@@ -189,7 +190,7 @@ def report_kernel(kernel: dict[str, Any], settings: Mapping[str, Any], assignmen
 
 
 def call_service(assignment: Mapping[str, Any], call: Mapping[str, Any]) -> bool:
-    """Send a call as `RpcClient` does, which is not imported yet. True if it has succeeded."""
+    """Send a call to the service and return True if it succeeds. `RpcClient` is not imported yet."""
     import zmq
 
     keys = assignment["keys"]
@@ -220,7 +221,7 @@ def wait_until_listening(pid: int, ip: str, port: int) -> bool:
 
 
 def has_ended(pid: int) -> bool:
-    """True if a child has ended. Its exit code is left for the agent."""
+    """True if a child has ended. The child is not reaped, so that the agent can collect its exit code."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
@@ -275,7 +276,7 @@ def choose_ports(connection: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def run_kernel(argv: list[str], env: Mapping[str, str], cwd: str, log_fd: int, parent: int) -> None:
-    """Become like a fresh process that runs `argv`. Return when the kernel has ended."""
+    """Run the kernel's `argv` in this process, made like a fresh one. Return when the kernel has ended."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

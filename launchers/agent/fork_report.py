@@ -15,7 +15,7 @@ from typing import Any
 
 _PACKET_BYTES = 4096
 _ENDS_S = 1.0
-"""How long an unwanted kernel may take to end. Its ports are free then."""
+"""How long an unwanted kernel may take to end and free its ports."""
 
 
 class KernelDiedEarly(Exception):
@@ -41,10 +41,11 @@ async def read_report(
     deadline_s: float,
     on_pid: Callable[[int], object],
 ) -> ForkedKernel | None:
-    """Read the reports of a kernel that may go on with its start. Return None if the zygote forked no process.
+    """Return a forked kernel once it reports that it serves its ports. Return None if the zygote forked no process.
 
-    Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. A timeout or a cancellation kills the
-    kernel.
+    A standby is returned once it has taken over the launch. `on_pid` gets the kernel's pid. `timing_ms` gets the time
+    of each report since `started`. Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. A timeout or a
+    cancellation kills the kernel.
     """
     received: dict[str, Any] = {}
     until = time.perf_counter() + deadline_s

@@ -1,9 +1,7 @@
-"""Locks on GPUs that the cluster manager counts but does not assign. By them, a node's agents divide the
-GPUs.
+"""Locks on GPUs that the cluster manager counts but does not assign. With them, a node's agents divide its GPUs.
 
-An agent holds a GPU by a name in Linux's abstract namespace of sockets. Only one process can bind a name, the
-system gives the name back when that process ends, and nobody else can take it away. A lock file could be
-removed by its owner.
+An agent holds a GPU by a name in Linux's abstract namespace of sockets. Only one process can bind a name, the system
+gives the name back when that process ends, and nobody else can take it away. A lock file could be removed by its owner.
 """
 
 from __future__ import annotations

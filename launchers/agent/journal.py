@@ -33,22 +33,22 @@ _DELIMITER = b"<IDS|MSG>"
 _PARTS = 5
 """The parts of a message after the delimiter: signature, header, parent header, metadata, content. Buffers follow."""
 _PAGE_CHARACTERS = 1 << 19
-"""A page has at most this much text. As JSON it may be twelve times longer, and a message has at most 8 MiB."""
+"""A page has at most this much text. As JSON it may be twelve times longer, and an answer has at most 8 MiB."""
 _BLOCK_BYTES = 1 << 20
-"""The size of a block in the file; a quarter of the memory, if that is less."""
+"""The size of a block in the file, or a quarter of the journal's memory if that is less."""
 _PAGE_BLOCKS = 8
 """A page has entries of at most this many blocks, so that reading it does not keep the agent from other work."""
 _TURN = 50
-"""After this many messages in a row, other work of the agent gets its turn."""
+"""At most this many messages are read before other work of the agent gets its turn."""
 _GATHER_S = 0.02
-"""The pause between a first message and the reading of all that have come by then."""
+"""How long to wait after a first message, so that more messages can be read at once."""
 _ACTIVE = frozenset({"execute_request", "inspect_request", "complete_request", "comm_msg", "comm_open"})
 """Requests that are the work of a person. The others, such as kernel_info_request, are the traffic of programs."""
 
 
 @dataclass(slots=True)
 class _Request:
-    """A request whose messages are in the ring. `ended_at` is set once the kernel is idle again."""
+    """A Jupyter request with messages in the journal. `ended_at` is set once the kernel is idle again."""
 
     session: str
     kind: str
@@ -57,7 +57,7 @@ class _Request:
 
 
 class Journal:
-    """The rings: the latest messages in memory, and the ones before them in a file, over all restarts of the kernel.
+    """A journal: the latest messages in memory, and the ones before them in a file, over all restarts of the kernel.
 
     `state` is `busy` while the kernel works for a person, and empty before it has published anything.
     """
@@ -82,7 +82,7 @@ class Journal:
         return 0.0 if self.state == "busy" else self._clock() - self._active_at
 
     def follow(self, output: zmq.Socket[bytes]) -> None:
-        """Record the messages of this subscription, instead of an earlier kernel's, and close it at the end."""
+        """Record the messages of this subscription and close it in the end. The previous subscription, if any, ends."""
         for task in self._tasks:
             task.cancel()
         self.state = ""
@@ -221,9 +221,9 @@ class Journal:
             self._forget(entry)
 
     def _find_request(self, parent: bytes) -> tuple[str, _Request | None]:
-        """Return the id of a message's request, and its facts. `parent` is the message's parent header.
+        """Return the id and the record of a message's request. `parent` is the message's parent header.
 
-        Without a request, the id is empty and the facts are None.
+        Without a request, the id is empty and the record is None.
         """
         if parent != self._parent[0]:
             header = json.loads(parent)
@@ -254,7 +254,7 @@ class Journal:
             self._requests[entry.request_id].is_cut = True
 
     async def _read_messages(self, socket: zmq.Socket[bytes]) -> None:
-        """Read all that has come, many messages at a time: a kernel that prints fast needs the processor itself."""
+        """Add messages to the journal, many at a time: a kernel that prints fast needs the processor itself."""
         loop, file = asyncio.get_running_loop(), int(socket.getsockopt(zmq.FD))
         while True:
             if self._read_turn(socket):

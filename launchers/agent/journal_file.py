@@ -55,8 +55,8 @@ class JournalFile:
     def add(self, entries: Sequence[Entry]) -> list[Entry]:
         """Write `entries` as a block. Return the entries that the journal has lost by this.
 
-        They are the oldest ones, which were overwritten. They include `entries` if the block cannot be
-        written, and all entries if it is larger than the file may be.
+        The lost entries are the oldest ones, which were overwritten. If the block cannot be written, `entries` are lost
+        too. If the block is larger than the file may be, all entries are lost.
         """
         data = pickle.dumps(entries, protocol=5)
         if len(data) > self._limit_bytes:

@@ -353,7 +353,7 @@ class Kernels:
 
 
 def read_starting(file: Path) -> tuple[int, float]:
-    """Return the pid and start time that a start has noted; zeros if the file is missing or damaged."""
+    """Return the pid and start time from a start's `starting.json`; zeros if the file is missing or damaged."""
     try:
         noted = read_json(file)
         return int(noted["pid"]), float(noted["started_at"])

@@ -30,7 +30,7 @@ def adapt(
 
 
 def build_node_environment() -> dict[str, str]:
-    """Return the agent's environment, without roost's own code, which may have been sent here for the agent alone."""
+    """Return the agent's environment without roost's folder in PYTHONPATH, which may exist for the agent alone."""
     home = Path(__file__).resolve().parents[3]
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     paths = [path for path in entries if path and Path(path).resolve() != home]

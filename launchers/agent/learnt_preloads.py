@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 RECENT = 20
 """How many of the latest kernels of a Python count."""
 FEWEST = 5
-"""With fewer kernels than this, nothing is preloaded."""
+"""With reports of fewer kernels than this, no learnt package is preloaded."""
 _MOST_PRELOADS = 50
 _MOST_REPORT_BYTES = 64 << 10
 _MOST_NAMES, _MOST_LETTERS = 200, 64
-"""At most this many packages count in a report, and no name that is longer."""
+"""At most this many packages of a report count, and only names with at most this many letters."""
 _MOST_PYTHONS = 50
-"""At most this many files. The oldest file goes first."""
+"""At most this many Pythons have a file of reports. The oldest file is removed first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Habits:
         return replace(self, sites=report.sites, recent=recent)
 
     def drop(self, name: str, reason: str) -> Habits:
-        """Return these habits with an unfit package, for the version that is installed now."""
+        """Return these habits with one more unfit package, for the version that is installed now."""
         version = self._read_version()
         known = self.unfit if version == self.version else {}
         return replace(self, unfit={**known, name: reason}, version=version)
@@ -119,7 +119,7 @@ class LearntPreloads:
         return self._read(python).choose()
 
     def describe(self, python: str, names: tuple[str, ...]) -> str:
-        """Return for the log which of the packages were learnt, and from how many kernels."""
+        """Return a text for the log: each package in `names`, with how many of the latest kernels imported it."""
         chosen, of = self.choose(python), len(self._read(python).recent)
         return ", ".join(f"{name} ({chosen.get(name, 0)} of {of} kernels)" for name in names)
 

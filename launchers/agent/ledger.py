@@ -25,7 +25,7 @@ class Conflict(Exception):
 
 
 class _Promised:
-    """The sums over all leases of a ledger. They are exact, because floats that are added and subtracted drift."""
+    """The sums over all leases of a ledger. They are exact fractions, because sums of floats become inexact."""
 
     def __init__(self, device_ids: Iterable[str]) -> None:
         self.cpus = Fraction(0)
@@ -45,7 +45,7 @@ class _Promised:
 
 
 class LeaseLedger:
-    """A book of the granted leases, by id, over fixed totals. A file that cannot be read is put aside."""
+    """The granted leases of a node, by id, over fixed totals. A file that cannot be read is renamed."""
 
     def __init__(self, folder: Path, *, cpus: float, memory_bytes: int, devices: Sequence[Device]) -> None:
         self.cpus = cpus
@@ -71,7 +71,7 @@ class LeaseLedger:
         return not self._entries
 
     def entries(self) -> tuple[Reserve, ...]:
-        """All leases with their terms, oldest first."""
+        """Return the recorded request of each granted lease."""
         return tuple(self._entries.values())
 
     def __contains__(self, lease_id: object) -> bool:
@@ -154,7 +154,7 @@ class LeaseLedger:
         self._note(entry)
 
     def _note(self, entry: Reserve) -> None:
-        """Put a lease in the book, in the place of an earlier entry for it."""
+        """Add a lease to the entries and the sums, in the place of an earlier entry for the same lease."""
         known = self._entries.get(entry.lease.id)
         if known is not None:
             self._promised.count(known.lease, -1)

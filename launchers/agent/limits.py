@@ -42,11 +42,11 @@ been below the second share meanwhile.
 _PAUSE_S, _WATCH_S = 1.0, 0.1
 """The pause between two measurements of kernels: in control groups, and without them."""
 _BEST_EFFORT_CPUS = 0.1
-"""The weight of a kernel whose request has memory and no CPUs."""
+"""The CPU weight of a kernel that requests memory and no CPUs."""
 _ROUNDED_BYTES = 1 << 30
-"""By how much a pod's or container's limit may exceed the request.
+"""How much a pod's or container's own memory limit may exceed the request.
 
-A larger limit is that of the whole node.
+A limit that exceeds the request by more is that of the whole node.
 """
 _MOST_BUSY = 0.01
 """At most this share of a CPU is spent on measuring kernels."""
@@ -57,7 +57,7 @@ class NotEnforced(Exception):
 
 
 class Limits:
-    """The confinements of an agent's leases, by lease id.
+    """The limits of an agent's leases: a `Confinement` for each lease, by lease id.
 
     `list_others` returns the pids of zygotes and of kernels without promises. They share one control group, so that
     together they get the CPU time of one CPU where CPUs are short. `on_near` is called with a lease id and a clause for
@@ -143,7 +143,7 @@ class Limits:
                 os.close(each)
 
     async def release(self, lease_id: str) -> None:
-        """End all processes of a lease, unless the operator lets detached ones live."""
+        """End the processes left in a lease's control group, unless the operator lets detached ones live."""
         self._near.discard(lease_id)
         held = self._held.pop(lease_id, None)
         if held is not None:

@@ -1,7 +1,7 @@
 """The process of an agent: one per user and machine.
 
-Run as `python -m roost.launchers.agent.main FOLDER SETTINGS`. Its folder (mode 0700) has everything that the next agent
-needs to adopt the kernels, which do not depend on the agent: `leases/`, `kernels/` and `manager.json`.
+Run as `python -m roost.launchers.agent.main FOLDER SETTINGS`. FOLDER (mode 0700) has everything that the next agent
+needs to adopt the kernels: `leases/`, `kernels/` and `manager.json`. The kernels outlive the agent.
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ async def serve(
     assignment: messages.Assignment | None = None,
     earlier_fork: EarlierFork | None = None,
 ) -> None:
-    """Be the agent of `folder` until it is idle, asked to leave or terminated.
+    """Run the agent of `folder` until the agent is idle, asked to leave or terminated.
 
-    Without an assignment, the agent makes its own keys and waits for a lease. Raises `AlreadyRunning` and
-    `NoFreePort`.
+    Without an assignment, the agent makes its own keys and waits for a lease. Raises `AlreadyRunning` and `NoFreePort`.
     """
     with hold(folder) as held:
         public, secret = (key.decode() for key in zmq.curve_keypair())
@@ -83,7 +82,7 @@ async def serve(
 def listen(server: RpcServer, folder: Path, settings: AgentSettings) -> str:
     """Bind the first free port of the settings, and return the endpoint. Raises `NoFreePort`.
 
-    The agent of this machine alone has no port, but a socket in its folder, which no other user reaches.
+    An agent for this machine alone has no port, but a Unix socket in its folder. No other user can reach that socket.
     """
     if not settings.address and not settings.is_per_kernel:
         path = folder / "socket"

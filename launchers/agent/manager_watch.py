@@ -1,6 +1,6 @@
 """The agent's watch on the cluster manager's daemons on this node, such as a raylet.
 
-If the manager answers when the last daemon ends, and a second later, the node has left the cluster, and its leases are
+If the manager answers both when the last daemon ends and a second later, the node has left the cluster. Its leases are
 lost. Otherwise the kernels live on for a grace, in which the same cluster may come back.
 """
 
@@ -30,8 +30,8 @@ _PROBE_S = 6.0
 class ManagerWatch:
     """A watch on the daemons given to `watch`. The next agent reads them from `file`.
 
-    `on_cut_off` gets the reason as soon as the last daemon ends: the node gets no new leases. `is_cut_off` is true from
-    then on. `on_lost` gets the reason when all leases of this node are lost.
+    `on_cut_off` gets the reason as soon as the last daemon ends: the node gets no new leases. `is_cut_off` is True from
+    then until another daemon is watched. `on_lost` gets the reason when all leases of this node are lost.
     """
 
     file: Path
@@ -101,7 +101,7 @@ class ManagerWatch:
 
 
 async def _cluster_answers(manager: Manager) -> bool:
-    """True if the manager answers and is not known to be another one."""
+    """True if the manager answers and is not known to belong to another cluster."""
     if manager.is_gone or not await answers(manager.address):
         return False
     return not manager.probe or await asyncio.to_thread(_read_cluster_id, manager) in ("", manager.cluster_id)

@@ -15,7 +15,7 @@ _UUID_BYTES = 96  # NVML_DEVICE_UUID_V2_BUFFER_SIZE
 
 
 async def list_gpus() -> tuple[Device, ...]:
-    """Return the GPUs that this process may use, by UUID. Return nothing without the library or within seconds."""
+    """Return the GPUs that this process may use, by UUID. Return none without the library or an answer in 10 s."""
     try:
         uuids = await asyncio.wait_for(asyncio.to_thread(_list_uuids), _WAIT_S)
     except (OSError, AttributeError) as problem:

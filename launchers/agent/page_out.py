@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SIGNAL = signal.SIGURG
 """The signal that makes a kernel page itself out; the same as in `zygote.page_out`, which pods do not have."""
 _IDLE_CPU_S = 0.05
-"""A kernel that uses no more CPU than this in the whole time is idle."""
+"""A kernel that uses no more CPU time than this within `after_s` is idle."""
 _CHECKS, _MOST_S = 4, 60.0
 """How many times each kernel is checked within `after_s`, and the longest pause between two checks."""
 _PAUSE_S = 0.02

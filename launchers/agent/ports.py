@@ -1,6 +1,7 @@
 """Ports for kernels: for a forked kernel, sockets that listen already; for any other, free port numbers.
 
-These numbers lie outside the system's range of free ports. Another process may take them before the kernel has.
+These numbers lie outside the range from which the system assigns ports. Another process may take a port before the
+kernel binds it.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ _SWEEPS = 20  # a process may fork while the others are killed
 
 
 class Session(Protocol):
-    """Where kernels run. `is_shared`: in the session and process group of the agent."""
+    """The session in which kernels run. `is_shared`: it is the session and process group of the agent."""
 
     is_shared: bool
 
@@ -27,14 +27,14 @@ class Session(Protocol):
         """Signal a kernel and the processes in its group. Return False if there is no such process."""
 
     def sweep(self, pid: int) -> None:
-        """Kill the remaining processes of an ended kernel. It has not been reaped, so its number is still taken."""
+        """Kill the remaining processes of an ended kernel, before a new process can get the kernel's pid."""
 
     def find_members(self, kernels: Collection[int]) -> Iterator[tuple[int, int]]:
         """Yield each process of the running kernels, with the pid of its kernel."""
 
 
 class OwnSession:
-    """Each kernel leads a session and a process group of its own."""
+    """A session and a process group for each kernel, which leads both."""
 
     is_shared = False
 
@@ -54,10 +54,10 @@ class OwnSession:
 
 
 class SharedSession:
-    """The only kernel of an agent shares its session and process group, which the agent itself must not signal.
+    """The session and process group of an agent, shared with its only kernel. The agent must not signal this group.
 
-    The agent is a subreaper, so all that the kernel leaves behind becomes its child. Everything below the agent belongs
-    to the kernel, whatever session it is in.
+    The agent is a subreaper, so processes that the kernel leaves behind become the agent's children. Every process
+    below the agent belongs to the kernel, whatever session the process is in.
     """
 
     is_shared = True

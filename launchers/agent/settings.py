@@ -39,7 +39,7 @@ class Enforcement:
 
     `enforce`: `auto` by the best way that the machine has, `required` only by control groups, or `never`.
     `cpu_ceiling`: a kernel gets at most this many times the CPUs of its request, 1 or more; 0: all idle CPUs.
-    `end_detached`: processes that a kernel has started end with its lease, even if they are detached.
+    `end_detached`: a kernel's detached processes end with its lease. This needs control groups.
     """
 
     enforce: Literal["auto", "required", "never"] = "auto"
@@ -58,10 +58,10 @@ class AgentSettings:
     `manager`: CUDA_VISIBLE_DEVICES with the cluster manager's names. `inherit`: left alone, as in a pod. `locks`: as
     `inherit` if no more devices are visible than were granted, else the agent chooses and locks some (`gpu_locks`).
     `is_per_kernel`: the agent is the first process of a pod or container, for one kernel. That kernel is never
-    forked from a zygote, and ends with the agent. The agent leaves with its lease.
+    forked from a zygote, and ends with the agent. The agent ends with its lease.
     `shares_session`: that kernel stays in the session and process group of the agent, because its container's
     manager ends that group alone.
-    `ports`: the agent listens on the first that is free; if empty, on any free port.
+    `ports`: the agent listens on the first free port of these; if empty, on any free port.
     `daemon_address` (`host:port`): a daemon of the cluster manager on this node, called `daemon_name`. If it
     does not answer for `daemon_grace_s`, the leases are lost.
     `node` tells nodes on the same machine apart.

@@ -1,4 +1,4 @@
-"""A subscription to all that a kernel publishes on IOPub. A pod's first process imports nothing else of roost."""
+"""A subscription to a kernel's IOPub messages. A pod's first process imports this module before the agent's own."""
 
 from __future__ import annotations
 

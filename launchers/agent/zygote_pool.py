@@ -39,16 +39,16 @@ log = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PAUSE_S, _REFUSAL_PAUSE_S = 60.0, 600.0
-"""For how long no zygote is made for a key after one has failed to load, or has refused to fork."""
+"""How long no zygote is made for a `Key` after one failed to load, and after one refused to fork."""
 _IDLE_S = 600.0
 _MAX_UNUSED = 2
-"""At most this many zygotes per key that no start has used. With more, the starts would differ every time."""
+"""At most this many zygotes of a key are unused. A third would not help: each start has other variables."""
 MOST_SPARES = 5
 """At most this many spares wait in a zygote for launches. After fewer recent launches, fewer spares wait."""
 _MOST_TRIES = 5
 """At most this many zygotes are tried, each without one more unfit package. The last one gets no learnt packages."""
 _IMPORTS_FILE = "imports.json"
-"""Where a kernel reports its imports, beside its connection file."""
+"""The name of the file, beside the connection file, in which a kernel reports its imports."""
 
 
 def become_subreaper() -> bool:
@@ -59,9 +59,9 @@ def become_subreaper() -> bool:
 
 
 class ZygotePool:
-    """A set of zygotes, by key. If there are too many, the least recently used one ends. `output` is for tracebacks.
+    """The zygotes of an agent. If there are too many, the least recently used one ends. `output` is for tracebacks.
 
-    `on_spawned` gets the pid of each zygote before it forks. `learnt` chooses further preloads, if there is one.
+    `on_spawned` gets the pid of each zygote before the zygote forks. `learnt` chooses further preloads, if given.
     """
 
     def __init__(
@@ -109,13 +109,14 @@ class ZygotePool:
         entries: tuple[int, ...] = (),
         on_pid: Callable[[int], object] = lambda pid: None,
     ) -> ForkedKernel | None:
-        """Fork a kernel. If no zygote can, return None: the caller then executes it, and the pool may warm one.
+        """Fork a kernel. Return None if no zygote can: the caller then executes the kernel.
 
-        `listeners` listen on its ports. `entries` are those of its control group. `on_pid` gets the pid
-        before the kernel serves its ports. Raises the errors of `read_report`.
+        `listeners` are descriptors of sockets that listen on the kernel's ports. `entries` are those of its control
+        group. `on_pid` gets the pid before the kernel serves its ports. Raises the errors of `read_report`. If no
+        zygote serves the launch, the pool may make one for later launches.
 
-        The pool checks the zygote's fingerprint while the forked kernel gets ready. The kernel does nothing
-        before the pool sends it "go".
+        The pool checks the zygote's fingerprint while the forked kernel gets ready. The kernel does nothing before the
+        pool sends it "go".
         """
         started = time.perf_counter()
         key = self._key(command, env, str(cwd))
@@ -173,11 +174,11 @@ class ZygotePool:
                 self._warm_later(zygote.key, zygote.command, zygote.env)
 
     def _is_outdated(self, zygote: Zygote) -> bool:
-        """True if another zygote would get a learnt package that this one lacks."""
+        """True if a new zygote would get a learnt package that this zygote lacks."""
         return self._learnt is not None and bool(self._learnt.choose(zygote.key[0]).keys() - zygote.asked)
 
     def _forget_varying(self, key: Key, env: Mapping[str, str]) -> None:
-        """Drop learnt packages that read a variable that differs between kernels, as each value needs a zygote."""
+        """Drop learnt packages that read a variable that differs between kernels: each value would need a zygote."""
         if self._learnt is None:
             return
         for zygote in self._zygotes:
@@ -187,7 +188,7 @@ class ZygotePool:
                     self._learnt.drop(key[0], name, f"it reads {varying[0]}, which differs between kernels")
 
     async def warm(self, command: KernelCommand, env: Mapping[str, str], cwd: Path | str = "/") -> None:
-        """Start a zygote for such kernels. Return once the zygote is ready, or has failed to load."""
+        """Start a zygote for this command and environment if none serves them. Return once it is ready or failed."""
         key = self._key(command, env, str(cwd))
         if key is not None and not any(zygote.serves(key, env) for zygote in self._zygotes):
             await asyncio.shield(self._warm_later(key, command, env, delay_s=0.0))
@@ -215,7 +216,7 @@ class ZygotePool:
         return True
 
     def interpreters(self) -> dict[int, str]:
-        """Return the Python of each ready zygote, by pid. The zygote used last comes first."""
+        """Return the Python of each ready zygote, by pid."""
         return {zygote.pid: zygote.key[0] for zygote in self._zygotes}
 
     async def close(self) -> None:
@@ -262,7 +263,7 @@ class ZygotePool:
         return True
 
     async def _make(self, key: Key, command: KernelCommand, env: Mapping[str, str]) -> None:
-        """Make a zygote, unless an up-to-date one serves the same starts. It replaces an outdated one."""
+        """Make a zygote, unless an up-to-date one serves the same starts. The new zygote replaces outdated ones."""
         if any(zygote.serves(key, env) and not self._is_outdated(zygote) for zygote in self._zygotes):
             return  # a package was learnt, but later kernels have not used it
         started = time.perf_counter()

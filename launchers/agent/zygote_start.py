@@ -26,7 +26,7 @@ _READY_S = 60.0
 """How long a zygote may take to load."""
 _PACKET_BYTES = 1 << 20
 _ROOM = "-" * 512
-"""Room for the command line that `ps` shows for a kernel."""
+"""An argument that only takes room. The command line that `ps` shows for a kernel is written there."""
 
 Key = tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]
 
@@ -35,7 +35,7 @@ Key = tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]
 class Zygote:
     """A ready zygote. `command` and `env` are those of the kernel for which it was made.
 
-    `learnt`: the variables that each learnt package has read. `asked`: all learnt packages that were to be imported.
+    `learnt`: the variables that each learnt package has read. `asked`: all learnt packages that it had to import.
     """
 
     key: Key
@@ -65,7 +65,7 @@ class Zygote:
         return key == self.key and not self.find_differences(env)
 
     def find_differences(self, env: Mapping[str, str]) -> set[str]:
-        """Return the variables with which a start in `env` would import something else."""
+        """Return the variables that the zygote's imports have read, and that have another value in `env`."""
         return {
             name
             for name, value in self.environment.items()

@@ -1,10 +1,8 @@
-"""Daemons: background processes, at most one per folder.
+"""Daemons: background processes, at most one per folder. The first caller starts a daemon, and later callers find it.
 
-The first caller starts one, and later callers find it.
-
-A daemon holds `lock` in its private folder while it runs: nothing else shows that it is running. A process
-that starts the daemon holds `start.lock` meanwhile. `ready.json` has the daemon's announcement, such as its
-address. `log.old` is the log of the previous daemon.
+While a daemon runs, it holds the file lock `lock` in its private folder. Only this lock shows that the daemon is
+running. The process that starts the daemon holds `start.lock` until the daemon is ready. `ready.json` has the daemon's
+announcement: a JSON object, for example with its address. `log.old` is the log of the previous daemon.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ _NOT_INHERITED = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "JPY_API_TOKEN", "JUPYTE
 class DaemonError(Exception):
     """A daemon could not be started or found.
 
-    `kind` is what the daemon gave to `announce_failure`, else empty.
+    `kind` is the `kind` that the daemon passed to `announce_failure`, or empty.
     """
 
     def __init__(self, message: str, kind: str = "") -> None:
@@ -64,16 +62,16 @@ class DaemonError(Exception):
 
 
 class AlreadyRunning(DaemonError):
-    """Another daemon holds this folder."""
+    """Another daemon is already running for the same folder."""
 
 
 def ensure(
     folder: Path, command: Sequence[str], *, env: Mapping[str, str] | None = None, deadline_s: float
 ) -> dict[str, Any]:
-    """Return the announcement of the daemon of `folder`. Start it by `command` if it is not running.
+    """Return the announcement of the daemon of `folder`. Start the daemon by `command` if it is not running.
 
-    Blocks up to `deadline_s` while another process starts the daemon, then up to `deadline_s` for a start of
-    its own. Raises `DaemonError`. The daemon is no child of this process, nor in its session.
+    The call waits at most `deadline_s` for each step: the start lock, a daemon that another process has started, and
+    its own start. Raises `DaemonError`. The daemon is neither a child of this process nor in its session.
     """
     try:
         with _locked(folder / "start.lock", deadline_s):
@@ -192,14 +190,14 @@ def _name(command: Sequence[str]) -> str:
 
 
 def announce(folder: Path, info: Mapping[str, Any]) -> None:
-    """Announce that the daemon is ready: write `ready.json` (with pid and start time) and wake the starter."""
+    """Announce that this daemon is ready: write `info`, pid and start time to `ready.json`, and wake `ensure`."""
     announcement = {**info, "pid": os.getpid(), "process_started_at": start_time(os.getpid())}
     write_private_json(folder / "ready.json", announcement)
     _report_to_starter(announcement)
 
 
 def announce_failure(kind: str, message: str) -> None:
-    """Report why this daemon cannot serve. The starter raises `DaemonError` with this message and kind."""
+    """Report why this daemon cannot serve: `ensure` raises `DaemonError` with this kind and message."""
     _report_to_starter({"failure": {"kind": kind, "message": message}})
 
 
@@ -212,7 +210,7 @@ def _report_to_starter(announcement: Mapping[str, Any]) -> None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """True if the open lock is still the file at `path`. It is not if that file was deleted or replaced."""
+    """True if the open file `descriptor` is still the file at `path`, not one that was deleted or replaced."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -220,7 +218,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 class Hold:
-    """The hold of a daemon on its folder: the open lock."""
+    """The lock that a daemon holds on its folder while it runs."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -257,12 +255,10 @@ class Hold:
         leave: Callable[[], None],
         has_successor: bool,
     ) -> None:
-        """Cut the log when it is long.
+        """Shorten a long log, and restore the folder if it or `ready.json` was deleted, every two seconds.
 
-        Restore the folder within seconds after it or `ready.json` was deleted.
-
-        `put_back` must write the daemon's files again. If the daemon is not needed by then, `leave` is called
-        and the watch ends. The same happens if another process serves the folder by now and `has_successor`
+        `put_back` must write the daemon's files again. If a deletion is found while `is_needed()` is False, the watch
+        calls `leave` and ends. The watch does the same if another process serves the folder by now and `has_successor`
         is True. Otherwise the watch runs until it is cancelled.
         """
         is_complete, told = True, ""
@@ -309,7 +305,7 @@ class Hold:
 
 @contextmanager
 def hold(folder: Path) -> Iterator[Hold]:
-    """Hold `folder` as its daemon while the block runs.
+    """Make this process the daemon of `folder` while the block runs: hold the folder's lock.
 
     Raises `AlreadyRunning` if another daemon holds it.
     """
@@ -329,10 +325,10 @@ def hold(folder: Path) -> Iterator[Hold]:
 
 
 def _move_up(descriptor: int) -> int:
-    """Move a descriptor to a high number, so that the descriptor table has room for 256. Return that number.
+    """Move a descriptor to a number from 255 on, so that Linux enlarges the descriptor table now. Return that number.
 
-    Linux enlarges the table of a process with threads after a grace period of 10 to 20 ms (`expand_fdtable`). A child
-    inherits the table's size, also through exec. If the limit of open files is lower, the descriptor stays.
+    Later, in a process with threads, Linux would need 10 to 20 ms for that (`expand_fdtable`). A child inherits the
+    table's size, also through exec. If the limit of open files is lower than 256, the descriptor stays.
     """
     try:
         moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH_DESCRIPTOR)
@@ -344,7 +340,7 @@ def _move_up(descriptor: int) -> int:
 
 @contextmanager
 def _locked(path: Path, deadline_s: float) -> Iterator[None]:
-    """Hold the lock at `path` while the block runs, or raise `DaemonError` after `deadline_s`.
+    """Hold the lock at `path` while the block runs. Raise `DaemonError` if it is not free within `deadline_s`.
 
     The lock's private folder is created if it does not exist, and again if `_forget` removes it meanwhile.
     """
@@ -366,7 +362,7 @@ def _locked(path: Path, deadline_s: float) -> Iterator[None]:
 
 
 def _lock(descriptor: int, deadline_s: float) -> bool:
-    """Return True when the lock is taken, or False after `deadline_s`.
+    """Take the lock on an open file. Return False if the lock is not free within `deadline_s`.
 
     Polls, because flock has no deadline.
     """

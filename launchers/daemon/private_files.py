@@ -17,7 +17,7 @@ def runtime_dir(*, run_user: Path = Path("/run/user"), tmp: Path = Path("/tmp"))
     """Return the folder for this user's sockets, locks and records on this machine. Raises `FolderError`.
 
     It is `$ROOST_RUNTIME_DIR`, else `roost` in `$XDG_RUNTIME_DIR`, else `roost` in `/run/user/<uid>` (cron and sudo
-    lack the variable), else `/tmp/roost-<uid>`. TMPDIR does not matter: all of a user's processes must agree.
+    lack the variable), else `/tmp/roost-<uid>`. TMPDIR is ignored: all processes of a user must find the same folder.
     """
     chosen = os.environ.get("ROOST_RUNTIME_DIR")
     if chosen:
@@ -31,7 +31,7 @@ def runtime_dir(*, run_user: Path = Path("/run/user"), tmp: Path = Path("/tmp"))
 
 
 def _private_folder_in_safe_place(path: Path) -> Path:
-    """Return a private folder that no other user can rename and replace. Raises `FolderError`."""
+    """Return `path` as a private folder. Raise `FolderError` if another user could rename and replace it."""
     private_folder(path)
     for parent in path.parents:
         mode = parent.stat().st_mode
@@ -44,7 +44,7 @@ def _private_folder_in_safe_place(path: Path) -> Path:
 def is_own_folder(folder: str) -> bool:
     """True if this user owns the folder and can write to it.
 
-    With sudo, XDG_RUNTIME_DIR may name another user's.
+    With sudo, XDG_RUNTIME_DIR may name a folder of another user.
     """
     try:
         status = os.stat(folder)
@@ -63,7 +63,7 @@ def is_own_file(path: Path) -> bool:
 
 
 def private_folder(path: Path) -> Path:
-    """Make `path` with mode 0700, or check that only this user can enter it. Raises `FolderError`."""
+    """Make `path` with mode 0700. If it exists, check that only this user can enter it. Raises `FolderError`."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()
@@ -93,9 +93,9 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what `write_private` left in this folder because its process was killed meanwhile.
+    """Remove the temporary files that `write_private` left in this folder when its process was killed.
 
-    Only for the process that alone writes there. Raises `OSError`.
+    Call it only in the one process that writes to the folder. Raises `OSError`.
     """
     for temporary in folder.glob(".*.tmp"):
         temporary.unlink(missing_ok=True)
@@ -114,10 +114,7 @@ def read_json(path: Path) -> Any:
 
 
 def tail(path: Path, size_bytes: int) -> str:
-    """Return the last `size_bytes` of a text file from the first whole line on.
-
-    Empty if it cannot be read.
-    """
+    """Return the last `size_bytes` of a text file from the first whole line on. Empty if the file cannot be read."""
     try:
         with path.open("rb") as file:
             length = file.seek(0, os.SEEK_END)
@@ -131,9 +128,7 @@ def tail(path: Path, size_bytes: int) -> str:
 
 
 def shorten(path: Path, *, over_bytes: int, keep_bytes: int) -> bool:
-    """If a log is longer than `over_bytes`, keep about its last `keep_bytes` and return True.
-
-    Else return False.
+    """Cut a log that is longer than `over_bytes` to about its last `keep_bytes`. Return True if it was cut.
 
     Lines written meanwhile may be lost. Processes that write to the log must append (O_APPEND).
     """

@@ -17,7 +17,7 @@ _IS_LINUX = sys.platform == "linux"
 _START_TOLERANCE_S = 0.02
 _WATCH_INTERVAL_S = 0.5
 _BETWEEN_BOOTS_S = 1e9
-"""The offset in seconds between the start times of two boots. No machine runs 31 years without a reboot."""
+"""How many seconds apart `start_time` puts the times of two boots. No machine runs 31 years without a reboot."""
 _BOOTS = 1 << 14
 
 
@@ -81,7 +81,7 @@ def signal_group(pid: int, signum: int) -> bool:
 class Watch:
     """A watch on a process that is no child of this one.
 
-    After its end, `on_end` is called once, not in the constructor.
+    After the end of that process, the watch calls `on_end` once, but never inside the constructor.
     """
 
     def __init__(self, pid: int, started_at: float, on_end: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Plumbing around asyncio: background tasks, work in daemon threads, pauses between retries, and timers."""
+"""Functions for asyncio: background tasks, work in daemon threads, pauses between retries, and timers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 def spawn(
     coroutine: Coroutine[Any, Any, T], tasks: set[asyncio.Task[Any]], log: logging.Logger
 ) -> asyncio.Task[T]:
-    """Start a background task that nobody awaits, and log its exception. asyncio keeps no reference: `tasks` does."""
+    """Start a background task that nobody awaits, and log its exception. `tasks` refers to the task until its end."""
 
     def finish(done: asyncio.Task[T]) -> None:
         tasks.discard(done)
@@ -43,9 +43,10 @@ async def cancel_all(tasks: set[asyncio.Task[Any]], again_s: float = 5.0) -> Non
 
 
 async def wait_until_set(event: asyncio.Event, timeout_s: float) -> bool:
-    """Wait until an event is set; return False after `timeout_s`. Use it in loops that may be cancelled.
+    """Wait until an event is set. Return False if it is not set within `timeout_s`.
 
-    `asyncio.wait_for` loses a cancellation on Python <= 3.11 if the event is set in the same step.
+    Use it in loops that may be cancelled. `asyncio.wait_for` loses a cancellation on Python <= 3.11 if the event is set
+    in the same step.
     """
     waiting = asyncio.ensure_future(event.wait())
     try:
@@ -56,7 +57,7 @@ async def wait_until_set(event: asyncio.Event, timeout_s: float) -> bool:
 
 
 def start_shared(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Start a task for several callers. Each caller awaits `asyncio.shield(task)`."""
+    """Start a task that several callers await. Each awaits `asyncio.shield(task)`, so that no caller cancels it."""
     task = asyncio.get_running_loop().create_task(coroutine)
     # Mark its exception as retrieved, or asyncio would log it if all callers were cancelled.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -64,10 +65,9 @@ def start_shared(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 
 async def ask_all(ask: Callable[[S], Awaitable[T]], items: Iterable[S], *, most: int = 256) -> list[T]:
-    """Return the answers in the order of the items. At most `most` items are asked at the same time.
+    """Call `ask` for each item, at most `most` at the same time. Return the answers in the order of the items.
 
-    Each call of `ask` has its own deadline. With thousands of calls at once, the last answers would be read
-    too late.
+    Each call of `ask` has its own deadline. With thousands of calls at once, the last answers would be read too late.
     """
     todo = list(enumerate(items))
     left, answers = iter(todo), dict[int, T]()
@@ -87,12 +87,10 @@ async def ask_all(ask: Callable[[S], Awaitable[T]], items: Iterable[S], *, most:
 def start_thread(
     work: Callable[[], T], *, name: str, undo: Callable[[], object] = lambda: None
 ) -> concurrent.futures.Future[T]:
-    """Run blocking `work` in a daemon thread, for which an exiting interpreter does not wait.
+    """Run blocking `work` in a daemon thread and return its future. The interpreter's exit does not wait for it.
 
-    Return its future.
-
-    The caller can cancel the future until `work` has ended. After a cancellation, the work goes on, its
-    result is dropped, and the thread calls `undo` if the work succeeds.
+    The caller can cancel the future until `work` has ended. A cancelled `work` goes on, but its result is dropped. If
+    such `work` succeeds, the thread calls `undo`.
     """
     outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
 

@@ -77,7 +77,7 @@ class AgentClient:
         await self._client.call("manage", manager, timeout_s=_QUICK_S)
 
     async def admit(self, client: str) -> None:
-        """Have the agent accept the client with this public key too."""
+        """Have the agent also accept the client with the public key `client`."""
         await self._client.call("admit", {"client": client}, timeout_s=_QUICK_S)
 
     async def launch(self, request: Launch) -> KernelProcess:
@@ -102,7 +102,7 @@ class AgentClient:
         return str(answer["text"])
 
     async def journal(self, kernel_id: str, **choice: Any) -> JournalPage:
-        """Return a part of what a kernel has published; `Journal.read` describes the `choice`."""
+        """Return a part of a kernel's journal. `choice` has the keyword arguments of `Journal.read`."""
         return await self._call(JournalPage, "journal", {"kernel_id": kernel_id, **choice})
 
     async def status(self) -> Node:
@@ -117,14 +117,14 @@ class AgentClient:
         return [decode(KernelUse, use, ignore_unknown=True) for use in answer]
 
     async def warm(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
-        """Have the agent prepare a zygote for such kernels.
+        """Have the agent prepare a zygote for kernels with this command and environment.
 
-        Returns when it is ready, or known to be impossible.
+        Returns when the zygote is ready, or when the agent knows that it cannot make one.
         """
         await self._client.call("warm", {"argv": argv, "env": env}, timeout_s=90.0)
 
     async def leave(self) -> None:
-        """Have the agent leave. Its kernels and leases stay for the next agent."""
+        """Have the agent end itself. Its kernels and leases stay for the next agent."""
         await self._client.call("leave", timeout_s=_QUICK_S)
 
     async def _call(self, cls: type[T], op: str, arguments: Any = None, *, timeout_s: float = _QUICK_S) -> T:

@@ -1,7 +1,8 @@
 """The messages of the agent's protocol: answers, events, and the requests that are kept or have many fields.
 
 Every message crosses a socket as JSON (`json_codec`). CPUs and GPUs are in units (0.25 is a quarter), memory is in
-bytes, durations are in seconds. `*_at` are seconds since the epoch (UTC), for people and never for waiting.
+bytes, durations are in seconds. Fields named `*_at` are seconds since the epoch (UTC), for people and never for
+waiting. The start times of processes are from `process.start_time` instead.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
 
 PROTOCOL = 10
-"""The version of this protocol. An agent and a client must have the same one.
+"""The version of this protocol. An agent and a client must have the same version.
 
-A new field in an answer or event needs no new version, because older clients ignore the field. A new field in
-a request needs one, because older agents refuse the field. A new default needs one too: fields with their
-default are not sent.
+A new field in an answer or event needs no new version, because older clients ignore the field. A new field in a request
+needs a new version, because older agents refuse the field. A changed default needs a new version too, because fields
+with their default are not sent.
 """
 
 
@@ -65,14 +66,12 @@ class AgentAddress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve:
-    """A request for a lease from the agent's ledger.
+    """A request for a lease from the agent's ledger. A repeated request with the same lease id gets the same answer.
 
-    Repeated with the same lease id, it gives the same answer.
-
-    The ledger prefers `lease.device_ids`. If a manager has granted the lease (`is_granted`), the ledger
-    records these devices unchanged. `linger_s`: how long the lease outlives a kernel that ended by itself, so
-    that Jupyter can restart that kernel. The agent begins `launch` as soon as the ledger has the lease. A
-    later call of `AgentClient.launch` with the same launch gets that launch's answer.
+    The ledger prefers `lease.device_ids`. If a manager has granted the lease (`is_granted`), the ledger records these
+    devices unchanged. `linger_s`: how long the lease outlives a kernel that ended by itself, so that Jupyter can
+    restart that kernel. The agent begins `launch` as soon as the ledger has the lease. A later call of
+    `AgentClient.launch` with the same launch gets that launch's answer.
     """
 
     lease: Lease
@@ -86,10 +85,10 @@ class Manager:
     """A daemon of the cluster manager on the agent's node, which the agent watches.
 
     `pid` and `process_started_at` (from `process.start_time`) name the daemon. `address` is `host:port` of the manager
-    itself. If the manager is away when its last daemon ends, the leases are kept for `grace_s`.
-    `is_gone`: the daemon reports that it is about to end because the manager has ended, whatever answers at `address`.
-    `has_left`: the daemon has ended, although its process goes on. `probe` is a command that prints the id of the
-    cluster at `address`. If that is not `cluster_id`, another cluster has taken the address, and this one has ended.
+    itself. If the manager is away when its last daemon ends, the leases are kept for `grace_s`. `is_gone`: the daemon
+    reports that it is about to end because the manager has ended, whatever answers at `address`. `has_left`: the daemon
+    has ended, although its process goes on. `probe` is a command that prints the id of the cluster at `address`. If
+    that id is not `cluster_id`, another cluster has taken the address, and the agent's cluster has ended.
     """
 
     name: str
@@ -143,10 +142,10 @@ class PodKernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """The work of an agent from its start: its keys and a lease to note, with a launch to begin.
+    """The first work of an agent: its keys, the lease to record, and the launch to begin.
 
-    `report_to`: the endpoint where the pod reports its kernel, or its agent's address once the agent listens.
-    That server's public key is the one client key that the agent accepts.
+    `report_to`: the endpoint where the pod reports its kernel, or its agent's address once the agent listens. The agent
+    accepts one client: the server at `report_to`, by its public key.
     """
 
     keys: ServerKeys
@@ -160,7 +159,7 @@ class Holdings:
     kernels: tuple[KernelProcess, ...] = ()
 
     def by_lease(self) -> dict[str, KernelProcess | None]:
-        """Return a mapping from lease ids to the kernel process in each lease, or None if there is none."""
+        """Return the kernel process of each lease by lease id, or None for a lease without a kernel."""
         return {lease.id: None for lease in self.leases} | {each.lease_id: each for each in self.kernels}
 
 

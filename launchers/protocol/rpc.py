@@ -43,7 +43,7 @@ def describe_excess(what: str, size: int) -> str:
 
 
 class RpcError(Exception):
-    """The root of the errors that a call raises, apart from `asyncio.TimeoutError`."""
+    """The base class of the errors that a call raises, apart from `asyncio.TimeoutError`."""
 
 
 class Disconnected(RpcError):
@@ -55,7 +55,7 @@ class Unauthorized(RpcError):
 
 
 class RemoteError(RpcError):
-    """An error that the server answered with: `kind` (a short word), a sentence, and typed fields."""
+    """An error that a server sends as its answer: `kind` (a short word), `message` (a sentence) and `fields`."""
 
     def __init__(self, kind: str, message: str, fields: Mapping[str, Any] | None = None) -> None:
         self.kind, self.message, self.fields = kind, message, dict(fields or {})

@@ -90,7 +90,7 @@ class RpcClient:
     async def call(self, op: str, arguments: Any = None, *, timeout_s: float) -> Any:
         """Call `op` and return its JSON result. Raises `RemoteError`, `Disconnected`, `asyncio.TimeoutError`.
 
-        A call of more than `MOST_BYTES` is not sent: a `RemoteError` of kind too_large.
+        A call of more than `MOST_BYTES` is not sent, and raises a `RemoteError` of kind too_large.
         """
         if self.is_lost:
             raise Disconnected("the connection was lost")
@@ -175,7 +175,7 @@ class RpcClient:
 
 @functools.cache
 def _share_context(pid: int) -> zmq.asyncio.Context:
-    """Return the ZeroMQ context that all clients of this process share. The pid separates forked children.
+    """Return the ZeroMQ context that all clients of the process `pid` share. A forked child gets its own.
 
     Each context has two threads and five descriptors. A connection has three sockets.
     """

@@ -35,9 +35,9 @@ _NO_DESCRIPTORS = (
 _MOST_CLIENTS = 1_000
 """At most this many clients stay admitted by `admit`. If there are more, the server forgets the oldest."""
 _KEY_LENGTH = 40
-"""The characters of a CURVE key in Z85."""
+"""How many characters a CURVE key has in Z85."""
 CALLER: ContextVar[str] = ContextVar("CALLER")
-"""The public key of the client whose call is being answered, at a server with keys."""
+"""The public key of the client that made the current call. Empty at a server without keys."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Operation:
     message: type | None = None
 
     async def answer(self, name: str, arguments: Any) -> Any:
-        """Return the answer to a call. Raises `WireError` for arguments of another form."""
+        """Call the handler and return its result. Raises `WireError` if the arguments do not fit the handler."""
         if self.message is not None:
             result = self.handler(decode(self.message, arguments))
         else:
@@ -126,7 +126,7 @@ class RpcServer:
                 raise OSError(problem.errno, str(problem)) from None
 
     def admit(self, client: str) -> None:
-        """Accept the client with this public key too. Raises `RemoteError` if the text is no such key."""
+        """Also accept the client with the public key `client`. Raises `RemoteError` if that is no CURVE key."""
         if len(client) != _KEY_LENGTH or not client.isascii() or not client.isprintable():
             raise RemoteError("bad_request", "a client is admitted by its public key, 40 characters of Z85")
         self._admitted.pop(client, None)

@@ -1,4 +1,4 @@
-"""The values that both protocols share. They have their own module, so that clients need not import `messages`."""
+"""The values that the agent's and the service's protocol share. Clients import them without `messages`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from roost.placement.json_codec import share_equal
 
 VERSION = roost.__version__
 LAST_LINE = "; its last line: "
-"""The text after this in a reason quotes a kernel's output.
+"""In a reason, the text after this phrase quotes a kernel's output.
 
-Its owner may read that, but no log may contain it.
+The kernel's owner may read that text, but no log may contain it.
 """
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
@@ -78,7 +78,7 @@ class Connection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalLimits:
-    """How much of what a kernel publishes its agent keeps: in memory, and older messages in a file."""
+    """The size of a kernel's journal: the latest messages in memory, and older messages in a file."""
 
     memory_bytes: int = 16 << 20
     disk_bytes: int = 0
@@ -145,9 +145,9 @@ class KernelUse:
 class JournalEntry:
     """A message that a kernel has published on IOPub, or a piece of it.
 
-    The message's text joins its parts: header, parent header, metadata, content, and buffers in base64.
-    `lengths` are the lengths of the parts in characters. `data` is the text from `offset` on, or a piece of
-    it. `is_cut`: earlier messages for the same request are gone.
+    The message's text joins its parts: header, parent header, metadata, content, and buffers in base64. `lengths` are
+    the lengths of the parts in characters. `data` is the text from `offset` on, or a piece of it. `is_cut`: the journal
+    has lost some earlier output of the same Jupyter request.
     """
 
     number: int

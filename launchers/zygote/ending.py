@@ -46,7 +46,7 @@ def end_process(app: Any, known: Container[str]) -> NoReturn:
 
 
 def end_standby(output: int | None = None) -> NoReturn:
-    """End a standby at once if it was not launched or failed. Write the current error to `output`, if given.
+    """End this process at once: its kernel is not wanted, or has failed. Write the current error to `output`, if given.
 
     An ordinary end would close ZeroMQ's context, and wait for sockets that no thread serves.
     """

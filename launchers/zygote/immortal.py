@@ -1,8 +1,8 @@
-"""Immortal preloads: kernels that only use what their zygote has loaded do not write to it (PEP 683).
+"""Immortal preloads: kernels do not write to the objects of their zygote only by using them (PEP 683).
 
-To use an object is to count a reference, which writes to the object's page, and so copies it. Python 3.12 and 3.13
-count no references to an object whose counter has the highest value. After `1+1`, this saves a third of a kernel's
-private memory.
+Python counts references to an object when it uses the object. Each count writes to the object's page, and so copies the
+page. Python 3.12 and 3.13 count no references to an object whose counter has the highest value. After `1+1`, this saves
+a third of a kernel's private memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def why_not() -> str:
 
 
 def make_immortal() -> None:
-    """Make every object immortal that the collector knows, or that such an object refers to."""
+    """Make every object immortal that the garbage collector knows, or that such an object refers to."""
     counter = ctypes.c_uint32.from_address
     found = gc.get_objects()
     while found:

@@ -67,7 +67,7 @@ class WarmState:
         """
 
     def touch_pages(self) -> None:
-        """Copy now all pages that a kernel will write to. One at a time, these page faults take half of its start."""
+        """Copy now all memory pages that a kernel will write to. One at a time, the copies take half of its start."""
         pages, self.pages = self.pages, array.array("Q")
         for n in range(0, len(pages), 3):
             if self.madvise(pages[n], pages[n + 1], pages[n + 2]) != 0:
@@ -114,7 +114,7 @@ class KernelChild(NamedTuple):
 
     @property
     def listeners(self) -> Sequence[int]:
-        """Return the sockets that listen on the kernel's ports already."""
+        """Return the descriptors of the sockets that listen on the kernel's ports already."""
         return self.fds[2 : 2 + self.request["listeners"]]
 
     @property
@@ -202,11 +202,9 @@ class KernelChild(NamedTuple):
         os.close(self.channel_fd)
 
     def wait_until_confirmed(self) -> None:
-        """Wait until the agent has checked the zygote's files.
+        """Wait until the agent has checked the zygote's files. End this process if the agent refuses the kernel.
 
-        End this process if the agent refuses the kernel.
-
-        Until then, a kernel must do nothing that others notice.
+        Before this function returns, a kernel must do nothing that others notice.
         """
         with contextlib.suppress(ConnectionError):
             if os.read(self.channel_fd, 1):
@@ -260,8 +258,8 @@ def prepare_standby(warm: WarmState) -> Standby:
 def enlarge_descriptor_table() -> None:
     """Make room for descriptors while this process has one thread.
 
-    Linux enlarges the table of a process with threads after a grace period of 10 to 20 ms (`expand_fdtable`). The
-    fifth channel of a client takes descriptor 64, and would wait for that.
+    Linux takes 10 to 20 ms to enlarge the table of a process with threads (`expand_fdtable`). The fifth channel of a
+    client takes descriptor 64, and would wait for that.
     """
     with contextlib.suppress(OSError):  # the limit of open files is lower
         os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _DESCRIPTORS - 1))

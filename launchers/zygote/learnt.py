@@ -4,9 +4,9 @@
     agent    counts the reports, and chooses packages for the next zygote
     zygote   imports them (`import_learnt`), and refuses a package that kernels would notice (`Unfit`)
 
-A kernel also reports the packages that it has imported and the zygote had imported before. At each import,
-Python asks the module's spec whether the module is still being loaded. A watched spec notes the first
-question, and is a plain spec from then on.
+A kernel also reports a package that the zygote had imported before, if the kernel has imported it too. At each import,
+Python asks the module's spec whether the module is still being loaded. A watched spec notes the first question, and is
+a plain spec from then on.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ UNFIT = {
     "tensorflow": "it does not survive a fork",
     "torch": _REPEATS,
 }
-"""Packages that are never learnt, and why: no check would find it. The setting `preload` may name them."""
+"""Packages that are never learnt, with reasons that no check would find. The setting `preload` may name them."""
 _SYSTEM_SIGNALS = 0b11 << 31
-"""The signals 32 and 33, which the C library uses for threads."""
+"""The mask of the signals 32 and 33, which the C library uses for threads."""
 _used: set[str] = set()
 
 
@@ -56,7 +56,7 @@ class Unfit(Exception):
 
 
 class _WatchedSpec(ModuleSpec):
-    """The spec of a module that the zygote has imported. It lacks the attribute that Python reads at an import."""
+    """The spec of a module that the zygote has imported. It notes when a kernel imports the module, too."""
 
     def __getattr__(self, name: str) -> Any:
         if name != "_initializing":
@@ -82,7 +82,7 @@ def import_learnt(
 ) -> tuple[dict[str, list[str]], dict[str, str | None]]:
     """Import these packages if they are installed in `sites`. After `Unfit` is raised, this process must end.
 
-    An import may end the process. Before each one, `announce` gets the arguments of an `Unfit` for that case. Return
+    An import may end the process. Before each import, `announce` gets the arguments of an `Unfit` for that case. Return
     the environment variables that each package has read, and the values of all these variables.
     """
     earlier = set(sys.modules)

@@ -36,7 +36,7 @@ The second value is the wait after a burst: two launches less than the third val
 _REMEMBERED, _RECENT_S = 32, 60.0
 """At most this many launches count as recent, and for this long.
 
-The zygote keeps a spare for each, at least one.
+The zygote keeps one spare for each recent launch, and at least one spare.
 """
 _BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.debugger")
 
@@ -111,9 +111,9 @@ class Zygote:
                 return child
 
     def _check(self, spare: Spare) -> None:
-        """Drop the spare if it has ended, and build no more standbys.
+        """Drop the spare and build no more standbys, if the spare has ended.
 
-        Drop a standby if a configuration file exists.
+        Also drop the spare if its standby is not current (`is_current`).
         """
         assert self._warm is not None
         if spare.socket.fileno() < 0:
@@ -207,7 +207,7 @@ def serve(agent: socket.socket) -> KernelChild | None:
 
 @contextlib.contextmanager
 def lower_priority() -> Iterator[None]:
-    """Lower this process's priority while the block runs, if a throwaway child can raise its own again."""
+    """Lower this process's priority while the block runs, if a test in a child shows that it can be raised again."""
     usual = os.getpriority(os.PRIO_PROCESS, 0)
     child = os.fork()
     if child == 0:
@@ -277,8 +277,8 @@ def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[
 
     Return the state that kernels inherit (None: refused) and the answer for the agent.
 
-    A first rehearsal finds the modules. A second one finds the pages of memory that kernels write to. `write`
-    stores the answer that holds if this process ends before it returns.
+    A first rehearsal finds the modules. A second one finds the pages of memory that kernels write to. `write` stores
+    the answer that holds if this process ends before `prepare` returns.
     """
     started_ns = time.time_ns()
     os.environ.clear()

@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Rehearsal(NamedTuple):
-    """The result of a rehearsal: modules, regular expressions (with flags), and `find_written_pages`."""
+    """The result of a rehearsal: modules, regular expressions (with flags), and pages from `find_written_pages`."""
 
     modules: list[str]
     patterns: list[tuple[str, int]]

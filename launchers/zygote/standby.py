@@ -3,8 +3,8 @@
     in advance    all of `IPKernelApp.initialize` that does not depend on a launch: configuration, sockets, shell
     at a launch   the rest: connection file, ports, history, startup files
 
-Until it is adopted, a standby has no thread, binds no port and writes no history. It serves only a launch for which a
-fresh kernel would have done the same until then (`is_current`, `has_read`).
+Until its launch, a standby has no Python thread but the main one, binds no port and writes no history. It serves only a
+launch for which a fresh kernel would have done the same until then (`is_current`, `has_read`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CONFIG_FILES = ("ipython_config", "ipython_kernel_config")
 
 
 class Standby:
-    """A kernel that is ready but for its launch. A launch calls `redirect`, `connect` and `run_startup`."""
+    """A kernel that lacks only its launch. A launch calls `redirect`, `connect` and `run_startup`."""
 
     def __init__(self, app: Any) -> None:
         """Prepare `app`, an `IPKernelApp` with parsed arguments. Raises what its steps raise."""
@@ -63,7 +63,7 @@ class Standby:
     def describe(self) -> dict[str, Any]:
         """Return what `is_current` and `has_read` check: variables read, files absent, folders present.
 
-        A standby never serves a user with a configuration: that is code, which may read anything.
+        A standby never serves a user with a configuration file: such a file is code, which may read anything.
         """
         folders = [str(folder) for folder in self.app.config_file_paths]
         files = [
@@ -85,7 +85,7 @@ class Standby:
         _ = names._get_candidate_names().rng
 
     def redirect(self, log_fd: int) -> None:
-        """Write to the kernel's log from now on."""
+        """Send the output of this process to the kernel's log from now on."""
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):
             copy = getattr(
                 stream, "_original_stdstream_copy", None
@@ -93,7 +93,7 @@ class Standby:
             os.dup2(log_fd, number if copy is None else copy, inheritable=copy is None)
 
     def connect(self, argv: list[str]) -> None:
-        """Become the kernel of a launch. The process has its environment and working directory already."""
+        """Become the kernel of a launch. The process must have the launch's environment and working directory."""
         app, shell = self.app, self.app.shell
         app.argv = argv
         app.config.IPKernelApp.connection_file = app.connection_file = argv[1]

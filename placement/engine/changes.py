@@ -8,19 +8,19 @@ from typing import NamedTuple
 from .columns import IntArray, Table
 
 _REMEMBERED = 4096
-"""At least this many changes are remembered, at most twice as many.
+"""At least this many changes are remembered, and at most twice as many.
 
-Older scores are computed from all nodes.
+If cached scores are older than the remembered changes, all nodes are scored again.
 """
 _AT_LEAST = 64
-"""With fewer than `_REMEMBERED` nodes, as many changes are remembered as nodes, but at least this many."""
+"""With fewer than `_REMEMBERED` nodes, one change for each node is remembered, but at least this many."""
 
 
 class Change(NamedTuple):
-    """The difference between two versions. ``rows`` are the changed rows, as numbered in the newer version.
+    """The difference between two successive snapshots. ``rows`` are the changed rows, as numbered in the newer one.
 
-    If nodes moved, ``source`` has the former row of each row, -1 for a new node. Else ``values`` has the new values of
-    ``rows``, and ``columns`` names the columns that differ.
+    If nodes came, left or moved to other rows, ``source`` has each row's former row, or -1 for a new node. Otherwise
+    ``values`` has the new values of ``rows``, and ``columns`` names the columns that differ.
     """
 
     rows: tuple[int, ...]
@@ -30,10 +30,7 @@ class Change(NamedTuple):
 
 
 class History:
-    """The changes between successive snapshots.
-
-    All these snapshots share one history, and the newest adds to it.
-    """
+    """The changes between successive snapshots. All these snapshots share one history, and the newest adds to it."""
 
     __slots__ = ("_ends", "_rows", "changes", "first", "moved")
 
@@ -52,15 +49,15 @@ class History:
         return self.first + len(self.changes)
 
     def between(self, version: int, until: int) -> list[Change] | None:
-        """Return the changes after ``version``, or None if they are forgotten or ``version`` > ``until``."""
+        """Return the changes from ``version`` to ``until``; None if they are forgotten or ``version`` > ``until``."""
         if not self.first <= version <= until:
             return None
         return self.changes[version - self.first : until - self.first]
 
     def rows_between(self, version: int, until: int) -> set[int] | None:
-        """Return the rows changed after ``version``.
+        """Return the rows that changed from ``version`` to ``until``.
 
-        None if `between` gives None, or if nodes have moved since then.
+        Return None if `between` returns None, or if nodes moved to other rows after ``version``.
         """
         if not max(self.first, self.moved) <= version <= until:
             return None

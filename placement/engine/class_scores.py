@@ -1,8 +1,8 @@
 """The scores of nodes for one class of requests.
 
-A filter or scorer may have ``applies(request)``, False if it has no effect on such requests. A filter may have
-``least(request)``, the amounts that must be free: one comparison serves all such filters. Both are ignored
-unless the object's own class, not a base class, defines them together with ``passes`` or ``score``.
+A filter or scorer may define ``applies(request)``, which returns False if it has no effect on the request. A filter
+may define ``least(request)``, which returns the amounts that must be free: one comparison serves all such filters. Both
+methods are ignored unless the object's own class, not a base class, defines them together with ``passes`` or ``score``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ClassScorer:
         self._limits: tuple[FloatArray, IntArray, int] | None = None
 
     def __call__(self, snapshot: Snapshot) -> Scores:
-        """Return the scores of the nodes that pass all filters. ``rows`` says which nodes pass, if not all do."""
+        """Return the scores of the nodes that pass all filters. `Scores.rows` has these nodes, if not all pass."""
         fits, devices = self._find_fitting(snapshot)
         rows: IntArray | None = None
         if fits is not None:
@@ -67,7 +67,10 @@ class ClassScorer:
         return self._score(snapshot, devices, rows)
 
     def _find_fitting(self, snapshot: Snapshot) -> tuple[BoolArray | None, BoolArray | None]:
-        """Return (n,) True if the node passes all filters (None: all do), and (n, d) True if the device fits."""
+        """Return (n,) True if the node passes all filters, and (n, d) True if the device fits.
+
+        The first is None if all nodes pass. The second is None if no filter has compared the devices.
+        """
         fits: BoolArray | None = None
         devices: BoolArray | None = None
         request = self._request
@@ -86,9 +89,9 @@ class ClassScorer:
         return fits, devices
 
     def _find_limits(self, d: int) -> tuple[FloatArray, IntArray, int]:
-        """Return the least values of `Columns.room`, the points for each, and the points that a node needs.
+        """Return the least values of `Columns.room`, the points for each value, and the points that a node needs.
 
-        A node gets the points of each value that its room reaches.
+        A node gets the points of each value that its own room reaches. ``d`` is the number of device columns.
         """
         is_for_devices = "device_free" in self._least
         width = len(ROOM) + d * is_for_devices
@@ -133,7 +136,7 @@ class ClassScorer:
 def apply_filters(
     request: Request, snapshot: Snapshot, filters: Sequence[Filter]
 ) -> Iterator[BoolArray | None]:
-    """Yield the answer of each filter; None if it lets all nodes pass."""
+    """Yield, for each filter, (n,) True if the node passes; None if all nodes pass."""
     for rule in filters:
         mask = rule.passes(request, snapshot)
         if mask is not None and mask.shape != (len(snapshot),):
@@ -146,7 +149,7 @@ def apply_filters(
 def weigh_scores(
     request: Request, snapshot: Snapshot, scorers: WeightedScorers, stale_after_s: float
 ) -> Iterator[tuple[Scorer, FloatArray]]:
-    """Yield each scorer that has an opinion, with its weighted scores, (n,) or (n, d)."""
+    """Yield each scorer that has an opinion, with its weighted scores: (n,) of nodes or (n, d) of devices."""
     known = snapshot.without_stale_metrics(stale_after_s)
     shape = snapshot.columns.device_free.shape
     for scorer, weight in scorers:
@@ -162,9 +165,9 @@ def weigh_scores(
 def choose_devices(
     count: int, snapshot: Snapshot, fits: BoolArray, scores: FloatArray | None
 ) -> tuple[FloatArray, IntArray]:
-    """Return (n,) the mean score of the best ``count`` devices that fit, and (n,) the best one.
+    """Return for each node, (n,), the mean score of its ``count`` best devices that fit, and its best device.
 
-    The best one is -1 unless ``count`` is 1.
+    The best device is -1 unless ``count`` is 1.
     """
     scored = np.where(fits, _ZERO if scores is None else scores, _REFUSED)
     if count == 1:

@@ -17,9 +17,10 @@ BoolArray = NDArray[np.bool_]
 
 
 class Columns:
-    """Read-only arrays with one row per node, where d is the largest number of devices on a node. NaN means unknown.
+    """Read-only arrays with one row for each of n nodes. NaN means unknown.
 
-    The columns of a part of a snapshot are copied from the whole when they are first read.
+    Arrays of devices have d columns, the largest number of devices on a node. The columns of a part of a snapshot are
+    copied from the whole snapshot's columns when they are first read.
 
     >>> from roost.placement import Device, Node, Snapshot
     >>> nodes = [Node(id="a", cpus=4), Node(id="b", devices=(Device(id="0", promised=0.25),))]
@@ -85,11 +86,11 @@ class Columns:
 
     @property
     def device_cell(self) -> IntArray:
-        """(n, d) model and thousandths as one number: `CELLS` · (model + 1) + milli + 1."""
+        """(n, d) a device's model and free thousandths as one number: `CELLS` · (model + 1) + milli + 1."""
         return (self.device_model + 1) * CELLS + self.device_milli + 1
 
     def part(self, rows: IntArray | slice) -> Columns:
-        """Return these rows, in that order. O(1), and O(len(rows)) per column that is read."""
+        """Return the columns of these rows, in that order. O(1), and O(len(rows)) for each column that is read."""
         part = Columns()
         part._source, part._rows = self, rows
         return part
@@ -101,7 +102,7 @@ class Columns:
 
 
 class Table(Columns):
-    """Columns that are stored row by row, so that a few rows are read from few lines of memory.
+    """Columns that are stored row by row, so that a few rows are read from few lines of the processor's cache.
 
     A row holds `room`, `device_cell` and the columns in the order of `_layout`, with eight bytes per value.
     """
@@ -168,9 +169,9 @@ _NAMES = frozenset(COLUMNS)
 ROOM = ("cpus_free", "memory_free_bytes", "gpus_free")
 """The first columns of `Columns.room`."""
 CELLS = 1002
-"""The number of cells per model in `Columns.device_cell`: -1 to 1000 thousandths.
+"""The number of values that `Columns.device_cell` has for each model: -1 to 1000 free thousandths.
 
-Rounded requests may leave -1.
+A request that is rounded up may leave -1.
 """
 _FEW = 256
 """A column of at most this many rows is read in place, without a copy."""
@@ -192,7 +193,7 @@ _SCALARS = tuple(name for name in COLUMNS if name not in _PADDING and name not i
 
 @lru_cache(maxsize=64)
 def _layout(width: int) -> dict[str, tuple[bool, int | slice]]:
-    """Return, for each column, whether it has floats and where in a row it lies, for rows of ``width`` devices."""
+    """Return, for each column, whether it has floats, and its place in a row with ``width`` devices."""
     places: dict[str, int | slice] = {"cpus_free": 0, "gpus_free": 2}
     start = len(ROOM)
     for name in _PADDING:
@@ -204,7 +205,7 @@ def _layout(width: int) -> dict[str, tuple[bool, int | slice]]:
 
 
 def build_columns(nodes: Sequence[Node], models: Sequence[str], width: int | None = None) -> Columns:
-    """Return the columns of these nodes. ``models`` has all their device models; ``width`` is the number of devices."""
+    """Return the columns of these nodes. ``models`` has all their device models, ``width`` is the devices per row."""
     if width is None:
         width = max((len(node.devices) for node in nodes), default=0)
     index = {model: i for i, model in enumerate(models)}
@@ -226,7 +227,10 @@ def build_columns(nodes: Sequence[Node], models: Sequence[str], width: int | Non
 def compare_nodes(
     before: Sequence[Node], after: Sequence[Node], models: Sequence[str], width: int
 ) -> tuple[Table, frozenset[str]]:
-    """Return the rows of ``after`` and the columns that differ, except the age of metrics. Devices must be the same."""
+    """Return the table of ``after``, and the names of the columns that differ, except the age of metrics.
+
+    Both sequences have the same nodes in the same order, with devices of the same models.
+    """
     both = Table.of(build_columns([*before, *after], models, width))
     old, new = both.part(slice(len(before))), both.part(np.arange(len(before), 2 * len(before)))
     return new, old.find_differences(new) - {"metrics_age_s"}
@@ -235,7 +239,10 @@ def compare_nodes(
 def apply_changes(
     columns: Columns, changes: Iterable[tuple[Sequence[int], Table, frozenset[str]]]
 ) -> Columns:
-    """Return the columns after these changes of rows, in that order. Columns that do not change are shared."""
+    """Return the columns after these changes, in that order. Columns that do not change are shared.
+
+    A change has the rows, their new values, and the names of the columns that differ.
+    """
     after: dict[str, Any] = {}
     for rows, values, names in changes:
         for name in names:
@@ -246,7 +253,7 @@ def apply_changes(
 
 
 def reshape_columns(columns: Columns, kept: Sequence[int], part: Columns, order: IntArray) -> Columns:
-    """Return the kept rows and the rows of ``part``, brought into that order. O(n)."""
+    """Return the ``kept`` rows of ``columns`` followed by the rows of ``part``, indexed by ``order``. O(n)."""
     width = int(np.concatenate([columns.gpus[kept], part.gpus]).max(initial=0))
     after: dict[str, Any] = {}
     for name in COLUMNS:
@@ -285,7 +292,7 @@ def forget_metrics(columns: Columns, where: BoolArray) -> Columns:
 
 
 def update_ages(ages: FloatArray, rows: Sequence[int], nodes: Sequence[Node]) -> FloatArray:
-    """Return (n,) the ages of metrics after a change of these rows; the same array if no age differs."""
+    """Return (n,) the ages of metrics, with those of ``nodes`` in ``rows``; the same array if no age differs."""
     new = np.array([node.metrics_age_s for node in nodes], dtype=np.float64)  # None becomes NaN
     if np.array_equal(ages[list(rows)], new, equal_nan=True):
         return ages
@@ -298,9 +305,9 @@ def update_ages(ages: FloatArray, rows: Sequence[int], nodes: Sequence[Node]) ->
 def update_fresh(
     known: dict[float, tuple[BoolArray, bool]], ages: FloatArray, rows: Sequence[int]
 ) -> dict[float, tuple[BoolArray, bool]]:
-    """Return by age limit: (n,) True if a node's metrics are not older, and True if all are not.
+    """Return for each known age limit: (n,) True if a node's metrics are within it, and True if all nodes' are.
 
-    Keeps equal masks.
+    Only ``rows`` are compared again. A mask that does not change stays the same array.
     """
     after = dict(known)
     for limit, (mask, _) in known.items():

@@ -18,18 +18,18 @@ from .columns import Columns, Table
 
 _BLOCK = 32
 _BLOCKS_FROM = 16_384
-"""From this many nodes on, the best node is searched among the best of each block."""
+"""From this many nodes on, the best node is searched only in the block of nodes that has the highest score."""
 _AT_ONCE = 4096
 """At most this many nodes are scored together, so that their columns fit into a processor's cache."""
 MAX_BYTES = 512 << 20
-"""At most this many bytes of scores are kept. The class that was used longest ago is dropped first."""
+"""At most this many bytes of scores are kept. The class of requests that was used longest ago is dropped first."""
 _MOST_CLASSES = 1_000
-"""At most this many classes are kept, because on a small cluster a class takes more memory than its scores."""
+"""At most this many classes of requests are kept, because a class takes memory that `MAX_BYTES` does not count."""
 
 
 @dataclass(slots=True)
 class Scores:
-    """The scores of n nodes. ``devices`` has the best device, or -1 if the request does not need exactly one."""
+    """The scores of n nodes. ``devices`` has each node's best device, or -1 unless the request needs one device."""
 
     totals: FloatArray  # (n,), -inf if a filter refuses
     devices: NDArray[np.integer[Any]]  # (n,), kept as int16
@@ -74,7 +74,7 @@ class Scores:
 
 
 ScoreNodes = Callable[[Snapshot], Scores]
-"""A function that scores a snapshot or a part of one. The score of a row depends on that row alone."""
+"""A function that scores the nodes of a snapshot. The score of a node depends on that node alone."""
 
 
 @dataclass(slots=True)
@@ -105,12 +105,10 @@ class ScoreCache:
     def update(
         self, key: Hashable, snapshot: Snapshot, fresh: BoolArray, make: Callable[[], ScoreNodes]
     ) -> Scores:
-        """Return the scores of all nodes for the class ``key``.
+        """Return the scores of all nodes for the class ``key``. The caller holds ``lock`` and must not change them.
 
-        The caller holds ``lock`` and must not change them.
-
-        A node is scored again if it has changed, or if its value in ``fresh`` has: (n,) True for fresh
-        metrics. ``make`` is called once for a class.
+        ``fresh`` is (n,) True for nodes with fresh metrics. A node is scored again if it has changed, or if its value
+        in ``fresh`` has changed. ``make`` returns the function that scores nodes for a class that is not cached yet.
         """
         entry = self._entries.get(key)
         if entry is not None and entry.history is snapshot.history and entry.version > snapshot.version:
@@ -139,10 +137,9 @@ class ScoreCache:
         return entry.scores
 
     def find(self, key: Hashable, snapshot: Snapshot, fresh: BoolArray) -> Scores | None:
-        """Return a copy of the scores for the class ``key`` if the cache has those of this very snapshot.
+        """Return a copy of the scores for the class ``key`` if the cache has those of this very snapshot, else None.
 
-        Return None if it does not, or while another thread holds ``lock``, because a policy may compute for
-        long.
+        Return None also while another thread holds ``lock``, because that thread may compute for long.
         """
         if not self.lock.acquire(blocking=False):
             return None
@@ -157,7 +154,7 @@ class ScoreCache:
             self.lock.release()
 
     def _update_table(self, snapshot: Snapshot) -> Table:
-        """Return the table of this snapshot, except for the age of metrics."""
+        """Bring the table up to this snapshot, and return it. Its ages of metrics may be out of date."""
         history, changes = snapshot.history, None
         if history is self._history and history.moved <= self._version:
             changes = history.between(self._version, snapshot.version)

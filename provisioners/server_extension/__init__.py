@@ -1,10 +1,10 @@
-"""roost's Jupyter Server extension. Everything works without it, with less comfort.
+"""roost's Jupyter Server extension. Without it, starts that wait block, and a server adopts no kernels.
 
 extension.py        RoostExtension: its settings, and its parts in one server
 pending_starts.py   wraps the kernel manager: a start that waits does not block its caller
 pending_start.py    one start that waits, the messages held for its kernel, and the connections of its clients
 held_messages.py    the messages that clients have sent to a waiting kernel
-connection.py       the websocket of a client, which speaks for a waiting kernel
+connection.py       the websocket of a client, which answers for a waiting kernel
 server_state.py     the server's name, and its files for the next server of that name
 adoption.py         finds the kernels of the earlier server of that name
 replay.py           the missed messages of a client, before the live ones

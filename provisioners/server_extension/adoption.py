@@ -1,7 +1,7 @@
 """Adoption: a server that starts finds the kernels of its predecessor, and lists them under their old ids.
 
 The schedulers know the kernels of each server name. The server's own files (`server_state.py`) name the schedulers to
-ask. They also list the kernels of a scheduler that does not answer.
+ask. For a scheduler that does not answer, these files also list the kernels.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from .server_state import ServerState
 _ANSWER_S = 4.0
 """How long a scheduler may take to list its kernels.
 
-Afterwards only the remembered ones are adopted at first.
+If it takes longer, the server at first adopts only the kernels in the server's own files.
 """
 
 _TRIES = 60
 _PAUSE_S = 5.0
 _LATE_ANSWER_S = 60.0
-"""How often a late scheduler is asked again, the pauses between, and how long each answer may take."""
+"""How long each answer of a late scheduler may take. The server asks `_TRIES` times, with pauses of `_PAUSE_S`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class FoundKernel:
 
 
 class KernelFinder:
-    """Finds the kernels of a server's name, by the kernelspecs that are installed."""
+    """A search for the kernels of a server name, in the schedulers of the installed kernelspecs."""
 
     def __init__(
         self, kernelspecs: KernelSpecManager, config: Config, state: ServerState, log: logging.Logger
@@ -63,7 +63,7 @@ class KernelFinder:
         self._late: list[tuple[Client, Sequence[str], str]] = []
 
     async def find_late(self, adopt: Callable[[list[FoundKernel]], Awaitable[None]]) -> None:
-        """Adopt further kernels of the schedulers that gave `find` no complete list.
+        """Ask again each scheduler that gave `find` no complete list, and call `adopt` with the further kernels.
 
         This may take minutes.
         """

@@ -41,7 +41,7 @@ _DEVICE_FIELDS = ("id", "model", "promised", "used")
 
 
 class PageHandler(JupyterHandler):  # type: ignore[misc]
-    """The page and its two files."""
+    """A handler that returns the page and its two files."""
 
     auth_resource = "kernels"
 
@@ -58,7 +58,7 @@ class PageHandler(JupyterHandler):  # type: ignore[misc]
 
 
 class ClusterHandler(APIHandler):  # type: ignore[misc]
-    """The state of all clusters, as JSON."""
+    """A handler that returns the state of all clusters, as JSON."""
 
     auth_resource = "kernels"
 

@@ -32,12 +32,12 @@ from .subscription import Subscription
 
 _LOST = "The Jupyter Server was restarted before this cell ran: run it again."
 _ASK_AGAIN_S = 0.5
-"""How often a connection that waits for the kernel's first answer looks whether the kernel was restarted."""
+"""How long a connection pauses between two checks for a restart while it waits for the kernel's first answer."""
 _V1 = "v1.kernel.websocket.jupyter.org"
 
 
 class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
-    """A connection between a client and a kernel. While the kernel waits, its messages go to the `PendingStart`."""
+    """A connection between a client and a kernel. The `PendingStart` gets the messages while the kernel waits."""
 
     _start: PendingStart | None = None
     _cells: dict[str, dict[str, Any]]
@@ -113,7 +113,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     def _prepare_replay(self) -> Replay | None:
         """Return the replay for a client that was away while the kernel ran; None for others.
 
-        Jupyter Server itself keeps the messages for the last client that has gone, while the server lives.
+        No replay is needed if Jupyter Server itself has kept the messages for this client.
         """
         kernels, km = self.multi_kernel_manager, self.kernel_manager
         buffered = kernels._kernel_buffers.get(self.kernel_id)
@@ -165,7 +165,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         super().handle_incoming_message(message)
 
     def disconnect(self) -> None:
-        """Close the connection. The messages that it held stay with the kernel."""
+        """Close the connection. Its messages that are held for the kernel stay held."""
         if self._replaying is not None:
             self._replaying.cancel()
         if self._subscription is not None:
@@ -275,7 +275,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             self.log.debug("kernel=%s a client has gone", self.kernel_id)
 
     async def drain(self) -> None:
-        """Wait until the client has read all messages."""
+        """Wait until all messages have gone out to the client."""
         written, self._written = self._written, None
         if written is not None:
             with suppress(WebSocketClosedError, StreamClosedError):

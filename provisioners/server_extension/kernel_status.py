@@ -27,7 +27,7 @@ _NOT_OURS = {"text": "", "detail": ""}
 
 
 class StatusHandler(APIHandler):  # type: ignore[misc]
-    """The status of one kernel of this server: a short `text`, and a `detail` of some lines. Both may be empty."""
+    """A handler that returns the status of a kernel: a short `text` and a longer `detail`. Both may be empty."""
 
     auth_resource = "kernels"
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ANSWER_AFTER_S = 0.12
 """How long a start may take before its kernel is listed as starting.
 
-JupyterLab drops cells that are run earlier.
+JupyterLab drops cells that are run before the kernel is listed.
 """
 _LOOK_S = 0.003
 _CULLED = 1_000
@@ -47,7 +47,7 @@ _STATE_S = 2.0
 _WITHDRAWN_WITHIN_S = 3.0
 """How long the withdrawal of a start waits for the service. The service's own clean-up goes on."""
 _REPEAT_STOP_S = 300.0
-"""How long the stop of a kernel out of reach is repeated, until the scheduler has noted it."""
+"""How long the request to stop a kernel out of reach is repeated, if the scheduler has not recorded it."""
 _RESTARTED_WITHIN_S = 10.0
 """How long a shutdown waits for a restart that is under way."""
 _DELETED = "The kernel was shut down before it had started."
@@ -76,7 +76,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         self.queue_timeout_s = extension.queue_timeout_s
         self.server_name = extension.state.name if extension.state.has_lock else ""
         self.may_wait = False
-        """True if starts need not block, because the websockets can speak for a waiting kernel."""
+        """True if starts need not block, because the websockets can answer for a waiting kernel."""
         self.adopting: set[str] = set()
         self.closed_at: dict[str, float] = {}
         """The `time.monotonic()` at which clients of roost's kernels disconnected, by session key."""
@@ -86,13 +86,13 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         self._kept: set[str] = set()
         self.pending: dict[str, PendingStart] = {}
         self.culled: dict[str, str] = {}
-        """The reason of each kernel's end, as a sentence, by id: kernels that were culled or not adopted."""
+        """The reasons why kernels were culled or not adopted, as sentences, by kernel id."""
 
     async def start_kernel(self, *, kernel_id: str | None = None, **kwargs: Any) -> str:
         """Start a kernel and return its id, perhaps before the start has ended.
 
-        This returns once the start has ended, has a lease or has to wait, but after `ANSWER_AFTER_S` at the
-        latest. An error until then is raised; the rest of the start is pending.
+        This returns once the start has ended, has a lease or has to wait, but after `ANSWER_AFTER_S` at the latest. If
+        the start fails earlier, this raises the error. Otherwise the rest of the start is pending.
         """
         is_there = kernel_id is not None and kernel_id in self
         if is_there or not self._is_of_roost(kwargs.get("kernel_name")) or not self.may_wait:
@@ -118,9 +118,10 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         return kernel_id
 
     async def adopt_kernels(self, found: Sequence[FoundKernel], within_s: float) -> None:
-        """Adopt kernels of an earlier server and list them. List one as unknown until its adoption has succeeded.
+        """Adopt kernels of an earlier server and list them.
 
-        A kernel that has ended meanwhile is not listed. `/roost/api/kernels/ID` says why it has ended.
+        After `within_s`, a kernel that is not adopted yet is listed as unknown, and its adoption goes on. A kernel that
+        has ended meanwhile is not listed. `/roost/api/kernels/ID` says why it has ended.
         """
         starts = []
         for kernel in found:

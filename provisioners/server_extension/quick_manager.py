@@ -52,7 +52,7 @@ class QuickManager(AsyncKernelManager):
     _async_shutdown_kernel = shutdown_kernel = _without_pause(AsyncKernelManager._async_shutdown_kernel)
 
     def _create_connected_socket(self, *arguments: Any, **options: Any) -> Any:
-        """Create a socket that connects again soon after a restart. All kernels of a server share one context."""
+        """Create a socket that connects again soon after a restart. Leave the context's options as they were."""
         usual = self.context.sockopts
         self.context.sockopts = dict(usual)
         reconnect_soon(self.context)

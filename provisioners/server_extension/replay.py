@@ -28,7 +28,7 @@ from roost.scheduler.service.messages import JournalPage
 AWAY_MARGIN_S = 10.0
 """The replay also repeats requests that ended at most this long before the connection was lost."""
 _ASK_AGAIN_S = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""The pauses between two readings of the journal, until the live messages have joined."""
+"""How long the replay pauses between two readings of the journal before the first live message has arrived."""
 _LAG_S = 3.0
 """How much later than a live message its copy may appear in the journal."""
 _JOINED_BYTES = 1 << 20
@@ -38,7 +38,7 @@ _LOST = "[roost: the beginning of this output was not kept, because the journal 
 
 @dataclass(slots=True)
 class _Told:
-    """A cell of the client whose messages the replay repeats."""
+    """A cell of the client. The replay repeats the messages for this cell."""
 
     is_cut: bool = False
     execution_count: int = 0
@@ -57,7 +57,7 @@ class _Text:
 
 
 class Replay:
-    """The replay for one connection. `hold` gets the live messages of IOPub until `is_over`."""
+    """The replay for one connection. `hold` gets the live messages of IOPub until `is_through`."""
 
     def __init__(self, connection: Any, provisioner: RoostProvisioner, away_s: float | None) -> None:
         self._connection = connection

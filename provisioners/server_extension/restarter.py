@@ -13,7 +13,7 @@ from tornado.ioloop import IOLoop
 from roost.provisioners.provisioner import RoostProvisioner
 
 _ANSWER_S = 30.0
-"""How long a restarted kernel may take to answer. It may die again."""
+"""How long roost waits for the answer of a restarted kernel, which may die again."""
 
 
 class Restarter(AsyncIOLoopKernelRestarter):

@@ -26,7 +26,7 @@ from .adoption import list_roost_kernelspecs
 _BEGIN_AFTER_S = 0.3
 """How long the preparation waits, so that a new server can answer its first requests."""
 _MOST = 4
-"""At most this many kernelspecs are prepared, the default one first. An agent keeps as many zygotes."""
+"""At most this many kernelspecs are prepared, the default one first. An agent keeps this many zygotes."""
 
 
 def start_warm_up(kernel_manager: Any, log: logging.Logger) -> threading.Thread:
@@ -41,7 +41,7 @@ def start_warm_up(kernel_manager: Any, log: logging.Logger) -> threading.Thread:
 
 
 class _WarmUp:
-    """The kernelspecs of one server, and the services that could not be brought up for them."""
+    """The preparation of one server's kernelspecs. It remembers the services that could not be brought up."""
 
     def __init__(self, kernelspecs: KernelSpecManager, config: Config, log: logging.Logger) -> None:
         self._kernelspecs = kernelspecs

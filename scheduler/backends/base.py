@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendContext:
-    """The service's side of a backend: everything that a backend gets besides its own settings.
+    """The objects and settings that the service gives to a backend, besides the backend's own settings.
 
-    `agents` are the scheduler's connections to agents. The backend may write to `folder`. `restart_grace_s` and
-    `idle_exit_s` are the scheduler's settings of these names.
+    `agents` are the scheduler's connections to agents. `folder` is the service's folder, in which the backend may
+    write. `restart_grace_s` and `idle_exit_s` are the scheduler's settings of these names.
     """
 
     agents: Agents
@@ -41,12 +41,12 @@ class BackendContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendEvent:
-    """A change in the cluster.
+    """A change in the cluster, of one of six kinds.
 
     `nodes`: the next snapshot differs. `lease_held`: a pending lease was granted; `lease` is that lease.
-    `lease_pending`: the reason why a lease is pending has changed; `lease` has the new reason. `lease_lost`:
-    the manager took back the lease `lease_id`, for `reason`. `lease_warned`: the manager will take that lease
-    back soon, for `reason`. `resync`: events may be missing, so all leases must be read again.
+    `lease_pending`: the reason why a lease is pending has changed; `lease` has the new reason. `lease_lost`: the
+    manager has taken back the lease `lease_id`, for `reason`. `lease_warned`: the manager will take the lease
+    `lease_id` back soon, for `reason`. `resync`: events may be missing, so all leases must be read again.
     """
 
     kind: Literal["nodes", "lease_held", "lease_pending", "lease_lost", "lease_warned", "resync"]
@@ -59,9 +59,10 @@ class BackendEvent:
 class LeaseReading:
     """All leases that roost holds on a cluster, and the agents that could not be asked.
 
-    `unreachable` names agents as people know them (by node or pod). Kernels that no lease shows may live
-    there. `processes` has the kernel process of each lease id (None: no kernel runs), as far as the agents
-    have reported it. The scheduler asks the agents of all leases that `processes` lacks.
+    `unreachable` has names for people: of nodes whose agents do not answer, or of a manager that is away. Kernels may
+    run there although `leases` does not have their leases. `processes` has the kernel process of each lease id, as
+    far as the agents have reported it (None: no kernel runs). The scheduler asks the agents of all leases that
+    `processes` lacks.
     """
 
     leases: tuple[Lease, ...]
@@ -70,16 +71,16 @@ class LeaseReading:
 
 
 class Backend(ABC):
-    """One cluster. All methods run on the scheduler's event loop and never block it.
+    """The adapter to one cluster. All methods run on the scheduler's event loop and never block it.
 
-    Every method raises `BackendUnavailable` within seconds if the cluster cannot be reached.
+    A method that needs the cluster raises `BackendUnavailable` within seconds if the cluster cannot be reached.
     """
 
     name: str
     address: str = ""
     """The cluster's address, for people. Empty if it is not known yet, or if there is nothing to show."""
     adds_nodes: bool = False
-    """True if the manager adds nodes for claims. A request that no node can take now is then claimed without a node."""
+    """True if the manager keeps claims that no node can take now. roost then claims such a request without a node."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -131,9 +132,9 @@ class Backend(ABC):
         """
 
     def reported_kernel(self, lease: Lease, launch_id: str) -> PodKernel | None:
-        """Return the kernel of this launch if it listens and its agent does not answer yet; None otherwise.
+        """Return the kernel of this launch if its pod has reported it, and its agent does not answer yet; else None.
 
-        The scheduler need not wait for the kernel's agent then.
+        The scheduler then does not wait for the agent.
         """
         return None
 
@@ -149,7 +150,7 @@ class Backend(ABC):
         return ""
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
-        """Return the variables that a kernel in this lease gets besides those of its start."""
+        """Return the variables that this backend adds to the environment of a kernel in this lease."""
         return {}
 
     def check_request(self, request: Request) -> None:
@@ -160,7 +161,7 @@ class Backend(ABC):
         return
 
     def to_placement(self, request: Request) -> Request:
-        """Return the request with the labels and taints that its options stand for. Called after `check_request`."""
+        """Return the request with labels and tolerated taints for its options. Called after `check_request`."""
         return request
 
     async def diagnose(self) -> list[Finding]:

@@ -25,7 +25,7 @@ from roost.scheduler.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A CURVE key pair (Z85 text)."""
+    """The service's CURVE key pair, for encrypted ZeroMQ connections. Both keys are Z85 text."""
 
     public: str
     secret: str = field(repr=False)
@@ -70,9 +70,10 @@ class Identity:
 
 
 def load_identity(path: str, *, name: str, section: str) -> Identity:
-    """Return the key pair in this file; create the file if it is missing. Raises `ConfigError` if that fails.
+    """Return the key pair in the file `path`; create the file if it is missing. Raises `ConfigError` if that fails.
 
-    An empty path is the default file of the backend `name`. `section` is the backend's section of the configuration.
+    An empty path means the default file of the backend `name`. The error names `section`, the backend's section of
+    the configuration.
     """
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     file = Path(path) if path else Path(state) / "roost" / f"{name}-identity.json"

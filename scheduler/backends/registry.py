@@ -64,7 +64,7 @@ def load_object(reference: str, what: str) -> Any:
 
 @cache
 def _find_references() -> Mapping[str, Mapping[str, Distribution]]:
-    """Return, for each backend name, a mapping from spec references to their packages.
+    """Return the packages that provide each backend: by the backend's name, then by `module:attribute` of the spec.
 
     Takes 4 ms for 130 packages.
     """

@@ -61,8 +61,9 @@ class BackendSpec:
     cluster if the setting `address` is empty; a backend without that setting has none. `runs_on_this_machine` means
     that kernels share the application's files and network interfaces. `has_agent_per_kernel` means that each kernel has
     an agent of its own, so that no kernel is forked from a warm process. `check`, if any, names a function as
-    `module:function`, for a new kernelspec. It takes the settings and a request and blocks for seconds at most. It
-    raises `ConfigError` if the cluster would start no such kernel, and `BackendUnavailable` if it does not answer.
+    `module:function`. roost calls it for a new kernelspec, with the settings and a request. It blocks for seconds at
+    most. It raises `ConfigError` if the cluster would start no such kernel, and `BackendUnavailable` if the cluster
+    does not answer.
 
     >>> spec = BackendSpec(name="demo", settings="demo.settings:RoostDemoBackend", create="demo.backend:create")
     >>> spec.section
@@ -112,7 +113,7 @@ class BackendSpec:
 
 
 def describe_unknown(what: str, name: object, known: Iterable[str]) -> str:
-    """Return one sentence about an unknown name: the likely intended one, or all known ones."""
+    """Return one sentence about an unknown name. It suggests the most similar known name, or lists all known names."""
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1)
     guess = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
@@ -120,7 +121,7 @@ def describe_unknown(what: str, name: object, known: Iterable[str]) -> str:
 
 
 def describe_missing(backend: str, package: str) -> str:
-    """Return one sentence about a missing package of a backend. The backend's extra has the same name."""
+    """Return one sentence that says how to install a missing package. roost's extra has the name of the backend."""
     needs = f"the backend {backend} needs the package {package}"
     return f"{needs}: install roost with the extra `{backend}` (in a checkout: pip install '.[{backend}]')."
 

@@ -1,4 +1,4 @@
-"""Cleans foreign text, such as a kernel's log, so that it cannot move the cursor or hide a line."""
+"""Cleans text from other programs, such as a kernel's log, so that it cannot move the cursor or hide a line."""
 
 from __future__ import annotations
 

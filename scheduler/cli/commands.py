@@ -33,7 +33,7 @@ def find_action(name: str) -> Action:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; `action` in its result names the function of the chosen one."""
+    """Return the parser of all commands. `action` in its result names the function of the chosen command."""
     parser = argparse.ArgumentParser(
         prog="jupyter roost" if os.path.basename(sys.argv[0]).startswith("jupyter-") else "roost",
         description="Show where Jupyter kernels run and why, and manage them.",

@@ -19,7 +19,7 @@ from .options import connect_scheduler, print_answer, request_config, scheduler_
 from .tables import build_table, format_request, open_console, print_table, shorten_ids
 
 _SHOWN_NODES = 10
-"""At most this many nodes are shown with each of their refusals."""
+"""At most this many nodes are shown, each with all its refusals."""
 _WHEN = {"now": "not now", "never": "never"}
 
 

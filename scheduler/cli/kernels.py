@@ -79,7 +79,7 @@ def _describe_end(ended: Kernel) -> str:
 
 
 def find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
-    """Return the kernel of each prefix of an id, each once.
+    """Return the kernels whose ids begin with the `prefixes`: one kernel for each prefix, and none twice.
 
     Raises `UnknownKernel` if a prefix has no kernel, and `ConfigError` if it has several.
     """

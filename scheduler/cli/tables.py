@@ -36,7 +36,7 @@ def print_table(out: Console, table: Table) -> None:
 
 
 class _CleanTable(Table):
-    """A table that cleans the text of its cells, so that foreign text cannot change the terminal."""
+    """A table that cleans the text of its cells, so that text from other programs cannot change the terminal."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         super().add_row(*(clean(cell) if isinstance(cell, str) else cell for cell in cells), **options)

@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 
 class KernelList(list[Kernel]):
-    """Kernels. `unreachable` names agents that have not answered: kernels that are not listed may live there."""
+    """A list of kernels. `unreachable` names agents that do not answer: kernels that are not listed may live there."""
 
     def __init__(self, kernels: Iterable[Kernel], unreachable: Sequence[str]) -> None:
         super().__init__(kernels)
@@ -352,7 +352,7 @@ class Client:
             await asyncio.sleep(next(pauses))
 
     async def _send_policy(self, connection: RpcClient, request: Request | None, deadline: float) -> None:
-        """Send a policy that this process has added, unless this connection has carried it already."""
+        """Send the request's policy if this client has added it, unless it was sent over this connection already."""
         given = self._policies.get(request.policy) if request is not None else None
         if given is not None and self._sent_policies.get(given["name"]) != (given["token"], connection):
             await connection.call("add_policy", given, timeout_s=max(0.01, deadline - time.monotonic()))

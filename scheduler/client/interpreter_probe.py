@@ -43,7 +43,10 @@ class ProbeResult:
 
 
 def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
-    """Run the interpreter of `argv` with the environment `env`. Blocks for up to 30 s."""
+    """Run the Python of the kernel command `argv` in the environment `env`, and return its versions and abilities.
+
+    Blocks for up to 30 s. For a command that is not ipykernel's, only check whether program and module can be found.
+    """
     if not argv:
         return ProbeResult(problem="Its argv is empty: a kernelspec needs a command.")
     executable = shutil.which(argv[0], path=env.get("PATH"))

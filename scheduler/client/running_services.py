@@ -43,7 +43,7 @@ def find_services() -> list[RunningService]:
 async def read_kernels(
     call: Callable[[dict[str, Any]], Awaitable[Any]], *, with_use: bool
 ) -> tuple[list[Any], list[str]]:
-    """Return all kernels, page by page, in the order of their starts, and the names of the agents that are unreachable.
+    """Read all kernels page by page. Return them in the order of their starts, and the names of unreachable agents.
 
     `call` sends its argument to the service's operation `kernels` and returns the answer.
     """

@@ -16,7 +16,7 @@ from .call import wait_for
 
 
 def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` if this scheduler would refuse the policy. Shipped policies always pass."""
+    """Raise `ConfigError` if the backend's scheduler would refuse the policy. Shipped policies always pass."""
     from roost.placement.shipped_policies import SHIPPED  # here, because it imports numpy
 
     if not policy or policy in SHIPPED:
@@ -28,7 +28,7 @@ def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:
 def check_cluster(request: Request, backend: str, options: Mapping[str, Any]) -> str:
     """Raise `ConfigError` if the cluster could not run the request.
 
-    Return a note if it does not answer, else "".
+    Return a sentence for the user if the cluster does not answer, else an empty text.
     """
     from roost.scheduler.config.files import (
         load_settings,
@@ -45,7 +45,7 @@ def check_cluster(request: Request, backend: str, options: Mapping[str, Any]) ->
 
 
 def find_refusal(request: Request, backend: str, options: Mapping[str, Any]) -> str:
-    """Return why this scheduler would never start the request; empty if it may, or does not answer."""
+    """Return why the backend's scheduler would never start the request; empty if it might, or does not answer."""
     if read_announcement(service_folder(backend, with_address(backend, options))) is None:
         return ""
     try:

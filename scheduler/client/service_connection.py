@@ -26,7 +26,10 @@ _GREETING_S = 5.0
 RETRY_S = (0.02, 1.0)
 """First and longest pause before a connection or a call is tried again."""
 _REJOIN_S = (0.3, 30.0)
-"""First and longest pause if only listeners wait: an application with a call should restart the service first."""
+"""First and longest pause before a lost connection is made again for listeners only.
+
+The pauses are long, so that an application with a call starts the next service first.
+"""
 
 
 def no_answer(backend: str, options: Mapping[str, Any], problem: str) -> BackendUnavailable:

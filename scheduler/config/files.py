@@ -70,7 +70,7 @@ def _load_section(backend: str) -> type[Section]:
 
 
 def _to_values(backend: str, section: type[Section], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options by the section's trait names; `<name>_bytes` also names a memory trait."""
+    """Return the options by the section's trait names. An option `<name>_bytes` sets the memory trait `<name>`."""
     traits = section.class_traits(config=True)
     aliases = {f"{name}_bytes": name for name, trait in traits.items() if isinstance(trait, Memory)}
     values = {}
@@ -106,7 +106,7 @@ def _read(file: Path) -> Config:
 
 
 def _resolve_paths(config: Config, folder: Path) -> None:
-    """Make the paths of policies absolute. A relative path starts at `folder`, where the file is."""
+    """Make the paths of policies absolute. A relative path starts at `folder`, the configuration file's folder."""
 
     def resolve(spec: Any) -> Any:
         path, _, attribute = str(spec).rpartition(":")

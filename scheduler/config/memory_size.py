@@ -30,7 +30,7 @@ def parse_bytes(text: str | int | float) -> int:
 
 
 def check_kernel_memory(name: str, size: int) -> int:
-    """Return `size` in bytes (0: none given); raises `ConfigError` if a kernel needs more to start."""
+    """Return `size`, in bytes (0: no size is given). Raise `ConfigError` if it is too little for any kernel."""
     if 0 < size < _LEAST_KERNEL_BYTES:
         least = f"at least {format_bytes(_LEAST_KERNEL_BYTES)}, for example 2GiB"
         raise ConfigError(f"{name} = {format_bytes(size)} is too little for a kernel: give {least}.")

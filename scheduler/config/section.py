@@ -18,7 +18,7 @@ S = TypeVar("S", bound="Section")
 
 
 class Memory(TraitType[Bytes, "int | str | None"]):  # type: ignore[misc,unused-ignore]
-    """An amount of memory: people write `8GiB` or bytes, and the code reads bytes."""
+    """A trait for an amount of memory: people write `8GiB` or bytes, and the code reads bytes."""
 
     info_text = "an amount of memory such as '8GiB'"
 

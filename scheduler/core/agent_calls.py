@@ -55,7 +55,7 @@ _ERRORS: dict[str, type[RoostError]] = {
 
 
 class Agents:
-    """Connections by endpoint. A lost connection is forgotten, and made again when it is next needed."""
+    """The connections to agents, by endpoint. A lost connection is made again when it is next needed."""
 
     def __init__(self) -> None:
         self._clients: dict[str, asyncio.Task[AgentClient]] = {}

@@ -1,4 +1,7 @@
-"""A backend and its agents as the scheduler uses them: snapshots with drained nodes, calls that outlast an agent."""
+"""A backend and its agents as the scheduler uses them: snapshots with drained nodes, and calls to agents.
+
+A call is repeated if its agent is lost.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ from .agent_calls import AgentCaller, Agents
 T = TypeVar("T")
 
 _ANSWER_S = 5.0
-"""How long one agent may take to list its kernels or their use. A slow agent delays nobody else's kernels."""
+"""How long one agent may take to list its kernels or their use. Callers go on without a slower agent's list."""
 _JOIN_S = 10.0
-"""How long calls wait for an agent that starts after its kernel."""
+"""How long a call waits for an agent that becomes ready after its kernel."""
 
 
 class Cluster:
@@ -60,7 +63,7 @@ class Cluster:
         joining.add_done_callback(lambda _: self._joining.pop(lease.id, None))
 
     async def call(self, lease: Lease, call: Callable[[AgentClient], Awaitable[T]]) -> T:
-        """Call the lease's agent, again if the connection is lost. Raises as `AgentCaller.call` does."""
+        """Call the lease's agent. Repeat the call if the connection is lost. Raises as `AgentCaller.call` does."""
         joining = self._joining.get(lease.id)
         if joining is not None and joining is not asyncio.current_task():
             await asyncio.wait([joining], timeout=_JOIN_S)
@@ -100,7 +103,7 @@ class Cluster:
 
 
 async def _try(ask: Callable[[], Awaitable[T]]) -> T | None:
-    """Return the answer, or None if it is late, the agent is unreachable, or it does not know the kernel."""
+    """Return an agent's answer, or None if it is late, or if the agent is unreachable or does not know the kernel."""
     # `ask` is a function, because a coroutine that is cancelled before its first step is reported as never awaited.
     try:
         return await asyncio.wait_for(ask(), _ANSWER_S)

@@ -1,7 +1,7 @@
 """The end of a kernel: its start is cancelled, its process is stopped, its lease is released.
 
-An end that cannot be carried out, because an agent is unreachable, is tried again until it can. A file keeps
-the end for the next scheduler.
+If an agent is unreachable, the end of its kernel is tried again until it succeeds. A file keeps such an end for the
+next scheduler.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .kernel_table import KernelTable
 log = logging.getLogger(__name__)
 
 RETRY_S = 5.0
-"""Pause before an end, a release or a reading is tried again."""
+"""How long the scheduler waits before it tries a failed end, a failed release or a failed reading again."""
 _STOP_GRACE_S = 2.0
 
 
 class KernelEnder:
-    """Ends kernels, each once: calls for the same kernel share one end. `file` remembers ends that must wait."""
+    """Ends kernels. Calls for the same kernel share one end. `file` keeps the ends that must be tried again."""
 
     def __init__(
         self, cluster: Cluster, table: KernelTable, timers: Timers, file: Path | None = None
@@ -46,7 +46,7 @@ class KernelEnder:
         """The launch ids of kernels that could not be ended yet, by lease id."""
 
     def is_due(self, lease: Lease, process: KernelProcess | None) -> bool:
-        """True if this kernel's end must be tried again, as no newer launch runs in the lease."""
+        """True if the end of the lease's kernel must be tried again, and no newer launch runs in the lease."""
         return lease.id in self._due and (process is None or process.launch_id == self._due[lease.id])
 
     async def close(self) -> None:
@@ -74,7 +74,7 @@ class KernelEnder:
             log.warning("kernel=%s could not be ended, trying again: %s", record.kernel_id, problem)
 
     def release_soon(self, lease: Lease) -> None:
-        """Release a lease that a reading still shows but that no kernel uses any more. May be repeated."""
+        """Release a lease that the cluster still reports, although no kernel uses it any more. May be repeated."""
         if lease.id not in self._releasing:
             self._releasing.add(lease.id)
             spawn(self._release(lease), self._tasks, log)

@@ -25,7 +25,7 @@ class EventStream:
         self._listeners: list[Callable[[Event], None]] = []
 
     def publish(self, kind: str, kernel: Kernel | None = None, detail: str = "") -> None:
-        """Publish an event. The kernel's connection is left out (it has keys), and its decision too unless `placed`."""
+        """Publish an event without the kernel's connection, which has keys. Only `placed` events have its decision."""
         if kernel is not None:
             decision = kernel.decision if kind == "placed" else None
             kernel = kernel.without_keys()

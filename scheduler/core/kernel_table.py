@@ -38,11 +38,11 @@ class LastEntries(dict[K, V]):
 
 
 class KernelTable:
-    """Records by kernel id; `ended` has the last kernels that are gone, as they were at their end.
+    """All kernels: `records` has their records by kernel id, and `ended` has the last kernels that are gone.
 
-    `name` marks the leases of this scheduler. `on_run` is called each time a kernel is reported as running,
-    `on_exit` and `on_drop` after each exit and drop. `released` has the ids of released leases, which a
-    manager may still show.
+    `name` marks the leases of this scheduler. `on_run` is called each time a kernel is reported as running. `on_exit`
+    is called after a kernel's process has ended, and `on_drop` after its record is dropped. `released` has the ids of
+    released leases, which a manager may still show.
     """
 
     def __init__(self, queue: Queue, events: EventStream, *, name: str) -> None:

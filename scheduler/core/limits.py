@@ -27,7 +27,7 @@ def with_defaults(request: Request, settings: Settings) -> Request:
 
 
 def admit(request: Request, user: str, held: Mapping[str, Request], settings: Settings) -> None:
-    """Raise `NotAllowed` or `LimitExceeded` if `user` may not have this besides the kernels `held`."""
+    """Raise `NotAllowed` or `LimitExceeded` if `user` may not have this request besides the kernels in `held`."""
     if user in settings.denied_users or (settings.allowed_users and user not in settings.allowed_users):
         raise NotAllowed(f"user {user!r} may not start kernels here; ask the operator.", user=user)
     most = settings.max_kernels_per_user

@@ -1,7 +1,6 @@
-"""Owners: whether the applications that hold kernels still live, and the rules for the kernels of an ended one.
+"""Owners: whether the applications that hold kernels still live, and the rules for the kernels after an owner's end.
 
-Clients come over a Unix socket, so their pid and start time are this machine's. Without a pid, an owner counts as
-alive.
+Clients connect through a Unix socket, so they are processes of this machine. Without a pid, an owner counts as alive.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from .kernel_table import KernelTable
 log = logging.getLogger(__name__)
 
 _SHORT_S = 300.0
-"""If an owner ends sooner after it has adopted a kernel, `KernelRecord.unheld_since` does not change."""
+"""How long an owner must hold an adopted kernel, so that the owner's end changes `KernelRecord.unheld_since`."""
 
 OwnerKey = tuple[str, int, float]
 """Host, pid and start time: they tell one application process from all others."""

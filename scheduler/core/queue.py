@@ -1,8 +1,9 @@
 """The queue: which starts wait for room, in which order, and for which reason.
 
-Requests that are equal apart from interpreter, owner and preferred labels form a line, first come first
-served. The heads of all lines try in the order of their arrival, and on every change of the cluster. A node
-is reserved for a request that waits long (`NodeHold`), so that small requests cannot starve a large one.
+Requests that are equal apart from interpreter, owner and preferred labels form a line, first come first served. The
+first start of a line is its head. The heads of all lines are tried in the order of their arrival, and again on every
+change of the cluster. A node is reserved for a request that has waited long (`NodeHold`), so that small requests cannot
+starve a large one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _NEAR = 20
 """Behind this position, only a change by a tenth or more is reported: one departure moves a whole line."""
 _WOKEN_AT_ONCE = 10
 _NEXT_WOKEN_S = 0.01
-"""Pause between two groups of heads that are woken, in which calls are answered. Each head takes a millisecond."""
+"""Pause between two groups of heads that are woken. Other calls are answered in it. Each head takes a millisecond."""
 _REPORTED_AT_ONCE = 100
 _NEXT_REPORT_S = 0.02
 _MOST_HOLDS = 100
@@ -89,7 +90,7 @@ class _Line:
 
 
 class Queue:
-    """The lines.
+    """The queue: all lines of waiting starts.
 
     `on_moved` is called with a kernel's id after its position or reason has changed (see `_NEAR`).
     """
@@ -219,7 +220,10 @@ class Queue:
 
 
 def find_hold(decision: Decision, snapshot: Snapshot) -> NodeHold | None:
-    """Return a hold on the node with most free resources among those that lack only amounts, or None."""
+    """Return a hold on the node with most free resources. Only nodes that lack nothing but amounts count.
+
+    Return None if there is no such node.
+    """
     short: dict[str, set[str]] = {}
     unfit = set()
     for refusal in decision.refusals:

@@ -1,4 +1,4 @@
-"""Keep the table of kernels true: no kernel without a lease, no lease without a kernel, beyond seconds of grace."""
+"""Keeps the table of kernels true: after a short grace, each kernel has a lease, and each lease has a kernel."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ _REASON_S = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Leases, and the processes in them by lease id.
+    """The result of reading a cluster: its leases, and the kernel processes in them by lease id.
 
-    `unanswered` has the ids of leases whose agent has not answered. `unreachable` has the names of those
-    agents.
+    `unanswered` has the ids of leases whose agent has not answered. `unreachable` names agents that have not answered.
     """
 
     leases: Sequence[Lease]
@@ -55,7 +54,7 @@ class Reconciler:
         claim_grace_s: float,
     ) -> None:
         self.unreachable: Set[str] = frozenset()
-        """The names of agents that could not report their leases: unlisted kernels may live there."""
+        """The names of agents that could not report their leases: kernels that are not listed may live there."""
         self._cluster = cluster
         self._table = table
         self._ender = ender
@@ -66,8 +65,7 @@ class Reconciler:
         self._reading = asyncio.Lock()
         self._must_read = False
         self._unknown: list[AgentEvent] | None = None
-        """The events about unknown kernels while a reading runs, as it may find these kernels; None without a
-        reading."""
+        """While leases are read: the events about unknown kernels, which the reading may find. Otherwise None."""
 
     async def open(self) -> None:
         """Read back the kernels of earlier schedulers. The backend must be open."""
@@ -146,7 +144,7 @@ class Reconciler:
         self._table.queue.wake()
 
     def _match(self, lease: Lease, process: KernelProcess | None, *, is_known: bool) -> None:
-        """Compare one lease with its record.
+        """Compare one lease with its record, and correct the record or end the lease.
 
         `is_known` is True if the agent has answered; then `process` None means that there is no process.
         """

@@ -1,4 +1,4 @@
-"""The scheduler: everything that its clients can ask of one queue in front of one backend. Puts the parts together."""
+"""The scheduler of one backend, with all operations that clients can call. It puts this package's parts together."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Scheduler:
     async def cancel(self, kernel_id: str, launch_id: str = "") -> None:
         """Cancel a start.
 
-        With a launch id, end a kernel that has just started, and refuse a start that comes later.
+        With a `launch_id`, end the kernel of that launch if it runs already, and refuse the launch if it comes later.
         """
         record = self._table.get(kernel_id)
         if record is not None and launch_id in ("", record.launch_id):

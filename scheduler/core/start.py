@@ -135,7 +135,7 @@ class StartRunner:
         raise AssertionError("pauses never end")
 
     def _find_reported(self, record: KernelRecord, start: StartKernel) -> KernelProcess | None:
-        """Return the kernel of this launch if its pod has reported it before its agent answers, else None."""
+        """Return the launch's kernel if its pod has reported the kernel before the agent answers, else None."""
         assert record.lease is not None
         kernel = self._cluster.backend.reported_kernel(record.lease, start.launch_id)
         if kernel is None:
@@ -158,7 +158,7 @@ class StartRunner:
     async def _join(self, record: KernelRecord, lease: Lease, start: StartKernel) -> None:
         """Wait until the agent knows a kernel that its pod has reported. Note if the kernel has ended.
 
-        An agent that does not know the kernel yet would ignore a signal. On a busy node, this can take long.
+        An agent that does not know the kernel yet would ignore a signal. On a busy node, the wait can be long.
         """
 
         def is_wanted() -> bool:

@@ -1,7 +1,7 @@
 """The placement policies of one scheduler, by name.
 
-Policies are kept between requests, because they cache scores. Shipped policies are built again when the
-workload changes. Foreign policies run in threads (`sandbox`).
+Policies are kept between requests, because they cache scores. Shipped policies are built again when the workload
+changes. All other policies run in threads (`sandbox`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FALLBACK = "balanced"
 _LOAD_S = 15.0
 """How long loading a policy may take. A client waits longer for its answer."""
 _MAX_PROBLEMS = 1_000
-"""At most this many errors are kept: clients choose the names."""
+"""At most this many errors of unusable policies are kept, because clients can ask for any number of names."""
 
 
 class PolicyCatalog:
@@ -43,7 +43,7 @@ class PolicyCatalog:
         self._loading: dict[str, asyncio.Task[ConfigError | None]] = {}  # by a client's token, else by name
 
     async def load(self, name: str) -> None:
-        """Load the policy of that name unless it is known. `check` reports its faults."""
+        """Load the policy of that name unless it is loaded already. If this fails, `check` raises the error."""
         spec = self._spec(name)
         if spec not in SHIPPED and name not in self._others and self._may_ask(name):
             if len(self._problems) > _MAX_PROBLEMS:
@@ -82,9 +82,9 @@ class PolicyCatalog:
         return {setting: problems[name] for setting, name in named.items() if name in problems}
 
     async def add(self, name: str, pickled: str, python: str, token: str) -> None:
-        """Add a client's policy, which `pickling` packed under the version `python`.
+        """Add a client's policy, which `pickling` has packed with the version `python` of Python.
 
-        Raises `ConfigError` or `NotAllowed`. A call may be repeated with its token.
+        Raises `ConfigError` or `NotAllowed`. A repeated call with the same `token` does not load the policy again.
         """
         if not self._settings.allow_client_policies:
             raise NotAllowed(
@@ -164,7 +164,7 @@ class PolicyCatalog:
         return "a policy of an installed package has this name" if name in list_installed() else ""
 
     async def _load(self, name: str, load: Callable[[], object], token: str = "") -> ConfigError | None:
-        """Load a policy and keep it, or return the error. Callers with the same key wait for the same load."""
+        """Load a policy and keep it, or return the error. Calls with the same token (or name) share one load."""
         key = token or name
         if key not in self._loading:
             self._loading[key] = asyncio.ensure_future(self._load_in_thread(name, load, token))

@@ -19,13 +19,13 @@ _EXAMINED_NODES = 50
 
 
 def build_explanation(decision: Decision, snapshot: Snapshot) -> dict[str, Any]:
-    """Return the decision as JSON values, with `nodes` (their number), `warnings` (sentences) and `soonest` (None)."""
+    """Return the decision as JSON values, with the number of `nodes`, `warnings`, and `soonest`, which is None yet."""
     warnings = find_metrics_warnings(decision, snapshot)
     return {**decision.to_dict(), "nodes": len(snapshot), "warnings": warnings, "soonest": None}
 
 
 def find_metrics_warnings(decision: Decision, snapshot: Snapshot) -> list[str]:
-    """Warn about nodes with missing or old metrics, and about chosen devices of unknown use."""
+    """Return warnings about nodes with missing or old metrics, and about chosen devices of unknown use."""
     missing = int(np.isnan(snapshot.columns.metrics_age_s).sum())
     stale = int((~snapshot.has_fresh_metrics(STALE_AFTER_S)).sum()) - missing
     found = [f"{_nodes(missing, len(snapshot))} no metrics"] if missing else []
@@ -42,10 +42,10 @@ def find_metrics_warnings(decision: Decision, snapshot: Snapshot) -> list[str]:
 def find_soonest(
     decision: Decision, snapshot: Snapshot, leases: Iterable[Lease], since: Mapping[str, float]
 ) -> dict[str, Any] | None:
-    """Return the node where the fewest of roost's kernels must end to make room, and those kernels, or None.
+    """Return the node where the fewest of roost's kernels must end to make room, and these kernels, or None.
 
-    Among nodes with equally many such kernels, the one where they hold least is chosen. `since` has the start
-    times of kernels by id.
+    If this is true of several nodes, return the node where these kernels hold least. `since` has the start times of
+    kernels by id.
     """
     unfit = {
         refusal.node_id
@@ -92,7 +92,7 @@ def _has_room(request: Request, node: Node, ended: Iterable[Lease]) -> bool:
 
 
 def _choose_leases(leases: Iterable[Lease], has_room: Callable[[Sequence[Lease]], bool]) -> list[Lease]:
-    """Return few leases whose end makes room: one small lease if possible; empty if all are too few."""
+    """Return few leases whose end makes room: if possible, one small lease. Return none if all are not enough."""
     ended = sorted(leases, key=lambda lease: (_weight(lease), lease.kernel_id))
     for lease in ended:
         if has_room([lease]):

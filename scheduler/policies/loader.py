@@ -1,4 +1,4 @@
-"""Finds and imports foreign policies: by name, file or module."""
+"""Finds and imports foreign policies, which roost does not ship: by name, file or module."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LONGEST = 200
-"""At most this many characters of a foreign error are shown."""
+"""At most this many characters of an error in a foreign policy are shown."""
 _NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -64,7 +64,7 @@ def load_policy(name: str, load: Callable[[], T]) -> T:
 
 
 def format_error(problem: BaseException) -> str:
-    """Return a foreign error as one short line."""
+    """Return an error that a foreign policy has raised as one short line."""
     try:
         text = " ".join(str(problem).split())
     except Exception:  # noqa: BLE001 - its own __str__ raises

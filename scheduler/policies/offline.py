@@ -19,7 +19,7 @@ from .recent_requests import RecentRequests
 
 
 def explain_saved(path: str, request: Request, settings: Settings | None = None) -> dict[str, Any]:
-    """Explain a request on the snapshot in a file, like `build_explanation`; raises `ConfigError`."""
+    """Return the explanation (`build_explanation`) of a request on the snapshot in a file; raises `ConfigError`."""
     snapshot = read_snapshot(path)
     # errors describe failures; no stack on stderr
     logging.getLogger("roost").addHandler(logging.NullHandler())

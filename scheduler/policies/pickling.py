@@ -13,10 +13,10 @@ from typing import Any
 from roost.scheduler.errors import ConfigError
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-"""Functions are sent as bytecode, which only the same minor version of Python can run."""
+"""The minor version of Python here. Functions are sent as bytecode, which only the same version can run."""
 _MAX_BYTES = 4 << 20
 _packing = threading.Lock()
-"""Held while a policy is packed: cloudpickle has one list per process of the modules that are sent by value."""
+"""A lock for `pack_policy`: cloudpickle has one list per process of the modules that are sent by value."""
 
 
 def pack_policy(name: str, policy: object) -> str:

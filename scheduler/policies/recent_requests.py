@@ -1,4 +1,4 @@
-"""The latest requests, and the workload that policies adapt to. This is a cache: losing it loses no state."""
+"""The latest requests, and the workload that policies adapt to. If they are lost, roost collects them again."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _SAVE_AFTER_S = 1.0
 class RecentRequests:
     """The latest requests, also kept in `file` if there is one, and the workload computed from them.
 
-    The workload is computed at the 20th request with GPUs, and again when the GPU requests have grown by
-    half, a day has passed with a new one, or the cluster's GPU models have changed. `clock` is monotonic. All
-    methods are called on one event loop.
+    The workload is computed at the 20th request with GPUs. It is computed again when the number of these requests has
+    grown by half, when one of them is new and a day has passed, or when the cluster's GPU models have changed. `clock`
+    is monotonic. All methods are called on one event loop.
     """
 
     def __init__(self, file: Path | None, *, clock: Callable[[], float]) -> None:

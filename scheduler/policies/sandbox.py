@@ -1,6 +1,7 @@
-"""Runs a foreign policy in a thread, with a deadline, and checks its decisions, so that they cannot over-commit.
+"""Runs a foreign policy, which roost does not ship, in a thread, and checks its decisions, so that none over-commits.
 
-The thread also computes the decision's explanation. None of the policy's code runs on the event loop.
+Each decision has a deadline. The thread also computes the decision's explanation. None of the policy's code runs on the
+event loop.
 """
 
 from __future__ import annotations
@@ -32,10 +33,7 @@ class PolicyFailed(Exception):
 
 
 class SandboxedPolicy:
-    """A foreign policy that runs in one thread.
-
-    It is not asked again until it has answered the last `call`.
-    """
+    """A policy that roost does not ship. It runs in a thread, and is not asked again while its last `call` runs."""
 
     def __init__(self, name: str, found: object, workload: Workload, *, timeout_s: float) -> None:
         self.name = name
@@ -95,7 +93,7 @@ class SandboxedPolicy:
 
 
 def check_decision(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> Decision:
-    """Return a copy of the answer without the policy's objects; raises if it is no possible decision."""
+    """Return a copy of the answer without objects of the policy. Raise an error if the decision is not possible."""
     answer = check_placement(answer, request, snapshot, avoid)
     shown = None if answer.placement is None else SHOWN_REFUSALS  # a queued start reads all of them
     refusals: tuple[Any, ...] = answer.first_refusals(shown)

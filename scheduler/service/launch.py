@@ -17,9 +17,11 @@ from roost.launchers.daemon.private_files import runtime_dir
 from roost.scheduler.backends.registry import get_spec
 
 PROTOCOL = 6
-"""Version of the service's operations. A client asks a service with a lower version to leave and starts its
-own, and refuses a higher one. A new operation, or a new field of an answer or event, does not change the
-version."""
+"""Version of the service's operations.
+
+A client asks a service with a lower version to exit, and starts its own. It refuses a service with a higher version. A
+new operation, or a new field of an answer or event, does not change the version.
+"""
 
 _NO_ADDRESS = ("", "auto")
 
@@ -46,7 +48,7 @@ def with_address(backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def service_folder(backend: str, options: Mapping[str, Any]) -> Path:
-    """Return the daemon folder of the service for this backend and these options; the socket in it is `socket`."""
+    """Return the folder of the service for this backend and these options. The service's socket in it is `socket`."""
     get_spec(backend)  # raises for a name that is no backend, before it becomes part of a path
     name = f"scheduler-{backend}"
     if options:

@@ -120,7 +120,7 @@ class Kernel:
 
     @property
     def is_out_of_memory(self) -> bool:
-        """True if it was killed because it used more memory than it had asked for."""
+        """True if the kernel was killed because it used more memory than it had asked for."""
         return (self.process is not None and self.process.is_out_of_memory) or OUT_OF_MEMORY in self.reason
 
     @property

@@ -1,6 +1,7 @@
-"""The service's metrics for Prometheus: counters of the event stream, and what nodes and kernels have.
+"""The service's metrics for Prometheus: counts of events, and the present state of kernels and nodes.
 
-Only a loopback address or a Unix socket serves them. They name no kernel, and users only if the operator asks for that.
+They are served on a loopback address or a Unix socket only. No metric names a kernel. Metrics name users only if the
+operator asks for that.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Metrics:
             self._ends.labels(find_cause(kernel)).inc()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what the service knows now. prometheus_client calls this in a thread of its own."""
+        """Yield the present numbers of kernels and nodes. prometheus_client calls this in a thread of its own."""
         reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
         counts, snapshot = reading.result(_COLLECT_S)
         yield self._describe_kernels(counts)
@@ -208,7 +209,7 @@ def serve_metrics(metrics: Metrics, address: str) -> Iterator[str]:
 
 
 def _remove_dead_socket(path: Path) -> None:
-    """Remove the socket of a killed service. Anything else at this path stays, and the address is taken."""
+    """Remove the socket of a killed service. Anything else at this path stays, and then the path cannot be used."""
     if not path.is_socket() or path.is_symlink():
         return
     with socket.socket(socket.AF_UNIX) as client:

@@ -1,6 +1,6 @@
 """The scheduler as a process of its own: `python -m roost.scheduler.service.server --backend local --folder DIR`.
 
-It serves `OPERATIONS` on a Unix socket in its private folder. The first client starts it. It leaves after a while
+It serves `OPERATIONS` on a Unix socket in its private folder. The first client starts it. It exits after a while
 without clients and kernels, or on request (`leave`, SIGTERM). All kernels and starts stay for the next service.
 """
 
@@ -58,7 +58,7 @@ _PAGE = 200
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """At most this many bytes fit into the path of a Unix socket."""
 _COLLECT_AFTER = (5_000, 20, 20)
-"""For `gc.set_threshold`. With Python's own values, a service with many kernels spent 6 % of its time on garbage."""
+"""The arguments of `gc.set_threshold`. With Python's own, a service with many kernels spent 6 % of its time on it."""
 
 
 class Service:
@@ -89,9 +89,9 @@ class Service:
         return {**who, "backend": self._spec.name, "address": self.core.backend.address}
 
     def watch_folder(self, held: Hold, put_back: Callable[[], None]) -> None:
-        """Call `put_back` after the folder was deleted.
+        """Call `put_back`, which writes the folder's files again, whenever the service's folder was deleted.
 
-        If no client or kernel needs the service, it leaves instead.
+        If no client or kernel needs the service then, the service exits instead.
         """
         watch = held.watch(
             is_needed=self.is_needed, put_back=put_back, leave=self.left.set, has_successor=True
@@ -105,7 +105,7 @@ class Service:
         await self.server.close()
 
     def _guard(self, call: Call) -> Callable[..., Awaitable[Any]]:
-        """Return a handler that counts its calls, and raises errors that can cross the socket."""
+        """Return a handler for `call`: it checks the input, counts calls, and raises errors that cross the socket."""
         method = attrgetter(f"{call.part}.{call.method.__name__}".lstrip("."))(self)
 
         @wraps(call.method)
@@ -174,8 +174,8 @@ class Service:
 class Call:
     """An operation for clients: the method of `service.<part>` that answers it.
 
-    `key`, if any, wraps the answer. The arguments of the call are the method's parameters, or the fields of
-    the `message` that the method takes.
+    With a `key`, the answer is an object that has the method's result under this key. The arguments of the call are the
+    method's parameters, or the fields of the `message` that the method takes.
     """
 
     part: str
@@ -278,10 +278,10 @@ def start_metrics(
 
 
 def scheduler_name(folder: Path) -> str:
-    """Return the name that tells this scheduler's leases from those of other schedulers of the cluster.
+    """Return the name that marks this scheduler's leases, among those of all schedulers on the cluster.
 
-    The folder keeps the name over restarts. In a new container of JupyterHub, the user's URL prefix gives the
-    same name again.
+    A file in the folder keeps the name for later services. In a new container of JupyterHub, the user's URL prefix
+    gives the same name again.
     """
     file = folder / _NAME_FILE
     known = read_json(file)

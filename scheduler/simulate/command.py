@@ -80,7 +80,10 @@ def compare(
     streams: Mapping[int, Sequence[Arrival]],
     resource: Resource,
 ) -> dict[str, list[PolicyRun]]:
-    """Replay each stream, by seed, under each policy, and return the runs. A `ConfigError` names a failed policy."""
+    """Replay each stream under each policy, and return the runs by policy. A `ConfigError` names a failed policy.
+
+    `named` has the operator's policies by name. `streams` has the streams by seed.
+    """
     workload = Workload.of([task.request for task in tasks], Snapshot.of(nodes))
     # errors describe failures; no stack on stderr
     logging.getLogger("roost").addHandler(logging.NullHandler())
@@ -109,7 +112,7 @@ def compare(
 
 @dataclass
 class TimedPolicy:
-    """A policy that notes the time of each decision. An exception becomes a `ConfigError`.
+    """A policy that measures how long another policy takes for each decision. An exception becomes a `ConfigError`.
 
     With `is_checked`, an impossible decision becomes a `ConfigError` too.
     """
@@ -172,7 +175,7 @@ def _read_tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
 
 
 def _read_nodes(arguments: argparse.Namespace) -> list[Node]:
-    """Return the chosen nodes and those of `--add`. Each node is assumed to use all that it has promised."""
+    """Return the chosen nodes and those of `--add`, with metrics that show no use beyond the promises."""
     if arguments.nodes:
         nodes = read_nodes(arguments.nodes)
     else:
@@ -194,7 +197,7 @@ def _read_nodes(arguments: argparse.Namespace) -> list[Node]:
 
 
 def _load_pyplot(path: str) -> Any:
-    """Return pyplot, or None if matplotlib is missing; raises `ConfigError` for a file type it cannot write."""
+    """Return pyplot, or None if matplotlib is missing. Raise `ConfigError` if it cannot write files like `path`."""
     try:
         import matplotlib as mpl
     except ImportError:

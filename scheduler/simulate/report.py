@@ -47,7 +47,7 @@ class PolicyRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The runs of all policies. `stream` describes the replayed requests; `note` is one more sentence."""
+    """The runs of all policies. `stream` describes the replayed requests. `note` is about kernels left out, if any."""
 
     trace: str
     stream: str

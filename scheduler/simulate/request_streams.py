@@ -21,7 +21,7 @@ _USED = {"recorded": (), "departures": ("load", "arrivals", "seeds"), "demand": 
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Fill in default options. An option without effect, or an amount of 0 or less, raises `ConfigError`."""
+    """Set the defaults of missing options. Raise `ConfigError` for an option without effect, or not above 0."""
     kind = "recorded" if arguments.recorded else "departures" if arguments.departures else "demand"
     for option, default in _DEFAULTS.items():
         value = getattr(arguments, option)
@@ -78,7 +78,7 @@ def build_streams(
 def _plan(
     arguments: argparse.Namespace, tasks: Sequence[Arrival], resource: Resource, capacity: float
 ) -> tuple[float, str, str, Callable[[int], list[Arrival]]]:
-    """Return the expected arrivals per seed, how to get fewer, a description, and the draw function."""
+    """Return the expected arrivals per seed, advice for fewer, a description, and the function that draws a stream."""
     if not arguments.departures:
         demand, requests = arguments.demand, [task.request for task in tasks]
         return (

@@ -41,9 +41,9 @@ def read_ended(path: str) -> tuple[list[Arrival], int]:
 
 
 def _read(path: str) -> tuple[list[Arrival], set[int]]:
-    """Return the tasks, and the indexes of kernels without an end in a decision log.
+    """Return the tasks of a file. For a decision log, return also the indexes of the kernels that still run.
 
-    An older log is read first.
+    Before a decision log, the older log that it replaced is read.
     """
     file, running = Path(path), set[int]()
     with _open(file) as opened:
@@ -78,7 +78,7 @@ def read_nodes(path: str) -> list[Node]:
 
 
 def add_nodes(nodes: Sequence[Node], specification: str) -> list[Node]:
-    """Return new nodes for `4x96cpus,384GiB,8xA100`, or `4xNAME` for empty copies. Raises `ConfigError`."""
+    """Return the nodes that `--add` describes: `4x96cpus,384GiB,8xA100`, or `4xNODE` for empty copies of a node."""
     count_text, cross, what = specification.partition("x")
     if not (cross and what and count_text.isdecimal() and int(count_text[:10]) > 0):
         raise ConfigError(
@@ -209,7 +209,7 @@ def _json_lines(file: Path) -> Iterator[tuple[Mapping[str, Any], Path, int]]:
 
 
 def _read_decisions(lines: Iterator[tuple[Mapping[str, Any], Path, int]]) -> tuple[list[Arrival], set[int]]:
-    """Return the arrivals in a decision log, and the indexes of those that still run.
+    """Return the arrivals in a decision log, and the indexes of the kernels that still run.
 
     A kernel arrives at the time of its request, and runs from its placement to its end.
     """

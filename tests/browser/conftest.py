@@ -90,7 +90,7 @@ def prepared(
 
 @pytest.fixture(scope="module")
 def chromium(server: kit.JupyterServer) -> Iterator[kit.Browser]:
-    """Return Chromium. It ends before the server, because it keeps an event loop in this thread."""
+    """Return Chromium. It ends before the server: no other event loop can run in this thread until then."""
     with kit.chromium() as running:
         yield running
 

@@ -9,7 +9,7 @@ from browser import Lab, until
 
 Take = Callable[[str], None]
 SHOWN_S = 15.0
-"""The tests' limit for a line or a result. Both take less than a second on a machine that does nothing else."""
+"""How long a text or a result may take to appear. An idle machine needs less than a second."""
 
 
 def hold_gpus(lab: Lab) -> str:

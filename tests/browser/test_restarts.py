@@ -24,7 +24,7 @@ def restartable(notebooks: Path) -> Iterator[RestartableLab]:
 
 @pytest.fixture(scope="module")
 def chromium(notebooks: Path) -> Iterator[kit.Browser]:
-    """Return Chromium. It ends before the backend, because it keeps an event loop in this thread."""
+    """Return Chromium. It ends before the backend: no other event loop can run in this thread until then."""
     with kit.chromium() as running:
         yield running
 

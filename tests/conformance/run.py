@@ -46,7 +46,7 @@ OWNER_GRACE_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A suite in a source distribution: its paths, its paths for `--quick`, and our own test file for it."""
+    """A test suite in a source distribution: the paths to run, the paths for `--quick`, and an added file of ours."""
 
     sdist: str
     paths: tuple[str, ...]
@@ -169,7 +169,7 @@ def run(python: Path, name: str, provisioner: str, *, quick: bool, extra: list[s
 
 
 def _await_owner_rules(folder: str) -> None:
-    """Wait until the service has culled the kernels of the ended pytest, or for 5 s more than the grace."""
+    """Wait until the service has culled the kernels of the ended pytest, at most 5 s longer than `OWNER_GRACE_S`."""
     deadline = time.monotonic() + OWNER_GRACE_S + 5.0
     while time.monotonic() < deadline:
         if all(" -m roost." in leftovers.describe(left) for left in leftovers.processes(folder)):
@@ -201,7 +201,7 @@ def _run_with_deadline(command: list[str], cwd: Path, env: dict[str, str], deadl
 
 
 def read(report: Path, *, seconds: float, left: list[str], complete: bool) -> Result:
-    """Return the outcomes of a JUnit file by test id. A test that fails in its teardown has failed."""
+    """Return the result that a JUnit file reports. A test that fails in its teardown has failed."""
     outcomes: dict[str, str] = {}
     if report.exists():
         for case in ET.parse(report).iter("testcase"):

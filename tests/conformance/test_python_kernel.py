@@ -8,7 +8,7 @@ import jupyter_kernel_test
 
 
 class TestPythonKernel(jupyter_kernel_test.KernelTests):  # type: ignore[misc]
-    """The suite, with every optional check that ipykernel supports."""
+    """The suite of jupyter_kernel_test, with every optional check that ipykernel supports."""
 
     kernel_name = "python3"
     language_name = "python"

@@ -1,7 +1,7 @@
 """Tests of promises that only the Dask backend makes.
 
-Its plugins carry its settings, and workers may change their resources. A machine without an agent gets no
-kernel, and a kernel ends if another kernel took its slice during an outage."""
+The backend's plugins in Dask hold its settings, and workers may change their resources. A machine that cannot run an
+agent keeps no lease. A lease is given up if another kernel took its slice during an outage."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ OWNER_GRACE_S = 1.0
 
 @pytest.fixture
 def short_owner_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
-    """Configure the service so that the kernels of an ended owner end after this many seconds."""
+    """Configure the service so that the kernels of an ended owner end after OWNER_GRACE_S. Return that time."""
     config = tmp_path / "config"
     config.mkdir()
     settings = {"RoostScheduler": {"owner_grace_s": OWNER_GRACE_S}}
@@ -78,7 +78,7 @@ def homes() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def kubelets(private_environment: None) -> Iterator[Kubelets]:
-    """Start the cluster of this module, whose tests kill its parts."""
+    """Start a Kubernetes cluster for one test module, whose tests kill parts of the cluster."""
     if reason := why_not():
         pytest.skip(reason)
     with private_runtime_dir(), Kubelets(*MACHINES) as started:
@@ -103,7 +103,7 @@ async def kubernetes_world(
 
 @pytest.fixture(scope="module")
 def hadoop(private_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HadoopNodes]:
-    """Start the YARN cluster of this module, whose tests kill its parts."""
+    """Start a YARN cluster for one test module, whose tests kill parts of the cluster."""
     if reason := why_no_yarn():
         pytest.skip(reason)
     settings = fault_settings(tmp_path_factory.mktemp("hadoop"))
@@ -123,7 +123,7 @@ async def yarn_world(
 def open_yarn_world(
     runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private_environment: None
 ) -> OpenYarnWorld:
-    """Start a cluster of these machines (two without arguments) with these settings of Hadoop, and roost on it."""
+    """Return a function that starts a YARN cluster with settings and machines (by default two), and roost on it."""
     if reason := why_no_yarn():
         pytest.skip(reason)
 

@@ -37,7 +37,7 @@ SPLIT = Machine(cpus=2, gpus=2, is_split=True)
 
 
 class World(ClusterWorld):
-    """A cluster, its notebooks, and its operator's Dask client `dask`."""
+    """A Dask cluster with notebooks, and `dask`, the operator's Dask client."""
 
     def __init__(self, home: Path, folder: Path, cluster: DaskMachines) -> None:
         super().__init__("dask", home, folder)
@@ -64,11 +64,11 @@ class World(ClusterWorld):
         return [one for one in self.cluster.processes() if "roost.launchers.agent.main" in one.cmdline()]
 
     async def join(self) -> None:
-        """Connect the operator again after `leave`."""
+        """Connect the operator's client, at first or again after `leave`."""
         self.dask = await distributed.Client(self.cluster.address, asynchronous=True, set_as_default=False)
 
     async def leave(self) -> None:
-        """Disconnect the operator before Dask's scheduler ends."""
+        """Disconnect the operator's client. Tests do so before they end Dask's scheduler."""
         await self.dask.close()
 
     async def refusal(self, within_s: float = 30, **asked: Any) -> str:
@@ -98,7 +98,7 @@ class World(ClusterWorld):
 async def begin(
     runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[..., Any]]:
-    """Return a function that starts a cluster, with this grace for kernels. At the end no lease is left."""
+    """Return a function that starts a cluster with a grace for kernels. At the end no kernel and no lease is left."""
     if reason := why_not():
         pytest.skip(reason)
     with ExitStack() as stack:
@@ -314,7 +314,7 @@ async def test_a_dask_that_leaves_when_it_is_idle(begin: Begin) -> None:
 
 
 async def test_a_lease_without_an_agent_is_given_up_when_its_service_died(begin: Begin) -> None:
-    """A service died between Dask's grant and the agent's. Only that lease is given up."""
+    """A service died after Dask had granted a lease and before the agent noted it. Only that lease is given up."""
     world = await begin(PAIR)
     notebook = await world.open(gpus=1)
     (host,) = world.cluster.hosts

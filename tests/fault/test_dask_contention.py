@@ -116,7 +116,7 @@ def cluster(private_environment: None) -> Iterator[DaskMachines]:
 
 
 def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, float]]:
-    """Yield each used device as (machine, number), and the machine as a whole as (machine, "")."""
+    """Yield ((machine, device), share, began, ended) of each used device, and with the device "" of the machine."""
     machine, visible, share, began, ended = use
     yield (machine, ""), share, began, ended
     for device in visible.split(","):

@@ -66,7 +66,7 @@ if __name__ == "__main__":
 
 
 class Cluster:
-    """The program that runs the cluster. It reads commands, one a line, and answers with its machines."""
+    """The program that runs the cluster. It answers each command, a line, with the machines that have workers."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process

@@ -170,7 +170,7 @@ asyncio.run(main())
 
 
 async def test_an_owner(short_owner_grace: float, client: Client, world: Path) -> None:
-    """The kernel that no other application may adopt ends after the grace, and the other kernel lives on."""
+    """Kill an owner. Its kernel that no application may adopt ends after the grace, and its other kernel lives on."""
     kit = str(Path(__file__).parent.parent / "kit")
     owner = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, kit, stdout=subprocess.PIPE)
     assert owner.stdout is not None

@@ -130,7 +130,7 @@ async def test_a_pod_deleted_while_the_watch_is_silent(world: World) -> None:
 
 
 async def test_a_watch_that_falls_silent(world: World) -> None:
-    """A proxy swallows what the open connections carry. New connections work."""
+    """A proxy drops the data of the open connections. New connections work."""
     world.configure(watch_timeout_s=2.0)
     notebook = await world.open()
     say(f"{world.proxy.swallow()} connections fall silent")
@@ -365,7 +365,7 @@ def create_token(api: Api, name: str, file: Path) -> None:
 @pytest.mark.fault_long
 @pytest.mark.parametrize("away_s", [3, 20])
 async def test_the_api_server(world: World, away_s: float) -> None:
-    """This is the last test of the module, because Kubernetes' own parts need a minute to recover."""
+    """Kill the API server. This test is the last one, because Kubernetes' own parts need a minute to recover."""
     kept, stopped = await world.open(gpus=1), await world.open()
     before = held_by(await world.kernel_of(kept))
     world.cluster.kill("apiserver")

@@ -122,7 +122,7 @@ print(json.dumps(dict(held=held, looks=looks, over=over, refused=sorted(refused)
 
 
 def devices(use: list[Any]) -> Iterator[tuple[str, float, float, float]]:
-    """Yield each used device."""
+    """Yield (device, share, began, ended) of each device that a kernel or Job used."""
     _, visible, _, began, ended = use
     for device in visible.split(","):
         yield device, 1.0, began, ended

@@ -1,6 +1,6 @@
 """Kernels start and stop and agents are killed, again and again: no control group is left.
 
-ROOST_LIMIT_ROUNDS is how many rounds there are (25; 500 take two minutes).
+ROOST_LIMIT_ROUNDS is the number of rounds, by default 25. 500 rounds take two minutes.
 """
 
 from __future__ import annotations

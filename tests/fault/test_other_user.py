@@ -89,7 +89,7 @@ print(json.dumps(got))
 
 
 def ask(question: Callable[[], list[Any]]) -> list[Any]:
-    """Return the answer about a process. It is empty if the process has ended, as a replaced spare does."""
+    """Return the result of a question about a process; empty if the process has ended, as a replaced spare does."""
     try:
         return question()
     except psutil.NoSuchProcess:

@@ -171,7 +171,7 @@ async def test_a_raylet(notebooks: Callable[..., object], cluster: Raylets) -> N
 async def test_a_cell_shows_that_its_node_was_lost(
     world: Path, cluster: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a real Jupyter Server with roost's extension, over its websocket."""
+    """The cell runs in a real Jupyter Server with roost's extension, over the kernel's websocket."""
     node = cluster.add_node(Machine(cpus=2, labels={"shown": "yes"}))
     kernelspecs(tmp_path, config={"backend": "ray", "labels": {"shown": "yes"}})
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))

@@ -108,7 +108,7 @@ print(json.dumps(dict(held=held, looks=looks, wrong=wrong, left=[*look()], group
 
 
 def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, float]]:
-    """Yield each used device as (node, device)."""
+    """Yield ((node, device), share, began, ended) of each device that a kernel or task used."""
     node, visible, share, began, ended = use
     for device in visible.split(","):
         yield (node, device), share, began, ended
@@ -143,7 +143,7 @@ def test_sixty_kernels_of_three_schedulers_among_rays_own_tasks(
 
 
 def repeated(decisions: list[list[Any]]) -> int:
-    """Count the useless decisions: those on nodes that were unchanged since the request's last refusal."""
+    """Return how many decisions were useless: the nodes had not changed since the last refusal of the same request."""
     last: dict[str, Any] = {}
     count = 0
     for number, seen, is_placed in decisions:

@@ -188,7 +188,7 @@ class Outages:
         await asyncio.gather(*(notebook.is_kept() for notebook in self.notebooks))
 
     async def _not_yet(self) -> list[str]:
-        """Return the problems that end once the cluster is back."""
+        """Return the problems that must end: raylets without an agent, missing nodes, and kernels that do not run."""
         wrong = []
         raylets = {node.raylet_pid for node in self.cluster.nodes}
         if untold := raylets - self._told():
@@ -208,7 +208,7 @@ class Outages:
         return wrong
 
     async def _not_in_ray(self) -> list[str]:
-        """Return the kernels whose groups or devices differ from Ray's."""
+        """Return the kernels, placement groups and nodes for which Ray and roost differ in groups, devices or GPUs."""
         command = [sys.executable, "-c", LOOK, self.cluster.address]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=100)
         if done.returncode:
@@ -271,7 +271,7 @@ def service() -> Client:
 
 @pytest.fixture
 def home(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a runtime folder with a short grace for kernels, where Ray's drivers give up early."""
+    """Return a runtime folder. Kernels wait GRACE_S for Ray, and Ray's drivers wait GIVE_UP_S for a missing GCS."""
     settings = {"RoostRayBackend": {"manager_grace_s": GRACE_S}}
     (tmp_path / "jupyter_roost_config.json").write_text(json.dumps(settings))
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))

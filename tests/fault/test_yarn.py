@@ -114,7 +114,7 @@ async def test_the_application_ended_by_hand(world: World) -> None:
 
 @pytest.mark.fault_long
 async def test_the_master(world: World) -> None:
-    """Kernels live, the next attempt takes over, and starts go on; also if the service dies at the same time."""
+    """Kernels live, the master's next attempt takes over, and starts go on, even if the service dies as well."""
     notebooks = [await world.open(gpus=1)]
     await world.until_known(*notebooks)
     for is_service_killed in (False, True):
@@ -135,7 +135,7 @@ async def test_the_master(world: World) -> None:
 
 @pytest.mark.fault_long
 async def test_the_master_with_a_new_kernel(world: World) -> None:
-    """YARN may end a container that is younger than a heartbeat. Then its owner reads the reason."""
+    """If a master ends, YARN may end a container that is younger than a heartbeat. Then its owner reads the reason."""
     notebook = await world.open()
     world.kill_masters()
     killed_at = time.monotonic()

@@ -1,8 +1,8 @@
 """Three services and applications of others want the same GPUs of a YARN cluster: no GPU is promised twice.
 
 The services do not know each other, and each is another user of YARN with kernels in two queues. The others are
-applications of Hadoop's distributed shell. YARN decides. The test reads the ResourceManager's books all the time, and
-each kernel and container of others shows which GPUs it used, and when.
+applications of Hadoop's distributed shell. YARN decides. The test reads the ResourceManager's accounting all the time.
+Each kernel shows which GPUs it used, and when. Each container of others shows on which node it used a GPU, and when.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The application master while masters, ResourceManagers and NodeManagers die, and on clusters that seal their RPC."""
+"""The application master while masters, ResourceManagers and NodeManagers die, and with signed or encrypted RPC."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ async def test_a_frozen_node(world: World) -> None:
 
 
 async def test_a_silent_node_manager(world: World) -> None:
-    """Only YARN's daemon is silent: roost ends the kernel once YARN has given it up."""
+    """Only YARN's daemon on the node is silent. roost ends the kernel once YARN has given the node up."""
     notebook = await world.open(**SPARE)
     await world.until_known(notebook)
     processes = world.processes(notebook)

@@ -19,7 +19,7 @@ from yarn_world import MACHINES, SPARE, OpenYarnWorld, World, signal_all
 from roost.scheduler.backends.yarn.master.messages import Resources
 
 EXPIRY_S = 40.0
-"""Longer than a killed NodeManager needs to be back on a busy machine."""
+"""How long YARN waits for a silent node. A killed NodeManager is back sooner, even on a busy machine."""
 BACK_S = 120.0
 
 
@@ -53,7 +53,7 @@ class Outages(ClusterOutages):
         return await asyncio.to_thread(self.world.processes, notebook)
 
     async def until_settled(self) -> None:
-        """Wait until YARN knows all containers. A container that is newer would end with its master."""
+        """Wait until YARN knows all containers. Before that, a container would end with its master."""
         await self.world.until_known(*self.notebooks)
 
     async def break_part(self, fault: str, victim: Notebook, processes: list[psutil.Process]) -> Repair:

@@ -81,7 +81,7 @@ async def test_starts_that_are_withdrawn(open_yarn_world: OpenYarnWorld) -> None
 
 
 async def test_grants_that_cross_a_withdrawal(open_yarn_world: OpenYarnWorld) -> None:
-    """The stopped master gets YARN's grant and the withdrawal at once when it goes on, and leaves nothing."""
+    """A stopped master goes on, gets YARN's grant and the withdrawal at the same time, and leaves nothing."""
     async with open_yarn_world({}, ONE_NODE) as world:
         for _ in range(3):
             kept, withdrawn = await world.open(cpus=5), world.notebook(cpus=4)

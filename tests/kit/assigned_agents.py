@@ -1,4 +1,4 @@
-"""Agents that get their keys, their lease and their first launch in their archive, as in a pod or container."""
+"""Agents that read their keys, lease and first launch from the archive with their code, as in a pod or container."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ server = socket.create_server((connection["ip"], connection["shell_port"]))
 while True:
     signal.pause()
 """
-"""A kernel that ignores SIGTERM, with children in its group, in their own session, and as a daemon."""
+"""A kernel that ignores SIGTERM. It has two children in its group, one in another session, and a daemon."""
 
 
 @dataclass(frozen=True)
 class AssignedAgent:
-    """A process that leads a session, as a container's first process does, and a connection to it."""
+    """An agent's process, which leads a session as a container's first process does, and a connection to the agent."""
 
     process: asyncio.subprocess.Process
     client: AgentClient

@@ -27,9 +27,10 @@ Repair = Callable[[], object] | None
 
 
 class ClusterOutages:
-    """A kernel with a GPU, and a kernel on the spare node, which tests switch off. `dice` chooses the faults.
+    """Rounds of random faults while two kernels live: one with a GPU, and one on the spare node.
 
-    A manager's own class overrides the class variables and `break_part`. Each round checks what DESIGN.md promises.
+    Faults can switch off the spare node. `dice` chooses the faults. The class for a cluster manager overrides the class
+    variables, `processes` and `break_part`.
     """
 
     faults: Mapping[str, int] = {}

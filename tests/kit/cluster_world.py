@@ -27,7 +27,7 @@ KNOWN_S = 60.0
 
 
 class ClusterWorld:
-    """Notebooks of `backend`, with roost's service in the runtime folder `home`.
+    """Notebooks with kernels on the cluster of `backend`. roost's service has the runtime folder `home`.
 
     `options` are the kernelspec's options for all kernels. The subclass for a cluster manager overrides
     either `lives` and `close`, or `held`, `key_of` and `left`.
@@ -59,11 +59,11 @@ class ClusterWorld:
         raise NotImplementedError
 
     def configure(self, **changes: Any) -> None:
-        """Write the settings of the backend into `folder`. The service reads them when it starts."""
+        """Change settings of the backend in the configuration file in `folder`. The service reads it when it starts."""
         self._configure(f"Roost{self._config['backend'].title()}Backend", changes)
 
     def configure_service(self, **changes: Any) -> None:
-        """Write the settings of the service itself."""
+        """Change settings of the service itself in the configuration file in `folder`."""
         self._configure("RoostScheduler", changes)
 
     def _configure(self, section: str, changes: dict[str, Any]) -> None:
@@ -153,7 +153,7 @@ class ClusterWorld:
             os.kill(pid, signal.SIGSTOP)
 
     async def outlives_service(self, **config: Any) -> None:
-        """Check that a kernel with this configuration lives, in the same place, while its service is killed."""
+        """Check that a kernel with this configuration lives on, with the same lease, after its service is killed."""
         notebook = await self.open(**config)
         before = held_by(await self.kernel_of(notebook))
         self.kill_service()
@@ -265,5 +265,5 @@ async def until(is_true: Callable[[], Any], what: str, within_s: float = 60.0) -
 
 
 def say(text: str, since: float | None = None) -> None:
-    """Print a line about the test, with the seconds since then."""
+    """Print a line about the test, with the seconds since the monotonic time `since`."""
     print(f"    {text}" + (f" {time.monotonic() - since:.1f} s" if since is not None else ""), flush=True)

@@ -38,10 +38,10 @@ async def ask(
     policy: Any = None,
     hold: Callable[..., Awaitable[list[Any]]] | None = None,
 ) -> dict[str, Any]:
-    """Be one user: start a kernel for each GPU share at once, and stop each one `hold_s` later.
+    """Act as one user: start a kernel for each GPU share at once, and stop each kernel `hold_s` later.
 
     `hold` (by default `_hold`) starts, uses and stops one kernel, and returns its use. The optional `policy`
-    places the kernels. It finds the number of the request in `near`. Return the uses, the conflicts and the
+    places the kernels. The policy finds the number of the request in `near`. Return the uses, the conflicts and the
     kernels that are left.
     """
     client, conflicts = roost.connect(backend), Counter[str]()
@@ -84,7 +84,7 @@ def contend(
     within_s: float,
     **environment: str,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Run a user in each of `homes`, and the cluster's `tasks` beside them. Return the users' results and the tasks'.
+    """Run a user in each of the runtime folders `homes`, and the cluster's `tasks` beside them. Return all results.
 
     `asker` is code that gets the kit's folder and the shares as arguments; `tasks` are code and its arguments. The
     tasks begin when all users have joined. Then all users ask at once, and the tasks end after them.

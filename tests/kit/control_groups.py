@@ -22,7 +22,7 @@ def find_tree(runtime_dir: Path) -> CgroupTree:
 
 
 def lease_groups(runtime_dir: Path) -> set[str]:
-    """Return the names of the groups of leases."""
+    """Return the names of the control groups that the agent has made for leases."""
     return find_tree(runtime_dir).lease_names()
 
 

@@ -48,7 +48,7 @@ def books(dask_worker: Any) -> dict[str, Any]:
 
 
 async def sweep(dask_scheduler: Any) -> None:
-    """Run roost's sweep in Dask's scheduler every 0.3 s for 2 s."""
+    """Run roost's sweep in Dask's scheduler for 2 s. Every 0.3 s it looks for leases that no agent has noted."""
     plugin = dask_scheduler.plugins["roost"]
     often = type(plugin).start.__globals__["sweep"](plugin, 0.3)
     await asyncio.wait([asyncio.ensure_future(often)], timeout=2)

@@ -24,10 +24,11 @@ MACHINES = (
 
 @pytest.fixture(scope="session")
 def dask_cluster(private_environment: None) -> Iterator[DaskMachines]:
-    """Start three machines with a worker of 2 GiB each: 4 threads and 2 T4; 2 threads and 4 A100; 2 threads and 2 of
-    the resource `licence`. Dask knows no models, so T4 and A100 are resources too.
+    """Start three machines with a worker of 2 GiB each.
 
-    Agents and kernels on them have the ROOST_RUNTIME_DIR of `environment`, which belongs to no test.
+    The first has 4 threads and 2 T4, the second 2 threads and 4 A100, and the third 2 threads and 2 of the resource
+    `licence`. Dask knows no models, so T4 and A100 are resources too. Agents and kernels on the machines have a
+    ROOST_RUNTIME_DIR of the cluster (`cluster.environment`), not that of a test.
     """
     with _cluster(is_encrypted=False) as cluster:
         yield cluster
@@ -35,7 +36,7 @@ def dask_cluster(private_environment: None) -> Iterator[DaskMachines]:
 
 @pytest.fixture(scope="session")
 def dask_tls_cluster(private_environment: None) -> Iterator[DaskMachines]:
-    """Start the same machines with TLS. Connections need the certificate in `security`."""
+    """Start the machines of `dask_cluster` with TLS. Connections need the certificate in `cluster.security`."""
     with _cluster(is_encrypted=True) as cluster:
         yield cluster
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 LOCK_S = 300
-"""How long to wait for another installation."""
+"""How long to wait in seconds until another program has ended its installation of packages."""
 
 
 def install(*packages: str) -> None:

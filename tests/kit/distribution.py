@@ -18,7 +18,7 @@ def group_of(test: str) -> str:
 
 
 class GroupScheduling(LoadScopeScheduling):
-    """Each group runs on one worker. Groups start in the order in which their tests are collected."""
+    """A distribution of tests: each group runs on one worker. Groups start in the order of their tests' collection."""
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(nodeid)

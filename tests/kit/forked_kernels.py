@@ -114,7 +114,7 @@ class Agent:
     """A stand-in for the agent that starts kernels as the agent does."""
 
     def __init__(self, folder: Path, how: str = "any", learnt: Sequence[str] = (), **forking: Any) -> None:
-        """Kernels start by `fork`, from a `standby`, or in `any` way. `forking` are fields of `Forking`.
+        """Choose how kernels start: by `fork`, from a `standby`, or in `any` way. `forking` are fields of `Forking`.
 
         `learnt` are packages that all earlier kernels have imported.
         """
@@ -174,7 +174,7 @@ class Agent:
         return self.kernels[-1]
 
     def start(self, *args: str, how: str = "", **options: Any) -> Kernel:
-        """Start a kernel. With `args`, which are further arguments of the kernel, it may be no standby."""
+        """Start a kernel with further arguments `args`. Without them, and if `how` is `standby`, wait for a standby."""
         needs_standby = (how or self.how) == "standby" and not args
         for _ in range(100):
             kernel = self.try_start(*args, **options)

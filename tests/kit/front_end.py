@@ -18,7 +18,7 @@ Message = dict[str, Any]
 
 
 class FrontEnd:
-    """A websocket. `messages` has all received messages in order, each with the time `at` of its arrival."""
+    """A kernel's websocket. `messages` has all received messages in order, each with the time `at` of its arrival."""
 
     def __init__(self, socket: WebSocketClientConnection, session: str) -> None:
         self.messages: list[Message] = []

@@ -38,7 +38,7 @@ HALF = Request(cpus=1, gpus=0.5)
 
 
 class Always:
-    """A policy that always gives the same answer."""
+    """A policy that returns the result of `answer`. `asked` counts the calls."""
 
     name = "always"
 
@@ -71,7 +71,7 @@ async def policies(settings: Settings | None = None, **others: object) -> AsyncI
 
 
 def given(name: str, other: object, token: str = "") -> dict[str, str]:
-    """Return a client's message that adds a policy. It unpickles to the object `other` itself."""
+    """Return a client's message that adds a policy. The policy in it unpickles to the object `other` itself."""
     _OBJECTS.append(other)
     there = f"__import__('sys').modules[{__name__!r}]._OBJECTS[{len(_OBJECTS) - 1}]"
     return {

@@ -46,7 +46,7 @@ HOME = "/home/roost"
 
 
 def cluster_settings(cluster: Kubelets, folder: Path) -> dict[str, Any]:
-    """Return the settings of a backend on this cluster. It keeps its files in `folder`."""
+    """Return the settings of a backend on this cluster. The backend's files are in `folder`."""
     template = folder / "pod.yaml"
     template.write_text("spec: {securityContext: {runAsUser: 12345}}")
     return {
@@ -60,7 +60,7 @@ def cluster_settings(cluster: Kubelets, folder: Path) -> dict[str, Any]:
 
 
 def kernel_pid(kernel_id: str) -> int:
-    """Return the pid of a kernel in a pod, as this machine sees it."""
+    """Return the pid of a kernel in a pod, as this machine sees it, or 0 if the kernel is not found."""
     folder = hashlib.sha256(kernel_id.encode()).hexdigest()[:32]
     for process in psutil.process_iter(["cmdline"]):
         if any(f"/kernels/{folder}/" in part for part in process.info["cmdline"] or ()):

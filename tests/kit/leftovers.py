@@ -73,10 +73,10 @@ def _await_end(found: list[psutil.Process], timeout_s: float) -> None:
 
 @contextmanager
 def private_runtime_dir() -> Iterator[str]:
-    """Make a 0700 folder under /tmp this process's ROOST_RUNTIME_DIR. Its name is short: socket paths end at 107 bytes.
+    """Make a private folder under /tmp, and set ROOST_RUNTIME_DIR of this process to it. Yield the folder.
 
-    At the end, processes with this folder have GRACE_S to leave. Those still there are killed by pid and named in an
-    AssertionError.
+    Its name is short, because socket paths end at 107 bytes. At the end, processes with this folder have GRACE_S to
+    end. Processes that are still there are killed by pid and named in an AssertionError.
     """
     folder = tempfile.mkdtemp(prefix="r-", dir="/tmp")
     before = os.environ.get(VARIABLE)

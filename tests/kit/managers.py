@@ -1,4 +1,4 @@
-"""Kernelspecs that name `roost`, even if the package is not installed with its entry points."""
+"""Kernelspecs with the provisioner `roost`, which work even if roost's entry points are not installed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def kernelspecs(
 ) -> KernelSpecManager:
     """Return a manager of kernelspecs with one spec in `folder`. `changes` replace fields of its kernel.json.
 
-    With a `backend`, its kernels ask for 0.1 CPUs, so that the lease of a forgotten kernel can be seen there.
+    With a `backend`, the kernels ask for 0.1 CPUs, so that the cluster shows the lease of a forgotten kernel.
     """
     register()
     config = {**({"backend": backend, "cpus": 0.1} if backend else {}), **(config or {})}

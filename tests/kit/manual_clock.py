@@ -1,4 +1,4 @@
-"""A clock that moves only when a test says so, for `roost.launchers.daemon.tasks.Timers`."""
+"""A clock whose time only a test moves, for `roost.launchers.daemon.tasks.Timers`."""
 
 from __future__ import annotations
 

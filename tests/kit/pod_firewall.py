@@ -23,7 +23,7 @@ _HEAD = """
 
 
 class PodFirewall:
-    """Enforces all NetworkPolicies of a cluster while the `with` block lasts."""
+    """A firewall that enforces all NetworkPolicies of a cluster while the `with` block lasts."""
 
     def __init__(self, cluster: Kubelets) -> None:
         self._cluster = cluster

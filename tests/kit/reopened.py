@@ -14,7 +14,7 @@ from server import JupyterServer, jupyter_server
 
 _OTHERS = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim")
 EXTENSIONS = {"roost": True, **dict.fromkeys(_OTHERS, False)}
-"""Only roost's extension is on, so that a server starts in half the time."""
+"""The server extensions, on or off. Only roost's is on, so that a server starts in half the time."""
 
 
 @asynccontextmanager

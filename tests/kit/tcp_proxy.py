@@ -1,4 +1,4 @@
-"""A TCP proxy that can drop the data of its connections, like a network that has forgotten them."""
+"""A TCP proxy that can drop the data of open connections without closing them, as a broken network does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 class TcpProxy:
-    """Forwards connections on `port` of loopback to a server, from entry to exit."""
+    """A proxy that forwards connections at `port` of 127.0.0.1 to a server, from entry to exit."""
 
     def __init__(self, host: str, port: int) -> None:
         self._server = host, port

@@ -28,7 +28,7 @@ print("up", flush=True)
 signal.pause()
 """
 TINY_ARGV = (sys.executable, "-S", "-c", TINY_KERNEL, "{connection_file}")
-"""A kernel that only opens its port. It starts quickly and is easy to count."""
+"""The command of a kernel that only opens its shell port. It starts quickly and is easy to count."""
 
 
 def tiny(

@@ -125,7 +125,7 @@ class YarnMaster:
     # The connection
 
     async def connect(self, *, attempt: int = 1) -> None:
-        """Connect to the master of this attempt, subscribe, and send it the containers' archive."""
+        """Connect to the master of this attempt or a later one, subscribe, and send it the containers' archive."""
         deadline = time.monotonic() + WAIT_S
         while True:
             assert time.monotonic() < deadline, f"no master: {self.report()}\n{self.log()}"
@@ -204,7 +204,7 @@ class YarnMaster:
         return next(each for each in self.reports(ask) if each.state == state)
 
     async def await_known(self, *asks: Ask) -> None:
-        """Wait until the ResourceManager knows that these containers run. Others end together with their master."""
+        """Wait until the ResourceManager knows that these containers run. Earlier they would end with their master."""
         expected = {(await self.await_state(ask, "started")).container_id for ask in asks}
         await until(lambda: expected <= self.cluster.launched(), self.log)
 

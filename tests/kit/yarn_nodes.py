@@ -22,7 +22,7 @@ FREED_S = 60.0
 
 
 def cluster_settings(cluster: HadoopNodes, folder: Path) -> dict[str, Any]:
-    """Return the settings of a backend on this cluster. It keeps its files in `folder`."""
+    """Return the settings of a backend on this cluster. The backend's files are in `folder`."""
     return {
         "address": str(cluster.configuration),
         "python": sys.executable,
@@ -41,7 +41,7 @@ def container_of(pid: int) -> str:
 
 
 def in_use(cluster: HadoopNodes, but: Collection[str] = ()) -> list[str]:
-    """Return a line for each container not in `but`, each process in one, and each node that promises one."""
+    """Return a line for each container that is not in `but`, each process there, and each node that promises one."""
     running = {row["id"]: node for node in cluster.machines for row in cluster.containers(node)}
     expected = Counter(node for container, node in running.items() if container in but)
     kept = {process.pid for container in but for process in cluster.container_processes(container=container)}
@@ -72,7 +72,7 @@ def end_applications(cluster: HadoopNodes) -> None:
 
 
 def assert_nothing_left(cluster: HadoopNodes, within_s: float = FREED_S) -> None:
-    """Check that no application, container or process is left, at the latest after this time."""
+    """Wait until no application, container or process is left. Raise AssertionError with the rest after this time."""
     await_nothing(lambda: left(cluster), within_s)
 
 

@@ -32,7 +32,7 @@ MACHINES = (
 SPARE = {"options": {"label": PARTITION}}
 """The request of kernels for `nm3`, whose daemon tests kill. Masters run on the other nodes."""
 EXPIRY_S = 30.0
-"""The ResourceManager takes a node for lost after this time. A restarted NodeManager may need 20 s."""
+"""How long a node may be silent before YARN takes it for lost. A restarted NodeManager may need 20 s."""
 TYPE = "roost"
 """The type of roost's applications in YARN."""
 
@@ -114,7 +114,7 @@ class World(ClusterWorld):
         return in_use(self.cluster, but=[master["container"] for master in self.masters()])
 
     def cpus_of_backend(self) -> dict[str, float]:
-        """Return the virtual cores of masters on each node: each has one."""
+        """Return the virtual cores of masters on each node. Each master has one."""
         return dict(Counter(row["amHostHttpAddress"].partition(":")[0] for row in self.masters()))
 
     def masters(self) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ class World(ClusterWorld):
         return [process for master in self.masters() for process in self._processes_in(master["container"])]
 
     async def until_known(self, *notebooks: Notebook) -> None:
-        """Wait until the ResourceManager knows that these kernels run. Others end together with their master."""
+        """Wait until the ResourceManager knows that these kernels run. Earlier they would end with their master."""
         expected = {container_of(notebook.pid) for notebook in notebooks}
         await until(lambda: expected <= self.cluster.launched(), "YARN does not know that a container runs")
 
@@ -181,7 +181,7 @@ class World(ClusterWorld):
 
 
 def signal_all(processes: Sequence[psutil.Process], signum: int) -> None:
-    """Send a signal to all processes that live. psutil refuses if the machine's clock has jumped since their start."""
+    """Send a signal to all live processes, without psutil: it refuses if the clock has jumped since their start."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signum)
@@ -202,4 +202,4 @@ async def opened(world: World) -> AsyncIterator[World]:
 
 
 OpenYarnWorld = Callable[..., AbstractAsyncContextManager[World]]
-"""The fixture `open_yarn_world`: starts a cluster of its own with these machines and settings of Hadoop."""
+"""The type of the fixture `open_yarn_world`, a function that starts a cluster and opens a `World` on it."""

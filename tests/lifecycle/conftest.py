@@ -26,7 +26,7 @@ FREED_S = 15.0
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests with a `backend` on all backends, or on the backends of their marker."""
+    """Run each test that uses the fixture `backend` on all backends, or on those of its marker `backends`."""
     if "backend" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("backends")
         metafunc.parametrize("backend", marker.args if marker else BACKENDS, indirect=True, scope="module")
@@ -38,7 +38,7 @@ def _manager(backend: str) -> str:
 
 @pytest.fixture(scope="module")
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return the backend's name. Services find its cluster by environment variables."""
+    """Return the backend's name. Set the environment variables with which services find its cluster."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "ray":
             patch.setenv("RAY_ADDRESS", request.getfixturevalue("ray_cluster").address)
@@ -67,9 +67,9 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def world(backend: str, module_runtime_dir: Path) -> Iterator[Path]:
-    """Start the agents of all nodes and return the runtime folder. After the module all its processes end in order.
+    """Start the agents of all nodes and return the runtime folder. End this machine's service and agent at the end.
 
-    Agents on the nodes of a cluster have their own folder and end with the cluster.
+    Agents on the nodes of a cluster have a runtime folder of their own and end with the cluster.
     """
     connect(backend).up().result(100)
     yield module_runtime_dir
@@ -79,7 +79,7 @@ def world(backend: str, module_runtime_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def specs_of(backend: str, world: Path, tmp_path: Path) -> Iterator[Callable[..., KernelSpecManager]]:
-    """Yield a function that makes kernelspecs for this backend. At the end nothing runs or is promised."""
+    """Yield a function that makes kernelspecs for this backend. Check at the end that nothing runs or is promised."""
     # Pods have a Python of their own.
     changes = {"argv": ["python3", *managers.IPYKERNEL[1:]]} if backend == "kubernetes" else {}
     yield partial(managers.kernelspecs, tmp_path, backend=backend, **changes)

@@ -40,7 +40,7 @@ def end_kernels(backend: str) -> None:
 
 
 async def until_logged(server: JupyterServer, text: str) -> None:
-    """Wait until an ended server's last log line has this text. Raises `AssertionError` after 60 s."""
+    """Wait until an ended server's last log line has this text. Raise `AssertionError` after 60 s."""
     for _ in range(1200):
         if text in server.log[-1]:
             return
@@ -116,7 +116,7 @@ async def test_a_server_in_a_new_container_finds_its_kernels(
 
 @contextmanager
 def container(folders: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give the block its own state and runtime folders, like a container. Kill its service at the end."""
+    """Give the `with` block state and runtime folders of its own, like a container. Kill its service at the end."""
     patch.setenv("XDG_STATE_HOME", str(folders.mktemp("state")))
     with private_runtime_dir() as folder:
         try:

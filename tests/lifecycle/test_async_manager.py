@@ -57,7 +57,7 @@ async def kernel(
 
 
 async def pid_of(km: AsyncKernelManager) -> int:
-    """Return the kernel's pid on this machine. On Kubernetes the provisioner knows only the pod's pid."""
+    """Return the kernel's pid on this machine. On Kubernetes the provisioner knows only the pid inside the pod."""
     if km.provisioner.backend == "kubernetes":  # type: ignore[union-attr]
         return kernel_pid(km.kernel_id)
     info = await km.provisioner.get_provisioner_info()  # type: ignore[union-attr]

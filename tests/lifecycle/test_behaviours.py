@@ -1,6 +1,6 @@
-"""A forked kernel and an adopted standby behave like a fresh kernel, in each of the ways below.
+"""A forked kernel, and a kernel from a standby, behave like a kernel that a new Python process runs.
 
-`ROOST_TEST_PYTHON` names another Python with ipykernel, whose kernels are then compared.
+`ROOST_TEST_PYTHON` names another Python with ipykernel. The tests then compare kernels of that Python.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Agent]]:
-    """Return two agents, `agent` and `learnt`. The second one has learnt numpy."""
+    """Return two agents by name: `agent`, and `learnt`, which has learnt that kernels import numpy."""
     folder = tmp_path_factory.mktemp("agent")
     agents = {"agent": Agent(folder), "learnt": Agent(folder, learnt=["numpy"])}
     for agent in agents.values():
@@ -126,7 +126,7 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Agent
 
 
 def start(agents: dict[str, Agent], how: str, folder: Path) -> Kernel:
-    """Start a kernel: `fresh`, `fork`, `standby`, or `learnt` (a standby that has imported numpy)."""
+    """Start a kernel: `fresh` (executed), `fork`, `standby`, or `learnt` (a standby that has imported numpy)."""
     if how == "fresh":
         return agents["agent"].start_plain(cwd=folder)
     agent = agents["learnt" if how == "learnt" else "agent"]
@@ -141,7 +141,7 @@ def end_kernels(agents: dict[str, Agent]) -> None:
 
 @pytest.fixture(scope="module")
 def seen(agents: dict[str, Agent], folder: Path) -> dict[str, dict[str, Any]]:
-    """Return, by kind of kernel, the values that `EXPRESSIONS` have in a kernel of this kind."""
+    """Return the values of `EXPRESSIONS` by their names, for each kind of kernel that `start` knows."""
     found: dict[str, dict[str, Any]] = {}
     for how in ("fresh", "fork", "standby", "learnt"):
         kernel = start(agents, how, folder)
@@ -173,7 +173,7 @@ def streams(kernel: Kernel, code: str) -> dict[str, str]:
 
 
 def wait_until_subscribed(kernel: Kernel) -> None:
-    """Wait for a first message on IOPub. Earlier messages do not reach the client."""
+    """Wait until the client receives messages on IOPub. Messages that a kernel sends before do not reach the client."""
     for _ in range(100):
         kernel.client.kernel_info(reply=True, timeout=REPLY_S)
         with suppress(queue.Empty):
@@ -191,7 +191,7 @@ def kernel(agents: dict[str, Agent], folder: Path, request: pytest.FixtureReques
 
 
 def test_output_of_every_kind_arrives(kernel: Kernel) -> None:
-    """Output of Python itself, of a file descriptor and of a child process."""
+    """Python's output arrives as messages. Output of a child process or to a file descriptor is in the kernel's log."""
     texts = streams(kernel, "import os, sys; print('one'); print('two', file=sys.stderr)")
     assert texts == {"stdout": "one\n", "stderr": "two\n"}
     streams(

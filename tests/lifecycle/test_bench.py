@@ -28,7 +28,7 @@ class PeerProvisioner(LocalProvisioner):
         self.parent.cleanup_connection_file()
         return await super().pre_launch(**options)
 """
-"""A provisioner that sets its kernels' output file itself, and gives them new ports after a restart."""
+"""A provisioner that accepts no output file for its kernels, and gives them new ports at each start."""
 
 
 def bench(tmp_path: Path, *options: str, **environment: str) -> dict[str, Any]:

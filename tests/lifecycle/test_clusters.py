@@ -1,4 +1,4 @@
-"""The embedded clusters: they end with the process that started them, and a failed start leaves nothing."""
+"""roost's Ray and Dask clusters for tests end with the process that started them. A failed start leaves nothing."""
 
 from __future__ import annotations
 

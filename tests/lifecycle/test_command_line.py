@@ -25,23 +25,23 @@ T = TypeVar("T")
 
 
 class Shell:
-    """The command, for one backend."""
+    """The `roost` command with `--backend`, as a process of its own."""
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
 
     def words(self, verb: str, *argv: str) -> list[str]:
-        """Return the command line of a verb."""
+        """Return the command line of a subcommand of `roost`, such as `explain`."""
         return [sys.executable, "-m", "roost.scheduler.cli.main", verb, "--backend", self.backend, *argv]
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+        """Run a subcommand with its arguments until it ends."""
         return subprocess.run(
             self.words(*argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S
         )
 
     def answer(self, *argv: str) -> dict[str, Any]:
-        """Return what `--json` prints."""
+        """Return the JSON that a subcommand prints with `--json`. The subcommand must succeed."""
         done = self.run(*argv, "--json")
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout))
@@ -57,7 +57,7 @@ def notebook(folder: Path, *sources: str) -> str:
 
 @pytest.fixture
 def shell(backend: str, world: Path) -> Shell:
-    """Return the command for the backend. Its tests share a service."""
+    """Return the `roost` command for the backend. All tests of a backend share a service."""
     return Shell(backend)
 
 
@@ -188,7 +188,7 @@ def test_a_queued_start_is_shown_and_stopped(shell: Shell, tmp_path: Path) -> No
 
 
 def _await(question: Callable[[], T], complaint: str) -> T:
-    """Ask until the answer is not empty, 200 times at most. A command takes a third of a second."""
+    """Call `question`, at most 200 times, until its answer is not empty, and return the answer."""
     for _ in range(200):
         if found := question():
             return found

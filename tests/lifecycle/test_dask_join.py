@@ -30,14 +30,14 @@ dask = pytest.importorskip("dask", reason="Dask is not installed: pip install '.
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 SECONDS = 10.0
-"""Far below the 30 s that a Dask client takes to give up."""
+"""How long a failed join may take: far less than the 30 s after which a Dask client gives up."""
 SET_TLS = (
     "set tls_ca_file, tls_cert and tls_key of c.RoostDaskBackend, or distributed.comm.tls in Dask's conf"
 )
 
 
 def refused(address: str, **options: str) -> RoostError:
-    """Return the error of a join at this address. Check that it has one line and comes within `SECONDS`."""
+    """Return the error of a failed join at this address. Check that it has one line and comes within `SECONDS`."""
 
     began = time.monotonic()
     with pytest.raises(RoostError) as caught:

@@ -1,4 +1,4 @@
-"""The embedded Dask cluster: its machines are as declared, killed parts come back, and it ends without leftovers."""
+"""roost's Dask cluster for tests: machines are as declared, killed parts come back, and nothing stays."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def workers(cluster: DaskMachines) -> dict[str, dict[str, Any]]:
 
 
 def variables(cluster: DaskMachines, name: str) -> dict[str, str | None]:
-    """Return an environment variable of each worker, by name."""
+    """Return the environment variable `name` of each worker, by the worker's name."""
 
     async def ask() -> dict[str, str | None]:
         async with client_of(cluster) as client:

@@ -1,4 +1,4 @@
-"""Notebooks on a Dask cluster, chosen by a kernelspec's name alone: nbclient, Papermill, and Dask inside the kernel."""
+"""Notebooks that only name a kernelspec run on a Dask cluster: nbclient, Papermill, and Dask inside the kernel."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def roosted(specs: KernelSpecManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install the kernelspec `roosted`. Return the folder of the connection files, which is empty at the end."""
+    """Install the kernelspec `roosted`. Return the folder in which kernels have their connection files."""
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "connections"))
     return tmp_path / "connections"
@@ -265,7 +265,7 @@ def test_a_program_that_ends_without_stop_does_not_hang() -> None:
 @on_this_machine
 @pytest.mark.parametrize("fork", [True, False])
 def test_a_kernel_has_the_umask_of_its_application(roosted: Path, fork: bool) -> None:
-    """Otherwise other users could read the kernel's files, although they cannot read the application's."""
+    """With another umask, other users might read the kernel's files, although they cannot read the application's."""
     read = "import os; umask = os.umask(0); os.umask(umask); umask"
     usual = os.umask(0o027)
     try:

@@ -1,4 +1,4 @@
-"""The Kubernetes cluster of the tests: pods run, parts die and come back, and nothing of it stays on this machine."""
+"""The Kubernetes cluster of the tests: pods run, parts die and come back, and nothing stays on this machine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cluster() -> Iterator[Kubelets]:
 
 
 def run(api: Api, name: str, code: str, *, node: str = "", **limits: str) -> None:
-    """Create a pod that runs Python code as a plain user who can write nothing."""
+    """Create a pod that runs Python code as a plain user who can write nothing. `limits` are its resource limits."""
     limits = {"cpu": "100m", "memory": "100Mi", **limits}
     security = {
         "runAsUser": 12345,

@@ -1,4 +1,4 @@
-"""The examples of NetworkPolicies, enforced: Jupyter's pod reaches its kernels, and nothing else does."""
+"""roost's example NetworkPolicies on a real cluster: Jupyter's pod reaches its kernels, and nothing else does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from roost.scheduler.backends import kubernetes
 
 MANIFESTS = Path(kubernetes.__file__).parent / "manifests"
 JUPYTER, KERNELS, OTHERS = "jupyterhub", "guarded", "others"
-"""Namespaces. The examples name the first one."""
+"""The namespaces of the test. roost's example policies name the first one."""
 SERVER = {"component": "singleuser-server"}
 POLICIES = "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies"
 REPORT_PORT = 8871
@@ -55,7 +55,7 @@ CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.ar
 
 
 def wait_for(is_true: Callable[[], Any], what: str) -> Any:
-    """Wait until something is true, and return it."""
+    """Wait until `is_true()` is true, and return its value. `what` is the error text at the deadline."""
     deadline = time.monotonic() + WAIT_S
     while not (found := is_true()):
         assert time.monotonic() < deadline, what
@@ -64,7 +64,7 @@ def wait_for(is_true: Callable[[], Any], what: str) -> Any:
 
 
 class Pods:
-    """Pods that only sleep. Programs run in their networks."""
+    """Pods that only sleep. Programs can run in a pod's network."""
 
     def __init__(self, cluster: Kubelets) -> None:
         self._cluster = cluster
@@ -83,18 +83,18 @@ class Pods:
         return self._cluster.api.call("GET", f"{path}/{name}")
 
     def enter(self, uid: str) -> list[str]:
-        """Return the head of a command that runs in the network of a pod."""
+        """Return the first words of a command line. The words after them run as a command in a pod's network."""
         return ["nsenter", "--net", "--target", str(self._cluster.pause_pid(uid))]
 
     def connects(self, uid: str, ip: str, port: int) -> bool:
-        """True if a program in the network of this pod can connect."""
+        """True if a program in the network of this pod can connect to a port of an address."""
         command = [*self.enter(uid), sys.executable, "-S", "-c", CONNECT, ip, str(port)]
         return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
 
 
 @pytest.fixture(scope="module")
 def pods(kubernetes_cluster: Kubelets) -> Iterator[Pods]:
-    """Make the namespaces. A policy like JupyterHub's refuses all connections to Jupyter's pods."""
+    """Create the namespaces, and a policy like JupyterHub's that refuses all connections to Jupyter's pods."""
     api = kubernetes_cluster.api
     for namespace in (JUPYTER, KERNELS, OTHERS):
         api.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
@@ -112,7 +112,7 @@ def pods(kubernetes_cluster: Kubelets) -> Iterator[Pods]:
 
 @contextmanager
 def applied(api: Api, file: str, namespace: str) -> Iterator[None]:
-    """Apply a policy of the manifests while the block lasts."""
+    """Apply the policy of a file in roost's manifests, until the `with` block ends."""
     policy = yaml.safe_load(
         (MANIFESTS / file).read_text().replace("kernels  # CHANGE", f"{KERNELS}  # CHANGE")
     )

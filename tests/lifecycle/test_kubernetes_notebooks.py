@@ -1,4 +1,4 @@
-"""Notebooks in pods, chosen by a kernelspec's name alone: nbclient and Papermill, with a GPU."""
+"""Notebooks that only name a kernelspec run in pods with a GPU: nbclient and Papermill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.backends("kubernetes", why="looks at the variables of p
 
 
 def check(printed: str) -> None:
-    """Check the GPU, the user id, the pod's name (after its user) and that no variable is Jupyter's."""
+    """Check that the kernel had a GPU, the user id 12345, a pod of roost, and no variable of Jupyter's."""
     (device, uid, pod), variables = printed.splitlines()[0].split(), printed.splitlines()[1]
     assert device.startswith("GPU-")
     assert uid == "12345"

@@ -22,7 +22,7 @@ STEPS = BackendContract()
 
 
 def service(cluster: Kubelets, folder: Path, **more: Any) -> AbstractAsyncContextManager[Any]:
-    """Open a service's backend."""
+    """Return a context manager that opens the Kubernetes backend, as a service does."""
     settings = RoostKubernetesBackend(**cluster_settings(cluster, folder), **more)
     return open_backend(lambda agents: create(settings, backend_context(agents, folder)))
 
@@ -47,7 +47,7 @@ async def test_a_lease_is_held_before_kubernetes_tells_the_address(
     monkeypatch: pytest.MonkeyPatch,
     reported: list[str],
 ) -> None:
-    """Here Kubernetes never reports an address. Its later reports do not remove the agent's address."""
+    """Kubernetes never reports an address here. The agent reports its own, and the service keeps it."""
     monkeypatch.setattr(pod_state, "_read_address", lambda *_: None)
     async with service(kubernetes_cluster, module_runtime_dir) as (backend, agents):
         lease = await STEPS.take(backend, "k", Request(cpus=0.1))

@@ -1,4 +1,4 @@
-"""Users with the rights of the manifests: roost works for them, and they cannot touch each other's kernels."""
+"""Users with the rights that roost's manifests give: roost works, and no user can touch another user's kernels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from roost.testing.contract import OWNER
 MANIFESTS = Path(kubernetes.__file__).parent / "manifests"
 SHARED = "shared"
 PARTS = ("resize", "ephemeralcontainers", "eviction", "exec", "attach", "portforward", "proxy")
-"""The parts of a pod that `carol` may use, as far as RBAC decides."""
+"""The subresources of a pod that RBAC allows `carol` to use."""
 POLICY_S = 20.0
 """How long the API server may take to enforce a new policy."""
 _GROUPS = {
@@ -86,7 +86,7 @@ class suppress_existing(suppress):  # noqa: N801 - named as `suppress` is
 def users(kubernetes_cluster: Kubelets) -> Iterator[dict[str, Api]]:
     """Return the API as each user sees it. `alice` and `bob` have the manifests' rights; `carol` may do more to pods.
 
-    The first two have namespaces of their own, and all share `shared`, where the policy is in force.
+    `alice` and `bob` have a namespace each. All three share `SHARED`, where users may touch only their own pods.
     """
     admin = kubernetes_cluster.api
     names = ("alice", "bob", "carol")
@@ -145,7 +145,7 @@ def settings_of(
 
 @asynccontextmanager
 async def service(settings: RoostKubernetesBackend, folder: Path) -> AsyncIterator[tuple[Backend, Agents]]:
-    """Open the backend of a user's service."""
+    """Open a user's backend as a service does. Yield it with its clients of agents."""
     async with open_backend(lambda agents: create(settings, backend_context(agents, folder))) as opened:
         yield opened
 
@@ -191,7 +191,7 @@ def pod(user: str, *, created_by: str = "", name: str = "", secret: str = "", **
 
 
 def attempt(api: Api, method: str, path: str, body: Any = None) -> str:
-    """Return the refusal of a request that changes nothing, as one sentence; empty if it is accepted."""
+    """Send a request as a dry run. Return the API server's refusal, or an empty text if it accepts the request."""
     try:
         api.text(method, path if method == "GET" else f"{path}?dryRun=All", body)
     except Refused as refused:
@@ -203,7 +203,7 @@ def attempt(api: Api, method: str, path: str, body: Any = None) -> str:
 
 
 async def find_pod(api: Api, namespace: str, lease: Lease) -> dict[str, Any]:
-    """Return the only pod of roost in a namespace."""
+    """Return the only pod of roost in a namespace. It must be the pod of this lease."""
     (found,) = api.call("GET", f"{pods(namespace)}?labelSelector=app.kubernetes.io/managed-by=roost")["items"]
     assert lease.id in found["metadata"]["annotations"]["roost/lease"]
     return dict(found)

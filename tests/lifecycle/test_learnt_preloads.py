@@ -1,4 +1,4 @@
-"""An agent learns what kernels import, and its next zygote has it."""
+"""An agent learns which modules kernels import, and its next zygote imports them in advance."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def start(name: str = "python3", **options: object) -> BlockingKernel:
 
 
 def find_loaded(names: set[str], wanted: str, **options: object) -> set[str]:
-    """Start kernels until one has `wanted` before its first cell. Return the modules of `names` that it has.
+    """Start kernels until one has imported `wanted` before its first cell. Return the modules of `names` that it has.
 
     Each kernel then imports all of `names`, so that the agent learns these modules.
     """

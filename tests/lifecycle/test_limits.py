@@ -1,4 +1,4 @@
-"""Kernels that are held to the memory and the CPUs that they asked for, by the system's control groups and without."""
+"""Limits on the memory and the CPUs of kernels, with the system's control groups and without them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ BUSY_S = float(os.environ.get("ROOST_BUSY_S", "15"))
 TOLERANCE = float(os.environ.get("ROOST_CPU_TOLERANCE", "0.3"))
 """The tolerated error of CPU shares, as other tests use the CPUs too. A quiet machine needs only 0.15."""
 FILL = "data = bytearray({0} << 20); data[::4096] = b'x' * len(data[::4096])"
-"""Code that fills this many MiB of memory."""
+"""Code that fills memory. Its parameter is the number of MiB."""
 DETACHED = """
 import subprocess, sys
 code = {0!r} + "\\nimport time; time.sleep(600)"
 command = ["sh", "-c", 'setsid "$0" -c "$1" >/dev/null 2>&1 & echo $!', sys.executable, code]
 int(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
 """
-"""Code that starts a process in a session of its own. It is no child of the kernel: ipykernel ends its children."""
+"""Code that starts a detached process, and has its pid as value. ipykernel would end a child of the kernel."""
 BUSY = """
 import time
 until, before = time.monotonic() + {0}, time.process_time()
@@ -43,7 +43,7 @@ while time.monotonic() < until:
     pass
 time.process_time() - before
 """
-"""Code that keeps one thread busy for this many seconds. Its value is the CPU time that the thread got."""
+"""Code that keeps one thread busy. Its parameter is the seconds, and its value is the process's CPU time."""
 READ_ONLY = 'for each in /sys/fs/cgroup/*; do mount -o remount,bind,ro "$each"; done; exec "$0" "$@"'
 WITHOUT_GROUPS = """
 import roost

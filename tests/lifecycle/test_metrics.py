@@ -1,6 +1,6 @@
 """Metrics that a real Prometheus scrapes while kernels come and go.
 
-ROOST_CHURN_S is the length of the run (10 s). The documentation has figures of a run of 300 s.
+ROOST_CHURN_S is the length of the run in seconds (default 10). The documentation has figures of a run of 300 s.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ scrape_configs: [{{job_name: roost, static_configs: [{{targets: ["127.0.0.1:{0}"
 
 @contextmanager
 def prometheus(folder: Path, target: int) -> Iterator[str]:
-    """Run a Prometheus that scrapes a port of this machine. Yields its address."""
+    """Run a Prometheus that scrapes the port `target` of this machine, and yield the URL of Prometheus."""
     if shutil.which("prometheus") is None:
         debian.install("prometheus")
     if shutil.which("prometheus") is None:
@@ -52,7 +52,7 @@ def prometheus(folder: Path, target: int) -> Iterator[str]:
 
 
 def query(address: str, expression: str, label: str) -> dict[str, float]:
-    """Return the values of an expression, by one label. It is empty if Prometheus does not answer yet."""
+    """Return the values of an expression, by one label. The result is empty if Prometheus does not answer yet."""
     url = f"{address}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:

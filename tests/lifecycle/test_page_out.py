@@ -23,7 +23,7 @@ AFTER_S = 1.0
 
 @pytest.fixture
 def folder(runtime_dir: Path) -> Iterator[Path]:
-    """The runtime folder, on a machine with swap. All kernels end before the swap is turned off."""
+    """Yield the runtime folder, on a machine with swap. All kernels end before the swap is turned off."""
     with swap.zram():
         yield runtime_dir
         settle(runtime_dir)

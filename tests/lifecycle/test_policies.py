@@ -28,7 +28,7 @@ c.RoostScheduler.policy_timeout_s = 20.0  # a busy machine is no failure here
 
 @pytest.fixture
 def two_gpus(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Configure two GPUs and the example as the policy `mine`, and return the runtime folder."""
+    """Configure two GPUs, and the documentation's example as the policy `mine`. Return the runtime folder."""
     home = tmp_path / "etc"
     (home / "policies").mkdir(parents=True)
     (home / "policies" / EXAMPLE.name).write_text(EXAMPLE.read_text())
@@ -63,7 +63,7 @@ async def test_a_policy_from_a_file_decides_a_start(two_gpus: Path, tmp_path: Pa
 
 
 class SecondOnly:
-    """A policy in a program. Its code is sent to the service."""
+    """A policy that a program defines and sends to the service. It uses only the second GPU."""
 
     name = "second_only"
 

@@ -21,7 +21,7 @@ pytestmark = [
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-a-cluster-that-a-test-started-here"}
 SECONDS = 8.0
-"""Far below the 20 to 60 s that `ray.init` takes to fail, with room for a busy machine."""
+"""How long a step may take on a busy machine: far less than the 20 to 60 s that `ray.init` takes to fail."""
 
 # A service: an event loop with a handler for SIGTERM, and Ray off the loop. It prints the result of each step.
 SERVICE = """
@@ -66,7 +66,7 @@ def cluster() -> Iterator[Raylets]:
 
 
 def serve(*steps: str, environment: Mapping[str, str] = TOKEN) -> list[Any]:
-    """Run a service that takes these steps, and return the result of each. Check that no step takes long."""
+    """Run `SERVICE` with these steps, and return the result of each step. Check that no step takes long."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", SERVICE, json.dumps(steps)],
@@ -79,7 +79,7 @@ def serve(*steps: str, environment: Mapping[str, str] = TOKEN) -> list[Any]:
 
 
 def test_join_leave_and_join_again(cluster: Raylets) -> None:
-    """The service keeps its own SIGTERM handler, and a second join changes nothing."""
+    """The service keeps its own SIGTERM handler. Joining or leaving a second time changes nothing."""
     at = cluster.address
     said = serve(
         at,
@@ -112,7 +112,7 @@ def test_tokens(cluster: Raylets, environment: Mapping[str, str], says: str) -> 
 
 
 def test_a_port_of_the_cluster_that_is_not_its_address(cluster: Raylets) -> None:
-    """A raylet's own port speaks gRPC too."""
+    """A raylet's own ports are refused, although a raylet speaks gRPC as the cluster's address does."""
     raylet = psutil.Process(cluster.nodes[0].raylet_pid)
     ports = {at.laddr.port for at in raylet.net_connections("tcp") if at.status == psutil.CONN_LISTEN}
     assert ports
@@ -127,7 +127,7 @@ def test_another_version(cluster: Raylets) -> None:
 
 
 def test_a_raylet_that_hangs(cluster: Raylets) -> None:
-    """Without roost's check, Ray would block every thread of the service and end the service after 40 s."""
+    """If roost did not check the raylet first, Ray would block all threads of the service and end it after 40 s."""
     raylet = psutil.Process(cluster.nodes[0].raylet_pid)
     raylet.suspend()
     try:

@@ -1,4 +1,4 @@
-"""Notebooks on a Ray cluster, chosen by a kernelspec's name alone: nbclient, Papermill, and Ray inside the kernel."""
+"""Notebooks that only name a kernelspec run on a Ray cluster: nbclient, Papermill, and Ray inside the kernel."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_papermill(on_half_an_a100: Path) -> None:
 
 
 def test_the_free_resources_of_each_node_can_be_read(ray_cluster: object) -> None:
-    """roost reads them with private calls of Ray. If a version of Ray changes these, only totals are known."""
+    """roost reads the free resources with private calls of Ray. If Ray changes these calls, roost knows only totals."""
     join.join(ray_cluster.address, namespace="roost")  # type: ignore[attr-defined]
     try:
         found = nodes.read()

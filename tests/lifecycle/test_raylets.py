@@ -1,4 +1,4 @@
-"""The embedded Ray cluster: its nodes are as declared, its workers' environment is clean, and it ends cleanly."""
+"""roost's Ray cluster for tests: nodes are as declared, workers have a clean environment, and nothing stays."""
 
 from __future__ import annotations
 

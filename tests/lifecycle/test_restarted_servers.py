@@ -1,4 +1,4 @@
-"""The next Jupyter Server of a server's name adopts the kernels of the ended one, on this machine."""
+"""On one machine, the next Jupyter Server of a server name adopts the kernels of the server that has ended."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ ConnectionFileMixin._create_connected_socket = create_late
 async def test_the_first_cell_after_a_restart_has_its_output(
     specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ZeroMQ may connect the server's output subscription long after the socket for requests."""
+    """The server's output subscription connects late here, as it may with ZeroMQ. Requests connect at once."""
     specs_of()
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     settings = tmp_path / "late_subscriptions.py"
@@ -92,7 +92,7 @@ async def test_a_kernel_that_runs_out_of_memory_again_is_not_started_again(
 async def test_the_state_of_a_restarted_kernel_is_true(
     specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server learns the state from the kernel's output, which it hears again only after the kernel is idle."""
+    """The server reads a kernel's state from its output. After a restart it misses output until the kernel is idle."""
     specs_of()
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     async with jupyter_server(tmp_path, options=(f"--ServerApp.jpserver_extensions={EXTENSIONS}",)) as server:
@@ -120,7 +120,7 @@ async def test_the_state_of_a_restarted_kernel_is_true(
 async def test_a_kernel_that_ended_before_its_first_answer_is_reached_after_its_restart(
     specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stays: bool
 ) -> None:
-    """Jupyter Server asks each kernel once for its info, and all websockets wait for the answer."""
+    """Jupyter Server asks each kernel once for its info. All websockets wait for the answer, which is lost here."""
     startup = tmp_path / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     (startup / "die_once.py").write_text(DIE_ONCE.format(mark=str(tmp_path / "mark")))

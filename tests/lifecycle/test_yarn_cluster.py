@@ -1,4 +1,4 @@
-"""The YARN cluster of the tests: containers run, daemons die and come back, and nothing of it stays on this machine."""
+"""The YARN cluster of the tests: containers run, daemons die and come back, and nothing stays on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [
 LONG_S = 60.0
 SLEEPS = "exec sleep 1000"
 DETACHES = "cd /; setsid --fork sleep 1000; timeout 1 tail -f /dev/null"
-"""A container's command: `sleep` leaves the process group. At the shell's end YARN kills the group."""
+"""A container's command, whose `sleep` leaves the process group. YARN kills the group when the shell ends."""
 OWNER = """
 import sys
 from hadoop_nodes import HadoopNodes, Machine
@@ -46,7 +46,7 @@ def cluster() -> Iterator[HadoopNodes]:
 
 
 def run(rest: Rest, command: str, **context: Any) -> str:
-    """Submit an application of one container. Return its id."""
+    """Submit an application that runs `command` in its only container. Return the application's id."""
     new = rest.call("POST", "/ws/v1/cluster/apps/new-application")["application-id"]
     context = {
         "application-id": new,
@@ -60,13 +60,13 @@ def run(rest: Rest, command: str, **context: Any) -> str:
 
 
 def end(rest: Rest, application: str) -> None:
-    """End an application. It may have ended."""
+    """End an application, unless it has ended already."""
     with contextlib.suppress(Refused):
         rest.call("PUT", f"/ws/v1/cluster/apps/{application}/state", {"state": "KILLED"})
 
 
 def sleeping(folder: Path) -> list[psutil.Process]:
-    """Return the processes in containers that sleep."""
+    """Return the `sleep` processes in the containers of the cluster with this folder."""
     found = []
     for each in processes(folder):
         with contextlib.suppress(psutil.NoSuchProcess):  # a shell that has ended meanwhile

@@ -1,4 +1,4 @@
-"""Roost's agent as the first process of a container of a real YARN cluster."""
+"""roost's agent as the first process of a container of a real YARN cluster."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def master(yarn_cluster: HadoopNodes, tmp_path: Path) -> AsyncIterator[Yar
 async def container(
     master: YarnMaster, node: str, launch: Launch, *, gpus: int = 0
 ) -> AsyncIterator[tuple[Ask, AgentClient]]:
-    """Run an agent in a container of this node, and connect to it once it listens."""
+    """Run an agent in a container of this node. Yield the request for the container, and a client of the agent."""
     public, secret, mine, my_secret = (key.decode() for _ in range(2) for key in zmq.curve_keypair())
     settings = AgentSettings(
         address="$NM_HOST",

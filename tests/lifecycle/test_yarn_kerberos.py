@@ -26,7 +26,7 @@ from roost.scheduler.errors import RoostError
 
 USER = "ada"
 AWAY_S = 30.0
-"""How long the service may take to see that tickets are gone, or back."""
+"""How long the service may take to notice that the user's Kerberos ticket is gone, or back."""
 REASON = hadoop_nodes.why_not() or kerberos.why_not()
 
 pytestmark = [
@@ -84,7 +84,7 @@ async def test_a_kernel_of_the_user_of_the_ticket(
 async def test_a_kernel_outlives_its_owners_ticket(
     secure: tuple[SecureNodes, Realm], notebook: Notebook
 ) -> None:
-    """Without a ticket nothing starts. With a new one the same service goes on."""
+    """Without a Kerberos ticket the service cannot read the cluster, but the kernel runs. A new ticket repairs that."""
     _, realm = secure
     await notebook.open()
     realm.log_out()
@@ -101,7 +101,7 @@ async def test_a_kernel_outlives_its_owners_ticket(
 
 
 async def until(is_right: Callable[[str], bool]) -> None:
-    """Wait until `is_right` accepts the service's problem with its cluster (empty: no problem)."""
+    """Wait until `is_right` is true of `read_problem()`, the service's problem with its cluster (empty: no problem)."""
     deadline = time.monotonic() + AWAY_S
     while not is_right(problem := await read_problem()):
         assert time.monotonic() < deadline, problem

@@ -1,4 +1,4 @@
-"""The application master on a real YARN cluster: asks, grants, starts, ends and refusals."""
+"""The application master on a real YARN cluster. An ask is its request for one container."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notebooks in YARN's containers, chosen by a kernelspec's name alone: nbclient and Papermill, with a GPU."""
+"""Notebooks that only name a kernelspec run in YARN's containers with a GPU: nbclient and Papermill."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from roost.scheduler.client.client import disconnect
 
 PYTHON = os.environ.get("ROOST_TEST_PYSPARK", "")
 TEMPLATE = Path(__file__).parents[2] / "docs/examples/spark/kernel.json"
-"""The kernelspec of the documentation."""
+"""The file of the documentation's kernelspec for PySpark."""
 SPARK_S = 180.0
 END_S = 30.0
 MASTER_S = 4
@@ -86,7 +86,7 @@ def home(
 
 @pytest.fixture
 def specs(home: Path, tmp_path: Path) -> KernelSpecManager:
-    """Return kernelspecs with `roosted`, the documentation's template with the paths of this machine."""
+    """Return a manager of the kernelspec `roosted`: the documentation's kernelspec with the paths of this machine."""
     text = TEMPLATE.read_text().replace("/opt/pyspark/bin/python", PYTHON).replace("/opt/spark", find_spark())
     content = json.loads(text)
     config = content["metadata"].pop("kernel_provisioner")["config"]

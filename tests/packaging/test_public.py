@@ -125,7 +125,7 @@ def test_provisioners_see_the_client_only() -> None:
 
 
 def test_the_client_side_never_loads_the_service() -> None:
-    """The provisioner imports neither placement nor a backend, directly or indirectly."""
+    """The provisioner imports no backend, and of placement only `SHARED_MODEL`, directly or indirectly."""
     seen: set[str] = set()
     pending = ["roost.provisioners", *(f"roost.scheduler.{name}" for name in CLIENT_SIDE)]
     while pending:
@@ -153,7 +153,7 @@ def test_placement_is_pure() -> None:
 
 
 def test_launchers_need_what_ipykernel_brings() -> None:
-    """NVML is the only other library, and it is optional."""
+    """`roost.launchers` imports only libraries that ipykernel needs too, and NVML, which is optional."""
     needed, seen = set[str](), set[str]()
     for path in sources("launchers"):
         needed |= imports(path, at_import=True)
@@ -215,7 +215,7 @@ def test_placement_without_numpy(name: str) -> None:
     ],
 )
 def test_importing_the_client_side_loads_almost_nothing(name: str, libraries: set[str]) -> None:
-    """The import loads few modules beyond those that jupyter_client has loaded anyway."""
+    """The import loads few modules that an application with jupyter_client has not loaded anyway."""
     code = f"import sys, jupyter_client.provisioning as _; before = set(sys.modules); import {name}\n"
     code += "print(*set(sys.modules) - before)"
     done = subprocess.run(

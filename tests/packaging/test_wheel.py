@@ -67,7 +67,7 @@ for name in ("roost", "jupyter-roost"):
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Run a command and return its output. If it fails, its output is the message."""
+    """Run a command and return its output. If the command fails, raise AssertionError with its output."""
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
@@ -93,7 +93,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def install(tree: Path, *how: str) -> Path:
-    """Install into a prefix beside the tree, outside the tests' environment. Return its site-packages."""
+    """Install roost into a prefix beside the tree, outside the tests' environment. Return the site-packages there."""
     prefix = tree.parent / "prefix"
     pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     where = (

@@ -33,9 +33,9 @@ connection = json.load(open(sys.argv[1]))
 sockets = [socket.create_server((connection["ip"], connection[name])) for name in {PORT_NAMES}]
 time.sleep(3600)
 """
-"""A program that listens where a kernel does."""
+"""A program that listens on the ports of a kernel and does nothing else."""
 Scarce = Callable[..., Request]
-"""A function from an amount of the scarce resource, and other fields of `Request`, to a request."""
+"""A function that returns a request for an amount of the scarce resource. Keywords are other fields of `Request`."""
 
 
 @asynccontextmanager
@@ -62,7 +62,7 @@ class BackendContract:
     refused_s = 5.0
     """How long a refusal may take."""
     held_s = 60.0
-    """How long a lease may be pending, and the kernel of a released lease may go on."""
+    """How long a lease may be pending, and how long a kernel may outlive its lease."""
 
     @pytest.fixture
     def opener(self) -> Opener:
@@ -76,7 +76,7 @@ class BackendContract:
 
     @pytest.fixture
     def kernel_python(self) -> str:
-        """Return the command of the Python that runs a kernel. A pod may have another one than this process."""
+        """Return the command of the Python that runs the kernel. A pod may need another Python than this process."""
         return sys.executable
 
     async def test_a_lease_shows_in_the_snapshot_and_its_release_undoes_it(

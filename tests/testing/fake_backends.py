@@ -38,7 +38,7 @@ def local_backend(
 class FakeBackend(Backend):
     """Several nodes with one agent each: a `LocalBackend` over a fake agent for every node.
 
-    `lies` has functions by node id. They change the node in each snapshot, so that a placement conflicts.
+    `lies` maps a node id to a function that changes the node in each snapshot, so that a placement there conflicts.
     """
 
     name = "fake"
@@ -173,7 +173,7 @@ class FakePodCluster(PodCluster):
         return self._put(Pod(lease=replace(pod.lease, state="held", reason=""), address=agent.address))
 
     def report_kernel(self, lease_id: str, kernel: PodKernel) -> FakeAgent:
-        """Report the kernel of a pending pod. Its agent answers when the event `held["reserve"]` is set."""
+        """Report a pending pod's kernel, and return the agent. It answers once its event `held["reserve"]` is set."""
         pod = self._pods[lease_id]
         agent = self.agents[lease_id] = FakeAgent(
             self._folder / f"pod-{len(self.agents)}", name=pod.lease.node_id

@@ -1,7 +1,7 @@
 """A cluster of real daemons on this machine. Its folder identifies its processes, so that all can be ended.
 
 Each process works in the folder or below it, or names the folder in its environment. This also holds for a process
-without its parent. A process that does neither does not belong to the cluster.
+whose parent has ended. A process that does neither does not belong to the cluster.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import psutil
 
 END_TIMEOUT_S = 15.0
 CLAIM_PORT = 47_470
-"""The port at the first address of each network, which its cluster holds."""
+"""The port that a cluster holds at the first address of its network, so that no other cluster takes the network."""
 FOLDER = "ROOST_CLUSTER_FOLDER"
 """The environment variable that names the folder in all descendants of the cluster, agents and kernels included."""
 
@@ -74,7 +74,7 @@ class DaemonCluster(ABC):
         self.close()
 
     def close(self) -> None:
-        """Kill all processes, also agents and kernels on its machines, and remove its folder. May be repeated.
+        """Kill all processes of the cluster, agents and kernels included, and remove its folder. May be repeated.
 
         Raise RuntimeError if a process is still there after END_TIMEOUT_S.
         """
@@ -97,7 +97,7 @@ class DaemonCluster(ABC):
     def _run(
         self, command: list[str], *, environment: Mapping[str, str], cwd: Path, log: Path
     ) -> subprocess.Popen[bytes]:
-        """Start one of its programs with exactly this environment. Append its output to the log."""
+        """Start a program of the cluster with exactly this environment. Append the program's output to the log."""
         with open(log, "ab") as file:
             program = subprocess.Popen(
                 command,
@@ -113,7 +113,7 @@ class DaemonCluster(ABC):
 
 
 def why_no_cluster(module: str, name: str) -> str | None:
-    """Return why no cluster of the manager `name`, from `module`, can start here, or None."""
+    """Return why no cluster of the manager `name` can start here, or None. `module` is its Python module."""
     if importlib.util.find_spec(module) is None:
         return f"{name} is not installed: pip install '.[{name.lower()}]'"
     return why_no_address()
@@ -168,7 +168,10 @@ def make_folder(prefix: str) -> tuple[Path, subprocess.Popen[bytes]]:
 
 
 def processes(folder: Path) -> list[psutil.Process]:
-    """Return all processes that work in `folder` or below, or name it. (Ray's titles overwrite some environments.)"""
+    """Return all processes that work in `folder` or below, or name it in their environment.
+
+    Ray overwrites the environment of some processes with their titles.
+    """
     found = []
     for process in psutil.process_iter():
         try:
@@ -181,7 +184,7 @@ def processes(folder: Path) -> list[psutil.Process]:
 
 
 def end(folder: Path) -> None:
-    """Kill the processes of `folder` until none appears, and remove it. Raise RuntimeError if this takes too long."""
+    """Kill the processes of `folder` until none is left, and remove it. Raise RuntimeError if this takes too long."""
 
     def is_empty() -> bool:
         left = processes(folder)

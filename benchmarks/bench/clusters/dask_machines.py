@@ -42,9 +42,9 @@ _ROLES = ("client", "scheduler", "worker")
 class Machine:
     """The declared resources of one machine. It has one worker, or one per GPU if it `is_split`.
 
-    A worker of a split machine sees only its own GPU. Dask takes at most the real memory. `resources` are Dask's
-    abstract resources. `options` are more options of `dask worker`, such as --lifetime. `environment` reaches the
-    nannies and all their descendants.
+    A worker of a split machine sees only its own GPU. Dask accepts no more memory than this machine has. `resources`
+    are Dask's abstract resources. `options` are more options of `dask worker`, such as --lifetime. `environment`
+    reaches the nannies and all their descendants.
     """
 
     cpus: int = 1
@@ -141,14 +141,14 @@ class DaskMachines(DaemonCluster):
         return self._finish([self._begin(host.machine, address)])[0]
 
     def stop_machine(self, address: str) -> list[int]:
-        """Send SIGTERM to its nannies, which leave the cluster and end. Return their exit codes."""
+        """Send SIGTERM to a machine's nannies, which leave the cluster and end. Return their exit codes."""
         host = self._hosts.pop(address)
         for nanny in host.nannies:
             nanny.process.terminate()
         return [nanny.process.wait(END_TIMEOUT_S) for nanny in host.nannies]
 
     def kill_machine(self, address: str) -> None:
-        """Kill all its nannies and thus its workers. Detached processes stay. The machine may be started again."""
+        """Kill a machine's nannies and thus its workers. Detached processes stay. The machine may be started again."""
         for index in range(len(self._hosts[address].nannies)):
             self.kill_nanny(address, index)
 
@@ -159,7 +159,7 @@ class DaskMachines(DaemonCluster):
         nanny.process.wait(END_TIMEOUT_S)
 
     def kill_worker(self, address: str, index: int = 0) -> int:
-        """Kill a nanny's worker, as the kernel's OOM killer would. The nanny starts another. Return the killed pid."""
+        """Kill a nanny's worker, as Linux's OOM killer would. The nanny starts another. Return the killed pid."""
         pid = self.worker_pids(address)[index]
         if not self._hosts[address].machine.has_nanny:
             self.kill_nanny(address, index)

@@ -146,14 +146,14 @@ class Raylets(DaemonCluster):
         return self._finish([self._begin(self._machine_at[address], address, is_head=is_head)])[0]
 
     def stop_node(self, address: str) -> None:
-        """End a node in order. It leaves the cluster at once, as with `ray stop`."""
+        """End a node as `ray stop` does, so that it leaves the cluster at once."""
         node = self._nodes.pop(address)
         psutil.Process(node.raylet_pid).terminate()
         wait_until(lambda: not _named(node.folder, "raylet"), f"the raylet at {address} does not stop")
         end(node.folder)
 
     def kill_raylet(self, address: str) -> None:
-        """Kill a raylet, as the kernel's OOM killer would. Ray's processes on that node follow; detached ones stay."""
+        """Kill a raylet, as Linux's OOM killer would. Ray's processes on the node end too; detached processes stay."""
         psutil.Process(self._nodes[address].raylet_pid).kill()
 
     def kill_gcs(self) -> None:
@@ -261,7 +261,7 @@ def _named(folder: Path, program: str) -> list[psutil.Process]:
 
 
 def _find(folder: Path, program: str) -> psutil.Process:
-    """Return the one process of that name. Raise RuntimeError if there is none."""
+    """Return the process in `folder` that runs `program`. Raise RuntimeError if there is none."""
     found = _named(folder, program)
     if not found:
         raise RuntimeError(f"no {program} runs in {folder}")

@@ -31,7 +31,7 @@ _READ_AGAIN_S = 1.0
 
 
 class RoostSimulatedBackend(AgentPerNodeSettings):
-    """Settings of the simulated cluster."""
+    """The settings of the backend for the simulated cluster."""
 
     address = Unicode("", help="The socket of the simulated manager.")
 
@@ -47,7 +47,7 @@ class SimulatedNode:
 
 
 class SimulatedManager:
-    """The cluster manager: a process that the benchmark has started."""
+    """The backend's connection to the simulated cluster manager, a process that the benchmark has started."""
 
     name = "simulated"
     daemon = "simulated daemon"
@@ -147,5 +147,5 @@ class SimulatedManager:
 
 
 def create(settings: RoostSimulatedBackend, context: BackendContext) -> AgentPerNodeBackend[SimulatedNode]:
-    """Return the backend."""
+    """Return the backend for the simulated cluster."""
     return AgentPerNodeBackend(NAME, SimulatedManager(settings.address), settings, context)

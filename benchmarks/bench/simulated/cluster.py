@@ -1,6 +1,6 @@
 """The process of a simulated cluster: `python -m roost.bench.simulated.cluster FOLDER NODES`.
 
-It prints a line when all agents listen, and leaves when its standard input is closed.
+It prints a line when all agents listen, and ends when its standard input is closed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from .relay import RelayedAgent
 
 CPUS, MEMORY_BYTES, GPUS = 32.0, 256 << 30, 4
 MOST_SOCKETS = 1_000
-"""The largest cluster in which each agent has a socket. In larger ones, all agents share a connection."""
+"""The largest number of nodes with a socket for each agent. In larger clusters, all agents share a connection."""
 _PAGE = 1_000
-"""A message has at most this many nodes or claims."""
+"""A message has at most this many nodes or leases."""
 
 
 class SimulatedCluster:
-    """The manager, which knows the claims, and one fake agent per node. A large cluster's agents have no sockets."""
+    """The manager, which knows the leases, and one fake agent per node. A large cluster's agents have no sockets."""
 
     def __init__(self, folder: Path, nodes: int) -> None:
         self._claims: dict[str, Lease] = {}

@@ -22,7 +22,7 @@ Publish = Callable[[object], None]
 
 
 class RelayedAgent(FakeAgent):
-    """An agent in the process of the cluster. `publish` sends an event to the service."""
+    """A fake agent without a socket. `publish` sends its events to the service through the manager's connection."""
 
     publish: Publish
 
@@ -37,14 +37,14 @@ class RelayedAgent(FakeAgent):
 
 
 class Relay:
-    """The service's end of the relay. `connection` is the connection to the simulated manager."""
+    """The service's clients of all agents. They share `connection`, the connection to the simulated manager."""
 
     def __init__(self, connection: RpcClient) -> None:
         self.connection = connection
         self._clients: dict[str, RelayedClient] = {}
 
     def open(self, endpoint: str, **options: Any) -> RelayedClient:
-        """Return a client of one agent. It replaces `RpcClient(endpoint, **options)`."""
+        """Return a client of the agent at this endpoint, in place of `RpcClient(endpoint, **options)`."""
         name = endpoint.removeprefix(SCHEME)
         client = self._clients[name] = RelayedClient(self.connection, name, options["on_event"])
         return client

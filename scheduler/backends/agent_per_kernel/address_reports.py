@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 class AddressReports:
-    """Accepts one report from each agent that is expected. An agent is known by its public key.
+    """A port that accepts reports from the expected agents. An agent is known by its public key.
 
-    `on_report` gets the lease id of each agent that has reported. `endpoint` is empty while the port is closed.
+    `on_report` gets the lease id of each report. `endpoint` is empty while the port is closed.
     """
 
     def __init__(self, on_report: Callable[[str], object]) -> None:

@@ -281,7 +281,7 @@ class AgentPerKernelBackend(Backend):
         await self._reserve_again(pod for pod in found.values() if pod.lease.id not in before)
 
     async def _reserve_again(self, pods: Iterable[Pod]) -> None:
-        """Wait until the agents of pods that were just found have noted their leases.
+        """Wait, for `_ANSWERS_S` at most, until the agents of pods that were just found have noted their leases.
 
         Their agents may have started while no scheduler ran. An agent that does not answer may have a kernel: its lease
         stays held.

@@ -24,10 +24,10 @@ class Pod:
 
     `lease` is the lease that `create` got, with the node and the devices that the manager chose. Its state is `pending`
     until the manager has granted the pod, then `held`. It is `lost` once the pod has ended without roost's doing; roost
-    then deletes the pod. `reason` is a clause without a full stop, such as "its image is being pulled". `address`
-    may still be None in a held lease, while the agent starts. In a pending one it may be known already: roost then
-    tries to reach the agent, and the lease is held as soon as the agent answers. `kernel`: the pod has reported that
-    its kernel listens. Its agent will answer soon at `address`.
+    then deletes the pod. The lease's reason is a clause without a full stop, such as "its image is being pulled".
+    `address` may still be None in a held lease, while the agent starts. In a pending lease it may be known already:
+    roost then tries to reach the agent, and the lease is held as soon as the agent answers. `kernel` is the kernel that
+    the pod has reported, because it listens. Its agent will answer soon at `address`.
     """
 
     lease: Lease
@@ -37,11 +37,11 @@ class Pod:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodChange:
-    """A change that the cluster reports.
+    """A change that the cluster reports, of one of five kinds.
 
     `pod`: `pod` is new or differs. `gone`: the pod of `lease_id` exists no more, for `reason`. `warning`: the manager
-    will end that pod soon, for `reason`. `nodes`: the nodes differ. `resync`: changes may be missing, so everything is
-    read again.
+    will end the pod of `lease_id` soon, for `reason`. `nodes`: the nodes differ. `resync`: changes may be missing, so
+    everything is read again.
     """
 
     kind: Literal["pod", "gone", "warning", "nodes", "resync"]
@@ -135,11 +135,11 @@ class PodCluster(ABC):
         return
 
     def to_placement(self, request: Request) -> Request:
-        """Return the request with the labels and taints that its options stand for. Called after `check_request`."""
+        """Return the request with labels and tolerated taints for its options. Called after `check_request`."""
         return request
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
-        """Return the variables that a kernel in this lease gets besides those of its start."""
+        """Return the variables that this manager adds to the environment of a kernel in this lease."""
         return {}
 
 

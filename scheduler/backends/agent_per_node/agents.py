@@ -1,4 +1,4 @@
-"""The agents on the nodes of a cluster manager: started when they are needed, and called.
+"""Starts the agents on the nodes of a cluster manager when they are needed, and calls them.
 
 The file `agents.json` keeps their addresses. So the next service reaches live kernels while the manager is away.
 """
@@ -92,7 +92,7 @@ class AgentPool:
     async def address(self, node_id: str) -> AgentAddress:
         """Return the address where the agent of this node listens, or last listened.
 
-        Start or find the agent if no address is known, or if the known one is in doubt. Raises
+        Start or find the agent if no address is known, or if the known one may be out of date. Raises
         `BackendUnavailable` if no address is known and no agent can be started.
         """
         known = self._known.get(node_id)
@@ -138,7 +138,7 @@ class AgentPool:
             self._keeping.discard(node_id)
 
     def take_kept(self, node_id: str) -> Holdings | None:
-        """Remove and return the `Holdings` that `held_on` kept, or None if they may be out of date."""
+        """Remove and return the `Holdings` that `held_on` kept; None if there are none, or if they may be outdated."""
         return self._kept.pop(node_id, None)
 
     def forget_kept(self, node_id: str) -> None:
@@ -171,7 +171,7 @@ class AgentPool:
     def check(self, node: ManagedNode) -> bool:
         """True if the manager has a new daemon on the node.
 
-        The node's agent is then found again and learns of it.
+        The next call to the node's agent then finds the agent again, and reports the new daemon to it.
         """
         known = self._known.get(node.id)
         is_new = known is not None and known.daemon != node.daemon

@@ -44,13 +44,16 @@ log = logging.getLogger(__name__)
 _FRESH_S = 0.05  # at most this old are the nodes on which a placement is made
 _STATUS_S = 5.0  # how long the figures of real use stand
 _STATUS_SHARE = 20.0
-"""On a large cluster they stand for this many times the CPU time of a reading, which is 5 % of a core."""
+"""At least this many times its own CPU time passes between two readings of real use: 5 % of a core at most."""
 _REJOIN_S = 1.0
 _FORGET_S = 60.0  # how long the agent of a node that left is remembered after the grace of its kernels
 
 
 class AgentPerNodeBackend(Backend, Generic[N]):
-    """A cluster of `manager`, with agents on its nodes. Keeps `agents.json` in the context's folder."""
+    """A backend for the cluster of `manager`, with one agent per node.
+
+    It keeps the agents' addresses in `agents.json` in the folder of `context`.
+    """
 
     def __init__(
         self, name: str, manager: ClusterManager[N], settings: AgentPerNodeSettings, context: BackendContext
@@ -316,9 +319,9 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._update([lease.node_id])
 
     async def _held_on(self, node_id: str) -> Holdings | None:
-        """Return the leases and kernels of a node's agent; None if it is unreachable.
+        """Return the leases and kernels of a node's agent; None if the agent is unreachable.
 
-        The agent is not asked again if it has just answered a recovery.
+        The agent is not asked if the recovery from an outage has just asked it.
         """
         return self._pool.take_kept(node_id) or await self._pool.held_on(node_id)
 
@@ -344,5 +347,5 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
 
 def _is_placed(claim: Lease, agent_nodes: Collection[str]) -> bool:
-    """True if a claim is on a node: in the cluster, or with an agent that may still run the kernel."""
+    """True if a claim is on a node of the cluster, or if its node's agent may still run the kernel."""
     return claim.state != "lost" or claim.node_id in agent_nodes

@@ -22,7 +22,7 @@ from roost.launchers.protocol.messages import Assignment
 from roost.placement.json_codec import encode
 
 Answer = dict[str, Any]
-"""{"endpoint", "public", "devices"} of an agent: its public key and the GPUs that it sees. Or {"problem"}."""
+"""An agent's address, public key and GPUs: {"endpoint", "public", "devices"}. Or {"problem"} if there is no agent."""
 
 
 def name_agent(manager: str, cluster: str, node_id: str) -> str:
@@ -82,7 +82,7 @@ def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
 
 
 def dump_start(settings: AgentSettings, assignment: Assignment) -> bytes:
-    """Return the bytes that `start_archive.add_start` adds to an archive.
+    """Return an agent's settings and assignment as bytes. `start_archive.add_start` adds them to an archive.
 
     They hold the agent's keys: keep them secret.
     """
@@ -108,9 +108,10 @@ def bring_up(
 ) -> Answer:
     """Find or start the agent of this node, and return its `Answer`. Blocks for up to 30 s.
 
-    `manager` has the fields of `messages.Manager`; the start time of its `pid` is read here. The agent then accepts
-    the `clients`, which are public keys. `environment` is that of the manager's daemon. The agent gets it, and the
-    kernels' environments are added to it.
+    `archive` and `digest` are from `pack`, and `name` is from `name_agent`. `settings` is the JSON of `AgentSettings`.
+    `manager` has the fields of `messages.Manager`; the start time of its `pid` is read here. The agent then accepts the
+    `clients`, which are public keys. `environment` is that of the manager's daemon. The agent gets it, and the kernels'
+    environments are added to it.
     """
     import io
     import json

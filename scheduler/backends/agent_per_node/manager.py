@@ -61,7 +61,7 @@ class ClusterManager(Protocol[N]):
         """Leave the cluster."""
 
     async def wait_until_described(self) -> None:
-        """Wait, for a few seconds at most, until the nodes are fully described. Called once, after `open` joined."""
+        """Wait, for a few seconds at most, until all facts about the nodes are known. Called once, by `open`."""
 
     async def wait_for_change(self) -> None:
         """Wait until it is time to read the nodes again."""
@@ -82,8 +82,8 @@ class ClusterManager(Protocol[N]):
     ) -> tuple[str, ...]:
         """Claim the slice, or find it claimed; return the ids of its devices. Raises `LeaseConflict`.
 
-        The manager may grant other devices than the lease prefers. With `again`, a live kernel has the slice after an
-        outage, so the claim gets exactly the lease's devices or conflicts.
+        The manager may grant other devices than the lease prefers. `again`: the claim is repeated after an outage, for
+        a live kernel that has the slice. It then gets exactly the lease's devices, or conflicts.
         """
 
     def can_take_on(self, node: N) -> bool:
@@ -99,7 +99,7 @@ class ClusterManager(Protocol[N]):
         """
 
     def unclaimed(self, leases: Sequence[Lease], node: N) -> Sequence[Lease]:
-        """Return the leases on this node whose claim is gone, as the last reading of the node proves."""
+        """Return those of the `leases` on this node whose claims are gone, by the last reading of the node."""
 
     async def find(self, lease: Lease) -> bool:
         """True if the manager has the claim. Asks the manager now, instead of using the last reading."""
@@ -115,7 +115,7 @@ def shorten_error(error: Exception) -> str:
 
 
 def decode_agent(answer: Mapping[str, Any], node_id: str, daemon: str, identity: Identity) -> StartedAgent:
-    """Return the agent of an answer of `bootstrap.bring_up`, which accepts this identity.
+    """Return the agent that an answer of `bootstrap.bring_up` describes. It accepts the service with this identity.
 
     Raises `BackendUnavailable` if the answer has a problem.
     """

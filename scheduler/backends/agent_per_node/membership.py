@@ -22,8 +22,8 @@ N = TypeVar("N", bound="ManagedNode")
 class Membership(Generic[N]):
     """A cluster's nodes, as last read. `away` says why the manager does not answer; empty while it answers.
 
-    If `join` or `fetch` raise `BackendUnavailable`, the manager is away until it is joined again. Nothing has changed
-    if `fetch` returns the very same object again.
+    `join` joins the cluster, and `fetch` reads its nodes. If one of them raises `BackendUnavailable`, the manager is
+    away until it is joined again. If `fetch` returns the same object as before, no node has changed.
     """
 
     def __init__(

@@ -101,7 +101,10 @@ class NodeTable(Generic[N]):
 
 
 def build_device(name: str, seen: Sequence[Device], *, promised: float, model: str = "") -> Device:
-    """Return the device called `name`: an id, or a number among the devices `seen` by the node's agent."""
+    """Return the device called `name`, with the facts that the node's agent has `seen`.
+
+    `name` is the id or the index of a device in `seen`. `promised` is the promised share of the device.
+    """
     found = next((device for device in seen if device.id == name), None)
     if found is None and name.isdigit() and int(name) < len(seen):
         found = seen[int(name)]

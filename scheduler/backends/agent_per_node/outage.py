@@ -25,7 +25,10 @@ from .membership import N
 from .node_table import NodeTable
 
 _MISSES = 3
-"""After this many readings in a row without its claim, a lease is looked up; if it is missing there too, it is lost."""
+"""How many readings in a row must lack the claim of a lease before roost asks the manager for that claim.
+
+If the manager has no such claim, the lease is lost.
+"""
 
 
 @dataclass

@@ -40,15 +40,16 @@ _WAIT_S = 0.3
 
 
 def create(settings: RoostDaskBackend, context: BackendContext) -> Backend:
-    """Return the backend of this manager, for the `BackendSpec`."""
+    """Return the Dask backend. `BackendSpec.create` names this function."""
     manager = DaskManager(settings, identity_for(context.folder))
     return AgentPerNodeBackend(SPEC.name, manager, settings, context)
 
 
 class DaskManager:
-    """Implements `ClusterManager`.
+    """A `ClusterManager` for one Dask cluster.
 
-    The cluster is the one that the settings name, else Dask's configuration, else the last one.
+    The settings name the cluster, else Dask's configuration names it. If both are empty, it is the cluster that was
+    joined last.
     """
 
     name = "Dask"

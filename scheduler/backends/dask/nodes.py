@@ -40,7 +40,7 @@ class DaskNode:
 
     @property
     def daemon(self) -> str:
-        """A mark of the machine's nannies. It changes when a new nanny starts the agent."""
+        """The id of the nanny's report about the agent. It changes when a new nanny starts the agent."""
         return str(self.agent.get("report", ""))
 
     @classmethod
@@ -66,7 +66,8 @@ def build_node(
 ) -> Node:
     """Return the node for placement. GPUs that tasks hold are known only as a sum (`gpus_promised`).
 
-    Real use comes from the agent, else from the workers (`used`: cpus, memory_bytes), without the kernels.
+    Real use comes from the agent's `status`. Without a status it comes from the workers (`used`: cpus, memory_bytes),
+    and does not include the kernels.
     """
     promised = {name: max(0.0, total - node.free.get(name, 0.0)) for name, total in node.resources.items()}
     seen = node.seen if status is None else status.devices

@@ -1,4 +1,4 @@
-"""`c.RoostDaskBackend`."""
+"""The settings of the backend `dask`."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ class PodCreator:
                 raise BackendUnavailable(f"Kubernetes does not delete a pod: {problem.message}") from None
 
     async def _post(self, path: str, body: JsonObject) -> JsonObject:
-        """Create an object, again if the namespace's quota was changed at the same moment. Raises `ApiError`."""
+        """Create an object. Try again if the namespace's quota was changed at the same moment. Raises `ApiError`."""
         for pause_s in _QUOTA_PAUSES_S:
             try:
                 return await self._api.call("POST", path, body)

@@ -17,7 +17,7 @@ from .quantity import parse_quantity
 log = logging.getLogger(__name__)
 
 _EVERY_S = 15.0
-"""A metrics server measures as often as this by default."""
+"""How long to wait between two readings of the use. A metrics server measures as often as this by default."""
 _MISSING_S = 300.0
 """The pause if there are no metrics, or if roost may not read them."""
 

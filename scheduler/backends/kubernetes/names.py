@@ -48,8 +48,8 @@ def to_label(text: str) -> str:
 def name_pod(creator: str, lease_id: str, attempt: int) -> str:
     """Return the name of a lease's pod, with the last part of the Kubernetes user that creates it.
 
-    A pod that is still being deleted keeps its name: then use a next attempt. manifests/own-pods/policy.yaml computes
-    the same name, so that nobody creates a pod with the name (and the Secret) of another user's earlier pod.
+    A pod that is still being deleted keeps its name, so use the next `attempt` then. manifests/own-pods/policy.yaml
+    computes the same name, so that nobody creates a pod with the name (and the Secret) of another user's earlier pod.
 
     >>> name_pod("system:serviceaccount:hub:jupyter-ada", "k1", 1)
     'roost-jupyter-ada-6ab9f1eb8f7d3388f4f9'

@@ -1,4 +1,4 @@
-"""From the API's nodes and pods to placement's nodes."""
+"""Builds the nodes for placement from the nodes and pods that the API shows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MODEL_LABELS = (
     "amd.com/gpu.product-name",
 )
 _MEMORY_LABEL = "nvidia.com/gpu.memory"
-"""In MiB, of one GPU."""
+"""The label with the memory of one GPU, in MiB."""
 _OWN_TAINTS = (
     "node.kubernetes.io/unschedulable",
     "node.kubernetes.io/not-ready",
@@ -173,7 +173,7 @@ class NodeBook:
 
 
 def _describe_trouble(status: Mapping[str, Any]) -> str:
-    """Return a predicate that says why a node takes no pods; empty if it does."""
+    """Return why a node takes no pods, as the predicate of a sentence about the node; empty if it takes pods."""
     for condition in status.get("conditions", ()):
         if condition["type"] == "Ready" and condition["status"] != "True":
             is_silent = condition["status"] == "Unknown"

@@ -244,7 +244,7 @@ class PodTemplate:
 
 
 def merge(base: Any, change: Any) -> Any:
-    """Return `base` with `change`. Mappings are merged, and lists of named things by name; null removes a value."""
+    """Return `base` with `change` merged in. Lists of named things are merged by name; null removes a value."""
     if isinstance(base, Mapping) and isinstance(change, Mapping):
         merged = {key: value for key, value in base.items() if change.get(key, value) is not None}
         for key, value in change.items():

@@ -1,4 +1,4 @@
-"""From a pod as the API shows it to the state of its lease, with one plain reason. Pure functions."""
+"""Finds the state of a lease, with one plain reason, in its pod as the API shows it. Pure functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NEVER_FOUND = re.compile(
     r"|invalid reference",
     re.IGNORECASE,
 )
-"""Answers of a registry that no repetition changes."""
+"""Errors of an image registry that a retry does not remove."""
 _STEPS = re.compile(r'^(?:(?:failed to \w[^":]*|Head|Get)(?: ?"[^"]*")?: )+')
 """The steps at the head of an error chain, such as `failed to resolve reference "a:1": Head "https://...": `."""
 DELETED = "its pod was deleted"
@@ -43,7 +43,7 @@ def read_lease(pod: JsonObject) -> Lease | None:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """The news from the events of a waiting pod: a clause, and whether a retry is useless. The pod itself says less."""
+    """The reason why a pod waits or has ended, as a clause, and whether a retry is useless."""
 
     reason: str
     is_final: bool = False
@@ -129,7 +129,7 @@ def describe_refusal(raw: JsonObject) -> str:
 
 
 def simplify(message: str) -> str:
-    """Return the scheduler's message without the counts of nodes that the pod does not want.
+    """Return the scheduler's message without numbers, and without the nodes that the pod's affinity excludes.
 
     >>> simplify("0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't match Pod's node affinity/selector. "
     ...          "preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.")

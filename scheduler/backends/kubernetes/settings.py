@@ -1,4 +1,4 @@
-"""`c.RoostKubernetesBackend`."""
+"""The settings of the backend `kubernetes`."""
 
 from __future__ import annotations
 

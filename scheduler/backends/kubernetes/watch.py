@@ -30,7 +30,7 @@ _GONE = 410
 
 
 class _Expired(Exception):
-    """The server has no history back to the version of the watch."""
+    """The API server no longer knows the changes since the resource version at which the watch begins."""
 
 
 class Reflector(Generic[T]):
@@ -74,7 +74,7 @@ class Reflector(Generic[T]):
                 self._api.forget_connections()
 
     async def _list(self) -> str:
-        """List everything, page by page, and return the version."""
+        """List all objects, page by page, and return the resource version at which a watch begins."""
         found: dict[str, T] = {}
 
         def page(token: str) -> tuple[list[tuple[str, T]], str, str]:
@@ -107,7 +107,7 @@ class Reflector(Generic[T]):
         return version
 
     async def _watch(self, version: str) -> str:
-        """Follow one watch to its end, and return the version where the next one begins."""
+        """Follow one watch to its end, and return the resource version at which the next watch begins."""
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[tuple[str, Any, Any] | Exception | None] = asyncio.Queue()
         opened: list[Watch] = []

@@ -1,4 +1,4 @@
-"""The machine that roost itself runs on: one node, whose agent's ledger holds the leases."""
+"""The backend for the machine that roost itself runs on: one node. The ledger of its agent holds the leases."""
 
 from __future__ import annotations
 
@@ -168,7 +168,10 @@ class LocalBackend(Backend):
         self._is_stale = changes != self._changes
 
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
-        """Update the snapshot: by arithmetic for leases of this backend, by a new reading for leases of others."""
+        """Update the snapshot after an agent's event, or mark it as out of date if the event's lease is unknown here.
+
+        `event` is None if the connection to the agent is lost.
+        """
         if event is None:
             self._is_stale, self._finding = True, None
             self._known.clear()

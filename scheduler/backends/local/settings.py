@@ -1,4 +1,4 @@
-"""`c.RoostLocalBackend`."""
+"""The settings of the backend `local`."""
 
 from __future__ import annotations
 

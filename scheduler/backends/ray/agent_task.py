@@ -21,9 +21,9 @@ from .nodes import RayNode
 def start_on(
     node: RayNode, settings: AgentSettings, *, client: str, cluster_address: str, grace_s: float, python: str
 ) -> Any:
-    """Return a Ray reference to the result of `bootstrap.bring_up` on that node. Blocks for a moment.
+    """Start a Ray task that runs `bootstrap.bring_up` on that node; return the Ray reference to its result.
 
-    `client` is the public key of the service.
+    Blocks for a moment. `client` is the public key of the service.
     """
     manager = {
         "name": "Ray",
@@ -61,7 +61,7 @@ def _bring_up(
     clients: list[str],
     python: str,
 ) -> Answer:
-    """Call `bring_up` with the raylet's environment, because the worker's has Ray's variables for tasks."""
+    """Call `bring_up` with the raylet's environment: the worker's own environment has Ray's variables for tasks."""
     import os
     import sys
 

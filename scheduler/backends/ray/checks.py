@@ -216,12 +216,12 @@ def _read_facts(gcs: str) -> ClusterFacts:
 
 
 def is_found_here(address: str) -> bool:
-    """True if no cluster is named, so that the one on this machine is meant."""
+    """True if neither `address` nor RAY_ADDRESS names a cluster, so that the one on this machine is meant."""
     return address in ("", "auto") and os.environ.get("RAY_ADDRESS", "") in ("", "auto")
 
 
 def _split(address: str) -> tuple[str, int]:
-    """Return host and port; raise `ConfigError` for every other form of address."""
+    """Return the host and the port of `host:port`; raise `ConfigError` for every other form of address."""
     scheme, is_url, _ = address.partition("://")
     if is_url:
         owners = {"ray": "Ray Client's", "http": "the dashboard's", "https": "the dashboard's"}

@@ -98,7 +98,10 @@ def _import_ray() -> None:
 
 
 def _init(gcs: str, namespace: str, give_up_at: float) -> None:
-    """Call `ray.init` in a thread. After the deadline the thread is left alone, and undoes its work at the end."""
+    """Call `ray.init` in a thread. Raises `BackendUnavailable` if it fails, or at the deadline.
+
+    After the deadline the thread goes on alone. If it joins the cluster then, it leaves the cluster again.
+    """
     import ray
 
     if not _attempt.acquire(timeout=max(0.0, give_up_at - time.monotonic())):

@@ -84,16 +84,16 @@ class RayCalls:
 
 
 def create(settings: RoostRayBackend, context: BackendContext) -> Backend:
-    """Return the backend of this manager, for the `BackendSpec`."""
+    """Return the Ray backend. `BackendSpec.create` names this function."""
     manager = RayManager(settings, identity_for(context.folder))
     return AgentPerNodeBackend(SPEC.name, manager, settings, context)
 
 
 class RayManager:
-    """Implements `ClusterManager`.
+    """A `ClusterManager` for one Ray cluster.
 
-    The cluster is the one that the settings name, else RAY_ADDRESS, else the last one, else the one on this
-    machine.
+    The settings name the cluster, else RAY_ADDRESS names it. If both are empty, it is the cluster that was joined last.
+    If none was joined yet, it is the cluster on this machine.
     """
 
     name = "Ray"
@@ -238,7 +238,7 @@ class RayManager:
     async def _claim(
         self, lease: Lease, name: str, node: RayNode, has_room: HasRoom | None = None
     ) -> tuple[str, ...]:
-        """Claim the slice with a group of that name.
+        """Claim the slice with a placement group of that name; return the ids of the granted devices.
 
         If the caller is cancelled, `release` waits until the creation ends.
         """
@@ -267,7 +267,7 @@ class RayManager:
     async def _create(
         self, name: str, request: Request, node: RayNode, anchor: Any, has_room: HasRoom | None
     ) -> Group:
-        """Create the group.
+        """Create the placement group.
 
         After a refusal, try again for `_CONFIRM_S`, unless `has_room` says that the node is full.
         """
@@ -284,9 +284,9 @@ class RayManager:
             await asyncio.sleep(_ASK_AGAIN_S)
 
     def _count_ahead(self, name: str) -> int:
-        """Return how many other claims on this node Ray has granted or has received before this one.
+        """Return how many other claims on this node Ray has just granted, or has received before this one.
 
-        Claims from before the last reading are not counted.
+        A granted claim counts until its devices are known.
         """
         count, is_earlier, node_id = 0, True, self._creating[name][0]
         for other, (at, creating) in self._creating.items():

@@ -40,8 +40,8 @@ class RayNode:
 
     `daemon` is its raylet, by Ray's own id of the node. `total` and `free` are Ray's amounts: CPU and GPU in units,
     memory in bytes, and custom resources. Amounts of 0 are left out. `groups` are the ids of the created placement
-    groups with a bundle here. `free` and `groups` are None if Ray does not report them. A node `is_held_up` while Ray
-    still counts an earlier raylet at its address, which has ended: until then Ray refuses all claims here.
+    groups with a bundle here. `free` and `groups` are None if Ray does not report them. `is_held_up`: an earlier raylet
+    at this address has ended, and Ray has not noticed that. Until Ray notices it, Ray refuses all claims here.
     """
 
     id: str
@@ -177,7 +177,7 @@ def build_node(
     seen = status.devices if status is not None else ()
 
     def promised(name: str, by_leases: float) -> float:
-        """Return the larger of Ray's figure, which is 0.1 s late, and the sum of the known leases."""
+        """Return a promised amount: Ray's figure, which is 0.1 s late, or the known leases' sum if that is larger."""
         if free is None:
             return by_leases
         return max(by_leases, round(total.get(name, 0.0) - free.get(name, 0.0), 4))  # Ray counts in 1/10,000

@@ -23,11 +23,11 @@ _PREFIX = "roost:"
 _FOR = " for "
 _NODE = "node:"
 _SHARE_OF_ADDRESS = 0.0001
-"""Each node has 1.0 of `node:<address>`. This amount ties a group to its node, and makes an empty group valid."""
+"""Each node has 1.0 of Ray's `node:<address>`. This amount ties a group to its node, and makes an empty group valid."""
 _WAITING = frozenset({"PENDING", "PREPARED", "RESCHEDULING"})
 _REFUSED = frozenset({"NO_RESOURCES", "INFEASIBLE"})
 _ANCHOR_BYTES = 200_000
-"""Ray keeps an object of up to 100 KiB with its owner, not on the node that made it."""
+"""The size of an anchor (see `create_anchor`). Ray keeps an object of up to 100 KiB with its owner, not on its node."""
 _LOOK_S = 0.002
 _DECIDES_S = 1.0
 """How long to wait for Ray's decision. Its GCS places a group, or finds no room for it, within milliseconds."""
@@ -122,10 +122,11 @@ def build_bundle(request: Request, node: RayNode) -> dict[str, float]:
 
 
 def create_anchor(node: RayNode) -> Any:
-    """Return a Ray reference to an object on that node, which is an argument of all tasks there.
+    """Create an object on that node, and return its Ray reference.
 
-    Ray sends a task to the raylet that has its arguments. Without an anchor this is the driver's own raylet, which
-    learns of a new group up to 0.1 s late: reading the devices then takes 97 ms instead of 4.
+    The object is an argument of each task that reads devices there. Ray sends a task to the raylet that has its
+    arguments. Without an anchor this is the driver's own raylet, which learns of a new group up to 0.1 s late: reading
+    the devices then takes 97 ms instead of 4.
     """
     return build_task_on(node, _make_bytes).remote(_ANCHOR_BYTES)
 

@@ -1,4 +1,4 @@
-"""`c.RoostRayBackend`."""
+"""The settings of the backend `ray`."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class MasterLine:
     """One application of roost, and the connection to its master while that answers.
 
     `reason` is a clause that says why the master does not serve. `failure` is a sentence once the application has
-    ended. `containers` are the containers that the master reported, by number.
+    ended; empty before. `containers` are the containers that the master has reported, by number.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class MasterLine:
         self._rest, self._keys, self._python, self._listener = rest, keys, python, listener
         self._client: RpcClient | None = None
         self._released = LastEntries[int, None](_REMEMBERED)
-        """Numbers that this service does not want any more. The master may still report them."""
+        """Numbers of the containers that this service has released. The master may still report them."""
         self._changed = asyncio.Event()
         """Set when the master answers, and when the application ends."""
 
@@ -116,9 +116,9 @@ class MasterLine:
         return decode(kind, answer or {}, ignore_unknown=True)
 
     async def release(self, number: int) -> None:
-        """Withdraw an ask, or end its container.
+        """Withdraw the ask with this number, or end its container.
 
-        Raises as `call` does; the release is then repeated when the master is back.
+        Raises as `call` does. After an error, the release is repeated when the master is back.
         """
         self._released[number] = None
         self.containers.pop(number, None)
@@ -214,7 +214,7 @@ class MasterLine:
 
 
 class Applications:
-    """The applications of the service with this identity."""
+    """The applications that one service has in YARN. `keys` are derived from the key pair of the service."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""From a lease to the ask for its container: resources, command, environment, and the work of its agent."""
+"""Builds the ask for the container of a lease: its resources, command, environment, and the work of its agent."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def build_ask(
 ) -> Ask:
     """Return the ask for a lease's container on one of these nodes. Each ask has a number of its own.
 
-    `unpacked` is the archive with its Python, if it has one. `expiry_s` is how long YARN waits for a NodeManager before
-    it takes the node for lost.
+    `unpacked` is the archive with the kernel's Python, if there is one. `expiry_s` is how long YARN waits for a
+    NodeManager before it takes the node for lost.
     """
     number = secrets.randbits(63)
     agent = AgentSettings(
@@ -80,7 +80,7 @@ def build_ask(
 
 
 def _find_python_variables(launch: Launch | None) -> dict[str, str]:
-    """Return the kernel's variables that Python reads at its start. If the agent has them too, the kernel is forked."""
+    """Return the kernel's `PYTHON*` variables, for the agent. An agent with the same variables can fork the kernel."""
     given = launch.env.items() if launch else ()
     return {name: value for name, value in given if name.startswith("PYTHON")}
 

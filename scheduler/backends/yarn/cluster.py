@@ -79,7 +79,10 @@ class YarnCluster(PodCluster):
         self._identifying: dict[int, asyncio.Task[None]] = {}
         """By number: containers whose leases only their agents know."""
         self._changes: asyncio.Queue[Held | PodChange | Exception] = asyncio.Queue()
-        """A lease's state is read when it is taken from here, so that no older state follows a newer one."""
+        """The changes to report.
+
+        The state of a `Held` is read when it is taken from the queue. So no older state follows a newer one.
+        """
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reader: set[asyncio.Task[Any]] = set()
         self._is_joined = False
@@ -206,7 +209,7 @@ class YarnCluster(PodCluster):
     def on_connected(self, line: MasterLine) -> None:
         """Compare the leases with the containers of a master that begins to answer.
 
-        It may be a new attempt.
+        The master may be a new attempt, which does not know all of them.
         """
         for held in self._held_by(line):
             container = line.containers.get(held.number)
@@ -269,7 +272,7 @@ class YarnCluster(PodCluster):
             self._changes.put_nowait(held)
 
     def _explain_again(self) -> None:
-        """Find again why asks wait: the ResourceManager is away, or back."""
+        """Find again why asks for containers wait, because the ResourceManager is away, or back."""
         for held in self._held.values():
             if held.is_waiting:
                 spawn(self._explain(held), self._tasks, log)
@@ -304,7 +307,7 @@ class YarnCluster(PodCluster):
                 self._identifying[container.number] = spawn(identify, self._tasks, log)
 
     async def _identify(self, line: MasterLine, container: Container) -> None:
-        """Note a container of an earlier attempt of its master. Its agent knows the lease."""
+        """Note a container of an earlier attempt of its master. Only the container's agent knows the lease."""
         try:
             found = await self._agents.read_lease(container)
         finally:
@@ -317,7 +320,7 @@ class YarnCluster(PodCluster):
         await line.call(Nothing, "update", Update(number=container.number, lease=dump_lease(lease)))
 
     async def _ask_again(self, held: Held) -> None:
-        """Ask a master that has just begun to serve.
+        """Ask a master that has just begun to serve for the container of a lease.
 
         The lease is pending already, so a refusal makes it lost.
         """

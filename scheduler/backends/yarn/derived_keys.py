@@ -16,13 +16,13 @@ from roost.scheduler.backends.identity import Identity
 from roost.scheduler.errors import ConfigError
 
 _CANDIDATES = 4
-"""How many ports an agent tries. The others may be taken by other processes of its node."""
+"""How many ports an agent tries, because other processes of its node may have taken some of them."""
 _OPEN_S = 1.0
 _HANDSHAKE_S = 2.0
 
 
 class DerivedKeys:
-    """The keys and ports for this identity. `ports` is `lowest-highest`. Raises `ConfigError`."""
+    """The keys and ports that are derived from `identity`. `ports` is `lowest-highest`. Raises `ConfigError`."""
 
     def __init__(self, identity: Identity, ports: str) -> None:
         self._identity = identity
@@ -46,11 +46,11 @@ class DerivedKeys:
         return self._identity.keys_for(self.keys(name).public)
 
     def ports(self, name: object) -> tuple[int, ...]:
-        """Return the candidate ports. The agent or master takes the first free one."""
+        """Return the candidate ports of that agent or master, which takes the first free one."""
         return self._identity.derive_ports(f"yarn {name}", *self._range, _CANDIDATES)
 
     async def find_agent(self, host: str, number: int) -> AgentAddress | None:
-        """Return the address of the agent on this host; None if it does not listen now."""
+        """Return the address of the agent with this number on this host; None if the agent does not listen now."""
         ports = self.ports(number)
         are_open = await asyncio.gather(*(_is_open(host, port) for port in ports))
         keys = self.client_keys(number)

@@ -28,7 +28,7 @@ def find_settings(
 ) -> list[Finding]:
     """Return the findings about a cluster. `conf` is the ResourceManager's, and empty if that cannot be read.
 
-    Settings of NodeManagers are as the ResourceManager has them. A NodeManager may have others.
+    `conf` also has settings of NodeManagers, but a NodeManager may have other values.
     """
     queue = next(
         (one for one in walk(root) if settings.queue in (one.get("queueName"), one.get("queuePath"))), None

@@ -1,4 +1,4 @@
-"""`Held`: one lease with its ask and its container."""
+"""`Held`: one lease, the ask for its container, and the container."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .reasons import describe_end
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """A lease with its ask and its container. `ask` is None if another process asked.
+    """A lease, the ask for its container, and the container. `ask` is None if another process asked.
 
-    `is_asked`: the ask may have reached the master. `is_creating`: a claim waits for the master and for YARN.
-    `reason` says why an ask waits. `loss` is the lost lease, if the container ended without a report.
-    `node_trouble` is the trouble of its lost node; `is_explained` is False while YARN is asked for that.
-    `changed` is set at each change. `search` is the task that looks for its agent. `warning` is the last
-    reported warning that YARN will preempt the container. `cause` is the task that waits for YARN's reason
-    after the agent has reported its end.
+    `is_asked`: the ask may have reached the master. `is_creating`: a claim waits for the master and for YARN. `reason`
+    says why the ask waits. `loss` is the lost lease, if the master has not reported the container's end. `node_trouble`
+    is the trouble of a lost node; `is_explained` is False while YARN is asked for that trouble. `changed` is set at
+    each change. `search` is the task that looks for the container's agent. `warning` is the last reported warning that
+    YARN will preempt the container. `cause` is the task that waits for YARN's reason, after the agent has reported its
+    own end.
     """
 
     lease: Lease
@@ -55,7 +55,7 @@ class Held:
 
     @property
     def is_waiting(self) -> bool:
-        """True if YARN has not granted an ask that no claim waits for any more."""
+        """True if the ask waits in YARN, and no claim waits for it any more."""
         is_asked = self.container is not None and self.container.state == "asked"
         return is_asked and not self.is_creating and self.loss is None
 

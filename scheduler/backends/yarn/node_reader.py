@@ -1,4 +1,4 @@
-"""`NodeReader`: reads the nodes again and again, soon after changes of roost's own containers."""
+"""`NodeReader`: reads the nodes again and again, and sooner after a change of roost's own containers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class NodeReader:
         return differs
 
     def nodes(self, live: Collection[int]) -> list[Node]:
-        """Return the nodes as last read, without the promises of the containers with these numbers."""
+        """Return the nodes as last read, without the amounts that the containers with these numbers promise."""
         return self.book.nodes(live)
 
     def read_soon(self) -> None:

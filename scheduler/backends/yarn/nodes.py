@@ -1,4 +1,4 @@
-"""From the ResourceManager's nodes to placement's nodes."""
+"""Builds the nodes for placement from the nodes that the ResourceManager reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rest import JsonObject
 from .settings import RoostYarnBackend
 
 PARTITION = "partition"
-"""The label, and the taint, of a node with a node label of YARN (which YARN's documents also call a partition)."""
+"""The name of the label and of the taint that roost gives to the nodes of a partition."""
 RACK = "rack"
 _TAKES_NOTHING = {
     "NEW": "is being added",
@@ -34,7 +34,7 @@ def taint_of(partition: str) -> str:
 
 
 def to_placement(request: Request) -> Request:
-    """Return the request with the labels and taints that its option `label` stands for."""
+    """Return the request with the required label and the tolerated taint that its option `label` means."""
     label = request.options.get("label", "")
     if not label:
         return request
@@ -110,9 +110,9 @@ def read_facts(raw: JsonObject) -> NodeFacts | None:
 class NodeBook:
     """The nodes as YARN reported them last, without the containers of this service.
 
-    YARN's figures contain every container. The promises of roost's own are subtracted, because roost adds them. A
-    container that has ended in the meantime stays a promise until YARN's figures are without it. A container is
-    larger than its request if YARN has rounded it up: the rest stays a promise too.
+    YARN's figures include every container. The amounts of this service's containers are subtracted, because roost adds
+    them itself. A container that has ended meanwhile stays promised until YARN's figures no longer include it. If YARN
+    has rounded a container up, the difference to its request stays promised too.
     """
 
     def __init__(self, settings: RoostYarnBackend) -> None:
@@ -126,7 +126,11 @@ class NodeBook:
     def set(
         self, raws: Sequence[JsonObject], exclusive: Collection[str], counted: Mapping[int, Lease]
     ) -> bool:
-        """Note a reading; return True if it differs. `counted` are the leases whose containers it contains."""
+        """Note a reading of YARN's nodes; return True if it differs from the last one.
+
+        `exclusive` are the exclusive partitions. `counted` are the leases whose containers the reading includes,
+        by number.
+        """
         facts = {}
         left = {raw["nodeHostName"] for raw in raws if raw["state"] == "DECOMMISSIONED"}
         for raw in raws:
@@ -159,11 +163,11 @@ class NodeBook:
         return _describe_trouble(facts) if facts is not None else ""
 
     def has_label(self, label: str) -> bool:
-        """True if a node has this label."""
+        """True if a node is in the partition of this node label."""
         return any(facts.partition == label for facts in self._facts.values())
 
     def nodes(self, live: Collection[int]) -> list[Node]:
-        """Return all nodes, without the promises of the containers with these numbers.
+        """Return all nodes, without the amounts that the containers with these numbers promise.
 
         An unchanged node is the same object.
         """

@@ -1,4 +1,4 @@
-"""Packs the code of the application master as one zip archive, which travels in the credentials of its submission."""
+"""Packs the code of the application master as one zip archive, which is sent in the credentials of its submission."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MODULES = (
     "launchers/protocol/unfinished_handshakes.py",
 )
 _EMPTY = ("scheduler", "scheduler/backends", "scheduler/backends/yarn")
-"""Packages above the master's. The master has them without their content."""
+"""The packages that contain the master's package. In the archive they are empty."""
 _MASTER = "scheduler/backends/yarn/master"
 _PROGRAM = f"""\
 from roost.{_MASTER.replace("/", ".")}.main import main
@@ -36,7 +36,7 @@ main()
 
 
 def pack_master(settings: MasterSettings) -> bytes:
-    """Return an archive that Python can run. It has the master's keys, so that only its user may read it."""
+    """Return an archive that Python can run. It has the master's keys, so only the master's user may read it."""
     root = Path(roost.__file__).parent
     sources = (*(root / name for name in _MODULES), *sorted((root / _MASTER).glob("*.py")))
     files = {f"roost/{path.relative_to(root)}": path.read_bytes() for path in sources}

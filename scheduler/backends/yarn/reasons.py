@@ -1,4 +1,4 @@
-"""Plain reasons: why a container ended, why an ask waits, why an application does not serve. Pure functions."""
+"""Plain reasons: why a container ended, why YARN grants none yet, why an application does not serve. Pure functions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ENDS = {
 }
 """Reasons by the exit status of a container (Hadoop's ContainerExitStatus; 154 is a container that was lost)."""
 _FINAL = {126, 127}
-"""Exit statuses of a shell that cannot run the command. A retry on another node would need another command."""
+"""Exit statuses of a shell that cannot run the command. A retry on another node would fail too."""
 _AM_SHARE = re.compile(r"AM resource limit|AM Resource limit|not yet activated", re.IGNORECASE)
 _NOISE = re.compile(
     r"\[|Last 4096|Container (exited|id)|at |For more detailed|\. Failing|Error file|Failing this attempt|Exit code"
@@ -41,7 +41,7 @@ _PYTHON_FAILS = (
     "SyntaxError",
     "not found",
 )
-"""Parts of what a shell or a Python writes that cannot run roost's code."""
+"""Texts in the output of a shell, or of a Python, that cannot run roost's code."""
 _FORGOTTEN = "was running but not reported"
 """The ResourceManager's text about the containers of a NodeManager that was started again without recovery."""
 _LONGEST = 300
@@ -76,20 +76,17 @@ def is_node_lost(container: Container) -> bool:
 
 
 def describe_preemption(contract: str) -> str:
-    """Return a clause that says that YARN takes, or wants, a container back.
-
-    `contract` is `strict` or `contract`.
-    """
+    """Return a clause: YARN takes a container back if `contract` is "strict", or wants it back if it is "contract"."""
     if contract == "strict":
         return "YARN takes its resources back for others, within seconds (preemption)"
     return "YARN wants its resources back for others (preemption)"
 
 
 def describe_wait(asked: Resources, headroom: Resources | None, queue: JsonObject | None, user: str) -> str:
-    """Return why YARN does not grant an ask that a node has room for, in a clause that names the queue.
+    """Return why YARN does not grant a container although a node has room for it, in a clause that names the queue.
 
-    The headroom is what the limits of the queue and of the user leave. It may be too low, but not too high: a user's
-    limit grows with the use of the queue.
+    `headroom` is the amount that the limits of the queue and of the user leave. It may be too low, but not too high: a
+    user's limit grows with the use of the queue.
     """
     name = f"queue {queue['queueName']}" if queue is not None else "its queue"
     short = ", ".join(find_short(asked, headroom))

@@ -42,11 +42,11 @@ class RestError(Exception):
 
 
 class _Standby(Exception):
-    """Another ResourceManager is the active one, or this one starts. The text is its state."""
+    """The ResourceManager that was asked is in standby, or is starting. The text is its state."""
 
 
 class _Api(ResourceManager):  # type: ignore[misc,unused-ignore]
-    """The ResourceManager at one address. An address with a path stands for `/ws`, as at a gateway."""
+    """The ResourceManager at one address. A path in the address takes the place of `/ws`, as at a gateway."""
 
     def __init__(self, address: str, session: requests.Session) -> None:
         # The constructor of ResourceManager would read the HTML page of the cluster from each address.
@@ -93,10 +93,10 @@ class Rest:
         self._session.close()
 
     async def info(self) -> JsonObject:
-        """Return the facts about the cluster. Its `id` is another one once the cluster was set up again.
+        """Return the facts about the cluster. Its `id` changes when the cluster is set up again.
 
-        Only this call finds the ResourceManager that is active and has started. In standby, it redirects other calls.
-        During its start, it answers them although it does not know its applications and labels yet.
+        Only this call finds the active ResourceManager. A ResourceManager in standby redirects other calls. A
+        ResourceManager that is starting answers other calls, although it does not know its applications and labels yet.
         """
 
         def read(api: _Api) -> JsonObject:
@@ -177,7 +177,7 @@ class Rest:
             raise BackendUnavailable(f"{url} does not answer: {_shorten(problem) or 'too late'}.") from None
 
     async def call(self, ask: Callable[[_Api], Any]) -> Any:
-        """Return the answer of the active ResourceManager."""
+        """Return what `ask` returns for the active ResourceManager."""
         deadline_s = (_CONNECT_S + _ANSWER_S) * len(self._apis)
         try:
             return await in_thread(lambda: self._ask_each(ask), deadline_s=deadline_s, name="roost-yarn")

@@ -1,4 +1,4 @@
-"""`c.RoostYarnBackend`."""
+"""The settings of the backend `yarn`."""
 
 from __future__ import annotations
 

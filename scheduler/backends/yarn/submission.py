@@ -32,9 +32,9 @@ def build_context(
 ) -> dict[str, Any]:
     """Return the submission of a master, for the REST API.
 
-    The archive is in the credentials: the NodeManager writes them to a private file, which Python then runs. YARN
-    keeps a submission of 1 MB at most in ZooKeeper; the archive has 60 KB. A failed attempt reports the end of its
-    file `stderr`.
+    The credentials hold the archive with the master's code. The NodeManager writes them to a private file, which Python
+    then runs. YARN keeps a submission of 1 MB at most in ZooKeeper; the archive has 60 KB. A failed attempt reports the
+    end of its file `stderr`.
     """
     python = find_python(Request(), settings)
     command = f'exec {python} "$HADOOP_TOKEN_FILE_LOCATION" 1><LOG_DIR>/stdout 2><LOG_DIR>/stderr'

@@ -1,4 +1,4 @@
-"""Clusters by hand: `PYTHONPATH=tests/kit:docs/examples python -m hadoop_nodes --help`."""
+"""A command that starts YARN clusters: `PYTHONPATH=tests/kit:docs/examples python -m hadoop_nodes --help`."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class HadoopNodes(DaemonCluster):
         return Rest(f"{self.address_of(name)}:{8088 if name.startswith('rm') else 8042}")
 
     def address_of(self, name: str) -> str:
-        """Return the address of a daemon. It is the name of a node in YARN."""
+        """Return the address of a daemon. The address of a NodeManager is the name of its node in YARN."""
         return self.layout.address(name)
 
     # Daemons
@@ -100,7 +100,7 @@ class HadoopNodes(DaemonCluster):
         self._daemons[name].wait()
 
     def stop(self, name: str) -> None:
-        """End a ResourceManager in order. (A NodeManager with recovery keeps its containers: `kill` it.)"""
+        """End a ResourceManager with SIGTERM. For a NodeManager use `kill`: its containers outlive both signals."""
         self._daemons[name].terminate()
         self._daemons[name].wait(START_TIMEOUT_S)
 
@@ -125,7 +125,7 @@ class HadoopNodes(DaemonCluster):
         wait_until(is_empty, f"the containers of {node} do not end")
 
     def fail_over(self, to: str) -> None:
-        """Make the other ResourceManager the active one. The old one may be dead."""
+        """Make the ResourceManager `to` the active one. The other one may be dead."""
         (old,) = [name for name in self.resource_managers if name != to]
         if self.runs(old):
             self.admin("-transitionToStandby", old)
@@ -169,9 +169,9 @@ class HadoopNodes(DaemonCluster):
         return [row for row in found.get("container", []) if row["state"] not in ("DONE", "COMPLETE")]
 
     def launched(self) -> set[str]:
-        """Return the ids of all containers that a ResourceManager has seen run. Others end with their master.
+        """Return the ids of all containers that a ResourceManager has seen run. Other containers end with their master.
 
-        Only its log tells: REST reports every granted container as running.
+        Only its log shows this, because REST reports every granted container as running.
         """
         logs = (self.log(name).read_text(errors="replace") for name in self.resource_managers)
         return {container for log in logs for container in _LAUNCHED.findall(log)}

@@ -28,7 +28,7 @@ _CLASSES = {
 }
 _UTF8, _STRING = 1, 8
 _SIZES = {3: 5, 4: 5, 5: 9, 6: 9, 7: 3, 9: 5, 10: 5, 11: 5, 12: 5, 15: 4, 16: 3, 17: 5, 18: 5, 19: 3, 20: 3}
-"""The sizes in bytes of the other constants of a class file, by their tags (JVM specification, 4.4)."""
+"""The sizes in bytes of a class file's constants, except texts and strings, by tag (JVM specification, 4.4)."""
 _TWO_PLACES = (5, 6)
 
 
@@ -57,7 +57,7 @@ def _read_files() -> Iterator[descriptor_pb2.FileDescriptorProto]:
 
 
 def _read_descriptor(data: bytes) -> descriptor_pb2.FileDescriptorProto:
-    """Return the descriptor in a class file. Its constants are joined until they can be parsed."""
+    """Return the descriptor in a class file. The string constants are joined until they can be parsed."""
     constants = _read_strings(data)
     first = next(i for i, text in enumerate(constants) if text.startswith(b"\n") and b".proto" in text[:60])
     content = b""

@@ -1,4 +1,4 @@
-"""The REST interface of a ResourceManager or a NodeManager, as plain JSON."""
+"""A client of the REST interface of a ResourceManager or a NodeManager, with plain JSON."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Refused(OSError):
 
 
 class Rest:
-    """Requests to one daemon, as the user `user`. One request takes at most TIMEOUT_S."""
+    """A client of one daemon, as the user `user`. One request takes at most TIMEOUT_S."""
 
     def __init__(self, address: str, user: str = "roost") -> None:
         self.address = address
         self._user = user
 
     def call(self, method: str, path: str, body: object = None) -> Any:
-        """Send a request. Return the reply: JSON, a text after some changes, or None if empty.
+        """Send a request. Return the reply: JSON, the line of text that confirms some changes, or None if it is empty.
 
         Raise Refused if the daemon refuses, OSError without an answer, ValueError if a GET gets no JSON.
         """

@@ -26,7 +26,7 @@ log4j.appender.console.layout.ConversionPattern=%d{ISO8601} %p %c{1}: %m%n
 class Machine:
     """The declared resources of one NodeManager. No GPU is real.
 
-    `gpu_model` is the node attribute `gpu-model`. `attributes` are others. `label` is PARTITION or empty.
+    `gpu_model` is the node attribute `gpu-model`. `attributes` has others. `label` is PARTITION or empty.
     """
 
     vcores: int = 8
@@ -55,7 +55,7 @@ class Layout:
     machines: Mapping[str, Machine]
 
     def address(self, name: str) -> str:
-        """Return the address of a daemon. It is the name of a node in YARN."""
+        """Return the address of a daemon. The address of a NodeManager is the name of its node in YARN."""
         return f"{self.network}.{int(name[2:]) + (10 if name.startswith('nm') else 1)}"
 
     def ports(self) -> Iterator[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""Clusters by hand: `PYTHONPATH=tests/kit python -m kubelets --help`."""
+"""A command that builds, starts and ends Kubernetes clusters: `PYTHONPATH=tests/kit python -m kubelets --help`."""
 
 from __future__ import annotations
 

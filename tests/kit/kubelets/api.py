@@ -1,4 +1,4 @@
-"""The API of a cluster, as plain JSON."""
+"""A client of a cluster's Kubernetes API, with plain JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Refused(OSError):
 
 
 class Api:
-    """Requests with the rights of a kubeconfig file. One request takes at most 30 s."""
+    """A client with the rights of a kubeconfig file. One request takes at most 30 s."""
 
     def __init__(self, kubeconfig: Path) -> None:
         config = json.loads(kubeconfig.read_text())

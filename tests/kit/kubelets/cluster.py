@@ -79,7 +79,7 @@ class Kubelets:
         return [pid for pid in self._all_pids(uid) if not is_pause(pid)]
 
     def pause_pid(self, uid: str) -> int | None:
-        """Return the process that holds the namespaces of a pod from its beginning to its end."""
+        """Return the pid of the process that holds the namespaces of a pod from its beginning to its end, or None."""
         return next(filter(is_pause, self._all_pids(uid)), None)
 
     def _all_pids(self, uid: str) -> list[int]:
@@ -111,7 +111,7 @@ class Kubelets:
         order(self.folder, "power_on", node)
 
     def cut(self, node: str) -> None:
-        """Pull the network cable of a node. Its processes live on."""
+        """Cut a node off from the network until `reconnect`. Its processes live on."""
         order(self.folder, "cut", node)
 
     def reconnect(self, node: str) -> None:

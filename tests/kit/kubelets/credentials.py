@@ -24,7 +24,7 @@ _SIGNS = x509.KeyUsage(
 
 
 class Authority:
-    """The certificate authority of the cluster in `folder`. The first one makes its key; later ones read the key."""
+    """The certificate authority of the cluster in `folder`. The first object makes the key; later ones read it."""
 
     def __init__(self, folder: Path) -> None:
         self.certificate, self._key_file = folder / "ca.crt", folder / "ca.key"
@@ -41,7 +41,7 @@ class Authority:
         self._issuer = x509.load_pem_x509_certificate(self.certificate.read_bytes()).subject
 
     def issue(self, file: Path, user: str, groups: Sequence[str] = (), addresses: Sequence[str] = ()) -> None:
-        """Write a certificate and its key to `file`.crt and `file`.key. With addresses it is a server's."""
+        """Write a certificate and its key to `file`.crt and `file`.key. With `addresses` it is a server's."""
         key = write_key(file.with_suffix(".key"))
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         builder = _builder(_name(user, groups), self._issuer, key).add_extension(identifier, critical=False)

@@ -1,7 +1,7 @@
 """Container images without a registry, as archives for `ctr images import`.
 
 The Python image holds the Python that runs this, ipykernel with the packages that it requires, and busybox. Everything
-has the path that it has here. It holds no roost.
+has the path that it has here. The image holds no roost.
 """
 
 from __future__ import annotations

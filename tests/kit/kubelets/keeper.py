@@ -1,9 +1,9 @@
 """The process that owns a cluster. Its arguments are FOLDER [--tied], and the machines are JSON on its input.
 
-It starts everything, reports `ready` or an error on its output, and then obeys the orders that arrive at the socket
-`control` in the folder. SIGTERM ends it. A tied keeper also ends when its input ends, which is when its parent dies.
-Its end removes everything. If it is killed itself, all processes, mounts and network devices vanish with it. The next
-cluster removes its cgroups and files.
+The keeper starts everything, reports `ready` or an error on its output, and then obeys the orders that arrive at the
+socket `control` in the folder. SIGTERM ends it. A tied keeper also ends when its input ends, which is when its parent
+dies. At its end, the keeper removes everything. If it is killed with SIGKILL, all processes, mounts and network devices
+vanish with it. The next cluster with the same number removes the cgroups and files.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class HasDescriptor(Protocol):
 class Keeper:
     """All processes of a cluster. A process of a node is known as `<node>/<part>`.
 
-    A start gives up as soon as one of `ends` can be read.
+    The start of the cluster gives up as soon as one of `ends` can be read.
     """
 
     def __init__(self, folder: Path, machines: list[Machine], ends: Sequence[HasDescriptor]) -> None:
@@ -142,7 +142,7 @@ class Keeper:
             self.start(f"{name}/{part}")
 
     def cut(self, name: str) -> None:
-        """Pull the network cable of a node. Its processes live on."""
+        """Cut a node off from the network until `reconnect`. Its processes live on."""
         self._set_link(name, "down")
 
     def reconnect(self, name: str) -> None:
@@ -208,7 +208,7 @@ def remove(folder: Path) -> None:
 
 
 def remove_cgroups(name: str) -> None:
-    """Remove the cgroups of that name and all below them. Wait until the kernel has finished with their processes."""
+    """Remove the cgroups of that name and all below them. Wait until Linux has finished with their processes."""
     deadline = time.monotonic() + END_TIMEOUT_S
     for group in cgroups(name):
         while group.exists():

@@ -67,11 +67,11 @@ class Namespaces:
             raise RuntimeError(f"the setup of a namespace failed:\n{log.read_text()[-2000:]}")
 
     def kill(self) -> None:
-        """Kill the holder. The kernel kills all other processes, and their parent reaps its children."""
+        """Kill the holder. Linux then kills all other processes in the namespaces. Their parent must reap them."""
         self._holder.kill()
 
     def close(self) -> None:
-        """Reap the holder, after all others."""
+        """Reap the holder. All other processes must have been reaped before."""
         self._holder.wait()
         os.close(self._descriptor)
 

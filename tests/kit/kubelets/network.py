@@ -1,4 +1,4 @@
-"""The network of a cluster: 10.<number>.0.0/16, a bridge, and one cable to the machine's own network namespace.
+"""The network of a cluster: 10.<number>.0.0/16, a bridge, and a cable (veth) to the machine's own network namespace.
 
 | address | host |
 |---|---|
@@ -28,7 +28,7 @@ class Network:
 
     @property
     def device(self) -> str:
-        """The machine's own end of the cable."""
+        """The name of the network device at this machine's end of the cable to the cluster."""
         return f"kubelets{self.number}"
 
     @property
@@ -81,7 +81,7 @@ class Network:
         """
 
     def plug_script(self, index: int) -> str:
-        """Return the commands that plug a node's cable in, in the control plane's namespaces."""
+        """Return the commands that connect a node's cable to the bridge, in the control plane's namespaces."""
         return f"""
             ip link set n{index} master nodes up
             ip route replace {self.pods(index)} via {self.node(index)}
@@ -97,7 +97,7 @@ def free_networks() -> Iterator[Network]:
 
 
 def connect_machine(network: Network, pid: int) -> None:
-    """Lay the cable from this machine to the namespaces of `pid`."""
+    """Make the cable (a veth pair) between this machine and the namespaces of `pid`."""
     _ip("link", "add", network.device, "type", "veth", "peer", "name", "machine", "netns", str(pid))
     _ip("addr", "add", f"10.{network.number}.0.254/24", "dev", network.device)
     _ip("link", "set", network.device, "up")
@@ -110,7 +110,7 @@ def disconnect_machine(network: Network) -> None:
 
 
 def connect_node(index: int, control_plane_pid: int, node_pid: int) -> None:
-    """Lay the cable between the namespaces of a node and of the control plane. A node that has ended has none."""
+    """Make the cable (a veth pair) between the namespaces of a node and of the control plane. It ends with the node."""
     cable = ("type", "veth", "peer", "name", "eth0", "netns", str(node_pid))
     _ip("link", "add", f"n{index}", "netns", str(control_plane_pid), *cable)
 

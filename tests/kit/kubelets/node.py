@@ -49,7 +49,7 @@ class Machine:
 
     @property
     def all_labels(self) -> dict[str, str]:
-        """The node's labels, with those that NVIDIA's feature discovery adds to a node with GPUs."""
+        """The node's labels, with the labels that NVIDIA's feature discovery adds to a node with GPUs."""
         gpus = (
             {"count": self.gpus, "product": self.gpu_model, "memory": self.gpu_memory_mib}
             if self.gpus

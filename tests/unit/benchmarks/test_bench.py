@@ -1,4 +1,4 @@
-"""`roost bench` without kernels: sides, decisions, the comparison of two results, doubts about a machine."""
+"""`roost bench` without kernels: its baselines, the comparison of two results, busy machines, and its limits."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_the_answer_says_what_limits_a_node(limit: str, room: float, text: str) 
 
 
 async def test_the_kernels_that_were_asked_for_may_fill_a_node() -> None:
-    """The last wanted kernel fills the node. The reported limit is still the wanted number."""
+    """The last requested kernel fills the node. The benchmark still reports that the requested number was the limit."""
 
     class FullNode:
         async def nodes(self) -> list[dict[str, Any]]:

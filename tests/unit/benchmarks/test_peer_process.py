@@ -1,4 +1,4 @@
-"""The process that runs another provisioner's kernels: turns, failures, and leftovers after its end."""
+"""The benchmark's process for another provisioner's kernels: its calls, failures, and what remains at its end."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PEER = Side(name="peer, fast", kernelspec="peer", variables={"POLL": "0.05"})
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Yield a benchmark's folder with a kernelspec of another provisioner, and the module `turns`."""
+    """Yield a benchmark's folder with a kernelspec of another provisioner. The module `turns` can be imported."""
     (tmp_path / "turns.py").write_text(TURNS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delenv("POLL", raising=False)

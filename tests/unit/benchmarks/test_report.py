@@ -1,4 +1,4 @@
-"""The report of a benchmark: figures, ratios by round, claims, the rotating order, and the written report."""
+"""The report of a benchmark: figures, ratios, claims, the order of the cases in each round, and the written files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pytest-xdist runs a group of tests in one worker: the tests of a cluster, else the tests of a file."""
+"""pytest-xdist runs each group of tests in one worker: all tests on one cluster, or the other tests of one file."""
 
 from __future__ import annotations
 

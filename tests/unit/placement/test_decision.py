@@ -234,7 +234,7 @@ class TestRemedies:
 
 
 class TestExplanationOnDemand:
-    """A pipeline's decision computes its explanation when somebody reads it, and once."""
+    """A pipeline's decision computes its explanation only when somebody reads it, and only once."""
 
     @pytest.fixture
     def decision(self) -> Decision:

@@ -1,4 +1,4 @@
-"""Explanations: terms add up, the ranking falls, and refusals are counted by their main reason."""
+"""Explanations: terms add up to the score, the best node comes first, and refusals are counted by their main reason."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_runner_up_wins_if_the_winner_is_avoided() -> None:
 
 
 class Counting:
-    """Scores nodes by their free CPUs, and notes how many nodes it is given."""
+    """A scorer by free CPUs. It records the number of nodes of each call."""
 
     name, needs_metrics = "counting", False
 

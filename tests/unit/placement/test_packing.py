@@ -41,10 +41,10 @@ def _scores(scorer: Any, request: Request, *nodes: Node) -> Any:
 
 
 def _fragmentation(node: Node, workload: Workload) -> float:
-    """Return F of Weng et al., section 4.2: the free GPU that a class cannot use, as a mean over the classes.
+    """Return F of Weng et al., section 4.2: the free GPUs that a class of requests cannot use, as a mean over classes.
 
-    A class that does not fit the node or needs no GPU can use nothing. Another class cannot use the devices on which
-    less is left than it needs.
+    A class that does not fit the node or needs no GPU can use none of them. Any other class cannot use a device with
+    less free than the class needs.
     """
     total, requests = 0.0, sum(count for _, count in workload.classes)
     for asked, count in workload.classes:
@@ -66,7 +66,7 @@ class TestFragmentationGradient:
         (8, Request(cpus=12, gpus=2)),
         (6, Request(cpus=24, gpus=4)),
     )
-    """Requests for GPU shares, whole GPUs, several GPUs and CPUs only. All classes together cover 95 %."""
+    """Requests for GPU shares, whole GPUs, several GPUs and CPUs only. No class is so rare that roost leaves it out."""
 
     NODES = (
         _node("a", 1, 1, 1, 1),

@@ -1,4 +1,4 @@
-"""Replays: requests that are placed, refused or ended, and the streams of arrivals."""
+"""Replays of streams of requests: requests that are placed, refused or ended, and how the streams are drawn."""
 
 from __future__ import annotations
 

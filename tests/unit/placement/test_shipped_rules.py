@@ -1,4 +1,4 @@
-"""Policies that learn, policies for comparison, and preferences, on small clusters."""
+"""Policies that learn from recent requests, published policies for comparison, and preferences, on small clusters."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_a_pickled_workload_is_equal_and_has_no_part_in_its_tables() -> None:
 
 
 class TestPressure:
-    """The share of the demand that requires a model, over the model's share of the GPUs, squared."""
+    """The pressure on a GPU model: the share of the demand that requires it, over its share of the GPUs, squared."""
 
     def test_one_model_is_required(self) -> None:
         # half of the demand requires A100, a quarter of the GPUs

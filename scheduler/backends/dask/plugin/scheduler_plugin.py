@@ -3,8 +3,9 @@
 The plugins arrive pickled by value, and need only distributed and the standard library. Messages are builtin values.
 
 The ledger in Dask's scheduler, which knows kernels, grants a lease first. Then the workers, which know tasks, grant
-it. A worker subtracts claims from the resources for tasks before its first task, so a new worker cannot give a
-kernel's resources away. If a task holds them, the claim waits for its end, ahead of all waiting tasks.
+it. A worker subtracts claims from the resources for tasks before its first task. So a new worker cannot give a
+kernel's resources away. If a task holds claimed resources, the claim waits for the task's end. It goes ahead of all
+waiting tasks.
 """
 
 from __future__ import annotations
@@ -108,7 +109,10 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         return {**known, "is_whole": is_whole}
 
     async def nodes(self, since: int, incarnation: str, wait_s: float) -> dict[str, Any]:
-        """Return the machines that changed since that version (None: gone). If none has, wait up to `wait_s`."""
+        """Return the machines that changed since that version (None: gone). If none has, wait up to `wait_s`.
+
+        Return all machines if `incarnation` is not that of this plugin: then `since` belongs to an earlier one.
+        """
         if incarnation != self.incarnation:
             since = -1
         if since >= self.version and wait_s:
@@ -173,7 +177,7 @@ class RoostSchedulerPlugin(SchedulerPlugin):  # type: ignore[misc,unused-ignore]
         return True
 
     async def leases(self) -> list[dict[str, Any]]:
-        """Return all granted leases, also those on machines whose workers have gone, because they may come back."""
+        """Return all granted leases, also on machines without workers, because the workers may come back."""
         return [dict(vars(lease)) for lease in self.ledger.leases.values() if not lease.is_wish]
 
     async def agent(self, machine: str) -> Answer:

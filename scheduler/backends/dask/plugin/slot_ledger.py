@@ -155,7 +155,8 @@ class SlotLedger:
     def take(self, held: SlotLease, *, preferred: list[str]) -> SlotLease:
         """Add a lease with its claims and return it, or raise `Refused`.
 
-        A known lease of that id on this machine is returned as it is. On another machine, it is forgotten.
+        A known lease of that id on this machine is returned as it is. A known lease of that id on another machine
+        is forgotten.
         """
         known = self._find_known(held)
         if known is not None:
@@ -250,7 +251,7 @@ class SlotLedger:
         raise Refused(f"{held.machine} has no {held.gpus:g} GPU that no other kernel has")
 
     def _split(self, name: str, amount: float, slots: list[Slot], claims: dict[str, Amounts]) -> float:
-        """Claim an amount on slots, first on the slots of the lease's earlier claims. Return the missing amount."""
+        """Add an amount of a resource to `claims`, first on slots that they have already. Return the missing amount."""
         for slot in sorted(slots, key=lambda slot: slot.name not in claims):
             left = slot.resources.get(name, 0.0) - self.leased(slot.name).get(name, 0.0)
             part = min(amount, left)
@@ -263,7 +264,7 @@ class SlotLedger:
 
 
 def _claim_devices(held: SlotLease, slots: Iterable[str]) -> dict[str, Amounts]:
-    """Return the claims on the slots that have the devices of a lease, one slot for each device."""
+    """Return the GPU claims of a lease. `slots` has the slot of each of its devices."""
     return {slot: {GPU: held.share * count} for slot, count in Counter(slots).items()}
 
 

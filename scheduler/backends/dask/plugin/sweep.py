@@ -1,6 +1,6 @@
 """Releases the leases in Dask's scheduler that no agent has noted, because they have no kernel.
 
-Their scheduler died before the kernel's start, or their agent let them go while no scheduler of roost was there.
+roost's scheduler ended before the kernel's start, or the agent released the lease while no scheduler of roost ran.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""roost in the workers of a Dask cluster: they hold back kernels' resources from tasks. See `scheduler_plugin`."""
+"""roost's plugin in a Dask cluster's workers. It holds back kernels' resources from tasks. See `scheduler_plugin`."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class RoostWorkerPlugin(WorkerPlugin):  # type: ignore[misc,unused-ignore]
             self._reported = None  # so that it is sent with the next change
 
     def _hand_back(self) -> None:
-        """Return tasks to Dask's scheduler that wait here for resources which kernels hold now."""
+        """Return to Dask's scheduler the tasks that wait here for resources which kernels hold now."""
         self._is_handing_back = False
         left = dict(self.worker.state.total_resources)
         for claim in self._claims.values():

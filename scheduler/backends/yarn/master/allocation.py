@@ -37,8 +37,8 @@ _KEPT_S = 600.0
 _UNCONFIRMED_S = 30.0
 """How long to wait for the report that a released container has ended.
 
-A restarted ResourceManager may not know the container. Rarely, a ResourceManager loses the report of a
-container of an earlier attempt, because its attempts share a list without a common lock.
+A restarted ResourceManager may not know the container. Rarely, a ResourceManager loses the report of a container of an
+earlier attempt. The reason is that an application's attempts share a list there without a common lock.
 """
 _NODE_STATES = (
     "", "new", "running", "unhealthy", "decommissioned", "lost", "rebooted", "decommissioning", "shutdown"
@@ -49,7 +49,7 @@ _NODE_STATES = (
 class Entry:
     """An ask, and its container once that is granted. `ask` is None for containers of earlier attempts.
 
-    `is_released`: the service has released it, so the entry goes once the container has ended.
+    `is_released`: the service has released it, so the entry is removed once the container has ended.
     """
 
     number: int
@@ -81,7 +81,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of a request that the ResourceManager accepts or refuses by itself: rows of one ask, or a release."""
+    """A part of a heartbeat that the ResourceManager accepts or refuses by itself: rows of one ask, or a release."""
 
     number: int
     rows: tuple[ResourceRequest, ...] = ()
@@ -89,7 +89,10 @@ class _Part:
 
 
 class Allocation:
-    """All asks and containers. `publish` gets the events. Methods raise `KeyError` for unknown numbers."""
+    """All asks for containers, and the granted containers. `publish` gets the events.
+
+    Methods raise `KeyError` for unknown numbers.
+    """
 
     def __init__(self, publish: Callable[[MasterEvent], None]) -> None:
         self._publish = publish
@@ -106,13 +109,13 @@ class Allocation:
 
     @property
     def newest_ask_at(self) -> float | None:
-        """The monotonic time of the newest ask that waits; None if none waits."""
+        """The monotonic time of the newest ask whose container is not granted yet; None if there is none."""
         waiting = [entry.changed_at for entry in self.entries.values() if entry.state == "asked"]
         return max(waiting, default=None)
 
     @property
     def wanted(self) -> list[Entry]:
-        """All entries without the released ones. Those are about to end: nobody may take them over."""
+        """All entries without the released ones, which are about to end: nobody may take over their containers."""
         return [entry for entry in self.entries.values() if not entry.is_released]
 
     @property
@@ -185,9 +188,9 @@ class Allocation:
         )
 
     def refuse(self, problem: CallRefused) -> bool:
-        """Note that the last heartbeat was refused as a whole. Return False if it had no parts.
+        """Note that the last heartbeat was refused as a whole. Return False if it carried no asks and no releases.
 
-        From then on the parts are sent one by one, and only the refused part fails.
+        From then on its asks and releases are sent one by one, and only the refused one fails.
         """
         parts, self._unanswered = self._unanswered or [], None
         if len(parts) > 1:
@@ -304,8 +307,8 @@ class Allocation:
 def build_rows(ask: Ask, *, count: int = 1) -> tuple[ResourceRequest, ...]:
     """Return the rows of an ask: its nodes, their racks, and `*`; with `count` 0, the rows that withdraw it.
 
-    Only the rows of nodes relax: a container on another node of the rack, or anywhere, is not wanted. Only the row `*`
-    may name a node label.
+    Only the rows of nodes relax the locality, because a container on another node is not wanted. If the ask names no
+    node, the row `*` relaxes it. Only the row `*` may name a node label.
     """
 
     def row(name: str, *, relax: bool, label: str = "") -> ResourceRequest:
@@ -349,7 +352,7 @@ def read_resource(resource: Resource) -> Resources:
 
 
 def name_container(container: ContainerId) -> str:
-    """Return the container's name as YARN writes it. The upper bits of its number count the starts of YARN."""
+    """Return the container's name as YARN writes it. The upper bits of `container.id` count the starts of YARN."""
     attempt, epoch = container.app_attempt_id, container.id >> 40
     application = attempt.application_id
     start = f"e{epoch:02d}_" if epoch else ""

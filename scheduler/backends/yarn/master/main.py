@@ -39,7 +39,7 @@ _CONTAINER = re.compile(r"container_(?:e\d+_)?(\d+_\d+)_(\d+)_\d+")
 
 
 class Service:
-    """The port on which the service reaches the master."""
+    """A server through which the service calls the operations of the master."""
 
     def __init__(self, settings: MasterSettings) -> None:
         keys = ServerKeys(
@@ -84,7 +84,7 @@ class Service:
 
 
 async def run(settings: MasterSettings, credentials: bytes) -> int:
-    """Be the master until the application or this attempt is over. Return the exit code."""
+    """Run the master until the application or this attempt is over. Return the exit code."""
     token = next(token for token in read_credentials(credentials).tokens.values() if token.kind == AMRM_KIND)
     application, attempt = parse_container(os.environ["CONTAINER_ID"])
     service = Service(settings)
@@ -124,7 +124,7 @@ def parse_container(container_id: str) -> tuple[str, int]:
 
 
 def main() -> None:
-    """Run the master, with the settings that are a file of the archive, and exit."""
+    """Run the master with the settings in its archive, then exit."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     loader: Any = sys.modules["__main__"].__loader__
     settings = decode(MasterSettings, json.loads(loader.get_data(SETTINGS_ENTRY)), ignore_unknown=True)

@@ -49,7 +49,7 @@ class Ended(Exception):
 
 
 class Master:
-    """One attempt of the application. `publish` gets the events; `run` returns when the attempt is over.
+    """One attempt of the application. `publish` gets the events; `run` returns when the application has ended.
 
     `host` and `port` are registered as the master's own address. `count_listeners` returns how many services listen.
     """

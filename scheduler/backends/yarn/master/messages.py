@@ -144,12 +144,12 @@ class Numbered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """An ask, and the container that it was granted.
+    """An ask, and the container that YARN has granted for it.
 
     `lease` is empty for containers of earlier attempts. `node` is the host of its NodeManager. `resources` are those
-    granted, or those asked for. `exit_status` is YARN's (-100 lost, -102 preempted), and None before `ended`. An ended
-    container is reported until it is released, or for ten minutes. `asked_at` is in seconds since the epoch, 0 if
-    unknown.
+    granted, or those asked for. `exit_status` is YARN's (-100 lost, -102 preempted), and None before the state is
+    `ended`. An ended container is reported until it is released, or for ten minutes. `asked_at` is in seconds since the
+    epoch, 0 if unknown.
     """
 
     number: int
@@ -165,12 +165,12 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MasterEvent:
-    """An event, which goes to all subscribers.
+    """An event of one of six kinds, which goes to all subscribers.
 
-    `container`: `container` has another state. `preempt`: YARN takes `container` back soon (`text` is
-    "strict"), or would like to (`text` is "contract"). `away`, `back`: the ResourceManager does not answer,
-    or answers again. `nodes`: the state of nodes has changed; `text` names them. `idle`: there are no asks
-    and no containers; the master exits if no service receives this.
+    `container`: `container` has another state. `preempt`: YARN takes `container` back soon (`text` is "strict"), or
+    would like to (`text` is "contract"). `away`, `back`: the ResourceManager does not answer, or answers again.
+    `nodes`: the state of nodes has changed; `text` names them. `idle`: there are no asks and no containers. The master
+    exits if no service receives this event.
     """
 
     kind: Literal["container", "away", "back", "preempt", "nodes", "idle"]

@@ -135,7 +135,7 @@ def build_context(ask: Ask, archive: bytes) -> ContainerLaunchContext:
 
 
 def _describe(archive: Unpacked) -> LocalResource:
-    """Return an archive in YARN's words. All containers of the user share one copy on a node."""
+    """Return an archive as a message for YARN. All containers of the user share one copy on a node."""
     url = urlsplit(archive.url)
     return LocalResource(
         resource=URL(scheme=url.scheme, host=url.hostname or "", port=url.port or -1, file=url.path),

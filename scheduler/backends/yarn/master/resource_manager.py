@@ -1,4 +1,4 @@
-"""The calls to the active ResourceManager, which is one of several addresses."""
+"""The calls to the active ResourceManager, which listens at one of several addresses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Away(Exception):
 
 
 class ResourceManager:
-    """The ResourceManager's side for application masters. Its calls raise `CallRefused` or `Away`."""
+    """A client of the ResourceManager, for an application master. Its calls raise `CallRefused` or `Away`."""
 
     def __init__(self, addresses: Sequence[str], token: Token) -> None:
         self._addresses = list(addresses)
@@ -72,7 +72,7 @@ class ResourceManager:
             self._connection = None
 
     async def _call(self, method: str, request: object, answer: type[T]) -> T:
-        """Call the ResourceManager that answered last, or else the first of the others that does."""
+        """Call the ResourceManager that answered last, or else the first other ResourceManager that answers."""
         problems: list[Exception] = []
         for _ in self._addresses:
             if self._connection is None:

@@ -32,7 +32,7 @@ AGENT = tuple(key.decode() for key in zmq.curve_keypair())
 async def agent_that_reports(
     folder: Path, report_to: str, port: int, launch: Launch | None = None
 ) -> AsyncIterator[None]:
-    """Run the agent of a pod for the block, then terminate the agent and check that it ends quickly."""
+    """Run a pod's agent until the `with` block ends. Then terminate the agent and check that it ends quickly."""
     keys = ServerKeys(public=AGENT[0], secret=AGENT[1], clients=frozenset([SERVICE.public]))
     reserve = Reserve(lease=LEASE, is_granted=True, launch=launch)
     assignment = Assignment(keys=keys, reserve=reserve, report_to=report_to)

@@ -1,4 +1,4 @@
-"""An agent that gets its keys, its lease and its first launch in its archive, as in a pod or container."""
+"""An agent whose own archive of code brings its keys, its lease and its first launch, as in a pod or container."""
 
 from __future__ import annotations
 

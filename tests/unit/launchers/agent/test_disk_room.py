@@ -1,4 +1,4 @@
-"""Room for small files where kernels' logs fill the file system: a real one of 2 MiB."""
+"""Room for small files on a file system that kernels' logs fill. The test uses a real one of 2 MiB."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ SIZE_BYTES = 100_000
 
 
 class Publisher:
-    """Adds messages to a journal, as a kernel publishes them."""
+    """A publisher that adds messages to a journal, as a kernel publishes them."""
 
     def __init__(self, memory_bytes: int = SIZE_BYTES, disk_bytes: int = 0) -> None:
         self.clock = ManualClock()
@@ -47,7 +47,7 @@ class Publisher:
 
 
 def split(entry: JournalEntry) -> list[str]:
-    """Return the parts of a message that the journal entry holds completely."""
+    """Return the parts of the message in this entry. The entry must hold the whole message."""
     assert (entry.offset, entry.end) == (0, 0)
     ends = itertools.accumulate(entry.lengths)
     return [entry.data[end - length : end] for end, length in zip(ends, entry.lengths, strict=True)]

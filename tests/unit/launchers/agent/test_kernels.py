@@ -171,7 +171,7 @@ async def test_an_agent_follows_more_kernels_than_a_context_has_sockets_by_defau
 
 @pytest.mark.parametrize("steps", range(6))
 async def test_a_cancellation_beside_the_last_report_is_not_lost(steps: int) -> None:
-    """The kernel's last report and the cancellation arrive within the same steps of the event loop."""
+    """The cancellation arrives 0 to 5 steps of the event loop after the kernel's last report."""
     report, report_in = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     report.setblocking(False)
     child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid

@@ -226,7 +226,7 @@ async def test_the_group_of_an_adopted_kernel_ends_with_it(agent: Session) -> No
 
 
 async def _group_lives(group: int) -> bool:
-    """True if a process of the group still runs after a moment. A zombie does not count."""
+    """True if a process of this process group still runs after 30 s. A zombie does not count."""
     for _ in range(1500):
         members = [process for process in psutil.process_iter(["status"]) if _group_of(process.pid) == group]
         if all(process.info["status"] == psutil.STATUS_ZOMBIE for process in members):

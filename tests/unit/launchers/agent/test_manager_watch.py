@@ -48,7 +48,7 @@ async def answering() -> AsyncIterator[str]:
 
 
 class Losses:
-    """The reports of a `ManagerWatch`."""
+    """The listener of a `ManagerWatch`. It keeps the reason of each loss that the watch reports."""
 
     def __init__(self) -> None:
         self.reasons: asyncio.Queue[str] = asyncio.Queue()
@@ -238,7 +238,7 @@ async def test_a_manager_that_is_away_has_a_grace(
 async def test_a_manager_that_is_back_at_once_was_away(
     watch: ManagerWatch, losses: Losses, sleeps: Sleeps
 ) -> None:
-    """The daemon ended because its manager was away. The manager has not removed the node."""
+    """The manager does not answer when its daemon ends, but soon after. It was away, and has not removed the node."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         with daemon(f"127.0.0.1:{listener.getsockname()[1]}") as (process, manager):

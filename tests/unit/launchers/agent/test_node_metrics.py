@@ -38,7 +38,7 @@ OWN = {
 
 
 def write_cgroups(folder: Path, own: str, files: dict[str, str]) -> list[Path]:
-    """Write the files of cgroups as Linux has them, and return this process's cgroups."""
+    """Write the files of cgroups, and return the cgroups of `own`, a text like that of /proc/self/cgroup."""
     (folder / "own").write_text(own)
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)

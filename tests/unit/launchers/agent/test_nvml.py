@@ -11,7 +11,7 @@ from roost.launchers.agent.nvml import list_gpus
 
 
 class Library:
-    """NVML with some GPUs. One of them has fallen off the bus."""
+    """A stand-in for NVIDIA's library, with a GPU for each UUID. A GPU with an empty UUID cannot be opened."""
 
     def __init__(self, *uuids: bytes, code: int = 0) -> None:
         self.uuids, self.code, self.is_open = uuids, code, False

@@ -69,7 +69,7 @@ def test_the_socket_of_a_killed_kernel_is_free_again(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 async def test_a_port_of_another_user_is_not_the_kernels(transport: str) -> None:
-    """Another user may open the port first. That user would get the kernel's keys from clients."""
+    """Another user may open the port before the kernel does. That user would get the clients' messages."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         os.chmod(folder, 0o777)
         ip = "127.0.0.1" if transport == "tcp" else f"{folder}/kernel"

@@ -1,4 +1,4 @@
-"""The rules for forking a start (argv, environment, files), and a pool with stand-ins for zygotes."""
+"""The rules that decide whether a kernel is forked (argv, environment, files), and a pool of stand-ins for zygotes."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_a_proven_version_passes_its_own_test_and_others_are_left_alone() -> Non
 
 
 def test_a_build_that_counts_in_another_way_is_noticed() -> None:
-    """A Python before 3.12 counts in another way, so the test lets it claim to be 3.12."""
+    """A Python before 3.12 claims to be 3.12 here. A later one claims to be a build without the GIL."""
     if sys.version_info >= (3, 12):
         change = "import sysconfig; sysconfig.get_config_var = lambda name: 1\n"
     else:

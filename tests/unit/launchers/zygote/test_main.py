@@ -182,7 +182,7 @@ sys.stdout.pub_thread._events = SlowEvents(sys.stdout.pub_thread._events)
 
 
 def test_a_kernel_ends_when_its_control_thread_has_ended(agent: Agent) -> None:
-    """If the kernel stopped its output thread earlier, the control thread would wait without end."""
+    """The control thread needs the output thread. A kernel that stopped the output thread first would never end."""
     kernel = agent.start()
     assert kernel.run(SLOW_CONTROL)["status"] == "ok"
     kernel.client.shutdown()
@@ -269,7 +269,7 @@ def test_fixed_ports_are_used_unless_they_are_taken(agent: Agent) -> None:
 
 
 def test_a_kernel_on_ipc_is_started_once_its_sockets_are_bound(agent: Agent, tmp_path: Path) -> None:
-    """No socket listens before. ZeroMQ would retry a connection that came too early only after a pause."""
+    """A client that connects before the sockets listen loses time, because ZeroMQ retries only after a pause."""
     for _ in range(3):
         kernel = agent.try_start(transport="ipc", ip=str(tmp_path / "kernel"))
         assert kernel is not None
@@ -281,7 +281,7 @@ def test_a_kernel_on_ipc_is_started_once_its_sockets_are_bound(agent: Agent, tmp
 
 
 def test_a_kernel_that_is_not_confirmed_ends_and_does_nothing(agent: Agent, tmp_path: Path) -> None:
-    """The zygote's files have changed. The fork's ports are free at once for the kernel executed instead."""
+    """The zygote's files have changed, so the fork ends. Its ports are free at once for a kernel that is executed."""
     (zygote,) = agent.zygotes._zygotes
     (tmp_path / "changed").write_text("by an upgrade")
     zygote.fingerprint.files[str(tmp_path / "changed")] = (0, 0, 0)

@@ -33,7 +33,7 @@ def _places(request: Request, *filters: Any, scorers: Any = (), snapshot: Snapsh
 
 
 class RoomTwice(HasMemory):
-    """A filter that needs more than the `least` of its base class."""
+    """A filter that needs more memory than `least` of its base class says."""
 
     def passes(self, request: Request, snapshot: Snapshot) -> BoolArray:
         return snapshot.columns.memory_free_bytes >= 2 * request.memory_bytes + 1

@@ -15,7 +15,7 @@ from roost.provisioners.server_extension.pending_start import PendingStart
 
 
 class Client:
-    """A connection that notes its messages."""
+    """A stand-in for a client's connection. It records the messages that roost sends to the client."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str, Mapping[str, Any], str]] = []

@@ -31,7 +31,7 @@ class OtherConnection(BaseKernelWebsocketConnection):
 
 
 class SiteKernelManager(AsyncMappingKernelManager):
-    """The kernel manager class of a site."""
+    """A kernel manager class that a site has configured in place of Jupyter Server's."""
 
     started = ""
 
@@ -86,7 +86,7 @@ def test_another_connection_class_stays_and_kernels_are_adopted_all_the_same() -
 
 @pytest.fixture
 def kernels(service: FakeService, tmp_path: Path) -> Iterator[Any]:
-    """Yield a site's kernel manager with pending starts. The service does not answer a start for 30 s."""
+    """Yield a site's kernel manager with roost's pending starts added. The service answers a start after 30 s."""
 
     async def wait(_: StartKernel) -> None:
         await asyncio.sleep(30)
@@ -115,7 +115,7 @@ async def test_a_waiting_kernel_is_listed_and_has_no_client(kernels: Any, servic
 async def test_a_kernel_can_be_described_before_it_is_listed(
     kernels: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An adopted kernel is listed before its adoption ends. `GET /api/kernels` failed then."""
+    """`GET /api/kernels` lists a kernel before its adoption ends, so its state must be complete from the beginning."""
     plain, seen = kernels.pre_start_kernel, []
 
     def prepare(name: str | None, options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A kernel's manager without pauses, with a fake service."""
+"""A kernel manager without jupyter_client's pauses, with a fake service."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Provisioner:
 
 
 class Connection:
-    """A stand-in for a connection, which records the probes and the requests that it receives."""
+    """A stand-in for a connection. It records the probes, and the requests that are not held."""
 
     def __init__(self) -> None:
         self.provisioner = Provisioner()

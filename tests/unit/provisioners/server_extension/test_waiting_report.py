@@ -1,4 +1,4 @@
-"""The text about a start that waits."""
+"""The text that names the kernels whose end a waiting start needs."""
 
 from __future__ import annotations
 

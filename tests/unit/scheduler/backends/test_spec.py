@@ -112,7 +112,7 @@ SPEC = BackendSpec(name="cloud", settings="cloudy:RoostCloudBackend", create="cl
 
 
 def test_a_package_can_bring_a_backend(packages: Path) -> None:
-    """Its settings are found, and its configuration section is checked even if another backend is used."""
+    """roost finds such a backend's settings, and checks their configuration section even if another backend is used."""
     install(packages, "cloudy", "cloud = cloudy:SPEC", CLOUD)
     assert registry.backend_names() == ("cloud", "dask", "kubernetes", "local", "ray", "yarn")
     assert registry.get_spec("cloud").address_variable == "CLOUD_ADDRESS"

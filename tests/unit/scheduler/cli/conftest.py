@@ -10,7 +10,7 @@ import roost
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> StubClient:
-    """A stub that `roost.connect` returns; the terminal has 80 columns."""
+    """Return the stub client that `roost.connect` returns in this test. The terminal has 80 columns."""
     stub = StubClient()
     monkeypatch.setattr(roost, "connect", lambda backend, **options: stub)
     monkeypatch.setattr("roost.provisioners.kernelspecs.find_problems", lambda asks_schedulers: [])

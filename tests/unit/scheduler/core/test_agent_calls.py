@@ -1,4 +1,4 @@
-"""Calls that outlast a lost agent, and the errors that agents answer."""
+"""Calls to agents: they are repeated if an agent is lost, and its errors become exceptions."""
 
 from __future__ import annotations
 

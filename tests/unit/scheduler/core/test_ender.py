@@ -1,4 +1,4 @@
-"""Releases that fail are tried again, each by one chain of retries."""
+"""The scheduler retries a failed release of a lease. Each lease has at most one planned retry."""
 
 from __future__ import annotations
 

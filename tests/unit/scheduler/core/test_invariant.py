@@ -59,7 +59,7 @@ def agree(w: World) -> None:
 
 
 async def settled(w: World) -> list[dict[str, str]]:
-    """Return the doctor's findings: after at most 200 tries, the problems that stay. One `ok` means none."""
+    """Ask `doctor` up to 200 times until it finds no problem. Return its last findings: one `ok` means no problem."""
     found: list[dict[str, str]] = []
     for _ in range(200):
         found = await w.scheduler.doctor()

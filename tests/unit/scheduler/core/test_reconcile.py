@@ -182,7 +182,7 @@ async def test_a_lease_whose_node_has_left_is_given_back(
 async def test_the_owner_that_only_a_slow_agent_knows_is_read_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, application: subprocess.Popen[bytes]
 ) -> None:
-    """A reading may have a lease without its owner, if the agent, which knows the owner, was too slow."""
+    """Only the agent knows a kernel's owner. If the agent is too slow, a reading has the lease without its owner."""
     monkeypatch.setattr(reconcile, "RETRY_S", 0.01)
     owner = owner_of(application)
     async with world(tmp_path) as w:

@@ -1,4 +1,4 @@
-"""One start: its steps, their repetition, and the way back from each."""
+"""The steps of a start, their repetition, and their undoing after a failure."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_a_launch_that_fails_gives_the_lease_back(
 
 
 async def test_an_end_before_the_agent_was_connected_is_not_missed(tmp_path: Path) -> None:
-    """A pod starts its kernel without a call. A call that joins this launch finds that it has ended."""
+    """A pod starts its kernel before the scheduler asks for it. The scheduler's launch then finds an ended kernel."""
     async with world(tmp_path) as w:
         w.agent.kernels["k"] = KernelProcess(
             kernel_id="k", launch_id="1", lease_id="", pid=7, process_started_at=1.0, how="forked",
@@ -360,7 +360,7 @@ async def test_the_log_of_an_ended_kernel_is_found_by_the_beginning_of_its_id(tm
 
 
 async def test_a_start_after_reading_back_asks_for_its_own_policy(tmp_path: Path) -> None:
-    """The lease carries the whole request, so that it can be placed again if the lease is gone by now."""
+    """The lease holds the whole request, with its policy. The start can be placed again even if the lease is gone."""
     agent = FakeAgent(tmp_path)
     async with scheduler_on([agent]) as w:
         release = w.agent.hold("launch")

@@ -1,4 +1,4 @@
-"""The way back from each step of a start, and repeated undoing."""
+"""The undoing of a start after each of its steps, and repeated undoing."""
 
 from __future__ import annotations
 

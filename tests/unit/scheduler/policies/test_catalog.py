@@ -86,7 +86,7 @@ async def test_a_bad_policy_is_named_and_balanced_ranks(kind: str, caplog: pytes
 
 
 class Ones:
-    """A scorer that returns fixed scores."""
+    """A scorer whose scores come from a function of the test."""
 
     name = "ones"
     needs_metrics = False
@@ -109,7 +109,7 @@ async def test_a_scorer_that_misbehaves_is_named(scores: Any) -> None:
 
 
 async def test_an_error_in_a_lazy_explanation_occurs_in_the_thread() -> None:
-    """A pipeline computes its explanation when it is read. Here its scorer fails at that time."""
+    """A pipeline computes its explanation when it is read. roost reads it in the policy's thread, not the caller's."""
     threads = set()
 
     def score(request: Request, snapshot: Snapshot) -> Any:

@@ -45,7 +45,7 @@ def decided(snapshot: Snapshot, **asked: object) -> Decision:
 
 
 def to_end(leases: list[Lease], snapshot: Snapshot, **asked: object) -> tuple[str, list[str]] | None:
-    """Return the node with the fewest kernels to end, and these kernels."""
+    """Return the node where the fewest kernels must end to make room for a request, and their ids, or None."""
     found = find_soonest(decided(snapshot, **asked), snapshot, leases, {})
     return None if found is None else (found["node_id"], [kernel["id"] for kernel in found["kernels"]])
 

@@ -28,7 +28,7 @@ METRIC = re.compile(r"roost_[a-z_]+")
 
 @asynccontextmanager
 async def served(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[World, Path]]:
-    """A scheduler with one node, whose metrics are served at the returned socket."""
+    """Yield a scheduler with one node, and the path of the socket that serves its metrics."""
     async with world(tmp_path / "world", gpus=2) as w:
         metrics = Metrics(w.scheduler.count_kernels, w.scheduler.snapshot, **options)
         w.scheduler.events.listen(metrics)

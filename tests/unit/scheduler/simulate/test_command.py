@@ -66,7 +66,7 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def simulate(files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Simulate:
-    """Return a function that runs the command beside the files. It returns exit code, stdout and stderr."""
+    """Return a function that runs the command in the folder of the files. It returns exit code, stdout and stderr."""
     monkeypatch.chdir(files)
     monkeypatch.setenv("COLUMNS", "140")
 

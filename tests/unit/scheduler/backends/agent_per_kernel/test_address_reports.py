@@ -1,4 +1,4 @@
-"""Reports of agents that listen: which are accepted, and for which lease."""
+"""Agents report the addresses at which they listen: the reports that are accepted, and the lease of each."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SERVICE, ONE, OTHER = Identity(*key_pair()), key_pair(), key_pair()
 
 
 class Reports(AddressReports):
-    """Open reports that note the leases of agents that have reported."""
+    """The service's receiver of reports, open. It records the lease of each agent that reports."""
 
     def __init__(self) -> None:
         self.leases: list[str] = []
         super().__init__(self.leases.append)
 
     async def call(self, pair: tuple[str, str], ip: str, port: int = PORT) -> None:
-        """Report an address with this key pair."""
+        """Report an address, as the agent with this key pair does."""
         keys = ClientKeys(server=SERVICE.public, public=pair[0], secret=pair[1])
         client = RpcClient(self.endpoint, keys=keys)
         await client.connect(timeout_s=60)

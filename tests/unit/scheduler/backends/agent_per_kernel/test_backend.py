@@ -56,7 +56,7 @@ class TestContract(BackendContract):
 
 
 async def test_two_kernels_on_one_node_outlive_the_scheduler(cluster: FakePodCluster) -> None:
-    """Each has an agent of its own, so the next scheduler must ask both."""
+    """Each kernel has an agent of its own, so the next scheduler must ask both agents."""
     async with scheduler_on([], pods=cluster) as w:
         for name in ("one", "two"):
             assert (await w.start(name, cpus=1)).node_id == "a"
@@ -131,7 +131,7 @@ async def test_a_reported_kernel_may_have_ended_when_its_agent_answers(cluster: 
 async def test_the_end_of_a_kernel_is_learnt_from_an_agent_that_is_very_slow(
     cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a busy node, the pod's process may need long to become an agent. Nobody answers meanwhile."""
+    """On a busy node, the pod's process may need long to become an agent. It answers no call until then."""
     cluster.pending_reason = PULLING
     unanswered, connect = iter(range(20)), Agents.client
 
@@ -217,7 +217,7 @@ async def test_a_pending_start_ends_at_its_timeout_with_the_reason(cluster: Fake
 
 
 async def test_a_pod_granted_while_no_scheduler_ran_starts_its_kernel(cluster: FakePodCluster) -> None:
-    """Its agent listens, but has not noted the lease. The next scheduler must not take it for a held one."""
+    """The pod's agent listens, but its ledger lacks the lease. The next scheduler must not count the lease as held."""
     cluster.pending_reason = PULLING
     async with scheduler_on([], pods=cluster) as w:
         start = w.start("k", cpus=1)
@@ -312,7 +312,7 @@ async def test_an_owner_is_warned_before_a_pod_ends_and_reads_the_reason_afterwa
 
 
 async def test_the_exit_of_a_pod_that_is_ended_has_the_reason_of_its_manager(cluster: FakePodCluster) -> None:
-    """The agent reports the end before the manager does. Owners read the first reason that is published."""
+    """The agent reports the end before the manager does. The published reason is still the manager's, if it has one."""
     async with scheduler_on([], pods=cluster) as w:
         for name, reason in (("one", "it was evicted"), ("two", "")):
             await w.start(name, cpus=1)

@@ -37,8 +37,8 @@ class FakeNode:
 class FakeManager:
     """A cluster manager with one node of 4 CPUs for each agent.
 
-    `problem`: why it does not answer. `left`: nodes that have left. `refusal`: why it refuses claims. Calls that
-    `hold` names wait for the event that it returns.
+    `problem` is the reason why the manager does not answer, `refusal` the reason why it refuses claims. `left` has the
+    nodes that have left. `hold` makes all calls of one name wait for the event that it returns.
     """
 
     name = "Fake"

@@ -1,4 +1,4 @@
-"""Leases by id and by node."""
+"""The mapping of leases by id, which also finds the leases of a node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""roost's nodes, built from the descriptions by the plugin in Dask's scheduler."""
+"""roost's nodes, built from the descriptions that roost's plugin in Dask's scheduler sends."""
 
 from __future__ import annotations
 

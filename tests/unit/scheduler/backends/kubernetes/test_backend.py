@@ -1,4 +1,4 @@
-"""The sentences for people when the Kubernetes backend cannot begin."""
+"""The error texts when the Kubernetes backend cannot be opened."""
 
 from __future__ import annotations
 

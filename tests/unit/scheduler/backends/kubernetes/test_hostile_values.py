@@ -1,4 +1,4 @@
-"""Hostile values stay values: none of them adds a field to a pod. Wrong ones are refused in one sentence."""
+"""Hostile texts in a request or in settings add no field to a pod. Wrong values are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = {
 
 
 def build(request: Request | None = None, user: str = "ada", template: str = "", **settings: Any) -> Any:
-    """Return the pod of a request by this user, through a template."""
+    """Return the pod that roost builds for this user's request, from the pod template `template`."""
     found = PodTemplate(RoostKubernetesBackend(**{**SETTINGS, "pod_template": template, **settings}))
     request = request or Request()
     found.check(request)
@@ -38,7 +38,7 @@ def build(request: Request | None = None, user: str = "ada", template: str = "",
 
 
 def outline(value: Any) -> Any:
-    """Return the structure of a pod, without its texts."""
+    """Return the keys and lists of a pod, with each value replaced by the name of its type."""
     if isinstance(value, dict):
         return {key: outline(item) for key, item in value.items()}
     return [outline(item) for item in value] if isinstance(value, list) else type(value).__name__

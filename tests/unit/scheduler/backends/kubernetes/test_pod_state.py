@@ -18,7 +18,7 @@ LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Re
 
 
 def pod(state: dict[str, Any] | None = None, *, node: str = "n1", **more: Any) -> dict[str, Any]:
-    """Return a bound pod whose container has this state. `more` are fields of its status, or `metadata`."""
+    """Return a pod on `node` whose container has this state. `more` has fields of its status, or `metadata`."""
     metadata = more.pop("metadata", {})
     statuses = [{"name": "kernel", "state": state}] if state is not None else []
     annotations = {

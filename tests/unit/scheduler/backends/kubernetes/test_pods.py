@@ -51,7 +51,7 @@ class Watched:
         return {"items": self._answer}
 
     def pod(self, version: str, *, is_gated: bool = False, **changes: Any) -> dict[str, Any]:
-        """Return the pod of LEASE, as the API shows it."""
+        """Return the pod of LEASE at this resource version, as the API shows it."""
         pod = self.cluster._creator._build_pod(LEASE, "roost-ada-1", "key")
         pod["metadata"] |= {"uid": "1", "namespace": "kernels", "resourceVersion": version}
         if not is_gated:
@@ -102,7 +102,7 @@ async def test_a_pod_that_is_being_created_is_no_remains(watched: Watched) -> No
 
 
 async def test_a_pod_that_is_deleted_before_it_has_a_node_is_a_conflict(watched: Watched) -> None:
-    """The request is placed again. Only `create` can notice this, as the watch skips a pod in creation."""
+    """The request is placed again. Only `create` can notice the deletion, because the watch skips pods in creation."""
     creator, pod = watched.cluster._creator, watched.pod("9")
     del pod["spec"]["nodeName"]
     creator._decided["1"] = asyncio.Event()
@@ -142,7 +142,7 @@ async def test_a_pod_whose_creation_got_no_answer_is_completed(
 async def test_the_events_of_a_new_pod_are_read_even_if_it_does_not_change(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pod whose volume is missing changes for the last time while it is being created."""
+    """A pod whose volume is missing changes no more once it is created. Only its events say why it waits."""
 
     async def create(*_: object) -> dict[str, Any]:
         return watched.pod("9")

@@ -34,7 +34,7 @@ def facts(*nodes: RayletAddress, ray: str = "2.60.0", python: str = "3.11.7") ->
 
 @pytest.fixture(autouse=True)
 def no_ray_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, str]]:
-    """A machine without raylets, Ray's settings and an address. Tests add raylets to the list."""
+    """Hide raylets, Ray's settings and this machine's addresses. Return the list of raylets, to which tests may add."""
     raylets: list[tuple[str, str]] = []
     monkeypatch.setattr(checks, "_raylets", lambda: raylets)
     monkeypatch.setattr(checks, "_is_own_address", lambda address: False)
@@ -47,7 +47,7 @@ def no_ray_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[s
 
 @contextmanager
 def listener(answer: bytes | None) -> Iterator[tuple[str, int]]:
-    """Listen at the address, and send `answer` to each client that sends something; None: send nothing."""
+    """Listen for one client, and yield host and port. Answer the client's message with `answer` (None: nothing)."""
 
     def serve() -> None:
         try:

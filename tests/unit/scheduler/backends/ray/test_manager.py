@@ -1,4 +1,4 @@
-"""Leases that are claimed again from a Ray that grants the first free device."""
+"""Leases that live kernels claim again. Ray grants the first free device, which may be another one."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_a_group_asks_for_custom_resources() -> None:
 def test_an_ended_raylet_is_left_out_beside_the_next_one_at_its_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Ray shows both for a while, and refuses claims there. Two live raylets get different ids."""
+    """Ray shows both raylets for a while, and refuses claims on them. Two live raylets get different node ids."""
     with socket.create_server(("127.0.0.1", 0)) as lives, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [server.getsockname()[1] for server in (lives, other)]
         raylets = [

@@ -30,7 +30,7 @@ def container(number: int) -> Container:
 
 
 class Master:
-    """A stand-in for a master with two asks, for its application in YARN, and for the events' listener."""
+    """A stand-in for a master with two containers, for YARN's report about it, and for the listener of its events."""
 
     def __init__(self) -> None:
         self.released: list[int] = []

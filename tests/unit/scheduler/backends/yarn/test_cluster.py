@@ -31,7 +31,7 @@ STARTED = replace(ASKED, state="started", node="127.0.0.1", container_id="contai
 
 @pytest.fixture
 async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[YarnCluster]:
-    """Return a cluster without a manager. No agent listens."""
+    """Return a cluster whose ResourceManager does not answer, and in which no agent listens."""
     settings = RoostYarnBackend(address="http://127.0.0.1:9", identity_file=str(tmp_path / "identity"))
     cluster = YarnCluster(settings, idle_exit_s=1.0)
 
@@ -142,7 +142,7 @@ async def test_a_lost_lease_is_kept_until_its_loss_was_reported(cluster: YarnClu
 async def test_the_end_of_an_agent_is_explained_by_yarn(
     cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A released container's end is never reported, so roost releases it only after YARN's report."""
+    """YARN never reports the end of a released container. roost therefore waits for the report before the release."""
     monkeypatch.setattr("roost.scheduler.backends.yarn.cluster._CAUSE_S", 0.5)
     released: list[int] = []
     master = line(STARTED)
@@ -180,7 +180,7 @@ async def test_yarn_does_not_report_the_end_of_a_container_in_time(
 async def test_a_resource_manager_that_starts_is_away(
     cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A ResourceManager's REST interface answers before it has read its node labels."""
+    """A ResourceManager answers REST calls before it has read its node labels. roost must not use it yet."""
 
     def info() -> dict[str, Any]:
         return {"clusterInfo": {"haState": "INITIALIZING"}}
@@ -194,7 +194,7 @@ async def test_a_resource_manager_that_starts_is_away(
 async def test_a_lost_node_is_explained_before_the_lease_is_lost(
     cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reading of leases between YARN's report and the explanation must not show another reason."""
+    """The lease stays held until roost knows why the node is lost. No reading shows it as lost without that reason."""
     master, asked = line(STARTED), asyncio.Event()
 
     async def read() -> None:

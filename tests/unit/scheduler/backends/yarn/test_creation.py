@@ -1,4 +1,4 @@
-"""Claims on YARN that are under way when the ResourceManager goes away: they wait, and say why."""
+"""Claims on YARN are refused on a full node. While the ResourceManager is away, they wait and say why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that the cluster or its operator never gives are refused before they queue."""
+"""Requests that YARN can never grant, or that the operator does not allow, are refused before they queue."""
 
 from __future__ import annotations
 

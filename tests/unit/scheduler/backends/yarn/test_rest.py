@@ -31,7 +31,7 @@ STANDBY: Answer = (
 
 @contextmanager
 def serve(answer: Answer, seen: list[str]) -> Iterator[str]:
-    """Give every request this answer. Note the path and the `Authorization` of each."""
+    """Run a server with one answer for all requests, and yield its URL. Add path and `Authorization` to `seen`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -164,7 +164,7 @@ def test_no_cluster_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 async def test_an_application_is_unknown_only_to_a_resource_manager_that_has_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A ResourceManager that starts answers before it has read its applications."""
+    """A ResourceManager answers before it has read its applications. roost must not believe that answer."""
     rest = Rest(RoostYarnBackend(address="http://127.0.0.1:9"))
     state, found = "INITIALIZING", RestError(404, "app with id: application_1 not found")
 

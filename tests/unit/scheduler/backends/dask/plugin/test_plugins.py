@@ -152,7 +152,7 @@ async def test_a_lease_reduces_the_resources_of_tasks_until_it_is_released() -> 
 
 
 async def test_a_task_waits_for_a_kernels_resources_and_runs_when_they_are_free() -> None:
-    """`bulk_schedule_unrunnable_after_adding_worker` schedules a task for which no worker had room."""
+    """Tests Dask's `bulk_schedule_unrunnable_after_adding_worker`: it schedules a task for which no worker had room."""
     async with started(MANY) as cluster:
         await cluster.lease(resources={"licence": 1})
         task = cluster.submit("x", licence=1)
@@ -166,7 +166,7 @@ async def test_a_task_waits_for_a_kernels_resources_and_runs_when_they_are_free(
 
 
 async def test_a_task_in_the_workers_own_queue_starts_when_a_lease_is_released() -> None:
-    """`UnpauseEvent` makes a worker look at its waiting tasks, although no task ends here."""
+    """Tests Dask's `UnpauseEvent`: a worker looks at its waiting tasks, although no task ends here."""
     async with started(MANY) as cluster:
         running = cluster.submit("running", GPU=1)
         await until(lambda: "running" in gates)
@@ -183,7 +183,7 @@ async def test_a_task_in_the_workers_own_queue_starts_when_a_lease_is_released()
 
 
 async def test_a_kernel_is_ahead_of_tasks_and_these_run_on_a_worker_with_room() -> None:
-    """`CancelComputeEvent` and the operation `reschedule` return a task that cannot run behind a kernel."""
+    """Tests Dask's `CancelComputeEvent` and `reschedule`: the worker returns a task that has to wait for a kernel."""
     async with started(MANY, {}) as cluster:
         running = cluster.submit("running", licence=1)
         await until(lambda: "running" in gates)
@@ -324,14 +324,14 @@ async def test_a_live_kernel_claims_again_resources_of_tasks_and_of_missing_work
 
 
 async def test_the_parts_that_only_nannies_use_exist() -> None:
-    """Nannies have `plugin_add`, and the scheduler has `nanny_plugins`. Other checks would need processes."""
+    """Tests that nannies have `plugin_add` and the scheduler has `nanny_plugins`. More checks would need processes."""
     async with started() as cluster:
         assert cluster.scheduler.nanny_plugins == {}
     assert callable(distributed.Nanny.plugin_add)
 
 
 async def test_each_agent_accepts_all_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An agent that starts unasked must accept all earlier services. A later service is admitted at once."""
+    """An agent that Dask's plugin starts by itself accepts all earlier services. A later one is admitted at once."""
     calls: list[list[str]] = []
     reported = {"endpoint": "tcp://10.0.0.1:1", "public": "server"}
 

@@ -132,7 +132,7 @@ def test_each_worker_gets_the_claims_on_its_own_devices() -> None:
 
 
 class Books(RuleBasedStateMachine):
-    """Two machines: one worker for all GPUs, or one per GPU. Workers leave and return, perhaps renamed."""
+    """Random leases on two machines: one has a worker for all GPUs, the other one per GPU. Workers leave and return."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The content of heartbeats, also after refusals, lost answers and restarts."""
+"""The content of a master's heartbeats to the ResourceManager, also after refusals, lost answers and restarts."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def make_grant(number: int, container: int, host: str = "n1") -> Grant:
 
 
 def show(request: AllocateRequest) -> list[tuple[int, str, int]]:
-    """Return the number, the place and the count of each row."""
+    """Return the ask's number, the node or rack (`*`: any), and the count of containers of each row of a heartbeat."""
     return [(row.allocation_request_id, row.resource_name, row.num_containers) for row in request.ask]
 
 
 class World:
-    """An allocation and its events. `beat` sends one heartbeat, which is answered."""
+    """An `Allocation` and its events. `beat` takes one heartbeat from it and gives it an answer."""
 
     def __init__(self) -> None:
         self.events: list[MasterEvent] = []
@@ -82,7 +82,7 @@ def world() -> World:
 
 
 def test_rows() -> None:
-    """Only the rows of nodes, or `*` alone, relax their locality. Only the row `*` has the label."""
+    """Only the rows of nodes relax their locality, or the row `*` if it is alone. Only the row `*` has the label."""
     ask = make_ask(1, "n1", "n2", "n3", racks={"n1": "/a", "n3": "/a"}, label="vip")
     rows = [(row.resource_name, row.relax_locality, row.node_label_expression) for row in build_rows(ask)]
     assert rows == [
@@ -106,7 +106,7 @@ def test_an_ask_is_sent_once(world: World) -> None:
 
 
 def test_a_heartbeat_without_an_answer_is_repeated_unchanged(world: World) -> None:
-    """The ResourceManager may have carried it out, and then ignores all that is new in it."""
+    """The ResourceManager may have handled the first heartbeat. It would ignore anything new in the repeated one."""
     world.allocation.ask(make_ask(1))
     lost = world.allocation.next_request()
     world.allocation.ask(make_ask(2))

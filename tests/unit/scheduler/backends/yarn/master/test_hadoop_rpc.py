@@ -1,4 +1,4 @@
-"""A connection to stand-ins for bad servers, which no Hadoop daemon can play: silent, broken or untrusted."""
+"""Connections to servers that are silent, broken or untrusted. The servers are stand-ins for Hadoop's."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Peer:
 
 @asynccontextmanager
 async def server(behave: Callable[[Peer], Awaitable[None]]) -> AsyncIterator[HadoopConnection]:
-    """Run a server, and return a connection to it."""
+    """Run a server that calls `behave` for each client, and yield a connection to the server."""
 
     peers: list[asyncio.Task[None]] = []
 

@@ -12,7 +12,7 @@ CHALLENGE = b'realm="elwood.innosoft.com",nonce="OA6MG9tEQGm2hh",qop="%s",algori
 def answer(
     qop: bytes = b"auth", cipher: bytes = b"3des,rc4,des,rc4-56,rc4-40"
 ) -> tuple[str, str, Seal | None]:
-    """Answer the challenge of RFC 2831, section 4."""
+    """Answer the challenge of RFC 2831, section 4. Return the reply, the server's expected proof, and the seal."""
     found = answer_challenge(
         CHALLENGE % (qop, cipher),
         user="chris",

@@ -1,4 +1,4 @@
-"""Each message against protobuf's own library, with the descriptors in Hadoop's jars: names, numbers, types, bytes."""
+"""roost's messages have the same names, numbers, types and bytes as protobuf's, built from Hadoop's descriptors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def plain(name: str) -> str:
 
 
 def fields(kind: type) -> dict[str, tuple[Any, int, bool]]:
-    """Return the type, the number and the sign format of each field."""
+    """Return the type and the number of each field of a message class, and whether the field is zigzag-encoded."""
     hints = typing.get_type_hints(kind, include_extras=True)
     found = {}
     for field in dataclasses.fields(kind):
@@ -57,7 +57,7 @@ def fields(kind: type) -> dict[str, tuple[Any, int, bool]]:
 
 
 def scalar(hint: Any) -> tuple[Any, bool]:
-    """Return the type of one value, and whether there may be several."""
+    """Return the type of one value of a field with this type hint, and whether the field may have several values."""
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0], True
     if isinstance(hint, types.UnionType):
