@@ -38,9 +38,9 @@ _KEEPALIVE = [
         if hasattr(socket, name)
     ),
 ]
-"""An idle connection whose peer is gone is noticed within 11 s.
+"""Socket options with which the end of an idle connection's peer is noticed within 11 s.
 
-Load balancers do not drop a connection that is in use.
+They also keep load balancers from dropping an idle connection.
 """
 MERGE = "application/merge-patch+json"
 _CALL_S = 15.0
@@ -67,7 +67,7 @@ class ApiError(Exception):
 
 
 class Api:
-    """One API server, as one user. `file` and `context` choose the configuration; see `RoostKubernetesBackend`."""
+    """A client of one API server, as one user. `file` and `context` are the settings `address` and `context`."""
 
     def __init__(self, file: str, context: str) -> None:
         self._file, self._context = file, context
@@ -97,7 +97,7 @@ class Api:
     async def demand(
         self, method: str, path: str, body: JsonObject | None = None, **options: Any
     ) -> JsonObject:
-        """Do as `call` does where a refusal means that roost lacks a right: raise `BackendUnavailable`."""
+        """Do as `call` does, but raise `BackendUnavailable` for a refusal: it means here that roost lacks a right."""
         try:
             return await self.call(method, path, body, **options)
         except ApiError as problem:
@@ -113,7 +113,7 @@ class Api:
         timeout_s: float = _CALL_S,
         **query: Any,
     ) -> JsonObject:
-        """Return the answer. Raises `ApiError` for a refusal, and `BackendUnavailable`. Blocks."""
+        """Send a request and return the answer. Blocks; raises `ApiError` for a refusal, and `BackendUnavailable`."""
         response = self._send(
             method,
             path,
@@ -158,7 +158,7 @@ class Api:
                 self.close()  # the credentials have expired: read them again
                 continue
             if response.status == 429 and attempt < _ATTEMPTS:
-                time.sleep(min(float(response.headers.get("Retry-After", 1)), _PAUSE_S))
+                time.sleep(_read_pause_s(response))
                 continue
             if response.status >= 400:
                 raise _build_error(response, configuration.host)
@@ -183,7 +183,7 @@ class Api:
                 self._loaded = configuration, _build_pool(configuration)
 
     def find_own_address(self) -> str:
-        """Return the IPv4 address of this machine or pod on the way to the API server. Blocks; raises `OSError`."""
+        """Return the IPv4 address from which this machine or pod reaches the API server. Blocks; raises `OSError`."""
         server = urlsplit(self.server)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing
             probe.connect((server.hostname or "", server.port or 443))
@@ -292,6 +292,14 @@ def _build_error(response: Any, host: str) -> Exception:
     if response.status == 429 or response.status >= 500:
         return BackendUnavailable(f"Kubernetes at {host} is overloaded or failing: {message}")
     return ApiError(response.status, str(said.get("reason", "")), message)
+
+
+def _read_pause_s(response: urllib3.BaseHTTPResponse) -> float:
+    """Return how long the server asks the client to wait, at most `_PAUSE_S`. Retry-After has seconds or a date."""
+    pause_s: float | None = None
+    with suppress(urllib3.exceptions.InvalidHeader):
+        pause_s = urllib3.Retry().get_retry_after(response)
+    return _PAUSE_S / 2 if pause_s is None else min(pause_s, _PAUSE_S)
 
 
 def _short(problem: BaseException) -> str:

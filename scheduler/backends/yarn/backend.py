@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend
 from roost.scheduler.backends.base import Backend, BackendContext
+from roost.scheduler.backends.spec import describe_missing
 from roost.scheduler.errors import ConfigError
 
 from .settings import RoostYarnBackend
@@ -14,10 +15,7 @@ def create(settings: RoostYarnBackend, context: BackendContext) -> Backend:
     try:
         from .cluster import YarnCluster
     except ModuleNotFoundError as problem:
-        raise ConfigError(
-            f"the YARN backend needs the package {problem.name}: install roost with the extra `yarn` "
-            "(in a checkout: pip install '.[yarn]')."
-        ) from None
+        raise ConfigError(describe_missing("yarn", str(problem.name))) from None
     cluster = YarnCluster(settings, context.idle_exit_s)
     # A request that no node can take now waits in YARN's own queues, where fairness and preemption see it.
     return AgentPerKernelBackend(cluster, context.agents, linger_s=context.restart_grace_s, adds_nodes=True)

@@ -1,4 +1,4 @@
-"""roost in the nannies of a Dask cluster: they start the agent of their machine. See `scheduler_plugin`."""
+"""roost's plugin in a Dask cluster's nannies. It starts the agent of their machine. See `scheduler_plugin`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class AgentStarter:
 
         If the scheduler is gone, the kernels stay, even if another scheduler has its address.
         """
-        if await _read_scheduler_id(server) != self.cluster:
+        if self.cluster and await _read_scheduler_id(server) != self.cluster:
             await self.bring_up(server, [], is_gone=True)
         elif Scheduler._instances and not _find_neighbours(server):
             # A LocalCluster was scaled down, and its process stays.
@@ -136,7 +136,7 @@ async def _read_clients(server: Any) -> list[str]:
 
 
 def _find_neighbours(server: Any) -> list[Any]:
-    """Return the other running servers of this kind in this process that count as the same machine."""
+    """Return the other running servers in this process that have the class and the host address of this one."""
     machine = get_address_host(server.address)
     others = (one for one in type(server)._instances if one is not server and one.status.name == "running")
     return [other for other in others if get_address_host(other.address) == machine]

@@ -16,7 +16,7 @@ from roost.scheduler.errors import BackendUnavailable
 
 
 class SilentServer(ThreadingHTTPServer):
-    """A server that answers `{}` on all connections but those in `silent`."""
+    """A server that answers `{}`, except on connections from the client ports in `silent`."""
 
     daemon_threads = True
 
@@ -25,6 +25,8 @@ class SilentServer(ThreadingHTTPServer):
         self.requests: list[tuple[str, int]] = []
         """The HTTP method and the client's port of each request."""
         self.silent: set[int] = set()
+        self.refusals: list[str] = []
+        """The values of Retry-After with which the next requests are refused."""
         self.is_over = threading.Event()
 
 
@@ -39,7 +41,11 @@ class _Handler(BaseHTTPRequestHandler):
         if port in self.server.silent:
             self.server.is_over.wait()
             return
-        self.send_response(200)
+        if self.server.refusals:
+            self.send_response(429)
+            self.send_header("Retry-After", self.server.refusals.pop())
+        else:
+            self.send_response(200)
         self.send_header("Content-Length", "2")
         self.end_headers()
         self.wfile.write(b"{}")
@@ -91,6 +97,16 @@ def test_a_server_that_is_silent_is_away_after_two_attempts(client: Api, server:
     server.silent = set(range(1 << 16))
     with pytest.raises(BackendUnavailable, match="does not answer"):
         client.request("GET", "/version", timeout_s=0.3)
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("retry_after", ["0", "Wed, 21 Oct 2015 07:28:00 GMT", "soon", ""])
+def test_a_busy_server_is_asked_again(
+    client: Api, server: SilentServer, retry_after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_PAUSE_S", 0.01)
+    server.refusals = [retry_after]
+    assert client.request("GET", "/version") == {}
     assert len(server.requests) == 2
 
 
