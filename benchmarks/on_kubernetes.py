@@ -189,7 +189,13 @@ async def create_by_default(
         await asyncio.sleep(POLL_S)
         found = await asyncio.to_thread(cluster.api.call, "GET", f"/api/v1/namespaces/{namespace}/pods")
         if status := next(
-            (item["status"] for item in found["items"] if item["status"]["phase"] == "Running"), None
+            (
+                item["status"]
+                for item in found["items"]
+                if item["metadata"]["name"] == pod["metadata"]["name"]
+                and item["status"]["phase"] == "Running"
+            ),
+            None,
         ):
             await creating.wait()
             return {"stage address": elapsed_ms(began)}, status["podIP"]

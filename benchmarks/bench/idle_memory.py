@@ -38,7 +38,9 @@ async def page_out(
             return all(each.pss < _LEFT * (each.pss + each.swap) for each in memory)
 
         if not await _until(are_out, after_s + _PAGED_OUT_S):
-            report.notes.append(f"{side.name}: kernels were not paged out. The agent's log says why.")
+            report.notes.append(
+                f"{side.name}: kernels were not paged out in time. The agent's log may say why."
+            )
             return []
         memory = [read_memory_of(pid) for pid in pids]
     except OSError:
@@ -58,7 +60,7 @@ async def wait_for_merging(report: Report) -> None:
             return
     except OSError:  # this system knows no merging
         pass
-    report.notes.append("Linux does not merge pages here: /sys/kernel/mm/ksm/run must be 1.")
+    report.notes.append(f"Linux has not merged pages within {_MERGED_S:g} s: is /sys/kernel/mm/ksm/run 1?")
 
 
 async def _until(is_true: Callable[[], bool], within_s: float) -> bool:

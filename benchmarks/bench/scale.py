@@ -90,10 +90,10 @@ def cluster(folder: Path, size: Size) -> Iterator[psutil.Process]:
     process = subprocess.Popen(command, cwd=NEUTRAL, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
+    sys.path.append(str(folder / "packages"))  # for the client in this process
     try:
         if process.stdout.readline() != b"ready\n":
             raise RuntimeError("the simulated cluster has ended; its output says why")
-        sys.path.append(str(folder / "packages"))  # for the client in this process
         os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / "packages"), *_python_path()])
         yield psutil.Process(process.pid)
     finally:

@@ -81,7 +81,7 @@ def is_older(announced: Mapping[str, Any]) -> bool:
 
 
 def find_differences(announced: Mapping[str, Any], settings: AgentSettings) -> dict[str, Any]:
-    """Return a running agent's settings that differ from `settings`, without those that one version lacks."""
+    """Return a running agent's settings that differ from `settings`. Settings that `settings` lacks do not count."""
     mine = encode(settings)
     return {key: value for key, value in announced.items() if key in mine and mine[key] != value}
 

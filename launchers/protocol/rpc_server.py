@@ -65,8 +65,8 @@ class RpcServer:
 
     If an operation raises `RemoteError`, its caller receives the error. A peer that calls `subscribe` becomes
     one of the `subscribers`, which get all events until they disconnect. `accepts` returns True for the
-    public key of a client that may connect. Without `accepts`, these are the clients in `keys` and those that
-    `admit` has added.
+    public key of a client that may connect. Without `accepts`, the clients in `keys` and the admitted clients
+    may connect.
     """
 
     def __init__(

@@ -165,7 +165,7 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalPage:
-    """The answer to one read of a kernel's journal: `entries` are those that the caller has chosen.
+    """The answer to one read of a kernel's journal. `entries` are the entries that the caller has chosen.
 
     `ids` has the message ids of all entries that were read, chosen or not, and `read` is the number of the
     last one. If the last of `entries` is only a piece of a message, `ids` and `read` leave it out. `first`

@@ -75,7 +75,7 @@ class Replay:
 
     @property
     def is_through(self) -> bool:
-        """True once no live message can be one that the replay has sent already."""
+        """True once no live message can repeat a message of the replay."""
         return self.is_over and not self._sent
 
     def hold(self, msg_id: str, message: list[bytes]) -> bool:

@@ -18,7 +18,6 @@ from roost.scheduler.errors import BackendUnavailable, RoostError
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
-AWAY_S = 3.0
 """How long the ResourceManager is away."""
 LATE_S = 30.0
 """How long a busy machine may need for a step that usually takes a few seconds."""

@@ -132,7 +132,7 @@ async def test_a_node_is_lost(master: YarnMaster) -> None:
     assert event.text == f"{master.cluster.address_of(node)} lost"
     waiting = await master.ask(node)
     master.cluster.start(node)
-    await until(lambda: not live([pid]))  # the NodeManager ends what it no longer holds
+    await until(lambda: not live([pid]))  # the NodeManager ends containers that YARN has lost
     await master.await_state(waiting, "started")
 
 

@@ -392,7 +392,6 @@ async def test_a_template_that_the_api_server_refuses_is_reported_at_the_start(
         assert word in message, (text, message)
         assert "\n" not in message
         assert message.endswith(".")
-        await cluster.close()
         settings = settings_of("alice", "alice", pod_template=str(template), **changes)
         with pytest.raises(ConfigError, match=word):
             await asyncio.to_thread(check, settings, Request(cpus=0.1))

@@ -1,3 +1,5 @@
+"""The journal: what it keeps in memory and on disk, and how it is read."""
+
 from __future__ import annotations
 
 import itertools

@@ -121,7 +121,7 @@ async def start_watch(
     yield start
     for watch in watches:
         watch.close()
-        watch.close()
+        watch.close()  # may be repeated
 
 
 @pytest.fixture

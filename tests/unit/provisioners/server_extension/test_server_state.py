@@ -1,3 +1,5 @@
+"""A server's name, and its files for the next server of that name."""
+
 from __future__ import annotations
 
 import os

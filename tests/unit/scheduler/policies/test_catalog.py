@@ -108,7 +108,7 @@ async def test_a_scorer_that_misbehaves_is_named(scores: Any) -> None:
         assert "scorer 'ones' must give one finite number per node" in await fallback_of(found)
 
 
-async def test_an_error_in_a_lazy_explanation_occurs_in_the_thread() -> None:
+async def test_a_lazy_explanation_is_read_in_the_policys_thread() -> None:
     """A pipeline computes its explanation when it is read. roost reads it in the policy's thread, not the caller's."""
     threads = set()
 

@@ -1,3 +1,5 @@
+"""The command that starts the agent in a container of YARN."""
+
 import os
 import subprocess
 from pathlib import Path
