@@ -193,9 +193,9 @@ class Explanation:
 
     @cached_property
     def _never(self) -> BoolArray:
-        """(filters + 1, m) True if the row's filter would refuse the suspect even if no kernel ran there.
+        """(filters + 1, m) True if a filter (the row) would refuse a node of `_suspects` on which no kernel ran.
 
-        The last row, for avoided nodes, is always False.
+        The last row, for the nodes in `avoided`, is always False.
         """
         return self._apply_filters(self._part.as_empty(), np.zeros(len(self._part), dtype=bool))
 

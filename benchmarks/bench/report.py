@@ -84,7 +84,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """A claimed bound of a measured value. `text` is the name of a ratio or a figure, or describes `value`."""
+    """A claimed bound of a measured value. `value` was measured, and `text` names it."""
 
     text: str
     value: float

@@ -25,10 +25,11 @@ _TRUTH = {"true": True, "false": False}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One side of a comparison. Figures show its `name`. `config` is the config in roost's kernelspec, else empty.
+    """One side of a comparison: roost, plain Jupyter or another provisioner. Figures show its `name`.
 
-    `options` are the settings of roost's backend, as in `roost.connect`. `variables` are environment variables of the
-    process in which another provisioner runs; see peer_process.py.
+    For roost, `config` is the config in its kernelspec, and `options` are the settings of its backend, as in
+    `roost.connect`. For another provisioner, both are empty. `variables` are the environment variables of the process
+    in which that provisioner runs (peer_process.py).
     """
 
     name: str

@@ -43,10 +43,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Habits:
-    """The reports of a Python's latest kernels, the latest one last.
+    """What the latest kernels of one Python have imported: the packages of each kernel, the latest kernel last.
 
-    `unfit`: packages that no zygote may import, with the reasons. They hold while `version`, the stamps of `sites`,
-    stays the same.
+    `sites` are the folders into which packages of this Python are installed. `unfit` has the packages that no zygote
+    may import, with the reasons. It is valid until one of these folders changes.
     """
 
     python: str

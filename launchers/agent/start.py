@@ -265,7 +265,10 @@ def spawn_kernel(
     ends_with_parent: bool = False,
     shares_session: bool = False,
 ) -> int:
-    """Start the process of a kernel and return its pid. `entries` are from its group's `Cgroup.open_entries`."""
+    """Start the process of a kernel and return its pid. Raises `RemoteError`.
+
+    `entries` are the open files through which the process enters its control group (`Cgroup.open_entries`).
+    """
 
     def begin() -> None:  # in the new process
         if ends_with_parent:

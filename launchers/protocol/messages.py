@@ -84,11 +84,12 @@ class Reserve:
 class Manager:
     """A daemon of the cluster manager on the agent's node, which the agent watches.
 
-    `pid` and `process_started_at` (from `process.start_time`) name the daemon. `address` is `host:port` of the manager
-    itself. If the manager is away when its last daemon ends, the leases are kept for `grace_s`. `is_gone`: the daemon
-    reports that it is about to end because the manager has ended, whatever answers at `address`. `has_left`: the daemon
-    has ended, although its process goes on. `probe` is a command that prints the id of the cluster at `address`. If
-    that id is not `cluster_id`, another cluster has taken the address, and the agent's cluster has ended.
+    `pid` and `process_started_at` (from `process.start_time`) identify the daemon's process. `address` is `host:port`
+    of the manager itself. If the manager is away when its last daemon on the node ends, the leases are kept for
+    `grace_s`. `is_gone`: the manager has ended, even if another one answers at `address`. `has_left`: the daemon has
+    ended, but the process in which it ran goes on, as in a Dask LocalCluster. `probe` is a command that prints the id
+    of the cluster at `address`. If that id is not `cluster_id`, another cluster has taken the address, and the agent's
+    cluster has ended.
     """
 
     name: str

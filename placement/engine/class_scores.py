@@ -89,9 +89,11 @@ class ClassScorer:
         return fits, devices
 
     def _find_limits(self, d: int) -> tuple[FloatArray, IntArray, int]:
-        """Return the least values of `Columns.room`, the points for each value, and the points that a node needs.
+        """Return what a node needs to fit: a threshold for each value of `Columns.room`, its points, and a least sum.
 
-        A node gets the points of each value that its own room reaches. ``d`` is the number of device columns.
+        A node gets the points of each threshold that its room reaches. It fits if they add up to the least sum.
+        A device counts one point, so that any devices of the node can make up the number that the request asks for.
+        ``d`` is the number of device columns.
         """
         is_for_devices = "device_free" in self._least
         width = len(ROOM) + d * is_for_devices

@@ -94,7 +94,10 @@ class PendingStart:
         self.held.take()
 
     def abort(self, sentence: str) -> None:
-        """End the held cells, because the kernel is stopped while the clients are connected with it."""
+        """End the cells that wait for the kernel, because it is stopped; `sentence` tells their clients why.
+
+        Also stop `open`, if it is connecting the clients with the kernel.
+        """
         if self.following is not None:
             self.following.cancel()
         self.end_cells(sentence)

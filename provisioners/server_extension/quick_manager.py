@@ -42,7 +42,7 @@ def _without_pause(method: Method) -> Method:
 
 
 class QuickManager(AsyncKernelManager):
-    """A mixin with the methods that make no pauses.
+    """A mixin for a kernel manager. It starts and stops kernels without jupyter_client's pauses (see above).
 
     It comes after the server's own class in the method order, so that class may call these methods by
     `super()`.

@@ -227,8 +227,9 @@ class Scheduler:
     async def adopt(self, kernel_id: str, owner: Owner) -> Kernel:
         """Let another application hold a kernel or its start; return the kernel with its connection.
 
-        Only one application holds a kernel; host, pid and start time identify its process. A Jupyter Server
-        that lives stays the holder if a script adopts the kernel. Another server gets `HeldElsewhere`.
+        Only one application holds a kernel. Host, pid and start time identify an application's process. While a
+        Jupyter Server holds the kernel and runs, it stays the holder: a script gets the connection only, and another
+        server gets `HeldElsewhere`.
         """
         record = self._table.get(kernel_id)
         if record is None:

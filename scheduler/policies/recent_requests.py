@@ -51,7 +51,11 @@ class RecentRequests:
             self._saving = asyncio.get_running_loop().call_later(_SAVE_AFTER_S, self._save)
 
     def workload(self, snapshot: Snapshot) -> Workload:
-        """Return the expected workload: the same object until it is computed again."""
+        """Return the workload of the recent requests, for the GPU models of the snapshot.
+
+        It is computed again when many requests are new, when it is a day old, or if the models differ. Until then the
+        same object is returned.
+        """
         models = frozenset(snapshot.models)
         is_old = self._new > 0 and self._clock() - self._computed_at > _DAY_S
         if len(snapshot) and (self._new >= self._next or is_old or models != self._models):

@@ -1,4 +1,4 @@
-"""Policies are found by name, kept between decisions, and run in a sandbox if they are foreign."""
+"""Policies are found by name, kept between decisions, and run in a sandbox if they do not belong to roost."""
 
 from __future__ import annotations
 
