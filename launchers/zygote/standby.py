@@ -227,12 +227,14 @@ def hold_threads() -> Iterator[list[threading.Thread]]:
 def hold_history() -> Iterator[None]:
     """Keep IPython from opening its history while the block runs: unused standbys would leave empty sessions.
 
-    The exit handler for closed histories is registered already, because it must run after the shell's handler.
+    Since IPython 9, an exit handler closes the history. It is registered already, because it must run after the shell's
+    handler.
     """
     history: Any = sys.modules["IPython.core.history"]
     accessor, manager = history.HistoryAccessor, history.HistoryManager
     plain_init_db, plain_new_session = accessor.init_db, manager.new_session
-    accessor.init_db = lambda self: weakref.finalize(self, int).detach()
+    has_finalizer = hasattr(history, "weakref")
+    accessor.init_db = lambda self: weakref.finalize(self, int).detach() if has_finalizer else None
     manager.new_session = lambda self, conn=None: None
     try:
         yield
