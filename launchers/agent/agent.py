@@ -38,6 +38,7 @@ from .page_out import PageOut
 from .sessions import OwnSession, SharedSession
 from .settings import AgentSettings
 from .start import EarlierFork, writing
+from .status_feed import StatusFeed
 from .usage import RunningKernel, UsageMeter
 from .zygote_pool import ZygotePool
 
@@ -118,6 +119,7 @@ class Agent:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._idle_exit_s = settings.idle_exit_s
         self._releases: dict[str, asyncio.Task[None]] = {}
+        self._status_feed = StatusFeed(self._status, self._report_status, self._timers)
         self.left = asyncio.Event()
         self.server = RpcServer(
             {
@@ -138,6 +140,7 @@ class Agent:
                 "leave": Operation(self._leave),
             },
             keys=keys,
+            on_subscribed=self._status_feed.begin,
         )
 
     def adopt(self) -> None:
@@ -445,6 +448,10 @@ class Agent:
         self._timers.cancel(_IDLE)
         if self._ledger.is_empty:
             self._timers.later(self._idle_exit_s, self.left.set, key=_IDLE)
+
+    def _report_status(self, status: Node) -> bool:
+        self._publish("status", node=status)
+        return bool(self.server.subscribers)
 
     def _publish(self, kind: Any, **fields: Any) -> None:
         self.server.publish(messages.AgentEvent(kind=kind, **fields))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from roost.placement.model import Request
+from roost.placement.model import Node, Request
 
 from .rpc import ClientKeys, ServerKeys
 from .shared_values import LAST_LINE as LAST_LINE
@@ -25,7 +25,7 @@ from .shared_values import KernelUse as KernelUse
 from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
 
-PROTOCOL = 10
+PROTOCOL = 11
 """The version of this protocol. An agent and a client must have the same version.
 
 A new field in an answer or event needs no new version, because older clients ignore the field. A new field in a request
@@ -170,10 +170,12 @@ class AgentEvent:
 
     `lost` with a `lease_id`: this lease is lost for `reason`, and its kernel ends next. `lost` without one:
     the cluster manager's last daemon on this node has ended. `warned`: the kernel of this lease will soon be
-    killed; `reason` is a clause that says why. `leaving`: the agent is about to leave. Its kernels stay.
+    killed; `reason` is a clause that says why. `status`: the real use of `node` has changed, or a minute has
+    passed. A new subscriber gets it at once. `leaving`: the agent is about to leave. Its kernels stay.
     """
 
-    kind: Literal["launched", "exited", "reserved", "released", "lost", "warned", "leaving"]
+    kind: Literal["launched", "exited", "reserved", "released", "lost", "warned", "status", "leaving"]
     lease_id: str = ""
     reason: str = ""
     kernel: KernelProcess | None = None
+    node: Node | None = None

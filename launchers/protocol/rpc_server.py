@@ -75,7 +75,9 @@ class RpcServer:
         *,
         keys: ServerKeys | None = None,
         accepts: Callable[[str], bool] | None = None,
+        on_subscribed: Callable[[], object] = lambda: None,
     ) -> None:
+        self._on_subscribed = on_subscribed
         self._operations = {"subscribe": Operation(lambda: None), **operations}
         self._keys = keys
         self._admitted: dict[str, None] = {}
@@ -196,6 +198,7 @@ class RpcServer:
             answer = {"id": number, "ok": encode_message(await operation.answer(name, arguments))}
             if name == "subscribe":
                 self.subscribers.add(peer)
+                asyncio.get_running_loop().call_soon(self._on_subscribed)
         except RemoteError as problem:
             answer = _encode_failure(number, problem.kind, problem.message, problem.fields)
         except WireError as problem:

@@ -54,6 +54,7 @@ class FakeAgent:
         self._called = asyncio.Event()
         self.launched: list[Launch] = []
         self.warm: tuple[str, ...] = ()
+        self.cpus_used = 0.0
         self.signals: list[tuple[str, int]] = []
         self.kernels: dict[str, KernelProcess] = {}
         self._keys = [key.decode() for key in (*zmq.curve_keypair(), *zmq.curve_keypair())]
@@ -88,7 +89,9 @@ class FakeAgent:
     def _listen(self) -> None:
         public, secret, client_public, client_secret = self._keys
         self._server = RpcServer(
-            self.operations, keys=ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
+            self.operations,
+            keys=ServerKeys(public=public, secret=secret, clients=frozenset([client_public])),
+            on_subscribed=self.report_status,
         )
         endpoint = self._server.start("tcp://127.0.0.1:*")
         keys = ClientKeys(server=public, public=client_public, secret=client_secret)
@@ -226,7 +229,7 @@ class FakeAgent:
             cpus_promised=self.ledger.cpus_promised,
             memory_promised_bytes=self.ledger.memory_promised_bytes,
             gpus_promised=self.ledger.gpus_promised,
-            cpus_used=0.0,
+            cpus_used=self.cpus_used,
             memory_used_bytes=0,
             kernels=len(self.kernels),
             metrics_age_s=0.0,
@@ -236,3 +239,7 @@ class FakeAgent:
     def report(self, event: AgentEvent) -> None:
         """Publish an event to all subscribers."""
         self._server.publish(encode(event))
+
+    def report_status(self) -> None:
+        """Report the node's real use, as a real agent does when that has changed."""
+        self.report(AgentEvent(kind="status", node=self._status()))

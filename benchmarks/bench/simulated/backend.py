@@ -71,9 +71,7 @@ class SimulatedManager:
     async def read_metrics(self) -> Collection[str]:
         return ()
 
-    def build_node(
-        self, node: SimulatedNode, leases: Sequence[Lease], status: Node | None, metrics_age_s: float | None
-    ) -> Node:
+    def build_node(self, node: SimulatedNode, leases: Sequence[Lease], status: Node | None) -> Node:
         shares = defaultdict[str, float](float)
         for lease in leases:
             for device_id in lease.device_ids:

@@ -6,7 +6,6 @@ The file `agents.json` keeps their addresses. So the next service reaches live k
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, KeysView
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
-from roost.launchers.daemon.tasks import ask_all, start_shared
+from roost.launchers.daemon.tasks import start_shared
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentEvent, Holdings, Lease
-from roost.launchers.protocol.rpc import RpcError
 from roost.placement import Node
 from roost.placement.json_codec import WireError, decode, encode
 from roost.scheduler.backends.base import AgentAddress
@@ -48,7 +46,7 @@ class AgentPool:
         self._known: dict[str, StartedAgent] = {}
         self._node_at: dict[str, str] = {}  # by endpoint, as it was once
         self._saving: asyncio.Handle | None = None
-        self._status: dict[str, tuple[Node, float]] = {}  # and when it arrived (monotonic)
+        self._status: dict[str, Node] = {}  # as connected agents last reported it
         self.ended_daemons: set[str] = set()  # as agents report, maybe seconds before the manager
         self._doubted: set[str] = set()  # start or find these again before the next call
         self._unreachable: set[str] = set()
@@ -63,20 +61,21 @@ class AgentPool:
         """The ids of all nodes with a known agent, as a view that follows later changes."""
         return self._known.keys()
 
-    @property
-    def connected_nodes(self) -> frozenset[str]:
-        return frozenset(self._status)
+    def listen(self, listener: Callable[[str, AgentEvent | None], None]) -> None:
+        """Call `listener` with a node's id and each event of its agent, or None when the connection to it is lost.
 
-    def listen(self, listener: Callable[[str, AgentEvent], None]) -> None:
-        """Call `listener` with a node's id and each event of its agent. The id is empty if the agent is unknown."""
+        The id is empty if the agent is unknown.
+        """
 
         def on_agent(endpoint: str, event: AgentEvent | None) -> None:
             node_id = self._find_node(endpoint)
-            self.forget_kept(node_id)
+            if event is None or event.node is None:
+                self.forget_kept(node_id)
+            elif node_id:
+                self.note_status(node_id, event.node)
             if event is None:
                 self._doubt(node_id)
-                return
-            if event.kind == "lost" and not event.lease_id and node_id:
+            elif event.kind == "lost" and not event.lease_id and node_id:
                 self.ended_daemons.add(self._known[node_id].daemon)
             listener(node_id, event)
 
@@ -146,27 +145,18 @@ class AgentPool:
         self._keeping.discard(node_id)
         self._kept.pop(node_id, None)
 
-    async def read_status(self) -> None:
-        """Ask all connected agents for the resources that are really used on their nodes."""
+    def note_status(self, node_id: str, status: Node) -> None:
+        """Keep the status that the node's agent reports."""
+        self._status[node_id] = status
+        if status.is_draining:
+            self.ended_daemons.add(self._known[node_id].daemon)
 
-        async def ask(of_node: tuple[str, StartedAgent]) -> None:
-            node_id, known = of_node
-            client = self._agents.connected(known.address.endpoint)
-            if client is not None:
-                with contextlib.suppress(RpcError, asyncio.TimeoutError):
-                    status = await client.status()
-                    self._status[node_id] = status, time.monotonic()
-                    if status.is_draining:
-                        self.ended_daemons.add(known.daemon)
+    def status(self, node_id: str) -> Node | None:
+        """Return the node's status; None if its agent is not connected, or has not reported it yet.
 
-        await ask_all(ask, self._known.items())
-
-    def status(self, node_id: str, at: float) -> tuple[Node | None, float | None]:
-        """Return a node's last status, if any, and the age of its metrics at the monotonic time `at`."""
-        status, arrived_at = self._status.get(node_id, (None, 0.0))
-        if status is None or status.metrics_age_s is None:
-            return status, None
-        return status, status.metrics_age_s + max(0.0, at - arrived_at)
+        The status does not grow old, because the agent reports each noticeable change within seconds.
+        """
+        return self._status.get(node_id)
 
     def check(self, node: ManagedNode) -> bool:
         """True if the manager has a new daemon on the node.

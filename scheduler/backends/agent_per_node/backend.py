@@ -42,9 +42,10 @@ from .settings import AgentPerNodeSettings
 log = logging.getLogger(__name__)
 
 _FRESH_S = 0.05  # at most this old are the nodes on which a placement is made
-_STATUS_S = 5.0  # how long the figures of real use stand
-_STATUS_SHARE = 20.0
-"""At least this many times its own CPU time passes between two readings of real use: 5 % of a core at most."""
+_METRICS_S = 5.0
+"""How long to wait between two readings of the manager's own figures of real use."""
+_METRICS_SHARE = 20.0
+"""At least this many times its own CPU time passes between two of these readings: 5 % of a core at most."""
 _REJOIN_S = 1.0
 _FORGET_S = 60.0  # how long the agent of a node that left is remembered after the grace of its kernels
 
@@ -207,7 +208,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     async def warm_up(self) -> int:
         await self.snapshot()
         problems = [each for each in await ask_all(self._connect, self._membership.nodes) if each is not None]
-        await self._read_metrics()  # the agents are connected now
         if problems:
             raise problems[0]
         return len(self._membership.nodes)
@@ -218,9 +218,11 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     async def _connect(self, node_id: str) -> RoostError | None:
         """Start the agent of a node, or connect to it. Return the error, or None."""
         try:
-            await self._pool.call(node_id, lambda agent: agent.status())
+            status = await self._pool.call(node_id, lambda agent: agent.status())
         except RoostError as problem:
             return problem
+        self._pool.note_status(node_id, status)
+        self._table.update(self._membership.nodes, [node_id])
         return None
 
     async def _join(self) -> None:
@@ -249,7 +251,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 if time.monotonic() >= due_at:
                     due_at, used_s = time.monotonic(), time.thread_time()
                     await self._read_metrics()
-                    due_at += max(_STATUS_S, _STATUS_SHARE * (time.thread_time() - used_s))
+                    due_at += max(_METRICS_S, _METRICS_SHARE * (time.thread_time() - used_s))
             except RoostError as problem:
                 log.debug("%s is away: %s", self._manager.name, problem)
             except Exception:
@@ -257,12 +259,11 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 await asyncio.sleep(_REJOIN_S)
 
     async def _read_metrics(self) -> None:
-        await self._pool.read_status()
         measured = () if self._membership.away else await self._manager.read_metrics()
-        self._table.update_metrics(self._membership.nodes, {*self._pool.connected_nodes, *measured})
+        self._table.update_metrics(self._membership.nodes, measured)
 
-    def _build_node(self, node: N, leases: Sequence[Lease], at: float) -> Node:
-        built = self._manager.build_node(node, leases, *self._pool.status(node.id, at))
+    def _build_node(self, node: N, leases: Sequence[Lease]) -> Node:
+        built = self._manager.build_node(node, leases, self._pool.status(node.id))
         if node.daemon not in self._pool.ended_daemons:
             return built
         # The manager still shows the node for some seconds.
@@ -284,8 +285,12 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         if self._table.update(self._membership.nodes, node_ids):
             self._events.put_nowait(BackendEvent(kind="nodes"))
 
-    def _on_agent(self, node_id: str, event: AgentEvent) -> None:
-        if event.kind == "lost" and not event.lease_id:
+    def _on_agent(self, node_id: str, event: AgentEvent | None) -> None:
+        if event is None or event.kind == "status":
+            self._table.update(
+                self._membership.nodes, [node_id]
+            )  # its real use: no queued start waits for that
+        elif event.kind == "lost" and not event.lease_id:
             self._update([node_id])  # its daemon has ended
         elif event.kind == "lost":
             self._lose(event.lease_id, event.reason)

@@ -69,9 +69,7 @@ class ClusterManager(Protocol[N]):
     async def read_metrics(self) -> Collection[str]:
         """Read the resources that are really used; return the ids of nodes with such figures."""
 
-    def build_node(
-        self, node: N, leases: Sequence[Lease], status: Node | None, metrics_age_s: float | None
-    ) -> Node:
+    def build_node(self, node: N, leases: Sequence[Lease], status: Node | None) -> Node:
         """Return the node for placement, with the known leases on it and the status that its agent reported."""
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:

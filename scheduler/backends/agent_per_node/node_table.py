@@ -57,7 +57,7 @@ class Leases(MutableMapping[str, Lease]):
 class NodeTable(Generic[N]):
     """The known `leases` of all schedulers by id, and the snapshot that `update` keeps up to date."""
 
-    def __init__(self, build_node: Callable[[N, Sequence[Lease], float], Node]) -> None:
+    def __init__(self, build_node: Callable[[N, Sequence[Lease]], Node]) -> None:
         self._build_node = build_node
         self.leases = Leases()
         self._snapshot = Snapshot.of([])
@@ -70,7 +70,7 @@ class NodeTable(Generic[N]):
     def update(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
         """Rebuild these nodes of the snapshot; remove those missing in `nodes`. Return True if it changed."""
         built = [
-            self._build_node(nodes[name], self.leases.on(name), self._measured_at)
+            self._build_node(nodes[name], self.leases.on(name))
             for name in dict.fromkeys(node_ids)
             if name in nodes
         ]

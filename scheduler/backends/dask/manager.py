@@ -92,10 +92,8 @@ class DaskManager:
         self._metrics = await self.ask("roost_metrics")
         return self._metrics
 
-    def build_node(
-        self, node: DaskNode, leases: Sequence[Lease], status: Node | None, metrics_age_s: float | None
-    ) -> Node:
-        return nodes.build_node(node, status, metrics_age_s, self._metrics.get(node.id))
+    def build_node(self, node: DaskNode, leases: Sequence[Lease], status: Node | None) -> Node:
+        return nodes.build_node(node, status, self._metrics.get(node.id))
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
         node = self.membership.nodes.get(lease.node_id)

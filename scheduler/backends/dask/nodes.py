@@ -58,12 +58,7 @@ class DaskNode:
         return replace(node, started_agent=decode_agent(node.agent, name, node.daemon, identity))
 
 
-def build_node(
-    node: DaskNode,
-    status: Node | None,
-    metrics_age_s: float | None,
-    used: Mapping[str, float] | None,
-) -> Node:
+def build_node(node: DaskNode, status: Node | None, used: Mapping[str, float] | None) -> Node:
     """Return the node for placement. GPUs that tasks hold are known only as a sum (`gpus_promised`).
 
     Real use comes from the agent's `status`. Without a status it comes from the workers (`used`: cpus, memory_bytes),
@@ -89,7 +84,7 @@ def build_node(
         drains_because=node.drains_because,
         warm=status.warm if status else (),
         enforcement=status.enforcement if status else "",
-        metrics_age_s=0.0 if status is None and used else metrics_age_s,
+        metrics_age_s=status.metrics_age_s if status else 0.0 if used else None,
     )
 
 

@@ -13,7 +13,7 @@ from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.tasks import start_shared
 from roost.launchers.protocol.messages import AgentEvent, Launch, Owner, Reserve
 from roost.launchers.protocol.rpc import ClientKeys
-from roost.placement import Snapshot
+from roost.placement import Node, Snapshot
 from roost.scheduler.backends.base import (
     AgentAddress,
     Backend,
@@ -28,7 +28,8 @@ from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 from . import SPEC
 from .settings import RoostLocalBackend
 
-REFRESH_AFTER_S = 10.0  # at most this old is the measured use in a snapshot
+_REPORTED_S = 5.0
+"""The age of the measured use in a snapshot is at most this: the agent reports each noticeable change by then."""
 _PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # an agent that is leaving still holds its folder for a moment
 _GIVE_UP_S = 10.0  # an attempt that cannot start the agent may take longer than all pauses
 
@@ -83,11 +84,11 @@ class LocalBackend(Backend):
         self._events.put_nowait(None)
 
     async def snapshot(self) -> Snapshot:
-        if self._is_stale or time.monotonic() - self._taken_at > REFRESH_AFTER_S:
+        if self._is_stale:
             if self._refreshing is None or self._refreshing.done():
                 self._refreshing = start_shared(self._refresh())
             await asyncio.shield(self._refreshing)
-        return self._snapshot.older_by(time.monotonic() - self._taken_at)
+        return self._snapshot.older_by(min(time.monotonic() - self._taken_at, _REPORTED_S))
 
     async def events(self) -> AsyncIterator[BackendEvent]:
         while (event := await self._events.get()) is not None:
@@ -175,6 +176,9 @@ class LocalBackend(Backend):
         if event is None:
             self._is_stale, self._finding = True, None
             self._known.clear()
+        elif event.node is not None:
+            self._note_use(event.node)
+            return
         elif event.kind == "reserved":
             if event.lease_id not in self._known:
                 self._changes += 1
@@ -190,3 +194,18 @@ class LocalBackend(Backend):
         else:
             return
         self._events.put_nowait(BackendEvent(kind="nodes"))
+
+    def _note_use(self, status: Node) -> None:
+        """Take the real use from the agent's status. Its promises may be older or newer than the snapshot's."""
+        if status.id not in self._snapshot:
+            return
+        node = self._snapshot.node(status.id)
+        measured = {device.id: device for device in status.devices}
+        if [device.id for device in node.devices] != list(measured):
+            self._is_stale = True
+            return
+        devices = tuple(replace(measured[each.id], promised=each.promised) for each in node.devices)
+        facts = ("cpus_used", "memory_used_bytes", "is_draining", "warm", "enforcement", "metrics_age_s")
+        reported = {name: getattr(status, name) for name in facts}
+        self._snapshot = self._snapshot.apply([replace(node, devices=devices, **reported)])
+        self._taken_at = time.monotonic()

@@ -160,9 +160,7 @@ def find_custom_resources(resources: Iterable[str]) -> list[str]:
     ]
 
 
-def build_node(
-    node: RayNode, leases: Iterable[Lease], status: Node | None, metrics_age_s: float | None
-) -> Node:
+def build_node(node: RayNode, leases: Iterable[Lease], status: Node | None) -> Node:
     """Return the node for placement. GPUs that others hold are known only as a sum (`gpus_promised`)."""
     held = list(leases)
     total, free = node.total, node.free
@@ -203,12 +201,12 @@ def build_node(
         },
         cpus_used=status.cpus_used if status else None,
         memory_used_bytes=status.memory_used_bytes if status else None,
-        kernels=status.kernels if status else len(held),
+        kernels=len(held),
         is_draining=bool(node.drains_because),
         drains_because=node.drains_because,
         warm=status.warm if status else (),
         enforcement=status.enforcement if status else "",
-        metrics_age_s=metrics_age_s,
+        metrics_age_s=status.metrics_age_s if status else None,
     )
 
 

@@ -287,11 +287,15 @@ async def test_the_use_of_kernels(agent: Session) -> None:
     assert again.idle_s > stats.idle_s > 0
 
 
-async def test_the_status_lists_the_warm_interpreters(agent: Session) -> None:
-    assert (await agent.client.status()).warm == ()
+async def test_the_status_lists_the_warm_interpreters_and_is_reported_when_it_changes(agent: Session) -> None:
+    first = (await agent.until("status")).node  # at once, for a new subscriber
+    assert first is not None
+    assert first.warm == (await agent.client.status()).warm == ()
     argv = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
     await agent.client.warm(argv, dict(os.environ))
     assert (await agent.client.status()).warm == (sys.executable,)
+    while (await agent.until("status")).node.warm != (sys.executable,):  # type: ignore[union-attr]
+        pass
 
 
 async def test_a_kernel_that_does_not_die_is_reported(agent: Session) -> None:

@@ -65,10 +65,11 @@ class FakeManager:
     async def read_metrics(self) -> Collection[str]:
         return ()
 
-    def build_node(
-        self, node: FakeNode, leases: Sequence[Lease], status: Node | None, metrics_age_s: float | None
-    ) -> Node:
-        return Node(id=node.id, cpus=4, cpus_promised=sum(lease.request.cpus for lease in leases))
+    def build_node(self, node: FakeNode, leases: Sequence[Lease], status: Node | None) -> Node:
+        built = Node(id=node.id, cpus=4, cpus_promised=sum(lease.request.cpus for lease in leases))
+        if status is None:
+            return built
+        return replace(built, cpus_used=status.cpus_used, metrics_age_s=status.metrics_age_s)
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
         return {"FAKE_ADDRESS": address}
@@ -328,3 +329,39 @@ async def test_an_agent_that_does_not_answer_is_unreachable_and_its_lease_stays(
     reading = await opened.backend.leases()
     assert (reading.leases, reading.unreachable) == ((LEASE,), {"here"})
     opened.agent.held["list"].set()
+
+
+async def test_agents_report_the_real_use_and_are_not_asked_for_it(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_METRICS_S", 0.01)
+    node = (await opened.backend.snapshot()).node("here")
+    assert (node.cpus_used, node.metrics_age_s) == (None, None), "no agent is connected yet"
+    await opened.backend.claim(LEASE)
+    await until_used(opened, 0.0)
+    opened.agent.cpus_used = 3.0
+    opened.agent.report_status()
+    node = await until_used(opened, 3.0)
+    assert node.metrics_age_s is not None
+    assert node.metrics_age_s < 5.0
+    assert node.cpus_promised == 1
+    assert "status" not in opened.agent.calls
+
+
+async def test_the_real_use_of_a_node_is_unknown_while_its_agent_is_unreachable(opened: Opened) -> None:
+    await opened.backend.claim(LEASE)
+    await until_used(opened, 0.0)
+    await opened.agent.restart()
+    assert (await until_used(opened, None)).metrics_age_s is None
+    opened.agent.cpus_used = 1.0
+    await opened.backend.leases()  # connects with the agent
+    await until_used(opened, 1.0)
+
+
+async def until_used(opened: Opened, cpus_used: float | None) -> Node:
+    """Wait until the snapshot has this use of CPUs. Return the node."""
+    deadline = time.monotonic() + 60
+    while (node := (await opened.backend.snapshot()).node("here")).cpus_used != cpus_used:
+        assert time.monotonic() < deadline, node
+        await asyncio.sleep(0.01)
+    return node

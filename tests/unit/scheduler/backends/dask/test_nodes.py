@@ -37,7 +37,7 @@ def describe(**changes: Any) -> dict[str, Any]:
 
 
 def test_leases_and_tasks_are_promised() -> None:
-    node = build_node(DaskNode.of("10.0.0.1", describe(), SERVICE), None, None, None)
+    node = build_node(DaskNode.of("10.0.0.1", describe(), SERVICE), None, None)
     assert (node.id, node.address, node.cpus, node.memory_bytes) == ("10.0.0.1", "10.0.0.1", 4, 1000)
     assert [(device.id, device.promised) for device in node.devices] == [("0", 0.5), ("1", 0.0)]
     assert node.gpus_promised == 1.5
@@ -48,19 +48,25 @@ def test_leases_and_tasks_are_promised() -> None:
 
 
 def test_a_machine_that_is_retired_drains() -> None:
-    node = build_node(DaskNode.of("m", describe(is_draining=True), SERVICE), None, None, None)
+    node = build_node(DaskNode.of("m", describe(is_draining=True), SERVICE), None, None)
     assert node.is_draining
     assert node.drains_because == "Dask is retiring its workers"
 
 
 def test_real_use_comes_from_the_agent_or_else_from_the_workers() -> None:
     machine = DaskNode.of("m", describe(), SERVICE)
-    by_workers = build_node(machine, None, None, {"cpus": 0.5, "memory_bytes": 200})
+    by_workers = build_node(machine, None, {"cpus": 0.5, "memory_bytes": 200})
     assert (by_workers.cpus_used, by_workers.memory_used_bytes, by_workers.metrics_age_s) == (0.5, 200, 0.0)
     status = Node(
-        id="h", cpus=8, memory_bytes=2000, cpus_used=3.0, memory_used_bytes=700, devices=(A100, OTHER)
+        id="h",
+        cpus=8,
+        memory_bytes=2000,
+        cpus_used=3.0,
+        memory_used_bytes=700,
+        devices=(A100, OTHER),
+        metrics_age_s=2.0,
     )
-    by_agent = build_node(machine, status, 2.0, {"cpus": 0.5, "memory_bytes": 200})
+    by_agent = build_node(machine, status, {"cpus": 0.5, "memory_bytes": 200})
     assert (by_agent.cpus_used, by_agent.memory_used_bytes, by_agent.metrics_age_s) == (3.0, 700, 2.0)
     first, second = by_agent.devices  # Dask numbers what the agent has other names for
     assert (first.id, first.model, first.used, first.memory_used_bytes) == ("0", "A100", 0.5, 40)
@@ -71,7 +77,7 @@ def test_a_device_is_found_by_its_id_if_the_worker_reports_ids() -> None:
     agent = {"report": "x", "devices": [encode(A100), encode(OTHER)]}
     machine = DaskNode.of("m", describe(devices=["GPU-b", "7"], agent=agent), SERVICE)
     assert (machine.daemon, machine.started_agent) == ("x", None)
-    named, numbered = build_node(machine, None, None, None).devices
+    named, numbered = build_node(machine, None, None).devices
     assert (named.id, named.model, named.used) == ("GPU-b", "A100", None)
     assert (numbered.id, numbered.model) == ("7", "")
 

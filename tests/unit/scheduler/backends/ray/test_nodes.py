@@ -38,7 +38,7 @@ def test_custom_resources_exclude_rays_own_and_those_of_groups() -> None:
         request=Request(resources={"licence": 0.5}),
         owner=Owner(user="ada"),
     )
-    known = nodes.build_node(node, [lease], None, None)
+    known = nodes.build_node(node, [lease], None)
     assert known.resources == {"licence": 2.0, "a_group_of_seats": 3.0}
     assert (known.resource_free("licence"), known.resource_free("a_group_of_seats")) == (1.5, 3.0)
 
@@ -73,6 +73,6 @@ def test_an_ended_raylet_is_left_out_beside_the_next_one_at_its_address(
         lives.close()
         (node,) = nodes.read()
         assert (node.id, node.daemon, node.is_held_up) == ("127.0.0.1", "new", True)
-        assert "earlier raylet" in nodes.build_node(node, [], None, None).drains_because
+        assert "earlier raylet" in nodes.build_node(node, [], None).drains_because
         raylets[0]["Alive"] = False
         assert [(node.id, node.is_held_up) for node in nodes.read()] == [("127.0.0.1", False)]
