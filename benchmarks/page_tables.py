@@ -375,6 +375,7 @@ _PLACEMENT = [
             "processor time of the service per start": ["CPU per start: service"],
             "processor time of all agents per start": ["CPU per start: agents"],
             "processor time of the client per start": ["CPU per start: client"],
+            "processor time of the service while no kernel starts": ["idle: service"],
             "memory of the service with all kernels (PSS)": ["memory"],
             "the next service after kill -9 has read everything back": ["read back"],
         },

@@ -1,6 +1,7 @@
 """`roost bench scale`: the service on a large simulated cluster. The agents are real servers, but start no kernels.
 
 connect             the service joins the cluster and connects to all agents
+idle                processor time of the service while no kernel starts, in percent of a core
 starts              kernels per second that were placed, leased and "launched", `at_once` at the same time
 start p50, p99      start() called → the agent has answered
 decision p50, p99   the part of a start in which the scheduler chooses a node
@@ -41,6 +42,8 @@ from .simulated.cluster import MOST_SOCKETS
 from .world import MIB, NEUTRAL, elapsed_ms, private_world
 
 _READY_S = 300.0
+_SETTLE_S, _IDLE_S = 2.0, 10.0
+"""How long to wait after the service has connected, and how long its processor time is then measured."""
 _MOST_NODES = 100_000
 _DESCRIPTORS = 12
 """The number of file descriptors that each agent takes in the process with all agents."""
@@ -126,6 +129,10 @@ async def measure(report: Report, agents: psutil.Process, folder: Path, size: Si
     assert nodes == size.nodes
     service = psutil.Process((await client.service())["pid"])
     report.add("descriptors", service.num_fds() / nodes, "per node")
+    await asyncio.sleep(_SETTLE_S)
+    used_s, began = _cpu_s(service), time.perf_counter()
+    await asyncio.sleep(_IDLE_S)
+    report.add("idle: service", 100_000 * (_cpu_s(service) - used_s) / elapsed_ms(began), "% of a core")
     await _start_all(report, client, {"service": service, "agents": agents, "client": psutil.Process()}, size)
     report.add("memory", service.memory_full_info().pss / MIB, "MiB")
     os.kill(service.pid, signal.SIGKILL)

@@ -202,6 +202,7 @@ def test_the_service_is_measured_on_a_simulated_cluster(tmp_path: Path) -> None:
     found = bench(tmp_path, "scale", "--nodes", "200", "--kernels", "400")
     assert found["figures"]["start p99"]["median"] >= found["figures"]["start p50"]["median"] > 0
     assert found["figures"]["CPU per start: service"]["median"] > 0
+    assert found["figures"]["idle: service"]["median"] < 50
     assert found["figures"]["read back"]["n"] == 1  # the next service knows all 400
     assert found["notes"][0].startswith("The limit is the ")
 

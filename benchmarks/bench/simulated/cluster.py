@@ -6,11 +6,13 @@ It prints a line when all agents listen, and ends when its standard input is clo
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.launchers.protocol.messages import Lease
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.placement import Device, Node
@@ -19,9 +21,13 @@ from roost.testing import FakeAgent
 
 from .relay import RelayedAgent
 
+log = logging.getLogger(__name__)
+
 CPUS, MEMORY_BYTES, GPUS = 32.0, 256 << 30, 4
 MOST_SOCKETS = 1_000
 """The largest number of nodes with a socket for each agent. In larger clusters, all agents share a connection."""
+_REPORTS_S = 60.0
+"""How often each agent reports the use of its node, as a real agent does if nothing has changed."""
 _PAGE = 1_000
 """A message has at most this many nodes or leases."""
 
@@ -47,17 +53,26 @@ class SimulatedCluster:
                 "agent": Operation(self._relay),
             }
         )
+        self._tasks: set[asyncio.Task[Any]] = set()
         for agent in self._agents:
             if isinstance(agent, RelayedAgent):
                 agent.publish = self._server.publish
 
     def start(self, socket: Path) -> None:
         self._server.start(f"ipc://{socket}")
+        spawn(self._report(), self._tasks, log)
 
     async def close(self) -> None:
+        await cancel_all(self._tasks)
         await self._server.close()
         for agent in self._agents:
             await agent.close()
+
+    async def _report(self) -> None:
+        while True:
+            for agent in self._agents:
+                await asyncio.sleep(_REPORTS_S / len(self._agents))
+                agent.report_status()
 
     def _nodes(self, after: int) -> list[tuple[Node, StartedAgent]]:
         return [
