@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -71,11 +73,43 @@ def run_notebook(
         raise KeyboardInterrupt from None
     finally:
         if ran.cells or ran.is_complete:
-            nbformat.write(document, target)  # type: ignore[no-untyped-call,unused-ignore]
+            save_notebook(nbformat.writes(document), target)  # type: ignore[no-untyped-call,unused-ignore]
             ran.report(f"Wrote {target}")
     kernel = {"id": ran.kernel_id, "name": name, "node": ran.node_id}
     files = {"notebook": str(path), "output": str(target)}
     return {**files, "kernel": kernel, "cells": ran.cells, "error": ran.error}
+
+
+def save_notebook(text: str, target: Path) -> None:
+    """Write an executed notebook as a whole; an earlier file stays if that fails.
+
+    Raises `RoostError` if `target` cannot be written. The notebook is then in a folder for temporary files.
+    """
+    try:
+        _write_whole(text, target)
+    except OSError as problem:
+        message = f"{target} cannot be written ({problem.strerror})"
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="roost-run-"))
+            _write_whole(text, folder / target.name)
+        except OSError:
+            raise RoostError(f"{message}: the executed notebook is lost.") from None
+        raise RoostError(f"{message}: the executed notebook is in {folder / target.name}.") from None
+
+
+def _write_whole(text: str, target: Path) -> None:
+    if target.exists() and not target.is_file():  # a device or a pipe
+        target.write_text(text, encoding="utf-8")
+        return
+    target = target.resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class _NotebookRun:

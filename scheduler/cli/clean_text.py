@@ -34,6 +34,11 @@ class CleanOutput:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
+    @property
+    def uncleaned(self) -> TextIO:
+        """The other stream, for a caller that moves the cursor and writes only text that is clean already."""
+        return self._stream
+
     def write(self, text: str) -> int:
         self._stream.write(_UNWANTED_BESIDE_COLOURS.sub(lambda found: found[1] or _escape(found), text))
         return len(text)

@@ -19,10 +19,16 @@ _UNBROKEN = 10_000
 """Width of lines in a pipe: programs such as grep need each row on one line."""
 
 
-def open_console() -> Console:
-    """Return stdout, as wide as the terminal or as COLUMNS says. In a pipe, lines are never broken."""
+def open_console(*, moves_cursor: bool = False) -> Console:
+    """Return stdout, as wide as the terminal or as COLUMNS says. In a pipe, lines are never broken.
+
+    With `moves_cursor`, control characters reach the terminal. The caller then prints tables of `build_table` only.
+    """
     is_free = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=_UNBROKEN if is_free else None, highlight=False, markup=False, emoji=False)
+    file = getattr(sys.stdout, "uncleaned", None) if moves_cursor else None
+    return Console(
+        file=file, width=_UNBROKEN if is_free else None, highlight=False, markup=False, emoji=False
+    )
 
 
 def print_table(out: Console, table: Table) -> None:

@@ -28,7 +28,7 @@ _HIGH = 0.9
 
 def show_top(arguments: argparse.Namespace) -> int:
     """Show the running kernels again and again. Outside a terminal, show them once."""
-    client, out = connect_scheduler(arguments), open_console()
+    client, out = connect_scheduler(arguments), open_console(moves_cursor=True)
     kernels = _read(client)
     if arguments.json or not out.is_terminal:
         document = {"kernels": [encode(kernel.without_keys()) for kernel in kernels]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,18 @@ def test_a_notebook_without_code_is_written_too(shell: Shell, tmp_path: Path) ->
     done = shell.run("run", notebook(tmp_path))
     assert done.returncode == 0, done.stderr
     assert nbformat.read(tmp_path / "notebook.out.ipynb", as_version=4).cells == []
+
+
+def test_a_notebook_that_cannot_be_written_is_not_lost(shell: Shell, tmp_path: Path) -> None:
+    done = shell.run("run", notebook(tmp_path, "6 * 7"), "--output", "/dev/full")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    message = done.stderr.splitlines()[-1]
+    start = "roost: /dev/full cannot be written (No space left on device): the executed notebook is in "
+    assert message.startswith(start)
+    kept = Path(message.removeprefix(start).removesuffix("."))
+    (cell,) = nbformat.read(kept, as_version=4).cells
+    assert cell.outputs[0]["data"]["text/plain"] == "42"
+    shutil.rmtree(kept.parent)
 
 
 def test_a_kernels_death_is_reported(shell: Shell, tmp_path: Path) -> None:

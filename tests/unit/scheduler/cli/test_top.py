@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 from stub_client import QUEUED, RUNNING, SECOND, StubClient, document, run
 
 from roost.launchers.protocol.shared_values import KernelUse
 from roost.placement.model import Request
-from roost.scheduler.cli import top
+from roost.scheduler.cli import main
 
+HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 IDLE = KernelUse(
     kernel_id=RUNNING.id,
     processes=2,
@@ -68,11 +69,20 @@ def test_the_kernels_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert [use["gpu_memory_bytes"] for use in uses] == [0, 3 << 30]
 
 
-def test_a_terminal_is_refreshed_until_the_interrupt(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+class Terminal(io.StringIO):
+    """A terminal that keeps what is written to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_drawn_again_until_the_interrupt(
+    client: StubClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    monkeypatch.setattr(top, "open_console", lambda: console)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    client.known[1] = replace(SECOND, use=BUSY, node_id="evil\x1b[2J")
     pauses: list[float] = []
 
     def sleep(pause_s: float) -> None:
@@ -81,6 +91,10 @@ def test_a_terminal_is_refreshed_until_the_interrupt(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(time, "sleep", sleep)
-    assert run(capsys, "top", "--interval", "0.5")[0] == 0
+    assert main.main(["top", "--interval", "0.5"]) == 0
     assert pauses == [0.5] * 3
-    assert console.file.getvalue().count("small") >= 3  # type: ignore[attr-defined]
+    drawn = terminal.getvalue()
+    assert drawn.count(HIDE_CURSOR) == drawn.count(SHOW_CURSOR) == 1
+    assert drawn.count("evil\\u001b[2J") == drawn.count("\\u00") >= 3, (
+        "cells are clean, and nothing else is cleaned"
+    )
