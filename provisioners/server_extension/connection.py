@@ -40,8 +40,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     """A connection between a client and a kernel. The `PendingStart` gets the messages while the kernel waits."""
 
     _start: PendingStart | None = None
-    _cells: dict[str, dict[str, Any]]
-    """The headers of the client's cells that a kernel of roost's has not answered yet, by message id."""
+    _cells: dict[str, tuple[str, dict[str, Any]]]
+    """The client's cells that a kernel of roost's has not answered yet: launch id and header, by message id."""
     _replay: Replay | None = None
     _replaying: asyncio.Task[None] | None = None
     _asking: asyncio.Task[None] | None = None
@@ -158,7 +158,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             if subscription is not None and subscription.hold(message):
                 return
             if held.is_cell:
-                self._cells[held.header["msg_id"]] = held.header
+                launch_id = self.kernel_manager.provisioner.launch_id
+                self._cells[held.header["msg_id"]] = launch_id, held.header
                 if held.is_of_notebook and self._may_send(held) and self.channels:
                     self.forward(held.channel, held.parts_with_cell_id())
                     return
@@ -309,7 +310,10 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     def _show_end(self) -> None:
         """Show the reason of the kernel's end as an error in the cell that ran."""
         sentence = describe_end(self.kernel_manager)
-        for header in [*self._cells.values()][:1] if sentence else ():
+        ended = self.kernel_manager.provisioner.launch_id if self._cells else ""
+        # A restart leaves cells of earlier launches without an answer.
+        ran = [header for launch_id, header in self._cells.values() if launch_id == ended]
+        for header in ran[:1] if sentence else ():
             error = {"ename": "KernelDied", "evalue": sentence, "traceback": [f"KernelDied: {sentence}"]}
             self.speak("iopub", "error", error, header)
         self._cells.clear()

@@ -61,6 +61,26 @@ async def test_the_first_cell_after_a_restart_has_its_output(
         assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
 
 
+@pytest.mark.backends("local", "ray")
+async def test_the_cell_that_ran_shows_the_end_after_a_restart_too(
+    specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The restart has left another cell without an answer."""
+    specs_of()
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    async with jupyter_server(tmp_path, options=(f"--ServerApp.jpserver_extensions={EXTENSIONS}",)) as server:
+        kernel_id = await start(server, "roosted")
+        async with front_end(server, kernel_id, "client") as front:
+            long = await front.run("print('begun', flush=True); import time; time.sleep(60)")
+            await front.until(lambda: texts(front.about(long)) == "begun\n")
+            assert (await server.api("POST", f"kernels/{kernel_id}/restart", {}))[0] == 200
+            last = await front.run("import os; os._exit(7)")
+            sentence = "The kernel exited with code 7."
+            await front.until(lambda: sentence in errors(front.messages))
+            assert (errors(front.about(last)), sentence in errors(front.about(long))) == ([sentence], False)
+        assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
+
+
 @pytest.mark.backends("local", "ray", "dask", "kubernetes")
 async def test_a_kernel_that_runs_out_of_memory_again_is_not_started_again(
     specs_of: Callable[..., object], backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
