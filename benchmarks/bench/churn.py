@@ -46,7 +46,7 @@ async def measure(report: Report, side: Side, *, for_s: float, at_once: int) -> 
             finally:
                 await kernel.stop()
 
-    await show_time("churn", asyncio.gather(*(run() for _ in range(at_once))), for_s)
+    await show_time("churn", [run() for _ in range(at_once)], for_s)
     report.add(f"starts/{side.name}", done / (time.monotonic() - began), "kernels/s")
     after = await _settle()
     for name in sorted(before | after):

@@ -53,8 +53,7 @@ async def measure(report: Report, sides: Sequence[Side], cases: Sequence[Case], 
             async with AsyncExitStack() as users:
                 opened = [await _open_user(users, side, case.kernels) for _ in range(case.users)]
                 for_s = rest_s if side.is_roost else min(rest_s, _PLAIN_REST_S)
-                resting = asyncio.ensure_future(asyncio.sleep(for_s))
-                await show_time(f"{side.name}, {case}", resting, for_s)
+                await show_time(f"{side.name}, {case}", [asyncio.sleep(for_s)], for_s)
                 by_part = _add_up(opened)
             report.add(f"all in, {case}/{side.name}", sum(by_part.values()) / case.users, "MiB")
             for part, used in sorted(by_part.items()) if side.is_roost else ():

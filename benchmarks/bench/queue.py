@@ -85,9 +85,9 @@ class _Run:
         self._ends_at = began + habits.for_s
         if habits.trace:
             arrivals = [each for each in habits.read_arrivals() if each.at_s < habits.for_s]
-            work = asyncio.gather(*(self._play(number, each) for number, each in enumerate(arrivals)))
+            work = [self._play(number, each) for number, each in enumerate(arrivals)]
         else:
-            work = asyncio.gather(*(self._work(number) for number in range(habits.users)))
+            work = [self._work(number) for number in range(habits.users)]
         await show_time(side.name, work, habits.for_s)
         for longest in self._longest.values():
             self._report.add(f"wait, longest/{side.name}", longest, "ms")

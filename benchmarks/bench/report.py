@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -313,14 +314,24 @@ async def interleave(
                 report.add(f"{stage}/{name}", value, unit)
 
 
-async def show_time(description: str, work: asyncio.Future[Any], for_s: float) -> None:
-    """Wait for work that takes about `for_s`, and show a bar with the time meanwhile."""
+async def show_time(description: str, jobs: Iterable[Awaitable[Any]], for_s: float) -> None:
+    """Run jobs at the same time that take about `for_s`, and show a bar with the time meanwhile.
+
+    If the caller is cancelled, the jobs are cancelled, and this waits until they have ended.
+    """
     began = time.monotonic()
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task(description, total=for_s)
-        while not work.done():
-            progress.update(bar, completed=min(for_s, time.monotonic() - began))
-            await asyncio.wait([work], timeout=0.5)
+    work = asyncio.gather(*jobs)
+    try:
+        with Progress(console=Console(stderr=True)) as progress:
+            bar = progress.add_task(description, total=for_s)
+            while not work.done():
+                progress.update(bar, completed=min(for_s, time.monotonic() - began))
+                await asyncio.wait([work], timeout=0.5)
+    except asyncio.CancelledError:
+        work.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
+        raise
     await work
 
 

@@ -167,9 +167,8 @@ async def _start_all(
             starts_ms.append(elapsed_ms(asked))
             decisions_ms.append(kernel.timing_ms["placed"])
 
-    workers = asyncio.gather(*(work() for _ in range(size.at_once)))
     try:
-        await show_time("scale", workers, size.kernels / 100)
+        await show_time("scale", [work() for _ in range(size.at_once)], size.kernels / 100)
     finally:
         for name, samples in (("start", starts_ms), ("decision", decisions_ms)):
             for percent in (50, 99) if samples else ():

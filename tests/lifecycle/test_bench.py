@@ -219,30 +219,31 @@ def test_a_cluster_that_cannot_be_simulated_is_one_sentence() -> None:
         assert says in done.stderr
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("command", "signum"),
+    [
+        ("density --kernels 500", signal.SIGINT),
+        ("density --kernels 500", signal.SIGTERM),
+        ("churn --seconds 500", signal.SIGINT),
+        ("queue --users 4 --seconds 500", signal.SIGINT),
+    ],
+)
 def test_an_interrupted_run_keeps_its_results_and_leaves_nothing(
-    tmp_path: Path, signum: signal.Signals
+    tmp_path: Path, command: str, signum: signal.Signals
 ) -> None:
-    command = [
-        *BENCH,
-        "density",
-        "--baseline",
-        "none",
-        "--kernels",
-        "500",
-        "--json",
-        str(tmp_path / "result.json"),
-    ]
+    words = [*BENCH, *command.split(), "--baseline", "none", "--json", str(tmp_path / "result.json")]
     marked = {**os.environ, "ROOST_BENCH_TEST": str(tmp_path)}
     with (tmp_path / "said").open("w") as said:
-        run = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=marked)
+        run = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=marked)
         deadline = time.monotonic() + 60
         while len(find_marked(tmp_path)) < 8:  # service, agent, zygote, kernels
             assert time.monotonic() < deadline
             time.sleep(0.2)
         run.send_signal(signum)
         assert run.wait(60) == 130
-    assert "nterrupted" in (tmp_path / "said").read_text()
+    output = (tmp_path / "said").read_text()
+    assert "nterrupted" in output
+    assert "Traceback" not in output
     assert not find_marked(tmp_path)
 
 
