@@ -107,14 +107,17 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             start.task.cancel()
             self.pending.pop(kernel_id, None)
             raise
-        if start.task.done():
+        if not start.task.done():
+            self._list(start)
+            start.is_listed = True
+            start.following = asyncio.create_task(self._follow(start))
+            return kernel_id
+        if start.task.cancelled() or start.task.exception() is not None:
             self.pending.pop(kernel_id, None)  # a stop of the server forgets it as well
             if start.task.cancelled():
                 raise HTTPError(503, start.problem)
             return start.task.result()
-        self._list(start)
-        start.is_listed = True
-        start.following = asyncio.create_task(self._follow(start))
+        await self._open(start)
         return kernel_id
 
     async def adopt_kernels(self, found: Sequence[FoundKernel], within_s: float) -> None:
@@ -123,35 +126,41 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         After `within_s`, a kernel that is not adopted yet is listed as unknown, and its adoption goes on. A kernel that
         has ended meanwhile is not listed. `/roost/api/kernels/ID` says why it has ended.
         """
-        starts = []
-        for kernel in found:
-            environment = {"JPY_SESSION_NAME": kernel.session} if kernel.session else {}
-            arguments = {"kernel_name": kernel.name, "env": {**os.environ, **environment}}
-            if kernel.cwd:
-                arguments["cwd"] = kernel.cwd
-            start = PendingStart(kernel.kernel_id, arguments, self.log)
-            start.is_adoption = True
-            self._begin(start)
-            starts.append(start)
-        deadline = time.monotonic() + within_s
-        while not all(map(_is_settled, starts)) and time.monotonic() < deadline:
-            await asyncio.wait([start.task for start in starts], timeout=_LOOK_S)
-        adopted = 0
-        for start in starts:
-            await _until_made(start)
-            if start.task.done():
-                self.pending.pop(start.kernel_id, None)
-                adopted += self._note_adopted(start)
-            else:
-                self._list(start)
-                start.km.execution_state = "unknown"
-                start.is_listed = True
-                start.following = asyncio.create_task(self._follow(start))
+        began = time.monotonic()
+        starts = [self._begin_adoption(kernel) for kernel in found]
+        adopted = sum(await asyncio.gather(*(self._settle(start, began + within_s) for start in starts)))
         if starts:
-            took_s = time.monotonic() - deadline + within_s
+            took_s = time.monotonic() - began
             count = format_count(len(starts), "kernel")
             name = self._extension.state.name
             self.log.info("roost: adopted %d of %s in %.2f s, as the server %s", adopted, count, took_s, name)
+
+    def _begin_adoption(self, kernel: FoundKernel) -> PendingStart:
+        environment = {"JPY_SESSION_NAME": kernel.session} if kernel.session else {}
+        arguments: dict[str, Any] = {"kernel_name": kernel.name, "env": {**os.environ, **environment}}
+        if kernel.cwd:
+            arguments["cwd"] = kernel.cwd
+        start = PendingStart(kernel.kernel_id, arguments, self.log)
+        start.is_adoption = True
+        self._begin(start)
+        return start
+
+    async def _settle(self, start: PendingStart, deadline: float) -> bool:
+        """Wait until an adoption is over, or until it must be listed because it waits. Return True if it succeeded."""
+        while not _is_settled(start) and time.monotonic() < deadline:
+            await asyncio.wait([start.task], timeout=_LOOK_S)
+        await _until_made(start)
+        if not start.task.done():
+            self._list(start)
+            start.km.execution_state = "unknown"
+            start.is_listed = True
+            start.following = asyncio.create_task(self._follow(start))
+            return False
+        if not self._note_adopted(start):
+            self.pending.pop(start.kernel_id, None)
+            return False
+        await self._open(start)
+        return True
 
     def _note_adopted(self, start: PendingStart) -> bool:
         """Log the outcome of an adoption. Return True if it has succeeded."""
@@ -417,6 +426,13 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             await self._clean_up(start)
             start.fail(start.problem or describe(start.task.exception()))
             return
+        await self._open(start)
+
+    async def _open(self, start: PendingStart) -> None:
+        """Connect the clients that came before the start was over, and forget the start.
+
+        A kernel that runs is listed at once, so clients come also to a start that never waited.
+        """
         self._kernel_connections[start.kernel_id] = 0  # each connection is counted when it opens its channels
         try:
             await start.open()

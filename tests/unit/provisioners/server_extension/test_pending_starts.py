@@ -20,7 +20,9 @@ from managers import kernelspecs
 from tornado.web import Application, HTTPError
 
 from roost.provisioners.server_extension import RoostExtension, pending_starts
+from roost.provisioners.server_extension.adoption import FoundKernel
 from roost.provisioners.server_extension.connection import RoostConnection
+from roost.provisioners.server_extension.pending_start import PendingStart
 from roost.provisioners.server_extension.pending_starts import PendingStarts, add_pending_starts
 from roost.scheduler.errors import LaunchError
 from roost.scheduler.service.messages import StartKernel
@@ -127,6 +129,40 @@ async def test_a_kernel_can_be_described_before_it_is_listed(
     kernel_id = await kernels.start_kernel(kernel_name="roosted")
     assert seen == [("starting", "", True)]
     await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), 60)
+
+
+class EarlyClient:
+    """The connection of a client that has found a kernel before its start was over."""
+
+    is_open = False
+    is_released = False
+
+    async def open_channels(self) -> None:
+        self.is_open = True
+
+    def release(self) -> None:
+        self.is_released = True
+
+
+@pytest.mark.parametrize("is_adoption", [True, False], ids=["adopted", "started"])
+async def test_a_client_that_comes_before_a_start_is_over_is_connected(
+    kernels: Any, monkeypatch: pytest.MonkeyPatch, is_adoption: bool
+) -> None:
+    """The kernel is listed a moment earlier."""
+    client = EarlyClient()
+
+    async def begin(start: PendingStart) -> str:
+        start.km = SimpleNamespace(provisioner=None)
+        start.made.set()
+        start.connections.append(client)
+        return start.kernel_id
+
+    monkeypatch.setattr(kernels, "_start", begin)
+    if is_adoption:
+        await kernels.adopt_kernels([FoundKernel(kernel_id="k", name="roosted")], 60)
+    else:
+        assert await kernels.start_kernel(kernel_id="k", kernel_name="roosted") == "k"
+    assert (client.is_open, client.is_released, kernels.pending) == (True, True, {})
 
 
 async def test_a_manager_that_stops_withdraws_its_waiting_starts(
