@@ -19,6 +19,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_core.paths import jupyter_data_dir
 
 from roost.placement.request import Request
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult, probe
 from roost.scheduler.client.service_checks import check_policy, find_refusal
@@ -162,6 +163,7 @@ def find_problem(spec: RoostKernelspec, *, asks_scheduler: bool = True) -> str:
         request = check_config(spec.config, spec.env)
         check_variables(spec.env)
         check_deploy_mode(spec.argv, spec.env)
+        get_spec(_find_scheduler(spec.config)[0]).check_packages()
         if asks_scheduler:
             _check_policy(spec.config)
     except RoostError as error:

@@ -9,6 +9,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 DEFAULT_BACKEND = "local"
@@ -63,7 +64,8 @@ class BackendSpec:
     an agent of its own, so that no kernel is forked from a warm process. `check`, if any, names a function as
     `module:function`. roost calls it for a new kernelspec, with the settings and a request. It blocks for seconds at
     most. It raises `ConfigError` if the cluster would start no such kernel, and `BackendUnavailable` if the cluster
-    does not answer.
+    does not answer. `packages` are the modules of other packages that the backend imports. roost's extra of the
+    backend's name installs them.
 
     >>> spec = BackendSpec(name="demo", settings="demo.settings:RoostDemoBackend", create="demo.backend:create")
     >>> spec.section
@@ -77,12 +79,21 @@ class BackendSpec:
     runs_on_this_machine: bool = False
     has_agent_per_kernel: bool = False
     check: str = ""
+    packages: tuple[str, ...] = ()
     request_options: tuple[RequestOption, ...] = ()
 
     @property
     def section(self) -> str:
         """The name of the backend's section in a configuration file, without `c.`."""
         return self.settings.rpartition(":")[2]
+
+    def check_packages(self) -> None:
+        """Raise `ConfigError` if a package that the backend needs is not installed. Nothing is imported."""
+        for name in self.packages:
+            if find_spec(name) is None:
+                raise _error(
+                    f"the backend {self.name} needs the package {name}: {describe_extra(self.name)}."
+                )
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `ConfigError` for an unknown option of a request, or for a value of the wrong type."""
@@ -120,10 +131,9 @@ def describe_unknown(what: str, name: object, known: Iterable[str]) -> str:
     return f"there is no {what} named {str(name)[:40]}: {guess}"
 
 
-def describe_missing(backend: str, package: str) -> str:
-    """Return one sentence that says how to install a missing package. roost's extra has the name of the backend."""
-    needs = f"the backend {backend} needs the package {package}"
-    return f"{needs}: install roost with the extra `{backend}` (in a checkout: pip install '.[{backend}]')."
+def describe_extra(name: str) -> str:
+    """Return how to install an extra of roost's, as a clause."""
+    return f"install roost with the extra `{name}` (in a checkout: pip install '.[{name}]')"
 
 
 def _error(sentence: str) -> Exception:

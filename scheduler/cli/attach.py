@@ -13,6 +13,7 @@ from roost.provisioners.attached_kernel import AttachedKernel
 from roost.provisioners.attached_kernel import attach as attach_kernel
 from roost.provisioners.journal_reader import CellRun, read_runs
 from roost.provisioners.kernel_connection import to_jupyter
+from roost.scheduler.backends.spec import describe_extra
 from roost.scheduler.client.client import user_folder
 from roost.scheduler.client.state_folder import write_private_json
 from roost.scheduler.errors import ConfigError
@@ -29,7 +30,7 @@ def attach(arguments: argparse.Namespace) -> int:
     try:
         import jupyter_console  # noqa: F401
     except ImportError:
-        raise ConfigError("`roost attach` needs Jupyter's console: pip install 'roost[console]'.") from None
+        raise ConfigError(f"`roost attach` needs Jupyter's console: {describe_extra('console')}.") from None
     (kernel,) = find_kernels(connect_scheduler(arguments), [arguments.kernel])
     with attach_kernel(kernel.id, arguments.backend, **scheduler_options(arguments)) as attached:
         connection = to_jupyter(attached.connection)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import cast
 
+from roost.scheduler.backends.spec import describe_extra
 from roost.scheduler.errors import ConfigError
 
 _FUNCTIONS = {
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         command = import_module("roost.bench.command")
     except ImportError as problem:
-        missing = f"the package {problem.name} is missing: pip install 'roost[bench]'"
+        missing = f"the package {problem.name} is missing: {describe_extra('bench')}"
         raise ConfigError(f"roost bench cannot run here, because {missing}.") from None
     function = getattr(command, _FUNCTIONS[arguments.command])
     return cast(Callable[[argparse.Namespace], int], function)(arguments)

@@ -28,17 +28,22 @@ def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:
 def check_cluster(request: Request, backend: str, options: Mapping[str, Any]) -> str:
     """Raise `ConfigError` if the cluster could not run the request.
 
-    Return a sentence for the user if the cluster does not answer, else an empty text.
+    Return a sentence for the user if the cluster does not answer or the backend lacks a package, else an empty text.
     """
     from roost.scheduler.config.files import (
         load_settings,
     )  # here, because Jupyter needs no settings of the service
 
-    if not (reference := get_spec(backend).check):
+    spec = get_spec(backend)
+    try:
+        spec.check_packages()
+    except ConfigError as missing:
+        return missing.user_message
+    if not spec.check:
         return ""
     _, settings = load_settings(backend, with_address(backend, options))
     try:
-        load_object(reference, f"the check of the backend {backend}")(settings, request)
+        load_object(spec.check, f"the check of the backend {backend}")(settings, request)
     except BackendUnavailable as problem:
         return f"The cluster has not checked these kernels: {problem.user_message}"
     return ""

@@ -227,6 +227,7 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
             restart_grace_s=settings.restart_grace_s,
             idle_exit_s=settings.idle_exit_s,
         )
+        spec.check_packages()
         # The backend's cluster library is imported here and nowhere else.
         backend = load_object(spec.create, f"the backend {spec.name}")(own_settings, context)
         name = scheduler_name(folder)

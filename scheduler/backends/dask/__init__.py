@@ -9,4 +9,5 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.dask.settings:RoostDaskBackend",
     create="roost.scheduler.backends.dask.manager:create",
     address_variable="DASK_SCHEDULER_ADDRESS",
+    packages=("distributed",),
 )

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
+import importlib
 import json
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
-from roost.scheduler.backends.spec import describe_missing
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 from .settings import RoostDaskBackend
@@ -36,8 +35,6 @@ async def join(settings: RoostDaskBackend, fallback: str) -> tuple[Any, str]:
 
     Raises `ConfigError` if somebody must change something, and `BackendUnavailable` if the problem may pass.
     """
-    if importlib.util.find_spec("distributed") is None:
-        raise ConfigError(describe_missing("dask", "distributed"))
     try:
         await asyncio.to_thread(importlib.import_module, "distributed")  # 0.8 s
     except ImportError as problem:

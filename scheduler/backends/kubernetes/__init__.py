@@ -19,6 +19,7 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.kubernetes.settings:RoostKubernetesBackend",
     create="roost.scheduler.backends.kubernetes.backend:create",
     address_variable="KUBECONFIG",
+    packages=("kubernetes",),
     has_agent_per_kernel=True,
     check="roost.scheduler.backends.kubernetes.backend:check",
     request_options=(

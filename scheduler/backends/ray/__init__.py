@@ -9,6 +9,7 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.ray.settings:RoostRayBackend",
     create="roost.scheduler.backends.ray.manager:create",
     address_variable="RAY_ADDRESS",
+    packages=("ray",),
     request_options=(
         RequestOption(
             name="namespace",

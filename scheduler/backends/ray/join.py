@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
-import importlib.util
 import logging
 import signal
 import sys
@@ -18,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from roost.launchers.daemon.tasks import start_thread
-from roost.scheduler.backends.spec import describe_missing
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 from . import checks
@@ -41,8 +39,6 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
     and `BackendUnavailable` if the problem may pass.
     """
     global _cluster_id
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError(describe_missing("ray", "ray"))
     give_up_at = time.monotonic() + deadline_s
     gcs = checks.resolve(address)
     checks.greet(gcs)

@@ -16,6 +16,7 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.yarn.settings:RoostYarnBackend",
     create="roost.scheduler.backends.yarn.backend:create",
     address_variable="HADOOP_CONF_DIR",
+    packages=("yarn_api_client",),
     has_agent_per_kernel=True,
     request_options=(
         RequestOption(name="queue", kind=str, help="the queue of the kernel", variable="KERNEL_QUEUE"),

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend
 from roost.scheduler.backends.base import Backend, BackendContext
-from roost.scheduler.backends.spec import describe_missing
-from roost.scheduler.errors import ConfigError
 
+from .cluster import YarnCluster
 from .settings import RoostYarnBackend
 
 
 def create(settings: RoostYarnBackend, context: BackendContext) -> Backend:
-    """Return the backend. Raises `ConfigError` if a package or the address of the cluster is missing."""
-    try:
-        from .cluster import YarnCluster
-    except ModuleNotFoundError as problem:
-        raise ConfigError(describe_missing("yarn", str(problem.name))) from None
+    """Return the backend. Raises `ConfigError` if the address of the cluster is missing."""
     cluster = YarnCluster(settings, context.idle_exit_s)
     # A request that no node can take now waits in YARN's own queues, where fairness and preemption see it.
     return AgentPerKernelBackend(cluster, context.agents, linger_s=context.restart_grace_s, adds_nodes=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +178,19 @@ print(settings.__name__, "numpy" in sys.modules, {name!r} != "local" and {name!r
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
     )
     assert done.stdout.splitlines() == ["", f"Roost{name.capitalize()}Backend False False"]
+
+
+def test_a_missing_package_is_one_sentence() -> None:
+    replace(SPEC, packages=("json", "traitlets")).check_packages()
+    with pytest.raises(
+        ConfigError, match=r"the backend demo needs the package no_such: .* '\.\[demo\]'\)\.$"
+    ):
+        replace(SPEC, packages=("json", "no_such")).check_packages()
+
+
+@pytest.mark.parametrize("name", ["dask", "kubernetes", "ray", "yarn"])
+def test_a_shipped_backend_needs_what_its_extra_installs(name: str) -> None:
+    marker = f"extra == '{name}'"
+    extra = [need for need in requires("roost") or () if marker in need.replace('"', "'")]
+    installed = {re.split(r"[^\w-]", need)[0].replace("-", "_") for need in extra}
+    assert installed == set(registry.get_spec(name).packages)

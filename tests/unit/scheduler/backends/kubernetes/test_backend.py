@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 import time
 from pathlib import Path
 
@@ -15,21 +14,7 @@ from roost.scheduler.backends.kubernetes import backend
 from roost.scheduler.backends.kubernetes.api import Api
 from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
-from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable, ConfigError
-from roost.testing import backend_context
-
-
-def test_without_the_extra_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (
-        "kubernetes",
-        "roost.scheduler.backends.kubernetes.cluster",
-        "roost.scheduler.backends.kubernetes.api",
-    ):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(sys.modules, "urllib3", None)
-    with pytest.raises(ConfigError, match="extra `kubernetes`"):
-        backend.create(RoostKubernetesBackend(), backend_context(Agents(), tmp_path))
 
 
 def test_a_kubeconfig_file_that_is_not_there_is_named(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 import subprocess
 import sys
@@ -217,12 +216,6 @@ def test_this_machines_addresses_are_recognised(monkeypatch: pytest.MonkeyPatch)
     assert not checks._is_own_address("no address")
 
 
-def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install '.\[ray\]'"):
-        join.join(GCS, namespace="roost")
-
-
 SIGNALS = """
 import ctypes, os, signal, sys
 from roost.scheduler.backends.ray.join import _keep_signals
@@ -308,7 +301,6 @@ def test_a_driver_remains_one_until_another_cluster_has_its_address(monkeypatch:
     for check in ("greet", "check_token", "check_versions", "check_machine"):
         monkeypatch.setattr(checks, check, lambda *facts: None)
     ray.__version__ = "2.60.0"  # type: ignore[attr-defined]
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     for cluster_id, calls in (("a", ["init"]), ("a", ["init"]), ("b", ["init", "shutdown", "init"])):
         monkeypatch.setattr(checks, "ask", lambda gcs, found=cluster_id: replace(facts(), cluster_id=found))
         assert join.join(GCS, namespace="roost") == GCS
