@@ -201,7 +201,8 @@ class RoostProvisioner(KernelProvisionerBase):
             self._exits.mark_unknown(ending)
         except BackendUnavailable as problem:
             if not getattr(self.parent, "shutting_down", False):
-                raise
+                with show_errors_in_jupyter(self.parent):
+                    raise
             self.log.warning("kernel=%s signal %d was not sent: %s", self._id, signum, problem)
 
     async def kill(self, restart: bool = False) -> None:

@@ -24,6 +24,8 @@ from .agent_calls import AgentCaller, Agents
 T = TypeVar("T")
 
 _ANSWER_S = 5.0
+IN_TIME_S = 15.0
+"""How long a client's call to an agent may take. Clients give up after `CALL_DEADLINE_S` of `client.py`."""
 """How long one agent may take to list its kernels or their use. Callers go on without a slower agent's list."""
 _JOIN_S = 10.0
 """How long a call waits for an agent that becomes ready after its kernel."""
@@ -91,6 +93,10 @@ class Cluster:
         """Return the agent's answer; None if it is late, unreachable, or does not know the kernel."""
         return await _try(partial(self.call, lease, call))
 
+    async def call_in_time(self, lease: Lease, call: Callable[[AgentClient], Awaitable[T]]) -> T:
+        """Call the lease's agent for a client that waits. Raise `BackendUnavailable` before the client gives up."""
+        return await in_time(self.call(lease, call), lease, IN_TIME_S)
+
     async def end_process(self, lease: Lease, grace_s: float) -> KernelProcess | None:
         """End the kernel's process in a lease, and return how it ended; None if there is no process.
 
@@ -100,6 +106,15 @@ class Cluster:
             return await self.call(lease, lambda agent: agent.stop(lease.kernel_id, grace_s))
         except UnknownKernel:
             return None
+
+
+async def in_time(work: Awaitable[T], lease: Lease, within_s: float) -> T:
+    """Return the result of a call to the lease's agent. After `within_s`, cancel it and raise `BackendUnavailable`."""
+    try:
+        return await asyncio.wait_for(work, within_s)
+    except asyncio.TimeoutError:
+        problem = f"the agent on {lease.node_id or 'its node'} has not answered within {within_s:g} s"
+        raise BackendUnavailable(f"{problem}.", kernel_id=lease.kernel_id) from None
 
 
 async def _try(ask: Callable[[], Awaitable[T]]) -> T | None:

@@ -34,7 +34,7 @@ from roost.scheduler.policies.recent_requests import RecentRequests
 from roost.scheduler.service.messages import Finding, Kernel, KernelState, StartKernel
 
 from .agent_calls import Agents
-from .cluster import Cluster
+from .cluster import IN_TIME_S, Cluster, in_time
 from .diagnosis import Doctor
 from .ender import KernelEnder
 from .events import EventStream
@@ -176,23 +176,27 @@ class Scheduler:
     async def stop(self, kernel_id: str, grace_s: float = 5.0) -> Kernel:
         """End a kernel or its start, and release its lease.
 
-        If this raises an error, the end is tried again later.
+        If this raises an error, the end goes on, or is tried again later.
         """
         record = self._table.get(kernel_id)
         if record is None:
             return self._ended(kernel_id)
         record.is_stopped = True
-        return await self._ender.stop(record, grace_s, "stopped")
+        ending = self._ender.stop(record, grace_s, "stopped")
+        if record.lease is None:
+            return await ending
+        return await in_time(ending, record.lease, grace_s + IN_TIME_S)
 
     async def signal(self, kernel_id: str, signum: int) -> None:
-        await self._cluster.call(self._lease_of(kernel_id), lambda agent: agent.signal(kernel_id, signum))
+        lease = self._lease_of(kernel_id)
+        await self._cluster.call_in_time(lease, lambda agent: agent.signal(kernel_id, signum))
 
     async def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> str:
         """Return the end of a kernel's log (stdout and stderr); of an ended kernel, the part that was kept."""
         if self._table.get(kernel_id) is None:
             return self._ended(kernel_id).log_tail
         lease = self._lease_of(kernel_id)
-        return await self._cluster.call(lease, lambda agent: agent.logs(kernel_id, tail_bytes))
+        return await self._cluster.call_in_time(lease, lambda agent: agent.logs(kernel_id, tail_bytes))
 
     def kernels(self) -> list[Kernel]:
         return [self._view(record) for record in self._table.records.values()]
@@ -258,7 +262,7 @@ class Scheduler:
         """Return a page of a kernel's journal. The arguments are those of `Client.journal`."""
         lease = self._lease_of(kernel_id)
         choice = {"after": after, "offset": offset, "session": session, "since_s": since_s}
-        return await self._cluster.call(lease, lambda agent: agent.journal(kernel_id, **choice))
+        return await self._cluster.call_in_time(lease, lambda agent: agent.journal(kernel_id, **choice))
 
     async def snapshot(self) -> Snapshot:
         """Return all nodes as they are now."""

@@ -19,6 +19,7 @@ from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import CommandNotFound
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import (
+    BackendUnavailable,
     ConfigError,
     LaunchError,
     NoNodeEver,
@@ -152,6 +153,13 @@ async def test_jupyter_server_gets_errors_it_can_show(service: FakeService, tmp_
         assert caught.value.log_message == str(problem)
     assert the_start(service).owner.can_adopt
     assert the_start(service).owner.application == "jupyter_server"
+    del service.answers["start"]
+    kernel_id = await kernels.start_kernel(kernel_name="roosted")
+    service.answers["signal"] = BackendUnavailable("The agent does not answer.")
+    with pytest.raises(HTTPError) as caught:
+        await kernels.interrupt_kernel(kernel_id)
+    assert (caught.value.status_code, str(caught.value)) == (503, "The agent does not answer.")
+    await kernels.shutdown_kernel(kernel_id)
 
 
 async def test_ipc_at_the_callers_address(

@@ -9,6 +9,7 @@ import pytest
 from fake_cluster import FakeAgent, scheduler_on, world
 
 from roost.scheduler.config.settings import Settings
+from roost.scheduler.core import cluster, scheduler
 from roost.scheduler.errors import (
     BackendUnavailable,
     Cancelled,
@@ -125,3 +126,21 @@ async def test_a_defect_in_a_start_leaves_nothing_behind(
             await w.start("k", cpus=1)
         assert w.scheduler.kernels() == []
         assert w.leases() == []
+
+
+async def test_an_agent_that_does_not_answer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (cluster, scheduler):
+        monkeypatch.setattr(module, "IN_TIME_S", 0.05)
+    async with world(tmp_path) as w:
+        await w.start("k", cpus=1)
+        releases = [w.agent.hold(stage) for stage in ("signal", "logs", "stop")]
+        for call in (w.scheduler.signal("k", 2), w.scheduler.logs("k"), w.scheduler.stop("k", 0.0)):
+            with pytest.raises(
+                BackendUnavailable, match=r"^the agent on here has not answered within 0.05 s\.$"
+            ):
+                await call
+        for release in releases:
+            release.set()
+        await w.until(lambda: w.leases() == [])  # the stop goes on
