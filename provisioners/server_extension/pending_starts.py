@@ -152,7 +152,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         await _until_made(start)
         if not start.task.done():
             self._list(start)
-            start.km.execution_state = "unknown"
+            start.km.execution_state = _find_state(start)
             start.is_listed = True
             start.following = asyncio.create_task(self._follow(start))
             return False
@@ -467,6 +467,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         """Show what the start waits for, and keep the kernel and the server active, so that nothing culls them."""
 
         def show(text: str) -> None:
+            if start.km.provisioner.waiting is not None:
+                start.km.execution_state = _find_state(start)
             start.km.reason = text
             start.km.last_activity = self.last_kernel_activity = utcnow()
             start.line.change(text)
@@ -506,6 +508,12 @@ async def _until_admitted(start: PendingStart) -> None:
 def _is_settled(start: PendingStart) -> bool:
     """True if the adoption has ended, or is known to wait for something."""
     return start.task.done() or getattr(getattr(start.km, "provisioner", None), "waiting", None) is not None
+
+
+def _find_state(start: PendingStart) -> str:
+    """Return the state of a kernel that is being adopted: `starting` if it waits, `unknown` if it is out of reach."""
+    waiting = getattr(start.km.provisioner, "waiting", None)
+    return "unknown" if waiting is None or waiting.state == "unknown" else "starting"
 
 
 async def _until_made(start: PendingStart) -> None:

@@ -39,6 +39,7 @@ async def test_a_waiting_kernel_keeps_its_place_and_its_cell_ends(one_gpu: Path)
             await end(server)
     async with serving(one_gpu) as server:
         assert (await listed(server)).keys() == {holder, waiting}
+        assert (await server.api("GET", f"kernels/{waiting}"))[1]["execution_state"] == "starting"
         async with front_end(server, waiting, "client") as front:
             assert "run it again" in errors(await front.ended(cell))[0]
             again = await front.run("print('now')")
