@@ -17,6 +17,7 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
 from roost.provisioners.kernel_environment import build_environment
+from roost.provisioners.kernelspecs import read_kernelspec
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.client import Client
@@ -70,6 +71,7 @@ class _WarmUp:
         )
         service = None
         try:
+            read_kernelspec(self._kernelspecs, name)  # raises one sentence if it is malformed
             command, launch = await manager.pre_start_kernel()
             provisioner = manager.provisioner
             assert isinstance(provisioner, RoostProvisioner)

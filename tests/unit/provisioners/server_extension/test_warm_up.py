@@ -82,3 +82,16 @@ def test_few_kernelspecs_are_prepared(service: FakeService, tmp_path: Path) -> N
         specs = kernelspecs(tmp_path, f"spec{number}")
     warm_up(specs)
     assert len(service.called("warm")) == 4
+
+
+def test_a_malformed_kernelspec_is_one_sentence(
+    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metadata = {"kernel_provisioner": {"provisioner_name": "roost", "config": [1]}}
+    kernelspecs(tmp_path, "broken", metadata=metadata)
+    warm_up(kernelspecs(tmp_path))
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith("roost: kernels of broken are not prepared: ")
+    assert "config" in line
+    assert "**" not in line
+    assert len(service.called("warm")) == 1, "the other one is prepared"
