@@ -119,7 +119,7 @@ class Agent:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._idle_exit_s = settings.idle_exit_s
         self._releases: dict[str, asyncio.Task[None]] = {}
-        self._status_feed = StatusFeed(self._status, self._report_status, self._timers)
+        feed = StatusFeed(self._status, self._report_status, self._timers)
         self.left = asyncio.Event()
         self.server = RpcServer(
             {
@@ -140,7 +140,8 @@ class Agent:
                 "leave": Operation(self._leave),
             },
             keys=keys,
-            on_subscribed=self._status_feed.begin,
+            # The agent of one kernel does not speak for its node.
+            on_subscribed=feed.begin if not settings.is_per_kernel else lambda: None,
         )
 
     def adopt(self) -> None:

@@ -55,11 +55,8 @@ def differs(before: Node, after: Node) -> bool:
         return True
     if abs((after.cpus_used or 0.0) - (before.cpus_used or 0.0)) >= _CPUS * after.cpus > 0:
         return True
-    if (
-        abs((after.memory_used_bytes or 0) - (before.memory_used_bytes or 0))
-        >= _MEMORY * after.memory_bytes
-        > 0
-    ):
+    memory_bytes = abs((after.memory_used_bytes or 0) - (before.memory_used_bytes or 0))
+    if memory_bytes >= _MEMORY * after.memory_bytes > 0:
         return True
     pairs = zip(before.devices, after.devices, strict=True)
     return any(abs(_use_of(one) - _use_of(other)) >= _DEVICE for one, other in pairs)

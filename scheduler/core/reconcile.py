@@ -227,7 +227,7 @@ class Reconciler:
         if event is None:
             if self._table.records:
                 self.soon()
-        else:
+        elif event.kind != "status":  # which is about a node, not about a kernel
             self._on_event(event)
 
     def _on_event(self, event: AgentEvent) -> None:

@@ -287,9 +287,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     def _on_agent(self, node_id: str, event: AgentEvent | None) -> None:
         if event is None or event.kind == "status":
-            self._table.update(
-                self._membership.nodes, [node_id]
-            )  # its real use: no queued start waits for that
+            # The real use has changed. No queued start waits for that, so there is no event.
+            self._table.update(self._membership.nodes, [node_id])
         elif event.kind == "lost" and not event.lease_id:
             self._update([node_id])  # its daemon has ended
         elif event.kind == "lost":
