@@ -22,7 +22,15 @@ from world import TINY_ARGV
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.agent_client import AgentClient
-from roost.launchers.protocol.messages import Assignment, Connection, Launch, Lease, Owner, Reserve
+from roost.launchers.protocol.messages import (
+    AgentEvent,
+    Assignment,
+    Connection,
+    Launch,
+    Lease,
+    Owner,
+    Reserve,
+)
 from roost.launchers.protocol.rpc import ClientKeys, RpcError, ServerKeys
 from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
@@ -52,10 +60,14 @@ while True:
 
 @dataclass(frozen=True)
 class AssignedAgent:
-    """An agent's process, which leads a session as a container's first process does, and a connection to the agent."""
+    """An agent's process, which leads a session as a container's first process does, and a connection to the agent.
+
+    `events` has all events that the agent has published since the connection.
+    """
 
     process: asyncio.subprocess.Process
     client: AgentClient
+    events: list[AgentEvent]
 
 
 @asynccontextmanager
@@ -84,9 +96,10 @@ async def assigned_agent(
     process = await start_archive(folder, settings, assignment, before=before, after=after)
     keys = ClientKeys(server=public, public=mine[0], secret=mine[1])
     try:
-        client = await connect(f"tcp://127.0.0.1:{settings.ports[-1]}", keys)
+        events: list[AgentEvent] = []
+        client = await connect(f"tcp://127.0.0.1:{settings.ports[-1]}", keys, events)
         try:
-            yield AssignedAgent(process, client)
+            yield AssignedAgent(process, client, events)
         finally:
             await client.close()
     finally:
@@ -120,10 +133,10 @@ async def find_children(client: AgentClient) -> list[psutil.Process]:
     return [psutil.Process(int(pid)) for pid in text.split()[-4:]]
 
 
-async def connect(endpoint: str, keys: ClientKeys) -> AgentClient:
+async def connect(endpoint: str, keys: ClientKeys, events: list[AgentEvent]) -> AgentClient:
     deadline = time.monotonic() + 60
     while True:
-        client = AgentClient(endpoint, keys)
+        client = AgentClient(endpoint, keys, on_event=events.append)
         try:
             await client.connect()
             return client

@@ -35,6 +35,7 @@ async def test_the_assigned_kernel_starts_before_anyone_asks(runtime_dir: Path) 
         joined = await agent.client.launch(a_launch())
         assert joined.pid == kernels[0].pid, "a later call joins the launch"
         assert read_json(runtime_dir / "agent" / "ready.json")["keys"] == {}, "the client's secret stays away"
+        assert "status" not in [event.kind for event in agent.events], "it does not speak for its node"
 
 
 async def test_the_first_process_of_a_pod_forks_a_kernel_that_knows_no_roost(runtime_dir: Path) -> None:
