@@ -78,9 +78,13 @@ def install(
     if provisioner not in _PLAIN:
         raise ConfigError(f"Kernelspec {source!r} uses the provisioner {provisioner!r}: choose a plain one.")
     check_deploy_mode(spec.argv, spec.env)
+    if prefix == "":
+        raise ConfigError("--prefix names no folder: give one, or use --user.")
     data = Path(prefix).absolute() / "share" / "jupyter" if prefix else Path(jupyter_data_dir())
     folder = data / "kernels" / name
-    there = specs.find_kernel_specs().get(name) or (str(folder) if folder.exists() else "")
+    there = str(folder) if folder.exists() else ""
+    if prefix in (None, sys.prefix):  # Jupyter does not look for kernelspecs below another prefix
+        there = specs.find_kernel_specs().get(name) or there
     if there and not may_replace:
         raise ConfigError(f"There is a kernelspec {name!r} in {there}: give another --name, or --replace.")
     argv = [_absolute(spec.argv[0]), *spec.argv[1:]] if spec.argv else []

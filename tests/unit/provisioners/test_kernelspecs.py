@@ -170,6 +170,12 @@ def test_prefix(kernels: Path, tmp_path: Path) -> None:
     assert made.folder == str(tmp_path / "env" / "share" / "jupyter" / "kernels" / "p")
     with pytest.raises(ConfigError, match="--replace"):  # even where Jupyter does not search
         kernelspecs.install("python3", name="p", config={}, prefix=str(tmp_path / "env"))
+    kernelspecs.install("python3", name="p", config={}, is_checked=False)  # for the user
+    with pytest.raises(ConfigError, match="There is a kernelspec 'p'"):
+        kernelspecs.install("python3", name="p", config={}, is_checked=False)
+    kernelspecs.install("python3", name="p", config={}, prefix=str(tmp_path / "other"), is_checked=False)
+    with pytest.raises(ConfigError, match="--prefix names no folder"):
+        kernelspecs.install("python3", name="p", config={}, prefix="")
 
 
 def test_a_folder_that_cannot_be_written(kernels: Path, tmp_path: Path) -> None:
