@@ -248,11 +248,6 @@ def test_another_python(dask_cluster: DaskMachines, monkeypatch: pytest.MonkeyPa
     assert "set ROOST_SERVICE_PYTHON" in str(problem)
 
 
-def test_without_dask_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(join.importlib.util, "find_spec", lambda name: None)
-    assert "pip install '.[dask]'" in str(refused("127.0.0.1:1"))
-
-
 @pytest.mark.parametrize(
     ("address", "says"),
     [
