@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,7 +97,7 @@ async def assigned_agent(
     keys = ClientKeys(server=public, public=mine[0], secret=mine[1])
     try:
         events: list[AgentEvent] = []
-        client = await connect(f"tcp://127.0.0.1:{settings.ports[-1]}", keys, events)
+        client = await connect(f"tcp://127.0.0.1:{settings.ports[-1]}", keys, events.append)
         try:
             yield AssignedAgent(process, client, events)
         finally:
@@ -133,10 +133,13 @@ async def find_children(client: AgentClient) -> list[psutil.Process]:
     return [psutil.Process(int(pid)) for pid in text.split()[-4:]]
 
 
-async def connect(endpoint: str, keys: ClientKeys, events: list[AgentEvent]) -> AgentClient:
+async def connect(
+    endpoint: str, keys: ClientKeys, on_event: Callable[[AgentEvent], None] | None = None
+) -> AgentClient:
+    """Connect to an agent as soon as it listens."""
     deadline = time.monotonic() + 60
     while True:
-        client = AgentClient(endpoint, keys, on_event=events.append)
+        client = AgentClient(endpoint, keys, on_event=on_event)
         try:
             await client.connect()
             return client
