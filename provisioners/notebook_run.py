@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
+import stat
 import tempfile
 import time
 import uuid
@@ -20,6 +20,7 @@ from rich.text import Text
 import roost
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.client import Client
+from roost.scheduler.client.state_folder import write_whole
 from roost.scheduler.errors import ConfigError, KernelDied, LaunchTimeout, RoostError
 from roost.scheduler.service.messages import Event, Kernel
 
@@ -86,30 +87,27 @@ def save_notebook(text: str, target: Path) -> None:
     Raises `RoostError` if `target` cannot be written. The notebook is then in a folder for temporary files.
     """
     try:
-        _write_whole(text, target)
+        _write(text, target)
     except OSError as problem:
         message = f"{target} cannot be written ({problem.strerror})"
         try:
             folder = Path(tempfile.mkdtemp(prefix="roost-run-"))
-            _write_whole(text, folder / target.name)
+            _write(text, folder / target.name)
         except OSError:
             raise RoostError(f"{message}: the executed notebook is lost.") from None
         raise RoostError(f"{message}: the executed notebook is in {folder / target.name}.") from None
 
 
-def _write_whole(text: str, target: Path) -> None:
-    if target.exists() and not target.is_file():  # a device or a pipe
+def _write(text: str, target: Path) -> None:
+    """Write to a device or a pipe, or replace a file. An earlier file keeps its mode."""
+    if target.exists() and not target.is_file():
         target.write_text(text, encoding="utf-8")
         return
     target = target.resolve()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        if target.exists():
-            shutil.copymode(target, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+    write_whole(target, text.encode(), mode=0o666 if mode is None else mode)
+    if mode is not None:
+        target.chmod(mode)  # with the bits that the umask has taken
 
 
 class _NotebookRun:

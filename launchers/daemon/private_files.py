@@ -81,9 +81,14 @@ def private_folder(path: Path) -> Path:
 
 def write_private(path: Path, content: bytes) -> None:
     """Replace the content of `path` (mode 0600). An error, such as a full disk, leaves the old content."""
+    write_whole(path, content, mode=0o600)
+
+
+def write_whole(path: Path, content: bytes, *, mode: int) -> None:
+    """Replace `path` by a file of this mode, less the umask. An error leaves the old file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
         with open(descriptor, "wb") as file:
             file.write(content)
         os.replace(temporary, path)
@@ -93,7 +98,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files that `write_private` left in this folder when its process was killed.
+    """Remove the temporary files that `write_whole` left in this folder when its process was killed.
 
     Call it only in the one process that writes to the folder. Raises `OSError`.
     """

@@ -9,6 +9,7 @@ from roost.launchers.daemon.private_files import private_folder
 from roost.launchers.daemon.private_files import read_json as read_json
 from roost.launchers.daemon.private_files import remove_unfinished as remove_unfinished
 from roost.launchers.daemon.private_files import write_private_json as write_private_json
+from roost.launchers.daemon.private_files import write_whole as write_whole
 
 
 def state_folder(*names: str) -> Path:
