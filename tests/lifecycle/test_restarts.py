@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from front_end import errors, front_end, states, texts
 from reopened import EXTENSIONS, start
-from server import jupyter_server
+from server import JupyterServer, jupyter_server
 
 from roost.scheduler.client.client import connect
 
@@ -40,25 +41,36 @@ ConnectionFileMixin._create_connected_socket = create_late
 """
 
 
+@asynccontextmanager
+async def serving_a_kernel(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str
+) -> AsyncIterator[tuple[JupyterServer, str]]:
+    """Start a server, and a kernel of `roosted` in it. Yield both, and delete the kernel at the end."""
+    monkeypatch.setenv("JUPYTER_PATH", str(folder))
+    extensions = f"--ServerApp.jpserver_extensions={EXTENSIONS}"
+    async with jupyter_server(folder, options=(extensions, *options)) as server:
+        kernel_id = await start(server, "roosted")
+        yield server, kernel_id
+        assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
+
+
 @pytest.mark.backends("local", "ray")
 async def test_the_first_cell_after_a_restart_has_its_output(
     specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server's output subscription connects late here, as it may with ZeroMQ. Requests connect at once."""
     specs_of()
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     settings = tmp_path / "late_subscriptions.py"
     settings.write_text(LATE_SUBSCRIPTIONS)
-    options = (f"--ServerApp.jpserver_extensions={EXTENSIONS}", f"--config={settings}")
-    async with jupyter_server(tmp_path, options=options) as server:
-        kernel_id = await start(server, "roosted")
-        async with front_end(server, kernel_id, "client") as front:
-            assert texts(await front.ended(await front.run("x = 41; print(x)"))) == "41\n"
-            assert (await server.api("POST", f"kernels/{kernel_id}/restart", {}))[0] == 200
-            first, second = await front.run("print(42)"), await front.run("x")
-            assert texts(await front.ended(first)) == "42\n"
-            assert errors(await front.ended(second)) == ["name 'x' is not defined"]
-        assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
+    async with (
+        serving_a_kernel(tmp_path, monkeypatch, f"--config={settings}") as (server, kernel_id),
+        front_end(server, kernel_id, "client") as front,
+    ):
+        assert texts(await front.ended(await front.run("x = 41; print(x)"))) == "41\n"
+        assert (await server.api("POST", f"kernels/{kernel_id}/restart", {}))[0] == 200
+        first, second = await front.run("print(42)"), await front.run("x")
+        assert texts(await front.ended(first)) == "42\n"
+        assert errors(await front.ended(second)) == ["name 'x' is not defined"]
 
 
 @pytest.mark.backends("local", "ray")
@@ -67,18 +79,17 @@ async def test_the_cell_that_ran_shows_the_end_after_a_restart_too(
 ) -> None:
     """The restart has left another cell without an answer."""
     specs_of()
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    async with jupyter_server(tmp_path, options=(f"--ServerApp.jpserver_extensions={EXTENSIONS}",)) as server:
-        kernel_id = await start(server, "roosted")
-        async with front_end(server, kernel_id, "client") as front:
-            long = await front.run("print('begun', flush=True); import time; time.sleep(60)")
-            await front.until(lambda: texts(front.about(long)) == "begun\n")
-            assert (await server.api("POST", f"kernels/{kernel_id}/restart", {}))[0] == 200
-            last = await front.run("import os; os._exit(7)")
-            sentence = "The kernel exited with code 7."
-            await front.until(lambda: sentence in errors(front.messages))
-            assert (errors(front.about(last)), sentence in errors(front.about(long))) == ([sentence], False)
-        assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
+    async with (
+        serving_a_kernel(tmp_path, monkeypatch) as (server, kernel_id),
+        front_end(server, kernel_id, "client") as front,
+    ):
+        long = await front.run("print('begun', flush=True); import time; time.sleep(60)")
+        await front.until(lambda: texts(front.about(long)) == "begun\n")
+        assert (await server.api("POST", f"kernels/{kernel_id}/restart", {}))[0] == 200
+        last = await front.run("import os; os._exit(7)")
+        sentence = "The kernel exited with code 7."
+        await front.until(lambda: sentence in errors(front.messages))
+        assert (errors(front.about(last)), sentence in errors(front.about(long))) == ([sentence], False)
 
 
 @pytest.mark.backends("local", "ray", "dask", "kubernetes")
@@ -114,25 +125,24 @@ async def test_the_state_of_a_restarted_kernel_is_true(
 ) -> None:
     """The server reads a kernel's state from its output. After a restart it misses output until the kernel is idle."""
     specs_of()
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    async with jupyter_server(tmp_path, options=(f"--ServerApp.jpserver_extensions={EXTENSIONS}",)) as server:
-        kernel_id = await start(server, "roosted")
-        async with front_end(server, kernel_id, "client") as front:
-            await front.ended(await front.run("1"))
-            before = (await server.api("GET", f"kernels/{kernel_id}"))[1]
-            await front.run("import os; os.kill(os.getpid(), 9)")
-            shown = before
-            while (
-                shown["execution_state"] != "idle"
-                or "reason" not in shown
-                or shown["last_activity"]
-                == before["last_activity"]  # its state may be idle until it is restarted
-            ):
-                await asyncio.sleep(0.1)
-                shown = (await server.api("GET", f"kernels/{kernel_id}"))[1]
-            answer = await server.api("POST", f"kernels/{kernel_id}/restart", {})
-            assert (answer[0], answer[1]["execution_state"]) == (200, "idle")
-        assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
+    async with (
+        serving_a_kernel(tmp_path, monkeypatch) as (server, kernel_id),
+        front_end(server, kernel_id, "client") as front,
+    ):
+        await front.ended(await front.run("1"))
+        before = (await server.api("GET", f"kernels/{kernel_id}"))[1]
+        await front.run("import os; os.kill(os.getpid(), 9)")
+        shown = before
+        while (
+            shown["execution_state"] != "idle"
+            or "reason" not in shown
+            or shown["last_activity"]
+            == before["last_activity"]  # its state may be idle until it is restarted
+        ):
+            await asyncio.sleep(0.1)
+            shown = (await server.api("GET", f"kernels/{kernel_id}"))[1]
+        answer = await server.api("POST", f"kernels/{kernel_id}/restart", {})
+        assert (answer[0], answer[1]["execution_state"]) == (200, "idle")
 
 
 @pytest.mark.backends("local")
@@ -146,9 +156,7 @@ async def test_a_kernel_that_ended_before_its_first_answer_is_reached_after_its_
     (startup / "die_once.py").write_text(DIE_ONCE.format(mark=str(tmp_path / "mark")))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     specs_of()
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    async with jupyter_server(tmp_path, options=(f"--ServerApp.jpserver_extensions={EXTENSIONS}",)) as server:
-        kernel_id = await start(server, "roosted")
+    async with serving_a_kernel(tmp_path, monkeypatch) as (server, kernel_id):
         async with front_end(server, kernel_id, "first") as front:
             if stays:
                 assert texts(await front.ended(await front.run("print(42)"))) == "42\n"
@@ -156,4 +164,3 @@ async def test_a_kernel_that_ended_before_its_first_answer_is_reached_after_its_
                 await asyncio.sleep(1)
         async with front_end(server, kernel_id, "second") as front:
             assert texts(await front.ended(await front.run("print(43)"))) == "43\n"
-        assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
