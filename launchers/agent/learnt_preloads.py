@@ -43,7 +43,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Habits:
-    """What the latest kernels of one Python have imported: the packages of each kernel, the latest kernel last.
+    """The packages that the latest kernels of one Python have imported, the latest kernel last.
 
     `sites` are the folders into which packages of this Python are installed. `unfit` has the packages that no zygote
     may import, with the reasons. It is valid until one of these folders changes.

@@ -210,7 +210,7 @@ def _report_to_starter(announcement: Mapping[str, Any]) -> None:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """True if the open file `descriptor` is still the file at `path`, not one that was deleted or replaced."""
+    """True if the open file `descriptor` is still the file at `path`. False if that file was deleted or replaced."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

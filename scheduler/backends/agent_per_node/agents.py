@@ -69,14 +69,15 @@ class AgentPool:
 
         def on_agent(endpoint: str, event: AgentEvent | None) -> None:
             node_id = self._find_node(endpoint)
-            if event is None or event.node is None:
+            if event is not None and event.node is not None:
+                if node_id:
+                    self.note_status(node_id, event.node)
+            else:
                 self.forget_kept(node_id)
-            elif node_id:
-                self.note_status(node_id, event.node)
-            if event is None:
-                self._doubt(node_id)
-            elif event.kind == "lost" and not event.lease_id and node_id:
-                self.ended_daemons.add(self._known[node_id].daemon)
+                if event is None:
+                    self._doubt(node_id)
+                elif event.kind == "lost" and not event.lease_id and node_id:
+                    self.ended_daemons.add(self._known[node_id].daemon)
             listener(node_id, event)
 
         self._agents.listen(on_agent)

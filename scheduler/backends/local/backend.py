@@ -200,11 +200,11 @@ class LocalBackend(Backend):
         if status.id not in self._snapshot:
             return
         node = self._snapshot.node(status.id)
-        measured = {device.id: device for device in status.devices}
-        if [device.id for device in node.devices] != list(measured):
+        if [device.id for device in node.devices] != [device.id for device in status.devices]:
             self._is_stale = True
             return
-        devices = tuple(replace(measured[each.id], promised=each.promised) for each in node.devices)
+        pairs = zip(status.devices, node.devices, strict=True)
+        devices = tuple(replace(measured, promised=known.promised) for measured, known in pairs)
         facts = ("cpus_used", "memory_used_bytes", "is_draining", "warm", "enforcement", "metrics_age_s")
         reported = {name: getattr(status, name) for name in facts}
         self._snapshot = self._snapshot.apply([replace(node, devices=devices, **reported)])

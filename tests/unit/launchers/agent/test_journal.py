@@ -1,4 +1,4 @@
-"""The journal: what it keeps in memory and on disk, and how it is read."""
+"""The journal keeps messages in memory and on disk, and is read page by page."""
 
 from __future__ import annotations
 

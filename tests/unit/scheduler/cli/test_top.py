@@ -70,7 +70,7 @@ def test_the_kernels_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Terminal(io.StringIO):
-    """A terminal that keeps what is written to it."""
+    """A terminal that keeps all written text."""
 
     def isatty(self) -> bool:
         return True
