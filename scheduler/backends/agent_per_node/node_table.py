@@ -61,7 +61,7 @@ class NodeTable(Generic[N]):
         self._build_node = build_node
         self.leases = Leases()
         self._snapshot = Snapshot.of([])
-        self._measured_at = 0.0
+        self._measured_at = time.monotonic()
 
     def snapshot(self) -> Snapshot:
         """Return the snapshot. Its metrics ages include the time since the last measurement."""
