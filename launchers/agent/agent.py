@@ -48,6 +48,8 @@ UNUSED_LEASE_S = 30.0
 """How long a lease may be without a kernel. The scheduler that asked for it may have died."""
 STOP_GRACE_S = 2.0
 _SAME_SIGNAL_S = 0.05
+_AFTER_ANSWER_S = 0.01
+"""How long after a launch the agent reports it to all subscribers. By then the launch has its answer."""
 _QUIET_GPU = 0.02
 """A GPU that is busy for less than this share of the time is quiet."""
 _SPARE_BYTES = 32 << 20
@@ -371,8 +373,14 @@ class Agent:
         return await self._gpu_locks.hold(visible, count)
 
     def _on_launched(self, process: KernelProcess) -> None:
+        """Report the kernel soon: the scheduler that has launched it is to get its answer first."""
+
+        def report() -> None:
+            if self._kernels.pids().get(process.lease_id) == process.pid:
+                self._publish("launched", lease_id=process.lease_id, kernel=process)
+
         self._timers.cancel(process.lease_id)
-        self._publish("launched", lease_id=process.lease_id, kernel=process)
+        self._timers.later(_AFTER_ANSWER_S, report)
 
     def _on_exited(self, process: KernelProcess) -> None:
         entry = self._ledger.get(process.lease_id)

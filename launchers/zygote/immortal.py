@@ -1,8 +1,8 @@
 """Immortal preloads: kernels do not write to the objects of their zygote only by using them (PEP 683).
 
 Python counts references to an object when it uses the object. Each count writes to the object's page, and so copies the
-page. Python 3.12 and 3.13 count no references to an object whose counter has the highest value. After `1+1`, this saves
-a third of a kernel's private memory.
+page. Since 3.12, Python counts no references to an object whose counter has a certain high value. After `1+1`, this
+saves a third of a kernel's private memory.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import threading
 import types
 from typing import Any
 
-_VERSIONS = ((3, 12), (3, 13))
-_IMMORTAL = 0xFFFFFFFF
-"""The lower half of an immortal counter, from refcount.h of these versions, on 64-bit systems."""
+_COUNTERS = {(3, 12): 0xFFFFFFFF, (3, 13): 0xFFFFFFFF, (3, 14): 0xC0000000}
+"""The lower half of an immortal counter by Python version, from their refcount.h, on 64-bit systems."""
+_IMMORTAL = _COUNTERS.get(sys.version_info[:2], 0)
+"""That of this Python; 0 if it is not known."""
 _BATCH = 10_000
 _CODE_PARTS = (
     "co_consts", "co_names", "co_filename", "co_name", "co_qualname", "co_linetable", "co_exceptiontable"
@@ -31,7 +32,7 @@ _CODE_PARTS = (
 
 def why_not() -> str:
     """Return why this Python's objects cannot be made immortal; empty if they can."""
-    if sys.version_info[:2] not in _VERSIONS or sys.implementation.name != "cpython":
+    if not _IMMORTAL or sys.implementation.name != "cpython":
         return f"not proven right for Python {sys.version_info[0]}.{sys.version_info[1]}"
     is_usual = sys.maxsize > 1 << 32 and not sysconfig.get_config_var("Py_GIL_DISABLED")
     if not is_usual or ctypes.c_uint32.from_address(id(None)).value != _IMMORTAL:

@@ -24,7 +24,7 @@ _PAGE_PRESENT = 1 << 63
 _PAGE_OWN = _PAGE_PRESENT | 1 << 56
 """Bits of /proc/PID/pagemap: the page is in memory; no other process maps it."""
 _POOL_BYTES, _POOL_HEADER_BYTES = 16 << 10, 48
-"""From CPython's pycore_obmalloc.h, 3.10 to 3.13, on 64-bit systems."""
+"""From CPython's pycore_obmalloc.h, 3.10 to 3.14, on 64-bit systems."""
 _FRESH_BLOCKS, _MOST_BLOCKS = 4, 20_000
 _MALLINFO2 = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 """The fields of glibc's struct mallinfo2, see mallinfo(3)."""

@@ -28,7 +28,7 @@ class ForkingSettings(Section):
     )
     immortal_preloads = Bool(
         True,
-        help="Python 3.12 and 3.13: count no references to preloaded objects, so that kernels share more memory.",
+        help="Python 3.12 to 3.14: count no references to preloaded objects, so that kernels share more memory.",
     )
     page_out_after_s = Float(
         0.0,
