@@ -43,9 +43,9 @@ async def read_report(
 ) -> ForkedKernel | None:
     """Return a forked kernel once it reports that it serves its ports. Return None if the zygote forked no process.
 
-    A standby is returned once it has taken over the launch. `on_pid` gets the kernel's pid. `timing_ms` gets the time
-    of each report since `started`. Raises `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. A timeout or a
-    cancellation kills the kernel.
+    A standby is returned once it has taken over the launch. `on_pid` gets the kernel's pid and records it; only then
+    the kernel may go on. `timing_ms` gets the time of each report since `started`. Raises `KernelDiedEarly`, or
+    `TimeoutError` after `deadline_s`. A timeout or a cancellation kills the kernel.
     """
     received: dict[str, Any] = {}
     until = time.perf_counter() + deadline_s
@@ -61,6 +61,8 @@ async def read_report(
             timing_ms.update({name: (time.perf_counter() - started) * 1e3 for name in message})
             if "pid" in message:
                 on_pid(message["pid"])
+                with contextlib.suppress(OSError):  # the process has ended: the next packet is the end
+                    channel.send(b"go")
     except (TimeoutError, asyncio.CancelledError):
         if "pid" in received:  # otherwise the kernel ends when it writes to the closed channel
             with contextlib.suppress(ProcessLookupError):

@@ -112,11 +112,11 @@ class ZygotePool:
         """Fork a kernel. Return None if no zygote can: the caller then executes the kernel.
 
         `listeners` are descriptors of sockets that listen on the kernel's ports. `entries` are those of its control
-        group. `on_pid` gets the pid before the kernel serves its ports. Raises the errors of `read_report`. If no
+        group. `on_pid` gets the pid before the kernel does anything. Raises the errors of `read_report`. If no
         zygote serves the launch, the pool may make one for later launches.
 
         The pool checks the zygote's fingerprint while the forked kernel gets ready. The kernel does nothing before the
-        pool sends it "go".
+        pool has done that, and `on_pid` has returned.
         """
         started = time.perf_counter()
         key = self._key(command, env, str(cwd))
@@ -152,8 +152,6 @@ class ZygotePool:
                 broken_by = await zygote.fingerprint.check()
                 timing_ms["fingerprint"] = (time.perf_counter() - started) * 1e3
                 if broken_by is None:
-                    with contextlib.suppress(OSError):  # the process has ended: `read_report` finds out
-                        channel.send(b"go")
                     return await read_report(
                         channel, started=started, timing_ms=timing_ms, deadline_s=deadline_s, on_pid=on_pid
                     )

@@ -17,7 +17,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from .ending import end_process, end_standby
 from .learnt import report_imports
@@ -194,7 +194,11 @@ class KernelChild(NamedTuple):
         set_title([os.fsencode(part) for part in sys.orig_argv])
 
     def report(self, message: dict[str, Any]) -> None:
-        os.write(self.channel_fd, json.dumps(message).encode())
+        """Send a message to the agent. End this process if the agent has ended or gives it up."""
+        try:
+            os.write(self.channel_fd, json.dumps(message).encode())
+        except BrokenPipeError:
+            self.give_up()
 
     def report_ready(self) -> None:
         if not self.is_started_early:
@@ -202,13 +206,19 @@ class KernelChild(NamedTuple):
         os.close(self.channel_fd)
 
     def wait_until_confirmed(self) -> None:
-        """Wait until the agent has checked the zygote's files. End this process if the agent refuses the kernel.
+        """Wait until the agent has checked the zygote's files and recorded this process; end it if the agent does not.
 
         Before this function returns, a kernel must do nothing that others notice.
         """
         with contextlib.suppress(ConnectionError):
             if os.read(self.channel_fd, 1):
                 return
+        self.give_up()
+
+    def give_up(self) -> NoReturn:
+        """End this process, which has done nothing yet. Its ports are free before the agent sees its end."""
+        for each in self.listeners:
+            os.close(each)
         end_standby()
 
 

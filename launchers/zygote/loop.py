@@ -147,7 +147,7 @@ class Zygote:
         if not self._hand_over(packet, fds) and fork_orphan():
             self._close_sockets()
             return KernelChild(json.loads(packet), fds, self._warm)
-        for fd in fds:
+        for fd in reversed(fds):  # the channel last: once it is closed, the ports are free
             os.close(fd)
         return None
 

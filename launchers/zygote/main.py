@@ -17,7 +17,8 @@ ROOM is any long string. A forked kernel overwrites it with the command line tha
                      "report": {"path", "python"} for the kernel's imports, or null
     kernel → agent   on the channel, also a SOCK_SEQPACKET socket: {"pid": …}, then {"ready": true} when it serves its
                      ports, or {"standby": true} when it has its folder and environment and will serve them (not ipc)
-    agent → kernel   "go" on the channel. If it is closed instead, the kernel ends before it has done anything.
+    agent → kernel   "go" on the channel, once the agent has recorded the process. If the channel is closed instead, the
+                     kernel ends before it has done anything.
     spare → zygote   what its standby kernel depends on (`standby.describe`), once it is ready
     zygote → spare   a launch
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Kernel:
         self.client = BlockingKernelClient()
         self.client.load_connection_info(dict(info))
         self.client.start_channels(hb=False)
-        self.status: int | None = None
+        self.code: int | None = None
 
     @property
     def was_standby(self) -> bool:
@@ -63,26 +63,32 @@ class Kernel:
         return json.loads(ast.literal_eval(text))
 
     def wait(self) -> int:
-        """Wait for the end of the kernel and return its exit code.
-
-        The kernel becomes a child of this process only after the end of the process that forked it.
-        """
-        deadline = time.monotonic() + REPLY_S
-        while self.status is None:
-            try:
-                _, self.status = os.waitpid(self.pid, 0)
-            except ChildProcessError:
-                assert time.monotonic() < deadline, f"{self.pid} is no child"
-                time.sleep(0.01)
-        return os.waitstatus_to_exitcode(self.status)
+        """Wait for the end of the kernel and return its exit code."""
+        if self.code is None:
+            self.code = wait_for(self.pid)
+        return self.code
 
     def end(self) -> None:
         self.client.stop_channels()
         self.client.context.term()
-        if self.status is None:
+        if self.code is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             self.wait()
+
+
+def wait_for(pid: int) -> int:
+    """Wait for the end of a forked process and return its exit code.
+
+    It becomes a child of this process only after the end of the process that forked it.
+    """
+    deadline = time.monotonic() + REPLY_S
+    while True:
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except ChildProcessError:
+            assert time.monotonic() < deadline, f"{pid} is no child"
+            time.sleep(0.01)
 
 
 @contextlib.contextmanager
@@ -146,6 +152,7 @@ class Agent:
         ports: Mapping[str, int] | None = None,
         ip: str = "127.0.0.1",
         transport: str = "tcp",
+        on_pid: Callable[[int], object] = lambda pid: None,
     ) -> Kernel | None:
         connection_file = self.folder / f"{uuid.uuid4().hex}.json"
         info = {"ip": ip, "transport": transport, "key": uuid.uuid4().hex, "signature_scheme": "hmac-sha256"}
@@ -161,6 +168,7 @@ class Agent:
                 self.zygotes.launch(
                     KernelCommand(python=self.command.python, flags=self.command.flags, args=args),
                     connection_file=connection_file,
+                    on_pid=on_pid,
                     env=self.env,
                     cwd=cwd or self.folder,
                     log_fd=file.fileno(),

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from roost.launchers.agent import usage
@@ -80,8 +81,8 @@ def test_a_kernel_whose_gpu_works_is_not_quiet(run: Start) -> None:
 
 
 def test_the_gpu_memory_of_all_processes_counts(run: Start) -> None:
-    pid = run("import subprocess; subprocess.Popen(['sleep', '60']); print(flush=True); input()")
-    members = [pid, int(Path(f"/proc/{pid}/task/{pid}/children").read_text())]
+    pid = run("import subprocess, time; subprocess.Popen(['sleep', '60']); print(flush=True); time.sleep(60)")
+    members = [pid, *(child.pid for child in psutil.Process(pid).children())]
     kernels = {pid: RunningKernel(kernel_id="k")}
     (use,) = UsageMeter().read(kernels, {members[0]: 5, members[1]: 7, 1: 1000})
     assert (use.gpu_memory_bytes, use.processes) == (12, 2)

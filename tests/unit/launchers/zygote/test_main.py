@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked_kernels import REPLY_S, Agent, children, command_of
+from forked_kernels import REPLY_S, Agent, children, command_of, wait_for
 
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.agent.fork_report import KernelDiedEarly
@@ -193,11 +193,10 @@ def test_a_kernel_ends_when_its_control_thread_has_ended(agent: Agent) -> None:
 def test_a_failed_start_is_reported_with_its_exit_status(agent: Agent) -> None:
     with pytest.raises(KernelDiedEarly) as caught:
         agent.start("--IPKernelApp.no_such_option=1", "--IPKernelApp.kernel_class=no.such.Class")
-    _, status = os.waitpid(caught.value.args[0], 0)
-    assert os.waitstatus_to_exitcode(status) == 1
+    assert wait_for(caught.value.args[0]) == 1
     with pytest.raises(KernelDiedEarly) as caught:
         agent.start(cwd=agent.folder / "missing")
-    assert os.waitstatus_to_exitcode(os.waitpid(caught.value.args[0], 0)[1]) == 1
+    assert wait_for(caught.value.args[0]) == 1
 
 
 def test_each_kernel_has_its_own_command_line_options(agent: Agent) -> None:
@@ -295,6 +294,22 @@ def test_a_kernel_that_is_not_confirmed_ends_and_does_nothing(agent: Agent, tmp_
     assert log.read_text() == ""
     assert agent.warm() != zygote.pid
     assert agent.start().run("1+1")["status"] == "ok"
+
+
+def test_a_kernel_that_cannot_be_recorded_ends_and_does_nothing(agent: Agent) -> None:
+    """If the agent ended before it has recorded the kernel, nobody would know of it."""
+    pids: list[int] = []
+
+    def refuse(pid: int) -> None:
+        pids.append(pid)
+        raise OSError("the disk is full")
+
+    before = set(agent.folder.glob("*.log"))
+    with pytest.raises(OSError, match="the disk is full"):
+        agent.start(on_pid=refuse)
+    assert wait_for(pids[0]) == 0
+    (log,) = set(agent.folder.glob("*.log")) - before
+    assert log.read_text() == ""
 
 
 def test_a_burst_may_be_larger_than_the_number_of_spares(agent: Agent) -> None:
