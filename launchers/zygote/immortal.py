@@ -20,10 +20,14 @@ import threading
 import types
 from typing import Any
 
-_COUNTERS = {(3, 12): 0xFFFFFFFF, (3, 13): 0xFFFFFFFF, (3, 14): 0xC0000000}
-"""The lower half of an immortal counter by Python version, from their refcount.h, on 64-bit systems."""
+_COUNTERS = {(3, 12): 0xFFFFFFFF, (3, 13): 0xFFFFFFFF, (3, 14): 1 << 48 | 0xC0000000}
+"""The bits of an immortal counter by Python version, from refcount.h, on 64-bit systems. Since 3.14 one bit is a flag.
+
+The interpreter looks at the flag, or at the number, depending on the place.
+"""
 _IMMORTAL = _COUNTERS.get(sys.version_info[:2], 0)
-"""That of this Python; 0 if it is not known."""
+"""The bits of this Python; 0 if they are not known."""
+_FLAGS = 0xFFFF << 48
 _BATCH = 10_000
 _CODE_PARTS = (
     "co_consts", "co_names", "co_filename", "co_name", "co_qualname", "co_linetable", "co_exceptiontable"
@@ -35,14 +39,14 @@ def why_not() -> str:
     if not _IMMORTAL or sys.implementation.name != "cpython":
         return f"not proven right for Python {sys.version_info[0]}.{sys.version_info[1]}"
     is_usual = sys.maxsize > 1 << 32 and not sysconfig.get_config_var("Py_GIL_DISABLED")
-    if not is_usual or ctypes.c_uint32.from_address(id(None)).value != _IMMORTAL:
+    if not is_usual or not _is_immortal(id(None)):
         return "this build of Python counts references in another way"
     return "" if _passes_test() else "the self-test failed"
 
 
 def make_immortal() -> None:
     """Make every object immortal that the garbage collector knows, or that such an object refers to."""
-    counter = ctypes.c_uint32.from_address
+    counter = ctypes.c_uint64.from_address
     found = gc.get_objects()
     while found:
         batch = found[-_BATCH:]
@@ -50,8 +54,8 @@ def make_immortal() -> None:
         fresh = []
         for each in batch:
             count = counter(id(each))
-            if count.value != _IMMORTAL:
-                count.value = _IMMORTAL
+            if count.value & _IMMORTAL != _IMMORTAL:
+                count.value = count.value & _FLAGS | _IMMORTAL
                 fresh.append(each)
         found += gc.get_referents(*fresh)
         for each in fresh:
@@ -60,6 +64,11 @@ def make_immortal() -> None:
                 found += each  # its keys, which the collector leaves out
             elif kind is types.CodeType:
                 found += [getattr(each, name) for name in _CODE_PARTS]
+
+
+def _is_immortal(address: int) -> bool:
+    """True if the object there is immortal, and no reference to it has been counted since."""
+    return ctypes.c_uint64.from_address(address).value & ~_FLAGS == _IMMORTAL & ~_FLAGS
 
 
 def _passes_test() -> bool:
@@ -76,7 +85,9 @@ def _passes_test() -> bool:
 
 def _use_objects() -> None:
     """Do what kernels do with objects that are immortal: read, change, replace and drop them, and collect garbage."""
-    assert sys.getrefcount(json) == sys.getrefcount(json.dumps.__code__) == _IMMORTAL
+    # Addresses, because a list of the objects would itself have references to them.
+    used = [*map(id, (json, json.dumps, json.dumps.__code__, vars(json), json.JSONEncoder, sys.modules))]
+    assert all(map(_is_immortal, used))
     plain: Any = json.JSONEncoder.default
     derived = type("Derived", (json.JSONEncoder,), {"default": lambda self, o: str(o)})
     assert json.dumps({"a": object}, cls=derived).startswith('{"a": "<class')
@@ -98,6 +109,7 @@ def _use_objects() -> None:
     for module in list(sys.modules.values()):
         vars(module).get("__doc__")
     assert gc.isenabled()
+    assert all(map(_is_immortal, used))
 
 
 def _recurse() -> None:
