@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from roost.placement import NOWHERE, Decision, Node, Policy, Request, Snapshot, Workload
 from roost.placement.format import format_count
 from roost.placement.replay import Arrival, Resource, assume_promised_use, replay
-from roost.placement.shipped_policies import SHIPPED, build_policy
+from roost.placement.shipped_policies import SHIPPED, build_policy, get_policy
 from roost.scheduler.cli.options import connect_scheduler, scheduler_options
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.config.files import load_settings
@@ -46,6 +47,9 @@ def simulate(arguments: argparse.Namespace) -> int:
     pyplot = _load_pyplot(arguments.plot) if arguments.plot else None
     tasks, note = _read_tasks(arguments)
     nodes = _read_nodes(arguments)
+    if impossible := count_impossible(nodes, tasks):
+        what = f"{impossible} of {format_count(len(tasks), 'request')}"
+        note = f"{what} would fit no node, even an empty one, and count as refused. {note}".rstrip()
     resource, capacity = request_streams.choose_resource(nodes, tasks)
     streams, description = request_streams.build_streams(arguments, tasks, resource, capacity)
     comparison = Comparison(
@@ -108,6 +112,13 @@ def compare(
                 done = replay(timed, Snapshot.of(nodes), stream, resource=resource, workload=workload)
                 runs[name].append(PolicyRun(seed=seed, replay=done, decision_ms=timed.decision_ms()))
     return runs
+
+
+def count_impossible(nodes: Sequence[Node], tasks: Sequence[Arrival]) -> int:
+    """Return how many of the requests would fit no node, even if all nodes were empty."""
+    policy, snapshot = get_policy("pack"), Snapshot.of(nodes)
+    requests = Counter(task.request for task in tasks)
+    return sum(count for request, count in requests.items() if policy.place(request, snapshot).is_never)
 
 
 @dataclass

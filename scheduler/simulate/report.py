@@ -47,7 +47,9 @@ class PolicyRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The runs of all policies. `stream` describes the replayed requests. `note` is about kernels left out, if any."""
+    """The runs of all policies. `stream` describes the replayed requests. `note` is about requests that no node can
+    serve, and about kernels that are left out, if there are any.
+    """
 
     trace: str
     stream: str

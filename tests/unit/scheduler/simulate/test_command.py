@@ -147,6 +147,15 @@ def test_counts_cpus_if_no_request_has_gpus(simulate: Simulate, files: Path) -> 
     assert "on 4 nodes with 64 CPUs." in out
 
 
+def test_says_how_many_requests_no_node_could_ever_serve(simulate: Simulate, files: Path) -> None:
+    header, task = "name,cpu_milli,memory_mib,num_gpu,gpu_milli\n", "{},{},0,0,0\n"
+    (files / "large.csv").write_text(header + task.format("a", 2000) + 2 * task.format("b", 900_000))
+    _, out, _ = simulate("large.csv", "--policy", "spread", "--demand", "100")
+    assert "2 of 3 requests would fit no node, even an empty one, and count as refused." in out
+    _, out, _ = simulate("tasks.csv", "--policy", "spread")
+    assert "even an empty one" not in out
+
+
 def test_a_policy_in_a_file(simulate: Simulate) -> None:
     code, out, _ = simulate(
         "tasks.csv", "--policy", "mine.py:mine", "--policy", "pack", "--seeds", "1", "--json", "-"
