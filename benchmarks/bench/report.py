@@ -129,9 +129,17 @@ class Report:
         """The `machine.Condition` of the machine before and after the run, as dictionaries."""
         self.started = datetime.now(timezone.utc)
         self.load_before = os.getloadavg()[0]
+        self.is_interrupted = False
+        """True from the moment at which the run was to end."""
 
     def add(self, name: str, value: float, unit: str) -> None:
-        """Add a sample of `name`. Raise `ValueError` if its unit differs from that of earlier samples."""
+        """Add a sample of `name`. Raise `ValueError` if its unit differs from that of earlier samples.
+
+        Raise `CancelledError` if the run goes on although it was interrupted: on Python <= 3.11, `asyncio.wait_for` may
+        lose the cancellation.
+        """
+        if self.is_interrupted:
+            raise asyncio.CancelledError
         if self.units.setdefault(name, unit) != unit:
             raise ValueError(f"{name} is measured in {self.units[name]}, not in {unit}")
         self.samples.setdefault(name, []).append(value)

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContext
     with prepared as measurement:
         before = machine.measure()
         try:
-            asyncio.run(_until_interrupted(measurement))
+            asyncio.run(_until_interrupted(measurement, report))
         except (KeyboardInterrupt, asyncio.CancelledError):
             is_complete = False
             report.notes.append(
@@ -87,14 +87,19 @@ def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContext
     return status if is_complete else INTERRUPTED
 
 
-async def _until_interrupted(measurement: Measurement) -> None:
+async def _until_interrupted(measurement: Measurement, report: Report) -> None:
     """Run the measurement. SIGINT or SIGTERM cancels it, so that it stops everything that it has started."""
+
+    def interrupt() -> None:
+        report.is_interrupted = True
+        task.cancel()
+
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
     signals = (signal.SIGINT, signal.SIGTERM)
     for signum in signals:
-        loop.add_signal_handler(signum, task.cancel)
+        loop.add_signal_handler(signum, interrupt)
     try:
         await measurement()
     finally:

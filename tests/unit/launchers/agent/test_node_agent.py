@@ -178,8 +178,7 @@ async def test_a_node_that_leaves_its_cluster_reports_lost_leases_before_they_en
         for name in ("a", "b"):
             await agent.reserve(name, cpus=1)
             processes.append(await agent.launch(name))
-        while agent.events.qsize():
-            agent.events.get_nowait()
+            assert (await agent.until("launched")).lease_id == f"roost:{name}:1"
         assert not (await agent.client.status()).is_draining
         kill(manager.pid)
         first = await asyncio.wait_for(agent.events.get(), 60)
