@@ -21,6 +21,7 @@ from .report import Report
 from .runs import Measure, measure_sides, read_rounds, run
 from .sides import Side, read_sides
 
+_NODES, _KERNELS = 200, 1_000
 _QUICK_NODES, _QUICK_KERNELS = 20, 20
 _SIZES, _PLACEMENT_ROUNDS = (1_000, 10_000, 100_000), 7
 
@@ -49,7 +50,7 @@ def fill(arguments: argparse.Namespace) -> int:
     """Run `roost bench density`."""
     _check_memory("density")
     limits = density.Limits(
-        kernels=min(arguments.kernels, _QUICK_KERNELS) if arguments.quick else arguments.kernels,
+        kernels=arguments.kernels or (_QUICK_KERNELS if arguments.quick else _KERNELS),
         free=arguments.keep_free,
         latency_s=arguments.latency,
         shares_machine=arguments.embedded,
@@ -123,7 +124,7 @@ def decide(arguments: argparse.Namespace) -> int:
 
 def simulate(arguments: argparse.Namespace) -> int:
     """Run `roost bench scale`."""
-    nodes = min(arguments.nodes, _QUICK_NODES) if arguments.quick else arguments.nodes
+    nodes = arguments.nodes or (_QUICK_NODES if arguments.quick else _NODES)
     kernels = arguments.kernels or 10 * nodes
     size = scale.Size(nodes=nodes, kernels=kernels, at_once=arguments.at_once)
     scale.check(size)

@@ -13,6 +13,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.table import Table
 
+from roost.placement.format import format_count
 from roost.scheduler.errors import ConfigError
 
 _LEAST = 0.02
@@ -125,6 +126,12 @@ def show(before: Mapping[str, Any], after: Mapping[str, Any], changes: Sequence[
         console.print(table)
     same = len(changes) - len(changed)
     console.print(f"{len(changed)} figures have changed, {same} have not.", highlight=False)
+    for run, what in ((before, "first"), (after, "second")):
+        if others := len(run["samples"]) - len(changes):
+            console.print(
+                f"{format_count(others, 'figure')} of the {what} file are not in the other one.",
+                highlight=False,
+            )
     if any(change.samples < _FEW for change in changed):
         console.print(
             f"Those with n < {_FEW} may differ by noise alone: measure more rounds.", highlight=False

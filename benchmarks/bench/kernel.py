@@ -149,6 +149,7 @@ class BenchKernel:
             self._client = None
         if self.manager.has_kernel:
             await self.manager.shutdown_kernel(now=not is_polite)
+        self.manager.cleanup_connection_file()  # also of a start that was cancelled
         return elapsed_ms(began)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +15,7 @@ import psutil
 
 from roost.launchers.daemon.daemon import Hold, announce
 from roost.launchers.daemon.process import is_running
-from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn, start_shared
+from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, join_shared, spawn, start_shared
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.messages import KernelProcess, KernelUse, Lease
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
@@ -56,6 +57,7 @@ _SPARE_BYTES = 32 << 20
 """How much memory counts for one spare: more than a spare with the usual preloads takes."""
 _OUTSIDE_EXIT_S = 10.0  # after its node has left the cluster
 _ZYGOTE_LOG = "zygote.log"
+_REHEARSALS = "rehearsal-*"  # see zygote/rehearsal.py
 _IDLE = ""  # the key of the timer for idleness; other timers have lease ids as keys
 _SUBREAPER = (
     "{0} is set up as a subreaper: it ends all processes that its jobs leave behind, so kernels would end with it. "
@@ -98,6 +100,7 @@ class Agent:
         self._zygotes = ZygotePool(
             settings.forking,
             output=folder / _ZYGOTE_LOG,
+            scratch=folder,
             on_spawned=self._limits.add_other,
             learnt=LearntPreloads(folder / "preloads") if settings.forking.learn_preloads else None,
         )
@@ -147,6 +150,8 @@ class Agent:
         )
 
     def adopt(self) -> None:
+        for left in self._folder.glob(_REHEARSALS):  # by a zygote of an earlier agent that was killed
+            shutil.rmtree(left, ignore_errors=True)
         self._kernels.adopt(self._ledger)
         pids = self._kernels.pids()
         self._limits.adopt(
@@ -404,7 +409,7 @@ class Agent:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             task.add_done_callback(lambda _: self._releases.pop(lease_id, None))
-        await asyncio.shield(task)  # all callers share one release, which goes on if they give up
+        await join_shared(task)  # all callers share one release, which goes on if they give up
 
     async def _end_lease(self, lease_id: str, grace_s: float) -> None:
         entry = self._ledger.get(lease_id)

@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from roost.launchers.daemon.tasks import join_shared
+
 FileStamp = tuple[int, int, int]
 """The stamp of a file: mtime in ns, size in bytes, inode."""
 
@@ -117,7 +119,7 @@ class Fingerprint:
 
         if self._check is None:
             self._check = asyncio.create_task(run())
-        return await asyncio.shield(self._check)
+        return await join_shared(self._check)
 
     def broken_by(self) -> str | None:
         """Return the first path that has changed, or None. Costs a stat for each of about 1,000 files."""

@@ -15,6 +15,7 @@ import zmq
 
 from roost.launchers.daemon.private_files import read_json, tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
+from roost.launchers.daemon.tasks import join_shared
 from roost.launchers.protocol.messages import Connection, JournalPage, KernelProcess, Launch, Lease
 from roost.launchers.protocol.rpc import MOST_SOCKETS, RemoteError
 from roost.placement.json_codec import WireError, decode, encode
@@ -117,9 +118,7 @@ class Kernels:
             if known is not None and not known.ended.is_set():
                 raise RemoteError("bad_request", f"kernel {request.kernel_id} still runs; stop it first")
             known = self._begin(request, device_ids)
-        process = await asyncio.shield(
-            known.started
-        )  # a caller that gives up must not cancel the others' start
+        process = await join_shared(known.started)  # a caller that gives up must not cancel the others' start
         return known.process or process
 
     def signal(self, kernel_id: str, signum: int) -> bool:

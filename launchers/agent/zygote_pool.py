@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
+from roost.launchers.daemon.tasks import Timers, cancel_all, join_shared, spawn
 
 from .fingerprint import (
     Fingerprint,
@@ -61,7 +61,8 @@ def become_subreaper() -> bool:
 class ZygotePool:
     """The zygotes of an agent. If there are too many, the least recently used one ends. `output` is for tracebacks.
 
-    `on_spawned` gets the pid of each zygote before the zygote forks. `learnt` chooses further preloads, if given.
+    `scratch` is a folder for files that zygotes need while they load. `on_spawned` gets the pid of each zygote before
+    the zygote forks. `learnt` chooses further preloads, if given.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class ZygotePool:
         max_zygotes: int = 4,
         warm_delay_s: float = 1.0,
         output: Path | str = os.devnull,
+        scratch: Path | None = None,
         on_spawned: Callable[[int], object] = lambda pid: None,
         script: Path = SCRIPT,
         learnt: LearntPreloads | None = None,
@@ -86,7 +88,9 @@ class ZygotePool:
             self.pids.add(pid)
             on_spawned(pid)
 
-        self._starter = ZygoteStarter(forking=forking, output=output, on_spawned=on_process, script=script)
+        self._starter = ZygoteStarter(
+            forking=forking, output=output, scratch=scratch, on_spawned=on_process, script=script
+        )
         self._warming: dict[Key, asyncio.Task[None]] = {}
         self._refused_until: dict[Key, float] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -189,7 +193,7 @@ class ZygotePool:
         """Start a zygote for this command and environment if none serves them. Return once it is ready or failed."""
         key = self._key(command, env, str(cwd))
         if key is not None and not any(zygote.serves(key, env) for zygote in self._zygotes):
-            await asyncio.shield(self._warm_later(key, command, env, delay_s=0.0))
+            await join_shared(self._warm_later(key, command, env, delay_s=0.0))
 
     def limit_spares(self, most: int) -> None:
         """Set how many spares each zygote may keep. Surplus spares end at once."""

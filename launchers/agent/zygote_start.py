@@ -96,10 +96,14 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZygoteStarter:
-    """A starter of zygotes. `output` is for tracebacks. `on_spawned` gets each pid before its process forks."""
+    """A starter of zygotes. `output` is for tracebacks. `on_spawned` gets each pid before its process forks.
+
+    Zygotes write the files of their rehearsals to the folder `scratch`, if there is one.
+    """
 
     forking: Forking
     output: Path | str
+    scratch: Path | None
     on_spawned: Callable[[int], object]
     script: Path = SCRIPT
 
@@ -118,6 +122,7 @@ class ZygoteStarter:
             "learnt": learnt,
             "args": command.args,
             "env": env,
+            "scratch": str(self.scratch) if self.scratch else None,
         }
         try:
             with theirs:

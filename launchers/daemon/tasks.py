@@ -56,8 +56,18 @@ async def wait_until_set(event: asyncio.Event, timeout_s: float) -> bool:
     return event.is_set()
 
 
+async def join_shared(shared: asyncio.Future[T]) -> T:
+    """Return the result of a future that others await as well. A cancelled caller does not cancel it.
+
+    `asyncio.shield` does the same, but since Python 3.14 it logs an error that comes after the caller was cancelled.
+    """
+    if not shared.done():
+        await asyncio.wait([shared])
+    return shared.result()
+
+
 def start_shared(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Start a task that several callers await. Each awaits `asyncio.shield(task)`, so that no caller cancels it."""
+    """Start a task that several callers await. Each awaits `join_shared(task)`, so that no caller cancels it."""
     task = asyncio.get_running_loop().create_task(coroutine)
     # Mark its exception as retrieved, or asyncio would log it if all callers were cancelled.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())

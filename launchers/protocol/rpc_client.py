@@ -15,7 +15,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from roost.launchers.daemon.tasks import cancel_all, spawn
+from roost.launchers.daemon.tasks import cancel_all, join_shared, spawn
 from roost.placement.json_codec import encode_message
 
 from .rpc import (
@@ -80,7 +80,7 @@ class RpcClient:
         spawn(self._read(), self._tasks, log)
         socket.connect(self._endpoint)
         try:
-            await asyncio.wait_for(asyncio.shield(connected), timeout_s)
+            await asyncio.wait_for(join_shared(connected), timeout_s)
         except BaseException as problem:
             await self.close()
             if isinstance(problem, asyncio.TimeoutError):

@@ -298,7 +298,7 @@ def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[
                     notes.append(f"{name} is not installed")
                 else:
                     importlib.import_module(name)
-        rehearsed, patterns, _ = rehearse(None)
+        rehearsed, patterns, _ = rehearse(request["scratch"], None)
         with record_environment(reads):
             for name in rehearsed:
                 with contextlib.suppress(Exception):  # then the kernel imports it
@@ -349,7 +349,7 @@ def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[
     clear_type_cache()
     fill_pools()
     gc.freeze()
-    warm.pages = rehearse(warm).pages
+    warm.pages = rehearse(request["scratch"], warm).pages
     return warm, packet
 
 

@@ -6,7 +6,8 @@ FD is one end of a `SOCK_SEQPACKET` socket pair. The agent holds the other end. 
 ROOM is any long string. A forked kernel overwrites it with the command line that `ps` shows.
 
     agent → zygote   {"args": [arguments of most kernels], "env": the environment, "preload": [modules],
-                      "learnt": [packages], and the other fields of settings.Forking} + [file]      once, first
+                      "learnt": [packages], "scratch": folder or null,
+                      and the other fields of settings.Forking} + [file]                            once, first
     zygote → agent   "prepared", once the file contains
                      {"op": "ready", "files", "folders", "names", "environment", "learnt", …}
                      or {"op": "refused" or "failed", "reason"}

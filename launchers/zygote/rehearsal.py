@@ -17,6 +17,8 @@ from typing import NamedTuple, NoReturn
 from .kernel import PORT_NAMES, KernelChild, WarmState
 from .memory import find_written_pages
 
+PREFIX = "rehearsal-"
+"""The names of the folders of rehearsals begin like this. The agent removes those that a killed zygote has left."""
 _REHEARSAL_S = 20.0
 _PR_SET_PDEATHSIG = 1
 
@@ -29,13 +31,14 @@ class Rehearsal(NamedTuple):
     pages: array.array[int]
 
 
-def rehearse(warm: WarmState | None) -> Rehearsal:
+def rehearse(scratch: str | None, warm: WarmState | None) -> Rehearsal:
     """Return the results of a trial start. One forked child is the kernel, a second one its client.
 
+    Their files are below the folder `scratch`, or where temporary files go if that cannot be written to.
     With `warm`, only the pages are found, and the modules and patterns are empty. If the kernel or the client
     fails, all results are empty.
     """
-    folder = tempfile.mkdtemp(prefix="roost-rehearsal-")
+    folder = make_folder(scratch)
     client_ended, held_by_client = os.pipe()
     ours, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.send(b"go")
@@ -80,6 +83,13 @@ def rehearse(warm: WarmState | None) -> Rehearsal:
         for each in (ours, channel, *listeners):
             each.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_folder(scratch: str | None) -> str:
+    try:
+        return tempfile.mkdtemp(prefix=PREFIX, dir=scratch)
+    except OSError:
+        return tempfile.mkdtemp(prefix=PREFIX)
 
 
 def fork_mortal() -> int:

@@ -175,8 +175,8 @@ def _add_bench(commands: Subparsers) -> None:
     )
     _add_benchmark(actions, "latency", "the round trips of a running kernel, idle and under load")
     density = _add_benchmark(actions, "density", "how many kernels each node holds, and the memory of one")
-    what = "stop at this many kernels (1000)"
-    density.add_argument("--kernels", metavar="N", type=parse_count, default=1_000, help=what)
+    what = "stop at this many kernels (1000; with --quick 20)"
+    density.add_argument("--kernels", metavar="N", type=parse_count, help=what)
     what = "stop when less than this share of a node's memory is free (0.1)"
     density.add_argument("--keep-free", metavar="SHARE", type=parse_share, default=0.1, help=what)
     what = "stop when a start or an answer takes longer (2)"
@@ -219,12 +219,12 @@ def _add_bench(commands: Subparsers) -> None:
     what = "how many starts roost's service manages on a large cluster, which is simulated"
     scale = _add_command(actions, "scale", "cli.bench:run", f"measure {what}", has_json=False)
     scale.add_argument(
-        "--nodes", metavar="N", type=parse_count, default=200, help="nodes of the cluster (200)"
+        "--nodes", metavar="N", type=parse_count, help="nodes of the cluster (200; with --quick 20)"
     )
     what = "kernels to start (ten for each node)"
     scale.add_argument("--kernels", metavar="N", type=parse_count, default=0, help=what)
     scale.add_argument("--at-once", metavar="N", type=parse_count, default=16, help="so many at once (16)")
-    _add_result(scale, "scale", "at most twenty nodes, to try it out")
+    _add_result(scale, "scale", "few nodes, to try it out")
     what = "show which figures of two results have changed by more than noise"
     compare = _add_command(actions, "compare", "cli.bench:run", what, has_json=False)
     compare.set_defaults(command="compare")

@@ -10,7 +10,7 @@ from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive, read_announcement
 from roost.launchers.daemon.private_files import FolderError
-from roost.launchers.daemon.tasks import backoff, in_thread, start_shared
+from roost.launchers.daemon.tasks import backoff, in_thread, join_shared, start_shared
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import VERSION, parse_version
@@ -74,7 +74,7 @@ class ServiceConnection:
             self._joining = start_shared(self._join())
         try:
             rest_s = max(0.0, deadline - time.monotonic())
-            return await asyncio.wait_for(asyncio.shield(self._joining), rest_s)
+            return await asyncio.wait_for(join_shared(self._joining), rest_s)
         except asyncio.TimeoutError:
             raise no_answer(self._backend, self._options, "did not answer in time") from None
 

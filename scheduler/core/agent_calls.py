@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from roost.launchers.daemon.tasks import spawn, start_shared
+from roost.launchers.daemon.tasks import join_shared, spawn, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentAddress, AgentEvent
 from roost.launchers.protocol.rpc import Disconnected, RemoteError, RpcError
@@ -78,7 +78,7 @@ class Agents:
         if task is None or task.done():
             task = self._clients[endpoint] = start_shared(self._connect(address))
         try:
-            return await asyncio.shield(task)
+            return await join_shared(task)
         except (RpcError, asyncio.TimeoutError, OSError) as problem:
             raise BackendUnavailable(f"the agent at {endpoint} does not answer: {problem}") from problem
 

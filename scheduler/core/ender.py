@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
-from roost.launchers.daemon.tasks import Timers, cancel_all, spawn, start_shared
+from roost.launchers.daemon.tasks import Timers, cancel_all, join_shared, spawn, start_shared
 from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.scheduler.errors import RoostError
 from roost.scheduler.service.messages import Kernel
@@ -59,7 +59,7 @@ class KernelEnder:
         """
         if record.end is None:
             record.end = start_shared(self._stop(record, grace_s, reason))
-        return await asyncio.shield(record.end)
+        return await join_shared(record.end)
 
     def stop_soon(self, record: KernelRecord, reason: str) -> None:
         spawn(self._stop_quietly(record, reason), self._tasks, log)

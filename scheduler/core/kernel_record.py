@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any
 
-from roost.launchers.daemon.tasks import start_shared
+from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.launchers.protocol.messages import AgentEvent, KernelProcess, Lease, Owner
 from roost.placement.model import Request
 from roost.scheduler.service.messages import Kernel, KernelState, StartKernel
@@ -78,7 +78,7 @@ class StartTask:
 
         Cancelling the waiter does not cancel the start.
         """
-        return await asyncio.shield(self._task)
+        return await join_shared(self._task)
 
     async def ended(self) -> None:
         await asyncio.wait([self._task])

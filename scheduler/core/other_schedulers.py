@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from roost.launchers.daemon.tasks import start_shared
+from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.placement.model import Request
 from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.errors import BackendUnavailable
@@ -31,7 +31,7 @@ class OtherSchedulers:
         reading = self._reading
         if reading is None or is_fresh or (reading.done() and time.monotonic() >= self._use_until):
             reading = self._reading = start_shared(self._read())
-        leases = await asyncio.shield(reading)
+        leases = await join_shared(reading)
         return {lease.kernel_id: lease.request for lease in leases if lease.owner.user == user}
 
     async def _read(self) -> list[Lease]:

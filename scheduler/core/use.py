@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from roost.launchers.daemon.tasks import ask_all, cancel_all, start_shared
+from roost.launchers.daemon.tasks import ask_all, cancel_all, join_shared, start_shared
 from roost.launchers.protocol.messages import KernelUse, Lease
 
 from .cluster import Cluster
@@ -52,7 +52,7 @@ class UseReader:
             self._tasks.add(answer.task)
             answer.task.add_done_callback(self._tasks.discard)
         assert answer.task is not None
-        return await asyncio.shield(answer.task)
+        return await join_shared(answer.task)
 
     async def _ask(self, lease: Lease, answer: _Answer) -> Uses | None:
         began = time.monotonic()

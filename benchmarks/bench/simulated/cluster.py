@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,8 @@ def _build_node(name: str) -> Node:
 
 
 async def serve(folder: Path, nodes: int) -> None:
-    """Run the manager and all agents until standard input is closed."""
+    """Run the manager and all agents until standard input is closed. Ctrl-C is for the process that closes it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cluster = SimulatedCluster(folder, nodes)
     cluster.start(folder / "manager")
     print("ready", flush=True)

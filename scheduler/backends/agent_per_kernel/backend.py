@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from roost.launchers.daemon.tasks import backoff, cancel_all, spawn, start_shared
+from roost.launchers.daemon.tasks import backoff, cancel_all, join_shared, spawn, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import (
     AgentAddress,
@@ -122,7 +122,7 @@ class AgentPerKernelBackend(Backend):
         creating = self._creating.get(lease.id)
         if creating is None:
             creating = self._creating[lease.id] = start_shared(self._create(lease, launch))
-        return await asyncio.shield(
+        return await join_shared(
             creating
         )  # a creation ends as a whole, so that a deletion finds what there is
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
-from roost.launchers.daemon.tasks import start_shared
+from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentEvent, Holdings, Lease
 from roost.placement import Node
@@ -102,7 +102,7 @@ class AgentPool:
         if task is None:
             task = self._starting[node_id] = start_shared(self._start(node_id))
         try:
-            return (await asyncio.shield(task)).address
+            return (await join_shared(task)).address
         except BackendUnavailable:
             if known is None:
                 raise

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from roost.launchers.daemon.tasks import start_shared
+from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.scheduler.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Membership(Generic[N]):
             return
         if self._reading is None or self._reading.done():
             self._reading = start_shared(self._read())
-        await asyncio.shield(self._reading)
+        await join_shared(self._reading)
 
     def expire(self) -> None:
         """Make the next `read` ask the manager again, because something has changed."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
-from roost.launchers.daemon.tasks import start_shared
+from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.launchers.protocol.messages import AgentEvent, Launch, Owner, Reserve
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Snapshot
@@ -87,7 +87,7 @@ class LocalBackend(Backend):
         if self._is_stale:
             if self._refreshing is None or self._refreshing.done():
                 self._refreshing = start_shared(self._refresh())
-            await asyncio.shield(self._refreshing)
+            await join_shared(self._refreshing)
         return self._snapshot.older_by(min(time.monotonic() - self._taken_at, _REPORTED_S))
 
     async def events(self) -> AsyncIterator[BackendEvent]:
@@ -138,7 +138,7 @@ class LocalBackend(Backend):
     async def _address(self) -> AgentAddress:
         if self._finding is None or (self._finding.done() and self._finding.exception() is not None):
             self._finding = start_shared(self._find())
-        return await asyncio.shield(self._finding)
+        return await join_shared(self._finding)
 
     async def _forget_address(self, _: AgentAddress | None) -> None:
         self._finding = None

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from roost.launchers.agent.settings import AgentSettings
-from roost.launchers.daemon.tasks import start_shared
+from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
@@ -246,7 +246,7 @@ class RayManager:
         creating = start_shared(self._create(name, lease.request, node, anchor, has_room))
         self._creating[name] = node.id, creating
         try:
-            group = await asyncio.shield(creating)
+            group = await join_shared(creating)
             self._group_ids[lease.id] = group.id
             if group.device_ids is None:
                 return ()

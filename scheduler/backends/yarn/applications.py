@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
 
-from roost.launchers.daemon.tasks import backoff, cancel_all, spawn, start_shared
+from roost.launchers.daemon.tasks import backoff, cancel_all, join_shared, spawn, start_shared
 from roost.launchers.protocol.messages import Nothing
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
@@ -263,7 +263,7 @@ class Applications:
         if task is None:
             task = self._submitting[key] = start_shared(self._submit(key, queue, priority))
             task.add_done_callback(lambda _: self._submitting.pop(key, None))
-        return await asyncio.shield(task)
+        return await join_shared(task)
 
     async def _submit(self, key: str, queue: str, priority: int | None) -> MasterLine:
         application_id, _ = await self._rest.new_application()

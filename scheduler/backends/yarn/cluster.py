@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from roost.launchers.daemon.tasks import cancel_all, spawn
+from roost.launchers.daemon.tasks import cancel_all, join_shared, spawn
 from roost.launchers.protocol.messages import Launch, Lease, Nothing
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease, load_lease
@@ -189,7 +189,7 @@ class YarnCluster(PodCluster):
             return ""
         if held.cause is None:
             held.cause = spawn(held.wait_ended(_CAUSE_S), self._tasks, log)
-        return self._view(held).lease.reason if await asyncio.shield(held.cause) else ""
+        return self._view(held).lease.reason if await join_shared(held.cause) else ""
 
     async def changes(self) -> AsyncIterator[PodChange]:
         yield PodChange(kind="resync")

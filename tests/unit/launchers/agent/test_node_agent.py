@@ -26,7 +26,7 @@ from roost.launchers.agent import launch_changes as module
 from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
-from roost.launchers.daemon.private_files import read_json
+from roost.launchers.daemon.private_files import private_folder, read_json
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import Connection, Manager
@@ -271,3 +271,12 @@ async def test_the_program_that_starts_an_agent(runtime_dir: Path, answering: st
         assert answer == {"problem": f"no process {manager.pid} of Ray runs here"}
         await client.leave()
         await client.close()
+
+
+async def test_an_agent_removes_what_a_killed_zygote_has_left(runtime_dir: Path) -> None:
+    left = private_folder(private_folder(runtime_dir / "agent") / "rehearsal-1")
+    (left / "kernel.json").write_text("with a key")
+    async with agent_session() as agent:
+        assert (await agent.client.holdings()).leases == ()
+        assert not left.exists()
+    await end_agent()

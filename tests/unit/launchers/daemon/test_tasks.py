@@ -20,6 +20,7 @@ from roost.launchers.daemon.tasks import (
     backoff,
     cancel_all,
     in_thread,
+    join_shared,
     spawn,
     start_shared,
     start_thread,
@@ -264,3 +265,28 @@ async def test_a_cancellation_beside_the_end_of_the_work_is_not_lost(steps: int)
     if waiting.cancel():
         with pytest.raises(asyncio.CancelledError):
             await waiting
+
+
+async def test_callers_share_a_task_that_outlives_a_cancelled_one() -> None:
+    """The error that comes after the cancellation is the other caller's. It is logged nowhere."""
+    logged: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+    goes_on = asyncio.Event()
+
+    async def work() -> None:
+        await goes_on.wait()
+        raise ValueError("broken")
+
+    shared = start_shared(work())
+    first, second = (asyncio.create_task(join_shared(shared)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    goes_on.set()
+    with pytest.raises(ValueError, match="broken"):
+        await second
+    with pytest.raises(ValueError, match="broken"):
+        await join_shared(shared)
+    await asyncio.sleep(0)
+    assert logged == []
