@@ -18,7 +18,7 @@ from .kernel import PORT_NAMES, KernelChild, WarmState
 from .memory import find_written_pages
 
 PREFIX = "rehearsal-"
-"""The names of the folders of rehearsals begin like this. The agent removes those that a killed zygote has left."""
+"""A rehearsal's folder has a name that begins so. The agent removes the folders that killed zygotes have left."""
 _REHEARSAL_S = 20.0
 _PR_SET_PDEATHSIG = 1
 
