@@ -19,7 +19,6 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
-from roost.launchers.daemon.tasks import join_shared
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import ConfigError, KernelDied, LaunchTimeout, RoostError
@@ -163,7 +162,8 @@ class AsyncKernel(_KernelFacts):
         """Stop the kernel and give its lease back. May be repeated."""
         if self._ending is None:
             self._ending = asyncio.ensure_future(self._end())
-        await join_shared(self._ending)  # a cancelled caller leaves no kernel behind
+        await asyncio.wait([self._ending])  # a cancelled caller leaves no kernel behind
+        self._ending.result()
 
     async def _end(self) -> None:
         try:
