@@ -59,6 +59,7 @@ _OUTSIDE_EXIT_S = 10.0  # after its node has left the cluster
 _ZYGOTE_LOG = "zygote.log"
 _REHEARSALS = "rehearsal-*"  # see zygote/rehearsal.py
 _IDLE = ""  # the key of the timer for idleness; other timers have lease ids as keys
+_LAUNCHED = "launched"  # with a lease id, the key of the timer for that report
 _SUBREAPER = (
     "{0} is set up as a subreaper: it ends all processes that its jobs leave behind, so kernels would end with it. "
     "Start {0} without that"
@@ -381,13 +382,13 @@ class Agent:
         """Report the kernel soon: the scheduler that has launched it is to get its answer first."""
 
         def report() -> None:
-            if self._kernels.pids().get(process.lease_id) == process.pid:
-                self._publish("launched", lease_id=process.lease_id, kernel=process)
+            self._publish("launched", lease_id=process.lease_id, kernel=process)
 
         self._timers.cancel(process.lease_id)
-        self._timers.later(_AFTER_ANSWER_S, report)
+        self._timers.later(_AFTER_ANSWER_S, report, key=(_LAUNCHED, process.lease_id))
 
     def _on_exited(self, process: KernelProcess) -> None:
+        self._timers.cancel((_LAUNCHED, process.lease_id))  # its end is the newer report
         entry = self._ledger.get(process.lease_id)
         if entry is not None and process.lease_id not in self._releases:
             self._expire_later(process.lease_id, entry.linger_s)
