@@ -105,9 +105,7 @@ def measure_reading(rounds: int) -> dict[str, list[float]]:
         "pack": time_calls(rounds, lambda: dumps(report)),
         "unpack": time_calls(rounds, lambda: loads(packed)),
         "decode": time_calls(rounds, lambda: decode_all(report["machines"])),
-        "build_node": time_calls(
-            rounds, lambda: [nodes.build_node(node, None, None, None) for node in decoded]
-        ),
+        "build_node": time_calls(rounds, lambda: [nodes.build_node(node, None, None) for node in decoded]),
     }
     read = [sum(stages) for stages in zip(*took.values(), strict=True)]
     change = time_calls(rounds, lambda: answer(plugin.version - 1))
