@@ -9,6 +9,7 @@ server_state.py     the server's name, and its files for the next server of that
 adoption.py         finds the kernels of the earlier server of that name
 replay.py           the missed messages of a client, before the live ones
 outputs.py          the missed outputs of a page that was loaded again, by cell
+reasons.py          why a kernel did not start or has ended, as sentences
 waiting_report.py   what a start waits for, and what would make room soonest
 waiting_line.py     the line with that report in the first held cell
 quick_manager.py    a kernel's manager without the pauses of jupyter_client and ZeroMQ

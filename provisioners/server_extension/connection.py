@@ -26,7 +26,7 @@ from roost.provisioners.provisioner import RoostProvisioner
 
 from .held_messages import HeldMessage
 from .pending_start import PendingStart, build_error, build_reply
-from .pending_starts import describe_end
+from .reasons import describe_end
 from .replay import AWAY_MARGIN_S, Replay, find_away_s
 from .subscription import Subscription
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ _FULL = "Too many messages wait for this kernel: run the cell again once the ker
 _ERROR_NAME = "KernelNotStarted"
 _LINGER_MS = 10_000
 """How long ZeroMQ tries to deliver a cell that no client waits for any more."""
+LOOK_S = 0.003
+"""How often a start is asked for its state, while somebody waits for that."""
 
 
 class PendingStart:
@@ -55,6 +58,35 @@ class PendingStart:
     def has_kernel(self) -> bool:
         """True if the start has ended with a kernel."""
         return self.state in ("opening", "over")
+
+    @property
+    def is_settled(self) -> bool:
+        """True if the adoption has ended, or is known to wait for something."""
+        return self.task.done() or self._waiting is not None
+
+    @property
+    def _waiting(self) -> Any:
+        """What the service has told of the kernel (`Kernel`) while it waits; None before that."""
+        return getattr(getattr(self.km, "provisioner", None), "waiting", None)
+
+    async def until_made(self) -> None:
+        """Wait until the start has made the kernel's manager (`km`), or has failed earlier."""
+        made = asyncio.ensure_future(self.made.wait())
+        await asyncio.wait([self.task, made], return_when=asyncio.FIRST_COMPLETED)
+        made.cancel()
+
+    async def until_admitted(self, within_s: float) -> None:
+        """Wait until the start has ended, has a lease, or is known to wait; at most for `within_s`."""
+        deadline = time.monotonic() + within_s
+        while not self.task.done() and time.monotonic() < deadline:
+            kernel = self._waiting
+            if kernel is not None and (kernel.state == "starting" or kernel.waits_for):
+                return
+            await asyncio.wait([self.task], timeout=LOOK_S)
+
+    def find_state(self) -> str:
+        """Return the state of a kernel that is being adopted: `starting` if it waits, `unknown` if out of reach."""
+        return "unknown" if self._waiting is None or self._waiting.state == "unknown" else "starting"
 
     def hold(self, message: HeldMessage) -> None:
         """Hold a message for the kernel. A cell that cannot be held gets an error as its reply."""

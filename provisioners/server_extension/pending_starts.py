@@ -26,8 +26,9 @@ from roost.provisioners.kernel_json import PROVISIONER, check_spec, find_provisi
 from roost.scheduler.errors import ConfigError, LaunchError, RoostError
 
 from .adoption import FoundKernel
-from .pending_start import PendingStart
+from .pending_start import LOOK_S, PendingStart
 from .quick_manager import make_quick
+from .reasons import describe, describe_end
 from .restarter import Restarter, following_state
 from .waiting_report import WaitingReport
 
@@ -39,7 +40,6 @@ ANSWER_AFTER_S = 0.12
 
 JupyterLab drops cells that are run before the kernel is listed.
 """
-_LOOK_S = 0.003
 _CULLED = 1_000
 """At most this many reasons of kernels' ends, and times of clients' disconnections, are kept: the latest ones."""
 _STATE_S = 2.0
@@ -101,8 +101,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         start = PendingStart(kernel_id, kwargs, self.log)
         self._begin(start)
         try:
-            await _until_admitted(start)
-            await _until_made(start)
+            await start.until_admitted(ANSWER_AFTER_S)
+            await start.until_made()
         except asyncio.CancelledError:
             start.task.cancel()
             self.pending.pop(kernel_id, None)
@@ -147,12 +147,12 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
 
     async def _settle(self, start: PendingStart, deadline: float) -> bool:
         """Wait until an adoption is over, or until it must be listed because it waits. Return True if it succeeded."""
-        while not _is_settled(start) and time.monotonic() < deadline:
-            await asyncio.wait([start.task], timeout=_LOOK_S)
-        await _until_made(start)
+        while not start.is_settled and time.monotonic() < deadline:
+            await asyncio.wait([start.task], timeout=LOOK_S)
+        await start.until_made()
         if not start.task.done():
             self._list(start)
-            start.km.execution_state = _find_state(start)
+            start.km.execution_state = start.find_state()
             start.is_listed = True
             start.following = asyncio.create_task(self._follow(start))
             return False
@@ -457,7 +457,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         self.remove_kernel(start.kernel_id)
         start.is_listed = True
         self._begin(start)
-        await _until_made(start)
+        await start.until_made()
         if start.task.done():
             del self.pending[start.kernel_id]
             start.task.result()
@@ -468,13 +468,13 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
 
         def show(text: str) -> None:
             if start.km.provisioner.waiting is not None:
-                start.km.execution_state = _find_state(start)
+                start.km.execution_state = start.find_state()
             start.km.reason = text
             start.km.last_activity = self.last_kernel_activity = utcnow()
             start.line.change(text)
 
         while start.km.provisioner is None:
-            await asyncio.wait([start.task], timeout=_LOOK_S)
+            await asyncio.wait([start.task], timeout=LOOK_S)
         await WaitingReport(start.km.provisioner, show).run()
 
     async def _withdraw(self, start: PendingStart, sentence: str) -> None:
@@ -493,49 +493,6 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         self.remove_kernel(start.kernel_id)
         self._kernel_connections.pop(start.kernel_id, None)
         start.send("status", {"execution_state": "dead"}, {})
-
-
-async def _until_admitted(start: PendingStart) -> None:
-    """Wait until the start has ended, has a lease, or is known to wait; at most for `ANSWER_AFTER_S`."""
-    deadline = time.monotonic() + ANSWER_AFTER_S
-    while not start.task.done() and time.monotonic() < deadline:
-        kernel = getattr(getattr(start.km, "provisioner", None), "waiting", None)
-        if kernel is not None and (kernel.state == "starting" or kernel.waits_for):
-            return
-        await asyncio.wait([start.task], timeout=_LOOK_S)
-
-
-def _is_settled(start: PendingStart) -> bool:
-    """True if the adoption has ended, or is known to wait for something."""
-    return start.task.done() or getattr(getattr(start.km, "provisioner", None), "waiting", None) is not None
-
-
-def _find_state(start: PendingStart) -> str:
-    """Return the state of a kernel that is being adopted: `starting` if it waits, `unknown` if it is out of reach."""
-    waiting = getattr(start.km.provisioner, "waiting", None)
-    return "unknown" if waiting is None or waiting.state == "unknown" else "starting"
-
-
-async def _until_made(start: PendingStart) -> None:
-    """Wait until the start has made the kernel's manager (`start.km`), or has failed earlier."""
-    made = asyncio.ensure_future(start.made.wait())
-    await asyncio.wait([start.task, made], return_when=asyncio.FIRST_COMPLETED)
-    made.cancel()
-
-
-def describe_end(km: Any) -> str:
-    """Return the reason of a roost kernel's latest end, as a sentence; empty for others, or without an end."""
-    reason = getattr(km.provisioner, "end_reason", "")
-    return f"{reason[0].upper()}{reason[1:].rstrip('.')}." if reason else ""
-
-
-def describe(problem: BaseException | None) -> str:
-    """Return the sentence that tells a user why a start has failed."""
-    if isinstance(problem, HTTPError):
-        return str(problem.log_message or problem.reason)
-    if isinstance(problem, RoostError):
-        return problem.user_message
-    return str(problem) or type(problem).__name__
 
 
 def add_pending_starts(kind: type[Any]) -> type[Any]:

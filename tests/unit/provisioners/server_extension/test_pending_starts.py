@@ -19,7 +19,7 @@ from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelMana
 from managers import kernelspecs
 from tornado.web import Application, HTTPError
 
-from roost.provisioners.server_extension import RoostExtension, pending_starts
+from roost.provisioners.server_extension import RoostExtension, pending_start, pending_starts
 from roost.provisioners.server_extension.adoption import FoundKernel
 from roost.provisioners.server_extension.connection import RoostConnection
 from roost.provisioners.server_extension.pending_start import PendingStart
@@ -169,8 +169,9 @@ async def test_a_manager_that_stops_withdraws_its_waiting_starts(
     kernels: Any, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = await kernels.start_kernel(kernel_name="roosted")
-    for wait in ("ANSWER_AFTER_S", "_LOOK_S"):  # the second start is not answered before the manager stops
-        monkeypatch.setattr(pending_starts, wait, 60.0)
+    # the second start is not answered before the manager stops
+    monkeypatch.setattr(pending_starts, "ANSWER_AFTER_S", 60.0)
+    monkeypatch.setattr(pending_start, "LOOK_S", 60.0)
     posting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))
     await asyncio.sleep(0)
     await asyncio.wait_for(kernels.shutdown_all(), 60)
