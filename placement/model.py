@@ -119,6 +119,7 @@ class Node:
     - ``warm`` names environments from which kernels start fast.
     - ``enforcement`` is how the node limits kernels: ``cgroup v1``, ``cgroup v2``, ``never``, or ``MEMORY_ONLY`` with a
       colon and the cause. It is empty if roost does not limit kernels there, or if that is not known.
+    - ``problems`` name what roost was set to do on the node and cannot do, as clauses with the reason.
     - ``metrics_age_s`` is the age of the real-use figures at the time of the snapshot. None means no metrics.
 
     >>> node = Node(id="a", cpus=8, cpus_promised=2)
@@ -145,6 +146,7 @@ class Node:
     taints: tuple[str, ...] = ()
     warm: tuple[str, ...] = ()
     enforcement: str = ""
+    problems: tuple[str, ...] = ()
     metrics_age_s: float | None = None
 
     def __post_init__(self) -> None:

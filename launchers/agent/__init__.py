@@ -7,7 +7,7 @@
                                          │   └──────── limits            confinement, cgroups
                                          ▼
                                       kernels ──> start ──> zygote_pool ──> zygote ── fork ──> kernel
-                                         │          │       (fingerprint, fork_report)
+                                         │          │       (fingerprint, folder_watch, fork_report)
                                          │          └─────> exec of the kernelspec's argv ───> kernel (ports)
                                          └─ child_reaper    exit codes, and what kernels leave behind (sessions)
 

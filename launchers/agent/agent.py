@@ -117,6 +117,8 @@ class Agent:
             session=session,
             earlier_fork=earlier_fork,
         )
+        after_s = settings.forking.page_out_after_s
+        self._page_out = PageOut(after_s, self._kernels.forked_pids) if after_s else None
         self._managed = ManagerWatch(
             folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)
         )
@@ -124,6 +126,7 @@ class Agent:
         self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._idle_exit_s = settings.idle_exit_s
+        self._begun: dict[tuple[str, str], asyncio.Task[KernelProcess | RemoteError]] = {}
         self._releases: dict[str, asyncio.Task[None]] = {}
         feed = StatusFeed(self._status, self._report_status, self._timers)
         self.left = asyncio.Event()
@@ -135,6 +138,7 @@ class Agent:
                 "manage": Operation(self._manage, messages.Manager),
                 "admit": Operation(self._admit),
                 "launch": Operation(self._launch, messages.Launch),
+                "await_launch": Operation(self._await_launch),
                 "signal": Operation(self._signal),
                 "stop": Operation(self._kernels.stop),
                 "list": Operation(self._list),
@@ -164,8 +168,8 @@ class Agent:
                 self._expire_later(entry.lease.id, entry.linger_s)
         self._managed.resume()
         self._watch_idleness()
-        if after_s := self._settings.forking.page_out_after_s:
-            spawn(PageOut(after_s, self._kernels.forked_pids).run(), self._tasks, log)
+        if self._page_out is not None:
+            spawn(self._page_out.run(), self._tasks, log)
 
     async def begin(self, assignment: messages.Assignment) -> None:
         """Record the assigned lease and begin its launch, unless the ledger has the lease. Raises `RemoteError`."""
@@ -239,7 +243,7 @@ class Agent:
             self._limit_spares()
             self._publish("reserved", lease_id=lease.id)
         if request.launch is not None:
-            spawn(self._begin_launch(request.launch), self._tasks, log)
+            self._begin_launch(request.launch)
         return lease
 
     def _reserve_in_ledger(self, request: messages.Reserve) -> Lease:
@@ -287,12 +291,27 @@ class Agent:
     def _admit(self, client: str) -> None:
         self.server.admit(client)
 
-    async def _begin_launch(self, request: messages.Launch) -> None:
-        """Launch a kernel, and only log a failure. A `launch` call with the same launch id gets the error."""
-        try:
-            await self._launch(request)
-        except RemoteError as problem:
-            log.info("kernel=%s its launch failed: %s", request.kernel_id, problem)
+    def _begin_launch(self, request: messages.Launch) -> None:
+        """Launch a kernel, and only log a failure. Calls for the same launch get the error."""
+
+        async def launch() -> KernelProcess | RemoteError:
+            try:
+                return await self._launch(request)
+            except RemoteError as problem:
+                log.info("kernel=%s its launch failed: %s", request.kernel_id, problem)
+                return problem
+
+        key = request.kernel_id, request.launch_id
+        task = self._begun[key] = spawn(launch(), self._tasks, log)
+        task.add_done_callback(lambda _: self._begun.pop(key, None))
+
+    async def _await_launch(self, kernel_id: str, launch_id: str) -> KernelProcess:
+        begun = self._begun.get((kernel_id, launch_id))
+        if begun is not None and not self._kernels.has_launch(kernel_id, launch_id):
+            outcome = await join_shared(begun)
+            if isinstance(outcome, RemoteError):
+                raise outcome
+        return await self._kernels.await_launch(kernel_id, launch_id)
 
     async def _launch(self, request: messages.Launch) -> KernelProcess:
         entry = self._ledger.get(request.lease_id)
@@ -331,8 +350,13 @@ class Agent:
         status = self._machine.status(self._ledger, kernels=self._kernels.running_count)
         self._limit_spares()
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
+        problems = self._zygotes.problems() + (self._page_out.problems() if self._page_out else [])
         return replace(
-            status, warm=warm, is_draining=self._managed.is_cut_off, enforcement=self._limits.describe()
+            status,
+            warm=warm,
+            is_draining=self._managed.is_cut_off,
+            enforcement=self._limits.describe(),
+            problems=tuple(problems),
         )
 
     async def _stats(self) -> tuple[KernelUse, ...]:

@@ -7,12 +7,16 @@ variables that the imports have read must also have the same values (`Zygote.ser
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from roost.launchers.daemon.tasks import join_shared
+
+from .folder_watch import FolderWatch, find_local
 
 FileStamp = tuple[int, int, int]
 """The stamp of a file: mtime in ns, size in bytes, inode."""
@@ -92,22 +96,80 @@ def stamp(path: str) -> FileStamp | None:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
+def identify(folder: str) -> tuple[int, int] | None:
+    """Return the device and the inode that a path leads to, or None if it does not exist."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 @dataclass(slots=True, kw_only=True)
 class Fingerprint:
     """The files and folders from which a zygote imported its modules.
 
     `folders` are the entries of sys.path that are not site-packages. People write files into them all the time. So a
-    change counts only if it adds or removes a module with a name that the zygote imported.
+    change counts only if it adds or removes a module with a name that the zygote imported. With a `watch`, the folders
+    of `files` are watched, until `close` is called.
     """
 
     files: dict[str, FileStamp | None]
     folders: dict[str, FileStamp | None] = field(default_factory=dict)
     imported_names: frozenset[str] = frozenset()
+    watch: FolderWatch | None = None
     _listed: dict[str, frozenset[str]] = field(default_factory=dict)
     _check: asyncio.Task[str | None] | None = None
+    _unwatched: dict[str, FileStamp | None] = field(default_factory=dict)
+    _watched_folders: set[str] = field(default_factory=set)
+    _roots: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    _watches: list[int] | None = None
+    _changes: int = -1
 
     def __post_init__(self) -> None:
         self._listed = {folder: self._offered(folder) for folder in self.folders}
+        if self.watch is not None:
+            self._choose_watched()
+
+    def close(self) -> None:
+        """Give up the watches."""
+        if self.watch is not None:
+            self.watch.remove(self._watches or ())
+            self._watches = None
+
+    def _choose_watched(self) -> None:
+        """Choose the folders to watch: those of regular files on local file systems.
+
+        A watched folder reports what becomes of its files and folders. Links, folders, files on other file systems and
+        `_roots` are looked at in each check. A root is a watched folder whose own place no watched folder reports.
+        """
+        by_folder: dict[str, list[str]] = {}
+        for path in self.files:
+            with contextlib.suppress(OSError):
+                if stat.S_ISREG(os.lstat(path).st_mode):
+                    by_folder.setdefault(os.path.dirname(path), []).append(path)
+        self._watched_folders = find_local(by_folder)
+        watched = {path for folder in self._watched_folders for path in by_folder[folder]}
+        self._unwatched = {path: known for path, known in self.files.items() if path not in watched}
+
+    def _is_quiet(self) -> bool:
+        """True if no watched folder has reported a change since the files were last looked at."""
+        if self.watch is None or self._watches is None or self.watch.read() != self._changes:
+            return False
+        return all(identify(folder) == known for folder, known in self._roots.items())
+
+    def _watch_again(self) -> None:
+        """Begin to watch, before a look at all files. A folder that was replaced needs another watch."""
+        if self.watch is None:
+            return
+        self.watch.remove(self._watches or ())
+        self._watches = self.watch.add(self._watched_folders)
+        self._changes = self.watch.read()
+        self._roots = {
+            folder: identify(folder)
+            for folder in self._watched_folders
+            if os.path.dirname(folder) not in self._watched_folders or os.path.islink(folder)
+        }
 
     async def check(self) -> str | None:
         """Return the result of `broken_by`. Launches in a burst share a check; later callers wait for the next one."""
@@ -122,11 +184,18 @@ class Fingerprint:
         return await join_shared(self._check)
 
     def broken_by(self) -> str | None:
-        """Return the first path that has changed, or None. Costs a stat for each of about 1,000 files."""
-        stat = os.stat
+        """Return the first path that has changed, or None.
+
+        This costs a stat for each of about 1,000 files, unless their folders are watched and report nothing.
+        """
+        files = self._unwatched
+        if not self._is_quiet():
+            self._watch_again()
+            files = self.files
+        look = os.stat
         try:
-            for path, known in self.files.items():
-                status = stat(path)
+            for path, known in files.items():
+                status = look(path)
                 if (status.st_mtime_ns, status.st_size, status.st_ino) != known:
                     return path
         except OSError:

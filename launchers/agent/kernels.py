@@ -33,13 +33,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _TrackedKernel:
-    """One kernel. `started` is its launch, in progress or done. `ended` is set when its process has ended."""
+    """One kernel. `starting` is its start, in progress or done. `ended` is set when its process has ended.
+
+    `launched` gets its process, or the error of its start, some steps of the event loop before `starting` ends.
+    """
 
     kernel_id: str
     launch_id: str
     lease_id: str
     folder: Path
-    started: asyncio.Future[KernelProcess]
+    starting: asyncio.Future[KernelProcess]
+    launched: asyncio.Future[KernelProcess]
     ended: asyncio.Event
     journal: Journal
     process: KernelProcess | None = None
@@ -118,8 +122,18 @@ class Kernels:
             if known is not None and not known.ended.is_set():
                 raise RemoteError("bad_request", f"kernel {request.kernel_id} still runs; stop it first")
             known = self._begin(request, device_ids)
-        process = await join_shared(known.started)  # a caller that gives up must not cancel the others' start
-        return known.process or process
+        return await _join(known)
+
+    async def await_launch(self, kernel_id: str, launch_id: str) -> KernelProcess:
+        """Return what `launch` returns or raises for a launch that has begun. Else raise `RemoteError`."""
+        if not self.has_launch(kernel_id, launch_id):
+            raise RemoteError("no_launch", f"this agent knows no launch {launch_id} of kernel {kernel_id}")
+        return await _join(self._kernels[kernel_id])
+
+    def has_launch(self, kernel_id: str, launch_id: str) -> bool:
+        """True if this is the latest launch of the kernel, in progress or done."""
+        known = self._kernels.get(kernel_id)
+        return known is not None and known.launch_id == launch_id
 
     def signal(self, kernel_id: str, signum: int) -> bool:
         return self._signal(self._kernels.get(kernel_id), signum)
@@ -149,8 +163,8 @@ class Kernels:
 
     async def _end(self, kernel: _TrackedKernel, grace_s: float) -> None:
         if kernel.process is None:
-            kernel.started.cancel()
-            await asyncio.wait([kernel.started])  # the start undoes itself, unless it is recorded already
+            kernel.starting.cancel()
+            await asyncio.wait([kernel.starting])  # the start undoes itself, unless it is recorded already
         signum = signal.SIGTERM if grace_s > 0 else signal.SIGKILL
         if kernel.process is None or not self._signal(kernel, signum):
             return
@@ -234,7 +248,7 @@ class Kernels:
 
     async def close(self) -> None:
         for kernel in self._kernels.values():
-            kernel.started.cancel()
+            kernel.starting.cancel()
             await kernel.journal.close()
             if kernel.watch is not None:
                 kernel.watch.close()
@@ -254,12 +268,13 @@ class Kernels:
             launch_id=request.launch_id,
             lease_id=request.lease_id,
             folder=folder,
-            started=asyncio.get_running_loop().create_task(self._starter.start(folder, request, device_ids)),
+            starting=asyncio.get_running_loop().create_task(self._starter.start(folder, request, device_ids)),
+            launched=asyncio.get_running_loop().create_future(),
             ended=asyncio.Event(),
             journal=Journal(request.journal) if earlier is None else earlier.journal,
         )
         self._kernels[request.kernel_id] = kernel
-        kernel.started.add_done_callback(lambda task: self._on_start_done(kernel, task))
+        kernel.starting.add_done_callback(lambda task: self._on_start_done(kernel, task))
         return kernel
 
     def _on_start_done(self, kernel: _TrackedKernel, task: asyncio.Future[KernelProcess]) -> None:
@@ -268,10 +283,16 @@ class Kernels:
         if (task.cancelled() or task.exception() is not None) and kernel.process is None:
             kernel.ended.set()
             shutil.rmtree(kernel.folder, ignore_errors=True)
+            if problem := None if task.cancelled() else task.exception():
+                kernel.launched.set_exception(problem)
+                kernel.launched.exception()  # or asyncio would log it if nobody waits for it
+            else:
+                kernel.launched.cancel()
 
     def _on_started(self, process: KernelProcess, code: asyncio.Future[int]) -> None:
         kernel = self._kernels[process.kernel_id]
         kernel.process = process
+        kernel.launched.set_result(process)
         self._follow(kernel, process)
         log.info("kernel=%s pid=%d %s", process.kernel_id, process.pid, process.how)
         self._on_launched(process)
@@ -309,12 +330,14 @@ class Kernels:
             launch_id=process.launch_id,
             lease_id=process.lease_id,
             folder=folder,
-            started=asyncio.get_running_loop().create_future(),
+            starting=asyncio.get_running_loop().create_future(),
+            launched=asyncio.get_running_loop().create_future(),
             ended=asyncio.Event(),
             journal=Journal(process.journal),
             process=process,
         )
-        kernel.started.set_result(process)
+        kernel.starting.set_result(process)
+        kernel.launched.set_result(process)
         self._kernels[process.kernel_id] = kernel
         if not process.is_running:
             kernel.ended.set()
@@ -349,6 +372,11 @@ class Kernels:
             return None
         self._output = None
         return output
+
+
+async def _join(kernel: _TrackedKernel) -> KernelProcess:
+    process = await join_shared(kernel.launched)  # a caller that gives up must not cancel the others' start
+    return kernel.process or process
 
 
 def read_starting(file: Path) -> tuple[int, float]:

@@ -89,6 +89,11 @@ class PageOut:
             pid for pid, seen in self._seen.items() if not seen.is_out and now - seen.since >= self._after_s
         ]
 
+    def problems(self) -> list[str]:
+        """Return the reason why idle kernels are not paged out now, as a clause in a list; empty if they are."""
+        reason = self.why_not()
+        return [f"idle kernels are not paged out: {reason}"] if reason else []
+
     def why_not(self) -> str:
         """Return the reason why no kernel can be paged out now, as a clause; empty if kernels can."""
         sizes = dict(line.split(":", 1) for line in self._read("meminfo").splitlines() if ":" in line)

@@ -64,7 +64,7 @@ def differs(before: Node, after: Node) -> bool:
 
 def _list_facts(node: Node) -> tuple[object, ...]:
     devices = [(device.id, device.model, device.memory_bytes) for device in node.devices]
-    return node.warm, node.is_draining, node.enforcement, devices
+    return node.warm, node.is_draining, node.enforcement, node.problems, devices
 
 
 def _use_of(device: Device) -> float:

@@ -30,6 +30,7 @@ from .fingerprint import (
     resolve_python,
     select_import_environment,
 )
+from .folder_watch import FolderWatch
 from .fork_report import ForkedKernel, read_report, refuse
 from .learnt_preloads import LearntPreloads
 from .settings import Forking
@@ -47,6 +48,8 @@ MOST_SPARES = 5
 """At most this many spares wait in a zygote for launches. After fewer recent launches, fewer spares wait."""
 _MOST_TRIES = 5
 """At most this many zygotes are tried, each without one more unfit package. The last one gets no learnt packages."""
+_MOST_PROBLEMS = 20
+_NO_SUBREAPER = "kernels are not forked here: this system has no child subreaper"
 _IMPORTS_FILE = "imports.json"
 """The name of the file, beside the connection file, in which a kernel reports its imports."""
 
@@ -81,6 +84,7 @@ class ZygotePool:
         self._warm_delay_s = warm_delay_s
         self._learnt = learnt
         self._zygotes: list[Zygote] = []
+        self._folders = FolderWatch()
         self._most_spares = MOST_SPARES
         self.pids: set[int] = set()  # of the zygotes that have not been reaped, ready or not
 
@@ -93,11 +97,12 @@ class ZygotePool:
         )
         self._warming: dict[Key, asyncio.Task[None]] = {}
         self._refused_until: dict[Key, float] = {}
+        self._problems: dict[Key, list[str]] = {}  # of the latest attempt to make a zygote
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timers = Timers()
         self._is_possible = become_subreaper()
         if not self._is_possible:
-            log.info("kernels are not forked here: this system has no child subreaper")
+            log.info(_NO_SUBREAPER)
 
     async def launch(
         self,
@@ -221,11 +226,18 @@ class ZygotePool:
         """Return the Python of each ready zygote, by pid."""
         return {zygote.pid: zygote.key[0] for zygote in self._zygotes}
 
+    def problems(self) -> list[str]:
+        """Return what zygotes could not do, as clauses with the reason, sorted."""
+        if not self._is_possible:
+            return [_NO_SUBREAPER]
+        return sorted({problem for problems in self._problems.values() for problem in problems})
+
     async def close(self) -> None:
         self._is_possible = False
         await cancel_all(self._tasks)
         for zygote in list(self._zygotes):
             self._retire(zygote)
+        self._folders.close()
         self._timers.close()
 
     def _key(self, command: KernelCommand, env: Mapping[str, str], cwd: str) -> Key | None:
@@ -283,7 +295,9 @@ class ZygotePool:
             if answer["op"] != "unfit" or self._learnt is None:
                 pause_s = _REFUSAL_PAUSE_S if answer["op"] == "refused" else _PAUSE_S
                 what = "are not forked" if self._pause(key, env, pause_s) else "get no learnt packages"
-                log.warning("kernels of %s %s: %s", key[0], what, answer["reason"])
+                problem = f"kernels of {key[0]} {what}: {answer['reason']}"
+                log.warning(problem)
+                self._note_problems(key, [problem])
                 return
             for name in (answer["name"],) if answer["name"] else learnt:
                 self._learnt.drop(key[0], name, answer["reason"])
@@ -291,6 +305,7 @@ class ZygotePool:
             files={path: (mtime, size, inode) for path, mtime, size, inode in answer["files"]},
             folders={path: (mtime, size, inode) for path, mtime, size, inode in answer["folders"]},
             imported_names=frozenset(answer["names"]),
+            watch=self._folders,
         )
         for older in [zygote for zygote in self._zygotes if zygote.serves(key, env)]:
             log.info("zygote=%d retired: zygote=%d replaces it", older.pid, pid)
@@ -310,18 +325,26 @@ class ZygotePool:
             )
         )
         self._limit(self._zygotes[-1])  # it may have changed meanwhile
-        notes = list(answer["notes"])
+        self._note_problems(key, [f"kernels of {key[0]}: {problem}" for problem in answer["problems"]])
+        notes = [*answer["problems"], *answer["notes"]]
         if self._learnt is not None and answer["learnt"]:
             notes.append(f"learnt: {self._learnt.describe(key[0], tuple(answer['learnt']))}")
         text = "".join(f"; {note}" for note in notes)
         log.info("zygote=%d ready in %.2f s for %s%s", pid, time.perf_counter() - started, key[0], text)
         self._retire_surplus()
 
+    def _note_problems(self, key: Key, problems: list[str]) -> None:
+        self._problems.pop(key, None)
+        self._problems[key] = problems
+        if len(self._problems) > _MOST_PROBLEMS:
+            del self._problems[next(iter(self._problems))]
+
     def _retire(self, zygote: Zygote) -> None:
         """Close the socket of a zygote, which ends the zygote and its spares."""
         if zygote in self._zygotes:
             self._zygotes.remove(zygote)
             zygote.socket.close()
+            zygote.fingerprint.close()
 
     def _retire_surplus(self) -> None:
         """Retire zygotes that are idle too long or exceed the limit. Set a timer for the next check."""

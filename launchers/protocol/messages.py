@@ -25,7 +25,7 @@ from .shared_values import KernelUse as KernelUse
 from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
 
-PROTOCOL = 11
+PROTOCOL = 12
 """The version of this protocol. An agent and a client must have the same version.
 
 A new field in an answer or event needs no new version, because older clients ignore the field. A new field in a request
@@ -70,8 +70,8 @@ class Reserve:
 
     The ledger prefers `lease.device_ids`. If a manager has granted the lease (`is_granted`), the ledger records these
     devices unchanged. `linger_s`: how long the lease outlives a kernel that ended by itself, so that Jupyter can
-    restart that kernel. The agent begins `launch` as soon as the ledger has the lease. A later call of
-    `AgentClient.launch` with the same launch gets that launch's answer.
+    restart that kernel. The agent begins `launch` as soon as the ledger has the lease. `AgentClient.await_launch`, and
+    `AgentClient.launch` with the same launch, get that launch's answer.
     """
 
     lease: Lease

@@ -286,16 +286,17 @@ def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[
     reads: dict[str, str | None] = {}
     before = dict(os.environ)
     notes: list[str] = []
+    problems: list[str] = []
     sites = find_sites()
     if request["merge_memory"] and (problem := merge_memory()):
-        notes.append(f"equal pages are not merged: {problem}")
+        problems.append(f"equal pages are not merged ({problem})")
     try:
         with record_environment(reads):
             for name in _BASE_PRELOAD:
                 importlib.import_module(name)
             for name in request["preload"]:
                 if find_spec(name.partition(".")[0]) is None:
-                    notes.append(f"{name} is not installed")
+                    problems.append(f"{name} is not preloaded, because it is not installed")
                 else:
                     importlib.import_module(name)
         rehearsed, patterns, _ = rehearse(request["scratch"], None)
@@ -329,6 +330,7 @@ def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[
         "learnt": learnt,
         "rehearsed": len(rehearsed),
         "notes": notes,
+        "problems": problems,
         **take_fingerprint(),
     }
     changed = [path for path, at_ns, *_ in answer["files"] if at_ns > started_ns and path.endswith(".py")]
@@ -339,7 +341,7 @@ def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[
     for name in before.keys() | os.environ.keys():
         if before.get(name) != os.environ.get(name):
             warm.environment_changes[name] = os.environ.get(name)
-    del answer, before, reads, learnt, learnt_reads, rehearsed, patterns, changed, notes
+    del answer, before, reads, learnt, learnt_reads, rehearsed, patterns, changed, notes, problems
     gc.collect()
     fill_heap()
     gather_module_names()

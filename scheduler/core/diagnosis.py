@@ -128,7 +128,9 @@ class Doctor:
     async def _ask_cluster(self, unreachable: set[str]) -> list[Finding]:
         found: list[Finding] = []
         try:
-            found += _judge_limits(await self._cluster.snapshot())
+            snapshot = await self._cluster.snapshot()
+            found += _judge_limits(snapshot)
+            found += _list_problems(snapshot)
             found += await self._cluster.backend.diagnose()
         except BackendUnavailable as away:
             do = "look at the cluster: no kernel starts until it is back"
@@ -152,7 +154,23 @@ def _judge_limits(snapshot: Snapshot) -> list[Finding]:
             by_cause.setdefault(cause, []).append(node_id)
     found: list[Finding] = []
     for cause, nodes in by_cause.items():
-        where = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
-        what = f"kernels on {where} have a limit of memory, but no share of the CPUs: {cause}"
+        what = f"kernels on {_name_some(nodes)} have a limit of memory, but no share of the CPUs: {cause}"
         found.append({"level": "ok", "what": what, "do": ""})
     return found
+
+
+def _list_problems(snapshot: Snapshot) -> list[Finding]:
+    """Return a finding for each thing that agents were set to do and cannot do."""
+    nodes: dict[str, list[str]] = {}
+    for node_id in snapshot.nodes:
+        for problem in snapshot.node(node_id).problems:
+            nodes.setdefault(problem, []).append(node_id)
+    do = "correct the setting or the machine; kernels start without it meanwhile"
+    return [
+        {"level": "warning", "what": f"on {_name_some(where)}, {problem}", "do": do}
+        for problem, where in nodes.items()
+    ]
+
+
+def _name_some(nodes: list[str]) -> str:
+    return ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, LaunchTimeout, RoostError
 from roost.scheduler.service.messages import Kernel, StartKernel
 
-from .agent_calls import LeaseGone
+from .agent_calls import LeaseGone, UnknownLaunch
 from .cluster import Cluster
 from .kernel_record import KernelRecord, StartTask
 from .kernel_table import KernelTable, LastEntries
@@ -106,7 +107,8 @@ class StartRunner:
 
     async def _bring_up(self, record: KernelRecord, start: StartKernel, deadline: float) -> KernelProcess:
         for pause_s in backoff(*_LEASE_GONE_S):
-            if record.lease is None or record.lease.state == "pending":
+            is_begun = record.lease is None or record.lease.state == "pending"  # a claim begins the launch
+            if is_begun:
                 await self._claimer.take(record, start, deadline)
             assert record.lease is not None
             record.launch(record.lease)
@@ -120,7 +122,7 @@ class StartRunner:
             try:
                 process = self._find_reported(record, start)
                 if process is None:
-                    process = await self._launch(record.lease, start, launch_by)
+                    process = await self._launch(record.lease, start, launch_by, is_begun=is_begun)
                 else:
                     joining = self._join(record, record.lease, start)
                     self._cluster.wait_for(record.lease, spawn(joining, self._tasks, log))
@@ -185,18 +187,32 @@ class StartRunner:
         if is_wanted() and record.start is None:
             self._table.update(record, process)
 
-    async def _launch(self, lease: Lease, start: StartKernel, deadline: float) -> KernelProcess:
-        """Launch the kernel in the lease. If the connection to the agent is lost, repeat the launch."""
+    async def _launch(
+        self, lease: Lease, start: StartKernel, deadline: float, *, is_begun: bool = False
+    ) -> KernelProcess:
+        """Launch the kernel in the lease. If the connection to the agent is lost, repeat the launch.
 
-        async def launch(agent: AgentClient) -> KernelProcess:
+        If the launch `is_begun`, first ask for its outcome: that needs no environment, and is answered sooner.
+        """
+
+        def find_remaining_s() -> float:
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
                 timeout_s = start.launch_timeout_s
                 raise LaunchTimeout(f"kernel {start.kernel_id} did not start within {timeout_s:g} s.")
+            return remaining_s
+
+        async def launch(agent: AgentClient) -> KernelProcess:
+            ready = build_launch(start, find_remaining_s(), self._claimer.journal)
             env = {**start.env, **self._cluster.backend.environment(lease)}
-            ready = build_launch(start, remaining_s, self._claimer.journal)
             return await agent.launch(replace(ready, lease_id=lease.id, env=env))
 
+        async def await_launch(agent: AgentClient) -> KernelProcess:
+            return await agent.await_launch(start.kernel_id, start.launch_id, find_remaining_s())
+
+        if is_begun:
+            with suppress(UnknownLaunch):
+                return await self._cluster.call(lease, await_launch)
         return await self._cluster.call(lease, launch)
 
     async def _undo(self, record: KernelRecord, error: RoostError, *, is_restart: bool) -> None:

@@ -58,12 +58,18 @@ class Session:
     async def reserve(self, name: str, *, linger_s: float = 10, **wish: Any) -> str:
         owner = Owner(user="ada", application="test")
         device_ids, is_granted = wish.pop("device_ids", ()), wish.pop("is_granted", False)
+        launch = wish.pop("launch", None)
         lease = Lease(
             id=f"roost:{name}:1", kernel_id=name, owner=owner, request=Request(**wish), device_ids=device_ids
         )
-        return (await self.client.reserve(Reserve(lease=lease, linger_s=linger_s, is_granted=is_granted))).id
+        reserve = Reserve(lease=lease, linger_s=linger_s, is_granted=is_granted, launch=launch)
+        return (await self.client.reserve(reserve)).id
 
-    async def launch(
+    async def launch(self, name: str, *words: Any, **options: Any) -> KernelProcess:
+        """Launch a kernel. The arguments are those of `build_launch`."""
+        return await self.client.launch(self.build_launch(name, *words, **options))
+
+    def build_launch(
         self,
         name: str,
         argv: tuple[str, ...] = TINY_ARGV,
@@ -74,22 +80,20 @@ class Session:
         env: Mapping[str, str] | None = None,
         cwd: str = "/",
         deadline_s: float = 20,
-    ) -> KernelProcess:
-        return await self.client.launch(
-            Launch(
-                launch_id=launch_id or uuid.uuid4().hex,
-                lease_id=lease_id or f"roost:{name}:1",
-                kernel_id=name,
-                argv=argv,
-                env={
-                    "PATH": os.environ["PATH"],
-                    "ROOST_RUNTIME_DIR": os.environ["ROOST_RUNTIME_DIR"],
-                    **(env or {}),
-                },
-                cwd=cwd,
-                connection=connection or Connection(key="k"),
-                deadline_s=deadline_s,
-            )
+    ) -> Launch:
+        return Launch(
+            launch_id=launch_id or uuid.uuid4().hex,
+            lease_id=lease_id or f"roost:{name}:1",
+            kernel_id=name,
+            argv=argv,
+            env={
+                "PATH": os.environ["PATH"],
+                "ROOST_RUNTIME_DIR": os.environ["ROOST_RUNTIME_DIR"],
+                **(env or {}),
+            },
+            cwd=cwd,
+            connection=connection or Connection(key="k"),
+            deadline_s=deadline_s,
         )
 
     async def until(self, kind: str) -> AgentEvent:

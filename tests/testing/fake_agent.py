@@ -27,12 +27,16 @@ from roost.placement import Device, Node
 from roost.placement.json_codec import encode
 from roost.scheduler.backends.base import AgentAddress
 
+_STAGES = {"await_launch": "launch"}
+"""The stages of operations that have no stage of their own name."""
+
 
 class FakeAgent:
     """An agent in this process. It has the real ledger and speaks the real protocol, but starts no kernels.
 
     A stage is the name of an operation, such as `reserve`, `launch` or `stop`. After `fail` or `hold`, the
-    calls of that stage fail or wait. The agent listens at `address`.
+    calls of that stage fail or wait. The operation `await_launch` belongs to the stage
+    `launch`. The agent listens at `address`.
     """
 
     def __init__(
@@ -54,13 +58,17 @@ class FakeAgent:
         self._called = asyncio.Event()
         self.launched: list[Launch] = []
         self.warm: tuple[str, ...] = ()
+        self.problems: tuple[str, ...] = ()
         self.cpus_used = 0.0
         self.signals: list[tuple[str, int]] = []
         self.kernels: dict[str, KernelProcess] = {}
+        self.begins_launches = True
+        """False: a launch that comes with its lease does not begin, as if the agent had ended meanwhile."""
         self._keys = [key.decode() for key in (*zmq.curve_keypair(), *zmq.curve_keypair())]
         self._begin()
 
     def _begin(self) -> None:
+        self._begun: dict[tuple[str, str], Launch] = {}
         cpus, memory_bytes, gpus = self._totals
         devices = [Device(id=str(index), model="T4") for index in range(gpus)]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,6 +81,7 @@ class FakeAgent:
             "release": self._release,
             "transfer": self.ledger.transfer,
             "launch": self._launch,
+            "await_launch": self._await_launch,
             "signal": self._signal,
             "stop": self._stop,
             "list": self._list,
@@ -82,7 +91,8 @@ class FakeAgent:
         }
         messages = {"reserve": Reserve, "launch": Launch}
         self.operations = {
-            name: Operation(self._handler(name, do), messages.get(name)) for name, do in operations.items()
+            name: Operation(self._handler(_STAGES.get(name, name), do), messages.get(name))
+            for name, do in operations.items()
         }
         self._listen()
 
@@ -162,6 +172,8 @@ class FakeAgent:
             raise RemoteError("conflict", str(problem)) from None
         if is_new:
             self.report(AgentEvent(kind="reserved", lease_id=lease.id))
+        if request.launch is not None and self.begins_launches:
+            self._begun[request.lease.kernel_id, request.launch.launch_id] = request.launch
         return lease
 
     def _release(self, lease_id: str) -> None:
@@ -197,6 +209,14 @@ class FakeAgent:
         self.kernels[request.kernel_id] = process
         self.report(AgentEvent(kind="launched", lease_id=request.lease_id, kernel=process))
         return process
+
+    def _await_launch(self, kernel_id: str, launch_id: str) -> KernelProcess:
+        known = self.kernels.get(kernel_id)
+        if known is not None and known.launch_id == launch_id:
+            return known
+        if (kernel_id, launch_id) not in self._begun:
+            raise RemoteError("no_launch", "there is no such launch")
+        return self._launch(self._begun[kernel_id, launch_id])
 
     def _signal(self, kernel_id: str, signum: int) -> dict[str, bool]:
         self.signals.append((kernel_id, signum))
@@ -234,6 +254,7 @@ class FakeAgent:
             kernels=len(self.kernels),
             metrics_age_s=0.0,
             warm=self.warm,
+            problems=self.problems,
         )
 
     def report(self, event: AgentEvent) -> None:

@@ -84,6 +84,7 @@ def build_node(node: DaskNode, status: Node | None, used: Mapping[str, float] | 
         drains_because=node.drains_because,
         warm=status.warm if status else (),
         enforcement=status.enforcement if status else "",
+        problems=status.problems if status else (),
         metrics_age_s=status.metrics_age_s if status else 0.0 if used else None,
     )
 

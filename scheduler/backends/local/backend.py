@@ -205,7 +205,15 @@ class LocalBackend(Backend):
             return
         pairs = zip(status.devices, node.devices, strict=True)
         devices = tuple(replace(measured, promised=known.promised) for measured, known in pairs)
-        facts = ("cpus_used", "memory_used_bytes", "is_draining", "warm", "enforcement", "metrics_age_s")
+        facts = (
+            "cpus_used",
+            "memory_used_bytes",
+            "is_draining",
+            "warm",
+            "enforcement",
+            "problems",
+            "metrics_age_s",
+        )
         reported = {name: getattr(status, name) for name in facts}
         self._snapshot = self._snapshot.apply([replace(node, devices=devices, **reported)])
         self._taken_at = time.monotonic()

@@ -206,6 +206,7 @@ def build_node(node: RayNode, leases: Iterable[Lease], status: Node | None) -> N
         drains_because=node.drains_because,
         warm=status.warm if status else (),
         enforcement=status.enforcement if status else "",
+        problems=status.problems if status else (),
         metrics_age_s=status.metrics_age_s if status else None,
     )
 

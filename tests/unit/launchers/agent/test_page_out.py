@@ -92,6 +92,7 @@ def test_reasons(proc: Proc, swap: tuple[int, int], percent: float, reason: str)
     proc.set_swap(*swap)
     proc.set_pressure(percent)
     assert watch(proc).why_not() == reason
+    assert watch(proc).problems() == ([f"idle kernels are not paged out: {reason}"] if reason else [])
 
 
 def test_a_container_without_swap(proc: Proc, tmp_path: Path) -> None:

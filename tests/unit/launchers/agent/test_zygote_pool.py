@@ -150,12 +150,13 @@ async def test_a_failed_zygote_is_logged_once_and_its_kernels_are_execed(
     python.chmod(0o755)
     zygotes = ZygotePool(warm_delay_s=0.0)
     command = KernelCommand(python=str(python))
+    assert zygotes.problems() == []
     with caplog.at_level(logging.WARNING):
         await zygotes.warm(command, {"PATH": "/bin"})
         await zygotes.warm(command, {"PATH": "/bin"})
-    assert [record.message for record in caplog.records] == [
-        f"kernels of {python} are not forked: it ended while loading; see /dev/null"
-    ]
+    problem = f"kernels of {python} are not forked: it ended while loading; see /dev/null"
+    assert [record.message for record in caplog.records] == [problem]
+    assert zygotes.problems() == [problem]
     forked = await zygotes.launch(
         command, connection_file=tmp_path / "c", env={"PATH": "/bin"}, cwd=tmp_path, log_fd=2, deadline_s=1.0
     )
@@ -174,7 +175,8 @@ agent = socket.socket(fileno=int(sys.argv[-2]))
 _, (fd,), _, _ = socket.recv_fds(agent, 1 << 20, 1)
 print("it was here", flush=True)
 names = [f"module_{n:0100}" for n in range(5000)]
-answer = {"op": "ready", "notes": [], "learnt": {}, "environment": {}, "files": [], "folders": [], "names": names}
+answer = {"op": "ready", "notes": [], "problems": [], "learnt": {}, "environment": {}}
+answer |= {"files": [], "folders": [], "names": names}
 with open(fd, "w") as file:
     json.dump(answer, file)
 agent.send(b"prepared")

@@ -283,6 +283,7 @@ def test_a_kernel_that_is_not_confirmed_ends_and_does_nothing(agent: Agent, tmp_
     """The zygote's files have changed, so the fork ends. Its ports are free at once for a kernel that is executed."""
     (zygote,) = agent.zygotes._zygotes
     (tmp_path / "changed").write_text("by an upgrade")
+    zygote.fingerprint.close()  # no watch: all files are looked at
     zygote.fingerprint.files[str(tmp_path / "changed")] = (0, 0, 0)
     ip = f"127.98.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF | 1}"
     chosen = choose(Connection(ip=ip))
@@ -424,7 +425,7 @@ def test_a_preload_that_is_not_installed_is_left_out(
     agent = Agent(tmp_path, preload=("roost_missing.part", "wave"))
     try:
         agent.warm()
-        assert "; roost_missing.part is not installed" in caplog.text
+        assert "; roost_missing.part is not preloaded, because it is not installed" in caplog.text
         assert agent.start().value("'wave' in __import__('sys').modules")
     finally:
         agent.close()

@@ -1,0 +1,110 @@
+"""A watch on folders (inotify): it tells whether anything in them may have changed, without a look at each file.
+
+It notices writes, renames, removals and new attributes. It does not notice writes through a mapping of a file's memory,
+or through a hard link in another folder. Both change the file's time as well, but no tool installs packages like that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import struct
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+# From linux/inotify.h
+_MODIFY, _ATTRIB, _MOVED_FROM, _MOVED_TO = 0x2, 0x4, 0x40, 0x80
+_CREATE, _DELETE, _DELETE_SELF, _MOVE_SELF = 0x100, 0x200, 0x400, 0x800
+_UNMOUNT, _Q_OVERFLOW, _IGNORED, _ONLYDIR = 0x2000, 0x4000, 0x8000, 0x01000000
+_CHANGES = _MODIFY | _ATTRIB | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF
+_EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
+_READ_BYTES = 65_536
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+"""A space, tab, newline or backslash in the path of a mount point, see proc(5)."""
+_LOCAL = frozenset(
+    {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
+)
+"""The file systems on which every change is made by this machine's kernel, which reports it."""
+_MOST_FOLDERS = 2_000
+"""More folders are not watched: a user may have 8,192 watches on older systems, and editors need them too."""
+
+
+class FolderWatch:
+    """The folders that an agent watches. Several zygotes may watch the same folder.
+
+    `changes` counts upwards whenever something may have changed in any folder; `read` brings it up to date.
+    """
+
+    def __init__(self) -> None:
+        self.changes = 0
+        self._folders: Counter[int] = Counter()  # how many zygotes use each watch
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = -1
+
+    def add(self, folders: Iterable[str]) -> list[int] | None:
+        """Watch these folders. Return the watches for `remove`, or None if one of them cannot be watched."""
+        added: list[int] = []
+        if self._fd < 0 and sys.platform == "linux":  # not earlier: a user may have 128 of these
+            self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        for folder in folders:
+            watch = -1
+            if self._fd >= 0 and len(self._folders) < _MOST_FOLDERS:
+                watch = self._libc.inotify_add_watch(self._fd, os.fsencode(folder), _CHANGES | _ONLYDIR)
+            if watch < 0:
+                self.remove(added)
+                return None
+            self._folders[watch] += 1
+            added.append(watch)
+        return added
+
+    def remove(self, watches: Iterable[int]) -> None:
+        for watch in watches:
+            self._folders[watch] -= 1
+            if self._folders[watch] <= 0:
+                del self._folders[watch]
+                if self._fd >= 0:
+                    self._libc.inotify_rm_watch(self._fd, watch)
+
+    def read(self) -> int:
+        """Read what has happened since the last call. Return `changes`."""
+        while self._fd >= 0:
+            try:
+                data = os.read(self._fd, _READ_BYTES)
+            except BlockingIOError:
+                break
+            at = 0
+            while at < len(data):
+                _, mask, _, length = _EVENT.unpack_from(data, at)
+                at += _EVENT.size + length
+                if mask & ~_IGNORED:  # the answer to `remove` is no change
+                    self.changes += 1
+        return self.changes
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def find_local(folders: Iterable[str], mounts: Path = Path("/proc/self/mountinfo")) -> set[str]:
+    """Return those of these folders that are on a local file system."""
+    try:
+        lines = os.fsdecode(mounts.read_bytes()).splitlines()
+    except OSError:
+        return set()
+    kinds: dict[str, str] = {}
+    for (
+        line
+    ) in lines:  # proc(5): the fifth field is the mount point, and the first after " - " the file system
+        before, _, after = line.partition(" - ")
+        kinds[_ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), before.split()[4])] = after.split()[0]
+    found = set()
+    for folder in folders:
+        real = Path(os.path.realpath(folder))
+        point = next((str(each) for each in (real, *real.parents) if str(each) in kinds), "")
+        if kinds.get(point) in _LOCAL:
+            found.add(folder)
+    return found

@@ -1,0 +1,58 @@
+"""What an agent was set to do and cannot do: `roost doctor` says so, and kernels start all the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from world import settle
+
+import roost
+from roost.scheduler.client.client import disconnect
+
+pytestmark = [
+    pytest.mark.backends("local", why="the same agent on every backend"),
+    pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only"),
+]
+OPTIONS: dict[str, Any] = {"preload": ["no_such_package"], "page_out_after_s": 600.0}
+WITHIN_S = 60
+
+
+@pytest.fixture
+def folder(runtime_dir: Path) -> Iterator[Path]:
+    yield runtime_dir
+    disconnect()
+    settle(runtime_dir)
+
+
+def diagnose() -> dict[str, str]:
+    """Return the level of each finding of `roost doctor`, by its text."""
+    options = [f"--backend-option={name}={json.dumps(value)}" for name, value in OPTIONS.items()]
+    command = [sys.executable, "-m", "roost.scheduler.cli.main", "doctor", "--json", *options]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=WITHIN_S)
+    return {found["what"]: found["level"] for found in json.loads(done.stdout)["findings"]}
+
+
+def has_swap() -> bool:
+    return len(Path("/proc/swaps").read_text().splitlines()) > 1
+
+
+def test_doctor_names_what_an_agent_cannot_do(folder: Path) -> None:
+    with roost.start_kernel("python3", backend="local", backend_options=OPTIONS) as kernel:
+        assert kernel.execute("6 * 7").text == "42"
+        deadline = time.monotonic() + WITHIN_S
+        while True:  # until a zygote has tried to import the package
+            found = diagnose()
+            if missing := [what for what in found if "no_such_package" in what]:
+                break
+            assert time.monotonic() < deadline, found
+    assert found[missing[0]] == "warning"
+    assert missing[0].endswith(": no_such_package is not preloaded, because it is not installed")
+    no_swap = [what for what in found if what.endswith("are not paged out: this machine has no swap")]
+    assert bool(no_swap) != has_swap()
