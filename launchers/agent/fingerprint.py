@@ -122,6 +122,7 @@ class Fingerprint:
     _check: asyncio.Task[str | None] | None = None
     _unwatched: dict[str, FileStamp | None] = field(default_factory=dict)
     _watched_folders: set[str] = field(default_factory=set)
+    _watched_files: set[str] = field(default_factory=set)
     _roots: dict[str, tuple[int, int] | None] = field(default_factory=dict)
     _watches: list[int] | None = None
     _changes: int = -1
@@ -132,24 +133,30 @@ class Fingerprint:
             self._choose_watched()
 
     def close(self) -> None:
-        """Give up the watches."""
+        """Give up the watches. From then on, each check looks at all files."""
         if self.watch is not None:
             self.watch.remove(self._watches or ())
-            self._watches = None
+            self.watch = None
 
     def _choose_watched(self) -> None:
         """Choose the folders to watch: those of regular files on local file systems.
 
         A watched folder reports what becomes of its files and folders. Links, folders, files on other file systems and
-        `_roots` are looked at in each check. A root is a watched folder whose own place no watched folder reports.
+        `_roots` are looked at in each check. A root is a watched folder whose own place no watched folder reports. A
+        file with several names (hard links) is watched itself: its folder does not report a change by another name.
         """
         by_folder: dict[str, list[str]] = {}
+        linked: set[str] = set()
         for path in self.files:
             with contextlib.suppress(OSError):
-                if stat.S_ISREG(os.lstat(path).st_mode):
+                status = os.lstat(path)
+                if stat.S_ISREG(status.st_mode):
                     by_folder.setdefault(os.path.dirname(path), []).append(path)
+                if status.st_nlink > 1:
+                    linked.add(path)
         self._watched_folders = find_local(by_folder)
         watched = {path for folder in self._watched_folders for path in by_folder[folder]}
+        self._watched_files = watched & linked
         self._unwatched = {path: known for path, known in self.files.items() if path not in watched}
 
     def _is_quiet(self) -> bool:
@@ -163,7 +170,7 @@ class Fingerprint:
         if self.watch is None:
             return
         self.watch.remove(self._watches or ())
-        self._watches = self.watch.add(self._watched_folders)
+        self._watches = self.watch.add([*self._watched_folders, *self._watched_files])
         self._changes = self.watch.read()
         self._roots = {
             folder: identify(folder)

@@ -1,7 +1,7 @@
 """A watch on folders (inotify): it tells whether anything in them may have changed, without a look at each file.
 
-It notices writes, renames, removals and new attributes. It does not notice writes through a mapping of a file's memory,
-or through a hard link in another folder. Both change the file's time as well, but no tool installs packages like that.
+It notices writes, renames, removals and new attributes. It does not notice writes through a mapping of a file's memory.
+They change the file's time as well, but no tool installs packages or edits code like that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 # From linux/inotify.h
 _MODIFY, _ATTRIB, _MOVED_FROM, _MOVED_TO = 0x2, 0x4, 0x40, 0x80
 _CREATE, _DELETE, _DELETE_SELF, _MOVE_SELF = 0x100, 0x200, 0x400, 0x800
-_UNMOUNT, _Q_OVERFLOW, _IGNORED, _ONLYDIR = 0x2000, 0x4000, 0x8000, 0x01000000
+_Q_OVERFLOW, _IGNORED = 0x4000, 0x8000
 _CHANGES = _MODIFY | _ATTRIB | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
 _READ_BYTES = 65_536
@@ -28,43 +28,43 @@ _LOCAL = frozenset(
     {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
 )
 """The file systems on which every change is made by this machine's kernel, which reports it."""
-_MOST_FOLDERS = 2_000
-"""More folders are not watched: a user may have 8,192 watches on older systems, and editors need them too."""
+_MOST = 5_000
+"""More folders and files are not watched: a user may have 8,192 watches on older systems, and editors need them too."""
 
 
 class FolderWatch:
-    """The folders that an agent watches. Several zygotes may watch the same folder.
+    """The folders that an agent watches, and some files. Several zygotes may watch the same folder.
 
-    `changes` counts upwards whenever something may have changed in any folder; `read` brings it up to date.
+    `changes` counts upwards whenever something may have changed in any of them; `read` brings it up to date.
     """
 
     def __init__(self) -> None:
         self.changes = 0
-        self._folders: Counter[int] = Counter()  # how many zygotes use each watch
+        self._used: Counter[int] = Counter()  # how many zygotes use each watch
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._fd = -1
 
-    def add(self, folders: Iterable[str]) -> list[int] | None:
-        """Watch these folders. Return the watches for `remove`, or None if one of them cannot be watched."""
+    def add(self, paths: Iterable[str]) -> list[int] | None:
+        """Watch these folders and files. Return the watches for `remove`, or None if one cannot be watched."""
         added: list[int] = []
         if self._fd < 0 and sys.platform == "linux":  # not earlier: a user may have 128 of these
             self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        for folder in folders:
+        for path in paths:
             watch = -1
-            if self._fd >= 0 and len(self._folders) < _MOST_FOLDERS:
-                watch = self._libc.inotify_add_watch(self._fd, os.fsencode(folder), _CHANGES | _ONLYDIR)
+            if self._fd >= 0 and len(self._used) < _MOST:
+                watch = self._libc.inotify_add_watch(self._fd, os.fsencode(path), _CHANGES)
             if watch < 0:
                 self.remove(added)
                 return None
-            self._folders[watch] += 1
+            self._used[watch] += 1
             added.append(watch)
         return added
 
     def remove(self, watches: Iterable[int]) -> None:
         for watch in watches:
-            self._folders[watch] -= 1
-            if self._folders[watch] <= 0:
-                del self._folders[watch]
+            self._used[watch] -= 1
+            if self._used[watch] <= 0:
+                del self._used[watch]
                 if self._fd >= 0:
                     self._libc.inotify_rm_watch(self._fd, watch)
 

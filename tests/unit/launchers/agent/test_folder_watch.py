@@ -128,6 +128,17 @@ def test_a_folder_that_was_away_and_is_back_is_watched_again(site: Path, watch: 
     assert known.broken_by() == str(part / "module.py")
 
 
+def test_a_change_by_another_name_of_the_file_is_noticed(
+    site: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = site.parent / "other.py"
+    other.hardlink_to(site / "package/part/module.py")
+    known = fingerprint(site, watch)
+    assert looked_at(known, monkeypatch) == set()
+    other.write_text("b = 22")
+    assert known.broken_by() == str(site / "package/part/module.py")
+
+
 def test_links_are_always_looked_at(site: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch) -> None:
     (site / "link.py").symlink_to(site / "elsewhere")
     (site / "elsewhere").write_text("c = 1")
@@ -158,11 +169,11 @@ def test_files_on_other_file_systems_are_always_looked_at(
 def test_without_room_for_watches_all_files_are_looked_at(
     site: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_watch, "_MOST_FOLDERS", 1)
+    monkeypatch.setattr(folder_watch, "_MOST", 1)
     known = fingerprint(site, watch)
     assert looked_at(known, monkeypatch) == {"__init__.py", "module.py"}
     known.close()
-    monkeypatch.setattr(folder_watch, "_MOST_FOLDERS", 2)
+    monkeypatch.setattr(folder_watch, "_MOST", 2)
     assert looked_at(fingerprint(site, watch), monkeypatch) == set(), "no watch was left behind"
 
 
@@ -172,6 +183,7 @@ def test_a_watch_ends_with_the_last_fingerprint_that_uses_it(site: Path, watch: 
     rewrite(site)
     assert second.broken_by() is not None
     second.close()
+    assert first.broken_by() is not None, "this check watches nothing again"
     before = watch.read()
     rewrite(site)
     assert watch.read() == before
