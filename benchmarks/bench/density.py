@@ -6,6 +6,7 @@ count       as many kernels as were asked for
 memory      less than the stated share of a node's memory is free
 latency     the median of the last ten starts, or of ten answers of earlier kernels, is longer than stated
 placement   no node has room for another kernel, by the scheduler's own accounts
+files       this process may open no more files: it has five channels to each kernel
 
 PSS shares each page among the processes that use it, so it falls with the number of kernels. USS and private dirty
 pages are the kernel's alone. Each kernel reads its own memory. Memory is measured once more after each further load: a
@@ -19,6 +20,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import resource
 import statistics
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,6 +33,7 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from roost.launchers.daemon.open_files import raise_limit
 from roost.placement import Request
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.errors import ConfigError, RoostError
@@ -50,6 +54,8 @@ _WINDOW = 10
 _SAMPLE = 40
 """About this many kernels report their memory. Each of them runs a cell for that."""
 _STOP_AT_ONCE, _HUNDRED = 8, 100
+_FILES = 200
+"""So many files must be free before a start. A kernel takes about 20, and reading its memory and stopping it more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +97,7 @@ async def measure(
 ) -> None:
     """Compare the memory of a few kernels of each side, then fill the nodes with the first side's kernels."""
     by_name = {side.name: side for side in sides}
+    raise_limit()
     loads = _build_loads(packages)
     few = replace(limits, kernels=min(FEW, limits.kernels))
     for side in sides if packages else ():
@@ -227,6 +234,9 @@ async def find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, s
         return "memory", f"less than {limits.free:.0%} of the memory of {short[0]} is free"
     if count >= limits.kernels:
         return "count", f"{limits.kernels} kernels were asked for"
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if find_free_descriptor() + _FILES > most:
+        return "files", f"this process may open only {most} files: raise the limit (ulimit -n)"
     if side.is_roost:
         decision = await side.connect().explain(request)
         if decision.get("placement") is None:
@@ -239,6 +249,13 @@ async def find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, s
             what = "a start" if started_s >= answered_s else "an answer"
             return "latency", f"{what} takes {max(started_s, answered_s):.2f} s"
     return "", ""
+
+
+def find_free_descriptor() -> int:
+    """Return the lowest file descriptor that is free, which is about the number of open files."""
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    return free
 
 
 def count_slots(node: Mapping[str, Any], request: Request) -> float:
@@ -336,6 +353,8 @@ def conclude(report: Report, filled: Filled, memory: Mapping[str, Sequence[Memor
         else:
             text = f"{node} holds {holds[FIRST]} idle kernels, {loads}, limited by memory."
         report.notes.append(f"{text} {held} were started there.")
+    if filled.limit == "files":
+        report.notes.append(f"No more kernels were started, because {filled.why}.")
     if PAGE_OUT in memory:
         swap = statistics.mean(each.swap for each in memory[PAGE_OUT])
         report.notes.append(f"After page-out, a kernel has {swap:.0f} MiB in the swap.")

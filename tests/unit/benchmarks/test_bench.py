@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from roost.bench import compare, machine, placement
+from roost.bench import compare, density, machine, placement
 from roost.bench.density import Filled, Limits, conclude, count_slots, find_limit
 from roost.bench.kernel import BenchKernel, Memory
 from roost.bench.report import Report
@@ -211,6 +212,18 @@ async def test_the_kernels_that_were_asked_for_may_fill_a_node() -> None:
     report = Report("density")
     conclude(report, filled, {"1+1": [mib(1)]})
     assert report.capacity["a"]["holds"] == {"1+1": 2}
+
+
+async def test_starts_end_before_the_open_files_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    monkeypatch.setattr(density, "find_free_descriptor", lambda: most - 100)
+    side = Side(name="plain", kernelspec="plain")
+    filled = Filled()
+    filled.limit, filled.why = await find_limit(side, filled, Limits(kernels=2, free=0.0, latency_s=1.0))
+    assert filled.limit == "files"
+    report = Report("density")
+    conclude(report, filled, {"1+1": [mib(1)]})
+    assert "raise the limit (ulimit -n)" in report.notes[-1]
 
 
 def mib(pss: float) -> Memory:
