@@ -33,7 +33,6 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from roost.launchers.daemon.open_files import raise_limit
 from roost.placement import Request
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.errors import ConfigError, RoostError
@@ -97,7 +96,6 @@ async def measure(
 ) -> None:
     """Compare the memory of a few kernels of each side, then fill the nodes with the first side's kernels."""
     by_name = {side.name: side for side in sides}
-    raise_limit()
     loads = _build_loads(packages)
     few = replace(limits, kernels=min(FEW, limits.kernels))
     for side in sides if packages else ():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from roost.launchers.daemon.open_files import raise_limit
 from roost.scheduler.errors import ConfigError
 
 from . import machine
@@ -21,6 +23,7 @@ Measurement = Callable[[], Awaitable[None]]
 INTERRUPTED = 130
 _PICTURES = (".png", ".svg", ".pdf")
 _QUICK_ROUNDS, _ROUNDS = 3, 20
+_FEWEST_FILES = 256
 
 
 def read_rounds(arguments: argparse.Namespace) -> int:
@@ -67,6 +70,7 @@ def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContext
     `check`. Raise `ConfigError` if a file cannot be written.
     """
     _check_files(arguments)
+    check_open_files()
     is_complete = True
     with prepared as measurement:
         before = machine.measure()
@@ -105,6 +109,16 @@ async def _until_interrupted(measurement: Measurement, report: Report) -> None:
     finally:
         for signum in signals:
             loop.remove_signal_handler(signum)
+
+
+def check_open_files() -> None:
+    """Raise the limit of open files. Raise `ConfigError` if it is too low for any benchmark."""
+    raise_limit()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most < _FEWEST_FILES:
+        raise ConfigError(
+            f"A process may open only {most} files here: raise the limit to {_FEWEST_FILES} or more (ulimit -n)."
+        )
 
 
 def _check_files(arguments: argparse.Namespace) -> None:

@@ -103,6 +103,7 @@ class Agent:
             output=folder / _ZYGOTE_LOG,
             scratch=folder,
             on_spawned=self._limits.add_other,
+            on_problems=lambda: feed.begin(),  # reports them now
             learnt=LearntPreloads(folder / "preloads") if settings.forking.learn_preloads else None,
         )
         self._room = DiskRoom(folder, self._list_logs)

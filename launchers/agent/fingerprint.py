@@ -142,22 +142,19 @@ class Fingerprint:
         """Choose the folders to watch: those of regular files on local file systems.
 
         A watched folder reports what becomes of its files and folders. Links, folders, files on other file systems and
-        `_roots` are looked at in each check. A root is a watched folder whose own place no watched folder reports. A
-        file with several names (hard links) is watched itself: its folder does not report a change by another name.
+        `_roots` are looked at in each check. A root is a watched folder whose own place no watched folder reports. The
+        files are watched too: their folders do not report a change by another name of the file (a hard link).
         """
         by_folder: dict[str, list[str]] = {}
-        linked: set[str] = set()
         for path in self.files:
             with contextlib.suppress(OSError):
-                status = os.lstat(path)
-                if stat.S_ISREG(status.st_mode):
+                if stat.S_ISREG(os.lstat(path).st_mode):
                     by_folder.setdefault(os.path.dirname(path), []).append(path)
-                if status.st_nlink > 1:
-                    linked.add(path)
         self._watched_folders = find_local(by_folder)
-        watched = {path for folder in self._watched_folders for path in by_folder[folder]}
-        self._watched_files = watched & linked
-        self._unwatched = {path: known for path, known in self.files.items() if path not in watched}
+        self._watched_files = {path for folder in self._watched_folders for path in by_folder[folder]}
+        self._unwatched = {
+            path: known for path, known in self.files.items() if path not in self._watched_files
+        }
 
     def _is_quiet(self) -> bool:
         """True if no watched folder has reported a change since the files were last looked at."""
@@ -169,8 +166,9 @@ class Fingerprint:
         """Begin to watch, before a look at all files. A folder that was replaced needs another watch."""
         if self.watch is None:
             return
-        self.watch.remove(self._watches or ())
+        earlier = self._watches
         self._watches = self.watch.add([*self._watched_folders, *self._watched_files])
+        self.watch.remove(earlier or ())
         self._changes = self.watch.read()
         self._roots = {
             folder: identify(folder)
@@ -193,12 +191,18 @@ class Fingerprint:
     def broken_by(self) -> str | None:
         """Return the first path that has changed, or None.
 
-        This costs a stat for each of about 1,000 files, unless their folders are watched and report nothing.
+        This costs a stat for each of about 1,000 files, unless they are watched and report nothing.
         """
-        files = self._unwatched
-        if not self._is_quiet():
-            self._watch_again()
-            files = self.files
+        if self._is_quiet():
+            return self._find_changed(self._unwatched)
+        self._watch_again()
+        return self.look_at_all()
+
+    def look_at_all(self) -> str | None:
+        """Return the first path that has changed, or None. Look at all files, whatever the watch has reported."""
+        return self._find_changed(self.files)
+
+    def _find_changed(self, files: Mapping[str, FileStamp | None]) -> str | None:
         look = os.stat
         try:
             for path, known in files.items():

@@ -1,7 +1,7 @@
 """A watch on folders (inotify): it tells whether anything in them may have changed, without a look at each file.
 
-It notices writes, renames, removals and new attributes. It does not notice writes through a mapping of a file's memory.
-They change the file's time as well, but no tool installs packages or edits code like that.
+It notices writes, renames, removals and new attributes. It does not notice writes through a mapping of a file's memory
+(mmap), although they change the file's time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ _LOCAL = frozenset(
     {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"}
 )
 """The file systems on which every change is made by this machine's kernel, which reports it."""
-_MOST = 5_000
-"""More folders and files are not watched: a user may have 8,192 watches on older systems, and editors need them too."""
+_MOST = 20_000
+_SHARE = 4
+"""At most `_MOST` folders and files are watched, and a quarter of what the system allows: editors need watches too."""
+_ALLOWED = Path("/proc/sys/fs/inotify/max_user_watches")
 
 
 class FolderWatch:
@@ -43,15 +45,17 @@ class FolderWatch:
         self._used: Counter[int] = Counter()  # how many zygotes use each watch
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._fd = -1
+        self._most = 0
 
     def add(self, paths: Iterable[str]) -> list[int] | None:
         """Watch these folders and files. Return the watches for `remove`, or None if one cannot be watched."""
         added: list[int] = []
         if self._fd < 0 and sys.platform == "linux":  # not earlier: a user may have 128 of these
             self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+            self._most = min(_MOST, _read_allowed() // _SHARE)
         for path in paths:
             watch = -1
-            if self._fd >= 0 and len(self._used) < _MOST:
+            if self._fd >= 0 and len(self._used) < self._most:
                 watch = self._libc.inotify_add_watch(self._fd, os.fsencode(path), _CHANGES)
             if watch < 0:
                 self.remove(added)
@@ -87,6 +91,13 @@ class FolderWatch:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _read_allowed() -> int:
+    try:
+        return int(_ALLOWED.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def find_local(folders: Iterable[str], mounts: Path = Path("/proc/self/mountinfo")) -> set[str]:

@@ -50,6 +50,7 @@ _MOST_TRIES = 5
 """At most this many zygotes are tried, each without one more unfit package. The last one gets no learnt packages."""
 _MOST_PROBLEMS = 20
 _NO_SUBREAPER = "kernels are not forked here: this system has no child subreaper"
+_LOOK_AGAIN_S = 1.0
 _IMPORTS_FILE = "imports.json"
 """The name of the file, beside the connection file, in which a kernel reports its imports."""
 
@@ -65,7 +66,7 @@ class ZygotePool:
     """The zygotes of an agent. If there are too many, the least recently used one ends. `output` is for tracebacks.
 
     `scratch` is a folder for files that zygotes need while they load. `on_spawned` gets the pid of each zygote before
-    the zygote forks. `learnt` chooses further preloads, if given.
+    the zygote forks. `on_problems` is called when `problems` has changed. `learnt` chooses further preloads, if given.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class ZygotePool:
         output: Path | str = os.devnull,
         scratch: Path | None = None,
         on_spawned: Callable[[int], object] = lambda pid: None,
+        on_problems: Callable[[], object] = lambda: None,
         script: Path = SCRIPT,
         learnt: LearntPreloads | None = None,
     ) -> None:
         self._max_zygotes = max_zygotes
         self._warm_delay_s = warm_delay_s
+        self._on_problems = on_problems
         self._learnt = learnt
         self._zygotes: list[Zygote] = []
         self._folders = FolderWatch()
@@ -161,6 +164,7 @@ class ZygotePool:
                 broken_by = await zygote.fingerprint.check()
                 timing_ms["fingerprint"] = (time.perf_counter() - started) * 1e3
                 if broken_by is None:
+                    self._look_later(zygote)
                     return await read_report(
                         channel, started=started, timing_ms=timing_ms, deadline_s=deadline_s, on_pid=on_pid
                     )
@@ -171,6 +175,19 @@ class ZygotePool:
         if unused < _MAX_UNUSED:
             self._warm_later(key, command, env)
         return None
+
+    def _look_later(self, zygote: Zygote) -> None:
+        """Look at all files of the zygote soon after a start, so that a change that no watch reports affects one start.
+
+        It ends the zygote, but not the kernels that were forked meanwhile.
+        """
+
+        def look() -> None:
+            if zygote in self._zygotes and (changed := zygote.fingerprint.look_at_all()) is not None:
+                log.info("zygote=%d retired: %s changed", zygote.pid, changed)
+                self._retire(zygote)
+
+        self._timers.later(_LOOK_AGAIN_S, look, key=zygote)
 
     def learn(self, folder: Path) -> None:
         """Count the imports that an ended kernel has reported in its folder. Replace zygotes that lack a package."""
@@ -334,10 +351,13 @@ class ZygotePool:
         self._retire_surplus()
 
     def _note_problems(self, key: Key, problems: list[str]) -> None:
+        before = self.problems()
         self._problems.pop(key, None)
         self._problems[key] = problems
         if len(self._problems) > _MOST_PROBLEMS:
             del self._problems[next(iter(self._problems))]
+        if self.problems() != before:
+            self._on_problems()
 
     def _retire(self, zygote: Zygote) -> None:
         """Close the socket of a zygote, which ends the zygote and its spares."""
@@ -345,6 +365,7 @@ class ZygotePool:
             self._zygotes.remove(zygote)
             zygote.socket.close()
             zygote.fingerprint.close()
+            self._timers.cancel(zygote)
 
     def _retire_surplus(self) -> None:
         """Retire zygotes that are idle too long or exceed the limit. Set a timer for the next check."""

@@ -289,16 +289,19 @@ def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[
     problems: list[str] = []
     sites = find_sites()
     if request["merge_memory"] and (problem := merge_memory()):
-        problems.append(f"equal pages are not merged ({problem})")
+        problems.append(f"equal pages are not merged, because {problem}")
     try:
         with record_environment(reads):
             for name in _BASE_PRELOAD:
                 importlib.import_module(name)
             for name in request["preload"]:
-                if find_spec(name.partition(".")[0]) is None:
+                if not is_installed(name):
                     problems.append(f"{name} is not preloaded, because it is not installed")
-                else:
+                    continue
+                try:
                     importlib.import_module(name)
+                except Exception as error:  # noqa: BLE001 - whatever an import may raise
+                    return None, encode_refusal(f"preload {name} raises {type(error).__name__}: {error}")
         rehearsed, patterns, _ = rehearse(request["scratch"], None)
         with record_environment(reads):
             for name in rehearsed:
@@ -360,6 +363,16 @@ def warm_jedi() -> None:
     jedi: Any = importlib.import_module("jedi")
     for text in ("os.pa", "''.jo", "pri", "impo", "import os; os.getc", "from os import pa"):
         jedi.Interpreter(text, [{"os": os}]).complete()
+
+
+def is_installed(name: str) -> bool:
+    """True if there is a module of this name. This imports the packages around it."""
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            return False
+        raise
 
 
 def encode_refusal(reason: str, op: str = "refused") -> bytes:

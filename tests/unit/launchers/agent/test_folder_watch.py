@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -131,12 +132,22 @@ def test_a_folder_that_was_away_and_is_back_is_watched_again(site: Path, watch: 
 def test_a_change_by_another_name_of_the_file_is_noticed(
     site: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = site.parent / "other.py"
-    other.hardlink_to(site / "package/part/module.py")
     known = fingerprint(site, watch)
+    other = site.parent / "other.py"
+    os.link(site / "package/part/module.py", other)
+    assert known.broken_by() is None
     assert looked_at(known, monkeypatch) == set()
     other.write_text("b = 22")
     assert known.broken_by() == str(site / "package/part/module.py")
+
+
+def test_a_write_through_mapped_memory_is_seen_by_a_look_at_all_files(site: Path, watch: FolderWatch) -> None:
+    known = fingerprint(site, watch)
+    with open(site / "package/part/module.py", "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[-1:] = b"2"
+        memory.flush()
+    assert known.broken_by() is None
+    assert known.look_at_all() == str(site / "package/part/module.py")
 
 
 def test_links_are_always_looked_at(site: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,12 +180,27 @@ def test_files_on_other_file_systems_are_always_looked_at(
 def test_without_room_for_watches_all_files_are_looked_at(
     site: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_watch, "_MOST", 1)
+    monkeypatch.setattr(folder_watch, "_MOST", 3)
     known = fingerprint(site, watch)
     assert looked_at(known, monkeypatch) == {"__init__.py", "module.py"}
     known.close()
-    monkeypatch.setattr(folder_watch, "_MOST", 2)
-    assert looked_at(fingerprint(site, watch), monkeypatch) == set(), "no watch was left behind"
+    watch.close()
+    monkeypatch.setattr(folder_watch, "_MOST", 4)
+    for _ in range(2):
+        known = fingerprint(site, watch)
+        assert looked_at(known, monkeypatch) == set()
+        known.close()
+
+
+def test_editors_keep_most_of_the_watches_that_the_system_allows(
+    site: Path, watch: FolderWatch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(folder_watch, "_ALLOWED", tmp_path / "max_user_watches")
+    (tmp_path / "max_user_watches").write_text("15\n")
+    assert looked_at(fingerprint(site, watch), monkeypatch) == {"__init__.py", "module.py"}
+    watch.close()
+    (tmp_path / "max_user_watches").write_text("16\n")
+    assert looked_at(fingerprint(site, watch), monkeypatch) == set()
 
 
 def test_a_watch_ends_with_the_last_fingerprint_that_uses_it(site: Path, watch: FolderWatch) -> None:

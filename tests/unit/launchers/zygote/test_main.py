@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import site
@@ -17,6 +18,7 @@ import pytest
 from forked_kernels import REPLY_S, Agent, children, command_of, wait_for
 
 from roost.bench.clusters.cluster_folder import wait_until
+from roost.launchers.agent import zygote_pool
 from roost.launchers.agent.fork_report import KernelDiedEarly
 from roost.launchers.agent.ports import choose
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
@@ -383,77 +385,18 @@ def test_the_next_kernel_imports_an_upgraded_package(tmp_path: Path) -> None:
         agent.close()
 
 
-def test_learnt_packages_are_preloaded_without_those_that_are_unfit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_change_that_no_watch_reports_affects_one_start(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caplog.set_level("INFO")
-    venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=60)
-    (packages,) = venv.glob("lib/python*/site-packages")
-    (packages / "ours.pth").write_text("\n".join(site.getsitepackages()))
-    sources = {"roost_fit": "", "roost_crash": "import os; os._exit(3)", "roost_raises": "1 / 0"}
-    sources["roost_reads"] = "import os; os.environ.get('COLOUR')"
-    for name, source in sources.items():
-        (packages / f"{name}.py").write_text(source)
-    agent = Agent(tmp_path, learnt=list(sources))
-    agent.command = command_of(str(venv / "bin" / "python"))
-    loaded = f"[name for name in {list(sources)} if name in __import__('sys').modules]"
-    try:
-        agent.warm()
-        assert "roost_crash is not preloaded for" in caplog.text
-        assert ": its import ends the process, or takes longer than 20 s" in caplog.text
-        assert ": its import raises ZeroDivisionError" in caplog.text
-        assert "; learnt: roost_fit (5 of 5 kernels), roost_reads (5 of 5 kernels)" in caplog.text
-        assert agent.start().value(loaded) == ["roost_fit", "roost_reads"]
-        agent.env["COLOUR"] = "red"
-        assert agent.try_start() is None
-        agent.warm()
-        assert len(agent.zygotes.interpreters()) == 2
-        assert "roost_reads is not preloaded for" in caplog.text
-        assert "it reads COLOUR, which differs between kernels" in caplog.text
-        assert agent.start().value(loaded) == ["roost_fit"]
-        agent.env["COLOUR"] = "green"
-        assert agent.start().value(loaded) == ["roost_fit"]
-    finally:
-        agent.close()
-
-
-def test_a_preload_that_is_not_installed_is_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    agent = Agent(tmp_path, preload=("roost_missing.part", "wave"))
-    try:
-        agent.warm()
-        assert "; roost_missing.part is not preloaded, because it is not installed" in caplog.text
-        assert agent.start().value("'wave' in __import__('sys').modules")
-    finally:
-        agent.close()
-
-
-def test_preloads_are_chosen_by_the_path_of_the_interpreter(tmp_path: Path) -> None:
-    chosen = {sys.executable: ("wave",), f"{sys.prefix}/*": ("colorsys", "wave"), "/opt/*": ("mailbox",)}
-    agent = Agent(tmp_path, preload_by_python=chosen)
-    try:
-        agent.warm()
-        seen = "[name in __import__('sys').modules for name in ('wave', 'colorsys', 'mailbox')]"
-        assert agent.start().value(seen) == [True, True, False]
-    finally:
-        agent.close()
-
-
-def test_a_preload_that_starts_a_thread_is_refused_with_its_reason(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "roost_threaded.py").write_text(
-        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), name='mine', daemon=True).start()"
-    )
-    agent = Agent(tmp_path, preload=("roost_threaded",))
-    agent.env["PYTHONPATH"] = str(tmp_path)
-    try:
-        agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env))
-        assert "started a thread (mine)" in caplog.text
-        assert agent.try_start() is None
-        assert agent.zygotes.interpreters() == {}
-    finally:
-        agent.close()
+    """Linux reports no write through mapped memory."""
+    (zygote,) = agent.zygotes._zygotes
+    assert agent.start().run("1")["status"] == "ok"
+    monkeypatch.setattr(zygote_pool, "_LOOK_AGAIN_S", 0.01)
+    zygote.fingerprint.files[str(tmp_path / "changed")] = (0, 0, 0)
+    (tmp_path / "changed").touch()
+    assert agent.try_start() is not None
+    deadline = time.monotonic() + 60
+    while zygote.pid in agent.zygotes.interpreters():
+        assert time.monotonic() < deadline
+        agent.loop.run_until_complete(asyncio.sleep(0.01))
+    assert agent.try_start() is None

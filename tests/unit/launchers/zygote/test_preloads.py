@@ -1,0 +1,104 @@
+"""The modules that a zygote imports for its kernels: as configured, and as learnt."""
+
+from __future__ import annotations
+
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from forked_kernels import Agent, command_of
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
+
+
+def test_learnt_packages_are_preloaded_without_those_that_are_unfit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=60)
+    (packages,) = venv.glob("lib/python*/site-packages")
+    (packages / "ours.pth").write_text("\n".join(site.getsitepackages()))
+    sources = {"roost_fit": "", "roost_crash": "import os; os._exit(3)", "roost_raises": "1 / 0"}
+    sources["roost_reads"] = "import os; os.environ.get('COLOUR')"
+    for name, source in sources.items():
+        (packages / f"{name}.py").write_text(source)
+    agent = Agent(tmp_path, learnt=list(sources))
+    agent.command = command_of(str(venv / "bin" / "python"))
+    loaded = f"[name for name in {list(sources)} if name in __import__('sys').modules]"
+    try:
+        agent.warm()
+        assert "roost_crash is not preloaded for" in caplog.text
+        assert ": its import ends the process, or takes longer than 20 s" in caplog.text
+        assert ": its import raises ZeroDivisionError" in caplog.text
+        assert "; learnt: roost_fit (5 of 5 kernels), roost_reads (5 of 5 kernels)" in caplog.text
+        assert agent.start().value(loaded) == ["roost_fit", "roost_reads"]
+        agent.env["COLOUR"] = "red"
+        assert agent.try_start() is None
+        agent.warm()
+        assert len(agent.zygotes.interpreters()) == 2
+        assert "roost_reads is not preloaded for" in caplog.text
+        assert "it reads COLOUR, which differs between kernels" in caplog.text
+        assert agent.start().value(loaded) == ["roost_fit"]
+        agent.env["COLOUR"] = "green"
+        assert agent.start().value(loaded) == ["roost_fit"]
+    finally:
+        agent.close()
+
+
+def test_a_preload_that_is_not_installed_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    agent = Agent(tmp_path, preload=("roost_missing.part", "json.part", "wave.part", "wave"))
+    try:
+        agent.warm()
+        for name in ("roost_missing.part", "json.part", "wave.part"):
+            assert f"; {name} is not preloaded, because it is not installed" in caplog.text
+        assert len(agent.zygotes.problems()) == 3
+        assert agent.start().value("'wave' in __import__('sys').modules")
+    finally:
+        agent.close()
+
+
+def test_a_preload_that_fails_is_named(tmp_path: Path) -> None:
+    (tmp_path / "roost_fails.py").write_text("import roost_missing")
+    agent = Agent(tmp_path, preload=("roost_fails",))
+    agent.env["PYTHONPATH"] = str(tmp_path)
+    try:
+        agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env))
+        (problem,) = agent.zygotes.problems()
+        reason = "preload roost_fails raises ModuleNotFoundError: No module named 'roost_missing'"
+        assert problem == f"kernels of {sys.executable} are not forked: {reason}"
+    finally:
+        agent.close()
+
+
+def test_preloads_are_chosen_by_the_path_of_the_interpreter(tmp_path: Path) -> None:
+    chosen = {sys.executable: ("wave",), f"{sys.prefix}/*": ("colorsys", "wave"), "/opt/*": ("mailbox",)}
+    agent = Agent(tmp_path, preload_by_python=chosen)
+    try:
+        agent.warm()
+        seen = "[name in __import__('sys').modules for name in ('wave', 'colorsys', 'mailbox')]"
+        assert agent.start().value(seen) == [True, True, False]
+    finally:
+        agent.close()
+
+
+def test_a_preload_that_starts_a_thread_is_refused_with_its_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "roost_threaded.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), name='mine', daemon=True).start()"
+    )
+    agent = Agent(tmp_path, preload=("roost_threaded",))
+    agent.env["PYTHONPATH"] = str(tmp_path)
+    try:
+        agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env))
+        assert "started a thread (mine)" in caplog.text
+        assert agent.try_start() is None
+        assert agent.zygotes.interpreters() == {}
+    finally:
+        agent.close()
