@@ -48,9 +48,9 @@ MOST_SPARES = 5
 """At most this many spares wait in a zygote for launches. After fewer recent launches, fewer spares wait."""
 _MOST_TRIES = 5
 """At most this many zygotes are tried, each without one more unfit package. The last one gets no learnt packages."""
-_MOST_PROBLEMS = 20
 _NO_SUBREAPER = "kernels are not forked here: this system has no child subreaper"
 _LOOK_AGAIN_S = 1.0
+"""How long after a start all files of its zygote are looked at."""
 _IMPORTS_FILE = "imports.json"
 """The name of the file, beside the connection file, in which a kernel reports its imports."""
 
@@ -244,9 +244,13 @@ class ZygotePool:
         return {zygote.pid: zygote.key[0] for zygote in self._zygotes}
 
     def problems(self) -> list[str]:
-        """Return what zygotes could not do, as clauses with the reason, sorted."""
+        """Return what the zygotes could not do, and why others could not be made, as clauses, sorted."""
         if not self._is_possible:
             return [_NO_SUBREAPER]
+        now = time.monotonic()
+        current = {zygote.key for zygote in self._zygotes}
+        current |= {key for key, until in self._refused_until.items() if now < until}
+        self._problems = {key: self._problems[key] for key in self._problems if key in current}
         return sorted({problem for problems in self._problems.values() for problem in problems})
 
     async def close(self) -> None:
@@ -352,10 +356,7 @@ class ZygotePool:
 
     def _note_problems(self, key: Key, problems: list[str]) -> None:
         before = self.problems()
-        self._problems.pop(key, None)
         self._problems[key] = problems
-        if len(self._problems) > _MOST_PROBLEMS:
-            del self._problems[next(iter(self._problems))]
         if self.problems() != before:
             self._on_problems()
 

@@ -165,7 +165,7 @@ def _list_problems(snapshot: Snapshot) -> list[Finding]:
     for node_id in snapshot.nodes:
         for problem in snapshot.node(node_id).problems:
             nodes.setdefault(problem, []).append(node_id)
-    do = "correct the setting or the machine; kernels start without it meanwhile"
+    do = "correct the setting or the machine: until then, kernels start later or take more memory"
     return [
         {"level": "warning", "what": f"on {_name_some(where)}, {problem}", "do": do}
         for problem, where in nodes.items()

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.backends("local", why="the same agent on every backend"),
     pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only"),
 ]
-OPTIONS: dict[str, Any] = {"preload": ["no_such_package"], "page_out_after_s": 600.0}
+OPTIONS: dict[str, Any] = {"preload": ["no_such_package"], "page_out_after_s": 600.0, "merge_memory": True}
 WITHIN_S = 60
 
 
@@ -43,6 +43,11 @@ def has_swap() -> bool:
     return len(Path("/proc/swaps").read_text().splitlines()) > 1
 
 
+def merges_pages() -> bool:
+    switch = Path("/sys/kernel/mm/ksm/run")
+    return switch.exists() and switch.read_text().strip() == "1"
+
+
 def test_doctor_names_what_an_agent_cannot_do(folder: Path) -> None:
     with roost.start_kernel("python3", backend="local", backend_options=OPTIONS) as kernel:
         assert kernel.execute("6 * 7").text == "42"
@@ -56,3 +61,5 @@ def test_doctor_names_what_an_agent_cannot_do(folder: Path) -> None:
     assert missing[0].endswith(": no_such_package is not preloaded, because it is not installed")
     no_swap = [what for what in found if what.endswith("are not paged out: this machine has no swap")]
     assert bool(no_swap) != has_swap()
+    not_merged = [what for what in found if ": equal pages are not merged, because " in what]
+    assert bool(not_merged) != merges_pages()
