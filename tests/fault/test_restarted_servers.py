@@ -17,7 +17,7 @@ from front_end import FrontEnd, Message, front_end, texts
 from reopened import end, listed, serving, shown, start
 from world import settle
 
-from roost.scheduler.client.client import connect, disconnect
+from roost.scheduler.client.client import Client, connect, disconnect
 
 pytestmark = [pytest.mark.fault_long, pytest.mark.slow]
 ROUNDS = int(os.environ.get("ROOST_ROUNDS", "100"))
@@ -125,13 +125,11 @@ async def test_fifty_kernels_with_a_node_that_does_not_answer(
     managers.kernelspecs(tmp_path, backend="ray", config={"cpus": 0.05})
     managers.kernelspecs(tmp_path, "there", backend="ray", config={"cpus": 0.4, "labels": {"zone": "b"}})
     async with serving(tmp_path) as server:
-        there = [await start(server, "there") for _ in range(5)]
-        first = [*there, *[await start(server, "roosted") for _ in range(45)]]
         service = connect("ray")
-        for _ in range(600):
-            if all(kernel.pid for kernel in await service.kernels()):
-                break
-            await asyncio.sleep(0.1)
+        there = [await start(server, "there") for _ in range(5)]
+        await until_all_run(service)  # or smaller kernels could take the room of the fifth
+        first = [*there, *[await start(server, "roosted") for _ in range(45)]]
+        await until_all_run(service)
         await end(server)
     nodes = {kernel.id: kernel.node_id for kernel in await service.kernels()}
     frozen = nodes[there[0]]
@@ -156,6 +154,15 @@ async def test_fifty_kernels_with_a_node_that_does_not_answer(
         agents[0].resume()
     disconnect()
     await asyncio.to_thread(settle, runtime_dir)
+
+
+async def until_all_run(service: Client) -> None:
+    """Wait until each kernel has a process."""
+    for _ in range(600):
+        if all(kernel.pid for kernel in await service.kernels()):
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError([(kernel.state, kernel.waits_for) for kernel in await service.kernels()])
 
 
 def is_agent_at(process: psutil.Process, address: str) -> bool:
