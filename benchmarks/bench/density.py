@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import resource
 import statistics
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -33,6 +32,7 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from roost.launchers.daemon.open_files import read_limit
 from roost.placement import Request
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.errors import ConfigError, RoostError
@@ -54,7 +54,7 @@ _SAMPLE = 40
 """About this many kernels report their memory. Each of them runs a cell for that."""
 _STOP_AT_ONCE, _HUNDRED = 8, 100
 _FILES = 200
-"""So many files must be free before a start. A kernel takes about 20, and reading its memory and stopping it more."""
+"""A start needs this many free files. A kernel takes about 20, and more to read its memory and to stop it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +232,7 @@ async def find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, s
         return "memory", f"less than {limits.free:.0%} of the memory of {short[0]} is free"
     if count >= limits.kernels:
         return "count", f"{limits.kernels} kernels were asked for"
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = read_limit()
     if find_free_descriptor() + _FILES > most:
         return "files", f"this process may open only {most} files: raise the limit (ulimit -n)"
     if side.is_roost:

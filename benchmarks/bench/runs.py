@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from roost.launchers.daemon.open_files import raise_limit
+from roost.launchers.daemon.open_files import raise_limit, read_limit
 from roost.scheduler.errors import ConfigError
 
 from . import machine
@@ -114,7 +113,7 @@ async def _until_interrupted(measurement: Measurement, report: Report) -> None:
 def check_open_files() -> None:
     """Raise the limit of open files. Raise `ConfigError` if it is too low for any benchmark."""
     raise_limit()
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = read_limit()
     if most < _FEWEST_FILES:
         raise ConfigError(
             f"A process may open only {most} files here: raise the limit to {_FEWEST_FILES} or more (ulimit -n)."

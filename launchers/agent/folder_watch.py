@@ -73,7 +73,7 @@ class FolderWatch:
                     self._libc.inotify_rm_watch(self._fd, watch)
 
     def read(self) -> int:
-        """Read what has happened since the last call. Return `changes`."""
+        """Read the events since the last call, and return `changes`."""
         while self._fd >= 0:
             try:
                 data = os.read(self._fd, _READ_BYTES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import sys
 
 _found: tuple[int, int] | None = None  # the limit before it was raised
 
@@ -14,6 +15,12 @@ def raise_limit() -> None:
     _found = original_limit()
     with contextlib.suppress(OSError, ValueError):  # the system allows less than the hard limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (_found[1], _found[1]))
+
+
+def read_limit() -> int:
+    """Return how many files this process may open at the same time."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def original_limit() -> tuple[int, int]:

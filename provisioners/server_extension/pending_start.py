@@ -66,7 +66,7 @@ class PendingStart:
 
     @property
     def _waiting(self) -> Any:
-        """What the service has told of the kernel (`Kernel`) while it waits; None before that."""
+        """The kernel as the service last described it (`Kernel`), while its start runs; None before that."""
         return getattr(getattr(self.km, "provisioner", None), "waiting", None)
 
     async def until_made(self) -> None:

@@ -1,4 +1,4 @@
-"""What an agent was set to do and cannot do: `roost doctor` says so, and kernels start all the same."""
+"""`roost doctor` names the settings that an agent cannot carry out. Kernels start all the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`roost doctor`: what it finds on the scheduler's side, and what it repairs."""
+"""The findings and the repairs of `roost doctor` on the scheduler's side."""
 
 from __future__ import annotations
 
