@@ -30,7 +30,6 @@ from pathlib import Path
 
 import psutil
 
-from roost.launchers.daemon.open_files import raise_limit
 from roost.placement import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import ConfigError, RoostError
@@ -89,7 +88,6 @@ def cluster(folder: Path, size: Size) -> Iterator[psutil.Process]:
     own = folder / "cluster"
     own.mkdir()
     simulated.install(folder / "packages")
-    raise_limit()
     command = [sys.executable, "-m", "roost.bench.simulated.cluster", str(own), str(size.nodes)]
     process = subprocess.Popen(command, cwd=NEUTRAL, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
