@@ -1,17 +1,19 @@
 """`roost bench density`: how many kernels each node holds until a limit, and the memory of a kernel.
 
-Kernels are started one after the other, and kept. Each limit ends that:
+Kernels are started one after the other with five channels. They are kept with four, as Jupyter Server keeps them: the
+heartbeats of many kernels would slow this process down. Each limit ends the starts:
 
 count       as many kernels as were asked for
 memory      less than the stated share of a node's memory is free
 latency     the median of the last ten starts, or of ten answers of earlier kernels, is longer than stated
 placement   no node has room for another kernel, by the scheduler's own accounts
-files       this process may open no more files: it has five channels to each kernel
+files       this process may open no more files: it has four channels to each kernel
 
 PSS shares each page among the processes that use it, so it falls with the number of kernels. USS and private dirty
 pages are the kernel's alone. Each kernel reads its own memory. Memory is measured once more after each further load: a
-completion, and the import of the given packages. With the setting `page_out_after_s`, memory is also measured after
-page-out, and so is the time of the next answers. The kernels are then read from outside, on this machine only.
+completion, and the import of the given packages. A load runs in fewer kernels if memory gets short. With the setting
+`page_out_after_s`, memory is also measured after page-out, and so is the time of the next answers. The kernels are then
+read from outside, on this machine only.
 
 all in      the PSS of a kernel and its part of roost's own processes on this machine (service, agent, zygotes, spares)
 """
@@ -47,9 +49,12 @@ from .world import MIB, fixed_pss_bytes
 FIRST = "1+1"
 COMPLETION = "a completion"
 FEW = 50
-"""At most this many kernels of each side are compared."""
+"""At most this many kernels of each side are compared, and this many of the first starts with the last ones."""
 _WINDOW = 10
-"""The median of this many starts, or answers, is compared with the limit for latency."""
+"""The median of this many starts, or answers, is compared with the limit for latency.
+
+A load runs in this many kernels at least, and the free memory is looked at after as many more.
+"""
 _SAMPLE = 40
 """About this many kernels report their memory. Each of them runs a cell for that."""
 _STOP_AT_ONCE, _HUNDRED = 8, 100
@@ -109,7 +114,7 @@ async def measure(
                 report.add(f"kernels/{name}", len(filled.kernels), "kernels")
                 if not filled.kernels:
                     report.notes.append(f"No kernel of {name} was started: {filled.why}.")
-                for load, memory in (await _measure_loads(report, by_name[name], filled, loads)).items():
+                for load, memory in (await _measure_loads(report, by_name[name], filled, few, loads)).items():
                     _add_memory(report, memory, f"{load}/{name}")
                     if load == FIRST:
                         own = fixed_pss_bytes() / MIB if by_name[name].is_roost else 0.0
@@ -128,7 +133,8 @@ async def measure(
             report.notes.append(f"No kernel was started: {filled.why}.")
             return
         report.series["start"] = filled.starts_ms
-        memory = await _measure_loads(report, side, filled, loads)
+        _compare_ends(report, side, filled.starts_ms)
+        memory = await _measure_loads(report, side, filled, limits, loads)
     for load, found in memory.items():
         _add_memory(report, found, f"{load}, {len(filled.kernels)} kernels/{side.name}")
     conclude(report, filled, memory)
@@ -202,12 +208,24 @@ def _name_start(number: int, side: Side) -> str:
     return f"start of kernels {first + 1} to {first + _HUNDRED}/{side.name}"
 
 
+def _compare_ends(report: Report, side: Side, starts_ms: Sequence[float]) -> None:
+    """Compare the last starts with the first ones, if there are enough of both."""
+    if len(starts_ms) < 2 * FEW:
+        return
+    last, first = (f"start of the {which} {FEW} kernels/{side.name}" for which in ("last", "first"))
+    for name, part in ((last, starts_ms[-FEW:]), (first, starts_ms[:FEW])):
+        for started_ms in part:
+            report.add(name, started_ms, "ms")
+    report.ratio(f"start: the last {FEW} kernels ÷ the first {FEW}", last, first)
+
+
 async def _start_one(side: Side, kernel: BenchKernel, filled: Filled, limits: Limits) -> None:
     """Start one more kernel, or note in `filled` the limit that is reached."""
     filled.limit, filled.why = await find_limit(side, filled, limits)
     if not filled.limit:
         try:
             filled.starts_ms.append((await kernel.start())["start"])
+            await kernel.stop_heartbeat()
         except ConfigError:  # no kernel of this side could ever start
             raise
         except RoostError as refusal:  # a cap, for example
@@ -291,17 +309,18 @@ def _find_room(side: Side, nodes: Sequence[Mapping[str, Any]], limits: Limits) -
 
 
 async def _measure_loads(
-    report: Report, side: Side, filled: Filled, loads: Mapping[str, str]
+    report: Report, side: Side, filled: Filled, limits: Limits, loads: Mapping[str, str]
 ) -> dict[str, list[Memory]]:
-    """Run each load in all kernels. Return by load the memory of some kernels after it."""
+    """Run each load in the kernels. Return by load the memory of some kernels after it."""
     if not filled.kernels:
         return {}
     found = {}
     for load, code in loads.items():
+        loaded = await _run_load(report, side, filled, limits, load, code)
         if side.options.get("merge_memory"):
-            await _run_load(filled, code)
             await wait_for_merging(report)
-        found[load] = await _measure_load(filled, code)
+        step = max(1, len(loaded) // _SAMPLE)
+        found[load] = [await kernel.read_memory() for kernel in loaded[::step]]
     if (after_s := side.options.get("page_out_after_s", 0.0)) and (
         memory := await page_out(report, side, filled.kernels, after_s)
     ):
@@ -309,16 +328,23 @@ async def _measure_loads(
     return found
 
 
-async def _run_load(filled: Filled, code: str) -> None:
-    for kernel in filled.kernels:
+async def _run_load(
+    report: Report, side: Side, filled: Filled, limits: Limits, load: str, code: str
+) -> list[BenchKernel]:
+    """Run a load in one kernel after the other until memory gets short. Return the kernels that ran it."""
+    loaded: list[BenchKernel] = []
+    for count, kernel in enumerate(filled.kernels):
+        if load != FIRST and count and count % _WINDOW == 0:
+            nodes = await side.connect().nodes() if side.is_roost else []
+            if min(_find_room(side, nodes, limits).values()) <= 0:
+                what = f"{count} of {len(filled.kernels)} kernels of {side.name} ran {load}"
+                report.notes.append(
+                    f"Only {what}, because then less than {limits.free:.0%} of the memory was free."
+                )
+                break
         await (kernel.execute(code) if code else kernel.complete())
-
-
-async def _measure_load(filled: Filled, code: str) -> list[Memory]:
-    """Run a load in all kernels. Return the memory of some kernels after it."""
-    await _run_load(filled, code)
-    step = max(1, len(filled.kernels) // _SAMPLE)
-    return [await kernel.read_memory() for kernel in filled.kernels[::step]]
+        loaded.append(kernel)
+    return loaded
 
 
 def _add_memory(report: Report, memory: Sequence[Memory], name: str) -> None:

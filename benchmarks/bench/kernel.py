@@ -6,6 +6,7 @@ import ast
 import asyncio
 import os
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,8 @@ _PARTS = {
 _READ_MEMORY = "open('/proc/self/smaps_rollup').read()"
 _COMPLETED = "import collections; collections.Or"
 _BUSY = "print('busy', flush=True)\nimport time; time.sleep(60)"
+_HEARTBEAT_MS = 1000
+"""How long the thread of a heartbeat channel may take to begin."""
 _SETTLE_S = 0.05
 """The pause before an interrupt. ipykernel 7.4 may hang if it is interrupted while a cell still prints."""
 
@@ -83,6 +86,18 @@ class BenchKernel:
         self.side.prepare(self._client)
         self._client.start_channels()
 
+    async def stop_heartbeat(self) -> None:
+        """Close the heartbeat channel. Its thread wakes each second, and a server with many kernels opens none.
+
+        Jupyter Server keeps the other four channels open.
+        """
+        channel = self.client.hb_channel
+        for _ in range(_HEARTBEAT_MS):
+            if channel.is_beating():  # `stop` does not stop a thread that has not begun
+                break
+            await asyncio.sleep(0.001)
+        channel.stop()
+
     async def restart(self) -> float:
         """Restart the kernel while the channels stay open. Return milliseconds until its first reply.
 
@@ -120,22 +135,25 @@ class BenchKernel:
     async def execute(self, code: str) -> float:
         """Run code. Return milliseconds until the reply. Raises `NoAnswer`, and `RuntimeError` if the code fails."""
         began = time.perf_counter()
-        try:
-            await execute(self.client, code)
-        except asyncio.TimeoutError:
-            raise NoAnswer(f"a kernel of {self.side.name} did not answer") from None
+        await self._hear(execute(self.client, code))
         return elapsed_ms(began)
 
     async def complete(self, code: str = _COMPLETED) -> float:
-        """Complete the name at the end of `code`. Return milliseconds until the reply."""
+        """Complete the name at the end of `code`. Return milliseconds until the reply. Raises `NoAnswer`."""
         began = time.perf_counter()
-        await reply_to(self.client, self.client.complete(code))
+        await self._hear(reply_to(self.client, self.client.complete(code)))
         return elapsed_ms(began)
 
     async def evaluate(self, expression: str) -> Any:
-        """Return the value of an expression in the kernel. The value must have a literal form."""
-        content = await execute(self.client, "None", user_expressions={"value": expression})
+        """Return the value of an expression in the kernel, which must have a literal form. Raises `NoAnswer`."""
+        content = await self._hear(execute(self.client, "None", user_expressions={"value": expression}))
         return ast.literal_eval(content["user_expressions"]["value"]["data"]["text/plain"])
+
+    async def _hear(self, reply: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+        try:
+            return await reply
+        except asyncio.TimeoutError:
+            raise NoAnswer(f"a kernel of {self.side.name} did not answer") from None
 
     async def read_memory(self) -> Memory:
         """Return the kernel's memory. The kernel reads it itself, so that it may be on any machine with Linux."""

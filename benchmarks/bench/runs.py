@@ -14,6 +14,7 @@ from roost.launchers.daemon.open_files import raise_limit, read_limit
 from roost.scheduler.errors import ConfigError
 
 from . import machine
+from .kernel import NoAnswer
 from .report import Report, check_writable
 from .sides import Side, world
 
@@ -65,29 +66,32 @@ async def warm_up(report: Report, sides: Sequence[Side]) -> None:
 def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContextManager[Measurement]) -> int:
     """Measure, then print and write the results. Return the exit status.
 
-    `prepared` yields the measurement. After Ctrl-C, the results so far are written. `arguments` has `json`, `plot` and
-    `check`. Raise `ConfigError` if a file cannot be written.
+    `prepared` yields the measurement. After Ctrl-C, or if a kernel does not answer, the results so far are written.
+    `arguments` has `json`, `plot` and `check`. Raise `ConfigError` if a file cannot be written.
     """
     _check_files(arguments)
     check_open_files()
-    is_complete = True
+    ended = 0
     with prepared as measurement:
         before = machine.measure()
         try:
             asyncio.run(_until_interrupted(measurement, report))
         except (KeyboardInterrupt, asyncio.CancelledError):
-            is_complete = False
+            ended = INTERRUPTED
             report.notes.append(
                 "Interrupted: these are the results until then." if report.samples else "Interrupted."
             )
+        except NoAnswer as problem:
+            ended = 1
+            report.notes.append(f"Ended early, because {problem}: these are the results until then.")
         after = machine.measure()
     if not report.samples:
         print(f"roost: there is no result. {' '.join(report.notes)}".rstrip(), file=sys.stderr)
-        return 1 if is_complete else INTERRUPTED
+        return ended or 1
     report.conditions = [before.to_dict(), after.to_dict()]
     report.notes += machine.find_doubts(before, after)
     status = report.finish(arguments)
-    return status if is_complete else INTERRUPTED
+    return ended or status
 
 
 async def _until_interrupted(measurement: Measurement, report: Report) -> None:
