@@ -16,6 +16,8 @@ _PAGED_OUT_S = 60.0
 """How long to wait for page-out beyond `page_out_after_s`."""
 _LEFT = 0.3
 """A kernel counts as paged out when less than this share of its memory is outside the swap."""
+_SETTLE_S, _SETTLED = 1.0, 0.98
+"""Paged-out memory is read once it has kept more than this share of its size for this long."""
 _SCANS, _MERGED_S = 2, 120.0
 """The number of memory scans in which Linux merges equal pages, and how long to wait for them in seconds."""
 _SCAN_COUNT = Path("/sys/kernel/mm/ksm/full_scans")
@@ -42,7 +44,7 @@ async def page_out(
                 f"{side.name}: kernels were not paged out in time. The agent's log may say why."
             )
             return []
-        memory = [read_memory_of(pid) for pid in pids]
+        memory = await _read_settled(pids)
     except OSError:
         report.notes.append(f"{side.name}: page-out is measured on this machine only.")
         return []
@@ -50,6 +52,16 @@ async def page_out(
         report.add(f"first answer after {PAGE_OUT}/{side.name}", await kernel.execute("1+1"), "ms")
         report.add(f"the answer after that/{side.name}", await kernel.execute("1+1"), "ms")
     return memory
+
+
+async def _read_settled(pids: Sequence[int]) -> list[Memory]:
+    """Return the memory of these processes once it no longer shrinks. Raise `OSError` if one has ended."""
+    memory = [read_memory_of(pid) for pid in pids]
+    while True:
+        await asyncio.sleep(_SETTLE_S)
+        earlier, memory = memory, [read_memory_of(pid) for pid in pids]
+        if sum(each.pss for each in memory) > _SETTLED * sum(each.pss for each in earlier):
+            return memory
 
 
 async def wait_for_merging(report: Report) -> None:

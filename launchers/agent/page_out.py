@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import time
@@ -24,6 +25,8 @@ SIGNAL = signal.SIGURG
 """The signal that makes a kernel page itself out; the same as in `zygote.page_out`, which pods do not have."""
 _IDLE_CPU_S = 0.05
 """A kernel that uses no more CPU time than this within `after_s` is idle."""
+_RETURNED_BYTES = 1 << 20
+"""If more memory than this has come back from the swap, a kernel was at work, however short."""
 _CHECKS, _MOST_S = 4, 60.0
 """How many times each kernel is checked within `after_s`, and the longest pause between two checks."""
 _PAUSE_S = 0.02
@@ -33,15 +36,20 @@ _FULL = 0.1
 _PRESSURE_PERCENT = 10.0
 """If processes have waited for memory for more than this part of the last ten seconds, no kernel is paged out."""
 _TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(slots=True)
 class _Seen:
-    """A kernel's CPU time when it was last seen at work (`cpu_s`), and the time of that check (`since`)."""
+    """A kernel's CPU time when it was last seen at work (`cpu_s`), and the time of that check (`since`).
+
+    `left_bytes`: the least memory that a kernel has had outside the swap since it was paged out.
+    """
 
     cpu_s: float
     since: float
     is_out: bool = False
+    left_bytes: float = math.inf
 
 
 class PageOut:
@@ -78,11 +86,11 @@ class PageOut:
                 await asyncio.sleep(_PAUSE_S)
 
     def find_idle(self, now: float) -> list[int]:
-        """Return the pids of the kernels that have been idle for `after_s` and were not paged out in that time."""
+        """Return the pids of the kernels that have been idle for `after_s`, and are not paged out already."""
         used = {pid: cpu_s for pid in self._list_pids() if (cpu_s := self._read_cpu_s(pid)) is not None}
         for pid, cpu_s in used.items():
             seen = self._seen.get(pid)
-            if seen is None or abs(cpu_s - seen.cpu_s) > _IDLE_CPU_S:
+            if seen is None or abs(cpu_s - seen.cpu_s) > _IDLE_CPU_S or self._has_returned(pid, seen):
                 self._seen[pid] = _Seen(cpu_s, now)
         self._seen = {pid: seen for pid, seen in self._seen.items() if pid in used}
         return [
@@ -117,6 +125,14 @@ class PageOut:
             self._reason = reason
             log.info("idle kernels are %s", f"not paged out: {reason}" if reason else "paged out again")
         return bool(reason)
+
+    def _has_returned(self, pid: int, seen: _Seen) -> bool:
+        """True if a kernel has been paged out, but much of its memory has come back since."""
+        if not seen.is_out or not (pages := self._read(f"{pid}/statm").split()):
+            return False
+        own_bytes = (int(pages[1]) - int(pages[2])) * _PAGE_BYTES  # proc(5): resident pages, those of files
+        seen.left_bytes = min(seen.left_bytes, own_bytes)
+        return own_bytes > seen.left_bytes + _RETURNED_BYTES
 
     def _read_cpu_s(self, pid: int) -> float | None:
         # proc(5): the fields 14 and 15 of `stat` are the ticks of CPU time; the second field may have spaces

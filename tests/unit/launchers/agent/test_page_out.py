@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
 
 import pytest
+from cluster_world import until
 
 from roost.launchers.agent.page_out import SIGNAL, PageOut
 from roost.launchers.zygote import page_out as zygote
@@ -37,6 +39,11 @@ class Proc:
         before = "S 1 2 3 0 -1 4194304 1 0 0 0"
         text = f"{pid} (a name) b) {before} {int(seconds * TICKS_PER_S)} 0 0 0 20 0 9\n"
         (self.folder / str(pid) / "stat").write_text(text)
+
+    def set_resident(self, pid: int, mib: float) -> None:
+        """Give a process so much resident memory of its own, beside 10 MiB of files."""
+        files, own = (int(size * (1 << 20) / os.sysconf("SC_PAGE_SIZE")) for size in (10, mib))
+        (self.folder / str(pid) / "statm").write_text(f"99999 {files + own} {files} 1 0 9 0\n")
 
 
 @pytest.fixture
@@ -76,6 +83,27 @@ def test_a_process_that_has_ended_is_forgotten(proc: Proc) -> None:
     assert page_out.find_idle(11.0) == []
     proc.set_cpu(7, 1.0)  # another process with its number
     assert page_out.find_idle(12.0) == []
+
+
+async def test_a_kernel_whose_memory_comes_back_is_paged_out_again(
+    proc: Proc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short cell uses too little CPU time to count as work, but it brings a few MiB back."""
+    signalled: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: signalled.append(pid))
+    proc.set_cpu(7, 1.0)
+    proc.set_resident(7, 40.0)
+    task = asyncio.create_task(watch(proc, 7, after_s=0.2).run())
+    try:
+        await until(lambda: signalled == [7], "paged out")
+        for mib in (2.0, 2.5, 2.2):  # what an idle kernel touches
+            proc.set_resident(7, mib)
+            await asyncio.sleep(0.15)
+        assert signalled == [7]
+        proc.set_resident(7, 4.0)
+        await until(lambda: signalled == [7, 7], "paged out again")
+    finally:
+        task.cancel()
 
 
 @pytest.mark.parametrize(
