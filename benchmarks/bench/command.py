@@ -57,8 +57,12 @@ def fill(arguments: argparse.Namespace) -> int:
     )
     rounds = 1 if arguments.quick else arguments.rounds or 3
 
+    packages = [name for name in arguments.packages.split(",") if name]
+    for name in packages:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ConfigError(f"--packages {name}: give names as in an import, with commas: numpy,pandas")
+
     async def measure(report: Report, sides: Sequence[Side]) -> None:
-        packages = [name for name in arguments.packages.split(",") if name]
         await density.measure(report, sides, rounds=rounds, limits=limits, packages=packages)
 
     settings = {"kernels": limits.kernels, "keep_free": limits.free, "latency_s": limits.latency_s}

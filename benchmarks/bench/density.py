@@ -25,10 +25,10 @@ import math
 import os
 import statistics
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from rich.console import Console
@@ -45,6 +45,8 @@ from .learnt_imports import teach
 from .report import Report, take_turns
 from .sides import Side
 from .world import MIB, fixed_pss_bytes
+
+T = TypeVar("T")
 
 FIRST = "1+1"
 COMPLETION = "a completion"
@@ -95,6 +97,17 @@ class Filled:
         """Return the number of kernels by node."""
         return Counter(self.nodes.values())
 
+    async def await_answer(self, report: Report, kernel: BenchKernel, answer: Awaitable[T]) -> T | None:
+        """Return what a kernel answers. Count, stop and leave out a kernel that does not answer, and return None."""
+        try:
+            return await answer
+        except NoAnswer as problem:
+            report.count_failure(kernel.side.name, str(problem))
+            self.kernels.remove(kernel)
+            self.nodes.pop(kernel, None)
+            await kernel.stop()
+            return None
+
 
 async def measure(
     report: Report, sides: Sequence[Side], *, rounds: int, limits: Limits, packages: Sequence[str]
@@ -112,8 +125,9 @@ async def measure(
         for name, _ in take_turns("density", list(by_name), rounds=rounds, warm_up=0):
             async with _filled(report, by_name[name], few, is_shown=False) as filled:
                 report.add(f"kernels/{name}", len(filled.kernels), "kernels")
-                if not filled.kernels:
-                    report.notes.append(f"No kernel of {name} was started: {filled.why}.")
+                if (count := len(filled.kernels)) < few.kernels:
+                    how_many = f"Only {count} kernels" if count else "No kernel"
+                    report.notes.append(f"{how_many} of {name} ran for the comparison: {filled.why}.")
                 for load, memory in (await _measure_loads(report, by_name[name], filled, few, loads)).items():
                     _add_memory(report, memory, f"{load}/{name}")
                     if load == FIRST:
@@ -135,6 +149,9 @@ async def measure(
         report.series["start"] = filled.starts_ms
         _compare_ends(report, side, filled.starts_ms)
         memory = await _measure_loads(report, side, filled, limits, loads)
+    if FIRST not in memory:
+        report.notes.append("No kernel answered when it was asked for its memory.")
+        return
     for load, found in memory.items():
         _add_memory(report, found, f"{load}, {len(filled.kernels)} kernels/{side.name}")
     conclude(report, filled, memory)
@@ -178,15 +195,8 @@ async def _filled(
             while not filled.limit:
                 kernel = BenchKernel(side)
                 filled.kernels.append(kernel)
-                try:
-                    await _start_one(side, kernel, filled, limits)
-                except NoAnswer as problem:
-                    report.count_failure(side.name, str(problem))
-                    filled.kernels.remove(kernel)
-                    await kernel.stop()
+                if not await _start_one(report, side, kernel, filled, limits):
                     continue
-                if filled.limit:
-                    break
                 started_ms = filled.starts_ms[-1]
                 if is_shown:
                     report.add(_name_start(len(filled.starts_ms), side), started_ms, "ms")
@@ -219,29 +229,33 @@ def _compare_ends(report: Report, side: Side, starts_ms: Sequence[float]) -> Non
     report.ratio(f"start: the last {FEW} kernels ÷ the first {FEW}", last, first)
 
 
-async def _start_one(side: Side, kernel: BenchKernel, filled: Filled, limits: Limits) -> None:
-    """Start one more kernel, or note in `filled` the limit that is reached."""
-    filled.limit, filled.why = await find_limit(side, filled, limits)
+async def _start_one(report: Report, side: Side, kernel: BenchKernel, filled: Filled, limits: Limits) -> bool:
+    """Start one more kernel. Return False if it did not answer, or a limit is reached, which `filled` then names."""
+    filled.limit, filled.why = await find_limit(report, side, filled, limits)
+    started = None
     if not filled.limit:
         try:
-            filled.starts_ms.append((await kernel.start())["start"])
-            await kernel.stop_heartbeat()
+            started = await filled.await_answer(report, kernel, kernel.start())
         except ConfigError:  # no kernel of this side could ever start
             raise
         except RoostError as refusal:  # a cap, for example
             filled.limit, filled.why = "placement", str(refusal).rstrip(".")
     if filled.limit:
         filled.kernels.remove(kernel)
-        return
+    if started is None:
+        return False
+    filled.starts_ms.append(started["start"])
+    await kernel.stop_heartbeat()
     if side.is_roost:
         filled.nodes[kernel] = (await side.connect().kernel(kernel.manager.kernel_id)).node_id
     else:
         filled.nodes[kernel] = "this machine"
+    return True
 
 
-async def find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, str]:
+async def find_limit(report: Report, side: Side, filled: Filled, limits: Limits) -> tuple[str, str]:
     """Return the name of the limit that is reached, and the reason. Return empty texts if none is reached."""
-    count = len(filled.starts_ms)
+    count = len(filled.nodes)
     nodes = await side.connect().nodes() if side.is_roost else []
     filled.room = _find_room(side, nodes, limits)
     request = _read_request(side) if side.is_roost else Request()
@@ -259,12 +273,19 @@ async def find_limit(side: Side, filled: Filled, limits: Limits) -> tuple[str, s
             return "placement", str(decision.get("reason") or "no node has room")
     if count >= _WINDOW and count % _WINDOW == 0:
         started_s = statistics.median(filled.starts_ms[-_WINDOW:]) / 1e3
-        step = max(1, count // _WINDOW)
-        answered_s = statistics.median([await k.execute("1+1") for k in filled.kernels[:count:step]]) / 1e3
+        answered_s = await _measure_answers(report, filled)
         if max(started_s, answered_s) > limits.latency_s:
             what = "a start" if started_s >= answered_s else "an answer"
             return "latency", f"{what} takes {max(started_s, answered_s):.2f} s"
     return "", ""
+
+
+async def _measure_answers(report: Report, filled: Filled) -> float:
+    """Return the median time in seconds in which about ten of the kernels answer; 0 if none of them does."""
+    started = list(filled.nodes)
+    asked = started[:: max(1, len(started) // _WINDOW)]
+    answers = [await filled.await_answer(report, kernel, kernel.execute("1+1")) for kernel in asked]
+    return statistics.median([ms for ms in answers if ms is not None] or [0.0]) / 1e3
 
 
 def find_free_descriptor() -> int:
@@ -319,12 +340,14 @@ async def _measure_loads(
         loaded = await _run_load(report, side, filled, limits, load, code)
         if side.options.get("merge_memory"):
             await wait_for_merging(report)
-        step = max(1, len(loaded) // _SAMPLE)
-        found[load] = [await kernel.read_memory() for kernel in loaded[::step]]
+        asked = loaded[:: max(1, len(loaded) // _SAMPLE)]
+        answers = [await filled.await_answer(report, kernel, kernel.read_memory()) for kernel in asked]
+        if memory := [each for each in answers if each is not None]:
+            found[load] = memory
     if (after_s := side.options.get("page_out_after_s", 0.0)) and (
-        memory := await page_out(report, side, filled.kernels, after_s)
+        paged_out := await page_out(report, side, filled.kernels, after_s)
     ):
-        found[PAGE_OUT] = memory
+        found[PAGE_OUT] = paged_out
     return found
 
 
@@ -333,7 +356,7 @@ async def _run_load(
 ) -> list[BenchKernel]:
     """Run a load in one kernel after the other until memory gets short. Return the kernels that ran it."""
     loaded: list[BenchKernel] = []
-    for count, kernel in enumerate(filled.kernels):
+    for count, kernel in enumerate(list(filled.kernels)):
         if load != FIRST and count and count % _WINDOW == 0:
             nodes = await side.connect().nodes() if side.is_roost else []
             if min(_find_room(side, nodes, limits).values()) <= 0:
@@ -342,8 +365,9 @@ async def _run_load(
                     f"Only {what}, because then less than {limits.free:.0%} of the memory was free."
                 )
                 break
-        await (kernel.execute(code) if code else kernel.complete())
-        loaded.append(kernel)
+        work = kernel.execute(code) if code else kernel.complete()
+        if await filled.await_answer(report, kernel, work) is not None:
+            loaded.append(kernel)
     return loaded
 
 
@@ -376,7 +400,13 @@ def conclude(report: Report, filled: Filled, memory: Mapping[str, Sequence[Memor
             text = f"{node} holds {holds[FIRST]} kernels, limited by their requests."
         else:
             text = f"{node} holds {holds[FIRST]} idle kernels, {loads}, limited by memory."
-        report.notes.append(f"{text} {held} were started there.")
+        is_found = filled.limit in ("placement", "latency") or holds[FIRST] == held
+        how = (
+            f"{held} were started there."
+            if is_found
+            else f"This follows from the {held} that were started there."
+        )
+        report.notes.append(f"{text} {how}")
     if filled.limit == "files":
         report.notes.append(f"No more kernels were started, because {filled.why}.")
     if PAGE_OUT in memory:

@@ -99,6 +99,10 @@ class Bound:
         )
 
 
+class TooManyFailures(RuntimeError):
+    """So many kernels of a side have failed that its figures are worth nothing."""
+
+
 class Report:
     """The results of a benchmark: samples by name, in order, with the ratios and claims about them.
 
@@ -172,10 +176,10 @@ class Report:
                 self.ratio(f"{stage}: {first} ÷ {other}", numerator, denominator)
 
     def count_failure(self, side: str, what: str) -> None:
-        """Count a failed kernel of a side. Raise `RuntimeError` if too many of that side have failed."""
+        """Count a failed kernel of a side. Raise `TooManyFailures` if too many of that side have failed."""
         self.failures[side] = self.failures.get(side, 0) + 1
         if self.failures[side] > _MOST_FAILURES:
-            raise RuntimeError(f"{self.failures[side]} kernels of {side} failed; the last one: {what}")
+            raise TooManyFailures(f"{self.failures[side]} kernels of {side} failed; the last one: {what}")
 
     def claim(
         self,

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 from roost.launchers.daemon.open_files import raise_limit, read_limit
 from roost.scheduler.errors import ConfigError
 
 from . import machine
 from .kernel import NoAnswer
-from .report import Report, check_writable
+from .report import Report, TooManyFailures, check_writable
 from .sides import Side, world
 
 Measure = Callable[[Report, Sequence[Side]], Awaitable[None]]
@@ -66,13 +67,14 @@ async def warm_up(report: Report, sides: Sequence[Side]) -> None:
 def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContextManager[Measurement]) -> int:
     """Measure, then print and write the results. Return the exit status.
 
-    `prepared` yields the measurement. After Ctrl-C, or if a kernel does not answer, the results so far are written.
+    `prepared` yields the measurement. After Ctrl-C, or if too many kernels do not answer, the results so far are
+    written.
     `arguments` has `json`, `plot` and `check`. Raise `ConfigError` if a file cannot be written.
     """
     _check_files(arguments)
     check_open_files()
     ended = 0
-    with prepared as measurement:
+    with _interrupted_by_sigterm(), prepared as measurement:
         before = machine.measure()
         try:
             asyncio.run(_until_interrupted(measurement, report))
@@ -81,9 +83,9 @@ def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContext
             report.notes.append(
                 "Interrupted: these are the results until then." if report.samples else "Interrupted."
             )
-        except NoAnswer as problem:
+        except (NoAnswer, TooManyFailures) as problem:
             ended = 1
-            report.notes.append(f"Ended early, because {problem}: these are the results until then.")
+            report.notes.append(f"Ended early, because {problem}. These are the results until then.")
         after = machine.measure()
     if not report.samples:
         print(f"roost: there is no result. {' '.join(report.notes)}".rstrip(), file=sys.stderr)
@@ -92,6 +94,20 @@ def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContext
     report.notes += machine.find_doubts(before, after)
     status = report.finish(arguments)
     return ended or status
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt while the block runs, so that it, too, leaves nothing behind."""
+
+    def interrupt(signum: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def _until_interrupted(measurement: Measurement, report: Report) -> None:
@@ -104,14 +120,15 @@ async def _until_interrupted(measurement: Measurement, report: Report) -> None:
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for signum in signals:
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    for signum in before:
         loop.add_signal_handler(signum, interrupt)
     try:
         await measurement()
     finally:
-        for signum in signals:
+        for signum, handler in before.items():
             loop.remove_signal_handler(signum)
+            signal.signal(signum, handler)
 
 
 def check_open_files() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from traitlets import Bool, Dict, Enum, Float, List, TraitError, Unicode, validate
@@ -39,6 +40,16 @@ class ForkingSettings(Section):
         False,
         help="Let Linux merge equal pages of kernels, where its administrator has turned that on (KSM).",
     )
+
+    @validate("preload", "preload_by_python")
+    def _check_modules(self, proposal: Any) -> Any:
+        setting, given = proposal["trait"].name, proposal["value"]
+        for name in given if setting == "preload" else chain.from_iterable(given.values()):
+            if not all(part.isidentifier() for part in name.split(".")):
+                raise TraitError(
+                    f'{setting}: {name!r} is no name of a module: give a list such as ["numpy", "jedi"].'
+                )
+        return given
 
     def forking(self) -> Forking:
         """Return these settings for the agents."""

@@ -169,7 +169,10 @@ def test_the_machine_is_measured() -> None:
         (
             "count",
             100 * MIB,
-            "a holds 12 idle kernels, 3 after a completion, limited by memory. 2 were started there.",
+            (
+                "a holds 12 idle kernels, 3 after a completion, limited by memory. "
+                "This follows from the 2 that were started there."
+            ),
         ),
         (
             "placement",
@@ -207,7 +210,9 @@ async def test_the_kernels_that_were_asked_for_may_fill_a_node() -> None:
     side = SideOnFullNode(name="roost", kernelspec="roost", config=CONFIG)
     kernels = [BenchKernel(side), BenchKernel(side)]
     filled = Filled(kernels=kernels, nodes=dict.fromkeys(kernels, "a"), starts_ms=[1.0, 1.0], slots={"a": 1})
-    filled.limit, filled.why = await find_limit(side, filled, Limits(kernels=2, free=0.0, latency_s=1.0))
+    filled.limit, filled.why = await find_limit(
+        Report("density"), side, filled, Limits(kernels=2, free=0.0, latency_s=1.0)
+    )
     assert filled.limit == "count"
     report = Report("density")
     conclude(report, filled, {"1+1": [mib(1)]})
@@ -219,7 +224,9 @@ async def test_starts_end_before_the_open_files_run_out(monkeypatch: pytest.Monk
     monkeypatch.setattr(density, "find_free_descriptor", lambda: most - 100)
     side = Side(name="plain", kernelspec="plain")
     filled = Filled()
-    filled.limit, filled.why = await find_limit(side, filled, Limits(kernels=2, free=0.0, latency_s=1.0))
+    filled.limit, filled.why = await find_limit(
+        Report("density"), side, filled, Limits(kernels=2, free=0.0, latency_s=1.0)
+    )
     assert filled.limit == "files"
     report = Report("density")
     conclude(report, filled, {"1+1": [mib(1)]})

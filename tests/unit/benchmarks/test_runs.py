@@ -6,7 +6,8 @@ import argparse
 import asyncio
 import os
 import signal
-from contextlib import nullcontext, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 import pytest
 
@@ -32,3 +33,31 @@ def test_a_run_ends_although_its_cancellation_is_lost(
     assert run(arguments, report, nullcontext(measure)) == INTERRUPTED
     assert report.samples["start/roost"] == [0.0]
     assert "Interrupted: these are the results until then." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_sigterm_ends_a_run_outside_its_measurement(when: str) -> None:
+    """The folders and processes of the run must be cleaned up then, too."""
+    left: list[str] = []
+
+    @contextmanager
+    def prepare() -> Iterator[Callable[[], Awaitable[None]]]:
+        left.append("folder")
+        try:
+            if when == "before":
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield measure
+            if when == "after":
+                os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            left.clear()
+
+    async def measure() -> None:
+        await asyncio.sleep(0)
+
+    arguments = argparse.Namespace(json=None, plot=None, check=False)
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(arguments, Report("start"), prepare())
+    assert not left
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers

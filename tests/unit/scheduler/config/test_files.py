@@ -80,6 +80,11 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
             "policies: 'balanced' is the name of a shipped policy: give yours another",
         ),
         ("c.RoostLocalBackend.taints = ['']", "is wrong: taints: a taint has no name"),
+        ("c.RoostLocalBackend.preload = '[jedi]'", "preload: '.jedi.' is no name of a module: give a list"),
+        (
+            "c.RoostLocalBackend.preload_by_python = {'/opt/*': ['numpy', 'a b']}",
+            "preload_by_python: 'a b' is no name of a module: give a list",
+        ),
         (
             "c.RoostScheduler.idle_after_s = '1h'",
             "= '1h' is not possible: give a number of seconds, 1 or more",
