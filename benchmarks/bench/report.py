@@ -100,7 +100,7 @@ class Bound:
 
 
 class TooManyFailures(RuntimeError):
-    """So many kernels of a side have failed that its figures are worth nothing."""
+    """Too many kernels of a side have failed: its figures would be worth nothing."""
 
 
 class Report:
