@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from roost.scheduler.backends.agent_per_node.settings import is_module_name
 from roost.scheduler.cli.options import request_config, scheduler_options
 from roost.scheduler.errors import ConfigError
 
@@ -59,7 +60,7 @@ def fill(arguments: argparse.Namespace) -> int:
 
     packages = [name for name in arguments.packages.split(",") if name]
     for name in packages:
-        if not all(part.isidentifier() for part in name.split(".")):
+        if not is_module_name(name):
             raise ConfigError(f"--packages {name}: give names as in an import, with commas: numpy,pandas")
 
     async def measure(report: Report, sides: Sequence[Side]) -> None:

@@ -256,7 +256,7 @@ async def _start_one(report: Report, side: Side, kernel: BenchKernel, filled: Fi
 async def find_limit(report: Report, side: Side, filled: Filled, limits: Limits) -> tuple[str, str]:
     """Return the name of the limit that is reached, and the reason. Return empty texts if none is reached."""
     count = len(filled.nodes)
-    nodes = await side.connect().nodes() if side.is_roost else []
+    nodes = await _read_nodes(side)
     filled.room = _find_room(side, nodes, limits)
     request = _read_request(side) if side.is_roost else Request()
     filled.slots = {node["id"]: count_slots(node, request) for node in nodes}
@@ -282,10 +282,19 @@ async def find_limit(report: Report, side: Side, filled: Filled, limits: Limits)
 
 async def _measure_answers(report: Report, filled: Filled) -> float:
     """Return the median time in seconds in which about ten of the kernels answer; 0 if none of them does."""
-    started = list(filled.nodes)
-    asked = started[:: max(1, len(started) // _WINDOW)]
+    asked = _choose(list(filled.nodes), _WINDOW)
     answers = [await filled.await_answer(report, kernel, kernel.execute("1+1")) for kernel in asked]
     return statistics.median([ms for ms in answers if ms is not None] or [0.0]) / 1e3
+
+
+def _choose(kernels: Sequence[BenchKernel], about: int) -> Sequence[BenchKernel]:
+    """Return about so many of the kernels, evenly spread."""
+    return kernels[:: max(1, len(kernels) // about)]
+
+
+async def _read_nodes(side: Side) -> Sequence[Mapping[str, Any]]:
+    """Return the nodes of a side of roost. Other sides have none."""
+    return await side.connect().nodes() if side.is_roost else []
 
 
 def find_free_descriptor() -> int:
@@ -340,7 +349,7 @@ async def _measure_loads(
         loaded = await _run_load(report, side, filled, limits, load, code)
         if side.options.get("merge_memory"):
             await wait_for_merging(report)
-        asked = loaded[:: max(1, len(loaded) // _SAMPLE)]
+        asked = _choose(loaded, _SAMPLE)
         answers = [await filled.await_answer(report, kernel, kernel.read_memory()) for kernel in asked]
         if memory := [each for each in answers if each is not None]:
             found[load] = memory
@@ -358,7 +367,7 @@ async def _run_load(
     loaded: list[BenchKernel] = []
     for count, kernel in enumerate(list(filled.kernels)):
         if load != FIRST and count and count % _WINDOW == 0:
-            nodes = await side.connect().nodes() if side.is_roost else []
+            nodes = await _read_nodes(side)
             if min(_find_room(side, nodes, limits).values()) <= 0:
                 what = f"{count} of {len(filled.kernels)} kernels of {side.name} ran {load}"
                 report.notes.append(

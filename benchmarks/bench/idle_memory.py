@@ -17,7 +17,7 @@ _PAGED_OUT_S = 60.0
 _LEFT = 0.3
 """A kernel counts as paged out when less than this share of its memory is outside the swap."""
 _SETTLE_S, _SETTLED = 1.0, 0.98
-"""Paged-out memory is read once it has kept more than this share of its size for this long."""
+"""Paged-out memory is read once it has kept this share of its size for this long."""
 _SCANS, _MERGED_S = 2, 120.0
 """The number of memory scans in which Linux merges equal pages, and how long to wait for them in seconds."""
 _SCAN_COUNT = Path("/sys/kernel/mm/ksm/full_scans")
@@ -60,7 +60,7 @@ async def _read_settled(pids: Sequence[int]) -> list[Memory]:
     while True:
         await asyncio.sleep(_SETTLE_S)
         earlier, memory = memory, [read_memory_of(pid) for pid in pids]
-        if sum(each.pss for each in memory) > _SETTLED * sum(each.pss for each in earlier):
+        if sum(each.pss for each in memory) >= _SETTLED * sum(each.pss for each in earlier):
             return memory
 
 

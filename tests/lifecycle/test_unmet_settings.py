@@ -1,4 +1,4 @@
-"""`roost doctor` names the settings that an agent cannot carry out. Kernels start all the same."""
+"""`roost doctor` names the settings that an agent cannot carry out. Its kernels start anyway."""
 
 from __future__ import annotations
 

@@ -11,6 +11,11 @@ from roost.launchers.agent.settings import Enforcement, Forking
 from roost.scheduler.config.section import Section
 
 
+def is_module_name(name: str) -> bool:
+    """True for a name as in an import, such as `os.path`."""
+    return all(part.isidentifier() for part in name.split("."))
+
+
 class ForkingSettings(Section):
     """How kernels are forked on the nodes."""
 
@@ -45,7 +50,7 @@ class ForkingSettings(Section):
     def _check_modules(self, proposal: Any) -> Any:
         setting, given = proposal["trait"].name, proposal["value"]
         for name in given if setting == "preload" else chain.from_iterable(given.values()):
-            if not all(part.isidentifier() for part in name.split(".")):
+            if not is_module_name(name):
                 raise TraitError(
                     f'{setting}: {name!r} is no name of a module: give a list such as ["numpy", "jedi"].'
                 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 from contextlib import nullcontext
 
 import pytest
 
-from roost.bench import density
+from roost.bench import density, idle_memory
 from roost.bench.density import FIRST, Filled, Limits, find_limit
 from roost.bench.kernel import BenchKernel, Memory, NoAnswer
 from roost.bench.report import Report
@@ -103,3 +104,9 @@ def test_the_last_starts_are_compared_with_the_first(count: int, ratio: float | 
     density._compare_ends(report, PLAIN, [10.0] * (count - 50) + [20.0] * 50)
     found = report.ratios.get("start: the last 50 kernels ÷ the first 50")
     assert (found.of_medians if found else None) == ratio
+
+
+async def test_the_memory_of_no_process_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All kernels may have been left out before page-out."""
+    monkeypatch.setattr(idle_memory, "_SETTLE_S", 0.0)
+    assert await asyncio.wait_for(idle_memory._read_settled([]), 10) == []
