@@ -95,6 +95,14 @@ def specs_of(backend: str, world: Path, tmp_path: Path) -> Iterator[Callable[...
         assert time.monotonic() < deadline, f"promised without a kernel: {held}"
 
 
+@pytest.fixture
+def folder(runtime_dir: Path) -> Iterator[Path]:
+    """Yield a runtime folder of this test alone. The service and the agent in it end with the test."""
+    yield runtime_dir
+    disconnect()
+    settle(runtime_dir)
+
+
 @pytest.fixture(scope="module")
 def one_gpu(module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a folder for notebooks, on a machine with one GPU and a kernelspec `gpu` that asks for it."""

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import managers
@@ -24,13 +23,6 @@ pytestmark = [
 ]
 OPTIONS = {"learn_preloads": True}
 WITHIN_S = 60
-
-
-@pytest.fixture
-def folder(runtime_dir: Path) -> Iterator[Path]:
-    yield runtime_dir
-    disconnect()
-    settle(runtime_dir)
 
 
 def start(name: str = "python3", **options: object) -> BlockingKernel:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -70,12 +70,6 @@ except RoostError as problem:
 
 
 needs_cgroups = pytest.mark.skipif(bool(control_groups.why_not()), reason=control_groups.why_not())
-
-
-@pytest.fixture
-def folder(runtime_dir: Path) -> Iterator[Path]:
-    yield runtime_dir
-    settle(runtime_dir)
 
 
 def start(*, how: str = "forked", options: dict[str, object] | None = None, **wish: object) -> BlockingKernel:

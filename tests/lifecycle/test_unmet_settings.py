@@ -6,15 +6,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from world import settle
 
 import roost
-from roost.scheduler.client.client import disconnect
 
 pytestmark = [
     pytest.mark.backends("local", why="the same agent on every backend"),
@@ -22,13 +19,6 @@ pytestmark = [
 ]
 OPTIONS: dict[str, Any] = {"preload": ["no_such_package"], "page_out_after_s": 600.0, "merge_memory": True}
 WITHIN_S = 60
-
-
-@pytest.fixture
-def folder(runtime_dir: Path) -> Iterator[Path]:
-    yield runtime_dir
-    disconnect()
-    settle(runtime_dir)
 
 
 def diagnose() -> dict[str, str]:

@@ -329,13 +329,13 @@ async def test_a_session_of_a_waiting_kernel(server: JupyterServer) -> None:
 async def test_no_message_waits_for_an_acknowledgement(server: JupyterServer) -> None:
     """With Nagle's algorithm each round trip takes at least 40 ms."""
     kernel_id = await start(server)
-    trips = []
+    trips: list[float] = []
     async with front_end(server, kernel_id) as front:
-        for _ in range(20):
+        while min(trips, default=1) > 0.03:  # the first trips are slow, and those beside other tests
+            assert len(trips) < 300, sorted(trips)[:20]
             began = time.monotonic()
             await front.ended(await front.run("1"))
             trips.append(time.monotonic() - began)
-    assert min(trips) < 0.03
     await server.api("DELETE", f"kernels/{kernel_id}")
 
 
