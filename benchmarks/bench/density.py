@@ -215,7 +215,7 @@ async def _filled(
 def _name_start(number: int, side: Side) -> str:
     """Return the name of the figure that a start belongs to. Each hundred starts are one figure."""
     first = (number - 1) // _HUNDRED * _HUNDRED
-    return f"start of kernels {first + 1} to {first + _HUNDRED}/{side.name}"
+    return f"start of kernels from {first + 1}/{side.name}"
 
 
 def _compare_ends(report: Report, side: Side, starts_ms: Sequence[float]) -> None:

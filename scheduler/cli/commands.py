@@ -26,6 +26,17 @@ Action = Callable[[argparse.Namespace], int]
 Subparsers = Any  # argparse's own type is private
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose subcommands refuse unknown options themselves, and so with their own usage."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse like argparse, but allow no unknown options."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
 def find_action(name: str) -> Action:
     """Import and return the function behind a command. `--help` imports none of them."""
     module, _, function = name.partition(":")
@@ -34,7 +45,7 @@ def find_action(name: str) -> Action:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands. `action` in its result names the function of the chosen command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="jupyter roost" if os.path.basename(sys.argv[0]).startswith("jupyter-") else "roost",
         description="Show where Jupyter kernels run and why, and manage them.",
         allow_abbrev=False,

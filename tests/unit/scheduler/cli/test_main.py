@@ -121,6 +121,17 @@ def test_wrong_usage_is_code_2(argv: Sequence[str], capsys: pytest.CaptureFixtur
     assert "usage" in capsys.readouterr().err
 
 
+def test_an_unknown_option_is_answered_with_the_usage_of_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main.main(["bench", "density", "--nodes", "3"])
+    assert caught.value.code == 2
+    usage, _, error = capsys.readouterr().err.partition("roost bench density: error: ")
+    assert usage.startswith("usage: roost bench density ")
+    assert error == "unrecognized arguments: --nodes 3\n"
+
+
 def test_version_names_running_services(runtime_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dead = runtime_dir / "scheduler-ray"
     dead.mkdir(mode=0o700)
