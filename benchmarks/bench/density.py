@@ -409,12 +409,12 @@ def conclude(report: Report, filled: Filled, memory: Mapping[str, Sequence[Memor
             text = f"{node} holds {holds[FIRST]} kernels, limited by their requests."
         else:
             text = f"{node} holds {holds[FIRST]} idle kernels, {loads}, limited by memory."
-        is_found = filled.limit in ("placement", "latency") or holds[FIRST] == held
-        how = (
-            f"{held} were started there."
-            if is_found
-            else f"This follows from the {held} that were started there."
-        )
+        if filled.limit in ("placement", "latency") or holds[FIRST] == held:
+            how = f"{held} were started there."
+        elif held:
+            how = f"This follows from the {held} that were started there."
+        else:
+            how = "None was started there: this follows from those on other nodes."
         report.notes.append(f"{text} {how}")
     if filled.limit == "files":
         report.notes.append(f"No more kernels were started, because {filled.why}.")

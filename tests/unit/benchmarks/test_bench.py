@@ -195,6 +195,18 @@ def test_the_answer_says_what_limits_a_node(limit: str, room: float, text: str) 
     assert (capacity["started"], capacity["limit"]) == (2, limit)
 
 
+def test_a_node_where_no_kernel_was_started_has_an_answer_too() -> None:
+    kernel = BenchKernel(Side(name="roost", kernelspec="roost", config=CONFIG))
+    filled = Filled(kernels=[kernel], nodes={kernel: "a"}, limit="count", why="one was asked for")
+    filled.room = {"a": 100 * MIB, "b": 50 * MIB}
+    report = Report("density")
+    conclude(report, filled, {"1+1": [mib(10)], "a completion": [mib(40)]})
+    assert report.notes[1] == (
+        "b holds 5 idle kernels, 1 after a completion, limited by memory. "
+        "None was started there: this follows from those on other nodes."
+    )
+
+
 async def test_the_kernels_that_were_asked_for_may_fill_a_node() -> None:
     """The last requested kernel fills the node. The benchmark still reports that the requested number was the limit."""
 
