@@ -157,10 +157,10 @@ def _check_memory(name: str) -> None:
 
 def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> int:
     """Read the sides from the options, compare them, and return the exit code."""
-    config = {"backend": arguments.backend, **request_config(arguments)}
+    request = request_config(arguments)
+    config = {"backend": arguments.backend, **request}
     sides = read_sides(config, arguments.baseline or ["plain"], scheduler_options(arguments))
-    report = Report(
-        arguments.command, backend=arguments.backend, sides=[side.name for side in sides], **settings
-    )
+    names = [side.name for side in sides]
+    report = Report(arguments.command, backend=arguments.backend, request=request, sides=names, **settings)
     cluster = partial(embedded, arguments.backend) if arguments.embedded else None
     return measure_sides(arguments, report, sides, measure, cluster=cluster)

@@ -127,7 +127,8 @@ async def measure(
                 report.add(f"kernels/{name}", len(filled.kernels), "kernels")
                 if (count := len(filled.kernels)) < few.kernels:
                     how_many = f"Only {count} kernels" if count else "No kernel"
-                    report.notes.append(f"{how_many} of {name} ran for the comparison: {filled.why}.")
+                    note = f"{how_many} of {name} ran for the comparison: {filled.why}."
+                    report.notes += [note] if note not in report.notes else []  # the rounds are alike
                 for load, memory in (await _measure_loads(report, by_name[name], filled, few, loads)).items():
                     _add_memory(report, memory, f"{load}/{name}")
                     if load == FIRST:

@@ -214,13 +214,25 @@ class Report:
         }
 
     def finish(self, arguments: argparse.Namespace) -> int:
-        """Print the report, write the files, and return the exit status: 1 if `--check` finds a failed claim."""
+        """Write the files, print the report, and return the exit status: 1 if `--check` finds a failed claim.
+
+        It is also 1 if a file cannot be written any more. The report is printed nevertheless.
+        """
+        problems = []
+        for file, write in ((arguments.json, self._write_json), (arguments.plot, self.plot)):
+            try:
+                if file:
+                    write(file)
+            except OSError as problem:
+                problems.append(f"roost: {file} cannot be written: {problem.strerror}.")
         self.show(Console())
-        if arguments.json:
-            arguments.json.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        if arguments.plot:
-            self.plot(arguments.plot)
+        if problems:
+            print(*problems, sep="\n", file=sys.stderr)
+            return 1
         return int(arguments.check and not all(claim.holds for claim in self.claims))
+
+    def _write_json(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
 
     def show(self, console: Console) -> None:
         console.print(f"{self.name} · {describe_machine()}", highlight=False)

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContext
     _check_files(arguments)
     check_open_files()
     ended = 0
-    with _interrupted_by_sigterm(), prepared as measurement:
+    with _interrupted_by_signals(), prepared as measurement:
         before = machine.measure()
         try:
             asyncio.run(_until_interrupted(measurement, report))
@@ -96,21 +96,28 @@ def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContext
 
 
 @contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt while the block runs, so that it, too, leaves nothing behind."""
+def _interrupted_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt while the block runs, so that they leave nothing behind."""
 
     def interrupt(signum: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {signum: signal.signal(signum, interrupt) for signum in _find_signals() - {signal.SIGINT}}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _find_signals() -> set[signal.Signals]:
+    """Return the signals that end a run. `nohup` ignores SIGHUP."""
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    return {signum for signum in signals if signal.getsignal(signum) is not signal.SIG_IGN}
 
 
 async def _until_interrupted(measurement: Measurement, report: Report) -> None:
-    """Run the measurement. SIGINT or SIGTERM cancels it, so that it stops everything that it has started."""
+    """Run the measurement. Each of `_find_signals` cancels it, so that it stops everything that it has started."""
 
     def interrupt() -> None:
         report.is_interrupted = True
@@ -119,7 +126,7 @@ async def _until_interrupted(measurement: Measurement, report: Report) -> None:
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in _find_signals()}
     for signum in before:
         loop.add_signal_handler(signum, interrupt)
     try:

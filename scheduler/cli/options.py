@@ -79,7 +79,7 @@ def parse_share(text: str) -> float:
     """Return a number that is at least 0 and less than 1; raises argparse's usage error."""
     share = _read_number(text)
     if not 0 <= share < 1:
-        raise _refuse(text, "a share below 1, such as 0.1")
+        raise _refuse(text, "a share of at least 0 and below 1, such as 0.1")
     return share
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import resource
@@ -99,6 +100,37 @@ def test_the_command_compares_two_files(tmp_path: Path, capsys: pytest.CaptureFi
     assert "noise alone" not in said
 
 
+def test_the_capacities_and_the_settings_of_two_runs_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = []
+    for name, count, held in (("a", 20, 2099), ("b", 5, 1964)):
+        samples = {f"PSS after 1+1, {count} kernels/roost": [10.0, 10.5, 11.0, 11.5]}
+        content = json.loads(Path(result(tmp_path, name, **samples)).read_text())
+        content["settings"]["kernels"] = count
+        content["capacity"] = {"vm": {"holds": {"1+1": held, "a completion": 500}}}
+        (tmp_path / name).write_text(json.dumps(content))
+        files.append(str(tmp_path / name))
+    assert main(["bench", "compare", *files]) == 0
+    said = capsys.readouterr().out
+    assert "The settings differ: kernels is 20 and 5." in said
+    assert "vm holds another number of kernels: 2099 → 1964 after 1+1." in said
+    assert "0 figures have changed, 1 have not." in said
+    assert "not in the other one" not in said
+
+
+def test_a_result_is_printed_even_if_its_file_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = Report("start")
+    report.add("up", 1.0, "ms")
+    gone = tmp_path / "gone" / "result.json"
+    assert report.finish(argparse.Namespace(json=gone, plot=None, check=False)) == 1
+    said = capsys.readouterr()
+    assert "up" in said.out
+    assert said.err == f"roost: {gone} cannot be written: No such file or directory.\n"
+
+
 def test_a_change_of_few_samples_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "compare", result(tmp_path, "a", up=[1]), result(tmp_path, "b", up=[5, 6])]) == 0
     assert "Those with n < 4 may differ by noise alone" in capsys.readouterr().out
@@ -113,6 +145,8 @@ def test_a_change_of_few_samples_is_marked(tmp_path: Path, capsys: pytest.Captur
         {"samples": {"up": "12"}},
         {"samples": {"other": [1]}},
         {"figures": {"up": 5}},
+        {"settings": None},
+        {"capacity": {"vm": 5}},
     ],
 )
 def test_a_result_with_a_wrong_part_is_refused(
@@ -127,7 +161,13 @@ def test_a_result_with_a_wrong_part_is_refused(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "No such file or directory."), ("", "is not JSON"), ("[]", "is no result of")],
+    [
+        (None, "No such file or directory."),
+        ("", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"benchmark": "sta', "its end is missing"),
+        ("[]", "is no result of"),
+    ],
 )
 def test_a_file_that_is_no_result_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, said: str
