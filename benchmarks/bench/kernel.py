@@ -30,6 +30,8 @@ _HEARTBEAT_MS = 1000
 """How long the thread of a heartbeat channel may take to begin."""
 _SETTLE_S = 0.05
 """The pause before an interrupt. ipykernel 7.4 may hang if it is interrupted while a cell still prints."""
+_LOOK_S = 2.0
+"""How often to look whether a kernel that has not answered is still alive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +152,17 @@ class BenchKernel:
         return ast.literal_eval(content["user_expressions"]["value"]["data"]["text/plain"])
 
     async def _hear(self, reply: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+        hearing = asyncio.ensure_future(reply)
         try:
-            return await reply
+            while not hearing.done():
+                await asyncio.wait([hearing], timeout=_LOOK_S)
+                if not hearing.done() and not await self.manager.is_alive():
+                    raise NoAnswer(f"a kernel of {self.side.name} has ended")
+            return hearing.result()
         except asyncio.TimeoutError:
             raise NoAnswer(f"a kernel of {self.side.name} did not answer") from None
+        finally:
+            hearing.cancel()
 
     async def read_memory(self) -> Memory:
         """Return the kernel's memory. The kernel reads it itself, so that it may be on any machine with Linux."""

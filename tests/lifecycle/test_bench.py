@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from roost.bench.kernel import BenchKernel, NoAnswer
+from roost.bench.sides import read_sides, world
 from roost.bench.world import write_kernelspec
 
 RUN_S = 300
@@ -222,6 +224,16 @@ def test_a_cluster_that_cannot_be_simulated_is_one_sentence() -> None:
         done = subprocess.run([*few, *BENCH, "scale", *options], capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert says in done.stderr
+
+
+async def test_a_kernel_that_has_ended_is_not_waited_for() -> None:
+    sides = read_sides({"backend": "local"}, ["plain"])
+    with world(sides):
+        for side in sides:
+            async with BenchKernel(side) as kernel:
+                os.kill(await kernel.evaluate("__import__('os').getpid()"), signal.SIGKILL)
+                with pytest.raises(NoAnswer, match=f"a kernel of {side.name} has ended"):
+                    await kernel.execute("1+1")
 
 
 @pytest.mark.parametrize(
