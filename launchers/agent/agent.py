@@ -36,7 +36,7 @@ from .manager_watch import ManagerWatch
 from .node_metrics import NodeMetrics
 from .nvml import list_gpus
 from .page_out import PageOut
-from .sessions import OwnSession, SharedSession
+from .sessions import OwnSession, SharedSession, kill_outsiders
 from .settings import AgentSettings
 from .start import EarlierFork, writing
 from .status_feed import StatusFeed
@@ -455,8 +455,11 @@ class Agent:
     def terminate(self) -> None:
         """Leave, because the machine or the cluster manager has sent a signal.
 
-        In a pod or container, report the lease as lost, because its kernel ends with the agent.
+        In a pod or container, report the lease as lost, because its kernel ends with the agent. Where the manager ends
+        a process group, it may kill this agent 0.25 s later: what only the agent can end, it ends first.
         """
+        if self._settings.shares_session:
+            kill_outsiders()
         if self._settings.is_per_kernel:
             for entry in self._ledger.entries():  # the manager may know a better reason, and tell it first
                 self._publish("lost", lease_id=entry.lease.id, reason="its pod or container was ended")

@@ -89,6 +89,14 @@ class SharedSession:
             yield from ((process.pid, pid) for process in _find_descendants())
 
 
+def kill_outsiders() -> None:
+    """Kill the processes below this one that have left its group. A manager that ends the group does not reach them."""
+    for process in _find_descendants():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) != os.getpgrp():
+                process.kill()
+
+
 def _find_descendants() -> list[psutil.Process]:
     """Return the live processes below this one."""
     found = []

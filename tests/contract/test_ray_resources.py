@@ -19,8 +19,6 @@ from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import backend_context
 
-pytestmark = pytest.mark.timeout(180)
-
 ADA = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
 
 

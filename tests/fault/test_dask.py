@@ -29,7 +29,7 @@ from roost.scheduler.service.messages import Kernel
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.fault
 
 GRACE_S = 40.0
 PAIR = Machine(cpus=2, gpus=2)

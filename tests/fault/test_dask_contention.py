@@ -126,7 +126,6 @@ def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, flo
 
 @pytest.mark.fault
 @pytest.mark.fault_long
-@pytest.mark.timeout(240)
 def test_sixty_kernels_of_three_schedulers_among_dasks_own_tasks(
     cluster: DaskMachines, homes: list[str], tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from roost.bench.clusters.cluster_folder import claim_network
 from roost.bench.clusters.dask_machines import why_not
 from roost.scheduler.client.client import connect, disconnect
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.fault
 
 CLUSTER = """
 import asyncio, json, sys

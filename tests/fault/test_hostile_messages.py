@@ -112,7 +112,6 @@ class Attacker:
         self._context.term()
 
 
-@pytest.mark.timeout(600)
 async def test_messages_of_any_form(client: Client, world: Path) -> None:
     kernel = await client.start(tiny())
     service = next(world.glob("scheduler-*"))

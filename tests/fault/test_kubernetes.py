@@ -19,7 +19,7 @@ from world import wait_gone
 
 from roost.scheduler.errors import BackendUnavailable, RoostError
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.fault
 
 
 @pytest.fixture(scope="module")

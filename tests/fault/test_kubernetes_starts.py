@@ -35,7 +35,7 @@ OWN_VARIABLE = """
   containers: [{name: kernel, env: [{name: A, valueFrom: {secretKeyRef: {name: none, key: a}}}]}]
 """
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.fault
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ SEED = int(os.environ.get("ROOST_LIMIT_SEED", "1"))
 
 
 @pytest.mark.skipif(bool(control_groups.why_not()), reason=control_groups.why_not())
-@pytest.mark.timeout(120 + ROUNDS)
+@pytest.mark.timeout(600 + ROUNDS)
 def test_starts_stops_and_killed_agents_leave_no_control_group(world: Path) -> None:
     chance = random.Random(SEED)
     client = connect("local")

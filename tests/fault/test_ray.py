@@ -27,7 +27,7 @@ from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.fault
 
 MACHINES = (Machine(cpus=4, gpus=2, gpu_model="T4"), Machine(cpus=2, gpus=2, gpu_model="A100"))
 GROUPS = """
@@ -254,7 +254,6 @@ async def test_the_head(
 
 
 @pytest.mark.fault_long
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("state", ["kept", "lost", "redis"])
 async def test_the_head_for_rays_own_minute(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, state: str
@@ -264,7 +263,6 @@ async def test_the_head_for_rays_own_minute(
 
 
 @pytest.mark.fault_long
-@pytest.mark.timeout(300)
 async def test_a_head_that_restarts_at_once(
     home: Path, tmp_path: Path, impatient: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,7 +116,6 @@ def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, flo
 
 @pytest.mark.fault
 @pytest.mark.fault_long
-@pytest.mark.timeout(180)
 def test_sixty_kernels_of_three_schedulers_among_rays_own_tasks(
     ray_cluster: Raylets, homes: list[str], tmp_path: Path
 ) -> None:

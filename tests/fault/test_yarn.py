@@ -16,7 +16,7 @@ from yarn_world import SPARE, World
 
 from roost.scheduler.errors import BackendUnavailable, RoostError
 
-pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.fault
 
 """How long the ResourceManager is away."""
 LATE_S = 30.0

@@ -16,7 +16,6 @@ from roost.scheduler.backends.yarn.master.messages import Container, Resources
 pytestmark = [
     pytest.mark.fault,
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.timeout(400),
 ]
 
 EXPIRY_S = 10.0

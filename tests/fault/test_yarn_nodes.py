@@ -16,7 +16,7 @@ from notebook import Notebook, held_by
 from world import wait_gone
 from yarn_world import EXPIRY_S, SPARE, World, signal_all
 
-pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.fault_long
 
 LATE_S = 60.0
 """How long a busy machine may need for a step that usually takes a few seconds."""

@@ -13,7 +13,7 @@ from yarn_world import OpenYarnWorld, World, signal_all
 
 from roost.scheduler.service.messages import Event
 
-pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.fault_long
 
 LATE_S = 60.0
 """How long a busy machine may need for a step that usually takes a few seconds."""

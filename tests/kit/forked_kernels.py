@@ -28,7 +28,7 @@ from roost.launchers.agent.settings import Forking
 from roost.launchers.agent.zygote_pool import MOST_SPARES, ZygotePool
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
-REPLY_S = 60.0
+REPLY_S = 180.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 

@@ -47,7 +47,7 @@ class FrontEnd:
         await self._socket.write_message(json.dumps(message))
         return str(header["msg_id"])
 
-    async def until(self, is_met: Callable[[], Any], timeout_s: float = 60) -> None:
+    async def until(self, is_met: Callable[[], Any], timeout_s: float = 180) -> None:
         """Wait until the condition is met, which is checked after each message."""
         deadline = time.monotonic() + timeout_s
         while not is_met():
@@ -60,7 +60,7 @@ class FrontEnd:
                     f"not within {timeout_s} s; the last messages: {self.messages[-5:]}"
                 ) from None
 
-    async def ended(self, request: str, timeout_s: float = 60) -> list[Message]:
+    async def ended(self, request: str, timeout_s: float = 180) -> list[Message]:
         """Wait for the reply and the idle status of a request, and return all its messages."""
 
         def has_ended() -> bool:

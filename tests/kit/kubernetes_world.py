@@ -31,7 +31,7 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 SECRETS = f"/api/v1/namespaces/{NAMESPACE}/secrets"
 OURS = "?labelSelector=app.kubernetes.io/managed-by=roost"
 USER = "roost-service"
-CLEAN_S = 90.0
+CLEAN_S = 180.0
 """How long Kubernetes may take to remove a deleted pod and its Secret. It is slow after its API server was away."""
 _RBAC = "/apis/rbac.authorization.k8s.io/v1"
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import psutil
 
 VARIABLE = "ROOST_RUNTIME_DIR"
-GRACE_S = 30.0
+GRACE_S = 60.0
 """How long processes may take to end after their test."""
 
 

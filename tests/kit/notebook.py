@@ -37,7 +37,7 @@ class Notebook:
             await self.close()
             raise
 
-    async def run(self, code: str, timeout_s: float = 60) -> dict[str, Any]:
+    async def run(self, code: str, timeout_s: float = 180) -> dict[str, Any]:
         """Execute code and return the content of its execute_reply."""
         reply = await self.client.execute_interactive(code, timeout=timeout_s, output_hook=lambda _: None)
         return dict(reply["content"])

@@ -58,12 +58,13 @@ def daemon_pids(runtime_dir: Path, prefix: str) -> list[int]:
     found = []
     for folder in runtime_dir.glob(f"{prefix}*"):
         announced = read_json(folder / "ready.json")
-        if announced is not None and is_alive(folder):
+        # The successor of a killed daemon holds the folder before it replaces the announcement.
+        if announced is not None and is_alive(folder) and not wait_gone(int(announced["pid"]), 0):
             found.append(int(announced["pid"]))
     return found
 
 
-def wait_gone(pid: int, timeout_s: float = 60) -> bool:
+def wait_gone(pid: int, timeout_s: float = 180) -> bool:
     """True if the process ends in time. A zombie has ended."""
     try:
         descriptor = os.pidfd_open(pid)

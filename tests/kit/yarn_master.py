@@ -39,8 +39,8 @@ from roost.scheduler.backends.yarn.packing import pack_master
 T = TypeVar("T")
 
 DIGEST = "sleeper"
-WAIT_S = 60.0
-CALL_S = 20.0
+WAIT_S = 180.0
+CALL_S = 60.0
 _SLEEPER = """
 import os, sys, time
 with open(__loader__.get_data("start.json").decode() + ".new", "w") as file:

@@ -17,7 +17,7 @@ import pytest
 from hadoop_nodes import MACHINES, HadoopNodes, gpus_of, why_not
 from leftovers import describe
 
-FREED_S = 60.0
+FREED_S = 180.0
 """How long YARN may take to free the resources of an ended application."""
 
 

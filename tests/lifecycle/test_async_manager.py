@@ -28,7 +28,7 @@ from roost.scheduler.errors import KernelDied, LaunchError, NoNodeEver
 Specs = Callable[..., KernelSpecManager]
 
 
-async def run(kc: Any, code: str, timeout_s: float = 30) -> dict[str, Any]:
+async def run(kc: Any, code: str, timeout_s: float = 180) -> dict[str, Any]:
     """Execute code and return its status, text and reply. The client must be ready."""
     texts: list[str] = []
     reply = await kc.execute_interactive(

@@ -13,8 +13,6 @@ import pytest
 from roost.bench.clusters import cluster_folder, dask_machines, raylets
 from roost.bench.clusters.cluster_folder import DaemonCluster, claim_network, processes, wait_until
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture(params=[raylets, dask_machines], ids=["ray", "dask"])
 def module(request: pytest.FixtureRequest) -> ModuleType:

@@ -20,7 +20,7 @@ pytest.importorskip("nbclient", reason="`roost run` needs it (extra: test)")
 pytestmark = pytest.mark.backends(
     "local", "ray", "dask", why="TLS changes no command, and pods do not share the files of these tests"
 )
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from world import settle
 import roost
 from roost.scheduler.client.client import disconnect
 
-DEADLINE_S = 40
+DEADLINE_S = 180
 PROMPT = r"In \["
 CODE = (
     ("y = x + 1", PROMPT),

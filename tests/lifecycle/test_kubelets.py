@@ -16,10 +16,7 @@ from kubelets.cluster import claim
 
 from roost.bench.clusters.cluster_folder import answers, wait_until
 
-pytestmark = [
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.timeout(180),
-]
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 PODS = "/api/v1/namespaces/default/pods"
 LONG_S = 60.0

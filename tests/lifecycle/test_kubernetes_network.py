@@ -27,7 +27,7 @@ JUPYTER, KERNELS, OTHERS = "jupyterhub", "guarded", "others"
 SERVER = {"component": "singleuser-server"}
 POLICIES = "/apis/networking.k8s.io/v1/namespaces/{}/networkpolicies"
 REPORT_PORT = 8871
-WAIT_S = 60.0
+WAIT_S = 180.0
 APPLICATION = """
 import asyncio, json, sys
 from pathlib import Path

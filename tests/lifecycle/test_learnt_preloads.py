@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only"),
 ]
 OPTIONS = {"learn_preloads": True}
-WITHIN_S = 60
+WITHIN_S = 180
 
 
 def start(name: str = "python3", **options: object) -> BlockingKernel:

@@ -84,7 +84,7 @@ def start(*, how: str = "forked", options: dict[str, object] | None = None, **wi
         assert time.monotonic() < deadline, f"no kernel was {how}"
 
 
-def wait_for(condition: Callable[[], object], what: str, deadline_s: float = 30) -> None:
+def wait_for(condition: Callable[[], object], what: str, deadline_s: float = 120) -> None:
     deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline, what

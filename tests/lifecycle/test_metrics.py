@@ -62,7 +62,7 @@ def query(address: str, expression: str, label: str) -> dict[str, float]:
     return {each["metric"].get(label, ""): float(each["value"][1]) for each in found}
 
 
-@pytest.mark.timeout(120 + CHURN_S)
+@pytest.mark.timeout(600 + CHURN_S)
 def test_prometheus_counts_the_same_events_as_a_listener(
     runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

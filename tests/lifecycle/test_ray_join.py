@@ -14,10 +14,7 @@ import pytest
 
 from roost.bench.clusters.raylets import Machine, Raylets, why_not
 
-pytestmark = [
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.timeout(300),
-]
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-a-cluster-that-a-test-started-here"}
 SECONDS = 8.0

@@ -15,10 +15,7 @@ from leftovers import VARIABLE
 from roost.bench.clusters.cluster_folder import processes, wait_until
 from roost.bench.clusters.raylets import Machine, Raylets, why_not
 
-pytestmark = [
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.timeout(300),  # Ray alone takes 13 s to notice a raylet's death
-]
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 LONG_S = 60.0
 DRIVER = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import itertools
 import json
 import os
@@ -19,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import managers
+import psutil
 import pytest
 from front_end import FrontEnd, errors, front_end, texts
 from server import JupyterServer, jupyter_server, until_it_listens
 
 from roost.scheduler.client.client import connect
 
-ANSWER_S = 5.0
+_PIDFD_GETFD = 438  # from linux/unistd.h, on every processor
+ANSWER_S = 20.0
 """The tests' limit for an answer to POST. It takes 0.06 s on a machine that does nothing else."""
-STOPPED_WITHIN_S = 10.0
+STOPPED_WITHIN_S = 60.0
 """The tests' limit for the end of a server. It takes 1 s on a machine that does nothing else."""
 
 
@@ -329,14 +332,26 @@ async def test_a_session_of_a_waiting_kernel(server: JupyterServer) -> None:
 async def test_no_message_waits_for_an_acknowledgement(server: JupyterServer) -> None:
     """With Nagle's algorithm each round trip takes at least 40 ms."""
     kernel_id = await start(server)
-    trips: list[float] = []
     async with front_end(server, kernel_id) as front:
-        while min(trips, default=1) > 0.03:  # the first trips are slow, and those beside other tests
-            assert len(trips) < 300, sorted(trips)[:20]
-            began = time.monotonic()
-            await front.ended(await front.run("1"))
-            trips.append(time.monotonic() - began)
+        await front.ended(await front.run("1"))
+        ours = {each.laddr for each in psutil.Process().net_connections("tcp")}
+        (websocket,) = (
+            each.fd for each in psutil.Process(server.pid).net_connections("tcp") if each.raddr in ours
+        )
+        with copy_of_socket(server.pid, websocket) as copy:
+            assert copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     await server.api("DELETE", f"kernels/{kernel_id}")
+
+
+def copy_of_socket(pid: int, descriptor: int) -> socket.socket:
+    """Return a socket of another process, such as a child, which stays open there."""
+    process = os.pidfd_open(pid)
+    try:
+        found = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, process, descriptor, 0)
+    finally:
+        os.close(process)
+    assert found >= 0, os.strerror(ctypes.get_errno())
+    return socket.socket(fileno=found)
 
 
 async def test_a_cell_shows_why_its_kernel_ended(server: JupyterServer) -> None:
@@ -456,7 +471,6 @@ async def test_kernels_of_kernel_gateway_wait_as_well(one_gpu: Path) -> None:
 
 
 @pytest.mark.fault_long
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("may_fork", [True, False], ids=["forked", "executed"])
 async def test_no_cell_is_lost_in_100_tries(server: JupyterServer, one_gpu: Path, may_fork: bool) -> None:
     """Each cell is sent as soon as POST has answered. A kernel that is executed, not forked, is not ready by then."""

@@ -17,10 +17,7 @@ from yarn_nodes import assert_nothing_left, container_of, left
 
 from roost.bench.clusters.cluster_folder import processes, wait_until
 
-pytestmark = [
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.timeout(300),
-]
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 LONG_S = 60.0
 SLEEPS = "exec sleep 1000"

@@ -28,10 +28,7 @@ from roost.placement import Request
 from roost.scheduler.backends.agent_per_node.bootstrap import dump_start, pack
 from roost.scheduler.backends.yarn.master.messages import Archive, Ask, Resources
 
-pytestmark = [
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.timeout(300),
-]
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 COMMAND = (
     f'exec {shlex.quote(sys.executable)} "$HADOOP_TOKEN_FILE_LOCATION" agent '

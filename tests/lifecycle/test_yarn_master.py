@@ -26,10 +26,7 @@ from roost.scheduler.backends.yarn.master.messages import (
     Widen,
 )
 
-pytestmark = [
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.timeout(300),
-]
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 HEARTBEAT_S = 1.0
 """YARN's default interval of a NodeManager's heartbeats. YARN grants containers at a heartbeat."""

@@ -54,10 +54,7 @@ application = context.applicationId
 """
 End = Callable[[Notebook, HadoopNodes], Awaitable[None]]
 
-pytestmark = [
-    pytest.mark.skipif(not PYTHON, reason="ROOST_TEST_PYSPARK names no Python with pyspark"),
-    pytest.mark.timeout(400),
-]
+pytestmark = pytest.mark.skipif(not PYTHON, reason="ROOST_TEST_PYSPARK names no Python with pyspark")
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from .build import jars, java, java_home
 from .rest import Rest
 from .settings import GPU, PARTITION, Layout, Machine, Settings
 
-START_TIMEOUT_S = 120.0
-ADMIN_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 300.0
+ADMIN_TIMEOUT_S = 180.0
 _NOT_INHERITED = ("HADOOP_", "YARN_", "PYTEST_", "ROOST_", "JAVA_TOOL_OPTIONS", "CUDA_VISIBLE_DEVICES")
 _SERVER = "org.apache.hadoop.yarn.server"
 _MAIN = {

@@ -31,8 +31,8 @@ from .node import CGROUPS, GPUS, Machine, Node
 
 MARK = "KUBELETS_FOLDER"
 """The environment variable of all processes, except those in containers. It names the cluster's folder."""
-START_TIMEOUT_S = 90.0
-END_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 300.0
+END_TIMEOUT_S = 60.0
 REVIVE_S = 1.0
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FIRST, _LATER = ("etcd", "apiserver"), ("controllers", "scheduler")

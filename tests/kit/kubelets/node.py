@@ -21,7 +21,7 @@ from .namespaces import Namespaces
 from .network import Network, connect_node
 
 GPUS = "nvidia.com/gpu"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 300.0
 CGROUPS = Path("/sys/fs/cgroup")
 _SYSCTLS = {
     "vm/overcommit_memory": 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -120,6 +121,19 @@ async def test_a_terminated_container_leaves_nothing_behind(runtime_dir: Path, l
         os.killpg(agent.process.pid, signal.SIGTERM)
         await agent.process.wait()
         assert not [left for left in (process, *children) if lives(left)]
+
+
+def test_only_the_processes_that_the_manager_does_not_reach_are_killed_first() -> None:
+    program = """
+import subprocess
+from roost.launchers.agent.sessions import kill_outsiders
+here, away = (subprocess.Popen(["sleep", "300"], start_new_session=is_away) for is_away in (False, True))
+kill_outsiders()
+print(away.wait(60), here.poll())
+here.kill()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("-9 None\n", "")
 
 
 async def test_the_manager_ends_all_of_the_group_of_a_killed_agent(
