@@ -48,7 +48,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     finally:
         sys.stdout = out
-
-
-if __name__ == "__main__":
-    sys.exit(main())

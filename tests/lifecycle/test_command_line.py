@@ -33,7 +33,7 @@ class Shell:
 
     def words(self, verb: str, *argv: str) -> list[str]:
         """Return the command line of a subcommand of `roost`, such as `explain`."""
-        return [sys.executable, "-m", "roost.scheduler.cli.main", verb, "--backend", self.backend, *argv]
+        return [sys.executable, "-m", "roost", verb, "--backend", self.backend, *argv]
 
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run a subcommand with its arguments until it ends."""

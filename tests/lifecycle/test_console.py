@@ -33,7 +33,7 @@ async def test_a_console_works_on_a_kernel_and_leaves_it_alone(runtime_dir: Path
 
 
 def use_console(kernel_id: str) -> None:
-    command = ["-m", "roost.scheduler.cli.main", "attach", kernel_id[:8]]
+    command = ["-m", "roost", "attach", kernel_id[:8]]
     console = pexpect.spawn(
         sys.executable, command, timeout=DEADLINE_S, encoding="utf-8", dimensions=(40, 120)
     )

@@ -147,7 +147,7 @@ async def test_other_programs_attach_to_a_kernel_and_read_its_output(one_gpu: Pa
             busy = await front.run("import time; time.sleep(2)")
             await front.until(lambda: has_begun(front, busy))
             assert await asyncio.to_thread(attach_and_add, kernel_id) == "42"
-        command = (sys.executable, "-m", "roost.scheduler.cli.main")
+        command = (sys.executable, "-m", "roost")
         output = await run(*command, "output", kernel_id[:8])
         assert "In [1]: x = 41 …\nhello\n41\n" in output
         assert "In [4]: x + 1\n42\n" in output

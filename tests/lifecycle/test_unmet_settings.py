@@ -24,7 +24,7 @@ WITHIN_S = 180
 def diagnose() -> dict[str, str]:
     """Return the level of each finding of `roost doctor`, by its text."""
     options = [f"--backend-option={name}={json.dumps(value)}" for name, value in OPTIONS.items()]
-    command = [sys.executable, "-m", "roost.scheduler.cli.main", "doctor", "--json", *options]
+    command = [sys.executable, "-m", "roost", "doctor", "--json", *options]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=WITHIN_S)
     return {found["what"]: found["level"] for found in json.loads(done.stdout)["findings"]}
 

@@ -38,9 +38,10 @@ PACKAGES = {
 PROVISIONERS = "jupyter_client.kernel_provisioners"
 
 # setuptools takes every .py beside __init__.py, so a stray module at the root of the tree would be in the wheel.
-# Allowed are modules of listed packages, the marker for type checkers, metadata, and __init__.py at the root.
+# Allowed are modules of listed packages, the marker for type checkers, metadata, and two modules at the root.
 ALLOWED = re.compile(
-    r"roost/(__init__\.py|py\.typed|(bench|launchers|placement|provisioners|scheduler|testing)(/[a-z_]+)*/[a-z_]+\.py"
+    r"roost/(__(init|main)__\.py|py\.typed"
+    r"|(bench|launchers|placement|provisioners|scheduler|testing)(/[a-z_]+)*/[a-z_]+\.py"
     r"|scheduler/backends/kubernetes/manifests(/own-pods)?/[a-z-]+\.yaml"
     r"|provisioners/server_extension/page/page\.(html|css|js))"
     r"|roost-[^/]+\.data/data/etc/jupyter/jupyter_server_config\.d/roost\.json"
@@ -160,7 +161,7 @@ def test_wheel_holds_the_packages_and_nothing_else(tree: Path) -> None:
 
 
 def _modules(tree: Path) -> set[str]:
-    found = {"__init__.py"}
+    found = {"__init__.py", "__main__.py"}
     for package in PACKAGES - {""}:
         folder = tree / ELSEWHERE.get(package, package)
         found |= {f"{package}/{path.name}" for path in folder.glob("*.py")}
