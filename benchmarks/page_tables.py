@@ -226,6 +226,17 @@ _STARTS = [
 ]
 
 _CLUSTERS = [
+    _beside_plain(
+        "on_gpu",
+        {
+            "start → first `execute_reply`": "start",
+            "a cell that imports torch": "import",
+            "a cell with the first product on the GPU": "product",
+            "start → the result of that product": "to a result",
+            "PSS of each of 4 kernels with such a result": "PSS",
+            "GPU memory of each of them": "GPU memory",
+        },
+    ),
     *_on_cluster("on_ray", "Ray", "ray", {"1,000 nodes read": "decode"}),
     *_on_cluster(
         "on_dask",

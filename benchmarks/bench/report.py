@@ -34,6 +34,7 @@ PACKAGES = (
     "jupyter_server",
     "ipykernel",
     "ipython",
+    "torch",
     "jupyterlab",
     "pyzmq",
     "tornado",

@@ -1,0 +1,178 @@
+"""Kernels on a real NVIDIA GPU: what roost reads from the driver, and how kernels share the GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_gpus import CUDA, ask, why_not
+from world import daemon_pids, settle
+
+import roost
+from roost.launchers.agent.gpus import DeviceReader
+from roost.launchers.agent.nvml import list_gpus
+from roost.provisioners.kernel_object import BlockingKernel
+from roost.scheduler.client.client import connect
+from roost.scheduler.errors import RoostError
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+MIB = 1 << 20
+
+
+@pytest.fixture
+def burning() -> Iterator[subprocess.Popen[str]]:
+    """Run a program, which roost knows nothing of, that keeps the first GPU busy."""
+    program = CUDA + "burn(1024)\nprint('burns', flush=True)\ninput()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "burns\n"
+        yield process
+        process.kill()
+
+
+def start(gpus: float, **options: Any) -> BlockingKernel:
+    kernel = roost.start_kernel("python3", backend="local", gpus=gpus, **options)
+    run(kernel, CUDA)
+    return kernel
+
+
+def run(kernel: BlockingKernel, code: str) -> str:
+    answer = kernel.execute(code, timeout_s=120)
+    assert answer.error is None, answer.error
+    return answer.text
+
+
+def until(condition: Callable[[], object], what: str, within_s: float = 60) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def devices() -> list[dict[str, Any]]:
+    (node,) = connect("local").nodes().result(20)
+    return list(node["devices"])
+
+
+def test_the_driver_and_roost_agree(burning: subprocess.Popen[str]) -> None:
+    reader = DeviceReader()
+    assert reader.read_at < time.monotonic()
+    (uuid, name, total), *_ = ask("uuid,name,memory.total")
+    first, *_ = reader.read(10)
+    assert (first.id, first.model) == (uuid, name)
+    assert first.memory_bytes == pytest.approx(int(total) * MIB, rel=0.01)
+    assert first.memory_used_bytes is not None
+    assert first.memory_used_bytes >= 1024 * MIB
+    until(lambda: (reader.read(10)[0].used or 0) > 0.5, "the GPU does not look busy")
+    assert reader.memory_by_pid[burning.pid] >= 1024 * MIB
+    reader.close()
+
+
+async def test_the_ids_are_the_same_without_pynvml() -> None:
+    assert [[device.id] for device in await list_gpus()] == ask("uuid")
+
+
+def test_a_kernel_sees_the_gpus_that_it_was_given_and_no_others(folder: Path) -> None:
+    with start(1) as one, start(0) as none:
+        assert run(one, "count()") == "1"
+        assert run(one, "import os; os.environ['CUDA_VISIBLE_DEVICES']") == repr(ask("uuid")[0][0])
+        assert "cuInit: 100" in str(none.execute("count()").error), "100 is CUDA_ERROR_NO_DEVICE"
+
+
+def test_kernels_share_a_gpu_and_roost_knows_who_uses_it(folder: Path) -> None:
+    with start(0.5) as small, start(0.5) as large:
+        run(small, "held = hold(1000)")
+        run(large, "held = hold(4000)")
+        client = connect("local")
+
+        def memory(kernel: BlockingKernel) -> int:
+            use = client.kernel(kernel.id, with_use=True).result(20).use
+            return use.gpu_memory_bytes if use is not None else 0
+
+        until(lambda: memory(large) >= 4000 * MIB, "the memory of a kernel on the GPU is not known")
+        assert 1000 * MIB <= memory(small) < 2500 * MIB
+        assert devices()[0]["promised"] == 1.0
+        if len(ask("uuid")) == 1:
+            with pytest.raises(RoostError, match=r"needs 0\.5 GPU, 0 free"):
+                start(0.5, timeout_s=2)
+
+
+def test_the_memory_of_a_killed_kernel_is_free(folder: Path) -> None:
+    (before,), *_ = ask("memory.used")
+    with start(1) as kernel:
+        run(kernel, "held = hold(8000)")
+        assert int(ask("memory.used")[0][0]) >= int(before) + 8000
+        process = connect("local").kernel(kernel.id).result(20).process
+        assert process is not None
+        os.kill(process.pid, signal.SIGKILL)
+        until(lambda: int(ask("memory.used")[0][0]) < int(before) + 1000, "the GPU's memory is not free")
+
+
+def test_no_process_of_roost_uses_the_gpu(folder: Path) -> None:
+    with start(1) as kernel:
+        run(kernel, "held = hold(100)")
+        process = connect("local").kernel(kernel.id).result(20).process
+        assert process is not None
+        users = {int(pid) for (pid,) in ask("pid", of="compute-apps")}
+        assert process.pid in users
+        assert not users & {*daemon_pids(folder, "agent"), *daemon_pids(folder, "scheduler")}
+
+
+def test_explain_says_that_others_keep_the_gpu_busy(folder: Path, burning: subprocess.Popen[str]) -> None:
+    until(lambda: (connect("local").up().result(60), devices()[0]["used"])[1], "the GPU does not look busy")
+    command = [sys.executable, "-m", "roost", "explain", "--gpus", "1", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout)["decision"]["placement"]["terms"]["not_busy"] < 5
+
+
+def test_a_kernel_whose_gpu_works_is_not_idle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = folder / "config" / "jupyter_roost_config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps({"RoostScheduler": {"idle_gpu_after_s": 5}}))
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(config.parent))
+    with start(1) as kernel:
+        run(kernel, "is_over = burn(1024)")
+        time.sleep(15)
+        client = connect("local")
+        assert client.kernel(kernel.id).result(20).state == "running"
+        run(kernel, "is_over.set()")
+        until(lambda: client.kernel(kernel.id).result(20).state == "exited", "the idle kernel has not ended")
+        assert client.kernel(kernel.id).result(20).reason == "culled: idle for 5 s"
+    settle(folder)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed here")
+@pytest.mark.timeout(900)
+def test_torch_is_loaded_before_the_fork_and_cuda_after_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = folder / "config" / "jupyter_roost_config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps({"RoostLocalBackend": {"preload": ["torch"]}}))
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(config.parent))
+
+    def is_forked_with_torch() -> bool:
+        with start(0.5) as kernel:
+            loaded = run(kernel, "import sys; 'torch' in sys.modules")
+            how = connect("local").kernel(kernel.id).result(20).how
+        return (loaded, how) == ("True", "forked")
+
+    until(is_forked_with_torch, "no kernel is forked with torch", within_s=300)
+    with start(0.5) as first, start(0.5) as second:
+        for kernel in (first, second):
+            began = time.monotonic()
+            run(kernel, "import torch; x = torch.ones(1000, 1000, device='cuda')")
+            assert run(kernel, "float((x @ x).sum())") == "1000000000.0"
+            print(f"first product on the GPU after {time.monotonic() - began:.2f} s")
+            assert run(kernel, "torch.cuda.device_count()") == "1"
