@@ -17,7 +17,7 @@ from roost.scheduler.errors import BackendUnavailable, KernelDied, LaunchTimeout
 from roost.scheduler.service.messages import Connection, Kernel
 
 from .execution import Result, add_output, build_result
-from .kernel_connection import reconnect_soon, to_jupyter
+from .kernel_connection import set_up_sockets, to_jupyter
 
 _ANSWER_S = 20.0
 
@@ -71,7 +71,7 @@ class AttachedKernel:
         client = BlockingKernelClient()
         client.load_connection_info(to_jupyter(self.connection))
         client.session.session = uuid.uuid4().hex
-        reconnect_soon(client.context)
+        set_up_sockets(client.context)
         client.start_channels(hb=False)
         self._clients.append(client)
         _wait_until_subscribed(client)

@@ -25,11 +25,17 @@ _RECONNECT_MS = 5
 _LONGEST_RECONNECT_MS = 100
 """The longest such pause. The pauses double up to this time, so that sockets of a dead kernel take little CPU."""
 
+_MOST_WAITING = 10_000
+"""How many messages may wait in a socket for its program. A kernel can display ZeroMQ's default of 1,000 in a second,
+and loses what comes then. Without a bound, a socket that nobody reads would grow for ever.
+"""
 
-def reconnect_soon(context: zmq.Context[Any]) -> None:
-    """Set short reconnection pauses for all sockets that `context` creates from now on."""
+
+def set_up_sockets(context: zmq.Context[Any]) -> None:
+    """Let all sockets that `context` creates from now on connect again soon, and hold much for a program that is late."""
     context.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
     context.setsockopt(zmq.RECONNECT_IVL_MAX, _LONGEST_RECONNECT_MS)
+    context.setsockopt(zmq.RCVHWM, _MOST_WAITING)
 
 
 def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:

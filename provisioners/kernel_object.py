@@ -25,7 +25,7 @@ from roost.scheduler.errors import ConfigError, KernelDied, LaunchTimeout, Roost
 from roost.scheduler.service.messages import Kernel
 
 from .execution import Result, add_output, build_result
-from .kernel_connection import reconnect_soon
+from .kernel_connection import set_up_sockets
 from .placed_kernelspecs import build_manager
 from .provisioner import RoostProvisioner
 from .request_options import OPTIONS, check_names, read_seconds
@@ -177,7 +177,7 @@ class AsyncKernel(_KernelFacts):
 
     def _connect(self) -> AsyncKernelClient:
         client = self._manager.client()
-        reconnect_soon(client.context)
+        set_up_sockets(client.context)
         # A kernel takes two clients with one session for the same client.
         client.session.session = uuid.uuid4().hex
         client.start_channels(hb=False)
@@ -245,7 +245,7 @@ class BlockingKernel(_KernelFacts):
     def client(self) -> BlockingKernelClient:
         """Return a new jupyter_client that is connected to the kernel. It is closed when the kernel is stopped."""
         client = self._manager.blocking_client()
-        reconnect_soon(client.context)
+        set_up_sockets(client.context)
         client.start_channels(hb=False)
         self._kernel._clients.append(client)
         client.wait_for_ready(_ANSWER_S)

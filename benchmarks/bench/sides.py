@@ -10,7 +10,7 @@ from typing import Any
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
-from roost.provisioners.kernel_connection import reconnect_soon
+from roost.provisioners.kernel_connection import set_up_sockets
 from roost.provisioners.request_options import split_pairs
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.cli.options import read_json
@@ -61,7 +61,7 @@ class Side:
     def prepare(self, client: AsyncKernelClient) -> None:
         """Set up a client before it connects, as roost's own clients are set up."""
         if self.is_roost:
-            reconnect_soon(client.context)
+            set_up_sockets(client.context)
 
 
 def read_sides(

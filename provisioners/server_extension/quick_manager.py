@@ -13,7 +13,7 @@ from typing import Any
 
 from jupyter_client.manager import AsyncKernelManager
 
-from roost.provisioners.kernel_connection import reconnect_soon
+from roost.provisioners.kernel_connection import set_up_sockets
 
 Method = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -52,10 +52,10 @@ class QuickManager(AsyncKernelManager):
     _async_shutdown_kernel = shutdown_kernel = _without_pause(AsyncKernelManager._async_shutdown_kernel)
 
     def _create_connected_socket(self, *arguments: Any, **options: Any) -> Any:
-        """Create a socket that connects again soon after a restart. Leave the context's options as they were."""
+        """Create a socket as roost's own clients do. Leave the context's options as they were."""
         usual = self.context.sockopts
         self.context.sockopts = dict(usual)
-        reconnect_soon(self.context)
+        set_up_sockets(self.context)
         try:
             return super()._create_connected_socket(*arguments, **options)
         finally:

@@ -17,6 +17,24 @@ from reopened import end, has_begun, listed, replies, serving, shown, start
 import roost
 from roost.scheduler.client.client import connect
 
+STANDING_STILL = """
+import pathlib, time
+from roost.provisioners.server_extension.replay import Replay
+
+join = Replay._join
+
+
+async def stand_still(self):
+    await join(self)
+    pathlib.Path({go!r}).touch()
+    time.sleep(8)
+
+
+Replay._join = stand_still
+c.ZMQChannelsWebsocketConnection.limit_rate = False
+"""
+"""A server's configuration. Its event loop stands still when a client has all of the journal, and a cell goes on."""
+
 
 @pytest.fixture(autouse=True)
 def nothing_stays(one_gpu: Path) -> Iterator[None]:
@@ -107,6 +125,19 @@ async def test_much_output_arrives_once_for_each_of_two_clients(one_gpu: Path) -
             ended = await front.ended(cells[two])
             assert shown(ended) == "".join(f"{i}" * 1_000_000 + "\n" for i in range(10))
             assert replies(ended) == ["ok"]
+
+
+async def test_a_server_that_stands_still_loses_no_live_output(one_gpu: Path) -> None:
+    standing = one_gpu / "standing.py"
+    standing.write_text(STANDING_STILL.format(go=str(one_gpu / "still")))
+    async with serving(one_gpu) as server:
+        kernel_id = await start(server, "gpu")
+        async with front_end(server, kernel_id, "client") as front:
+            cell = await front.run(f"{wait_for(one_gpu / 'still')}\nfor i in range(8000): display(i)")
+            await front.until(lambda: has_begun(front, cell))
+            await end(server)
+    async with serving(one_gpu, f"--config={standing}") as server, front_end(server, kernel_id, "client") as front:
+        assert shown(await front.ended(cell)) == "".join(f"{i}\n" for i in range(8000))
 
 
 async def test_output_beyond_the_journal_is_reported(one_gpu: Path) -> None:
