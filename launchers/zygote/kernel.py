@@ -26,6 +26,10 @@ from .page_out import page_out_on_signal
 from .standby import Standby
 
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
+_MOST_WAITING = 5_000
+"""How many outputs may wait for a client. ZeroMQ's default is 1,000. On a busy machine, the thread that sends gets no
+processor while the kernel displays thousands, and the rest would be lost.
+"""
 _DESCRIPTORS = 256
 """How many descriptors a kernel gets room for before its threads start."""
 
@@ -292,6 +296,8 @@ def serve_on(app: Any, listeners: Sequence[int], on_ready: Callable[[], object])
 
     def bind(socket: Any, port: int) -> int:
         hand_over(socket, port)
+        if socket.type in (kernelapp.zmq.PUB, kernelapp.zmq.XPUB):
+            socket.setsockopt(kernelapp.zmq.SNDHWM, _MOST_WAITING)
         return int(plain_bind(socket, port))
 
     def init_heartbeat() -> None:  # it binds the last port, in a thread

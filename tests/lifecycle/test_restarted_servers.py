@@ -133,11 +133,14 @@ async def test_a_server_that_stands_still_loses_no_live_output(one_gpu: Path) ->
     async with serving(one_gpu) as server:
         kernel_id = await start(server, "gpu")
         async with front_end(server, kernel_id, "client") as front:
-            cell = await front.run(f"{wait_for(one_gpu / 'still')}\nfor i in range(8000): display(i)")
+            cell = await front.run(f"{wait_for(one_gpu / 'still')}\nfor i in range(4800): display(i)")
             await front.until(lambda: has_begun(front, cell))
             await end(server)
-    async with serving(one_gpu, f"--config={standing}") as server, front_end(server, kernel_id, "client") as front:
-        assert shown(await front.ended(cell)) == "".join(f"{i}\n" for i in range(8000))
+    async with (
+        serving(one_gpu, f"--config={standing}") as server,
+        front_end(server, kernel_id, "client") as front,
+    ):
+        assert shown(await front.ended(cell)) == "".join(f"{i}\n" for i in range(4800))
 
 
 async def test_output_beyond_the_journal_is_reported(one_gpu: Path) -> None:
