@@ -9,6 +9,7 @@ import time
 import uuid
 from typing import Any
 
+import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
 
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
@@ -17,7 +18,7 @@ from roost.scheduler.errors import BackendUnavailable, KernelDied, LaunchTimeout
 from roost.scheduler.service.messages import Connection, Kernel
 
 from .execution import Result, add_output, build_result
-from .kernel_connection import set_up_sockets, to_jupyter
+from .kernel_connection import find_context, to_jupyter
 
 _ANSWER_S = 20.0
 
@@ -68,10 +69,9 @@ class AttachedKernel:
 
     def client(self) -> BlockingKernelClient:
         """Return a new jupyter_client that is connected to the kernel. `close` closes it."""
-        client = BlockingKernelClient()
+        client = BlockingKernelClient(context=find_context(zmq.Context))
         client.load_connection_info(to_jupyter(self.connection))
         client.session.session = uuid.uuid4().hex
-        set_up_sockets(client.context)
         client.start_channels(hb=False)
         self._clients.append(client)
         _wait_until_subscribed(client)

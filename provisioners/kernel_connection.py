@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from typing import Any, cast
+import threading
+from typing import Any, TypeVar, cast
 
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
@@ -29,13 +30,34 @@ _MOST_WAITING = 10_000
 """How many messages may wait in a socket for its program. A kernel can display ZeroMQ's default of 1,000 in a second,
 and loses what comes then. Without a bound, a socket that nobody reads would grow for ever.
 """
+_MOST_SOCKETS = 20_000
+"""How many sockets a process may have for its kernel objects: four for each client."""
+
+C = TypeVar("C", bound="zmq.Context[Any]")
+_contexts: dict[tuple[int, type], zmq.Context[Any]] = {}
+_lock = threading.Lock()
 
 
 def set_up_sockets(context: zmq.Context[Any]) -> None:
-    """Let all sockets that `context` creates from now on connect again soon, and hold much for a program that is late."""
+    """Let all sockets that `context` creates from now on connect again soon, and hold much for a late program."""
     context.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
     context.setsockopt(zmq.RECONNECT_IVL_MAX, _LONGEST_RECONNECT_MS)
     context.setsockopt(zmq.RCVHWM, _MOST_WAITING)
+
+
+def find_context(kind: type[C]) -> C:
+    """Return this process's context of a class, for the clients of kernel objects.
+
+    It is never terminated. A client's own context is terminated when Python collects the client, and would then wait
+    for ever for sockets that nobody has closed.
+    """
+    key = os.getpid(), kind
+    with _lock:
+        if key not in _contexts:
+            _contexts[key] = context = kind()
+            context.set(zmq.MAX_SOCKETS, _MOST_SOCKETS)
+            set_up_sockets(context)
+        return cast(C, _contexts[key])
 
 
 def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:

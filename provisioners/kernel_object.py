@@ -15,6 +15,7 @@ from collections.abc import Coroutine, Generator, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
+import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import AsyncKernelManager
@@ -25,7 +26,7 @@ from roost.scheduler.errors import ConfigError, KernelDied, LaunchTimeout, Roost
 from roost.scheduler.service.messages import Kernel
 
 from .execution import Result, add_output, build_result
-from .kernel_connection import set_up_sockets
+from .kernel_connection import find_context
 from .placed_kernelspecs import build_manager
 from .provisioner import RoostProvisioner
 from .request_options import OPTIONS, check_names, read_seconds
@@ -135,10 +136,19 @@ class AsyncKernel(_KernelFacts):
         return result
 
     async def client(self) -> AsyncKernelClient:
-        """Return a new jupyter_client that is connected to the kernel. It is closed when the kernel is stopped."""
+        """Return a new jupyter_client that is connected to the kernel. It is closed when the kernel is stopped.
+
+        Raises `KernelDied` if the kernel has ended.
+        """
+        await self.check_lives()
         client = self._connect()
         await self._wait_for_answer(client)
         return client
+
+    async def check_lives(self) -> None:
+        """Raise `KernelDied` if the kernel has ended."""
+        if self._ending is not None or await self._provisioner.poll() is not None:
+            raise await self._explain_end()
 
     async def interrupt(self) -> None:
         """Interrupt the code that the kernel executes. Raises `KernelDied` if the kernel was stopped."""
@@ -176,8 +186,7 @@ class AsyncKernel(_KernelFacts):
                 client.stop_channels()
 
     def _connect(self) -> AsyncKernelClient:
-        client = self._manager.client()
-        set_up_sockets(client.context)
+        client = self._manager.client(context=find_context(zmq.asyncio.Context))
         # A kernel takes two clients with one session for the same client.
         client.session.session = uuid.uuid4().hex
         client.start_channels(hb=False)
@@ -243,9 +252,13 @@ class BlockingKernel(_KernelFacts):
         return _run(self._kernel.execute(code, timeout_s=timeout_s, check=check))
 
     def client(self) -> BlockingKernelClient:
-        """Return a new jupyter_client that is connected to the kernel. It is closed when the kernel is stopped."""
+        """Return a new jupyter_client that is connected to the kernel. It is closed when the kernel is stopped.
+
+        Raises `KernelDied` if the kernel has ended.
+        """
+        _run(self._kernel.check_lives())
         client = self._manager.blocking_client()
-        set_up_sockets(client.context)
+        client.context = find_context(zmq.Context)
         client.start_channels(hb=False)
         self._kernel._clients.append(client)
         client.wait_for_ready(_ANSWER_S)

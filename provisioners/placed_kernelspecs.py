@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import zmq.asyncio
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
@@ -16,6 +17,7 @@ from traitlets.config import Config
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import ConfigError
 
+from .kernel_connection import find_context
 from .kernel_json import PROVISIONER, find_wrong_env
 from .kernelspecs import check_config, read_kernelspec
 
@@ -79,5 +81,8 @@ def build_manager(
     merged = read_kernelspec(specs, kernel_name).metadata["kernel_provisioner"]["config"]
     check_config(merged, env or {})
     config = Config({"RoostProvisioner": {"backend_options": dict(specs.backend_options)}})
-    manager = _PromptManager(kernel_name=kernel_name, kernel_spec_manager=specs, config=config)
+    context = find_context(zmq.asyncio.Context)
+    manager = _PromptManager(
+        kernel_name=kernel_name, kernel_spec_manager=specs, config=config, context=context
+    )
     return manager, merged

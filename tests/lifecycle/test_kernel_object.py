@@ -291,3 +291,31 @@ def test_the_examples_of_the_developers_guide_run(
     assert "42\n" in shown
     assert "ZeroDivisionError" in shown
     assert os.getcwd() in shown
+
+
+@on_this_machine
+def test_a_kernel_that_is_dropped_does_not_block_the_program() -> None:
+    """Python's garbage collector would wait for ever in a ZeroMQ context with sockets that nobody has closed."""
+    program = """
+import gc, roost
+kernel = roost.start_kernel("roosted", backend="local")
+client, attached = kernel.client(), roost.attach(kernel.id)
+attached.execute("1")
+del kernel, client, attached
+gc.collect()
+print("goes on")
+"""
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=120)
+    assert done.stdout == "goes on\n"
+    until(lambda: not left_behind())  # the scheduler stops the kernels of a program that has ended
+
+
+@on_this_machine
+def test_a_kernel_that_has_ended_has_no_new_client() -> None:
+    with roost.start_kernel("roosted") as kernel:
+        with pytest.raises(roost.KernelDied):
+            kernel.execute("import os; os._exit(7)")
+        with pytest.raises(roost.KernelDied, match="code 7"):
+            kernel.client()
+    with pytest.raises(roost.KernelDied):
+        kernel.client()
