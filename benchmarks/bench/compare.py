@@ -158,6 +158,9 @@ def show(before: Mapping[str, Any], after: Mapping[str, Any], changes: Sequence[
         old, new = (run["settings"].get(name, "absent") for run in (before, after))
         if old != new:
             console.print(f"The settings differ: {name} is {old} and {new}.", highlight=False, markup=False)
+    for run, what in ((before, "first"), (after, "second")):
+        if any(str(note).startswith("Interrupted") for note in run.get("notes") or ()):
+            console.print(f"The {what} run was interrupted: its counts say how far it came.", highlight=False)
     for sentence in compare_capacities(before, after):
         console.print(sentence, highlight=False, markup=False)
     changed = [change for change in changes if change.verdict]
@@ -168,7 +171,9 @@ def show(before: Mapping[str, Any], after: Mapping[str, Any], changes: Sequence[
             table.add_row(change.name, *values, change.unit, str(change.samples))
         console.print(table)
     same = len(changes) - len(changed)
-    console.print(f"{len(changed)} figures have changed, {same} have not.", highlight=False)
+    has_or_have = "has" if len(changed) == 1 else "have"
+    counted = f"{format_count(len(changed), 'figure')} {has_or_have} changed, {same} have not."
+    console.print(counted, highlight=False)
     for run, what in ((before, "first"), (after, "second")):
         if others := len(_read_samples(run)) - len(changes):
             is_or_are = "is" if others == 1 else "are"

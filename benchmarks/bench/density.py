@@ -411,9 +411,10 @@ def conclude(report: Report, filled: Filled, memory: Mapping[str, Sequence[Memor
         else:
             text = f"{node} holds {holds[FIRST]} idle kernels, {loads}, limited by memory."
         if filled.limit in ("placement", "latency") or holds[FIRST] == held:
-            how = f"{held} were started there."
+            how = f"{held} {'were' if held != 1 else 'was'} started there."
         elif held:
-            how = f"This follows from the {held} that were started there."
+            those = f"{held} that were" if held > 1 else "one that was"
+            how = f"This follows from the {those} started there."
         else:
             how = "None was started there: this follows from those on other nodes."
         report.notes.append(f"{text} {how}")

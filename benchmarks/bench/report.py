@@ -226,9 +226,15 @@ class Report:
                     write(file)
             except OSError as problem:
                 problems.append(f"roost: {file} cannot be written: {problem.strerror}.")
-        self.show(Console())
+        try:
+            self.show(Console())
+        except BrokenPipeError:
+            raise
+        except OSError as problem:  # the terminal has gone, or the disk is full
+            problems.append(f"roost: the results cannot be printed: {problem.strerror}.")
         if problems:
-            print(*problems, sep="\n", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                print(*problems, sep="\n", file=sys.stderr)
             return 1
         return int(arguments.check and not all(claim.holds for claim in self.claims))
 

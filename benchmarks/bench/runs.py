@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
@@ -60,7 +60,7 @@ def measure_sides(
 async def warm_up(report: Report, sides: Sequence[Side]) -> None:
     """Start the agents and a zygote of each side of roost. The report notes a side that forks no kernels."""
     for side in sides:
-        if side.is_roost and not await side.warm_up():
+        if side.is_roost and not await side.warm_up() and side.config.get("fork") is not False:
             report.notes.append(f"No kernel of {side.name} was forked: its kernels start from their command.")
 
 
@@ -73,41 +73,51 @@ def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContext
     _check_files(arguments)
     check_open_files()
     ended = 0
-    with _interrupted_by_signals(), prepared as measurement:
-        before = machine.measure()
-        try:
-            asyncio.run(_until_interrupted(measurement, report))
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            ended = INTERRUPTED
-            report.notes.append(
-                "Interrupted: these are the results until then." if report.samples else "Interrupted."
-            )
-        except (NoAnswer, TooManyFailures) as problem:
-            ended = 1
-            report.notes.append(f"Ended early, because {problem}. These are the results until then.")
-        after = machine.measure()
-    if not report.samples:
-        print(f"roost: there is no result. {' '.join(report.notes)}".rstrip(), file=sys.stderr)
-        return ended or 1
-    report.conditions = [before.to_dict(), after.to_dict()]
-    report.notes += machine.find_doubts(before, after)
-    status = report.finish(arguments)
-    return ended or status
+    with _interrupted_by_signals():
+        with prepared as measurement:
+            before = machine.measure()
+            try:
+                asyncio.run(_until_interrupted(measurement, report))
+            except (KeyboardInterrupt, asyncio.CancelledError):
+                ended = INTERRUPTED
+                report.notes.append(
+                    "Interrupted: these are the results until then." if report.samples else "Interrupted."
+                )
+            except (NoAnswer, TooManyFailures) as problem:
+                ended = 1
+                report.notes.append(f"Ended early, because {problem}. These are the results until then.")
+            after = machine.measure()
+        if not report.samples:
+            print(f"roost: there is no result. {' '.join(report.notes)}".rstrip(), file=sys.stderr)
+            return ended or 1
+        report.conditions = [before.to_dict(), after.to_dict()]
+        report.notes += machine.find_doubts(before, after)
+        status = report.finish(arguments)
+        return ended or status
 
 
 @contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise KeyboardInterrupt while the block runs, so that they leave nothing behind."""
+    """Let the first of `_find_signals` raise KeyboardInterrupt while the block runs, and ignore the others.
+
+    A second Ctrl-C would leave behind what the first one makes the run remove.
+    """
 
     def interrupt(signum: int, frame: object) -> NoReturn:
+        _ignore(before)
         raise KeyboardInterrupt
 
-    before = {signum: signal.signal(signum, interrupt) for signum in _find_signals() - {signal.SIGINT}}
+    before = {signum: signal.signal(signum, interrupt) for signum in _find_signals()}
     try:
         yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _ignore(signals: Iterable[int]) -> None:
+    for signum in signals:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _find_signals() -> set[signal.Signals]:
@@ -117,11 +127,12 @@ def _find_signals() -> set[signal.Signals]:
 
 
 async def _until_interrupted(measurement: Measurement, report: Report) -> None:
-    """Run the measurement. Each of `_find_signals` cancels it, so that it stops everything that it has started."""
+    """Run the measurement. The first of `_find_signals` cancels it, so that it stops everything that it has started."""
 
     def interrupt() -> None:
-        report.is_interrupted = True
-        task.cancel()
+        if not report.is_interrupted:
+            report.is_interrupted = True
+            task.cancel()
 
     task = asyncio.current_task()
     assert task is not None
@@ -135,6 +146,8 @@ async def _until_interrupted(measurement: Measurement, report: Report) -> None:
         for signum, handler in before.items():
             loop.remove_signal_handler(signum)
             signal.signal(signum, handler)
+        if report.is_interrupted:
+            _ignore(before)
 
 
 def check_open_files() -> None:
@@ -153,6 +166,8 @@ def _check_files(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             f"--plot {arguments.plot} is not possible: the name must end in {', '.join(_PICTURES)}."
         )
+    if arguments.json is not None and arguments.json == arguments.plot:
+        raise ConfigError(f"--json and --plot name the same file, {arguments.json}: give two names.")
     for name in filter(None, (arguments.json, arguments.plot)):
         try:
             check_writable(name)

@@ -95,7 +95,7 @@ def test_the_command_compares_two_files(tmp_path: Path, capsys: pytest.CaptureFi
     files = [result(tmp_path, "a", up=[1, 2, 3, 4]), result(tmp_path, "b", up=[11, 12, 13, 14])]
     assert main(["bench", "compare", *files]) == 0
     said = capsys.readouterr().out
-    assert "1 figures have changed, 0 have not." in said
+    assert "1 figure has changed, 0 have not." in said
     assert "5.00" in said
     assert "noise alone" not in said
 
