@@ -58,10 +58,21 @@ def measure_sides(
 
 
 async def warm_up(report: Report, sides: Sequence[Side]) -> None:
-    """Start the agents and a zygote of each side of roost. The report notes a side that forks no kernels."""
+    """Start the agents and a zygote of each side of roost.
+
+    The report notes a side that forks no kernels, and settings that it does not carry out.
+    """
     for side in sides:
         if side.is_roost and not await side.warm_up() and side.config.get("fork") is not False:
             report.notes.append(f"No kernel of {side.name} was forked: its kernels start from their command.")
+        if side.is_roost and side.options:
+            report.notes += await _find_unmet(side)
+
+
+async def _find_unmet(side: Side) -> list[str]:
+    """Return a sentence for each setting of a side of roost that its agents cannot carry out."""
+    warnings = [finding["what"] for finding in await side.connect().doctor() if finding["level"] == "warning"]
+    return [f"{side.name}: {what}." for what in warnings]
 
 
 def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContextManager[Measurement]) -> int:
