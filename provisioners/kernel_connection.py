@@ -28,7 +28,7 @@ _LONGEST_RECONNECT_MS = 100
 
 _MOST_WAITING = 10_000
 """How many messages may wait in a socket for its program. A kernel can display ZeroMQ's default of 1,000 in a second,
-and loses what comes then. Without a bound, a socket that nobody reads would grow for ever.
+and loses what comes then. Without a bound, a socket that nobody reads would grow without end.
 """
 _MOST_SOCKETS = 20_000
 """How many sockets a process may have for its kernel objects: four for each client."""
@@ -49,7 +49,7 @@ def find_context(kind: type[C]) -> C:
     """Return this process's context of a class, for the clients of kernel objects.
 
     It is never terminated. A client's own context is terminated when Python collects the client, and would then wait
-    for ever for sockets that nobody has closed.
+    without end for sockets that nobody has closed.
     """
     key = os.getpid(), kind
     with _lock:

@@ -52,6 +52,12 @@ class _KernelFacts:
         """The kernel's id, as in `roost kernels`."""
         return self._launched.id
 
+    def __repr__(self) -> str:
+        """Return the kernel's id and node, or that it is not started."""
+        kernel = self._manager.provisioner and self._provisioner.kernel
+        what = f"{kernel.id} on {kernel.node_id}" if kernel else "not started"
+        return f"<{type(self).__name__} {what}>"
+
     @property
     def node_id(self) -> str:
         """The node on which the kernel runs."""
@@ -328,6 +334,10 @@ def start_kernel(
     stops the kernel after `owner_grace_s`.
     """
     check_names(options, _ARGUMENTS, "argument of start_kernel")
+    if not isinstance(kernel_name, str):
+        raise ConfigError(f"kernel_name = {kernel_name!r:.60} is not a kernelspec's name.")
+    if cwd is not None and not isinstance(cwd, (str, os.PathLike)):
+        raise ConfigError(f"cwd = {cwd!r:.60} is not a folder's path.")
     if timeout_s is not None:
         read_seconds("timeout_s", timeout_s)
     given = {**options, "launch_timeout": timeout_s}

@@ -16,11 +16,14 @@ def find_problems() -> list[Finding]:
     except ImportError:
         return []
     configuration = ExtensionConfigManager(read_config_path=jupyter_config_path())
-    if configuration.get_jpserver_extensions().get("roost"):
+    known = configuration.get_jpserver_extensions()
+    if known.get("roost"):
         return []
     what = (
         "roost's extension of Jupyter Server is off: starts that wait block, and no server takes over kernels"
     )
-    return [
-        {"level": "warning", "what": what, "do": "run `jupyter server extension enable --sys-prefix roost`"}
-    ]
+    do = "run `jupyter server extension enable --sys-prefix roost`"
+    if "roost" not in known:  # an editable installation leaves the file out that names it
+        option = "--ServerApp.jpserver_extensions=\"{'roost': True}\""
+        do = f"install roost without --editable, or start servers with {option}"
+    return [{"level": "warning", "what": what, "do": do}]

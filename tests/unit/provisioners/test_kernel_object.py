@@ -91,6 +91,8 @@ def test_another_backend_does_not_get_the_kernelspecs_backend_options(
         ({"env": {"": "1"}}, "env has a variable named '', which is not possible"),
         ({"env": {"KERNEL_CPUS": "-3"}}, "KERNEL_CPUS must not be negative"),
         ({"cwd": "/no/such/folder"}, "cwd = '/no/such/folder' is not a folder"),
+        ({"cwd": 3}, "cwd = 3 is not a folder's path"),
+        ({"kernel_name": ["roosted"]}, r"kernel_name = \['roosted'\] is not a kernelspec's name"),
         ({"kernel_name": "nope"}, "no kernelspec 'nope': choose one of .*roosted"),
     ],
 )

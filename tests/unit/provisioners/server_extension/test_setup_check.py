@@ -19,9 +19,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_an_extension_that_is_off_is_reported() -> None:
+def test_an_extension_that_no_file_names_is_reported() -> None:
     (finding,) = find_problems()
     assert finding["level"] == "warning"
+    assert "jpserver_extensions" in finding["do"], "Jupyter enables only what a file names"
+
+
+def test_an_extension_that_is_off_is_reported(folder: Path) -> None:
+    (folder / "jupyter_server_config.json").write_text(
+        '{"ServerApp": {"jpserver_extensions": {"roost": false}}}'
+    )
+    (finding,) = find_problems()
     assert "jupyter server extension enable" in finding["do"]
 
 
