@@ -15,6 +15,7 @@ from jupyter_core.utils import ensure_event_loop
 from reopened import end, has_begun, listed, replies, serving, shown, start
 
 import roost
+from roost.bench.world import wait_until_forked
 from roost.scheduler.client.client import connect
 
 STANDING_STILL = """
@@ -103,6 +104,7 @@ async def test_a_kernel_that_has_ended_meanwhile_is_not_listed_and_says_why(one_
 async def test_much_output_arrives_once_for_each_of_two_clients(one_gpu: Path) -> None:
     objects = "for i in range(5000): display(i)"
     text = "for i in range(10): print(('%d' % i) * 1_000_000)"
+    assert await wait_until_forked("gpu"), "other kernels keep fewer messages for a client that is late"
     async with serving(one_gpu) as server:
         kernel_id = await start(server, "gpu")
         async with front_end(server, kernel_id, "one") as one, front_end(server, kernel_id, "two") as two:
@@ -130,6 +132,7 @@ async def test_much_output_arrives_once_for_each_of_two_clients(one_gpu: Path) -
 async def test_a_server_that_stands_still_loses_no_live_output(one_gpu: Path) -> None:
     standing = one_gpu / "standing.py"
     standing.write_text(STANDING_STILL.format(go=str(one_gpu / "still")))
+    assert await wait_until_forked("gpu"), "other kernels keep fewer messages for a client that is late"
     async with serving(one_gpu) as server:
         kernel_id = await start(server, "gpu")
         async with front_end(server, kernel_id, "client") as front:
