@@ -25,12 +25,12 @@ from roost.bench.kernel import BenchKernel
 from roost.bench.report import Report, parser, take_turns
 from roost.bench.runs import measure_sides, read_rounds
 from roost.bench.sides import Side, read_sides
+from roost.bench.starts import REST_S
 from roost.bench.world import elapsed_ms
 from roost.launchers.agent.gpus import DeviceReader
 from roost.launchers.agent.nvml import list_gpus
 
 SKIPPED = 77
-REST_S = 0.3
 KERNELS = 4
 PACKAGE = "torch"
 PRODUCT = "x = torch.ones(2048, 2048, device='cuda'); assert float((x @ x).sum()) == 2048 ** 3"

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NoReturn
@@ -115,7 +115,8 @@ def _interrupted_by_signals() -> Iterator[None]:
     """
 
     def interrupt(signum: int, frame: object) -> NoReturn:
-        _ignore(before)
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = {signum: signal.signal(signum, interrupt) for signum in _find_signals()}
@@ -124,11 +125,6 @@ def _interrupted_by_signals() -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def _ignore(signals: Iterable[int]) -> None:
-    for signum in signals:
-        signal.signal(signum, signal.SIG_IGN)
 
 
 def _find_signals() -> set[signal.Signals]:
@@ -156,9 +152,7 @@ async def _until_interrupted(measurement: Measurement, report: Report) -> None:
     finally:
         for signum, handler in before.items():
             loop.remove_signal_handler(signum)
-            signal.signal(signum, handler)
-        if report.is_interrupted:
-            _ignore(before)
+            signal.signal(signum, signal.SIG_IGN if report.is_interrupted else handler)
 
 
 def check_open_files() -> None:

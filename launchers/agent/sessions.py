@@ -90,7 +90,7 @@ class SharedSession:
 
 
 def kill_outsiders() -> None:
-    """Kill the processes below this one that have left its group. A manager that ends the group does not reach them."""
+    """Kill the descendants of this process that have left its group, because a signal to the group misses them."""
     for process in _find_descendants():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             if os.getpgid(process.pid) != os.getpgrp():

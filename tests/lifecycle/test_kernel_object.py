@@ -295,7 +295,7 @@ def test_the_examples_of_the_developers_guide_run(
 
 @on_this_machine
 def test_a_kernel_that_is_dropped_does_not_block_the_program() -> None:
-    """Python's garbage collector would wait for ever in a ZeroMQ context with sockets that nobody has closed."""
+    """Python's garbage collector would wait without end in a ZeroMQ context with sockets that nobody has closed."""
     program = """
 import gc, roost
 kernel = roost.start_kernel("roosted", backend="local")

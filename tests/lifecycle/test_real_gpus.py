@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from real_gpus import CUDA, ask, why_not
-from world import daemon_pids, settle
+from world import daemon_pids
 
 import roost
 from roost.launchers.agent.gpus import DeviceReader
@@ -39,6 +39,14 @@ def burning() -> Iterator[subprocess.Popen[str]]:
         assert process.stdout.readline() == "burns\n"
         yield process
         process.kill()
+
+
+def configure(folder: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, dict[str, Any]]) -> None:
+    """Give the service that starts next these settings."""
+    config = folder / "config" / "jupyter_roost_config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps(settings))
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(config.parent))
 
 
 def start(gpus: float, **options: Any) -> BlockingKernel:
@@ -137,10 +145,7 @@ def test_explain_says_that_others_keep_the_gpu_busy(folder: Path, burning: subpr
 
 
 def test_a_kernel_whose_gpu_works_is_not_idle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = folder / "config" / "jupyter_roost_config.json"
-    config.parent.mkdir()
-    config.write_text(json.dumps({"RoostScheduler": {"idle_gpu_after_s": 5}}))
-    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(config.parent))
+    configure(folder, monkeypatch, {"RoostScheduler": {"idle_gpu_after_s": 5}})
     with start(1) as kernel:
         run(kernel, "is_over = burn(1024)")
         time.sleep(15)
@@ -149,7 +154,6 @@ def test_a_kernel_whose_gpu_works_is_not_idle(folder: Path, monkeypatch: pytest.
         run(kernel, "is_over.set()")
         until(lambda: client.kernel(kernel.id).result(20).state == "exited", "the idle kernel has not ended")
         assert client.kernel(kernel.id).result(20).reason == "culled: idle for 5 s"
-    settle(folder)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed here")
@@ -157,10 +161,7 @@ def test_a_kernel_whose_gpu_works_is_not_idle(folder: Path, monkeypatch: pytest.
 def test_torch_is_loaded_before_the_fork_and_cuda_after_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = folder / "config" / "jupyter_roost_config.json"
-    config.parent.mkdir()
-    config.write_text(json.dumps({"RoostLocalBackend": {"preload": ["torch"]}}))
-    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(config.parent))
+    configure(folder, monkeypatch, {"RoostLocalBackend": {"preload": ["torch"]}})
 
     def is_forked_with_torch() -> bool:
         with start(0.5) as kernel:
