@@ -1,7 +1,7 @@
 """Ports for kernels: for a forked kernel, sockets that listen already; for any other, free port numbers.
 
-These numbers lie outside the range from which the system assigns ports. Another process may take a port before the
-kernel binds it.
+These numbers lie outside the range from which the system assigns ports. The kernel binds them some time after they
+were chosen. Until it ends, roost holds a claim on each, so that no other agent on this machine chooses it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Collection, Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
-_FIRST_PORT = 15_000
+_FIRST_PORT = 20_000
+"""The first port for kernels. Those below are Ray's: by default, its workers listen on 10002 to 19999."""
+_CLAIM = "\0roost-port-{}"
+"""The abstract socket that claims a TCP port. Linux keeps such names per network, as it keeps ports."""
 _BACKLOG = 100  # as ZeroMQ has
 _RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
@@ -28,24 +32,43 @@ _PROBE_TIMEOUT_S = 0.05
 _PROBE_INTERVALS_S = (*[0.02] * 100, 0.1)  # short for two seconds: a Python kernel listens soon
 
 
-def choose(connection: Connection, *, taken: Collection[int] = ()) -> Connection:
-    """Return `connection` with five free ports: its own if they are all free, otherwise new ones. Raises `OSError`.
+@contextlib.contextmanager
+def claim(connection: Connection) -> Iterator[Connection]:
+    """Yield `connection` with five free ports: its own if they are all free, otherwise new ones. Raises `OSError`.
 
-    `taken` are TCP ports of other kernels that may not have bound them yet.
+    In the block, this agent and others on this machine choose none of these TCP ports again.
     """
-    is_ipc = connection.transport == "ipc"
+    with contextlib.ExitStack() as claims:
+        found = _claim(connection, [getattr(connection, name) for name in PORT_NAMES], claims)
+        if len(found) < len(PORT_NAMES):
+            claims.close()
+            is_ipc = connection.transport == "ipc"
+            candidates = range(1, 100_000) if is_ipc else random.sample(_candidates(), k=2_000)
+            found = _claim(connection, candidates, claims)
+        if len(found) < len(PORT_NAMES):
+            raise OSError(f"no free ports on {connection.ip}")
+        yield connection.with_ports(dict(zip(PORT_NAMES, found, strict=True)))
 
-    def is_usable(port: int) -> bool:
-        return port > 0 and (is_ipc or port not in taken) and _is_free(connection, port)
 
-    if all(is_usable(getattr(connection, name)) for name in PORT_NAMES):
-        return connection
-    candidates = range(1, 100_000) if is_ipc else random.sample(_candidates(), k=2_000)
-    free = (port for port in candidates if is_usable(port))
-    found = list(itertools.islice(free, len(PORT_NAMES)))
-    if len(found) < len(PORT_NAMES):
-        raise OSError(f"no free ports on {connection.ip}")
-    return connection.with_ports(dict(zip(PORT_NAMES, found, strict=True)))
+def _claim(connection: Connection, candidates: Iterable[int], claims: contextlib.ExitStack) -> list[int]:
+    """Return the first free ports of `candidates`, at most as many as a kernel needs. `claims` gives them back."""
+    free = (port for port in candidates if port > 0 and _claim_one(connection, port, claims))
+    return list(itertools.islice(free, len(PORT_NAMES)))
+
+
+def _claim_one(connection: Connection, port: int, claims: contextlib.ExitStack) -> bool:
+    """Claim a port if it is free. A socket file and, not on Linux, a TCP port are only looked at."""
+    if connection.transport == "ipc" or sys.platform != "linux":
+        return _is_free(connection, port)
+    with contextlib.ExitStack() as kept:
+        try:
+            kept.enter_context(socket.socket(socket.AF_UNIX)).bind(_CLAIM.format(port))
+        except OSError:
+            return False
+        if not _is_free(connection, port):
+            return False
+        claims.push(kept.pop_all())
+    return True
 
 
 @contextlib.contextmanager
@@ -56,7 +79,8 @@ def listen(connection: Connection) -> Iterator[tuple[Connection, tuple[int, ...]
     keeps its own copies. For ipc, this only chooses ports and yields no sockets.
     """
     if connection.transport == "ipc":
-        yield choose(connection), ()
+        with claim(connection) as chosen:
+            yield chosen, ()
         return
     with contextlib.ExitStack() as sockets:
         wanted = [getattr(connection, name) for name in PORT_NAMES]

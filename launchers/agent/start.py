@@ -16,7 +16,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import describe_exit, start_time
 from roost.launchers.protocol.messages import (
     LAST_LINE,
-    PORT_NAMES,
     Connection,
     KernelProcess,
     Launch,
@@ -101,11 +100,7 @@ class EarlierFork:
 
 @dataclass(slots=True)
 class Starter:
-    """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start.
-
-    `used_ports` are the ports of live kernels that were executed. Such a kernel binds its ports some time after roost
-    has chosen them.
-    """
+    """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start."""
 
     zygotes: ZygotePool
     reaper: Reaper
@@ -115,7 +110,6 @@ class Starter:
     limits: Limits
     is_per_kernel: bool = False
     earlier_fork: EarlierFork | None = None
-    used_ports: set[int] = field(default_factory=set)
 
     async def start(self, folder: Path, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
         """Start a kernel. Its log, connection file and record are in `folder`; `device_ids` go into the record.
@@ -225,22 +219,21 @@ class Starter:
 
     async def _exec(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
         started = time.perf_counter()
-        connection = ports.choose(request.connection, taken=self.used_ports)
-        connection_file = self._write_connection(child.folder, connection)
-        with self.limits.open_entries(request.lease_id) as entries:
-            pid = spawn_kernel(
-                request,
-                connection_file,
-                log_fd,
-                entries=entries,
-                ends_with_parent=self.is_per_kernel,
-                shares_session=self.session.is_shared,
-            )
-        code = child.record(pid, is_ours=True)
-        if connection.transport == "tcp":
-            used = {getattr(connection, name) for name in PORT_NAMES}
-            self.used_ports |= used
-            code.add_done_callback(lambda _: self.used_ports.difference_update(used))
+        with contextlib.ExitStack() as claims:
+            connection = claims.enter_context(ports.claim(request.connection))
+            connection_file = self._write_connection(child.folder, connection)
+            with self.limits.open_entries(request.lease_id) as entries:
+                pid = spawn_kernel(
+                    request,
+                    connection_file,
+                    log_fd,
+                    entries=entries,
+                    ends_with_parent=self.is_per_kernel,
+                    shares_session=self.session.is_shared,
+                )
+            code = child.record(pid, is_ours=True)
+            claims_until_end = claims.pop_all()
+        code.add_done_callback(lambda _: claims_until_end.close())
         timing_ms = {"spawned": (time.perf_counter() - started) * 1e3}
         await _wait_until_listening(code, connection)
         timing_ms["listening"] = (time.perf_counter() - started) * 1e3

@@ -198,39 +198,41 @@ class Agent:
         """Execute a kernel as a new process, for comparison. It logs to the same kind of file."""
         connection_file = self.folder / f"{uuid.uuid4().hex}.json"
         # The system gives none of these ports to the connections of other processes.
-        chosen = free_ports.choose(Connection())
-        numbers = {name: getattr(chosen, name) for name in PORT_NAMES}
-        info = {
-            "ip": "127.0.0.1",
-            "transport": "tcp",
-            "key": "key",
-            "signature_scheme": "hmac-sha256",
-            **numbers,
-        }
-        connection_file.write_text(json.dumps(info))
-        log = connection_file.with_suffix(".log")
-        argv = [
-            self.command.python,
-            *self.command.flags,
-            "-m",
-            "ipykernel_launcher",
-            "-f",
-            str(connection_file),
-        ]
-        env = {name: value for name, value in self.env.items() if name != "JPY_PARENT_PID"}
-        with log.open("ab") as file, default_signals():
-            process = subprocess.Popen(
-                argv,
-                cwd=cwd,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-        process.returncode = 0
-        for port in numbers.values():  # a client that connects before would miss a first question to the user
-            wait_until_open(port)
+        with free_ports.claim(Connection()) as chosen:
+            numbers = {name: getattr(chosen, name) for name in PORT_NAMES}
+            info = {
+                "ip": "127.0.0.1",
+                "transport": "tcp",
+                "key": "key",
+                "signature_scheme": "hmac-sha256",
+                **numbers,
+            }
+            connection_file.write_text(json.dumps(info))
+            log = connection_file.with_suffix(".log")
+            argv = [
+                self.command.python,
+                *self.command.flags,
+                "-m",
+                "ipykernel_launcher",
+                "-f",
+                str(connection_file),
+            ]
+            env = {name: value for name, value in self.env.items() if name != "JPY_PARENT_PID"}
+            with log.open("ab") as file, default_signals():
+                process = subprocess.Popen(
+                    argv,
+                    cwd=cwd,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                )
+            process.returncode = 0
+            for (
+                port
+            ) in numbers.values():  # a client that connects before would miss a first question to the user
+                wait_until_open(port)
         self.kernels.append(Kernel(ForkedKernel(pid=process.pid, timing_ms={}), info, log))
         return self.kernels[-1]
 

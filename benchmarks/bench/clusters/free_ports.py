@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import socket
 
-_FIRST, _LAST = 20_000, 32_000
-"""The range of these ports. It lies below the range from which Linux gives ports to sockets by itself."""
+_FIRST, _LAST = 12_000, 20_000
+"""The range of these ports. From higher ones, agents choose ports for kernels, and Linux those of connections."""
 
 
 def free_port() -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +21,52 @@ def numbers(connection: Connection) -> set[int]:
     return {getattr(connection, name) for name in PORT_NAMES}
 
 
-def test_ports_of_other_kernels_are_not_chosen() -> None:
-    first = ports.choose(Connection())
-    assert ports.choose(first) == first, "its own ports are free"
-    second = ports.choose(first, taken=numbers(first))
-    assert not numbers(first) & numbers(second)
+def choose(connection: Connection) -> Connection:
+    with ports.claim(connection) as chosen:
+        return chosen
+
+
+def test_claimed_ports_are_not_chosen_again() -> None:
+    with ports.claim(Connection()) as first:
+        with ports.claim(first) as second:
+            assert not numbers(first) & numbers(second), "a kernel that has not bound them yet has its ports"
+        with ports.claim(second) as again:
+            assert again == second, "a restart keeps its ports"
+    with ports.claim(first) as again:
+        assert again == first
+
+
+def test_an_agent_in_another_process_does_not_choose_claimed_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "_candidates", lambda: range(20_000, 22_000))
+    with ports.claim(Connection()) as claimed:
+        code = "import sys; from roost.launchers.agent import ports; from roost.launchers.protocol.messages import *\n"
+        code += "wanted = Connection().with_ports(dict(zip(PORT_NAMES, map(int, sys.argv[1:]))))\n"
+        code += "with ports.claim(wanted) as found: print(*(getattr(found, name) for name in PORT_NAMES))"
+        wanted = [str(getattr(claimed, name)) for name in PORT_NAMES]
+        command = [sys.executable, "-c", code, *wanted]
+        chosen = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=60
+        ).stdout.split()
+        assert len(chosen) == len(wanted)
+        assert not {*chosen} & {*wanted}
+    assert (
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+        == wanted
+    )
+
+
+def test_a_port_on_which_another_process_listens_is_not_chosen() -> None:
+    with ports.claim(Connection()) as first:
+        pass
+    with socket.create_server((first.ip, first.hb_port)), ports.claim(first) as second:
+        assert not numbers(first) & numbers(second)
+
+
+def test_claims_leave_no_socket_open() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with ports.claim(Connection()) as first, ports.claim(first):
+        pass
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_forked_kernel_gets_sockets_that_listen() -> None:
@@ -53,17 +96,16 @@ def test_ports_on_no_address_of_this_machine_are_refused() -> None:
 
 
 def test_the_socket_of_a_killed_kernel_is_free_again(tmp_path: Path) -> None:
-    wish = ports.choose(Connection(transport="ipc", ip=str(tmp_path / "k")))
+    wish = choose(Connection(transport="ipc", ip=str(tmp_path / "k")))
     assert numbers(wish) == {1, 2, 3, 4, 5}
-    assert ports.choose(wish, taken={1}) == wish, "sockets in other folders do not matter"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(f"{wish.ip}-1")
         server.listen()
-        assert numbers(ports.choose(wish)) == {2, 3, 4, 5, 6}
+        assert numbers(choose(wish)) == {2, 3, 4, 5, 6}
     assert (tmp_path / "k-1").exists()
-    assert ports.choose(wish) == wish
+    assert choose(wish) == wish
     (tmp_path / "k-2").touch()
-    assert 2 not in numbers(ports.choose(replace(wish, shell_port=0)))
+    assert 2 not in numbers(choose(replace(wish, shell_port=0)))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")

@@ -20,7 +20,7 @@ from forked_kernels import REPLY_S, Agent, children, command_of, wait_for
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.agent import zygote_pool
 from roost.launchers.agent.fork_report import KernelDiedEarly
-from roost.launchers.agent.ports import choose
+from roost.launchers.agent.ports import claim
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
@@ -251,8 +251,8 @@ def test_each_kernel_runs_the_current_startup_files(agent: Agent, tmp_path: Path
 
 def test_fixed_ports_are_used_unless_they_are_taken(agent: Agent) -> None:
     ip = f"127.99.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF | 1}"  # no other process of the tests listens there
-    chosen = choose(Connection(ip=ip))  # outside the range from which the system chooses
-    ports = {name: getattr(chosen, name) for name in PORT_NAMES}
+    with claim(Connection(ip=ip)) as chosen:  # outside the range from which the system chooses
+        ports = {name: getattr(chosen, name) for name in PORT_NAMES}
     first = agent.start(ports=ports, ip=ip)
     assert first.ports == ports
     assert first.run("1")["status"] == "ok"  # ipykernel may hang if it is shut down while it starts
@@ -288,11 +288,12 @@ def test_a_kernel_that_is_not_confirmed_ends_and_does_nothing(agent: Agent, tmp_
     zygote.fingerprint.close()  # no watch: all files are looked at
     zygote.fingerprint.files[str(tmp_path / "changed")] = (0, 0, 0)
     ip = f"127.98.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF | 1}"
-    chosen = choose(Connection(ip=ip))
-    wanted = {name: getattr(chosen, name) for name in PORT_NAMES}
+    with claim(Connection(ip=ip)) as chosen:
+        wanted = {name: getattr(chosen, name) for name in PORT_NAMES}
     before = set(agent.folder.glob("*.log"))
     assert agent.try_start(ports=wanted, ip=ip) is None
-    assert choose(chosen) == chosen, "nobody listens there any more"
+    with claim(chosen) as again:
+        assert again == chosen, "nobody listens there any more"
     (log,) = set(agent.folder.glob("*.log")) - before
     assert log.read_text() == ""
     assert agent.warm() != zygote.pid
