@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 
 import psutil
 
@@ -63,7 +64,7 @@ async def measure(report: Report, sides: Sequence[Side], cases: Sequence[Case], 
 
 async def _open_user(users: AsyncExitStack, side: Side, kernels: int) -> tuple[int, str]:
     """Start a user's process and wait for its kernels. Return its pid and its runtime folder."""
-    folder = tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp")
+    folder = tempfile.TemporaryDirectory(prefix="u-", dir=Path(os.environ[RUNTIME]).parent)
     users.callback(folder.cleanup)
     users.push_async_callback(asyncio.to_thread, partial(end_processes, folder.name))
     command = (sys.executable, "-m", __name__, json.dumps([asdict(side), kernels]))

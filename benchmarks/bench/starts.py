@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -31,7 +32,7 @@ from .kernel import BenchKernel, NoAnswer
 from .peer_process import open_processes, serve
 from .report import Report, take_turns
 from .sides import Side
-from .world import elapsed_ms
+from .world import RUNTIME, elapsed_ms
 
 REST_S = 0.3
 """The pause before each kernel, so that the end of the last kernel does not slow down this one."""
@@ -58,7 +59,7 @@ async def measure(report: Report, sides: Sequence[Side], *, rounds: int, at_once
         report.compare(f"{at_once} at once", list(by_name))
     of_roost = [side.name for side in sides if side.is_roost]
     for name, _ in take_turns("first start", of_roost, rounds=min(rounds, MOST_FIRST), warm_up=0):
-        with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as folder:
+        with tempfile.TemporaryDirectory(prefix="u-", dir=Path(os.environ[RUNTIME]).parent) as folder:
             await add_first(report, by_name[name], Path(folder))
 
 

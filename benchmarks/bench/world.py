@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -26,6 +25,8 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
+
+from .clusters.cluster_folder import END_TIMEOUT_S, FOLDER, make_folder
 
 PLAIN = "local-provisioner"
 ROOST = "roost"
@@ -47,12 +48,12 @@ def private_world(
     """Create private folders for Jupyter, IPython and roost, with one kernelspec per (name → provisioner).
 
     `installed` names kernelspecs of this machine to copy (`KeyError` if one is missing). With `keeps_config`, the
-    user's configuration files count. This process's environment changes until the end. At the end, every process that
-    uses the folder is killed.
+    user's configuration files count. This process's environment changes until the end. At the end, also if this process
+    is killed, every process that uses the folder is killed, and the folder is removed.
     """
     known = KernelSpecManager().find_kernel_specs() if installed else {}
     found = {name: known[name] for name in installed}
-    root = Path(tempfile.mkdtemp(prefix="rb-", dir="/tmp"))  # short: a socket's path ends at 107 bytes
+    root, watcher = make_folder("rb-")
     before = dict(os.environ)
     for name, folder in found.items():
         shutil.copytree(folder, root / "jupyter_path" / "kernels" / name)
@@ -70,6 +71,7 @@ def private_world(
     ):
         os.environ[variable] = str(root / variable.lower())
     os.environ[RUNTIME] = str(root / "r")
+    os.environ[FOLDER] = str(root)
     for name, provisioner in provisioners.items():
         write_kernelspec(root / "jupyter_path" / "kernels" / name, provisioner)
     try:
@@ -78,7 +80,7 @@ def private_world(
         end_processes(str(root / "r"))
         os.environ.clear()
         os.environ.update(before)
-        shutil.rmtree(root, ignore_errors=True)
+        watcher.communicate(timeout=2 * END_TIMEOUT_S)
 
 
 def write_kernelspec(

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from roost.bench.clusters.cluster_folder import wait_until
 from roost.bench.kernel import BenchKernel, NoAnswer
 from roost.bench.sides import read_sides, world
 from roost.bench.world import write_kernelspec
@@ -251,12 +252,7 @@ def test_an_interrupted_run_keeps_its_results_and_leaves_nothing(
     marked = {**os.environ, "ROOST_BENCH_TEST": str(tmp_path)}
     with (tmp_path / "said").open("w") as said:
         run = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT, env=marked)
-        deadline = time.monotonic() + 60
-        while len(find_marked(tmp_path)) < 8:  # service, agent, zygote, kernels
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        homes = {process.environ().get("ROOST_RUNTIME_DIR", "") for process in find_marked(tmp_path)}
-        homes -= {"", os.environ["ROOST_RUNTIME_DIR"]}
+        folder = find_folder(tmp_path)
         for _ in range(3):  # an impatient user
             run.send_signal(signum)
             time.sleep(0.3)
@@ -265,8 +261,28 @@ def test_an_interrupted_run_keeps_its_results_and_leaves_nothing(
     assert "nterrupted" in output
     assert "Traceback" not in output
     assert not find_marked(tmp_path)
-    assert homes
-    assert not any(map(os.path.exists, homes))
+    assert not folder.exists()
+
+
+def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
+    words = [*BENCH, "density", "--kernels", "500"]
+    marked = {**os.environ, "ROOST_BENCH_TEST": str(tmp_path)}
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=marked) as run:
+        folder = find_folder(tmp_path)
+        run.kill()
+    wait_until(lambda: not find_marked(tmp_path), "processes of the killed run are left", timeout_s=60)
+    wait_until(lambda: not folder.exists(), "the folder of the killed run is left")
+
+
+def find_folder(tmp_path: Path) -> Path:
+    """Return the private folder of a benchmark's run, once roost's processes and some kernels use it."""
+    deadline = time.monotonic() + 60
+    while len(found := find_marked(tmp_path)) < 8:  # service, agent, zygote, kernels
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    homes = {process.environ().get("ROOST_RUNTIME_DIR", "") for process in found}
+    (home,) = homes - {"", os.environ["ROOST_RUNTIME_DIR"]}
+    return Path(home).parent
 
 
 def find_marked(tmp_path: Path) -> list[psutil.Process]:
