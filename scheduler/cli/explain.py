@@ -34,7 +34,8 @@ def explain(arguments: argparse.Namespace) -> int:
         decision = explain_saved(arguments.snapshot, request, settings)
     else:
         decision = wait_for(connect_scheduler(arguments).explain(request))
-    return print_answer(arguments, {"decision": decision}, lambda: show_decision(decision))
+    print_answer(arguments, {"decision": decision}, lambda: show_decision(decision))
+    return int(decision["is_never"])
 
 
 def show_decision(decision: Mapping[str, Any]) -> None:
