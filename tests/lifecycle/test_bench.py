@@ -203,6 +203,20 @@ def test_the_kernels_of_a_trace_arrive(tmp_path: Path) -> None:
     assert found["figures"]["queued/roost"]["median"] == 0.5
 
 
+def test_kernels_per_hour_are_not_compared_if_roost_refuses_some(tmp_path: Path) -> None:
+    """The baseline starts a kernel that no node can hold."""
+    (tmp_path / "jupyter_roost_config.py").write_text("c.RoostLocalBackend.cpus = 1\n")
+    rows = ["name,cpu_milli,memory_mib,num_gpu,gpu_milli,creation_time,deletion_time"]
+    rows += ["a,1000,64,0,0,100,110", "b,2000,64,0,0,100,110"]
+    (tmp_path / "trace.csv").write_text("\n".join(rows))
+    options = ("--trace", str(tmp_path / "trace.csv"), "--speed", "10")
+    found = bench(tmp_path, "queue", "--quick", *options, JUPYTER_CONFIG_DIR=str(tmp_path))
+    assert found["figures"]["wait/plain"]["n"] == 2
+    assert found["figures"]["wait/roost"]["n"] == 1
+    assert not found["ratios"]
+    assert any("were refused: " in note for note in found["notes"])
+
+
 def test_the_service_is_measured_on_a_simulated_cluster(tmp_path: Path) -> None:
     found = bench(tmp_path, "scale", "--nodes", "200", "--kernels", "400")
     assert found["figures"]["start p99"]["median"] >= found["figures"]["start p50"]["median"] > 0
