@@ -21,12 +21,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
+
+from .plots import draw, show_number
 
 PACKAGES = (
     "roost",
@@ -250,7 +252,7 @@ class Report:
         table.add_column("unit")
         for name in self.samples:
             figure = self.figure(name)
-            spread = (_number(value) for value in (figure.median, figure.min, figure.max))
+            spread = (show_number(value) for value in (figure.median, figure.min, figure.max))
             table.add_row(name, *spread, str(figure.n), figure.unit)
         console.print(table)
         if self.ratios:
@@ -270,65 +272,11 @@ class Report:
             console.print(note, highlight=False, markup=False)
 
     def plot(self, path: Path) -> None:
-        """Draw all samples as dots with their median, one panel per unit. Print a note if matplotlib is missing."""
+        """Draw all samples. Print a note if matplotlib is missing."""
         try:
-            import matplotlib as mpl
+            draw(self.to_dict(), path)
         except ImportError:
             print("no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
-            return
-        mpl.use("Agg")
-        from matplotlib import pyplot
-
-        if self.series or self.capacity:
-            self._plot_capacity(pyplot, path)
-        units = list(dict.fromkeys(self.units.values()))
-        panels = [[name for name in self.samples if self.units[name] == unit] for unit in units]
-        heights = [len(names) + 1 for names in panels]
-        figure, axes = pyplot.subplots(
-            len(units), 1, figsize=(8, 0.35 * sum(heights) + 1), height_ratios=heights, squeeze=False
-        )
-        for axis, unit, names in zip(axes[:, 0], units, panels, strict=True):
-            for row, name in enumerate(reversed(names)):
-                colour = "tab:blue" if "roost" in name else "tab:gray"
-                values = self.samples[name]
-                axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.35, markersize=4)
-                median = statistics.median(values)
-                axis.plot([median], [row], "|", color=colour, markersize=14, markeredgewidth=2)
-                axis.annotate(_number(median), (median, row), (0, 8), textcoords="offset points", fontsize=7)
-            axis.set_yticks(range(len(names)), list(reversed(names)), fontsize=8)
-            axis.set_ylim(-0.6, len(names) - 0.2)
-            axis.set_xlim(left=0)
-            axis.set_xlabel(unit, fontsize=8)
-        axes[0, 0].set_title(f"{self.name} ({describe_machine()})", fontsize=9)
-        figure.tight_layout()
-        figure.savefig(path, dpi=130)
-        pyplot.close(figure)
-
-    def _plot_capacity(self, pyplot: Any, path: Path) -> None:
-        """Draw how many kernels each node holds, and how the starts went, in a picture beside `path`."""
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.2))
-        rows = [
-            (f"{node}\n{name}", count)
-            for node, found in self.capacity.items()
-            for name, count in {"started": found["started"], **dict(cast(Any, found["holds"]))}.items()
-        ]
-        for row, (_, count) in enumerate(reversed(rows)):
-            left.barh(row, cast(float, count), color="tab:blue", alpha=0.6)
-            left.annotate(
-                str(count), (cast(float, count), row), (2, -3), textcoords="offset points", fontsize=7
-            )
-        left.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)], fontsize=7)
-        left.set_xlabel("kernels", fontsize=8)
-        for name, values in self.series.items():
-            right.plot(range(1, len(values) + 1), values, ".", markersize=3, label=name)
-        right.set_xlabel("kernel", fontsize=8)
-        right.set_ylabel("ms", fontsize=8)
-        right.set_ylim(bottom=0)
-        right.legend(fontsize=7)
-        figure.suptitle(f"{self.name} ({describe_machine()})", fontsize=9)
-        figure.tight_layout()
-        figure.savefig(path.with_name(f"{path.stem}-capacity{path.suffix}"), dpi=130)
-        pyplot.close(figure)
 
 
 async def interleave(
@@ -445,7 +393,3 @@ def _cpu_model() -> str:
         return platform.processor() or platform.machine()
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1].strip() if match else platform.machine()
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
