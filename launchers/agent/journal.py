@@ -48,7 +48,10 @@ _ACTIVE = frozenset({"execute_request", "inspect_request", "complete_request", "
 
 @dataclass(slots=True)
 class _Request:
-    """A Jupyter request with messages in the journal. `ended_at` is set once the kernel is idle again."""
+    """A Jupyter request with messages in the journal.
+
+    `ended_at` is set once the kernel is idle again. `is_cut` is true if messages of the request are missing.
+    """
 
     session: str
     kind: str
@@ -183,9 +186,9 @@ class Journal:
         if len(parts) < _PARTS - 1:
             return
         header = json.loads(parts[0])
-        request_id, request = self._find_request(parts[1])
-        ends_request = False
         kind = header["msg_type"]
+        request_id, request = self._find_request(parts[1], kind)
+        ends_request = False
         limit_bytes = max(self._limits.memory_bytes, self._limits.disk_bytes)
         if kind == "stream" and len(parts[3]) > limit_bytes * 3 // 4:
             parts = _shorten(parts, limit_bytes // 8)
@@ -220,10 +223,12 @@ class Journal:
         for entry in gone:
             self._forget(entry)
 
-    def _find_request(self, parent: bytes) -> tuple[str, _Request | None]:
-        """Return the id and the record of a message's request. `parent` is the message's parent header.
+    def _find_request(self, parent: bytes, kind: str) -> tuple[str, _Request | None]:
+        """Return the id and the record of a message's request.
 
-        Without a request, the id is empty and the record is None.
+        `parent` is the message's parent header, and `kind` its own type. Without a request, the id is empty and the
+        record is None. A request whose first message is no status has begun before the journal, or before its oldest
+        entry.
         """
         if parent != self._parent[0]:
             header = json.loads(parent)
@@ -233,6 +238,7 @@ class Journal:
                 request = _Request(
                     session=str(header.get("session", "")),
                     kind=str(header.get("msg_type", "")),
+                    is_cut=kind != "status",
                 )
                 self._requests[request_id] = request
             self._parent = parent, request_id, request

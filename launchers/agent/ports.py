@@ -110,20 +110,24 @@ def _listen(ip: str, numbers: Sequence[int], sockets: contextlib.ExitStack) -> l
 
 
 async def until_listening(connection: Connection) -> None:
-    """Return once the kernel accepts connections on its shell port. Polls, as not every kernel reports its ports."""
-    for attempt in itertools.count():
-        if _is_listening(connection):
-            return
-        await asyncio.sleep(_PROBE_INTERVALS_S[min(attempt, len(_PROBE_INTERVALS_S) - 1)])
+    """Return once the kernel accepts connections on its shell and IOPub ports.
+
+    Polls, as not every kernel reports its ports. A kernel may open them in any order.
+    """
+    for port in (connection.shell_port, connection.iopub_port):
+        for attempt in itertools.count():
+            if _is_listening(connection, port):
+                break
+            await asyncio.sleep(_PROBE_INTERVALS_S[min(attempt, len(_PROBE_INTERVALS_S) - 1)])
 
 
-def _is_listening(connection: Connection) -> bool:
-    """True if the shell port accepts a connection. It is on this machine, so the answer takes microseconds."""
+def _is_listening(connection: Connection, port: int) -> bool:
+    """True if the port accepts a connection. It is on this machine, so the answer takes microseconds."""
     if connection.transport == "ipc":
-        family, address = socket.AF_UNIX, f"{connection.ip}-{connection.shell_port}"
+        family, address = socket.AF_UNIX, f"{connection.ip}-{port}"
     else:
         host = find_host(connection)
-        family, address = socket.AF_INET6 if ":" in host else socket.AF_INET, (host, connection.shell_port)  # type: ignore[assignment]
+        family, address = socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port)  # type: ignore[assignment]
     with socket.socket(family) as probe:
         probe.settimeout(_PROBE_TIMEOUT_S)
         try:
@@ -133,7 +137,7 @@ def _is_listening(connection: Connection) -> bool:
         if connection.transport == "ipc":
             peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             return bool(_CREDENTIALS.unpack(peer)[1] == os.getuid())
-    return _is_ours(connection.shell_port)
+    return _is_ours(port)
 
 
 def _is_ours(port: int) -> bool:

@@ -33,7 +33,7 @@ _LAG_S = 3.0
 """How much later than a live message its copy may appear in the journal."""
 _JOINED_BYTES = 1 << 20
 """Texts of one stream are joined up to this length."""
-_LOST = "[roost: the beginning of this output was not kept, because the journal of the kernel was full]\n"
+_LOST = "[roost: the beginning of this output was not kept in the journal of the kernel]\n"
 
 
 @dataclass(slots=True)

@@ -51,7 +51,7 @@ away = subprocess.Popen(SLEEP, start_new_session=True)
 shell = subprocess.run(["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $!"], capture_output=True, text=True)
 print(here.pid, away.pid, int(shell.stdout), deaf.pid, flush=True)
 connection = json.load(open(sys.argv[1]))
-server = socket.create_server((connection["ip"], connection["shell_port"]))
+servers = [socket.create_server((connection["ip"], connection[name])) for name in ("shell_port", "iopub_port")]
 while True:
     signal.pause()
 """

@@ -23,12 +23,12 @@ from roost.scheduler.service.messages import StartKernel
 TINY_KERNEL = """
 import json, signal, socket, sys
 connection = json.load(open(sys.argv[1]))
-server = socket.create_server((connection["ip"], connection["shell_port"]))
+servers = [socket.create_server((connection["ip"], connection[name])) for name in ("shell_port", "iopub_port")]
 print("up", flush=True)
 signal.pause()
 """
 TINY_ARGV = (sys.executable, "-S", "-c", TINY_KERNEL, "{connection_file}")
-"""The command of a kernel that only opens its shell port. It starts quickly and is easy to count."""
+"""The command of a kernel that only opens its shell and IOPub ports. It starts quickly and is easy to count."""
 
 
 def tiny(

@@ -6,17 +6,20 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
 from front_end import errors, front_end, texts
 from jupyter_core.utils import ensure_event_loop
 from reopened import end, has_begun, listed, replies, serving, shown, start
+from world import daemon_pids, kill
 
 import roost
 from roost.bench.world import wait_until_forked
+from roost.launchers.daemon.private_files import runtime_dir
 from roost.scheduler.client.client import connect
+from roost.scheduler.errors import RoostError
 
 STANDING_STILL = """
 import pathlib, time
@@ -161,6 +164,34 @@ async def test_output_beyond_the_journal_is_reported(one_gpu: Path) -> None:
         text = shown(await front.ended(cell))
         assert text.startswith("[roost: the beginning of this output was not kept")
         assert text.endswith("3" * 1_000_000 + "\n")
+
+
+async def test_output_from_before_a_new_agent_is_reported(one_gpu: Path) -> None:
+    """The new agent's journal begins in the middle of the cell. A client must not show some output twice."""
+    async with serving(one_gpu) as server:
+        kernel_id = await start(server, "gpu")
+        async with front_end(server, kernel_id, "client") as front:
+            counting = "for i in range(10**6):\n    print(i, flush=True)\n    time.sleep(0.01)"
+            cell = await front.run(
+                f"import os, time\n{counting}\n    if os.path.exists({str(one_gpu / 'end')!r}): break"
+            )
+            await front.until(lambda: "99\n" in texts(front.about(cell)))
+            await end(server)
+            before = front.messages
+    (agent,) = daemon_pids(runtime_dir(), "agent")
+    kill(agent)
+    for _ in range(600):
+        with suppress(RoostError):
+            if connect("local").journal(kernel_id).result(10).last > 50:
+                break
+        await asyncio.sleep(0.1)
+    async with serving(one_gpu) as server, front_end(server, kernel_id, "client") as front:
+        front.messages[:0] = before
+        (one_gpu / "end").touch()
+        lost, *numbers = shown(await front.ended(cell)).splitlines()
+        assert lost.startswith("[roost: the beginning of this output was not kept")
+        assert len(numbers) > 50
+        assert [int(number) - int(numbers[0]) for number in numbers] == [*range(len(numbers))]
 
 
 async def test_sessions_are_found_again(one_gpu: Path) -> None:

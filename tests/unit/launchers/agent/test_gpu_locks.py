@@ -22,7 +22,7 @@ SHOW_DEVICES = """
 import json, os, signal, socket, sys
 print(*(os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")), flush=True)
 connection = json.load(open(sys.argv[1]))
-server = socket.create_server((connection["ip"], connection["shell_port"]))
+servers = [socket.create_server((connection["ip"], connection[name])) for name in ("shell_port", "iopub_port")]
 signal.pause()
 """
 ARGV = (sys.executable, "-S", "-c", SHOW_DEVICES, "{connection_file}")

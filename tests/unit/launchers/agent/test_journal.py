@@ -120,6 +120,16 @@ def test_a_message_larger_than_the_ring_marks_its_request_as_cut() -> None:
     assert [entry.is_cut for entry in kernel.journal.read().entries] == [True] * 3 + [False] * 3
 
 
+def test_a_request_that_began_before_the_journal_is_cut() -> None:
+    """The journal of a new agent begins in the middle of a cell."""
+    kernel = Publisher()
+    cell = {"msg_id": "r1", "session": "s", "msg_type": "execute_request"}
+    kernel.publish("stream", cell, name="stdout", text="the rest")
+    kernel.publish("status", cell, execution_state="idle")
+    kernel.run("r2", "whole")
+    assert [entry.is_cut for entry in kernel.journal.read().entries] == [True] * 2 + [False] * 3
+
+
 def test_the_end_of_a_very_long_text_is_kept() -> None:
     kernel = Publisher(memory_bytes=100_000)
     kernel.run("r1", "x" * 200_000 + "end")

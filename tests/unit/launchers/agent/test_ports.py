@@ -125,8 +125,20 @@ async def test_a_port_of_another_user_is_not_the_kernels(transport: str) -> None
                 os.seteuid(0)
             with server:
                 port = server.getsockname()[1] if transport == "tcp" else user + 1
-                connection = Connection(ip=ip, transport=transport, shell_port=port)
+                connection = Connection(ip=ip, transport=transport, shell_port=port, iopub_port=port)
                 listening = asyncio.ensure_future(ports.until_listening(connection))
                 done, _ = await asyncio.wait([listening], timeout=60 if user == 0 else 0.3)
                 assert bool(done) == (user == 0)
                 listening.cancel()
+
+
+async def test_a_kernel_listens_once_its_iopub_port_is_open() -> None:
+    """The agent subscribes then. What the kernel published before would be missing in the journal."""
+    with (
+        ports.claim(Connection()) as connection,
+        socket.create_server((connection.ip, connection.shell_port)),
+    ):
+        listening = asyncio.ensure_future(ports.until_listening(connection))
+        assert not (await asyncio.wait([listening], timeout=0.3))[0]
+        with socket.create_server((connection.ip, connection.iopub_port)):
+            await asyncio.wait_for(listening, timeout=60)
