@@ -133,7 +133,7 @@ async def test_a_port_of_another_user_is_not_the_kernels(transport: str) -> None
 
 
 async def test_a_kernel_listens_once_its_iopub_port_is_open() -> None:
-    """The agent subscribes then. What the kernel published before would be missing in the journal."""
+    """The agent subscribes then. The journal misses what the kernel publishes before that."""
     with (
         ports.claim(Connection()) as connection,
         socket.create_server((connection.ip, connection.shell_port)),
