@@ -63,6 +63,18 @@ def test_a_preload_that_is_not_installed_is_left_out(
         agent.close()
 
 
+def test_jedi_has_read_what_notebooks_often_import(tmp_path: Path) -> None:
+    """A kernel's first completion would read these files otherwise."""
+    agent = Agent(tmp_path, preload=("jedi",))
+    read = "[str(path) for files in __import__('parso').cache.parser_cache.values() for path in files]"
+    try:
+        agent.warm()
+        names = {Path(path).stem for path in agent.start().value(read)}
+        assert {"builtins", "datetime", "pathlib", "random"} <= names
+    finally:
+        agent.close()
+
+
 def test_a_preload_that_fails_is_named(tmp_path: Path) -> None:
     (tmp_path / "roost_fails.py").write_text("import roost_missing")
     agent = Agent(tmp_path, preload=("roost_fails",))
