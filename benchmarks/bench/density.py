@@ -42,6 +42,7 @@ from roost.scheduler.errors import ConfigError, RoostError
 from .idle_memory import PAGE_OUT, page_out, wait_for_merging
 from .kernel import BenchKernel, Memory, NoAnswer
 from .learnt_imports import teach
+from .machine import find_fault_doubts, time_fault
 from .report import Report, take_turns
 from .sides import Side
 from .world import MIB, fixed_pss_bytes
@@ -143,12 +144,14 @@ async def measure(
                 title = f"PSS after {PAGE_OUT}: {sides[0].name} ÷ {name} after {FIRST}"
                 report.ratio(title, paged_out, f"PSS after {FIRST}/{name}")
     side = sides[0]
+    before_us = time_fault()
     async with _filled(report, side, limits) as filled:
         if not filled.kernels:
             report.notes.append(f"No kernel was started: {filled.why}.")
             return
         report.series["start"] = filled.starts_ms
         _compare_ends(report, side, filled.starts_ms)
+        report.notes += find_fault_doubts(before_us, time_fault())  # virtual machines get more memory slowly
         memory = await _measure_loads(report, side, filled, limits, loads)
     if FIRST not in memory:
         report.notes.append("No kernel answered when it was asked for its memory.")
