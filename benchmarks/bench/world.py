@@ -81,6 +81,7 @@ def private_world(
         os.environ.clear()
         os.environ.update(before)
         watcher.communicate(timeout=2 * END_TIMEOUT_S)
+        shutil.rmtree(root, ignore_errors=True)  # if the watcher could not run
 
 
 def write_kernelspec(

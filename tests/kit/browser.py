@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import threading
 import time
 import urllib.request
@@ -19,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import debian
 from server import JupyterServer, jupyter_server
+from world import wait_gone
 
+from roost.bench.clusters.free_ports import free_port
 from roost.provisioners import server_extension
 
 if TYPE_CHECKING:
@@ -130,8 +131,7 @@ class RestartableLab:
     """A JupyterLab that ends and comes back on the same port, with the same token. `with` ends it for good."""
 
     def __init__(self, notebooks: Path, options: Sequence[str] = ()) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = int(free.getsockname()[1])
+        self._port = free_port()
         self._notebooks = notebooks
         self._options = options
         self._token = secrets.token_urlsafe(16)
@@ -146,7 +146,7 @@ class RestartableLab:
     def end(self, signum: int) -> None:
         """End the server by a signal, and wait until it has ended."""
         os.kill(self.server.pid, signum)
-        until(lambda: not _runs(self.server.pid), OPEN_S)
+        assert wait_gone(self.server.pid, OPEN_S)
         self._running.close()
 
     def __enter__(self) -> RestartableLab:
@@ -154,11 +154,6 @@ class RestartableLab:
 
     def __exit__(self, *_: object) -> None:
         self._running.close()
-
-
-def _runs(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and ") Z " not in status.read_text()
 
 
 class Lab:
