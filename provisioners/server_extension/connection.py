@@ -175,6 +175,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         if self._is_of_roost:
             self.multi_kernel_manager.note_closed(self.session_key)
         start = self._start
+        if self._asking is not None and (start is None or start.state != "opening"):
+            self._asking.cancel()  # its channel is closed below
         if start is None and not self._is_broken:
             super().disconnect()
             return
