@@ -19,6 +19,7 @@ from roost.scheduler.service.messages import Connection, Kernel
 
 from .execution import Result, add_output, build_result
 from .kernel_connection import find_context, to_jupyter
+from .request_options import read_seconds
 
 _ANSWER_S = 20.0
 
@@ -53,6 +54,8 @@ class AttachedKernel:
         The result has the error that the code raised, if any; with `check`, this method raises that error.
         Raises `TimeoutError` after `timeout_s`; the code then goes on in the kernel.
         """
+        if timeout_s is not None:
+            read_seconds("timeout_s", timeout_s)
         if not self._clients:
             self.client()
         outputs: list[dict[str, Any]] = []

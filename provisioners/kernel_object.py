@@ -122,6 +122,8 @@ class AsyncKernel(_KernelFacts):
         Raises `KernelDied` if the kernel ends. A timeout (`TimeoutError`) or a cancellation interrupts the
         code.
         """
+        if timeout_s is not None:
+            read_seconds("timeout_s", timeout_s)
         outputs: list[dict[str, Any]] = []
         async with self._turn:
             await self._wait_for_launch()
@@ -129,7 +131,7 @@ class AsyncKernel(_KernelFacts):
             options = {"allow_stdin": False, "stop_on_error": False}
             hook = functools.partial(add_output, outputs)
             work = self._clients[0].execute_interactive(code, output_hook=hook, **options)
-            late = TimeoutError(f"The code did not end within {timeout_s} s. It was interrupted.")
+            late = TimeoutError(f"The code did not end within {timeout_s} s, and gets an interrupt.")
             try:
                 reply = await self._unless_it_ends(work, timeout_s, late)
             except (asyncio.CancelledError, TimeoutError):

@@ -212,8 +212,13 @@ def read_kernelspec(specs: KernelSpecManager, name: str) -> KernelSpec:
         known = specs.find_kernel_specs()
         if name in known:
             raise ConfigError(f"Kernelspec {name!r} needs a provisioner that is not installed.") from None
-        names = ", ".join(sorted(known)) or "none"
-        raise ConfigError(f"There is no kernelspec {name!r}: choose one of {names}.") from None
+        if not known:
+            raise ConfigError(
+                f"There is no kernelspec {name!r}, nor any other: pip install ipykernel"
+            ) from None
+        raise ConfigError(
+            f"There is no kernelspec {name!r}: choose one of {', '.join(sorted(known))}."
+        ) from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"Kernelspec {name!r} cannot be read: {error}.") from None
 

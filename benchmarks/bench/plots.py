@@ -67,7 +67,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
         )
         axis.tick_params(labelsize=8)
         axis.set_ylim(-0.8, height - 0.8)
-        axis.set_xlabel(unit, fontsize=8)
+        axis.set_xlabel(f"{unit} (a dot: one sample; the bar and the number: the median)", fontsize=8)
         axis.grid(axis="x", alpha=0.25)
     if named := [side for side in sides if side]:
         marks = [
@@ -131,18 +131,21 @@ def _draw_capacity(pyplot: Any, document: Mapping[str, Any], path: Path) -> None
     rows = [
         (f"{node}\n{name}", count)
         for node, found in document["capacity"].items()
-        for name, count in {"started": found["started"], **found["holds"]}.items()
+        for name, count in {
+            "started": found["started"],
+            **{f"would hold, {load}": count for load, count in found["holds"].items()},
+        }.items()
     ]
     for row, (_, count) in enumerate(reversed(rows)):
         left.barh(row, count, color="tab:blue", alpha=0.6)
         left.annotate(str(count), (count, row), (2, -3), textcoords="offset points", fontsize=7)
     left.set_yticks(range(len(rows)), [name for name, _ in reversed(rows)], fontsize=7)
-    left.set_xlabel("kernels", fontsize=8)
+    left.set_xlabel("kernels of each node", fontsize=8)
     left.margins(x=0.12)
     for name, values in document["series"].items():
         right.plot(range(1, len(values) + 1), values, ".", markersize=3, label=name)
-    right.set_xlabel("kernel", fontsize=8)
-    right.set_ylabel("ms", fontsize=8)
+    right.set_xlabel("the kernels in the order of their starts", fontsize=8)
+    right.set_ylabel("ms until the first reply", fontsize=8)
     right.set_ylim(bottom=0)
     if document["series"]:
         right.legend(fontsize=7)

@@ -14,11 +14,11 @@ import roost
 from roost.launchers.daemon.daemon import DaemonError
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.running_services import find_services
-from roost.scheduler.errors import RoostError
+from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.service.messages import Finding
 
 from .nodes import describe_cluster
-from .options import connect_scheduler, print_answer
+from .options import connect_scheduler, print_answer, scheduler_options
 from .tables import build_table, open_console, print_table
 
 _STYLES = {"error": "bold red", "warning": "yellow", "fixed": "bold green", "ok": "green"}
@@ -47,6 +47,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
             ]
         findings += reported
         findings.append({"level": "ok", "what": f"the cluster is {describe_cluster(service)}", "do": ""})
+        findings += _find_broken_settings(arguments)
         answers = True
     except (RoostError, DaemonError) as error:
         do = "fix this first: the other checks need the scheduler"
@@ -58,6 +59,18 @@ def diagnose(arguments: argparse.Namespace) -> int:
     findings += kernelspecs.find_problems(asks_schedulers=answers)
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))
     return 1 if any(finding["level"] == "error" for finding in findings) else 0
+
+
+def _find_broken_settings(arguments: argparse.Namespace) -> list[Finding]:
+    """Return a finding if the next scheduler could not read its settings. The one that runs has read earlier ones."""
+    from roost.scheduler.config.files import load_settings
+
+    try:
+        load_settings(arguments.backend, scheduler_options(arguments))
+    except ConfigError as error:
+        do = "correct this before the scheduler starts again; the one that runs keeps its earlier settings"
+        return [{"level": "error", "what": str(error), "do": do}]
+    return []
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:

@@ -17,6 +17,8 @@ from .options import connect_scheduler
 
 _ID = 8
 """How many characters of a kernel's id are shown."""
+_SHORT_S = 10.0
+"""Less CPU time than this is shown with tenths of a second."""
 
 
 def show_events(arguments: argparse.Namespace) -> int:
@@ -67,4 +69,5 @@ def _format_use(kernel: Kernel) -> str:
     process = kernel.process
     if process is None or not process.peak_bytes:
         return ""
-    return f"used {format_age(process.cpu_s)} of CPU time and at most {format_bytes(process.peak_bytes)}"
+    cpu = f"{process.cpu_s:.1f} s" if process.cpu_s < _SHORT_S else format_age(process.cpu_s)
+    return f"used {cpu} of CPU time and at most {format_bytes(process.peak_bytes)}"

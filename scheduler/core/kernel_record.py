@@ -213,7 +213,7 @@ class KernelRecord:
         process, lease = self.process, self.lease
         connection = process.connection if process else None
         position, waits_for = queue.place(self.ticket) if self.ticket else (None, "")
-        if self.phase is Phase.PENDING and lease is not None:
+        if self.state == "queued" and lease is not None:  # its wait in the queue is over
             position, waits_for = 1, lease.reason
         if process is not None and not with_connection:
             process = replace(process, connection=None)

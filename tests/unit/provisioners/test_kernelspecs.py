@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fake_service import FakeService
-from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.provisioning import KernelProvisionerFactory
 
 from roost.placement import Request
@@ -487,3 +487,15 @@ def test_the_command(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1.5" in capsys.readouterr().err
     assert main.main(["kernelspec", "remove", "ours", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"][0]["name"] == "ours"
+
+
+def test_a_machine_without_any_kernelspec_gets_the_command_that_helps() -> None:
+    class NoSpecs(KernelSpecManager):  # type: ignore[misc]
+        def find_kernel_specs(self) -> dict[str, str]:
+            return {}
+
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            raise NoSuchKernel(kernel_name)
+
+    with pytest.raises(ConfigError, match="no kernelspec 'python3', nor any other: pip install ipykernel"):
+        kernelspecs.read_kernelspec(NoSpecs(), "python3")

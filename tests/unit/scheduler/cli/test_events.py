@@ -75,3 +75,12 @@ def test_following_goes_on_with_what_is_new(
     assert code == 0
     kinds = [json.loads(line)["kind"] for line in out.splitlines()] if options else None
     assert (kinds or [line.split()[0] for line in lines(out)]) == ["queued", "exited", "nodes", "queued"]
+
+
+def test_little_cpu_time_is_shown_with_tenths_of_a_second(
+    capsys: pytest.CaptureFixture[str], client: StubClient
+) -> None:
+    assert ENDED.process is not None
+    short = replace(ENDED, process=replace(ENDED.process, cpu_s=1.62))
+    client.happened = [replace(END, kernel=short)]
+    assert "used 1.6 s of CPU time" in run(capsys, "events")[1]

@@ -40,6 +40,18 @@ def test_doctor_fails_on_errors_only(
     assert "`kill -9 7`" in finding["do"]
 
 
+def test_doctor_reads_the_settings_of_the_next_scheduler(
+    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The scheduler that runs has read an earlier file."""
+    (tmp_path / "jupyter_roost_config.py").write_text("c.RoostScheduler.max_gpu = 2\n")
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
+    findings = document(capsys, "doctor", code=1)["findings"]
+    (found,) = (each for each in findings if each["level"] == "error")
+    assert "no option of c.RoostScheduler named max_gpu" in found["what"]
+    assert "keeps its earlier settings" in found["do"]
+
+
 def test_doctor_repairs_only_if_asked(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
     client.is_damaged = True
     would = "would do: the kernel is dropped"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -48,6 +49,16 @@ def test_a_pending_lease_counts_as_a_place_in_the_queue() -> None:
     kernel.wait_for_manager(LEASE)
     shown = kernel.view(queue)
     assert (shown.state, shown.position, shown.waits_for) == ("queued", 1, "image")
+
+
+async def test_a_kernel_with_a_lease_waits_no_longer_for_what_it_was_queued_for() -> None:
+    queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0, timers=Timers())
+    kernel = record(Phase.CLAIMING)
+    kernel.ticket = queue.join(kernel.kernel_id, "line")
+    queue.explain(kernel.ticket, "no node has room")
+    assert kernel.view(queue).waits_for == "no node has room"
+    kernel.update_lease(replace(LEASE, state="granted", reason=""))
+    assert kernel.view(queue).waits_for == ""
 
 
 def test_only_the_last_entries_are_kept() -> None:
