@@ -133,7 +133,7 @@ def _draw_capacity(pyplot: Any, document: Mapping[str, Any], path: Path) -> None
         for node, found in document["capacity"].items()
         for name, count in {
             "started": found["started"],
-            **{f"would hold, {load}": count for load, count in found["holds"].items()},
+            **{f"would hold, after {load}": count for load, count in found["holds"].items()},
         }.items()
     ]
     for row, (_, count) in enumerate(reversed(rows)):
