@@ -131,7 +131,7 @@ class AsyncKernel(_KernelFacts):
             options = {"allow_stdin": False, "stop_on_error": False}
             hook = functools.partial(add_output, outputs)
             work = self._clients[0].execute_interactive(code, output_hook=hook, **options)
-            late = TimeoutError(f"The code did not end within {timeout_s} s, and gets an interrupt.")
+            late = TimeoutError(f"The code did not end within {timeout_s} s: it is interrupted.")
             try:
                 reply = await self._unless_it_ends(work, timeout_s, late)
             except (asyncio.CancelledError, TimeoutError):
