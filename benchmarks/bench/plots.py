@@ -74,7 +74,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
             pyplot.Line2D([], [], color=colours[side], marker="o", linestyle="", label=side) for side in named
         ]
         picture.legend(handles=marks, loc="outside lower right", ncols=len(sides), fontsize=8, frameon=False)
-    axes[0, 0].set_title(describe(document), fontsize=9)
+    axes[0, 0].set_title(_title(document), fontsize=9)
     picture.savefig(path, dpi=130)
     pyplot.close(picture)
 
@@ -106,12 +106,16 @@ def show_number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
 
 
-def describe(document: Mapping[str, Any]) -> str:
-    """Return the benchmark's name and its machine."""
-    machine = document["machine"]
+def describe_machine(machine: Mapping[str, Any], python: str) -> str:
+    """Return one line about the machine (`report.machine`) and the version of Python."""
     system = f"{machine['system']} {machine['kernel']}"
-    python = document["versions"]["python"]
-    return f"{document['benchmark']} ({machine['cpu']}, {machine['cores']} cores, {system}, Python {python})"
+    return f"{machine['cpu']}, {machine['cores']} cores, {system}, Python {python}"
+
+
+def _title(document: Mapping[str, Any]) -> str:
+    return (
+        f"{document['benchmark']} ({describe_machine(document['machine'], document['versions']['python'])})"
+    )
 
 
 def _scale(axis: Any, values: Sequence[float]) -> None:
@@ -149,7 +153,7 @@ def _draw_capacity(pyplot: Any, document: Mapping[str, Any], path: Path) -> None
     right.set_ylim(bottom=0)
     if document["series"]:
         right.legend(fontsize=7)
-    picture.suptitle(describe(document), fontsize=9)
+    picture.suptitle(_title(document), fontsize=9)
     picture.tight_layout()
     picture.savefig(path.with_name(f"{path.stem}-capacity{path.suffix}"), dpi=130)
     pyplot.close(picture)

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
 
-from .plots import draw, show_number
+from .plots import describe_machine, draw, show_number
 
 PACKAGES = (
     "roost",
@@ -244,7 +244,8 @@ class Report:
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
 
     def show(self, console: Console) -> None:
-        console.print(f"{self.name} · {describe_machine()}", highlight=False)
+        where = describe_machine(machine(), platform.python_version())
+        console.print(f"{self.name} · {where}", highlight=False)
         table = Table()
         table.add_column("figure")
         for column in ("median", "min", "max", "n"):
@@ -379,11 +380,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def describe_machine() -> str:
-    system = f"{platform.system()} {platform.release()}"
-    return f"{_cpu_model()}, {os.cpu_count()} cores, {system}, Python {platform.python_version()}"
 
 
 def _cpu_model() -> str:

@@ -62,13 +62,13 @@ def diagnose(arguments: argparse.Namespace) -> int:
 
 
 def _find_broken_settings(arguments: argparse.Namespace) -> list[Finding]:
-    """Return a finding if the next scheduler could not read its settings. The one that runs has read earlier ones."""
+    """Return a finding if a scheduler that starts now could not read its settings."""
     from roost.scheduler.config.files import load_settings
 
     try:
         load_settings(arguments.backend, scheduler_options(arguments))
     except ConfigError as error:
-        do = "correct this before the scheduler starts again; the one that runs keeps its earlier settings"
+        do = "correct this before the scheduler starts again; until then it keeps its earlier settings"
         return [{"level": "error", "what": str(error), "do": do}]
     return []
 

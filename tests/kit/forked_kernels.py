@@ -196,7 +196,7 @@ class Agent:
 
     def start_plain(self, *, cwd: Path) -> Kernel:
         """Execute a kernel as a new process, for comparison. It logs to the same kind of file."""
-        connection_file = self.folder / f"{uuid.uuid4().hex}.json"
+        log = self.folder / f"{uuid.uuid4().hex}.log"
         # The system gives none of these ports to the connections of other processes.
         with free_ports.claim(Connection()) as chosen:
             numbers = {name: getattr(chosen, name) for name in PORT_NAMES}
@@ -207,34 +207,37 @@ class Agent:
                 "signature_scheme": "hmac-sha256",
                 **numbers,
             }
-            connection_file.write_text(json.dumps(info))
-            log = connection_file.with_suffix(".log")
-            argv = [
-                self.command.python,
-                *self.command.flags,
-                "-m",
-                "ipykernel_launcher",
-                "-f",
-                str(connection_file),
-            ]
-            env = {name: value for name, value in self.env.items() if name != "JPY_PARENT_PID"}
-            with log.open("ab") as file, default_signals():
-                process = subprocess.Popen(
-                    argv,
-                    cwd=cwd,
-                    env=env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                    start_new_session=True,
-                )
-            process.returncode = 0
-            for (
-                port
-            ) in numbers.values():  # a client that connects before would miss a first question to the user
+            pid = self._execute(info, log, cwd)
+            for port in numbers.values():  # a client that connects before would miss a first `input`
                 wait_until_open(port)
-        self.kernels.append(Kernel(ForkedKernel(pid=process.pid, timing_ms={}), info, log))
+        self.kernels.append(Kernel(ForkedKernel(pid=pid, timing_ms={}), info, log))
         return self.kernels[-1]
+
+    def _execute(self, info: Mapping[str, Any], log: Path, cwd: Path) -> int:
+        """Start the process of a kernel with this connection, and return its pid."""
+        connection_file = log.with_suffix(".json")
+        connection_file.write_text(json.dumps(info))
+        argv = [
+            self.command.python,
+            *self.command.flags,
+            "-m",
+            "ipykernel_launcher",
+            "-f",
+            str(connection_file),
+        ]
+        env = {name: value for name, value in self.env.items() if name != "JPY_PARENT_PID"}
+        with log.open("ab") as file, default_signals():
+            process = subprocess.Popen(
+                argv,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        process.returncode = 0
+        return process.pid
 
     def end_kernels(self) -> None:
         while self.kernels:
