@@ -57,10 +57,10 @@ async def measure(kubeconfig: str, starts: int, server: str) -> dict[str, list[f
     import roost.scheduler.service.server  # noqa: F401 - for the memory
     from roost.launchers.protocol.messages import Lease, Owner
     from roost.placement import Request, get_policy
+    from roost.scheduler.backends.agent_calls import Agents
     from roost.scheduler.backends.base import BackendContext
     from roost.scheduler.backends.kubernetes.backend import create
     from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
-    from roost.scheduler.core.agent_calls import Agents
 
     folder = Path(kubeconfig).parent
     settings = RoostKubernetesBackend(

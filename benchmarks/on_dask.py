@@ -82,7 +82,7 @@ def measure_reading(rounds: int) -> dict[str, list[float]]:
 
     from roost.scheduler.backends.dask import nodes
     from roost.scheduler.backends.dask.nodes import DaskNode
-    from roost.scheduler.backends.identity import Identity
+    from roost.scheduler.backends.key_pair import Identity
 
     loop = asyncio.new_event_loop()
     plugin = loop.run_until_complete(fill_plugin())

@@ -15,7 +15,7 @@ from jupyter_client.blocking.client import BlockingKernelClient
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.client import Client, connect
 from roost.scheduler.errors import BackendUnavailable, KernelDied, LaunchTimeout
-from roost.scheduler.service.messages import Connection, Kernel
+from roost.scheduler.messages import Connection, Kernel
 
 from .execution import Result, add_output, build_result
 from .kernel_connection import find_context, to_jupyter

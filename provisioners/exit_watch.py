@@ -15,7 +15,7 @@ from typing import Any
 
 from roost.scheduler.client.client import Call, Client
 from roost.scheduler.errors import RoostError, UnknownKernel
-from roost.scheduler.service.messages import Event, Kernel
+from roost.scheduler.messages import Event, Kernel
 
 UNKNOWN_EXIT_CODE = 255
 """Exit code of a kernel that ended without a known exit code."""

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from roost.scheduler.client.client import Client
-from roost.scheduler.service.messages import JournalEntry, JournalPage
+from roost.scheduler.messages import JournalEntry, JournalPage
 
 from .execution import add_output
 

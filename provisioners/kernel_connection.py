@@ -14,7 +14,7 @@ from jupyter_client.localinterfaces import is_local_ip
 
 from roost.scheduler.client.client import user_folder
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.service.messages import PORT_NAMES, Connection
+from roost.scheduler.messages import PORT_NAMES, Connection
 
 DEFAULT_IPC_IP = "kernel-ipc"
 """jupyter_client's default address: socket files in the application's working directory."""

@@ -23,7 +23,7 @@ from jupyter_client.manager import AsyncKernelManager
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import ConfigError, KernelDied, LaunchTimeout, RoostError
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 from .execution import Result, add_output, build_result
 from .kernel_connection import find_context

@@ -22,7 +22,7 @@ from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.client import Client
 from roost.scheduler.client.state_folder import write_whole
 from roost.scheduler.errors import ConfigError, KernelDied, LaunchTimeout, RoostError
-from roost.scheduler.service.messages import Event, Kernel
+from roost.scheduler.messages import Event, Kernel
 
 from .placed_kernelspecs import build_manager
 

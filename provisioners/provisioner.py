@@ -27,10 +27,10 @@ from traitlets import Bool, Dict, Enum, List, TraitError, Unicode
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.client import Call, Client, connect
-from roost.scheduler.client.identity import this_owner
+from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.config.trait_errors import describe_refusal
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, RoostError, UnknownKernel
-from roost.scheduler.service.messages import Connection, Kernel, StartKernel
+from roost.scheduler.messages import Connection, Kernel, StartKernel
 
 from .application import (
     CommandNotFound,

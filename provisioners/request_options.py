@@ -12,7 +12,7 @@ from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, describe_unknown
 from roost.scheduler.config.memory_size import check_kernel_memory, parse_bytes
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
+from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
 OPTIONS = (
     "backend", "cpus", "memory", "gpus", "gpu_models", "gpu_memory", "labels", "near", "resources", "tolerates",

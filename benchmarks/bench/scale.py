@@ -33,7 +33,7 @@ import psutil
 from roost.placement import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import ConfigError, RoostError
-from roost.scheduler.service.messages import Connection, Owner, StartKernel
+from roost.scheduler.messages import Connection, Owner, StartKernel
 
 from . import simulated
 from .report import Report, show_time

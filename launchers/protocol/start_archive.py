@@ -14,9 +14,9 @@ START_FILE = "start.json"
 
 
 def add_start(archive: bytes, start: bytes) -> bytes:
-    """Return the archive with `start` (from `bootstrap.dump_start`) as one more member. Takes half a millisecond.
+    """Return the archive with `start` (from `node_archive.dump_start`) as one more member. Takes half a millisecond.
 
-    `archive` is from `bootstrap.pack(is_imported=True)`: the same for all agents. `start` is secret.
+    `archive` is from `node_archive.pack(is_imported=True)`: the same for all agents. `start` is secret.
     """
     content = io.BytesIO(archive)
     with zipfile.ZipFile(content, "a") as file:

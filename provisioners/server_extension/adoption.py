@@ -21,9 +21,9 @@ from roost.provisioners.kernel_json import PROVISIONER
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.client.client import Client, KernelList
 from roost.scheduler.client.running_services import find_services
+from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.errors import RoostError
-from roost.scheduler.service.launch import service_folder
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 from .server_state import ServerState
 

@@ -20,7 +20,7 @@ from tornado import web
 from roost.placement.json_codec import decode
 from roost.scheduler.client.running_services import RunningService, find_services, read_service
 from roost.scheduler.errors import RoostError
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 _FILES = {"": "page.html", "page.css": "page.css", "page.js": "page.js"}
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}

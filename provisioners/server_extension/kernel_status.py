@@ -20,7 +20,7 @@ from roost.provisioners.exit_watch import describe_wait
 from roost.provisioners.kernelspecs import list_kernelspecs
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.errors import RoostError, UnknownKernel
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 _ANSWER_S = 5.0
 _NOT_OURS = {"text": "", "detail": ""}

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from roost.provisioners.journal_reader import JournalMessage, JournalReader
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.errors import RoostError
-from roost.scheduler.service.messages import JournalPage
+from roost.scheduler.messages import JournalPage
 
 AWAY_MARGIN_S = 10.0
 """The replay also repeats requests that ended at most this long before the connection was lost."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from roost.scheduler.service.messages import Finding
+from roost.scheduler.messages import Finding
 
 
 def find_problems() -> list[Finding]:

@@ -11,7 +11,7 @@ from typing import Any
 from roost.placement.format import format_age
 from roost.provisioners.exit_watch import describe_wait
 from roost.scheduler.errors import RoostError
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 _FIRST_AFTER_S = 0.3
 """How long a start must take before its first report, so that people have time to read the report."""

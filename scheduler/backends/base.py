@@ -19,10 +19,10 @@ from roost.launchers.protocol.messages import Lease as Lease
 from roost.launchers.protocol.messages import Owner as Owner
 from roost.launchers.protocol.messages import PodKernel as PodKernel
 from roost.placement import Request, Snapshot
-from roost.scheduler.service.messages import Finding as Finding
+from roost.scheduler.messages import Finding as Finding
 
 if TYPE_CHECKING:
-    from roost.scheduler.core.agent_calls import Agents
+    from .agent_calls import Agents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,7 +113,7 @@ def _add_cluster_commands(commands: Subparsers) -> None:
 
 def _add_simulate(commands: Subparsers) -> None:
     what = "replay a trace of requests under several policies"
-    simulate = _add_command(commands, "simulate", "simulate.command:simulate", what, has_json=False)
+    simulate = _add_command(commands, "simulate", "cli.simulate:simulate", what, has_json=False)
     what = "a CSV file in openb's form, or one of roost's decision logs"
     simulate.add_argument("trace", metavar="TRACE", nargs="?", help=what)
     cluster = simulate.add_argument_group("nodes")

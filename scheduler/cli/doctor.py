@@ -15,7 +15,7 @@ from roost.launchers.daemon.daemon import DaemonError
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.running_services import find_services
 from roost.scheduler.errors import ConfigError, RoostError
-from roost.scheduler.service.messages import Finding
+from roost.scheduler.messages import Finding
 
 from .nodes import describe_cluster
 from .options import connect_scheduler, print_answer, scheduler_options

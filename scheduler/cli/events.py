@@ -10,7 +10,7 @@ import time
 from roost.placement.format import format_age, format_bytes
 from roost.placement.json_codec import encode
 from roost.scheduler.client.call import wait_for
-from roost.scheduler.service.messages import Event, Kernel
+from roost.scheduler.messages import Event, Kernel
 
 from .clean_text import clean
 from .options import connect_scheduler

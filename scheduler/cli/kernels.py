@@ -16,7 +16,7 @@ from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.client import Client
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError, UnknownKernel
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 from .clean_text import clean, clean_but_colours
 from .options import connect_scheduler, print_answer

@@ -15,7 +15,7 @@ from roost.placement.format import format_amount, format_bytes
 from roost.placement.json_codec import encode
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.client.client import Client
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 from .options import connect_scheduler, print_answer
 from .tables import build_table, open_console, print_table, shorten_ids

@@ -33,14 +33,14 @@ from roost.placement.json_codec import decode
 from roost.placement.request import Request
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import BackendUnavailable, ManagerAway, RoostError, UnknownKernel, from_remote
+from roost.scheduler.messages import Event, Kernel, StartKernel
 from roost.scheduler.policies.pickling import PYTHON, pack_policy
-from roost.scheduler.service.launch import PROTOCOL, with_address
-from roost.scheduler.service.messages import Event, Kernel, StartKernel
 
 from .call import Call
-from .identity import this_owner
 from .running_services import read_kernels
 from .service_connection import RETRY_S, ServiceConnection, no_answer
+from .service_folder import PROTOCOL, with_address
+from .this_owner import this_owner
 
 __all__ = ["Call", "Client", "KernelList", "connect", "user_folder"]
 

@@ -10,9 +10,9 @@ from roost.launchers.daemon.daemon import read_announcement
 from roost.placement.request import Request
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
-from roost.scheduler.service.launch import service_folder, with_address
 
 from .call import wait_for
+from .service_folder import service_folder, with_address
 
 
 def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:

@@ -15,9 +15,9 @@ from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import VERSION, parse_version
 from roost.scheduler.errors import BackendUnavailable, ConfigError, ManagerAway, from_remote
-from roost.scheduler.service.launch import PROTOCOL, service_command, service_folder
 
-from .identity import this_owner
+from .service_folder import PROTOCOL, service_command, service_folder
+from .this_owner import this_owner
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,9 @@ from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import KernelProcess
 from roost.placement import Snapshot
+from roost.scheduler.backends.agent_calls import AgentCaller, Agents
 from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.errors import BackendUnavailable, LaunchError, UnknownKernel
-
-from .agent_calls import AgentCaller, Agents
 
 T = TypeVar("T")
 

@@ -10,8 +10,8 @@ from roost.placement import Snapshot
 from roost.placement.format import format_count
 from roost.placement.model import MEMORY_ONLY
 from roost.scheduler.errors import BackendUnavailable, RoostError
+from roost.scheduler.messages import Finding
 from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
-from roost.scheduler.service.messages import Finding
 
 from .cluster import Cluster
 from .ender import KernelEnder

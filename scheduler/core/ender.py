@@ -15,7 +15,7 @@ from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.daemon.tasks import Timers, cancel_all, join_shared, spawn, start_shared
 from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.scheduler.errors import RoostError
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 from .cluster import Cluster
 from .kernel_record import KernelRecord

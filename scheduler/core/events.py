@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from roost.scheduler.service.messages import LAST_LINE, Event, Kernel
+from roost.scheduler.messages import LAST_LINE, Event, Kernel
 
 log = logging.getLogger(__name__)
 

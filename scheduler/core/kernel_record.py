@@ -20,7 +20,7 @@ from typing import Any
 from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.launchers.protocol.messages import AgentEvent, KernelProcess, Lease, Owner
 from roost.placement.model import Request
-from roost.scheduler.service.messages import Kernel, KernelState, StartKernel
+from roost.scheduler.messages import Kernel, KernelState, StartKernel
 
 from .queue import Queue, Ticket
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.placement.model import Request
-from roost.scheduler.service.messages import Kernel, KernelState, StartKernel
+from roost.scheduler.messages import Kernel, KernelState, StartKernel
 
 from .events import EventStream
 from .kernel_record import KernelRecord, Phase

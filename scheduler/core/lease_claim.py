@@ -14,8 +14,8 @@ from roost.launchers.protocol.messages import JournalLimits, Launch
 from roost.placement import Decision, Node, Request, Snapshot
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver, NoNodeNow
+from roost.scheduler.messages import StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
-from roost.scheduler.service.messages import StartKernel
 
 from .cluster import Cluster
 from .kernel_record import KernelRecord

@@ -17,6 +17,7 @@ from roost.launchers.daemon.tasks import Timers, cancel_all
 from roost.launchers.protocol.messages import JournalLimits, JournalPage, Owner
 from roost.placement import Snapshot
 from roost.placement.model import Request
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import (
@@ -28,12 +29,12 @@ from roost.scheduler.errors import (
     RoostError,
     UnknownKernel,
 )
+from roost.scheduler.messages import Finding, Kernel, KernelState, StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.explain import build_explanation, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
-from roost.scheduler.service.messages import Finding, Kernel, KernelState, StartKernel
 
-from .agent_calls import Agents
+from .caps import admit, check_wait, has_user_cap, with_defaults
 from .cluster import IN_TIME_S, Cluster, in_time
 from .diagnosis import Doctor
 from .ender import KernelEnder
@@ -42,7 +43,6 @@ from .idle import IdleCuller
 from .kernel_record import KernelRecord
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, no_node
-from .limits import admit, check_wait, has_user_cap, with_defaults
 from .other_schedulers import OtherSchedulers
 from .owner_watch import OwnerWatch, owner_key
 from .queue import Queue

@@ -17,11 +17,11 @@ from typing import Any
 from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import KernelProcess
+from roost.scheduler.backends.agent_calls import LeaseGone, UnknownLaunch
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, LaunchTimeout, RoostError
-from roost.scheduler.service.messages import Kernel, StartKernel
+from roost.scheduler.messages import Kernel, StartKernel
 
-from .agent_calls import LeaseGone, UnknownLaunch
 from .cluster import Cluster
 from .kernel_record import KernelRecord, StartTask
 from .kernel_table import KernelTable, LastEntries

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .messages import LAST_LINE, Event, Kernel
+from roost.scheduler.messages import LAST_LINE, Event, Kernel
 
 log = logging.getLogger(__name__)
 

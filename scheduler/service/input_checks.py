@@ -7,8 +7,7 @@ from typing import Any
 
 from roost.placement.request import Request
 from roost.scheduler.errors import ConfigError
-
-from .messages import Owner, StartKernel
+from roost.scheduler.messages import Owner, StartKernel
 
 MOST_CHARACTERS = 256
 

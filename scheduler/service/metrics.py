@@ -25,7 +25,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from roost.placement import Snapshot
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.service.messages import Event, Kernel, KernelState
+from roost.scheduler.messages import Event, Kernel, KernelState
 
 log = logging.getLogger(__name__)
 

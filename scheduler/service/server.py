@@ -32,23 +32,23 @@ from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import VERSION
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend, BackendContext
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
+from roost.scheduler.client.service_folder import OPTIONS_VARIABLE, PROTOCOL
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.section import Section
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.core.events import EventStream
 from roost.scheduler.core.owner_watch import OwnerWatch
 from roost.scheduler.core.scheduler import Scheduler
 from roost.scheduler.errors import ConfigError, RoostError
+from roost.scheduler.messages import Event, Finding, Kernel, StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
 
 from .decision_log import DecisionLog
 from .input_checks import check_input
-from .launch import OPTIONS_VARIABLE, PROTOCOL
-from .messages import Event, Finding, Kernel, StartKernel
 
 log = logging.getLogger(__name__)
 

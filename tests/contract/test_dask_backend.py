@@ -19,10 +19,10 @@ from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Placement, Request, get_policy
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend
 from roost.scheduler.backends.dask.manager import create
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
-from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable
 from roost.testing import backend_context
 

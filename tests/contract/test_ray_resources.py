@@ -11,11 +11,11 @@ import pytest
 from roost.bench.clusters.raylets import Raylets
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Decision, Request, get_policy
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend
 from roost.scheduler.backends.ray import join, placement_groups
 from roost.scheduler.backends.ray.manager import create
 from roost.scheduler.backends.ray.settings import RoostRayBackend
-from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import backend_context
 

@@ -21,7 +21,7 @@ from world import wait_gone
 
 import roost
 from roost.launchers.daemon.process import is_running, start_time
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("roost_by_default")]
 

@@ -18,7 +18,7 @@ import roost
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError, RoostError
-from roost.scheduler.service.messages import Kernel, StartKernel
+from roost.scheduler.messages import Kernel, StartKernel
 
 pytestmark = pytest.mark.fault
 

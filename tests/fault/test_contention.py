@@ -14,7 +14,7 @@ from world import tiny
 
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import Cancelled, NoNodeEver, NoNodeNow
-from roost.scheduler.service.messages import Event, Kernel, StartKernel
+from roost.scheduler.messages import Event, Kernel, StartKernel
 
 ASKER = """
 import asyncio, json, os, sys

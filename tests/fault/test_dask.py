@@ -25,7 +25,7 @@ from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import RoostError
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 

@@ -22,7 +22,7 @@ from roost.launchers.protocol.messages import Connection, Owner
 from roost.placement.json_codec import encode
 from roost.placement.request import Request
 from roost.scheduler.client.client import Client
-from roost.scheduler.service.messages import StartKernel
+from roost.scheduler.messages import StartKernel
 from roost.scheduler.service.server import OPERATIONS
 
 pytestmark = pytest.mark.fault

@@ -38,7 +38,7 @@ from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from contention import ask
-from roost.scheduler.client.identity import this_owner
+from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.errors import RoostError
 from world import tiny
 

@@ -11,7 +11,7 @@ from cluster_world import say, until
 from hadoop_nodes import Machine
 from yarn_world import OpenYarnWorld, World, signal_all
 
-from roost.scheduler.service.messages import Event
+from roost.scheduler.messages import Event
 
 pytestmark = pytest.mark.fault_long
 

@@ -20,7 +20,7 @@ from world import daemon_pids, kill
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect
 from roost.scheduler.errors import BackendUnavailable, RoostError
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 KNOWN_S = 60.0
 """How long a service may take until it reaches an agent again that was `unreachable`."""

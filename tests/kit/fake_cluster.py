@@ -10,11 +10,11 @@ from typing import Any
 
 from roost.launchers.protocol.messages import Connection, Owner
 from roost.placement import Request
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.core.scheduler import Scheduler
-from roost.scheduler.service.messages import Event, Kernel, StartKernel
+from roost.scheduler.messages import Event, Kernel, StartKernel
 from roost.testing import FakeAgent, FakeBackend, FakePodCluster, pod_backend
 
 

@@ -21,9 +21,9 @@ from typing import Any
 
 from roost.launchers.protocol.messages import PORT_NAMES, KernelProcess
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
+from roost.scheduler.client import service_folder
 from roost.scheduler.errors import RoostError, UnknownKernel
-from roost.scheduler.service import launch
-from roost.scheduler.service.messages import Event, Kernel, StartKernel
+from roost.scheduler.messages import Event, Kernel, StartKernel
 from roost.scheduler.service.server import OPERATIONS
 
 
@@ -33,7 +33,7 @@ class FakeService:
     def __init__(self, folder: Path, version: str = "") -> None:
         self.folder = folder
         self.version = version
-        self.protocol = launch.PROTOCOL
+        self.protocol = service_folder.PROTOCOL
         self.calls: list[tuple[str, Any]] = []
         self.kernels: dict[str, Kernel] = {}
         self.answers: dict[str, Callable[[Any], Any] | BaseException] = {}
@@ -181,7 +181,7 @@ class FakeService:
 @contextmanager
 def fake_service(version: str = "") -> Iterator[FakeService]:
     """Run a fake service of the default `local` backend in this test's ROOST_RUNTIME_DIR."""
-    folder = launch.service_folder("local", {})
+    folder = service_folder.service_folder("local", {})
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(_held(folder))

@@ -19,7 +19,7 @@ from managers import IPYKERNEL
 from notebook import Notebook
 from tcp_proxy import TcpProxy
 
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 SPARE = {"spare": "yes"}
 """The label of the node `n2`, which tests switch off."""

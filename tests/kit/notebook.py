@@ -12,7 +12,7 @@ from jupyter_client.manager import AsyncKernelManager
 from roost.provisioners.kernel_object import await_answer
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import KernelDied
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 
 class Notebook:

@@ -11,8 +11,8 @@ from jupyter_client.manager import AsyncKernelManager, KernelManager
 from managers import kernelspecs
 
 from roost.placement.model import Request
-from roost.scheduler.client.identity import this_owner
-from roost.scheduler.service.messages import Connection, StartKernel
+from roost.scheduler.client.this_owner import this_owner
+from roost.scheduler.messages import Connection, StartKernel
 
 
 def manager(folder: Path, kind: type[KernelManager] = AsyncKernelManager, **spec: Any) -> Any:

@@ -14,8 +14,8 @@ from roost.launchers.protocol.messages import Connection, KernelProcess, Owner
 from roost.placement import Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.cli import main
 from roost.scheduler.errors import UnknownKernel
+from roost.scheduler.messages import Event, Kernel
 from roost.scheduler.policies.explain import build_explanation
-from roost.scheduler.service.messages import Event, Kernel
 
 ADA = Owner(user="ada", application="lab")
 GPU = Request(gpus=0.25, memory_bytes=8 << 30, cpus=2)

@@ -17,8 +17,8 @@ from roost.launchers.protocol.messages import Connection
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement.json_codec import decode
 from roost.placement.model import Request
-from roost.scheduler.client.identity import this_owner
-from roost.scheduler.service.messages import StartKernel
+from roost.scheduler.client.this_owner import this_owner
+from roost.scheduler.messages import StartKernel
 
 TINY_KERNEL = """
 import json, signal, socket, sys

@@ -21,7 +21,7 @@ from world import settle
 from yarn_nodes import assert_nothing_left, cluster_settings, container_of, in_use
 
 from roost.scheduler.client.client import disconnect
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 MACHINES = (
     Machine(vcores=4, gpus=2, gpu_model="T4"),

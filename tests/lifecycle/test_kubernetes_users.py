@@ -24,13 +24,13 @@ from roost.launchers.protocol.messages import Connection, Launch, Lease
 from roost.launchers.protocol.rpc import Unauthorized
 from roost.placement import Request
 from roost.scheduler.backends import kubernetes
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend
-from roost.scheduler.backends.identity import load_identity
+from roost.scheduler.backends.key_pair import load_identity
 from roost.scheduler.backends.kubernetes.backend import check, create
 from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
 from roost.scheduler.backends.kubernetes.names import name_pod
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
-from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import ConfigError, LaunchError
 from roost.testing import BackendContract, backend_context, open_backend
 from roost.testing.contract import OWNER

@@ -15,7 +15,7 @@ from world import daemon_pids, kill, settle, tiny
 from roost.placement import Decision, Request, Snapshot, get_policy
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.service.messages import StartKernel
+from roost.scheduler.messages import StartKernel
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "first_gpu_last.py"
 CONFIG = """

@@ -25,7 +25,7 @@ from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import Assignment, Launch, Reserve
 from roost.launchers.protocol.rpc import ClientKeys, ServerKeys
 from roost.placement import Request
-from roost.scheduler.backends.agent_per_node.bootstrap import dump_start, pack
+from roost.scheduler.backends.node_archive import dump_start, pack
 from roost.scheduler.backends.yarn.master.messages import Archive, Ask, Resources
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

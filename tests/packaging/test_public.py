@@ -37,17 +37,17 @@ CLIENT_SIDE = {
     "backends.spec",
     "client",
     "client.client",
-    "client.identity",
     "client.interpreter_probe",
     "client.running_services",
     "client.service_checks",
+    "client.service_folder",
     "client.state_folder",
+    "client.this_owner",
     "config.memory_size",
     "config.trait_errors",
     "errors",
+    "messages",
     "policies.pickling",
-    "service.messages",
-    "service.launch",
 }
 SERVICE_SIDE = re.compile(
     r"roost\.(placement\b.*|scheduler\.(core|simulate|service\.server|config\.(files|section|settings))\b.*"

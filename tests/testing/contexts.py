@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import BackendContext
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.core.agent_calls import Agents
 
 
 def backend_context(agents: Agents, folder: Path, settings: Settings | None = None) -> BackendContext:

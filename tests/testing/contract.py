@@ -17,8 +17,8 @@ import pytest
 
 from roost.launchers.protocol.messages import PORT_NAMES, Connection, Launch, Lease, Owner
 from roost.placement import Placement, Request, Snapshot, get_policy
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend, BackendEvent
-from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import LeaseConflict, RoostError
 
 OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)

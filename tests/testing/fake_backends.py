@@ -11,12 +11,12 @@ from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.messages import Launch, Owner, PodKernel
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Snapshot
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend, Pod, PodChange, PodCluster
 from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease, LeaseReading
 from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, UnknownKernel
 
 from .contexts import backend_context

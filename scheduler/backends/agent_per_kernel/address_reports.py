@@ -16,7 +16,7 @@ import zmq
 from roost.launchers.protocol.messages import PORT_NAMES, AgentAddress, PodKernel
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import CALLER, Operation, RpcServer
-from roost.scheduler.backends.identity import Identity
+from roost.scheduler.backends.key_pair import Identity
 
 log = logging.getLogger(__name__)
 

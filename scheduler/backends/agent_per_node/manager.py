@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from roost.placement import Node, Request
 from roost.scheduler.backends.base import AgentAddress, Lease
-from roost.scheduler.backends.identity import Identity
+from roost.scheduler.backends.key_pair import Identity
 from roost.scheduler.errors import BackendUnavailable
 
 from .membership import Membership, N
@@ -113,7 +113,7 @@ def shorten_error(error: Exception) -> str:
 
 
 def decode_agent(answer: Mapping[str, Any], node_id: str, daemon: str, identity: Identity) -> StartedAgent:
-    """Return the agent that an answer of `bootstrap.bring_up` describes. It accepts the service with this identity.
+    """Return the agent that an answer of `node_archive.bring_up` describes. It accepts the service with this identity.
 
     Raises `BackendUnavailable` if the answer has a problem.
     """

@@ -14,7 +14,7 @@ from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon import tasks
 from roost.launchers.protocol.shared_values import VERSION, parse_version
 from roost.placement.json_codec import encode
-from roost.scheduler.backends.agent_per_node import bootstrap
+from roost.scheduler.backends import node_archive
 from roost.scheduler.backends.agent_per_node.manager import shorten_error
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
@@ -38,7 +38,7 @@ async def install_plugins(client: Any, settings: RoostDaskBackend, public: str) 
         raise ConfigError(
             f"roost {there['version']} uses this Dask cluster already, and this is {VERSION}: upgrade roost"
         )
-    archive, digest = bootstrap.pack()
+    archive, digest = node_archive.pack()
     agent_settings = AgentSettings(
         idle_exit_s=settings.agent_idle_exit_s,
         forking=settings.forking(),
@@ -65,7 +65,15 @@ async def install_plugins(client: Any, settings: RoostDaskBackend, public: str) 
     )
     with contextlib.ExitStack() as stack:
         # The modules' code is sent along, because the cluster need not have roost.
-        for module in (slot_ledger, nanny_plugin, worker_plugin, scheduler_plugin, sweep, bootstrap, tasks):
+        for module in (
+            slot_ledger,
+            nanny_plugin,
+            worker_plugin,
+            scheduler_plugin,
+            sweep,
+            node_archive,
+            tasks,
+        ):
             cloudpickle.register_pickle_by_value(module)
             stack.callback(cloudpickle.unregister_pickle_by_value, module)
         for plugin in plugins:

@@ -11,7 +11,7 @@ from roost.placement.json_codec import decode
 from roost.scheduler.backends.agent_per_node.manager import StartedAgent, decode_agent
 from roost.scheduler.backends.agent_per_node.node_table import build_device
 from roost.scheduler.backends.dask.plugin.slot_ledger import GPU
-from roost.scheduler.backends.identity import Identity
+from roost.scheduler.backends.key_pair import Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease
 from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
-from roost.scheduler.backends.identity import Identity, load_identity
+from roost.scheduler.backends.key_pair import Identity, load_identity
 from roost.scheduler.errors import BackendUnavailable
 
 from .api import MERGE, Api, ApiError, JsonObject

@@ -22,7 +22,7 @@ from roost.launchers.protocol.messages import Assignment, Launch, Lease, Owner, 
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
-from roost.scheduler.backends.identity import Identity
+from roost.scheduler.backends.key_pair import Identity
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, LeaseConflict, NoNodeEver
 
 from .api import MERGE, Api, ApiError, JsonObject

@@ -21,7 +21,7 @@ from roost.launchers.protocol.messages import Assignment, Lease
 from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import dump_lease
-from roost.scheduler.backends.agent_per_node.bootstrap import dump_start, pack
+from roost.scheduler.backends.node_archive import dump_start, pack
 from roost.scheduler.errors import ConfigError
 
 from .api import JsonObject

@@ -10,7 +10,7 @@ from typing import Any
 from roost.launchers.protocol.messages import AgentAddress, Lease
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY
 from roost.scheduler.backends.agent_per_kernel import Pod, load_lease
-from roost.scheduler.backends.identity import Identity
+from roost.scheduler.backends.key_pair import Identity
 
 from .api import JsonObject
 from .names import CONTAINER, GATE, KEY_ANNOTATION, LEASE_ANNOTATION, PORT_ANNOTATION

@@ -14,6 +14,7 @@ from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.launchers.protocol.messages import AgentEvent, Launch, Owner, Reserve
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Snapshot
+from roost.scheduler.backends.agent_calls import AgentCaller
 from roost.scheduler.backends.base import (
     AgentAddress,
     Backend,
@@ -22,7 +23,6 @@ from roost.scheduler.backends.base import (
     Lease,
     LeaseReading,
 )
-from roost.scheduler.core.agent_calls import AgentCaller
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from . import SPEC

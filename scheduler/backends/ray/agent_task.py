@@ -1,6 +1,6 @@
 """Starts an agent on a node of a Ray cluster: a Ray task on that node starts it, as a process of its own.
 
-Functions that run in a Ray worker are pickled by value, and use the standard library alone (see `bootstrap`).
+Functions that run in a Ray worker are pickled by value, and use the standard library alone (see `node_archive`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 from roost.launchers.agent.settings import AgentSettings
 from roost.placement.json_codec import encode
-from roost.scheduler.backends.agent_per_node import bootstrap
-from roost.scheduler.backends.agent_per_node.bootstrap import Answer, bring_up, name_agent, pack
+from roost.scheduler.backends import node_archive
+from roost.scheduler.backends.node_archive import Answer, bring_up, name_agent, pack
 
 from . import join
 from .nodes import RayNode
@@ -21,7 +21,7 @@ from .nodes import RayNode
 def start_on(
     node: RayNode, settings: AgentSettings, *, client: str, cluster_address: str, grace_s: float, python: str
 ) -> Any:
-    """Start a Ray task that runs `bootstrap.bring_up` on that node; return the Ray reference to its result.
+    """Start a Ray task that runs `node_archive.bring_up` on that node; return the Ray reference to its result.
 
     Blocks for a moment. `client` is the public key of the service.
     """
@@ -46,7 +46,7 @@ def build_task(function: Any) -> Any:
     """Return a Ray task of one of roost's functions. It asks for no resources, and the node need not have roost."""
     import ray
 
-    for module in (sys.modules[function.__module__], bootstrap):
+    for module in (sys.modules[function.__module__], node_archive):
         ray.cloudpickle.register_pickle_by_value(module)
     # By default, Ray ends a worker after each task with GPUs; `max_calls` keeps it for the next task.
     return ray.remote(num_cpus=0, max_calls=0, max_retries=0)(function)

@@ -23,7 +23,7 @@ from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, decode_agent, shorten_error
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Backend, BackendContext, Lease
-from roost.scheduler.backends.identity import Identity, identity_for
+from roost.scheduler.backends.key_pair import Identity, identity_for
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 
 from . import SPEC, agent_task, join, nodes, placement_groups

@@ -13,7 +13,7 @@ from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment, Launch, Lease, Reserve
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import dump_lease
-from roost.scheduler.backends.agent_per_node.bootstrap import dump_start, pack
+from roost.scheduler.backends.node_archive import dump_start, pack
 
 from .derived_keys import DerivedKeys
 from .environment import find_python

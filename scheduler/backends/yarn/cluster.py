@@ -15,7 +15,7 @@ from roost.launchers.protocol.messages import Launch, Lease, Nothing
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease, load_lease
 from roost.scheduler.backends.base import Finding
-from roost.scheduler.backends.identity import load_identity
+from roost.scheduler.backends.key_pair import load_identity
 from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,

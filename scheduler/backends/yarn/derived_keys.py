@@ -12,7 +12,7 @@ import contextlib
 from roost.launchers.protocol.messages import AgentAddress
 from roost.launchers.protocol.rpc import ClientKeys, RpcError, ServerKeys
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.scheduler.backends.identity import Identity
+from roost.scheduler.backends.key_pair import Identity
 from roost.scheduler.errors import ConfigError
 
 _CANDIDATES = 4

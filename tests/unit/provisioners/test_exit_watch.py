@@ -13,7 +13,7 @@ import pytest
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY
 from roost.placement import Request
 from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch, KernelExit
-from roost.scheduler.service.messages import Event, Kernel, KernelState, Owner
+from roost.scheduler.messages import Event, Kernel, KernelState, Owner
 
 
 def test_an_exit_code_is_set_once() -> None:

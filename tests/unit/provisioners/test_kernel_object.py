@@ -17,7 +17,7 @@ import roost
 from roost.provisioners.execution import add_output, build_result
 from roost.provisioners.kernel_object import await_answer
 from roost.scheduler.client.client import disconnect
-from roost.scheduler.service.messages import StartKernel
+from roost.scheduler.messages import StartKernel
 
 REFUSAL = roost.NoNodeEver("no node is that large")
 """The answer to every start: the scripted service has no real kernels to start."""

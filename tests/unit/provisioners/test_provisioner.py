@@ -29,7 +29,7 @@ from roost.scheduler.errors import (
     KernelDied,
     NoNodeEver,
 )
-from roost.scheduler.service.messages import Event, Kernel, StartKernel
+from roost.scheduler.messages import Event, Kernel, StartKernel
 
 
 async def test_a_start_sends_the_kernelspecs_options(

@@ -11,7 +11,7 @@ from roost.provisioners import request_options
 from roost.provisioners.request_options import OPTIONS, check_names, read_start_options
 from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.service.messages import DEFAULT_LAUNCH_TIMEOUT_S
+from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
 
 def test_no_options_promise_nothing() -> None:

@@ -15,7 +15,7 @@ from distributed import Scheduler
 from distributed.comm import get_address_host
 from distributed.diagnostics.plugin import NannyPlugin
 
-from roost.scheduler.backends.agent_per_node.bootstrap import Answer, bring_up, find_noted, name_agent
+from roost.scheduler.backends.node_archive import Answer, bring_up, find_noted, name_agent
 
 from .scheduler_plugin import NAME
 

@@ -21,7 +21,7 @@ from typing import Any
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
-from roost.scheduler.backends.agent_per_node.bootstrap import Answer
+from roost.scheduler.backends.node_archive import Answer
 
 from .slot_ledger import DIGITS, Refused, Slot, SlotLease, SlotLedger
 from .sweep import sweep

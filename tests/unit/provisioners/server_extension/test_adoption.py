@@ -20,7 +20,7 @@ from roost.provisioners.server_extension import adoption
 from roost.provisioners.server_extension.adoption import FoundKernel, KernelFinder
 from roost.provisioners.server_extension.server_state import ServerState
 from roost.scheduler.errors import BackendUnavailable
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 OURS = Owner(user="ada", application="jupyter", host="here", pid=7, server="ours")
 UNKNOWN = Owner(user="ada")

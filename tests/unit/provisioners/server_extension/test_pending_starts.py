@@ -25,7 +25,7 @@ from roost.provisioners.server_extension.connection import RoostConnection
 from roost.provisioners.server_extension.pending_start import PendingStart
 from roost.provisioners.server_extension.pending_starts import PendingStarts, add_pending_starts
 from roost.scheduler.errors import LaunchError
-from roost.scheduler.service.messages import StartKernel
+from roost.scheduler.messages import StartKernel
 
 
 class OtherConnection(BaseKernelWebsocketConnection):

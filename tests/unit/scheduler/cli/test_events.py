@@ -10,7 +10,7 @@ import pytest
 from stub_client import PROCESS, QUEUED, RUNNING, StubClient, document, run
 
 from roost.scheduler.cli import events
-from roost.scheduler.service.messages import Event
+from roost.scheduler.messages import Event
 
 WORDS = "the kernel was killed: it used 4 GiB of its 4 GiB of memory"
 ENDED = replace(RUNNING, state="exited", process=replace(PROCESS, peak_bytes=4 << 30, cpu_s=90.0))

@@ -17,8 +17,8 @@ import roost
 from roost.scheduler.cli import commands, main
 from roost.scheduler.client import service_connection
 from roost.scheduler.client.service_connection import no_answer
+from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.errors import BackendUnavailable, KernelDied, RoostError
-from roost.scheduler.service.launch import service_folder
 
 
 def test_doctor_fails_on_errors_only(

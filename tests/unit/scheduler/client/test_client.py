@@ -19,10 +19,10 @@ from roost.placement.json_codec import encode
 from roost.placement.model import Request
 from roost.scheduler.client import service_connection
 from roost.scheduler.client.client import Client, connect
-from roost.scheduler.client.identity import this_owner
+from roost.scheduler.client.service_folder import service_folder
+from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.errors import BackendUnavailable, Cancelled, NoNodeEver, UnknownKernel
-from roost.scheduler.service.launch import service_folder
-from roost.scheduler.service.messages import Event, Kernel, Owner, StartKernel
+from roost.scheduler.messages import Event, Kernel, Owner, StartKernel
 
 
 @pytest.fixture

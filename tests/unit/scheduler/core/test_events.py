@@ -9,7 +9,7 @@ import pytest
 from roost.launchers.protocol.messages import Connection, KernelProcess, Owner
 from roost.placement.model import Request
 from roost.scheduler.core.events import HISTORY, EventStream
-from roost.scheduler.service.messages import Event, Kernel
+from roost.scheduler.messages import Event, Kernel
 
 KERNEL = Kernel(
     id="k",

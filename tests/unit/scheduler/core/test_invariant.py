@@ -11,7 +11,7 @@ from fake_cluster import World, world
 
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import RoostError
-from roost.scheduler.service.messages import Kernel
+from roost.scheduler.messages import Kernel
 
 KERNELS = 12
 

@@ -13,10 +13,10 @@ from fake_cluster import FakeAgent, scheduler_on, world
 from roost.launchers.protocol.messages import KernelProcess
 from roost.placement import Decision, Snapshot, get_policy
 from roost.placement.model import Request
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import lease_claim
-from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.core.cluster import Cluster
 from roost.scheduler.errors import (
     BackendUnavailable,

@@ -150,8 +150,8 @@ async def test_an_admitted_request_is_noted_once(tmp_path: Path) -> None:
 async def test_the_scheduler_keeps_the_file_in_its_folder(tmp_path: Path) -> None:
     from fake_cluster import FakeBackend
 
+    from roost.scheduler.backends.agent_calls import Agents
     from roost.scheduler.config.settings import Settings
-    from roost.scheduler.core.agent_calls import Agents
     from roost.scheduler.core.scheduler import Scheduler
 
     agent = FakeAgent(tmp_path / "agent")

@@ -15,8 +15,8 @@ from fake_cluster import world
 from roost.launchers.protocol.messages import Connection, KernelProcess, Owner
 from roost.placement.model import Request
 from roost.scheduler.errors import RoostError
+from roost.scheduler.messages import Event, Kernel
 from roost.scheduler.service.decision_log import DecisionLog, older_file
-from roost.scheduler.service.messages import Event, Kernel
 
 KERNEL = Kernel(
     id="k",

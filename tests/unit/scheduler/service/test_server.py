@@ -27,10 +27,10 @@ from roost.placement.json_codec import decode
 from roost.placement.model import Request
 from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.client.client import connect
+from roost.scheduler.client.service_folder import service_command, service_folder
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NoNodeEver, UnknownKernel, from_remote
-from roost.scheduler.service.launch import service_command, service_folder
-from roost.scheduler.service.messages import Event, Kernel, StartKernel
+from roost.scheduler.messages import Event, Kernel, StartKernel
 from roost.scheduler.service.server import Service
 
 ME = Owner(
@@ -295,7 +295,7 @@ def test_a_backend_that_there_is_not_makes_no_folder(tmp_path: Path, monkeypatch
 
 
 def test_nothing_of_a_cluster_is_imported_by_clients() -> None:
-    code = "import sys, roost.scheduler.service.launch; print('numpy' in sys.modules)"
+    code = "import sys, roost.scheduler.client.service_folder; print('numpy' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
 

@@ -12,7 +12,7 @@ import zmq
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, Unauthorized
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
-from roost.scheduler.backends.identity import Identity
+from roost.scheduler.backends.key_pair import Identity
 
 PORT = 8870
 

@@ -22,9 +22,9 @@ from roost.launchers.protocol.messages import (
     PodKernel,
 )
 from roost.placement import Device, Node, Request
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel import Pod, backend
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, NoNodeNow
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
 from roost.testing.contract import Opener

@@ -13,13 +13,13 @@ from fake_cluster import FakeAgent
 
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Node, Request
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_node import backend as module
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
 from roost.scheduler.backends.base import BackendContext, BackendEvent
-from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 LEASE = Lease(

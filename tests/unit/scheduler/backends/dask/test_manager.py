@@ -13,7 +13,7 @@ from roost.scheduler.backends.dask import manager
 from roost.scheduler.backends.dask.manager import DaskManager
 from roost.scheduler.backends.dask.nodes import DaskNode
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
-from roost.scheduler.backends.identity import Identity
+from roost.scheduler.backends.key_pair import Identity
 
 WITH_GPU = DaskNode(
     id="10.0.0.1",

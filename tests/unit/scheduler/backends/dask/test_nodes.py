@@ -10,7 +10,7 @@ from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Device, Node
 from roost.placement.json_codec import encode
 from roost.scheduler.backends.dask.nodes import DaskNode, build_node
-from roost.scheduler.backends.identity import Identity
+from roost.scheduler.backends.key_pair import Identity
 
 PUBLIC, SECRET = (key.decode() for key in zmq.curve_keypair())
 SERVICE = Identity(PUBLIC, SECRET)

@@ -9,7 +9,7 @@ import pytest
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import dump_lease
-from roost.scheduler.backends.identity import Identity
+from roost.scheduler.backends.key_pair import Identity
 from roost.scheduler.backends.kubernetes.pod_state import describe_refusal, read_events, read_pod, simplify
 from roost.scheduler.backends.kubernetes.quota import describe_quota
 

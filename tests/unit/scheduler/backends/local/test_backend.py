@@ -12,10 +12,10 @@ from fake_cluster import FakeAgent
 
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Node, Request
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.local import backend as module
 from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.core.agent_calls import Agents
 from roost.testing.fake_backends import local_backend
 
 LEASE = Lease(id="l", kernel_id="k", owner=Owner(user="ada"), request=Request(gpus=0.5), node_id="here")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.ray import join
 from roost.scheduler.backends.ray.manager import create
 from roost.scheduler.backends.ray.settings import RoostRayBackend
-from roost.scheduler.core.agent_calls import Agents
 from roost.scheduler.errors import BackendUnavailable
 from roost.testing import backend_context
 

@@ -11,7 +11,7 @@ import pytest
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.backends.identity import Identity
+from roost.scheduler.backends.key_pair import Identity
 from roost.scheduler.backends.ray import SPEC, manager, nodes, placement_groups
 from roost.scheduler.backends.ray.manager import RayManager
 from roost.scheduler.backends.ray.nodes import RayNode

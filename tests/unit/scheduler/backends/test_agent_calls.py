@@ -9,7 +9,7 @@ import pytest
 from fake_cluster import FakeAgent
 
 from roost.launchers.protocol.messages import AgentAddress
-from roost.scheduler.core.agent_calls import AgentCaller, Agents, LeaseGone
+from roost.scheduler.backends.agent_calls import AgentCaller, Agents, LeaseGone
 from roost.scheduler.errors import (
     BackendUnavailable,
     KernelDied,

@@ -12,7 +12,7 @@ from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Request
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import other_schedulers
-from roost.scheduler.core.limits import admit, check_wait, with_defaults
+from roost.scheduler.core.caps import admit, check_wait, with_defaults
 from roost.scheduler.errors import LimitExceeded, NotAllowed
 
 GIB = 1 << 30

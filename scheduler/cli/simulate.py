@@ -22,19 +22,19 @@ from roost.placement import NOWHERE, Decision, Node, Policy, Request, Snapshot, 
 from roost.placement.format import format_count
 from roost.placement.replay import Arrival, Resource, assume_promised_use, replay
 from roost.placement.shipped_policies import SHIPPED, build_policy, get_policy
-from roost.scheduler.cli.options import connect_scheduler, scheduler_options
 from roost.scheduler.client.call import wait_for
+from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.policies.loader import find_policy, format_error, load_policy
 from roost.scheduler.policies.offline import read_snapshot
 from roost.scheduler.policies.sandbox import check_placement
 from roost.scheduler.service.decision_log import FILE_NAME
-from roost.scheduler.service.launch import service_folder
+from roost.scheduler.simulate import request_streams
+from roost.scheduler.simulate.report import Comparison, PolicyRun
+from roost.scheduler.simulate.trace_files import add_nodes, read_ended, read_nodes, read_trace
 
-from . import request_streams
-from .report import Comparison, PolicyRun
-from .trace_files import add_nodes, read_ended, read_nodes, read_trace
+from .options import connect_scheduler, scheduler_options
 
 _PROGRESS_EVERY = 200
 
