@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from .format import format_count
-from .json_codec import decode, encode
 from .model import Request
+from .model.format import format_count
+from .model.json_codec import decode, encode
 from .refusals import BY_OPERATOR, SUMMARIES, Refusal, RefusalGroup, group_refusals
 
 if TYPE_CHECKING:

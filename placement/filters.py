@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .format import format_amount, format_bytes, format_count
 from .model import EPSILON, Node, Request
+from .model.format import format_amount, format_bytes, format_count
 from .refusals import BY_OPERATOR
 from .snapshot import BoolArray, Snapshot
 

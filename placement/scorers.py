@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from .model import UNKNOWN_USE, Request
+from .model import Request
+from .model.node import UNKNOWN_USE
 from .snapshot import FloatArray, IntArray, Snapshot
 
 _ONE = np.array(1.0)

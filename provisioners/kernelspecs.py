@@ -18,7 +18,7 @@ from typing import Any
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_core.paths import jupyter_data_dir
 
-from roost.placement.request import Request
+from roost.placement.model import Request
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult, probe

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roost.placement.request import Request
-from roost.placement.validation import check_amounts, check_number
+from roost.placement.model import Request
+from roost.placement.model.validation import check_amounts, check_number
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, describe_unknown
 from roost.scheduler.config.memory_size import check_kernel_memory, parse_bytes

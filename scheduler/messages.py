@@ -13,7 +13,7 @@ from roost.launchers.protocol.shared_values import Connection as Connection
 from roost.launchers.protocol.shared_values import JournalEntry as JournalEntry
 from roost.launchers.protocol.shared_values import JournalPage as JournalPage
 from roost.launchers.protocol.shared_values import Owner as Owner
-from roost.placement.request import Request
+from roost.placement.model import Request
 
 Finding = dict[str, str]
 """A finding of `roost doctor`: its `level`, the problem (`what`) and the advice (`do`).

@@ -14,7 +14,7 @@ from typing import Any, cast
 from rich.console import Console
 from rich.table import Table
 
-from roost.placement.format import format_count
+from roost.placement.model.format import format_count
 from roost.scheduler.errors import ConfigError
 
 _LEAST = 0.02

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from roost.placement.format import format_count
+from roost.placement.model.format import format_count
 
 from .kernel import BenchKernel
 from .report import Report, show_time

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
-from roost.placement.format import format_bytes
+from roost.placement.model.format import format_bytes
 
 from .cgroups import Cgroup
 from .sessions import Session

@@ -20,7 +20,7 @@ from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import PROTOCOL, Manager
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.shared_values import VERSION, parse_version
-from roost.placement.json_codec import WireError, decode, encode
+from roost.placement.model.json_codec import WireError, decode, encode
 
 from .settings import AgentSettings
 

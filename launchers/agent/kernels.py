@@ -18,7 +18,7 @@ from roost.launchers.daemon.process import Watch, describe_exit, is_running, sig
 from roost.launchers.daemon.tasks import join_shared
 from roost.launchers.protocol.messages import Connection, JournalPage, KernelProcess, Launch, Lease
 from roost.launchers.protocol.rpc import MOST_SOCKETS, RemoteError
-from roost.placement.json_codec import WireError, decode, encode
+from roost.placement.model.json_codec import WireError, decode, encode
 
 from .child_reaper import Reaper
 from .disk_room import DiskRoom

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from roost.launchers.daemon.private_files import is_own_file, read_json, write_private_json
-from roost.placement.json_codec import WireError, decode, encode
+from roost.placement.model.json_codec import WireError, decode, encode
 
 from .fingerprint import FileStamp, stamp
 

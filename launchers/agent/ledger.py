@@ -14,8 +14,8 @@ from pathlib import Path
 
 from roost.launchers.daemon.private_files import read_json, remove_unfinished, write_private_json
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
-from roost.placement.json_codec import WireError, decode, encode
 from roost.placement.model import EPSILON, Device, Request
+from roost.placement.model.json_codec import WireError, decode, encode
 
 log = logging.getLogger(__name__)
 

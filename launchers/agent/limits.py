@@ -19,8 +19,9 @@ from pathlib import Path
 
 from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.launchers.protocol.messages import Lease
-from roost.placement.format import format_bytes
-from roost.placement.model import MEMORY_ONLY, Request
+from roost.placement.model import Request
+from roost.placement.model.format import format_bytes
+from roost.placement.model.node import MEMORY_ONLY
 
 from .cgroups import Cgroup, CgroupTree, NoCgroups, find_own_group
 from .confinement import (

@@ -22,7 +22,7 @@ from roost.launchers.protocol.messages import PROTOCOL, PodKernel
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.launchers.protocol.rpc_server import RpcServer
 from roost.launchers.protocol.shared_values import VERSION
-from roost.placement.json_codec import decode, encode
+from roost.placement.model.json_codec import decode, encode
 
 from .agent import STOP_GRACE_S, Agent
 from .settings import AgentSettings

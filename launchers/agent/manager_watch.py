@@ -16,7 +16,7 @@ from pathlib import Path
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.daemon.process import Watch
 from roost.launchers.protocol.messages import Manager
-from roost.placement.json_codec import WireError, decode, encode
+from roost.placement.model.json_codec import WireError, decode, encode
 
 log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from roost.launchers.protocol.messages import (
     PodKernel,
 )
 from roost.launchers.protocol.rpc import RemoteError
-from roost.placement.json_codec import encode
+from roost.placement.model.json_codec import encode
 
 from . import ports
 from .cgroups import enter

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.open_files import restore_limit
-from roost.placement.json_codec import encode
+from roost.placement.model.json_codec import encode
 
 from .fingerprint import Fingerprint, KernelCommand
 from .settings import Forking

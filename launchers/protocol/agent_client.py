@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from roost.placement.json_codec import decode
 from roost.placement.model import Node
+from roost.placement.model.json_codec import decode
 
 from .messages import (
     AgentEvent,

@@ -16,7 +16,7 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from roost.launchers.daemon.tasks import cancel_all, join_shared, spawn
-from roost.placement.json_codec import encode_message
+from roost.placement.model.json_codec import encode_message
 
 from .rpc import (
     MOST_BYTES,

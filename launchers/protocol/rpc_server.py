@@ -20,7 +20,7 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from roost.launchers.daemon.tasks import cancel_all, spawn
-from roost.placement.json_codec import WireError, decode, decode_arguments, encode_message
+from roost.placement.model.json_codec import WireError, decode, decode_arguments, encode_message
 
 from .rpc import MOST_BYTES, RemoteError, ServerKeys, describe_excess, pack, set_limits
 from .unfinished_handshakes import UnfinishedHandshakes

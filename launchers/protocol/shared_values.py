@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import roost
-from roost.placement.json_codec import share_equal
+from roost.placement.model.json_codec import share_equal
 
 VERSION = roost.__version__
 LAST_LINE = "; its last line: "

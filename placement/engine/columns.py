@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roost.placement.model import UNKNOWN_USE, Node
+from roost.placement.model import Node
+from roost.placement.model.node import UNKNOWN_USE
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -17,7 +17,7 @@ from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.utils import url_path_join
 from tornado import web
 
-from roost.placement.json_codec import decode
+from roost.placement.model.json_codec import decode
 from roost.scheduler.client.running_services import RunningService, find_services, read_service
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel

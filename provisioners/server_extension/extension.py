@@ -10,7 +10,7 @@ from typing import Any
 from traitlets import Bool, Enum, Float, Unicode, default
 from traitlets.config import LoggingConfigurable
 
-from roost.placement.format import format_count
+from roost.placement.model.format import format_count
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.backends.registry import get_spec
 

@@ -14,7 +14,7 @@ from jupyter_server.base.handlers import APIHandler
 from jupyter_server.utils import url_path_join
 from tornado import web
 
-from roost.placement.format import format_amount, format_bytes, format_count
+from roost.placement.model.format import format_amount, format_bytes, format_count
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.exit_watch import describe_wait
 from roost.provisioners.kernelspecs import list_kernelspecs

@@ -19,7 +19,7 @@ from jupyter_server._tz import utcnow
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.web import HTTPError
 
-from roost.placement.format import format_age, format_count
+from roost.placement.model.format import format_age, format_count
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import to_http_error
 from roost.provisioners.kernel_json import PROVISIONER, check_spec, find_provisioner

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from roost.placement.format import format_age
+from roost.placement.model.format import format_age
 from roost.provisioners.exit_watch import describe_wait
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel

@@ -19,7 +19,7 @@ from typing import Any
 
 from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment
-from roost.placement.json_codec import encode
+from roost.placement.model.json_codec import encode
 
 Answer = dict[str, Any]
 """An agent's address, public key and GPUs: {"endpoint", "public", "devices"}. Or {"problem"} if there is no agent."""
@@ -54,20 +54,11 @@ def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
     root = Path(roost.__file__).parent
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        model = [
-            root / "placement" / name
-            for name in (
-                "__init__.py",
-                "format.py",
-                "json_codec.py",
-                "model.py",
-                "request.py",
-                "validation.py",
-            )
-        ]
+        folders = (root / "placement/model", root / "launchers")
+        modules = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
         files = {
             f"roost/{path.relative_to(root)}": path
-            for path in (root / "__init__.py", *model, *sorted((root / "launchers").rglob("*.py")))
+            for path in (root / "__init__.py", root / "placement/__init__.py", *modules)
             if not is_imported or path.parent.name != "zygote"
         }
         if is_imported:

@@ -7,8 +7,8 @@ import json
 import queue
 import time
 
-from roost.placement.format import format_age, format_bytes
-from roost.placement.json_codec import encode
+from roost.placement.model.format import format_age, format_bytes
+from roost.placement.model.json_codec import encode
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.messages import Event, Kernel
 

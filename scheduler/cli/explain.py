@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from roost.placement.format import format_age, format_count
-from roost.placement.request import Request
+from roost.placement.model import Request
+from roost.placement.model.format import format_age, format_count
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.client.call import wait_for
 

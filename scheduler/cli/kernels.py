@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from roost.placement.format import format_age, format_amount, format_bytes
-from roost.placement.json_codec import encode
+from roost.placement.model.format import format_age, format_amount, format_bytes
+from roost.placement.model.json_codec import encode
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.client import Client
 from roost.scheduler.config.memory_size import parse_bytes

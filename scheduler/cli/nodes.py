@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from roost.placement.format import format_amount, format_bytes, format_count
+from roost.placement.model.format import format_amount, format_bytes, format_count
 from roost.scheduler.client.call import wait_for
 
 from .options import connect_scheduler, print_answer

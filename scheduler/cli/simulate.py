@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from roost.placement import NOWHERE, Decision, Node, Policy, Request, Snapshot, Workload
-from roost.placement.format import format_count
+from roost.placement.model.format import format_count
 from roost.placement.replay import Arrival, Resource, assume_promised_use, replay
 from roost.placement.shipped_policies import SHIPPED, build_policy, get_policy
 from roost.scheduler.client.call import wait_for

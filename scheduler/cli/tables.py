@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from roost.placement.format import format_amount, format_bytes
-from roost.placement.request import Request
+from roost.placement.model import Request
+from roost.placement.model.format import format_amount, format_bytes
 
 from .clean_text import clean
 

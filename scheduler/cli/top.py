@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from roost.launchers.protocol.shared_values import KernelUse
-from roost.placement.format import format_amount, format_bytes
-from roost.placement.json_codec import encode
+from roost.placement.model.format import format_amount, format_bytes
+from roost.placement.model.json_codec import encode
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.client.client import Client
 from roost.scheduler.messages import Kernel

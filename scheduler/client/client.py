@@ -29,8 +29,8 @@ from roost.launchers.daemon.tasks import backoff, spawn
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import VERSION, JournalPage, Owner
-from roost.placement.json_codec import decode
-from roost.placement.request import Request
+from roost.placement.model import Request
+from roost.placement.model.json_codec import decode
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import BackendUnavailable, ManagerAway, RoostError, UnknownKernel, from_remote
 from roost.scheduler.messages import Event, Kernel, StartKernel

@@ -7,7 +7,7 @@ from typing import Any
 
 import roost
 from roost.launchers.daemon.daemon import read_announcement
-from roost.placement.request import Request
+from roost.placement.model import Request
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 

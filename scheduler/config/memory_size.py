@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from roost.placement.format import format_bytes
+from roost.placement.model.format import format_bytes
 from roost.scheduler.errors import ConfigError
 
 _PREFIXES = ("", "k", "m", "g", "t", "p")

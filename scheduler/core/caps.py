@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from roost.placement.format import format_bytes, format_count
 from roost.placement.model import Request
+from roost.placement.model.format import format_bytes, format_count
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import LimitExceeded, NotAllowed
 

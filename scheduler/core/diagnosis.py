@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from roost.placement import Snapshot
-from roost.placement.format import format_count
-from roost.placement.model import MEMORY_ONLY
+from roost.placement.model.format import format_count
+from roost.placement.model.node import MEMORY_ONLY
 from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.messages import Finding
 from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog

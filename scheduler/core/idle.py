@@ -11,7 +11,7 @@ from typing import Any
 
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
 from roost.launchers.protocol.messages import KernelUse, Lease
-from roost.placement.format import format_age
+from roost.placement.model.format import format_age
 from roost.scheduler.config.settings import Settings
 
 from .ender import KernelEnder

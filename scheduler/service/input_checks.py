@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from roost.placement.request import Request
+from roost.placement.model import Request
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import Owner, StartKernel
 

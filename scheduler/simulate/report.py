@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from roost.placement.format import format_count
+from roost.placement.model.format import format_count
 from roost.placement.replay import RESOURCE_NAMES, Replay, Resource
 from roost.scheduler.cli.tables import build_table, open_console, print_table
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from roost.placement import Node
-from roost.placement.format import format_count
+from roost.placement.model.format import format_count
 from roost.placement.replay import Arrival, Resource, draw_arrivals_to_demand, draw_poisson_arrivals
 from roost.scheduler.errors import ConfigError
 

@@ -19,8 +19,8 @@ from world import daemon_pids, tiny
 
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import Connection, Owner
-from roost.placement.json_codec import encode
-from roost.placement.request import Request
+from roost.placement.model import Request
+from roost.placement.model.json_codec import encode
 from roost.scheduler.client.client import Client
 from roost.scheduler.messages import StartKernel
 from roost.scheduler.service.server import OPERATIONS

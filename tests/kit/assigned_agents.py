@@ -34,7 +34,7 @@ from roost.launchers.protocol.messages import (
 from roost.launchers.protocol.rpc import ClientKeys, RpcError, ServerKeys
 from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
-from roost.placement.json_codec import encode
+from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.node_archive import dump_start, pack
 
 LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1))

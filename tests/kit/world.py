@@ -15,8 +15,8 @@ from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import Connection
 from roost.launchers.protocol.rpc import ClientKeys
-from roost.placement.json_codec import decode
 from roost.placement.model import Request
+from roost.placement.model.json_codec import decode
 from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.messages import StartKernel
 

@@ -22,7 +22,7 @@ from hadoop_nodes import HadoopNodes, Refused
 
 from roost.launchers.protocol.rpc import ClientKeys, Disconnected
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.placement.json_codec import decode
+from roost.placement.model.json_codec import decode
 from roost.scheduler.backends.yarn.master.messages import (
     CODE_ALIAS,
     Archive,

@@ -16,7 +16,7 @@ from yarn_nodes import assert_nothing_left, end_applications
 
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.placement.json_codec import decode
+from roost.placement.model.json_codec import decode
 from roost.scheduler.backends.yarn.master.messages import (
     Numbered,
     Probe,

@@ -24,7 +24,7 @@ from roost.launchers.protocol.messages import (
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.placement import Device, Node
-from roost.placement.json_codec import encode
+from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.base import AgentAddress
 
 _STAGES = {"await_launch": "launch"}

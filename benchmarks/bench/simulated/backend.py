@@ -15,7 +15,7 @@ from roost.launchers.protocol.messages import Lease
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.placement import Node
-from roost.placement.json_codec import decode
+from roost.placement.model.json_codec import decode
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
 from roost.scheduler.backends.agent_per_node.membership import Membership

@@ -11,7 +11,7 @@ from typing import Any
 from roost.launchers.protocol.messages import AgentEvent
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.placement.json_codec import encode_message
+from roost.placement.model.json_codec import encode_message
 from roost.scheduler.backends.base import AgentAddress
 from roost.testing import FakeAgent
 

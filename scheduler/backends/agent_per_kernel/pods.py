@@ -13,8 +13,8 @@ from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import AgentAddress, Launch, Lease, PodKernel
 from roost.launchers.protocol.rpc import ClientKeys
-from roost.placement.json_codec import decode, encode
 from roost.placement.model import Node, Request
+from roost.placement.model.json_codec import decode, encode
 from roost.scheduler.backends.base import Finding
 
 

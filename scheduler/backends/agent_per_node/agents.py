@@ -19,7 +19,7 @@ from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentEvent, Holdings, Lease
 from roost.placement import Node
-from roost.placement.json_codec import WireError, decode, encode
+from roost.placement.model.json_codec import WireError, decode, encode
 from roost.scheduler.backends.agent_calls import AgentCaller, Agents
 from roost.scheduler.backends.base import AgentAddress
 from roost.scheduler.errors import BackendUnavailable, RoostError

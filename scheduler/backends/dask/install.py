@@ -13,7 +13,7 @@ import cloudpickle
 from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon import tasks
 from roost.launchers.protocol.shared_values import VERSION, parse_version
-from roost.placement.json_codec import encode
+from roost.placement.model.json_codec import encode
 from roost.scheduler.backends import node_archive
 from roost.scheduler.backends.agent_per_node.manager import shorten_error
 from roost.scheduler.errors import BackendUnavailable, ConfigError

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from roost.placement import Device, Node
-from roost.placement.json_codec import decode
+from roost.placement.model.json_codec import decode
 from roost.scheduler.backends.agent_per_node.manager import StartedAgent, decode_agent
 from roost.scheduler.backends.agent_per_node.node_table import build_device
 from roost.scheduler.backends.dask.plugin.slot_ledger import GPU

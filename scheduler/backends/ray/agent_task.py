@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from roost.launchers.agent.settings import AgentSettings
-from roost.placement.json_codec import encode
+from roost.placement.model.json_codec import encode
 from roost.scheduler.backends import node_archive
 from roost.scheduler.backends.node_archive import Answer, bring_up, name_agent, pack
 

@@ -19,7 +19,7 @@ from roost.launchers.protocol.messages import Nothing
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.placement import Request
-from roost.placement.json_codec import decode
+from roost.placement.model.json_codec import decode
 from roost.scheduler.core.kernel_table import LastEntries
 from roost.scheduler.errors import BackendUnavailable, LaunchError
 

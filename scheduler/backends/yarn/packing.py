@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import roost
-from roost.placement.json_codec import encode
+from roost.placement.model.json_codec import encode
 
 from .master.messages import SETTINGS_ENTRY, MasterSettings
 
@@ -19,7 +19,6 @@ _MODULES = (
     "launchers/daemon/tasks.py",
     "launchers/protocol/__init__.py",
     "placement/__init__.py",
-    "placement/json_codec.py",
     "launchers/protocol/rpc.py",
     "launchers/protocol/rpc_server.py",
     "launchers/protocol/shared_values.py",
@@ -28,6 +27,7 @@ _MODULES = (
 )
 _EMPTY = ("scheduler", "scheduler/backends", "scheduler/backends/yarn")
 """The packages that contain the master's package. In the archive they are empty."""
+_MODEL = "placement/model"
 _MASTER = "scheduler/backends/yarn/master"
 _PROGRAM = f"""\
 from roost.{_MASTER.replace("/", ".")}.main import main
@@ -38,7 +38,8 @@ main()
 def pack_master(settings: MasterSettings) -> bytes:
     """Return an archive that Python can run. It has the master's keys, so only the master's user may read it."""
     root = Path(roost.__file__).parent
-    sources = (*(root / name for name in _MODULES), *sorted((root / _MASTER).glob("*.py")))
+    modules = [path for folder in (_MODEL, _MASTER) for path in sorted((root / folder).glob("*.py"))]
+    sources = (*(root / name for name in _MODULES), *modules)
     files = {f"roost/{path.relative_to(root)}": path.read_bytes() for path in sources}
     files |= {f"roost/{package}/__init__.py": b"" for package in _EMPTY}
     files |= {"__main__.py": _PROGRAM.encode(), SETTINGS_ENTRY: json.dumps(encode(settings)).encode()}

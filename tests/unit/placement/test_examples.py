@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import doctest
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-MODULES = """
-. .decision .engine.columns .model .pipeline .refusals .replay .scorers
-.shipped_policies .snapshot .workload
-"""
+import roost.placement
+
+ROOT = Path(roost.placement.__file__).parent
+MODULES = [
+    ".".join(("roost.placement", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+    for path in sorted(ROOT.rglob("*.py"))
+    if ">>> " in path.read_text()
+]
 
 
-@pytest.mark.parametrize("name", MODULES.split())
+@pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
-    result = doctest.testmod(import_module(f"roost.placement{name}".rstrip(".")))
+    result = doctest.testmod(import_module(name))
     assert result.attempted
     assert not result.failed

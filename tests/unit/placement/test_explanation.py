@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from roost.placement import Device, Node, Pipeline, Request, Snapshot, Workload, get_policy
-from roost.placement.json_codec import encode
+from roost.placement.model.json_codec import encode
 from roost.placement.shipped_policies import SHIPPED
 
 GIB = 2**30

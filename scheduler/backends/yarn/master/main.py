@@ -26,7 +26,7 @@ from typing import Any
 
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
-from roost.placement.json_codec import decode
+from roost.placement.model.json_codec import decode
 
 from .master import Ended, Master
 from .messages import SETTINGS_ENTRY, Archive, Ask, MasterSettings, Numbered, Probe, Update, Widen

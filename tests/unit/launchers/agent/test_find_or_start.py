@@ -15,8 +15,8 @@ from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
-from roost.placement.json_codec import WireError
 from roost.placement.model import Request
+from roost.placement.model.json_codec import WireError
 
 SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
 LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request())

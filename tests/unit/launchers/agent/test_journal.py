@@ -11,7 +11,7 @@ from manual_clock import ManualClock
 
 from roost.launchers.agent.journal import Journal
 from roost.launchers.protocol.messages import JournalEntry, JournalLimits, JournalPage
-from roost.placement.json_codec import encode
+from roost.placement.model.json_codec import encode
 
 SIZE_BYTES = 100_000
 

@@ -38,8 +38,8 @@ from roost.launchers.protocol.messages import (
     PodKernel,
 )
 from roost.launchers.protocol.rpc import RemoteError
-from roost.placement.json_codec import encode
 from roost.placement.model import Request
+from roost.placement.model.json_codec import encode
 
 SLEEP = ("sleep", "60")
 

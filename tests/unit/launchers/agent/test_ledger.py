@@ -13,8 +13,8 @@ from killed_writer import die_while_writing
 
 from roost.launchers.agent.ledger import Conflict, LeaseLedger
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
-from roost.placement.json_codec import WireError, decode, encode
 from roost.placement.model import EPSILON, Device, Request
+from roost.placement.model.json_codec import WireError, decode, encode
 
 OWNER = Owner(user="ada")
 

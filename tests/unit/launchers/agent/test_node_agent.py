@@ -31,7 +31,7 @@ from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import Connection, Manager
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, Unauthorized
-from roost.placement.json_codec import decode, encode
+from roost.placement.model.json_codec import decode, encode
 
 AT = AgentSettings(
     cpus=4,

@@ -14,7 +14,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from traitlets.config import Config
 
 from roost.launchers.protocol.shared_values import Owner
-from roost.placement.request import Request
+from roost.placement.model import Request
 from roost.provisioners.kernel_json import PROVISIONER
 from roost.provisioners.server_extension import adoption
 from roost.provisioners.server_extension.adoption import FoundKernel, KernelFinder

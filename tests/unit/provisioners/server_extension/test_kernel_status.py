@@ -10,7 +10,7 @@ import pytest
 from stub_client import build_kernel
 
 from roost.launchers.protocol.shared_values import KernelUse
-from roost.placement.request import Request
+from roost.placement.model import Request
 from roost.provisioners.server_extension.kernel_status import describe_status, list_cards
 
 USE = KernelUse(kernel_id="k", memory_bytes=3 << 30, cpu_percent=120.0)

@@ -15,8 +15,8 @@ from fake_service import FakeService, fake_service
 import roost
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.protocol.messages import Connection
-from roost.placement.json_codec import encode
 from roost.placement.model import Request
+from roost.placement.model.json_codec import encode
 from roost.scheduler.client import service_connection
 from roost.scheduler.client.client import Client, connect
 from roost.scheduler.client.service_folder import service_folder

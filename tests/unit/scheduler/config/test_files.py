@@ -9,7 +9,7 @@ import pytest
 from traitlets import TraitError
 
 from roost.launchers.agent.settings import Forking
-from roost.placement.json_codec import decode, encode
+from roost.placement.model.json_codec import decode, encode
 from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.settings import Settings

@@ -23,8 +23,8 @@ from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import Connection, Owner
 from roost.launchers.protocol.rpc import Disconnected, RemoteError
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.placement.json_codec import decode
 from roost.placement.model import Request
+from roost.placement.model.json_codec import decode
 from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.client.client import connect
 from roost.scheduler.client.service_folder import service_command, service_folder

@@ -8,7 +8,7 @@ import zmq
 
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Device, Node
-from roost.placement.json_codec import encode
+from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.dask.nodes import DaskNode, build_node
 from roost.scheduler.backends.key_pair import Identity
 

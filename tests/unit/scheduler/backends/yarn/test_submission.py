@@ -15,7 +15,7 @@ import zmq
 
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Request
-from roost.placement.json_codec import encode_message
+from roost.placement.model.json_codec import encode_message
 from roost.scheduler.backends.key_pair import load_identity
 from roost.scheduler.backends.yarn.asking import build_ask, count_resources
 from roost.scheduler.backends.yarn.derived_keys import DerivedKeys

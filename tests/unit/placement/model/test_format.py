@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from roost.placement.format import format_age, format_amount, format_bytes, format_count
+from roost.placement.model.format import format_age, format_amount, format_bytes, format_count
 
 
 def test_an_age_has_one_unit() -> None:

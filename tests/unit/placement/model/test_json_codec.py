@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from roost.placement.json_codec import WireError, decode, encode, encode_message, share_equal
+from roost.placement.model.json_codec import WireError, decode, encode, encode_message, share_equal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,4 @@
-"""The values that placement decides about: requests, nodes and devices. They need no numpy.
-
-`Request` is in a module of its own, because clients import it and need neither nodes nor devices.
-"""
+"""Nodes and devices: what they have, what is promised, and what is used."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .json_codec import decode, encode
-from .request import Request as Request
+from .request import Request
 from .validation import (
     NOTHING,
     Check,

@@ -23,7 +23,7 @@ from .validation import (
 )
 
 if TYPE_CHECKING:
-    from .model import Device
+    from .node import Device
 
 _CHECKS: Mapping[str, Check] = {
     "cpus": check_number,

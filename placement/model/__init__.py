@@ -1,0 +1,18 @@
+"""The values that every process speaks: requests, nodes and devices, as JSON and as text for people.
+
+    Request ── what a kernel asks for                                          request.py
+    Node, Device ── what a machine has, has promised and uses                  node.py
+        │  checked when they are made                                          validation.py
+        ├─ strict JSON between processes, lenient for answers                  json_codec.py
+        └─ amounts and sizes in sentences                                      format.py
+
+This package is the ground floor. It imports the standard library only, so an agent can be sent to a node without the
+rest of placement.
+"""
+
+from __future__ import annotations
+
+from .node import EPSILON, Device, Node
+from .request import Request
+
+__all__ = ["EPSILON", "Device", "Node", "Request"]
