@@ -46,9 +46,9 @@ from roost.placement import (
     Workload,
     get_policy,
 )
-from roost.placement.engine.columns import IntArray
-from roost.placement.replay import Arrival, draw_arrivals_to_demand, draw_poisson_arrivals, replay
 from roost.placement.shipped_policies import RandomTies
+from roost.placement.tables.columns import IntArray
+from roost.placement.trace_run import Arrival, draw_arrivals_to_demand, draw_poisson_arrivals, replay
 
 WORKLOADS = ("default", "gpushare40", "gpuspec33", "multigpu50", "cpu250")
 POLICIES = ("random", "best_fit", "fgd", "balanced", "balanced, ties", "balanced, 20 seen")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from roost.placement import Node
-from roost.placement.replay import Arrival, assume_promised_use
+from roost.placement.trace_run import Arrival, assume_promised_use
 from roost.scheduler.simulate.trace_files import read_nodes, read_trace
 
 NODES = "openb_node_list_gpu_node.csv"

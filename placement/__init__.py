@@ -1,19 +1,20 @@
 """Placement chooses the node and the devices for a request. It does no I/O and reads no clock.
 
-    Request ──────┐
-    Snapshot ─────┤  all nodes at one instant                                     model.py, snapshot.py
+    Request ──────┐                                                               model/
+    Snapshot ─────┤  all nodes at one instant                                     tables/
                   ▼
     Policy.place(request, snapshot, avoid=...)                                    shipped_policies.py
                   │
-      Pipeline    ├─ filters   refuse nodes, each with a reason                   filters.py
-                  ├─ scorers   rate the rest; weights make one sum                scorers.py, packing.py
+      Pipeline    ├─ filters   refuse nodes, each with a reason                   rules/
+                  ├─ scorers   rate the rest; weights make one sum                rules/
+                  ├─ scores are kept; only changed nodes are scored again         engine/
                   └─ best node and devices; ties go to the smallest id            pipeline.py
                   ▼
     Decision: placement, runners-up, refusals                                     decision.py, explanation.py
 
-Policies learn only from a ``Workload``, a summary of recent requests (workload.py). ``engine`` keeps the scores between
-decisions, so that only changed nodes are scored again. ``replay`` lets a policy place a whole stream of requests, so
-that policies can be compared.
+The folders form a stack: ``model``, then ``tables``, ``rules`` and ``engine``, then the files of this folder. Policies
+learn only from a ``Workload``, a summary of recent requests. ``trace_run`` lets a policy place a whole stream of
+requests, so that policies can be compared.
 
 The public names are imported on first use (PEP 562). Only a snapshot, a workload or a policy imports numpy.
 
@@ -32,21 +33,21 @@ if TYPE_CHECKING:
     from .decision import Decision, Placement
     from .model import EPSILON, Device, Node, Request
     from .pipeline import NOWHERE, Filter, Pipeline, Policy, Ties
-    from .refusals import Refusal, RefusalGroup
-    from .scorers import Scorer
+    from .rules.refusals import Refusal, RefusalGroup
+    from .rules.scorers import Scorer
+    from .rules.workload import Workload
     from .shipped_policies import get_policy
-    from .snapshot import Columns, Snapshot
-    from .workload import Workload
+    from .tables.snapshot import Columns, Snapshot
 
 _HOMES = {
     "decision": ["Decision", "Placement"],
     "model": ["EPSILON", "Device", "Node", "Request"],
     "pipeline": ["NOWHERE", "Filter", "Pipeline", "Policy", "Ties"],
-    "refusals": ["Refusal", "RefusalGroup"],
-    "scorers": ["Scorer"],
+    "rules.refusals": ["Refusal", "RefusalGroup"],
+    "rules.scorers": ["Scorer"],
+    "rules.workload": ["Workload"],
     "shipped_policies": ["get_policy"],
-    "snapshot": ["Columns", "Snapshot"],
-    "workload": ["Workload"],
+    "tables.snapshot": ["Columns", "Snapshot"],
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from .model import Request
 from .model.format import format_count
 from .model.json_codec import decode, encode
-from .refusals import BY_OPERATOR, SUMMARIES, Refusal, RefusalGroup, group_refusals
+from .rules.refusals import BY_OPERATOR, SUMMARIES, Refusal, RefusalGroup, group_refusals
 
 if TYPE_CHECKING:
     from .explanation import Explanation

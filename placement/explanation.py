@@ -12,14 +12,14 @@ import numpy as np
 from .decision import Placement
 from .engine.class_scores import apply_filters
 from .engine.score_cache import Scores
-from .filters import find_fitting_devices
 from .model import Request
-from .refusals import Refusal, RefusalGroup, When
-from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
+from .rules.filters import find_fitting_devices
+from .rules.refusals import Refusal, RefusalGroup, When
+from .tables.snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
-    from .scorers import Scorer, WeightedScorers
+    from .rules.scorers import Scorer, WeightedScorers
 
 _EXAMPLES = 3
 _FEW = 64

@@ -20,10 +20,10 @@ from .decision import Decision, Placement
 from .engine.class_scores import ClassScorer, weigh_scores
 from .engine.score_cache import ScoreCache, Scores
 from .explanation import Explanation
-from .filters import HasCpus, HasGpus, HasLabels, HasMemory, HasResources, NotDraining, Tolerates
 from .model import Node, Request
-from .scorers import FewKernels, WeightedScorers
-from .snapshot import BoolArray, FloatArray, IntArray, Snapshot
+from .rules.filters import HasCpus, HasGpus, HasLabels, HasMemory, HasResources, NotDraining, Tolerates
+from .rules.scorers import FewKernels, WeightedScorers
+from .tables.snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
 NOWHERE: Mapping[str, str] = MappingProxyType({})
 """No nodes to avoid."""

@@ -10,9 +10,9 @@ from importlib.metadata import EntryPoint, entry_points
 import numpy as np
 
 from .model import Request
-from .packing import FragmentationGradient, Leftover, Packing
 from .pipeline import ROUND_ROBIN, Pipeline, Policy
-from .scorers import (
+from .rules.packing import FragmentationGradient, Leftover, Packing
+from .rules.scorers import (
     Available,
     FewKernels,
     FullestDevice,
@@ -24,8 +24,8 @@ from .scorers import (
     WarmEnvironment,
     WithoutGpus,
 )
-from .snapshot import IntArray, Snapshot
-from .workload import Workload
+from .rules.workload import Workload
+from .tables.snapshot import IntArray, Snapshot
 
 ENTRY_POINTS = "roost.policies"
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from roost.placement import Device, Node, Policy, Request, Snapshot, Workload, get_policy
 from roost.placement.pipeline import class_key
-from roost.placement.replay import assume_promised_use, draw_arrivals_to_demand, replay
 from roost.placement.shipped_policies import PolicyError
+from roost.placement.trace_run import assume_promised_use, draw_arrivals_to_demand, replay
 from roost.scheduler.errors import ConfigError
 
 from .report import Report, take_turns

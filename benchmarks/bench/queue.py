@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from roost.placement import Request
-from roost.placement.replay import Arrival
+from roost.placement.trace_run import Arrival
 from roost.scheduler.errors import RoostError
 from roost.scheduler.simulate.trace_files import read_trace
 

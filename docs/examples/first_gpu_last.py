@@ -3,7 +3,7 @@
 import numpy as np
 
 from roost.placement import Pipeline, Request, Snapshot
-from roost.placement.engine.columns import FloatArray
+from roost.placement.tables.columns import FloatArray
 
 
 class NotTheFirst:

@@ -1,8 +1,6 @@
-"""The fast path of placement: nodes as arrays, and scores that are kept for each class of requests.
+"""The fast path of placement: scores that are kept for each class of requests.
 
-    snapshot.apply(changed nodes) → History: which rows changed, with their new values       changes.py
-         │
-    Columns: one array per property of the nodes;  Table: the same, stored row by row        columns.py
+    Snapshot ── its columns, and which rows changed (``tables``)
          │
     ScoreCache: class of requests → Scores of all nodes                                      score_cache.py
          │ changed rows only

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from roost.placement.filters import find_fitting_devices
 from roost.placement.model import Request
-from roost.placement.scorers import Scorer, WeightedScorers
-from roost.placement.snapshot import BoolArray, FloatArray, IntArray, Snapshot
+from roost.placement.rules.filters import find_fitting_devices
+from roost.placement.rules.scorers import Scorer, WeightedScorers
+from roost.placement.tables.columns import ROOM
+from roost.placement.tables.snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
-from .columns import ROOM
 from .score_cache import Scores
 
 if TYPE_CHECKING:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roost.placement.snapshot import BoolArray, FloatArray, IntArray, Snapshot
-
-from .changes import History
-from .columns import Columns, Table
+from roost.placement.tables.changes import History
+from roost.placement.tables.columns import Columns, Table
+from roost.placement.tables.snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
 _BLOCK = 32
 _BLOCKS_FROM = 16_384

@@ -20,8 +20,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from roost.placement import NOWHERE, Decision, Node, Policy, Request, Snapshot, Workload
 from roost.placement.model.format import format_count
-from roost.placement.replay import Arrival, Resource, assume_promised_use, replay
 from roost.placement.shipped_policies import SHIPPED, build_policy, get_policy
+from roost.placement.trace_run import Arrival, Resource, assume_promised_use, replay
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.config.files import load_settings

@@ -11,7 +11,7 @@ from typing import Any
 
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.placement import Request, Snapshot, Workload
-from roost.placement.workload import USEFUL_FROM, build_request, get_class
+from roost.placement.rules.workload import USEFUL_FROM, build_request, get_class
 
 log = logging.getLogger(__name__)
 

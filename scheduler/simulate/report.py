@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.placement.model.format import format_count
-from roost.placement.replay import RESOURCE_NAMES, Replay, Resource
+from roost.placement.trace_run import RESOURCE_NAMES, Replay, Resource
 from roost.scheduler.cli.tables import build_table, open_console, print_table
 
 _FIGURES = {

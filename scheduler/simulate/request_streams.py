@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from roost.placement import Node
 from roost.placement.model.format import format_count
-from roost.placement.replay import Arrival, Resource, draw_arrivals_to_demand, draw_poisson_arrivals
+from roost.placement.trace_run import Arrival, Resource, draw_arrivals_to_demand, draw_poisson_arrivals
 from roost.scheduler.errors import ConfigError
 
 FIRST_SEED = 42

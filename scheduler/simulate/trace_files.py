@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from roost.placement import Device, Node, Request
-from roost.placement.replay import Arrival
+from roost.placement.trace_run import Arrival
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.service.decision_log import ASKED, older_file

@@ -194,7 +194,7 @@ def test_all_is_importable(module: str) -> None:
         assert hasattr(loaded, name), name
 
 
-@pytest.mark.parametrize("name", ["model", "refusals", "decision"])
+@pytest.mark.parametrize("name", ["model", "rules.refusals", "decision"])
 def test_placement_without_numpy(name: str) -> None:
     """Agents import requests and nodes without numpy. numpy is loaded once a snapshot or a policy is used."""
     code = f"import sys, roost.placement, roost.placement.{name}\n"

@@ -24,7 +24,7 @@ from roost.placement import (
     get_policy,
 )
 from roost.placement.engine.class_scores import apply_filters
-from roost.placement.refusals import group_refusals
+from roost.placement.rules.refusals import group_refusals
 from roost.placement.shipped_policies import SHIPPED
 
 WORKLOAD = Workload.of(

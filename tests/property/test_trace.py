@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from roost.placement import Snapshot, Workload, get_policy
-from roost.placement.replay import assume_promised_use, draw_arrivals_to_demand, draw_poisson_arrivals, replay
+from roost.placement.trace_run import (
+    assume_promised_use,
+    draw_arrivals_to_demand,
+    draw_poisson_arrivals,
+    replay,
+)
 from roost.scheduler.simulate.trace_files import read_nodes, read_trace
 
 _BESIDE = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 
 from roost.placement import Decision, Node, Placement, Refusal, RefusalGroup, Request, Snapshot, get_policy
 from roost.placement.decision import SHOWN_REFUSALS
-from roost.placement.refusals import When, group_refusals
+from roost.placement.rules.refusals import When, group_refusals
 
 
 def _refused(*refusals: tuple[str, str, str, When], request: Request | None = None) -> Decision:
@@ -250,7 +250,7 @@ class TestExplanationOnDemand:
             computed.append(node.id)
             return "is full"
 
-        monkeypatch.setattr("roost.placement.filters.HasCpus.reason", reason)
+        monkeypatch.setattr("roost.placement.rules.filters.HasCpus.reason", reason)
         assert decision.is_explained
         assert [refusal.node_id for refusal in decision.first_refusals(1)] == ["b"]
         assert computed == ["b"]
@@ -264,7 +264,7 @@ class TestExplanationOnDemand:
         self, decision: Decision, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("roost.placement.filters.HasCpus.reason", None)
+            patch.setattr("roost.placement.rules.filters.HasCpus.reason", None)
             with pytest.raises(TypeError):
                 len(decision.refusals)
         assert len(decision.refusals) == 2
@@ -284,7 +284,7 @@ class TestExplanationOnDemand:
         self, decision: Decision, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("roost.placement.filters.HasCpus.reason", None)
+            patch.setattr("roost.placement.rules.filters.HasCpus.reason", None)
             changed = decision.changed_to(policy="mine", fallback="for a reason")
         assert (changed.policy, changed.fallback, decision.policy) == ("mine", "for a reason", "round_robin")
         assert changed.refusals == decision.refusals

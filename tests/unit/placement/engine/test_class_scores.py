@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from roost.placement import Device, Node, Pipeline, Request, Snapshot
-from roost.placement.filters import HasGpus, HasLabels, HasMemory
 from roost.placement.pipeline import DEFAULT_FILTERS
-from roost.placement.scorers import Near
-from roost.placement.snapshot import BoolArray, FloatArray
+from roost.placement.rules.filters import HasGpus, HasLabels, HasMemory
+from roost.placement.rules.scorers import Near
+from roost.placement.tables.snapshot import BoolArray, FloatArray
 
 PIB = 2**50
 NODES = Snapshot.of(

@@ -15,7 +15,7 @@ from roost.placement import (
     Pipeline,
     get_policy,
 )
-from roost.placement.scorers import FewKernels
+from roost.placement.rules.scorers import FewKernels
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
@@ -26,7 +26,7 @@ PARTS = """
 from __future__ import annotations
 from dataclasses import dataclass
 from roost.placement import Pipeline
-from roost.placement.scorers import FewKernels
+from roost.placement.rules.scorers import FewKernels
 
 @dataclass(frozen=True, slots=True)
 class Values:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from roost.placement import Device, Node, Request
-from roost.placement.replay import Arrival
+from roost.placement.trace_run import Arrival
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.simulate import trace_files
 from roost.scheduler.simulate.trace_files import add_nodes, read_ended, read_nodes, read_trace

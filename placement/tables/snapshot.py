@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from roost.placement.engine import columns as cols
-from roost.placement.engine.changes import Change, History
-from roost.placement.engine.columns import BoolArray, Columns, FloatArray, IntArray
+from roost.placement.model import Node, Request
+from roost.placement.tables import columns as cols
 
-from .model import Node, Request
+from .changes import Change, History
+from .columns import BoolArray, Columns, FloatArray, IntArray
 
 __all__ = ["BoolArray", "Columns", "FloatArray", "IntArray", "Snapshot"]
 

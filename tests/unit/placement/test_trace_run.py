@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from roost.placement import Decision, Device, Node, Placement, Request, Snapshot, Workload, get_policy
-from roost.placement.replay import (
+from roost.placement.trace_run import (
     Arrival,
     assume_promised_use,
     draw_arrivals_to_demand,

@@ -10,10 +10,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from roost.placement.engine.columns import FloatArray, IntArray
-
-from .model import Request
-from .snapshot import Snapshot
+from roost.placement.model import Request
+from roost.placement.tables.columns import FloatArray, IntArray
+from roost.placement.tables.snapshot import Snapshot
 
 T = TypeVar("T")
 P = ParamSpec("P")

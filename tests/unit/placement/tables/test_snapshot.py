@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from roost.placement import Columns, Device, Node, Request, Snapshot
-from roost.placement.engine import changes
-from roost.placement.engine.columns import COLUMNS
+from roost.placement.tables import changes
+from roost.placement.tables.columns import COLUMNS
 
 
 def _node(name: str, gpus: int = 0, **values: object) -> Node:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from roost.placement import Device, Node, Request, Snapshot
-from roost.placement.scorers import (
+from roost.placement.rules.scorers import (
     Available,
     FewKernels,
     FullestDevice,

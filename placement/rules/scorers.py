@@ -7,9 +7,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from .model import Request
-from .model.node import UNKNOWN_USE
-from .snapshot import FloatArray, IntArray, Snapshot
+from roost.placement.model import Request
+from roost.placement.model.node import UNKNOWN_USE
+from roost.placement.tables.snapshot import FloatArray, IntArray, Snapshot
 
 _ONE = np.array(1.0)
 

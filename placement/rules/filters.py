@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .model import EPSILON, Node, Request
-from .model.format import format_amount, format_bytes, format_count
+from roost.placement.model import EPSILON, Node, Request
+from roost.placement.model.format import format_amount, format_bytes, format_count
+from roost.placement.tables.snapshot import BoolArray, Snapshot
+
 from .refusals import BY_OPERATOR
-from .snapshot import BoolArray, Snapshot
 
 _EXACT = 2**53
 """Whole numbers below this are exact as floats."""

@@ -16,8 +16,8 @@ import numpy as np
 from .decision import Placement
 from .model import EPSILON, Node, Request
 from .pipeline import Policy
-from .snapshot import Snapshot
-from .workload import MILLI, Workload
+from .rules.workload import MILLI, Workload
+from .tables.snapshot import Snapshot
 
 Resource = Literal["gpus", "cpus", "memory_bytes"]
 """The resource in which demand is counted."""

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from roost.placement import Device, Node, Request, Snapshot
-from roost.placement.filters import (
+from roost.placement.pipeline import Filter
+from roost.placement.rules.filters import (
     HasCpus,
     HasGpus,
     HasLabels,
@@ -15,7 +16,6 @@ from roost.placement.filters import (
     NotDraining,
     Tolerates,
 )
-from roost.placement.pipeline import Filter
 
 GIB = 2**30
 

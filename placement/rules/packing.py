@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .model import Request
+from roost.placement.model import Request
+from roost.placement.tables.snapshot import FloatArray, IntArray, Snapshot
+
 from .scorers import Scorer
-from .snapshot import FloatArray, IntArray, Snapshot
 from .workload import MILLI, FragmentTables, Workload
 
 LARGE_CPUS, LARGE_GPUS = 128.0, 8.0

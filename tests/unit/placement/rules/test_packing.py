@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from roost.placement import Device, Node, Request, Snapshot, Workload
-from roost.placement.filters import find_fitting_devices
-from roost.placement.packing import (
+from roost.placement.rules.filters import find_fitting_devices
+from roost.placement.rules.packing import (
     FragmentationGradient,
     Leftover,
     ModelPressure,
