@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .decision import Decision, Placement
     from .model import EPSILON, Device, Node, Request
-    from .pipeline import NOWHERE, Filter, Pipeline, Policy, Ties
+    from .pipeline import NOWHERE, Pipeline, Policy, Ties
+    from .rules.filters import Filter
     from .rules.refusals import Refusal, RefusalGroup
     from .rules.scorers import Scorer
     from .rules.workload import Workload
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "decision": ["Decision", "Placement"],
     "model": ["EPSILON", "Device", "Node", "Request"],
-    "pipeline": ["NOWHERE", "Filter", "Pipeline", "Policy", "Ties"],
+    "pipeline": ["NOWHERE", "Pipeline", "Policy", "Ties"],
+    "rules.filters": ["Filter"],
     "rules.refusals": ["Refusal", "RefusalGroup"],
     "rules.scorers": ["Scorer"],
     "rules.workload": ["Workload"],

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from .model import Request
 from .model.format import format_count
 from .model.json_codec import decode, encode
-from .rules.refusals import BY_OPERATOR, SUMMARIES, Refusal, RefusalGroup, group_refusals
+from .rules.refusals import AMOUNTS, BY_OPERATOR, SUMMARIES, Refusal, RefusalGroup, group_refusals
 
 if TYPE_CHECKING:
     from .explanation import Explanation
 
 Value = TypeVar("Value", bound="_Explained")
-
-_AMOUNTS = frozenset({"gpu", "memory", "cpu", "resources"})
-"""The filters about amounts. `Decision.remedies` suggests no node that one of them refuses as *never*."""
 
 _COMMON = frozenset({*(name for name, _ in SUMMARIES), "avoid"})
 """The names of roost's own filters. A filter of another name belongs to the policy."""
@@ -163,7 +160,7 @@ class Decision(_Explained):
             return ["there are no nodes: add one"]
         remedies, advised = [], set()
         for group in sorted(groups, key=lambda group: group.when == "never"):
-            can_change = group.when == "now" or group.filter not in _AMOUNTS
+            can_change = group.when == "now" or group.filter not in AMOUNTS
             if can_change and group.alone and group.examples:
                 nearest = group.examples[0]
                 count = format_count(group.alone, "node")

@@ -20,10 +20,19 @@ from .decision import Decision, Placement
 from .engine.class_scores import ClassScorer, weigh_scores
 from .engine.score_cache import ScoreCache, Scores
 from .explanation import Explanation
-from .model import Node, Request
-from .rules.filters import HasCpus, HasGpus, HasLabels, HasMemory, HasResources, NotDraining, Tolerates
+from .model import Request
+from .rules.filters import (
+    Filter,
+    HasCpus,
+    HasGpus,
+    HasLabels,
+    HasMemory,
+    HasResources,
+    NotDraining,
+    Tolerates,
+)
 from .rules.scorers import FewKernels, WeightedScorers
-from .tables.snapshot import BoolArray, FloatArray, IntArray, Snapshot
+from .tables.snapshot import FloatArray, IntArray, Snapshot
 
 NOWHERE: Mapping[str, str] = MappingProxyType({})
 """No nodes to avoid."""
@@ -47,36 +56,6 @@ class Policy(Protocol):
         ``avoid`` maps node ids to reasons. These nodes are refused *now*: either they have just refused this request,
         or they are reserved for a kernel that has waited longer.
         """
-        ...
-
-
-class Filter(Protocol):
-    """A rule that refuses nodes for one reason. A node that it refuses even when empty is refused as *never*.
-
-    >>> class Quiet:
-    ...     name = "quiet"
-    ...     def passes(self, request, snapshot):
-    ...         return snapshot.columns.kernels < 2
-    ...     def reason(self, request, node):
-    ...         return f"runs {node.kernels} kernels"
-    >>> from roost.placement import Node, Request, Snapshot
-    >>> quiet = Pipeline(name="quiet", filters=(Quiet(),), scorers=())
-    >>> quiet.place(Request(), Snapshot.of([Node(id="a", kernels=2)])).refusals[0].reason
-    'runs 2 kernels'
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
-        """Return (n_nodes,) True if the node passes, or None if all pass.
-
-        A node's answer must depend on that node alone: the snapshot may hold only some of the cluster's nodes.
-        """
-        ...
-
-    def reason(self, request: Request, node: Node) -> str:
-        """Return why this node, which did not pass, is refused: a predicate such as ``needs 1 GPU, 0.25 free``."""
         ...
 
 

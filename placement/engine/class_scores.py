@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from roost.placement.model import Request
-from roost.placement.rules.filters import find_fitting_devices
+from roost.placement.rules.filters import Filter, find_fitting_devices
 from roost.placement.rules.scorers import Scorer, WeightedScorers
 from roost.placement.tables.columns import ROOM
 from roost.placement.tables.snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
 from .score_cache import Scores
-
-if TYPE_CHECKING:
-    from roost.placement.pipeline import Filter
 
 # These constants are arrays, so that numpy need not convert them in each operation.
 _DECIMALS = np.array(1e9)

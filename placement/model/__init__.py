@@ -6,6 +6,8 @@
         ├─ strict JSON between processes, lenient for answers                  json_codec.py
         └─ amounts and sizes in sentences                                      format.py
 
+`LastEntries` is a dict that forgets its oldest entries (last_entries.py).
+
 This package is the ground floor. It imports the standard library only, so an agent can be sent to a node without the
 rest of placement.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 
 from roost.placement.model import EPSILON, Node, Request
@@ -12,6 +14,36 @@ from .refusals import BY_OPERATOR
 
 _EXACT = 2**53
 """Whole numbers below this are exact as floats."""
+
+
+class Filter(Protocol):
+    """A rule that refuses nodes for one reason. A node that it refuses even when empty is refused as *never*.
+
+    >>> class Quiet:
+    ...     name = "quiet"
+    ...     def passes(self, request, snapshot):
+    ...         return snapshot.columns.kernels < 2
+    ...     def reason(self, request, node):
+    ...         return f"runs {node.kernels} kernels"
+    >>> from roost.placement import Node, Pipeline, Request, Snapshot
+    >>> quiet = Pipeline(name="quiet", filters=(Quiet(),), scorers=())
+    >>> quiet.place(Request(), Snapshot.of([Node(id="a", kernels=2)])).refusals[0].reason
+    'runs 2 kernels'
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def passes(self, request: Request, snapshot: Snapshot) -> BoolArray | None:
+        """Return (n_nodes,) True if the node passes, or None if all pass.
+
+        A node's answer must depend on that node alone: the snapshot may hold only some of the cluster's nodes.
+        """
+        ...
+
+    def reason(self, request: Request, node: Node) -> str:
+        """Return why this node, which did not pass, is refused: a predicate such as ``needs 1 GPU, 0.25 free``."""
+        ...
 
 
 class NotDraining:

@@ -11,6 +11,9 @@ When = Literal["now", "never"]
 BY_OPERATOR = "is draining"
 """The reason why a node is refused if it is draining and reports no cause: then an operator drains it."""
 
+AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus", "resources": "resources"}
+"""The filters about amounts, and the field of a request that each looks at."""
+
 SUMMARIES: dict[tuple[str, str], tuple[str, str]] = {  # (filter, when) → predicate for one node, for several
     ("gpu", "now"): ("has too few GPUs free now", "have too few GPUs free now"),
     ("gpu", "never"): ("has too few such GPUs at all", "have too few such GPUs at all"),

@@ -6,10 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
 
 from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.placement.model import Request
+from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.messages import Kernel, KernelState, StartKernel
 
 from .events import EventStream
@@ -20,21 +20,6 @@ _REMEMBERED = 500
 """At most this many ended kernels, and released leases, are remembered."""
 
 Observer = Callable[[KernelRecord], None]
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class LastEntries(dict[K, V]):
-    """A dict that keeps only the last `most` new entries."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-
-    def __setitem__(self, key: K, value: V) -> None:
-        super().__setitem__(key, value)
-        if len(self) > self._most:
-            del self[next(iter(self))]
 
 
 class KernelTable:

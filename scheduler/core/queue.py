@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from roost.launchers.daemon.tasks import Timers
 from roost.placement import Decision, Request, Snapshot
+from roost.placement.rules.refusals import AMOUNTS
 
 _REPORT_AFTER_S = 0.1
 """How long changes of position are collected. One departure from a line of a hundred moves ninety-nine."""
@@ -29,8 +30,6 @@ _REPORTED_AT_ONCE = 100
 _NEXT_REPORT_S = 0.02
 _MOST_HOLDS = 100
 """At most this many of the oldest requests have a node reserved."""
-AMOUNTS = {"gpu": "gpus", "memory": "memory_bytes", "cpu": "cpus", "resources": "resources"}
-"""The filters about amounts, and the field of a request that each looks at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

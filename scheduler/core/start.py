@@ -17,6 +17,7 @@ from typing import Any
 from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import KernelProcess
+from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.backends.agent_calls import LeaseGone, UnknownLaunch
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, LaunchTimeout, RoostError
@@ -24,7 +25,7 @@ from roost.scheduler.messages import Kernel, StartKernel
 
 from .cluster import Cluster
 from .kernel_record import KernelRecord, StartTask
-from .kernel_table import KernelTable, LastEntries
+from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, build_launch
 from .reconcile import Reconciler
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from roost.launchers.daemon.tasks import ask_all, cancel_all, join_shared, start_shared
 from roost.launchers.protocol.messages import KernelUse, Lease
+from roost.placement.model.last_entries import LastEntries
 
 from .cluster import Cluster
-from .kernel_table import LastEntries
 
 _LEAST_S, _MOST_BUSY = 1.0, 0.01
 """An answer is used again for a second, or for 100 times as long as it took if that is longer."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from roost.placement import Decision, Node, Pipeline, Request, Snapshot
+from roost.placement.rules.refusals import AMOUNTS
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.core.queue import AMOUNTS
 
 STALE_AFTER_S = 30.0
 """Metrics older than this cause a warning."""

@@ -26,9 +26,9 @@ from roost.launchers.protocol.messages import (
     Reserve,
 )
 from roost.placement import Node, Request, Snapshot
+from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.backends.agent_calls import AgentCaller, Agents
 from roost.scheduler.backends.base import Backend, BackendEvent, Finding, LeaseReading
-from roost.scheduler.core.kernel_table import LastEntries
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
 
 from .pods import Pod, PodChange, PodCluster

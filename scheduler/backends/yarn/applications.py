@@ -20,7 +20,7 @@ from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.placement import Request
 from roost.placement.model.json_codec import decode
-from roost.scheduler.core.kernel_table import LastEntries
+from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.errors import BackendUnavailable, LaunchError
 
 from .derived_keys import DerivedKeys

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from roost.placement import Device, Node, Request, Snapshot
-from roost.placement.pipeline import Filter
 from roost.placement.rules.filters import (
+    Filter,
     HasCpus,
     HasGpus,
     HasLabels,

@@ -12,7 +12,7 @@ from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement.model import Request
 from roost.scheduler.core.events import EventStream
 from roost.scheduler.core.kernel_record import _NEXT, _STATE, KernelRecord, Phase
-from roost.scheduler.core.kernel_table import KernelTable, LastEntries
+from roost.scheduler.core.kernel_table import KernelTable
 from roost.scheduler.core.queue import Queue
 
 LEASE = Lease(
@@ -59,13 +59,6 @@ async def test_a_kernel_with_a_lease_waits_no_longer_for_what_it_was_queued_for(
     assert kernel.view(queue).waits_for == "no node has room"
     kernel.update_lease(replace(LEASE, state="granted", reason=""))
     assert kernel.view(queue).waits_for == ""
-
-
-def test_only_the_last_entries_are_kept() -> None:
-    kept = LastEntries[str, int](2)
-    for number, name in enumerate("abca"):
-        kept[name] = number
-    assert kept == {"c": 2, "a": 3}
 
 
 def test_a_record_is_found_by_its_lease() -> None:
