@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from roost.scheduler.backends.agent_per_node.settings import is_module_name
+from roost.scheduler.backends.settings import is_module_name
 from roost.scheduler.cli.options import request_config, scheduler_options
 from roost.scheduler.errors import ConfigError
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from traitlets import Dict, Float, Int, List, TraitError, Unicode, validate
 
-from roost.scheduler.backends.agent_per_node.settings import EnforcementSettings, ForkingSettings
+from roost.scheduler.backends.settings import EnforcementSettings, ForkingSettings
 from roost.scheduler.config.section import Memory
 
 

@@ -1,0 +1,94 @@
+"""The settings that the backends share: how kernels are forked, and how they are held to their limits."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any
+
+from traitlets import Bool, Dict, Enum, Float, List, TraitError, Unicode, validate
+
+from roost.launchers.agent.settings import Enforcement, Forking
+from roost.scheduler.config.section import Section
+
+
+def is_module_name(name: str) -> bool:
+    """True for a name as in an import, such as `os.path`."""
+    return all(part.isidentifier() for part in name.split("."))
+
+
+class ForkingSettings(Section):
+    """How kernels are forked on the nodes."""
+
+    preload = List(
+        Unicode(),
+        help="Modules that are imported before kernels are forked. `jedi` also prepares the first completion.",
+    )
+    preload_by_python = Dict(
+        value_trait=List(Unicode()),
+        key_trait=Unicode(),
+        help="Further modules for some Pythons: a path of an interpreter, or a pattern such as `/opt/ml/*` → modules.",
+    )
+    learn_preloads = Bool(
+        False,
+        help="Also import the installed packages that at least half of a Python's latest kernels have imported.",
+    )
+    immortal_preloads = Bool(
+        True,
+        help="Python 3.12 to 3.14: count no references to preloaded objects, so that kernels share more memory.",
+    )
+    page_out_after_s = Float(
+        0.0,
+        min=0.0,
+        help="Kernels that have done nothing for this time move their memory to the swap, if there is one. 0: never.",
+    )
+    merge_memory = Bool(
+        False,
+        help="Let Linux merge equal pages of kernels, where its administrator has turned that on (KSM).",
+    )
+
+    @validate("preload", "preload_by_python")
+    def _check_modules(self, proposal: Any) -> Any:
+        setting, given = proposal["trait"].name, proposal["value"]
+        for name in given if setting == "preload" else chain.from_iterable(given.values()):
+            if not is_module_name(name):
+                raise TraitError(
+                    f'{setting}: {name!r} is no name of a module: give a list such as ["numpy", "jedi"].'
+                )
+        return given
+
+    def forking(self) -> Forking:
+        """Return these settings for the agents."""
+        return Forking(
+            preload=tuple(self.preload),
+            preload_by_python={python: tuple(names) for python, names in self.preload_by_python.items()},
+            learn_preloads=self.learn_preloads,
+            immortal_preloads=self.immortal_preloads,
+            page_out_after_s=self.page_out_after_s,
+            merge_memory=self.merge_memory,
+        )
+
+
+class EnforcementSettings(Section):
+    """How kernels are held to the memory and the CPUs that they asked for."""
+
+    enforce: Enum[Any] = Enum(
+        ("auto", "required", "never"),
+        "auto",
+        help="auto: by control groups, else memory alone. required: by control groups, else no start. never.",
+    )
+    cpu_ceiling = Float(
+        0.0,
+        help="A kernel gets at most so many times the CPUs that it asked for: 1 or more. 0: all that are idle.",
+    )
+    end_detached = Bool(True, help="Processes that have left a kernel's session end with its lease, too.")
+
+    @validate("cpu_ceiling")
+    def _check_ceiling(self, proposal: Any) -> Any:
+        ceiling = proposal["value"]
+        if ceiling != 0 and not ceiling >= 1:  # a kernel never gets less than it asked for
+            raise TraitError(f"cpu_ceiling = {ceiling:g} is not possible: give 0, or a number, 1 or more.")
+        return ceiling
+
+    def enforcement(self) -> Enforcement:
+        """Return these settings for the agents."""
+        return Enforcement(enforce=self.enforce, cpu_ceiling=self.cpu_ceiling, end_detached=self.end_detached)
