@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from roost.scheduler.backends.settings import is_module_name
 from roost.scheduler.cli.options import request_config, scheduler_options
+from roost.scheduler.config.shared_sections import is_module_name
 from roost.scheduler.errors import ConfigError
 
 from . import churn, density, latency, memory, placement, queue, scale, starts

@@ -11,9 +11,10 @@
     events.py       roost events
     top.py          roost top
     attach.py       roost attach, output
+    simulate.py     roost simulate
     bench.py        roost bench
     clean_text.py   removes control characters from texts of other programs
     tables.py       how tables, amounts and ages look
 
-`roost simulate` is in `scheduler/simulate`. Only this package may import `provisioners` from within the scheduler.
+This package stands above all others, `provisioners` included: only programs and `roost.bench` import it.
 """

@@ -40,7 +40,7 @@ class _Parser(argparse.ArgumentParser):
 def find_action(name: str) -> Action:
     """Import and return the function behind a command. `--help` imports none of them."""
     module, _, function = name.partition(":")
-    return cast(Action, getattr(import_module(f"roost.scheduler.{module}"), function))
+    return cast(Action, getattr(import_module(f"roost.scheduler.cli.{module}"), function))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,55 +57,55 @@ def build_parser() -> argparse.ArgumentParser:
     _add_kernelspec(commands)
     _add_run(commands)
     _add_bench(commands)
-    doctor = _add_command(commands, "doctor", "cli.doctor:diagnose", "find problems and their remedies")
+    doctor = _add_command(commands, "doctor", "doctor:diagnose", "find problems and their remedies")
     what = "repair disagreements between kernels, leases and processes, and show each step"
     doctor.add_argument("--fix", action="store_true", help=what)
     doctor.add_argument("--dry-run", action="store_true", help="show what --fix would do, and change nothing")
     add_scheduler(doctor)
     what = "show the versions of roost and of the packages it works with"
-    _add_command(commands, "version", "cli.doctor:print_versions", what)
+    _add_command(commands, "version", "doctor:print_versions", what)
     return parser
 
 
 def _add_cluster_commands(commands: Subparsers) -> None:
     what = "list nodes with their promised and used resources"
-    nodes = _add_command(commands, "nodes", "cli.nodes:list_nodes", what)
+    nodes = _add_command(commands, "nodes", "nodes:list_nodes", what)
     what = "show where a kernel would be placed, and why"
-    explain = _add_command(commands, "explain", "cli.explain:explain", what)
+    explain = _add_command(commands, "explain", "explain:explain", what)
     what = "use nodes saved with `roost nodes --json`; --policy may then also be FILE.py:NAME or MODULE:NAME"
     explain.add_argument("--snapshot", metavar="FILE", help=what)
     what = "list all kernels, with the CPU and memory that they use"
-    kernels = _add_command(commands, "kernels", "cli.kernels:list_kernels", what)
+    kernels = _add_command(commands, "kernels", "kernels:list_kernels", what)
     what = "list only queued and pending kernels, with the reason"
     kernels.add_argument("--pending", action="store_true", help=what)
-    top = _add_command(commands, "top", "cli.top:show_top", "watch what the kernels use, the busiest first")
+    top = _add_command(commands, "top", "top:show_top", "watch what the kernels use, the busiest first")
     what = "pause between two looks (2)"
     top.add_argument("--interval", metavar="SECONDS", type=parse_amount, default=2.0, help=what)
     what = "print the service's last events"
-    events = _add_command(commands, "events", "cli.events:show_events", what)
+    events = _add_command(commands, "events", "events:show_events", what)
     events.add_argument("--follow", "-f", action="store_true", help="go on until interrupted (Ctrl-C)")
     events.add_argument("--limit", metavar="N", type=parse_count, default=100, help="at most so many (100)")
     what = "print the log of a kernel (its stdout and stderr)"
-    logs = _add_command(commands, "logs", "cli.kernels:print_log", what)
+    logs = _add_command(commands, "logs", "kernels:print_log", what)
     logs.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
     logs.add_argument("--tail", metavar="SIZE", default="64KiB", help="print at most this much (64KiB)")
     what = "print what the cells of a kernel have put out, as far as its node has kept it"
-    output = _add_command(commands, "output", "cli.attach:print_output", what)
+    output = _add_command(commands, "output", "attach:print_output", what)
     what = "open a console on a kernel (needs the extra `console`)"
-    attach = _add_command(commands, "attach", "cli.attach:attach", what, has_json=False)
+    attach = _add_command(commands, "attach", "attach:attach", what, has_json=False)
     for parser in (output, attach):
         parser.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
-    stop = _add_command(commands, "stop", "cli.kernels:stop", "stop kernels, or remove them from the queue")
+    stop = _add_command(commands, "stop", "kernels:stop", "stop kernels, or remove them from the queue")
     stop.add_argument("kernels", metavar="KERNEL", nargs="*", help="a kernel's id, or the beginning of it")
     what = "stop all kernels of the Jupyter Server of this name"
     stop.add_argument("--server", metavar="NAME", default="", help=what)
     what = "wait this long before killing (5)"
     stop.add_argument("--grace", metavar="SECONDS", type=parse_amount, default=5.0, help=what)
-    drain = _add_command(commands, "drain", "cli.nodes:drain", "place no more kernels on a node")
+    drain = _add_command(commands, "drain", "nodes:drain", "place no more kernels on a node")
     drain.add_argument("node", metavar="NODE", help="the node's id")
     drain.add_argument("--off", action="store_true", help="place kernels on the node again")
     what = "start the agents of all nodes before a kernel needs them"
-    up = _add_command(commands, "up", "cli.nodes:start_agents", what)
+    up = _add_command(commands, "up", "nodes:start_agents", what)
     for parser in (nodes, explain, kernels, top, events, logs, output, attach, stop, drain, up):
         add_scheduler(parser)
     add_request(explain)
@@ -113,7 +113,7 @@ def _add_cluster_commands(commands: Subparsers) -> None:
 
 def _add_simulate(commands: Subparsers) -> None:
     what = "replay a trace of requests under several policies"
-    simulate = _add_command(commands, "simulate", "cli.simulate:simulate", what, has_json=False)
+    simulate = _add_command(commands, "simulate", "simulate:simulate", what, has_json=False)
     what = "a CSV file in openb's form, or one of roost's decision logs"
     simulate.add_argument("trace", metavar="TRACE", nargs="?", help=what)
     cluster = simulate.add_argument_group("nodes")
@@ -145,7 +145,7 @@ def _add_kernelspec(commands: Subparsers) -> None:
     parent = commands.add_parser("kernelspec", help=what, description=f"{what.capitalize()}.")
     actions = parent.add_subparsers(title="actions", metavar="ACTION", required=True)
     what = "copy a kernelspec so that its kernels start through roost"
-    install = _add_command(actions, "install", "cli.jupyter:install", what)
+    install = _add_command(actions, "install", "jupyter:install", what)
     what = "the kernelspec to copy (python3)"
     install.add_argument("--from", dest="source", metavar="NAME", default="python3", help=what)
     install.add_argument("--name", metavar="NAME", help="name of the copy (roost-…)")
@@ -160,13 +160,13 @@ def _add_kernelspec(commands: Subparsers) -> None:
     where.add_argument("--sys-prefix", action="store_true", help="this Python's environment")
     where.add_argument("--prefix", metavar="FOLDER", help="FOLDER/share/jupyter/kernels")
     what = "list roost's kernelspecs, and test whether they can start kernels"
-    _add_command(actions, "list", "cli.jupyter:list_all", what)
-    remove = _add_command(actions, "remove", "cli.jupyter:remove", "remove kernelspecs of roost")
+    _add_command(actions, "list", "jupyter:list_all", what)
+    remove = _add_command(actions, "remove", "jupyter:remove", "remove kernelspecs of roost")
     remove.add_argument("names", metavar="NAME", nargs="+")
 
 
 def _add_run(commands: Subparsers) -> None:
-    run = _add_command(commands, "run", "cli.jupyter:run", "execute a notebook on a kernel that roost places")
+    run = _add_command(commands, "run", "jupyter:run", "execute a notebook on a kernel that roost places")
     run.add_argument("notebook", metavar="NOTEBOOK")
     run.add_argument("--output", metavar="FILE", help="write the executed notebook here (NOTEBOOK.out.ipynb)")
     run.add_argument("--kernel", metavar="NAME", default="", help="kernelspec (the notebook's own)")
@@ -220,7 +220,7 @@ def _add_bench(commands: Subparsers) -> None:
     what = "let them arrive so many times as fast (1)"
     queue.add_argument("--speed", metavar="FACTOR", type=parse_factor, default=1.0, help=what)
     what = "how long a decision takes on a busy cluster, which is drawn"
-    placement = _add_command(actions, "placement", "cli.bench:run", f"measure {what}", has_json=False)
+    placement = _add_command(actions, "placement", "bench:run", f"measure {what}", has_json=False)
     what = "nodes of the cluster; may be repeated (1000, 10000, 100000)"
     placement.add_argument("--nodes", metavar="N", type=parse_count, action="append", default=[], help=what)
     what = "the policy that decides; may be repeated, to compare policies (balanced)"
@@ -228,7 +228,7 @@ def _add_bench(commands: Subparsers) -> None:
     placement.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each (7)")
     _add_result(placement, "placement", "few decisions on small clusters, to try it out")
     what = "how many starts roost's service manages on a large cluster, which is simulated"
-    scale = _add_command(actions, "scale", "cli.bench:run", f"measure {what}", has_json=False)
+    scale = _add_command(actions, "scale", "bench:run", f"measure {what}", has_json=False)
     scale.add_argument(
         "--nodes", metavar="N", type=parse_count, help="nodes of the cluster (200; with --quick 20)"
     )
@@ -237,14 +237,14 @@ def _add_bench(commands: Subparsers) -> None:
     scale.add_argument("--at-once", metavar="N", type=parse_count, default=16, help="so many at once (16)")
     _add_result(scale, "scale", "few nodes, to try it out")
     what = "show which figures of two results have changed by more than noise"
-    compare = _add_command(actions, "compare", "cli.bench:run", what, has_json=False)
+    compare = _add_command(actions, "compare", "bench:run", what, has_json=False)
     compare.set_defaults(command="compare")
     compare.add_argument("before", metavar="A.json")
     compare.add_argument("after", metavar="B.json")
 
 
 def _add_benchmark(actions: Subparsers, name: str, what: str) -> argparse.ArgumentParser:
-    parser = _add_command(actions, name, "cli.bench:run", f"measure {what}", has_json=False)
+    parser = _add_command(actions, name, "bench:run", f"measure {what}", has_json=False)
     what = "compare with this: plain (default), none, a kernelspec's name, or roost:KEY=VALUE,... (may be repeated)"
     parser.add_argument("--baseline", metavar="WHAT", action="append", default=[], help=what)
     parser.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each side")

@@ -4,39 +4,37 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
+import statistics
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-from roost.placement import NOWHERE, Decision, Node, Policy, Request, Snapshot, Workload
+from roost.placement import Node, Snapshot
 from roost.placement.model.format import format_count
-from roost.placement.shipped_policies import SHIPPED, build_policy, get_policy
-from roost.placement.trace_run import Arrival, Resource, assume_promised_use, replay
+from roost.placement.shipped_policies import SHIPPED
+from roost.placement.trace_run import RESOURCE_NAMES, Arrival, Resource, assume_promised_use
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.policies.loader import find_policy, format_error, load_policy
 from roost.scheduler.policies.offline import read_snapshot
-from roost.scheduler.policies.sandbox import check_placement
 from roost.scheduler.service.decision_log import FILE_NAME
 from roost.scheduler.simulate import request_streams
-from roost.scheduler.simulate.report import Comparison, PolicyRun
+from roost.scheduler.simulate.comparison import compare, count_impossible
+from roost.scheduler.simulate.report import Comparison
 from roost.scheduler.simulate.trace_files import add_nodes, read_ended, read_nodes, read_trace
 
 from .options import connect_scheduler, scheduler_options
+from .tables import build_table, open_console, print_table
 
-_PROGRESS_EVERY = 200
+_FIGURES = {
+    "REFUSED": "refused",
+    "REQUESTS": "refused_requests",
+    "FRAGMENTED": "fragmented",
+    "P50 ms": "decision_p50_ms",
+    "P99 ms": "decision_p99_ms",
+}
 
 
 def simulate(arguments: argparse.Namespace) -> int:
@@ -65,7 +63,7 @@ def simulate(arguments: argparse.Namespace) -> int:
     if arguments.json == "-":
         print(document)
     else:
-        comparison.show()
+        _show(comparison)
     try:
         if arguments.json not in (None, "-"):
             Path(arguments.json).write_text(document + "\n", encoding="utf-8")
@@ -74,87 +72,6 @@ def simulate(arguments: argparse.Namespace) -> int:
     except OSError as problem:
         raise ConfigError(f"not written: {problem}") from None
     return 1 if arguments.plot and pyplot is None else 0
-
-
-def compare(
-    policies: Sequence[str],
-    named: Mapping[str, str],
-    nodes: Sequence[Node],
-    tasks: Sequence[Arrival],
-    streams: Mapping[int, Sequence[Arrival]],
-    resource: Resource,
-) -> dict[str, list[PolicyRun]]:
-    """Replay each stream under each policy, and return the runs by policy. A `ConfigError` names a failed policy.
-
-    `named` has the operator's policies by name. `streams` has the streams by seed.
-    """
-    workload = Workload.of([task.request for task in tasks], Snapshot.of(nodes))
-    # errors describe failures; no stack on stderr
-    logging.getLogger("roost").addHandler(logging.NullHandler())
-    known = {name: load_policy(name, partial(find_policy, name, named)) for name in policies}
-
-    def make(name: str) -> Policy:
-        return load_policy(name, lambda: build_policy(known[name], name, workload))
-
-    for name in known:
-        make(name)  # a broken policy fails here, before the first replay
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    runs: dict[str, list[PolicyRun]] = {name: [] for name in policies}
-    screen = Console(stderr=True)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
-        bar = progress.add_task("", total=len(runs) * sum(map(len, streams.values())))
-        advance = partial(progress.advance, bar, _PROGRESS_EVERY)
-        for name in runs:
-            for seed, stream in streams.items():
-                progress.update(bar, description=f"{name}, seed {seed}")
-                is_foreign = known[name] is not SHIPPED.get(name)
-                timed = TimedPolicy(make(name), name, advance, is_checked=is_foreign)
-                done = replay(timed, Snapshot.of(nodes), stream, resource=resource, workload=workload)
-                runs[name].append(PolicyRun(seed=seed, replay=done, decision_ms=timed.decision_ms()))
-    return runs
-
-
-def count_impossible(nodes: Sequence[Node], tasks: Sequence[Arrival]) -> int:
-    """Return how many of the requests would fit no node, even if all nodes were empty."""
-    policy, snapshot = get_policy("pack"), Snapshot.of(nodes)
-    requests = Counter(task.request for task in tasks)
-    return sum(count for request, count in requests.items() if policy.place(request, snapshot).is_never)
-
-
-@dataclass
-class TimedPolicy:
-    """A policy that measures how long another policy takes for each decision. An exception becomes a `ConfigError`.
-
-    With `is_checked`, an impossible decision becomes a `ConfigError` too.
-    """
-
-    policy: Policy
-    name: str
-    on_progress: Callable[[], object]
-    is_checked: bool
-    times_s: list[float] = field(default_factory=list)
-
-    def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
-        began = time.perf_counter()
-        try:
-            decision = self.policy.place(request, snapshot, avoid=avoid)
-            self.times_s.append(time.perf_counter() - began)
-            if self.is_checked:
-                check_placement(decision, request, snapshot, avoid)
-                if decision.placement is None and not decision.is_explained:
-                    raise ValueError("it gave neither a node nor a refusal")
-        except KeyboardInterrupt:
-            raise
-        except BaseException as problem:  # noqa: BLE001 - a policy is foreign code and may even raise SystemExit
-            raise ConfigError(f"policy {self.name} failed ({format_error(problem)}).") from None
-        if len(self.times_s) % _PROGRESS_EVERY == 0:
-            self.on_progress()
-        return decision
-
-    def decision_ms(self) -> tuple[float, float]:
-        """Return the median and the 99th percentile of the decision times in milliseconds."""
-        p50, p99 = np.percentile(self.times_s, [50, 99]) * 1e3 if self.times_s else (0.0, 0.0)
-        return float(p50), float(p99)
 
 
 def _check_paths(arguments: argparse.Namespace) -> None:
@@ -205,6 +122,52 @@ def _read_nodes(arguments: argparse.Namespace) -> list[Node]:
     except ValueError as problem:  # two nodes have the same name
         raise ConfigError(f"{arguments.nodes or 'nodes'}: {problem}") from None
     return [assume_promised_use(node) for node in nodes]
+
+
+def _show(comparison: Comparison) -> None:
+    """Print the table of a comparison, best policy first.
+
+    A cell that is too wide for the terminal is wrapped before its ±.
+    """
+    ends = {max(run.replay.points) for run in next(iter(comparison.runs.values()))}
+    end = f"AT {max(ends)} %" if len(ends) == 1 else "AT THE END"
+    figures = {"AT 100 %": "allocated_at_100"} if max(ends) > 100 else {}
+    figures |= {end: "allocated_at_end", **_FIGURES}
+    table = build_table("POLICY", *figures, right=list(figures))
+    table.columns[0].no_wrap = True
+    for policy in comparison.ranked():
+        cells = [_format_cell(name, comparison.of(policy, figure)) for name, figure in figures.items()]
+        table.add_row(comparison.shorten(policy), *cells)
+    out = open_console()
+    capacity = _format_capacity(comparison.capacity, comparison.resource)
+    out.print(f"{comparison.stream}, on {format_count(comparison.nodes, 'node')} with {capacity}.")
+    if comparison.note:
+        out.print(comparison.note)
+    out.print()
+    print_table(out, table)
+    seeds = len(next(iter(comparison.runs.values())))
+    out.print(
+        f"\nIn percent. AT: {RESOURCE_NAMES[comparison.resource]} allocated when requests for that much had arrived. "
+        "REFUSED: share of the requested amount. REQUESTS: share of the requests that were refused. "
+        "FRAGMENTED: free, but probably of no use to requests like these. P50, P99: time of a decision."
+        + (f" Means of {seeds} seeds ± standard deviation." if seeds > 1 else ""),
+        style="dim",
+    )
+
+
+def _format_cell(name: str, values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    if name.endswith("ms"):
+        return f"{statistics.fmean(values):.3f}"
+    spread = f" ±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
+
+
+def _format_capacity(capacity: float, resource: Resource) -> str:
+    if resource == "memory_bytes":
+        return f"{capacity / 2**30:.0f} GiB memory"
+    return format_count(capacity, RESOURCE_NAMES[resource].removesuffix("s"))
 
 
 def _load_pyplot(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""The result of `roost simulate`: policies side by side, as a table, as JSON and as a picture."""
+"""The result of a comparison: policies side by side, as JSON and as a picture."""
 
 from __future__ import annotations
 
@@ -10,15 +10,6 @@ from typing import Any
 
 from roost.placement.model.format import format_count
 from roost.placement.trace_run import RESOURCE_NAMES, Replay, Resource
-from roost.scheduler.cli.tables import build_table, open_console, print_table
-
-_FIGURES = {
-    "REFUSED": "refused",
-    "REQUESTS": "refused_requests",
-    "FRAGMENTED": "fragmented",
-    "P50 ms": "decision_p50_ms",
-    "P99 ms": "decision_p99_ms",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,34 +87,7 @@ class Comparison:
             },
         }
 
-    def show(self) -> None:
-        """Print the table, best policy first. A cell that is too wide for the terminal is wrapped before its ±."""
-        ends = {max(run.replay.points) for run in next(iter(self.runs.values()))}
-        end = f"AT {max(ends)} %" if len(ends) == 1 else "AT THE END"
-        figures = {"AT 100 %": "allocated_at_100"} if max(ends) > 100 else {}
-        figures |= {end: "allocated_at_end", **_FIGURES}
-        table = build_table("POLICY", *figures, right=list(figures))
-        table.columns[0].no_wrap = True
-        for policy in self.ranked():
-            cells = [_format_cell(name, self.of(policy, figure)) for name, figure in figures.items()]
-            table.add_row(self._shorten(policy), *cells)
-        out = open_console()
-        on = f"on {format_count(self.nodes, 'node')} with {_format_capacity(self.capacity, self.resource)}"
-        out.print(f"{self.stream}, {on}.")
-        if self.note:
-            out.print(self.note)
-        out.print()
-        print_table(out, table)
-        seeds = len(next(iter(self.runs.values())))
-        out.print(
-            f"\nIn percent. AT: {RESOURCE_NAMES[self.resource]} allocated when requests for that much had arrived. "
-            "REFUSED: share of the requested amount. REQUESTS: share of the requests that were refused. "
-            "FRAGMENTED: free, but probably of no use to requests like these. P50, P99: time of a decision."
-            + (f" Means of {seeds} seeds ± standard deviation." if seeds > 1 else ""),
-            style="dim",
-        )
-
-    def _shorten(self, policy: str) -> str:
+    def shorten(self, policy: str) -> str:
         """Return FILE.py:NAME without its folder, unless two policies would then have the same name."""
         short = _without_folder(policy)
         return short if sum(_without_folder(each) == short for each in self.runs) == 1 else policy
@@ -139,7 +103,7 @@ class Comparison:
         for axis, title in zip(axes[:, 0], panels, strict=True):
             for policy in self.ranked():
                 x, y = self._curve(policy, title)
-                axis.plot(x, y, label=self._shorten(policy), linewidth=1.2)
+                axis.plot(x, y, label=self.shorten(policy), linewidth=1.2)
             axis.set_ylabel(f"{title}, % of {RESOURCE_NAMES[self.resource]}", fontsize=8)
             axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
@@ -164,18 +128,3 @@ class Comparison:
 def _without_folder(policy: str) -> str:
     path, colon, name = policy.rpartition(":")
     return f"{Path(path).name}:{name}" if colon and path.endswith(".py") else policy
-
-
-def _format_cell(name: str, values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    if name.endswith("ms"):
-        return f"{statistics.fmean(values):.3f}"
-    spread = f" ±{statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
-
-
-def _format_capacity(capacity: float, resource: Resource) -> str:
-    if resource == "memory_bytes":
-        return f"{capacity / 2**30:.0f} GiB memory"
-    return format_count(capacity, RESOURCE_NAMES[resource].removesuffix("s"))

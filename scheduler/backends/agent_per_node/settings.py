@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from traitlets import Float, Unicode
 
-from roost.scheduler.backends.settings import EnforcementSettings, ForkingSettings
+from roost.scheduler.config.shared_sections import EnforcementSettings, ForkingSettings
 
 
 class AgentPerNodeSettings(ForkingSettings, EnforcementSettings):

@@ -6,8 +6,8 @@ from typing import Any
 
 from traitlets import Dict, Float, Int, List, TraitError, Unicode, validate
 
-from roost.scheduler.backends.settings import EnforcementSettings, ForkingSettings
 from roost.scheduler.config.section import Memory
+from roost.scheduler.config.shared_sections import EnforcementSettings, ForkingSettings
 
 
 class RoostLocalBackend(ForkingSettings, EnforcementSettings):

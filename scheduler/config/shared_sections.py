@@ -1,4 +1,4 @@
-"""The settings that the backends share: how kernels are forked, and how they are held to their limits."""
+"""Sections that the settings of several backends share: how kernels are forked, and how they are limited."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 from traitlets import Bool, Dict, Enum, Float, List, TraitError, Unicode, validate
 
 from roost.launchers.agent.settings import Enforcement, Forking
-from roost.scheduler.config.section import Section
+
+from .section import Section
 
 
 def is_module_name(name: str) -> bool:
