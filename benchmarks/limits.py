@@ -37,7 +37,7 @@ from roost.bench.world import (
     wait_until_forked,
     write_kernelspec,
 )
-from roost.launchers.agent.cgroups import CgroupTree, NoCgroups
+from roost.launchers.agent.limits.cgroups import CgroupTree, NoCgroups
 
 NO_CGROUPS = 77
 LIMIT = {"memory": "512MiB", "cpus": 0.5}

@@ -27,8 +27,8 @@ from roost.bench.runs import measure_sides, read_rounds
 from roost.bench.sides import Side, read_sides
 from roost.bench.starts import REST_S
 from roost.bench.world import elapsed_ms
-from roost.launchers.agent.gpus import DeviceReader
-from roost.launchers.agent.nvml import list_gpus
+from roost.launchers.agent.machine.gpus import DeviceReader
+from roost.launchers.agent.machine.nvml import list_gpus
 
 SKIPPED = 77
 KERNELS = 4

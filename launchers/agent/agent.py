@@ -17,31 +17,31 @@ from roost.launchers.daemon.daemon import Hold, announce
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, join_shared, spawn, start_shared
 from roost.launchers.protocol import messages
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import KernelProcess, KernelUse, Lease
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.placement.model import Node
 
-from .address_report import report_address
-from .address_watch import watch_address
-from .disk_room import DiskRoom
-from .fingerprint import parse_ipykernel_command
-from .gpu_locks import GpuLocks
-from .kernels import Kernels
-from .launch_changes import adapt, build_node_environment
-from .learnt_preloads import LearntPreloads
-from .ledger import Conflict, LeaseLedger
-from .limits import Limits, NotEnforced, name_group
-from .manager_watch import ManagerWatch
-from .node_metrics import NodeMetrics
-from .nvml import list_gpus
-from .page_out import PageOut
-from .sessions import OwnSession, SharedSession, kill_outsiders
-from .settings import AgentSettings
-from .start import EarlierFork, writing
-from .status_feed import StatusFeed
-from .usage import RunningKernel, UsageMeter
-from .zygote_pool import ZygotePool
+from .launch.kernels import Kernels
+from .launch.launch_changes import adapt, build_node_environment
+from .launch.start import EarlierFork, writing
+from .leases.address_report import report_address
+from .leases.address_watch import watch_address
+from .leases.ledger import Conflict, LeaseLedger
+from .leases.manager_watch import ManagerWatch
+from .limits.limits import Limits, NotEnforced, name_group
+from .limits.page_out import PageOut
+from .limits.usage import RunningKernel, UsageMeter
+from .machine.disk_room import DiskRoom
+from .machine.gpu_locks import GpuLocks
+from .machine.node_metrics import NodeMetrics
+from .machine.nvml import list_gpus
+from .machine.sessions import OwnSession, SharedSession, kill_outsiders
+from .machine.status_feed import StatusFeed
+from .warm.fingerprint import parse_ipykernel_command
+from .warm.learnt_preloads import LearntPreloads
+from .warm.zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
 

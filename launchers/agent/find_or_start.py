@@ -17,12 +17,11 @@ from typing import Any
 from roost.launchers.daemon.daemon import DaemonError, ensure
 from roost.launchers.daemon.private_files import FolderError, runtime_dir
 from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import PROTOCOL, Manager
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.shared_values import VERSION, parse_version
 from roost.placement.model.json_codec import WireError, decode, encode
-
-from .settings import AgentSettings
 
 log = logging.getLogger(__name__)
 

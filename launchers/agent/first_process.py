@@ -72,7 +72,7 @@ def main() -> int:
     output = None
     if forked is not None and assignment["report_to"] and len(settings["ports"]) == 1:
         output = report_kernel(forked, settings, assignment)
-    from .main import main as run_agent
+    from roost.launchers.agent.main import main as run_agent
 
     return run_agent([folder, json.dumps(settings)], assigned=assignment, forked=forked, output=output)
 
@@ -170,7 +170,7 @@ def report_kernel(kernel: dict[str, Any], settings: Mapping[str, Any], assignmen
     """
     import zmq
 
-    from .subscription import subscribe
+    from roost.launchers.agent.output.subscription import subscribe
 
     began = time.perf_counter()
     iopub_port = kernel["ports"]["iopub_port"]  # ipykernel binds shell, stdin and control before it

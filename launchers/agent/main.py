@@ -18,6 +18,7 @@ import zmq
 
 from roost.launchers.daemon.daemon import AlreadyRunning, hold
 from roost.launchers.protocol import messages
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import PROTOCOL, PodKernel
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.launchers.protocol.rpc_server import RpcServer
@@ -25,8 +26,7 @@ from roost.launchers.protocol.shared_values import VERSION
 from roost.placement.model.json_codec import decode, encode
 
 from .agent import STOP_GRACE_S, Agent
-from .settings import AgentSettings
-from .start import EarlierFork
+from .launch.start import EarlierFork
 
 log = logging.getLogger(__name__)
 

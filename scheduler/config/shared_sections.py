@@ -7,7 +7,7 @@ from typing import Any
 
 from traitlets import Bool, Dict, Enum, Float, List, TraitError, Unicode, validate
 
-from roost.launchers.agent.settings import Enforcement, Forking
+from roost.launchers.protocol.agent_settings import Enforcement, Forking
 
 from .section import Section
 

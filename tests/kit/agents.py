@@ -12,13 +12,13 @@ from typing import Any
 from world import TINY_ARGV
 
 from roost.launchers.agent.find_or_start import find_or_start_agent
-from roost.launchers.agent.limits import Limits
-from roost.launchers.agent.sessions import OwnSession
-from roost.launchers.agent.settings import AgentSettings, Enforcement
+from roost.launchers.agent.limits.limits import Limits
+from roost.launchers.agent.machine.sessions import OwnSession
 from roost.launchers.daemon.daemon import read_announcement
 from roost.launchers.daemon.private_files import runtime_dir
 from roost.launchers.daemon.process import is_running
 from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.agent_settings import AgentSettings, Enforcement
 from roost.launchers.protocol.messages import (
     AgentEvent,
     Connection,

@@ -20,8 +20,8 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from world import TINY_ARGV
 
 from roost.bench.clusters.free_ports import free_port
-from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import (
     AgentEvent,
     Assignment,

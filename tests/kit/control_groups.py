@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from roost.launchers.agent.cgroups import CgroupTree, NoCgroups
-from roost.launchers.agent.limits import name_group
+from roost.launchers.agent.limits.cgroups import CgroupTree, NoCgroups
+from roost.launchers.agent.limits.limits import name_group
 
 
 def why_not() -> str:

@@ -20,12 +20,12 @@ from typing import Any
 
 from jupyter_client.blocking import BlockingKernelClient
 
-from roost.launchers.agent import ports as free_ports
-from roost.launchers.agent.fingerprint import KernelCommand, parse_ipykernel_command
-from roost.launchers.agent.fork_report import ForkedKernel
-from roost.launchers.agent.learnt_preloads import FEWEST, LearntPreloads
-from roost.launchers.agent.settings import Forking
-from roost.launchers.agent.zygote_pool import MOST_SPARES, ZygotePool
+from roost.launchers.agent.machine import ports as free_ports
+from roost.launchers.agent.warm.fingerprint import KernelCommand, parse_ipykernel_command
+from roost.launchers.agent.warm.fork_report import ForkedKernel
+from roost.launchers.agent.warm.learnt_preloads import FEWEST, LearntPreloads
+from roost.launchers.agent.warm.zygote_pool import MOST_SPARES, ZygotePool
+from roost.launchers.protocol.agent_settings import Forking
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
 REPLY_S = 180.0

@@ -13,7 +13,7 @@ import pytest
 from world import daemon_pids, settle, wait_gone
 
 import roost
-from roost.launchers.agent.learnt_preloads import FEWEST
+from roost.launchers.agent.warm.learnt_preloads import FEWEST
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect, disconnect
 

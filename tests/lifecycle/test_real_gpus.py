@@ -18,8 +18,8 @@ from real_gpus import CUDA, ask, why_not
 from world import daemon_pids
 
 import roost
-from roost.launchers.agent.gpus import DeviceReader
-from roost.launchers.agent.nvml import list_gpus
+from roost.launchers.agent.machine.gpus import DeviceReader
+from roost.launchers.agent.machine.nvml import list_gpus
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError

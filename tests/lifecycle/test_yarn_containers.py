@@ -20,8 +20,8 @@ from yarn_master import YarnMaster, live, running_master, until
 from yarn_nodes import assert_nothing_left, end_applications
 
 from roost.bench.clusters.free_ports import free_port
-from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment, Launch, Reserve
 from roost.launchers.protocol.rpc import ClientKeys, ServerKeys
 from roost.placement import Request

@@ -11,7 +11,7 @@ from typing import Any
 
 import zmq
 
-from roost.launchers.agent.ledger import Conflict, LeaseLedger
+from roost.launchers.agent.leases.ledger import Conflict, LeaseLedger
 from roost.launchers.protocol.messages import (
     AgentEvent,
     Holdings,

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from roost.launchers.agent.settings import AgentSettings
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Launch, Owner, PodKernel
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Snapshot

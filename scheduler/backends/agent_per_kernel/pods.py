@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.private_files import read_json
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import AgentAddress, Launch, Lease, PodKernel
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement.model import Node, Request

@@ -10,8 +10,8 @@ from typing import Any
 
 import cloudpickle
 
-from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon import tasks
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.shared_values import VERSION, parse_version
 from roost.placement.model.json_codec import encode
 from roost.scheduler.backends import node_archive

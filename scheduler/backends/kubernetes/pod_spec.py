@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from roost.launchers.agent.settings import AgentSettings
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment, Lease
 from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request

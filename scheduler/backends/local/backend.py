@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 from roost.launchers.agent.find_or_start import find_or_start_agent
-from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.tasks import join_shared, start_shared
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import AgentEvent, Launch, Owner, Reserve
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Snapshot

@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from roost.launchers.agent.settings import AgentSettings
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.placement.model.json_codec import encode
 from roost.scheduler.backends import node_archive
 from roost.scheduler.backends.node_archive import Answer, bring_up, name_agent, pack

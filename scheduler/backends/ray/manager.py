@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.tasks import join_shared, start_shared
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 
-from roost.launchers.agent.settings import AgentSettings
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment, Launch, Lease, Reserve
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import dump_lease

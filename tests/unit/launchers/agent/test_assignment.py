@@ -19,8 +19,8 @@ from world import TINY_ARGV
 
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.agent.main import NO_PORT_EXIT
-from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.private_files import read_json
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment, Reserve
 from roost.launchers.protocol.rpc import RpcError, ServerKeys
 

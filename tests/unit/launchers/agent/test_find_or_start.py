@@ -10,10 +10,10 @@ import pytest
 from agents import agent_pid
 
 from roost.launchers.agent.find_or_start import find_differences, find_or_start_agent, is_older
-from roost.launchers.agent.settings import AgentSettings
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Request
 from roost.placement.model.json_codec import WireError

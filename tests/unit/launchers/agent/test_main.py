@@ -20,10 +20,10 @@ from agents import Session, agent_pid, agent_session, alive, end_agent
 from world import TINY_ARGV as ARGV
 from world import TINY_KERNEL
 
-from roost.launchers.agent import kernels, start
-from roost.launchers.agent.settings import AgentSettings
+from roost.launchers.agent.launch import kernels, start
 from roost.launchers.daemon.private_files import read_json, shorten
 from roost.launchers.daemon.process import is_running, start_time
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Connection, Launch, Reserve
 from roost.launchers.protocol.rpc import RemoteError
 

@@ -22,13 +22,13 @@ import zmq
 from agents import Session, agent_pid, agent_session, alive, end_agent
 from world import TINY_ARGV, TINY_KERNEL, kill
 
-from roost.launchers.agent import launch_changes as module
 from roost.launchers.agent.find_or_start import find_or_start_agent
-from roost.launchers.agent.settings import AgentSettings
+from roost.launchers.agent.launch import launch_changes as module
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import private_folder, read_json
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Connection, Manager
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, Unauthorized
 from roost.placement.model.json_codec import decode, encode
@@ -42,7 +42,7 @@ AT = AgentSettings(
     is_remote=True,
     gpu_visibility="manager",
 )
-HOME = str(Path(module.__file__).resolve().parents[3])
+HOME = str(Path(module.__file__).resolve().parents[4])
 PRINTS = "import json, os; print(json.dumps([os.getcwd(), dict(os.environ)]));" + TINY_KERNEL
 
 

@@ -18,9 +18,9 @@ import pytest
 from forked_kernels import REPLY_S, Agent, children, command_of, wait_for
 
 from roost.bench.clusters.cluster_folder import wait_until
-from roost.launchers.agent import zygote_pool
-from roost.launchers.agent.fork_report import KernelDiedEarly
-from roost.launchers.agent.ports import claim
+from roost.launchers.agent.machine.ports import claim
+from roost.launchers.agent.warm import zygote_pool
+from roost.launchers.agent.warm.fork_report import KernelDiedEarly
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")

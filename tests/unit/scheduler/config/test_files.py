@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from traitlets import TraitError
 
-from roost.launchers.agent.settings import Forking
+from roost.launchers.protocol.agent_settings import Forking
 from roost.placement.model.json_codec import decode, encode
 from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.config.files import load_settings

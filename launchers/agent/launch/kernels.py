@@ -1,0 +1,397 @@
+"""The kernels of one agent: it starts them, watches them, and records them in files for the next agent."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import shutil
+import signal
+from collections.abc import Callable, Container
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import zmq
+
+from roost.launchers.agent.limits.limits import Limits
+from roost.launchers.agent.machine.disk_room import DiskRoom
+from roost.launchers.agent.machine.sessions import OwnSession, Session
+from roost.launchers.agent.output.journal import Journal, subscribe_to
+from roost.launchers.agent.warm.zygote_pool import ZygotePool
+from roost.launchers.daemon.private_files import read_json, tail, write_private_json
+from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
+from roost.launchers.daemon.tasks import join_shared
+from roost.launchers.protocol.messages import Connection, JournalPage, KernelProcess, Launch, Lease
+from roost.launchers.protocol.rpc import MOST_SOCKETS, RemoteError
+from roost.placement.model.json_codec import WireError, decode, encode
+
+from .child_reaper import Reaper
+from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter, write_connection
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _TrackedKernel:
+    """One kernel. `starting` is its start, in progress or done. `ended` is set when its process has ended.
+
+    `launched` gets its process, or the error of its start, some steps of the event loop before `starting` ends.
+    """
+
+    kernel_id: str
+    launch_id: str
+    lease_id: str
+    folder: Path
+    starting: asyncio.Future[KernelProcess]
+    launched: asyncio.Future[KernelProcess]
+    ended: asyncio.Event
+    journal: Journal
+    process: KernelProcess | None = None
+    watch: Watch | None = None
+    was_signalled: bool = False
+
+
+class Kernels:
+    """All kernels of an agent. `on_launched` and `on_exited` are called once per launch and exit."""
+
+    def __init__(
+        self,
+        folder: Path,
+        zygotes: ZygotePool,
+        room: DiskRoom,
+        limits: Limits,
+        *,
+        on_launched: Callable[[KernelProcess], None],
+        on_exited: Callable[[KernelProcess], None],
+        is_per_kernel: bool = False,
+        session: Session | None = None,
+        earlier_fork: EarlierFork | None = None,
+    ) -> None:
+        self._folder = folder
+        self._room = room
+        self._limits = limits
+        self._zygotes = zygotes
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None  # of all journals
+        self._earlier_fork = earlier_fork
+        self._output = earlier_fork.output if earlier_fork else None
+        self._on_launched = on_launched
+        self._on_exited = on_exited
+        self._kernels: dict[str, _TrackedKernel] = {}
+        self._session = session or OwnSession()
+        self._reaper = Reaper(others=zygotes.on_reaped, session=self._session)
+        self._starter = Starter(
+            zygotes,
+            self._reaper,
+            self._on_started,
+            self._session,
+            room,
+            limits,
+            is_per_kernel,
+            earlier_fork,
+        )
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+    def list(self) -> tuple[KernelProcess, ...]:
+        return tuple(kernel.process for kernel in self._kernels.values() if kernel.process is not None)
+
+    def forked_pids(self) -> tuple[int, ...]:
+        """Return the pids of the forked kernels that run."""
+        running = (kernel.process for kernel in self._kernels.values() if not kernel.ended.is_set())
+        return tuple(process.pid for process in running if process is not None and process.how == "forked")
+
+    def pids(self) -> dict[str, int]:
+        """Return the pids of the kernels that run, by lease id."""
+        running = (kernel.process for kernel in self._kernels.values() if not kernel.ended.is_set())
+        return {process.lease_id: process.pid for process in running if process is not None}
+
+    @property
+    def running_count(self) -> int:
+        return sum(not kernel.ended.is_set() for kernel in self._kernels.values())
+
+    def runs_in(self, lease: Lease) -> bool:
+        kernel = self._in_lease(lease)
+        return kernel is not None and not kernel.ended.is_set()
+
+    async def launch(self, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
+        """Start a kernel and return its process. A repeated call with the same launch id joins the first one.
+
+        The kernel may have ended since the first call. Raises `RemoteError`.
+        """
+        known = self._kernels.get(request.kernel_id)
+        if known is None or known.launch_id != request.launch_id:
+            if known is not None and not known.ended.is_set():
+                raise RemoteError("bad_request", f"kernel {request.kernel_id} still runs; stop it first")
+            known = self._begin(request, device_ids)
+        return await _join(known)
+
+    async def await_launch(self, kernel_id: str, launch_id: str) -> KernelProcess:
+        """Return what `launch` returns or raises for a launch that has begun. Else raise `RemoteError`."""
+        if not self.has_launch(kernel_id, launch_id):
+            raise RemoteError("no_launch", f"this agent knows no launch {launch_id} of kernel {kernel_id}")
+        return await _join(self._kernels[kernel_id])
+
+    def has_launch(self, kernel_id: str, launch_id: str) -> bool:
+        """True if this is the latest launch of the kernel, in progress or done."""
+        known = self._kernels.get(kernel_id)
+        return known is not None and known.launch_id == launch_id
+
+    def signal(self, kernel_id: str, signum: int) -> bool:
+        return self._signal(self._kernels.get(kernel_id), signum)
+
+    def _signal(self, kernel: _TrackedKernel | None, signum: int) -> bool:
+        if kernel is None or kernel.process is None or kernel.ended.is_set():
+            return False
+        if signum in (signal.SIGTERM, signal.SIGKILL):
+            kernel.was_signalled = True
+        return self._session.signal(kernel.process.pid, signum)
+
+    async def stop(self, kernel_id: str, grace_s: float = 5.0) -> KernelProcess:
+        """Stop a kernel: send SIGTERM to its process group, and SIGKILL after `grace_s`.
+
+        Return once it has ended.
+        """
+        kernel = self._find(kernel_id)
+        await self._end(kernel, grace_s)
+        if kernel.process is None:
+            raise RemoteError("unknown_kernel", f"this agent has no kernel {kernel_id}")
+        return kernel.process
+
+    def _find(self, kernel_id: str) -> _TrackedKernel:
+        if (kernel := self._kernels.get(kernel_id)) is None:
+            raise RemoteError("unknown_kernel", f"this agent has no kernel {kernel_id}")
+        return kernel
+
+    async def _end(self, kernel: _TrackedKernel, grace_s: float) -> None:
+        if kernel.process is None:
+            kernel.starting.cancel()
+            await asyncio.wait([kernel.starting])  # the start undoes itself, unless it is recorded already
+        signum = signal.SIGTERM if grace_s > 0 else signal.SIGKILL
+        if kernel.process is None or not self._signal(kernel, signum):
+            return
+        try:
+            await asyncio.wait_for(kernel.ended.wait(), max(grace_s, 0.001))
+        except asyncio.TimeoutError:
+            self._signal(kernel, signal.SIGKILL)
+            await wait_for_end(kernel.process, kernel.ended)
+
+    def _in_lease(self, lease: Lease) -> _TrackedKernel | None:
+        kernel = self._kernels.get(lease.kernel_id)
+        return kernel if kernel is not None and kernel.lease_id == lease.id else None
+
+    def find_logs(self) -> tuple[Path, ...]:
+        """Return the logs of the kernels that run."""
+        return tuple(each.folder / "log" for each in self._kernels.values() if not each.ended.is_set())
+
+    def log_text(self, kernel_id: str, tail_bytes: int) -> str:
+        return tail(self._find(kernel_id).folder / "log", tail_bytes)
+
+    def journal(
+        self, kernel_id: str, after: int = 0, offset: int = 0, session: str = "", since_s: float | None = None
+    ) -> JournalPage:
+        """Return a part of a kernel's journal, as `Journal.read` chooses it."""
+        journal = self._find(kernel_id).journal
+        return journal.read(after=after, offset=offset, session=session, since_s=since_s)
+
+    def activity(self, kernel_id: str) -> tuple[str, float]:
+        """Return a kernel's execution state, and for how long it has done nothing."""
+        kernel = self._kernels.get(kernel_id)
+        return (kernel.journal.state, kernel.journal.idle_s) if kernel is not None else ("", 0.0)
+
+    async def release(self, lease: Lease, grace_s: float) -> None:
+        """End the kernel in a lease, if there is one, and forget it."""
+        kernel = self._in_lease(lease)
+        if kernel is not None:
+            await self._end(kernel, grace_s)
+            # While this waited, the kernel may have been started again, in another lease.
+            if self._kernels.get(kernel.kernel_id) is kernel:
+                del self._kernels[kernel.kernel_id]
+                shutil.rmtree(kernel.folder, ignore_errors=True)
+                await kernel.journal.close()
+
+    def adopt(self, lease_ids: Container[str]) -> None:
+        """Take over the kernels of an earlier agent. Kill a kernel without a lease, or with an unfinished start."""
+        for folder in sorted(self._folder.iterdir()):
+            if not folder.is_dir():
+                log.error("%s is removed: it is no folder of a kernel", folder)
+                folder.unlink()
+                continue
+            pid, started_at = read_starting(folder / "starting.json")
+            lives = is_running(pid, started_at)
+            reason = "its start was not finished"
+            try:
+                process = decode(KernelProcess, read_json(folder / "record.json"), ignore_unknown=True)
+            except WireError as problem:
+                if (folder / "record.json").exists():  # nobody could reach or stop the kernel any more
+                    reason = f"its record cannot be read ({problem})"
+            else:
+                reason = "no lease"
+                if process.lease_id in lease_ids:
+                    self._adopt_one(folder, process)
+                    continue
+                pid = process.pid
+                lives = process.is_running and is_running(pid, process.process_started_at)
+            if lives:
+                log.warning("pid=%d ended: %s", pid, reason)
+                signal_group(pid, signal.SIGKILL)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def put_back(self) -> None:
+        """Write the files of all kernels again, after somebody has deleted them. Raises `OSError`."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        for kernel in self._kernels.values():
+            process = kernel.process
+            kernel.folder.mkdir(mode=0o700, exist_ok=True)
+            if process is not None:
+                if process.connection is not None:
+                    write_connection(kernel.folder, process.connection)
+                write_private_json(kernel.folder / "record.json", encode(process))
+
+    async def close(self) -> None:
+        for kernel in self._kernels.values():
+            kernel.starting.cancel()
+            await kernel.journal.close()
+            if kernel.watch is not None:
+                kernel.watch.close()
+        if self._output is not None:
+            self._output.close()
+        if self._context is not None:
+            self._context.term()
+        self._reaper.close()
+
+    def _begin(self, request: Launch, device_ids: tuple[str, ...]) -> _TrackedKernel:
+        earlier = self._kernels.pop(request.kernel_id, None)
+        folder = self._folder / hashlib.sha256(request.kernel_id.encode()).hexdigest()[:32]
+        if earlier is not None:  # after a crash, the old record must not hide that this start is unfinished
+            (folder / "record.json").unlink(missing_ok=True)
+        kernel = _TrackedKernel(
+            kernel_id=request.kernel_id,
+            launch_id=request.launch_id,
+            lease_id=request.lease_id,
+            folder=folder,
+            starting=asyncio.get_running_loop().create_task(self._starter.start(folder, request, device_ids)),
+            launched=asyncio.get_running_loop().create_future(),
+            ended=asyncio.Event(),
+            journal=Journal(request.journal) if earlier is None else earlier.journal,
+        )
+        self._kernels[request.kernel_id] = kernel
+        kernel.starting.add_done_callback(lambda task: self._on_start_done(kernel, task))
+        return kernel
+
+    def _on_start_done(self, kernel: _TrackedKernel, task: asyncio.Future[KernelProcess]) -> None:
+        """Mark a kernel whose launch failed as ended. It stays listed, so that a repeated call gets the same error."""
+        # A launch that is cancelled in its last step has recorded its process already. That kernel runs.
+        if (task.cancelled() or task.exception() is not None) and kernel.process is None:
+            kernel.ended.set()
+            shutil.rmtree(kernel.folder, ignore_errors=True)
+            if problem := None if task.cancelled() else task.exception():
+                kernel.launched.set_exception(problem)
+                kernel.launched.exception()  # or asyncio would log it if nobody waits for it
+            else:
+                kernel.launched.cancel()
+
+    def _on_started(self, process: KernelProcess, code: asyncio.Future[int]) -> None:
+        kernel = self._kernels[process.kernel_id]
+        kernel.process = process
+        kernel.launched.set_result(process)
+        self._follow(kernel, process)
+        log.info("kernel=%s pid=%d %s", process.kernel_id, process.pid, process.how)
+        self._on_launched(process)
+        code.add_done_callback(lambda future: self._on_end(kernel, future.result()))
+        self._room.watch()
+
+    def _on_end(self, kernel: _TrackedKernel, code: int | None) -> None:
+        assert kernel.process is not None
+        held = self._limits.get(kernel.lease_id)
+        excess = held.explain_end(code) if held is not None else ""
+        spent = self._reaper.spent(kernel.process.pid)
+        kernel.process = replace(
+            kernel.process,
+            is_running=False,
+            exit_code=code,
+            reason=f"the kernel {excess or describe_exit(code, was_asked=kernel.was_signalled)}",
+            is_out_of_memory=bool(excess),
+            cpu_s=spent.cpu_s,
+            peak_bytes=(held.peak_bytes if held is not None else 0) or spent.peak_bytes,
+            log_tail=tail(kernel.folder / "log", LOG_TAIL_BYTES),
+        )
+        record = encode(kernel.process)
+        try:
+            self._room.write(lambda: write_private_json(kernel.folder / "record.json", record))
+        except OSError as problem:
+            log.warning("kernel=%s its end cannot be recorded: %s", kernel.process.kernel_id, problem)
+        self._zygotes.learn(kernel.folder)
+        kernel.ended.set()
+        log.info("kernel=%s %s", kernel.process.kernel_id, kernel.process.reason)
+        self._on_exited(kernel.process)
+
+    def _adopt_one(self, folder: Path, process: KernelProcess) -> None:
+        kernel = _TrackedKernel(
+            kernel_id=process.kernel_id,
+            launch_id=process.launch_id,
+            lease_id=process.lease_id,
+            folder=folder,
+            starting=asyncio.get_running_loop().create_future(),
+            launched=asyncio.get_running_loop().create_future(),
+            ended=asyncio.Event(),
+            journal=Journal(process.journal),
+            process=process,
+        )
+        kernel.starting.set_result(process)
+        kernel.launched.set_result(process)
+        self._kernels[process.kernel_id] = kernel
+        if not process.is_running:
+            kernel.ended.set()
+            return
+        self._room.watch()
+        self._follow(kernel, process)
+        log.info("kernel=%s pid=%d adopted", process.kernel_id, process.pid)
+
+        def end() -> None:
+            self._session.sweep(process.pid)
+            self._on_end(kernel, None)
+
+        kernel.watch = Watch(process.pid, process.process_started_at, end)
+
+    def _follow(self, kernel: _TrackedKernel, process: KernelProcess) -> None:
+        if process.connection is not None:
+            kernel.journal.follow(self._take_output(process.pid) or self._subscribe(process.connection))
+
+    def _subscribe(self, connection: Connection) -> zmq.Socket[bytes]:
+        if self._context is None:
+            self._context = zmq.Context()
+            self._context.set(zmq.MAX_SOCKETS, MOST_SOCKETS)
+        return subscribe_to(connection, self._context)
+
+    def _take_output(self, pid: int) -> zmq.Socket[bytes] | None:
+        """Return the subscription that was made to this kernel before the agent started.
+
+        Return None if there is none, or if it was returned before.
+        """
+        earlier, output = self._earlier_fork, self._output
+        if output is None or earlier is None or earlier.kernel.pid != pid:
+            return None
+        self._output = None
+        return output
+
+
+async def _join(kernel: _TrackedKernel) -> KernelProcess:
+    process = await join_shared(kernel.launched)  # a caller that gives up must not cancel the others' start
+    return kernel.process or process
+
+
+def read_starting(file: Path) -> tuple[int, float]:
+    """Return the pid and start time from a start's `starting.json`; zeros if the file is missing or damaged."""
+    try:
+        noted = read_json(file)
+        return int(noted["pid"]), float(noted["started_at"])
+    except (KeyError, TypeError, ValueError):
+        return 0, 0.0
+
+
+async def wait_for_end(process: KernelProcess, ended: asyncio.Event, deadline_s: float = DIES_S) -> None:
+    try:
+        await asyncio.wait_for(ended.wait(), deadline_s)
+    except asyncio.TimeoutError:
+        problem = f"process {process.pid} of kernel {process.kernel_id} does not die: it hangs in the operating system"
+        hint = "often on a file system that does not answer; its lease stays until it ends"
+        raise RemoteError("internal", f"{problem}, {hint}") from None

@@ -1,0 +1,338 @@
+"""The start of one kernel, by fork or exec. A start that fails is undone.
+
+A start writes to its kernel's folder, in this order: `log`, `connection.json`, `starting.json` (pid and start time of
+the process) and `record.json`. An agent that finds `starting.json` but no record ends that process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from roost.launchers.agent.limits.cgroups import enter
+from roost.launchers.agent.limits.limits import Limits
+from roost.launchers.agent.machine import ports
+from roost.launchers.agent.machine.disk_room import NO_ROOM, DiskRoom
+from roost.launchers.agent.machine.sessions import Session
+from roost.launchers.agent.warm.fingerprint import parse_ipykernel_command
+from roost.launchers.agent.warm.fork_report import KernelDiedEarly
+from roost.launchers.agent.warm.zygote_pool import ZygotePool
+from roost.launchers.daemon.open_files import restore_limit
+from roost.launchers.daemon.private_files import tail, write_private_json
+from roost.launchers.daemon.process import describe_exit, start_time
+from roost.launchers.protocol.messages import (
+    LAST_LINE,
+    Connection,
+    KernelProcess,
+    Launch,
+    PodKernel,
+)
+from roost.launchers.protocol.rpc import RemoteError
+from roost.placement.model.json_codec import encode
+
+from .child_reaper import Reaper
+
+log = logging.getLogger(__name__)
+
+LOG_TAIL_BYTES = 4_096
+DIES_S = 10.0
+"""How long a process may take to end after SIGKILL. If it takes longer, it hangs in the operating system."""
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+_OOM_SCORE = 500  # if memory runs out, the system kills kernels before the agent
+_NO_PARENT = "--IPKernelApp.parent_handle=1"  # watch no parent, and log no advice about Ctrl-C
+
+
+@dataclass(slots=True)
+class _Child:
+    """The process of a start. `pid` is 0 until there is one."""
+
+    folder: Path
+    reaper: Reaper
+    session: Session
+    room: DiskRoom
+    pid: int = 0
+    started_at: float = 0.0
+    code: asyncio.Future[int] | None = None
+
+    def record(self, pid: int, *, is_ours: bool = False, started_at: float = 0.0) -> asyncio.Future[int]:
+        """Record the process in memory and in `starting.json`, and return a future of its exit code."""
+        self.pid = pid
+        self.code = self.reaper.exit_code(pid, is_ours=is_ours)
+        self.started_at = started_at or start_time(pid)
+        noted = {"pid": pid, "started_at": self.started_at}
+        with writing(self.folder):
+            self.room.write(lambda: write_private_json(self.folder / "starting.json", noted))
+        return self.code
+
+    async def end(self) -> int | None:
+        """Kill the process and return its exit code. Return None if there is no process, or it does not die."""
+        if self.code is not None and not self.code.done():
+            self.session.signal(self.pid, signal.SIGKILL)
+            await asyncio.wait([self.code], timeout=DIES_S)
+            if not self.code.done():
+                log.error("pid=%d does not die: it hangs in the operating system", self.pid)
+        return self.code.result() if self.code is not None and self.code.done() else None
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierFork:
+    """A kernel that was forked before this agent started, and a subscription to all that it has published.
+
+    `output` is None if the kernel has not listened yet.
+    """
+
+    kernel: PodKernel
+    output: zmq.Socket[bytes] | None
+
+
+@dataclass(slots=True)
+class Starter:
+    """A starter of kernels. It calls `on_started` in the same step of the event loop in which it records a start."""
+
+    zygotes: ZygotePool
+    reaper: Reaper
+    on_started: Callable[[KernelProcess, asyncio.Future[int]], None]
+    session: Session
+    room: DiskRoom
+    limits: Limits
+    is_per_kernel: bool = False
+    earlier_fork: EarlierFork | None = None
+
+    async def start(self, folder: Path, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
+        """Start a kernel. Its log, connection file and record are in `folder`; `device_ids` go into the record.
+
+        Raises `RemoteError`; then no process is left behind.
+        """
+        if not os.path.isdir(request.cwd):
+            problem = f"the working directory {request.cwd} does not exist on this machine"
+            raise RemoteError("bad_command", problem)
+        if not request.argv:
+            raise RemoteError("bad_command", "the kernelspec has no command (argv is empty)")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with writing(folder):
+            self.room.write(lambda: folder.mkdir(mode=0o700, exist_ok=True))
+            log_fd = self.room.write(lambda: os.open(folder / "log", flags, 0o600))
+        try:
+            return await asyncio.wait_for(
+                self._start(folder, request, device_ids, log_fd), request.deadline_s
+            )
+        except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
+            problem = f"the kernel did not open its ports within {request.deadline_s:g} s"
+            last = tail(folder / "log", LOG_TAIL_BYTES)
+            raise RemoteError("launch_timeout", problem, {"log_tail": last}) from None
+        finally:
+            os.close(log_fd)
+
+    async def _start(
+        self, folder: Path, request: Launch, device_ids: tuple[str, ...], log_fd: int
+    ) -> KernelProcess:
+        child = _Child(folder, self.reaper, self.session, self.room)
+        held = self.limits.get(request.lease_id)
+        try:
+            forked = await self._fork(child, request, log_fd)
+            connection, timing_ms = forked or await self._exec(child, request, log_fd)
+            if held is not None:
+                held.begin(child.pid)
+            process = KernelProcess(
+                kernel_id=request.kernel_id,
+                launch_id=request.launch_id,
+                lease_id=request.lease_id,
+                pid=child.pid,
+                process_started_at=child.started_at,
+                how="exec" if forked is None else "forked",
+                connection=connection,
+                launched_at=time.time(),
+                timing_ms=timing_ms,
+                device_ids=device_ids,
+                cwd=request.cwd,
+                journal=request.journal,
+            )
+            with writing(folder):
+                self.room.write(lambda: write_private_json(folder / "record.json", encode(process)))
+        except BaseException as problem:  # a cancelled start must not leave a process behind, either
+            code = await child.end()
+            if isinstance(problem, KernelDiedEarly):
+                excess = held.explain_end(code) if held is not None else ""
+                raise _build_death_error(folder, code, excess) from None
+            if isinstance(problem, OSError) and not isinstance(problem, TimeoutError):
+                raise RemoteError("internal", f"the kernel cannot be started: {problem}") from None
+            raise
+        assert child.code is not None
+        self.on_started(process, child.code)
+        return process
+
+    async def _fork(
+        self, child: _Child, request: Launch, log_fd: int
+    ) -> tuple[Connection, dict[str, float]] | None:
+        """Fork the kernel and return its connection and times; None if it cannot be forked."""
+        earlier = self.earlier_fork
+        if earlier is not None and earlier.kernel.launch_id == request.launch_id:
+            return await self._take_over(earlier, child, request)
+        may_fork = request.may_fork and not self.is_per_kernel
+        command = parse_ipykernel_command(request.argv) if may_fork else None
+        if command is None:
+            return None
+        with (
+            self.limits.open_entries(request.lease_id) as entries,
+            ports.listen(request.connection) as (connection, listeners),
+        ):
+            forked = await self.zygotes.launch(
+                command,
+                connection_file=self._write_connection(child.folder, connection),
+                env=request.env,
+                cwd=request.cwd,
+                umask=request.umask,
+                log_fd=log_fd,
+                deadline_s=request.deadline_s,
+                listeners=listeners,
+                entries=entries,
+                on_pid=child.record,
+            )
+        return (connection, forked.timing_ms) if forked is not None else None
+
+    async def _take_over(
+        self, earlier: EarlierFork, child: _Child, request: Launch
+    ) -> tuple[Connection, dict[str, float]]:
+        """Wait for the kernel that was forked before this agent started. It may have listened and ended already."""
+        kernel = earlier.kernel
+        started = time.perf_counter() - kernel.spawned_ms / 1e3
+        code = child.record(kernel.pid, started_at=kernel.started_at)  # its end may be known already
+        self.reaper.reap()  # it may have ended before the reaper saw signals
+        connection = request.connection.with_ports(kernel.ports)
+        if earlier.output is None:
+            await _wait_until_listening(code, connection)
+        timing_ms = {"spawned": kernel.spawned_ms, "listening": (time.perf_counter() - started) * 1e3}
+        return connection, timing_ms
+
+    async def _exec(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
+        started = time.perf_counter()
+        with contextlib.ExitStack() as claims:
+            connection = claims.enter_context(ports.claim(request.connection))
+            connection_file = self._write_connection(child.folder, connection)
+            with self.limits.open_entries(request.lease_id) as entries:
+                pid = spawn_kernel(
+                    request,
+                    connection_file,
+                    log_fd,
+                    entries=entries,
+                    ends_with_parent=self.is_per_kernel,
+                    shares_session=self.session.is_shared,
+                )
+            code = child.record(pid, is_ours=True)
+            claims_until_end = claims.pop_all()
+        code.add_done_callback(lambda _: claims_until_end.close())
+        timing_ms = {"spawned": (time.perf_counter() - started) * 1e3}
+        await _wait_until_listening(code, connection)
+        timing_ms["listening"] = (time.perf_counter() - started) * 1e3
+        return connection, timing_ms
+
+    def _write_connection(self, folder: Path, connection: Connection) -> Path:
+        with writing(folder):
+            return self.room.write(lambda: write_connection(folder, connection))
+
+
+def _end_with_parent() -> None:
+    """Have the system kill this process when its parent ends. Linux only."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def spawn_kernel(
+    request: Launch,
+    connection_file: Path,
+    log_fd: int,
+    *,
+    entries: tuple[int, ...] = (),
+    ends_with_parent: bool = False,
+    shares_session: bool = False,
+) -> int:
+    """Start the process of a kernel and return its pid. Raises `RemoteError`.
+
+    `entries` are the open files through which the process enters its control group (`Cgroup.open_entries`).
+    """
+
+    def begin() -> None:  # in the new process
+        if ends_with_parent:
+            _end_with_parent()
+        enter(entries)
+
+    argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
+    if parse_ipykernel_command(argv) is not None:
+        argv.append(_NO_PARENT)
+    executable = shutil.which(argv[0], path=request.env.get("PATH", os.defpath))
+    if executable is None:
+        problem = f"the kernelspec's command {argv[0]!r} was not found on this machine"
+        raise RemoteError("bad_command", f"{problem}: install it here, or change `argv` in the kernelspec")
+    try:
+        process = subprocess.Popen(
+            argv,
+            executable=executable,
+            cwd=request.cwd,
+            env=request.env,
+            umask=-1 if request.umask is None else request.umask,
+            stdin=subprocess.DEVNULL,
+            stdout=log_fd,
+            stderr=log_fd,
+            start_new_session=not shares_session,
+            preexec_fn=begin if ends_with_parent or entries else None,
+        )
+    except OSError as error:
+        raise RemoteError("bad_command", f"cannot run {executable}: {error.strerror}") from None
+    except subprocess.SubprocessError as error:
+        raise RemoteError("internal", f"the limits of the kernel cannot be set: {error}") from None
+    process.returncode = 0  # the `Reaper` waits for it, so subprocess must not
+    restore_limit(process.pid)
+    with contextlib.suppress(OSError):  # not on Linux, or the process has ended
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
+    return process.pid
+
+
+async def _wait_until_listening(code: asyncio.Future[int], connection: Connection) -> None:
+    listening = asyncio.ensure_future(ports.until_listening(connection))
+    waiting: list[asyncio.Future[Any]] = [listening, code]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if code.done():
+            raise KernelDiedEarly
+        listening.result()
+    finally:
+        listening.cancel()
+
+
+def write_connection(folder: Path, connection: Connection) -> Path:
+    """Write the kernel's connection file. Raises `OSError`."""
+    path = folder / "connection.json"
+    content = {key: value for key, value in encode(connection).items() if value is not None}
+    write_private_json(path, content)
+    return path
+
+
+def _build_death_error(folder: Path, code: int | None, excess: str) -> RemoteError:
+    last = tail(folder / "log", LOG_TAIL_BYTES).strip()
+    message = f"the kernel {excess or describe_exit(code)} while it was starting"
+    line = "".join(each if each.isprintable() else " " for each in last.splitlines()[-1]) if last else ""
+    message += f"{LAST_LINE}{line}" if last else "; it wrote nothing to its log"
+    return RemoteError("kernel_died", message, {"exit_code": code, "log_tail": last})
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn an `OSError` in the block, which writes to `folder`, into a `RemoteError` for people."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno in NO_ROOM:
+            raise RemoteError("no_space", f"no space left for {folder}: free some, then try again") from None
+        raise RemoteError("internal", f"cannot write to {folder}: {problem.strerror or problem}") from None

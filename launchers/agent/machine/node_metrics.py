@@ -1,0 +1,142 @@
+"""The size and the use of this machine: CPUs, memory and, from `gpus`, GPUs."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+
+from roost.launchers.agent.leases.ledger import LeaseLedger
+from roost.launchers.protocol.agent_settings import AgentSettings
+from roost.placement.model import Node
+
+from .gpus import DeviceReader
+
+_METRICS_MAX_AGE_S = 1.0  # CPU use over a shorter time is noise
+
+
+class NodeMetrics:
+    """A reader of the machine's size and use. It measures on demand, at most once per `max_age_s`."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        *,
+        devices: DeviceReader | None = None,
+        cgroups: Sequence[Path] | None = None,
+        max_age_s: float = _METRICS_MAX_AGE_S,
+    ) -> None:
+        self.devices = devices or DeviceReader(settings.gpus, settings.gpu_model)
+        cgroups = find_cgroups() if cgroups is None else cgroups
+        self.cpus = settings.cpus if settings.cpus is not None else count_cpus(cgroups)
+        limit_bytes, self._limited_by = find_memory_limit(cgroups)
+        self._max_age_s = max_age_s
+        self.memory_bytes = settings.memory_bytes if settings.memory_bytes is not None else limit_bytes
+        self.hostname = socket.gethostname()
+        self._read_at = -math.inf
+        self._cpus_used, self._memory_used = 0.0, 0
+        self._device_status = self.devices.read()
+        psutil.cpu_percent()  # the first call starts the interval that the next call measures
+
+    def status(self, ledger: LeaseLedger, *, kernels: int) -> Node:
+        self._measure()
+        promised = ledger.promised_by_device()
+        return Node(
+            id=self.hostname,
+            cpus=self.cpus,
+            memory_bytes=self.memory_bytes,
+            devices=tuple(
+                replace(device, promised=min(1.0, promised.get(device.id, 0.0)))
+                for device in self._device_status
+                if device.id in ledger.models  # a device that appeared later cannot be granted
+            ),
+            cpus_promised=ledger.cpus_promised,
+            memory_promised_bytes=ledger.memory_promised_bytes,
+            gpus_promised=ledger.gpus_promised,
+            cpus_used=self._cpus_used,
+            memory_used_bytes=self._memory_used,
+            kernels=kernels,
+            metrics_age_s=max(0.0, time.monotonic() - min(self._read_at, self.devices.read_at)),
+        )
+
+    def find_free_memory(self, ledger: LeaseLedger) -> int:
+        """Return the bytes of memory that are not promised, and were not in use when the machine was last measured."""
+        return self.memory_bytes - max(ledger.memory_promised_bytes, self._memory_used)
+
+    def _measure(self) -> None:
+        now = time.monotonic()
+        if now - self._read_at >= self._max_age_s:
+            self._read_at = now
+            # psutil reports the whole machine, in percent. In a container, that is limited to the container's size.
+            busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
+            self._cpus_used = min(busy, self.cpus)
+            self._memory_used = min(measure_used_memory(self._limited_by), self.memory_bytes)
+            self._device_status = self.devices.read()
+
+
+def count_cpus(cgroups: Sequence[Path]) -> float:
+    """Return the CPUs that this process may use: its affinity, limited by the quotas of its cgroups."""
+    try:
+        count = float(len(os.sched_getaffinity(0)))
+    except AttributeError:
+        count = float(os.cpu_count() or 1)
+    for folder in cgroups:
+        quota = _numbers(folder / "cpu.max")  # cgroup v2: "<quota> <period>" or "max <period>"
+        if not quota:  # cgroup v1: a quota of -1 means none
+            quota = _numbers(folder / "cpu.cfs_quota_us") + _numbers(folder / "cpu.cfs_period_us")
+        if len(quota) == 2 and quota[1] > 0:
+            count = min(count, quota[0] / quota[1])
+    return count
+
+
+def find_memory_limit(cgroups: Sequence[Path]) -> tuple[int, Path | None]:
+    """Return the bytes of memory that this process may use, and the cgroup that sets this limit, if any."""
+    total, limited_by = int(psutil.virtual_memory().total), None
+    for folder in cgroups:
+        for name in ("memory.max", "memory.limit_in_bytes"):  # cgroup v2, v1
+            limit = _numbers(folder / name)
+            if limit and 0 < limit[0] < total:
+                total, limited_by = int(limit[0]), folder
+    return total, limited_by
+
+
+def measure_used_memory(limited_by: Path | None) -> int:
+    """Return the bytes of memory in use in a cgroup, or on the machine, without caches that can be dropped."""
+    names = (("memory.current", "inactive_file"), ("memory.usage_in_bytes", "total_inactive_file"))  # v2, v1
+    for used, cache in names:
+        if limited_by is not None and (size := _numbers(limited_by / used)):
+            lines = _read_lines(limited_by / "memory.stat")
+            cached = next((int(line.split()[1]) for line in lines if line.startswith(f"{cache} ")), 0)
+            return max(0, int(size[0]) - cached)
+    memory = psutil.virtual_memory()
+    return int(memory.total - memory.available)
+
+
+def find_cgroups(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[Path]:
+    """Return the folders of this process's cgroups and of all their parents, for cgroup v2 and v1."""
+    found: list[Path] = []
+    for line in _read_lines(own):
+        _, controllers, path = line.split(":", 2)
+        for controller in {"", "cpu", "memory"}.intersection(controllers.split(",")):
+            base = root / controller  # "" is v2
+            folder = base / path.lstrip("/")
+            found += [folder, *(parent for parent in folder.parents if parent.is_relative_to(base))]
+    return found
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _numbers(path: Path) -> list[float]:
+    words = " ".join(_read_lines(path)).split()
+    return [float(word) for word in words] if all(word.isdigit() for word in words) else []

@@ -1,0 +1,381 @@
+"""The agent's warm zygotes: one per Python and import environment, used only while their fingerprint holds.
+
+The agent cannot fork Python code itself, because ZeroMQ gives it threads. It spawns zygotes, and it is a subreaper, so
+it becomes the parent of their kernels. If a kernel cannot be forked, the start executes it instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from roost.launchers.daemon.tasks import Timers, cancel_all, join_shared, spawn
+from roost.launchers.protocol.agent_settings import Forking
+
+from .fingerprint import (
+    Fingerprint,
+    KernelCommand,
+    choose_import_folder,
+    resolve_python,
+    select_import_environment,
+)
+from .folder_watch import FolderWatch
+from .fork_report import ForkedKernel, read_report, refuse
+from .learnt_preloads import LearntPreloads
+from .zygote_start import SCRIPT, Key, Zygote, ZygoteStarter, is_per_kernel
+
+log = logging.getLogger(__name__)
+
+_PR_SET_CHILD_SUBREAPER = 36
+_PAUSE_S, _REFUSAL_PAUSE_S = 60.0, 600.0
+"""How long no zygote is made for a `Key` after one failed to load, and after one refused to fork."""
+_IDLE_S = 600.0
+_MAX_UNUSED = 2
+"""At most this many zygotes of a key are unused. A third would not help: each start has other variables."""
+MOST_SPARES = 5
+"""At most this many spares wait in a zygote for launches. After fewer recent launches, fewer spares wait."""
+_MOST_TRIES = 5
+"""At most this many zygotes are tried, each without one more unfit package. The last one gets no learnt packages."""
+_NO_SUBREAPER = "kernels are not forked here: this system has no child subreaper"
+_LOOK_AGAIN_S = 1.0
+"""How long after a start all files of its zygote are looked at."""
+_IMPORTS_FILE = "imports.json"
+"""The name of the file, beside the connection file, in which a kernel reports its imports."""
+
+
+def become_subreaper() -> bool:
+    """Make this process the parent of its orphaned descendants. Return False if the system cannot do that."""
+    if sys.platform != "linux":
+        return False
+    return bool(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+
+
+class ZygotePool:
+    """The zygotes of an agent. If there are too many, the least recently used one ends. `output` is for tracebacks.
+
+    `scratch` is a folder for files that zygotes need while they load. `on_spawned` gets the pid of each zygote before
+    the zygote forks. `on_problems` is called when `problems` has changed. `learnt` chooses further preloads, if given.
+    """
+
+    def __init__(
+        self,
+        forking: Forking = Forking(),  # noqa: B008 - it cannot change
+        *,
+        max_zygotes: int = 4,
+        warm_delay_s: float = 1.0,
+        output: Path | str = os.devnull,
+        scratch: Path | None = None,
+        on_spawned: Callable[[int], object] = lambda pid: None,
+        on_problems: Callable[[], object] = lambda: None,
+        script: Path = SCRIPT,
+        learnt: LearntPreloads | None = None,
+    ) -> None:
+        self._max_zygotes = max_zygotes
+        self._warm_delay_s = warm_delay_s
+        self._on_problems = on_problems
+        self._learnt = learnt
+        self._zygotes: list[Zygote] = []
+        self._folders = FolderWatch()
+        self._most_spares = MOST_SPARES
+        self.pids: set[int] = set()  # of the zygotes that have not been reaped, ready or not
+
+        def on_process(pid: int) -> None:
+            self.pids.add(pid)
+            on_spawned(pid)
+
+        self._starter = ZygoteStarter(
+            forking=forking, output=output, scratch=scratch, on_spawned=on_process, script=script
+        )
+        self._warming: dict[Key, asyncio.Task[None]] = {}
+        self._refused_until: dict[Key, float] = {}
+        self._problems: dict[Key, list[str]] = {}  # of the latest attempt to make a zygote
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._timers = Timers()
+        self._is_possible = become_subreaper()
+        if not self._is_possible:
+            log.info(_NO_SUBREAPER)
+
+    async def launch(
+        self,
+        command: KernelCommand,
+        *,
+        connection_file: Path,
+        env: Mapping[str, str],
+        cwd: Path | str,
+        log_fd: int,
+        deadline_s: float,
+        umask: int | None = None,
+        listeners: tuple[int, ...] = (),
+        entries: tuple[int, ...] = (),
+        on_pid: Callable[[int], object] = lambda pid: None,
+    ) -> ForkedKernel | None:
+        """Fork a kernel. Return None if no zygote can: the caller then executes the kernel.
+
+        `listeners` are descriptors of sockets that listen on the kernel's ports. `entries` are those of its control
+        group. `on_pid` gets the pid before the kernel does anything. Raises the errors of `read_report`. If no
+        zygote serves the launch, the pool may make one for later launches.
+
+        The pool checks the zygote's fingerprint while the forked kernel gets ready. The kernel does nothing before the
+        pool has done that, and `on_pid` has returned.
+        """
+        started = time.perf_counter()
+        key = self._key(command, env, str(cwd))
+        if key is None:
+            return None
+        argv = ["-f", str(connection_file), *command.args]
+        order: dict[str, Any] = {
+            "argv": argv,
+            "env": dict(env),
+            "cwd": str(cwd),
+            "umask": umask,
+            "listeners": len(listeners),
+            "report": None,
+        }
+        if self._learnt is not None:
+            path = connection_file.with_name(_IMPORTS_FILE)
+            order["report"] = {"path": str(path), "python": key[0]}
+        request = json.dumps(order).encode()
+        timing_ms: dict[str, float] = {}
+        while (zygote := next((each for each in self._zygotes if each.serves(key, env)), None)) is not None:
+            channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with channel:
+                with theirs:
+                    problem = zygote.send(request, (theirs.fileno(), log_fd, *listeners, *entries))
+                if problem is not None:
+                    log.info("zygote=%d took no request: %s", zygote.pid, problem)
+                    # EMSGSIZE: the environment is too large for a packet. EAGAIN: too many requests wait.
+                    if problem.errno not in (errno.EMSGSIZE, errno.EAGAIN):
+                        self._retire(zygote)
+                        self._warm_later(key, command, env)
+                    return None
+                channel.setblocking(False)
+                broken_by = await zygote.fingerprint.check()
+                timing_ms["fingerprint"] = (time.perf_counter() - started) * 1e3
+                if broken_by is None:
+                    self._look_later(zygote)
+                    return await read_report(
+                        channel, started=started, timing_ms=timing_ms, deadline_s=deadline_s, on_pid=on_pid
+                    )
+                log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
+                self._retire(zygote)
+                await refuse(channel)
+        unused = sum(zygote.key == key and not zygote.launches for zygote in self._zygotes)
+        if unused < _MAX_UNUSED:
+            self._warm_later(key, command, env)
+        return None
+
+    def _look_later(self, zygote: Zygote) -> None:
+        """Look at all files of the zygote soon after a start, so that a change that no watch reports affects one start.
+
+        It ends the zygote, but not the kernels that were forked meanwhile.
+        """
+
+        def look() -> None:
+            if zygote in self._zygotes and (changed := zygote.fingerprint.look_at_all()) is not None:
+                log.info("zygote=%d retired: %s changed", zygote.pid, changed)
+                self._retire(zygote)
+
+        self._timers.later(_LOOK_AGAIN_S, look, key=zygote)
+
+    def learn(self, folder: Path) -> None:
+        """Count the imports that an ended kernel has reported in its folder. Replace zygotes that lack a package."""
+        if self._learnt is None or not (python := self._learnt.record(folder / _IMPORTS_FILE)):
+            return
+        for zygote in self._zygotes:
+            if zygote.key[0] == python and self._is_outdated(zygote):
+                self._warm_later(zygote.key, zygote.command, zygote.env)
+
+    def _is_outdated(self, zygote: Zygote) -> bool:
+        """True if a new zygote would get a learnt package that this zygote lacks."""
+        return self._learnt is not None and bool(self._learnt.choose(zygote.key[0]).keys() - zygote.asked)
+
+    def _forget_varying(self, key: Key, env: Mapping[str, str]) -> None:
+        """Drop learnt packages that read a variable that differs between kernels: each value would need a zygote."""
+        if self._learnt is None:
+            return
+        for zygote in self._zygotes:
+            differences = zygote.find_differences(env) if zygote.key == key else set()
+            for name, reads in zygote.learnt.items():
+                if varying := sorted(differences.intersection(reads)):
+                    self._learnt.drop(key[0], name, f"it reads {varying[0]}, which differs between kernels")
+
+    async def warm(self, command: KernelCommand, env: Mapping[str, str], cwd: Path | str = "/") -> None:
+        """Start a zygote for this command and environment if none serves them. Return once it is ready or failed."""
+        key = self._key(command, env, str(cwd))
+        if key is not None and not any(zygote.serves(key, env) for zygote in self._zygotes):
+            await join_shared(self._warm_later(key, command, env, delay_s=0.0))
+
+    def limit_spares(self, most: int) -> None:
+        """Set how many spares each zygote may keep. Surplus spares end at once."""
+        most = max(0, min(most, MOST_SPARES))
+        if most != self._most_spares:
+            self._most_spares = most
+            for zygote in self._zygotes:
+                self._limit(zygote)
+
+    def _limit(self, zygote: Zygote) -> None:
+        with contextlib.suppress(OSError):  # it has ended
+            zygote.socket.send(json.dumps({"most_spares": self._most_spares}).encode())
+
+    def on_reaped(self, pid: int, status: int) -> bool:
+        """Record the end of a child that the agent has reaped. Return True if it was a zygote."""
+        if pid not in self.pids:
+            return False
+        self.pids.discard(pid)
+        for zygote in [zygote for zygote in self._zygotes if zygote.pid == pid]:
+            log.warning("zygote=%d ended by itself: %d", pid, os.waitstatus_to_exitcode(status))
+            self._retire(zygote)
+        return True
+
+    def interpreters(self) -> dict[int, str]:
+        """Return the Python of each ready zygote, by pid."""
+        return {zygote.pid: zygote.key[0] for zygote in self._zygotes}
+
+    def problems(self) -> list[str]:
+        """Return what the zygotes could not do, and why others could not be made, as clauses, sorted."""
+        if not self._is_possible:
+            return [_NO_SUBREAPER]
+        now = time.monotonic()
+        current = {zygote.key for zygote in self._zygotes}
+        current |= {key for key, until in self._refused_until.items() if now < until}
+        self._problems = {key: self._problems[key] for key in self._problems if key in current}
+        return sorted({problem for problems in self._problems.values() for problem in problems})
+
+    async def close(self) -> None:
+        self._is_possible = False
+        await cancel_all(self._tasks)
+        for zygote in list(self._zygotes):
+            self._retire(zygote)
+        self._folders.close()
+        self._timers.close()
+
+    def _key(self, command: KernelCommand, env: Mapping[str, str], cwd: str) -> Key | None:
+        python = resolve_python(command.python, env) if self._is_possible else None
+        if python is None:
+            return None
+        environment = tuple(select_import_environment(env).items())
+        key = (python, command.flags, choose_import_folder(env, cwd), environment)
+        return None if time.monotonic() < self._refused_until.get(key, 0.0) else key
+
+    def _warm_later(
+        self, key: Key, command: KernelCommand, env: Mapping[str, str], delay_s: float | None = None
+    ) -> asyncio.Task[None]:
+        """Make a zygote in the background, after a moment, so that it does not slow down the current start."""
+
+        async def later() -> None:
+            await asyncio.sleep(self._warm_delay_s if delay_s is None else delay_s)
+            try:
+                await self._make(key, command, env)
+            except Exception:
+                self._pause(key, env, _PAUSE_S)
+                log.exception("no zygote for %s", key[0])
+
+        if key not in self._warming:
+            task = self._warming[key] = spawn(later(), self._tasks, log)
+            task.add_done_callback(lambda _: self._warming.pop(key, None))
+        return self._warming[key]
+
+    def _pause(self, key: Key, env: Mapping[str, str], pause_s: float) -> bool:
+        """Use no zygote for this key for a while.
+
+        If one serves `env` already, return False and do nothing.
+        """
+        if any(zygote.serves(key, env) for zygote in self._zygotes):
+            return False
+        self._refused_until[key] = time.monotonic() + pause_s
+        return True
+
+    async def _make(self, key: Key, command: KernelCommand, env: Mapping[str, str]) -> None:
+        """Make a zygote, unless an up-to-date one serves the same starts. The new zygote replaces outdated ones."""
+        if any(zygote.serves(key, env) and not self._is_outdated(zygote) for zygote in self._zygotes):
+            return  # a package was learnt, but later kernels have not used it
+        started = time.perf_counter()
+        own = {name: value for name, value in env.items() if not is_per_kernel(name)}
+        self._forget_varying(key, env)
+        for left in reversed(range(_MOST_TRIES)):
+            learnt = tuple(self._learnt.choose(key[0])) if self._learnt and left else ()
+            attempt = await self._starter.start(key, command, own, learnt)
+            pid, answer = attempt.pid, attempt.answer
+            if answer["op"] == "ready":
+                break
+            attempt.socket.close()
+            if pid in self.pids:
+                os.kill(pid, signal.SIGKILL)
+            if answer["op"] != "unfit" or self._learnt is None:
+                pause_s = _REFUSAL_PAUSE_S if answer["op"] == "refused" else _PAUSE_S
+                what = "are not forked" if self._pause(key, env, pause_s) else "get no learnt packages"
+                problem = f"kernels of {key[0]} {what}: {answer['reason']}"
+                log.warning(problem)
+                self._note_problems(key, [problem])
+                return
+            for name in (answer["name"],) if answer["name"] else learnt:
+                self._learnt.drop(key[0], name, answer["reason"])
+        fingerprint = Fingerprint(
+            files={path: (mtime, size, inode) for path, mtime, size, inode in answer["files"]},
+            folders={path: (mtime, size, inode) for path, mtime, size, inode in answer["folders"]},
+            imported_names=frozenset(answer["names"]),
+            watch=self._folders,
+        )
+        for older in [zygote for zygote in self._zygotes if zygote.serves(key, env)]:
+            log.info("zygote=%d retired: zygote=%d replaces it", older.pid, pid)
+            self._retire(older)
+        self._zygotes.append(
+            Zygote(
+                key,
+                pid,
+                attempt.socket,
+                answer["environment"],
+                fingerprint,
+                used_at=time.monotonic(),
+                command=command,
+                env=own,
+                learnt=answer["learnt"],
+                asked=frozenset(learnt),
+            )
+        )
+        self._limit(self._zygotes[-1])  # it may have changed meanwhile
+        self._note_problems(key, [f"kernels of {key[0]}: {problem}" for problem in answer["problems"]])
+        notes = [*answer["problems"], *answer["notes"]]
+        if self._learnt is not None and answer["learnt"]:
+            notes.append(f"learnt: {self._learnt.describe(key[0], tuple(answer['learnt']))}")
+        text = "".join(f"; {note}" for note in notes)
+        log.info("zygote=%d ready in %.2f s for %s%s", pid, time.perf_counter() - started, key[0], text)
+        self._retire_surplus()
+
+    def _note_problems(self, key: Key, problems: list[str]) -> None:
+        before = self.problems()
+        self._problems[key] = problems
+        if self.problems() != before:
+            self._on_problems()
+
+    def _retire(self, zygote: Zygote) -> None:
+        """Close the socket of a zygote, which ends the zygote and its spares."""
+        if zygote in self._zygotes:
+            self._zygotes.remove(zygote)
+            zygote.socket.close()
+            zygote.fingerprint.close()
+            self._timers.cancel(zygote)
+
+    def _retire_surplus(self) -> None:
+        """Retire zygotes that are idle too long or exceed the limit. Set a timer for the next check."""
+        self._zygotes.sort(key=lambda zygote: zygote.used_at, reverse=True)
+        oldest = time.monotonic() - _IDLE_S
+        for index, zygote in enumerate(list(self._zygotes)):
+            if index >= self._max_zygotes or zygote.used_at <= oldest:
+                log.info("zygote=%d retired: not used", zygote.pid)
+                self._retire(zygote)
+        if self._zygotes:
+            due_s = max(0.0, self._zygotes[-1].used_at - oldest) + 0.01
+            self._timers.later(due_s, self._retire_surplus, key="idle")

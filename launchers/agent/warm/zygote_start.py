@@ -1,0 +1,188 @@
+"""The start of one zygote: its process and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roost.launchers.daemon.open_files import restore_limit
+from roost.launchers.protocol.agent_settings import Forking
+from roost.placement.model.json_codec import encode
+
+from .fingerprint import Fingerprint, KernelCommand
+
+SCRIPT = Path(__file__).parents[2] / "zygote" / "main.py"
+_READY_S = 60.0
+"""How long a zygote may take to load."""
+_PACKET_BYTES = 1 << 20
+_ROOM = "-" * 512
+"""An argument that only takes room. The command line that `ps` shows for a kernel is written there."""
+
+Key = tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]
+
+
+@dataclass(slots=True, eq=False)
+class Zygote:
+    """A ready zygote. `command` and `env` are those of the kernel for which it was made.
+
+    `learnt`: the variables that each learnt package has read. `asked`: all learnt packages that it had to import.
+    """
+
+    key: Key
+    pid: int
+    socket: socket.socket
+    environment: dict[str, str | None]
+    fingerprint: Fingerprint
+    used_at: float
+    command: KernelCommand
+    env: Mapping[str, str]
+    learnt: Mapping[str, Sequence[str]]
+    asked: frozenset[str]
+    launches: int = 0
+
+    def send(self, request: bytes, fds: Sequence[int]) -> OSError | None:
+        """Send a launch. Return the error if that fails."""
+        try:
+            socket.send_fds(self.socket, [request], fds)
+        except OSError as problem:
+            return problem
+        self.used_at = time.monotonic()
+        self.launches += 1
+        return None
+
+    def serves(self, key: Key, env: Mapping[str, str]) -> bool:
+        """True if a start with this key and environment would import what the zygote has imported."""
+        return key == self.key and not self.find_differences(env)
+
+    def find_differences(self, env: Mapping[str, str]) -> set[str]:
+        """Return the variables that the zygote's imports have read, and that have another value in `env`."""
+        return {
+            name
+            for name, value in self.environment.items()
+            if env.get(name) != value and not is_per_kernel(name)
+        }
+
+
+def is_per_kernel(name: str) -> bool:
+    """True if the environment variable `name` differs from kernel to kernel.
+
+    Zygotes never get such variables.
+    """
+    return name.startswith(("JPY_", "KERNEL_"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A process that was to become a zygote.
+
+    `answer` is the zygote's answer, as `zygote/main.py` describes it. In an answer `unfit` without a `name`,
+    any learnt package may be the cause.
+    """
+
+    pid: int
+    socket: socket.socket
+    answer: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZygoteStarter:
+    """A starter of zygotes. `output` is for tracebacks. `on_spawned` gets each pid before its process forks.
+
+    Zygotes write the files of their rehearsals to the folder `scratch`, if there is one.
+    """
+
+    forking: Forking
+    output: Path | str
+    scratch: Path | None
+    on_spawned: Callable[[int], object]
+    script: Path = SCRIPT
+
+    async def start(
+        self, key: Key, command: KernelCommand, env: Mapping[str, str], learnt: Sequence[str]
+    ) -> Attempt:
+        """Start a zygote that imports these learnt packages, too, and wait until it has loaded or failed."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                end.setsockopt(socket.SOL_SOCKET, buffer, _PACKET_BYTES)
+        ours.setblocking(False)
+        request = {
+            **encode(self.forking),
+            "preload": self.forking.choose_preloads(key[0]),
+            "learnt": learnt,
+            "args": command.args,
+            "env": env,
+            "scratch": str(self.scratch) if self.scratch else None,
+        }
+        try:
+            with theirs:
+                pid = self._spawn(key, theirs.fileno(), env)
+            answer = await self._prepare(ours, json.dumps(request).encode(), bool(learnt))
+        except BaseException:
+            ours.close()
+            raise
+        return Attempt(pid=pid, socket=ours, answer=answer)
+
+    async def _prepare(self, ours: socket.socket, request: bytes, has_learnt: bool) -> dict[str, Any]:
+        """Have a new zygote import its packages, and return its answer: ready, or why not.
+
+        The answer comes in a file, because a packet is too small for it.
+
+        If the zygote ends while it imports a learnt package, the file names that package. Without a name, any
+        learnt package may be the cause.
+        """
+        problem = f"it ended while loading; see {self.output}"
+        with tempfile.TemporaryFile() as file:
+            try:
+                socket.send_fds(ours, [request], [file.fileno()])
+                loop = asyncio.get_running_loop()
+                if await asyncio.wait_for(loop.sock_recv(ours, _PACKET_BYTES), _READY_S):
+                    problem = ""
+            except asyncio.TimeoutError:
+                problem = f"not ready in {_READY_S:g} s; see {self.output}"
+            except OSError:  # it has ended
+                pass
+            file.seek(0)
+            if not problem:
+                return dict(json.load(file))
+            with contextlib.suppress(ValueError):  # empty, or half written
+                answer = json.load(file)
+                if answer["op"] == "unfit":
+                    return dict(answer)
+            return {"op": "unfit" if has_learnt else "failed", "name": "", "reason": problem}
+
+    def _spawn(self, key: Key, fd: int, env: Mapping[str, str]) -> int:
+        """Start the process of a zygote and return its pid.
+
+        /proc shows the process's first variables for each of its kernels. Therefore it starts with only those
+        of `key` and roost's own, which are no secrets. The others follow in a packet.
+        """
+        python, flags, folder, environment = key
+        output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        try:
+            process = subprocess.Popen(
+                [python, *flags, str(self.script), str(fd), _ROOM],
+                pass_fds=[fd],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**dict(environment), **{name: env[name] for name in env if name.startswith("ROOST_")}},
+                cwd=folder,
+                start_new_session=True,
+            )
+        finally:
+            os.close(output)
+        process.returncode = 0  # the `Reaper` waits for it, so subprocess must not
+        restore_limit(process.pid)
+        self.on_spawned(process.pid)
+        return process.pid

@@ -1,0 +1,237 @@
+"""Kernels whose starts are cancelled at the worst moments."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from agents import no_limits
+from assigned_agents import a_launch
+
+from roost.launchers.agent.launch import kernels
+from roost.launchers.agent.launch.child_reaper import Reaper
+from roost.launchers.agent.launch.kernels import Kernels
+from roost.launchers.agent.launch.start import EarlierFork
+from roost.launchers.agent.machine.disk_room import DiskRoom
+from roost.launchers.agent.warm.fork_report import read_report
+from roost.launchers.agent.warm.zygote_pool import ZygotePool
+from roost.launchers.daemon.open_files import raise_limit
+from roost.launchers.daemon.process import start_time
+from roost.launchers.protocol.messages import (
+    PORT_NAMES,
+    Connection,
+    KernelProcess,
+    Launch,
+    Lease,
+    Owner,
+    PodKernel,
+)
+from roost.launchers.protocol.rpc import RemoteError
+from roost.placement.model import Request
+from roost.placement.model.json_codec import encode
+
+SLEEP = ("sleep", "60")
+
+
+class CancelledAtTheEnd:
+    """A starter that is cancelled in its last step, after it has recorded the process."""
+
+    def __init__(self, _: ZygotePool, reaper: Reaper, on_started: Callable[..., None], *__: Any) -> None:
+        self.reaper, self.on_started = reaper, on_started
+
+    async def start(self, folder: Path, request: Launch, _: object) -> KernelProcess:
+        child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - the reaper waits for it
+        child.returncode = 0
+        process = KernelProcess(
+            kernel_id=request.kernel_id,
+            launch_id=request.launch_id,
+            lease_id=request.lease_id,
+            pid=child.pid,
+            process_started_at=start_time(child.pid),
+            how="exec",
+            connection=request.connection,
+            launched_at=0.0,
+        )
+        self.on_started(process, self.reaper.exit_code(child.pid, is_ours=True))
+        raise asyncio.CancelledError
+
+
+async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "Starter", CancelledAtTheEnd)
+    launched: list[KernelProcess] = []
+    exited: list[KernelProcess] = []
+    room = DiskRoom(tmp_path, list)
+    held = Kernels(
+        tmp_path / "kernels",
+        ZygotePool(),
+        room,
+        no_limits(),
+        on_launched=launched.append,
+        on_exited=exited.append,
+    )
+    request = Launch(
+        launch_id="launch",
+        lease_id="lease",
+        kernel_id="kernel",
+        argv=SLEEP,
+        env={},
+        cwd="/",
+        connection=Connection(),
+    )
+    try:
+        assert (await held.launch(request)).is_running
+        lease = Lease(id="lease", kernel_id="kernel", owner=Owner(user="ada"), request=Request())
+        assert held.runs_in(lease)
+        assert not held.runs_in(replace(lease, id="earlier"))
+        await held.release(replace(lease, id="earlier"), 1.0)
+        assert not exited
+        await held.release(lease, 1.0)
+        assert [process.pid for process in exited] == [launched[0].pid]
+    finally:
+        await held.close()
+
+
+def make_kernels(folder: Path) -> Kernels:
+    """Return an agent's `Kernels` in this folder, without limits. Nothing receives their events."""
+    return Kernels(
+        folder / "kernels",
+        ZygotePool(),
+        DiskRoom(folder, list),
+        no_limits(),
+        on_launched=lambda _: None,
+        on_exited=lambda _: None,
+    )
+
+
+@pytest.mark.parametrize(
+    "damaged", ["[]", "7", '"x"', "{}", '{"pid": "x", "started_at": 1}', '{"pid": 7}', "{"]
+)
+async def test_a_damaged_file_does_not_end_the_adoption(tmp_path: Path, damaged: str) -> None:
+    """The agent skips the damaged file, and still finds and ends the unfinished start in the next folder."""
+    folder = tmp_path / "kernels"
+    (folder / "1").mkdir(parents=True)
+    (folder / "2").mkdir()
+    (folder / "1" / "starting.json").write_text(damaged)
+    child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
+    noted = {"pid": child.pid, "started_at": start_time(child.pid)}
+    (folder / "2" / "starting.json").write_text(json.dumps(noted))
+    held = make_kernels(tmp_path)
+    try:
+        held.adopt([])
+        assert child.wait(60) == -signal.SIGKILL
+        assert list(folder.iterdir()) == []
+    finally:
+        await held.close()
+        child.kill()
+
+
+async def test_an_agent_follows_more_kernels_than_a_context_has_sockets_by_default(tmp_path: Path) -> None:
+    child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
+    process = KernelProcess(
+        kernel_id="",
+        launch_id="launch",
+        lease_id="lease",
+        pid=child.pid,
+        process_started_at=start_time(child.pid),
+        how="exec",
+        connection=Connection(transport="ipc", ip=str(tmp_path / "k")),
+        launched_at=0.0,
+    )
+    ids = [str(number) for number in range(1_100)]
+    for kernel_id in ids:
+        (tmp_path / "kernels" / kernel_id).mkdir(parents=True)
+        record = tmp_path / "kernels" / kernel_id / "record.json"
+        record.write_text(json.dumps(encode(replace(process, kernel_id=kernel_id))))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    raise_limit()  # as an agent does
+    held = make_kernels(tmp_path)
+    try:
+        held.adopt(["lease"])
+        assert {kernel.kernel_id for kernel in held.list()} == set(ids)
+    finally:
+        await held.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_cancellation_beside_the_last_report_is_not_lost(steps: int) -> None:
+    """The cancellation arrives 0 to 5 steps of the event loop after the kernel's last report."""
+    report, report_in = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    report.setblocking(False)
+    child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
+    pids: list[int] = []
+    try:
+        reading = asyncio.ensure_future(
+            read_report(report, started=0.0, timing_ms={}, deadline_s=10.0, on_pid=pids.append)
+        )
+        report_in.send(b'{"pid": %d}' % child.pid)
+        while not pids:  # noqa: ASYNC110 - a step at a time
+            await asyncio.sleep(0)
+        report_in.send(b'{"ready": true}')
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if reading.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            assert child.wait(60) == -signal.SIGKILL
+        else:
+            assert (await reading) is not None
+    finally:
+        child.kill()
+        child.wait()
+        report.close()
+        report_in.close()
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("has_listened", [False, True])
+async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
+    runtime_dir: Path, is_known: bool, has_listened: bool
+) -> None:
+    child = subprocess.Popen(["sh", "-c", "exit 7"], start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
+    child.returncode = 0
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - it ends at once
+    launch = a_launch()
+    ports = dict.fromkeys(PORT_NAMES, 1)
+    kernel = PodKernel(
+        launch_id=launch.launch_id, pid=child.pid, started_at=0, ip="127.0.0.1", ports=ports, spawned_ms=0
+    )
+    context, ended = zmq.Context(), asyncio.Queue[KernelProcess]()
+    held = Kernels(
+        runtime_dir / "kernels",
+        ZygotePool(),
+        DiskRoom(runtime_dir, list),
+        no_limits(),
+        on_launched=print,
+        on_exited=ended.put_nowait,
+        earlier_fork=EarlierFork(kernel, context.socket(zmq.SUB) if has_listened else None),
+    )
+    try:
+        if is_known:
+            held._reaper.reap()
+        if has_listened:
+            assert (await asyncio.wait_for(held.launch(launch), 60)).pid == child.pid
+            end = await asyncio.wait_for(ended.get(), 60)
+            assert (end.exit_code, end.reason) == (7, "the kernel exited with code 7")
+            assert await held.launch(launch) == end, "the service asks a second time, and has seen no event"
+        else:
+            with pytest.raises(RemoteError, match="the kernel exited with code 7 while it was starting"):
+                await asyncio.wait_for(held.launch(launch), 60)
+    finally:
+        await held.close()
+        context.destroy(linger=0)

@@ -1,0 +1,64 @@
+"""Room for small files on a file system that kernels' logs fill. The test uses a real one of 2 MiB."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_disk import small_disk
+
+from roost.launchers.agent.machine.disk_room import DiskRoom
+from roost.launchers.daemon.private_files import write_private
+
+SIZE_BYTES = 2 << 20
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, SIZE_BYTES):
+        yield tmp_path
+
+
+def fill(path: Path) -> None:
+    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    assert os.statvfs(path).f_bavail == 0
+
+
+async def test_a_full_file_system_has_room_for_small_files(small: Path) -> None:
+    """Files other than logs fill the file system, so the agent gives up its reserve of disk space."""
+    room = DiskRoom(small, list)
+    fill(small / "others")
+    with pytest.raises(OSError, match="No space"):
+        write_private(small / "lease", b"lease")
+    room.write(lambda: write_private(small / "lease", b"lease"))
+    assert (small / "lease").read_bytes() == b"lease"
+
+
+async def test_logs_give_way_and_the_reserve_comes_back(small: Path) -> None:
+    logs = [small / "1", small / "2"]
+    room = DiskRoom(small, lambda: logs)
+    fill(logs[0])
+    room.write(lambda: write_private(small / "lease", b"lease"))
+    assert logs[0].stat().st_size < 64 << 10
+    assert not (small / "reserve").exists()
+    try:
+        while not (small / "reserve").exists():  # noqa: ASYNC110 - the next look takes it again
+            await asyncio.sleep(0.01)
+        fill(logs[1])
+        while os.statvfs(small).f_bavail * 4096 < SIZE_BYTES // 2:  # noqa: ASYNC110 - a look cuts it
+            await asyncio.sleep(0.01)
+        assert logs[1].stat().st_size < SIZE_BYTES // 4
+    finally:
+        room.close()
+
+
+def test_other_errors_are_errors(tmp_path: Path) -> None:
+    room = DiskRoom(tmp_path, list)
+    with pytest.raises(FileNotFoundError):
+        room.write(lambda: write_private(tmp_path / "no" / "folder", b""))

@@ -1,0 +1,172 @@
+"""The size and use of a machine or container, from files as Linux writes them. GPUs, from an NVML that may hang."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from roost.launchers.agent.leases.ledger import LeaseLedger
+from roost.launchers.agent.machine.gpus import WAIT_S, DeviceReader
+from roost.launchers.agent.machine.node_metrics import NodeMetrics, find_cgroups, measure_used_memory
+from roost.launchers.protocol.agent_settings import AgentSettings
+
+FILES = {
+    "v2": {
+        "cpu.max": "50000 100000",
+        "memory.max": "1000000",
+        "memory.current": "700000",
+        "memory.stat": "anon 5\ninactive_file 300000\n",
+    },
+    "v1": {
+        "cpu/cpu.cfs_quota_us": "50000",
+        "cpu/cpu.cfs_period_us": "100000",
+        "memory/memory.limit_in_bytes": "1000000",
+        "memory/memory.usage_in_bytes": "700000",
+        "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 300000\n",
+    },
+}
+OWN = {
+    "v2": "0::/docker/abc\n",
+    "v1": "5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n3:pids:/docker/abc\n",
+}
+
+
+def write_cgroups(folder: Path, own: str, files: dict[str, str]) -> list[Path]:
+    """Write the files of cgroups, and return the cgroups of `own`, a text like that of /proc/self/cgroup."""
+    (folder / "own").write_text(own)
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    return find_cgroups(folder / "own", folder)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_container_is_as_large_as_its_limits(version: str, tmp_path: Path) -> None:
+    cgroups = write_cgroups(tmp_path, OWN[version], FILES[version])
+    measured = NodeMetrics(AgentSettings(gpus=0), cgroups=cgroups)
+    assert (measured.cpus, measured.memory_bytes) == (0.5, 1_000_000)
+    ledger = LeaseLedger(tmp_path / "l", cpus=1, memory_bytes=1, devices=())
+    assert measured.status(ledger, kernels=0).memory_used_bytes == 400_000
+
+
+def test_without_limits_the_machine_counts(tmp_path: Path) -> None:
+    free = {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000", "memory.max": "max"}
+    measured = NodeMetrics(
+        AgentSettings(gpus=0), cgroups=write_cgroups(tmp_path, OWN["v1"] + OWN["v2"], free)
+    )
+    assert measured.cpus >= 1
+    assert measured.memory_bytes == psutil.virtual_memory().total
+    assert measure_used_memory(None) > 1_000_000
+
+
+class Nvml:
+    """A stand-in for `pynvml`, with one GPU for each UUID. No call returns while `answers` is clear."""
+
+    NVML_DEVICE_MIG_ENABLE = 1
+    NVMLError = RuntimeError
+
+    def __init__(self, *uuids: str | None) -> None:
+        self.uuids = list(uuids)
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self.answers.wait()
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        assert self.answers.is_set()
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        self.answers.wait()
+        return len(self.uuids)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetMigMode(self, gpu: int) -> tuple[int, int]:  # noqa: N802
+        raise self.NVMLError("not supported")
+
+    def nvmlDeviceGetMemoryInfo(self, gpu: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(total=100, used=10)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, gpu: int) -> list[SimpleNamespace]:  # noqa: N802
+        return [SimpleNamespace(pid=7, usedGpuMemory=5), SimpleNamespace(pid=8 + gpu, usedGpuMemory=None)]
+
+    def nvmlDeviceGetUtilizationRates(self, gpu: int) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(gpu=50)
+
+    def nvmlDeviceGetUUID(self, gpu: int) -> str:  # noqa: N802
+        uuid = self.uuids[gpu]
+        if uuid is None:
+            raise self.NVMLError("not supported")
+        return uuid
+
+    def nvmlDeviceGetName(self, gpu: int) -> bytes:  # noqa: N802
+        return b"T4"
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nvml]:
+    fake = Nvml("GPU-a", "GPU-b")
+    monkeypatch.setitem(sys.modules, "pynvml", fake)  # type: ignore[arg-type]
+    yield fake
+    fake.answers.set()
+
+
+def test_gpus_that_hang_keep_their_last_state(nvml: Nvml, tmp_path: Path) -> None:
+    measured = NodeMetrics(AgentSettings(cpus=1, memory_bytes=1), max_age_s=0.0)
+    ledger = LeaseLedger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
+    before = measured.status(ledger, kernels=0)
+    assert [(device.id, device.used) for device in before.devices] == [("GPU-a", 0.5), ("GPU-b", 0.5)]
+    nvml.answers.clear()
+    read_at = measured.devices.read_at
+    after = measured.status(ledger, kernels=0)
+    assert after.devices == before.devices
+    assert measured.devices.read_at == read_at
+    assert after.metrics_age_s is not None
+    assert after.metrics_age_s >= WAIT_S
+    measured.devices.close()  # does not wait, either
+    nvml.answers.set()
+
+
+def test_the_gpu_memory_of_processes_is_summed(nvml: Nvml) -> None:
+    reader = DeviceReader()
+    assert reader.memory_by_pid == {7: 10, 8: 0, 9: 0}
+    reader.close()
+
+
+def test_gpus_that_answer_too_late_are_not_used(nvml: Nvml, tmp_path: Path) -> None:
+    nvml.answers.clear()
+    measured = NodeMetrics(AgentSettings(), devices=DeviceReader(first_wait_s=0.05))
+    ledger = LeaseLedger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
+    nvml.answers.set()
+    for thread in threading.enumerate():
+        if thread.name == "nvml":
+            thread.join(60)
+    assert len(measured.devices.read()) == 2
+    assert measured.status(ledger, kernels=0).devices == (), (
+        "devices that the ledger does not know are not offered"
+    )
+    measured.devices.close()
+
+
+def test_gpus_without_a_unique_id_are_named_by_index(nvml: Nvml) -> None:
+    nvml.uuids = ["GPU-a", None, "", "GPU-a"]
+    found = DeviceReader()
+    assert [device.id for device in found.read()] == ["GPU-a", "1", "2", "3"]
+    found.close()
+
+
+def test_declared_gpus_are_not_measured(nvml: Nvml) -> None:
+    nvml.answers.clear()
+    declared = DeviceReader(2, "T4")
+    assert [(device.id, device.model, device.used) for device in declared.read()] == [
+        ("0", "T4", None),
+        ("1", "T4", None),
+    ]

@@ -1,0 +1,145 @@
+"""Ports for kernels that cannot choose their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from roost.launchers.agent.machine import ports
+from roost.launchers.protocol.messages import PORT_NAMES, Connection
+
+
+def numbers(connection: Connection) -> set[int]:
+    return {getattr(connection, name) for name in PORT_NAMES}
+
+
+def choose(connection: Connection) -> Connection:
+    with ports.claim(connection) as chosen:
+        return chosen
+
+
+def test_claimed_ports_are_not_chosen_again() -> None:
+    with ports.claim(Connection()) as first:
+        with ports.claim(first) as second:
+            assert not numbers(first) & numbers(second), "a kernel that has not bound them yet has its ports"
+        with ports.claim(second) as again:
+            assert again == second, "a restart keeps its ports"
+    with ports.claim(first) as again:
+        assert again == first
+
+
+def test_an_agent_in_another_process_does_not_choose_claimed_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "_candidates", lambda: range(20_000, 22_000))
+    with ports.claim(Connection()) as claimed:
+        code = "import sys; from roost.launchers.agent.machine import ports\n"
+        code += "from roost.launchers.protocol.messages import *\n"
+        code += "wanted = Connection().with_ports(dict(zip(PORT_NAMES, map(int, sys.argv[1:]))))\n"
+        code += "with ports.claim(wanted) as found: print(*(getattr(found, name) for name in PORT_NAMES))"
+        wanted = [str(getattr(claimed, name)) for name in PORT_NAMES]
+        command = [sys.executable, "-c", code, *wanted]
+        chosen = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=60
+        ).stdout.split()
+        assert len(chosen) == len(wanted)
+        assert not {*chosen} & {*wanted}
+    assert (
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+        == wanted
+    )
+
+
+def test_a_port_on_which_another_process_listens_is_not_chosen() -> None:
+    with ports.claim(Connection()) as first:
+        pass
+    with socket.create_server((first.ip, first.hb_port)), ports.claim(first) as second:
+        assert not numbers(first) & numbers(second)
+
+
+def test_claims_leave_no_socket_open() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with ports.claim(Connection()) as first, ports.claim(first):
+        pass
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_forked_kernel_gets_sockets_that_listen() -> None:
+    with ports.listen(Connection()) as (first, sockets):
+        assert len(numbers(first)) == len(sockets) == len(PORT_NAMES)
+        socket.create_connection((first.ip, first.shell_port), timeout=10).close()
+        with ports.listen(first) as (second, _):
+            assert not numbers(first) & numbers(second), "another kernel has its ports"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((first.ip, first.shell_port), timeout=10)
+    with ports.listen(first) as (again, _):
+        assert again == first, "a restart keeps its ports"
+
+
+def test_no_socket_stays_open_if_one_port_is_taken() -> None:
+    with ports.listen(Connection()) as (chosen, _):
+        pass
+    with socket.create_server((chosen.ip, chosen.hb_port)), ports.listen(chosen) as (moved, _):
+        assert not numbers(moved) & numbers(chosen)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((chosen.ip, chosen.shell_port), timeout=10)
+
+
+def test_ports_on_no_address_of_this_machine_are_refused() -> None:
+    with pytest.raises(OSError, match="assign"), ports.listen(Connection(ip="192.0.2.1")):
+        pass
+
+
+def test_the_socket_of_a_killed_kernel_is_free_again(tmp_path: Path) -> None:
+    wish = choose(Connection(transport="ipc", ip=str(tmp_path / "k")))
+    assert numbers(wish) == {1, 2, 3, 4, 5}
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{wish.ip}-1")
+        server.listen()
+        assert numbers(choose(wish)) == {2, 3, 4, 5, 6}
+    assert (tmp_path / "k-1").exists()
+    assert choose(wish) == wish
+    (tmp_path / "k-2").touch()
+    assert 2 not in numbers(choose(replace(wish, shell_port=0)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+async def test_a_port_of_another_user_is_not_the_kernels(transport: str) -> None:
+    """Another user may open the port before the kernel does. That user would get the clients' messages."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o777)
+        ip = "127.0.0.1" if transport == "tcp" else f"{folder}/kernel"
+        for user in (65534, 0):
+            os.seteuid(user)
+            try:
+                server = socket.socket(socket.AF_INET if transport == "tcp" else socket.AF_UNIX)
+                server.bind((ip, 0) if transport == "tcp" else f"{ip}-{user + 1}")
+                server.listen()
+            finally:
+                os.seteuid(0)
+            with server:
+                port = server.getsockname()[1] if transport == "tcp" else user + 1
+                connection = Connection(ip=ip, transport=transport, shell_port=port, iopub_port=port)
+                listening = asyncio.ensure_future(ports.until_listening(connection))
+                done, _ = await asyncio.wait([listening], timeout=60 if user == 0 else 0.3)
+                assert bool(done) == (user == 0)
+                listening.cancel()
+
+
+async def test_a_kernel_listens_once_its_iopub_port_is_open() -> None:
+    """The agent subscribes then. The journal misses what the kernel publishes before that."""
+    with (
+        ports.claim(Connection()) as connection,
+        socket.create_server((connection.ip, connection.shell_port)),
+    ):
+        listening = asyncio.ensure_future(ports.until_listening(connection))
+        assert not (await asyncio.wait([listening], timeout=0.3))[0]
+        with socket.create_server((connection.ip, connection.iopub_port)):
+            await asyncio.wait_for(listening, timeout=60)
