@@ -6,7 +6,11 @@ import ast
 import re
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -26,8 +30,8 @@ ALLOWED = {
     "scheduler": {"scheduler", "placement", "launchers"},
     "provisioners": {"provisioners", "scheduler"},
 }
-# The `roost` command joins the scheduler's commands and Jupyter's.
-ALLOWED_FOR_CLI = {"provisioners"}
+CLI = "roost.scheduler.cli"
+"""The `roost` command stands above all others. It joins the scheduler's commands and Jupyter's."""
 # Provisioners may import the modules of the scheduler that run in an application or a command, never the service's.
 CLIENT_SIDE = {
     "backends.registry",
@@ -105,11 +109,60 @@ def test_imports_go_one_way(package: str) -> None:
         for name in imports(path, at_import=False):
             head, _, rest = name.partition(".")
             assert head not in ALLOWED, f"{path.name}: `import {head}` is never ours, roost.{head} is"
-            allowed = ALLOWED[package] | (ALLOWED_FOR_CLI if "cli" in path.parts else set())
+            allowed = ALLOWED if _name_folder(path) == CLI else ALLOWED[package]
             is_ours = head == "roost" and bool(rest) and not SHARED_MODEL.fullmatch(name)
             if is_ours and rest.split(".")[0] not in allowed:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert wrong == []
+
+
+def test_only_the_command_line_imports_the_command_line() -> None:
+    """`__main__` and `roost.bench` stand above it too."""
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for package in ALLOWED
+        for path in sources(package)
+        for name in imports(path, at_import=False)
+        if f"{name}.".startswith(f"{CLI}.") and _name_folder(path) != CLI
+    ]
+    assert wrong == []
+
+
+def _name_folder(path: Path) -> str:
+    """Return the dotted name of the package that holds the file."""
+    return ".".join(["roost", *path.relative_to(ROOT).parts[:-1]])
+
+
+def find_circle(graph: Mapping[str, Collection[str]]) -> list[str]:
+    """Return the names of one circle in their order, the first of them again as the last; or an empty list."""
+    order = TopologicalSorter(graph)
+    try:
+        order.prepare()
+    except CycleError as problem:
+        return list(reversed(problem.args[1]))
+    return []
+
+
+def test_a_circle_is_found() -> None:
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) in (["b", "c", "b"], ["c", "b", "c"])
+
+
+def test_folders_form_no_circle() -> None:
+    """Each folder stands on one floor. Imports inside functions and for type checkers count too."""
+    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for path in chain.from_iterable(map(sources, ALLOWED)):
+        above = _name_folder(path)
+        for name in imports(path, at_import=False):
+            file = ROOT.joinpath(*name.split(".")[1:])
+            below = name if file.is_dir() else name.rpartition(".")[0]
+            if name.startswith("roost.") and below not in ("roost", above):
+                reasons[above, below].append(f"{path.relative_to(ROOT)} imports {name}")
+    graph: dict[str, set[str]] = defaultdict(set)
+    for above, below in reasons:
+        graph[above].add(below)
+    circle = find_circle(graph)
+    assert not circle, "\n".join(chain.from_iterable(reasons[step] for step in pairwise(circle)))
 
 
 def test_provisioners_see_the_client_only() -> None:
