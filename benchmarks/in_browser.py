@@ -32,6 +32,7 @@ from roost.bench.world import (
     elapsed_ms,
     end_processes,
     private_world,
+    write_config,
     write_kernelspec,
 )
 
@@ -168,12 +169,8 @@ def main() -> int:
         return SKIPPED
     with private_world({"plain": PLAIN, "roost": ROOST}) as root:
         (root / "notebooks").mkdir()
-        config = root / "jupyter_config_dir"
-        config.mkdir(exist_ok=True)
-        browser.prepare_lab(config)
-        (config / "jupyter_roost_config.json").write_text(
-            '{"RoostLocalBackend": {"gpus": 1, "gpu_model": "T4"}}'
-        )
+        write_config(root, {"RoostLocalBackend": {"gpus": 1, "gpu_model": "T4"}})
+        browser.prepare_lab(root / "jupyter_config_dir")
         write_kernelspec(root / "jupyter_path/kernels/gpu", ROOST, {"gpus": 1}, display_name=GPU_CARD)
         try:
             report = measure(arguments, root)

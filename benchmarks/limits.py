@@ -13,7 +13,6 @@ Claims, of medians: start with limits ≤ 1.1 × without; a neighbour's round tr
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
 import sys
 import time
@@ -35,6 +34,7 @@ from roost.bench.world import (
     private_world,
     start,
     wait_until_forked,
+    write_config,
     write_kernelspec,
 )
 from roost.launchers.agent.limits.cgroups import CgroupTree, NoCgroups
@@ -129,10 +129,7 @@ def main() -> int:
         return NO_CGROUPS
     with private_world({"free": ROOST}) as root:
         write_kernelspec(root / "jupyter_path" / "kernels" / "limited", ROOST, LIMIT)
-        folder = root / "jupyter_config_dir"
-        folder.mkdir(exist_ok=True)
-        config = {"RoostScheduler": {"restart_grace_s": GRACE_S}}
-        (folder / "jupyter_roost_config.json").write_text(json.dumps(config))
+        write_config(root, {"RoostScheduler": {"restart_grace_s": GRACE_S}})
         report = asyncio.run(measure(arguments))
     return report.finish(arguments)
 

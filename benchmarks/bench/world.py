@@ -107,6 +107,13 @@ def write_kernelspec(
     (folder / "kernel.json").write_text(json.dumps(spec))
 
 
+def write_config(root: Path, settings: Mapping[str, Mapping[str, object]]) -> None:
+    """Write roost's settings, by section, for a `private_world` in the folder `root`."""
+    folder = root / "jupyter_config_dir"
+    folder.mkdir(exist_ok=True)
+    (folder / "jupyter_roost_config.json").write_text(json.dumps(settings))
+
+
 def read_provisioner(spec: KernelSpec) -> str:
     """Return the name of a kernelspec's provisioner."""
     return str(spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", PLAIN))
