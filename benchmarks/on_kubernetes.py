@@ -1,23 +1,22 @@
 """Kernels in pods of a Kubernetes cluster of three nodes, all on this machine: time from nothing to the first reply.
 
 Each start makes a new pod. The image is on the nodes. Six cases are interleaved. Each begins at a random moment,
-because a kubelet looks at its containers only once a second:
+because a kubelet looks at its containers only once a second (`on_pods.py`):
 
 plain              plain Jupyter on this machine, without a pod
 roost, gateway     a pod of roost, and a pod whose command is the kernel. Neither has a CPU limit
 roost-limited, gateway-limited    the same with a CPU limit of 0.5
 gateway-default    the gateway's pod, created and awaited as Gateway Provisioners 0.5 and Enterprise Gateway do it
 
-A gateway creates its pod, watches it until it has an IP, connects and sends a request. The kernel's ports and key are
-on its command line. All these pods request 0.5 CPUs, and 512 MiB, which is also their limit.
+A gateway creates its pod, watches it until it has an IP, connects and sends a request. All these pods request 0.5 CPUs,
+and 512 MiB, which is also their limit.
 
 In `gateway-default`, the pod requests and limits nothing. A Python process of its own imports the package `kubernetes`
 and creates the pod. Every 0.5 s the gateway lists the pod, until it is Running. Left out here: a namespace for each
 kernel, a shell and RSA in the pod, and the kernel's report of its ports.
 
-start      start_kernel() called, or the pod is being created → first execute_reply
-stages     for roost: placed, leased (created and bound), granted (→ the agent has answered), launched (→ the kernel's
-           ports are open). For the gateway: created, address (→ the watch shows the IP), reply
+The stages are those of `on_pods.py`; leased is created and bound. For the gateway: created, address (→ the watch shows
+the IP), reply.
 
 Claims (medians): roost ≤ 1.15 × gateway, roost-limited ≤ 1.15 × gateway-limited, roost ≤ 0.6 × gateway-default.
 Without a cluster the script prints a note and exits with 77.
@@ -27,8 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import random
 import sys
 import time
 import uuid
@@ -38,33 +35,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.manager import AsyncKernelManager
+from on_pods import GATEWAY_OPTIONS, MEMORY_BYTES, plain_life, reply_of_gateway, rest, roost_life
 
-import roost
 from roost.bench.report import Report, interleave, parser
-from roost.bench.world import (
-    GATEWAY_OPTIONS,
-    PLAIN,
-    ROOST,
-    elapsed_ms,
-    first_reply,
-    private_world,
-    reply_of_gateway,
-    write_kernelspec,
-)
+from roost.bench.world import PLAIN, ROOST, elapsed_ms, private_world, write_config, write_kernelspec
 
 sys.path.append(str(Path(__file__).parents[1] / "tests/kit"))
 
 from kubelets import MACHINES, PYTHON, Api, Kubelets, why_not
 
-CPUS, MEMORY_BYTES = 0.5, 512 << 20
+CPUS = 0.5
 OPEN, LIMITED = "kernels", "kernels-limited"
 """The namespaces. In the second one, Kubernetes gives each container without a CPU limit a limit of 0.5."""
 USER = 12345
-REST_S = 0.3
-"""The shortest pause after each case, so that the end of a pod does not count for the next case."""
-LOOK_S = 1.0
-"""How often a kubelet looks at its containers."""
 POLL_S = 0.5
 """How often a gateway looks at its pod, by default."""
 CREATE = """
@@ -73,13 +56,6 @@ import jinja2, urllib3, yaml
 from kubernetes import client, config
 config.load_kube_config(sys.argv[1])
 client.CoreV1Api().create_namespaced_pod(body=json.load(sys.stdin), namespace=sys.argv[2])
-"""
-GONE_S = 60.0
-CONFIG = f"""
-c.RoostKubernetesBackend.namespace = "{OPEN}"
-c.RoostKubernetesBackend.allowed_namespaces = ["{LIMITED}"]
-c.RoostKubernetesBackend.image = "{PYTHON}"
-c.RoostKubernetesBackend.read_all_pods = True
 """
 SECURITY: Mapping[str, Any] = {
     "runAsNonRoot": True,
@@ -99,14 +75,16 @@ def prepare(cluster: Kubelets, root: Path) -> None:
     cluster.api.call("POST", f"/api/v1/namespaces/{LIMITED}/limitranges", limit_range)
     template = root / "pod.yaml"
     template.write_text(f"spec: {{securityContext: {{runAsUser: {USER}}}}}")
-    folder = Path(os.environ["JUPYTER_CONFIG_DIR"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "jupyter_roost_config.py").write_text(
-        f"{CONFIG}"
-        f"c.RoostKubernetesBackend.address = {str(cluster.kubeconfig)!r}\n"
-        f"c.RoostKubernetesBackend.pod_template = {str(template)!r}\n"
-        f"c.RoostKubernetesBackend.identity_file = {str(root / 'identity' / 'keys.json')!r}\n"
-    )
+    backend = {
+        "address": str(cluster.kubeconfig),
+        "namespace": OPEN,
+        "allowed_namespaces": [LIMITED],
+        "image": PYTHON,
+        "read_all_pods": True,
+        "pod_template": str(template),
+        "identity_file": str(root / "identity" / "keys.json"),
+    }
+    write_config(root, {"RoostKubernetesBackend": backend})
     asks = {"backend": "kubernetes", "cpus": CPUS, "memory": MEMORY_BYTES}
     kernels = root / "jupyter_path" / "kernels"
     write_kernelspec(kernels / "roost", ROOST, asks, python="python3")
@@ -115,26 +93,10 @@ def prepare(cluster: Kubelets, root: Path) -> None:
     )
 
 
-async def plain_life() -> dict[str, float]:
-    """Run one kernel on this machine, and return the time to its first reply."""
-    manager = AsyncKernelManager(kernel_name="plain")
-    try:
-        return {"start": (await first_reply(manager))["start"]}
-    finally:
-        await manager.shutdown_kernel()
-
-
-async def roost_life(name: str, namespace: str, api: Api) -> dict[str, float]:
+async def pod_life(name: str, namespace: str, api: Api) -> dict[str, float]:
     """Run one kernel in a pod of roost. Return stage → milliseconds."""
-    manager = AsyncKernelManager(kernel_name=name)
-    try:
-        took = await first_reply(manager)
-        kernel = await roost.connect("kubernetes").kernel(manager.kernel_id)
-        stages = ("placed", "leased", "granted", "launched")
-        return {"start": took["start"], **{f"stage {stage}": kernel.timing_ms[stage] for stage in stages}}
-    finally:
-        await manager.shutdown_kernel(now=True)
-        await rest(api, namespace)
+    took, _ = await roost_life("kubernetes", name, partial(count_pods, api, namespace))
+    return took
 
 
 async def gateway_life(
@@ -155,7 +117,7 @@ async def gateway_life(
         return {"start": elapsed_ms(began), **took, "stage reply": reply_ms}
     finally:
         await asyncio.to_thread(api.call, "DELETE", f"{pods}/{name}", {"gracePeriodSeconds": 1})
-        await rest(api, namespace)
+        await rest(partial(count_pods, api, namespace))
 
 
 def create(api: Api, pods: str, pod: Mapping[str, Any]) -> tuple[dict[str, float], str]:
@@ -234,14 +196,8 @@ def gateway_pod(name: str, key: str, cpu_limit: float | None) -> dict[str, Any]:
     return {"metadata": {"name": name}, "spec": spec}
 
 
-async def rest(api: Api, namespace: str) -> None:
-    """Wait until no pod is left, and then for a random time of `REST_S` to `REST_S + LOOK_S`."""
-    end = time.monotonic() + GONE_S
-    while (await asyncio.to_thread(api.call, "GET", f"/api/v1/namespaces/{namespace}/pods"))["items"]:
-        if time.monotonic() > end:
-            raise RuntimeError(f"a pod of {namespace} does not end")
-        await asyncio.sleep(0.2)
-    await asyncio.sleep(random.uniform(REST_S, REST_S + LOOK_S))
+def count_pods(api: Api, namespace: str) -> int:
+    return len(api.call("GET", f"/api/v1/namespaces/{namespace}/pods")["items"])
 
 
 async def measure(arguments: Namespace, cluster: Kubelets) -> Report:
@@ -250,9 +206,9 @@ async def measure(arguments: Namespace, cluster: Kubelets) -> Report:
     api = cluster.api
     lives = {
         "plain": plain_life,
-        "roost": partial(roost_life, "roost", OPEN, api),
+        "roost": partial(pod_life, "roost", OPEN, api),
         "gateway": partial(gateway_life, OPEN, None, cluster),
-        "roost-limited": partial(roost_life, "roost-limited", LIMITED, api),
+        "roost-limited": partial(pod_life, "roost-limited", LIMITED, api),
         "gateway-limited": partial(gateway_life, LIMITED, CPUS, cluster),
         "gateway-default": partial(gateway_life, OPEN, None, cluster, is_default=True),
     }

@@ -1,20 +1,19 @@
 """Kernels in containers of a YARN cluster of three nodes, all on this machine: time from nothing to the first reply.
 
 Each start makes a new container. roost's application master runs. Three cases are interleaved. Each begins at a random
-moment, because YARN grants containers when a NodeManager reports, once a second:
+moment, because YARN grants containers when a NodeManager reports, once a second (`on_pods.py`):
 
 plain      plain Jupyter on this machine, without YARN
 roost      a container of roost
 gateway    an application whose first container is the kernel. A gateway that runs an application for each kernel does
-           at least this. The kernel's ports and key are on its command line. The gateway reads the application every
-           20 ms until it has a node, and connects. Gateway Provisioners 0.5 and Enterprise Gateway 3.3 run spark-submit
-           instead, which starts a JVM and copies Spark, and read the application every 0.5 s
+           at least this. The gateway reads the application every 20 ms until it has a node, and connects. Gateway
+           Provisioners 0.5 and Enterprise Gateway 3.3 run spark-submit instead, which starts a JVM and copies Spark,
+           and read the application every 0.5 s
 
 The cases run on two clusters: one with YARN's defaults, and one with asynchronous scheduling.
 
-start      start_kernel() called, or the application is being submitted → first execute_reply
-stages     for roost: placed, leased (asked → granted), granted (→ the agent has answered), launched (→ the kernel's
-           ports are open). For the gateway: submitted, address (→ the application has a node), reply
+stages     those of `on_pods.py`; leased is asked → granted. For the gateway: submitted, address (→ the application has
+           a node), reply
 master     of the application master: memory, and processor time while nothing happens for a minute
 read       the ResourceManager's answer with 1,000 nodes, over HTTP from another process → roost's nodes
 
@@ -26,9 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
-import random
 import sys
 import time
 import uuid
@@ -37,47 +33,30 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from jupyter_client.manager import AsyncKernelManager
+from on_pods import GATEWAY_OPTIONS, GONE_S, MEMORY_BYTES, plain_life, reply_of_gateway, rest, roost_life
 from recorded_yarn import NODES, time_readings
 
 import roost
 from roost.bench.report import Report, interleave, parser
-from roost.bench.world import (
-    GATEWAY_OPTIONS,
-    PLAIN,
-    ROOST,
-    elapsed_ms,
-    first_reply,
-    private_world,
-    reply_of_gateway,
-    write_kernelspec,
-)
+from roost.bench.world import MIB, PLAIN, ROOST, elapsed_ms, private_world, write_config, write_kernelspec
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests/kit", "docs/examples")]
 
 from hadoop_nodes import MACHINES, HadoopNodes, why_not
 
-CPUS, MEMORY_BYTES = 1, 512 << 20
+CPUS = 1
 KERNELSPEC = "roost"
 ASYNCHRONOUS = {"yarn.scheduler.capacity.schedule-asynchronously.enable": True}
 BOUNDS_MS = {"default": 1500.0, "asynchronous": 1000.0}
-REST_S = 0.3
-"""The shortest pause after each case, so that the end of a container does not count for the next case."""
-BEAT_S = 1.0
-"""How often a NodeManager reports."""
-LOOK_S = 0.02
-GONE_S = 60.0
+POLL_S = 0.02
+"""How often the gateway reads its application."""
 IDLE_S = 60.0
-MIB = 1 << 20
-STAGES = ("placed", "leased", "granted", "launched")
 
 
 @contextlib.contextmanager
 def cluster(settings: Mapping[str, object]) -> Iterator[HadoopNodes]:
     """Start a cluster, and make private folders with roost's configuration and kernelspecs for it."""
     with HadoopNodes(*MACHINES, settings=settings) as started, private_world({"plain": PLAIN}) as root:
-        folder = Path(os.environ["JUPYTER_CONFIG_DIR"])
-        folder.mkdir(parents=True, exist_ok=True)
         identity = root / "identity"
         identity.mkdir(mode=0o700)
         backend = {
@@ -85,35 +64,18 @@ def cluster(settings: Mapping[str, object]) -> Iterator[HadoopNodes]:
             "python": sys.executable,
             "identity_file": str(identity / "keys.json"),
         }
-        (folder / "jupyter_roost_config.json").write_text(json.dumps({"RoostYarnBackend": backend}))
+        write_config(root, {"RoostYarnBackend": backend})
         asks = {"backend": "yarn", "cpus": CPUS, "memory": MEMORY_BYTES}
         write_kernelspec(root / "jupyter_path" / "kernels" / KERNELSPEC, ROOST, asks, python="python")
         yield started
 
 
-async def plain_life() -> dict[str, float]:
-    """Run one kernel on this machine, and return the time to its first reply."""
-    manager = AsyncKernelManager(kernel_name="plain")
-    try:
-        return {"start": (await first_reply(manager))["start"]}
-    finally:
-        await manager.shutdown_kernel()
-
-
-async def roost_life(yarn: HadoopNodes, report: Report) -> dict[str, float]:
+async def container_life(yarn: HadoopNodes, report: Report) -> dict[str, float]:
     """Run one kernel in a container of roost. Return stage → milliseconds."""
-    manager = AsyncKernelManager(kernel_name=KERNELSPEC)
-    try:
-        took = await first_reply(manager)
-        kernel = await roost.connect("yarn").kernel(manager.kernel_id)
-        if kernel.how != "forked":
-            report.notes.append(f"A kernel was not forked ({kernel.how}).")
-        stages = {f"stage {stage}": kernel.timing_ms.get(stage, 0.0) for stage in STAGES}
-        connected = took["start"] - took["start_kernel returned"]
-        return {"start": took["start"], **stages, "stage reply": connected}
-    finally:
-        await manager.shutdown_kernel(now=True)
-        await rest(yarn, but=1)
+    took, how = await roost_life("yarn", KERNELSPEC, partial(count_containers, yarn))
+    if how != "forked":
+        report.notes.append(f"A kernel was not forked ({how}).")
+    return took
 
 
 async def gateway_life(yarn: HadoopNodes) -> dict[str, float]:
@@ -131,7 +93,7 @@ async def gateway_life(yarn: HadoopNodes) -> dict[str, float]:
     finally:
         path = f"/ws/v1/cluster/apps/{application}/state"
         await asyncio.to_thread(yarn.rest.call, "PUT", path, {"state": "KILLED"})
-        await rest(yarn, but=1)
+        await rest(partial(count_containers, yarn))
 
 
 def submit(yarn: HadoopNodes, key: str) -> str:
@@ -159,22 +121,13 @@ def await_address(yarn: HadoopNodes, application: str) -> str:
         row = yarn.rest.get(f"/ws/v1/cluster/apps/{application}")["app"]
         if address := row.get("amHostHttpAddress"):
             return str(address).partition(":")[0]
-        time.sleep(LOOK_S)
+        time.sleep(POLL_S)
     raise RuntimeError(f"{application} got no node")
 
 
-async def rest(yarn: HadoopNodes, *, but: int) -> None:
-    """Wait until only `but` containers are left, and then for a random time of `REST_S` to `REST_S + BEAT_S`."""
-    end = time.monotonic() + GONE_S
-
-    def count() -> int:
-        return sum(int(row["numContainers"]) for row in yarn.nodes().values())
-
-    while await asyncio.to_thread(count) > but:
-        if time.monotonic() > end:
-            raise RuntimeError("a container does not end")
-        await asyncio.sleep(0.2)
-    await asyncio.sleep(random.uniform(REST_S, REST_S + BEAT_S))
+def count_containers(yarn: HadoopNodes) -> int:
+    """Return the number of containers besides roost's application master."""
+    return sum(int(row["numContainers"]) for row in yarn.nodes().values()) - 1
 
 
 def watch_master(yarn: HadoopNodes, report: Report, idle_s: float) -> None:
@@ -202,7 +155,7 @@ async def measure(arguments: Namespace, name: str, yarn: HadoopNodes, report: Re
     await roost.connect("yarn").up()
     lives = {
         "plain": plain_life,
-        "roost": partial(roost_life, yarn, report),
+        "roost": partial(container_life, yarn, report),
         "gateway": partial(gateway_life, yarn),
     }
     await interleave(

@@ -207,41 +207,6 @@ async def execute(client: AsyncKernelClient, code: str = "1+1", **options: Any) 
     return content
 
 
-GATEWAY_PORTS = {
-    f"{name}_port": 50_001 + number
-    for number, name in enumerate(("shell", "iopub", "stdin", "control", "hb"))
-}
-"""The ports of a kernel that a benchmark starts as gateways do it: with its ports and key on the command line."""
-GATEWAY_OPTIONS = (
-    "--ip=0.0.0.0",
-    *(f"--{port.removesuffix('_port')}={number}" for port, number in GATEWAY_PORTS.items()),
-)
-"""The command-line options of a kernel with `GATEWAY_PORTS`, apart from its key."""
-
-
-async def reply_of_gateway(ip: str, key: str) -> float:
-    """Connect to a kernel with `GATEWAY_PORTS` and send a request. Return milliseconds until the reply."""
-    client = AsyncKernelClient()
-    client.load_connection_info({"ip": ip, "transport": "tcp", "key": key.encode(), **GATEWAY_PORTS})
-    client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
-    began = time.perf_counter()
-    try:
-        await execute(client)
-    finally:
-        client.stop_channels()
-    return elapsed_ms(began)
-
-
-async def first_reply(manager: AsyncKernelManager) -> dict[str, float]:
-    """Start a kernel and send a request. Return milliseconds until start_kernel() returned and until the reply."""
-    began = time.perf_counter()
-    await start(manager)
-    returned_ms = elapsed_ms(began)
-    async with open_client(manager) as client:
-        await execute(client)
-        return {"start_kernel returned": returned_ms, "start": elapsed_ms(began)}
-
-
 async def reply_to(client: AsyncKernelClient, message_id: str) -> dict[str, Any]:
     """Return the content of the reply to one message on the shell channel."""
 
