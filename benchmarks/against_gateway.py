@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from page_tables import LIFE, PLAIN_JUPYTER, PageTable
+
 from roost.bench import starts
 from roost.bench.report import Report, parser
 from roost.bench.runs import measure_sides, read_rounds
@@ -34,6 +36,23 @@ AT_MOST = {GATEWAY: 0.08, FAST: 0.12}
 """The claimed ratios of a start."""
 _INSTALL_S = 60
 SKIPPED = 77
+
+_TITLE, _FAST_TITLE = "Gateway Provisioners", f"the same, GP_POLL_INTERVAL={POLL_INTERVAL_S}"
+TABLE = PageTable(
+    name="against_gateway",
+    columns={
+        PLAIN_JUPYTER: "{}/plain",
+        "roost": "{}/roost",
+        _TITLE: f"{{}}/{GATEWAY}",
+        _FAST_TITLE: f"{{}}/{FAST}",
+    },
+    rows={label: stage for label, stage in LIFE.items() if stage != "restart"},
+    ratios={
+        f"roost ÷ {_TITLE}": ("roost", _TITLE),
+        f"roost ÷ the same, {POLL_INTERVAL_S}": ("roost", _FAST_TITLE),
+    },
+    packages=("gateway_provisioners",),
+)
 
 
 def install(folder: Path) -> None:

@@ -15,6 +15,7 @@ import tracemalloc
 from argparse import Namespace
 from collections.abc import Sequence
 
+from page_tables import PageTable
 from rich.console import Console
 from rich.progress import track
 from trace_data import add_traces, find_folder, read_cluster, read_tasks
@@ -25,6 +26,18 @@ from roost.placement import Node, Snapshot, Workload, get_policy
 
 SIZES = (1_213, 10_000, 100_000)
 MIB = 1 << 20
+TABLE = PageTable(
+    name="decision",
+    columns={f"{size:,} nodes": f"{{}}/{size}" for size in SIZES},
+    rows={
+        "decision, p50": "decision p50",
+        "decision, p99": "decision p99",
+        "a class of requests that is new": "never seen",
+        "recording the placement, p50": "commit p50",
+        "memory of a snapshot with its GPUs": "snapshot",
+    },
+    packages=("numpy",),
+)
 
 
 def memory_bytes(nodes: Sequence[Node], size: int) -> int:

@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from page_tables import compare_with_plain
+
 from roost.bench.report import Report, parser, take_turns
 from roost.bench.world import (
     PLAIN,
@@ -49,6 +51,19 @@ LOST_AFTER_S = 0.5
 """A cell counts as lost, and is run again, if its prompt is still `[ ]:` after this time."""
 CARDS = {"plain": f"Python ({PLAIN})", "roost": f"Python ({ROOST})"}
 GPU_CARD = "GPU"
+TABLE = compare_with_plain(
+    name="in_browser",
+    rows={
+        "first kernel of a new server: card clicked → result of a cell that is run at once": "first",
+        "such cells that JupyterLab dropped at first": "first: lost",
+        "later kernels: cells dropped that are run at once": "at once: lost",
+        "cells dropped that are run after half a second": "half a second: lost",
+        "a GPU is held: cell run → its line with place and reason": "shown",
+        "the GPU is released → result of the waiting cell": "released",
+    },
+    plain="plain kernel",
+    packages=("jupyter_server", "jupyterlab"),
+)
 
 
 @contextmanager

@@ -37,9 +37,10 @@ from typing import Any
 
 import urllib3
 from kubernetes_objects import describe_node, describe_pod
+from page_tables import PageTable
 
 from roost.bench.report import Report, parser
-from roost.bench.world import elapsed_ms
+from roost.bench.world import MIB, elapsed_ms
 
 sys.path.append(str(Path(__file__).parents[1] / "tests/kit"))
 
@@ -49,7 +50,22 @@ CHANGES_PER_S = 10.0
 SIZES = {"written": (1_000, 5_000), "recorded": (5_000, 50_000)}
 QUIET_S = 10.0
 DEADLINE_S = 400
-MIB = 1 << 20
+TABLE = PageTable(
+    name="kubernetes_scale",
+    columns={f"{nodes:,} nodes, {pods:,} pods": f"{{}}/{kind}" for kind, (nodes, pods) in SIZES.items()},
+    rows={
+        "everything is read": "read",
+        "decision": "decision",
+        "decision, p99": "decision p99",
+        "lease (created → bound)": "lease",
+        "lease, p99": "lease p99",
+        "memory of the service, at most": "memory",
+        "processor time while no kernel starts": "load",
+        "all watches expire at once → everything is read again": "reread",
+        "decision meanwhile": "decision during reread",
+        "lease meanwhile": "lease during reread",
+    },
+)
 
 
 async def measure(kubeconfig: str, starts: int, server: str) -> dict[str, list[float]]:

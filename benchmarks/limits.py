@@ -21,6 +21,7 @@ from collections.abc import Awaitable
 from functools import partial
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
+from page_tables import PageTable
 
 import roost
 from roost.bench.report import Report, interleave, parser
@@ -51,6 +52,20 @@ ALONE_S = 1.0
 GRACE_S = 1.0
 """The setting `restart_grace_s`. It is short because nobody restarts these kernels."""
 FREE_BY_S = 30.0
+TABLE = PageTable(
+    name="limits",
+    columns={"without": "{}/free", "with": "{}/limited"},
+    rows={
+        "start → first reply, without and with limits": "start",
+        "a neighbour's round trip, without and with a kernel that runs out of memory": [
+            "round trip alone/roost",
+            "round trip beside/roost",
+        ],
+        "cell that fills the memory sent → the end is known": ["", "end/roost"],
+        "the lease is free this long after its time": ["", "free/roost"],
+    },
+    ratios={"with ÷ without": ("with", "without")},
+)
 
 
 async def measure_start(name: str) -> dict[str, float]:

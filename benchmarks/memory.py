@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from page_tables import compare_with_plain
+
 from roost.bench import density, memory
 from roost.bench.report import Report, parser
 from roost.bench.runs import measure_sides
@@ -26,6 +28,25 @@ ALL_IN = {1: 2.0, 3: 1.2, 10: 0.8}
 MANY = memory.Case(users=20, kernels=1)
 REST_S, QUICK_REST_S = 600.0, 1.0
 LIMITS = density.Limits(kernels=density.FEW, free=0.1, latency_s=2.0)
+FURTHER = compare_with_plain(
+    name="memory",
+    rows={
+        "PSS after `1+1`": "PSS after 1+1",
+        "the same with its part of roost's own processes": "all in",
+        "PSS after a completion": "PSS after a completion",
+    },
+    corner="memory of each of 50 kernels",
+)
+ALL_PROCESSES = compare_with_plain(
+    name="memory-all-in",
+    rows={
+        "one user with one kernel": "all in, 1 user with 1 kernel",
+        "one user with three kernels": "all in, 1 user with 3 kernels",
+        "one user with ten kernels": "all in, 1 user with 10 kernels",
+        "twenty users with one kernel each": "all in, 20 users with 1 kernel",
+    },
+    corner="all processes, for each user",
+)
 
 
 def main() -> int:

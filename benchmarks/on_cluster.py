@@ -23,6 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from page_tables import LIFE, PLAIN_JUPYTER, PageTable
+
 from roost.bench.embedded import embedded, why_not
 from roost.bench.report import Report, parser
 from roost.bench.runs import Measurement, read_rounds, run, warm_up
@@ -42,17 +44,18 @@ SKIPPED = 77
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredCluster:
-    """A cluster manager and its measurements.
-
-    `script` is the script's file. `read` takes a number of rounds and returns stage → milliseconds. `read_bounds`
-    limits the milliseconds of a stage of `read`.
-    """
+    """A cluster manager and its measurements."""
 
     backend: str
     title: str
+    package: str
+    """The Python package, for its version."""
     script: str
+    """The script's file."""
     read: Callable[[int], Mapping[str, list[float]]]
+    """Takes a number of rounds, and returns stage → milliseconds."""
     read_bounds: Mapping[str, float]
+    """At most these milliseconds, by stage of `read`."""
 
     def read_in_child(self, rounds: int) -> dict[str, list[float]]:
         """Run `read` in a new process. Return milliseconds by stage."""
@@ -65,6 +68,32 @@ class MeasuredCluster:
 
     def side(self, name: str, **request: float) -> Side:
         return Side(name=name, kernelspec=name, config={"backend": self.backend, **request})
+
+
+def make_tables(of: MeasuredCluster, readings: Mapping[str, str]) -> tuple[PageTable, PageTable]:
+    """Return the tables of a script. `readings` are its rows with stages of `of.read`."""
+    on_cpu, on_gpu = f"with a CPU on {of.title}", f"with half a GPU on {of.title}"
+    starts = PageTable(
+        name=f"on_{of.backend}",
+        columns={PLAIN_JUPYTER: "{}/plain", on_cpu: "{}/roost-cpu", on_gpu: "{}/roost-gpu"},
+        rows=LIFE,
+        ratios={"CPU ÷ plain": (on_cpu, PLAIN_JUPYTER), "GPU ÷ plain": (on_gpu, PLAIN_JUPYTER)},
+        packages=(of.package,),
+    )
+    cluster = PageTable(
+        name=f"on_{of.backend}-cluster",
+        columns={"roost": "{}"},
+        rows={
+            f"{of.title}'s part of a start with a CPU": "stage leased/roost-cpu",
+            f"{of.title}'s part of a start with half a GPU": "stage leased/roost-gpu",
+            "sixty kernels at once": f"{AT_ONCE} at once/roost-tiny",
+            "largest promised share of a node's CPUs meanwhile": "largest promised share/roost-tiny",
+            "the very first kernel, without a service and agents": "first start/roost-gpu",
+            **{label: f"{stage}/{NODES} nodes" for label, stage in readings.items()},
+        },
+        packages=(of.package,),
+    )
+    return starts, cluster
 
 
 async def measure_at_once(report: Report, side: Side) -> None:

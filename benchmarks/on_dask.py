@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from on_cluster import LEASES_PER_NODE, NODES, MeasuredCluster, run_cluster, time_calls
+from on_cluster import LEASES_PER_NODE, NODES, MeasuredCluster, make_tables, run_cluster, time_calls
 
 GPUS = 4
 AGENT = {
@@ -116,9 +116,18 @@ def measure_reading(rounds: int) -> dict[str, list[float]]:
 DASK = MeasuredCluster(
     backend="dask",
     title="Dask",
+    package="distributed",
     script=__file__,
     read=measure_reading,
     read_bounds={"answer": 15.0, "read": 100.0},
+)
+STARTS, CLUSTER = make_tables(
+    DASK,
+    {
+        "1,000 machines read": "read",
+        "of it, Dask's scheduler is busy": "answer",
+        "the same for a change of one machine": "change",
+    },
 )
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+from page_tables import compare_with_plain
+
 from roost.bench.kernel import BenchKernel
 from roost.bench.report import Report, parser, take_turns
 from roost.bench.runs import measure_sides, read_rounds
@@ -37,6 +39,17 @@ PRODUCT = "x = torch.ones(2048, 2048, device='cuda'); assert float((x @ x).sum()
 STAGES = ("start", "import", "product", "to a result")
 AT_MOST = {"to a result": 0.25, "PSS": 0.6}
 LOADED_S = 120.0
+TABLE = compare_with_plain(
+    name="on_gpu",
+    rows={
+        "start → first `execute_reply`": "start",
+        "a cell that imports torch": "import",
+        "a cell with the first product on the GPU": "product",
+        "start → the result of that product": "to a result",
+        f"PSS of each of {KERNELS} kernels with such a result": "PSS",
+        "GPU memory of each of them": "GPU memory",
+    },
+)
 
 
 async def measure_result(kernel: BenchKernel) -> dict[str, float]:

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from on_pods import GATEWAY_OPTIONS, MEMORY_BYTES, plain_life, reply_of_gateway, rest, roost_life
+from page_tables import PLAIN_JUPYTER, PageTable
 
 from roost.bench.report import Report, interleave, parser
 from roost.bench.world import PLAIN, ROOST, elapsed_ms, private_world, write_config, write_kernelspec
@@ -63,6 +64,21 @@ SECURITY: Mapping[str, Any] = {
     "fsGroup": 1000,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
+TABLE = PageTable(
+    name="on_kubernetes",
+    columns={
+        PLAIN_JUPYTER: "start/plain",
+        "roost": "start/roost",
+        "pod whose command is the kernel": "start/{}",
+    },
+    rows={
+        "without a CPU limit": "gateway",
+        "with a limit of 0.5 CPUs": ["start/plain", "start/roost-limited", "start/gateway-limited"],
+        "by the defaults of each side": "gateway-default",
+    },
+    ratios={"roost ÷ pod": ("roost", "pod whose command is the kernel")},
+    corner="start → first `execute_reply`",
+)
 
 
 def prepare(cluster: Kubelets, root: Path) -> None:

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 
-from on_cluster import LEASES_PER_NODE, NODES, MeasuredCluster, run_cluster, time_calls
+from on_cluster import LEASES_PER_NODE, NODES, MeasuredCluster, make_tables, run_cluster, time_calls
 
 
 def measure_reading(rounds: int) -> dict[str, list[float]]:
@@ -67,10 +67,12 @@ def measure_reading(rounds: int) -> dict[str, list[float]]:
 RAY = MeasuredCluster(
     backend="ray",
     title="Ray",
+    package="ray",
     script=__file__,
     read=measure_reading,
     read_bounds={"decode": 10.0},
 )
+STARTS, CLUSTER = make_tables(RAY, {"1,000 nodes read": "decode"})
 
 if __name__ == "__main__":
     sys.exit(run_cluster(RAY, __doc__))

@@ -34,6 +34,7 @@ from functools import partial
 from pathlib import Path
 
 from on_pods import GATEWAY_OPTIONS, GONE_S, MEMORY_BYTES, plain_life, reply_of_gateway, rest, roost_life
+from page_tables import PLAIN_JUPYTER, PageTable
 from recorded_yarn import NODES, time_readings
 
 import roost
@@ -51,6 +52,37 @@ BOUNDS_MS = {"default": 1500.0, "asynchronous": 1000.0}
 POLL_S = 0.02
 """How often the gateway reads its application."""
 IDLE_S = 60.0
+STARTS = PageTable(
+    name="on_yarn",
+    columns={PLAIN_JUPYTER: "start/plain, {}", "roost": "start/roost, {}", "gateway": "start/gateway, {}"},
+    rows={"YARN's defaults": "default", "with asynchronous scheduling": "asynchronous"},
+    ratios={"roost ÷ gateway": ("roost", "gateway")},
+    corner="start → first `execute_reply`",
+)
+STAGES = PageTable(
+    name="on_yarn-stages",
+    columns={
+        "YARN's defaults": "stage {}/roost, default",
+        "asynchronous scheduling": "stage {}/roost, asynchronous",
+    },
+    rows={
+        "asked → granted": "leased",
+        "granted → the agent has answered": "granted",
+        "→ the kernel's ports are open": "launched",
+        "→ reply": "reply",
+    },
+    corner="stage of roost's start",
+)
+MASTER = PageTable(
+    name="on_yarn-master",
+    columns={"roost": "{}"},
+    rows={
+        "memory of the application master (RSS)": "memory, RSS/master",
+        "memory of the application master (PSS)": "memory, PSS/master",
+        "its processor time in an idle minute": "idle/master",
+        "1,000 nodes read": f"read/roost, {NODES} nodes",
+    },
+)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from functools import partial
 
 import psutil
 from jupyter_client.asynchronous.client import AsyncKernelClient
+from page_tables import compare_with_plain
 
 from roost.bench.report import Report, interleave, parser
 from roost.bench.world import (
@@ -49,6 +50,21 @@ CELLS = {
     "displays": "for i in range(2000): display(i)",
 }
 IDLE_S = 60.0
+TABLE = compare_with_plain(
+    name="output",
+    rows={
+        "round trip of `1+1`": "round trip",
+        "2,000 lines, each flushed": "lines",
+        "10 MB in one piece": "text",
+        "2,000 displays": "displays",
+        **{
+            f"processor time of the {part} for the {cell}": f"{part} CPU, {stage}"
+            for part in ("kernel", "agent")
+            for cell, stage in {"lines": "lines", "10 MB": "text", "displays": "displays"}.items()
+        },
+    },
+    plain="plain kernel",
+)
 
 
 async def measure_kernel(

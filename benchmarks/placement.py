@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from page_tables import PageTable
 from rich.console import Console
 from rich.progress import track
 from trace_data import PUBLISHED, add_traces, find_folder, read_cluster, read_tasks
@@ -64,6 +65,27 @@ MARGINS = {  # percentage points over published FGD, at 100 % and at 130 %
 DEPARTURES = (("default", 0.88), ("gpuspec33", 0.85))
 REFUSED = {"default": 0.05, "gpuspec33": 2.0}
 """At most this percentage of the demand is refused by `balanced` (median). Random refuses about 5 and 7."""
+FILLED = PageTable(
+    name="placement",
+    columns={
+        "Random": "{}/random",
+        "BestFit": "{}/best_fit",
+        "FGD": "{}/fgd",
+        "FGD as published (mean)": "{}/fgd, published",
+        "roost's `balanced`": "{}/balanced",
+    },
+    rows={f"{name}, {at} arrived": f"{name} {at}" for name in WORKLOADS for at in ("100 %", "130 %")},
+    corner="GPUs allocated",
+    packages=("numpy",),
+    has_picture=False,
+)
+DEPARTED = PageTable(
+    name="placement-departures",
+    columns={title: name for title, name in FILLED.columns.items() if "published" not in title},
+    rows={f"{name}, load {load}": f"{name} at load {load} refused" for name, load in DEPARTURES},
+    corner="GPU demand refused",
+    packages=("numpy",),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

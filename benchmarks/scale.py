@@ -12,11 +12,32 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from page_tables import PageTable
+
 from roost.bench import scale
 from roost.bench.report import Report, parser
 from roost.bench.runs import Measurement, run
 
 AT_MOST = {"CPU per start: service": 5.0, "decision p99": 2.0, "memory": 1536.0, "read back": 30_000.0}
+TABLE = PageTable(
+    name="scale",
+    columns={"roost's service": "{}"},
+    rows={
+        "starts, 16 at the same time": "starts",
+        "start → the agent has answered, p50": "start p50",
+        "start → the agent has answered, p99": "start p99",
+        "decision, p50": "decision p50",
+        "decision, p99": "decision p99",
+        "processor time of the service per start": "CPU per start: service",
+        "processor time of all agents per start": "CPU per start: agents",
+        "processor time of the client per start": "CPU per start: client",
+        "processor time of the service while no kernel starts": "idle: service",
+        "memory of the service with all kernels (PSS)": "memory",
+        "the next service after kill -9 has read everything back": "read back",
+    },
+    corner="100,000 kernels on 10,000 simulated nodes",
+    has_picture=False,
+)
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+from page_tables import PageTable
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,6 +27,7 @@ from rich.table import Table
 from roost.bench.report import Report, parser
 from roost.bench.world import (
     MIB,
+    OWN_PARTS,
     ROOST,
     RUNTIME,
     execute,
@@ -42,6 +44,15 @@ TOLERANCE = {"fds": 1.5, "threads": 0.75, "processes": 3.0, "files": 1.5, "RSS":
 """Growth over the second half that counts as noise: a number, or MiB for RSS (see also RSS_SHARE)."""
 RSS_SHARE = 0.02
 """For RSS, this share of its size counts as noise too, because allocators work in pages and arenas."""
+TABLE = PageTable(
+    name="soak",
+    columns={"during the run": "{}", "growth over its second half": "growth of {}"},
+    rows={
+        **{f"memory of the {part} (RSS)": f"{part} RSS" for part in OWN_PARTS},
+        **{f"descriptors of the {part}": f"{part} fds" for part in OWN_PARTS},
+        "files in the runtime folder": "runtime folder files",
+    },
+)
 
 
 def sample(runtime_dir: Path) -> dict[str, float]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from page_tables import LIFE, compare_with_plain
+
 from roost.bench import starts
 from roost.bench.report import Report, parser
 from roost.bench.runs import measure_sides, read_rounds
@@ -20,6 +22,18 @@ AT_ONCE = 5
 AT_MOST = {"start": 0.14, "again": 0.17, "restart": 0.16, "stop": 1.0, starts.OF_PROGRAM: 0.12}
 AT_LEAST = 7.0
 """The claimed ratio of the kernels per second in five starts at once, roost ÷ plain."""
+TABLE = compare_with_plain(
+    name="start",
+    rows={
+        **LIFE,
+        "five at once": f"{AT_ONCE} at once",
+        "the very first start, without a service and an agent": "first start",
+        "a program's start: `roost.start_kernel` → result of the first code (plain: as above)": [
+            "start/plain",
+            f"{starts.OF_PROGRAM}/roost",
+        ],
+    },
+)
 
 
 def main() -> int:

@@ -32,6 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from page_tables import compare_with_plain
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
@@ -48,6 +49,19 @@ ANSWER_S = 60.0
 REST_S = 0.4
 """The pause before each kernel. A zygote forks its spares only after a quiet time."""
 PROTOCOL = "v1.kernel.websocket.jupyter.org"
+TABLE = compare_with_plain(
+    name="through_server",
+    rows={
+        "start (POST) → websocket → first reply": "start",
+        "restart → reply on the same websocket": "restart",
+        "one round trip on the websocket": "round trip",
+        f"first kernel, {PAGE_S:g} s after the server's start → result of a cell": "first",
+        "first kernel as soon as the server answers → result of a cell": "soonest",
+        "the server's own start": "server",
+    },
+    plain="stock server, plain kernel",
+    packages=("jupyter_server",),
+)
 
 
 class Notebook:

@@ -5,7 +5,7 @@ A table stands between two lines, which no reader of the page sees:
     <!-- table NAME -->
     <!-- end of table NAME -->
 
-`page_tables.py` lists the figures of each table. A table whose JSON file is missing stays as it is.
+Each script has a `PageTable` for each of its tables. A table whose JSON file is missing stays as it is.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from page_tables import TABLES, Table
+from page_tables import PageTable
 
 from roost.bench.compare import read
 from roost.scheduler.errors import ConfigError
@@ -31,6 +32,13 @@ _PACKAGES = ("ipykernel", "jupyter_client")
 
 class PageError(Exception):
     """A marker of the page is missing, unclosed, unknown or there twice. The text is one sentence for people."""
+
+
+def read_tables() -> list[PageTable]:
+    """Return the tables of all scripts in this folder. No script imports a cluster manager until it measures."""
+    scripts = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path != Path(__file__))
+    values = [value for name in scripts for value in vars(import_module(name)).values()]
+    return [value for value in values if isinstance(value, PageTable)]
 
 
 def find_tables(page: str) -> dict[str, tuple[int, int]]:
@@ -60,7 +68,7 @@ def find_tables(page: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-def fill(page: str, tables: Iterable[Table], results: Mapping[str, Mapping[str, Any]]) -> str:
+def fill(page: str, tables: Iterable[PageTable], results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the page with new tables, from each benchmark's JSON in `results`. Raise `PageError` for wrong markers."""
     tables = list(tables)
     places = find_tables(page)
@@ -70,7 +78,7 @@ def fill(page: str, tables: Iterable[Table], results: Mapping[str, Mapping[str, 
             f"The page has no table {name}: add the lines <!-- table {name} --> and <!-- end of table {name} -->."
         )
     if unknown := places.keys() - {table.name for table in tables}:
-        raise PageError(f"The page has the table {min(unknown)}, which page_tables.py does not know.")
+        raise PageError(f"The page has the table {min(unknown)}, which no script has.")
     lines = page.splitlines()
     for table in sorted(tables, key=lambda table: places[table.name], reverse=True):
         if table.source in results:
@@ -79,14 +87,14 @@ def fill(page: str, tables: Iterable[Table], results: Mapping[str, Mapping[str, 
     return "\n".join(lines) + "\n"
 
 
-def write_table(table: Table, result: Mapping[str, Any]) -> list[str]:
+def write_table(table: PageTable, result: Mapping[str, Any]) -> list[str]:
     """Return the lines of a table with the time and machine of its measurement, notes and picture."""
     figures = result["figures"]
-    wanted = {label: _list_bounds(names, result) for label, names in table.rows.items()}
+    wanted = {label: _list_bounds(names, result) for label, names in table.figures.items()}
     has_wanted = any(wanted.values())
     heads = [table.corner, *table.columns, "unit", *table.ratios]
     rows = [[*heads, *(["wanted"] if has_wanted else []), "n"]]
-    for label, names in table.rows.items():
+    for label, names in table.figures.items():
         known = [figures.get(name) for name in names]
         present = [figure for figure in known if figure]
         if not present:
@@ -112,7 +120,7 @@ def write_table(table: Table, result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def describe(table: Table, result: Mapping[str, Any]) -> str:
+def describe(table: PageTable, result: Mapping[str, Any]) -> str:
     """Return sentences with the date, machine and versions; for a benchmark's first table, with its missed bounds."""
     machine, versions = result["machine"], result["versions"]
     memory = f"{machine['memory_bytes'] / (1 << 30):.0f} GiB"
@@ -186,16 +194,17 @@ def main() -> int:
     )
     options.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md", help="page to write")
     arguments = options.parse_args()
+    tables = read_tables()
     results: dict[str, Mapping[str, Any]] = {}
     try:
-        for source in dict.fromkeys(table.source for table in TABLES):
+        for source in dict.fromkeys(table.source for table in tables):
             file = arguments.figures / f"{source}.json"
             if file.exists():
                 results[source] = read(str(file))
             else:
-                names = ", ".join(table.name for table in TABLES if table.source == source)
+                names = ", ".join(table.name for table in tables if table.source == source)
                 print(f"There is no {file.name}, so these tables stay as they are: {names}.")
-        page = fill(arguments.page.read_text(encoding="utf-8"), TABLES, results)
+        page = fill(arguments.page.read_text(encoding="utf-8"), tables, results)
     except ConfigError as problem:
         print(problem, file=sys.stderr)
         return 1

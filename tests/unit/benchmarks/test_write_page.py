@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +12,15 @@ from typing import Any
 
 import pytest
 import write_page
-from page_tables import TABLES, Table, by_side
+from page_tables import PageTable
 
 from roost.bench.report import Report
 
 ROOT = Path(__file__).parents[3]
-STARTS = Table(
+STARTS = PageTable(
     name="start",
-    source="start",
-    corner="",
-    columns=("plain Jupyter", "roost"),
-    rows={**by_side(("plain", "roost"), {"start": "start", "stop": "stop"}), "first": ["", "first/roost"]},
+    columns={"plain Jupyter": "{}/plain", "roost": "{}/roost"},
+    rows={"start": "start", "stop": "stop", "first": ["", "first/roost"]},
     ratios={"roost ÷ plain": ("roost", "plain Jupyter")},
     packages=("pyzmq",),
 )
@@ -111,7 +110,7 @@ def test_a_row_without_figures_is_left_out_and_reported(capsys: pytest.CaptureFi
         (PAGE + PAGE, "Line 9 begins the table start a second time."),
         (
             PAGE.replace("start", "stop") + PAGE,
-            "The page has the table stop, which page_tables.py does not know.",
+            "The page has the table stop, which no script has.",
         ),
     ],
 )
@@ -130,7 +129,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> int:
 def test_a_table_without_a_result_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(write_page, "TABLES", [STARTS])
+    monkeypatch.setattr(write_page, "read_tables", lambda: [STARTS])
     (tmp_path / "page.md").write_text(PAGE)
     assert run(monkeypatch, tmp_path) == 0
     assert (tmp_path / "page.md").read_text() == PAGE
@@ -149,7 +148,7 @@ def test_a_page_that_cannot_be_written_stays(
     result_: str,
     problem: str,
 ) -> None:
-    monkeypatch.setattr(write_page, "TABLES", [STARTS])
+    monkeypatch.setattr(write_page, "read_tables", lambda: [STARTS])
     (tmp_path / "page.md").write_text(page)
     (tmp_path / "start.json").write_text(result_ or json.dumps(result()))
     assert run(monkeypatch, tmp_path) == 1
@@ -160,14 +159,26 @@ def test_a_page_that_cannot_be_written_stays(
 
 
 def test_the_page_has_every_table_and_make_runs_every_benchmark() -> None:
-    page = (ROOT / "docs/benchmarks.md").read_text()
-    assert write_page.fill(page, TABLES, {}) == page
+    page, tables = (ROOT / "docs/benchmarks.md").read_text(), write_page.read_tables()
+    assert write_page.fill(page, tables, {}) == page
     pattern = re.compile(r"^BENCHMARKS := ((?:.*\\\n)*.*)$", re.MULTILINE)
     (listed,) = pattern.findall((ROOT / "Makefile").read_text())
     benchmarks = listed.replace("\\", "").split()
-    assert {table.source for table in TABLES} == set(benchmarks)
+    assert {table.source for table in tables} == set(benchmarks)
     for path in (ROOT / "benchmarks").glob("*.py"):
         has_results = "parser(__doc__)" in path.read_text() or "run_cluster(" in path.read_text()
         assert (path.stem in benchmarks) == (has_results and path.stem != "on_cluster")
-    for table in TABLES:
-        assert {len(names) for names in table.rows.values()} == {len(table.columns)}
+    for table in tables:
+        assert {len(names) for names in table.figures.values()} == {len(table.columns)}
+        assert {column for pair in table.ratios.values() for column in pair} <= table.columns.keys()
+
+
+def test_no_script_imports_a_cluster_manager_for_its_tables() -> None:
+    code = "import sys, write_page; write_page.read_tables(); print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=ROOT / "benchmarks", stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "on_ray" in loaded
+    assert not {"ray", "dask", "distributed", "kubernetes", "torch", "matplotlib"} & loaded
