@@ -18,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from page_tables import LIFE, PLAIN_JUPYTER, PageTable
 
 from roost.bench import starts
-from roost.bench.report import Report, parser
+from roost.bench.report import SKIPPED, Report, parser
 from roost.bench.runs import measure_sides, read_rounds
 from roost.bench.sides import Side, read_sides
 from roost.scheduler.errors import ConfigError
@@ -35,8 +36,6 @@ FAST = f"{GATEWAY}, {POLL_INTERVAL_S} s"
 AT_MOST = {GATEWAY: 0.08, FAST: 0.12}
 """The claimed ratios of a start."""
 _INSTALL_S = 60
-SKIPPED = 77
-
 _TITLE, _FAST_TITLE = "Gateway Provisioners", f"the same, GP_POLL_INTERVAL={POLL_INTERVAL_S}"
 TABLE = PageTable(
     name="against_gateway",
@@ -95,9 +94,6 @@ def main() -> int:
         print("Gateway Provisioners is not installed: pip install gateway_provisioners.", file=sys.stderr)
         return SKIPPED
 
-    async def measurement(report: Report, sides: Sequence[Side]) -> None:
-        await measure(report, sides, rounds=rounds)
-
     try:
         with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as name:
             install(Path(name))
@@ -106,7 +102,7 @@ def main() -> int:
             report = Report(
                 "against Gateway Provisioners", rounds=rounds, sides=[side.name for side in sides]
             )
-            return measure_sides(arguments, report, sides, measurement)
+            return measure_sides(arguments, report, sides, partial(measure, rounds=rounds))
     except ConfigError as problem:
         options.error(str(problem))
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from page_tables import compare_with_plain
 
-from roost.bench.report import Report, parser, take_turns
+from roost.bench.report import SKIPPED, Report, parser, take_turns
 from roost.bench.world import (
     PLAIN,
     ROOST,
@@ -45,7 +45,6 @@ import browser
 
 from roost.scheduler.client.client import disconnect
 
-SKIPPED = 77
 HALF_A_SECOND_MS = 500
 LOST_AFTER_S = 0.5
 """A cell counts as lost, and is run again, if its prompt is still `[ ]:` after this time."""

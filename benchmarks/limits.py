@@ -24,7 +24,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from page_tables import PageTable
 
 import roost
-from roost.bench.report import Report, interleave, parser
+from roost.bench.report import SKIPPED, Report, interleave, parser
 from roost.bench.world import (
     ROOST,
     elapsed_ms,
@@ -40,7 +40,6 @@ from roost.bench.world import (
 )
 from roost.launchers.agent.limits.cgroups import CgroupTree, NoCgroups
 
-NO_CGROUPS = 77
 LIMIT = {"memory": "512MiB", "cpus": 0.5}
 FILL = """
 data = []
@@ -141,7 +140,7 @@ def main() -> int:
         CgroupTree("roost-bench")
     except NoCgroups as problem:
         print(f"roost cannot use control groups here: {problem}.")
-        return NO_CGROUPS
+        return SKIPPED
     with private_world({"free": ROOST}) as root:
         write_kernelspec(root / "jupyter_path" / "kernels" / "limited", ROOST, LIMIT)
         write_config(root, {"RoostScheduler": {"restart_grace_s": GRACE_S}})

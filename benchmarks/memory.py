@@ -16,11 +16,10 @@ from pathlib import Path
 from page_tables import compare_with_plain
 
 from roost.bench import density, memory
-from roost.bench.report import Report, parser
+from roost.bench.report import SKIPPED, Report, parser
 from roost.bench.runs import measure_sides
 from roost.bench.sides import Side, read_sides
 
-SKIPPED = 77
 AT_MOST = 0.27 if sys.version_info >= (3, 12) else 0.43
 """The claimed PSS of a further kernel, roost ÷ plain. From Python 3.12 on, kernels share more: objects are immortal."""
 ALL_IN = {1: 2.0, 3: 1.2, 10: 0.8}

@@ -26,7 +26,7 @@ from pathlib import Path
 from page_tables import LIFE, PLAIN_JUPYTER, PageTable
 
 from roost.bench.embedded import embedded, why_not
-from roost.bench.report import Report, parser
+from roost.bench.report import SKIPPED, Report, parser
 from roost.bench.runs import Measurement, read_rounds, run, warm_up
 from roost.bench.sides import Side, world
 from roost.bench.starts import STAGES, add_first, measure_lives, run_at_once
@@ -39,7 +39,6 @@ AT_ONCE = 60
 AT_MOST = {"start": 0.17, "again": 0.20}
 """The claimed ratios to plain Jupyter by stage, for a kernel with a CPU and for one with half a GPU."""
 CHILD_DEADLINE_S = 180
-SKIPPED = 77
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

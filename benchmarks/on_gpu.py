@@ -20,11 +20,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 
 from page_tables import compare_with_plain
 
 from roost.bench.kernel import BenchKernel
-from roost.bench.report import Report, parser, take_turns
+from roost.bench.report import SKIPPED, Report, parser, take_turns
 from roost.bench.runs import measure_sides, read_rounds
 from roost.bench.sides import Side, read_sides
 from roost.bench.starts import REST_S
@@ -32,7 +33,6 @@ from roost.bench.world import elapsed_ms
 from roost.launchers.agent.machine.gpus import DeviceReader
 from roost.launchers.agent.machine.nvml import list_gpus
 
-SKIPPED = 77
 KERNELS = 4
 PACKAGE = "torch"
 PRODUCT = "x = torch.ones(2048, 2048, device='cuda'); assert float((x @ x).sum()) == 2048 ** 3"
@@ -87,7 +87,7 @@ async def measure_memory(report: Report, side: Side, devices: DeviceReader) -> N
                 report.add(f"GPU memory/{side.name}", held / (1 << 20), "MiB")
 
 
-async def measure(report: Report, sides: Sequence[Side], rounds: int) -> None:
+async def measure(report: Report, sides: Sequence[Side], *, rounds: int) -> None:
     names = {side.name: side for side in sides}
     await wait_until_loaded(sides[0])
     for name, is_warm in take_turns("to a result", list(names), rounds=rounds):
@@ -120,7 +120,7 @@ def main() -> int:
     rounds = read_rounds(arguments)
     sides = read_sides({"backend": "local", "gpus": 0.25}, ["plain"], {"preload": [PACKAGE]})
     report = Report("on_gpu", rounds=rounds, kernels=KERNELS)
-    return measure_sides(arguments, report, sides, lambda report, sides: measure(report, sides, rounds))
+    return measure_sides(arguments, report, sides, partial(measure, rounds=rounds))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from typing import Any
 from on_pods import GATEWAY_OPTIONS, MEMORY_BYTES, plain_life, reply_of_gateway, rest, roost_life
 from page_tables import PLAIN_JUPYTER, PageTable
 
-from roost.bench.report import Report, interleave, parser
+from roost.bench.report import SKIPPED, Report, interleave, parser
 from roost.bench.world import PLAIN, ROOST, elapsed_ms, private_world, write_config, write_kernelspec
 
 sys.path.append(str(Path(__file__).parents[1] / "tests/kit"))
@@ -245,7 +245,7 @@ def main() -> int:
     arguments = options.parse_args()
     if reason := why_not():
         print(reason, file=sys.stderr)
-        return 77  # the usual exit status for a skipped test
+        return SKIPPED
     with Kubelets(*MACHINES) as cluster, private_world({"plain": PLAIN}) as root:
         prepare(cluster, root)
         report = asyncio.run(measure(arguments, cluster))

@@ -38,7 +38,7 @@ from page_tables import PLAIN_JUPYTER, PageTable
 from recorded_yarn import NODES, time_readings
 
 import roost
-from roost.bench.report import Report, interleave, parser
+from roost.bench.report import SKIPPED, Report, interleave, parser
 from roost.bench.world import MIB, PLAIN, ROOST, elapsed_ms, private_world, write_config, write_kernelspec
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests/kit", "docs/examples")]
@@ -206,7 +206,7 @@ def main() -> int:
     arguments = options.parse_args()
     if reason := why_not():
         print(reason, file=sys.stderr)
-        return 77  # the usual exit status for a skipped test
+        return SKIPPED
     report = Report("on YARN", rounds=arguments.rounds, cpus=CPUS, memory_bytes=MEMORY_BYTES, nodes=NODES)
     for name, settings in (("default", {}), ("asynchronous", ASYNCHRONOUS)):
         if arguments.only not in (None, name, *(["read"] if name == "default" else [])):

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from roost.bench.report import SKIPPED
 from roost.placement import Node
 from roost.placement.trace_run import Arrival, assume_promised_use
 from roost.scheduler.simulate.trace_files import read_nodes, read_trace
@@ -31,7 +32,7 @@ def find_folder(arguments: argparse.Namespace) -> Path:
     """Return the folder of the trace. If it is missing, print where to get it and exit."""
     if arguments.traces is None or not (Path(arguments.traces) / NODES).is_file():
         print(WHERE, file=sys.stderr)
-        raise SystemExit(77)  # the usual exit status for "skipped"
+        raise SystemExit(SKIPPED)
     return Path(arguments.traces)
 
 

@@ -47,6 +47,8 @@ PACKAGES = (
     "gateway_provisioners",
 )
 
+SKIPPED = 77
+"""The exit status of a script that needs something which is missing here."""
 _MOST_FAILURES = 20
 """A run ends with an error if more kernels of a side fail."""
 
