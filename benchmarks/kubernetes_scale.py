@@ -237,12 +237,9 @@ def child(kubeconfig: Path, starts: int, server: str = "") -> dict[str, list[flo
     command = [
         sys.executable,
         __file__,
-        "--measure",
-        str(kubeconfig),
-        "--starts",
-        str(starts),
-        "--server",
-        server,
+        f"--measure={kubeconfig}",
+        f"--starts={starts}",
+        f"--server={server}",
     ]
     environment = {**os.environ, "ROOST_RUNTIME_DIR": str(kubeconfig.parent / "r")}
     done = subprocess.run(

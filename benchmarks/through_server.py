@@ -33,8 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from page_tables import compare_with_plain
-from tornado.httpclient import HTTPRequest
-from tornado.websocket import WebSocketClientConnection, websocket_connect
+from tornado.websocket import WebSocketClientConnection
 
 from roost.bench.report import Report, interleave, parser
 from roost.bench.world import PLAIN, ROOST, RUNTIME, elapsed_ms, end_processes, private_world
@@ -111,16 +110,8 @@ async def open_server(name: str, folder: Path) -> AsyncIterator[JupyterServer]:
 
 @asynccontextmanager
 async def open_notebook(server: JupyterServer, kernel_id: str) -> AsyncIterator[Notebook]:
-    request = HTTPRequest(
-        f"ws://127.0.0.1:{server.port}/api/kernels/{kernel_id}/channels?session_id={uuid.uuid4().hex}",
-        headers={"Authorization": f"token {server.token}"},
-        request_timeout=ANSWER_S,
-    )
-    socket = await websocket_connect(request, subprotocols=[PROTOCOL])
-    try:
+    async with server.channels(kernel_id, protocols=[PROTOCOL]) as socket:
         yield Notebook(socket)
-    finally:
-        socket.close()
 
 
 async def post(server: JupyterServer, path: str, body: object) -> Any:

@@ -77,14 +77,16 @@ class JupyterServer:
         return response.code, json.loads(response.body) if response.body else None
 
     @asynccontextmanager
-    async def channels(self, kernel_id: str) -> AsyncIterator[WebSocketClientConnection]:
+    async def channels(
+        self, kernel_id: str, *, protocols: list[str] | None = None
+    ) -> AsyncIterator[WebSocketClientConnection]:
         """Open the kernel's WebSocket, and close it at the end."""
         request = HTTPRequest(
             f"ws://127.0.0.1:{self.port}/api/kernels/{kernel_id}/channels?session_id={uuid.uuid4().hex}",
             headers={"Authorization": f"token {self.token}"},
             request_timeout=REQUEST_TIMEOUT_S,
         )
-        socket = await websocket_connect(request)
+        socket = await websocket_connect(request, subprotocols=protocols)
         try:
             yield socket
         finally:
