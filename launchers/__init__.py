@@ -3,11 +3,12 @@
     scheduler ══ protocol ══> agent ──fork──> zygote ──> kernel
                                 └─────exec──────────────> kernel
 
-- `protocol`: messages, JSON and encrypted calls between processes
+- `protocol`: messages, encrypted calls between processes, and the agent's client
 - `daemon`: background processes, private files, and functions for asyncio
 - `agent`: the process on a node that owns leases and kernels
 - `zygote`: a warm process, in the kernel's own Python, from which ipykernels are forked
 
-`zygote` imports no other part of roost. The other three need only the packages that ipykernel brings. Therefore they
-can be sent to a node that has ipykernel and nothing else.
+`daemon` and `zygote` are ground floors. Above `daemon` stands `protocol`, and above that `agent`. `zygote` imports no
+other part of roost. The other three need only `roost.placement.model` and the packages that ipykernel brings. Therefore
+they can be sent to a node that has ipykernel and nothing else.
 """

@@ -1,5 +1,9 @@
 """The part of roost inside a Jupyter application: `RoostProvisioner`, and tools for its kernelspecs.
 
+    jupyter_client ── KernelManager ──> RoostProvisioner ──> Client ══> service
+    roost.start_kernel ─────┘                  ^                │
+                                               └── ExitWatch <──┘  events: the end, and what a start waits for
+
 provisioner.py         RoostProvisioner: jupyter_client starts, signals and stops kernels through it
 request_options.py     a kernelspec's options and KERNEL_* variables → Request
 kernel_connection.py   the kernel's addresses, ports and keys
@@ -17,6 +21,9 @@ attached_kernel.py     a client of a kernel that runs already, for `roost.attach
 journal_reader.py      the messages of a kernel that its node has kept
 kernel_json.py         reads and checks a kernel.json
 server_extension/      roost's part of a Jupyter Server
+
+This package stands above `roost.scheduler.client`, and below the `roost` command. It imports only the modules of the
+scheduler that run in an application, never those of the service.
 """
 
 from __future__ import annotations

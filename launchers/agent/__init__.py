@@ -1,14 +1,18 @@
 """The agent: roost's process on a node. It starts, watches, signals and stops kernels.
 
-    scheduler ── one encrypted port ──> agent (main)
-                                         ├──> leases/    the ledger, and watches: has the node left its cluster?
-                                         ├──> machine/   GPUs, disks, ports, sessions, real use
-                                         ├──> limits/    control groups, or a watch over each process
-                                         ▼
-                                      launch/ ──> warm/ ──> zygote ── fork ──> kernel
-                                         │  └────> exec of the kernelspec's argv ───> kernel
-                                         └──────> output/    the journal of what each kernel publishes
+    scheduler ══ one encrypted port ══> RpcServer ──> Agent: a method for each operation
+        ^                                               ├──> leases/    the ledger, and watches over the cluster
+        │                                               ├──> machine/   GPUs, disks, ports, sessions, real use
+        └── events: reserved, launched, exited, ────────┤
+            released, warned, lost, status              ├──> limits/    control groups, or a watch over processes
+                                                        └──> launch/    the kernels
+                                                               ├──> warm/ ──> zygote ── fork ──> kernel
+                                                               ├──> exec of the kernelspec's argv ──> kernel
+                                                               └──> output/   what each kernel publishes
 
-`find_or_start` finds the agent of a user and machine, or starts it. `first_process` is the agent's program in a pod or
-container.
+`agent` has the operations, and `main` the process. `find_or_start` finds the agent of a user and machine, or starts it.
+`first_process` is the program of a pod or container: it forks the kernel, and then becomes the agent.
+
+The rooms form a stack: `leases` and `warm`, `machine`, `limits` and `output`, `launch`, and then the files of this
+folder. All stand above `protocol`, through which backends and the core call the agent.
 """

@@ -1,9 +1,14 @@
-"""The protocol between processes: messages, their JSON form, encrypted calls, and the agent's client.
+"""The protocol between processes: messages, encrypted calls, and the agent's client.
 
     scheduler                                                          agent
     AgentClient ──> RpcClient ══ CURVE-encrypted TCP ══> RpcServer ──> one handler per operation
-        │              └────────── json_codec ───────────────┘             │
-        └────────────── messages, shared_values (frozen dataclasses) ──────┘
+        │  ^           │  ^                               │   │            │
+        │  └─ events ──┘  └─ rpc: the wire, keys, errors ─┘   └─ UnfinishedHandshakes: a bound on connections
+        └── messages, shared_values: frozen dataclasses, as JSON ──────────┘
 
-The scheduler's service and its clients use the same `rpc` and `json_codec` over a Unix socket.
+The drawing has `agent_client`, `rpc_client`, `rpc_server` and `unfinished_handshakes`, named after their classes. The
+scheduler's service and its clients use the same `rpc` over a Unix socket. `agent_settings` has the settings that a
+backend gives to an agent at its start. `start_archive` completes the archive that starts the agent of one kernel.
+
+This package stands above `daemon` and `roost.placement.model`, whose `json_codec` makes the JSON.
 """

@@ -1,8 +1,9 @@
 """All nodes at one instant, as arrays: what filters and scorers read.
 
-snapshot.apply(changed nodes) → History: which rows changed, with their new values       changes.py
-     │
-Snapshot: immutable, with a version; each node is a row                                  snapshot.py
-     │
-Columns: one array per property of the nodes;  Table: the same, stored row by row        columns.py
+    backend ──> Snapshot.of, Snapshot.apply(changed nodes)                                      snapshot.py
+                    ├──> Columns: one array per property of the nodes; each node is a row       columns.py
+                    └──> History of Changes: which rows changed, and their new values           changes.py
+                            └──> a Table: columns that follow the changes (`engine`)            columns.py
+
+A snapshot is immutable and has a version. This package stands above `model`.
 """

@@ -5,6 +5,7 @@ pending_starts.py   wraps the kernel manager: a start that waits does not block 
 pending_start.py    one start that waits, the messages held for its kernel, and the connections of its clients
 held_messages.py    the messages that clients have sent to a waiting kernel
 connection.py       the websocket of a client, which answers for a waiting kernel
+subscription.py     holds a request after a restart until its output can arrive
 server_state.py     the server's name, and its files for the next server of that name
 adoption.py         finds the kernels of the earlier server of that name
 replay.py           the missed messages of a client, before the live ones
@@ -13,6 +14,7 @@ reasons.py          why a kernel did not start or has ended, as sentences
 waiting_report.py   what a start waits for, and what would make room soonest
 waiting_line.py     the line with that report in the first held cell
 quick_manager.py    a kernel's manager without the pauses of jupyter_client and ZeroMQ
+restarter.py        restarts dead kernels, except kernels that must stay ended
 setup_check.py      tells `roost doctor` if the extension is off
 warm_up.py          the service, the agent and warm processes, ready before the first start
 cluster_page.py     `/roost`: the clusters live, with its files in page/
@@ -20,6 +22,13 @@ kernel_status.py    the node and the use of a kernel, for JupyterLab and Noteboo
 labextension/       shows that node and use in JupyterLab and Notebook
 kernel_gateway.py   pending starts for Jupyter Kernel Gateway, by configuration
 jupyter_config/     enables the extension on install
+
+    Jupyter Server ── starts, restarts, ends ──> PendingStarts ──> RoostProvisioner ──> service
+        │                                          │  ^  └── found at the server's start: KernelFinder
+        │                                          v  └── what a start waits for: WaitingReport
+        ├── websocket ──> RoostConnection ──> PendingStart, while the kernel waits: HeldMessages, WaitingLine
+        │                        └──────────> the kernel, and after a loss its journal: Replay
+        └── requests of pages ──> cluster_page, kernel_status, outputs
 
 Jupyter Server calls the three functions below: the first while it is configured, the second before it listens, the
 third once its event loop runs.

@@ -1,13 +1,20 @@
 """The client of the scheduler service. Every application and the `roost` command use it.
 
-client.py              `connect` and `Client`: all calls, from any thread or event loop
-running_services.py    the services that run, found without starting one
-service_connection.py  finds or starts the service, and connects again after a loss
-call.py                one call that is under way
-identity.py            this process as an owner of kernels
-interpreter_probe.py   what a kernelspec's Python can do
-service_checks.py      whether the scheduler would refuse a policy or a request
-state_folder.py        private files of the user that outlive a reboot
+    any thread or event loop ──> Client ── its own thread ──> ServiceConnection ══ Unix socket ══> service
+               ^                    │                              └── none runs? start one
+               └── Call, events ────┘
+
+    client.py                `connect` and `Client`: all calls, from any thread or event loop
+    call.py                  one call that is under way
+    service_connection.py    finds or starts the service, and connects again after a loss
+    service_folder.py        the folder of a service, and the command that starts it
+    this_owner.py            this process as an owner of kernels
+    running_services.py      the services that run, found without starting one
+    service_checks.py        whether the scheduler or its cluster would refuse a policy or a request
+    interpreter_probe.py     what a kernelspec's Python can do
+    state_folder.py          private files of the user that outlive a reboot
+
+The client stands above `policies` and below `service` and `roost.provisioners`. It imports nothing of `core`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,20 @@
-"""The scheduler itself: queue, starts, kernel table, reconciliation."""
+"""The scheduler itself: it brings each start to a kernel, keeps the table of kernels true, and ends kernels.
+
+    service ──> Scheduler ── is the start allowed? ──> caps, OtherSchedulers     scheduler, caps, other_schedulers
+                    │
+                    ├──> StartRunner ──> the agent launches the kernel           start
+                    │        └──> LeaseClaimer ──> Queue, snapshot, policy,      lease_claim, queue
+                    │                              Backend.claim
+                    ├──> KernelEnder ──> the agent ends the process,             ender
+                    │        ^           Backend.release
+                    │        └── OwnerWatch, IdleCuller, Reconciler              owner_watch, idle
+                    ├──> Reconciler <── events of the backend and of agents      reconcile
+                    │        └──> corrects the table, wakes the queue
+                    └──> UseReader, Doctor: what kernels use, what disagrees     use, diagnosis
+    all of them
+      ├──> KernelTable of KernelRecords, with their phases                       kernel_table, kernel_record
+      │        └──> EventStream ──> clients, log, metrics, log of decisions      events
+      └──> Cluster: the backend with drained nodes, and calls to agents          cluster
+
+The core stands above `policies`, `config` and `backends`. Only the service imports it. It imports no single backend.
+"""

@@ -1,7 +1,14 @@
-"""The kernels: launched, watched, signalled and stopped.
+"""The kernels of an agent: launched, watched, signalled and stopped.
 
-kernels ──→ start ──→ a fork from a zygote (``warm``)
-    │         └─────→ exec of the kernelspec's argv, with ports of this machine
-    ├── launch_changes ── what a launch needs on this node: addresses, environment, devices
-    └── child_reaper ── exit codes, and what kernels leave behind
+    Agent ──> adapt: the node's addresses, environment and devices                        launch_changes
+      │ ^
+      │ └── on_launched, on_exited ──┐
+      └──> Kernels ──> Starter ──────┤                                                    kernels, start
+             │  ^         ├──> a fork from a zygote (`warm`), with sockets that listen
+             │  │         ├──> or the fork that a pod's first process has made
+             │  │         └──> or exec of the kernelspec's argv, with claimed ports
+             │  └── Reaper: exit codes, and what kernels leave behind                     child_reaper
+             └──> Journal (`output`), and a folder with files for the next agent
+
+Only `agent.py` calls this room. It stands above `warm`, `machine`, `limits` and `output`.
 """

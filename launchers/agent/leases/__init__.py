@@ -1,6 +1,11 @@
-"""The leases on this node: the agent's own ledger, and the watches over what can end them.
+"""The leases on this node: the agent's ledger, and the watches over what can end them.
 
-ledger ── the slices that the agent has handed out, as files; it refuses a slice that is taken
-manager_watch, address_watch ── has the node left its cluster? Then its leases are lost
-address_report ── a pod's agent reports its address to the service itself
+    Agent ──> LeaseLedger: the leases that it has granted, as files                       ledger
+      │ ^
+      │ └── all leases are lost ──┬── ManagerWatch: the cluster manager's daemons         manager_watch
+      │                           └── watch_address: a daemon known by its address alone  address_watch
+      └──> report_address: a pod's agent reports to the service where it listens          address_report
+
+If the agent itself decides (backend `local`), the ledger refuses a slice that is taken. Leases are lost when the node
+has left its cluster, or when the manager has not answered for its grace.
 """

@@ -1,7 +1,12 @@
 """The limits: each kernel gets the memory and the CPUs of its lease.
 
-limits ──→ confinement, one for each lease ──→ cgroups         where this agent may make control groups
-                │                     └──────→ the kernel's processes, one by one, elsewhere
-                └──→ usage       what each kernel uses of CPUs, memory and memory of GPUs
-page_out ── idle kernels move their memory to the swap
+    Agent ──> Limits ──> a Confinement for each lease                                     limits, confinement
+      │  ^      │           ├── GroupConfinement: a control group that the agent makes    cgroups
+      │  │      │           ├── WatchedConfinement: a limit per process, and a watch over their sum
+      │  │      │           └── ManagedConfinement: the manager limits the pod or container
+      │  └──────┴─ on_near: a kernel is about to use all its memory
+      ├──> UsageMeter: what each kernel uses of CPUs, memory and memory of GPUs           usage
+      └──> PageOut: idle kernels move their memory to the swap                            page_out
+
+`launch` starts a kernel within the control group of its lease.
 """

@@ -1,8 +1,13 @@
-"""The machine: its processes, GPUs, disks and ports, and what is used of it.
+"""The machine: its GPUs, disks, ports and processes, and their use.
 
-gpus, nvml, gpu_locks ── which GPUs there are, their real use, and who has taken one
-sessions ── the processes of a kernel, and signals to them
-ports ── free ports for kernels that are executed, claimed so that no other agent takes them
-disk_room ── may another log or journal be written?
-node_metrics ──→ status_feed   the node's real use, reported to subscribers after a noticeable change
+    Agent ──> StatusFeed ──> the status for subscribers, after a noticeable change        status_feed
+      ├──> NodeMetrics: the size and the use of this machine                              node_metrics
+      │        └──> DeviceReader: GPUs by NVML, or as declared                            gpus
+      ├──> GpuLocks: divides GPUs that the manager counts but does not assign             gpu_locks
+      ├──> list_gpus: the GPUs for these locks, on a node without `pynvml`                nvml
+      ├──> DiskRoom: cuts long logs, and holds a reserve for the ledger                   disk_room
+      └──> Session: the processes of a kernel, also for `launch` and `limits`             sessions
+    launch ──> sockets that listen, or port numbers that no other agent takes             ports
+
+This room stands above `leases`, because the node's status has the promises of its ledger.
 """

@@ -1,4 +1,9 @@
-"""The journal: what each kernel has published, bounded, for clients that come back.
+"""The journal: what each kernel has published, within bounds, for clients that come back.
 
-subscription ──→ journal ──→ journal_file, for the agent after this one
+    kernel ── IOPub ──> subscribe ──> Journal: the latest messages, in memory             subscription, journal
+                                         │  └──> JournalFile: the ones before             journal_file
+    client <── service <── Agent <── Kernels (`launch`): a page of the journal
+
+The journal ends with the agent. The first process of a pod subscribes before the agent does, so that no early message
+is lost.
 """

@@ -1,9 +1,13 @@
 """The warm processes from which kernels are forked.
 
-zygote_pool ──→ zygote_start ──→ launchers/zygote, in the kernel's own Python
-    │
-    ├── fingerprint ── the files and settings that a zygote has read; if they change, it is replaced
-    │       └── folder_watch ── has something in these folders changed?
-    ├── fork_report ── what a zygote reports of a fork
-    └── learnt_preloads ── what recent kernels have imported, to be preloaded
+    Starter (`launch`) ──> ZygotePool ──> ZygoteStarter ──> launchers/zygote              zygote_pool, zygote_start
+                             │  ^
+                             │  └── read_report: a forked kernel's pid; does it serve?    fork_report
+                             ├── Fingerprint: the files that a zygote has read            fingerprint
+                             │       └── FolderWatch: may a file there have changed?      folder_watch
+                             └── LearntPreloads: what recent kernels have imported        learnt_preloads
+
+A zygote runs in the kernel's own Python. The pool checks its fingerprint while a fork gets ready, and ends the zygote
+if a file has changed. If no zygote can serve a launch, `launch` executes the kernel, and the pool prepares a zygote for
+the next one.
 """

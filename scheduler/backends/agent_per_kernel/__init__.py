@@ -1,10 +1,15 @@
 """Backends with one agent per kernel: the lease is a pod or container, and the agent is its first process.
 
-    AgentPerKernelBackend ── claim, release, leases ──→ PodCluster (one per cluster manager): create, delete, list
-             │                                              │ changes: pod, gone, nodes, resync
-             └── reserve, release, stop ──→ the agent in each pod ←┘ (its address, once it is ready)
+    core ──> AgentPerKernelBackend ── create, delete, list ──> PodCluster (one per cluster manager)   backend, pods
+       ^             │   ^                                         │
+       │             │   └─── changes: pod, gone, nodes, resync ───┤
+       │             └── reserve, release ──> the agent in each pod │ (its address, once it is ready)
+       └── BackendEvents                                           └── AddressReports                 address_reports
 
-`PodCluster` is all that a new cluster manager implements.
+`PodCluster` is all that a new cluster manager implements. With `AddressReports`, its pods report their addresses sooner
+than the manager does.
+
+This package stands above the files of `scheduler/backends`, and below `kubernetes` and `yarn`.
 """
 
 from __future__ import annotations

@@ -1,13 +1,18 @@
 """Kernels in pods of a Kubernetes cluster: the pod is the lease, and roost's agent is its first process.
 
-    KubernetesCluster ──→ PodCreator ──→ Api  creates, signs and deletes pods and their Secrets
-        │  ↑ changes ──── Reflector ───→ Api  list+watch of roost's pods, nodes, and all pods if the operator allows it
+    AgentPerKernelBackend                                                             backend, settings
+        │  ↑ changes
+    KubernetesCluster ──→ PodCreator ──→ Api  creates, signs and deletes pods         cluster, creation, api
+        │  ↑ changes ──── Reflector ───→ Api  list+watch of roost's pods, nodes, and  watch
+        │                                     all pods if the operator allows it
         ├── pod_spec      lease, launch, template → the pod and its Secret
         ├── pod_state     the pod as the API shows it → lease state and one plain reason
         ├── pod_end       asks why a pod ends, once its agent has reported the end
-        └── nodes         the API's nodes and pods → placement's nodes
+        ├── quota         which quota has refused a pod
+        └── nodes         the API's nodes and pods, with `metrics` → placement's nodes
 
-A claim creates the pod with affinity to the chosen node. Kubernetes' own scheduler decides.
+A claim creates the pod with affinity to the chosen node. Kubernetes' own scheduler decides. `names` has the labels and
+annotations of pods, and `quantity` reads Kubernetes' amounts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,13 @@
-"""Kernels on this machine."""
+"""Kernels on this machine: one node. The ledger of its agent holds the leases.
+
+    core ──> LocalBackend ── reserve, release, transfer ──> the agent of this user           backend
+                │   ^                                          │
+                │   └── reserved, released, status ────────────┘   keep the snapshot up to date
+                └──> find_or_start_agent, if no agent is known     (roost.launchers.agent)
+
+`settings` has the resources that this machine gives out. Of all backends, only this one imports
+`roost.launchers.agent`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Kernels on the nodes of a Ray cluster."""
+"""Kernels on the nodes of a Ray cluster: the lease is a placement group, and a Ray task starts the agent.
+
+    AgentPerNodeBackend ──> RayManager, with threads, because Ray's functions block     manager, settings
+                               ├── joins as a driver, after some checks                 join, checks
+                               ├── reads the nodes twice a second: RayNode ──> Node     nodes
+                               ├── claims: one detached placement group per kernel      placement_groups
+                               └── starts an agent by a task on its node                agent_task
+
+Ray sends no events. Each change shows at the next reading.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,19 @@
 """Kernels in containers of a Hadoop YARN cluster: the container is the lease, and roost's agent is its first process.
 
-    service ── REST ──→ ResourceManager ── starts ──→ master (one application for each service, queue and priority)
+    service ── REST ──→ ResourceManager ── starts ──→ master/ (one application for each service, queue and priority)
        ├─── roost's RPC ──→ master ── Hadoop RPC ──→ ResourceManager (asks), NodeManagers (starts and stops containers)
        └─── roost's RPC ──→ agent, the first process of each container
 
-A claim asks for a container on the chosen node. YARN's own scheduler decides.
+    AgentPerKernelBackend ──→ YarnCluster                                              backend, settings, cluster
+        ├── ContainerCreator: the ask of a lease, and YARN's answer                    creation, asking, environment
+        ├── Applications, MasterLine: the masters, submitted on demand                 applications, submission, packing
+        ├── Held: a lease, its ask and its container                                   held, reasons
+        ├── ContainerAgents: the agents, with keys that need no storage                container_agents, derived_keys
+        ├── NodeReader, Queues: nodes for placement, and limits                        node_reader, nodes, queues
+        └── Rest; settings that delay starts or end kernels                            rest, hadoop_conf, doctor
+
+A claim asks for a container on the chosen node. YARN's own scheduler decides. The master reports what becomes of each
+container.
 """
 
 from __future__ import annotations
