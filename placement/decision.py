@@ -75,11 +75,6 @@ class Placement(_Explained):
 class Decision(_Explained):
     """The answer of a policy to one request on one snapshot, with its reasons.
 
-    ``policy`` names the policy that was asked. If another policy ranked the nodes instead, ``fallback`` says why.
-    ``runners_up`` are the next best nodes, best first. ``refusals`` has one entry for each filter that refuses a
-    node, ordered by node, even when there is a placement. ``refused`` counts the nodes by their main reason, the
-    largest group first. ``metrics_age_s`` is the age of the chosen node's metrics, or None without metrics.
-
     A pipeline computes ``runners_up``, ``refusals`` and ``refused`` when they are first read.
 
     >>> refusal = Refusal(node_id="a", filter="gpu", reason="needs 1 GPU, has none", when="never")
@@ -91,13 +86,24 @@ class Decision(_Explained):
 
     request: Request
     policy: str
+    """The name of the policy that was asked."""
     placement: Placement | None = None
+    """The chosen node; None if no node can take the request now."""
     runners_up: Sequence[Placement] = ()
+    """The next best nodes, best first."""
     refusals: Sequence[Refusal] = ()
+    """One entry for each filter that refuses a node, ordered by node.
+
+    There may be refusals even when there is a placement.
+    """
     refused: Sequence[RefusalGroup] = ()
+    """The numbers of refused nodes by their main reason, the largest group first."""
     fallback: str | None = None
+    """Why another policy ranked the nodes instead; None if the policy that was asked did."""
     metrics_age_s: float | None = None
+    """The age of the chosen node's metrics, or None without metrics."""
     snapshot_version: int = 0
+    """The version of the snapshot on which the decision was made."""
 
     @property
     def is_explained(self) -> bool:

@@ -28,10 +28,9 @@ _FEW = 64
 
 @dataclass
 class Explanation:
-    """The reasons why one request got its node, and why other nodes were refused. They are computed when they are read.
+    """The reasons why one request got its node, and why other nodes were refused.
 
-    ``best`` is the row of the chosen node in ``snapshot``, None if there is none. ``avoided`` has the reasons against
-    the nodes that the caller wants to avoid, by row.
+    They are computed when they are read.
     """
 
     pipeline: Pipeline
@@ -39,7 +38,9 @@ class Explanation:
     request: Request
     snapshot: Snapshot
     best: int | None
+    """The row of the chosen node in ``snapshot``, None if there is none."""
     avoided: Mapping[int, str]
+    """The reasons against the nodes that the caller wants to avoid, by row."""
 
     def choose_devices(self, row: int, best: int) -> tuple[str, ...]:
         """Return the ids of a node's preferred devices: device ``best``, or those of highest score if it is -1."""

@@ -89,12 +89,9 @@ ROUND_ROBIN: WeightedScorers = ((FewKernels(), 1.0),)
 class Pipeline:
     """A policy of filters and weighted scorers. The shipped policies are pipelines.
 
-    ``scorers`` are pairs of a scorer and its weight, which may be negative. ``ties`` chooses among equal nodes; None
-    takes the smallest node id.
-
-    A scorer that needs metrics cannot rank without them. If no node that fits has metrics at most ``stale_after_s``
-    old, ``ROUND_ROBIN`` ranks the nodes and the decision says so. If only some nodes have fresh metrics, the use of the
-    other nodes counts as unknown: half way between idle and busy.
+    A scorer that needs metrics cannot rank without them. If no node that fits has fresh metrics, ``ROUND_ROBIN`` ranks
+    the nodes and the decision says so. If only some nodes have fresh metrics, the use of the other nodes counts as
+    unknown: half way between idle and busy.
 
     >>> from roost.placement import Node, Request, Snapshot
     >>> mine = Pipeline(name="mine", scorers=((FewKernels(), 1.0),))
@@ -103,11 +100,16 @@ class Pipeline:
     """
 
     name: str
+    """The policy's name."""
     scorers: WeightedScorers
+    """Pairs of a scorer and its weight, which may be negative."""
     filters: tuple[Filter, ...] = DEFAULT_FILTERS
     ties: Ties | None = None
+    """A function that chooses among equal nodes; None takes the smallest node id."""
     stale_after_s: float = 30.0
+    """Metrics are fresh if they are at most this old."""
     runners_up: int = 9
+    """At most this many runners-up are in a decision."""
     cache: ScoreCache = field(default_factory=ScoreCache, init=False, compare=False, repr=False)
 
     def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:

@@ -37,16 +37,16 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayPoint:
-    """The state at one moment of a replay, in percent of the cluster's capacity.
-
-    ``arrived`` and ``refused`` are sums from the start. ``allocated`` is the amount promised now.
-    ``fragmented`` are the free GPUs that a typical request cannot use, or None if they were not computed.
-    """
+    """The state at one moment of a replay, in percent of the cluster's capacity."""
 
     arrived: float
+    """The sum of all requests since the start."""
     allocated: float
+    """The amount promised now."""
     refused: float
+    """The sum of the refused requests since the start."""
     fragmented: float | None = None
+    """The free GPUs that a typical request cannot use, or None if they were not computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,20 +81,19 @@ class JournalReader:
 
 @dataclass(slots=True, kw_only=True)
 class CellRun:
-    """One execution of code, as the journal has it.
-
-    `cell_id` is the notebook's id of the cell; empty for other code. `outputs` has the form of nbformat.
-    `is_cut` is true if a part of the output is gone.
-    """
+    """One execution of code, as the journal has it."""
 
     request_id: str
     session: str
     cell_id: str
+    """The notebook's id of the cell; empty for other code."""
     code: str = ""
     execution_count: int | None = None
     outputs: list[dict[str, Any]] = field(default_factory=list)
+    """The outputs in the form of nbformat."""
     is_done: bool = False
     is_cut: bool = False
+    """True if a part of the output is gone."""
     _displays: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def add(self, message: JournalMessage) -> None:

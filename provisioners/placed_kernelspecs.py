@@ -23,14 +23,14 @@ from .kernelspecs import check_config, read_kernelspec
 
 
 class _PlacedKernelspecs(KernelSpecManager):
-    """The installed kernelspecs, with roost as their provisioner.
-
-    `options` and `backend_options` override the options of a kernelspec. `env` is added to its variables.
-    """
+    """The installed kernelspecs, with roost as their provisioner."""
 
     options: Mapping[str, Any] = {}
+    """Options that override a kernelspec's own."""
     env: Mapping[str, str] = {}
+    """Variables that are added to those of a kernelspec."""
     backend_options: Mapping[str, Any] = {}
+    """Options of the backend that override a kernelspec's own."""
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
         spec = super().get_kernel_spec(kernel_name)

@@ -28,26 +28,26 @@ DEFAULT_LAUNCH_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartKernel:
-    """A message that starts a kernel, or restarts it in its lease.
-
-    A repeat with the same `launch_id` is harmless. `argv` keeps `{connection_file}` as a placeholder.
-    `launch_timeout_s` limits queue and launch together. If `queue_timeout_s` is given, it limits the queue,
-    and `launch_timeout_s` limits only the launch. `umask` is the application's own, and applies to a kernel
-    on the same machine.
-    """
+    """A message that starts a kernel, or restarts it in its lease."""
 
     kernel_id: str
+    """The kernel. It keeps its id over restarts."""
     launch_id: str
+    """One start or restart of the kernel. A repeat with the same id is harmless."""
     request: Request
     owner: Owner
     argv: tuple[str, ...]
+    """The command. It keeps `{connection_file}` as a placeholder."""
     env: Mapping[str, str] = field(repr=False)
     cwd: str
     connection: Connection
     may_fork: bool = True
     umask: int | None = None
+    """The application's own umask, which applies to a kernel on the same machine."""
     launch_timeout_s: float = DEFAULT_LAUNCH_TIMEOUT_S
+    """Limits queue and launch together, or only the launch if `queue_timeout_s` is given."""
     queue_timeout_s: float | None = None
+    """Limits the queue."""
 
     @property
     def wait_s(self) -> float:
@@ -61,16 +61,7 @@ KernelState = Literal["queued", "starting", "running", "exited", "unknown"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """A kernel as the scheduler knows it.
-
-    `position` (1 is next) and `waits_for` (a sentence) are set while the kernel is queued. `timing_ms` is by
-    stage: `queued`, `placed`, `leased`, `granted` if the lease was pending, `launched`, and the agent's own.
-    `decision` is `placement.Decision.to_dict()`. `process` is the kernel's process as its agent reports it;
-    `process.connection` has the keys, and is None in lists. `kernel_name` is the name of the kernelspec.
-    `use` is set only if the caller asked for it. `is_held` is True if the owner lives. `is_stopped` is True
-    if the kernel was stopped on purpose, or because it was idle. The answer to an adoption has `unheld_s`:
-    the seconds since the last owner ended, or None if that time is not known.
-    """
+    """A kernel as the scheduler knows it."""
 
     id: str
     launch_id: str
@@ -78,20 +69,37 @@ class Kernel:
     owner: Owner
     request: Request
     kernel_name: str = ""
+    """The name of the kernelspec."""
     node_id: str = ""
     lease_id: str = ""
     device_ids: tuple[str, ...] = ()
     process: KernelProcess | None = None
+    """The kernel's process as its agent reports it. `process.connection` has the keys, and is None in lists."""
     use: KernelUse | None = None
+    """Set only if the caller asked for it."""
     created_at: float = 0.0
     timing_ms: Mapping[str, float] = field(default_factory=dict)
+    """The time of each stage: `queued`, `placed`, `leased`, `launched`, and the agent's own.
+
+    A lease that was pending also has `granted`.
+    """
     decision: Mapping[str, Any] | None = None
+    """The result of `placement.Decision.to_dict()`."""
     position: int | None = None
+    """The place in the queue while the kernel is queued; 1 is next."""
     waits_for: str = ""
+    """The reason for the wait while the kernel is queued: a sentence."""
     reason: str = ""
+    """Why the kernel has ended, or why its start has failed."""
     is_held: bool = True
+    """True if the owner lives."""
     is_stopped: bool = False
+    """True if the kernel was stopped on purpose, or because it was idle."""
     unheld_s: float | None = None
+    """Set in the answer to an adoption: the seconds since the last owner ended.
+
+    None if that time is not known.
+    """
 
     @property
     def pid(self) -> int:
@@ -137,14 +145,14 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One change of state, as every reader of the stream gets it. `at` is in seconds since the epoch, UTC.
-
-    `kind`: queued, placed, leased, running, conflict, exited, released, cancelled, failed, cull, warned,
-    nodes, idle (the service checks whether clients and kernels still need it). The client adds resync: events
-    may be missing.
-    """
+    """One change of state, as every reader of the stream gets it."""
 
     kind: str
+    """queued, placed, leased, running, conflict, exited, released, cancelled, failed, cull, warned, nodes or idle.
+
+    idle: the service checks whether clients and kernels still need it. The client adds resync: events may be missing.
+    """
     at: float
+    """When it happened, in seconds since the epoch, UTC."""
     kernel: Kernel | None = None
     detail: str = ""

@@ -28,18 +28,18 @@ _COUNT = re.compile(r", \d+ kernels(?=/)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A figure in two runs. `ratio` is the new median ÷ the old one. `verdict` is empty for an unchanged figure.
-
-    `samples` is the number of samples in the run that has fewer.
-    """
+    """A figure in two runs."""
 
     name: str
     unit: str
     before: float
     after: float
     ratio: float
+    """The new median ÷ the old one."""
     samples: int
+    """The number of samples in the run that has fewer."""
     verdict: str
+    """Empty for an unchanged figure."""
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:

@@ -23,17 +23,16 @@ BUSY = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """The machine at one moment.
-
-    `fault_us` is the time of the first touch of a page of memory. `spin_ms` is the median time of a fixed
-    piece of work. `spin_spread` is the spread of the middle half of these times, as a share of the median.
-    `busy` is the share of all cores that other programs use.
-    """
+    """The machine at one moment."""
 
     fault_us: float
+    """The time of the first touch of a page of memory."""
     spin_ms: float
+    """The median time of a fixed piece of work."""
     spin_spread: float
+    """The spread of the middle half of these times, as a share of the median."""
     busy: float
+    """The share of all cores that other programs use."""
 
     def to_dict(self) -> Mapping[str, float]:
         return {name: round(getattr(self, name), 4) for name in self.__slots__}

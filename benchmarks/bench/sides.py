@@ -25,18 +25,17 @@ _TRUTH = {"true": True, "false": False}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One side of a comparison: roost, plain Jupyter or another provisioner. Figures show its `name`.
-
-    For roost, `config` is the config in its kernelspec, and `options` are the settings of its backend, as in
-    `roost.connect`. For another provisioner, both are empty. `variables` are the environment variables of the process
-    in which that provisioner runs (peer_process.py).
-    """
+    """One side of a comparison: roost, plain Jupyter or another provisioner."""
 
     name: str
+    """The name that figures show."""
     kernelspec: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    """For roost, the config in its kernelspec. Empty for another provisioner."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """For roost, the settings of its backend, as in `roost.connect`. Empty for another provisioner."""
     variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of the process in which another provisioner runs (peer_process.py)."""
 
     @property
     def is_roost(self) -> bool:

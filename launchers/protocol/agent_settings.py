@@ -10,21 +10,20 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forking:
-    """How zygotes prepare kernels, and what happens to the memory of these kernels.
-
-    `preload`: modules that zygotes import. `preload_by_python`: modules for some Pythons alone, by a pattern for the
-    path of the interpreter. `learn_preloads`: also import what most kernels of a Python have imported lately.
-    `immortal_preloads`: count no references to these modules, where that is possible.
-    `page_out_after_s`: after this time without work, a kernel's memory goes to the swap, if any; 0: never.
-    `merge_memory`: the system may merge equal pages of kernels (KSM).
-    """
+    """How zygotes prepare kernels, and what happens to the memory of these kernels."""
 
     preload: tuple[str, ...] = ()
+    """Modules that zygotes import."""
     preload_by_python: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Modules for some Pythons alone, by a pattern for the path of the interpreter."""
     learn_preloads: bool = False
+    """True if zygotes also import what most kernels of a Python have imported lately."""
     immortal_preloads: bool = True
+    """True if references to these modules are not counted, where that is possible."""
     page_out_after_s: float = 0.0
+    """After this time without work, a kernel's memory goes to the swap, if any; 0: never."""
     merge_memory: bool = False
+    """True if the system may merge equal pages of kernels (KSM)."""
 
     def choose_preloads(self, python: str) -> list[str]:
         """Return the modules for zygotes of the interpreter with this path."""
@@ -35,52 +34,61 @@ class Forking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enforcement:
-    """How an agent limits kernels to their requests.
-
-    `enforce`: `auto` by the best way that the machine has, `required` only by control groups, or `never`.
-    `cpu_ceiling`: a kernel gets at most this many times the CPUs of its request, 1 or more; 0: all idle CPUs.
-    `end_detached`: a kernel's detached processes end with its lease. This needs control groups.
-    """
+    """How an agent limits kernels to their requests."""
 
     enforce: Literal["auto", "required", "never"] = "auto"
+    """`auto`: by the best way that the machine has. `required`: only by control groups. `never`: not at all."""
     cpu_ceiling: float = 0.0
+    """A kernel gets at most this many times the CPUs of its request, 1 or more; 0: all idle CPUs."""
     end_detached: bool = True
+    """True if a kernel's detached processes end with its lease. This needs control groups."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """The amounts that an operator declares for a machine (None: as measured), and how its agent behaves.
-
-    `address`: the IP address where the agent and its kernels listen, instead of loopback.
-    `is_remote`: the application may be on another machine. A kernel's environment is then added to the agent's own. A
-    kernel starts in the home folder if its working folder does not exist on this machine.
-    `gpu_visibility`: how a kernel's environment names its devices. `bus`: only the granted devices, in PCI order.
-    `manager`: CUDA_VISIBLE_DEVICES with the cluster manager's names. `inherit`: left alone, as in a pod. `locks`: as
-    `inherit` if no more devices are visible than were granted, else the agent chooses and locks some (`gpu_locks`).
-    `is_per_kernel`: the agent is the first process of a pod or container, for one kernel. That kernel is never
-    forked from a zygote, and ends with the agent. The agent ends with its lease.
-    `shares_session`: that kernel stays in the session and process group of the agent, because its container's
-    manager ends that group alone.
-    `ports`: the agent listens on the first free port of these; if empty, on any free port.
-    `daemon_address` (`host:port`): a daemon of the cluster manager on this node, called `daemon_name`. If it
-    does not answer for `daemon_grace_s`, the leases are lost.
-    `node` tells nodes on the same machine apart.
-    """
+    """The amounts that an operator declares for a machine (None: as measured), and how its agent behaves."""
 
     cpus: float | None = None
     memory_bytes: int | None = None
     gpus: int | None = None
     gpu_model: str = ""
+    """The model of the declared GPUs."""
     idle_exit_s: float = 600.0
+    """The agent leaves after this time without leases."""
     forking: Forking = Forking()
     enforcement: Enforcement = Enforcement()
     address: str = ""
+    """The IP address where the agent and its kernels listen, instead of loopback."""
     is_remote: bool = False
+    """True if the application may be on another machine.
+
+    A kernel's environment is then added to the agent's own. A kernel starts in the home folder if its working folder
+    does not exist on this machine.
+    """
     gpu_visibility: Literal["bus", "manager", "inherit", "locks"] = "bus"
+    """How a kernel's environment names its devices.
+
+    `bus`: only the granted devices, in PCI order. `manager`: CUDA_VISIBLE_DEVICES with the cluster manager's names.
+    `inherit`: left alone, as in a pod. `locks`: as `inherit` if no more devices are visible than were granted, else the
+    agent chooses and locks some (`gpu_locks`).
+    """
     is_per_kernel: bool = False
+    """True if the agent is the first process of a pod or container, for one kernel.
+
+    That kernel is never forked from a zygote, and ends with the agent. The agent ends with its lease.
+    """
     shares_session: bool = False
+    """True if that kernel stays in the session and process group of the agent.
+
+    The container's manager ends that group alone.
+    """
     ports: tuple[int, ...] = ()
+    """The agent listens on the first free port of these; if empty, on any free port."""
     daemon_address: str = ""
+    """The address (`host:port`) of a daemon of the cluster manager on this node; empty: there is none to watch."""
     daemon_name: str = ""
+    """That daemon's name, for people."""
     daemon_grace_s: float = 660.0
+    """If that daemon does not answer for this time, the leases are lost."""
     node: str = ""
+    """A name that tells nodes on the same machine apart."""

@@ -82,25 +82,29 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manager:
-    """A daemon of the cluster manager on the agent's node, which the agent watches.
-
-    `pid` and `process_started_at` (from `process.start_time`) identify the daemon's process. `address` is `host:port`
-    of the manager itself. If the manager is away when its last daemon on the node ends, the leases are kept for
-    `grace_s`. `is_gone`: the manager has ended, even if another one answers at `address`. `has_left`: the daemon has
-    ended, but the process in which it ran goes on, as in a Dask LocalCluster. `probe` is a command that prints the id
-    of the cluster at `address`. If that id is not `cluster_id`, another cluster has taken the address, and the agent's
-    cluster has ended.
-    """
+    """A daemon of the cluster manager on the agent's node, which the agent watches."""
 
     name: str
+    """The manager's name, for people."""
     pid: int
+    """The daemon's process on this node."""
     process_started_at: float
+    """The start time of that process, from `process.start_time`."""
     address: str
+    """The address (`host:port`) of the manager itself."""
     grace_s: float = 300.0
+    """If the manager is away when its last daemon on the node ends, the leases are kept for this time."""
     is_gone: bool = False
+    """True if the manager has ended, even if another one answers at `address`."""
     has_left: bool = False
+    """True if the daemon has ended, but its process goes on, as in a Dask LocalCluster."""
     cluster_id: str = ""
+    """The id of the agent's cluster; empty: not known."""
     probe: tuple[str, ...] = ()
+    """A command that prints the id of the cluster at `address`.
+
+    If that id is not `cluster_id`, another cluster has taken the address, and the agent's cluster has ended.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,16 +170,21 @@ class Holdings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentEvent:
-    """An event, which goes to all subscribers.
-
-    `lost` with a `lease_id`: this lease is lost for `reason`, and its kernel ends next. `lost` without one:
-    the cluster manager's last daemon on this node has ended. `warned`: the kernel of this lease will soon be
-    killed; `reason` is a clause that says why. `status`: the real use of `node` has changed, or a minute has
-    passed. A new subscriber gets it at once. `leaving`: the agent is about to leave. Its kernels stay.
-    """
+    """An event, which goes to all subscribers."""
 
     kind: Literal["launched", "exited", "reserved", "released", "lost", "warned", "status", "leaving"]
+    """`launched` and `exited` are about `kernel`. `reserved`, `released`, `lost` and `warned` are about a lease.
+
+    `lost` with a `lease_id`: this lease is lost for `reason`, and its kernel ends next. `lost` without one: the cluster
+    manager's last daemon on this node has ended. `warned`: the kernel of this lease will soon be killed. `status`: the
+    real use of `node` has changed, or a minute has passed. A new subscriber gets it at once. `leaving`: the agent is
+    about to leave. Its kernels stay.
+    """
     lease_id: str = ""
+    """The lease that the event is about, if it is about one."""
     reason: str = ""
+    """Why: a clause."""
     kernel: KernelProcess | None = None
+    """The kernel that was launched or has exited."""
     node: Node | None = None
+    """The status of the node, in a `status`."""

@@ -86,75 +86,90 @@ class JournalLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelProcess:
-    """The process of a kernel, as its agent knows it. `connection` is None in lists, to keep its key secret.
-
-    `exit_code` is as in `subprocess` (negative: the signal). It stays None if no agent watched the kernel's
-    end. `device_ids` come from its lease, or the agent chose them. `cwd` is its working directory. `reason`
-    says how an ended kernel has ended, as a clause. `is_out_of_memory`: the kernel was killed because it used
-    more memory than it had asked for. `peak_bytes` is the most memory that it used, `cpu_s` its CPU time; 0
-    if unknown.
-    """
+    """The process of a kernel, as its agent knows it."""
 
     kernel_id: str
     launch_id: str
     lease_id: str
     pid: int
     process_started_at: float
+    """The start time of the process, from `process.start_time`."""
     how: Literal["forked", "exec"]
+    """`forked` from a warm process, or started by `exec`."""
     connection: Connection | None
+    """None in lists, to keep its key secret."""
     launched_at: float
+    """When the kernel was ready."""
     timing_ms: Mapping[str, float] = field(default_factory=dict)
+    """How long the stages of the launch took."""
     device_ids: tuple[str, ...] = ()
+    """The devices of the lease, or the devices that the agent chose."""
     is_running: bool = True
     exit_code: int | None = None
+    """As in `subprocess` (negative: the signal). It stays None if no agent watched the kernel's end."""
     reason: str = ""
+    """How an ended kernel has ended, as a clause."""
     is_out_of_memory: bool = False
+    """True if the kernel was killed because it used more memory than it had asked for."""
     peak_bytes: int = 0
+    """The most memory that the kernel used; 0 if unknown."""
     cpu_s: float = 0.0
+    """The CPU time of the kernel; 0 if unknown."""
     log_tail: str = ""
+    """The last part of the log of an ended kernel."""
     cwd: str = ""
+    """The working directory of the kernel."""
     journal: JournalLimits = field(default_factory=JournalLimits)
+    """How much of the kernel's output the agent keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelUse:
-    """The CPU and memory that a kernel and all processes started by it use, without processes that have ended.
-
-    `cpu_percent` is in percent of one CPU, since the previous measurement. `memory_bytes` is the memory of
-    the kernel's control group. Without such a group, shared pages count in proportion, except in very large
-    processes. `gpu_memory_bytes` is 0 where NVML does not report it. `read_bytes` and `written_bytes` went
-    from and to disks since the processes began, without caches. `execution_state` is `busy` or `idle`, or
-    empty if that is not known. `idle_s` is how long the kernel has published nothing. `quiet_s` is how long
-    all its processes have used almost no CPU or GPU.
-    """
+    """The CPU and memory that a kernel and all processes started by it use, without processes that have ended."""
 
     kernel_id: str
     processes: int = 0
+    """How many processes there are."""
     cpu_s: float = 0.0
+    """The CPU time of the processes."""
     cpu_percent: float = 0.0
+    """The use of CPU since the previous measurement, in percent of one CPU."""
     memory_bytes: int = 0
+    """The memory of the kernel's control group.
+
+    Without such a group, shared pages count in proportion, except in very large processes.
+    """
     gpu_memory_bytes: int = 0
+    """0 where NVML does not report it."""
     read_bytes: int = 0
+    """How much was read from disks since the processes began, without caches."""
     written_bytes: int = 0
+    """How much was written to disks since the processes began, without caches."""
     execution_state: str = ""
+    """`busy` or `idle`, or empty if that is not known."""
     idle_s: float = 0.0
+    """How long the kernel has published nothing."""
     quiet_s: float = 0.0
+    """How long all its processes have used almost no CPU or GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalEntry:
     """A message that a kernel has published on IOPub, or a piece of it.
 
-    The message's text joins its parts: header, parent header, metadata, content, and buffers in base64. `lengths` are
-    the lengths of the parts in characters. `data` is the text from `offset` on, or a piece of it. `is_cut`: the journal
-    has lost some earlier output of the same Jupyter request.
+    The message's text joins its parts: header, parent header, metadata, content, and buffers in base64.
     """
 
     number: int
+    """The place of the message in the journal."""
     lengths: tuple[int, ...]
+    """The lengths of the parts in characters."""
     offset: int
+    """Where `data` begins in the text."""
     data: str
+    """The text from `offset` on, or a piece of it."""
     is_cut: bool = False
+    """True if the journal has lost some earlier output of the same Jupyter request."""
 
     @property
     def end(self) -> int:
@@ -165,20 +180,23 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalPage:
-    """The answer to one read of a kernel's journal. `entries` are the entries that the caller has chosen.
-
-    `ids` has the message ids of all entries that were read, chosen or not, and `read` is the number of the
-    last one. If the last of `entries` is only a piece of a message, `ids` and `read` leave it out. `first`
-    and `last` are the numbers of the oldest and the newest entry in the journal. `state` is the kernel's
-    execution state.
-    """
+    """The answer to one read of a kernel's journal."""
 
     entries: tuple[JournalEntry, ...] = ()
+    """The entries that the caller has chosen."""
     ids: tuple[str, ...] = ()
+    """The message ids of all entries that were read, chosen or not.
+
+    If the last of `entries` is only a piece of a message, `ids` and `read` leave it out.
+    """
     first: int = 1
+    """The number of the oldest entry in the journal."""
     read: int = 0
+    """The number of the last entry that was read."""
     last: int = 0
+    """The number of the newest entry in the journal."""
     state: str = ""
+    """The kernel's execution state."""
 
     @property
     def is_last(self) -> bool:

@@ -43,20 +43,22 @@ _DEVICE_CHECKS: Mapping[str, Check] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A GPU, or a MIG slice of one. ``id`` is opaque: an index or a UUID.
-
-    ``promised`` is the share that known leases hold. ``used`` is the real utilisation as a share, None if unknown.
+    """A GPU, or a MIG slice of one.
 
     >>> Device(id="0", promised=0.25, used=0.5).free
     0.75
     """
 
     id: str
+    """An opaque text: an index or a UUID."""
     model: str = ""
     memory_bytes: int = 0
     promised: float = 0.0
+    """The share that known leases hold, from 0 to 1."""
     used: float | None = None
+    """The real utilisation as a share, None if unknown."""
     memory_used_bytes: int | None = None
+    """The memory that is really used, None if unknown."""
 
     def __post_init__(self) -> None:
         check_fields(self, _DEVICE_CHECKS)
@@ -106,19 +108,6 @@ _CHECKS: Mapping[str, Check] = {
 class Node:
     """A machine that can run kernels, with its total, promised and really used amounts.
 
-    - ``gpus_promised`` is the sum over the node, as a number of devices. It includes promises to other programs, even
-      if their devices are unknown. The sum of ``promised`` over ``devices`` may therefore be smaller.
-    - ``resources`` are the totals of custom resources, ``resources_promised`` the promised amounts.
-    - ``kernels`` counts the kernels that are known to run or start on the node.
-    - ``taints`` keep kernels away whose requests do not tolerate all of them.
-    - ``is_draining``: the node takes no new kernels. ``drains_because`` says why ("its daemon has ended"). Empty means
-      that an operator drains the node.
-    - ``warm`` names environments from which kernels start fast.
-    - ``enforcement`` is how the node limits kernels: ``cgroup v1``, ``cgroup v2``, ``never``, or ``MEMORY_ONLY`` with a
-      colon and the cause. It is empty if roost does not limit kernels there, or if that is not known.
-    - ``problems`` name what roost was set to do on the node and cannot do, as clauses with the reason.
-    - ``metrics_age_s`` is the age of the real-use figures at the time of the snapshot. None means no metrics.
-
     >>> node = Node(id="a", cpus=8, cpus_promised=2)
     >>> node.with_kernel(Request(cpus=4)).cpus_free
     2.0
@@ -127,24 +116,46 @@ class Node:
     id: str
     address: str = ""
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Names and values, which requests can require or prefer."""
     cpus: float = 0.0
     memory_bytes: int = 0
     devices: tuple[Device, ...] = ()
     cpus_promised: float = 0.0
     memory_promised_bytes: int = 0
     gpus_promised: float = 0.0
+    """A number of devices: the sum over the node.
+
+    It includes promises to other programs, even if their devices are unknown. The sum of ``promised`` over ``devices``
+    may therefore be smaller.
+    """
     resources: Mapping[str, float] = field(default_factory=lambda: NOTHING, hash=False)
+    """The totals of custom resources."""
     resources_promised: Mapping[str, float] = field(default_factory=lambda: NOTHING, hash=False)
+    """The promised amounts of custom resources."""
     cpus_used: float | None = None
+    """The CPUs that are really used, None if unknown."""
     memory_used_bytes: int | None = None
+    """The memory that is really used, None if unknown."""
     kernels: int = 0
+    """How many kernels are known to run or start on the node."""
     is_draining: bool = False
+    """True if the node takes no new kernels."""
     drains_because: str = ""
+    """Why the node drains ("its daemon has ended"). Empty means that an operator drains the node."""
     taints: tuple[str, ...] = ()
+    """Marks that keep kernels away whose requests do not tolerate all of them."""
     warm: tuple[str, ...] = ()
+    """Environments from which kernels start fast."""
     enforcement: str = ""
+    """How the node limits kernels: ``cgroup v1``, ``cgroup v2``, ``never``, or ``MEMORY_ONLY``.
+
+    ``MEMORY_ONLY`` is followed by a colon and the cause. Empty: roost does not limit kernels there, or that is not
+    known.
+    """
     problems: tuple[str, ...] = ()
+    """The settings that roost cannot follow on the node, as clauses with the reason."""
     metrics_age_s: float | None = None
+    """The age of the real-use figures at the time of the snapshot. None means no metrics."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.is_draining, bool):

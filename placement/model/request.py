@@ -45,18 +45,6 @@ class Request:
 
     A request without amounts is best effort: nothing is promised to it, and no node is too full for it.
 
-    - ``gpus`` is a share of one device (at most 1) or a whole number of devices.
-    - ``gpu_models`` and ``labels`` are required: any one of the models, and all of the labels. ``near`` are preferred
-      labels.
-    - ``gpu_memory_bytes`` is the least memory of each GPU.
-    - ``resources`` are amounts of custom resources, by their names in the cluster manager.
-    - ``tolerates`` names taints. The kernel may run on a node if all taints of the node are named.
-    - ``environment`` is the path of the interpreter. A node with this environment warm starts the kernel faster.
-    - ``policy`` names a placement policy. Empty is the operator's default.
-    - ``enforce`` is ``required`` if the kernel must not run where its limits cannot be enforced, or ``auto`` if they
-      are enforced wherever that is possible. Empty is the operator's choice. A request cannot weaken that choice.
-    - ``options`` belong to the backend, which declares and checks them.
-
     Placement ignores ``policy``, ``enforce`` and ``options``, and ``owner`` does not influence the ranking.
 
     Raises ``ValueError`` for a wrong value, with one sentence for users.
@@ -66,19 +54,37 @@ class Request:
     """
 
     cpus: float = 0.0
+    """CPUs; 0.25 is a quarter of one."""
     memory_bytes: int = 0
+    """Memory. 0 asks for none, as with all other amounts."""
     gpus: float = 0.0
+    """A share of one device (at most 1), or a whole number of devices."""
     gpu_models: tuple[str, ...] = ()
+    """Any one of these models is required; empty: any model."""
     gpu_memory_bytes: int = 0
+    """The least memory of each GPU."""
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """All of these labels are required."""
     near: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Labels that are preferred."""
     resources: Mapping[str, float] = field(default_factory=lambda: NOTHING, hash=False)
+    """Amounts of custom resources, by their names in the cluster manager."""
     tolerates: tuple[str, ...] = ()
+    """Names of taints. The kernel may run on a node if all taints of the node are named."""
     environment: str = ""
+    """The path of the interpreter. A node with this environment warm starts the kernel faster."""
     owner: str = ""
+    """The name of the user whom the kernel is for."""
     policy: str = ""
+    """The name of a placement policy. Empty is the operator's default."""
     enforce: str = ""
+    """``required``, ``auto``, or empty for the operator's choice, which a request cannot weaken.
+
+    ``required``: the kernel must not run where its limits cannot be enforced. ``auto``: they are enforced wherever that
+    is possible.
+    """
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Options of the backend, which declares and checks them."""
 
     def __post_init__(self) -> None:
         check_fields(self, _CHECKS)

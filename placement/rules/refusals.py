@@ -51,9 +51,6 @@ class Refusal:
 class RefusalGroup:
     """The nodes that are refused for the same main reason.
 
-    ``count`` is the number of these nodes. ``alone`` counts the nodes among them that have no other reason.
-    ``examples`` are a few of the refusals. The node nearest to fitting comes first.
-
     >>> RefusalGroup(filter="gpu", when="now", count=2).describe(2)
     'have too few GPUs free now'
     """
@@ -61,8 +58,11 @@ class RefusalGroup:
     filter: str
     when: When
     count: int
+    """The number of these nodes."""
     alone: int = 0
+    """How many of these nodes have no other reason."""
     examples: tuple[Refusal, ...] = ()
+    """A few of the refusals. The node nearest to fitting comes first."""
 
     def describe(self, count: int) -> str:
         """Return the predicate for ``count`` of these nodes."""

@@ -17,16 +17,16 @@ _AT_LEAST = 64
 
 
 class Change(NamedTuple):
-    """The difference between two successive snapshots. ``rows`` are the changed rows, as numbered in the newer one.
-
-    If nodes came, left or moved to other rows, ``source`` has each row's former row, or -1 for a new node. Otherwise
-    ``values`` has the new values of ``rows``, and ``columns`` names the columns that differ.
-    """
+    """The difference between two successive snapshots."""
 
     rows: tuple[int, ...]
+    """The changed rows, as numbered in the newer snapshot."""
     source: IntArray | None = None
+    """The former row of each row, or -1 for a new node; None if no node came, left or moved to another row."""
     values: Table | None = None
+    """The new values of ``rows``; None if a node has moved."""
     columns: frozenset[str] = frozenset()
+    """The names of the columns that differ; empty if a node has moved."""
 
 
 class History:

@@ -131,18 +131,18 @@ class Agents:
 
 @dataclass(frozen=True, slots=True)
 class AgentCaller:
-    """Calls one agent, and repeats a call if the agent was lost: every operation of an agent may be repeated.
-
-    `name` is the agent's name in error texts. `pauses_s` has the pause before each attempt. `on_lost` runs after an
-    attempt that lost the agent; an error of `on_lost` ends the call. No attempt begins later than `give_up_s`.
-    """
+    """Calls one agent, and repeats a call if the agent was lost: every operation of an agent may be repeated."""
 
     agents: Agents
     resolve: Resolve
     name: str
+    """The agent's name in error texts."""
     on_lost: OnLost
+    """Runs after an attempt that lost the agent. If it raises an error, the error ends the call."""
     pauses_s: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+    """The pause before each attempt."""
     give_up_s: float = math.inf
+    """No attempt begins later than this."""
 
     async def call(self, call: Callable[[AgentClient], Awaitable[T]]) -> T:
         """Return what `call` returns; raise `BackendUnavailable`, or the error that the agent answers (`_ERRORS`)."""

@@ -31,15 +31,19 @@ print("\\n" + json.dumps(found))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """The result of a probe. `python` and `ipykernel` are versions. `problem` says why kernels cannot start."""
+    """The result of a probe."""
 
     executable: str = ""
+    """The path of the interpreter."""
     is_ipykernel: bool = False
     python: str = ""
+    """The version of Python."""
     ipykernel: str = ""
+    """The version of ipykernel."""
     can_fork: bool = False
     has_curve: bool = False
     problem: str = ""
+    """Why kernels cannot start; empty if they can."""
 
 
 def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:

@@ -100,10 +100,7 @@ class StartTask:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class KernelRecord:
-    """A kernel, or a kernel that starts.
-
-    `start` is set while a start runs, and `end` while the kernel is ended.
-    """
+    """A kernel, or a kernel that starts."""
 
     kernel_id: str
     launch_id: str
@@ -116,7 +113,9 @@ class KernelRecord:
     process: KernelProcess | None = None
     ticket: Ticket | None = None
     start: StartTask | None = None
+    """Set while a start runs."""
     end: asyncio.Task[Kernel] | None = None
+    """Set while the kernel is ended."""
     decision: Mapping[str, Any] | None = None
     timing_ms: dict[str, float] = field(default_factory=dict)
     reason: str = ""

@@ -42,19 +42,21 @@ _ROLES = ("client", "scheduler", "worker")
 class Machine:
     """The declared resources of one machine. It has one worker, or one per GPU if it `is_split`.
 
-    A worker of a split machine sees only its own GPU. Dask accepts no more memory than this machine has. `resources`
-    are Dask's abstract resources. `options` are more options of `dask worker`, such as --lifetime. `environment`
-    reaches the nannies and all their descendants.
+    Dask accepts no more memory than this machine has.
     """
 
     cpus: int = 1
     memory_bytes: int = 2 << 30
     gpus: int = 0
     is_split: bool = False
+    """True if each GPU has a worker of its own, which sees only this GPU."""
     has_nanny: bool = True
     resources: Mapping[str, float] = field(default_factory=dict)
+    """Dask's abstract resources."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that reach the nannies and all their descendants."""
     options: tuple[str, ...] = ()
+    """More options of `dask worker`, such as --lifetime."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,18 +33,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _TrackedKernel:
-    """One kernel. `starting` is its start, in progress or done. `ended` is set when its process has ended.
-
-    `launched` gets its process, or the error of its start, some steps of the event loop before `starting` ends.
-    """
+    """One kernel of the agent."""
 
     kernel_id: str
     launch_id: str
     lease_id: str
     folder: Path
     starting: asyncio.Future[KernelProcess]
+    """The kernel's start, in progress or done."""
     launched: asyncio.Future[KernelProcess]
+    """The kernel's process, or the error of its start.
+
+    It is set some steps of the event loop before `starting` ends.
+    """
     ended: asyncio.Event
+    """Set when the kernel's process has ended."""
     journal: Journal
     process: KernelProcess | None = None
     watch: Watch | None = None

@@ -28,17 +28,17 @@ _PROBE_S = 6.0
 
 @dataclass
 class ManagerWatch:
-    """A watch on the daemons given to `watch`. The next agent reads them from `file`.
-
-    `on_cut_off` gets the reason as soon as the last daemon ends: the node gets no new leases. `is_cut_off` is True from
-    then until another daemon is watched. `on_lost` gets the reason when all leases of this node are lost.
-    """
+    """A watch on the daemons given to `watch`."""
 
     file: Path
+    """The next agent reads the daemons from this file."""
     on_lost: Callable[[str], Awaitable[None]]
+    """Gets the reason when all leases of this node are lost."""
     on_cut_off: Callable[[str], None]
+    """Gets the reason as soon as the last daemon ends: the node gets no new leases."""
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     is_cut_off: bool = False
+    """True from then until another daemon is watched."""
     _watches: dict[tuple[int, float], tuple[Manager, Watch]] = field(default_factory=dict)
     _losing: asyncio.Task[None] | None = None
 

@@ -41,15 +41,16 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(slots=True)
 class _Seen:
-    """A kernel's CPU time when it was last seen at work (`cpu_s`), and the time of that check (`since`).
-
-    `left_bytes`: the least memory that a kernel has had outside the swap since it was paged out.
-    """
+    """A kernel as it was last seen."""
 
     cpu_s: float
+    """Its CPU time when it was last seen at work."""
     since: float
+    """The time of that check."""
     is_out: bool = False
+    """True if the kernel was paged out after that."""
     left_bytes: float = math.inf
+    """The least memory that it has had outside the swap since it was paged out."""
 
 
 class PageOut:

@@ -107,17 +107,18 @@ def identify(folder: str) -> tuple[int, int] | None:
 
 @dataclass(slots=True, kw_only=True)
 class Fingerprint:
-    """The files and folders from which a zygote imported its modules.
-
-    `folders` are the entries of sys.path that are not site-packages. People write files into them all the time. So a
-    change counts only if it adds or removes a module with a name that the zygote imported. With a `watch`, the folders
-    of `files` are watched, until `close` is called.
-    """
+    """The files and folders from which a zygote imported its modules."""
 
     files: dict[str, FileStamp | None]
     folders: dict[str, FileStamp | None] = field(default_factory=dict)
+    """The entries of sys.path that are not site-packages. People write files into them all the time.
+
+    So a change counts only if it adds or removes a module with a name that the zygote imported.
+    """
     imported_names: frozenset[str] = frozenset()
+    """The names of the modules that the zygote imported."""
     watch: FolderWatch | None = None
+    """If given, the folders of `files` are watched, until `close` is called."""
     _listed: dict[str, frozenset[str]] = field(default_factory=dict)
     _check: asyncio.Task[str | None] | None = None
     _unwatched: dict[str, FileStamp | None] = field(default_factory=dict)

@@ -33,10 +33,7 @@ Key = tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]
 
 @dataclass(slots=True, eq=False)
 class Zygote:
-    """A ready zygote. `command` and `env` are those of the kernel for which it was made.
-
-    `learnt`: the variables that each learnt package has read. `asked`: all learnt packages that it had to import.
-    """
+    """A ready zygote."""
 
     key: Key
     pid: int
@@ -45,9 +42,13 @@ class Zygote:
     fingerprint: Fingerprint
     used_at: float
     command: KernelCommand
+    """The command of the kernel for which it was made."""
     env: Mapping[str, str]
+    """The environment of that kernel."""
     learnt: Mapping[str, Sequence[str]]
+    """The variables that each learnt package has read."""
     asked: frozenset[str]
+    """All learnt packages that it had to import."""
     launches: int = 0
 
     def send(self, request: bytes, fds: Sequence[int]) -> OSError | None:
@@ -96,15 +97,15 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZygoteStarter:
-    """A starter of zygotes. `output` is for tracebacks. `on_spawned` gets each pid before its process forks.
-
-    Zygotes write the files of their rehearsals to the folder `scratch`, if there is one.
-    """
+    """A starter of zygotes."""
 
     forking: Forking
     output: Path | str
+    """A file for tracebacks."""
     scratch: Path | None
+    """The folder for the files of rehearsals, if there is one."""
     on_spawned: Callable[[int], object]
+    """Gets each pid before its process forks."""
     script: Path = SCRIPT
 
     async def start(

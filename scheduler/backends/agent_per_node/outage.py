@@ -33,18 +33,17 @@ If the manager has no such claim, the lease is lost.
 
 @dataclass
 class OutageRecovery(Generic[N]):
-    """Restores leases after an outage.
-
-    A node is expected back for `grace_s`. `lose` reports that a lease is lost, and why. `end` has the agent
-    end the lease's kernel.
-    """
+    """Restores leases after an outage."""
 
     manager: ClusterManager[N]
     table: NodeTable[N]
     pool: AgentPool
     grace_s: float
+    """How long a node is expected back."""
     lose: Callable[[str, str], None]
+    """Reports that a lease is lost, and why."""
     end: Callable[[Lease], None]
+    """Has the agent end the lease's kernel."""
     _expected: dict[str, float] = field(default_factory=dict)  # by node, until when
     _restoring: Counter[str] = field(default_factory=Counter)
     _misses: dict[str, int] = field(default_factory=dict)

@@ -16,27 +16,29 @@ from roost.scheduler.backends.key_pair import Identity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaskNode:
-    """A machine with Dask workers; `id` is its address. Amounts are as in `placement.Node`.
-
-    `resources` are Dask's abstract resources. `free` are the amounts that neither tasks nor kernels hold. `shares` are
-    the parts of the devices that kernels hold. `agent` is a nanny's report about the agent, empty before the report.
-    `started_agent` is that agent, if it accepts this service. `seen` are the GPUs that it saw when it was started.
-    """
+    """A machine with Dask workers. Amounts are as in `placement.Node`."""
 
     id: str
+    """The machine's address."""
     threads: float
     memory_bytes: int
     resources: Mapping[str, float]
+    """Dask's abstract resources."""
     free: Mapping[str, float]
+    """The amounts that neither tasks nor kernels hold."""
     devices: tuple[str, ...]
     shares: Mapping[str, float]
+    """The parts of the devices that kernels hold."""
     cpus_promised: float
     memory_promised_bytes: int
     leases: frozenset[str]
     drains_because: str = ""
     agent: Mapping[str, Any] = field(default_factory=dict)
+    """A nanny's report about the agent, empty before the report."""
     started_agent: StartedAgent | None = None
+    """That agent, if it accepts this service."""
     seen: tuple[Device, ...] = ()
+    """The GPUs that the agent saw when it was started."""
 
     @property
     def daemon(self) -> str:

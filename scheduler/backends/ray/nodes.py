@@ -36,25 +36,34 @@ _DEAD, _DRAINING = 2, 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayNode:
-    """A live node of a Ray cluster, as its GCS knows it. Ray does not know its agent.
+    """A live node of a Ray cluster, as its GCS knows it.
 
-    `daemon` is its raylet, by Ray's own id of the node. `total` and `free` are Ray's amounts: CPU and GPU in units,
-    memory in bytes, and custom resources. Amounts of 0 are left out. `groups` are the ids of the created placement
-    groups with a bundle here. `free` and `groups` are None if Ray does not report them. `is_held_up`: an earlier raylet
-    at this address has ended, and Ray has not noticed that. Until Ray notices it, Ray refuses all claims here.
+    Amounts are Ray's: CPU and GPU in units, memory in bytes, and custom resources. Amounts of 0 are left out.
     """
 
     id: str
     daemon: str
+    """The node's raylet, by Ray's own id of the node."""
     address: str
     labels: Mapping[str, str]
     model: str
     total: Mapping[str, float]
+    """All amounts of the node."""
     free: Mapping[str, float] | None
+    """The amounts that are free, None if Ray does not report them."""
     groups: frozenset[str] | None
+    """The ids of the created placement groups with a bundle here.
+
+    None if Ray does not report them.
+    """
     drains_because: str = ""
     is_held_up: bool = False
+    """True if an earlier raylet at this address has ended, and Ray has not noticed that.
+
+    Until Ray notices it, Ray refuses all claims here.
+    """
     started_agent: None = None
+    """Always None, because Ray does not know the agent."""
 
 
 def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:

@@ -16,32 +16,35 @@ from .reasons import describe_end
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """A lease, the ask for its container, and the container. `ask` is None if another process asked.
-
-    `is_asked`: the ask may have reached the master. `is_creating`: a claim waits for the master and for YARN. `reason`
-    says why the ask waits. `loss` is the lost lease, if the master has not reported the container's end. `node_trouble`
-    is the trouble of a lost node; `is_explained` is False while YARN is asked for that trouble. `changed` is set at
-    each change. `search` is the task that looks for the container's agent. `warning` is the last reported warning that
-    YARN will preempt the container. `cause` is the task that waits for YARN's reason, after the agent has reported its
-    own end.
-    """
+    """A lease, the ask for its container, and the container."""
 
     lease: Lease
     number: int
     line: MasterLine
     ask: Ask | None = None
+    """None if another process asked."""
     container: Container | None = None
     reason: str = ""
+    """Why the ask waits."""
     is_asked: bool = False
+    """True if the ask may have reached the master."""
     is_creating: bool = False
+    """True while a claim waits for the master and for YARN."""
     loss: Lease | None = None
+    """The lost lease, if the master has not reported the container's end."""
     node_trouble: str = ""
+    """The trouble of a lost node."""
     address: AgentAddress | None = None
     search: asyncio.Task[None] | None = None
+    """The task that looks for the container's agent."""
     is_explained: bool = True
+    """False while YARN is asked for the trouble of a lost node."""
     warning: str = ""
+    """The last reported warning that YARN will preempt the container."""
     cause: asyncio.Task[bool] | None = None
+    """The task that waits for YARN's reason, after the agent has reported its own end."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set at each change."""
 
     @property
     def is_granted(self) -> bool:

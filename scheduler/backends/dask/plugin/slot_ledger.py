@@ -27,10 +27,7 @@ class Refused(Exception):
 
 @dataclass(kw_only=True)
 class Slot:
-    """The place of a worker. `free` are the amounts that neither tasks nor leases hold.
-
-    `is_ready` once the worker has reported its `resources` and `devices`, and holds back the leased amounts.
-    """
+    """The place of a worker."""
 
     name: str
     machine: str
@@ -40,8 +37,10 @@ class Slot:
     memory_bytes: int = 0
     resources: dict[str, float] = field(default_factory=dict)
     free: dict[str, float] = field(default_factory=dict)
+    """The amounts that neither tasks nor leases hold."""
     devices: list[str] = field(default_factory=list)
     is_ready: bool = False
+    """True once the worker has reported its `resources` and `devices`, and holds back the leased amounts."""
     is_leaving: bool = False
 
 

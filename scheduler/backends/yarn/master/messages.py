@@ -43,20 +43,23 @@ class Resources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MasterStatus:
-    """The state of a master. `archives` are the digests of the archives that it has.
-
-    `maximum` is the largest container of the cluster. `headroom` is what the queue and the user's limit still allow.
-    It is None before the first answer of the ResourceManager. `is_away`: the ResourceManager does not answer.
-    """
+    """The state of a master."""
 
     protocol: int
     application_id: str
     attempt: int
     queue: str
     maximum: Resources
+    """The largest container of the cluster."""
     headroom: Resources | None = None
+    """The resources that the queue and the user's limit still allow.
+
+    None before the first answer of the ResourceManager.
+    """
     archives: tuple[str, ...] = ()
+    """The digests of the archives that the master has."""
     is_away: bool = False
+    """True if the ResourceManager does not answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,26 +85,24 @@ class Unpacked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """A request for one container, which the master starts as soon as it is granted.
-
-    May be repeated: `number` identifies it.
-
-    `number` is at most 63 bits. `nodes` are hosts of NodeManagers; without any, every node may take it. `racks` has the
-    rack of each host. `command` is run by bash, unescaped; its `$HADOOP_TOKEN_FILE_LOCATION` is the file that holds the
-    archive. `start_archive.add_start` adds `assignment_base64` to the archive, decoded.
-    """
+    """A request for one container, which the master starts as soon as it is granted. May be repeated."""
 
     number: int
+    """Identifies the ask. It has at most 63 bits."""
     lease: str
     resources: Resources
     nodes: tuple[str, ...] = ()
+    """Hosts of NodeManagers. If there are none, every node may take the container."""
     racks: Mapping[str, str] = field(default_factory=dict)
+    """The rack of each host."""
     label: str = ""
     command: str
+    """Run by bash, unescaped. Its `$HADOOP_TOKEN_FILE_LOCATION` is the file that holds the archive."""
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     unpacked: tuple[Unpacked, ...] = ()
     archive: str
     assignment_base64: str = field(default="", repr=False)
+    """`start_archive.add_start` adds this to the archive, decoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,21 +147,23 @@ class Numbered:
 class Container:
     """An ask, and the container that YARN has granted for it.
 
-    `lease` is empty for containers of earlier attempts. `node` is the host of its NodeManager. `resources` are those
-    granted, or those asked for. `exit_status` is YARN's (-100 lost, -102 preempted), and None before the state is
-    `ended`. An ended container is reported until it is released, or for ten minutes. `asked_at` is in seconds since the
-    epoch, 0 if unknown.
+    An ended container is reported until it is released, or for ten minutes.
     """
 
     number: int
     lease: str
+    """Empty for containers of earlier attempts."""
     state: State
     resources: Resources
+    """The resources that were granted, or those asked for."""
     node: str = ""
+    """The host of its NodeManager."""
     container_id: str = ""
     exit_status: int | None = None
+    """YARN's exit status (-100 lost, -102 preempted), and None before the state is `ended`."""
     diagnostics: str = ""
     asked_at: float = 0.0
+    """In seconds since the epoch, 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,15 +185,18 @@ class MasterEvent:
 class MasterSettings:
     """The settings of a master, in a file of its archive. Only the user's own processes can read them.
 
-    `schedulers` are `host:port` of the ResourceManagers' scheduler addresses. The keys are CURVE keys (Z85 text);
-    `clients` are the public keys of callers. The master listens on the first free of `ports`; 0 is any free port. It
-    leaves after `idle_exit_s` without subscribers, asks and containers, or once its token was invalid for `grace_s`.
+    The keys are CURVE keys (Z85 text).
     """
 
     schedulers: tuple[str, ...]
+    """The `host:port` of the ResourceManagers' scheduler addresses."""
     public_key: str
     secret_key: str = field(repr=False)
     clients: tuple[str, ...]
+    """The public keys of callers."""
     ports: tuple[int, ...] = (0,)
+    """The master listens on the first free one; 0 is any free port."""
     idle_exit_s: float = 600.0
+    """The master leaves after this time without subscribers, asks and containers."""
     grace_s: float = 300.0
+    """The master leaves once its token was invalid for this time."""

@@ -35,7 +35,7 @@ class WireFormatError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Field:
-    """A field of a message. `pack` and `unpack` translate one value to an integer, or to bytes if `is_delimited`."""
+    """A field of a message."""
 
     name: str
     number: int
@@ -43,7 +43,9 @@ class _Field:
     is_delimited: bool
     default: Any
     pack: Callable[[Any], Any]
+    """Translates one value to an integer, or to bytes if `is_delimited`."""
     unpack: Callable[[Any], Any]
+    """Translates back."""
 
 
 def encode(message: object) -> bytes:
