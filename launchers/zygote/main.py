@@ -7,7 +7,7 @@ ROOM is any long string. A forked kernel overwrites it with the command line tha
 
     agent → zygote   {"args": [arguments of most kernels], "env": the environment, "preload": [modules],
                       "learnt": [packages], "scratch": folder or null,
-                      and the other fields of settings.Forking} + [file]                            once, first
+                      and the other fields of agent_settings.Forking} + [file]                      once, first
     zygote → agent   "prepared", once the file contains
                      {"op": "ready", "files", "folders", "names", "environment", "learnt", …}
                      or {"op": "refused" or "failed", "reason"}

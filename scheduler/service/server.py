@@ -298,7 +298,7 @@ def scheduler_name(folder: Path) -> str:
 def main(arguments: list[str]) -> int:
     """Run the service and return its exit code.
 
-    The environment has its options (`launch.OPTIONS_VARIABLE`).
+    The environment has its options (`service_folder.OPTIONS_VARIABLE`).
     """
     parser = argparse.ArgumentParser(prog="roost.scheduler.service.server", description=__doc__)
     parser.add_argument("--backend", default=DEFAULT_BACKEND)
