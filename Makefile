@@ -16,7 +16,7 @@ BENCHMARKS := start against_gateway memory through_server output limits in_brows
 ONLY ?= $(BENCHMARKS)
 FIGURES ?= docs/figures
 PAGE ?= docs/benchmarks.md
-# Which tests run on one worker: tests/kit/distribution.py. The long ones are collected first.
+# Which tests run on one worker: tests/kit/machine/worker_groups.py. The long ones are collected first.
 WORKERS ?= 4
 FAULT_WORKERS ?= 2
 SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
@@ -85,17 +85,17 @@ test: $(READY)
 	$(PYTEST) tests/fault -m '$(SHORT)' $(SIDE_BY_SIDE) -n $(FAULT_WORKERS)
 
 browser: $(BROWSER_READY)
-	PYTHONPATH=tests/kit:docs/examples $(PY) -m browser || echo 'Chromium cannot be installed here: its tests are skipped.'
+	PYTHONPATH=tests:docs/examples $(PY) -m kit.jupyter.browser || echo 'Chromium cannot be installed here: its tests are skipped.'
 	$(PYTEST) tests/browser $(if $(SLOW),,-m 'not slow')
 
 fault: $(READY)
 	$(PYTEST) tests -m 'fault or fault_long or soak' --timeout 1800 $(SIDE_BY_SIDE) -n $(FAULT_WORKERS)
 
 kubernetes: $(READY)
-	PYTHONPATH=tests/kit $(PY) -m kubelets build
+	PYTHONPATH=tests $(PY) -m kit.clusters.kubelets build
 
 yarn: $(READY)
-	PYTHONPATH=tests/kit:docs/examples $(PY) -m hadoop_nodes build
+	PYTHONPATH=tests $(PY) -m kit.clusters.hadoop_nodes build
 
 conformance: $(READY)
 	$(PY) tests/conformance/run.py $(SUITES)

@@ -39,10 +39,9 @@ from roost.bench.world import (
 )
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/examples"))
-sys.path.append(str(Path(__file__).parents[1] / "tests/kit"))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-import browser
-
+from kit.jupyter import browser
 from roost.scheduler.client.client import disconnect
 
 HALF_A_SECOND_MS = 500

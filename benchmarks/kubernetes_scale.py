@@ -42,9 +42,9 @@ from page_tables import PageTable
 from roost.bench.report import Report, parser
 from roost.bench.world import MIB, elapsed_ms
 
-sys.path.append(str(Path(__file__).parents[1] / "tests/kit"))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from kubelets import Api, Kubelets, Machine, why_not
+from kit.clusters.kubelets import Api, Kubelets, Machine, why_not
 
 CHANGES_PER_S = 10.0
 SIZES = {"written": (1_000, 5_000), "recorded": (5_000, 50_000)}

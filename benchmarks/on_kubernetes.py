@@ -41,9 +41,9 @@ from page_tables import PLAIN_JUPYTER, PageTable
 from roost.bench.report import SKIPPED, Report, interleave, parser
 from roost.bench.world import PLAIN, ROOST, elapsed_ms, private_world, write_config, write_kernelspec
 
-sys.path.append(str(Path(__file__).parents[1] / "tests/kit"))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-from kubelets import MACHINES, PYTHON, Api, Kubelets, why_not
+from kit.clusters.kubelets import MACHINES, PYTHON, Api, Kubelets, why_not
 
 CPUS = 0.5
 OPEN, LIMITED = "kernels", "kernels-limited"

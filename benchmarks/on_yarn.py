@@ -41,9 +41,9 @@ import roost
 from roost.bench.report import SKIPPED, Report, interleave, parser
 from roost.bench.world import MIB, PLAIN, ROOST, elapsed_ms, private_world, write_config, write_kernelspec
 
-sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests/kit", "docs/examples")]
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests", "docs/examples")]
 
-from hadoop_nodes import MACHINES, HadoopNodes, why_not
+from kit.clusters.hadoop_nodes import MACHINES, HadoopNodes, why_not
 
 CPUS = 1
 KERNELSPEC = "roost"

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dask_nodes import dask_cluster, dask_tls_cluster  # noqa: F401 - fixtures
-from kubernetes_nodes import kubernetes_cluster  # noqa: F401 - a fixture
-from leftovers import private_runtime_dir
-from ray_nodes import ray_cluster  # noqa: F401 - a fixture
-from yarn_nodes import yarn_cluster  # noqa: F401 - a fixture
+
+from kit.clusters.dask.shared_cluster import dask_cluster, dask_tls_cluster  # noqa: F401 - fixtures
+from kit.clusters.kubernetes.shared_cluster import kubernetes_cluster  # noqa: F401 - a fixture
+from kit.clusters.ray.shared_cluster import ray_cluster  # noqa: F401 - a fixture
+from kit.clusters.yarn.shared_cluster import yarn_cluster  # noqa: F401 - a fixture
+from kit.machine.leftovers import private_runtime_dir
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -20,7 +21,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | Non
     """Return our own scheduler of pytest-xdist for `--dist loadgroup`, and None for any other `--dist`."""
     if config.getoption("dist") != "loadgroup":
         return None
-    from distribution import GroupScheduling
+    from kit.machine.worker_groups import GroupScheduling
 
     return GroupScheduling(config, log)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tests/kit"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
 _LEAVES_S = 30.0
 _POLL_S = 0.2
@@ -20,16 +20,16 @@ def why_not() -> str | None:
     """Return why no cluster can start here, in one sentence, or None."""
     if importlib.util.find_spec("yarn_api_client") is None:
         return "Python packages are missing: pip install yarn-api-client"
-    from hadoop_nodes import why_not as why_no_hadoop
+    from kit.clusters.hadoop_nodes import why_not as why_no_hadoop
 
     return why_no_hadoop()
 
 
 class HadoopCluster:
-    """A cluster of `tests/kit/hadoop_nodes`. `address` is the folder of a client's configuration."""
+    """A cluster of `tests/kit/clusters/hadoop_nodes`. `address` is the folder of a client's configuration."""
 
     def __init__(self) -> None:
-        from hadoop_nodes import MACHINES, HadoopNodes
+        from kit.clusters.hadoop_nodes import MACHINES, HadoopNodes
 
         self.machines = MACHINES
         self._nodes = HadoopNodes(*MACHINES)

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tests/kit"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
 NAMESPACE = "tour"
 QUOTA_CPUS = 3
@@ -36,16 +36,16 @@ def why_not() -> str | None:
     ]
     if missing:
         return f"Python packages are missing: pip install {' '.join(missing)}"
-    from kubelets import why_not as why_no_kubelets
+    from kit.clusters.kubelets import why_not as why_no_kubelets
 
     return why_no_kubelets()
 
 
 class KubeletsCluster:
-    """A cluster of `tests/kit/kubelets` with the tour's namespace. `address` is its kubeconfig file."""
+    """A cluster of `tests/kit/clusters/kubelets` with the tour's namespace. `address` is its kubeconfig file."""
 
     def __init__(self) -> None:
-        from kubelets import MACHINES, Kubelets
+        from kit.clusters.kubelets import MACHINES, Kubelets
 
         self.machines = MACHINES
         self._kubelets = Kubelets(*MACHINES)
@@ -74,7 +74,7 @@ class KubeletsCluster:
 
     def settings(self, folder: Path) -> dict[str, Any]:
         """Return roost's settings for this cluster. The pod template and the service's keys are files in `folder`."""
-        from kubelets import PYTHON
+        from kit.clusters.kubelets import PYTHON
 
         template = folder / "pod.yaml"
         template.write_text(f"spec: {{securityContext: {{runAsUser: {USER}}}}}\n")
@@ -89,7 +89,7 @@ class KubeletsCluster:
 
     def processes(self) -> list[psutil.Process]:
         """Return the processes of the cluster, those in pods too."""
-        from kubelets.keeper import MARK
+        from kit.clusters.kubelets.keeper import MARK
 
         found = []
         for process in psutil.process_iter():
@@ -113,7 +113,7 @@ class KubeletsCluster:
 
     def leftovers(self) -> list[str]:
         """Return the cluster's remains after its end: folders, cgroups, network devices, mounts, processes."""
-        from kubelets import leftovers
+        from kit.clusters.kubelets import leftovers
 
         return leftovers(self.folder)
 

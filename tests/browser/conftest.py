@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import browser as kit
-import managers
 import pytest
-from world import settle
 
+from kit.jupyter import browser
+from kit.jupyter.kernelspecs import kernelspecs
+from kit.machine.daemons import settle
 from roost.scheduler.client.client import connect, disconnect
 
 QUICK_ON_RAY = ("test_a_waiting_cell_shows_its_place", "test_the_status_and_the_launcher")
@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = kit.why_not()
+    reason = browser.why_not()
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
@@ -44,11 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def server(
     request: pytest.FixtureRequest, module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[kit.JupyterServer]:
+) -> Iterator[browser.JupyterServer]:
     """Return a JupyterLab, with the kernelspecs of `prepared`."""
     with (
         prepared(request, module_runtime_dir, tmp_path_factory) as folder,
-        kit.running_server(folder, options=[kit.EXTENSION]) as server,
+        browser.running_server(folder, options=[browser.EXTENSION]) as server,
     ):
         yield server
 
@@ -72,16 +72,16 @@ def prepared(
     backend, folder = request.param, folders.mktemp("lab")
     settings = {"RoostLocalBackend": {"gpus": 1, "gpu_model": "T4", "cpus": 8, "memory": "64GiB"}}
     (folder / "jupyter_roost_config.json").write_text(json.dumps(settings))
-    kit.prepare_lab(folder)
+    browser.prepare_lab(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
         patch.setenv("JUPYTER_PATH", str(folder))
         if backend == "ray":
             patch.setenv("RAY_ADDRESS", request.getfixturevalue("ray_cluster").address)
-        managers.kernelspecs(folder, "gpu", backend=backend, config={**GPUS[backend], "memory": "1GiB"})
-        managers.kernelspecs(folder, "huge", backend=backend, config={"gpus": 64})
+        kernelspecs(folder, "gpu", backend=backend, config={**GPUS[backend], "memory": "1GiB"})
+        kernelspecs(folder, "huge", backend=backend, config={"gpus": 64})
         plain = {"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}}
-        managers.kernelspecs(folder, "plain", **plain)
+        kernelspecs(folder, "plain", **plain)
         connect(backend).up().result(100)
         yield folder
         disconnect()
@@ -89,24 +89,24 @@ def prepared(
 
 
 @pytest.fixture(scope="module")
-def chromium(server: kit.JupyterServer) -> Iterator[kit.Browser]:
+def chromium(server: browser.JupyterServer) -> Iterator[browser.Browser]:
     """Return Chromium. It ends before the server: no other event loop can run in this thread until then."""
-    with kit.chromium() as running:
+    with browser.chromium() as running:
         yield running
 
 
 @pytest.fixture
-def lab(server: kit.JupyterServer, chromium: kit.Browser) -> Iterator[kit.Lab]:
+def lab(server: browser.JupyterServer, chromium: browser.Browser) -> Iterator[browser.Lab]:
     """Return a fresh page. After the test the server has no kernel."""
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    lab = kit.Lab(context.new_page(), server)
+    lab = browser.Lab(context.new_page(), server)
     yield lab
     context.close()
     lab.end_kernels()
 
 
 @pytest.fixture
-def take(lab: kit.Lab, request: pytest.FixtureRequest) -> Callable[[str], None]:
+def take(lab: browser.Lab, request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Return a function that takes a screenshot, but only if ROOST_SCREENSHOTS is set."""
 
     def take(name: str) -> None:

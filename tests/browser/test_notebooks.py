@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from browser import Lab, until
+from kit.jupyter.browser import Lab, until
 
 Take = Callable[[str], None]
 SHOWN_S = 15.0

@@ -6,9 +6,10 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import browser as kit
 import pytest
-from browser import EXTENSION, Lab, RestartableLab
+
+from kit.jupyter import browser
+from kit.jupyter.browser import EXTENSION, Lab, RestartableLab
 
 COMES_BACK_S = 60.0
 """How long JupyterLab may take to connect again. It tries after 1, 2, 4 … seconds."""
@@ -23,14 +24,14 @@ def restartable(notebooks: Path) -> Iterator[RestartableLab]:
 
 
 @pytest.fixture(scope="module")
-def chromium(notebooks: Path) -> Iterator[kit.Browser]:
+def chromium(notebooks: Path) -> Iterator[browser.Browser]:
     """Return Chromium. It ends before the backend: no other event loop can run in this thread until then."""
-    with kit.chromium() as running:
+    with browser.chromium() as running:
         yield running
 
 
 @pytest.fixture
-def lab(restartable: RestartableLab, chromium: kit.Browser) -> Iterator[Lab]:
+def lab(restartable: RestartableLab, chromium: browser.Browser) -> Iterator[Lab]:
     context = chromium.new_context(viewport={"width": 1280, "height": 800})
     lab = Lab(context.new_page(), restartable.server)
     dialog = lab.page.locator(".jp-Dialog").filter(has_text="Server Connection Error")
@@ -49,7 +50,7 @@ def test_a_page_goes_on_when_its_server_is_back(lab: Lab, restartable: Restartab
     lab.open()
     lab.create_notebook("gpu")
     lab.run(0, COUNTING.format(80))
-    lab.output(0, "n 5", kit.CELL_S)
+    lab.output(0, "n 5", browser.CELL_S)
     restartable.end(signum)
     restartable.start()
     lab.output(0, "n 79", COMES_BACK_S)
@@ -63,20 +64,20 @@ def test_a_page_goes_on_when_its_server_is_back(lab: Lab, restartable: Restartab
     assert "KeyboardInterrupt" in lab.output(2, "KeyboardInterrupt")
     lab.press("Escape", "0", "0")
     lab.page.get_by_role("button", name="Confirm Kernel Restart").click()
-    kit.until(lambda: lab.api("GET", "kernels")[0]["execution_state"] == "idle", kit.CELL_S)
+    browser.until(lambda: lab.api("GET", "kernels")[0]["execution_state"] == "idle", browser.CELL_S)
     lab.run(3, "x")
     assert "NameError" in lab.output(3, "NameError")
 
 
 def test_a_new_page_finds_the_notebook_with_what_it_has_missed(
-    lab: Lab, restartable: RestartableLab, chromium: kit.Browser
+    lab: Lab, restartable: RestartableLab, chromium: browser.Browser
 ) -> None:
     lab.write_notebook("long.ipynb", "gpu", COUNTING.format(60), "print(x + 1)")
     lab.open("long.ipynb")
-    kit.until(lambda: len(lab.api("GET", "sessions")) == 1, kit.CELL_S)
+    browser.until(lambda: len(lab.api("GET", "sessions")) == 1, browser.CELL_S)
     lab.status("GPU")
     lab.run_again(0)
-    lab.output(0, "n 5", kit.CELL_S)
+    lab.output(0, "n 5", browser.CELL_S)
     (session,) = lab.api("GET", "sessions")
     restartable.end(signal.SIGKILL)
     lab.page.close()
@@ -94,7 +95,7 @@ def test_a_new_page_finds_the_notebook_with_what_it_has_missed(
 
 def test_a_cell_that_waited_says_that_it_has_to_be_run_again(lab: Lab, restartable: RestartableLab) -> None:
     holder = lab.api("POST", "kernels", {"name": "gpu"})["id"]
-    kit.until(lambda: " GPU" in lab.get(f"roost/api/kernels/{holder}")["text"], kit.CELL_S)
+    browser.until(lambda: " GPU" in lab.get(f"roost/api/kernels/{holder}")["text"], browser.CELL_S)
     lab.open()
     lab.create_notebook("gpu")
     lab.run(0, "print('never')")

@@ -28,9 +28,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / ".conformance"
-sys.path.insert(0, str(HERE.parent / "kit"))
+sys.path.insert(0, str(HERE.parent))
 
-import leftovers  # noqa: E402 - from tests/kit
+from kit.machine import leftovers  # noqa: E402
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dask_nodes import tls_files
-from kubernetes_nodes import cluster_settings
-from yarn_nodes import cluster_settings as yarn_settings
 
+from kit.clusters.dask.shared_cluster import tls_files
+from kit.clusters.kubernetes.shared_cluster import cluster_settings
+from kit.clusters.yarn.shared_cluster import cluster_settings as yarn_settings
 from roost.launchers.daemon import daemon
 from roost.placement import Request
 from roost.scheduler.backends.base import Lease

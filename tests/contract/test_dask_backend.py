@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dask_books import noted
 
+from kit.clusters.dask.lease_records import noted
 from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import Lease, Owner

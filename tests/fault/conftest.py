@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_world import show_logs
-from contention import SCHEDULERS
-from hadoop_nodes import HadoopNodes, Machine
-from hadoop_nodes import why_not as why_no_yarn
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
-from kubelets import Kubelets, why_not
-from kubernetes_world import MACHINES, World, prepare
-from leftovers import private_runtime_dir
-from world import settle
-from yarn_world import MACHINES as YARN_MACHINES
-from yarn_world import OpenYarnWorld, fault_settings, opened
-from yarn_world import World as YarnWorld
 
 import roost
+from kit.clusters.contention import SCHEDULERS
+from kit.clusters.faults import show_logs
+from kit.clusters.hadoop_nodes import HadoopNodes, Machine
+from kit.clusters.hadoop_nodes import why_not as why_no_yarn
+from kit.clusters.kubelets import Kubelets, why_not
+from kit.clusters.kubernetes.faults import MACHINES, World, prepare
+from kit.clusters.yarn.faults import MACHINES as YARN_MACHINES
+from kit.clusters.yarn.faults import OpenYarnWorld, fault_settings, opened
+from kit.clusters.yarn.faults import World as YarnWorld
+from kit.machine.daemons import settle
+from kit.machine.leftovers import private_runtime_dir
 from roost.scheduler.client.client import Client, disconnect
 
 OWNER_GRACE_S = 1.0

@@ -17,9 +17,9 @@ from typing import Any
 
 import nbformat
 import pytest
-from world import wait_gone
 
 import roost
+from kit.machine.daemons import wait_gone
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.messages import Kernel
 
@@ -127,7 +127,7 @@ ANOTHER_OWNER = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
 import roost
-from world import tiny
+from kit.machine.daemons import tiny
 
 async def main():
     print((await roost.connect("local").start(tiny("another"))).pid, flush=True)
@@ -142,9 +142,9 @@ async def until_owner_grace_is_over() -> None:
 
     To do so, kill a new owner of a kernel and wait for the kernel's end: all older graces are over by then.
     """
-    kit = str(Path(__file__).parent.parent / "kit")
+    folder = str(Path(__file__).parents[1])
     owner = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", ANOTHER_OWNER, kit, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", ANOTHER_OWNER, folder, stdout=asyncio.subprocess.PIPE
     )
     assert owner.stdout is not None
     pid = int(await asyncio.wait_for(owner.stdout.readline(), 60))

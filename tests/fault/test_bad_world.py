@@ -11,10 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_disk import small_disk as mounted
-from world import daemon_pids, kill, settle, tiny
 
 import roost
+from kit.machine.daemons import daemon_pids, kill, settle, tiny
+from kit.machine.small_disk import small_disk as mounted
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError, RoostError

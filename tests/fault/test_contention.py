@@ -10,8 +10,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from world import tiny
 
+from kit.machine.daemons import tiny
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import Cancelled, NoNodeEver, NoNodeNow
 from roost.scheduler.messages import Event, Kernel, StartKernel
@@ -20,7 +20,7 @@ ASKER = """
 import asyncio, json, os, sys
 sys.path.insert(0, sys.argv[1])
 import roost
-from world import tiny
+from kit.machine.daemons import tiny
 
 async def one(client):
     kernel = await client.start(tiny(gpus=0.25, launch_timeout_s=100))
@@ -58,7 +58,7 @@ def test_a_hundred_kernels_from_four_processes_on_two_gpus(client: Client, world
     assert client.kernels().result(20) == []
     askers = [
         subprocess.Popen(
-            [sys.executable, "-c", ASKER, str(Path(__file__).parent.parent / "kit")], stdout=subprocess.PIPE
+            [sys.executable, "-c", ASKER, str(Path(__file__).parents[1])], stdout=subprocess.PIPE
         )
         for _ in range(4)
     ]

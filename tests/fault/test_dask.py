@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import dask_books
 import psutil
 import pytest
-from cluster_world import ClusterWorld
-from dask_books import Slow, hold, most_at_once, sweep, whole
-from leftovers import VARIABLE
-from notebook import Notebook, held_by
-from world import daemon_pids, kill, settle, wait_gone
 
+import kit
+from kit.clusters.dask.lease_records import Slow, hold, most_at_once, sweep, whole
+from kit.clusters.faults import ClusterWorld
+from kit.jupyter.notebook import Notebook, held_by
+from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
+from kit.machine.leftovers import VARIABLE
 from roost.bench.clusters.cluster_folder import answers, wait_until
 from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.placement.model import Request
@@ -111,7 +110,7 @@ async def begin(
             monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
             environment |= {
                 VARIABLE: f"{runtime_dir}/node",
-                "PYTHONPATH": os.path.dirname(dask_books.__file__),
+                "PYTHONPATH": str(Path(kit.__file__).parents[1]),
             }
             cluster = stack.enter_context(DaskMachines(*machines, environment=environment))
             monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.address)

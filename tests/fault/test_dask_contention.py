@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contention import EACH, SCHEDULERS, contend, most_at_once
-from leftovers import VARIABLE, private_runtime_dir
 
+from kit.clusters.contention import EACH, SCHEDULERS, contend, most_at_once
+from kit.machine.leftovers import VARIABLE, private_runtime_dir
 from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 
 SHARES = (0.25, 0.5, 1.0, 0.25, 2.0)
@@ -27,7 +27,7 @@ MACHINES = (
 ASKER = """
 import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
-from contention import ask
+from kit.clusters.contention import ask
 
 print(json.dumps(asyncio.run(ask("dask", json.loads(sys.argv[2]), hold_s=0.7))))
 """

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leftovers import VARIABLE, end
-from managers import kernelspecs
-from notebook import Notebook
-from world import settle, wait_gone
 
+from kit.jupyter.kernelspecs import kernelspecs
+from kit.jupyter.notebook import Notebook
+from kit.machine.daemons import settle, wait_gone
+from kit.machine.leftovers import VARIABLE, end
 from roost.bench.clusters.cluster_folder import claim_network
 from roost.bench.clusters.dask_machines import why_not
 from roost.scheduler.client.client import connect, disconnect

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from notebook import Notebook
-from world import daemon_pids, kill, tiny, wait_gone
 
+from kit.jupyter.notebook import Notebook
+from kit.machine.daemons import daemon_pids, kill, tiny, wait_gone
 from roost.scheduler.client.client import Client
 
 pytestmark = pytest.mark.fault

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from notebook import Notebook
-from small_disk import small_disk
-from world import TINY_KERNEL, daemon_pids, kill, tiny
 
+from kit.jupyter.notebook import Notebook
+from kit.machine.daemons import TINY_KERNEL, daemon_pids, kill, tiny
+from kit.machine.small_disk import small_disk
 from roost.scheduler.client.client import Client
 
 pytestmark = pytest.mark.fault

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from notebook import Notebook
-from world import daemon_pids, kill, tiny, wait_gone
 
+from kit.jupyter.notebook import Notebook
+from kit.machine.daemons import daemon_pids, kill, tiny, wait_gone
 from roost.launchers.daemon.process import is_running
 from roost.scheduler.client.client import Client
 
@@ -157,7 +157,7 @@ OWNER = """
 import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
 import roost
-from world import tiny
+from kit.machine.daemons import tiny
 
 async def main():
     client = roost.connect("local", gpus=2)
@@ -171,8 +171,8 @@ asyncio.run(main())
 
 async def test_an_owner(short_owner_grace: float, client: Client, world: Path) -> None:
     """Kill an owner. Its kernel that no application may adopt ends after the grace, and its other kernel lives on."""
-    kit = str(Path(__file__).parent.parent / "kit")
-    owner = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, kit, stdout=subprocess.PIPE)
+    folder = str(Path(__file__).parents[1])
+    owner = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, folder, stdout=subprocess.PIPE)
     assert owner.stdout is not None
     adoptable, owned = json.loads(await asyncio.wait_for(owner.stdout.readline(), 60))
     killed_at = time.monotonic()

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_world import assert_plain, say, until
-from kubelets import Api, Kubelets, Refused
-from kubernetes_nodes import NAMESPACE
-from kubernetes_world import PODS, SECRETS, SPARE, USER, World
-from notebook import held_by
-from world import wait_gone
 
+from kit.clusters.faults import assert_plain, say, until
+from kit.clusters.kubelets import Api, Kubelets, Refused
+from kit.clusters.kubernetes.faults import PODS, SECRETS, SPARE, USER, World
+from kit.clusters.kubernetes.shared_cluster import NAMESPACE
+from kit.jupyter.notebook import held_by
+from kit.machine.daemons import wait_gone
 from roost.scheduler.errors import BackendUnavailable, RoostError
 
 pytestmark = pytest.mark.fault

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_world import say
-from contention import EACH, SCHEDULERS, contend, most_at_once
-from kubelets import Kubelets, Machine, why_not
-from kubernetes_nodes import cluster_settings
-from kubernetes_world import CLEAN_S, USER, left, prepare
+
+from kit.clusters.contention import EACH, SCHEDULERS, contend, most_at_once
+from kit.clusters.faults import say
+from kit.clusters.kubelets import Kubelets, Machine, why_not
+from kit.clusters.kubernetes.faults import CLEAN_S, USER, left, prepare
+from kit.clusters.kubernetes.shared_cluster import cluster_settings
 
 SHARES = (1.0, 1.0, 2.0, 1.0)
 GPU_NODES = (Machine(cpus=4, gpus=2, gpu_model="Tesla-T4", gpu_memory_mib=15360),) * 3
@@ -28,9 +29,9 @@ import asyncio, json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import psutil
-from contention import ask
-from kubernetes_nodes import kernel_pid
-from world import TINY_ARGV, tiny
+from kit.clusters.contention import ask
+from kit.clusters.kubernetes.shared_cluster import kernel_pid
+from kit.machine.daemons import TINY_ARGV, tiny
 
 home = Path(os.environ["ROOST_RUNTIME_DIR"])
 settings = {**json.loads(os.environ["SETTINGS"]), "identity_file": str(home / "identity.json")}
@@ -56,7 +57,7 @@ import json, sys, threading, time
 from collections import Counter
 from pathlib import Path
 sys.path[:0] = [sys.argv[1]]
-from kubelets import GPUS, Api
+from kit.clusters.kubelets import GPUS, Api
 
 PODS, JOBS = "/api/v1/namespaces/default/pods", "/apis/batch/v1/namespaces/default/jobs"
 DEPLOYMENT = "/apis/apps/v1/namespaces/default/deployments"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster_outages import ROUNDS, SEED, TIMEOUT_S, ClusterOutages, Repair
-from cluster_world import show_logs
-from kubelets import Kubelets, why_not
-from kubernetes_world import MACHINES, SPARE, World, prepare
-from notebook import Notebook
-from world import settle
 
+from kit.clusters.faults import show_logs
+from kit.clusters.kubelets import Kubelets, why_not
+from kit.clusters.kubernetes.faults import MACHINES, SPARE, World, prepare
+from kit.clusters.outages import ROUNDS, SEED, TIMEOUT_S, ClusterOutages, Repair
+from kit.jupyter.notebook import Notebook
+from kit.machine.daemons import settle
 from roost.scheduler.client.client import disconnect
 
 

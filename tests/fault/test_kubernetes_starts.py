@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from cluster_world import assert_plain, say
-from kubelets import Kubelets
-from kubernetes_world import SPARE, World, containerd_pid, tag_image
 
+from kit.clusters.faults import assert_plain, say
+from kit.clusters.kubelets import Kubelets
+from kit.clusters.kubernetes.faults import SPARE, World, containerd_pid, tag_image
 from roost.scheduler.errors import RoostError
 
 REGISTRY = """

@@ -9,10 +9,10 @@ import os
 import random
 from pathlib import Path
 
-import control_groups
 import pytest
-from world import daemon_pids, kill, settle, tiny
 
+from kit.machine import control_groups
+from kit.machine.daemons import daemon_pids, kill, settle, tiny
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import psutil
 import pytest
-from leftovers import processes
-from notebook import Notebook
+
+from kit.jupyter.notebook import Notebook
+from kit.machine.leftovers import processes
 
 pytestmark = [
     pytest.mark.fault,

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from front_end import errors, front_end
-from leftovers import VARIABLE, private_runtime_dir
-from managers import kernelspecs
-from notebook import Notebook, held_by
 from server import jupyter_server
-from world import daemon_pids, kill, settle, wait_gone
 
+from kit.jupyter.front_end import errors, front_end
+from kit.jupyter.kernelspecs import kernelspecs
+from kit.jupyter.notebook import Notebook, held_by
+from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
+from kit.machine.leftovers import VARIABLE, private_runtime_dir
 from roost.bench.clusters.raylets import Machine, Raylets, why_not
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contention import EACH, SCHEDULERS, contend, most_at_once
 
+from kit.clusters.contention import EACH, SCHEDULERS, contend, most_at_once
 from roost.bench.clusters.raylets import Raylets
 
 SHARES = (0.25, 0.25, 1.0, 0.25)
@@ -22,7 +22,7 @@ ASKER = """
 import asyncio, json, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from contention import ask
+from kit.clusters.contention import ask
 from roost.placement import get_policy
 
 class Noting:

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leftovers import VARIABLE
-from managers import kernelspecs
-from notebook import Notebook
-from world import daemon_pids, kill, settle, tiny
 
+from kit.jupyter.kernelspecs import kernelspecs
+from kit.jupyter.notebook import Notebook
+from kit.machine.daemons import daemon_pids, kill, settle, tiny
+from kit.machine.leftovers import VARIABLE
 from roost.bench.clusters.raylets import Machine, Raylets, processes, why_not
 from roost.launchers.daemon.private_files import read_json
 from roost.scheduler.client.client import Client, connect, disconnect

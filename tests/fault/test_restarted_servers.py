@@ -10,13 +10,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import managers
 import psutil
 import pytest
-from front_end import FrontEnd, Message, front_end, texts
-from reopened import end, listed, serving, shown, start
-from world import settle
 
+from kit.jupyter.front_end import FrontEnd, Message, front_end, texts
+from kit.jupyter.kernelspecs import kernelspecs
+from kit.jupyter.restarted_servers import end, listed, serving, shown, start
+from kit.machine.daemons import settle
 from roost.scheduler.client.client import Client, connect, disconnect
 
 pytestmark = [pytest.mark.fault_long, pytest.mark.slow]
@@ -74,7 +74,7 @@ async def test_rounds(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.Mon
     chosen = random.Random(seed)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    managers.kernelspecs(tmp_path)
+    kernelspecs(tmp_path)
     async with serving(tmp_path) as server:
         kernels = [await start(server, "roosted") for _ in range(NOTEBOOKS)]
         for kernel_id in kernels:
@@ -122,8 +122,8 @@ async def test_fifty_kernels_with_a_node_that_does_not_answer(
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    managers.kernelspecs(tmp_path, backend="ray", config={"cpus": 0.05})
-    managers.kernelspecs(tmp_path, "there", backend="ray", config={"cpus": 0.4, "labels": {"zone": "b"}})
+    kernelspecs(tmp_path, backend="ray", config={"cpus": 0.05})
+    kernelspecs(tmp_path, "there", backend="ray", config={"cpus": 0.4, "labels": {"zone": "b"}})
     async with serving(tmp_path) as server:
         service = connect("ray")
         there = [await start(server, "there") for _ in range(5)]

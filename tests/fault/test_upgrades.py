@@ -10,9 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from notebook import Notebook
 
 import roost
+from kit.jupyter.notebook import Notebook
 
 pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("roost_by_default")]
 

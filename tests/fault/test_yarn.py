@@ -7,13 +7,13 @@ import contextlib
 import time
 
 import pytest
-from cluster_world import assert_plain, say, until
-from hadoop_nodes import HadoopNodes
-from notebook import held_by
-from world import wait_gone
-from yarn_nodes import container_of
-from yarn_world import SPARE, World
 
+from kit.clusters.faults import assert_plain, say, until
+from kit.clusters.hadoop_nodes import HadoopNodes
+from kit.clusters.yarn.faults import SPARE, World
+from kit.clusters.yarn.shared_cluster import container_of
+from kit.jupyter.notebook import held_by
+from kit.machine.daemons import wait_gone
 from roost.scheduler.errors import BackendUnavailable, RoostError
 
 pytestmark = pytest.mark.fault

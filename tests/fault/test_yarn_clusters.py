@@ -8,9 +8,10 @@ import time
 from typing import Any
 
 import pytest
-from cluster_world import assert_plain, say, until
-from world import wait_gone
-from yarn_world import OpenYarnWorld, World
+
+from kit.clusters.faults import assert_plain, say, until
+from kit.clusters.yarn.faults import OpenYarnWorld, World
+from kit.machine.daemons import wait_gone
 
 pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(900)]
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_world import assert_plain, say
-from contention import EACH, SCHEDULERS, contend, most_at_once
-from hadoop_nodes import HadoopNodes, Machine, shell_settings, why_not
-from yarn_nodes import assert_nothing_left, await_nothing, cluster_settings, in_use
+
+from kit.clusters.contention import EACH, SCHEDULERS, contend, most_at_once
+from kit.clusters.faults import assert_plain, say
+from kit.clusters.hadoop_nodes import HadoopNodes, Machine, shell_settings, why_not
+from kit.clusters.yarn.shared_cluster import assert_nothing_left, await_nothing, cluster_settings, in_use
 
 SHARES = (1.0, 1.0, 2.0, 1.0)
 MACHINES = (
@@ -37,10 +38,10 @@ import asyncio, itertools, json, os, sys, time
 from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from contention import ask
+from kit.clusters.contention import ask
 from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.errors import RoostError
-from world import tiny
+from kit.machine.daemons import tiny
 
 MODELS = ((), ("T4",), ("A100",))
 REFUSED = dict(gpus=5), dict(gpus=1, gpu_models=("H100",)), dict(gpus=0.5), dict(gpus=1, options={"queue": "none"})
@@ -83,7 +84,7 @@ OTHERS = """
 import json, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from hadoop_nodes import Rest, start_shell
+from kit.clusters.hadoop_nodes import Rest, start_shell
 
 CONTAINERS = 3
 USE = '''

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from hadoop_nodes import HadoopNodes, Machine, why_not
-from yarn_master import YarnMaster, live, running_master, until
 
+from kit.clusters.hadoop_nodes import HadoopNodes, Machine, why_not
+from kit.clusters.yarn.application_master import YarnMaster, live, running_master, until
 from roost.scheduler.backends.yarn.master.messages import Container, Resources
 
 pytestmark = [

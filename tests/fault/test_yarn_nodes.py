@@ -10,11 +10,12 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
-from cluster_world import say, until
-from hadoop_nodes import HadoopNodes
-from notebook import Notebook, held_by
-from world import wait_gone
-from yarn_world import EXPIRY_S, SPARE, World, signal_all
+
+from kit.clusters.faults import say, until
+from kit.clusters.hadoop_nodes import HadoopNodes
+from kit.clusters.yarn.faults import EXPIRY_S, SPARE, World, signal_all
+from kit.jupyter.notebook import Notebook, held_by
+from kit.machine.daemons import wait_gone
 
 pytestmark = pytest.mark.fault_long
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster_outages import ROUNDS, SEED, TIMEOUT_S, ClusterOutages, Repair
-from cluster_world import until
-from hadoop_nodes import PARTITION
-from notebook import Notebook
-from world import wait_gone
-from yarn_master import YarnMaster
-from yarn_world import MACHINES, SPARE, OpenYarnWorld, World, signal_all
 
+from kit.clusters.faults import until
+from kit.clusters.hadoop_nodes import PARTITION
+from kit.clusters.outages import ROUNDS, SEED, TIMEOUT_S, ClusterOutages, Repair
+from kit.clusters.yarn.application_master import YarnMaster
+from kit.clusters.yarn.faults import MACHINES, SPARE, OpenYarnWorld, World, signal_all
+from kit.jupyter.notebook import Notebook
+from kit.machine.daemons import wait_gone
 from roost.scheduler.backends.yarn.master.messages import Resources
 
 EXPIRY_S = 40.0

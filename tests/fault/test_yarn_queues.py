@@ -7,10 +7,10 @@ import signal
 import time
 
 import pytest
-from cluster_world import say, until
-from hadoop_nodes import Machine
-from yarn_world import OpenYarnWorld, World, signal_all
 
+from kit.clusters.faults import say, until
+from kit.clusters.hadoop_nodes import Machine
+from kit.clusters.yarn.faults import OpenYarnWorld, World, signal_all
 from roost.scheduler.messages import Event
 
 pytestmark = pytest.mark.fault_long

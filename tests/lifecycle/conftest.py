@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import managers
 import pytest
-from dask_nodes import environment
 from jupyter_client.kernelspec import KernelSpecManager
-from kubernetes_nodes import cluster_settings
-from world import settle
-from yarn_nodes import cluster_settings as yarn_settings
 
+from kit.clusters.dask.shared_cluster import environment
+from kit.clusters.kubernetes.shared_cluster import cluster_settings
+from kit.clusters.yarn.shared_cluster import cluster_settings as yarn_settings
+from kit.jupyter.kernelspecs import IPYKERNEL, kernelspecs
+from kit.machine.daemons import settle
 from roost.scheduler.client.client import Client, connect, disconnect
 
 BACKENDS = ("local", "ray", "dask", "dask_tls", "kubernetes", "yarn")
@@ -81,8 +81,8 @@ def world(backend: str, module_runtime_dir: Path) -> Iterator[Path]:
 def specs_of(backend: str, world: Path, tmp_path: Path) -> Iterator[Callable[..., KernelSpecManager]]:
     """Yield a function that makes kernelspecs for this backend. Check at the end that nothing runs or is promised."""
     # Pods have a Python of their own.
-    changes = {"argv": ["python3", *managers.IPYKERNEL[1:]]} if backend == "kubernetes" else {}
-    yield partial(managers.kernelspecs, tmp_path, backend=backend, **changes)
+    changes = {"argv": ["python3", *IPYKERNEL[1:]]} if backend == "kubernetes" else {}
+    yield partial(kernelspecs, tmp_path, backend=backend, **changes)
     # jupyter_core keeps an event loop for each thread that called a blocking manager.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -115,9 +115,9 @@ def one_gpu(module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
         patch.setenv("JUPYTER_PATH", str(folder))
-        managers.kernelspecs(folder, "gpu", config={"gpus": 1})
+        kernelspecs(folder, "gpu", config={"gpus": 1})
         plain = {"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}}
-        managers.kernelspecs(folder, "plain", **plain)
+        kernelspecs(folder, "plain", **plain)
         connect("local").up().result(60)
         yield folder
         disconnect()

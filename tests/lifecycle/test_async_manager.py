@@ -17,10 +17,10 @@ import zmq.asyncio
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from kubernetes_nodes import HOME, kernel_pid
 from traitlets.config import Config
-from world import daemon_pids, kill
 
+from kit.clusters.kubernetes.shared_cluster import HOME, kernel_pid
+from kit.machine.daemons import daemon_pids, kill
 from roost.provisioners import RoostProvisioner
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import KernelDied, LaunchError, NoNodeEver

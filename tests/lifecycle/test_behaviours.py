@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked_kernels import REPLY_S, Agent, Kernel, command_of
+
+from kit.machine.forked_kernels import REPLY_S, Agent, Kernel, command_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import managers
 import pytest
 from server import JupyterServer, jupyter_server
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
-from world import settle
 
+from kit.jupyter.kernelspecs import kernelspecs
+from kit.machine.daemons import settle
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.client.running_services import find_services
 
@@ -32,7 +32,7 @@ def folder(
     (tmp_path / "jupyter_roost_config.json").write_text(json.dumps(gpus))
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    managers.kernelspecs(tmp_path, "gpu", config={"gpus": 1})
+    kernelspecs(tmp_path, "gpu", config={"gpus": 1})
     yield tmp_path
     disconnect()
     settle(runtime_dir)
@@ -89,9 +89,7 @@ async def test_only_users_of_the_server_see_the_page_and_its_files(folder: Path)
 
 
 async def test_the_status_of_kernels(folder: Path) -> None:
-    managers.kernelspecs(
-        folder, "plain", metadata={"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
-    )
+    kernelspecs(folder, "plain", metadata={"kernel_provisioner": {"provisioner_name": "local-provisioner"}})
     async with jupyter_server(folder, options=(EXTENSION, QUIET)) as server:
 
         async def read_status(kernel_id: str) -> Any:

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pexpect
-from world import settle
 
 import roost
+from kit.machine.daemons import settle
 from roost.scheduler.client.client import disconnect
 
 DEADLINE_S = 180

@@ -17,8 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dask_nodes import tls_files
 
+from kit.clusters.dask.shared_cluster import tls_files
 from roost.bench.clusters.dask_machines import DaskMachines, why_not, write_certificate
 from roost.scheduler.backends.dask import join
 from roost.scheduler.backends.dask.settings import RoostDaskBackend

@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 import pytest
-from leftovers import VARIABLE
 
+from kit.machine.leftovers import VARIABLE
 from roost.bench.clusters.cluster_folder import processes, wait_until
 from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 

@@ -9,13 +9,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from front_end import front_end, states
-from managers import kernelspecs
-from reopened import EXTENSIONS, start
 from server import jupyter_server
-from world import settle
 
 import roost
+from kit.jupyter.front_end import front_end, states
+from kit.jupyter.kernelspecs import kernelspecs
+from kit.jupyter.restarted_servers import EXTENSIONS, start
+from kit.machine.daemons import settle
 from roost.scheduler.client.client import connect
 
 pytestmark = pytest.mark.backends("local", why="the same scheduler and agent on every backend")

@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
-from kubernetes_nodes import HOME, kernel_pid
-from managers import kernelspecs
 
 import roost
+from kit.clusters.kubernetes.shared_cluster import HOME, kernel_pid
+from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners.execution import Result
 from roost.scheduler.client.client import connect
 

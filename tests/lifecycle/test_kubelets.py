@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from kubelets import GPUS, Api, Kubelets, Machine, Refused, leftovers, why_not
-from kubelets.cluster import claim
 
+from kit.clusters.kubelets import GPUS, Api, Kubelets, Machine, Refused, leftovers, why_not
+from kit.clusters.kubelets.cluster import claim
 from roost.bench.clusters.cluster_folder import answers, wait_until
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -24,7 +24,7 @@ SERVER = "import socket; socket.create_server(('', 5555)).accept()"
 SLEEP = "import time; time.sleep(1000)"
 OWNER = """
 import os, sys
-from kubelets import Kubelets, Machine
+from kit.clusters.kubelets import Kubelets, Machine
 with Kubelets(Machine()) as cluster:
     print(cluster.folder, flush=True)
     sys.stdin.read()
@@ -179,10 +179,10 @@ def test_a_node_loses_power_and_comes_back_without_its_pods(cluster: Kubelets) -
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["owner", "keeper"])
 def test_nothing_outlives_the_killed_process(victim: str) -> None:
-    kit = str(Path(__file__).parents[1] / "kit")
+    folder_of_kit = str(Path(__file__).parents[1])
     with subprocess.Popen(
         [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": kit},
+        env={**os.environ, "PYTHONPATH": folder_of_kit},
     ) as owner:  # fmt: skip
         assert owner.stdout is not None
         folder = Path(owner.stdout.readline().strip())

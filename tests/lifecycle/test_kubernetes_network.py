@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
-from kubelets import Api, Kubelets
-from kubernetes_nodes import cluster_settings
-from pod_firewall import PodFirewall
-from world import settle
 
+from kit.clusters.kubelets import Api, Kubelets
+from kit.clusters.kubernetes.pod_firewall import PodFirewall
+from kit.clusters.kubernetes.shared_cluster import cluster_settings
+from kit.machine.daemons import settle
 from roost.scheduler.backends import kubernetes
 
 MANIFESTS = Path(kubernetes.__file__).parent / "manifests"
@@ -32,8 +32,8 @@ APPLICATION = """
 import asyncio, json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from managers import IPYKERNEL, kernelspecs
-from notebook import Notebook
+from kit.jupyter.kernelspecs import IPYKERNEL, kernelspecs
+from kit.jupyter.notebook import Notebook
 
 async def main():
     config = {"backend": "kubernetes", "cpus": 0.1}

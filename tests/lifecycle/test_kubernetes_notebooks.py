@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from notebook_runs import run_nbclient, run_papermill
+
+from kit.jupyter.notebook_runs import run_nbclient, run_papermill
 
 WITHIN = """
 import os

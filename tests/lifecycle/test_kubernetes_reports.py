@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kubelets import Kubelets
-from kubernetes_nodes import cluster_settings
 
+from kit.clusters.kubelets import Kubelets
+from kit.clusters.kubernetes.shared_cluster import cluster_settings
 from roost.launchers.protocol.messages import PodKernel
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports

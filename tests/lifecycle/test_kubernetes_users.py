@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
-from kubelets import Api, Kubelets, Refused
-from kubernetes_nodes import cluster_settings
-from world import TINY_KERNEL
 
+from kit.clusters.kubelets import Api, Kubelets, Refused
+from kit.clusters.kubernetes.shared_cluster import cluster_settings
+from kit.machine.daemons import TINY_KERNEL
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import Connection, Launch, Lease
 from roost.launchers.protocol.rpc import Unauthorized

@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import managers
 import pytest
-from world import daemon_pids, settle, wait_gone
 
 import roost
+from kit.jupyter.kernelspecs import IPYKERNEL, kernelspecs
+from kit.machine.daemons import daemon_pids, settle, wait_gone
 from roost.launchers.agent.warm.learnt_preloads import FEWEST
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect, disconnect
@@ -87,7 +87,7 @@ def test_a_package_that_starts_a_thread_and_the_users_own_modules_are_left_out(
     thread = "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
     (site / "threaded.py").write_text(thread)
     python = str(venv / "bin" / "python")
-    managers.kernelspecs(tmp_path, "own", argv=[python, *managers.IPYKERNEL[1:]])
+    kernelspecs(tmp_path, "own", argv=[python, *IPYKERNEL[1:]])
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     for _ in range(FEWEST):
         with start("own", cwd=notebooks) as kernel:

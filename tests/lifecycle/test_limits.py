@@ -12,12 +12,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import control_groups
 import pytest
-from control_groups import has_groups, lease_groups
-from world import daemon_pids, kill, settle
 
 import roost
+from kit.machine import control_groups
+from kit.machine.control_groups import has_groups, lease_groups
+from kit.machine.daemons import daemon_pids, kill, settle
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import KernelDied

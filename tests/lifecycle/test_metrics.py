@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import debian
 import pytest
-from world import settle, tiny
 
+from kit.machine import debian_packages
+from kit.machine.daemons import settle, tiny
 from roost.bench.clusters.free_ports import free_port
 from roost.scheduler.client.client import connect
 
@@ -36,7 +36,7 @@ scrape_configs: [{{job_name: roost, static_configs: [{{targets: ["127.0.0.1:{0}"
 def prometheus(folder: Path, target: int) -> Iterator[str]:
     """Run a Prometheus that scrapes the port `target` of this machine, and yield the URL of Prometheus."""
     if shutil.which("prometheus") is None:
-        debian.install("prometheus")
+        debian_packages.install("prometheus")
     if shutil.which("prometheus") is None:
         pytest.skip("there is no Prometheus: install Debian's package `prometheus`")
     (folder / "prometheus.yml").write_text(CONFIGURATION.format(target))

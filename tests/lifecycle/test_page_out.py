@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import swap
-from world import settle
 
 import roost
+from kit.machine import zram_swap
+from kit.machine.daemons import settle
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect
 
 pytestmark = [
     pytest.mark.backends("local", why="the same agent on every backend"),
-    pytest.mark.skipif(bool(swap.why_not()), reason=swap.why_not()),
+    pytest.mark.skipif(bool(zram_swap.why_not()), reason=zram_swap.why_not()),
 ]
 AFTER_S = 1.0
 
@@ -24,7 +24,7 @@ AFTER_S = 1.0
 @pytest.fixture
 def folder(runtime_dir: Path) -> Iterator[Path]:
     """Yield the runtime folder, on a machine with swap. All kernels end before the swap is turned off."""
-    with swap.zram():
+    with zram_swap.zram():
         yield runtime_dir
         settle(runtime_dir)
 
@@ -43,11 +43,11 @@ def start(**options: object) -> BlockingKernel:
 def test_an_idle_kernel_is_paged_out_and_its_next_cell_runs(folder: Path) -> None:
     with start(page_out_after_s=AFTER_S) as kernel:
         pid = int(kernel.execute("import os; big = list(map(str, range(200_000))); os.getpid()").text)
-        before, _ = swap.read_memory(pid)
+        before, _ = zram_swap.read_memory(pid)
         deadline = time.monotonic() + 60
-        while (after := swap.read_memory(pid)[0]) >= before / 2:
-            assert time.monotonic() < deadline, swap.read_memory(pid)
+        while (after := zram_swap.read_memory(pid)[0]) >= before / 2:
+            assert time.monotonic() < deadline, zram_swap.read_memory(pid)
             time.sleep(0.1)
-        swapped = swap.read_memory(pid)[1]
+        swapped = zram_swap.read_memory(pid)[1]
         assert after + swapped > before / 2, "its pages are in the swap"
         assert kernel.execute("len(big), big[-1]", timeout_s=20).text == "(200000, '199999')"

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from managers import kernelspecs
-from notebook import Notebook
-from world import daemon_pids, kill, settle, tiny
 
+from kit.jupyter.kernelspecs import kernelspecs
+from kit.jupyter.notebook import Notebook
+from kit.machine.daemons import daemon_pids, kill, settle, tiny
 from roost.placement import Decision, Request, Snapshot, get_policy
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.errors import ConfigError

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_gpus import CUDA, ask, why_not
-from world import daemon_pids
 
 import roost
+from kit.machine.daemons import daemon_pids
+from kit.machine.real_gpus import CUDA, ask, why_not
 from roost.launchers.agent.machine.gpus import DeviceReader
 from roost.launchers.agent.machine.nvml import list_gpus
 from roost.provisioners.kernel_object import BlockingKernel

@@ -10,12 +10,12 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
-from front_end import errors, front_end, texts
 from jupyter_core.utils import ensure_event_loop
-from reopened import end, has_begun, listed, replies, serving, shown, start
-from world import daemon_pids, kill
 
 import roost
+from kit.jupyter.front_end import errors, front_end, texts
+from kit.jupyter.restarted_servers import end, has_begun, listed, replies, serving, shown, start
+from kit.machine.daemons import daemon_pids, kill
 from roost.bench.world import wait_until_forked
 from roost.launchers.daemon.private_files import runtime_dir
 from roost.scheduler.client.client import connect

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from front_end import errors, front_end, states, texts
-from reopened import EXTENSIONS, start
 from server import JupyterServer, jupyter_server
 
+from kit.jupyter.front_end import errors, front_end, states, texts
+from kit.jupyter.restarted_servers import EXTENSIONS, start
 from roost.scheduler.client.client import connect
 
 FILL = "data = bytearray(400 << 20); data[::4096] = b'x' * len(data[::4096])"

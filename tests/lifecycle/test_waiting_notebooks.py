@@ -19,13 +19,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import managers
 import psutil
 import pytest
-from front_end import FrontEnd, errors, front_end, texts
 from server import JupyterServer, jupyter_server, until_it_listens
-from world import wait_gone
 
+from kit.jupyter.front_end import FrontEnd, errors, front_end, texts
+from kit.jupyter.kernelspecs import kernelspecs
+from kit.machine.daemons import wait_gone
 from roost.scheduler.client.client import connect
 
 _PIDFD_GETFD = 438  # from linux/unistd.h, on every processor
@@ -290,7 +290,7 @@ async def test_a_waiting_kernel_is_not_culled(one_gpu: Path) -> None:
 
 @pytest.mark.parametrize("what", ["kernels", "sessions"])
 async def test_a_refusal_says_why(server: JupyterServer, one_gpu: Path, what: str) -> None:
-    managers.kernelspecs(one_gpu, "huge", config={"gpus": 64})
+    kernelspecs(one_gpu, "huge", config={"gpus": 64})
     session = {"path": "a.ipynb", "type": "notebook", "name": "", "kernel": {"name": "huge"}}
     status, answer = await server.api("POST", what, {"name": "huge"} if what == "kernels" else session)
     if status == 201:  # on a busy machine the refusal comes after the answer
@@ -465,7 +465,7 @@ async def test_kernels_of_kernel_gateway_wait_as_well(one_gpu: Path) -> None:
 @pytest.mark.parametrize("may_fork", [True, False], ids=["forked", "executed"])
 async def test_no_cell_is_lost_in_100_tries(server: JupyterServer, one_gpu: Path, may_fork: bool) -> None:
     """Each cell is sent as soon as POST has answered. A kernel that is executed, not forked, is not ready by then."""
-    managers.kernelspecs(one_gpu, "quick", config={"fork": may_fork})
+    kernelspecs(one_gpu, "quick", config={"fork": may_fork})
     answers = []
 
     async def try_once(number: int) -> None:

@@ -12,9 +12,18 @@ from typing import Any
 
 import psutil
 import pytest
-from hadoop_nodes import MACHINES, PARTITION, HadoopNodes, Machine, Refused, Rest, gpus_of, why_not
-from yarn_nodes import assert_nothing_left, container_of, left
 
+from kit.clusters.hadoop_nodes import (
+    MACHINES,
+    PARTITION,
+    HadoopNodes,
+    Machine,
+    Refused,
+    Rest,
+    gpus_of,
+    why_not,
+)
+from kit.clusters.yarn.shared_cluster import assert_nothing_left, container_of, left
 from roost.bench.clusters.cluster_folder import processes, wait_until
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -25,7 +34,7 @@ DETACHES = "cd /; setsid --fork sleep 1000; timeout 1 tail -f /dev/null"
 """A container's command, whose `sleep` leaves the process group. YARN kills the group when the shell ends."""
 OWNER = """
 import sys
-from hadoop_nodes import HadoopNodes, Machine
+from kit.clusters.hadoop_nodes import HadoopNodes, Machine
 with HadoopNodes(Machine()) as cluster:
     print(cluster.folder, cluster.address, flush=True)
     sys.stdin.read()

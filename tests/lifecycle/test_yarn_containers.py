@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 import zmq
-from assigned_agents import LEASE, PARENT_KERNEL, a_launch, connect, find_children
-from hadoop_nodes import GPU, HadoopNodes, why_not
-from yarn_master import YarnMaster, live, running_master, until
-from yarn_nodes import assert_nothing_left, end_applications
 
+from kit.clusters.hadoop_nodes import GPU, HadoopNodes, why_not
+from kit.clusters.yarn.application_master import YarnMaster, live, running_master, until
+from kit.clusters.yarn.shared_cluster import assert_nothing_left, end_applications
+from kit.machine.container_agent import LEASE, PARENT_KERNEL, a_launch, connect, find_children
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings

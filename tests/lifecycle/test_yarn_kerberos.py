@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hadoop_nodes
-import kerberos
 import pytest
-from kerberos import Realm, SecureNodes, secure_cluster
-from managers import kernelspecs
-from notebook import Notebook
-from world import settle
-from yarn_nodes import assert_nothing_left, cluster_settings
 
+from kit.clusters import hadoop_nodes
+from kit.clusters.yarn import kerberos
+from kit.clusters.yarn.kerberos import Realm, SecureNodes, secure_cluster
+from kit.clusters.yarn.shared_cluster import assert_nothing_left, cluster_settings
+from kit.jupyter.kernelspecs import kernelspecs
+from kit.jupyter.notebook import Notebook
+from kit.machine.daemons import settle
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.errors import RoostError
 

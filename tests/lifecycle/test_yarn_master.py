@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import zmq
-from hadoop_nodes import GPU, HadoopNodes, why_not
-from yarn_master import YarnMaster, kill, live, running_master, until
-from yarn_nodes import assert_nothing_left, end_applications
 
+from kit.clusters.hadoop_nodes import GPU, HadoopNodes, why_not
+from kit.clusters.yarn.application_master import YarnMaster, kill, live, running_master, until
+from kit.clusters.yarn.shared_cluster import assert_nothing_left, end_applications
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.placement.model.json_codec import decode

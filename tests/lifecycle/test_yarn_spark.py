@@ -20,13 +20,13 @@ from typing import Any
 
 import psutil
 import pytest
-from hadoop_nodes import HadoopNodes
 from jupyter_client.kernelspec import KernelSpecManager
-from managers import kernelspecs
-from notebook import Notebook
-from world import settle
-from yarn_nodes import assert_nothing_left, cluster_settings
 
+from kit.clusters.hadoop_nodes import HadoopNodes
+from kit.clusters.yarn.shared_cluster import assert_nothing_left, cluster_settings
+from kit.jupyter.kernelspecs import kernelspecs
+from kit.jupyter.notebook import Notebook
+from kit.machine.daemons import settle
 from roost.scheduler.client.client import disconnect
 
 PYTHON = os.environ.get("ROOST_TEST_PYSPARK", "")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_service import FakeService, fake_service
 
+from kit.fakes.service import FakeService, fake_service
 from roost.scheduler.client.client import disconnect
 
 

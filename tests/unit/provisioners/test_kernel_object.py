@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fake_service import FakeService, fake_service
-from managers import kernelspecs
 
 import roost
+from kit.fakes.service import FakeService, fake_service
+from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners.execution import add_output, build_result
 from roost.provisioners.kernel_object import await_answer
 from roost.scheduler.client.client import disconnect

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_service import FakeService
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.provisioning import KernelProvisionerFactory
 
+from kit.fakes.service import FakeService
 from roost.placement import Request
 from roost.provisioners import kernelspecs
 from roost.scheduler.backends.registry import get_spec

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_service import FakeService, exited
 from jupyter_client.manager import KernelManager
-from provisioned import a_start, ended, manager, the_start
 from traitlets.config import Configurable
 
+from kit.fakes.service import FakeService, exited
+from kit.jupyter.kernel_managers import a_start, ended, manager, the_start
 from roost.launchers.protocol.messages import PORT_NAMES
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_service import FakeService
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager, KernelManager
-from managers import kernelspecs
-from provisioned import manager, the_start
 from traitlets.config import Config
 
+from kit.fakes.service import FakeService
+from kit.jupyter.kernel_managers import manager, the_start
+from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import CommandNotFound
 from roost.scheduler.client.client import disconnect

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_service import FakeService
-from provisioned import manager
 
+from kit.fakes.service import FakeService
+from kit.jupyter.kernel_managers import manager
 from roost.provisioners.spark_mode import check_deploy_mode
 from roost.scheduler.errors import ConfigError
 

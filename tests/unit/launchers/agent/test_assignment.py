@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
-from assigned_agents import LEASE, a_launch, assigned_agent, evaluate, start_archive
-from world import TINY_ARGV
 
+from kit.machine.container_agent import LEASE, a_launch, assigned_agent, evaluate, start_archive
+from kit.machine.daemons import TINY_ARGV
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.agent.main import NO_PORT_EXIT
 from roost.launchers.daemon.private_files import read_json

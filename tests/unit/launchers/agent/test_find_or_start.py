@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from agents import agent_pid
 
+from kit.machine.real_agent import agent_pid
 from roost.launchers.agent.find_or_start import find_differences, find_or_start_agent, is_older
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import read_json, write_private_json

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from agents import Session, agent_pid, agent_session, alive, end_agent
-from world import TINY_ARGV as ARGV
-from world import TINY_KERNEL
 
+from kit.machine.daemons import TINY_ARGV as ARGV
+from kit.machine.daemons import TINY_KERNEL
+from kit.machine.real_agent import Session, agent_pid, agent_session, alive, end_agent
 from roost.launchers.agent.launch import kernels, start
 from roost.launchers.daemon.private_files import read_json, shorten
 from roost.launchers.daemon.process import is_running, start_time

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from killed_writer import die_while_writing
 
+from kit.machine.killed_writer import die_while_writing
 from roost.launchers.daemon import private_files, process
 from roost.launchers.daemon.daemon import (
     AlreadyRunning,

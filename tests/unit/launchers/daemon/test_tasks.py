@@ -12,8 +12,8 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from manual_clock import ManualClock
 
+from kit.machine.manual_clock import ManualClock
 from roost.launchers.daemon.tasks import (
     Timers,
     ask_all,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked_kernels import REPLY_S, Agent, children, command_of, wait_for
 
+from kit.machine.forked_kernels import REPLY_S, Agent, children, command_of, wait_for
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.agent.machine.ports import claim
 from roost.launchers.agent.warm import zygote_pool

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from forked_kernels import Agent, command_of
+
+from kit.machine.forked_kernels import Agent, command_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 

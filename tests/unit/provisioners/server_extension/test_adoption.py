@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_service import FakeService
 from jupyter_client.kernelspec import KernelSpecManager
 from traitlets.config import Config
 
+from kit.fakes.service import FakeService
 from roost.launchers.protocol.shared_values import Owner
 from roost.placement.model import Request
 from roost.provisioners.kernel_json import PROVISIONER

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import managers
 import pytest
-from stub_client import build_kernel
 
+from kit.fakes.client import build_kernel
+from kit.jupyter.kernelspecs import kernelspecs
 from roost.launchers.protocol.shared_values import KernelUse
 from roost.placement.model import Request
 from roost.provisioners.server_extension.kernel_status import describe_status, list_cards
@@ -50,8 +50,8 @@ def test_kernels_that_do_not_run() -> None:
 
 def test_a_card_says_what_the_kernel_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    managers.kernelspecs(tmp_path, "half", config={"gpus": 0.5}, env={"KERNEL_MEMORY": "2GiB"})
-    managers.kernelspecs(tmp_path, "wrong", config={"gpus": -1})
+    kernelspecs(tmp_path, "half", config={"gpus": 0.5}, env={"KERNEL_MEMORY": "2GiB"})
+    kernelspecs(tmp_path, "wrong", config={"gpus": -1})
     shown = {card["title"]: card["text"] for card in list_cards()}
     assert shown["half"] == "0.5 GPU, 2 GiB memory"
     assert "gpus" in shown["wrong"]

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_service import FakeService
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.services.kernels.connection.base import BaseKernelWebsocketConnection
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager, MappingKernelManager
-from managers import kernelspecs
 from tornado.web import Application, HTTPError
 
+from kit.fakes.service import FakeService
+from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners.server_extension import RoostExtension, pending_start, pending_starts
 from roost.provisioners.server_extension.adoption import FoundKernel
 from roost.provisioners.server_extension.connection import RoostConnection

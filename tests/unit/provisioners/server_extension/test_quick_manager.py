@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import zmq.asyncio
-from fake_service import FakeService
 from jupyter_server.services.kernels.kernelmanager import ServerKernelManager
-from provisioned import manager
 
+from kit.fakes.service import FakeService
+from kit.jupyter.kernel_managers import manager
 from roost.provisioners.server_extension.quick_manager import make_quick
 from roost.scheduler.errors import NoNodeNow
 

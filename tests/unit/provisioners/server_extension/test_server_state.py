@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from killed_writer import die_while_writing
 
+from kit.machine.killed_writer import die_while_writing
 from roost.provisioners.server_extension.server_state import ServerState, choose_server_name
 
 HEADER = {"msg_id": "m", "session": "a client"}

@@ -8,12 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_service import FakeService
 from jupyter_client.kernelspec import KernelSpecManager
-from managers import kernelspecs
-from provisioned import manager, the_start
 from traitlets.config import Config
 
+from kit.fakes.service import FakeService
+from kit.jupyter.kernel_managers import manager, the_start
+from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners.server_extension.warm_up import start_warm_up
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.errors import BackendUnavailable

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from fake_cluster import FakeAgent
 
+from kit.fakes.scheduler import FakeAgent
 from roost.launchers.protocol.messages import AgentAddress
 from roost.scheduler.backends.agent_calls import AgentCaller, Agents, LeaseGone
 from roost.scheduler.errors import (

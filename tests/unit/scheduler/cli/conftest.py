@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from stub_client import StubClient
 
 import roost
+from kit.fakes.client import StubClient
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import queue
 from dataclasses import replace
 
 import pytest
-from stub_client import PROCESS, QUEUED, RUNNING, StubClient, document, run
 
+from kit.fakes.client import PROCESS, QUEUED, RUNNING, StubClient, document, run
 from roost.scheduler.cli import events
 from roost.scheduler.messages import Event
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stub_client import NODES, RUNNING, SECOND, StubClient, document, run
 
+from kit.fakes.client import NODES, RUNNING, SECOND, StubClient, document, run
 from roost.placement import Node, Request, Snapshot, get_policy
 from roost.scheduler.cli import explain
 from roost.scheduler.policies.explain import build_explanation

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from stub_client import QUEUED, RUNNING, StubClient, build_kernel, document, run
 
+from kit.fakes.client import QUEUED, RUNNING, StubClient, build_kernel, document, run
 from roost.launchers.protocol.shared_values import KernelUse
 
 

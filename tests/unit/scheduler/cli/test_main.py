@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_service import fake_service
-from stub_client import StubClient, document, run
 
 import roost
+from kit.fakes.client import StubClient, document, run
+from kit.fakes.service import fake_service
 from roost.scheduler.cli import commands, main
 from roost.scheduler.client import service_connection
 from roost.scheduler.client.service_connection import no_answer

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from stub_client import NODES, StubClient, document, run
 
 import roost
+from kit.fakes.client import NODES, StubClient, document, run
 
 
 def test_a_scheduler_with_options_can_be_named(

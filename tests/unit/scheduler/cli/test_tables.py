@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from stub_client import StubClient, build_kernel, run
 
+from kit.fakes.client import StubClient, build_kernel, run
 from roost.placement import Request
 from roost.scheduler.cli import tables
 

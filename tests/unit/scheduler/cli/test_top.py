@@ -8,8 +8,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from stub_client import QUEUED, RUNNING, SECOND, StubClient, document, run
 
+from kit.fakes.client import QUEUED, RUNNING, SECOND, StubClient, document, run
 from roost.launchers.protocol.shared_values import KernelUse
 from roost.placement.model import Request
 from roost.scheduler.cli import main

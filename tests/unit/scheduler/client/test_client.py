@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_service import FakeService, fake_service
 
 import roost
+from kit.fakes.service import FakeService, fake_service
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.protocol.messages import Connection
 from roost.placement.model import Request

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 import pytest
-from fake_cluster import world
 
+from kit.fakes.scheduler import world
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Request
 from roost.scheduler.config.settings import Settings

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fake_cluster import world
-
+from kit.fakes.scheduler import world
 from roost.scheduler.config.settings import Settings
 
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)

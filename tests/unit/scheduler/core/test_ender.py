@@ -6,8 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from manual_clock import ManualClock
-
+from kit.machine.manual_clock import ManualClock
 from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Request

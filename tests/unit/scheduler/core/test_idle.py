@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_cluster import World, world
 
+from kit.fakes.scheduler import World, world
 from roost.launchers.protocol.messages import KernelUse
 from roost.scheduler.config.settings import Settings
 

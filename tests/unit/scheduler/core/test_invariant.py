@@ -7,8 +7,8 @@ import random
 from pathlib import Path
 
 import pytest
-from fake_cluster import World, world
 
+from kit.fakes.scheduler import World, world
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel

@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fake_cluster import FakeAgent, World, scheduler_on, world
 
+from kit.fakes.scheduler import FakeAgent, World, scheduler_on, world
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import KernelUse, Owner
 from roost.scheduler.config.settings import Settings

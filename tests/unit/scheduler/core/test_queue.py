@@ -6,9 +6,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from fake_cluster import World, world
-from manual_clock import ManualClock
 
+from kit.fakes.scheduler import World, world
+from kit.machine.manual_clock import ManualClock
 from roost.launchers.daemon.tasks import Timers
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.queue import Queue

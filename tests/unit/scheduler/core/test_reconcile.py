@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_cluster import FakeAgent, scheduler_on, world
 
+from kit.fakes.scheduler import FakeAgent, scheduler_on, world
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentEvent, Holdings, Owner

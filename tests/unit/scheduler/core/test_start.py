@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_cluster import FakeAgent, scheduler_on, world
 
+from kit.fakes.scheduler import FakeAgent, scheduler_on, world
 from roost.launchers.protocol.messages import KernelProcess
 from roost.placement import Decision, Snapshot, get_policy
 from roost.placement.model import Request

@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from fake_cluster import FakeAgent, scheduler_on, world
 
+from kit.fakes.scheduler import FakeAgent, scheduler_on, world
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import cluster, scheduler
 from roost.scheduler.errors import (

@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from fake_cluster import World, world
 
+from kit.fakes.scheduler import World, world
 from roost.launchers.protocol.messages import KernelUse
 from roost.scheduler.core import use
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_cluster import world
-from given_policies import CLUSTER, HALF, Always, fallback_of, given, placed, policies
 
+from kit.fakes.client_policies import CLUSTER, HALF, Always, fallback_of, given, placed, policies
+from kit.fakes.scheduler import world
 from roost.placement import (
     Decision,
     Pipeline,

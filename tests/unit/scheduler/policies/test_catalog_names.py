@@ -9,8 +9,8 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from given_policies import CLUSTER, HALF, given, placed, policies
 
+from kit.fakes.client_policies import CLUSTER, HALF, given, placed, policies
 from roost.placement import (
     Pipeline,
     get_policy,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fake_cluster import FakeAgent, scheduler_on, world
-
+from kit.fakes.scheduler import FakeAgent, scheduler_on, world
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Decision, Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Lease

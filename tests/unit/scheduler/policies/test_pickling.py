@@ -9,8 +9,8 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
-from fake_service import FakeService, fake_service
 
+from kit.fakes.service import FakeService, fake_service
 from roost.placement import Node, Pipeline, Request, Snapshot, get_policy
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError

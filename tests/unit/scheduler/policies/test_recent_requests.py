@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from fake_cluster import FakeAgent, world
 
+from kit.fakes.scheduler import FakeAgent, world
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Device, Node, Request, Snapshot
 from roost.scheduler.policies import recent_requests
@@ -148,8 +148,7 @@ async def test_an_admitted_request_is_noted_once(tmp_path: Path) -> None:
 
 
 async def test_the_scheduler_keeps_the_file_in_its_folder(tmp_path: Path) -> None:
-    from fake_cluster import FakeBackend
-
+    from kit.fakes.scheduler import FakeBackend
     from roost.scheduler.backends.agent_calls import Agents
     from roost.scheduler.config.settings import Settings
     from roost.scheduler.core.scheduler import Scheduler

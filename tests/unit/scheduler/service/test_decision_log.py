@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_cluster import world
 
+from kit.fakes.scheduler import world
 from roost.launchers.protocol.messages import Connection, KernelProcess, Owner
 from roost.placement.model import Request
 from roost.scheduler.errors import RoostError

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_cluster import World, world
 from prometheus_client.parser import text_string_to_metric_families
 
+from kit.fakes.scheduler import World, world
 from roost.launchers.protocol.messages import Owner
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 from roost.scheduler.service.metrics import Metrics, serve_metrics

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_cluster import World, world
 
+from kit.fakes.scheduler import World, world
 from roost.launchers.daemon import daemon
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import Connection, Owner

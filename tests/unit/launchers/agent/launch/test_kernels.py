@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import zmq
-from agents import no_limits
-from assigned_agents import a_launch
 
+from kit.machine.container_agent import a_launch
+from kit.machine.real_agent import no_limits
 from roost.launchers.agent.launch import kernels
 from roost.launchers.agent.launch.child_reaper import Reaper
 from roost.launchers.agent.launch.kernels import Kernels

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import zmq
-from assigned_agents import LEASE, a_launch, connect, evaluate, start_archive
 
+from kit.machine.container_agent import LEASE, a_launch, connect, evaluate, start_archive
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings

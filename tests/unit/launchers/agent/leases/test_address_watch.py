@@ -8,8 +8,8 @@ import socket
 from pathlib import Path
 
 import psutil
-from assigned_agents import a_launch, assigned_agent
 
+from kit.machine.container_agent import a_launch, assigned_agent
 from roost.launchers.agent.leases.address_watch import watch_address
 
 

@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from killed_writer import die_while_writing
 
+from kit.machine.killed_writer import die_while_writing
 from roost.launchers.agent.leases.ledger import Conflict, LeaseLedger
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import EPSILON, Device, Request

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster_world import until
 
+from kit.clusters.faults import until
 from roost.launchers.agent.limits.page_out import SIGNAL, PageOut
 from roost.launchers.zygote import page_out as zygote
 

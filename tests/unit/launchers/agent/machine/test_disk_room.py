@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_disk import small_disk
 
+from kit.machine.small_disk import small_disk
 from roost.launchers.agent.machine.disk_room import DiskRoom
 from roost.launchers.daemon.private_files import write_private
 

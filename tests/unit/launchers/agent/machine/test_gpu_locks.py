@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from assigned_agents import LEASE, a_launch, assigned_agent
 
+from kit.machine.container_agent import LEASE, a_launch, assigned_agent
 from roost.launchers.agent.machine import gpu_locks
 from roost.launchers.agent.machine.gpu_locks import GpuLocks
 from roost.launchers.protocol.rpc import RemoteError

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from assigned_agents import PARENT_KERNEL, AssignedAgent, a_launch, assigned_agent, find_children
 
+from kit.machine.container_agent import PARENT_KERNEL, AssignedAgent, a_launch, assigned_agent, find_children
 from roost.launchers.protocol.messages import KernelProcess, Launch
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from manual_clock import ManualClock
 
+from kit.machine.manual_clock import ManualClock
 from roost.launchers.agent.machine.status_feed import LOOK_S, StatusFeed
 from roost.launchers.daemon.tasks import Timers
 from roost.placement import Device, Node

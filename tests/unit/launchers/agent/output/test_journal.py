@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 import pytest
-from manual_clock import ManualClock
 
+from kit.machine.manual_clock import ManualClock
 from roost.launchers.agent.output.journal import Journal
 from roost.launchers.protocol.messages import JournalEntry, JournalLimits, JournalPage
 from roost.placement.model.json_codec import encode

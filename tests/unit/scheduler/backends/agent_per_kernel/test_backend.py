@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fake_cluster import scheduler_on
 
+from kit.fakes.scheduler import scheduler_on
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import (
     PORT_NAMES,

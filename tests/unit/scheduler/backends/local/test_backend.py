@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from fake_cluster import FakeAgent
 
+from kit.fakes.scheduler import FakeAgent
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_calls import Agents

@@ -10,10 +10,10 @@ import typing
 from typing import Any
 
 import pytest
-from hadoop_nodes import jars, why_not
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.clusters.hadoop_nodes import jars, why_not
 from roost.scheduler.backends.yarn.master import schema, wire
 
 pytestmark = pytest.mark.skipif(
@@ -28,7 +28,7 @@ _INT32 = ("type_int32", "type_uint32", "type_sint32", "type_enum")
 
 @functools.cache
 def load() -> dict[str, Any]:
-    from hadoop_nodes.descriptors import load_messages
+    from kit.clusters.hadoop_nodes.descriptors import load_messages
 
     return dict(load_messages())
 

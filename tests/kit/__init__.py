@@ -1,0 +1,1 @@
+"""Modules with which the tests make fakes, clusters, notebooks and faults."""

@@ -1,0 +1,1 @@
+"""A Dask cluster that tests share, and the records of its leases."""

@@ -1,0 +1,268 @@
+"""Notebooks on a cluster whose parts fail, and the checks after each fault, for every cluster manager."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kit.jupyter.kernelspecs import kernelspecs
+from kit.jupyter.notebook import Notebook, held_by
+from kit.machine.daemons import daemon_pids, kill
+from roost.placement.model import Request
+from roost.scheduler.client.client import Client, connect
+from roost.scheduler.errors import BackendUnavailable, RoostError
+from roost.scheduler.messages import Kernel
+
+KNOWN_S = 60.0
+"""How long a service may take until it reaches an agent again that was `unreachable`."""
+
+
+class ClusterWorld:
+    """Notebooks with kernels on the cluster of `backend`. roost's service has the runtime folder `home`.
+
+    `options` are the kernelspec's options for all kernels. The subclass for a cluster manager overrides
+    either `lives` and `close`, or `held`, `key_of` and `left`.
+    """
+
+    clean_s = 30.0
+    """How long the cluster manager may take to remove everything of an ended kernel."""
+
+    def __init__(
+        self, backend: str, home: Path, folder: Path, argv: Sequence[str] = (), **options: Any
+    ) -> None:
+        self.home = home
+        self.folder = folder
+        self.opened: list[Notebook] = []
+        self._config = {"backend": backend, **options}
+        self._argv = {"argv": list(argv)} if argv else {}
+        self._settings: dict[str, dict[str, Any]] = {}
+
+    def held(self) -> dict[str, str]:
+        """Return the node of each kernel's pod or container, by the key that `key_of` returns."""
+        raise NotImplementedError
+
+    def key_of(self, notebook: Notebook, kernel: Kernel) -> str:
+        """Return the key that identifies the pod or container of this kernel."""
+        raise NotImplementedError
+
+    def left(self) -> list[str]:
+        """Return a line for each thing that ended kernels have left in the cluster manager."""
+        raise NotImplementedError
+
+    def configure(self, **changes: Any) -> None:
+        """Change settings of the backend in the configuration file in `folder`. The service reads it when it starts."""
+        self._configure(f"Roost{self._config['backend'].title()}Backend", changes)
+
+    def configure_service(self, **changes: Any) -> None:
+        """Change settings of the service itself in the configuration file in `folder`."""
+        self._configure("RoostScheduler", changes)
+
+    def _configure(self, section: str, changes: dict[str, Any]) -> None:
+        self._settings[section] = {**self._settings.get(section, {}), **changes}
+        (self.folder / "jupyter_roost_config.json").write_text(json.dumps(self._settings))
+
+    def service(self) -> Client:
+        return connect(self._config["backend"])
+
+    def notebook(self, **config: Any) -> Notebook:
+        """Return a notebook that is not open yet."""
+        notebook = Notebook("roosted")
+        notebook.manager.kernel_spec_manager = kernelspecs(
+            self.folder / str(len(self.opened)), config={**self._config, **config}, **self._argv
+        )
+        self.opened.append(notebook)
+        return notebook
+
+    async def open(self, **config: Any) -> Notebook:
+        """Open a notebook with this configuration. Its variable `mine` is 42."""
+        notebook = self.notebook(**config)
+        await notebook.open()
+        await notebook.run("import os, time; mine = 42")
+        return notebook
+
+    async def close_stopped(self, notebook: Notebook) -> None:
+        """Close a notebook whose kernel was stopped before."""
+        await notebook.close()
+        self.opened.remove(notebook)
+
+    async def kernel_of(self, notebook: Notebook) -> Kernel:
+        """Return the kernel as the service knows it. Ask again for a minute while its cluster is `away`."""
+        began = time.monotonic()
+        while True:
+            try:
+                return await self.service().kernel(notebook.manager.kernel_id)
+            except BackendUnavailable:
+                if time.monotonic() - began > 60:
+                    raise
+            await asyncio.sleep(0.2)
+
+    async def running(self, *notebooks: Notebook) -> list[Kernel]:
+        """Check that these kernels run and keep their variables. Return them as the service knows them.
+
+        A kernel whose node was cut off is `unknown` until the service has asked its agent again.
+        """
+        for notebook in notebooks:
+            assert await notebook.value("mine") == "42"
+        deadline = time.monotonic() + KNOWN_S
+        while True:
+            kernels = [await self.kernel_of(notebook) for notebook in notebooks]
+            if all(kernel.state != "unknown" for kernel in kernels) or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.1)
+        assert [kernel.state for kernel in kernels] == ["running"] * len(kernels)
+        return kernels
+
+    async def lives(self, *notebooks: Notebook) -> None:
+        """Check that these kernels run, keep their variables, and have the only pods or containers."""
+        kernels = await self.running(*notebooks)
+        pairs = zip(notebooks, kernels, strict=True)
+        assert self.held() == {self.key_of(notebook, kernel): kernel.node_id for notebook, kernel in pairs}
+
+    async def ended(self, notebook: Notebook, within_s: float) -> str:
+        """Wait until the owner knows that the kernel has ended. Return the reason, which is one plain sentence."""
+        reason = await notebook.ended(self.service(), within_s)
+        assert_plain(reason)
+        return reason
+
+    async def restart(self, notebook: Notebook) -> None:
+        """Restart a kernel, and connect to its address, which differs in a new pod or container."""
+        notebook.client.stop_channels()
+        await notebook.manager.restart_kernel()
+        notebook.client = notebook.manager.client()
+        notebook.client.start_channels()
+        await notebook._until_ready()
+        assert (await notebook.run("mine"))["ename"] == "NameError"
+        await notebook.run("mine = 42")
+
+    def kill_service(self) -> None:
+        for pid in daemon_pids(self.home, "scheduler"):
+            kill(pid)
+
+    def pause_service(self) -> None:
+        """Stop the service with SIGSTOP. No other service starts until this one is killed."""
+        for pid in daemon_pids(self.home, "scheduler"):
+            os.kill(pid, signal.SIGSTOP)
+
+    async def outlives_service(self, **config: Any) -> None:
+        """Check that a kernel with this configuration lives on, with the same lease, after its service is killed."""
+        notebook = await self.open(**config)
+        before = held_by(await self.kernel_of(notebook))
+        self.kill_service()
+        killed_at = time.monotonic()
+        await self.lives(notebook)
+        say("found again after", killed_at)
+        assert held_by(await self.kernel_of(notebook)) == before
+        await notebook.interrupt()
+        await self.lives(notebook)
+
+    async def has_room(self, within_s: float = 60.0, **asked: Any) -> float:
+        """Wait until the service has room for a request with these fields. Return the seconds."""
+        began = time.monotonic()
+        while True:
+            try:
+                decision = await self.service().explain(Request(**asked))
+                if decision["placement"]:
+                    return time.monotonic() - began
+                problem = f"there is no room: {decision}"
+            except RoostError as error:
+                problem = str(error)
+            assert time.monotonic() - began < within_s, problem
+            await asyncio.sleep(0.1)
+
+    async def refusal(self, within_s: float = 60.0, **asked: Any) -> str:
+        """Wait until the service refuses a request with these fields for now, or fails. Return the reason."""
+        deadline = time.monotonic() + within_s
+        while True:
+            try:
+                decision = await self.service().explain(Request(**asked))
+            except RoostError as error:
+                assert_plain(error.user_message)
+                return error.user_message
+            if not decision["placement"]:
+                assert not decision["is_never"]
+                return f"{decision['reason']} {decision['refusals']}"
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+
+    async def waits_for(self, text: str, within_s: float = 60.0) -> str:
+        """Wait until some kernel waits for a reason that holds this text. Return the whole reason."""
+        deadline = time.monotonic() + within_s
+        while True:
+            reasons = [kernel.waits_for for kernel in await self.service().kernels()]
+            if found := [reason for reason in reasons if text in reason]:
+                assert_plain(found[0])
+                return found[0]
+            assert time.monotonic() < deadline, reasons
+            await asyncio.sleep(0.1)
+
+    def cpus_of_backend(self) -> dict[str, float]:
+        """Return the CPUs that the backend holds for itself on each node while the service runs."""
+        return {}
+
+    async def promised(self) -> list[str]:
+        """Return a line for each node with promised CPUs beyond the backend's own, or the service's error."""
+        try:
+            nodes = await self.service().nodes()
+        except RoostError as problem:
+            return [str(problem)]
+        own = self.cpus_of_backend()
+        return [
+            f"{node['id']} promises {node['cpus_promised']} CPUs"
+            for node in nodes
+            if node["cpus_promised"] > own.get(node["id"], 0)
+        ]
+
+    async def close(self) -> None:
+        """Close all notebooks. Check that no kernel, no remains and no promises are left."""
+        for notebook in self.opened:
+            if hasattr(notebook, "client"):
+                await notebook.close()
+        assert await self.service().kernels() == []
+        began = time.monotonic()
+        while found := [*self.left(), *await self.promised()]:
+            assert time.monotonic() - began < self.clean_s, found
+            await asyncio.sleep(0.1)
+        say("all removed after", began)
+
+
+@contextmanager
+def show_logs(home: Path) -> Iterator[None]:
+    """Print the ends of the service's logs if the block fails."""
+    try:
+        yield
+    except BaseException:
+        for log in home.glob("scheduler*/log*"):
+            print(f"--- {log}", *log.read_text().splitlines()[-80:], sep="\n")
+        raise
+
+
+def assert_plain(reason: str) -> None:
+    """Check that a reason is one sentence or clause for people, not a dump."""
+    assert reason
+    assert len(reason) < 300, reason
+    assert not set("{}\n\\") & set(reason), reason
+    assert reason.count(". ") == 0 or reason.endswith("."), reason
+
+
+async def until(is_true: Callable[[], Any], what: str, within_s: float = 60.0) -> None:
+    """Wait until something is true. A cluster manager that refuses or is `away` counts as false."""
+    deadline = time.monotonic() + within_s
+    while True:
+        with contextlib.suppress(OSError):
+            if await asyncio.to_thread(is_true):
+                return
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.1)
+
+
+def say(text: str, since: float | None = None) -> None:
+    """Print a line about the test, with the seconds since the monotonic time `since`."""
+    print(f"    {text}" + (f" {time.monotonic() - since:.1f} s" if since is not None else ""), flush=True)

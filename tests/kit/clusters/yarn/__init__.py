@@ -1,0 +1,1 @@
+"""A YARN cluster that tests share, its faults, and an application master on it."""

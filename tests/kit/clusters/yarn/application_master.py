@@ -1,0 +1,267 @@
+"""An application master on a YARN cluster of the tests, and a connection to it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import itertools
+import os
+import sys
+import time
+import zipfile
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import zmq
+
+from kit.clusters.hadoop_nodes import HadoopNodes, Refused
+from roost.launchers.protocol.rpc import ClientKeys, Disconnected
+from roost.launchers.protocol.rpc_client import RpcClient
+from roost.placement.model.json_codec import decode
+from roost.scheduler.backends.yarn.master.messages import (
+    CODE_ALIAS,
+    Archive,
+    Ask,
+    Container,
+    MasterEvent,
+    MasterSettings,
+    MasterStatus,
+    Numbered,
+    Resources,
+)
+from roost.scheduler.backends.yarn.packing import pack_master
+
+T = TypeVar("T")
+
+DIGEST = "sleeper"
+WAIT_S = 180.0
+CALL_S = 60.0
+_SLEEPER = """
+import os, sys, time
+with open(__loader__.get_data("start.json").decode() + ".new", "w") as file:
+    file.write(str(os.getpid()))
+os.rename(file.name, file.name[:-4])
+time.sleep(1000)
+"""
+"""The program of a container: it writes its pid into the file that its assignment names, and sleeps."""
+RUNS = f'exec {sys.executable} "$HADOOP_TOKEN_FILE_LOCATION" 1><LOG_DIR>/stdout 2><LOG_DIR>/stderr'
+
+
+class YarnMaster:
+    """A submitted application. `events` has all events that its master has sent to this connection."""
+
+    def __init__(self, cluster: HadoopNodes, folder: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.application = ""
+        self.events: list[MasterEvent] = []
+        self._numbers = itertools.count(int.from_bytes(os.urandom(7), "big"))
+        self._keys = [key.decode() for _ in range(2) for key in zmq.curve_keypair()]
+        self._client: RpcClient | None = None
+
+    @property
+    def public_key(self) -> str:
+        return self._keys[0]
+
+    # The application
+
+    def submit(self, *, queue: str = "default", **settings: Any) -> None:
+        public, secret, client, _ = self._keys
+        self.application = self.cluster.rest.call("POST", "/ws/v1/cluster/apps/new-application")[
+            "application-id"
+        ]
+        code = pack_master(
+            MasterSettings(
+                schedulers=tuple(f"{self.cluster.address_of(name)}:8030" for name in self.cluster.resource_managers),
+                public_key=public, secret_key=secret, clients=(client,), **settings,
+            )
+        )  # fmt: skip
+        context = {
+            "application-id": self.application,
+            "application-name": "roost",
+            "application-type": "roost",
+            "queue": queue,
+            "max-app-attempts": 4,
+            "attempt-failures-validity-interval": 60_000,
+            "keep-containers-across-application-attempts": True,
+            "resource": {"memory": 128, "vCores": 1},
+            "am-container-spec": {
+                "commands": {"command": RUNS},
+                "environment": {"entry": [{"key": "PYTHONDONTWRITEBYTECODE", "value": "1"}]},
+                "credentials": {
+                    "tokens": {},
+                    "secrets": {"entry": [{"key": CODE_ALIAS, "value": base64.b64encode(code).decode()}]},
+                },
+            },
+        }
+        self.cluster.rest.call("POST", "/ws/v1/cluster/apps", context)
+
+    def report(self) -> dict[str, Any]:
+        """Return the ResourceManager's REST record of the application."""
+        return dict(self.cluster.rest.get(f"/ws/v1/cluster/apps/{self.application}")["app"])
+
+    def process(self) -> psutil.Process:
+        """Return the process of the current master."""
+        container = self.report()["amContainerLogs"].split("/")[-2]
+        (process,) = [
+            each for each in self.cluster.container_processes(container=container) if each.name() != "bash"
+        ]
+        return process
+
+    def log(self) -> str:
+        """Return the logs of all attempts."""
+        files = self.cluster.folder.glob(f"*/logs/{self.application}/*_000001/std*")
+        return "\n".join(path.read_text() for path in sorted(files))
+
+    async def await_end(self) -> str:
+        """Wait for the end of the application, and return its final status."""
+        await until(lambda: self.report()["state"] in ("FINISHED", "FAILED", "KILLED"), self.log)
+        return str(self.report()["finalStatus"])
+
+    # The connection
+
+    async def connect(self, *, attempt: int = 1) -> None:
+        """Connect to the master of this attempt or a later one, subscribe, and send it the containers' archive."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            assert time.monotonic() < deadline, f"no master: {self.report()}\n{self.log()}"
+            with contextlib.suppress(Disconnected, Refused, OSError, asyncio.TimeoutError):
+                await self._connect()
+                if (await self.hello()).attempt >= attempt:
+                    break
+            await asyncio.sleep(0.05)
+        await self.call("subscribe")
+        await self.call("put_archive", Archive(digest=DIGEST, data_base64=_build_archive()))
+
+    async def _connect(self) -> None:
+        await self.close()
+        public, _, *own = self._keys
+        address = self.report().get("amRPCAddress", ":-1")
+        if address.rpartition(":")[2] in ("-1", "0"):
+            raise Disconnected("it is not registered")
+        self._client = RpcClient(
+            f"tcp://{address}",
+            keys=ClientKeys(server=public, public=own[0], secret=own[1]),
+            on_event=lambda event: self.events.append(decode(MasterEvent, event)),
+        )
+        await self._client.connect(timeout_s=3.0)
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+    async def call(self, op: str, arguments: object = None) -> Any:
+        assert self._client is not None
+        try:
+            return await self._client.call(op, arguments, timeout_s=CALL_S)
+        except Disconnected as problem:
+            raise Disconnected(f"{problem}\n{self.log()}") from problem
+
+    async def hello(self) -> MasterStatus:
+        return decode(MasterStatus, await self.call("hello"))
+
+    async def containers(self) -> list[Container]:
+        return [decode(Container, each) for each in await self.call("containers")]
+
+    async def ask(self, *nodes: str, **changes: Any) -> Ask:
+        """Ask for a container on these nodes (`nm1`), or anywhere."""
+        number = changes.pop("number", next(self._numbers))
+        ask = Ask(
+            **{
+                "number": number,
+                "lease": f"lease of {number}",
+                "resources": Resources(memory_mb=256, vcores=1),
+                "nodes": tuple(self.cluster.address_of(node) for node in nodes),
+                "command": RUNS,
+                "archive": DIGEST,
+                "assignment_base64": base64.b64encode(str(self.folder / str(number)).encode()).decode(),
+                **changes,
+            }
+        )
+        await self.call("ask", ask)
+        return ask
+
+    async def release(self, ask: Ask) -> None:
+        await self.call("release", Numbered(number=ask.number))
+
+    # What happens
+
+    def states(self, ask: Ask) -> list[str]:
+        """Return the states of the requested container that events have reported so far, oldest first."""
+        return [each.state for each in self.reports(ask)]
+
+    def reports(self, ask: Ask) -> list[Container]:
+        found = (event.container for event in self.events if event.kind == "container")
+        return [container for container in found if container is not None and container.number == ask.number]
+
+    async def await_state(self, ask: Ask, state: str) -> Container:
+        await until(lambda: state in self.states(ask), self.log)
+        return next(each for each in self.reports(ask) if each.state == state)
+
+    async def await_known(self, *asks: Ask) -> None:
+        """Wait until the ResourceManager knows that these containers run. Earlier they would end with their master."""
+        expected = {(await self.await_state(ask, "started")).container_id for ask in asks}
+        await until(lambda: expected <= self.cluster.launched(), self.log)
+
+    async def await_event(self, kind: str) -> MasterEvent:
+        await until(lambda: any(event.kind == kind for event in self.events), self.log)
+        return next(event for event in self.events if event.kind == kind)
+
+    async def await_pid(self, ask: Ask) -> int:
+        """Wait until the container's program runs, and return its pid."""
+        file = self.folder / str(ask.number)
+        await until(file.exists, self.log)
+        return int(file.read_text())
+
+
+@asynccontextmanager
+async def running_master(cluster: HadoopNodes, folder: Path, **settings: Any) -> AsyncIterator[YarnMaster]:
+    """Submit a master and connect to it. At the end the application is killed, unless it has ended."""
+    master = YarnMaster(cluster, folder)
+    master.submit(**settings)
+    try:
+        await master.connect()
+        yield master
+    finally:
+        await master.close()
+        kill(master)
+
+
+def kill(master: YarnMaster) -> None:
+    """Kill the application of a master, unless it has ended."""
+    with contextlib.suppress(Refused):
+        path = f"/ws/v1/cluster/apps/{master.application}/state"
+        master.cluster.rest.call("PUT", path, {"state": "KILLED"})
+
+
+async def until(
+    is_true: Callable[[], object], explain: Callable[[], str] = str, timeout_s: float = WAIT_S
+) -> None:
+    """Wait until something is true. After `timeout_s`, raise AssertionError with the text of `explain()`."""
+    deadline = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < deadline, f"waited for {timeout_s:g} s in vain\n{explain()}"
+        await asyncio.sleep(0.02)
+
+
+def live(pids: Iterable[int]) -> list[int]:
+    """Return the pids whose processes live."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+    return found
+
+
+def _build_archive() -> str:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("__main__.py", _SLEEPER)
+        archive.writestr("ballast", os.urandom(150_000))  # as large as the agent's code
+    return base64.b64encode(content.getvalue()).decode()

@@ -1,0 +1,1 @@
+"""Stand-ins for parts of roost, in the test's own process."""

@@ -1,0 +1,1 @@
+"""Kernels, notebooks and servers as Jupyter's users have them."""

@@ -1,0 +1,290 @@
+"""The real JupyterLab in headless Chromium, as a person uses it: open a notebook, run cells, read their outputs."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server import JupyterServer, jupyter_server
+
+from kit.machine import debian_packages
+from kit.machine.daemons import wait_gone
+from roost.bench.clusters.free_ports import free_port
+from roost.provisioners import server_extension
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+OPEN_S = 60.0
+"""How long the Lab may take to load, and how long a server may take to start or to end."""
+CELL_S = 30.0
+_PERSON_MS = 500
+"""How long a person looks at a new notebook before the first cell runs."""
+EXTENSION = "--ServerApp.jpserver_extensions={'roost': True}"
+"""The option that turns on roost's server extension, because an editable installation does not."""
+_QUIET = (
+    "--no-sandbox",  # the tests may run as root
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+)
+
+
+def install() -> None:
+    """Install Chromium, unless it is there."""
+    if _chromium() is None:
+        debian_packages.install("chromium")
+
+
+def why_not() -> str:
+    """Return why no browser test can run here; empty if they can."""
+    if _chromium() is None:
+        return "Chromium is missing: apt-get install chromium"
+    missing = [
+        name for name in ("jupyterlab", "notebook", "playwright") if importlib.util.find_spec(name) is None
+    ]
+    return f"{', '.join(missing)} must be installed: pip install 'roost[browser]'" if missing else ""
+
+
+def _chromium() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def until(is_so: Callable[[], bool], within_s: float) -> None:
+    """Wait until a condition is true. Raise `AssertionError` after `within_s`."""
+    deadline = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"it is not so after {within_s:g} s"
+        time.sleep(0.05)
+
+
+def prepare_lab(folder: Path) -> None:
+    """Write roost's lab extension and a setting into a folder of JUPYTER_CONFIG_DIR and JUPYTER_PATH.
+
+    An editable installation has the extension nowhere else. The setting stops the Lab's question about news.
+    """
+    (folder / "labextensions").mkdir()
+    (folder / "labextensions" / "roost").symlink_to(Path(server_extension.__file__).with_name("labextension"))
+    settings = folder / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false"}))
+
+
+@contextmanager
+def running_server(
+    notebooks: Path,
+    *,
+    program: str = "jupyterlab",
+    options: Sequence[str] = (),
+    port: int = 0,
+    token: str = "",
+) -> Iterator[JupyterServer]:
+    """Start a Jupyter application from an event loop in a thread, and stop it at the end."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="server-of-the-browser", daemon=True)
+    thread.start()
+
+    def wait_for(work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(OPEN_S)
+
+    context = jupyter_server(notebooks, program=program, options=options, port=port, token=token)
+    try:
+        yield wait_for(context.__aenter__())
+    finally:
+        with suppress(RuntimeError):  # it did not start
+            wait_for(context.__aexit__(None, None, None))
+        wait_for(loop.shutdown_asyncgens())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(OPEN_S)
+        loop.close()
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Start headless Chromium, and end it."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=_chromium(), args=_QUIET)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class RestartableLab:
+    """A JupyterLab that ends and comes back on the same port, with the same token. `with` ends it for good."""
+
+    def __init__(self, notebooks: Path, options: Sequence[str] = ()) -> None:
+        self._port = free_port()
+        self._notebooks = notebooks
+        self._options = options
+        self._token = secrets.token_urlsafe(16)
+        self._running = ExitStack()
+        self.server = self.start()
+
+    def start(self) -> JupyterServer:
+        server = running_server(self._notebooks, options=self._options, port=self._port, token=self._token)
+        self.server = self._running.enter_context(server)
+        return self.server
+
+    def end(self, signum: int) -> None:
+        """End the server by a signal, and wait until it has ended."""
+        os.kill(self.server.pid, signum)
+        assert wait_gone(self.server.pid, OPEN_S)
+        self._running.close()
+
+    def __enter__(self) -> RestartableLab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+
+class Lab:
+    """One page with the Lab. Cells and outputs are counted from 0."""
+
+    def __init__(self, page: Page, server: JupyterServer) -> None:
+        self.page = page
+        self._at = f"http://127.0.0.1:{server.port}"
+        self._token = server.token
+
+    def api(self, method: str, path: str, body: object = None) -> Any:
+        """Send one REST request under /api, and return the decoded answer."""
+        return self._ask(method, f"api/{path}", body)
+
+    def get(self, path: str) -> Any:
+        """Send GET to any path, and return the decoded answer."""
+        return self._ask("GET", path)
+
+    def _ask(self, method: str, path: str, body: object = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"token {self._token}"}
+        request = urllib.request.Request(f"{self._at}/{path}", data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=CELL_S) as answer:
+            content = answer.read()
+        return json.loads(content) if content else None
+
+    def end_kernels(self) -> None:
+        """End all sessions and kernels of the server."""
+        for session in self.api("GET", "sessions"):
+            self.api("DELETE", f"sessions/{session['id']}")
+        for kernel in self.api("GET", "kernels"):
+            self.api("DELETE", f"kernels/{kernel['id']}")
+
+    def visit(self, path: str) -> None:
+        """Open a page of the server, authenticated by its token."""
+        mark = "&" if "?" in path else "?"
+        self.page.goto(f"{self._at}/{path}{mark}token={self._token}")
+
+    def open(self, notebook: str = "") -> None:
+        """Open the Lab with its launcher, or with a notebook."""
+        self.visit(f"lab/tree/{notebook}?reset" if notebook else "lab?reset")
+        shown = ".jp-NotebookPanel" if notebook else ".jp-Launcher"
+        self.page.locator(shown).first.wait_for(timeout=OPEN_S * 1000)
+
+    def open_launcher(self) -> None:
+        """Open another launcher."""
+        self.page.locator('.jp-FileBrowser [data-command="launcher:create"]').click()
+        self.page.locator(".jp-Launcher:visible").wait_for(timeout=OPEN_S * 1000)
+
+    def write_notebook(self, path: str, kernel: str, *sources: str) -> None:
+        """Write a notebook with these code cells. `kernel` is the name of its kernelspec."""
+        cells = [
+            {
+                "cell_type": "code",
+                "id": f"cell-{i}",
+                "source": source,
+                "metadata": {},
+                "outputs": [],
+                "execution_count": None,
+            }
+            for i, source in enumerate(sources)
+        ]
+        metadata = {"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}}
+        content = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+        self.api("PUT", f"contents/{path}", {"type": "notebook", "content": content})
+
+    def run_again(self, index: int) -> None:
+        """Press Shift+Enter in a cell that has code already. This does not wait for the kernel."""
+        self.cell(index).locator(".cm-content").click()
+        self.page.keyboard.press("Shift+Enter")
+
+    def card(self, kernel: str) -> Locator:
+        """Return the launcher's card for notebooks. `kernel` is the display name of a kernelspec."""
+        cards = self.page.locator(f'.jp-LauncherCard[data-category="Notebook"][title="{kernel}"]:visible')
+        return cards.first
+
+    def create_notebook(self, kernel: str) -> None:
+        """Click the card of a kernel. Wait until the notebook has a session, and then for `_PERSON_MS`."""
+        before = len(self.api("GET", "sessions"))
+        self.card(kernel).click()
+        self.cell(0).wait_for(timeout=OPEN_S * 1000)
+        # Before that, the Lab drops each cell, with any kernel.
+        until(lambda: len(self.api("GET", "sessions")) > before, OPEN_S)
+        self.page.wait_for_timeout(_PERSON_MS)
+
+    def status(self, holds: str = "") -> Locator:
+        """Wait until roost's kernel status holds this text, and return its element."""
+        status = self.page.locator(".roost-status")
+        status.filter(has_text=holds).wait_for(timeout=CELL_S * 1000, state="attached")
+        return status
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def reload(self) -> None:
+        """Load the page again, and wait until the notebook is in sight."""
+        self.page.reload()
+        self.cell(0).wait_for(timeout=OPEN_S * 1000)
+
+    def cell(self, index: int) -> Locator:
+        """Return a code cell of the notebook in sight."""
+        return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell").nth(index)
+
+    def run(self, index: int, code: str) -> None:
+        """Type code into a cell and press Shift+Enter. This does not wait for the kernel."""
+        editor = self.cell(index).locator(".cm-content")
+        editor.click()
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.insert_text(code)
+        self.page.keyboard.press("Shift+Enter")
+
+    def prompt(self, index: int, text: str) -> None:
+        """Wait until the prompt of a cell has this text, such as `[1]:`."""
+        prompt = self.cell(index).locator(".jp-InputPrompt")
+        prompt.filter(has_text=text).wait_for(timeout=CELL_S * 1000)
+
+    def prompt_of(self, index: int) -> str:
+        """Return a cell's prompt as it is now."""
+        return self.cell(index).locator(".jp-InputPrompt").inner_text()
+
+    def text(self, index: int) -> str:
+        """Return the text of a cell's outputs as it is now."""
+        return self.cell(index).locator(".jp-Cell-outputArea").inner_text()
+
+    def output(self, index: int, holds: str = "", within_s: float = CELL_S) -> str:
+        """Wait until the outputs of a cell hold this text, and return their whole text."""
+        area = self.cell(index).locator(".jp-Cell-outputArea")
+        area.filter(has_text=holds).locator(".jp-OutputArea-output").first.wait_for(timeout=within_s * 1000)
+        return self.text(index)
+
+
+if __name__ == "__main__":
+    install()
