@@ -127,7 +127,7 @@ ANOTHER_OWNER = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
 import roost
-from kit.machine.daemons import tiny
+from kit.machine.tiny_kernel import tiny
 
 async def main():
     print((await roost.connect("local").start(tiny("another"))).pid, flush=True)

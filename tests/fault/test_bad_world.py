@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 import roost
-from kit.machine.daemons import daemon_pids, kill, settle, tiny
+from kit.machine.daemons import daemon_pids, kill, settle
 from kit.machine.small_disk import small_disk as mounted
+from kit.machine.tiny_kernel import tiny
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError, RoostError

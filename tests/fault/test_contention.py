@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.machine.daemons import tiny
+from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import Cancelled, NoNodeEver, NoNodeNow
 from roost.scheduler.messages import Event, Kernel, StartKernel
@@ -20,7 +20,7 @@ ASKER = """
 import asyncio, json, os, sys
 sys.path.insert(0, sys.argv[1])
 import roost
-from kit.machine.daemons import tiny
+from kit.machine.tiny_kernel import tiny
 
 async def one(client):
     kernel = await client.start(tiny(gpus=0.25, launch_timeout_s=100))

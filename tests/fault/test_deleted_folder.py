@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from kit.jupyter.notebook import Notebook
-from kit.machine.daemons import daemon_pids, kill, tiny, wait_gone
+from kit.machine.daemons import daemon_pids, kill, wait_gone
+from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import Client
 
 pytestmark = pytest.mark.fault

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from kit.jupyter.notebook import Notebook
-from kit.machine.daemons import TINY_KERNEL, daemon_pids, kill, tiny
+from kit.machine.daemons import daemon_pids, kill
 from kit.machine.small_disk import small_disk
+from kit.machine.tiny_kernel import TINY_KERNEL, tiny
 from roost.scheduler.client.client import Client
 
 pytestmark = pytest.mark.fault

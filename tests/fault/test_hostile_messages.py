@@ -16,7 +16,8 @@ import zmq
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from kit.machine.daemons import daemon_pids, tiny
+from kit.machine.daemons import daemon_pids
+from kit.machine.tiny_kernel import tiny
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import Connection, Owner
 from roost.placement.model import Request

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from kit.jupyter.notebook import Notebook
-from kit.machine.daemons import daemon_pids, kill, tiny, wait_gone
+from kit.machine.daemons import daemon_pids, kill, wait_gone
+from kit.machine.tiny_kernel import tiny
 from roost.launchers.daemon.process import is_running
 from roost.scheduler.client.client import Client
 
@@ -157,7 +158,7 @@ OWNER = """
 import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
 import roost
-from kit.machine.daemons import tiny
+from kit.machine.tiny_kernel import tiny
 
 async def main():
     client = roost.connect("local", gpus=2)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from kit.machine import control_groups
-from kit.machine.daemons import daemon_pids, kill, settle, tiny
+from kit.machine.daemons import daemon_pids, kill, settle
+from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError
 

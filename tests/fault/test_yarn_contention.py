@@ -41,7 +41,7 @@ sys.path.insert(0, sys.argv[1])
 from kit.clusters.contention import ask
 from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.errors import RoostError
-from kit.machine.daemons import tiny
+from kit.machine.tiny_kernel import tiny
 
 MODELS = ((), ("T4",), ("A100",))
 REFUSED = dict(gpus=5), dict(gpus=1, gpu_models=("H100",)), dict(gpus=0.5), dict(gpus=1, options={"queue": "none"})

@@ -18,7 +18,7 @@ import yaml
 
 from kit.clusters.kubelets import Api, Kubelets, Refused
 from kit.clusters.kubernetes.shared_cluster import cluster_settings
-from kit.machine.daemons import TINY_KERNEL
+from kit.machine.tiny_kernel import TINY_KERNEL
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import Connection, Launch, Lease
 from roost.launchers.protocol.rpc import Unauthorized

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from kit.machine import debian_packages
-from kit.machine.daemons import settle, tiny
+from kit.machine.daemons import settle
+from kit.machine.tiny_kernel import tiny
 from roost.bench.clusters.free_ports import free_port
 from roost.scheduler.client.client import connect
 

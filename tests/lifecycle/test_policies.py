@@ -11,7 +11,8 @@ import pytest
 
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import Notebook
-from kit.machine.daemons import daemon_pids, kill, settle, tiny
+from kit.machine.daemons import daemon_pids, kill, settle
+from kit.machine.tiny_kernel import tiny
 from roost.placement import Decision, Request, Snapshot, get_policy
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.errors import ConfigError

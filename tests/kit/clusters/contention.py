@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import roost
-from kit.machine.daemons import tiny
 from kit.machine.leftovers import VARIABLE
+from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import Client
 
 KIT = str(Path(__file__).parents[2])

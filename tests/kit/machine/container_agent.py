@@ -18,7 +18,7 @@ import psutil
 import zmq
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
-from kit.machine.daemons import TINY_ARGV
+from kit.machine.tiny_kernel import TINY_ARGV
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from kit.machine.daemons import TINY_ARGV
+from kit.machine.tiny_kernel import TINY_ARGV
 from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.agent.limits.limits import Limits
 from roost.launchers.agent.machine.sessions import OwnSession

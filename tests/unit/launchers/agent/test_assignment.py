@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from kit.machine.container_agent import LEASE, a_launch, assigned_agent, evaluate, start_archive
-from kit.machine.daemons import TINY_ARGV
+from kit.machine.tiny_kernel import TINY_ARGV
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.agent.main import NO_PORT_EXIT
 from roost.launchers.daemon.private_files import read_json

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kit.machine.daemons import TINY_ARGV as ARGV
-from kit.machine.daemons import TINY_KERNEL
 from kit.machine.real_agent import Session, agent_pid, agent_session, alive, end_agent
+from kit.machine.tiny_kernel import TINY_ARGV as ARGV
+from kit.machine.tiny_kernel import TINY_KERNEL
 from roost.launchers.agent.launch import kernels, start
 from roost.launchers.daemon.private_files import read_json, shorten
 from roost.launchers.daemon.process import is_running, start_time

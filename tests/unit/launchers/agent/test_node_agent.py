@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 import zmq
 
-from kit.machine.daemons import TINY_ARGV, TINY_KERNEL, kill
+from kit.machine.daemons import kill
 from kit.machine.real_agent import Session, agent_pid, agent_session, alive, end_agent
+from kit.machine.tiny_kernel import TINY_ARGV, TINY_KERNEL
 from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.agent.launch import launch_changes as module
 from roost.launchers.daemon.daemon import DaemonError
