@@ -17,10 +17,9 @@ from kit.clusters.faults import show_logs
 from kit.clusters.hadoop_nodes import HadoopNodes, Machine
 from kit.clusters.hadoop_nodes import why_not as why_no_yarn
 from kit.clusters.kubelets import Kubelets, why_not
-from kit.clusters.kubernetes.faults import MACHINES, World, prepare
+from kit.clusters.kubernetes.faults import MACHINES, KubernetesWorld, prepare
 from kit.clusters.yarn.faults import MACHINES as YARN_MACHINES
-from kit.clusters.yarn.faults import OpenYarnWorld, fault_settings, opened
-from kit.clusters.yarn.faults import World as YarnWorld
+from kit.clusters.yarn.faults import OpenYarnWorld, YarnWorld, fault_settings, opened
 from kit.machine.daemons import settle
 from kit.machine.leftovers import private_runtime_dir
 from roost.scheduler.client.client import Client, disconnect
@@ -89,8 +88,8 @@ def kubelets(private_environment: None) -> Iterator[Kubelets]:
 @pytest.fixture
 async def kubernetes_world(
     runtime_dir: Path, kubelets: Kubelets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[World]:
-    world = World(kubelets, runtime_dir, tmp_path, monkeypatch)
+) -> AsyncIterator[KubernetesWorld]:
+    world = KubernetesWorld(kubelets, runtime_dir, tmp_path, monkeypatch)
     with world.proxy:
         yield world
         try:

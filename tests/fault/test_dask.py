@@ -35,7 +35,7 @@ PAIR = Machine(cpus=2, gpus=2)
 SPLIT = Machine(cpus=2, gpus=2, is_split=True)
 
 
-class World(ClusterWorld):
+class DaskWorld(ClusterWorld):
     """A Dask cluster with notebooks, and `dask`, the operator's Dask client."""
 
     def __init__(self, home: Path, folder: Path, cluster: DaskMachines) -> None:
@@ -101,9 +101,9 @@ async def begin(
     if reason := why_not():
         pytest.skip(reason)
     with ExitStack() as stack:
-        worlds: list[World] = []
+        worlds: list[DaskWorld] = []
 
-        async def start(*machines: Machine, grace_s: float = GRACE_S, **environment: str) -> World:
+        async def start(*machines: Machine, grace_s: float = GRACE_S, **environment: str) -> DaskWorld:
             (tmp_path / "jupyter_roost_config.json").write_text(
                 json.dumps({"RoostDaskBackend": {"manager_grace_s": grace_s}})
             )
@@ -114,7 +114,7 @@ async def begin(
             }
             cluster = stack.enter_context(DaskMachines(*machines, environment=environment))
             monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", cluster.address)
-            world = World(runtime_dir, tmp_path, cluster)
+            world = DaskWorld(runtime_dir, tmp_path, cluster)
             await world.join()
             worlds.append(world)
             return world

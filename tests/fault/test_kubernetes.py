@@ -13,7 +13,7 @@ import pytest
 
 from kit.clusters.faults import assert_plain, say, until
 from kit.clusters.kubelets import Api, Kubelets, Refused
-from kit.clusters.kubernetes.faults import PODS, SECRETS, SPARE, USER, World
+from kit.clusters.kubernetes.faults import PODS, SECRETS, SPARE, USER, KubernetesWorld
 from kit.clusters.kubernetes.shared_cluster import NAMESPACE
 from kit.jupyter.notebook import held_by
 from kit.machine.daemons import wait_gone
@@ -28,15 +28,15 @@ def cluster(kubelets: Kubelets) -> Kubelets:
 
 
 @pytest.fixture
-async def world(kubernetes_world: World) -> World:
+async def world(kubernetes_world: KubernetesWorld) -> KubernetesWorld:
     return kubernetes_world
 
 
-async def test_the_scheduler_service(world: World) -> None:
+async def test_the_scheduler_service(world: KubernetesWorld) -> None:
     await world.outlives_service(gpus=1)
 
 
-async def test_the_service_while_a_pod_is_pending(world: World) -> None:
+async def test_the_service_while_a_pod_is_pending(world: KubernetesWorld) -> None:
     await world.service().up()
     world.cluster.pause("n2/kubelet")
     notebook = world.notebook(labels=SPARE)
@@ -55,7 +55,7 @@ async def test_the_service_while_a_pod_is_pending(world: World) -> None:
     assert (await world.kernel_of(notebook)).lease_id == lease
 
 
-async def test_the_agent(world: World) -> None:
+async def test_the_agent(world: KubernetesWorld) -> None:
     notebook = await world.open()
     agent, *others = await world.processes(notebook)
     uid = (await world.pod(notebook))["metadata"]["uid"]
@@ -70,7 +70,7 @@ async def test_the_agent(world: World) -> None:
     await world.lives(notebook)
 
 
-async def test_a_pod_deleted_by_hand(world: World) -> None:
+async def test_a_pod_deleted_by_hand(world: KubernetesWorld) -> None:
     notebook = await world.open()
     kernel = (await world.processes(notebook))[-1]
     deleted_at = time.monotonic()
@@ -84,7 +84,7 @@ async def test_a_pod_deleted_by_hand(world: World) -> None:
 
 
 @pytest.mark.fault_long
-async def test_a_pod_deleted_while_the_service_restarts(world: World) -> None:
+async def test_a_pod_deleted_while_the_service_restarts(world: KubernetesWorld) -> None:
     notebook = await world.open(labels=SPARE)
     world.cluster.pause("n2/kubelet")  # else the pod might be gone before the next service looks
     try:
@@ -103,7 +103,7 @@ async def test_a_pod_deleted_while_the_service_restarts(world: World) -> None:
 
 
 async def test_a_pod_that_is_gone_before_the_next_service_looks(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: KubernetesWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
     notebook = await world.open()
     pod = await world.pod(notebook)
@@ -118,7 +118,7 @@ async def test_a_pod_that_is_gone_before_the_next_service_looks(
     await world.lives(notebook)
 
 
-async def test_a_pod_deleted_while_the_watch_is_silent(world: World) -> None:
+async def test_a_pod_deleted_while_the_watch_is_silent(world: KubernetesWorld) -> None:
     """The agent reports that its pod was ended. roost then asks Kubernetes for the reason, on a new connection."""
     world.configure(watch_timeout_s=5.0)
     notebook = await world.open()
@@ -129,7 +129,7 @@ async def test_a_pod_deleted_while_the_watch_is_silent(world: World) -> None:
     assert "its pod was deleted" in reason
 
 
-async def test_a_watch_that_falls_silent(world: World) -> None:
+async def test_a_watch_that_falls_silent(world: KubernetesWorld) -> None:
     """A proxy drops the data of the open connections. New connections work."""
     world.configure(watch_timeout_s=2.0)
     notebook = await world.open()
@@ -146,7 +146,7 @@ async def test_a_watch_that_falls_silent(world: World) -> None:
 
 
 @pytest.mark.fault_long
-async def test_the_kubelet(world: World) -> None:
+async def test_the_kubelet(world: KubernetesWorld) -> None:
     notebook = await world.open(labels=SPARE)
     world.cluster.kill("n2/kubelet")
     killed_at = time.monotonic()
@@ -166,7 +166,7 @@ async def test_the_kubelet(world: World) -> None:
 
 
 @pytest.mark.fault_long
-async def test_containerd(world: World) -> None:
+async def test_containerd(world: KubernetesWorld) -> None:
     notebook = await world.open(labels=SPARE)
     world.cluster.kill("n2/containerd")
     await asyncio.sleep(3)
@@ -183,7 +183,7 @@ async def test_containerd(world: World) -> None:
 
 
 @pytest.mark.fault_long
-async def test_a_node_that_is_cut_off(world: World) -> None:
+async def test_a_node_that_is_cut_off(world: KubernetesWorld) -> None:
     notebook = await world.open(labels=SPARE)
     stopped = await world.open(labels=SPARE)
     cut_at = time.monotonic()
@@ -210,7 +210,7 @@ async def test_a_node_that_is_cut_off(world: World) -> None:
 
 
 @pytest.mark.fault_long
-async def test_a_node_that_loses_power(world: World) -> None:
+async def test_a_node_that_loses_power(world: KubernetesWorld) -> None:
     notebook = await world.open(labels=SPARE)
     off_at = time.monotonic()
     world.cluster.power_off("n2")
@@ -231,7 +231,7 @@ async def test_a_node_that_loses_power(world: World) -> None:
 
 
 @pytest.mark.fault_long
-async def test_eviction(world: World) -> None:
+async def test_eviction(world: KubernetesWorld) -> None:
     notebook = await world.open()
     name = (await world.pod(notebook))["metadata"]["name"]
     budgets = f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets"
@@ -270,7 +270,7 @@ def accepts(api: Api, name: str) -> bool:
 
 
 @pytest.mark.fault_long
-async def test_preemption(world: World) -> None:
+async def test_preemption(world: KubernetesWorld) -> None:
     notebook = await world.open(labels=SPARE, cpus=1)
     classes = "/apis/scheduling.k8s.io/v1/priorityclasses"
     world.api.call("POST", classes, {"metadata": {"name": "urgent"}, "value": 1_000_000})
@@ -304,7 +304,7 @@ async def test_preemption(world: World) -> None:
 
 
 @pytest.mark.fault_long
-async def test_out_of_memory(world: World) -> None:
+async def test_out_of_memory(world: KubernetesWorld) -> None:
     """With cgroup v1 the system kills one process, and with cgroup v2 all processes of the container."""
     notebook = await world.open(memory="300MiB")
     before = await world.pod(notebook)
@@ -329,7 +329,7 @@ async def test_out_of_memory(world: World) -> None:
 
 
 @pytest.mark.fault_long
-async def test_a_token_that_expires(world: World) -> None:
+async def test_a_token_that_expires(world: KubernetesWorld) -> None:
     """The token ends with the Secret that it is bound to. A new token appears in the same file."""
     world.configure(watch_timeout_s=2.0)
     token = world.folder / "token"
@@ -364,7 +364,7 @@ def create_token(api: Api, name: str, file: Path) -> None:
 
 @pytest.mark.fault_long
 @pytest.mark.parametrize("away_s", [3, 20])
-async def test_the_api_server(world: World, away_s: float) -> None:
+async def test_the_api_server(world: KubernetesWorld, away_s: float) -> None:
     """Kill the API server. This test is the last one, because Kubernetes' own parts need a minute to recover."""
     kept, stopped = await world.open(gpus=1), await world.open()
     before = held_by(await world.kernel_of(kept))

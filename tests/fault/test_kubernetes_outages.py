@@ -11,7 +11,7 @@ import pytest
 
 from kit.clusters.faults import show_logs
 from kit.clusters.kubelets import Kubelets, why_not
-from kit.clusters.kubernetes.faults import MACHINES, SPARE, World, prepare
+from kit.clusters.kubernetes.faults import MACHINES, SPARE, KubernetesWorld, prepare
 from kit.clusters.outages import ROUNDS, SEED, TIMEOUT_S, ClusterOutages, Repair
 from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import settle
@@ -19,7 +19,7 @@ from roost.scheduler.client.client import disconnect
 
 
 class Outages(ClusterOutages):
-    world: World
+    world: KubernetesWorld
     faults = {
         "service": 3,
         "agent": 2,
@@ -80,7 +80,7 @@ async def test_outages(
     print(f"ROOST_OUTAGES={ROUNDS} ROOST_OUTAGES_SEED={SEED}", flush=True)
     with Kubelets(*MACHINES) as cluster:
         prepare(cluster)
-        world = World(cluster, runtime_dir, tmp_path, monkeypatch, watch_timeout_s=5.0)
+        world = KubernetesWorld(cluster, runtime_dir, tmp_path, monkeypatch, watch_timeout_s=5.0)
         with world.proxy:
             try:
                 with show_logs(runtime_dir):

@@ -12,7 +12,7 @@ import pytest
 
 from kit.clusters.faults import assert_plain, say
 from kit.clusters.kubelets import Kubelets
-from kit.clusters.kubernetes.faults import SPARE, World, containerd_pid, tag_image
+from kit.clusters.kubernetes.faults import SPARE, KubernetesWorld, containerd_pid, tag_image
 from roost.scheduler.errors import RoostError
 
 REGISTRY = """
@@ -44,7 +44,7 @@ def cluster(kubelets: Kubelets) -> Kubelets:
 
 
 @pytest.fixture
-async def world(kubernetes_world: World) -> World:
+async def world(kubernetes_world: KubernetesWorld) -> KubernetesWorld:
     return kubernetes_world
 
 
@@ -76,7 +76,7 @@ def registry(cluster: Kubelets) -> Iterator[None]:
     ids=["image", "name", "claim", "volume", "variable"],
 )
 async def test_a_pod_that_can_never_start(
-    world: World, options: dict[str, str], template: str, reason: str, registry: None
+    world: KubernetesWorld, options: dict[str, str], template: str, reason: str, registry: None
 ) -> None:
     template_file = world.folder / "pod.yaml"
     template_file.write_text(f"spec:\n  securityContext: {{runAsUser: 12345}}{template}")
@@ -91,7 +91,7 @@ async def test_a_pod_that_can_never_start(
 
 @pytest.mark.fault_long
 @pytest.mark.parametrize("is_late", [False, True], ids=["in time", "too late"])
-async def test_a_slow_image(world: World, is_late: bool) -> None:
+async def test_a_slow_image(world: KubernetesWorld, is_late: bool) -> None:
     """No registry answers. The image comes to the node later, or the start's time runs out."""
     image = f"registry.example/late:{is_late:d}"
     notebook = world.notebook(options={"image": image}, labels=SPARE, launch_timeout=15 if is_late else 60)

@@ -10,7 +10,7 @@ import pytest
 
 from kit.clusters.faults import assert_plain, say, until
 from kit.clusters.hadoop_nodes import HadoopNodes
-from kit.clusters.yarn.faults import SPARE, World
+from kit.clusters.yarn.faults import SPARE, YarnWorld
 from kit.clusters.yarn.shared_cluster import container_of
 from kit.jupyter.notebook import held_by
 from kit.machine.daemons import wait_gone
@@ -29,15 +29,15 @@ def cluster(hadoop: HadoopNodes) -> HadoopNodes:
 
 
 @pytest.fixture
-async def world(yarn_world: World) -> World:
+async def world(yarn_world: YarnWorld) -> YarnWorld:
     return yarn_world
 
 
-async def test_the_scheduler_service(world: World) -> None:
+async def test_the_scheduler_service(world: YarnWorld) -> None:
     await world.outlives_service(gpus=1)
 
 
-async def test_the_service_and_a_master_while_a_container_is_pending(world: World) -> None:
+async def test_the_service_and_a_master_while_a_container_is_pending(world: YarnWorld) -> None:
     kept = await world.open()
     await world.until_known(kept)
     world.cluster.pause("nm3")
@@ -64,7 +64,7 @@ async def test_the_service_and_a_master_while_a_container_is_pending(world: Worl
     await world.lives(kept, notebook)
 
 
-async def test_the_agent(world: World) -> None:
+async def test_the_agent(world: YarnWorld) -> None:
     notebook = await world.open()
     agent, *others = world.processes(notebook)
     before = container_of(notebook.pid)
@@ -79,7 +79,7 @@ async def test_the_agent(world: World) -> None:
     await world.lives(notebook)
 
 
-async def test_a_container_ended_by_hand(world: World) -> None:
+async def test_a_container_ended_by_hand(world: YarnWorld) -> None:
     ended, kept = await world.open(), await world.open()
     kernel = world.processes(ended)[-1]
     ended_at = time.monotonic()
@@ -93,7 +93,7 @@ async def test_a_container_ended_by_hand(world: World) -> None:
 
 
 @pytest.mark.fault_long
-async def test_the_application_ended_by_hand(world: World) -> None:
+async def test_the_application_ended_by_hand(world: YarnWorld) -> None:
     """An operator ends the application. Its kernels end, and the next start submits another application."""
     notebooks = [await world.open(), await world.open()]
     (before,) = [master["id"] for master in world.masters()]
@@ -112,7 +112,7 @@ async def test_the_application_ended_by_hand(world: World) -> None:
 
 
 @pytest.mark.fault_long
-async def test_the_master(world: World) -> None:
+async def test_the_master(world: YarnWorld) -> None:
     """Kernels live, the master's next attempt takes over, and starts go on, even if the service dies as well."""
     notebooks = [await world.open(gpus=1)]
     await world.until_known(*notebooks)
@@ -133,7 +133,7 @@ async def test_the_master(world: World) -> None:
 
 
 @pytest.mark.fault_long
-async def test_the_master_with_a_new_kernel(world: World) -> None:
+async def test_the_master_with_a_new_kernel(world: YarnWorld) -> None:
     """If a master ends, YARN may end a container that is younger than a heartbeat. Then its owner reads the reason."""
     notebook = await world.open()
     world.kill_masters()
@@ -149,7 +149,7 @@ async def test_the_master_with_a_new_kernel(world: World) -> None:
 
 @pytest.mark.fault_long
 @pytest.mark.parametrize("away_s", [3.0, 20.0])
-async def test_the_resource_manager(world: World, away_s: float) -> None:
+async def test_the_resource_manager(world: YarnWorld, away_s: float) -> None:
     """Kernels live. New starts are refused, and starts that wait go on once the ResourceManager is back."""
     kept, stopped = await world.open(gpus=1), await world.open(**SPARE, cpus=2)
     waiting = world.notebook(**SPARE, launch_timeout=200)
@@ -194,7 +194,7 @@ async def test_the_resource_manager(world: World, away_s: float) -> None:
 
 
 @pytest.mark.fault_long
-async def test_an_idle_master_leaves(world: World) -> None:
+async def test_an_idle_master_leaves(world: YarnWorld) -> None:
     """A master without kernels ends `idle_exit_s` after its service."""
     world.configure_service(idle_exit_s=5.0)
     notebook = await world.open()

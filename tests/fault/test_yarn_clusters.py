@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kit.clusters.faults import assert_plain, say, until
-from kit.clusters.yarn.faults import OpenYarnWorld, World
+from kit.clusters.yarn.faults import OpenYarnWorld, YarnWorld
 from kit.machine.daemons import wait_gone
 
 pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(900)]
@@ -103,7 +103,7 @@ async def test_keys_of_tokens_that_roll(open_yarn_world: OpenYarnWorld) -> None:
         assert master["container"].split("_")[-2] == "01", "the first attempt has ended"
 
 
-def count_rolls(world: World) -> list[int]:
+def count_rolls(world: YarnWorld) -> list[int]:
     """Return how many times each kind of key has rolled, perhaps including the ResourceManager's start."""
     log = world.cluster.log("rm1").read_text(errors="replace")
     return [
@@ -138,7 +138,7 @@ async def test_failover(open_yarn_world: OpenYarnWorld) -> None:
         await until(lambda: len(world.masters()) == 1, "another application was submitted", LATE_S)
 
 
-async def open_soon(world: World) -> Any:
+async def open_soon(world: YarnWorld) -> Any:
     """Open a notebook as soon as the service has found the active ResourceManager."""
     await world.has_room(cpus=0.1, within_s=120)
     return await world.open()

@@ -13,7 +13,7 @@ import pytest
 
 from kit.clusters.faults import say, until
 from kit.clusters.hadoop_nodes import HadoopNodes
-from kit.clusters.yarn.faults import EXPIRY_S, SPARE, World, signal_all
+from kit.clusters.yarn.faults import EXPIRY_S, SPARE, YarnWorld, signal_all
 from kit.jupyter.notebook import Notebook, held_by
 from kit.machine.daemons import wait_gone
 
@@ -32,11 +32,11 @@ def cluster(hadoop: HadoopNodes) -> HadoopNodes:
 
 
 @pytest.fixture
-async def world(yarn_world: World) -> World:
+async def world(yarn_world: YarnWorld) -> YarnWorld:
     return yarn_world
 
 
-async def test_a_node_manager_with_recovery(world: World) -> None:
+async def test_a_node_manager_with_recovery(world: YarnWorld) -> None:
     notebook = await world.open(**SPARE)
     before = held_by(await world.kernel_of(notebook))
     await world.until_known(notebook)
@@ -55,7 +55,7 @@ async def test_a_node_manager_with_recovery(world: World) -> None:
 
 
 @pytest.mark.parametrize("is_service_away", [False, True])
-async def test_a_node_manager_without_recovery(world: World, is_service_away: bool) -> None:
+async def test_a_node_manager_without_recovery(world: YarnWorld, is_service_away: bool) -> None:
     """A restarted NodeManager knows no containers. YARN gives them up, so roost ends their kernels."""
     with no_recovery(world, "nm3"):
         notebook, kept = await world.open(**SPARE), await world.open()
@@ -82,7 +82,7 @@ async def test_a_node_manager_without_recovery(world: World, is_service_away: bo
         world.opened.clear()
 
 
-async def test_a_frozen_node(world: World) -> None:
+async def test_a_frozen_node(world: YarnWorld) -> None:
     """The machine answers nobody until YARN has given it up. Its old kernels end when it is back."""
     notebook = await world.open(**SPARE)
     kept = await world.open()
@@ -103,7 +103,7 @@ async def test_a_frozen_node(world: World) -> None:
     await world.lives(notebook, kept)
 
 
-async def test_a_silent_node_manager(world: World) -> None:
+async def test_a_silent_node_manager(world: YarnWorld) -> None:
     """Only YARN's daemon on the node is silent. roost ends the kernel once YARN has given the node up."""
     notebook = await world.open(**SPARE)
     await world.until_known(notebook)
@@ -123,7 +123,7 @@ async def test_a_silent_node_manager(world: World) -> None:
     await world.lives(notebook)
 
 
-async def test_a_kernel_of_a_frozen_node_is_restarted_elsewhere(world: World) -> None:
+async def test_a_kernel_of_a_frozen_node_is_restarted_elsewhere(world: YarnWorld) -> None:
     """roost never mistakes the old kernel on the frozen node for the new kernel."""
     notebook = await open_away_from_masters(world)
     host, processes = (await world.kernel_of(notebook)).node_id, world.processes(notebook)
@@ -141,7 +141,7 @@ async def test_a_kernel_of_a_frozen_node_is_restarted_elsewhere(world: World) ->
     assert held_by(await world.kernel_of(notebook)) == lease
 
 
-async def test_an_unhealthy_node(world: World) -> None:
+async def test_an_unhealthy_node(world: YarnWorld) -> None:
     notebook, kept = await world.open(**SPARE), await world.open()
     await world.until_known(notebook, kept)
     processes = world.processes(notebook)
@@ -166,7 +166,7 @@ async def test_an_unhealthy_node(world: World) -> None:
     await world.lives(notebook, kept)
 
 
-async def test_a_node_that_is_decommissioned(world: World) -> None:
+async def test_a_node_that_is_decommissioned(world: YarnWorld) -> None:
     """The node takes no new kernels. Its kernels go on until YARN ends them with the node."""
     notebook = await world.open(**SPARE)
     await world.until_known(notebook)
@@ -195,7 +195,7 @@ async def test_a_node_that_is_decommissioned(world: World) -> None:
     await world.lives(notebook)
 
 
-async def open_away_from_masters(world: World) -> Notebook:
+async def open_away_from_masters(world: YarnWorld) -> Notebook:
     """Open kernels until one is on a node without a master. Close the others, so that there is room elsewhere."""
     notebooks = [await world.open()]
     while (await world.kernel_of(notebooks[-1])).node_id in world.cpus_of_backend():
@@ -208,7 +208,7 @@ async def open_away_from_masters(world: World) -> Notebook:
 
 
 @contextmanager
-def frozen(world: World, node: str, processes: list[psutil.Process]) -> Iterator[None]:
+def frozen(world: YarnWorld, node: str, processes: list[psutil.Process]) -> Iterator[None]:
     """Stop a node's daemon and these processes in its containers for a while."""
     world.cluster.pause(node)
     signal_all(processes, signal.SIGSTOP)
@@ -220,7 +220,7 @@ def frozen(world: World, node: str, processes: list[psutil.Process]) -> Iterator
 
 
 @contextmanager
-def no_recovery(world: World, node: str) -> Iterator[None]:
+def no_recovery(world: YarnWorld, node: str) -> Iterator[None]:
     """Let a NodeManager forget its containers when it is started again."""
     start_again(world, node, is_recovering="false")
     try:
@@ -229,7 +229,7 @@ def no_recovery(world: World, node: str) -> Iterator[None]:
         start_again(world, node, is_recovering="true")
 
 
-def start_again(world: World, node: str, *, is_recovering: str) -> None:
+def start_again(world: YarnWorld, node: str, *, is_recovering: str) -> None:
     world.set(node, "yarn.nodemanager.recovery.enabled", is_recovering)
     world.cluster.kill(node)
     world.cluster.start(node)

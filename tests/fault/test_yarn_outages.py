@@ -13,7 +13,7 @@ from kit.clusters.faults import until
 from kit.clusters.hadoop_nodes import PARTITION
 from kit.clusters.outages import ROUNDS, SEED, TIMEOUT_S, ClusterOutages, Repair
 from kit.clusters.yarn.application_master import YarnMaster
-from kit.clusters.yarn.faults import MACHINES, SPARE, OpenYarnWorld, World, signal_all
+from kit.clusters.yarn.faults import MACHINES, SPARE, OpenYarnWorld, YarnWorld, signal_all
 from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import wait_gone
 from roost.scheduler.backends.yarn.master.messages import Resources
@@ -24,7 +24,7 @@ BACK_S = 120.0
 
 
 class Outages(ClusterOutages):
-    world: World
+    world: YarnWorld
     faults = {
         "service": 3,
         "agent": 2,

@@ -10,7 +10,7 @@ import pytest
 
 from kit.clusters.faults import say, until
 from kit.clusters.hadoop_nodes import Machine
-from kit.clusters.yarn.faults import OpenYarnWorld, World, signal_all
+from kit.clusters.yarn.faults import OpenYarnWorld, YarnWorld, signal_all
 from roost.scheduler.messages import Event
 
 pytestmark = pytest.mark.fault_long
@@ -133,12 +133,12 @@ async def test_a_node_manager_that_is_silent(open_yarn_world: OpenYarnWorld) -> 
         say("the kernel runs after", resumed_at)
 
 
-def asks(world: World) -> int:
+def asks(world: YarnWorld) -> int:
     """Return how many containers roost's applications wait for, as YARN knows it."""
     rows = [row for master in world.masters() for row in master.get("resourceRequests", ())]
     return sum(row["numContainers"] for row in rows if row["resourceName"] == "*")
 
 
-def cores(world: World) -> int:
+def cores(world: YarnWorld) -> int:
     """Return the virtual cores that YARN has granted to roost's applications."""
     return sum(master["allocatedVCores"] for master in world.masters())

@@ -18,7 +18,7 @@ from roost.scheduler.messages import Event, Kernel, StartKernel
 from roost.testing import FakeAgent, FakeBackend, FakePodCluster, pod_backend
 
 
-class World:
+class FakeWorld:
     """A scheduler on fake nodes or on fake pods, and its events."""
 
     def __init__(
@@ -102,9 +102,9 @@ class World:
 
 
 @asynccontextmanager
-async def world(
+async def fake_world(
     folder: Path, *, nodes: tuple[str, ...] = ("here",), settings: Settings | None = None, **totals: Any
-) -> AsyncIterator[World]:
+) -> AsyncIterator[FakeWorld]:
     """Open a scheduler on fake nodes, which all have the same `totals`. Close everything at the end."""
     fakes = [FakeAgent(folder / name, name=name, **totals) for name in nodes]
     async with AsyncExitStack() as stack:
@@ -122,9 +122,9 @@ async def scheduler_on(
     *,
     pods: FakePodCluster | None = None,
     folder: Path | None = None,
-) -> AsyncIterator[World]:
+) -> AsyncIterator[FakeWorld]:
     """Open a scheduler on these nodes or pods, where earlier schedulers may have run. Close it at the end."""
-    made = World(fakes, settings or Settings(), name, local, pods, folder)
+    made = FakeWorld(fakes, settings or Settings(), name, local, pods, folder)
     await made.scheduler.open()
     try:
         yield made

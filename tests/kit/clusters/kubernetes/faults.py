@@ -36,7 +36,7 @@ CLEAN_S = 180.0
 _RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 
-class World(ClusterWorld):
+class KubernetesWorld(ClusterWorld):
     """A Kubernetes cluster with roost's service, and its notebooks. The service reaches the API server by `proxy`."""
 
     clean_s = CLEAN_S

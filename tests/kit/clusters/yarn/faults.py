@@ -42,7 +42,7 @@ _HEALTH = "yarn.nodemanager.health-checker"
 
 
 def fault_settings(folder: Path) -> dict[str, object]:
-    """Return the settings of a cluster for faults. `World.exclude` writes the names of nodes into a file in `folder`.
+    """Return the settings of a cluster for faults. `YarnWorld.exclude` writes node names into a file in `folder`.
 
     If a node's configuration folder has a file `unhealthy`, the node becomes unhealthy within a second.
     """
@@ -64,7 +64,7 @@ def fault_settings(folder: Path) -> dict[str, object]:
     }
 
 
-class World(ClusterWorld):
+class YarnWorld(ClusterWorld):
     """A YARN cluster with roost's service, and its notebooks. The service reaches the web addresses by `proxies`.
 
     Use it in a `with` block, which opens and closes the proxies.
@@ -88,7 +88,7 @@ class World(ClusterWorld):
         schedulers = [f"{host}:8030" for host in hosts.values()]
         self.configure(address=addresses, schedulers=schedulers, **settings)
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> YarnWorld:
         for proxy in self.proxies.values():
             self._open.enter_context(proxy)
         return self
@@ -188,7 +188,7 @@ def signal_all(processes: Sequence[psutil.Process], signum: int) -> None:
 
 
 @asynccontextmanager
-async def opened(world: World) -> AsyncIterator[World]:
+async def opened(world: YarnWorld) -> AsyncIterator[YarnWorld]:
     """Open a world. At the end its notebooks are closed, and nothing of roost is left in YARN."""
     with world:
         try:
@@ -201,5 +201,5 @@ async def opened(world: World) -> AsyncIterator[World]:
             world.end_all()
 
 
-OpenYarnWorld = Callable[..., AbstractAsyncContextManager[World]]
-"""The type of the fixture `open_yarn_world`, a function that starts a cluster and opens a `World` on it."""
+OpenYarnWorld = Callable[..., AbstractAsyncContextManager[YarnWorld]]
+"""The type of the fixture `open_yarn_world`, a function that starts a cluster and opens a `YarnWorld` on it."""

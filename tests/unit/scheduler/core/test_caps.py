@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import world
+from kit.fakes.scheduler import fake_world
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Request
 from roost.scheduler.config.settings import Settings
@@ -76,7 +76,7 @@ def test_the_queue_has_caps(settings: Settings, wait_s: float, said: str) -> Non
 
 
 async def test_starts_that_wait_count(tmp_path: Path) -> None:
-    async with world(tmp_path, cpus=1, settings=Settings(max_queued_per_user=1)) as w:
+    async with fake_world(tmp_path, cpus=1, settings=Settings(max_queued_per_user=1)) as w:
         await w.start("runs", cpus=1)
         waiting = w.start("waits", cpus=1)
         await w.told("queued", "waits")
@@ -105,7 +105,7 @@ def test_defaults_fill_what_is_not_asked_for() -> None:
 
 
 async def test_caps_hold_in_the_scheduler_and_are_by_user(tmp_path: Path) -> None:
-    async with world(tmp_path, settings=Settings(max_kernels_per_user=1)) as w:
+    async with fake_world(tmp_path, settings=Settings(max_kernels_per_user=1)) as w:
         await w.start("a")
         with pytest.raises(LimitExceeded):
             await w.start("b")
@@ -119,7 +119,7 @@ async def test_caps_hold_in_the_scheduler_and_are_by_user(tmp_path: Path) -> Non
 
 async def test_kernels_of_another_service_on_the_cluster_count(tmp_path: Path) -> None:
     """A user's kernels of another service count too, since two spellings of an address make two services."""
-    async with world(tmp_path, cpus=8, settings=Settings(max_cpus_per_user=3)) as w:
+    async with fake_world(tmp_path, cpus=8, settings=Settings(max_cpus_per_user=3)) as w:
         for user in ("ada", "bob"):
             lease = Lease(
                 id=f"roost:{user}s:another/1",
@@ -139,7 +139,7 @@ async def test_a_reading_of_other_services_serves_many_starts_but_refuses_none(
 ) -> None:
     monkeypatch.setattr(other_schedulers, "_AS_LONG", math.inf)
     monkeypatch.setattr(other_schedulers, "_MOST_S", math.inf)
-    async with world(tmp_path, cpus=8, settings=Settings(max_cpus_per_user=3)) as w:
+    async with fake_world(tmp_path, cpus=8, settings=Settings(max_cpus_per_user=3)) as w:
         lease = Lease(
             id="roost:other:another/1",
             kernel_id="other",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kit.fakes.scheduler import world
+from kit.fakes.scheduler import fake_world
 from roost.scheduler.config.settings import Settings
 
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
 
 
 async def test_doctor_names_what_nodes_were_set_to_do_and_cannot_do(tmp_path: Path) -> None:
-    async with world(tmp_path, nodes=("a", "b", "c", "d", "e")) as w:
+    async with fake_world(tmp_path, nodes=("a", "b", "c", "d", "e")) as w:
         for agent in w.fakes:
             agent.problems = ("jedi is not preloaded",)
         w.fakes[0].problems += ("idle kernels are not paged out",)
@@ -28,7 +28,7 @@ async def test_doctor_names_what_nodes_were_set_to_do_and_cannot_do(tmp_path: Pa
 
 async def test_doctor_finds_policies_that_cannot_be_used(tmp_path: Path) -> None:
     named = {"mine": "no_such_module:Mine", "other": "pack"}
-    async with world(tmp_path, settings=SOON.with_values(policies=named, default_policy="gone")) as w:
+    async with fake_world(tmp_path, settings=SOON.with_values(policies=named, default_policy="gone")) as w:
         w.scheduler.policies.failed["hers"] = "did not answer within 1 s"
         default, mine, hers = await w.scheduler.doctor()
         assert [found["level"] for found in (default, mine, hers)] == ["error", "error", "warning"]
@@ -39,7 +39,7 @@ async def test_doctor_finds_policies_that_cannot_be_used(tmp_path: Path) -> None
 
 
 async def test_doctor_finds_and_repairs_only_if_asked(tmp_path: Path) -> None:
-    async with world(tmp_path, settings=SOON) as w:
+    async with fake_world(tmp_path, settings=SOON) as w:
         assert (await w.scheduler.doctor())[0]["what"] == "0 kernels, 0 leases and 0 processes agree"
         await w.start("k", cpus=1)
         assert (await w.scheduler.doctor())[0]["what"] == "1 kernel, 1 lease and 1 process agree"
@@ -63,7 +63,7 @@ async def test_doctor_finds_and_repairs_only_if_asked(tmp_path: Path) -> None:
 
 async def test_doctor_repairs_the_other_side_too(tmp_path: Path) -> None:
     """The doctor removes a lease that has no kernel, and a kernel that has no process."""
-    async with world(tmp_path, settings=SOON, cpus=4) as w:
+    async with fake_world(tmp_path, settings=SOON, cpus=4) as w:
         await w.start("k", cpus=1)
         await w.start("gone", cpus=1)
         del w.scheduler._table.records["k"]
@@ -79,7 +79,7 @@ async def test_doctor_repairs_the_other_side_too(tmp_path: Path) -> None:
 
 
 async def test_doctor_says_what_it_could_not_repair(tmp_path: Path) -> None:
-    async with world(tmp_path, settings=SOON) as w:
+    async with fake_world(tmp_path, settings=SOON) as w:
         await w.start("k", cpus=1)
         del w.scheduler._table.records["k"]
         w.agent.fail("release")

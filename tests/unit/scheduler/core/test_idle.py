@@ -8,30 +8,30 @@ from typing import Any
 
 import pytest
 
-from kit.fakes.scheduler import World, world
+from kit.fakes.scheduler import FakeWorld, fake_world
 from roost.launchers.protocol.messages import KernelUse
 from roost.scheduler.config.settings import Settings
 
 SOON = Settings(idle_after_s=10.0, idle_gpu_after_s=4.0)
 
 
-def use(w: World, idle_s: float, quiet_s: float | None = None, state: str = "idle") -> None:
+def use(w: FakeWorld, idle_s: float, quiet_s: float | None = None, state: str = "idle") -> None:
     quiet_s = idle_s if quiet_s is None else quiet_s
     w.agent.use["k"] = KernelUse(kernel_id="k", execution_state=state, idle_s=idle_s, quiet_s=quiet_s)
 
 
-async def looked(w: World) -> None:
+async def looked(w: FakeWorld) -> None:
     """Let the scheduler check once which kernels are idle."""
     await w.scheduler._idle._look()
     await asyncio.sleep(0)
 
 
-def details(w: World, kind: str) -> list[str]:
+def details(w: FakeWorld, kind: str) -> list[str]:
     return [event.detail for event in w.events if event.kind == kind]
 
 
 async def test_an_idle_kernel_is_warned_and_then_ends(tmp_path: Path) -> None:
-    async with world(tmp_path, settings=SOON) as w:
+    async with fake_world(tmp_path, settings=SOON) as w:
         await w.start("k")
         use(w, 7.9)
         await looked(w)
@@ -53,7 +53,7 @@ async def test_an_idle_kernel_is_warned_and_then_ends(tmp_path: Path) -> None:
 
 async def test_no_kernel_ends_without_a_warning(tmp_path: Path) -> None:
     """Even a kernel that was idle for long is warned first: the scheduler may be new or may have slept."""
-    async with world(tmp_path, settings=SOON) as w:
+    async with fake_world(tmp_path, settings=SOON) as w:
         await w.start("k")
         use(w, 1000)
         await looked(w)
@@ -72,7 +72,7 @@ async def test_no_kernel_ends_without_a_warning(tmp_path: Path) -> None:
     ],
 )
 async def test_activity_cancels_the_warning(tmp_path: Path, active: dict[str, Any]) -> None:
-    async with world(tmp_path, settings=SOON) as w:
+    async with fake_world(tmp_path, settings=SOON) as w:
         await w.start("k")
         use(w, 9)
         await looked(w)
@@ -87,7 +87,7 @@ async def test_activity_cancels_the_warning(tmp_path: Path, active: dict[str, An
 
 
 async def test_a_kernel_with_a_gpu_ends_sooner(tmp_path: Path) -> None:
-    async with world(tmp_path, settings=SOON, gpus=1) as w:
+    async with fake_world(tmp_path, settings=SOON, gpus=1) as w:
         await w.start("k", gpus=1)
         use(w, 5)
         await looked(w)
@@ -97,7 +97,7 @@ async def test_a_kernel_with_a_gpu_ends_sooner(tmp_path: Path) -> None:
 
 
 async def test_without_the_settings_no_kernel_ends(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k")
         use(w, 1e6)
         await looked(w)
@@ -107,7 +107,7 @@ async def test_without_the_settings_no_kernel_ends(tmp_path: Path) -> None:
 
 
 async def test_the_scheduler_looks_by_itself(tmp_path: Path) -> None:
-    async with world(tmp_path, settings=Settings(idle_after_s=1.0)) as w:
+    async with fake_world(tmp_path, settings=Settings(idle_after_s=1.0)) as w:
         await w.start("k")
         use(w, 30)
         await w.told("released", "k")
@@ -115,7 +115,7 @@ async def test_the_scheduler_looks_by_itself(tmp_path: Path) -> None:
 
 async def test_a_start_looks_at_no_other_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With many thousand kernels, a look at all of them would take longer than the start."""
-    async with world(tmp_path, settings=SOON) as w:
+    async with fake_world(tmp_path, settings=SOON) as w:
         await w.start("first")
         seen = []
         find_limit = w.scheduler._idle._find_limit

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import World, world
+from kit.fakes.scheduler import FakeWorld, fake_world
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
@@ -16,7 +16,7 @@ from roost.scheduler.messages import Kernel
 KERNELS = 12
 
 
-async def someone(w: World, seed: int, *, kills_agents: bool) -> None:
+async def someone(w: FakeWorld, seed: int, *, kills_agents: bool) -> None:
     """Start, restart, cancel, stop and kill random kernels, while other tasks do the same to them."""
     chance = random.Random(seed)
     for turn in range(15):
@@ -50,7 +50,7 @@ async def someone(w: World, seed: int, *, kills_agents: bool) -> None:
             await chance.choice(w.fakes).restart()
 
 
-def agree(w: World) -> None:
+def agree(w: FakeWorld) -> None:
     held = {kernel.id: kernel for kernel in w.scheduler.kernels()}
     leases = {lease_id.split(":")[1]: lease_id for lease_id in w.leases()}
     assert {kernel_id: kernel.lease_id for kernel_id, kernel in held.items()} == leases
@@ -58,7 +58,7 @@ def agree(w: World) -> None:
     assert {kernel.id for kernel in held.values() if kernel.state == "running"} == processes
 
 
-async def settled(w: World) -> list[dict[str, str]]:
+async def settled(w: FakeWorld) -> list[dict[str, str]]:
     """Ask `doctor` up to 200 times until it finds no problem. Return its last findings: one `ok` means no problem."""
     found: list[dict[str, str]] = []
     for _ in range(200):
@@ -73,7 +73,7 @@ async def settled(w: World) -> list[dict[str, str]]:
 @pytest.mark.parametrize("seed", range(3))
 async def test_whatever_happens_both_sides_agree(tmp_path: Path, seed: int, kills_agents: bool) -> None:
     settings = Settings(reserve_after_s=0.05)
-    async with world(tmp_path, nodes=("a", "b"), gpus=2, cpus=6, settings=settings) as w:
+    async with fake_world(tmp_path, nodes=("a", "b"), gpus=2, cpus=6, settings=settings) as w:
         await asyncio.gather(
             *(someone(w, seed * 100 + i, kills_agents=kills_agents and i == 0) for i in range(8))
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import FakeAgent, World, scheduler_on, world
+from kit.fakes.scheduler import FakeAgent, FakeWorld, fake_world, scheduler_on
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import KernelUse, Owner
 from roost.scheduler.config.settings import Settings
@@ -54,7 +54,7 @@ def owner(process: subprocess.Popen[bytes]) -> Owner:
     )
 
 
-async def end(w: World, process: subprocess.Popen[bytes], known: Owner) -> None:
+async def end(w: FakeWorld, process: subprocess.Popen[bytes], known: Owner) -> None:
     """Kill a server, and wait until the scheduler has noticed its end."""
     process.kill()
     while w.scheduler.owners.is_alive(known):
@@ -65,7 +65,7 @@ async def test_a_kernel_is_held_by_one_server_and_passes_on_when_it_has_ended(
     tmp_path: Path, servers: list[subprocess.Popen[bytes]]
 ) -> None:
     first, second = map(owner, servers)
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", owner=first)
         with pytest.raises(HeldElsewhere, match=f"held by jupyter_server .pid {first.pid} on"):
             await w.scheduler.adopt("k", second)
@@ -86,7 +86,7 @@ async def test_the_time_without_a_server_goes_on_if_the_next_one_ends_at_once(
     tmp_path: Path, servers: list[subprocess.Popen[bytes]]
 ) -> None:
     first, second = map(owner, servers)
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", owner=first)
         await end(w, servers[0], first)
         await asyncio.sleep(0.2)
@@ -116,7 +116,7 @@ async def test_a_queued_start_keeps_its_place_for_the_next_server(
     tmp_path: Path, servers: list[subprocess.Popen[bytes]]
 ) -> None:
     first, second = map(owner, servers)
-    async with world(tmp_path, settings=SOON, cpus=1) as w:
+    async with fake_world(tmp_path, settings=SOON, cpus=1) as w:
         await w.start("holder", cpus=1, owner=first)
         kept = w.start("kept", cpus=1, owner=first)
         left = w.start("left", cpus=1, owner=first)
@@ -139,7 +139,7 @@ async def test_an_idle_kernel_that_nobody_holds_ends(
 ) -> None:
     settings = SOON.with_values(orphan_idle_gpu_after_s=0.2)
     first = owner(servers[0])
-    async with world(tmp_path, settings=settings, gpus=1) as w:
+    async with fake_world(tmp_path, settings=settings, gpus=1) as w:
         await w.start("k", gpus=gpus, owner=first)
         w.agent.use["k"] = KernelUse(kernel_id="k", execution_state=state, idle_s=30, quiet_s=30)
         await asyncio.sleep(0.4)
@@ -155,7 +155,7 @@ async def test_an_idle_kernel_that_nobody_holds_ends(
 
 async def test_an_adopted_kernel_does_not_end(tmp_path: Path, servers: list[subprocess.Popen[bytes]]) -> None:
     first, second = map(owner, servers)
-    async with world(tmp_path, settings=SOON.with_values(orphan_idle_after_s=0.3)) as w:
+    async with fake_world(tmp_path, settings=SOON.with_values(orphan_idle_after_s=0.3)) as w:
         await w.start("k", owner=first)
         w.agent.use["k"] = KernelUse(kernel_id="k", execution_state="idle", idle_s=30, quiet_s=30)
         await end(w, servers[0], first)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import World, world
+from kit.fakes.scheduler import FakeWorld, fake_world
 from kit.machine.manual_clock import ManualClock
 from roost.launchers.daemon.tasks import Timers
 from roost.scheduler.config.settings import Settings
@@ -15,12 +15,12 @@ from roost.scheduler.core.queue import Queue
 from roost.scheduler.errors import Cancelled
 
 
-def positions(w: World) -> dict[str, int]:
+def positions(w: FakeWorld) -> dict[str, int]:
     return {kernel.id: kernel.position for kernel in w.scheduler.kernels() if kernel.position is not None}
 
 
 async def test_one_line_is_served_in_order_and_positions_move_up(tmp_path: Path) -> None:
-    async with world(tmp_path, gpus=1) as w:
+    async with fake_world(tmp_path, gpus=1) as w:
         starts = {f"k{i}": w.start(f"k{i}", gpus=0.5) for i in range(6)}
         await asyncio.gather(starts["k0"], starts["k1"])
         await w.told("queued", "k5")
@@ -38,7 +38,7 @@ async def test_one_line_is_served_in_order_and_positions_move_up(tmp_path: Path)
 
 
 async def test_who_waits_for_a_gpu_holds_up_nobody_who_wants_a_cpu(tmp_path: Path) -> None:
-    async with world(tmp_path, gpus=1, cpus=4) as w:
+    async with fake_world(tmp_path, gpus=1, cpus=4) as w:
         await w.start("gpu", gpus=1)
         waiting = w.start("waits", gpus=0.25)
         await w.told("queued", "waits")
@@ -49,7 +49,7 @@ async def test_who_waits_for_a_gpu_holds_up_nobody_who_wants_a_cpu(tmp_path: Pat
 
 
 async def test_a_queued_start_is_taken_back_by_stop_too(tmp_path: Path) -> None:
-    async with world(tmp_path, cpus=1) as w:
+    async with fake_world(tmp_path, cpus=1) as w:
         await w.start("first", cpus=1)
         second, third = w.start("second", cpus=1), w.start("third", cpus=1)
         await w.told("queued", "third")
@@ -62,7 +62,7 @@ async def test_a_queued_start_is_taken_back_by_stop_too(tmp_path: Path) -> None:
 
 
 async def test_never_more_than_fit_hold_a_share_and_none_is_lost(tmp_path: Path) -> None:
-    async with world(tmp_path, gpus=2, cpus=100) as w:
+    async with fake_world(tmp_path, gpus=2, cpus=100) as w:
         starts = [w.start(f"k{i}", gpus=0.25, user=f"u{i % 4}") for i in range(40)]
         most = 0
 
@@ -79,7 +79,7 @@ async def test_never_more_than_fit_hold_a_share_and_none_is_lost(tmp_path: Path)
 
 async def test_a_stream_of_small_ones_cannot_starve_a_large_one(tmp_path: Path) -> None:
     settings = Settings(reserve_after_s=0.0)
-    async with world(tmp_path, gpus=1, cpus=100, settings=settings) as w:
+    async with fake_world(tmp_path, gpus=1, cpus=100, settings=settings) as w:
         await asyncio.gather(*(w.start(f"small{i}", gpus=0.5) for i in range(2)))
         large = w.start("large", gpus=1)
         await w.told("queued", "large")
@@ -95,7 +95,7 @@ async def test_a_stream_of_small_ones_cannot_starve_a_large_one(tmp_path: Path) 
 
 
 async def test_small_ones_pass_a_large_one_that_has_just_come(tmp_path: Path) -> None:
-    async with world(tmp_path, gpus=1, cpus=100) as w:
+    async with fake_world(tmp_path, gpus=1, cpus=100) as w:
         await w.start("small", gpus=0.5)
         large = w.start("large", gpus=1)
         await w.told("queued", "large")

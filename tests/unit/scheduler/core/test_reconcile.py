@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import FakeAgent, scheduler_on, world
+from kit.fakes.scheduler import FakeAgent, fake_world, scheduler_on
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentEvent, Holdings, Owner
@@ -156,7 +156,7 @@ async def test_a_lease_that_nobody_claims_is_given_back(tmp_path: Path) -> None:
 async def test_a_lease_whose_node_has_left_is_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
 ) -> None:
-    async with world(tmp_path, settings=SOON) as w:
+    async with fake_world(tmp_path, settings=SOON) as w:
         await w.start("k", cpus=1)
         (lease,) = (await w.backend.leases()).leases
         release, released = w.backend.release, []
@@ -185,7 +185,7 @@ async def test_the_owner_that_only_a_slow_agent_knows_is_read_later(
     """Only the agent knows a kernel's owner. If the agent is too slow, a reading has the lease without its owner."""
     monkeypatch.setattr(reconcile, "RETRY_S", 0.01)
     owner = owner_of(application)
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1, owner=owner)
         (lease,) = (await w.backend.leases()).leases
         readings = iter([LeaseReading(leases=(replace(lease, owner=Owner(user="ada")),))])
@@ -220,7 +220,7 @@ async def test_another_schedulers_leases_are_left_alone(tmp_path: Path) -> None:
 
 
 async def test_a_lost_agent_is_brought_back_and_read_again(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         for name in ("lives", "ends", "goes"):
             await w.start(name, cpus=1)
         await w.agent._server.close()
@@ -240,7 +240,7 @@ async def test_what_was_given_back_does_not_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cluster manager may show a released lease for a moment, or may have missed its release."""
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
         late = await w.backend.leases()
         await w.scheduler.stop("k", 0)
@@ -269,7 +269,7 @@ async def test_what_was_given_back_does_not_come_back(
 async def test_what_was_only_not_found_may_be_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
 
         async def none() -> LeaseReading:
@@ -286,7 +286,7 @@ async def test_what_was_only_not_found_may_be_found_again(
 
 async def test_a_lost_node_is_the_reason_of_what_ends_there(tmp_path: Path) -> None:
     """The lost lease is the reason of the kernel's end, in whatever order agent and backend report."""
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
         w.agent.report(AgentEvent(kind="lost", lease_id="roost:k:s/1", reason="its node has left"))
         w.agent.end("k", -15)
@@ -301,7 +301,7 @@ async def test_a_lost_node_is_the_reason_of_what_ends_there(tmp_path: Path) -> N
 async def test_the_reason_of_a_loss_is_awaited_also_when_the_lease_is_gone_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_told: bool
 ) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
         may_answer, asked, read = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -330,7 +330,7 @@ async def test_the_reason_of_a_loss_is_awaited_also_when_the_lease_is_gone_befor
 
 
 async def test_a_lease_that_expires_takes_its_record_along(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
         w.agent.end("k", 5)
         await w.told("exited")
@@ -346,7 +346,7 @@ async def test_a_lease_that_expires_takes_its_record_along(tmp_path: Path) -> No
 async def test_kernels_of_a_dead_owner_end_after_the_grace(
     tmp_path: Path, application: subprocess.Popen[bytes]
 ) -> None:
-    async with world(tmp_path, settings=SOON, cpus=1) as w:
+    async with fake_world(tmp_path, settings=SOON, cpus=1) as w:
         await w.start("k", cpus=1, owner=owner_of(application))
         queued = w.start("queued", cpus=1, owner=owner_of(application))
         await w.start("mine", cpus=0)
@@ -361,7 +361,7 @@ async def test_kernels_of_a_dead_owner_end_after_the_grace(
 async def test_kernels_of_an_owner_that_can_adopt_live_until_they_are_culled(
     tmp_path: Path, application: subprocess.Popen[bytes]
 ) -> None:
-    async with world(tmp_path, settings=SOON) as w:
+    async with fake_world(tmp_path, settings=SOON) as w:
         await w.start("k", cpus=1, owner=owner_of(application, can_adopt=True))
         kill(application)
         await asyncio.sleep(0.15)  # beyond the grace of owners that cannot adopt
@@ -411,7 +411,7 @@ async def test_a_restart_by_another_application_is_its_own(
 async def test_a_server_keeps_its_kernel_from_a_script_that_looks_in(
     tmp_path: Path, application: subprocess.Popen[bytes]
 ) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         server = Owner(user="ada", application="jupyter_server", can_adopt=True)
         await w.start("k", owner=server)
         assert (await w.scheduler.adopt("k", owner_of(application))).owner == server
@@ -433,7 +433,7 @@ async def test_a_dead_owner_is_noticed_by_a_successor(
 async def test_a_kernel_that_ends_after_its_owner_keeps_no_lease(
     tmp_path: Path, application: subprocess.Popen[bytes]
 ) -> None:
-    async with world(tmp_path, settings=Settings()) as w:
+    async with fake_world(tmp_path, settings=Settings()) as w:
         owner = owner_of(application, can_adopt=True)
         await w.start("k", cpus=1, owner=owner)
         kill(application)

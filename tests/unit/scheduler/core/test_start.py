@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import FakeAgent, scheduler_on, world
+from kit.fakes.scheduler import FakeAgent, fake_world, scheduler_on
 from roost.launchers.protocol.messages import KernelProcess
 from roost.placement import Decision, Snapshot, get_policy
 from roost.placement.model import Request
@@ -32,7 +32,7 @@ from roost.scheduler.errors import (
 
 
 async def test_a_start_goes_through_its_steps_and_says_so(tmp_path: Path) -> None:
-    async with world(tmp_path, gpus=1) as w:
+    async with fake_world(tmp_path, gpus=1) as w:
         kernel = await w.start("k", gpus=0.5, cpus=1)
         assert (kernel.state, kernel.node_id, kernel.device_ids) == ("running", "here", ("0",))
         assert kernel.connection is not None
@@ -69,13 +69,13 @@ async def test_labels_taints_and_what_is_warm_decide(tmp_path: Path) -> None:
 
 
 async def test_events_and_lists_carry_neither_keys_nor_environment(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k")
         assert "hush" not in repr(w.events) + repr(w.scheduler.kernels())
 
 
 async def test_a_repeated_start_gets_the_same_kernel(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         first, joined = await asyncio.gather(w.start("k"), w.start("k"))
         later = await w.start("k")
         assert first == joined == later
@@ -83,7 +83,7 @@ async def test_a_repeated_start_gets_the_same_kernel(tmp_path: Path) -> None:
 
 
 async def test_a_launch_that_did_not_begin_with_its_lease_is_sent(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("begun")
         assert w.agent.calls.count("launch") == 1
         w.agent.begins_launches = False
@@ -93,7 +93,7 @@ async def test_a_launch_that_did_not_begin_with_its_lease_is_sent(tmp_path: Path
 
 
 async def test_a_repeated_start_that_failed_is_told_the_same(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         w.agent.fail("launch", "kernel_died")
         for _ in range(2):
             with pytest.raises(KernelDied):
@@ -109,7 +109,7 @@ async def test_a_repeated_start_that_failed_is_told_the_same(tmp_path: Path) -> 
 async def test_a_launch_that_fails_gives_the_lease_back(
     tmp_path: Path, kind: str, error: type[RoostError]
 ) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         w.agent.fail("launch", kind)
         with pytest.raises(error):
             await w.start("k", cpus=1)
@@ -121,7 +121,7 @@ async def test_a_launch_that_fails_gives_the_lease_back(
 
 async def test_an_end_before_the_agent_was_connected_is_not_missed(tmp_path: Path) -> None:
     """A pod starts its kernel before the scheduler asks for it. The scheduler's launch then finds an ended kernel."""
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         w.agent.kernels["k"] = KernelProcess(
             kernel_id="k", launch_id="1", lease_id="", pid=7, process_started_at=1.0, how="forked",
             connection=None, launched_at=0.0, is_running=False, exit_code=7, reason="the kernel exited with code 7",
@@ -132,7 +132,7 @@ async def test_an_end_before_the_agent_was_connected_is_not_missed(tmp_path: Pat
 
 
 async def test_a_conflict_is_placed_elsewhere(tmp_path: Path) -> None:
-    async with world(tmp_path, nodes=("a", "b"), cpus=4) as w:
+    async with fake_world(tmp_path, nodes=("a", "b"), cpus=4) as w:
         w.fakes[0].ledger.cpus = 0.0  # its agent knows better than the picture
         w.backend.lies["a"] = lambda node: replace(node, cpus=8.0)
         kernel = await w.start("k", cpus=2)
@@ -141,7 +141,7 @@ async def test_a_conflict_is_placed_elsewhere(tmp_path: Path) -> None:
 
 
 async def test_a_node_that_refused_is_tried_again_when_it_changed(tmp_path: Path) -> None:
-    async with world(tmp_path, cpus=4) as w:
+    async with fake_world(tmp_path, cpus=4) as w:
         await w.start("first", cpus=2)
         w.backend.lies["here"] = lambda node: replace(node, cpus=8.0)
         second = w.start("second", cpus=3)
@@ -158,7 +158,7 @@ async def test_a_node_that_refused_is_tried_again_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("roost.scheduler.core.lease_claim._SKIP_S", (0.05, 0.2))
-    async with world(tmp_path, cpus=4) as w:
+    async with fake_world(tmp_path, cpus=4) as w:
         w.agent.ledger.cpus = 0.0  # the picture is ahead of it, and will not change
         start = w.start("k", cpus=2)
         for _ in range(4):
@@ -169,7 +169,7 @@ async def test_a_node_that_refused_is_tried_again_after_a_while(
 
 
 async def test_what_fits_nowhere_fails_at_once(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         with pytest.raises(NoNodeEver, match=r"hold 1 GPU .*; waiting does not help: ask for less, or"):
             await w.start("k", gpus=1)
         with pytest.raises(ConfigError, match="unknown policy"):
@@ -187,7 +187,7 @@ async def test_modules_are_imported_for_the_operator_alone(
     monkeypatch.syspath_prepend(str(tmp_path))
     policies = {"mine": f"{__name__}:MINE", "broken": "evil:POLICY"}
     settings = Settings(policies=policies, default_policy=f"{__name__}:MINE")
-    async with world(tmp_path / "w", settings=settings) as w:
+    async with fake_world(tmp_path / "w", settings=settings) as w:
         with pytest.raises(ConfigError, match="'evil:POLICY' names a file or module: only the operator can"):
             await w.start("k", policy="evil:POLICY")
         with pytest.raises(ConfigError, match=r"policy broken cannot be loaded .SystemError: was imported"):
@@ -197,7 +197,7 @@ async def test_modules_are_imported_for_the_operator_alone(
 
 
 async def test_waiting_ends_at_the_launch_timeout_with_the_reason(tmp_path: Path) -> None:
-    async with world(tmp_path, cpus=1) as w:
+    async with fake_world(tmp_path, cpus=1) as w:
         await w.start("first", cpus=1)
         with pytest.raises(NoNodeNow, match=r"waited 0\.2 s at position 1: no node has room") as caught:
             await w.start("second", cpus=1, launch_timeout_s=0.2)
@@ -212,7 +212,7 @@ def count_alive(kind: type) -> int:
 
 async def test_starts_that_wait_keep_neither_decisions_nor_snapshots(tmp_path: Path) -> None:
     """Thousands of starts may wait, and each decision or snapshot is as large as the cluster."""
-    async with world(tmp_path, cpus=1) as w:
+    async with fake_world(tmp_path, cpus=1) as w:
         await w.start("first", cpus=1)
         before = {kind: count_alive(kind) for kind in (Decision, Snapshot)}
         waiting = [
@@ -227,7 +227,7 @@ async def test_starts_that_wait_keep_neither_decisions_nor_snapshots(tmp_path: P
 
 
 async def test_the_queue_has_a_time_limit_of_its_own(tmp_path: Path) -> None:
-    async with world(tmp_path, cpus=1) as w:
+    async with fake_world(tmp_path, cpus=1) as w:
         await w.start("first", cpus=1)
         waiting = w.start("second", cpus=1, launch_timeout_s=5.0, queue_timeout_s=30.0)
         with pytest.raises(NoNodeNow, match=r"waited 0\.2 s at position 2"):
@@ -238,7 +238,7 @@ async def test_the_queue_has_a_time_limit_of_its_own(tmp_path: Path) -> None:
 
 
 async def test_the_agent_is_killed_between_lease_and_launch(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         w.agent.hold("launch")
         start = w.start("k")
         await w.told("leased")
@@ -249,7 +249,7 @@ async def test_the_agent_is_killed_between_lease_and_launch(tmp_path: Path) -> N
 
 
 async def test_a_lease_that_is_gone_at_the_launch_is_taken_again(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         release = w.agent.hold("launch")
         start = w.start("k", cpus=1)
         await w.told("leased")
@@ -260,7 +260,7 @@ async def test_a_lease_that_is_gone_at_the_launch_is_taken_again(tmp_path: Path)
 
 
 async def test_a_restart_keeps_the_lease(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
         with pytest.raises(LaunchError, match="still runs"):
             await w.start("k", "2")
@@ -273,7 +273,7 @@ async def test_a_restart_keeps_the_lease(tmp_path: Path) -> None:
 
 
 async def test_a_restart_that_fails_leaves_the_lease_to_the_grace(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
         w.agent.end("k")
         await w.told("exited")
@@ -286,7 +286,7 @@ async def test_a_restart_that_fails_leaves_the_lease_to_the_grace(tmp_path: Path
 
 
 async def test_an_exit_right_after_the_launch_is_not_lost(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         launch = w.agent._launch
 
         def launch_and_die(request: object) -> object:
@@ -302,7 +302,7 @@ async def test_an_exit_right_after_the_launch_is_not_lost(tmp_path: Path) -> Non
 
 
 async def test_stop_gives_the_lease_back_and_may_be_repeated(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
         first = await w.scheduler.stop("k", 1.0)
         assert (first.state, first.exit_code, first.reason) == ("exited", -15, "stopped")
@@ -313,7 +313,7 @@ async def test_stop_gives_the_lease_back_and_may_be_repeated(tmp_path: Path) -> 
 
 
 async def test_signals_and_logs_reach_the_agent(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k")
         await w.scheduler.signal("k", 2)
         assert w.agent.signals == [("k", 2)]
@@ -324,7 +324,7 @@ async def test_signals_and_logs_reach_the_agent(tmp_path: Path) -> None:
 
 
 async def test_a_kernel_that_waits_has_no_log_yet_and_says_why(tmp_path: Path) -> None:
-    async with world(tmp_path, cpus=1) as w:
+    async with fake_world(tmp_path, cpus=1) as w:
         await w.start("k", cpus=1)
         waiting = w.start("w", cpus=1)
         await w.until(lambda: any(kernel.waits_for for kernel in w.scheduler.kernels()))
@@ -338,7 +338,7 @@ async def test_a_kernel_that_waits_has_no_log_yet_and_says_why(tmp_path: Path) -
 
 
 async def test_a_draining_node_takes_nothing_new(tmp_path: Path) -> None:
-    async with world(tmp_path, nodes=("a", "b")) as w:
+    async with fake_world(tmp_path, nodes=("a", "b")) as w:
         await w.scheduler.drain("a", True)
         assert {(await w.start(f"k{i}", cpus=0.1)).node_id for i in range(3)} == {"b"}
         assert [node["is_draining"] for node in await w.scheduler.nodes()] == [True, False]
@@ -347,7 +347,7 @@ async def test_a_draining_node_takes_nothing_new(tmp_path: Path) -> None:
 
 
 async def test_what_drains_is_remembered(tmp_path: Path) -> None:
-    async with world(tmp_path, nodes=("a", "b")) as w:
+    async with fake_world(tmp_path, nodes=("a", "b")) as w:
         drained = tmp_path / "drained.json"
         cluster = Cluster(w.backend, Agents(), drained)
         cluster.drain("a", True)
@@ -360,7 +360,7 @@ async def test_what_drains_is_remembered(tmp_path: Path) -> None:
 
 
 async def test_the_log_of_an_ended_kernel_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("abcdef")
         w.agent.kernels["abcdef"] = replace(w.agent.kernels["abcdef"], log_tail="last words")
         await w.scheduler.stop("abcdef", 0)
@@ -386,7 +386,7 @@ async def test_a_start_after_reading_back_asks_for_its_own_policy(tmp_path: Path
 
 
 async def test_restarts_that_fail_again_and_again_keep_the_lease(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
         w.agent.end("k")
         await w.told("exited")
@@ -406,7 +406,7 @@ async def test_who_waits_goes_on_waiting_while_the_cluster_is_away(
         raise BackendUnavailable("the cluster is away")
 
     monkeypatch.setattr(lease_claim, "_AWAY_S", 0.01)
-    async with world(tmp_path, gpus=1) as w:
+    async with fake_world(tmp_path, gpus=1) as w:
         await w.start("first", gpus=1)
         waiting = w.start("waits", gpus=1)
         await w.told("queued", "waits")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import FakeAgent, scheduler_on, world
+from kit.fakes.scheduler import FakeAgent, fake_world, scheduler_on
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import cluster, scheduler
 from roost.scheduler.errors import (
@@ -20,7 +20,7 @@ from roost.scheduler.errors import (
 
 @pytest.mark.parametrize("stage", ["reserve", "launch"])
 async def test_a_start_is_taken_back_at_each_stage(tmp_path: Path, stage: str) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         release = w.agent.hold(stage)
         start = w.start("k", cpus=1)
         await w.agent.called(stage)
@@ -36,7 +36,7 @@ async def test_a_start_is_taken_back_at_each_stage(tmp_path: Path, stage: str) -
 
 
 async def test_a_start_is_taken_back_before_its_first_step(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         start = w.start("k", cpus=1)
         cancel = asyncio.ensure_future(w.scheduler.cancel("k", "1"))
         outcomes = await asyncio.gather(start, cancel, return_exceptions=True)
@@ -46,7 +46,7 @@ async def test_a_start_is_taken_back_before_its_first_step(tmp_path: Path) -> No
 
 
 async def test_taking_back_twice_is_one_way_back(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         w.agent.hold("launch")
         release = w.agent.hold("release")
         start = w.start("k", cpus=1)
@@ -68,7 +68,7 @@ async def test_a_stop_that_cannot_reach_the_agent_is_carried_out_later(
 ) -> None:
     monkeypatch.setattr("roost.scheduler.core.ender.RETRY_S", 0.05)
     monkeypatch.setattr("roost.scheduler.backends.local.backend._PAUSES_S", (0.0,))
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
         await w.agent.close()
         with pytest.raises(BackendUnavailable):
@@ -80,7 +80,7 @@ async def test_a_stop_that_cannot_reach_the_agent_is_carried_out_later(
 
 
 async def test_a_cancel_that_overtakes_its_start_takes_it_back(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.scheduler.cancel("k", "1")
         with pytest.raises(Cancelled):
             await w.start("k")
@@ -88,7 +88,7 @@ async def test_a_cancel_that_overtakes_its_start_takes_it_back(tmp_path: Path) -
 
 
 async def test_a_cancel_that_comes_late_ends_the_kernel(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k")
         await w.scheduler.cancel("k", "1")
         assert w.leases() == []
@@ -121,7 +121,7 @@ async def test_a_defect_in_a_start_leaves_nothing_behind(
         raise ZeroDivisionError("a defect")
 
     monkeypatch.setattr("roost.scheduler.core.lease_claim.held_for_elders", fail)
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         with pytest.raises(LaunchError, match="ZeroDivisionError: a defect"):
             await w.start("k", cpus=1)
         assert w.scheduler.kernels() == []
@@ -133,7 +133,7 @@ async def test_an_agent_that_does_not_answer_is_named(
 ) -> None:
     for module in (cluster, scheduler):
         monkeypatch.setattr(module, "IN_TIME_S", 0.05)
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
         releases = [w.agent.hold(stage) for stage in ("signal", "logs", "stop")]
         for call in (w.scheduler.signal("k", 2), w.scheduler.logs("k"), w.scheduler.stop("k", 0.0)):

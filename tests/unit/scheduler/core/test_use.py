@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import World, world
+from kit.fakes.scheduler import FakeWorld, fake_world
 from roost.launchers.protocol.messages import KernelUse
 from roost.scheduler.core import use
 
 
-def set_memory(w: World, memory_bytes: int) -> None:
+def set_memory(w: FakeWorld, memory_bytes: int) -> None:
     w.agent.use["k"] = KernelUse(kernel_id="k", memory_bytes=memory_bytes)
 
 
-async def read_memory(w: World) -> int:
+async def read_memory(w: FakeWorld) -> int:
     (kernel,) = await w.scheduler.with_use(w.scheduler.kernels())
     return -1 if kernel.use is None else kernel.use.memory_bytes
 
 
 async def test_those_who_ask_within_a_short_time_share_an_answer(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k")
         set_memory(w, 1)
         assert await asyncio.gather(read_memory(w), read_memory(w)) == [1, 1]
@@ -34,7 +34,7 @@ async def test_those_who_ask_within_a_short_time_share_an_answer(tmp_path: Path)
 async def test_an_old_answer_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(use, "_LEAST_S", 0.0)
     monkeypatch.setattr(use, "_MOST_BUSY", float("inf"))
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k")
         for memory_bytes in (1, 2):
             set_memory(w, memory_bytes)
@@ -46,7 +46,7 @@ async def test_the_more_an_agent_has_to_say_the_rarer_it_is_asked(
 ) -> None:
     monkeypatch.setattr(use, "_LEAST_S", 0.0)
     monkeypatch.setattr(use, "_MOST_BUSY", 1e-9)
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k")
         for memory_bytes in (1, 2):
             set_memory(w, memory_bytes)
@@ -54,7 +54,7 @@ async def test_the_more_an_agent_has_to_say_the_rarer_it_is_asked(
 
 
 async def test_an_agent_that_did_not_answer_is_asked_again(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         await w.start("k")
         set_memory(w, 1)
         w.agent.fail("stats", "unknown_kernel")
@@ -64,7 +64,7 @@ async def test_an_agent_that_did_not_answer_is_asked_again(tmp_path: Path) -> No
 
 
 async def test_pages_have_the_kernels_by_their_ids(tmp_path: Path) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         for kernel_id in ("b", "c", "a"):
             await w.start(kernel_id)
         assert [kernel.id for kernel in w.scheduler.list_kernels("", 2)] == ["a", "b"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kit.fakes.client_policies import CLUSTER, HALF, Always, fallback_of, given, placed, policies
-from kit.fakes.scheduler import world
+from kit.fakes.scheduler import fake_world
 from roost.placement import (
     Decision,
     Pipeline,
@@ -240,7 +240,7 @@ async def test_a_function_gets_the_workload() -> None:
 
 
 async def test_a_start_falls_back_and_says_so(tmp_path: Path) -> None:
-    async with world(tmp_path, gpus=2, settings=Settings(policies={"mine": f"{__name__}:BROKEN"})) as w:
+    async with fake_world(tmp_path, gpus=2, settings=Settings(policies={"mine": f"{__name__}:BROKEN"})) as w:
         kernel = await w.start("k", gpus=0.5, policy="mine")
         assert kernel.state == "running"
         assert kernel.decision is not None
@@ -265,7 +265,7 @@ async def test_no_policy_over_commits(tmp_path: Path) -> None:
             request=request, policy="x", placement=Placement(node_id="here", device_ids=("0",))
         )
     )
-    async with world(tmp_path, gpus=2, settings=Settings(policy_timeout_s=20)) as w:
+    async with fake_world(tmp_path, gpus=2, settings=Settings(policy_timeout_s=20)) as w:
         await w.scheduler.policies.add(**given("mine", insists))
         first, second = [await w.start(f"k{i}", gpus=1, policy="mine") for i in range(2)]
         assert (first.device_ids, second.device_ids) == (("0",), ("1",))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kit.fakes.scheduler import FakeAgent, scheduler_on, world
+from kit.fakes.scheduler import FakeAgent, fake_world, scheduler_on
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Decision, Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Lease
@@ -118,7 +118,7 @@ def test_warnings_about_missing_or_old_metrics() -> None:
 
 async def test_a_live_cluster_names_the_kernels_that_hold_scarce_resources(tmp_path: Path) -> None:
     ada = Owner(user="ada", application="lab")
-    async with world(tmp_path, gpus=1) as w:
+    async with fake_world(tmp_path, gpus=1) as w:
         room = await w.scheduler.explain(Request(gpus=1), ada)
         assert (room["placement"]["node_id"], room["soonest"]) == ("here", None)
         kernel = await w.start("k", gpus=0.75, owner=ada)

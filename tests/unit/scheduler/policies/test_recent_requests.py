@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import FakeAgent, world
+from kit.fakes.scheduler import FakeAgent, fake_world
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Device, Node, Request, Snapshot
 from roost.scheduler.policies import recent_requests
@@ -135,7 +135,7 @@ async def test_the_file_is_written_soon_and_once_for_a_burst(
 
 
 async def test_an_admitted_request_is_noted_once(tmp_path: Path) -> None:
-    async with world(tmp_path, gpus=2) as w:
+    async with fake_world(tmp_path, gpus=2) as w:
         await w.start("k", gpus=0.5)
         await w.start("k", gpus=0.5)
         w.agent.end("k")

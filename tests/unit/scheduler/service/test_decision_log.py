@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kit.fakes.scheduler import world
+from kit.fakes.scheduler import fake_world
 from roost.launchers.protocol.messages import Connection, KernelProcess, Owner
 from roost.placement.model import Request
 from roost.scheduler.errors import RoostError
@@ -51,7 +51,7 @@ def released(detail: str = "stopped", kernel: Kernel = KERNEL) -> Event:
 
 
 async def test_a_placement_and_an_end_each_write_a_line(tmp_path: Path) -> None:
-    async with world(tmp_path, gpus=1) as w:
+    async with fake_world(tmp_path, gpus=1) as w:
         log = DecisionLog(tmp_path)
         w.scheduler.events.listen(log)
         await w.start("one", gpus=0.5, memory_bytes=1 << 20)

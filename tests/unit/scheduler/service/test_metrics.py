@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kit.fakes.scheduler import World, world
+from kit.fakes.scheduler import FakeWorld, fake_world
 from roost.launchers.protocol.messages import Owner
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 from roost.scheduler.service.metrics import Metrics, serve_metrics
@@ -27,9 +27,9 @@ METRIC = re.compile(r"roost_[a-z_]+")
 
 
 @asynccontextmanager
-async def served(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[World, Path]]:
+async def served(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[FakeWorld, Path]]:
     """Yield a scheduler with one node, and the path of the socket that serves its metrics."""
-    async with world(tmp_path / "world", gpus=2) as w:
+    async with fake_world(tmp_path / "world", gpus=2) as w:
         metrics = Metrics(w.scheduler.count_kernels, w.scheduler.snapshot, **options)
         w.scheduler.events.listen(metrics)
         path = tmp_path / "metrics"
@@ -121,7 +121,7 @@ def taken_port() -> Iterator[int]:
 async def test_a_taken_port_is_reported_and_ends_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         metrics = Metrics(w.scheduler.count_kernels, w.scheduler.snapshot)
         with (
             taken_port() as port,
@@ -173,7 +173,7 @@ async def test_what_has_taken_the_place_of_the_socket_stays(tmp_path: Path) -> N
     ],
 )
 async def test_only_loopback_addresses_and_sockets_are_possible(tmp_path: Path, address: str) -> None:
-    async with world(tmp_path) as w:
+    async with fake_world(tmp_path) as w:
         metrics = Metrics(w.scheduler.count_kernels, w.scheduler.snapshot)
         says = r"c\.RoostScheduler\.metrics = '.*' is not possible: give a loopback address"
         with pytest.raises(ConfigError, match=says), serve_metrics(metrics, address):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from kit.fakes.scheduler import World, world
+from kit.fakes.scheduler import FakeWorld, fake_world
 from roost.launchers.daemon import daemon
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import Connection, Owner
@@ -87,9 +87,9 @@ SPEC = BackendSpec(
 @asynccontextmanager
 async def served(
     tmp_path: Path, settings: Settings | None = None, **totals: Any
-) -> AsyncIterator[tuple[World, Service, Caller]]:
+) -> AsyncIterator[tuple[FakeWorld, Service, Caller]]:
     settings = settings or Settings()
-    async with world(tmp_path, settings=settings, **totals) as w:
+    async with fake_world(tmp_path, settings=settings, **totals) as w:
         service = Service(w.scheduler, settings, SPEC)
         caller = Caller(service.server.start(f"ipc://{tmp_path}/s"))
         await caller.open()
