@@ -23,15 +23,15 @@ ADA = Owner(user="ada", application="test", host="here", pid=1, process_started_
 
 
 @pytest.fixture
-def cluster(ray_cluster: Raylets) -> Iterator[Raylets]:
+def joined_ray_cluster(ray_cluster: Raylets) -> Iterator[Raylets]:
     yield ray_cluster
     join.leave()
 
 
 @pytest.fixture
-async def backend(cluster: Raylets, tmp_path: Path) -> AsyncIterator[Backend]:
+async def backend(joined_ray_cluster: Raylets, tmp_path: Path) -> AsyncIterator[Backend]:
     agents = Agents()
-    backend = create(RoostRayBackend(address=cluster.address), backend_context(agents, tmp_path))
+    backend = create(RoostRayBackend(address=joined_ray_cluster.address), backend_context(agents, tmp_path))
     await backend.open()
     try:
         yield backend
@@ -60,8 +60,10 @@ async def take(backend: Backend, decision: Decision, name: str) -> Lease:
     )
 
 
-async def test_amounts_are_promised_leased_and_released(cluster: Raylets, backend: Backend) -> None:
-    having = cluster.nodes[2].address
+async def test_amounts_are_promised_leased_and_released(
+    joined_ray_cluster: Raylets, backend: Backend
+) -> None:
+    having = joined_ray_cluster.nodes[2].address
     nodes = await backend.snapshot()
     of_nodes = {node: nodes.node(node).resources for node in nodes.nodes}
     assert {node: amounts for node, amounts in of_nodes.items() if amounts} == {having: {"licence": 2.0}}

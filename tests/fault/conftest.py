@@ -40,7 +40,7 @@ def short_owner_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 @pytest.fixture
-def world(runtime_dir: Path) -> Iterator[Path]:
+def settled_runtime_dir(runtime_dir: Path) -> Iterator[Path]:
     yield runtime_dir
     settle(runtime_dir)
     agent = runtime_dir / "agent"
@@ -50,14 +50,14 @@ def world(runtime_dir: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def client(world: Path) -> Iterator[Client]:
+def client(settled_runtime_dir: Path) -> Iterator[Client]:
     connected = roost.connect("local", gpus=2)
     yield connected
     connected.close()
 
 
 @pytest.fixture
-def roost_by_default(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def roost_by_default(settled_runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Start kernels of the ordinary `python3` kernelspec through roost."""
     monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "roost")
     KernelProvisionerFactory.clear_instance()  # it reads the variable once, perhaps in an earlier test
@@ -66,7 +66,7 @@ def roost_by_default(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
 
 @pytest.fixture
-def homes() -> Iterator[list[str]]:
+def users_runtime_dirs() -> Iterator[list[str]]:
     """Return a runtime folder for each user's service."""
     with ExitStack() as stack:
         folders = [stack.enter_context(private_runtime_dir()) for _ in range(SCHEDULERS)]
@@ -101,7 +101,9 @@ async def kubernetes_world(
 
 
 @pytest.fixture(scope="module")
-def hadoop(private_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HadoopNodes]:
+def hadoop_nodes(
+    private_environment: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HadoopNodes]:
     """Start a YARN cluster for one test module, whose tests kill parts of the cluster."""
     if reason := why_no_yarn():
         pytest.skip(reason)
@@ -112,9 +114,9 @@ def hadoop(private_environment: None, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 async def yarn_world(
-    runtime_dir: Path, hadoop: HadoopNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runtime_dir: Path, hadoop_nodes: HadoopNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[YarnWorld]:
-    async with opened(YarnWorld(hadoop, runtime_dir, tmp_path, monkeypatch)) as world:
+    async with opened(YarnWorld(hadoop_nodes, runtime_dir, tmp_path, monkeypatch)) as world:
         yield world
 
 

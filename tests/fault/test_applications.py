@@ -39,7 +39,9 @@ async def until_kernel(state: str = "running") -> Kernel:
     raise AssertionError(f"no kernel is {state}")
 
 
-async def test_kill_a_notebook_run(short_owner_grace: float, world: Path, tmp_path: Path) -> None:
+async def test_kill_a_notebook_run(
+    short_owner_grace: float, settled_runtime_dir: Path, tmp_path: Path
+) -> None:
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell("import time; time.sleep(600)")],
         metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}},
@@ -153,7 +155,9 @@ async def until_owner_grace_is_over() -> None:
     assert await asyncio.to_thread(wait_gone, pid, 20)
 
 
-async def test_kill_a_jupyter_server(short_owner_grace: float, world: Path, tmp_path: Path) -> None:
+async def test_kill_a_jupyter_server(
+    short_owner_grace: float, settled_runtime_dir: Path, tmp_path: Path
+) -> None:
     async with jupyter_server(tmp_path) as (server, address):
         started = await asyncio.to_thread(call, f"{address}/api/kernels", {"name": "python3"})
         kernel = await until_kernel()
@@ -172,7 +176,7 @@ async def test_kill_a_jupyter_server(short_owner_grace: float, world: Path, tmp_
 
 
 async def test_a_user_that_is_not_allowed_gets_403(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settled_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "config"
     config.mkdir()
@@ -189,7 +193,7 @@ async def test_a_user_that_is_not_allowed_gets_403(
     roost.connect("local").close()
 
 
-async def test_a_server_stops_after_a_refused_start(world: Path, tmp_path: Path) -> None:
+async def test_a_server_stops_after_a_refused_start(settled_runtime_dir: Path, tmp_path: Path) -> None:
     spec = tmp_path / "share" / "kernels" / "impossible"
     spec.mkdir(parents=True)
     provisioner = {"provisioner_name": "roost", "config": {"memory": "4000TiB"}}

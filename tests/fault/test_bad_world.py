@@ -59,10 +59,12 @@ def _fill(path: Path) -> None:
             pass
 
 
-async def test_a_stale_socket_and_broken_files_of_a_killed_service(client: Client, world: Path) -> None:
+async def test_a_stale_socket_and_broken_files_of_a_killed_service(
+    client: Client, settled_runtime_dir: Path
+) -> None:
     await client.kernels()
-    (service,) = daemon_pids(world, "scheduler")
-    (folder,) = world.glob("scheduler*")
+    (service,) = daemon_pids(settled_runtime_dir, "scheduler")
+    (folder,) = settled_runtime_dir.glob("scheduler*")
     client.close()
     kill(service)
     assert (folder / "socket").exists(), "this test is about a stale socket"
@@ -70,7 +72,7 @@ async def test_a_stale_socket_and_broken_files_of_a_killed_service(client: Clien
     assert await client.kernels() == []
     assert time.monotonic() - started < 10
     client.close()
-    (service,) = daemon_pids(world, "scheduler")
+    (service,) = daemon_pids(settled_runtime_dir, "scheduler")
     kill(service)
     (folder / "socket").unlink()
     (folder / "socket").write_text("no socket at all")
@@ -102,7 +104,9 @@ async def test_a_runtime_folder_whose_path_is_too_long(
     assert not daemon_pids(folder, "scheduler")
 
 
-async def test_a_wrong_configuration(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wrong_configuration(
+    settled_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "jupyter_roost_config.py").write_text("c.RoostScheduler.max_kernel_per_user = 1\n")
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
     client = roost.connect("local")
@@ -125,7 +129,9 @@ if _file:
 """
 
 
-async def test_a_clock_that_jumps(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_clock_that_jumps(
+    settled_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "sitecustomize.py").write_text(CLOCK)
     step = tmp_path / "step"
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
@@ -141,8 +147,8 @@ async def test_a_clock_that_jumps(world: Path, tmp_path: Path, monkeypatch: pyte
     assert (await client.kernel(asked.kernel_id)).state == "queued", "its deadline followed the clock"
     assert not queued.done()
     step.write_text("-90000")
-    (service,) = daemon_pids(world, "scheduler")
-    (agent,) = daemon_pids(world, "agent")
+    (service,) = daemon_pids(settled_runtime_dir, "scheduler")
+    (agent,) = daemon_pids(settled_runtime_dir, "agent")
     kill(service)
     kill(agent)
     assert {found.id: found.pid for found in await client.kernels() if found.pid} == {kernel.id: kernel.pid}
@@ -164,9 +170,9 @@ async def _until_queued(client: Client, kernel_id: str) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_the_agent_of_this_machine_has_no_port(client: Client, world: Path) -> None:
+async def test_the_agent_of_this_machine_has_no_port(client: Client, settled_runtime_dir: Path) -> None:
     kernel = await client.start(tiny())
-    (agent,) = daemon_pids(world, "agent")
+    (agent,) = daemon_pids(settled_runtime_dir, "agent")
     assert "LISTEN" not in [each.status for each in psutil.Process(agent).net_connections()]
-    assert (world / "agent/socket").stat().st_mode & 0o777 == 0o600
+    assert (settled_runtime_dir / "agent/socket").stat().st_mode & 0o777 == 0o600
     await client.stop(kernel.id, grace_s=0)

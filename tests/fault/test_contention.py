@@ -37,7 +37,7 @@ asyncio.run(main())
 
 
 @pytest.mark.fault
-def test_a_hundred_kernels_from_four_processes_on_two_gpus(client: Client, world: Path) -> None:
+def test_a_hundred_kernels_from_four_processes_on_two_gpus(client: Client, settled_runtime_dir: Path) -> None:
     held: set[str] = set()
     peak, positions, lock = 0, set(), threading.Lock()
 

@@ -94,7 +94,7 @@ class DaskWorld(ClusterWorld):
 
 
 @pytest.fixture
-async def begin(
+async def start_world(
     runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[..., Any]]:
     """Return a function that starts a cluster with a grace for kernels. At the end no kernel and no lease is left."""
@@ -142,8 +142,8 @@ async def kernel_of(notebook: Notebook) -> Kernel:
 Begin = Callable[..., Any]
 
 
-async def test_the_service(begin: Begin) -> None:
-    world = await begin(PAIR)
+async def test_the_service(start_world: Begin) -> None:
+    world = await start_world(PAIR)
     notebook = await world.open(gpus=0.5)
     before = held_by(await kernel_of(notebook))
     kill(*daemon_pids(world.home, "scheduler"))
@@ -153,8 +153,8 @@ async def test_the_service(begin: Begin) -> None:
     await world.lives(notebook)
 
 
-async def test_a_worker_under_a_stream_of_tasks(begin: Begin) -> None:
-    world = await begin(PAIR)
+async def test_a_worker_under_a_stream_of_tasks(start_world: Begin) -> None:
+    world = await start_world(PAIR)
     (host,) = world.cluster.hosts
     notebook = await world.open(gpus=1)
     tasks = world.dask.map(hold, range(40), resources={"GPU": 1}, retries=5)
@@ -166,9 +166,9 @@ async def test_a_worker_under_a_stream_of_tasks(begin: Begin) -> None:
     await world.lives(notebook)
 
 
-async def test_a_restart_of_all_workers(begin: Begin) -> None:
+async def test_a_restart_of_all_workers(start_world: Begin) -> None:
     """`client.restart()` forgets all tasks and starts the workers again, while new tasks wait for them."""
-    world = await begin(SPLIT)
+    world = await start_world(SPLIT)
     notebook = await world.open(gpus=1)
     for _ in range(2):
         await world.dask.restart(wait_for_workers=False)
@@ -179,9 +179,9 @@ async def test_a_restart_of_all_workers(begin: Begin) -> None:
         await world.lives(notebook)
 
 
-async def test_nannies(begin: Begin) -> None:
+async def test_nannies(start_world: Begin) -> None:
     """Kill the nanny of the kernel's device, then the other nanny of its machine."""
-    world = await begin(SPLIT, Machine(cpus=1))
+    world = await start_world(SPLIT, Machine(cpus=1))
     split = world.cluster.hosts[0].address
     notebook = await world.open(gpus=1)
     other = await world.open(cpus=0.5, gpus=1)
@@ -196,8 +196,8 @@ async def test_nannies(begin: Begin) -> None:
 
 
 @pytest.mark.fault_long
-async def test_a_worker_without_a_nanny(begin: Begin) -> None:
-    world = await begin(Machine(cpus=2, has_nanny=False), Machine(cpus=1))
+async def test_a_worker_without_a_nanny(start_world: Begin) -> None:
+    world = await start_world(Machine(cpus=2, has_nanny=False), Machine(cpus=1))
     alone = world.cluster.hosts[0].address
     notebook = await world.open(cpus=2)
     await world.lives(notebook)
@@ -205,8 +205,8 @@ async def test_a_worker_without_a_nanny(begin: Begin) -> None:
     assert "its node has left the Dask cluster" in await world.ended(notebook, 10)
 
 
-async def test_the_agent(begin: Begin) -> None:
-    world = await begin(PAIR)
+async def test_the_agent(start_world: Begin) -> None:
+    world = await start_world(PAIR)
     notebook = await world.open(gpus=0.5)
     (agent,) = world.agents()
     kill(agent.pid)
@@ -217,9 +217,9 @@ async def test_the_agent(begin: Begin) -> None:
 
 
 @pytest.mark.parametrize("away_s", [0.0, pytest.param(20.0, marks=pytest.mark.fault_long)])
-async def test_the_scheduler_of_dask(begin: Begin, away_s: float) -> None:
+async def test_the_scheduler_of_dask(start_world: Begin, away_s: float) -> None:
     """Dask's scheduler comes back at its address. The nannies have ended, and start again one after the other."""
-    world = await begin(PAIR, SPLIT)
+    world = await start_world(PAIR, SPLIT)
     notebooks = [await world.open(gpus=gpus) for gpus in (2, 1, 0.5)]
     await world.leave()
     world.cluster.kill_scheduler()
@@ -244,9 +244,9 @@ async def test_the_scheduler_of_dask(begin: Begin, away_s: float) -> None:
 
 
 @pytest.mark.fault_long
-async def test_all_at_once(begin: Begin) -> None:
+async def test_all_at_once(start_world: Begin) -> None:
     """Kill Dask's scheduler, the service and the agents. One machine comes back at once, the other 15 s later."""
-    world = await begin(PAIR, SPLIT)
+    world = await start_world(PAIR, SPLIT)
     notebooks = [await world.open(gpus=gpus) for gpus in (2, 1, 0.5)]
     for _ in range(2):
         await world.leave()
@@ -267,8 +267,8 @@ async def test_all_at_once(begin: Begin) -> None:
 
 
 @pytest.mark.parametrize("how", ["shutdown", pytest.param("kill -9", marks=pytest.mark.fault_long)])
-async def test_a_dask_that_does_not_come_back(begin: Begin, how: str) -> None:
-    world = await begin(PAIR, grace_s=3)
+async def test_a_dask_that_does_not_come_back(start_world: Begin, how: str) -> None:
+    world = await start_world(PAIR, grace_s=3)
     notebook = await world.open(gpus=1)
     await world.lives(notebook)
     if how == "shutdown":
@@ -282,10 +282,10 @@ async def test_a_dask_that_does_not_come_back(begin: Begin, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["retired", pytest.param("lifetime", marks=pytest.mark.fault_long)])
-async def test_a_machine_that_is_taken_away(begin: Begin, how: str) -> None:
+async def test_a_machine_that_is_taken_away(start_world: Begin, how: str) -> None:
     """The operator removes a machine: it gets no new kernel, and its kernels end with it."""
     options = ("--lifetime", "20 seconds") if how == "lifetime" else ()
-    world = await begin(Machine(cpus=2, resources={"mine": 4}, options=options), Machine(cpus=1))
+    world = await start_world(Machine(cpus=2, resources={"mine": 4}, options=options), Machine(cpus=1))
     host = world.cluster.hosts[0]
     notebook = await world.open(resources={"mine": 1})
     await world.lives(notebook)
@@ -303,8 +303,8 @@ async def test_a_machine_that_is_taken_away(begin: Begin, how: str) -> None:
 
 
 @pytest.mark.fault_long
-async def test_a_dask_that_leaves_when_it_is_idle(begin: Begin) -> None:
-    world = await begin(Machine(cpus=2), DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT="4s")
+async def test_a_dask_that_leaves_when_it_is_idle(start_world: Begin) -> None:
+    world = await start_world(Machine(cpus=2), DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT="4s")
     notebook = await world.open(cpus=1)
     await asyncio.sleep(9)
     await world.lives(notebook)
@@ -312,9 +312,9 @@ async def test_a_dask_that_leaves_when_it_is_idle(begin: Begin) -> None:
     wait_until(lambda: not answers(world.cluster.address.partition("://")[2]), "it stays")
 
 
-async def test_a_lease_without_an_agent_is_given_up_when_its_service_died(begin: Begin) -> None:
+async def test_a_lease_without_an_agent_is_given_up_when_its_service_died(start_world: Begin) -> None:
     """A service died after Dask had granted a lease and before the agent noted it. Only that lease is given up."""
-    world = await begin(PAIR)
+    world = await start_world(PAIR)
     notebook = await world.open(gpus=1)
     (host,) = world.cluster.hosts
     held = {"lease_id": "x", "kernel_id": "k", "user": "eve", "machine": host.address}

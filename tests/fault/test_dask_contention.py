@@ -108,7 +108,7 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def cluster(private_environment: None) -> Iterator[DaskMachines]:
+def dask_machines(private_environment: None) -> Iterator[DaskMachines]:
     if reason := why_not():
         pytest.skip(reason)
     with private_runtime_dir() as folder, DaskMachines(*MACHINES, environment={VARIABLE: folder}) as started:
@@ -127,17 +127,17 @@ def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, flo
 @pytest.mark.fault
 @pytest.mark.fault_long
 def test_sixty_kernels_of_three_schedulers_among_dasks_own_tasks(
-    cluster: DaskMachines, homes: list[str], tmp_path: Path
+    dask_machines: DaskMachines, users_runtime_dirs: list[str], tmp_path: Path
 ) -> None:
     shares = list(itertools.islice(itertools.cycle(SHARES), EACH))
     answers, dask = contend(
         ASKER,
         shares,
-        homes,
-        (TASKS, cluster.address, str(tmp_path)),
+        users_runtime_dirs,
+        (TASKS, dask_machines.address, str(tmp_path)),
         within_s=120,
         USES=str(tmp_path),
-        DASK_SCHEDULER_ADDRESS=cluster.address,
+        DASK_SCHEDULER_ADDRESS=dask_machines.address,
     )
     kernels = [use for answer in answers for use in answer["held"]]
     assert len(kernels) == SCHEDULERS * EACH

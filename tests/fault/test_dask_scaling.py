@@ -93,7 +93,7 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def scaling_cluster(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Start a cluster of three machines with two threads each."""
     if reason := why_not():
         pytest.skip(reason)
@@ -128,7 +128,7 @@ def cluster(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-async def opens(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Callable[[], Any]]:
+async def open_notebook(scaling_cluster: Cluster, tmp_path: Path) -> AsyncIterator[Callable[[], Any]]:
     """Return a function that opens a notebook. At the end no kernel is left."""
     opened: list[Notebook] = []
 
@@ -147,27 +147,29 @@ async def opens(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Callable[[], 
 
 
 async def test_adaptive_scaling_spares_a_machine_until_its_kernel_has_ended(
-    cluster: Cluster, opens: Callable[[], Any]
+    scaling_cluster: Cluster, open_notebook: Callable[[], Any]
 ) -> None:
-    notebook = await opens()
+    notebook = await open_notebook()
     kernel = await connect("dask").kernel(notebook.manager.kernel_id)
-    cluster.tell("adapt")
-    await cluster.until([kernel.node_id], 10)
-    assert cluster.tell("decide 5") == [kernel.node_id]  # Dask retires a worker after two decisions
+    scaling_cluster.tell("adapt")
+    await scaling_cluster.until([kernel.node_id], 10)
+    assert scaling_cluster.tell("decide 5") == [kernel.node_id]  # Dask retires a worker after two decisions
     assert await notebook.value("mine") == "42"
     await notebook.close()
-    await cluster.until([], 10)
+    await scaling_cluster.until([], 10)
 
 
 @pytest.mark.fault_long
-async def test_a_cluster_that_is_scaled_down_by_hand(cluster: Cluster, opens: Callable[[], Any]) -> None:
-    notebook = await opens()
+async def test_a_cluster_that_is_scaled_down_by_hand(
+    scaling_cluster: Cluster, open_notebook: Callable[[], Any]
+) -> None:
+    notebook = await open_notebook()
     pid = notebook.pid
-    cluster.tell("scale 0")
+    scaling_cluster.tell("scale 0")
     await asyncio.wait_for(notebook.manager.provisioner.wait(), 60)
     assert wait_gone(pid, 60)
     reason = (await connect("dask").kernel(notebook.manager.kernel_id)).reason
     assert "its node has left the Dask cluster" in reason
     assert await connect("dask").nodes() == []
-    cluster.tell("scale 1")
-    assert await (await opens()).value("mine") == "42"
+    scaling_cluster.tell("scale 1")
+    assert await (await open_notebook()).value("mine") == "42"

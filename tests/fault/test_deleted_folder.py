@@ -20,14 +20,14 @@ pytestmark = pytest.mark.fault
 SECONDS = 10.0
 
 
-async def test_kernels_stay_within_reach(roost_by_default: None, world: Path) -> None:
+async def test_kernels_stay_within_reach(roost_by_default: None, settled_runtime_dir: Path) -> None:
     notebook = Notebook()
     await notebook.open()
     await notebook.run("kept = 42")
-    before = {kind: daemon_pids(world, kind) for kind in ("scheduler", "agent")}
-    shutil.rmtree(world)
+    before = {kind: daemon_pids(settled_runtime_dir, kind) for kind in ("scheduler", "agent")}
+    shutil.rmtree(settled_runtime_dir)
     for _ in range(int(SECONDS / 0.05)):
-        if {kind: daemon_pids(world, kind) for kind in before} == before:
+        if {kind: daemon_pids(settled_runtime_dir, kind) for kind in before} == before:
             break
         await asyncio.sleep(0.05)
     else:
@@ -37,22 +37,22 @@ async def test_kernels_stay_within_reach(roost_by_default: None, world: Path) ->
         kill(pid)  # the next one reads the files that were put back
         assert await notebook.value("kept") == "42"
         assert _list_kernels() == [str(notebook.pid)], f"lost with the {kind}"
-    assert "and is restored" in (world / "agent/log.old").read_text()
+    assert "and is restored" in (settled_runtime_dir / "agent/log.old").read_text()
     await notebook.close()
 
 
-async def test_a_start_waits_until_the_folder_is_restored(client: Client, world: Path) -> None:
+async def test_a_start_waits_until_the_folder_is_restored(client: Client, settled_runtime_dir: Path) -> None:
     kept = await client.start(tiny())
-    shutil.rmtree(world)
+    shutil.rmtree(settled_runtime_dir)
     kernel = await client.start(tiny())
     assert kernel.state == "running"
     for each in (kept, kernel):
         await client.stop(each.id, grace_s=0)
 
 
-async def test_a_damaged_announcement_is_written_again(client: Client, world: Path) -> None:
+async def test_a_damaged_announcement_is_written_again(client: Client, settled_runtime_dir: Path) -> None:
     kernel = await client.start(tiny())
-    announcements = [*world.glob("*/ready.json")]
+    announcements = [*settled_runtime_dir.glob("*/ready.json")]
     assert len(announcements) == 2
     for file in announcements:
         file.write_bytes(b"")
@@ -64,33 +64,33 @@ async def test_a_damaged_announcement_is_written_again(client: Client, world: Pa
     await client.stop(kernel.id, grace_s=0)
 
 
-async def test_damaged_files_leave_no_process_behind(client: Client, world: Path) -> None:
+async def test_damaged_files_leave_no_process_behind(client: Client, settled_runtime_dir: Path) -> None:
     """A kernel is ended if its files are so damaged that nobody could find or stop it."""
     damaged, whole = [await client.start(tiny()) for _ in range(2)]
-    (pid,) = daemon_pids(world, "agent")
+    (pid,) = daemon_pids(settled_runtime_dir, "agent")
     kill(pid)
-    for file in (world / "agent").glob("kernels/*/record.json"):
+    for file in (settled_runtime_dir / "agent").glob("kernels/*/record.json"):
         if str(damaged.pid) in file.read_text():
             file.write_bytes(b"")
-    (world / "agent/kernels/stray").write_text("x")
-    (world / "agent/leases/stray.json").write_text("x")
+    (settled_runtime_dir / "agent/kernels/stray").write_text("x")
+    (settled_runtime_dir / "agent/leases/stray.json").write_text("x")
     assert wait_gone(damaged.pid, 60)
     while _list_kernels("gpus=2") != [str(whole.pid)]:  # noqa: ASYNC110 - the lease outlives a kernel for a restarter
         await asyncio.sleep(0.5)
-    assert (world / "agent/leases/stray.unreadable").exists()
-    (world / "agent/leases/stray.unreadable").unlink()
+    assert (settled_runtime_dir / "agent/leases/stray.unreadable").exists()
+    (settled_runtime_dir / "agent/leases/stray.unreadable").unlink()
     await client.stop(whole.id, grace_s=0)
 
 
-async def test_without_kernels_nothing_goes_on(client: Client, world: Path) -> None:
+async def test_without_kernels_nothing_goes_on(client: Client, settled_runtime_dir: Path) -> None:
     kernel = await client.start(tiny())
     await client.stop(kernel.id, grace_s=0)
     client.close()
-    pids = [pid for kind in ("scheduler", "agent") for pid in daemon_pids(world, kind)]
+    pids = [pid for kind in ("scheduler", "agent") for pid in daemon_pids(settled_runtime_dir, kind)]
     assert len(pids) == 2
-    shutil.rmtree(world)
+    shutil.rmtree(settled_runtime_dir)
     assert all(wait_gone(pid, SECONDS) for pid in pids)
-    world.mkdir(mode=0o700)
+    settled_runtime_dir.mkdir(mode=0o700)
 
 
 def _list_kernels(options: str = "") -> list[str]:

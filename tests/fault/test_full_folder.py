@@ -40,7 +40,7 @@ def runtime_dir(runtime_dir: Path) -> Iterator[Path]:
 
 @pytest.mark.fault_long  # beside other tests, the folder may be full before its logs are cut
 async def test_starts_go_on_beside_kernels_that_print(
-    roost_by_default: None, world: Path, client: Client
+    roost_by_default: None, settled_runtime_dir: Path, client: Client
 ) -> None:
     printing = (sys.executable, "-S", "-c", PRINTS, "{connection_file}")
     for number in range(2):
@@ -48,14 +48,14 @@ async def test_starts_go_on_beside_kernels_that_print(
     await asyncio.sleep(1)  # the first cut is after half a second
     for number in range(10):
         kernel = await client.start(tiny())
-        assert os.statvfs(world).f_bavail, "the folder is full"
+        assert os.statvfs(settled_runtime_dir).f_bavail, "the folder is full"
         if number % 3:
             await client.stop(kernel.id, grace_s=0)
     notebook = Notebook()
     await notebook.open()
     assert await notebook.value("6 * 7") == "42"
     await notebook.restart()
-    for pid in (*daemon_pids(world, "scheduler"), *daemon_pids(world, "agent")):
+    for pid in (*daemon_pids(settled_runtime_dir, "scheduler"), *daemon_pids(settled_runtime_dir, "agent")):
         kill(pid)  # the next ones find all that was written, in a folder that is full by then
     assert await notebook.value("6 * 7") == "42"
     kernels = [kernel.id for kernel in await client.kernels()]

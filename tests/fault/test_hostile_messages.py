@@ -113,10 +113,10 @@ class Attacker:
         self._context.term()
 
 
-async def test_messages_of_any_form(client: Client, world: Path) -> None:
+async def test_messages_of_any_form(client: Client, settled_runtime_dir: Path) -> None:
     kernel = await client.start(tiny())
-    service = next(world.glob("scheduler-*"))
-    attackers = {"kernels": Attacker(service), "list": Attacker(world / "agent")}
+    service = next(settled_runtime_dir.glob("scheduler-*"))
+    attackers = {"kernels": Attacker(service), "list": Attacker(settled_runtime_dir / "agent")}
 
     @settings(
         max_examples=MESSAGES // BATCH // 2,
@@ -137,10 +137,10 @@ async def test_messages_of_any_form(client: Client, world: Path) -> None:
     finally:
         for attacker in attackers.values():
             attacker.close()
-    for log in world.glob("*/log"):
+    for log in settled_runtime_dir.glob("*/log"):
         assert "operation failed" not in log.read_text(), "a message has raised what no client understands"
-    assert daemon_pids(world, "agent") == [attackers["list"].process.pid]
-    assert daemon_pids(world, "scheduler") == [attackers["kernels"].process.pid]
+    assert daemon_pids(settled_runtime_dir, "agent") == [attackers["list"].process.pid]
+    assert daemon_pids(settled_runtime_dir, "scheduler") == [attackers["kernels"].process.pid]
     assert kernel.id in [each.id for each in await client.kernels()]
     for each in await client.kernels():
         await client.stop(each.id, grace_s=0)

@@ -30,16 +30,16 @@ async def notebooks(roost_by_default: None) -> AsyncIterator[list[Notebook]]:
     await asyncio.gather(*(notebook.close() for notebook in opened))
 
 
-async def test_the_agent_of_ten_busy_kernels(notebooks: list[Notebook], world: Path) -> None:
+async def test_the_agent_of_ten_busy_kernels(notebooks: list[Notebook], settled_runtime_dir: Path) -> None:
     for number, notebook in enumerate(notebooks):
         await notebook.run(f"import os, time; mine = {number}; pid = os.getpid()")
         notebook.client.execute("for done in range(15): time.sleep(0.1)")
     pids = [notebook.pid for notebook in notebooks]
-    (agent,) = daemon_pids(world, "agent")
+    (agent,) = daemon_pids(settled_runtime_dir, "agent")
     kill(agent)
     for notebook, pid in zip(notebooks, pids, strict=True):
         assert await notebook.value("(mine, pid, done)") == f"({notebooks.index(notebook)}, {pid}, 14)"
-    (successor,) = await _agent_after(world, agent)
+    (successor,) = await _agent_after(settled_runtime_dir, agent)
     assert successor != agent
 
     first, second, third = notebooks[:3]
@@ -67,9 +67,9 @@ async def _agent_after(world: Path, killed: int) -> list[int]:
     raise AssertionError("no new agent came up")
 
 
-async def test_the_service_during_ten_starts(client: Client, world: Path) -> None:
+async def test_the_service_during_ten_starts(client: Client, settled_runtime_dir: Path) -> None:
     await client.kernels()
-    (service,) = daemon_pids(world, "scheduler")
+    (service,) = daemon_pids(settled_runtime_dir, "scheduler")
     asked = [tiny(cpus=0.01) for _ in range(10)]
     starts = [asyncio.ensure_future(_start(client, one)) for one in asked]
     await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
@@ -79,9 +79,9 @@ async def test_the_service_during_ten_starts(client: Client, world: Path) -> Non
     running = await client.kernels()
     assert sorted(kernel.id for kernel in running) == sorted(one.kernel_id for one in asked)
     assert {kernel.pid for kernel in running} == {kernel.pid for kernel in kernels}
-    assert len(_tiny_processes(world)) == 10, "a kernel was started twice, or lost"
+    assert len(_tiny_processes(settled_runtime_dir)) == 10, "a kernel was started twice, or lost"
     await asyncio.gather(*(_stop(client, kernel.id) for kernel in running))
-    assert not _tiny_processes(world)
+    assert not _tiny_processes(settled_runtime_dir)
 
 
 async def _start(client: Client, one: object) -> object:
@@ -105,10 +105,10 @@ def _tiny_processes(world: Path) -> list[int]:
     return found
 
 
-async def test_the_service_while_kernels_run(notebooks: list[Notebook], world: Path) -> None:
+async def test_the_service_while_kernels_run(notebooks: list[Notebook], settled_runtime_dir: Path) -> None:
     notebook = notebooks[0]
     await notebook.run("kept = 42; import time")
-    (service,) = daemon_pids(world, "scheduler")
+    (service,) = daemon_pids(settled_runtime_dir, "scheduler")
     kill(service)
     await notebook.interrupt()
     assert await notebook.value("kept") == "42"
@@ -125,10 +125,12 @@ async def test_the_service_while_kernels_run(notebooks: list[Notebook], world: P
     await notebook.client.wait_for_ready(timeout=60)
 
 
-async def test_a_zygote(notebooks: list[Notebook], world: Path) -> None:
+async def test_a_zygote(notebooks: list[Notebook], settled_runtime_dir: Path) -> None:
     kernels = {notebook.pid for notebook in notebooks}
     zygotes = {
-        pid for pid in _children(daemon_pids(world, "agent")[0]) if "zygote/main.py" in _command(pid)
+        pid
+        for pid in _children(daemon_pids(settled_runtime_dir, "agent")[0])
+        if "zygote/main.py" in _command(pid)
     } - kernels
     assert zygotes, "no zygote came up while ten kernels were started"
     for notebook in notebooks:
@@ -170,7 +172,7 @@ asyncio.run(main())
 """
 
 
-async def test_an_owner(short_owner_grace: float, client: Client, world: Path) -> None:
+async def test_an_owner(short_owner_grace: float, client: Client, settled_runtime_dir: Path) -> None:
     """Kill an owner. Its kernel that no application may adopt ends after the grace, and its other kernel lives on."""
     folder = str(Path(__file__).parents[1])
     owner = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, folder, stdout=subprocess.PIPE)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kit.clusters.faults import assert_plain, say, until
-from kit.clusters.kubelets import Api, Kubelets, Refused
+from kit.clusters.kubelets import Api, Refused
 from kit.clusters.kubernetes.faults import PODS, SECRETS, SPARE, USER, KubernetesWorld
 from kit.clusters.kubernetes.shared_cluster import NAMESPACE
 from kit.jupyter.notebook import held_by
@@ -22,242 +22,235 @@ from roost.scheduler.errors import BackendUnavailable, RoostError
 pytestmark = pytest.mark.fault
 
 
-@pytest.fixture(scope="module")
-def cluster(kubelets: Kubelets) -> Kubelets:
-    return kubelets
+async def test_the_scheduler_service(kubernetes_world: KubernetesWorld) -> None:
+    await kubernetes_world.outlives_service(gpus=1)
 
 
-@pytest.fixture
-async def world(kubernetes_world: KubernetesWorld) -> KubernetesWorld:
-    return kubernetes_world
-
-
-async def test_the_scheduler_service(world: KubernetesWorld) -> None:
-    await world.outlives_service(gpus=1)
-
-
-async def test_the_service_while_a_pod_is_pending(world: KubernetesWorld) -> None:
-    await world.service().up()
-    world.cluster.pause("n2/kubelet")
-    notebook = world.notebook(labels=SPARE)
+async def test_the_service_while_a_pod_is_pending(kubernetes_world: KubernetesWorld) -> None:
+    await kubernetes_world.service().up()
+    kubernetes_world.cluster.pause("n2/kubelet")
+    notebook = kubernetes_world.notebook(labels=SPARE)
     try:
         opening = asyncio.create_task(notebook.open())
-        say(await world.waits_for("its"))
-        lease = (await world.service().kernels())[0].lease_id
+        say(await kubernetes_world.waits_for("its"))
+        lease = (await kubernetes_world.service().kernels())[0].lease_id
         for _ in range(2):
-            world.kill_service()
-            assert len(await world.service().kernels()) == 1
+            kubernetes_world.kill_service()
+            assert len(await kubernetes_world.service().kernels()) == 1
     finally:
-        world.cluster.resume("n2/kubelet")
+        kubernetes_world.cluster.resume("n2/kubelet")
     await opening
     await notebook.run("mine = 42")
-    await world.lives(notebook)
-    assert (await world.kernel_of(notebook)).lease_id == lease
+    await kubernetes_world.lives(notebook)
+    assert (await kubernetes_world.kernel_of(notebook)).lease_id == lease
 
 
-async def test_the_agent(world: KubernetesWorld) -> None:
-    notebook = await world.open()
-    agent, *others = await world.processes(notebook)
-    uid = (await world.pod(notebook))["metadata"]["uid"]
+async def test_the_agent(kubernetes_world: KubernetesWorld) -> None:
+    notebook = await kubernetes_world.open()
+    agent, *others = await kubernetes_world.processes(notebook)
+    uid = (await kubernetes_world.pod(notebook))["metadata"]["uid"]
     killed_at = time.monotonic()
     agent.kill()
     assert all(wait_gone(process.pid, 2) for process in others)
-    reason = await world.ended(notebook, 10)
+    reason = await kubernetes_world.ended(notebook, 10)
     say(f"{reason!r} after", killed_at)
     assert "its agent ended with exit code 137" in reason
-    await world.restart(notebook)
-    assert (await world.pod(notebook))["metadata"]["uid"] != uid
-    await world.lives(notebook)
+    await kubernetes_world.restart(notebook)
+    assert (await kubernetes_world.pod(notebook))["metadata"]["uid"] != uid
+    await kubernetes_world.lives(notebook)
 
 
-async def test_a_pod_deleted_by_hand(world: KubernetesWorld) -> None:
-    notebook = await world.open()
-    kernel = (await world.processes(notebook))[-1]
+async def test_a_pod_deleted_by_hand(kubernetes_world: KubernetesWorld) -> None:
+    notebook = await kubernetes_world.open()
+    kernel = (await kubernetes_world.processes(notebook))[-1]
     deleted_at = time.monotonic()
-    world.delete_pod(await world.pod(notebook))
-    reason = await world.ended(notebook, 10)
+    kubernetes_world.delete_pod(await kubernetes_world.pod(notebook))
+    reason = await kubernetes_world.ended(notebook, 10)
     say(f"{reason!r} after", deleted_at)
     assert "its pod was deleted" in reason
     assert wait_gone(kernel.pid, 60)
-    await world.restart(notebook)
-    await world.lives(notebook)
+    await kubernetes_world.restart(notebook)
+    await kubernetes_world.lives(notebook)
 
 
 @pytest.mark.fault_long
-async def test_a_pod_deleted_while_the_service_restarts(world: KubernetesWorld) -> None:
-    notebook = await world.open(labels=SPARE)
-    world.cluster.pause("n2/kubelet")  # else the pod might be gone before the next service looks
+async def test_a_pod_deleted_while_the_service_restarts(kubernetes_world: KubernetesWorld) -> None:
+    notebook = await kubernetes_world.open(labels=SPARE)
+    kubernetes_world.cluster.pause("n2/kubelet")  # else the pod might be gone before the next service looks
     try:
-        world.delete_pod(await world.pod(notebook))
-        world.kill_service()
+        kubernetes_world.delete_pod(await kubernetes_world.pod(notebook))
+        kubernetes_world.kill_service()
         killed_at = time.monotonic()
-        assert all(kernel.state == "exited" for kernel in await world.service().kernels())
-        reason = await world.ended(notebook, 10)
+        assert all(kernel.state == "exited" for kernel in await kubernetes_world.service().kernels())
+        reason = await kubernetes_world.ended(notebook, 10)
         say(f"{reason!r} after", killed_at)
         assert "its pod was deleted" in reason
     finally:
-        world.cluster.resume("n2/kubelet")
-    await world.has_room(labels=SPARE)
-    await world.restart(notebook)
-    await world.lives(notebook)
+        kubernetes_world.cluster.resume("n2/kubelet")
+    await kubernetes_world.has_room(labels=SPARE)
+    await kubernetes_world.restart(notebook)
+    await kubernetes_world.lives(notebook)
 
 
 async def test_a_pod_that_is_gone_before_the_next_service_looks(
-    world: KubernetesWorld, caplog: pytest.LogCaptureFixture
+    kubernetes_world: KubernetesWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
-    notebook = await world.open()
-    pod = await world.pod(notebook)
-    world.pause_service()  # the notebook would start the next service at once, which might see the pod end
-    world.delete_pod(pod)
-    await until(lambda: not world.api.has(f"{PODS}/{pod['metadata']['name']}"), "the pod stays")
-    world.kill_service()
-    assert await world.service().kernels() == []
+    notebook = await kubernetes_world.open()
+    pod = await kubernetes_world.pod(notebook)
+    kubernetes_world.pause_service()  # the notebook would start the next service at once, which might see the pod end
+    kubernetes_world.delete_pod(pod)
+    await until(lambda: not kubernetes_world.api.has(f"{PODS}/{pod['metadata']['name']}"), "the pod stays")
+    kubernetes_world.kill_service()
+    assert await kubernetes_world.service().kernels() == []
     await asyncio.wait_for(notebook.manager.provisioner.wait(), 30)
     assert "it ended while no service of roost was running, so nobody saw the cause" in caplog.text
-    await world.restart(notebook)
-    await world.lives(notebook)
+    await kubernetes_world.restart(notebook)
+    await kubernetes_world.lives(notebook)
 
 
-async def test_a_pod_deleted_while_the_watch_is_silent(world: KubernetesWorld) -> None:
+async def test_a_pod_deleted_while_the_watch_is_silent(kubernetes_world: KubernetesWorld) -> None:
     """The agent reports that its pod was ended. roost then asks Kubernetes for the reason, on a new connection."""
-    world.configure(watch_timeout_s=5.0)
-    notebook = await world.open()
-    world.proxy.swallow()
-    world.delete_pod(await world.pod(notebook))
-    reason = await world.ended(notebook, 10)
+    kubernetes_world.configure(watch_timeout_s=5.0)
+    notebook = await kubernetes_world.open()
+    kubernetes_world.proxy.swallow()
+    kubernetes_world.delete_pod(await kubernetes_world.pod(notebook))
+    reason = await kubernetes_world.ended(notebook, 10)
     say(reason)
     assert "its pod was deleted" in reason
 
 
-async def test_a_watch_that_falls_silent(world: KubernetesWorld) -> None:
+async def test_a_watch_that_falls_silent(kubernetes_world: KubernetesWorld) -> None:
     """A proxy drops the data of the open connections. New connections work."""
-    world.configure(watch_timeout_s=2.0)
-    notebook = await world.open()
-    say(f"{world.proxy.swallow()} connections fall silent")
+    kubernetes_world.configure(watch_timeout_s=2.0)
+    notebook = await kubernetes_world.open()
+    say(f"{kubernetes_world.proxy.swallow()} connections fall silent")
     silent_at = time.monotonic()
-    for process in await world.processes(notebook):
+    for process in await kubernetes_world.processes(notebook):
         process.kill()  # nobody but Kubernetes can report this
-    reason = await world.ended(notebook, 20)
+    reason = await kubernetes_world.ended(notebook, 20)
     say(f"{reason!r} after", silent_at)
     assert "its agent ended with exit code 137" in reason
     opened_at = time.monotonic()
-    await world.open()
+    await kubernetes_world.open()
     say("next kernel after", opened_at)
 
 
 @pytest.mark.fault_long
-async def test_the_kubelet(world: KubernetesWorld) -> None:
-    notebook = await world.open(labels=SPARE)
-    world.cluster.kill("n2/kubelet")
+async def test_the_kubelet(kubernetes_world: KubernetesWorld) -> None:
+    notebook = await kubernetes_world.open(labels=SPARE)
+    kubernetes_world.cluster.kill("n2/kubelet")
     killed_at = time.monotonic()
     try:
-        refusal = await world.refusal(labels=SPARE)
+        refusal = await kubernetes_world.refusal(labels=SPARE)
         say(f"{refusal!r} after", killed_at)
         assert "does not answer Kubernetes" in refusal
         await asyncio.sleep(2)
-        await world.lives(notebook)
+        await kubernetes_world.lives(notebook)
         await notebook.interrupt()
     finally:
-        world.cluster.start("n2/kubelet")
+        kubernetes_world.cluster.start("n2/kubelet")
     started_at = time.monotonic()
-    await world.has_room(labels=SPARE)
+    await kubernetes_world.has_room(labels=SPARE)
     say("room again after", started_at)
-    await world.lives(notebook, await world.open(labels=SPARE))
+    await kubernetes_world.lives(notebook, await kubernetes_world.open(labels=SPARE))
 
 
 @pytest.mark.fault_long
-async def test_containerd(world: KubernetesWorld) -> None:
-    notebook = await world.open(labels=SPARE)
-    world.cluster.kill("n2/containerd")
+async def test_containerd(kubernetes_world: KubernetesWorld) -> None:
+    notebook = await kubernetes_world.open(labels=SPARE)
+    kubernetes_world.cluster.kill("n2/containerd")
     await asyncio.sleep(3)
     try:
         assert await notebook.value("mine") == "42"
     finally:
-        world.cluster.start("n2/containerd")
+        kubernetes_world.cluster.start("n2/containerd")
     started_at = time.monotonic()
-    await world.has_room(labels=SPARE)
-    other = await world.open(labels=SPARE)
+    await kubernetes_world.has_room(labels=SPARE)
+    other = await kubernetes_world.open(labels=SPARE)
     say("next kernel after", started_at)
     await asyncio.sleep(3)
-    await world.lives(notebook, other)
+    await kubernetes_world.lives(notebook, other)
 
 
 @pytest.mark.fault_long
-async def test_a_node_that_is_cut_off(world: KubernetesWorld) -> None:
-    notebook = await world.open(labels=SPARE)
-    stopped = await world.open(labels=SPARE)
+async def test_a_node_that_is_cut_off(kubernetes_world: KubernetesWorld) -> None:
+    notebook = await kubernetes_world.open(labels=SPARE)
+    stopped = await kubernetes_world.open(labels=SPARE)
     cut_at = time.monotonic()
-    world.cluster.cut("n2")
+    kubernetes_world.cluster.cut("n2")
     try:
-        refusal = await world.refusal(labels=SPARE)
+        refusal = await kubernetes_world.refusal(labels=SPARE)
         say(f"{refusal!r} after", cut_at)
         with pytest.raises(RoostError) as refused:
-            await world.service().stop(stopped.manager.kernel_id, grace_s=0)
+            await kubernetes_world.service().stop(stopped.manager.kernel_id, grace_s=0)
         say(refused.value.user_message)
         assert_plain(refused.value.user_message)
         await asyncio.sleep(max(0.0, cut_at + 20 - time.monotonic()))
-        assert (await world.kernel_of(notebook)).state == "running"
-        assert len(world.pods()) == 2
+        assert (await kubernetes_world.kernel_of(notebook)).state == "running"
+        assert len(kubernetes_world.pods()) == 2
     finally:
-        world.cluster.reconnect("n2")
+        kubernetes_world.cluster.reconnect("n2")
     back_at = time.monotonic()
-    await world.has_room(labels=SPARE)
+    await kubernetes_world.has_room(labels=SPARE)
     say("room again after", back_at)
-    await until(lambda: len(world.pods()) == 1, "the stop is not carried out")
+    await until(lambda: len(kubernetes_world.pods()) == 1, "the stop is not carried out")
     say("the stop was carried out after", back_at)
-    await world.close_stopped(stopped)
-    await world.lives(notebook)
+    await kubernetes_world.close_stopped(stopped)
+    await kubernetes_world.lives(notebook)
 
 
 @pytest.mark.fault_long
-async def test_a_node_that_loses_power(world: KubernetesWorld) -> None:
-    notebook = await world.open(labels=SPARE)
+async def test_a_node_that_loses_power(kubernetes_world: KubernetesWorld) -> None:
+    notebook = await kubernetes_world.open(labels=SPARE)
     off_at = time.monotonic()
-    world.cluster.power_off("n2")
+    kubernetes_world.cluster.power_off("n2")
     try:
-        refusal = await world.refusal(labels=SPARE)
+        refusal = await kubernetes_world.refusal(labels=SPARE)
         say(f"{refusal!r} after", off_at)
         await asyncio.sleep(max(0.0, off_at + 15 - time.monotonic()))
-        assert (await world.kernel_of(notebook)).state == "running", "unknown is not ended"
-        assert len(world.pods()) == 1
+        assert (await kubernetes_world.kernel_of(notebook)).state == "running", "unknown is not ended"
+        assert len(kubernetes_world.pods()) == 1
     finally:
-        world.cluster.power_on("n2")
+        kubernetes_world.cluster.power_on("n2")
     on_at = time.monotonic()
-    reason = await world.ended(notebook, 60)
+    reason = await kubernetes_world.ended(notebook, 60)
     say(f"{reason!r} after", on_at)
-    await world.has_room(labels=SPARE)
-    await world.restart(notebook)
-    await world.lives(notebook)
+    await kubernetes_world.has_room(labels=SPARE)
+    await kubernetes_world.restart(notebook)
+    await kubernetes_world.lives(notebook)
 
 
 @pytest.mark.fault_long
-async def test_eviction(world: KubernetesWorld) -> None:
-    notebook = await world.open()
-    name = (await world.pod(notebook))["metadata"]["name"]
+async def test_eviction(kubernetes_world: KubernetesWorld) -> None:
+    notebook = await kubernetes_world.open()
+    name = (await kubernetes_world.pod(notebook))["metadata"]["name"]
     budgets = f"/apis/policy/v1/namespaces/{NAMESPACE}/poddisruptionbudgets"
     selector = {"matchLabels": {"app.kubernetes.io/managed-by": "roost"}}
     spec = {"minAvailable": 1, "selector": selector}
-    world.api.call("POST", budgets, {"metadata": {"name": "kernels"}, "spec": spec})
+    kubernetes_world.api.call("POST", budgets, {"metadata": {"name": "kernels"}, "spec": spec})
     try:
         await until(
-            lambda: world.api.call("GET", f"{budgets}/kernels").get("status", {}).get("currentHealthy") == 1,
+            lambda: (
+                kubernetes_world.api.call("GET", f"{budgets}/kernels").get("status", {}).get("currentHealthy")
+                == 1
+            ),
             "the budget has no effect",
         )
         with pytest.raises(Refused, match="disruption budget") as refused:
-            world.api.call("POST", f"{PODS}/{name}/eviction", evict(name))
+            kubernetes_world.api.call("POST", f"{PODS}/{name}/eviction", evict(name))
         assert refused.value.status == 429
-        await world.lives(notebook)
+        await kubernetes_world.lives(notebook)
     finally:
-        world.api.call("DELETE", f"{budgets}/kernels")
-    kernel = (await world.processes(notebook))[-1]
-    await until(lambda: accepts(world.api, name), "the eviction is refused")
+        kubernetes_world.api.call("DELETE", f"{budgets}/kernels")
+    kernel = (await kubernetes_world.processes(notebook))[-1]
+    await until(lambda: accepts(kubernetes_world.api, name), "the eviction is refused")
     evicted_at = time.monotonic()
-    reason = await world.ended(notebook, 10)
+    reason = await kubernetes_world.ended(notebook, 10)
     say(f"{reason!r} after", evicted_at)
     assert "it was evicted" in reason
     assert wait_gone(kernel.pid, 60)
-    await world.restart(notebook)
-    await world.lives(notebook)
+    await kubernetes_world.restart(notebook)
+    await kubernetes_world.lives(notebook)
 
 
 def evict(name: str) -> dict[str, Any]:
@@ -270,10 +263,10 @@ def accepts(api: Api, name: str) -> bool:
 
 
 @pytest.mark.fault_long
-async def test_preemption(world: KubernetesWorld) -> None:
-    notebook = await world.open(labels=SPARE, cpus=1)
+async def test_preemption(kubernetes_world: KubernetesWorld) -> None:
+    notebook = await kubernetes_world.open(labels=SPARE, cpus=1)
     classes = "/apis/scheduling.k8s.io/v1/priorityclasses"
-    world.api.call("POST", classes, {"metadata": {"name": "urgent"}, "value": 1_000_000})
+    kubernetes_world.api.call("POST", classes, {"metadata": {"name": "urgent"}, "value": 1_000_000})
     container = {
         "name": "main", "image": "roost-test:1", "command": ["sleep", "1000"],
         "resources": {"requests": {"cpu": "1500m"}},
@@ -284,73 +277,73 @@ async def test_preemption(world: KubernetesWorld) -> None:
     }  # fmt: skip
     path = "/api/v1/namespaces/default/pods"
     created_at = time.monotonic()
-    world.api.call("POST", path, {"metadata": {"name": "urgent"}, "spec": spec})
+    kubernetes_world.api.call("POST", path, {"metadata": {"name": "urgent"}, "spec": spec})
     try:
-        reason = await world.ended(notebook, 10)
+        reason = await kubernetes_world.ended(notebook, 10)
         say(f"{reason!r} after", created_at)
         assert "a pod of higher priority took its place" in reason
         await until(
-            lambda: world.api.call("GET", f"{path}/urgent")["status"]["phase"] == "Running",
+            lambda: kubernetes_world.api.call("GET", f"{path}/urgent")["status"]["phase"] == "Running",
             "the urgent pod does not run",
         )
         say("the urgent pod runs after", created_at)
-        assert "CPU" in await world.refusal(labels=SPARE, cpus=1)
+        assert "CPU" in await kubernetes_world.refusal(labels=SPARE, cpus=1)
     finally:
-        world.api.call("DELETE", f"{path}/urgent")
-        world.api.call("DELETE", f"{classes}/urgent")
-    await world.has_room(labels=SPARE, cpus=1)
-    await world.restart(notebook)
-    await world.lives(notebook)
+        kubernetes_world.api.call("DELETE", f"{path}/urgent")
+        kubernetes_world.api.call("DELETE", f"{classes}/urgent")
+    await kubernetes_world.has_room(labels=SPARE, cpus=1)
+    await kubernetes_world.restart(notebook)
+    await kubernetes_world.lives(notebook)
 
 
 @pytest.mark.fault_long
-async def test_out_of_memory(world: KubernetesWorld) -> None:
+async def test_out_of_memory(kubernetes_world: KubernetesWorld) -> None:
     """With cgroup v1 the system kills one process, and with cgroup v2 all processes of the container."""
-    notebook = await world.open(memory="300MiB")
-    before = await world.pod(notebook)
+    notebook = await kubernetes_world.open(memory="300MiB")
+    before = await kubernetes_world.pod(notebook)
     died_at = time.monotonic()
     notebook.client.execute("x = bytearray(10**9)")
-    reason = await world.ended(notebook, 20)
+    reason = await kubernetes_world.ended(notebook, 20)
     say(f"{reason!r} after", died_at)
     if Path("/sys/fs/cgroup/memory").is_dir():
         assert reason == "the kernel was killed: it used 300 MiB of its 300 MiB of memory"
     else:
         assert reason.endswith("its container ran out of memory")
-    await world.restart(notebook)
-    await world.lives(notebook)
-    say(f"in {'the same' if await world.pod(notebook) == before else 'another'} pod")
-    for process in await world.processes(notebook):
+    await kubernetes_world.restart(notebook)
+    await kubernetes_world.lives(notebook)
+    say(f"in {'the same' if await kubernetes_world.pod(notebook) == before else 'another'} pod")
+    for process in await kubernetes_world.processes(notebook):
         process.kill()
     died_at = time.monotonic()
-    reason = await world.ended(notebook, 20)
+    reason = await kubernetes_world.ended(notebook, 20)
     say(f"{reason!r} after", died_at)
-    await world.restart(notebook)
-    await world.lives(notebook)
+    await kubernetes_world.restart(notebook)
+    await kubernetes_world.lives(notebook)
 
 
 @pytest.mark.fault_long
-async def test_a_token_that_expires(world: KubernetesWorld) -> None:
+async def test_a_token_that_expires(kubernetes_world: KubernetesWorld) -> None:
     """The token ends with the Secret that it is bound to. A new token appears in the same file."""
-    world.configure(watch_timeout_s=2.0)
-    token = world.folder / "token"
-    config = json.loads(world.kubeconfig.read_text())
+    kubernetes_world.configure(watch_timeout_s=2.0)
+    token = kubernetes_world.folder / "token"
+    config = json.loads(kubernetes_world.kubeconfig.read_text())
     config["users"][0]["user"] = {"tokenFile": str(token)}
-    world.kubeconfig.write_text(json.dumps(config))
-    create_token(world.api, "first", token)
-    notebook = await world.open()
-    world.api.call("DELETE", f"{SECRETS}/first")
+    kubernetes_world.kubeconfig.write_text(json.dumps(config))
+    create_token(kubernetes_world.api, "first", token)
+    notebook = await kubernetes_world.open()
+    kubernetes_world.api.call("DELETE", f"{SECRETS}/first")
     expired_at = time.monotonic()
-    refusal = await world.refusal(cpus=0.1, within_s=30)
+    refusal = await kubernetes_world.refusal(cpus=0.1, within_s=30)
     say(f"{refusal!r} after", expired_at)
     assert "does not accept roost's credentials" in refusal
     assert await notebook.value("mine") == "42"
-    create_token(world.api, "second", token)
+    create_token(kubernetes_world.api, "second", token)
     renewed_at = time.monotonic()
-    await world.has_room(cpus=0.1)
+    await kubernetes_world.has_room(cpus=0.1)
     say("room again after", renewed_at)
-    await world.lives(notebook, await world.open())
-    await world.close()
-    world.api.call("DELETE", f"{SECRETS}/second")
+    await kubernetes_world.lives(notebook, await kubernetes_world.open())
+    await kubernetes_world.close()
+    kubernetes_world.api.call("DELETE", f"{SECRETS}/second")
 
 
 def create_token(api: Api, name: str, file: Path) -> None:
@@ -364,32 +357,32 @@ def create_token(api: Api, name: str, file: Path) -> None:
 
 @pytest.mark.fault_long
 @pytest.mark.parametrize("away_s", [3, 20])
-async def test_the_api_server(world: KubernetesWorld, away_s: float) -> None:
+async def test_the_api_server(kubernetes_world: KubernetesWorld, away_s: float) -> None:
     """Kill the API server. This test is the last one, because Kubernetes' own parts need a minute to recover."""
-    kept, stopped = await world.open(gpus=1), await world.open()
-    before = held_by(await world.kernel_of(kept))
-    world.cluster.kill("apiserver")
+    kept, stopped = await kubernetes_world.open(gpus=1), await kubernetes_world.open()
+    before = held_by(await kubernetes_world.kernel_of(kept))
+    kubernetes_world.cluster.kill("apiserver")
     killed_at = time.monotonic()
-    assert "Kubernetes is away, its kernels live on" in await world.refusal(cpus=0.1)
+    assert "Kubernetes is away, its kernels live on" in await kubernetes_world.refusal(cpus=0.1)
     say("known to be away after", killed_at)
     with pytest.raises(BackendUnavailable) as refused:
-        await world.notebook().open()
+        await kubernetes_world.notebook().open()
     assert_plain(refused.value.user_message)
     assert await kept.value("mine") == "42"
     await kept.interrupt()
     ending = asyncio.create_task(stopped.manager.shutdown_kernel(now=True))
     await asyncio.sleep(killed_at + away_s - time.monotonic())
     assert await kept.value("mine") == "42"
-    world.cluster.start("apiserver")
+    kubernetes_world.cluster.start("apiserver")
     say("back after", killed_at)
     back_at = time.monotonic()
-    await world.has_room(cpus=0.1, within_s=120)  # Kubernetes' own nodes need a minute after 20 s
+    await kubernetes_world.has_room(cpus=0.1, within_s=120)  # Kubernetes' own nodes need a minute after 20 s
     say("room again after", back_at)
     with contextlib.suppress(RoostError):
         await ending
-    await until(lambda: len(world.pods()) == 1, "the pod of the stopped kernel stays")
+    await until(lambda: len(kubernetes_world.pods()) == 1, "the pod of the stopped kernel stays")
     say("the stopped kernel's pod is gone after", back_at)
-    await world.close_stopped(stopped)
-    assert held_by(await world.kernel_of(kept)) == before
-    await world.lives(kept)
-    await world.restart(kept)
+    await kubernetes_world.close_stopped(stopped)
+    assert held_by(await kubernetes_world.kernel_of(kept)) == before
+    await kubernetes_world.lives(kept)
+    await kubernetes_world.restart(kept)

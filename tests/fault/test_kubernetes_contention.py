@@ -133,7 +133,7 @@ def devices(use: list[Any]) -> Iterator[tuple[str, float, float, float]]:
 @pytest.mark.fault_long
 @pytest.mark.timeout(900)
 def test_sixty_kernels_of_three_services_among_jobs_and_a_deployment(
-    homes: list[str], tmp_path: Path, private_environment: None
+    users_runtime_dirs: list[str], tmp_path: Path, private_environment: None
 ) -> None:
     if reason := why_not():
         pytest.skip(reason)
@@ -146,7 +146,7 @@ def test_sixty_kernels_of_three_services_among_jobs_and_a_deployment(
         kit = str(Path(cluster_settings.__code__.co_filename).parent)
         others = (OTHERS, kit, str(cluster.kubeconfig))
         began = time.monotonic()
-        answers, seen = contend(ASKER, shares, homes, others, within_s=600, **environment)
+        answers, seen = contend(ASKER, shares, users_runtime_dirs, others, within_s=600, **environment)
         say(f"{SCHEDULERS * EACH} kernels and {len(seen['held'])} Jobs after", began)
         deadline = time.monotonic() + CLEAN_S
         while found := left(cluster.api):

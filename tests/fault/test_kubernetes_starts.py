@@ -38,20 +38,10 @@ OWN_VARIABLE = """
 pytestmark = pytest.mark.fault
 
 
-@pytest.fixture(scope="module")
-def cluster(kubelets: Kubelets) -> Kubelets:
-    return kubelets
-
-
 @pytest.fixture
-async def world(kubernetes_world: KubernetesWorld) -> KubernetesWorld:
-    return kubernetes_world
-
-
-@pytest.fixture
-def registry(cluster: Kubelets) -> Iterator[None]:
+def registry(kubelets: Kubelets) -> Iterator[None]:
     """Run a registry without images on the node n2, at localhost:5000."""
-    command = ["nsenter", "--net", "--target", str(containerd_pid(cluster, "n2"))]
+    command = ["nsenter", "--net", "--target", str(containerd_pid(kubelets, "n2"))]
     with subprocess.Popen([*command, sys.executable, "-S", "-c", REGISTRY], stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         server.stdout.readline()
@@ -76,14 +66,14 @@ def registry(cluster: Kubelets) -> Iterator[None]:
     ids=["image", "name", "claim", "volume", "variable"],
 )
 async def test_a_pod_that_can_never_start(
-    world: KubernetesWorld, options: dict[str, str], template: str, reason: str, registry: None
+    kubernetes_world: KubernetesWorld, options: dict[str, str], template: str, reason: str, registry: None
 ) -> None:
-    template_file = world.folder / "pod.yaml"
+    template_file = kubernetes_world.folder / "pod.yaml"
     template_file.write_text(f"spec:\n  securityContext: {{runAsUser: 12345}}{template}")
-    world.configure(allowed_volumes=["*"])
+    kubernetes_world.configure(allowed_volumes=["*"])
     began = time.monotonic()
     with pytest.raises(RoostError, match=reason) as refused:
-        await world.notebook(options=options, labels=SPARE).open()
+        await kubernetes_world.notebook(options=options, labels=SPARE).open()
     say(f"{refused.value.user_message!r} after", began)
     assert_plain(refused.value.user_message)
     assert time.monotonic() - began < 20
@@ -91,23 +81,25 @@ async def test_a_pod_that_can_never_start(
 
 @pytest.mark.fault_long
 @pytest.mark.parametrize("is_late", [False, True], ids=["in time", "too late"])
-async def test_a_slow_image(world: KubernetesWorld, is_late: bool) -> None:
+async def test_a_slow_image(kubernetes_world: KubernetesWorld, is_late: bool) -> None:
     """No registry answers. The image comes to the node later, or the start's time runs out."""
     image = f"registry.example/late:{is_late:d}"
-    notebook = world.notebook(options={"image": image}, labels=SPARE, launch_timeout=15 if is_late else 60)
+    notebook = kubernetes_world.notebook(
+        options={"image": image}, labels=SPARE, launch_timeout=15 if is_late else 60
+    )
     began = time.monotonic()
     opening = asyncio.create_task(notebook.open())
-    say(await world.waits_for("its image cannot be pulled yet"))
+    say(await kubernetes_world.waits_for("its image cannot be pulled yet"))
     if is_late:
         with pytest.raises(RoostError, match="its image") as refused:
             await opening
         say(f"{refused.value.user_message!r} after", began)
         assert_plain(refused.value.user_message)
         return
-    world.kill_service()
-    tag_image(world.cluster, "n2", image)
+    kubernetes_world.kill_service()
+    tag_image(kubernetes_world.cluster, "n2", image)
     tagged_at = time.monotonic()
     await opening
     say("started after", tagged_at)
     await notebook.run("mine = 42")
-    await world.lives(notebook)
+    await kubernetes_world.lives(notebook)

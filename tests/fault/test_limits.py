@@ -24,7 +24,7 @@ SEED = int(os.environ.get("ROOST_LIMIT_SEED", "1"))
 
 @pytest.mark.skipif(bool(control_groups.why_not()), reason=control_groups.why_not())
 @pytest.mark.timeout(600 + ROUNDS)
-def test_starts_stops_and_killed_agents_leave_no_control_group(world: Path) -> None:
+def test_starts_stops_and_killed_agents_leave_no_control_group(settled_runtime_dir: Path) -> None:
     chance = random.Random(SEED)
     client = connect("local")
     held: list[str] = []
@@ -32,7 +32,7 @@ def test_starts_stops_and_killed_agents_leave_no_control_group(world: Path) -> N
     for _ in range(ROUNDS):
         try:
             start = client.start(tiny(cpus=0.01, memory_bytes=64 << 20))
-            if chance.random() < 0.3 and (pids := daemon_pids(world, "agent")):
+            if chance.random() < 0.3 and (pids := daemon_pids(settled_runtime_dir, "agent")):
                 kill(pids[0])
                 killed += 1
             held.append(start.result(60).id)
@@ -43,6 +43,6 @@ def test_starts_stops_and_killed_agents_leave_no_control_group(world: Path) -> N
     print(f"{ROUNDS} starts, {killed} killed agents, {failed} failed starts, {len(held)} kernels left")
     for kernel in client.kernels().result(60):
         client.stop(kernel.id, grace_s=0).result(60)
-    assert control_groups.lease_groups(world) == set()
-    settle(world)
-    assert not control_groups.has_groups(world)
+    assert control_groups.lease_groups(settled_runtime_dir) == set()
+    settle(settled_runtime_dir)
+    assert not control_groups.has_groups(settled_runtime_dir)

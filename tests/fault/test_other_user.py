@@ -97,16 +97,16 @@ def ask(question: Callable[[], list[Any]]) -> list[Any]:
         return []
 
 
-async def test_another_user_gets_nothing(roost_by_default: None, world: Path) -> None:
+async def test_another_user_gets_nothing(roost_by_default: None, settled_runtime_dir: Path) -> None:
     notebook = Notebook()
     await notebook.open()
     await notebook.run("secret = 42")
-    ours = [psutil.Process(notebook.pid), *processes(str(world))]
+    ours = [psutil.Process(notebook.pid), *processes(str(settled_runtime_dir))]
     connections = [each for process in ours for each in ask(process.net_connections)]
     held = [each for each in connections if each.status == psutil.CONN_LISTEN]
-    entries = [*world.rglob("*")]
+    entries = [*settled_runtime_dir.rglob("*")]
     found = {
-        "folders": [str(world), *(str(path) for path in entries if path.is_dir())],
+        "folders": [str(settled_runtime_dir), *(str(path) for path in entries if path.is_dir())],
         "files": [str(path) for path in entries if path.is_file()],
         "sockets": [str(path) for path in entries if path.is_socket()],
         "ports": sorted({each.laddr.port for each in held}),
@@ -120,7 +120,7 @@ async def test_another_user_gets_nothing(roost_by_default: None, world: Path) ->
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
     commands = [" ".join(ask(process.cmdline)) for process in ours]
-    keys = [json.loads(path.read_text()) for path in world.rglob("connection.json")]
+    keys = [json.loads(path.read_text()) for path in settled_runtime_dir.rglob("connection.json")]
     for secret in (each["key"] for each in keys):
         assert secret
         assert not [line for line in commands if secret in line], "everybody can read command lines"

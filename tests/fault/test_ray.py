@@ -52,7 +52,7 @@ sys.exit(0 if accepted else why)
 
 
 @pytest.fixture(scope="module")
-def cluster(private_environment: None) -> Iterator[Raylets]:
+def raylets(private_environment: None) -> Iterator[Raylets]:
     """Start the cluster of this module, whose tests kill nodes. The first node stays."""
     if reason := why_not():
         pytest.skip(reason)
@@ -61,15 +61,17 @@ def cluster(private_environment: None) -> Iterator[Raylets]:
 
 
 @pytest.fixture
-def world(runtime_dir: Path, cluster: Raylets, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+def raylets_runtime_dir(
+    runtime_dir: Path, raylets: Raylets, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    monkeypatch.setenv("RAY_ADDRESS", raylets.address)
     yield runtime_dir
     disconnect()
     settle(runtime_dir)
 
 
 @pytest.fixture
-async def notebooks(world: Path, tmp_path: Path) -> AsyncIterator[Callable[..., object]]:
+async def notebooks(raylets_runtime_dir: Path, tmp_path: Path) -> AsyncIterator[Callable[..., object]]:
     """Return a function that opens a notebook with this configuration. At the end no kernel and no group is left."""
     opened: list[Notebook] = []
 
@@ -103,21 +105,21 @@ def agents(cluster: Raylets) -> list[psutil.Process]:
     return [one for one in cluster.processes() if "roost.launchers.agent.main" in one.cmdline()]
 
 
-async def test_the_scheduler_service(notebooks: Callable[..., object], world: Path) -> None:
+async def test_the_scheduler_service(notebooks: Callable[..., object], raylets_runtime_dir: Path) -> None:
     notebook = await notebooks(gpus=0.5)
     await notebook.run("import os, time; mine = 42")
     before = held_by(await service().kernel(notebook.manager.kernel_id))
-    kill(*daemon_pids(world, "scheduler"))
+    kill(*daemon_pids(raylets_runtime_dir, "scheduler"))
     assert await notebook.value("mine") == "42"
     assert held_by(await service().kernel(notebook.manager.kernel_id)) == before
     await notebook.interrupt()
     assert await notebook.value("mine") == "42"
 
 
-async def test_the_agent(notebooks: Callable[..., object], cluster: Raylets) -> None:
+async def test_the_agent(notebooks: Callable[..., object], raylets: Raylets) -> None:
     notebook = await notebooks(cpus=0.5)
     await notebook.run("mine = 42")
-    for agent in agents(cluster):
+    for agent in agents(raylets):
         kill(agent.pid)
     await asyncio.gather(*(notebooks(cpus=0.1) for _ in range(4)))  # all at once: no start may fail
     assert await notebook.value("mine") == "42"
@@ -125,11 +127,11 @@ async def test_the_agent(notebooks: Callable[..., object], cluster: Raylets) -> 
     assert (await notebook.run("mine"))["ename"] == "NameError"
 
 
-async def test_a_ray_worker(notebooks: Callable[..., object], cluster: Raylets) -> None:
+async def test_a_ray_worker(notebooks: Callable[..., object], raylets: Raylets) -> None:
     """Ray's workers started the agent and found the devices. A running kernel does not need them."""
     notebook = await notebooks(gpus=1, gpu_models=["T4"])
     await notebook.run("mine = 42")
-    workers = [one for one in cluster.processes() if one.cmdline()[:1] == ["ray::IDLE"]]
+    workers = [one for one in raylets.processes() if one.cmdline()[:1] == ["ray::IDLE"]]
     assert workers
     for worker in workers:
         kill(worker.pid)
@@ -140,23 +142,23 @@ async def test_a_ray_worker(notebooks: Callable[..., object], cluster: Raylets) 
     )
 
 
-async def test_a_group_removed_by_hand(notebooks: Callable[..., object], cluster: Raylets) -> None:
+async def test_a_group_removed_by_hand(notebooks: Callable[..., object], raylets: Raylets) -> None:
     notebook = await notebooks(cpus=0.5)
     pid = notebook.pid
-    assert len(groups(cluster.address, remove=notebook.manager.kernel_id)) == 1
+    assert len(groups(raylets.address, remove=notebook.manager.kernel_id)) == 1
     assert "its placement group was removed" in await notebook.ended(service(), 10)
     assert wait_gone(pid)
 
 
-async def test_a_raylet(notebooks: Callable[..., object], cluster: Raylets) -> None:
-    node = cluster.add_node(Machine(cpus=2, labels={"mine": "yes"}))
+async def test_a_raylet(notebooks: Callable[..., object], raylets: Raylets) -> None:
+    node = raylets.add_node(Machine(cpus=2, labels={"mine": "yes"}))
     notebook = await notebooks(labels={"mine": "yes"})
     pid = notebook.pid
     assert (await service().kernel(notebook.manager.kernel_id)).node_id == node.address
     asked = Request(labels={"mine": "yes"})
     assert (await service().explain(asked))["placement"]
     killed_at = time.monotonic()
-    cluster.kill_raylet(node.address)
+    raylets.kill_raylet(node.address)
     while (decision := await service().explain(asked))["placement"]:  # Ray itself notices after 13 s
         assert time.monotonic() - killed_at < 2
         await asyncio.sleep(0.05)
@@ -169,10 +171,10 @@ async def test_a_raylet(notebooks: Callable[..., object], cluster: Raylets) -> N
 
 @pytest.mark.fault_long
 async def test_a_cell_shows_that_its_node_was_lost(
-    world: Path, cluster: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    raylets_runtime_dir: Path, raylets: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cell runs in a real Jupyter Server with roost's extension, over the kernel's websocket."""
-    node = cluster.add_node(Machine(cpus=2, labels={"shown": "yes"}))
+    node = raylets.add_node(Machine(cpus=2, labels={"shown": "yes"}))
     kernelspecs(tmp_path, config={"backend": "ray", "labels": {"shown": "yes"}})
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     async with jupyter_server(
@@ -182,7 +184,7 @@ async def test_a_cell_shows_that_its_node_was_lost(
         async with front_end(server, kernel["id"]) as front:
             await front.ended(await front.run("mine = 42"))
             cell = await front.run("import time; time.sleep(100)")
-            cluster.kill_raylet(node.address)
+            raylets.kill_raylet(node.address)
             await front.until(lambda: errors(front.about(cell)))
             (sentence,) = errors(front.about(cell))
         assert "its node has left the Ray cluster" in sentence[0].lower() + sentence[1:]
@@ -190,21 +192,21 @@ async def test_a_cell_shows_that_its_node_was_lost(
     assert await service().kernels() == []
 
 
-async def test_a_node_that_is_stopped(notebooks: Callable[..., object], cluster: Raylets) -> None:
-    node = cluster.add_node(Machine(cpus=2, labels={"other": "yes"}))
+async def test_a_node_that_is_stopped(notebooks: Callable[..., object], raylets: Raylets) -> None:
+    node = raylets.add_node(Machine(cpus=2, labels={"other": "yes"}))
     notebook = await notebooks(labels={"other": "yes"})
     pid = notebook.pid
-    cluster.stop_node(node.address)
+    raylets.stop_node(node.address)
     await notebook.ended(service(), 10)
     assert wait_gone(pid, 60)
 
 
-async def test_a_node_that_drains(notebooks: Callable[..., object], cluster: Raylets) -> None:
+async def test_a_node_that_drains(notebooks: Callable[..., object], raylets: Raylets) -> None:
     """Ray drains the node: no kernel is placed there, and the running kernel lives on."""
-    node = cluster.add_node(Machine(cpus=2, labels={"third": "yes"}))
+    node = raylets.add_node(Machine(cpus=2, labels={"third": "yes"}))
     notebook = await notebooks(labels={"third": "yes"}, cpus=1)
     await notebook.run("mine = 42")
-    command = [sys.executable, "-c", DRAIN, cluster.address, node.address]
+    command = [sys.executable, "-c", DRAIN, raylets.address, node.address]
     await asyncio.to_thread(subprocess.run, command, timeout=60, check=True)
     drained_at = time.monotonic()
     while (decision := await service().explain(Request(labels={"third": "yes"})))["placement"]:
@@ -215,7 +217,7 @@ async def test_a_node_that_drains(notebooks: Callable[..., object], cluster: Ray
 
 
 @pytest.fixture
-def home(runtime_dir: Path) -> Iterator[Path]:
+def own_cluster_runtime_dir(runtime_dir: Path) -> Iterator[Path]:
     """Return the runtime folder of a test with its own cluster."""
     yield runtime_dir
     disconnect()
@@ -248,26 +250,36 @@ def redis() -> Iterator[str]:
 
 @pytest.mark.parametrize("state", [pytest.param("kept", marks=pytest.mark.fault_long), "lost"])
 async def test_the_head(
-    home: Path, tmp_path: Path, impatient: dict[str, str], monkeypatch: pytest.MonkeyPatch, state: str
+    own_cluster_runtime_dir: Path,
+    tmp_path: Path,
+    impatient: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
 ) -> None:
-    await _lose_the_head(home, tmp_path, impatient, monkeypatch, state, within_s=60)
+    await _lose_the_head(own_cluster_runtime_dir, tmp_path, impatient, monkeypatch, state, within_s=60)
 
 
 @pytest.mark.fault_long
 @pytest.mark.parametrize("state", ["kept", "lost", "redis"])
 async def test_the_head_for_rays_own_minute(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, state: str
+    own_cluster_runtime_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    state: str,
 ) -> None:
     settings = {"RAY_REDIS_ADDRESS": request.getfixturevalue("redis")} if state == "redis" else {}
-    await _lose_the_head(home, tmp_path, settings, monkeypatch, state, within_s=150)
+    await _lose_the_head(own_cluster_runtime_dir, tmp_path, settings, monkeypatch, state, within_s=150)
 
 
 @pytest.mark.fault_long
 async def test_a_head_that_restarts_at_once(
-    home: Path, tmp_path: Path, impatient: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    own_cluster_runtime_dir: Path, tmp_path: Path, impatient: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A head without its state is another cluster. The other raylets leave it, and their kernels wait."""
-    with Raylets(*MACHINES, environment={**impatient, VARIABLE: f"{home}/node"}) as cluster:
+    with Raylets(
+        *MACHINES, environment={**impatient, VARIABLE: f"{own_cluster_runtime_dir}/node"}
+    ) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         head, node = cluster.nodes
         notebook = Notebook("roosted")
@@ -344,15 +356,17 @@ async def _lose_the_head(
 
 @pytest.mark.fault_long
 async def test_a_service_without_a_head_uses_little_processor_time(
-    home: Path,
+    own_cluster_runtime_dir: Path,
     impatient: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
 ) -> None:
-    with Raylets(Machine(), environment={**impatient, VARIABLE: f"{home}/node"}) as cluster:
+    with Raylets(
+        Machine(), environment={**impatient, VARIABLE: f"{own_cluster_runtime_dir}/node"}
+    ) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         assert len(await service().nodes()) == 1
-        (driver,) = daemon_pids(home, "scheduler")
+        (driver,) = daemon_pids(own_cluster_runtime_dir, "scheduler")
         before_s = after_s = processor_s(driver)
         cluster.kill_gcs()
         gone_at = time.monotonic()

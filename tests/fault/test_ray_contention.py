@@ -117,12 +117,12 @@ def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, flo
 @pytest.mark.fault
 @pytest.mark.fault_long
 def test_sixty_kernels_of_three_schedulers_among_rays_own_tasks(
-    ray_cluster: Raylets, homes: list[str], tmp_path: Path
+    ray_cluster: Raylets, users_runtime_dirs: list[str], tmp_path: Path
 ) -> None:
     shares = list(itertools.islice(itertools.cycle(SHARES), EACH))
     driver = (DRIVER, ray_cluster.address, str(tmp_path))
     environment = {"RAY_ADDRESS": ray_cluster.address, "USES": str(tmp_path)}
-    answers, ray = contend(ASKER, shares, homes, driver, within_s=100, **environment)
+    answers, ray = contend(ASKER, shares, users_runtime_dirs, driver, within_s=100, **environment)
     kernels = [use for answer in answers for use in answer["held"]]
     assert len(kernels) == SCHEDULERS * EACH
     assert [answer["left"] for answer in answers] == [[]] * SCHEDULERS

@@ -271,7 +271,7 @@ def service() -> Client:
 
 
 @pytest.fixture
-def home(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def patient_runtime_dir(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a runtime folder. Kernels wait GRACE_S for Ray, and Ray's drivers wait GIVE_UP_S for a missing GCS."""
     settings = {"RoostRayBackend": {"manager_grace_s": GRACE_S}}
     (tmp_path / "jupyter_roost_config.json").write_text(json.dumps(settings))
@@ -284,13 +284,13 @@ def home(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.fault_long
 @pytest.mark.timeout(300 + 180 * ROUNDS)
-async def test_outages(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_outages(patient_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if reason := why_not():
         pytest.skip(reason)
     print(f"ROOST_OUTAGES={ROUNDS} ROOST_OUTAGES_SEED={SEED}", flush=True)
     environment = {
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(GIVE_UP_S),
-        VARIABLE: f"{home}/node",
+        VARIABLE: f"{patient_runtime_dir}/node",
     }
     with Raylets(*MACHINES, keeps_state=True, environment=environment) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
@@ -300,7 +300,7 @@ async def test_outages(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             for notebook in notebooks:
                 await notebook.begin()
             await notebooks.pop(0).close()
-            outages = Outages(cluster, home, notebooks)
+            outages = Outages(cluster, patient_runtime_dir, notebooks)
             await outages.is_whole()
             for number in range(ROUNDS):
                 await outages.round(number + 1)
@@ -308,7 +308,10 @@ async def test_outages(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             await outages.is_whole()
             assert outages.lost() == []
         except BaseException:
-            for file in (*home.glob("scheduler*/log*"), *home.glob("node/agent*/log*")):
+            for file in (
+                *patient_runtime_dir.glob("scheduler*/log*"),
+                *patient_runtime_dir.glob("node/agent*/log*"),
+            ):
                 print(f"--- {file}", *file.read_text().splitlines()[-60:], sep="\n")
             raise
         finally:

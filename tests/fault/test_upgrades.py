@@ -59,7 +59,7 @@ async def how(notebook: Notebook) -> str:
 
 
 async def test_pip_install_upgrade_of_a_preloaded_package(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settled_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = tmp_path / "site"
     pip_install(site, wheel(tmp_path, "1.0"))
@@ -88,7 +88,7 @@ async def test_pip_install_upgrade_of_a_preloaded_package(
 
 
 async def test_an_edited_startup_file_and_configuration(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settled_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     profile = tmp_path / "ipython" / "profile_default"
     (profile / "startup").mkdir(parents=True)
@@ -112,7 +112,7 @@ async def test_an_edited_startup_file_and_configuration(
     await notebook.close()
 
 
-async def test_kernels_do_not_see_each_others_changes(world: Path) -> None:
+async def test_kernels_do_not_see_each_others_changes(settled_runtime_dir: Path) -> None:
     await warm()
     first, second = Notebook(), Notebook()
     await asyncio.gather(first.open(), second.open())

@@ -157,7 +157,7 @@ def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, flo
 @pytest.mark.fault_long
 @pytest.mark.timeout(900)
 def test_sixty_kernels_of_three_services_among_applications_of_others(
-    homes: list[str], tmp_path: Path, private_environment: None
+    users_runtime_dirs: list[str], tmp_path: Path, private_environment: None
 ) -> None:
     if reason := why_not():
         pytest.skip(reason)
@@ -171,7 +171,7 @@ def test_sixty_kernels_of_three_services_among_applications_of_others(
         )
         others = (OTHERS, kit, manager, str(cluster.configuration), str(tmp_path))
         began = time.monotonic()
-        answers, seen = contend(ASKER, shares, homes, others, within_s=WITHIN_S, **environment)
+        answers, seen = contend(ASKER, shares, users_runtime_dirs, others, within_s=WITHIN_S, **environment)
         say(f"{SCHEDULERS * EACH} kernels and {len(seen['held'])} containers of others after", began)
         gpus = {cluster.address_of(name): machine.gpus for name, machine in cluster.machines.items()}
         masters = cluster.applications()

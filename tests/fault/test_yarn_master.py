@@ -30,14 +30,14 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[HadoopNodes]:
+def hadoop_nodes() -> Iterator[HadoopNodes]:
     with HadoopNodes(Machine(), Machine(), settings=SETTINGS) as cluster:
         yield cluster
 
 
 @pytest.fixture
-async def master(cluster: HadoopNodes, tmp_path: Path) -> AsyncIterator[YarnMaster]:
-    async with running_master(cluster, tmp_path, grace_s=5.0) as master:
+async def master(hadoop_nodes: HadoopNodes, tmp_path: Path) -> AsyncIterator[YarnMaster]:
+    async with running_master(hadoop_nodes, tmp_path, grace_s=5.0) as master:
         yield master
 
 

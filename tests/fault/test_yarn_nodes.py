@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from kit.clusters.faults import say, until
-from kit.clusters.hadoop_nodes import HadoopNodes
 from kit.clusters.yarn.faults import EXPIRY_S, SPARE, YarnWorld, signal_all
 from kit.jupyter.notebook import Notebook, held_by
 from kit.machine.daemons import wait_gone
@@ -26,173 +25,163 @@ DECOMMISSION_S = 15
 """How long YARN waits for the containers of a node that is being decommissioned."""
 
 
-@pytest.fixture(scope="module")
-def cluster(hadoop: HadoopNodes) -> HadoopNodes:
-    return hadoop
-
-
-@pytest.fixture
-async def world(yarn_world: YarnWorld) -> YarnWorld:
-    return yarn_world
-
-
-async def test_a_node_manager_with_recovery(world: YarnWorld) -> None:
-    notebook = await world.open(**SPARE)
-    before = held_by(await world.kernel_of(notebook))
-    await world.until_known(notebook)
-    world.cluster.kill("nm3")
+async def test_a_node_manager_with_recovery(yarn_world: YarnWorld) -> None:
+    notebook = await yarn_world.open(**SPARE)
+    before = held_by(await yarn_world.kernel_of(notebook))
+    await yarn_world.until_known(notebook)
+    yarn_world.cluster.kill("nm3")
     try:
         await asyncio.sleep(3)
         assert await notebook.value("mine") == "42"
         await notebook.interrupt()
     finally:
-        world.cluster.start("nm3")
+        yarn_world.cluster.start("nm3")
     started_at = time.monotonic()
-    other = await world.open(**SPARE)
+    other = await yarn_world.open(**SPARE)
     say("next kernel after", started_at)
-    await world.lives(notebook, other)
-    assert held_by(await world.kernel_of(notebook)) == before
+    await yarn_world.lives(notebook, other)
+    assert held_by(await yarn_world.kernel_of(notebook)) == before
 
 
 @pytest.mark.parametrize("is_service_away", [False, True])
-async def test_a_node_manager_without_recovery(world: YarnWorld, is_service_away: bool) -> None:
+async def test_a_node_manager_without_recovery(yarn_world: YarnWorld, is_service_away: bool) -> None:
     """A restarted NodeManager knows no containers. YARN gives them up, so roost ends their kernels."""
-    with no_recovery(world, "nm3"):
-        notebook, kept = await world.open(**SPARE), await world.open()
-        await world.until_known(notebook, kept)
-        processes = world.processes(notebook)
-        world.cluster.kill("nm3")
+    with no_recovery(yarn_world, "nm3"):
+        notebook, kept = await yarn_world.open(**SPARE), await yarn_world.open()
+        await yarn_world.until_known(notebook, kept)
+        processes = yarn_world.processes(notebook)
+        yarn_world.cluster.kill("nm3")
         await asyncio.sleep(2)
         assert await notebook.value("mine") == "42"
         if is_service_away:
-            world.kill_service()
-        world.cluster.start("nm3")
+            yarn_world.kill_service()
+        yarn_world.cluster.start("nm3")
         started_at = time.monotonic()
-        await asyncio.to_thread(world.cluster.await_node, "nm3")
+        await asyncio.to_thread(yarn_world.cluster.await_node, "nm3")
         await gone(processes)
         say("its processes are gone after", started_at)
         if not is_service_away:
-            reason = await world.ended(notebook, LATE_S)
+            reason = await yarn_world.ended(notebook, LATE_S)
             say(f"{reason!r} after", started_at)
             assert "does not answer YARN" in reason or "has forgotten its container" in reason
-        await world.has_room(**SPARE, within_s=LATE_S)
-        await world.restart(notebook)
-        await world.lives(notebook, kept)
-        await world.close()  # before the daemon forgets its containers again
-        world.opened.clear()
+        await yarn_world.has_room(**SPARE, within_s=LATE_S)
+        await yarn_world.restart(notebook)
+        await yarn_world.lives(notebook, kept)
+        await yarn_world.close()  # before the daemon forgets its containers again
+        yarn_world.opened.clear()
 
 
-async def test_a_frozen_node(world: YarnWorld) -> None:
+async def test_a_frozen_node(yarn_world: YarnWorld) -> None:
     """The machine answers nobody until YARN has given it up. Its old kernels end when it is back."""
-    notebook = await world.open(**SPARE)
-    kept = await world.open()
-    await world.until_known(notebook, kept)
-    processes = world.processes(notebook)
-    with frozen(world, "nm3", processes):
+    notebook = await yarn_world.open(**SPARE)
+    kept = await yarn_world.open()
+    await yarn_world.until_known(notebook, kept)
+    processes = yarn_world.processes(notebook)
+    with frozen(yarn_world, "nm3", processes):
         frozen_at = time.monotonic()
-        reason = await world.ended(notebook, LOST_S)
+        reason = await yarn_world.ended(notebook, LOST_S)
         say(f"{reason!r} after", frozen_at)
         assert "does not answer YARN" in reason
         assert await kept.value("mine") == "42"
     back_at = time.monotonic()
     await gone(processes)
     say("its old processes are gone after", back_at)
-    await world.has_room(**SPARE, within_s=LATE_S)
-    await world.restart(notebook)
+    await yarn_world.has_room(**SPARE, within_s=LATE_S)
+    await yarn_world.restart(notebook)
     say("the next kernel runs there after", back_at)
-    await world.lives(notebook, kept)
+    await yarn_world.lives(notebook, kept)
 
 
-async def test_a_silent_node_manager(world: YarnWorld) -> None:
+async def test_a_silent_node_manager(yarn_world: YarnWorld) -> None:
     """Only YARN's daemon on the node is silent. roost ends the kernel once YARN has given the node up."""
-    notebook = await world.open(**SPARE)
-    await world.until_known(notebook)
-    processes = world.processes(notebook)
-    world.cluster.pause("nm3")
+    notebook = await yarn_world.open(**SPARE)
+    await yarn_world.until_known(notebook)
+    processes = yarn_world.processes(notebook)
+    yarn_world.cluster.pause("nm3")
     paused_at = time.monotonic()
     try:
-        reason = await world.ended(notebook, LOST_S)
+        reason = await yarn_world.ended(notebook, LOST_S)
         say(f"{reason!r} after", paused_at)
         assert "does not answer YARN" in reason
         await gone(processes)
         say("its processes are gone after", paused_at)
     finally:
-        world.cluster.resume("nm3")
-    await world.has_room(**SPARE, within_s=LATE_S)
-    await world.restart(notebook)
-    await world.lives(notebook)
+        yarn_world.cluster.resume("nm3")
+    await yarn_world.has_room(**SPARE, within_s=LATE_S)
+    await yarn_world.restart(notebook)
+    await yarn_world.lives(notebook)
 
 
-async def test_a_kernel_of_a_frozen_node_is_restarted_elsewhere(world: YarnWorld) -> None:
+async def test_a_kernel_of_a_frozen_node_is_restarted_elsewhere(yarn_world: YarnWorld) -> None:
     """roost never mistakes the old kernel on the frozen node for the new kernel."""
-    notebook = await open_away_from_masters(world)
-    host, processes = (await world.kernel_of(notebook)).node_id, world.processes(notebook)
-    (node,) = [name for name in world.cluster.machines if world.cluster.address_of(name) == host]
-    await world.until_known(notebook)
-    with frozen(world, node, processes):
-        await world.ended(notebook, LOST_S)
-        await world.restart(notebook)
-        lease = held_by(await world.kernel_of(notebook))
+    notebook = await open_away_from_masters(yarn_world)
+    host, processes = (await yarn_world.kernel_of(notebook)).node_id, yarn_world.processes(notebook)
+    (node,) = [name for name in yarn_world.cluster.machines if yarn_world.cluster.address_of(name) == host]
+    await yarn_world.until_known(notebook)
+    with frozen(yarn_world, node, processes):
+        await yarn_world.ended(notebook, LOST_S)
+        await yarn_world.restart(notebook)
+        lease = held_by(await yarn_world.kernel_of(notebook))
         assert host not in lease
     await gone(processes)
-    await asyncio.to_thread(world.cluster.await_node, node)
-    await until(lambda: len(world.held()) == 1, "the old container stays", LATE_S)
-    await world.lives(notebook)
-    assert held_by(await world.kernel_of(notebook)) == lease
+    await asyncio.to_thread(yarn_world.cluster.await_node, node)
+    await until(lambda: len(yarn_world.held()) == 1, "the old container stays", LATE_S)
+    await yarn_world.lives(notebook)
+    assert held_by(await yarn_world.kernel_of(notebook)) == lease
 
 
-async def test_an_unhealthy_node(world: YarnWorld) -> None:
-    notebook, kept = await world.open(**SPARE), await world.open()
-    await world.until_known(notebook, kept)
-    processes = world.processes(notebook)
-    mark = world.cluster.layout.configuration("nm3") / "unhealthy"
+async def test_an_unhealthy_node(yarn_world: YarnWorld) -> None:
+    notebook, kept = await yarn_world.open(**SPARE), await yarn_world.open()
+    await yarn_world.until_known(notebook, kept)
+    processes = yarn_world.processes(notebook)
+    mark = yarn_world.cluster.layout.configuration("nm3") / "unhealthy"
     mark.touch()
     marked_at = time.monotonic()
     try:
-        reason = await world.ended(notebook, LATE_S)
+        reason = await yarn_world.ended(notebook, LATE_S)
         say(f"{reason!r} after", marked_at)
         assert "is unhealthy" in reason
         assert "the disk is full" in reason
         await gone(processes)
-        refusal = await world.refusal(**SPARE)
+        refusal = await yarn_world.refusal(**SPARE)
         say(refusal)
         assert "is unhealthy" in refusal
     finally:
         mark.unlink()
     healthy_at = time.monotonic()
-    await world.has_room(**SPARE, within_s=LATE_S)
+    await yarn_world.has_room(**SPARE, within_s=LATE_S)
     say("room again after", healthy_at)
-    await world.restart(notebook)
-    await world.lives(notebook, kept)
+    await yarn_world.restart(notebook)
+    await yarn_world.lives(notebook, kept)
 
 
-async def test_a_node_that_is_decommissioned(world: YarnWorld) -> None:
+async def test_a_node_that_is_decommissioned(yarn_world: YarnWorld) -> None:
     """The node takes no new kernels. Its kernels go on until YARN ends them with the node."""
-    notebook = await world.open(**SPARE)
-    await world.until_known(notebook)
-    processes = world.processes(notebook)
-    world.exclude("nm3")
+    notebook = await yarn_world.open(**SPARE)
+    await yarn_world.until_known(notebook)
+    processes = yarn_world.processes(notebook)
+    yarn_world.exclude("nm3")
     try:
         refresh = ("-refreshNodes", "-g", str(DECOMMISSION_S), "-server")
-        await asyncio.to_thread(world.cluster.admin, *refresh)
+        await asyncio.to_thread(yarn_world.cluster.admin, *refresh)
         drained_at = time.monotonic()
-        refusal = await world.refusal(**SPARE)
+        refusal = await yarn_world.refusal(**SPARE)
         say(refusal)
         assert "is being decommissioned" in refusal
         assert await notebook.value("mine") == "42"
-        reason = await world.ended(notebook, DECOMMISSION_S + LATE_S)
+        reason = await yarn_world.ended(notebook, DECOMMISSION_S + LATE_S)
         say(f"{reason!r} after", drained_at)
         assert "was decommissioned" in reason
         await gone(processes)
     finally:
-        world.exclude()
-        await asyncio.to_thread(world.cluster.admin, "-refreshNodes")
-        world.cluster.kill("nm3")  # it may have left by itself
-        world.cluster.start("nm3")
-        await asyncio.to_thread(world.cluster.await_answer, "nm3")
-    await world.has_room(**SPARE, within_s=LATE_S)
-    await world.restart(notebook)
-    await world.lives(notebook)
+        yarn_world.exclude()
+        await asyncio.to_thread(yarn_world.cluster.admin, "-refreshNodes")
+        yarn_world.cluster.kill("nm3")  # it may have left by itself
+        yarn_world.cluster.start("nm3")
+        await asyncio.to_thread(yarn_world.cluster.await_answer, "nm3")
+    await yarn_world.has_room(**SPARE, within_s=LATE_S)
+    await yarn_world.restart(notebook)
+    await yarn_world.lives(notebook)
 
 
 async def open_away_from_masters(world: YarnWorld) -> Notebook:

@@ -66,7 +66,7 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def world(backend: str, module_runtime_dir: Path) -> Iterator[Path]:
+def backend_runtime_dir(backend: str, module_runtime_dir: Path) -> Iterator[Path]:
     """Start the agents of all nodes and return the runtime folder. End this machine's service and agent at the end.
 
     Agents on the nodes of a cluster have a runtime folder of their own and end with the cluster.
@@ -78,7 +78,9 @@ def world(backend: str, module_runtime_dir: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def specs_of(backend: str, world: Path, tmp_path: Path) -> Iterator[Callable[..., KernelSpecManager]]:
+def specs_of(
+    backend: str, backend_runtime_dir: Path, tmp_path: Path
+) -> Iterator[Callable[..., KernelSpecManager]]:
     """Yield a function that makes kernelspecs for this backend. Check at the end that nothing runs or is promised."""
     # Pods have a Python of their own.
     changes = {"argv": ["python3", *IPYKERNEL[1:]]} if backend == "kubernetes" else {}
@@ -96,7 +98,7 @@ def specs_of(backend: str, world: Path, tmp_path: Path) -> Iterator[Callable[...
 
 
 @pytest.fixture
-def folder(runtime_dir: Path) -> Iterator[Path]:
+def settled_runtime_dir(runtime_dir: Path) -> Iterator[Path]:
     """Yield a runtime folder of this test alone. The service and the agent in it end with the test."""
     yield runtime_dir
     disconnect()

@@ -158,7 +158,7 @@ async def test_ipc(specs: KernelSpecManager) -> None:
 
 @pytest.mark.backends("local", why="elsewhere such a kernel can only be warned of")
 async def test_other_users_cannot_reach_an_ipykernel_without_curve(
-    world: Path, specs_of: Specs, backend: str, monkeypatch: pytest.MonkeyPatch
+    backend_runtime_dir: Path, specs_of: Specs, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("roost.provisioners.encryption.find_ipykernel_version", lambda _: (6, 29))
     specs = specs_of(metadata={"supported_encryption": []})
@@ -168,7 +168,7 @@ async def test_other_users_cannot_reach_an_ipykernel_without_curve(
             connection = (await connect(backend).kernel(km.kernel_id)).connection
             assert (connection.transport, connection.curve_publickey) == ("ipc", None)
             folder = Path(connection.ip).parent
-            assert world in folder.parents
+            assert backend_runtime_dir in folder.parents
             assert folder.stat().st_mode & 0o777 == 0o700
             await km.restart_kernel(now=True)
             await kc.wait_for_ready(30)
@@ -186,9 +186,11 @@ async def test_a_kernelspec_that_is_not_forked(specs_of: Specs, backend: str) ->
         assert "Ctrl-C" not in await connect(backend).logs(km.kernel_id)
 
 
-async def test_a_kernel_works_on_after_its_service_was_killed(world: Path, specs: KernelSpecManager) -> None:
+async def test_a_kernel_works_on_after_its_service_was_killed(
+    backend_runtime_dir: Path, specs: KernelSpecManager
+) -> None:
     async with kernel(specs) as (km, kc):
-        (pid,) = daemon_pids(world, "scheduler")
+        (pid,) = daemon_pids(backend_runtime_dir, "scheduler")
         kill(pid)
         assert await km.is_alive()
         assert (await run(kc, "print(1)"))["text"] == "1"
@@ -198,9 +200,11 @@ async def test_a_kernel_works_on_after_its_service_was_killed(world: Path, specs
         assert (await run(kc, "print(2)"))["text"] == "2"
 
 
-async def test_an_exit_while_no_service_lives_is_found(world: Path, specs: KernelSpecManager) -> None:
+async def test_an_exit_while_no_service_lives_is_found(
+    backend_runtime_dir: Path, specs: KernelSpecManager
+) -> None:
     async with kernel(specs) as (km, _):
-        (pid,) = daemon_pids(world, "scheduler")
+        (pid,) = daemon_pids(backend_runtime_dir, "scheduler")
         kill(pid)
         os.kill(await pid_of(km), signal.SIGKILL)
         assert await asyncio.wait_for(km.provisioner.wait(), 60) in (-signal.SIGKILL, 255)

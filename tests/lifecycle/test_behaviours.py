@@ -107,7 +107,7 @@ EXPRESSIONS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kernels_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("work")
 
 
@@ -141,11 +141,11 @@ def end_kernels(agents: dict[str, Agent]) -> None:
 
 
 @pytest.fixture(scope="module")
-def seen(agents: dict[str, Agent], folder: Path) -> dict[str, dict[str, Any]]:
+def values_seen(agents: dict[str, Agent], kernels_folder: Path) -> dict[str, dict[str, Any]]:
     """Return the values of `EXPRESSIONS` by their names, for each kind of kernel that `start` knows."""
     found: dict[str, dict[str, Any]] = {}
     for how in ("fresh", "fork", "standby", "learnt"):
-        kernel = start(agents, how, folder)
+        kernel = start(agents, how, kernels_folder)
         assert kernel.run(SETUP)["status"] == "ok"
         found[how] = {name: kernel.value(expression) for name, expression in EXPRESSIONS.items()}
         end_kernels(agents)
@@ -154,8 +154,8 @@ def seen(agents: dict[str, Agent], folder: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("how", ["fork", "standby", "learnt"])
 @pytest.mark.parametrize("name", EXPRESSIONS)
-def test_a_kernel_looks_like_a_fresh_one(seen: dict[str, dict[str, Any]], name: str, how: str) -> None:
-    assert seen[how][name] == seen["fresh"][name]
+def test_a_kernel_looks_like_a_fresh_one(values_seen: dict[str, dict[str, Any]], name: str, how: str) -> None:
+    assert values_seen[how][name] == values_seen["fresh"][name]
 
 
 def streams(kernel: Kernel, code: str) -> dict[str, str]:
@@ -184,8 +184,10 @@ def wait_until_subscribed(kernel: Kernel) -> None:
 
 
 @pytest.fixture(params=["fresh", "fork", "standby"])
-def kernel(agents: dict[str, Agent], folder: Path, request: pytest.FixtureRequest) -> Iterator[Kernel]:
-    started = start(agents, request.param, folder)
+def kernel(
+    agents: dict[str, Agent], kernels_folder: Path, request: pytest.FixtureRequest
+) -> Iterator[Kernel]:
+    started = start(agents, request.param, kernels_folder)
     wait_until_subscribed(started)
     yield started
     end_kernels(agents)
@@ -319,11 +321,11 @@ def test_the_end_of_a_kernel_is_the_users(kernel: Kernel, tmp_path: Path, is_ask
     assert cells >= 2
 
 
-def test_no_two_kernels_draw_the_same_random_numbers(agents: dict[str, Agent], folder: Path) -> None:
+def test_no_two_kernels_draw_the_same_random_numbers(agents: dict[str, Agent], kernels_folder: Path) -> None:
     draw = (
         "[__import__('random').random(), __import__('numpy').random.random(), __import__('uuid').uuid4().hex]"
     )
-    drawn = [start(agents, how, folder).value(draw) for how in ("fork", "standby", "standby")]
+    drawn = [start(agents, how, kernels_folder).value(draw) for how in ("fork", "standby", "standby")]
     end_kernels(agents)
     assert all(len(set(column)) == 3 for column in zip(*drawn, strict=True))
 

@@ -35,7 +35,7 @@ def test_each_script_loads() -> None:
 
 
 @pytest.mark.backends("ray", "dask", why="the other cluster managers' reports are read in their tests")
-def test_a_report_on_a_thousand_nodes_is_read(backend: str, world: Path) -> None:
+def test_a_report_on_a_thousand_nodes_is_read(backend: str, backend_runtime_dir: Path) -> None:
     took_ms = json.loads(run(f"on_{backend}.py", "--read", "1").splitlines()[-1])
     assert "build_node" in took_ms
     assert all(len(values) == 1 and values[0] > 0 for values in took_ms.values())

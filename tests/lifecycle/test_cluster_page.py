@@ -24,7 +24,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 @pytest.fixture
-def folder(
+def gpu_folder(
     runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private_environment: None
 ) -> Iterator[Path]:
     """Return a folder for notebooks, on a machine with one GPU and a kernelspec `gpu` that asks for it."""
@@ -51,8 +51,8 @@ async def read_clusters(server: JupyterServer) -> list[dict[str, Any]]:
     return clusters
 
 
-async def test_the_page_shows_nodes_kernels_and_the_queue(folder: Path) -> None:
-    async with jupyter_server(folder, options=(EXTENSION, QUIET)) as server:
+async def test_the_page_shows_nodes_kernels_and_the_queue(gpu_folder: Path) -> None:
+    async with jupyter_server(gpu_folder, options=(EXTENSION, QUIET)) as server:
         assert await read_clusters(server) == []
         assert find_services() == []  # looking starts no service
         holder, waiting = [(await server.api("POST", "kernels", {"name": "gpu"}))[1]["id"] for _ in range(2)]
@@ -76,8 +76,8 @@ async def test_the_page_shows_nodes_kernels_and_the_queue(folder: Path) -> None:
         assert await connect("local").kernels() == []
 
 
-async def test_only_users_of_the_server_see_the_page_and_its_files(folder: Path) -> None:
-    async with jupyter_server(folder, options=(EXTENSION, QUIET)) as server:
+async def test_only_users_of_the_server_see_the_page_and_its_files(gpu_folder: Path) -> None:
+    async with jupyter_server(gpu_folder, options=(EXTENSION, QUIET)) as server:
         page = await get(server, "roost")
         assert (page.code, page.effective_url.endswith("/roost/")) == (200, True)
         for name in ("page.css", "page.js"):
@@ -88,9 +88,11 @@ async def test_only_users_of_the_server_see_the_page_and_its_files(folder: Path)
         assert b"page.js" not in (await get(server, "roost/", has_token=False)).body
 
 
-async def test_the_status_of_kernels(folder: Path) -> None:
-    kernelspecs(folder, "plain", metadata={"kernel_provisioner": {"provisioner_name": "local-provisioner"}})
-    async with jupyter_server(folder, options=(EXTENSION, QUIET)) as server:
+async def test_the_status_of_kernels(gpu_folder: Path) -> None:
+    kernelspecs(
+        gpu_folder, "plain", metadata={"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
+    )
+    async with jupyter_server(gpu_folder, options=(EXTENSION, QUIET)) as server:
 
         async def read_status(kernel_id: str) -> Any:
             answer = await get(server, f"roost/api/kernels/{kernel_id}")
@@ -118,8 +120,8 @@ async def test_the_status_of_kernels(folder: Path) -> None:
             await server.api("DELETE", f"kernels/{kernel_id}")
 
 
-async def test_a_service_that_does_not_answer_is_one_sentence(folder: Path) -> None:
-    async with jupyter_server(folder, options=(EXTENSION, QUIET)) as server:
+async def test_a_service_that_does_not_answer_is_one_sentence(gpu_folder: Path) -> None:
+    async with jupyter_server(gpu_folder, options=(EXTENSION, QUIET)) as server:
         await connect("local").service()
         disconnect()
         (service,) = find_services()

@@ -15,17 +15,17 @@ from roost.bench.clusters.cluster_folder import DaemonCluster, claim_network, pr
 
 
 @pytest.fixture(params=[raylets, dask_machines], ids=["ray", "dask"])
-def module(request: pytest.FixtureRequest) -> ModuleType:
+def cluster_module(request: pytest.FixtureRequest) -> ModuleType:
     if reason := request.param.why_not():
         pytest.skip(reason)
     chosen: ModuleType = request.param
     return chosen
 
 
-def test_a_cluster_ends_with_the_process_that_started_it(module: ModuleType) -> None:
-    name, within_s = {raylets: ("Raylets", 60.0), dask_machines: ("DaskMachines", 20.0)}[module]
+def test_a_cluster_ends_with_the_process_that_started_it(cluster_module: ModuleType) -> None:
+    name, within_s = {raylets: ("Raylets", 60.0), dask_machines: ("DaskMachines", 20.0)}[cluster_module]
     code = f"""
-from {module.__name__} import Machine, {name}
+from {cluster_module.__name__} import Machine, {name}
 with {name}(Machine()) as cluster:
     print(cluster.folder, flush=True)
     input()
@@ -41,13 +41,13 @@ with {name}(Machine()) as cluster:
         assert processes(folder) == []
 
 
-def test_a_failed_start_reports_why_and_leaves_nothing(module: ModuleType) -> None:
+def test_a_failed_start_reports_why_and_leaves_nothing(cluster_module: ModuleType) -> None:
     cluster: DaemonCluster = {
         raylets: lambda: raylets.Raylets(raylets.Machine(labels={"zone": "plenty of it"})),
         dask_machines: lambda: dask_machines.DaskMachines(
             dask_machines.Machine(options=("--memory-limit", "plenty"))
         ),
-    }[module]()
+    }[cluster_module]()
     with pytest.raises(RuntimeError, match="plenty"), cluster:
         pass
     assert cluster.processes() == []

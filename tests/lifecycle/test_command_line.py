@@ -57,7 +57,7 @@ def notebook(folder: Path, *sources: str) -> str:
 
 
 @pytest.fixture
-def shell(backend: str, world: Path) -> Shell:
+def shell(backend: str, backend_runtime_dir: Path) -> Shell:
     """Return the `roost` command for the backend. All tests of a backend share a service."""
     return Shell(backend)
 

@@ -87,7 +87,7 @@ def listener(answer: bytes | None) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def foreign_tls_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return TLS files that no cluster accepts."""
     folder = tmp_path_factory.mktemp("others") / "tls"
     write_certificate(folder)
@@ -138,9 +138,11 @@ def test_no_such_host() -> None:
     "answer", [None, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.6\r\n" + bytes(100), bytes(64)]
 )
 @pytest.mark.parametrize("scheme", ["tcp", "tls"])
-def test_something_else_listens_there(answer: bytes | None, scheme: str, others: dict[str, str]) -> None:
+def test_something_else_listens_there(
+    answer: bytes | None, scheme: str, foreign_tls_files: dict[str, str]
+) -> None:
     with listener(answer) as at:
-        problem = refused(f"{scheme}://{at}", **(others if scheme == "tls" else {}))
+        problem = refused(f"{scheme}://{at}", **(foreign_tls_files if scheme == "tls" else {}))
     says = f"what listens at {scheme}://{at} does not "
     assert str(problem).startswith((f"{says}answer as a Dask scheduler: is", f"{says}speak TLS: is"))
 
@@ -196,16 +198,16 @@ def test_tls_without_files(dask_tls_cluster: DaskMachines, tmp_path: Path) -> No
 
 
 def test_tls_with_the_files_of_another_cluster(
-    dask_tls_cluster: DaskMachines, others: dict[str, str]
+    dask_tls_cluster: DaskMachines, foreign_tls_files: dict[str, str]
 ) -> None:
     at, files = dask_tls_cluster.address, tls_files(dask_tls_cluster)
-    for wrong in ({"tls_ca_file": others["tls_ca_file"]}, others):
+    for wrong in ({"tls_ca_file": foreign_tls_files["tls_ca_file"]}, foreign_tls_files):
         problem = refused(at, **{**files, **wrong})
         assert isinstance(problem, ConfigError)
         assert "do not accept each other's certificates" in str(problem)
         assert SET_TLS in str(problem)
     # The scheduler refuses this one; whether it still says so when it hangs up is chance.
-    problem = refused(at, **{**others, "tls_ca_file": files["tls_ca_file"]})
+    problem = refused(at, **{**foreign_tls_files, "tls_ca_file": files["tls_ca_file"]})
     says = (
         "do not accept each other's certificates: set tls_ca",
         "does it refuse roost's certificate? Set tls_ca",
@@ -213,8 +215,10 @@ def test_tls_with_the_files_of_another_cluster(
     assert any(one in str(problem) for one in says)
 
 
-def test_a_key_of_another_certificate(dask_tls_cluster: DaskMachines, others: dict[str, str]) -> None:
-    files = tls_files(dask_tls_cluster) | {"tls_key": others["tls_key"]}
+def test_a_key_of_another_certificate(
+    dask_tls_cluster: DaskMachines, foreign_tls_files: dict[str, str]
+) -> None:
+    files = tls_files(dask_tls_cluster) | {"tls_key": foreign_tls_files["tls_key"]}
     assert SET_TLS in str(refused(dask_tls_cluster.address, **files))
 
 

@@ -32,7 +32,7 @@ with Kubelets(Machine()) as cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Kubelets]:
+def kubelets() -> Iterator[Kubelets]:
     with Kubelets(Machine(gpus=2, gpu_model="Tesla-T4"), Machine()) as cluster:
         yield cluster
     assert not leftovers(cluster.folder)
@@ -69,27 +69,27 @@ def pid_of(cluster: Kubelets, name: str) -> int:
     return pid
 
 
-def test_a_pod_has_its_gpu_its_log_and_its_exit_code(cluster: Kubelets) -> None:
+def test_a_pod_has_its_gpu_its_log_and_its_exit_code(kubelets: Kubelets) -> None:
     code = "import ipykernel, os; print(os.getuid(), os.environ['NVIDIA_VISIBLE_DEVICES']); os._exit(7)"
-    run(cluster.api, "ends", code, **{GPUS: "1"})
-    wait_until(lambda: phase(cluster.api, "ends") == "Failed", "the pod does not end", timeout_s=LONG_S)
-    pod = cluster.api.call("GET", f"{PODS}/ends")
+    run(kubelets.api, "ends", code, **{GPUS: "1"})
+    wait_until(lambda: phase(kubelets.api, "ends") == "Failed", "the pod does not end", timeout_s=LONG_S)
+    pod = kubelets.api.call("GET", f"{PODS}/ends")
     assert pod["spec"]["nodeName"] == "n1"
     assert pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 7
-    user, gpu = cluster.api.text("GET", f"{PODS}/ends/log").split()
+    user, gpu = kubelets.api.text("GET", f"{PODS}/ends/log").split()
     assert user == "12345"
     assert gpu.startswith("GPU-")
 
 
-def test_this_machine_reaches_a_pod_by_its_address(cluster: Kubelets) -> None:
-    run(cluster.api, "serves", SERVER, node="n2")
-    wait_until(lambda: phase(cluster.api, "serves") == "Running", "the pod does not run", timeout_s=LONG_S)
-    address = cluster.api.call("GET", f"{PODS}/serves")["status"]["podIP"]
+def test_this_machine_reaches_a_pod_by_its_address(kubelets: Kubelets) -> None:
+    run(kubelets.api, "serves", SERVER, node="n2")
+    wait_until(lambda: phase(kubelets.api, "serves") == "Running", "the pod does not run", timeout_s=LONG_S)
+    address = kubelets.api.call("GET", f"{PODS}/serves")["status"]["podIP"]
     wait_until(lambda: answers(f"{address}:5555"), "the pod does not listen", timeout_s=LONG_S)
 
 
-def test_a_user_has_the_rights_of_its_groups_only(cluster: Kubelets) -> None:
-    api = Api(cluster.write_kubeconfig("alice", ["users"]))
+def test_a_user_has_the_rights_of_its_groups_only(kubelets: Kubelets) -> None:
+    api = Api(kubelets.write_kubeconfig("alice", ["users"]))
     with pytest.raises(Refused, match='User \\\\"alice\\\\" cannot list resource') as refused:
         api.call("GET", PODS)
     assert refused.value.status == 403
@@ -98,7 +98,7 @@ def test_a_user_has_the_rights_of_its_groups_only(cluster: Kubelets) -> None:
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "users"}],
     }
-    cluster.api.call("POST", "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings", role)
+    kubelets.api.call("POST", "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings", role)
     wait_until(lambda: allows(api), "the role has no effect", timeout_s=LONG_S)
 
 
@@ -110,22 +110,22 @@ def allows(api: Api) -> bool:
     return True
 
 
-def test_admission_refuses_pods_beyond_quota_and_security_level(cluster: Kubelets) -> None:
+def test_admission_refuses_pods_beyond_quota_and_security_level(kubelets: Kubelets) -> None:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    cluster.api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "strict", "labels": labels}})
+    kubelets.api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "strict", "labels": labels}})
     path = "/api/v1/namespaces/strict"
     pod = {"metadata": {"name": "any"}, "spec": {"containers": [{"name": "main", "image": "roost-test:1"}]}}
-    wait_until(lambda: cluster.api.has(f"{path}/serviceaccounts/default"), "no account", timeout_s=LONG_S)
+    wait_until(lambda: kubelets.api.has(f"{path}/serviceaccounts/default"), "no account", timeout_s=LONG_S)
     with pytest.raises(Refused, match="violates PodSecurity"):
-        cluster.api.call("POST", f"{path}/pods", pod)
+        kubelets.api.call("POST", f"{path}/pods", pod)
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
-    cluster.api.call("POST", "/api/v1/namespaces/default/resourcequotas", quota)
+    kubelets.api.call("POST", "/api/v1/namespaces/default/resourcequotas", quota)
     try:
-        wait_until(lambda: is_quota_known(cluster.api), "the quota has no effect", timeout_s=LONG_S)
+        wait_until(lambda: is_quota_known(kubelets.api), "the quota has no effect", timeout_s=LONG_S)
         with pytest.raises(Refused, match="exceeded quota"):
-            cluster.api.call("POST", PODS, pod)
+            kubelets.api.call("POST", PODS, pod)
     finally:
-        cluster.api.call("DELETE", "/api/v1/namespaces/default/resourcequotas/none")
+        kubelets.api.call("DELETE", "/api/v1/namespaces/default/resourcequotas/none")
 
 
 def is_quota_known(api: Api) -> bool:
@@ -134,44 +134,44 @@ def is_quota_known(api: Api) -> bool:
 
 
 @pytest.mark.slow
-def test_a_pod_outlives_the_api_server_the_kubelet_containerd_and_the_network(cluster: Kubelets) -> None:
-    api = cluster.api
+def test_a_pod_outlives_the_api_server_the_kubelet_containerd_and_the_network(kubelets: Kubelets) -> None:
+    api = kubelets.api
     run(api, "lives", SLEEP, node="n2")
     wait_until(lambda: phase(api, "lives") == "Running", "the pod does not run", timeout_s=LONG_S)
-    process = psutil.Process(pid_of(cluster, "lives"))
+    process = psutil.Process(pid_of(kubelets, "lives"))
 
-    cluster.kill("apiserver")
+    kubelets.kill("apiserver")
     assert not api.is_ready()
-    cluster.start("apiserver")
+    kubelets.start("apiserver")
     wait_until(api.is_ready, "the API server does not come back", timeout_s=LONG_S)
 
     for stop, start in (
-        (lambda: cluster.kill("n2/kubelet"), lambda: cluster.start("n2/kubelet")),
-        (lambda: cluster.pause("n2/kubelet"), lambda: cluster.resume("n2/kubelet")),
-        (lambda: cluster.cut("n2"), lambda: cluster.reconnect("n2")),
+        (lambda: kubelets.kill("n2/kubelet"), lambda: kubelets.start("n2/kubelet")),
+        (lambda: kubelets.pause("n2/kubelet"), lambda: kubelets.resume("n2/kubelet")),
+        (lambda: kubelets.cut("n2"), lambda: kubelets.reconnect("n2")),
     ):
         stop()
-        wait_until(lambda: not cluster.is_node_ready("n2"), "the node stays ready", timeout_s=LONG_S)
-        assert cluster.is_node_ready("n1")
+        wait_until(lambda: not kubelets.is_node_ready("n2"), "the node stays ready", timeout_s=LONG_S)
+        assert kubelets.is_node_ready("n1")
         start()
-        wait_until(lambda: cluster.is_node_ready("n2"), "the node does not come back", timeout_s=LONG_S)
-    cluster.kill("n2/containerd")
-    cluster.start("n2/containerd")
+        wait_until(lambda: kubelets.is_node_ready("n2"), "the node does not come back", timeout_s=LONG_S)
+    kubelets.kill("n2/containerd")
+    kubelets.start("n2/containerd")
     assert process.is_running()
     assert phase(api, "lives") == "Running"
 
 
 @pytest.mark.slow
-def test_a_node_loses_power_and_comes_back_without_its_pods(cluster: Kubelets) -> None:
-    api = cluster.api
+def test_a_node_loses_power_and_comes_back_without_its_pods(kubelets: Kubelets) -> None:
+    api = kubelets.api
     run(api, "dies", SLEEP, node="n1")
     wait_until(lambda: phase(api, "dies") == "Running", "the pod does not run", timeout_s=LONG_S)
-    pid = pid_of(cluster, "dies")
-    cluster.power_off("n1")
+    pid = pid_of(kubelets, "dies")
+    kubelets.power_off("n1")
     assert not psutil.pid_exists(pid)
-    wait_until(lambda: not cluster.is_node_ready("n1"), "the node stays ready", timeout_s=LONG_S)
-    cluster.power_on("n1")
-    wait_until(lambda: cluster.is_node_ready("n1"), "the node does not come back", timeout_s=LONG_S)
+    wait_until(lambda: not kubelets.is_node_ready("n1"), "the node stays ready", timeout_s=LONG_S)
+    kubelets.power_on("n1")
+    wait_until(lambda: kubelets.is_node_ready("n1"), "the node does not come back", timeout_s=LONG_S)
     run(api, "next", "pass", node="n1")
     wait_until(lambda: phase(api, "next") == "Succeeded", "no pod runs there", timeout_s=LONG_S)
 

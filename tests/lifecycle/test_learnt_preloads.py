@@ -52,13 +52,13 @@ def find_loaded(names: set[str], wanted: str, **options: object) -> set[str]:
         assert time.monotonic() < deadline, loaded
 
 
-def test_what_kernels_import_is_in_the_next_zygote_and_survives_the_agent(folder: Path) -> None:
+def test_what_kernels_import_is_in_the_next_zygote_and_survives_the_agent(settled_runtime_dir: Path) -> None:
     for _ in range(FEWEST):
         with start() as kernel:
             assert kernel.execute("'numpy' in __import__('sys').modules").text == "False"
             kernel.execute("import numpy", check=True)
     find_loaded({"numpy"}, "numpy")
-    log = (folder / "agent" / "log").read_text()
+    log = (settled_runtime_dir / "agent" / "log").read_text()
     assert re.search(r"learnt: numpy \((\d+) of \1 kernels\)", log)
     assert log.count("replaces it") == 1
     with start() as kernel:
@@ -66,16 +66,18 @@ def test_what_kernels_import_is_in_the_next_zygote_and_survives_the_agent(folder
         other = kernel.execute("numpy.random.random()").text
     with start() as kernel:
         assert kernel.execute("import numpy; numpy.random.random()").text != other
-    (agent,) = daemon_pids(folder, "agent")
+    (agent,) = daemon_pids(settled_runtime_dir, "agent")
     disconnect()
-    settle(folder)
+    settle(settled_runtime_dir)
     assert wait_gone(agent)
     find_loaded({"numpy"}, "numpy")
-    assert (folder / "agent" / "log").read_text().count("zygote=") == 1, "the first zygote has it"
+    assert (settled_runtime_dir / "agent" / "log").read_text().count("zygote=") == 1, (
+        "the first zygote has it"
+    )
 
 
 def test_a_package_that_starts_a_thread_and_the_users_own_modules_are_left_out(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settled_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     venv, notebooks = tmp_path / "venv", tmp_path / "notebooks"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=60)
@@ -97,7 +99,7 @@ def test_a_package_that_starts_a_thread_and_the_users_own_modules_are_left_out(
     assert loaded == {"fit"}
     assert (
         f"threaded is not preloaded for {python}: it starts a thread"
-        in (folder / "agent" / "log").read_text()
+        in (settled_runtime_dir / "agent" / "log").read_text()
     )
     with start("own", cwd=notebooks) as kernel:
         kernel.execute("import mine, fit, threaded", check=True)

@@ -99,7 +99,7 @@ def is_there(pid: int) -> bool:
 
 @needs_cgroups
 @pytest.mark.parametrize("how", ["forked", "exec"])
-def test_only_the_kernel_that_needs_too_much_memory_dies(folder: Path, how: str) -> None:
+def test_only_the_kernel_that_needs_too_much_memory_dies(settled_runtime_dir: Path, how: str) -> None:
     fork = how == "forked"
     with (
         start(how=how, memory="300MiB", fork=fork) as small,
@@ -119,7 +119,7 @@ def test_only_the_kernel_that_needs_too_much_memory_dies(folder: Path, how: str)
 
 
 @needs_cgroups
-def test_a_detached_process_counts_and_ends_with_the_lease(folder: Path) -> None:
+def test_a_detached_process_counts_and_ends_with_the_lease(settled_runtime_dir: Path) -> None:
     with start(memory="300MiB") as kernel:
         child = int(kernel.execute(DETACHED.format("")).text)
         kernel.restart()
@@ -128,7 +128,7 @@ def test_a_detached_process_counts_and_ends_with_the_lease(folder: Path) -> None
 
 
 @needs_cgroups
-def test_a_detached_process_that_needs_too_much_memory_ends_its_kernel(folder: Path) -> None:
+def test_a_detached_process_that_needs_too_much_memory_ends_its_kernel(settled_runtime_dir: Path) -> None:
     with start(memory="300MiB") as kernel:
         code = DETACHED.format(FILL.format(400)) + "\nimport time; time.sleep(60)"
         with pytest.raises(KernelDied, match="of its 300 MiB of memory"):
@@ -136,18 +136,18 @@ def test_a_detached_process_that_needs_too_much_memory_ends_its_kernel(folder: P
 
 
 @needs_cgroups
-def test_a_detached_process_may_outlive_its_lease_if_the_operator_says_so(folder: Path) -> None:
+def test_a_detached_process_may_outlive_its_lease_if_the_operator_says_so(settled_runtime_dir: Path) -> None:
     with start(memory="300MiB", options={"end_detached": False}) as kernel:
         child = int(kernel.execute(DETACHED.format("")).text)
     try:
-        wait_for(lambda: not lease_groups(folder), "the group is left")
+        wait_for(lambda: not lease_groups(settled_runtime_dir), "the group is left")
         assert is_there(child)
     finally:
         os.kill(child, 9)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide the control groups from roost")
-def test_without_control_groups_memory_is_limited_and_watched(folder: Path) -> None:
+def test_without_control_groups_memory_is_limited_and_watched(settled_runtime_dir: Path) -> None:
     command = ["unshare", "--mount", "sh", "-c", READ_ONLY, sys.executable, "-c", WITHOUT_GROUPS]
     output = subprocess.run(command, capture_output=True, text=True, timeout=120)
     lines = output.stdout.splitlines()
@@ -163,7 +163,7 @@ def test_without_control_groups_memory_is_limited_and_watched(folder: Path) -> N
 
 
 @needs_cgroups
-def test_the_cpus_are_shared_in_proportion_to_the_promises(folder: Path) -> None:
+def test_the_cpus_are_shared_in_proportion_to_the_promises(settled_runtime_dir: Path) -> None:
     options = {"cpus": 8}
     allowed = sorted(os.sched_getaffinity(0))[:2]
     with contextlib.ExitStack() as kernels:
@@ -183,13 +183,13 @@ def test_the_cpus_are_shared_in_proportion_to_the_promises(folder: Path) -> None
 
 
 @needs_cgroups
-def test_a_ceiling_holds_also_for_a_kernel_that_is_alone(folder: Path) -> None:
+def test_a_ceiling_holds_also_for_a_kernel_that_is_alone(settled_runtime_dir: Path) -> None:
     with start(cpus=0.2, options={"cpu_ceiling": 1.5}) as kernel:
         assert 0.4 < float(kernel.execute(BUSY.format(2.0)).text) < 0.8
 
 
 @needs_cgroups
-def test_a_kernel_that_is_about_to_use_all_its_memory_is_reported_once(folder: Path) -> None:
+def test_a_kernel_that_is_about_to_use_all_its_memory_is_reported_once(settled_runtime_dir: Path) -> None:
     seen: list[str] = []
     client = connect("local")
     unlisten = client.listen(lambda event: seen.append(event.detail) if event.kind == "warned" else None)
@@ -205,21 +205,21 @@ def test_a_kernel_that_is_about_to_use_all_its_memory_is_reported_once(folder: P
 
 
 @needs_cgroups
-def test_an_agent_that_is_killed_leaves_its_limits_to_the_next(folder: Path) -> None:
+def test_an_agent_that_is_killed_leaves_its_limits_to_the_next(settled_runtime_dir: Path) -> None:
     with start(memory="300MiB") as kernel:
         for _ in range(3):
-            (pid,) = daemon_pids(folder, "agent")
+            (pid,) = daemon_pids(settled_runtime_dir, "agent")
             kill(pid)
-            wait_for(lambda: daemon_pids(folder, "agent"), "there is no new agent")
+            wait_for(lambda: daemon_pids(settled_runtime_dir, "agent"), "there is no new agent")
         with pytest.raises(KernelDied, match="of its 300 MiB of memory"):
             kernel.execute(FILL.format(400))
-    wait_for(lambda: not lease_groups(folder), "the control group of a lease is left")
+    wait_for(lambda: not lease_groups(settled_runtime_dir), "the control group of a lease is left")
 
 
 @needs_cgroups
-def test_no_control_group_is_left(folder: Path) -> None:
+def test_no_control_group_is_left(settled_runtime_dir: Path) -> None:
     with start(memory="300MiB"):
-        assert len(lease_groups(folder)) == 1
-    wait_for(lambda: not lease_groups(folder), "the control group of a lease is left")
-    settle(folder)
-    assert not has_groups(folder), "a control group of the agent is left"
+        assert len(lease_groups(settled_runtime_dir)) == 1
+    wait_for(lambda: not lease_groups(settled_runtime_dir), "the control group of a lease is left")
+    settle(settled_runtime_dir)
+    assert not has_groups(settled_runtime_dir), "a control group of the agent is left"

@@ -22,7 +22,7 @@ AFTER_S = 1.0
 
 
 @pytest.fixture
-def folder(runtime_dir: Path) -> Iterator[Path]:
+def swapping_runtime_dir(runtime_dir: Path) -> Iterator[Path]:
     """Yield the runtime folder, on a machine with swap. All kernels end before the swap is turned off."""
     with zram_swap.zram():
         yield runtime_dir
@@ -40,7 +40,7 @@ def start(**options: object) -> BlockingKernel:
         assert time.monotonic() < deadline, "no kernel was forked"
 
 
-def test_an_idle_kernel_is_paged_out_and_its_next_cell_runs(folder: Path) -> None:
+def test_an_idle_kernel_is_paged_out_and_its_next_cell_runs(swapping_runtime_dir: Path) -> None:
     with start(page_out_after_s=AFTER_S) as kernel:
         pid = int(kernel.execute("import os; big = list(map(str, range(200_000))); os.getpid()").text)
         before, _ = zram_swap.read_memory(pid)

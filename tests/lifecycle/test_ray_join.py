@@ -57,7 +57,7 @@ asyncio.run(main())
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Raylets]:
+def raylets() -> Iterator[Raylets]:
     with Raylets(Machine(cpus=1), environment=TOKEN) as cluster:
         yield cluster
 
@@ -75,9 +75,9 @@ def serve(*steps: str, environment: Mapping[str, str] = TOKEN) -> list[Any]:
     return [word for word, _ in said]
 
 
-def test_join_leave_and_join_again(cluster: Raylets) -> None:
+def test_join_leave_and_join_again(raylets: Raylets) -> None:
     """The service keeps its own SIGTERM handler. Joining or leaving a second time changes nothing."""
-    at = cluster.address
+    at = raylets.address
     said = serve(
         at,
         at,
@@ -101,35 +101,35 @@ def test_join_leave_and_join_again(cluster: Raylets) -> None:
         ({**TOKEN, "RAY_AUTH_TOKEN": "of-another-cluster-somewhere-else"}, "refuses the token"),
     ],
 )  # fmt: skip
-def test_tokens(cluster: Raylets, environment: Mapping[str, str], says: str) -> None:
-    said = serve(cluster.address, environment={"HOME": str(cluster.folder), **environment})
+def test_tokens(raylets: Raylets, environment: Mapping[str, str], says: str) -> None:
+    said = serve(raylets.address, environment={"HOME": str(raylets.folder), **environment})
     assert len(said) == 1
     assert said[0].startswith("ConfigError: ")
     assert says in said[0]
 
 
-def test_a_port_of_the_cluster_that_is_not_its_address(cluster: Raylets) -> None:
+def test_a_port_of_the_cluster_that_is_not_its_address(raylets: Raylets) -> None:
     """A raylet's own ports are refused, although a raylet speaks gRPC as the cluster's address does."""
-    raylet = psutil.Process(cluster.nodes[0].raylet_pid)
+    raylet = psutil.Process(raylets.nodes[0].raylet_pid)
     ports = {at.laddr.port for at in raylet.net_connections("tcp") if at.status == psutil.CONN_LISTEN}
     assert ports
-    for said in serve(*(f"{cluster.nodes[0].address}:{port}" for port in ports)):
+    for said in serve(*(f"{raylets.nodes[0].address}:{port}" for port in ports)):
         assert said.startswith("BackendUnavailable: what listens at")
 
 
-def test_another_version(cluster: Raylets) -> None:
-    said = serve("age", cluster.address)
-    assert said[1].startswith(f"ConfigError: the Ray cluster at {cluster.address} has Ray ")
+def test_another_version(raylets: Raylets) -> None:
+    said = serve("age", raylets.address)
+    assert said[1].startswith(f"ConfigError: the Ray cluster at {raylets.address} has Ray ")
     assert "roost's service Ray 2.1.0" in said[1]
 
 
-def test_a_raylet_that_hangs(cluster: Raylets) -> None:
+def test_a_raylet_that_hangs(raylets: Raylets) -> None:
     """If roost did not check the raylet first, Ray would block all threads of the service and end it after 40 s."""
-    raylet = psutil.Process(cluster.nodes[0].raylet_pid)
+    raylet = psutil.Process(raylets.nodes[0].raylet_pid)
     raylet.suspend()
     try:
-        said = serve(cluster.address, "terminate")
+        said = serve(raylets.address, "terminate")
     finally:
         raylet.resume()
     assert said[0].startswith("BackendUnavailable: the node of the Ray cluster")
-    assert serve(cluster.address) == [cluster.address]
+    assert serve(raylets.address) == [raylets.address]

@@ -42,7 +42,7 @@ def drive(cluster: Raylets) -> dict[str, Any]:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Raylets]:
+def raylets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Raylets]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("RAY_ADDRESS", "203.0.113.1:6379")
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
@@ -54,11 +54,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Raylets]:
         yield cluster
 
 
-def test_a_cluster_starts_survives_a_killed_gcs_and_raylet_and_ends(cluster: Raylets) -> None:
-    head, other = cluster.nodes
-    assert cluster.address.startswith(f"{head.address}:")
+def test_a_cluster_starts_survives_a_killed_gcs_and_raylet_and_ends(raylets: Raylets) -> None:
+    head, other = raylets.nodes
+    assert raylets.address.startswith(f"{head.address}:")
 
-    said = drive(cluster)
+    said = drive(raylets)
     first, second = said["nodes"][head.address], said["nodes"][other.address]
     assert first["Alive"]
     assert second["Alive"]
@@ -73,29 +73,29 @@ def test_a_cluster_starts_survives_a_killed_gcs_and_raylet_and_ends(cluster: Ray
     assert environment["PYTHONPATH"] == "/nowhere"
     assert not {"CUDA_VISIBLE_DEVICES", "RAY_ADDRESS"} & set(environment)
 
-    cluster.kill_gcs()
-    cluster.restart_gcs()
-    assert {node["NodeID"] for node in drive(cluster)["nodes"].values()} == {
+    raylets.kill_gcs()
+    raylets.restart_gcs()
+    assert {node["NodeID"] for node in drive(raylets)["nodes"].values()} == {
         first["NodeID"],
         second["NodeID"],
     }
 
-    cluster.kill_raylet(other.address)
+    raylets.kill_raylet(other.address)
     try:
         wait_until(lambda: processes(other.folder) == [], "processes of the node stay", timeout_s=LONG_S)
     except RuntimeError:
         pytest.fail(f"these outlived their raylet: {[left.cmdline() for left in processes(other.folder)]}")
     wait_until(
-        lambda: not drive(cluster)["nodes"][other.address]["Alive"], "Ray does not notice", timeout_s=LONG_S
+        lambda: not drive(raylets)["nodes"][other.address]["Alive"], "Ray does not notice", timeout_s=LONG_S
     )
-    third = cluster.add_node(Machine())
-    assert drive(cluster)["nodes"][third.address]["Alive"]
-    cluster.stop_node(third.address)
-    assert not drive(cluster)["nodes"][third.address]["Alive"]
+    third = raylets.add_node(Machine())
+    assert drive(raylets)["nodes"][third.address]["Alive"]
+    raylets.stop_node(third.address)
+    assert not drive(raylets)["nodes"][third.address]["Alive"]
 
-    before = cluster.processes()
+    before = raylets.processes()
     assert before
-    cluster.close()
-    assert cluster.processes() == []
-    assert not cluster.folder.exists()
+    raylets.close()
+    assert raylets.processes() == []
+    assert not raylets.folder.exists()
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in before)

@@ -91,14 +91,14 @@ async def test_the_ids_are_the_same_without_pynvml() -> None:
     assert [[device.id] for device in await list_gpus()] == ask("uuid")
 
 
-def test_a_kernel_sees_the_gpus_that_it_was_given_and_no_others(folder: Path) -> None:
+def test_a_kernel_sees_the_gpus_that_it_was_given_and_no_others(settled_runtime_dir: Path) -> None:
     with start(1) as one, start(0) as none:
         assert run(one, "count()") == "1"
         assert run(one, "import os; os.environ['CUDA_VISIBLE_DEVICES']") == repr(ask("uuid")[0][0])
         assert "cuInit: 100" in str(none.execute("count()").error), "100 is CUDA_ERROR_NO_DEVICE"
 
 
-def test_kernels_share_a_gpu_and_roost_knows_who_uses_it(folder: Path) -> None:
+def test_kernels_share_a_gpu_and_roost_knows_who_uses_it(settled_runtime_dir: Path) -> None:
     with start(0.5) as small, start(0.5) as large:
         run(small, "held = hold(1000)")
         run(large, "held = hold(4000)")
@@ -116,7 +116,7 @@ def test_kernels_share_a_gpu_and_roost_knows_who_uses_it(folder: Path) -> None:
                 start(0.5, timeout_s=2)
 
 
-def test_the_memory_of_a_killed_kernel_is_free(folder: Path) -> None:
+def test_the_memory_of_a_killed_kernel_is_free(settled_runtime_dir: Path) -> None:
     (before,), *_ = ask("memory.used")
     with start(1) as kernel:
         run(kernel, "held = hold(8000)")
@@ -127,25 +127,32 @@ def test_the_memory_of_a_killed_kernel_is_free(folder: Path) -> None:
         until(lambda: int(ask("memory.used")[0][0]) < int(before) + 1000, "the GPU's memory is not free")
 
 
-def test_no_process_of_roost_uses_the_gpu(folder: Path) -> None:
+def test_no_process_of_roost_uses_the_gpu(settled_runtime_dir: Path) -> None:
     with start(1) as kernel:
         run(kernel, "held = hold(100)")
         process = connect("local").kernel(kernel.id).result(20).process
         assert process is not None
         users = {int(pid) for (pid,) in ask("pid", of="compute-apps")}
         assert process.pid in users
-        assert not users & {*daemon_pids(folder, "agent"), *daemon_pids(folder, "scheduler")}
+        assert not users & {
+            *daemon_pids(settled_runtime_dir, "agent"),
+            *daemon_pids(settled_runtime_dir, "scheduler"),
+        }
 
 
-def test_explain_says_that_others_keep_the_gpu_busy(folder: Path, burning: subprocess.Popen[str]) -> None:
+def test_explain_says_that_others_keep_the_gpu_busy(
+    settled_runtime_dir: Path, burning: subprocess.Popen[str]
+) -> None:
     until(lambda: (connect("local").up().result(60), devices()[0]["used"])[1], "the GPU does not look busy")
     command = [sys.executable, "-m", "roost", "explain", "--gpus", "1", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
     assert json.loads(done.stdout)["decision"]["placement"]["terms"]["not_busy"] < 5
 
 
-def test_a_kernel_whose_gpu_works_is_not_idle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    configure(folder, monkeypatch, {"RoostScheduler": {"idle_gpu_after_s": 5}})
+def test_a_kernel_whose_gpu_works_is_not_idle(
+    settled_runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(settled_runtime_dir, monkeypatch, {"RoostScheduler": {"idle_gpu_after_s": 5}})
     with start(1) as kernel:
         run(kernel, "is_over = burn(1024)")
         time.sleep(15)
@@ -159,9 +166,9 @@ def test_a_kernel_whose_gpu_works_is_not_idle(folder: Path, monkeypatch: pytest.
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed here")
 @pytest.mark.timeout(900)
 def test_torch_is_loaded_before_the_fork_and_cuda_after_it(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    settled_runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configure(folder, monkeypatch, {"RoostLocalBackend": {"preload": ["torch"]}})
+    configure(settled_runtime_dir, monkeypatch, {"RoostLocalBackend": {"preload": ["torch"]}})
 
     def is_forked_with_torch() -> bool:
         with start(0.5) as kernel:

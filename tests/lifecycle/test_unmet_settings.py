@@ -38,7 +38,7 @@ def merges_pages() -> bool:
     return switch.exists() and switch.read_text().strip() == "1"
 
 
-def test_doctor_names_what_an_agent_cannot_do(folder: Path) -> None:
+def test_doctor_names_what_an_agent_cannot_do(settled_runtime_dir: Path) -> None:
     with roost.start_kernel("python3", backend="local", backend_options=OPTIONS) as kernel:
         assert kernel.execute("6 * 7").text == "42"
         deadline = time.monotonic() + WITHIN_S

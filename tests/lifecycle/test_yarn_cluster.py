@@ -42,7 +42,7 @@ with HadoopNodes(Machine()) as cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[HadoopNodes]:
+def hadoop_nodes() -> Iterator[HadoopNodes]:
     settings = {"yarn.nm.liveness-monitor.expiry-interval-ms": 5000}
     with HadoopNodes(*MACHINES, Machine(label=PARTITION), settings=settings) as cluster:
         yield cluster
@@ -92,8 +92,8 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def test_the_nodes_have_gpus_attributes_and_the_partition(cluster: HadoopNodes) -> None:
-    nodes = cluster.nodes()
+def test_the_nodes_have_gpus_attributes_and_the_partition(hadoop_nodes: HadoopNodes) -> None:
+    nodes = hadoop_nodes.nodes()
     assert {name: gpus_of(row) for name, row in nodes.items()} == {"nm1": 0, "nm2": 2, "nm3": 4, "nm4": 0}
     assert {name: row.get("nodeLabels") for name, row in nodes.items()} == {
         "nm1": None, "nm2": None, "nm3": None, "nm4": [PARTITION],
@@ -101,7 +101,9 @@ def test_the_nodes_have_gpus_attributes_and_the_partition(cluster: HadoopNodes) 
     assert {name: attributes_of(row) for name, row in nodes.items()} == {
         "nm1": {}, "nm2": {"gpu-model": "T4"}, "nm3": {"gpu-model": "A100", "zone": "b"}, "nm4": {},
     }  # fmt: skip
-    queues = cluster.rest.get("/ws/v1/cluster/scheduler")["scheduler"]["schedulerInfo"]["queues"]["queue"]
+    queues = hadoop_nodes.rest.get("/ws/v1/cluster/scheduler")["scheduler"]["schedulerInfo"]["queues"][
+        "queue"
+    ]
     assert {queue["queueName"] for queue in queues} == {"default", "batch"}
 
 
@@ -110,73 +112,75 @@ def attributes_of(row: dict[str, Any]) -> dict[str, str]:
     return {each["name"]: each["value"] for each in found}
 
 
-def test_each_setting_can_be_changed(cluster: HadoopNodes) -> None:
-    found = cluster.rest.get("/conf?format=json&name=yarn.nm.liveness-monitor.expiry-interval-ms")
+def test_each_setting_can_be_changed(hadoop_nodes: HadoopNodes) -> None:
+    found = hadoop_nodes.rest.get("/conf?format=json&name=yarn.nm.liveness-monitor.expiry-interval-ms")
     assert found["property"]["value"] == "5000"
 
 
-def test_a_container_runs_and_a_process_that_leaves_it_is_found_and_ended(cluster: HadoopNodes) -> None:
-    application = run(cluster.rest, DETACHES, **{"max-app-attempts": 1})
-    detached = await_process(cluster)
+def test_a_container_runs_and_a_process_that_leaves_it_is_found_and_ended(hadoop_nodes: HadoopNodes) -> None:
+    application = run(hadoop_nodes.rest, DETACHES, **{"max-app-attempts": 1})
+    detached = await_process(hadoop_nodes)
     assert detached.cwd() == "/"
     container = container_of(detached.pid)
-    wait_until(lambda: cluster.container_processes(container=container) == [detached], "its shell lives on")
-    end(cluster.rest, application)
+    wait_until(
+        lambda: hadoop_nodes.container_processes(container=container) == [detached], "its shell lives on"
+    )
+    end(hadoop_nodes.rest, application)
     with pytest.raises(AssertionError, match=f"process {detached.pid} "):
-        assert_nothing_left(cluster, within_s=3)
+        assert_nothing_left(hadoop_nodes, within_s=3)
     detached.kill()
-    assert_nothing_left(cluster)
+    assert_nothing_left(hadoop_nodes)
 
 
-def test_a_container_in_the_partition_runs_on_its_node(cluster: HadoopNodes) -> None:
-    application = run(cluster.rest, SLEEPS, **{"am-container-node-label-expression": PARTITION})
-    process = await_process(cluster)
-    assert cluster.container_processes("nm4", container_of(process.pid))
-    assert [len(cluster.containers(node)) for node in cluster.machines] == [0, 0, 0, 1]
-    assert cluster.nodes()["nm4"]["numContainers"] == 1
-    end(cluster.rest, application)
-    assert_nothing_left(cluster)
+def test_a_container_in_the_partition_runs_on_its_node(hadoop_nodes: HadoopNodes) -> None:
+    application = run(hadoop_nodes.rest, SLEEPS, **{"am-container-node-label-expression": PARTITION})
+    process = await_process(hadoop_nodes)
+    assert hadoop_nodes.container_processes("nm4", container_of(process.pid))
+    assert [len(hadoop_nodes.containers(node)) for node in hadoop_nodes.machines] == [0, 0, 0, 1]
+    assert hadoop_nodes.nodes()["nm4"]["numContainers"] == 1
+    end(hadoop_nodes.rest, application)
+    assert_nothing_left(hadoop_nodes)
 
 
-def test_a_container_outlives_both_daemons(cluster: HadoopNodes) -> None:
-    application = run(cluster.rest, SLEEPS, **{"am-container-node-label-expression": PARTITION})
-    process = await_process(cluster)
-    cluster.kill("nm4")
-    cluster.await_node("nm4", "LOST")
-    cluster.start("nm4")
-    cluster.await_node("nm4")
+def test_a_container_outlives_both_daemons(hadoop_nodes: HadoopNodes) -> None:
+    application = run(hadoop_nodes.rest, SLEEPS, **{"am-container-node-label-expression": PARTITION})
+    process = await_process(hadoop_nodes)
+    hadoop_nodes.kill("nm4")
+    hadoop_nodes.await_node("nm4", "LOST")
+    hadoop_nodes.start("nm4")
+    hadoop_nodes.await_node("nm4")
     wait_until(lambda: not is_alive(process), "a container survives its lost lease", timeout_s=LONG_S)
-    end(cluster.rest, application)
-    assert_nothing_left(cluster)
+    end(hadoop_nodes.rest, application)
+    assert_nothing_left(hadoop_nodes)
 
-    application = run(cluster.rest, SLEEPS)
-    process = await_process(cluster)
-    (node,) = [node for node in cluster.machines if cluster.containers(node)]
-    cluster.kill("rm1")
-    cluster.kill(node)
-    cluster.start("rm1")
-    cluster.start(node)
-    cluster.await_up()
+    application = run(hadoop_nodes.rest, SLEEPS)
+    process = await_process(hadoop_nodes)
+    (node,) = [node for node in hadoop_nodes.machines if hadoop_nodes.containers(node)]
+    hadoop_nodes.kill("rm1")
+    hadoop_nodes.kill(node)
+    hadoop_nodes.start("rm1")
+    hadoop_nodes.start(node)
+    hadoop_nodes.await_up()
     assert is_alive(process)
-    end(cluster.rest, application)
-    assert_nothing_left(cluster)
+    end(hadoop_nodes.rest, application)
+    assert_nothing_left(hadoop_nodes)
 
 
 @pytest.mark.slow
-def test_a_node_that_is_paused_or_loses_power_comes_back(cluster: HadoopNodes) -> None:
-    cluster.pause("nm1")
-    cluster.await_node("nm1", "LOST")
-    cluster.resume("nm1")
-    cluster.await_node("nm1")
-    application = run(cluster.rest, DETACHES, **{"am-container-node-label-expression": PARTITION})
-    await_process(cluster)
-    cluster.power_off("nm4")
-    assert not cluster.container_processes()
-    end(cluster.rest, application)
-    cluster.await_node("nm4", "LOST")
-    cluster.start("nm4")
-    cluster.await_up()
-    assert_nothing_left(cluster)
+def test_a_node_that_is_paused_or_loses_power_comes_back(hadoop_nodes: HadoopNodes) -> None:
+    hadoop_nodes.pause("nm1")
+    hadoop_nodes.await_node("nm1", "LOST")
+    hadoop_nodes.resume("nm1")
+    hadoop_nodes.await_node("nm1")
+    application = run(hadoop_nodes.rest, DETACHES, **{"am-container-node-label-expression": PARTITION})
+    await_process(hadoop_nodes)
+    hadoop_nodes.power_off("nm4")
+    assert not hadoop_nodes.container_processes()
+    end(hadoop_nodes.rest, application)
+    hadoop_nodes.await_node("nm4", "LOST")
+    hadoop_nodes.start("nm4")
+    hadoop_nodes.await_up()
+    assert_nothing_left(hadoop_nodes)
 
 
 @pytest.mark.slow
@@ -196,7 +200,7 @@ def test_the_standby_takes_over_with_all_applications() -> None:
     assert not is_alive(process)
 
 
-def test_nothing_outlives_the_killed_owner_and_two_clusters_do_not_meet(cluster: HadoopNodes) -> None:
+def test_nothing_outlives_the_killed_owner_and_two_clusters_do_not_meet(hadoop_nodes: HadoopNodes) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -204,7 +208,7 @@ def test_nothing_outlives_the_killed_owner_and_two_clusters_do_not_meet(cluster:
         assert owner.stdout is not None
         name, address = owner.stdout.readline().split()
         folder = Path(name)
-        assert address.rpartition(".")[0] != cluster.address.rpartition(".")[0]
+        assert address.rpartition(".")[0] != hadoop_nodes.address.rpartition(".")[0]
         application = run(Rest(address), DETACHES, **{"max-app-attempts": 1})
         try:
             wait_until(lambda: bool(sleeping(folder)), "the container does not run", timeout_s=LONG_S)
@@ -214,5 +218,5 @@ def test_nothing_outlives_the_killed_owner_and_two_clusters_do_not_meet(cluster:
         owner.kill()
         wait_until(lambda: not folder.exists(), "the cluster outlives its owner", timeout_s=LONG_S)
         assert processes(folder) == []
-    assert len(cluster.nodes()) == 4
-    assert_nothing_left(cluster)
+    assert len(hadoop_nodes.nodes()) == 4
+    assert_nothing_left(hadoop_nodes)

@@ -36,21 +36,21 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def secure(private_environment: None) -> Iterator[tuple[SecureNodes, Realm]]:
+def secure_nodes(private_environment: None) -> Iterator[tuple[SecureNodes, Realm]]:
     with secure_cluster(USER) as both:
         yield both
 
 
 @pytest.fixture
 def notebook(
-    secure: tuple[SecureNodes, Realm],
+    secure_nodes: tuple[SecureNodes, Realm],
     runtime_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> Iterator[Notebook]:
     """Return a notebook on the secure cluster, with a service of its own."""
-    cluster, realm = secure
+    cluster, realm = secure_nodes
     realm.log_in(USER)
     tmp_path.chmod(0o700)
     settings = {
@@ -70,9 +70,9 @@ def notebook(
 
 
 async def test_a_kernel_of_the_user_of_the_ticket(
-    secure: tuple[SecureNodes, Realm], notebook: Notebook
+    secure_nodes: tuple[SecureNodes, Realm], notebook: Notebook
 ) -> None:
-    cluster, _ = secure
+    cluster, _ = secure_nodes
     await notebook.open()
     assert await notebook.value("6 * 7") == "42"
     (application,) = cluster.applications()
@@ -81,10 +81,10 @@ async def test_a_kernel_of_the_user_of_the_ticket(
 
 
 async def test_a_kernel_outlives_its_owners_ticket(
-    secure: tuple[SecureNodes, Realm], notebook: Notebook
+    secure_nodes: tuple[SecureNodes, Realm], notebook: Notebook
 ) -> None:
     """Without a Kerberos ticket the service cannot read the cluster, but the kernel runs. A new ticket repairs that."""
-    _, realm = secure
+    _, realm = secure_nodes
     await notebook.open()
     realm.log_out()
     await until(lambda problem: "kinit" in problem)
@@ -117,9 +117,9 @@ async def read_problem() -> str:
 
 
 async def test_without_a_ticket_no_kernel_starts_until_there_is_one(
-    secure: tuple[SecureNodes, Realm], notebook: Notebook
+    secure_nodes: tuple[SecureNodes, Realm], notebook: Notebook
 ) -> None:
-    _, realm = secure
+    _, realm = secure_nodes
     realm.log_out()
     with pytest.raises(RoostError, match="kinit"):
         await notebook.open()

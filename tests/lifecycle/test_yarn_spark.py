@@ -58,7 +58,7 @@ pytestmark = pytest.mark.skipif(not PYTHON, reason="ROOST_TEST_PYSPARK names no 
 
 
 @pytest.fixture(scope="module")
-def home(
+def configured_folder(
     yarn_cluster: HadoopNodes, module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
     """Return a folder with the configuration of roost and Spark. At the end nothing is left in YARN."""
@@ -82,12 +82,12 @@ def home(
 
 
 @pytest.fixture
-def specs(home: Path, tmp_path: Path) -> KernelSpecManager:
+def specs(configured_folder: Path, tmp_path: Path) -> KernelSpecManager:
     """Return a manager of the kernelspec `roosted`: the documentation's kernelspec with the paths of this machine."""
     text = TEMPLATE.read_text().replace("/opt/pyspark/bin/python", PYTHON).replace("/opt/spark", find_spark())
     content = json.loads(text)
     config = content["metadata"].pop("kernel_provisioner")["config"]
-    env = {**content.pop("env"), "SPARK_CONF_DIR": str(home)}
+    env = {**content.pop("env"), "SPARK_CONF_DIR": str(configured_folder)}
     return kernelspecs(tmp_path, config=config, env=env, **content)
 
 

@@ -28,7 +28,7 @@ PUBLISHED_FGD = {"default": (95.23, 95.39), "gpuspec33": (87.84, 94.55)}
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
+def trace_folder() -> Path:
     found = next((folder for folder in FOLDERS if (folder / NODES).is_file()), None)
     if found is None:
         pytest.skip("the GPU trace is not here: benchmarks/README.md says where to get it (ROOST_TRACES)")
@@ -36,9 +36,9 @@ def folder() -> Path:
 
 
 @pytest.mark.parametrize("name", PUBLISHED_FGD)
-def test_balanced_is_ahead_of_published_fgd(folder: Path, name: str) -> None:
-    snapshot = Snapshot.of(map(assume_promised_use, read_nodes(str(folder / NODES))))
-    requests = [task.request for task in read_trace(str(folder / f"openb_pod_list_{name}.csv"))]
+def test_balanced_is_ahead_of_published_fgd(trace_folder: Path, name: str) -> None:
+    snapshot = Snapshot.of(map(assume_promised_use, read_nodes(str(trace_folder / NODES))))
+    requests = [task.request for task in read_trace(str(trace_folder / f"openb_pod_list_{name}.csv"))]
     workload, gpus = Workload.of(requests, snapshot), float(snapshot.columns.gpus.sum())
     at_100, at_130 = PUBLISHED_FGD[name]
     arrivals = draw_arrivals_to_demand(requests, gpus, 1.3, seed=42)
@@ -49,9 +49,9 @@ def test_balanced_is_ahead_of_published_fgd(folder: Path, name: str) -> None:
     assert abs(100 * fgd.placed / gpus - at_130) < 1
 
 
-def test_balanced_refuses_little_when_requests_come_and_go(folder: Path) -> None:
-    snapshot = Snapshot.of(map(assume_promised_use, read_nodes(str(folder / NODES))))
-    tasks = read_trace(str(folder / "openb_pod_list_default.csv"))
+def test_balanced_refuses_little_when_requests_come_and_go(trace_folder: Path) -> None:
+    snapshot = Snapshot.of(map(assume_promised_use, read_nodes(str(trace_folder / NODES))))
+    tasks = read_trace(str(trace_folder / "openb_pod_list_default.csv"))
     workload, gpus = (
         Workload.of([task.request for task in tasks], snapshot),
         float(snapshot.columns.gpus.sum()),

@@ -14,14 +14,14 @@ from roost.launchers.agent.launch.child_reaper import Reaper
 
 
 @pytest.fixture
-async def others() -> asyncio.Queue[int]:
+async def unknown_children() -> asyncio.Queue[int]:
     """Return a queue of the pids of ended children that no caller was waiting for."""
     return asyncio.Queue()
 
 
 @pytest.fixture
-async def reaper(others: asyncio.Queue[int]) -> AsyncIterator[Reaper]:
-    reaper = Reaper(others=lambda pid, status: others.put_nowait(pid))
+async def reaper(unknown_children: asyncio.Queue[int]) -> AsyncIterator[Reaper]:
+    reaper = Reaper(others=lambda pid, status: unknown_children.put_nowait(pid))
     yield reaper
     reaper.close()
 
@@ -58,19 +58,21 @@ async def test_the_group_of_a_child_ends_with_the_child(reaper: Reaper) -> None:
     os.close(ready)
 
 
-async def test_an_exit_code_is_kept_for_a_late_caller(reaper: Reaper, others: asyncio.Queue[int]) -> None:
+async def test_an_exit_code_is_kept_for_a_late_caller(
+    reaper: Reaper, unknown_children: asyncio.Queue[int]
+) -> None:
     pid = spawn("raise SystemExit(5)")
-    await asyncio.wait_for(others.get(), 60)
+    await asyncio.wait_for(unknown_children.get(), 60)
     assert await exit_code(reaper.exit_code(pid)) == 5
 
 
 @pytest.mark.parametrize(("is_ours", "remembered_s"), [(True, 60.0), (False, 0.0)])
 async def test_the_exit_code_of_an_earlier_process_with_the_same_pid_does_not_count(
-    others: asyncio.Queue[int], is_ours: bool, remembered_s: float
+    unknown_children: asyncio.Queue[int], is_ours: bool, remembered_s: float
 ) -> None:
-    reaper = Reaper(others=lambda pid, status: others.put_nowait(pid), remembered_s=remembered_s)
+    reaper = Reaper(others=lambda pid, status: unknown_children.put_nowait(pid), remembered_s=remembered_s)
     pid = spawn("raise SystemExit(7)")
-    await asyncio.wait_for(others.get(), 60)
+    await asyncio.wait_for(unknown_children.get(), 60)
     future = reaper.exit_code(pid, is_ours=is_ours)  # as if another process had this pid now
     assert not future.done()
     reaper.close()

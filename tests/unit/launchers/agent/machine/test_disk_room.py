@@ -18,7 +18,7 @@ SIZE_BYTES = 2 << 20
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
+def small_folder(tmp_path: Path) -> Iterator[Path]:
     with small_disk(tmp_path, SIZE_BYTES):
         yield tmp_path
 
@@ -30,28 +30,28 @@ def fill(path: Path) -> None:
     assert os.statvfs(path).f_bavail == 0
 
 
-async def test_a_full_file_system_has_room_for_small_files(small: Path) -> None:
+async def test_a_full_file_system_has_room_for_small_files(small_folder: Path) -> None:
     """Files other than logs fill the file system, so the agent gives up its reserve of disk space."""
-    room = DiskRoom(small, list)
-    fill(small / "others")
+    room = DiskRoom(small_folder, list)
+    fill(small_folder / "others")
     with pytest.raises(OSError, match="No space"):
-        write_private(small / "lease", b"lease")
-    room.write(lambda: write_private(small / "lease", b"lease"))
-    assert (small / "lease").read_bytes() == b"lease"
+        write_private(small_folder / "lease", b"lease")
+    room.write(lambda: write_private(small_folder / "lease", b"lease"))
+    assert (small_folder / "lease").read_bytes() == b"lease"
 
 
-async def test_logs_give_way_and_the_reserve_comes_back(small: Path) -> None:
-    logs = [small / "1", small / "2"]
-    room = DiskRoom(small, lambda: logs)
+async def test_logs_give_way_and_the_reserve_comes_back(small_folder: Path) -> None:
+    logs = [small_folder / "1", small_folder / "2"]
+    room = DiskRoom(small_folder, lambda: logs)
     fill(logs[0])
-    room.write(lambda: write_private(small / "lease", b"lease"))
+    room.write(lambda: write_private(small_folder / "lease", b"lease"))
     assert logs[0].stat().st_size < 64 << 10
-    assert not (small / "reserve").exists()
+    assert not (small_folder / "reserve").exists()
     try:
-        while not (small / "reserve").exists():  # noqa: ASYNC110 - the next look takes it again
+        while not (small_folder / "reserve").exists():  # noqa: ASYNC110 - the next look takes it again
             await asyncio.sleep(0.01)
         fill(logs[1])
-        while os.statvfs(small).f_bavail * 4096 < SIZE_BYTES // 2:  # noqa: ASYNC110 - a look cuts it
+        while os.statvfs(small_folder).f_bavail * 4096 < SIZE_BYTES // 2:  # noqa: ASYNC110 - a look cuts it
             await asyncio.sleep(0.01)
         assert logs[1].stat().st_size < SIZE_BYTES // 4
     finally:

@@ -39,7 +39,7 @@ def node(name: str) -> Node:
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[FakePodCluster]:
+async def pod_cluster(tmp_path: Path) -> AsyncIterator[FakePodCluster]:
     cluster = FakePodCluster(tmp_path, [node("a")])
     yield cluster
     await cluster.shut_down()
@@ -49,37 +49,37 @@ class TestContract(BackendContract):
     """The contract, with pods that are granted at once."""
 
     @pytest.fixture
-    def opener(self, cluster: FakePodCluster) -> Opener:
-        return partial(open_backend, partial(pod_backend, cluster))
+    def opener(self, pod_cluster: FakePodCluster) -> Opener:
+        return partial(open_backend, partial(pod_backend, pod_cluster))
 
     test_a_kernel_ends_with_its_lease = None  # type: ignore[assignment]  # a fake agent starts no kernels
 
 
-async def test_two_kernels_on_one_node_outlive_the_scheduler(cluster: FakePodCluster) -> None:
+async def test_two_kernels_on_one_node_outlive_the_scheduler(pod_cluster: FakePodCluster) -> None:
     """Each kernel has an agent of its own, so the next scheduler must ask both agents."""
-    async with scheduler_on([], pods=cluster) as w:
+    async with scheduler_on([], pods=pod_cluster) as w:
         for name in ("one", "two"):
             assert (await w.start(name, cpus=1)).node_id == "a"
-    async with scheduler_on([], SOON, pods=cluster) as w:
+    async with scheduler_on([], SOON, pods=pod_cluster) as w:
         assert [w.kernel(name).state for name in ("one", "two")] == ["running", "running"]
         await asyncio.sleep(0.3)  # beyond the grace of leases without a kernel
         assert [kernel.id for kernel in w.scheduler.kernels()] == ["one", "two"]
-        assert all(agent.kernels for agent in cluster.agents.values())
+        assert all(agent.kernels for agent in pod_cluster.agents.values())
         for name in ("one", "two"):
             await w.scheduler.stop(name, 0)
-    assert not await cluster.pods()
+    assert not await pod_cluster.pods()
 
 
 PORTS = {name: 50_001 + number for number, name in enumerate(PORT_NAMES)}
 REPORTED = PodKernel(launch_id="1", pid=4711, started_at=1.0, ip="10.0.0.7", ports=PORTS, spawned_ms=1.0)
 
 
-async def test_a_kernel_runs_as_soon_as_its_pod_has_reported_it(cluster: FakePodCluster) -> None:
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+async def test_a_kernel_runs_as_soon_as_its_pod_has_reported_it(pod_cluster: FakePodCluster) -> None:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
-        agent = cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
+        agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
         kernel = await start
         assert (kernel.state, kernel.how) == ("running", "forked")
         assert kernel.connection is not None
@@ -102,12 +102,12 @@ async def test_a_kernel_runs_as_soon_as_its_pod_has_reported_it(cluster: FakePod
         await w.until(lambda: w.kernel("k").state == "exited")
 
 
-async def test_a_reported_kernel_can_be_adopted_before_its_agent_answers(cluster: FakePodCluster) -> None:
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+async def test_a_reported_kernel_can_be_adopted_before_its_agent_answers(pod_cluster: FakePodCluster) -> None:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
-        agent = cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
+        agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
         await start
         adopting = asyncio.create_task(w.scheduler.adopt("k", Owner(user="ada", application="another")))
         await asyncio.sleep(0.1)
@@ -115,12 +115,12 @@ async def test_a_reported_kernel_can_be_adopted_before_its_agent_answers(cluster
         assert (await asyncio.wait_for(adopting, 60)).owner.application == "another"
 
 
-async def test_a_reported_kernel_may_have_ended_when_its_agent_answers(cluster: FakePodCluster) -> None:
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+async def test_a_reported_kernel_may_have_ended_when_its_agent_answers(pod_cluster: FakePodCluster) -> None:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
-        agent = cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
+        agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
         assert (await start).state == "running"
         agent.fail("launch", "kernel_died")
         agent.held["reserve"].set()
@@ -129,10 +129,10 @@ async def test_a_reported_kernel_may_have_ended_when_its_agent_answers(cluster: 
 
 
 async def test_the_end_of_a_kernel_is_learnt_from_an_agent_that_is_very_slow(
-    cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
+    pod_cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a busy node, the pod's process may need long to become an agent. It answers no call until then."""
-    cluster.pending_reason = PULLING
+    pod_cluster.pending_reason = PULLING
     unanswered, connect = iter(range(20)), Agents.client
 
     async def client(self: Agents, address: AgentAddress) -> AgentClient:
@@ -142,182 +142,186 @@ async def test_the_end_of_a_kernel_is_learnt_from_an_agent_that_is_very_slow(
 
     monkeypatch.setattr(Agents, "client", client)
     monkeypatch.setattr(backend, "_AGENT_S", 0.01)
-    async with scheduler_on([], pods=cluster) as w:
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
-        agent = cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
+        agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
         agent.fail("launch", "kernel_died")
         assert (await start).state == "running"
         agent.held["reserve"].set()
         await w.until(lambda: w.kernel("k").state == "exited")
 
 
-async def test_a_pending_pod_shows_its_reason_and_starts_when_it_is_granted(cluster: FakePodCluster) -> None:
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+async def test_a_pending_pod_shows_its_reason_and_starts_when_it_is_granted(
+    pod_cluster: FakePodCluster,
+) -> None:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
         kernel = w.kernel("k")
         assert (kernel.state, kernel.position) == ("queued", 1)
-        cluster.explain(kernel.lease_id, "its volume is being mounted")
+        pod_cluster.explain(kernel.lease_id, "its volume is being mounted")
         await w.until(lambda: w.kernel("k").waits_for == "its volume is being mounted")
-        cluster.grant_all()
+        pod_cluster.grant_all()
         assert (await start).state == "running"
 
 
 async def test_a_pending_start_shows_that_the_manager_is_away(
-    cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
+    pod_cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "_REJOIN_S", (0.01, 0.01))
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
-        cluster.leave("it refuses connections")
+        pod_cluster.leave("it refuses connections")
         away = "fake_pods is away, its kernels live on: it refuses connections"
         await w.until(lambda: w.kernel("k").waits_for == away)
         findings = [found["what"] for found in await w.scheduler.doctor() if found["level"] == "error"]
         assert findings == [away]
-        cluster.away_reason = ""
+        pod_cluster.away_reason = ""
         await w.until(lambda: w.kernel("k").waits_for == PULLING)
         details = [event.detail for event in w.events if event.kind == "queued"]
         assert details[-2:] == [away, PULLING]
-        cluster.grant_all()
+        pod_cluster.grant_all()
         assert (await start).state == "running"
 
 
-async def test_a_pending_start_delays_no_other(cluster: FakePodCluster) -> None:
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+async def test_a_pending_start_delays_no_other(pod_cluster: FakePodCluster) -> None:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         first = w.start("first", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
-        cluster.pending_reason = ""
+        pod_cluster.pending_reason = ""
         assert (await w.start("second", cpus=1)).state == "running"
-        cluster.grant_all()
+        pod_cluster.grant_all()
         assert (await first).state == "running"
 
 
-async def test_a_pending_start_can_be_cancelled(cluster: FakePodCluster) -> None:
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+async def test_a_pending_start_can_be_cancelled(pod_cluster: FakePodCluster) -> None:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
         await w.scheduler.cancel("k")
         with pytest.raises(Cancelled):
             await start
-    assert not await cluster.pods()
+    assert not await pod_cluster.pods()
 
 
-async def test_a_pending_start_ends_at_its_timeout_with_the_reason(cluster: FakePodCluster) -> None:
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+async def test_a_pending_start_ends_at_its_timeout_with_the_reason(pod_cluster: FakePodCluster) -> None:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         with pytest.raises(NoNodeNow, match=f"waited 0.2 s: {PULLING}"):
             await w.start("k", cpus=1, launch_timeout_s=0.2)
-    assert not await cluster.pods()
+    assert not await pod_cluster.pods()
 
 
-async def test_a_pod_granted_while_no_scheduler_ran_starts_its_kernel(cluster: FakePodCluster) -> None:
+async def test_a_pod_granted_while_no_scheduler_ran_starts_its_kernel(pod_cluster: FakePodCluster) -> None:
     """The pod's agent listens, but its ledger lacks the lease. The next scheduler must not count the lease as held."""
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
     with pytest.raises(asyncio.CancelledError):
         await start
-    cluster.grant_all()
-    (before,) = await cluster.pods()
-    async with scheduler_on([], pods=cluster) as w:
+    pod_cluster.grant_all()
+    (before,) = await pod_cluster.pods()
+    async with scheduler_on([], pods=pod_cluster) as w:
         assert (await w.start("k", cpus=1)).state == "running"
-        (after,) = await cluster.pods()
+        (after,) = await pod_cluster.pods()
         assert after.address == before.address
 
 
-async def test_a_pending_start_goes_on_after_the_scheduler_is_killed(cluster: FakePodCluster) -> None:
+async def test_a_pending_start_goes_on_after_the_scheduler_is_killed(pod_cluster: FakePodCluster) -> None:
     """The client repeats its call, and the next scheduler waits for the same pod."""
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
-        (before,) = await cluster.pods()
+        (before,) = await pod_cluster.pods()
         asked_at = w.kernel("k").created_at
     with pytest.raises(asyncio.CancelledError):
         await start
-    async with scheduler_on([], pods=cluster) as w:
+    async with scheduler_on([], pods=pod_cluster) as w:
         assert w.kernel("k").created_at == asked_at
         assert (w.kernel("k").state, w.kernel("k").waits_for) == ("queued", PULLING)
         start = w.start("k", cpus=1)
         await w.told("queued")
-        cluster.grant_all()
+        pod_cluster.grant_all()
         assert (await start).lease_id == before.lease.id
-        assert len(await cluster.pods()) == 1
+        assert len(await pod_cluster.pods()) == 1
 
 
-async def test_a_pending_pod_whose_start_is_not_repeated_is_deleted(cluster: FakePodCluster) -> None:
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+async def test_a_pending_pod_whose_start_is_not_repeated_is_deleted(pod_cluster: FakePodCluster) -> None:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
     with pytest.raises(asyncio.CancelledError):
         await start
-    async with scheduler_on([], SOON, pods=cluster) as w:
+    async with scheduler_on([], SOON, pods=pod_cluster) as w:
         await w.told("released")
         assert w.kernel("k").reason == "its start was not repeated"
-    assert not await cluster.pods()
+    assert not await pod_cluster.pods()
 
 
-async def test_a_pending_pod_that_is_deleted_by_hand_is_placed_again(cluster: FakePodCluster) -> None:
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+async def test_a_pending_pod_that_is_deleted_by_hand_is_placed_again(pod_cluster: FakePodCluster) -> None:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
-        cluster.pending_reason = ""
-        await cluster.end("roost:k:s/1", "it was deleted by hand")
+        pod_cluster.pending_reason = ""
+        await pod_cluster.end("roost:k:s/1", "it was deleted by hand")
         assert (await start).state == "running"
         assert w.count("conflict", "k") == 1
 
 
-async def test_a_pod_that_can_never_start_ends_the_start_with_the_reason(cluster: FakePodCluster) -> None:
-    cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=cluster) as w:
+async def test_a_pod_that_can_never_start_ends_the_start_with_the_reason(pod_cluster: FakePodCluster) -> None:
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
-        await cluster.end("roost:k:s/1", "there is no image jupyter/nothing", is_final=True)
+        await pod_cluster.end("roost:k:s/1", "there is no image jupyter/nothing", is_final=True)
         with pytest.raises(LaunchError, match="there is no image jupyter/nothing"):
             await start
 
 
-async def test_a_pod_that_ends_takes_its_kernel_along_with_the_reason(cluster: FakePodCluster) -> None:
-    async with scheduler_on([], pods=cluster) as w:
+async def test_a_pod_that_ends_takes_its_kernel_along_with_the_reason(pod_cluster: FakePodCluster) -> None:
+    async with scheduler_on([], pods=pod_cluster) as w:
         await w.start("k", cpus=1)
-        await cluster.end("roost:k:s/1", "it was evicted: the node is low on memory")
+        await pod_cluster.end("roost:k:s/1", "it was evicted: the node is low on memory")
         w.scheduler.reconciler.soon()  # whichever comes first, the reading or the event
         await w.told("released")
         assert w.kernel("k").reason.endswith("it was evicted: the node is low on memory")
 
 
 async def test_an_owner_is_warned_before_a_pod_ends_and_reads_the_reason_afterwards(
-    cluster: FakePodCluster,
+    pod_cluster: FakePodCluster,
 ) -> None:
-    async with scheduler_on([], pods=cluster) as w:
+    async with scheduler_on([], pods=pod_cluster) as w:
         await w.start("k", cpus=1)
-        cluster.warn("roost:k:s/1", "it is preempted")
+        pod_cluster.warn("roost:k:s/1", "it is preempted")
         await w.told("warned", "k")
         assert [event.detail for event in w.events if event.kind == "warned"] == ["it is preempted"]
         assert w.kernel("k").state == "running"
-        agent = cluster.agents["roost:k:s/1"]
+        agent = pod_cluster.agents["roost:k:s/1"]
         agent.report(AgentEvent(kind="lost", lease_id="roost:k:s/1", reason="its pod was ended"))
         agent.give_back("roost:k:s/1")
         await w.told("released")
         assert w.kernel("k").reason == "its lease is lost: it is preempted"
 
 
-async def test_the_exit_of_a_pod_that_is_ended_has_the_reason_of_its_manager(cluster: FakePodCluster) -> None:
+async def test_the_exit_of_a_pod_that_is_ended_has_the_reason_of_its_manager(
+    pod_cluster: FakePodCluster,
+) -> None:
     """The agent reports the end before the manager does. The published reason is still the manager's, if it has one."""
-    async with scheduler_on([], pods=cluster) as w:
+    async with scheduler_on([], pods=pod_cluster) as w:
         for name, reason in (("one", "it was evicted"), ("two", "")):
             await w.start(name, cpus=1)
-            cluster.end_reasons[f"roost:{name}:s/1"] = reason
-            agent = cluster.agents[f"roost:{name}:s/1"]
+            pod_cluster.end_reasons[f"roost:{name}:s/1"] = reason
+            agent = pod_cluster.agents[f"roost:{name}:s/1"]
             agent.report(AgentEvent(kind="lost", lease_id=f"roost:{name}:s/1", reason="its pod was ended"))
             agent.end(name, -15)
             await w.told("exited", name)
@@ -325,24 +329,24 @@ async def test_the_exit_of_a_pod_that_is_ended_has_the_reason_of_its_manager(clu
             assert w.kernel(name).exit_code == -15
 
 
-async def test_a_lease_that_its_agent_releases_takes_its_pod_along(cluster: FakePodCluster) -> None:
-    async with scheduler_on([], pods=cluster) as w:
+async def test_a_lease_that_its_agent_releases_takes_its_pod_along(pod_cluster: FakePodCluster) -> None:
+    async with scheduler_on([], pods=pod_cluster) as w:
         await w.start("k", cpus=1)
-        cluster.agents["roost:k:s/1"].end("k", 5)
-        cluster.agents["roost:k:s/1"].give_back("roost:k:s/1")
+        pod_cluster.agents["roost:k:s/1"].end("k", 5)
+        pod_cluster.agents["roost:k:s/1"].give_back("roost:k:s/1")
         await w.told("released")
         assert w.kernel("k").exit_code == 5
-        await w.until_not(cluster.pods)
+        await w.until_not(pod_cluster.pods)
 
 
 async def test_a_quota_of_the_cluster_is_waited_for_without_trying_every_node(
-    cluster: FakePodCluster,
+    pod_cluster: FakePodCluster,
 ) -> None:
-    cluster.quota_reason = "the quota is used up"
-    async with scheduler_on([], pods=cluster) as w:
+    pod_cluster.quota_reason = "the quota is used up"
+    async with scheduler_on([], pods=pod_cluster) as w:
         start = w.start("k", cpus=1)
         await w.until(lambda: any(k.waits_for == "the quota is used up" for k in w.scheduler.kernels()))
-        cluster.quota_reason = ""
+        pod_cluster.quota_reason = ""
         assert (await start).state == "running"
         assert sum(event.kind == "conflict" for event in w.events) == 1
 

@@ -30,7 +30,7 @@ STARTED = replace(ASKED, state="started", node="127.0.0.1", container_id="contai
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[YarnCluster]:
+async def silent_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[YarnCluster]:
     """Return a cluster whose ResourceManager does not answer, and in which no agent listens."""
     settings = RoostYarnBackend(address="http://127.0.0.1:9", identity_file=str(tmp_path / "identity"))
     cluster = YarnCluster(settings, idle_exit_s=1.0)
@@ -66,37 +66,37 @@ async def take(cluster: YarnCluster) -> Pod:
     ],
 )
 async def test_a_container_that_the_next_attempt_does_not_have(
-    cluster: YarnCluster, container: Container, reason: str
+    silent_cluster: YarnCluster, container: Container, reason: str
 ) -> None:
     master = line(container)
-    cluster.on_connected(master)
-    await take(cluster)
+    silent_cluster.on_connected(master)
+    await take(silent_cluster)
     master.containers.clear()
-    cluster.on_connected(master)
-    assert [cluster._view(held).lease.state for held in cluster._held.values()] == ["lost"]
-    pod = await asyncio.wait_for(take(cluster), 60)
+    silent_cluster.on_connected(master)
+    assert [silent_cluster._view(held).lease.state for held in silent_cluster._held.values()] == ["lost"]
+    pod = await asyncio.wait_for(take(silent_cluster), 60)
     assert (pod.lease.state, pod.lease.reason) == ("lost", reason)
 
 
 async def test_an_ask_of_an_earlier_service_shows_why_it_waits(
-    cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
+    silent_cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reasons = iter(["queue default is full", "YARN's ResourceManager is away"])
 
     async def explain(held: Held) -> None:
         held.reason = next(reasons)
 
-    monkeypatch.setattr(cluster._creator, "explain", explain)
+    monkeypatch.setattr(silent_cluster._creator, "explain", explain)
     master = line(ASKED)
-    cluster.on_connected(master)
-    await take(cluster)
-    assert (await take(cluster)).lease.reason == "queue default is full"
-    cluster.on_event(master, MasterEvent(kind="away"))
-    assert (await take(cluster)).lease.reason == "YARN's ResourceManager is away"
+    silent_cluster.on_connected(master)
+    await take(silent_cluster)
+    assert (await take(silent_cluster)).lease.reason == "queue default is full"
+    silent_cluster.on_event(master, MasterEvent(kind="away"))
+    assert (await take(silent_cluster)).lease.reason == "YARN's ResourceManager is away"
 
 
 async def test_queues_and_node_labels_are_read_again(
-    cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
+    silent_cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("roost.scheduler.backends.yarn.cluster._READ_QUEUES_S", 0.01)
     read = asyncio.Event()
@@ -107,27 +107,27 @@ async def test_queues_and_node_labels_are_read_again(
             raise problems.pop()
         read.set()
 
-    monkeypatch.setattr(cluster._queues, "read_queues", read_queues)
-    following = asyncio.create_task(cluster._follow_queues())
+    monkeypatch.setattr(silent_cluster._queues, "read_queues", read_queues)
+    following = asyncio.create_task(silent_cluster._follow_queues())
     await asyncio.wait_for(read.wait(), 60)
     following.cancel()
 
 
-async def test_a_change_shows_the_lease_as_it_is_when_it_is_taken(cluster: YarnCluster) -> None:
-    cluster.on_connected(line(STARTED))
+async def test_a_change_shows_the_lease_as_it_is_when_it_is_taken(silent_cluster: YarnCluster) -> None:
+    silent_cluster.on_connected(line(STARTED))
     keys = ClientKeys(server="", public="", secret="")
-    cluster._held[7].address = AgentAddress(endpoint="tcp://127.0.0.1:9", keys=keys)
-    assert (await take(cluster)).address == cluster._held[7].address
+    silent_cluster._held[7].address = AgentAddress(endpoint="tcp://127.0.0.1:9", keys=keys)
+    assert (await take(silent_cluster)).address == silent_cluster._held[7].address
 
 
-async def test_a_lost_lease_is_kept_until_its_loss_was_reported(cluster: YarnCluster) -> None:
+async def test_a_lost_lease_is_kept_until_its_loss_was_reported(silent_cluster: YarnCluster) -> None:
     master = line(STARTED)
-    cluster.on_connected(master)
-    await take(cluster)
-    cluster.on_ended(master, "an operator ended the application")
-    cluster.on_connected(master)  # changes nothing
-    assert len(cluster._held) == 1
-    changes = cluster.changes()
+    silent_cluster.on_connected(master)
+    await take(silent_cluster)
+    silent_cluster.on_ended(master, "an operator ended the application")
+    silent_cluster.on_connected(master)  # changes nothing
+    assert len(silent_cluster._held) == 1
+    changes = silent_cluster.changes()
     reasons = [
         change.pod.lease.reason
         for change in [await anext(changes) for _ in range(2)]
@@ -136,11 +136,11 @@ async def test_a_lost_lease_is_kept_until_its_loss_was_reported(cluster: YarnClu
     assert reasons == ["an operator ended the application"]
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(anext(changes), 0.05)
-    assert not cluster._held
+    assert not silent_cluster._held
 
 
 async def test_the_end_of_an_agent_is_explained_by_yarn(
-    cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
+    silent_cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """YARN never reports the end of a released container. roost therefore waits for the report before the release."""
     monkeypatch.setattr("roost.scheduler.backends.yarn.cluster._CAUSE_S", 0.5)
@@ -154,31 +154,31 @@ async def test_the_end_of_an_agent_is_explained_by_yarn(
         return True
 
     master.release, master.wait = release, wait
-    cluster.on_connected(master)
-    explaining = asyncio.ensure_future(cluster.explain_end("a"))
+    silent_cluster.on_connected(master)
+    explaining = asyncio.ensure_future(silent_cluster.explain_end("a"))
     await asyncio.sleep(0.05)
-    deleting = asyncio.ensure_future(cluster.delete("a"))
+    deleting = asyncio.ensure_future(silent_cluster.delete("a"))
     await asyncio.sleep(0.05)
     assert not explaining.done()
     assert not released
     ended = replace(STARTED, state="ended", exit_status=-102)
-    cluster.on_event(master, MasterEvent(kind="container", container=ended))
+    silent_cluster.on_event(master, MasterEvent(kind="container", container=ended))
     assert await explaining == "YARN gave its resources to others (preemption)"
     await deleting
     assert released == [7]
-    assert await cluster.explain_end("a") == ""  # it is unknown by now
+    assert await silent_cluster.explain_end("a") == ""  # it is unknown by now
 
 
 async def test_yarn_does_not_report_the_end_of_a_container_in_time(
-    cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
+    silent_cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("roost.scheduler.backends.yarn.cluster._CAUSE_S", 0.1)
-    cluster.on_connected(line(STARTED))
-    assert await cluster.explain_end("a") == ""
+    silent_cluster.on_connected(line(STARTED))
+    assert await silent_cluster.explain_end("a") == ""
 
 
 async def test_a_resource_manager_that_starts_is_away(
-    cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
+    silent_cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A ResourceManager answers REST calls before it has read its node labels. roost must not use it yet."""
 
@@ -186,13 +186,13 @@ async def test_a_resource_manager_that_starts_is_away(
         return {"clusterInfo": {"haState": "INITIALIZING"}}
 
     starting = SimpleNamespace(address="http://rm:8088", cluster_information=info)
-    monkeypatch.setattr(cluster._rest, "_apis", [starting])
+    monkeypatch.setattr(silent_cluster._rest, "_apis", [starting])
     with pytest.raises(BackendUnavailable, match="is initializing"):
-        await cluster.join()
+        await silent_cluster.join()
 
 
 async def test_a_lost_node_is_explained_before_the_lease_is_lost(
-    cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
+    silent_cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease stays held until roost knows why the node is lost. No reading shows it as lost without that reason."""
     master, asked = line(STARTED), asyncio.Event()
@@ -200,17 +200,17 @@ async def test_a_lost_node_is_explained_before_the_lease_is_lost(
     async def read() -> None:
         await asked.wait()
 
-    monkeypatch.setattr(cluster._nodes, "read", read)
-    monkeypatch.setattr(cluster._nodes.book, "trouble", lambda host: "was decommissioned")
-    cluster.on_connected(master)
-    await take(cluster)
+    monkeypatch.setattr(silent_cluster._nodes, "read", read)
+    monkeypatch.setattr(silent_cluster._nodes.book, "trouble", lambda host: "was decommissioned")
+    silent_cluster.on_connected(master)
+    await take(silent_cluster)
     lost = replace(
         STARTED, state="ended", exit_status=-100, diagnostics="Container released on a *lost* node"
     )
-    cluster.on_event(master, MasterEvent(kind="container", container=lost))
+    silent_cluster.on_event(master, MasterEvent(kind="container", container=lost))
     await asyncio.sleep(0.05)
-    (held,) = cluster._held.values()
-    assert cluster._view(held).lease.state == "held"
+    (held,) = silent_cluster._held.values()
+    assert silent_cluster._view(held).lease.state == "held"
     asked.set()
-    pod = await asyncio.wait_for(take(cluster), 60)
+    pod = await asyncio.wait_for(take(silent_cluster), 60)
     assert (pod.lease.state, pod.lease.reason) == ("lost", "127.0.0.1 was decommissioned")

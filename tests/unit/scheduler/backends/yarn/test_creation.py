@@ -27,7 +27,7 @@ AMOUNTS = Resources(memory_mb=1024, vcores=1)
 LEASE = Lease(id="a", kernel_id="k", node_id="n", request=Request(cpus=1), owner=Owner(user="ada"))
 
 
-class World:
+class FullNode:
     """A full node, a master that grants nothing, and a lease with its ask. `called` are the master's operations."""
 
     def __init__(self) -> None:
@@ -73,37 +73,37 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
+def full_node(monkeypatch: pytest.MonkeyPatch) -> FullNode:
     monkeypatch.setattr(creation, "_MARGIN_S", 0.0)
-    world = World()
+    world = FullNode()
     world.creator.heartbeat_s = 0.01
     return world
 
 
-async def test_a_claim_on_a_full_node_is_refused(world: World) -> None:
+async def test_a_claim_on_a_full_node_is_refused(full_node: FullNode) -> None:
     with pytest.raises(LeaseConflict, match="n has no room for it any more"):
-        await world.creator.create(world.held)
-    assert world.called[-1] == "release"
+        await full_node.creator.create(full_node.held)
+    assert full_node.called[-1] == "release"
 
 
 @pytest.mark.parametrize("who", ["is_away", "is_rest_away"])
-async def test_a_claim_waits_while_the_resource_manager_is_away(world: World, who: str) -> None:
-    setattr(world, who, True)
-    await world.creator.create(world.held)
-    assert world.called == ["ask", "hello", "widen"]
-    assert world.held.reason == "YARN's ResourceManager is away"
-    assert world.held.is_waiting
-    setattr(world, who, False)
-    await world.creator.explain(world.held)
-    assert world.held.reason == "no node has room for it now"
+async def test_a_claim_waits_while_the_resource_manager_is_away(full_node: FullNode, who: str) -> None:
+    setattr(full_node, who, True)
+    await full_node.creator.create(full_node.held)
+    assert full_node.called == ["ask", "hello", "widen"]
+    assert full_node.held.reason == "YARN's ResourceManager is away"
+    assert full_node.held.is_waiting
+    setattr(full_node, who, False)
+    await full_node.creator.explain(full_node.held)
+    assert full_node.held.reason == "no node has room for it now"
 
 
-async def test_a_claim_on_a_silent_node_says_so(world: World) -> None:
+async def test_a_claim_on_a_silent_node_says_so(full_node: FullNode) -> None:
     """YARN still shows such a node as running, with room."""
-    world.cpus_promised, world.is_node_silent = 0, True
-    await world.creator.create(world.held)
-    assert world.called == ["ask", "hello", "widen", "probe"]
-    assert world.held.reason == "the NodeManager of n does not answer"
-    world.is_node_silent = False
-    await world.creator.explain(world.held)
-    assert world.held.reason == "other applications of its queue go first"
+    full_node.cpus_promised, full_node.is_node_silent = 0, True
+    await full_node.creator.create(full_node.held)
+    assert full_node.called == ["ask", "hello", "widen", "probe"]
+    assert full_node.held.reason == "the NodeManager of n does not answer"
+    full_node.is_node_silent = False
+    await full_node.creator.explain(full_node.held)
+    assert full_node.held.reason == "other applications of its queue go first"

@@ -55,14 +55,14 @@ def serve(answer: Answer, seen: list[str]) -> Iterator[str]:
 
 
 @pytest.fixture
-def seen() -> list[str]:
+def requests_seen() -> list[str]:
     return []
 
 
 @pytest.fixture
-def at(seen: list[str]) -> Iterator[Callable[[Answer], str]]:
+def start_server(requests_seen: list[str]) -> Iterator[Callable[[Answer], str]]:
     with ExitStack() as servers:
-        yield lambda answer: servers.enter_context(serve(answer, seen))
+        yield lambda answer: servers.enter_context(serve(answer, requests_seen))
 
 
 def free_address() -> str:
@@ -79,11 +79,15 @@ async def ask(address: str, **settings: str) -> object:
         rest.close()
 
 
-async def test_the_active_one_of_several_is_asked(at: Callable[[Answer], str], seen: list[str]) -> None:
+async def test_the_active_one_of_several_is_asked(
+    start_server: Callable[[Answer], str], requests_seen: list[str]
+) -> None:
     """A standby ResourceManager reports its state when it is asked. It redirects all other calls."""
-    addresses = ",".join([free_address(), at(STANDBY), at(INFO_OF_STANDBY), at(INFO)])
+    addresses = ",".join(
+        [free_address(), start_server(STANDBY), start_server(INFO_OF_STANDBY), start_server(INFO)]
+    )
     assert await ask(addresses, user="ada") == 7
-    assert seen == ["/ws/v1/cluster/info?user.name=ada "] * 3
+    assert requests_seen == ["/ws/v1/cluster/info?user.name=ada "] * 3
 
 
 @pytest.mark.parametrize(
@@ -97,10 +101,10 @@ async def test_the_active_one_of_several_is_asked(at: Callable[[Answer], str], s
     ],
 )
 async def test_other_answers_become_sentences(
-    at: Callable[[Answer], str], answer: Answer, words: str
+    start_server: Callable[[Answer], str], answer: Answer, words: str
 ) -> None:
     with pytest.raises(BackendUnavailable, match=words):
-        await ask(at(answer))
+        await ask(start_server(answer))
 
 
 async def test_a_refused_connection_is_named() -> None:
@@ -108,23 +112,23 @@ async def test_a_refused_connection_is_named() -> None:
         await ask(free_address())
 
 
-async def test_yarns_own_refusals_keep_their_text(at: Callable[[Answer], str]) -> None:
+async def test_yarns_own_refusals_keep_their_text(start_server: Callable[[Answer], str]) -> None:
     problem = {"RemoteException": {"message": "java.lang.Exception: app with id: a_1 not found."}}
     with pytest.raises(RestError) as raised:
-        await ask(at((404, json.dumps(problem), {})))
+        await ask(start_server((404, json.dumps(problem), {})))
     assert (raised.value.status, raised.value.text) == (404, "app with id: a_1 not found")
 
 
 async def test_a_gateway_stands_for_ws_and_gets_the_password(
-    at: Callable[[Answer], str], seen: list[str], tmp_path: Path
+    start_server: Callable[[Answer], str], requests_seen: list[str], tmp_path: Path
 ) -> None:
     password = tmp_path / "password"
     password.touch(mode=0o600)
     password.write_text("secret\n")
-    address = f"{at(INFO)}/gateway/default/resourcemanager"
+    address = f"{start_server(INFO)}/gateway/default/resourcemanager"
     settings = {"authentication": "basic", "user": "ada", "password_file": str(password)}
     assert await ask(address, **settings) == 7
-    assert seen == ["/gateway/default/resourcemanager/v1/cluster/info Basic YWRhOnNlY3JldA=="]
+    assert requests_seen == ["/gateway/default/resourcemanager/v1/cluster/info Basic YWRhOnNlY3JldA=="]
     password.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
         await ask(address, **settings)
