@@ -27,8 +27,7 @@ from roost.scheduler.backends import kubernetes
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend
 from roost.scheduler.backends.key_pair import load_identity
-from roost.scheduler.backends.kubernetes.backend import check, create
-from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
+from roost.scheduler.backends.kubernetes.backend import build_cluster, check, create
 from roost.scheduler.backends.kubernetes.names import name_pod
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.errors import ConfigError, LaunchError
@@ -381,7 +380,7 @@ async def test_a_template_that_the_api_server_refuses_is_reported_at_the_start(
     for text, word in TEMPLATES.items():
         template.write_text(text)
         changes = {"priority_class": ""} if "priorityClassName" in text else {}
-        cluster = KubernetesCluster(settings_of("alice", "alice", pod_template=str(template), **changes))
+        cluster = build_cluster(settings_of("alice", "alice", pod_template=str(template), **changes))
         message = "accepted"
         try:
             await asyncio.wait_for(cluster.join(), 60)
@@ -412,7 +411,7 @@ async def test_the_api_server_refuses_hostile_values_in_one_sentence(
     settings_of: Callable[..., RoostKubernetesBackend],
 ) -> None:
     settings = settings_of("alice", "alice", allowed_service_accounts=["*"], allowed_volumes=["*"])
-    cluster = KubernetesCluster(settings)
+    cluster = build_cluster(settings)
     await cluster.join()
     try:
         for options in (

@@ -9,6 +9,7 @@ from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend
 from roost.scheduler.backends.base import Backend, BackendContext
 from roost.scheduler.errors import BackendUnavailable
 
+from .api import Api
 from .cluster import KubernetesCluster
 from .settings import RoostKubernetesBackend
 
@@ -18,16 +19,21 @@ _CHECK_S = 5.0
 def create(settings: RoostKubernetesBackend, context: BackendContext) -> Backend:
     """Return the backend."""
     return AgentPerKernelBackend(
-        KubernetesCluster(settings),
+        build_cluster(settings),
         context.agents,
         linger_s=context.restart_grace_s,
         adds_nodes=settings.autoscale,
     )
 
 
+def build_cluster(settings: RoostKubernetesBackend) -> KubernetesCluster:
+    """Return the cluster that the settings name."""
+    return KubernetesCluster(settings, Api(settings.address, settings.context))
+
+
 def check(settings: RoostKubernetesBackend, request: Request) -> None:
     """Let the API server check the pod of such a request, in a dry run. See `BackendSpec.check`."""
-    cluster = KubernetesCluster(settings)
+    cluster = build_cluster(settings)
 
     async def work() -> None:
         try:

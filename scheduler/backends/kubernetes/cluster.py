@@ -59,14 +59,14 @@ _NODES_AFTER_S = 0.02
 
 
 class KubernetesCluster(PodCluster):
-    """Creates, deletes and watches the pods whose label names this service's key pair."""
+    """Creates, deletes and watches the pods whose label names this service's key pair, through `api`."""
 
     name = "Kubernetes"
 
-    def __init__(self, settings: RoostKubernetesBackend) -> None:
+    def __init__(self, settings: RoostKubernetesBackend, api: Api) -> None:
         self._settings = settings
         self._template = PodTemplate(settings)
-        self._api = Api(settings.address, settings.context)
+        self._api = api
         self._reports = AddressReports(self._on_report)
         self._creator = PodCreator(
             self._api, self._template, lambda: self._identity, self._raw, self._reports

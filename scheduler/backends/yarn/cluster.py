@@ -57,15 +57,18 @@ _DELETE_S = 15.0
 
 
 class YarnCluster(PodCluster):
-    """Asks for, releases and follows the containers of the applications whose tag names this service's key pair."""
+    """Asks for, releases and follows the containers of the applications whose tag names this service's key pair.
+
+    `rest` reaches the ResourceManager.
+    """
 
     name = "YARN"
 
-    def __init__(self, settings: RoostYarnBackend, idle_exit_s: float) -> None:
+    def __init__(self, settings: RoostYarnBackend, rest: Rest, idle_exit_s: float) -> None:
         self._settings = settings
         identity = load_identity(settings.identity_file, name="yarn", section="RoostYarnBackend")
         self._keys = DerivedKeys(identity, settings.agent_ports)
-        self._rest = Rest(settings)
+        self._rest = rest
         self._queues = Queues(settings)
         archives = Archives(self._rest, settings)
         self._applications = Applications(self._rest, self._keys, archives, settings, idle_exit_s, self)

@@ -12,7 +12,6 @@ import pytest
 from roost.placement import Request
 from roost.scheduler.backends.kubernetes import backend
 from roost.scheduler.backends.kubernetes.api import Api
-from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
@@ -42,7 +41,7 @@ def write_kubeconfig(folder: Path, server: str) -> str:
 
 async def test_a_cluster_that_does_not_answer_leaves_no_key_pair(tmp_path: Path) -> None:
     kubeconfig, pair = write_kubeconfig(tmp_path, "https://127.0.0.1:1"), tmp_path / "state" / "pair.json"
-    cluster = KubernetesCluster(RoostKubernetesBackend(address=kubeconfig, identity_file=str(pair)))
+    cluster = backend.build_cluster(RoostKubernetesBackend(address=kubeconfig, identity_file=str(pair)))
     try:
         with pytest.raises(BackendUnavailable):
             await cluster.join()

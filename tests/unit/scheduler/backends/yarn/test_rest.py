@@ -22,6 +22,8 @@ from roost.scheduler.errors import BackendUnavailable, ConfigError
 Answer = tuple[int, str, dict[str, str]]
 INFO: Answer = (200, json.dumps({"clusterInfo": {"id": 7}}), {})
 INFO_OF_STANDBY: Answer = (200, json.dumps({"clusterInfo": {"id": 7, "haState": "STANDBY"}}), {})
+INFO_AT_START: Answer = (200, json.dumps({"clusterInfo": {"id": 7, "haState": "INITIALIZING"}}), {})
+"""The answer of a ResourceManager that has not read its node labels yet, and must not be used."""
 STANDBY: Answer = (
     307,
     "This is standby RM. The redirect url is: http://active:8088",
@@ -95,6 +97,7 @@ async def test_the_active_one_of_several_is_asked(
     [
         (STANDBY, "is in standby"),
         (INFO_OF_STANDBY, "is in standby"),
+        (INFO_AT_START, "is initializing"),
         ((401, "<html>Authentication required</html>", {}), "run kinit"),
         ((403, "<html>Forbidden</html>", {}), "forbids this user"),
         ((200, "<html>A proxy's page</html>", {}), "correct c.RoostYarnBackend.address"),
