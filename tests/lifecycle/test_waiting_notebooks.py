@@ -25,6 +25,7 @@ from server import JupyterServer, jupyter_server, until_it_listens
 
 from kit.jupyter.front_end import FrontEnd, errors, front_end, texts
 from kit.jupyter.kernelspecs import kernelspecs
+from kit.jupyter.restarted_servers import listed
 from kit.machine.daemons import wait_gone
 from roost.scheduler.client.client import connect
 
@@ -283,9 +284,14 @@ async def test_a_waiting_kernel_is_not_culled(one_gpu: Path) -> None:
         holder = await stack.enter_async_context(held_gpu(server))
         await stack.enter_async_context(front_end(server, holder))  # a kernel with a client is not culled
         waiting = await start(server)
-        await asyncio.sleep(4)
-        _, models = await server.api("GET", "kernels")
-        assert {model["id"] for model in models} == {holder, waiting}
+        idle = await start(
+            server, "plain"
+        )  # a later kernel without a client, which the server culls after `waiting`
+        deadline = time.monotonic() + 60
+        while idle in (kernels := await listed(server)):
+            assert time.monotonic() < deadline, kernels
+            await asyncio.sleep(0.1)
+        assert kernels.keys() == {holder, waiting}
 
 
 @pytest.mark.parametrize("what", ["kernels", "sessions"])

@@ -213,14 +213,22 @@ async def test_finish(master: YarnMaster) -> None:
 
 
 async def test_an_idle_master_leaves(yarn_cluster: HadoopNodes, tmp_path: Path) -> None:
+    async def run_another() -> None:
+        """Run a master that has nothing to do until it leaves. A master that is idle for longer has left by then."""
+        folder = tmp_path / "another"
+        folder.mkdir(exist_ok=True)
+        async with running_master(yarn_cluster, folder, idle_exit_s=2.0) as another:
+            await another.close()
+            assert await another.await_end() == "SUCCEEDED"
+
     async with running_master(yarn_cluster, tmp_path, idle_exit_s=2.0) as master:
         await master.await_event("idle")
-        await asyncio.sleep(3.0)
+        await run_another()
         assert master.report()["state"] == "RUNNING"  # because this test listens
         ask = await master.ask("nm1")
         await master.await_state(ask, "started")
         await master.close()
-        await asyncio.sleep(4.0)
+        await run_another()
         assert master.report()["state"] == "RUNNING"  # because it has a container
         await master.connect()
         await master.release(ask)

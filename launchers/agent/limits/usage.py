@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +61,11 @@ class _Reading:
 class UsageMeter:
     """A meter of the kernels' use. All processes of a kernel's session count."""
 
-    def __init__(self, session: Session | None = None) -> None:
+    def __init__(
+        self, session: Session | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._session = session or OwnSession()
+        self._clock = clock
         self._readings: dict[int, _Reading] = {}
         self._next_at = 0.0
 
@@ -74,7 +77,7 @@ class UsageMeter:
         `kernels` has the running kernels by pid. `gpu_memory` has the bytes of GPU memory of each process by
         pid.
         """
-        now = time.monotonic()
+        now = self._clock()
         self._readings = {pid: reading for pid, reading in self._readings.items() if pid in kernels}
         is_due = now >= self._next_at
         wanted = {pid: kernels[pid] for pid in kernels if is_due or pid not in self._readings}

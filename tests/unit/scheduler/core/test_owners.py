@@ -137,30 +137,38 @@ async def test_a_queued_start_keeps_its_place_for_the_next_server(
 async def test_an_idle_kernel_that_nobody_holds_ends(
     tmp_path: Path, servers: list[subprocess.Popen[bytes]], gpus: int, state: str, is_ended: bool
 ) -> None:
+    """Each check judges `k` first. The end of a later kernel therefore shows that `k` was judged."""
     settings = SOON.with_values(orphan_idle_gpu_after_s=0.2)
-    first = owner(servers[0])
-    async with fake_world(tmp_path, settings=settings, gpus=1) as w:
+    first, second = map(owner, servers)
+    async with fake_world(tmp_path, settings=settings, gpus=3) as w:
         await w.start("k", gpus=gpus, owner=first)
-        w.agent.use["k"] = KernelUse(kernel_id="k", execution_state=state, idle_s=30, quiet_s=30)
-        await asyncio.sleep(0.4)
-        assert w.count("cull") == 0
+        await w.start("of the other server", gpus=1, owner=second)
+        await w.start("last", gpus=1, owner=first)
+        for name in ("k", "of the other server", "last"):
+            shown = state if name == "k" else "idle"
+            w.agent.use[name] = KernelUse(kernel_id=name, execution_state=shown, idle_s=30, quiet_s=30)
+        await end(w, servers[1], second)
+        await w.told("released", "of the other server")
+        assert w.count("cull", "k") == 0, "its server lives"
         await end(w, servers[0], first)
+        await w.told("released", "last")
+        assert w.count("cull", "k") == is_ended
         if is_ended:
             await w.told("released", "k")
             assert "idle for" in w.kernel("k").reason
         else:
-            await asyncio.sleep(0.6)
             assert w.kernel("k").state == "running"
 
 
 async def test_an_adopted_kernel_does_not_end(tmp_path: Path, servers: list[subprocess.Popen[bytes]]) -> None:
     first, second = map(owner, servers)
     async with fake_world(tmp_path, settings=SOON.with_values(orphan_idle_after_s=0.3)) as w:
-        await w.start("k", owner=first)
-        w.agent.use["k"] = KernelUse(kernel_id="k", execution_state="idle", idle_s=30, quiet_s=30)
+        for name in ("k", "left"):
+            await w.start(name, owner=first)
+            w.agent.use[name] = KernelUse(kernel_id=name, execution_state="idle", idle_s=30, quiet_s=30)
         await end(w, servers[0], first)
         await w.scheduler.adopt("k", second)
-        await asyncio.sleep(0.8)
+        await w.told("released", "left")
         assert w.kernel("k").state == "running"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kit.machine.manual_clock import ManualClock
 from roost.launchers.agent.limits import usage
 from roost.launchers.agent.limits.cgroups import Cgroup
 from roost.launchers.agent.limits.confinement import GroupConfinement
@@ -62,21 +63,34 @@ while True:
 """
 
 
+def await_work(pid: int) -> None:
+    """Wait until a process and its ended children have used 0.3 s more of a CPU."""
+    process, deadline = psutil.Process(pid), time.monotonic() + 60
+    before = sum(process.cpu_times()[:4])
+    while sum(process.cpu_times()[:4]) < before + 0.3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # Linux reports no event for it
+
+
 @pytest.mark.parametrize(("code", "is_quiet"), [(SLEEP, True), (SPIN, False), (SHORT_CHILDREN, False)])
 def test_a_kernel_is_quiet_if_nothing_that_it_has_started_works(
     run: Start, code: str, is_quiet: bool
 ) -> None:
-    pid, meter = run(code), UsageMeter()
+    clock = ManualClock()
+    pid, meter = run(code), UsageMeter(clock=clock.time)
     assert read(meter, pid).quiet_s == 0.0, "its earlier work is unknown"
-    time.sleep(0.5)
-    assert (read(meter, pid).quiet_s > 0.4) is is_quiet
+    if not is_quiet:
+        await_work(pid)
+    clock.advance(10.0)
+    assert read(meter, pid).quiet_s == (10.0 if is_quiet else 0.0)
 
 
 def test_a_kernel_whose_gpu_works_is_not_quiet(run: Start) -> None:
-    pid, meter = run(SLEEP), UsageMeter()
+    clock = ManualClock()
+    pid, meter = run(SLEEP), UsageMeter(clock=clock.time)
     for kernel in (RunningKernel(kernel_id="k"), RunningKernel(kernel_id="k", is_on_busy_gpu=True)):
         use = read(meter, pid, kernel)
-        time.sleep(0.1)
+        clock.advance(10.0)
     assert use.quiet_s == 0.0
 
 
