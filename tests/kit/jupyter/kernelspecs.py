@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
@@ -51,3 +52,30 @@ def kernelspecs(
     home.mkdir(parents=True, exist_ok=True)
     (home / "kernel.json").write_text(json.dumps({**spec, **changes, "metadata": metadata}))
     return KernelSpecManager(kernel_dirs=[str(folder / "kernels")], ensure_native_kernel=False)
+
+
+def search_one_folder(data: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Let Jupyter search only `data` and Python's own folder. Return the folder of the user's kernelspecs."""
+    patch.setenv("JUPYTER_DATA_DIR", str(data))
+    patch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
+    return data / "kernels"
+
+
+def write_kernelspec(kernels: Path, name: str, argv: list[str], **values: Any) -> Path:
+    """Write a kernelspec with a logo (without `metadata`, not roost's). Return its folder."""
+    folder = kernels / name
+    folder.mkdir(parents=True)
+    document = {"argv": argv, "display_name": name, "language": "none", **values}
+    (folder / "kernel.json").write_text(json.dumps(document))
+    (folder / "logo-64x64.png").write_bytes(b"png")
+    return folder
+
+
+def read_kernelspec(folder: Path) -> dict[str, Any]:
+    """Return the content of the kernel.json in a kernelspec's folder."""
+    return dict(json.loads((folder / "kernel.json").read_text()))
+
+
+def roost_metadata(**config: Any) -> dict[str, Any]:
+    """Return the metadata of a kernelspec whose provisioner is roost, with this configuration."""
+    return {"kernel_provisioner": {"provisioner_name": "roost", "config": config}}

@@ -1,4 +1,4 @@
-"""Kernelspecs are installed, listed, removed, and tested with their real Python."""
+"""Kernelspecs are read, listed, checked and removed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,76 +16,25 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_client.provisioning import KernelProvisionerFactory
 
 from kit.fakes.service import FakeService
-from roost.placement import Request
+from kit.jupyter.kernelspecs import read_kernelspec, roost_metadata, search_one_folder, write_kernelspec
 from roost.provisioners import kernelspecs
-from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.cli import main
 from roost.scheduler.client.interpreter_probe import probe
-from roost.scheduler.config.section import Section
-from roost.scheduler.errors import BackendUnavailable, ConfigError, LimitExceeded
+from roost.scheduler.errors import ConfigError, LimitExceeded
 
 Make = Callable[..., Path]
 
 
 @pytest.fixture
 def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the user's empty folder of kernelspecs. Jupyter searches only this folder and Python's own."""
-    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
-    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
-    return tmp_path / "data" / "kernels"
+    """Return the user's empty folder of kernelspecs."""
+    return search_one_folder(tmp_path / "data", monkeypatch)
 
 
 @pytest.fixture
 def make(kernels: Path) -> Make:
     """Return a function that writes a kernelspec (without `metadata`, not roost's) and returns its folder."""
-
-    def make(name: str, argv: list[str], **values: Any) -> Path:
-        folder = kernels / name
-        folder.mkdir(parents=True)
-        document = {"argv": argv, "display_name": name, "language": "none", **values}
-        (folder / "kernel.json").write_text(json.dumps(document))
-        (folder / "logo-64x64.png").write_bytes(b"png")
-        return folder
-
-    return make
-
-
-def written(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "kernel.json").read_text()))
-
-
-def test_install_copies_the_python_kernelspec_and_reports_its_features(kernels: Path) -> None:
-    config = {"backend": "local", "gpus": 1, "memory": "8GiB"}
-    made, found = kernelspecs.install("python3", name="Roost-GPU", config=config, display_name="GPU")
-    assert found is not None
-    assert found.is_ipykernel
-    assert found.executable == sys.executable
-    assert found.ipykernel
-    assert found.problem == ""
-    document = written(kernels / "roost-gpu")
-    assert document["argv"][0] == sys.executable
-    assert document["metadata"]["kernel_provisioner"] == {"provisioner_name": "roost", "config": config}
-    assert document["metadata"].get("supported_encryption") == (["curve"] if found.has_curve else None)
-    assert (kernels / "roost-gpu" / "logo-svg.svg").is_file()
-    spec = KernelSpecManager().get_kernel_spec("roost-gpu")
-    assert spec.display_name == "GPU"
-    assert [known.name for known in kernelspecs.list_kernelspecs()] == ["roost-gpu"] == [made.name]
-
-
-def test_encryption_is_declared_only_if_ipykernel_has_it(make: Make, kernels: Path) -> None:
-    argv = [sys.executable, "-m", "json.tool", "{connection_file}"]
-    make("other", argv, metadata={"supported_encryption": ["curve"], "mine": 1}, env={"A": "${HOME}/a"})
-    _, found = kernelspecs.install("other", name="r-other", config={})
-    assert found is not None
-    assert not found.is_ipykernel
-    assert not found.can_fork
-    document = written(kernels / "r-other")
-    assert document["metadata"]["supported_encryption"] == [
-        "curve"
-    ]  # unknown without a check, and therefore kept
-    assert document["metadata"]["mine"] == 1
-    assert document["env"] == {"A": "${HOME}/a"}
-    assert (kernels / "r-other" / "logo-64x64.png").read_bytes() == b"png"
+    return partial(write_kernelspec, kernels)
 
 
 def test_a_missing_executable_is_refused_unless_not_checked(make: Make, kernels: Path) -> None:
@@ -95,7 +44,7 @@ def test_a_missing_executable_is_refused_unless_not_checked(make: Make, kernels:
     assert not (kernels / "r-far").exists()
     _, found = kernelspecs.install("far", name="r-far", config={}, is_checked=False)
     assert found is None
-    assert written(kernels / "r-far")["argv"][0] == "/no/such/R"
+    assert read_kernelspec(kernels / "r-far")["argv"][0] == "/no/such/R"
     findings = kernelspecs.find_problems()
     (broken,) = [
         finding for finding in findings if finding["level"] == "error" and "r-far" in finding["what"]
@@ -119,18 +68,6 @@ def test_an_executable_that_is_not_python_is_refused(tmp_path: Path, script: str
     python.chmod(0o755)
     found = probe([str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], {})
     assert "does not run as a Python interpreter" in found.problem
-
-
-def test_an_existing_name_is_kept_without_replace(make: Make, kernels: Path) -> None:
-    make("mine", ["/bin/sh", "{connection_file}"])
-    with pytest.raises(ConfigError, match="--replace"):
-        kernelspecs.install("python3", name="mine", config={})
-    assert written(kernels / "mine")["argv"][0] == "/bin/sh"
-    kernelspecs.install("python3", name="mine", config={"cpus": 1}, may_replace=True)
-    assert written(kernels / "mine")["metadata"]["kernel_provisioner"]["config"] == {"cpus": 1}
-    assert [path.name for path in kernels.iterdir()] == ["mine"]
-    kernelspecs.install("mine", name="mine", config={"cpus": 2}, may_replace=True)  # replaces itself
-    assert written(kernels / "mine")["metadata"]["kernel_provisioner"]["config"] == {"cpus": 2}
 
 
 @pytest.mark.parametrize(
@@ -165,19 +102,6 @@ def _is_installed(factory: KernelProvisionerFactory, spec: Any) -> bool:
     return factory._get_provisioner_config(spec)["provisioner_name"] != "yarn"
 
 
-def test_prefix(kernels: Path, tmp_path: Path) -> None:
-    made, _ = kernelspecs.install("python3", name="p", config={}, prefix=str(tmp_path / "env"))
-    assert made.folder == str(tmp_path / "env" / "share" / "jupyter" / "kernels" / "p")
-    with pytest.raises(ConfigError, match="--replace"):  # even where Jupyter does not search
-        kernelspecs.install("python3", name="p", config={}, prefix=str(tmp_path / "env"))
-    kernelspecs.install("python3", name="p", config={}, is_checked=False)  # for the user
-    with pytest.raises(ConfigError, match="There is a kernelspec 'p'"):
-        kernelspecs.install("python3", name="p", config={}, is_checked=False)
-    kernelspecs.install("python3", name="p", config={}, prefix=str(tmp_path / "other"), is_checked=False)
-    with pytest.raises(ConfigError, match="--prefix names no folder"):
-        kernelspecs.install("python3", name="p", config={}, prefix="")
-
-
 def test_a_folder_that_cannot_be_written(kernels: Path, tmp_path: Path) -> None:
     (tmp_path / "env").write_text("a file")
     with pytest.raises(ConfigError, match="another --prefix"):
@@ -203,96 +127,6 @@ def test_doctor_finds_unknown_options(make: Make) -> None:
     assert "named gpu:" in found["what"]
 
 
-def test_install_and_doctor_refuse_the_same(
-    make: Make, service: FakeService, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`kernelspec install` and `doctor` refuse the same options. The fake service knows no custom policy."""
-    wrong = {
-        "policy": ({"policy": "gone"}, ["--policy", "gone"], "is not known"),
-        "backend": ({"backend": "far"}, ["--backend", "far"], "no backend 'far'"),
-        "option": ({"backend_options": {"gpus": 1}}, ["--backend-option", "gpus=1"], "'gpus'"),
-    }
-    for name, (config, given, said) in wrong.items():
-        make(name, [sys.executable, "-m", "json.tool", "{connection_file}"], metadata=ours(**config))
-        assert main.main(["kernelspec", "install", "--name", f"new-{name}", *given]) == 2
-        assert said in capsys.readouterr().err
-    make("shipped", [sys.executable, "-m", "json.tool", "{connection_file}"], metadata=ours(policy="pack"))
-    found = {finding["what"].partition(":")[0]: finding for finding in kernelspecs.find_problems()}
-    for name, (_, _, said) in wrong.items():
-        assert said in found[f"kernelspec {name}"]["what"]
-        assert found[f"kernelspec {name}"]["level"] == "error"
-    assert found["kernelspec shipped can start kernels"]["level"] == "ok"
-    assert [asked.names for asked in service.called("check_policies")] == [["gone"], ["gone"]]
-    unasked = {finding["what"] for finding in kernelspecs.find_problems(asks_schedulers=False)}
-    assert "kernelspec policy can start kernels" in unasked
-    assert len(service.called("check_policies")) == 2
-    assert not [spec.name for spec in kernelspecs.list_kernelspecs() if spec.name.startswith("new-")]
-
-
-@pytest.mark.parametrize(
-    ("answer", "status", "said"),
-    [
-        (None, 0, ""),
-        (ConfigError("the pod template has no image."), 2, "the pod template has no image."),
-        (
-            BackendUnavailable("nobody answers"),
-            0,
-            "The cluster has not checked these kernels: nobody answers",
-        ),
-    ],
-)
-def test_install_asks_the_cluster(
-    kernels: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    answer: Exception | None,
-    status: int,
-    said: str,
-) -> None:
-    asked = []
-
-    def check(settings: Section, request: Request) -> None:
-        asked.append(request.cpus)
-        if answer is not None:
-            raise answer
-
-    monkeypatch.setitem(sys.modules, "a_cluster", SimpleNamespace(check=check))
-    spec = replace(get_spec("local"), check="a_cluster:check")
-    monkeypatch.setattr("roost.scheduler.client.service_checks.get_spec", lambda _: spec)
-    assert main.main(["kernelspec", "install", "--name", "ours", "--cpus", "3"]) == status
-    assert asked == [3]
-    assert said in capsys.readouterr().err
-    assert [spec.name for spec in kernelspecs.list_kernelspecs()] == ["ours"] * (not status)
-    assert main.main(["kernelspec", "install", "--name", "unchecked", "--no-check"]) == 0
-    assert len(asked) == 1
-
-
-def test_only_an_agent_of_many_kernels_forks_them(
-    kernels: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for has_agent_per_kernel, says in ((False, "forked from a warm process"), (True, "from its command")):
-        spec = replace(get_spec("local"), has_agent_per_kernel=has_agent_per_kernel)
-        monkeypatch.setattr("roost.scheduler.cli.jupyter.get_spec", lambda _, spec=spec: spec)
-        assert main.main(["kernelspec", "install", "--name", "ours", "--replace"]) == 0
-        assert says in capsys.readouterr().out
-
-
-def test_a_kernelspec_can_name_its_cluster(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    address = ["--backend", "ray", "--backend-option", "address=192.0.2.1:6379"]
-    assert main.main(["kernelspec", "install", "--name", "far", *address]) == 0
-    config = written(kernels / "far")["metadata"]["kernel_provisioner"]["config"]
-    assert config == {"backend": "ray", "backend_options": {"address": "192.0.2.1:6379"}}
-    capsys.readouterr()
-    assert main.main(["kernelspec", "list"]) == 0
-    assert "ray 192.0.2.1:6379" in capsys.readouterr().out
-    assert main.main(["kernelspec", "install", "--name", "odd", *address[:3], "python=/x"]) == 2
-    assert "only the address" in capsys.readouterr().err
-
-
-def ours(**config: Any) -> dict[str, Any]:
-    return {"kernel_provisioner": {"provisioner_name": "roost", "config": config}}
-
-
 PROVISIONED = {"provisioner_name": "roost"}
 COMMAND = {"argv": ["sh", "{connection_file}"]}
 
@@ -309,17 +143,20 @@ COMMAND = {"argv": ["sh", "{connection_file}"]}
             )
             for config in (None, [], [1], "x")
         ],
-        *[(json.dumps({"argv": argv, "metadata": ours()}), "argv") for argv in ([1, 2], [], None, ["sh"])],
         *[
-            (json.dumps({**COMMAND, "env": env, "metadata": ours()}), "env is not an object")
+            (json.dumps({"argv": argv, "metadata": roost_metadata()}), "argv")
+            for argv in ([1, 2], [], None, ["sh"])
+        ],
+        *[
+            (json.dumps({**COMMAND, "env": env, "metadata": roost_metadata()}), "env is not an object")
             for env in (["A=1"], {"A": 1}, {"A": {"B": "1"}}, None)
         ],
         *[
-            (json.dumps({**COMMAND, "env": {name: "1"}, "metadata": ours()}), f"named {name!r}")
+            (json.dumps({**COMMAND, "env": {name: "1"}, "metadata": roost_metadata()}), f"named {name!r}")
             for name in ("", "A=B")
         ],
         *[
-            (json.dumps({**COMMAND, name: value, "metadata": ours()}), name)
+            (json.dumps({**COMMAND, name: value, "metadata": roost_metadata()}), name)
             for name, value in (("interrupt_mode", "zz"), ("display_name", 5), ("language", None))
         ],
         (json.dumps({**COMMAND, "metadata": []}), "metadata"),
@@ -367,7 +204,7 @@ def test_every_command_reports_a_malformed_kernelspec(
 def test_install_refuses_options_that_a_start_would_refuse(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], said: str
 ) -> None:
-    make("typo", ["sh", "{connection_file}"], metadata=ours(**config))
+    make("typo", ["sh", "{connection_file}"], metadata=roost_metadata(**config))
     (found,) = [finding for finding in kernelspecs.find_problems() if "kernelspec typo" in finding["what"]]
     assert found["level"] == "error"
     assert said in found["what"]
@@ -390,7 +227,7 @@ def test_install_refuses_options_that_a_start_would_refuse(
 def test_variables_that_a_start_would_refuse_are_a_problem(
     make: Make, env: dict[str, str], said: str
 ) -> None:
-    make("ours", ["sh", "{connection_file}"], env=env, metadata=ours())
+    make("ours", ["sh", "{connection_file}"], env=env, metadata=roost_metadata())
     make("other", ["sh", "{connection_file}"], env=env)
     (spec,) = kernelspecs.list_kernelspecs()
     assert said in kernelspecs.find_problem(spec)
@@ -402,8 +239,8 @@ def test_variables_that_a_start_would_refuse_are_a_problem(
 
 def test_a_request_that_no_node_could_hold_is_a_problem(make: Make, service: FakeService) -> None:
     """A running scheduler decides. A kernelspec whose scheduler does not run counts as ready."""
-    make("greedy", ["sh", "{connection_file}"], metadata=ours(gpus=8))
-    make("far", ["sh", "{connection_file}"], metadata=ours(gpus=8, backend="ray"))
+    make("greedy", ["sh", "{connection_file}"], metadata=roost_metadata(gpus=8))
+    make("far", ["sh", "{connection_file}"], metadata=roost_metadata(gpus=8, backend="ray"))
     decision = {"reason": "no node could ever hold 8 GPUs", "is_never": True}
     service.answers["explain"] = lambda _: {"decision": decision}
     by_name = {spec.name: spec for spec in kernelspecs.list_kernelspecs()}
@@ -446,47 +283,6 @@ def notebook(folder: Path) -> str:
     path = folder / "empty.ipynb"
     path.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
     return str(path)
-
-
-def test_the_command(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = [
-        "kernelspec",
-        "install",
-        "--name",
-        "ours",
-        "--gpus",
-        "0.5",
-        "--memory",
-        "8GiB",
-        "--label",
-        "a=b",
-        "--near",
-        "c=d",
-        "--tolerate",
-        "lab",
-        "--resource",
-        "licence=2",
-        "--enforce",
-        "required",
-    ]
-    assert main.main(argv) == 0
-    assert str(kernels / "ours") in capsys.readouterr().out
-    config = written(kernels / "ours")["metadata"]["kernel_provisioner"]["config"]
-    wishes = {"labels": {"a": "b"}, "near": {"c": "d"}, "tolerates": ["lab"], "resources": {"licence": 2}}
-    assert config == {"backend": "local", "gpus": 0.5, "memory": "8GiB", "enforce": "required", **wishes}
-    assert main.main(["kernelspec", "list"]) == 0
-    assert "0.5 GPU, 8 GiB, 2 licence," in capsys.readouterr().out
-    assert main.main(["kernelspec", "list", "--json"]) == 0
-    (listed,) = json.loads(capsys.readouterr().out)["kernelspecs"]
-    assert (listed["name"], listed["config"], listed["problem"]) == ("ours", config, "")
-    assert main.main(["kernelspec", "install", "--option", "queue=a", "--name", "x"]) == 2
-    assert "the backend local has no options for requests" in capsys.readouterr().err
-    assert main.main(["kernelspec", "install", "--name", ""]) == 2
-    assert "'' is not a valid kernel name" in capsys.readouterr().err
-    assert main.main(["kernelspec", "install", "--gpus", "1.5", "--name", "x"]) == 2
-    assert "1.5" in capsys.readouterr().err
-    assert main.main(["kernelspec", "remove", "ours", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["removed"][0]["name"] == "ours"
 
 
 def test_a_machine_without_any_kernelspec_gets_the_command_that_helps() -> None:

@@ -19,12 +19,7 @@ from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import CommandNotFound
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import (
-    BackendUnavailable,
     ConfigError,
-    LaunchError,
-    NoNodeEver,
-    NoNodeNow,
-    NotAllowed,
 )
 
 
@@ -130,36 +125,6 @@ def test_paths_are_resolved_as_the_kernel_sees_them(service: FakeService, tmp_pa
     assert km.resolve_path("code.py") == (tmp_path / "code.py").as_posix()
     assert km.resolve_path("none.py") is None
     km.shutdown_kernel(now=True)
-
-
-async def test_jupyter_server_gets_errors_it_can_show(service: FakeService, tmp_path: Path) -> None:
-    from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
-    from tornado.web import HTTPError
-
-    kernels = AsyncMappingKernelManager(
-        kernel_spec_manager=kernelspecs(tmp_path), connection_dir=str(tmp_path), root_dir=str(tmp_path)
-    )
-    statuses = {
-        NotAllowed("ada may not."): 403,
-        NoNodeEver("No node is so big."): 400,
-        NoNodeNow("All GPUs are taken."): 503,
-        LaunchError("It could not be started."): 500,
-    }
-    for problem, status in statuses.items():
-        service.answers["start"] = problem
-        with pytest.raises(HTTPError) as caught:
-            await kernels.start_kernel(kernel_name="roosted")
-        assert caught.value.status_code == status
-        assert caught.value.log_message == str(problem)
-    assert the_start(service).owner.can_adopt
-    assert the_start(service).owner.application == "jupyter_server"
-    del service.answers["start"]
-    kernel_id = await kernels.start_kernel(kernel_name="roosted")
-    service.answers["signal"] = BackendUnavailable("The agent does not answer.")
-    with pytest.raises(HTTPError) as caught:
-        await kernels.interrupt_kernel(kernel_id)
-    assert (caught.value.status_code, str(caught.value)) == (503, "The agent does not answer.")
-    await kernels.shutdown_kernel(kernel_id)
 
 
 async def test_ipc_at_the_callers_address(
