@@ -1,1 +1,16 @@
-"""Modules with which the tests make fakes, clusters, notebooks and faults."""
+"""Modules with which roost's own tests make fakes, kernels, clusters and faults.
+
+    clusters    real clusters of Ray, Dask, Kubernetes and YARN on this machine, their faults, and users on them
+       │
+       ▼
+    jupyter     kernelspecs, kernels and servers as Jupyter's users have them, and a browser
+       │
+       ▼
+    fakes       a scheduler, a service, a client and policies without real kernels
+       │
+       ▼
+    machine     this machine: processes, agents and tiny kernels; clock, disk, memory and network
+
+A room imports only from itself and from the rooms below it. `roost.testing` has the fakes that authors of other
+backends need too. The table in docs/contributors.md says what to take for which test.
+"""

@@ -1,1 +1,1 @@
-"""Stand-ins for parts of roost, in the test's own process."""
+"""Parts of roost that start no kernels: a scheduler on fake nodes, a service, a client, and clients' policies."""
