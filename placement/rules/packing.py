@@ -36,8 +36,8 @@ def _count_taken(cpus: float, memory_bytes: int, gpus: float) -> tuple[FloatArra
 class FragmentationGradient:
     """A scorer of the drop in the node's expected fragmentation (FGD: Weng et al., ATC '23, equation 4).
 
-    Fragmentation is the free GPU share that a typical request cannot use. For a request for a share of a GPU, devices
-    are scored, otherwise nodes. With ``is_integer``, scores are whole percents of a sigmoid, as the authors have them.
+    Fragmentation is the free GPU share that a typical request cannot use. For requests with GPUs, devices are scored,
+    otherwise nodes. With ``is_integer``, scores are whole percents of a sigmoid, as the authors have them.
     """
 
     workload: Workload
@@ -53,16 +53,12 @@ class FragmentationGradient:
         before = np.add.reduce(devices[model, before_k[:, None], milli], axis=1)
         after = devices[model, after_k[:, None], milli]
         left = np.add.reduce(after, axis=1)
-        gain: FloatArray
-        if 0 < request.gpus < 1:
-            share = round(request.gpus * MILLI)
-            gain = after - devices[model, after_k[:, None], np.maximum(milli - share, 0)]
-            gain += (before - left)[:, None]
-        else:
-            gain = before - left
-            if request.gpus:
-                gain += request.gpu_count * devices[model[:, 0], after_k, MILLI]
-        if tables.has_many:
+        gain: FloatArray = before - left
+        if request.gpus:
+            share = round(request.gpu_share * MILLI)
+            worth = after - devices[model, after_k[:, None], np.maximum(milli - share, 0)]
+            gain = gain[:, None] + request.gpu_count * worth
+        if tables.has_many and c.device_model.shape[1]:
             gain += self.several(request, snapshot, tables, before_k, after_k)
         if self.is_integer:
             gain = np.floor(100.0 / (1.0 + np.exp(-gain / MILLI))) * (MILLI / 100.0)
@@ -72,19 +68,22 @@ class FragmentationGradient:
     def several(
         request: Request, snapshot: Snapshot, tables: FragmentTables, before_k: IntArray, after_k: IntArray
     ) -> FloatArray:
-        """Return the part of the drop that classes of requests for several GPUs cause, in thousandths of a GPU."""
+        """Return the part of the drop that classes of requests for several GPUs cause, in thousandths of a GPU.
+
+        It is (n,) for requests without GPUs, (n, 1) for whole GPUs and (n, d) for shares. All devices of a node count
+        as devices of its first model. At least one node has devices.
+        """
         c = snapshot.columns
-        if not c.device_model.shape[1]:
-            return np.zeros(len(snapshot))
         model, is_whole = c.device_model[:, 0], c.device_milli == MILLI
         whole = np.minimum(is_whole.sum(axis=1), tables.many.shape[2] - 1)
-        before: FloatArray = tables.many[model, before_k, whole]
+        before = tables.many[model, before_k, whole]
+        gain: FloatArray
         if 0 < request.gpus < 1:
             after = tables.many[model[:, None], after_k[:, None], whole[:, None] - is_whole]
-            before = before[:, None]
+            gain = before[:, None] - after
         else:
-            after = tables.many[model, after_k, np.maximum(whole - request.gpu_count, 0)]
-        gain: FloatArray = before - after
+            gain = before - tables.many[model, after_k, np.maximum(whole - request.gpu_count, 0)]
+            gain = gain[:, None] if request.gpus else gain
         return gain
 
 
@@ -243,10 +242,10 @@ class Packing:
             if units > 1:
                 score *= units
             score += node[:, None]
-        if tables.has_many:
+        if tables.has_many and c.device_model.shape[1]:
             several = FragmentationGradient.several(request, snapshot, tables, k[0], k[1])
             several *= self.fragmentation / MILLI
-            score += several if several.ndim == score.ndim else several[:, None]
+            score += several
         return score
 
     def _tables(self, models: tuple[str, ...]) -> _Tables:

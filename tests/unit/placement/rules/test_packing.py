@@ -95,30 +95,39 @@ class TestFragmentationGradient:
 
     @pytest.mark.parametrize("cpus", [0.0, 4.0])
     @pytest.mark.parametrize("gpus", [0, 1, 2, 4])
-    def test_whole_gpus_and_cpus_alone_are_scored_per_node(self, gpus: int, cpus: float) -> None:
+    def test_whole_gpus_are_scored_per_device_and_cpus_alone_per_node(self, gpus: int, cpus: float) -> None:
         request = Request(gpus=gpus, cpus=cpus)
         scores = _scores(FragmentationGradient(self.WORKLOAD), request, *self.NODES)
-        assert scores.shape == (6,)
+        assert scores.shape == ((6, 8) if gpus else (6,))
         rated = 0
         for row, node in enumerate(self.NODES):
             fitting = node.fitting_devices(request) if gpus else ()
             if len(fitting) >= gpus:
                 after = node.with_kernel(request, [device.id for device in fitting[:gpus]])
                 gain = _fragmentation(node, self.WORKLOAD) - _fragmentation(after, self.WORKLOAD)
-                assert scores[row] == pytest.approx(gain, abs=1e-9)
+                places = [int(device.id) for device in fitting]
+                of_each = scores[row, places] if gpus else scores[row]
+                assert of_each == pytest.approx(gain, abs=1e-9)
                 rated += 1
         assert rated == {0: 6, 1: 5, 2: 4, 4: 2}[gpus]
 
-    def test_shares_on_nodes_of_several_models(self) -> None:
+    @pytest.mark.parametrize("gpus", [0.3, 1.0])
+    def test_devices_of_several_models_on_one_node(self, gpus: float) -> None:
         workload = _seen((3, Request(gpus=0.5, gpu_models=("A100",))), (2, Request(gpus=0.3)))
-        devices = (Device(id="0", model="T4"), Device(id="1", model="A100", promised=0.4))
-        node, request = Node(id="a", devices=devices), Request(gpus=0.3)
-        scores = _scores(FragmentationGradient(workload), request, node)
+        models = ("T4", "A100", "A100")
+        devices = tuple(
+            Device(id=str(i), model=model, promised=promised)
+            for i, (model, promised) in enumerate(zip(models, (0, 0, 0.4), strict=True))
+        )
+        node, request = Node(id="a", devices=devices), Request(gpus=gpus)
+        scores = _scores(FragmentationGradient(workload), request, node)[0]
+        fitting = [device.id for device in node.fitting_devices(request)]
         gains = [
             _fragmentation(node, workload) - _fragmentation(node.with_kernel(request, [i]), workload)
-            for i in "01"
+            for i in fitting
         ]
-        assert scores[0].tolist() == pytest.approx(gains)
+        assert [scores[int(i)] for i in fitting] == pytest.approx(gains)
+        assert len(set(gains)) == len(fitting) > 1
 
     def test_by_hand(self) -> None:
         # Half of the requests need half a GPU, the others a whole GPU. Half a GPU taken from a whole one leaves 0.5,
@@ -301,6 +310,11 @@ def test_packing_equals_the_sum_of_its_parts(request_: Request, workload: Worklo
         _node("b", 0.7, 0, 1, 1, model="T4", cpus=9),
         _node("c", cpus=4),
         _node("d", 0.5, cpus=1),
+        Node(
+            id="e",
+            cpus=20,
+            devices=tuple(Device(id=str(i), model=model) for i, model in enumerate(("T4", "A100", "A100"))),
+        ),
     ]
     nodes = [replace(node, memory_bytes=(100 - i) * MIB) for i, node in enumerate(rough)]
     packing = Packing(workload, fragmentation=0.2, stranded=0.65, leftover=0.155, sliver=0.8, pressure=0.8)
