@@ -24,6 +24,8 @@ from .score_cache import Scores
 # These constants are arrays, so that numpy need not convert them in each operation.
 _DECIMALS = np.array(1e9)
 """Sums of scores are equal if they are equal to 9 decimals."""
+_MARGIN = np.array(0.5e-9)
+"""Devices of one node with scores that differ by at most this are equal."""
 _ZERO, _INFINITE, _REFUSED = np.array(0.0), np.array(np.inf), np.array(-np.inf)
 
 
@@ -171,8 +173,8 @@ def choose_devices(
     scored = np.where(fits, _ZERO if scores is None else scores, _REFUSED)
     if count == 1:
         best: FloatArray = np.maximum.reduce(scored, axis=1)
-        fullest = np.where(scored == best[:, None], snapshot.columns.device_free, _INFINITE).argmin(axis=1)
-        return best, fullest
+        is_best = scored >= (best - _MARGIN)[:, None]
+        return best, np.where(is_best, snapshot.columns.device_free, _INFINITE).argmin(axis=1)
     top = -np.partition(-scored, count - 1, axis=1)[:, :count]
     return top.mean(axis=1), np.full(len(snapshot), -1)
 

@@ -197,6 +197,14 @@ def test_equal_devices_go_by_the_fullest_then_the_first() -> None:
     assert _placed(mine.place(Request(gpus=0.6), Snapshot.of([node]))).device_ids == ("1",)
 
 
+@pytest.mark.parametrize(("better", "chosen"), [(0.1 + 0.2, "1"), (0.3 + 1e-9, "0")])
+def test_devices_are_equal_if_their_scores_are_equal_to_9_decimals(better: float, chosen: str) -> None:
+    assert better > 0.3
+    node = Node(id="a", devices=_devices(0.0, 0.5))
+    mine = Pipeline(name="mine", scorers=((PerDevice({"a": (better, 0.3)}), 1.0),))
+    assert _placed(mine.place(Request(gpus=0.5), Snapshot.of([node]))).device_ids == (chosen,)
+
+
 def test_scorers_of_devices_have_no_effect_without_gpus() -> None:
     mine = Pipeline(name="mine", scorers=((PerDevice({"a": (1,), "b": ()}), 1.0),))
     nodes = Snapshot.of([Node(id="a", cpus=1, devices=_devices(0.0)), Node(id="b", cpus=1)])
