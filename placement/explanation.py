@@ -19,7 +19,7 @@ from .tables.snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
-    from .rules.scorers import Scorer, WeightedScorers
+    from .rules.scorers import WeightedScorers
 
 _EXAMPLES = 3
 _FEW = 64
@@ -82,7 +82,7 @@ class Explanation:
         order[self.best] = np.inf  # the first in any case
         rows = _find_highest(order, 1 + self.pipeline.runners_up)
         part = self.snapshot.pick(rows)
-        terms = self.pipeline.terms(self.request, part, _take_apart(self.scorers))
+        terms = self.pipeline.terms(self.request, part, self.scorers)
         return tuple(
             self._build_placement(row, scores, {name: term[at] for name, term in terms.items()})
             for at, row in enumerate(rows)
@@ -215,11 +215,3 @@ def _find_highest(values: FloatArray, count: int) -> list[int]:
         found.append(row)
         left[row] = -np.inf
     return found
-
-
-def _take_apart(scorers: WeightedScorers) -> WeightedScorers:
-    apart: list[tuple[Scorer, float]] = []
-    for scorer, weight in scorers:
-        parts = getattr(scorer, "parts", None)
-        apart += [(part, weight * share) for part, share in parts] if parts else [(scorer, weight)]
-    return tuple(apart)

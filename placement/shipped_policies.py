@@ -11,7 +11,7 @@ import numpy as np
 
 from .model import Request
 from .pipeline import ROUND_ROBIN, Pipeline, Policy
-from .rules.packing import FragmentationGradient, Leftover, Packing
+from .rules.packing import FragmentationGradient, Leftover, ModelPressure, SliverWaste, StrandedShare
 from .rules.scorers import (
     Available,
     FewKernels,
@@ -22,6 +22,7 @@ from .rules.scorers import (
     Scorer,
     SpareGpus,
     WarmEnvironment,
+    WeightedScorers,
     WithoutGpus,
 )
 from .rules.workload import Workload
@@ -57,16 +58,23 @@ def balanced(workload: Workload = _UNKNOWN) -> Policy:
     if not workload.is_useful:
         return Pipeline(name="balanced", scorers=(*first, (Available("gpu"), 1.0), *_LOAD))
     load = tuple((WithoutGpus(scorer), weight) for scorer, weight in _LOAD)
-    return Pipeline(name="balanced", scorers=(*first, (packing(workload), 1.0), *load))
+    return Pipeline(name="balanced", scorers=(*first, *packing(workload), *load))
 
 
-def packing(workload: Workload) -> Packing:
-    """Build the scorer with which `balanced` packs GPUs.
+def packing(workload: Workload) -> WeightedScorers:
+    """Return the scorers with which `balanced` packs GPUs.
 
-    The weights were fitted by hand to the trace of `benchmarks/placement.py`. Without ``fragmentation``, requests for
-    many GPUs find no node. With less ``leftover`` or more ``stranded``, small requests take empty nodes.
+    The weights were fitted by hand to the trace of `benchmarks/placement.py`. Without ``FragmentationGradient``,
+    requests for many GPUs find no node. With less ``Leftover`` or more ``StrandedShare``, small requests take empty
+    nodes.
     """
-    return Packing(workload, fragmentation=0.2, stranded=0.8, leftover=0.15, sliver=1.2, pressure=0.8)
+    return (
+        (FragmentationGradient(workload), 0.2),
+        (StrandedShare(workload), 0.8),
+        (Leftover(is_for_gpus=True), 0.15),
+        (SliverWaste(workload), 1.2),
+        (ModelPressure(workload), 0.8),
+    )
 
 
 def fgd(workload: Workload = _UNKNOWN) -> Policy:

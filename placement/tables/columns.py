@@ -85,11 +85,6 @@ class Columns:
         """(n, 3 + d) free CPUs, bytes of memory (exact below 2**53) and GPUs, then the free share of each device."""
         return np.column_stack([*(getattr(self, name) for name in ROOM), self.device_free])
 
-    @property
-    def device_cell(self) -> IntArray:
-        """(n, d) a device's model and free thousandths as one number: `CELLS` · (model + 1) + milli + 1."""
-        return (self.device_model + 1) * CELLS + self.device_milli + 1
-
     def part(self, rows: IntArray | slice) -> Columns:
         """Return the columns of these rows, in that order. O(1), and O(len(rows)) for each column that is read."""
         part = Columns()
@@ -105,7 +100,7 @@ class Columns:
 class Table(Columns):
     """Columns that are stored row by row, so that a few rows are read from few lines of the processor's cache.
 
-    A row holds `room`, `device_cell` and the columns in the order of `_layout`, with eight bytes per value.
+    A row holds `room` and the columns in the order of `_layout`, with eight bytes per value.
     """
 
     __slots__ = ("_floats", "_ints", "_layout")
@@ -119,9 +114,8 @@ class Table(Columns):
     def of(cls, columns: Columns) -> Table:
         d = columns.device_model.shape[1]
         layout = _layout(d)
-        width = len(ROOM) + (len(_PADDING) + 1) * d + len(_SCALARS)
+        width = len(ROOM) + len(_PADDING) * d + len(_SCALARS)
         table = cls(np.empty((len(columns.cpus), width), dtype=np.int64), layout)
-        table._ints[:, len(ROOM) + d : len(ROOM) + 2 * d] = columns.device_cell
         table._floats[:, : len(ROOM)] = columns.room[:, : len(ROOM)]
         for name, (is_float, place) in layout.items():
             (table._floats if is_float else table._ints)[:, place] = getattr(columns, name)
@@ -144,11 +138,6 @@ class Table(Columns):
         devices: Any = self._layout["device_free"][1]
         return self._floats[:, : devices.stop]
 
-    @property
-    def device_cell(self) -> IntArray:
-        devices: Any = self._layout["device_free"][1]
-        return self._ints[:, devices.stop : 2 * devices.stop - devices.start]
-
     def part(self, rows: IntArray | slice) -> Table:
         """Return a copy of these rows, in that order. For a slice, return a view."""
         part = self._ints[rows] if isinstance(rows, slice) else self._ints.take(rows, axis=0)
@@ -169,11 +158,6 @@ COLUMNS = tuple(name for name in Columns.__slots__ if not name.startswith("_"))
 _NAMES = frozenset(COLUMNS)
 ROOM = ("cpus_free", "memory_free_bytes", "gpus_free")
 """The first columns of `Columns.room`."""
-CELLS = 1002
-"""The number of values that `Columns.device_cell` has for each model: -1 to 1000 free thousandths.
-
-A request that is rounded up may leave -1.
-"""
 _FEW = 256
 """A column of at most this many rows is read in place, without a copy."""
 _WHOLE = frozenset(
@@ -199,8 +183,6 @@ def _layout(width: int) -> dict[str, tuple[bool, int | slice]]:
     start = len(ROOM)
     for name in _PADDING:
         places[name] = slice(start, start := start + width)
-        if name == "device_free":
-            start += width  # device_cell
     places.update((name, start + at) for at, name in enumerate(_SCALARS))
     return {name: (name not in _WHOLE, place) for name, place in places.items()}
 

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 
 from roost.placement import Device, Node, Request, Snapshot, Workload
-from roost.placement.rules.filters import find_fitting_devices
 from roost.placement.rules.packing import (
     FragmentationGradient,
     Leftover,
     ModelPressure,
-    Packing,
     SliverWaste,
     StrandedShare,
 )
@@ -287,46 +285,3 @@ def test_each_node_is_scored_for_itself(scorer: Any, request_: Request) -> None:
     if whole is not None:
         assert np.array_equal(whole[rows], part)
         assert not scorer.needs_metrics
-
-
-PACKED = _seen(
-    (8, Request(cpus=2, memory_bytes=MIB, gpus=0.25)),
-    (8, Request(cpus=8, gpus=1, gpu_models=("T4",))),
-    (5, Request(cpus=16, memory_bytes=64 * MIB, gpus=4)),
-    (3, Request(cpus=4)),
-    A100=9,
-    T4=6,
-)
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [SHARES, WHOLE, replace(WHOLE, gpus=2), Request(cpus=3, memory_bytes=5 * MIB), Request(gpus=0.1, cpus=0)],
-)
-@pytest.mark.parametrize("workload", [PACKED, _seen((30, SHARES), A100=9)], ids=["many", "one"])
-def test_packing_equals_the_sum_of_its_parts(request_: Request, workload: Workload) -> None:
-    rough = [
-        _node("a", 1, 1, 0.4),
-        _node("b", 0.7, 0, 1, 1, model="T4", cpus=9),
-        _node("c", cpus=4),
-        _node("d", 0.5, cpus=1),
-        Node(
-            id="e",
-            cpus=20,
-            devices=tuple(Device(id=str(i), model=model) for i, model in enumerate(("T4", "A100", "A100"))),
-        ),
-    ]
-    nodes = [replace(node, memory_bytes=(100 - i) * MIB) for i, node in enumerate(rough)]
-    packing = Packing(workload, fragmentation=0.2, stranded=0.65, leftover=0.155, sliver=0.8, pressure=0.8)
-    snapshot = Snapshot.of(nodes)
-    terms = [(scorer.score(request_, snapshot), weight) for scorer, weight in packing.parts]
-    wide = np.zeros(snapshot.columns.device_free.shape)
-    for scores, weight in terms:
-        if scores is not None:
-            wide += weight * (scores if scores.ndim == 2 else scores[:, None])
-    found = packing.score(request_, snapshot)
-    assert found is not None
-    found = np.broadcast_to(found if found.ndim == 2 else found[:, None], wide.shape)
-    counts = find_fitting_devices(request_, snapshot) if request_.gpus else np.ones(wide.shape, dtype=bool)
-    assert counts.any()
-    assert np.allclose(found[counts], wide[counts], atol=1e-12)
