@@ -80,7 +80,11 @@ class Backend(ABC):
     address: str = ""
     """The cluster's address, for people. Empty if it is not known yet, or if there is nothing to show."""
     adds_nodes: bool = False
-    """True if the manager keeps claims that no node can take now. roost then claims such a request without a node."""
+    """True if the manager has a queue of its own, which keeps claims that no node can take now.
+
+    roost then claims each request for which it finds no node, and leaves `node_id` empty. Such a claim waits in the
+    manager's queue instead of roost's. The manager may also add a node for it.
+    """
 
     @abstractmethod
     async def open(self) -> None:

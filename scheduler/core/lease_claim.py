@@ -173,7 +173,7 @@ class LeaseClaimer:
         return None
 
     async def _claim(self, record: KernelRecord, decision: Decision, launch: Launch) -> LeaseConflict | None:
-        """Claim a lease for the decision's placement. Without a placement, the manager adds a node for the lease.
+        """Claim a lease for the decision's placement. Without a placement, the claim waits in the manager's queue.
 
         Return the manager's refusal, or None if it has accepted the claim.
         """
