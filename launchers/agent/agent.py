@@ -462,7 +462,7 @@ class Agent:
             kill_outsiders()
         if self._settings.is_per_kernel:
             for entry in self._ledger.entries():  # the manager may know a better reason, and tell it first
-                self._publish("lost", lease_id=entry.lease.id, reason="its pod or container was ended")
+                self._publish("lost", lease_id=entry.lease.id, reason=f"its {self._settings.unit} was ended")
         self.left.set()
 
     async def end_all(self, grace_s: float = STOP_GRACE_S) -> None:

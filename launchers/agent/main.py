@@ -111,7 +111,12 @@ def main(
     already. `output` is a subscription to that kernel's messages.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    folder, settings = Path(arguments[0]), decode(AgentSettings, json.loads(arguments[1]))
+    folder, given = Path(arguments[0]), json.loads(arguments[1])
+    if given.get("is_per_kernel") and not assigned:  # else `first_process` has done this
+        from .first_process import fill_in
+
+        given = fill_in(given)
+    settings = decode(AgentSettings, given)
     # Kernels would inherit the signals that the starter blocks. A worker of Ray blocks SIGINT, the interrupt.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     assignment = decode(messages.Assignment, assigned) if assigned else None

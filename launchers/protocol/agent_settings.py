@@ -92,3 +92,5 @@ class AgentSettings:
     """If that daemon does not answer for this time, the leases are lost."""
     node: str = ""
     """A name that tells nodes on the same machine apart."""
+    unit: str = "pod or container"
+    """The cluster manager's word for the agent's pod or container, in messages to users."""

@@ -217,6 +217,11 @@ class FakePodCluster(PodCluster):
         self._report(PodChange(kind="pod", pod=replace(pod, lease=lost)))
         await self._close_agent(lease_id)
 
+    async def forget(self, lease_id: str) -> None:
+        """Lose a pod without a report of it."""
+        del self._pods[lease_id]
+        await self._close_agent(lease_id)
+
     async def delete(self, lease_id: str) -> None:
         if self._pods.pop(lease_id, None) is not None:
             self._report(PodChange(kind="gone", lease_id=lease_id, reason="it was deleted"))

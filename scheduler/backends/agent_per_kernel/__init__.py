@@ -15,15 +15,18 @@ This package stands above the files of `scheduler/backends`, and below `kubernet
 from __future__ import annotations
 
 from .backend import AgentPerKernelBackend
-from .pods import Pod, PodChange, PodCluster, agent_command, dump_lease, load_lease, read_address
+from .pod_agent import agent_archive, agent_command, read_address
+from .pods import Pod, PodChange, PodCluster, dump_lease, load_lease, shorten_id
 
 __all__ = [
     "AgentPerKernelBackend",
     "Pod",
     "PodChange",
     "PodCluster",
+    "agent_archive",
     "agent_command",
     "dump_lease",
     "load_lease",
     "read_address",
+    "shorten_id",
 ]

@@ -53,8 +53,11 @@ _STARTING = "its agent is starting"
 class AgentPerKernelBackend(Backend):
     """A backend with pods of `cluster` as leases. Each pod's agent runs one kernel.
 
-    `linger_s` is how long a lease outlives a kernel that ended by itself, so that a restarter may start it again.
-    `adds_nodes`: see `Backend`.
+    `agents` is from the `BackendContext`. `linger_s` is how long a lease outlives a kernel that ended by itself, so
+    that a restarter may start it again: give it the context's `restart_grace_s`. `adds_nodes` is as in `Backend`.
+
+    The backend adds the requests of its pods to the nodes that the cluster returns. It reads the nodes again after each
+    conflict and each deletion, and otherwise follows `changes`.
     """
 
     def __init__(
@@ -168,7 +171,8 @@ class AgentPerKernelBackend(Backend):
     async def agent(self, lease: Lease) -> AgentAddress:
         pod = self._pods.get(lease.id)
         if pod is None:
-            raise UnknownKernel(f"the pod of kernel {lease.kernel_id} has ended", kernel_id=lease.kernel_id)
+            problem = f"the {self._cluster.unit} of kernel {lease.kernel_id} has ended"
+            raise UnknownKernel(problem, kernel_id=lease.kernel_id)
         if pod.address is None:
             raise BackendUnavailable(
                 f"kernel {lease.kernel_id} has no agent yet: {pod.lease.reason or _STARTING}"
@@ -275,7 +279,8 @@ class AgentPerKernelBackend(Backend):
         before = set(self._pods)
         found = {pod.lease.id: pod for pod in await self._cluster.pods()}
         for lease_id in before & self._pods.keys() - found.keys():
-            self._lose(replace(self._pods[lease_id].lease, state="lost", reason="its pod is gone"))
+            reason = f"its {self._cluster.unit} is gone"
+            self._lose(replace(self._pods[lease_id].lease, state="lost", reason=reason))
         for pod in found.values():
             self._note(pod)
         await self._reserve_again(pod for pod in found.values() if pod.lease.id not in before)

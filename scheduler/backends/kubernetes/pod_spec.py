@@ -223,6 +223,7 @@ class PodTemplate:
             is_remote=True,
             gpu_visibility="inherit",
             is_per_kernel=True,
+            unit="pod",
         )
 
     def _resources(self, request: Request) -> JsonObject:

@@ -60,6 +60,7 @@ def build_ask(
         daemon_name="NodeManager",
         daemon_grace_s=expiry_s + _AFTER_EXPIRY_S,
         node="$NM_HOST",
+        unit="container",
     )
     reserve = Reserve(lease=replace(lease, state="held"), is_granted=True, launch=launch)
     start = dump_start(agent, Assignment(keys=keys.keys(number), reserve=reserve))

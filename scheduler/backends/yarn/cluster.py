@@ -63,6 +63,7 @@ class YarnCluster(PodCluster):
     """
 
     name = "YARN"
+    unit = "container"
 
     def __init__(self, settings: RoostYarnBackend, rest: Rest, idle_exit_s: float) -> None:
         self._settings = settings

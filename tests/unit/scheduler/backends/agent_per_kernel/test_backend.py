@@ -329,6 +329,20 @@ async def test_the_exit_of_a_pod_that_is_ended_has_the_reason_of_its_manager(
             assert w.kernel(name).exit_code == -15
 
 
+@pytest.mark.parametrize("unit", ["", "job"])
+async def test_a_pod_that_has_vanished_is_called_by_its_managers_word(
+    pod_cluster: FakePodCluster, unit: str
+) -> None:
+    if unit:
+        pod_cluster.unit = unit
+    async with scheduler_on([], pods=pod_cluster) as w:
+        await w.start("k", cpus=1)
+        await pod_cluster.forget("roost:k:s/1")
+        w.scheduler.reconciler.soon()
+        await w.told("released")
+        assert w.kernel("k").reason == f"its {unit or 'pod'} is gone"
+
+
 async def test_a_lease_that_its_agent_releases_takes_its_pod_along(pod_cluster: FakePodCluster) -> None:
     async with scheduler_on([], pods=pod_cluster) as w:
         await w.start("k", cpus=1)
