@@ -36,24 +36,34 @@ with their default are not sent.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The claim on a slice of a node, held in the cluster manager's own accounting.
-
-    `id` is `roost:<kernel id>:<scheduler>/<launch id>`, of the launch that took the lease. `node_id` and
-    `device_ids` may differ from the placement. `reason` says why a lease is `pending` (a sentence) or `lost`.
-    The `node_id` of a pending lease may be empty. `is_final`: another claim for the same request cannot
-    succeed either. `asked_at` is the time of the start's request, 0 if the manager does not keep it.
-    """
+    """The claim on a slice of a node, held in the cluster manager's own accounting."""
 
     id: str
+    """`roost:<kernel id>:<scheduler>/<launch id>`, of the launch that took the lease.
+
+    It usually has about 110 characters, and may have 600. `shorten_id` makes a name for files and jobs of it.
+    """
     kernel_id: str
+    """The kernel for which the lease was taken: any printable text, usually a UUID."""
     owner: Owner
+    """The user and the application that hold the kernel. `transfer` changes this field alone."""
     request: Request
+    """The resources and conditions that the kernel asked for, with the backend's own `options`."""
     node_id: str = ""
+    """In a claim, the node that roost has chosen; else the node that the manager has granted.
+
+    Empty in a claim for any node, and in a pending lease that has no node yet.
+    """
     device_ids: tuple[str, ...] = ()
+    """In a claim, the devices that roost prefers; else the devices that the manager has granted."""
     state: Literal["pending", "held", "lost"] = "held"
+    """`pending`: accepted, but not granted yet. `held`: granted. `lost`: taken back. In a claim it means nothing."""
     reason: str = ""
+    """Why the lease is pending or lost: a clause without a full stop. Empty in a held lease."""
     is_final: bool = False
+    """True in a lost lease if another claim for the same request cannot succeed either. The start then fails."""
     asked_at: float = 0.0
+    """The time of the start's request; 0 if the manager does not keep it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,23 +71,26 @@ class AgentAddress:
     """The endpoint on which an agent listens, and the keys with which a client connects to that agent."""
 
     endpoint: str
+    """A ZeroMQ endpoint that the service can reach, such as `tcp://10.0.0.7:41000`."""
     keys: ClientKeys
+    """The agent's public key, and a key pair that the agent accepts. It is secret."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve:
-    """A request for a lease from the agent's ledger. A repeated request with the same lease id gets the same answer.
-
-    The ledger prefers `lease.device_ids`. If a manager has granted the lease (`is_granted`), the ledger records these
-    devices unchanged. `linger_s`: how long the lease outlives a kernel that ended by itself, so that Jupyter can
-    restart that kernel. The agent begins `launch` as soon as the ledger has the lease. `AgentClient.await_launch`, and
-    `AgentClient.launch` with the same launch, get that launch's answer.
-    """
+    """A request for a lease from the agent's ledger. A repeated request with the same lease id gets the same answer."""
 
     lease: Lease
+    """The lease. The ledger prefers its devices."""
     is_granted: bool = False
+    """True if a manager has granted the lease. The ledger then records its devices unchanged."""
     linger_s: float = 10.0
+    """How long the lease outlives a kernel that ended by itself, so that Jupyter can restart that kernel."""
     launch: Launch | None = None
+    """The launch that the agent begins as soon as the ledger has the lease.
+
+    `AgentClient.await_launch`, and `AgentClient.launch` with the same launch, get its answer.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,53 +122,62 @@ class Manager:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """A request to start a kernel in a lease.
-
-    A repeated launch with the same `launch_id` gets the first one's answer. `argv` is the kernelspec's, including
-    `{connection_file}`. `env` is the kernel's whole environment, apart from the changes that `AgentSettings` lists.
-    Without a `umask`, the kernel has the agent's.
-    """
+    """A request to start a kernel in a lease."""
 
     launch_id: str
+    """One start or restart of the kernel. A repeated launch with the same id gets the first one's answer."""
     lease_id: str
+    """The lease in which the kernel runs."""
     kernel_id: str
+    """The kernel. It keeps its id over restarts."""
     argv: tuple[str, ...]
+    """The kernelspec's command, including `{connection_file}`, which the agent fills in."""
     env: Mapping[str, str] = field(repr=False)
+    """The kernel's environment. It may have secrets. In a pod, the agent adds it to its own environment."""
     cwd: str
+    """The working folder. In a pod where it does not exist, the kernel starts in the home folder."""
     connection: Connection
+    """The kernel's keys and, if they are fixed, its ports. It is secret."""
     may_fork: bool = True
+    """True if the kernel may be forked from a process that has imported ipykernel."""
     umask: int | None = None
+    """The kernel's umask; None: the agent's."""
     deadline_s: float = 60.0
+    """How long the kernel may take to listen on its ports."""
     journal: JournalLimits = field(default_factory=JournalLimits)
+    """How much of the kernel's output the agent keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodKernel:
-    """A kernel that the first process of a pod forked before becoming the agent. The kernel may have ended.
-
-    `started_at` is as in `KernelProcess.process_started_at`.
-    """
+    """A kernel that the first process of a pod forked before becoming the agent. The kernel may have ended."""
 
     launch_id: str
+    """The launch that began the kernel."""
     pid: int
+    """The kernel's process id in the pod."""
     started_at: float
+    """The start time of the process, as in `KernelProcess.process_started_at`."""
     ip: str
+    """The IP address where the kernel listens."""
     ports: Mapping[str, int]
+    """The kernel's ports, by the names of Jupyter's connection file."""
     spawned_ms: float
+    """How long the fork took."""
     listening_ms: float = 0.0
+    """How long it took until the kernel listened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """The first work of an agent: its keys, the lease to record, and the launch to begin.
-
-    `report_to`: the endpoint where the pod reports its kernel, or its agent's address once the agent listens. The agent
-    accepts one client: the server at `report_to`, by its public key.
-    """
+    """The first work of an agent: its keys, the lease to record, and the launch to begin."""
 
     keys: ServerKeys
+    """The agent's own key pair, and the public key of the service, which alone may connect. It is secret."""
     reserve: Reserve
+    """The lease, granted, with the launch to begin."""
     report_to: str = ""
+    """The service's endpoint where the pod reports its kernel, or its agent's address. Empty: it reports nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

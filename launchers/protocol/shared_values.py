@@ -35,19 +35,22 @@ class Nothing:
 @share_equal
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The user whom a kernel is for, and the application that holds it: a process on `host`.
-
-    `process_started_at` is from `process.start_time`. `can_adopt`: the application takes its kernels back
-    after its own restart. `server` is the server name of a Jupyter Server, and empty for other programs.
-    """
+    """The user whom a kernel is for, and the application that holds it."""
 
     user: str
+    """The user's name, which may differ from the user of the service."""
     application: str = ""
+    """The application's name for people, such as `jupyter_server`."""
     host: str = ""
+    """The machine on which the application runs."""
     pid: int = 0
+    """The application's process on `host`; 0: no process holds the kernel."""
     process_started_at: float = 0.0
+    """The start time of that process, from `process.start_time`."""
     can_adopt: bool = False
+    """True if the application takes its kernels back after its own restart."""
     server: str = ""
+    """The server name of a Jupyter Server; empty for other programs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

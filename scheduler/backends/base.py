@@ -27,47 +27,53 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendContext:
-    """The objects and settings that the service gives to a backend, besides the backend's own settings.
-
-    `agents` are the scheduler's connections to agents. `folder` is the service's folder, in which the backend may
-    write. `restart_grace_s` and `idle_exit_s` are the scheduler's settings of these names.
-    """
+    """The objects and settings that the service gives to a backend, besides the backend's own settings."""
 
     agents: Agents
+    """The scheduler's connections to agents."""
     folder: Path
+    """The service's folder, in which the backend may write. The next service with the same options gets the same."""
     restart_grace_s: float
+    """The scheduler's setting: how long a lease outlives a kernel that ended by itself."""
     idle_exit_s: float
+    """The scheduler's setting: how long an agent stays without a lease."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendEvent:
-    """A change in the cluster, of one of six kinds.
+    """A change in the cluster, of one of six kinds."""
 
-    `nodes`: the next snapshot differs. `lease_held`: a pending lease was granted; `lease` is that lease.
+    kind: Literal["nodes", "lease_held", "lease_pending", "lease_lost", "lease_warned", "resync"]
+    """`nodes`: the next snapshot differs. `lease_held`: a pending lease was granted; `lease` is that lease.
+
     `lease_pending`: the reason why a lease is pending has changed; `lease` has the new reason. `lease_lost`: the
     manager has taken back the lease `lease_id`, for `reason`. `lease_warned`: the manager will take the lease
     `lease_id` back soon, for `reason`. `resync`: events may be missing, so all leases must be read again.
     """
-
-    kind: Literal["nodes", "lease_held", "lease_pending", "lease_lost", "lease_warned", "resync"]
     lease_id: str = ""
+    """The lease that the event is about, if it is about one."""
     reason: str = ""
+    """Why: a clause without a full stop."""
     lease: Lease | None = None
+    """The lease as it is now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseReading:
-    """All leases that roost holds on a cluster, and the agents that could not be asked.
-
-    `unreachable` has names for people: of nodes whose agents do not answer, or of a manager that is away. Kernels may
-    run there although `leases` does not have their leases. `processes` has the kernel process of each lease id, as
-    far as the agents have reported it (None: no kernel runs). The scheduler asks the agents of all leases that
-    `processes` lacks.
-    """
+    """All leases that roost holds on a cluster, and the agents that could not be asked."""
 
     leases: tuple[Lease, ...]
+    """All leases of this user's services, pending and lost ones included."""
     unreachable: frozenset[str] = field(default_factory=frozenset)
+    """Names for people: of nodes whose agents do not answer, or of a manager that is away.
+
+    Kernels may run there although `leases` does not have their leases.
+    """
     processes: Mapping[str, KernelProcess | None] = field(default_factory=dict)
+    """The kernel process of each lease id, as far as the agents have reported it (None: no kernel runs).
+
+    The scheduler asks the agents of all leases that `processes` lacks.
+    """
 
 
 class Backend(ABC):
@@ -96,7 +102,10 @@ class Backend(ABC):
 
     @abstractmethod
     async def snapshot(self) -> Snapshot:
-        """Return all nodes as they are now."""
+        """Return all nodes as they are now. Cheap: each start calls it, and each change wakes the starts that wait.
+
+        After a `LeaseConflict` and after a `release`, the next snapshot is as new as that.
+        """
 
     @abstractmethod
     def events(self) -> AsyncIterator[BackendEvent]:
@@ -108,15 +117,17 @@ class Backend(ABC):
 
         `lease.node_id` is the chosen node (empty: any, see `adds_nodes`), and `lease.device_ids` are the preferred
         devices. The result names the node and the devices that the manager granted. Raises `LeaseConflict` as soon as
-        the manager refuses. May be repeated with the same lease id: the answer is the same. After a conflict the next
-        snapshot is a fresh one. `launch` is the launch that will follow: a backend may send it along with the claim.
+        the manager refuses, or lets the claim wait for room on that node: another node may be free. Any other error,
+        such as `NoNodeEver`, ends the start. May be repeated with the same lease id: the answer is the same, until
+        `release`. `launch` is the launch that will follow: a backend may send it along with the claim.
         """
 
     @abstractmethod
     async def release(self, lease: Lease) -> None:
         """Give a lease back (or cancel it while pending) and end its kernel.
 
-        May be repeated, also for a lease that was never claimed.
+        May be repeated, also for a lease that was never claimed. Afterwards `leases` does not list it, and the same
+        lease id may be claimed again.
         """
 
     @abstractmethod
@@ -149,12 +160,16 @@ class Backend(ABC):
     async def explain_loss(self, lease: Lease) -> str:
         """Return why the manager ends this lease, as a clause; empty if it does not say.
 
-        Called after the lease's agent has reported that it is being ended. The agent does not know the cause.
+        Called after the lease's agent has reported that it is being ended. The agent does not know the cause. The
+        scheduler waits for 3 s at most.
         """
         return ""
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
-        """Return the variables that this backend adds to the environment of a kernel in this lease."""
+        """Return the variables that this backend adds to the environment of a kernel in this lease.
+
+        Called for each launch.
+        """
         return {}
 
     def check_request(self, request: Request) -> None:
@@ -165,7 +180,10 @@ class Backend(ABC):
         return
 
     def to_placement(self, request: Request) -> Request:
-        """Return the request with labels and tolerated taints for its options. Called after `check_request`."""
+        """Return the request with labels and tolerated taints for its options. Called after `check_request`.
+
+        A feature of the manager that has no value is a label with the value `yes`.
+        """
         return request
 
     async def diagnose(self) -> list[Finding]:

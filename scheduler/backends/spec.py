@@ -20,16 +20,16 @@ _KINDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOption:
-    """An option that a single kernel can set for its backend.
-
-    `kind` is `str`, `int`, `float` or `bool`. `variable` is the `KERNEL_*` variable that sets the option; empty means
-    that none does.
-    """
+    """An option that a single kernel can set for its backend."""
 
     name: str
+    """The option's name in a kernelspec and on the command line."""
     kind: type
+    """`str`, `int`, `float` or `bool`."""
     help: str
+    """What the option means, as a clause."""
     variable: str = ""
+    """The `KERNEL_*` variable that sets the option; empty: none does."""
 
     def check(self, value: Any) -> None:
         """Raise `ConfigError` if the value has the wrong type. A whole number is also a number."""
@@ -55,32 +55,51 @@ class RequestOption:
 class BackendSpec:
     """A backend's name, and where its parts are.
 
-    `settings` names the backend's section of the configuration as `module:Class`. The class is a
-    `config.section.Section` called `Roost<Name>Backend`, and its traits are the options of `roost.connect`. `create`
-    names a function as `module:function`. The service alone imports that module, and calls the function with the
-    settings and a `BackendContext` to get the `Backend`. `address_variable` is the environment variable that names the
-    cluster if the setting `address` is empty; a backend without that setting has none. `runs_on_this_machine` means
-    that kernels share the application's files and network interfaces. `has_agent_per_kernel` means that each kernel has
-    an agent of its own, so that no kernel is forked from a warm process. `check`, if any, names a function as
-    `module:function`. roost calls it for a new kernelspec, with the settings and a request. It blocks for seconds at
-    most. It raises `ConfigError` if the cluster would start no such kernel, and `BackendUnavailable` if the cluster
-    does not answer. `packages` are the modules of other packages that the backend imports. roost's extra of the
-    backend's name installs them.
-
     >>> spec = BackendSpec(name="demo", settings="demo.settings:RoostDemoBackend", create="demo.backend:create")
     >>> spec.section
     'RoostDemoBackend'
     """
 
     name: str
+    """The backend's name in kernelspecs, in `roost.connect` and on the command line."""
     settings: str
+    """The backend's section of the configuration as `module:Class`: a `Section` called `Roost<Name>Backend`.
+
+    Its traits are the options of `roost.connect`.
+    """
     create: str
+    """A function as `module:function`. It gets the settings and a `BackendContext`, and returns the `Backend`.
+
+    Only the service imports its module.
+    """
     address_variable: str = ""
+    """The environment variable that names the cluster if the setting `address` is empty.
+
+    A backend without that setting has none.
+    """
     runs_on_this_machine: bool = False
+    """True if kernels share the application's files, network interfaces and Python.
+
+    They then get its whole environment, with its PATH.
+    """
     has_agent_per_kernel: bool = False
+    """True if each kernel has an agent of its own, so that no kernel is forked from a warm process.
+
+    A bare `python` in a kernelspec is then found by the PATH of the pod's first process.
+    """
     check: str = ""
+    """A function as `module:function`, which roost calls for a new kernelspec, with the settings and a request.
+
+    It blocks for seconds at most. It raises `ConfigError` if the cluster would start no such kernel, and
+    `BackendUnavailable` if the cluster does not answer. Empty: none.
+    """
     packages: tuple[str, ...] = ()
+    """The modules of other packages that the backend imports. If one is missing, `roost doctor` and each start say so.
+
+    roost's extra of the backend's name installs them.
+    """
     request_options: tuple[RequestOption, ...] = ()
+    """The options that one kernel can set. `claim` finds them in `lease.request.options`."""
 
     @property
     def section(self) -> str:

@@ -46,16 +46,19 @@ class ManagedNode(Protocol):
 
 
 class ClusterManager(Protocol[N]):
-    """One cluster manager. Every coroutine raises `BackendUnavailable` if the manager does not answer.
-
-    `daemon` and `claim_name` are words for error texts: the manager's process on a node, and its form of a
-    lease.
-    """
+    """One cluster manager. Every coroutine raises `BackendUnavailable` if the manager does not answer."""
 
     name: str
+    """The manager's name for people, such as "Ray"."""
     daemon: str
+    """The manager's word for its process on a node, for messages to users."""
     claim_name: str
+    """The manager's word for a lease, for messages to users."""
     membership: Membership[N]
+    """The nodes of the cluster, and the reader that reads them.
+
+    Each placement uses a reading that is at most 0.05 s old. After a claim or a conflict, the nodes are read again.
+    """
 
     async def close(self) -> None:
         """Leave the cluster."""
@@ -70,30 +73,39 @@ class ClusterManager(Protocol[N]):
         """Read the resources that are really used; return the ids of nodes with such figures."""
 
     def build_node(self, node: N, leases: Sequence[Lease], status: Node | None) -> Node:
-        """Return the node for placement, with the known leases on it and the status that its agent reported."""
+        """Return the node for placement, with the known leases on it and the status that its agent reported.
+
+        `leases` are those of this service. Count them, and everything else that the manager has promised to others:
+        tasks, and other services' claims. A feature that has no value is a label with the value `yes`.
+        """
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
-        """Return the variables with which a kernel finds the cluster at `address`."""
+        """Return the variables with which a kernel finds the cluster at `address`. Called for each launch."""
 
     async def claim(
         self, lease: Lease, node: N, has_room: HasRoom, *, again: bool = False
     ) -> tuple[str, ...]:
-        """Claim the slice, or find it claimed; return the ids of its devices. Raises `LeaseConflict`.
+        """Claim the slice on exactly this node, or find it claimed; return the ids of its devices.
 
-        The manager may grant other devices than the lease prefers. `again`: the claim is repeated after an outage, for
-        a live kernel that has the slice. It then gets exactly the lease's devices, or conflicts.
+        Raises `LeaseConflict` as soon as the manager refuses, or lets the claim wait for room. The manager may grant
+        other devices than the lease prefers. `again`: the claim is repeated after an outage, for a live kernel that has
+        the slice. It then gets exactly the lease's devices, or conflicts.
         """
 
     def can_take_on(self, node: N) -> bool:
         """True unless the manager refuses all claims on this node for now, including claims after an outage."""
 
     async def release(self, lease: Lease) -> None:
-        """Give the claim back, also while it is being made. May be repeated, also without a claim."""
+        """Give the claim back, also while it is being made. May be repeated, also without a claim.
+
+        The agent has ended the kernel before, unless it does not answer.
+        """
 
     async def claims(self) -> Sequence[Lease]:
-        """Return all claims of roost, whichever process made them.
+        """Return all claims of this user's services, whichever process made them.
 
-        A claim is `lost` if no live daemon holds it.
+        A claim is `lost` if no live daemon holds it. Called at the start, when the connection to an agent has ended,
+        and every 5 s while an agent is out of reach.
         """
 
     def unclaimed(self, leases: Sequence[Lease], node: N) -> Sequence[Lease]:
