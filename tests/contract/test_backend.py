@@ -37,6 +37,7 @@ from roost.scheduler.backends.yarn.settings import RoostYarnBackend
 from roost.scheduler.errors import ConfigError
 from roost.testing import BackendContract, backend_context, open_backend
 from roost.testing.contract import Opener
+from roost.testing.contract_steps import name_kernel
 
 T4 = Callable[..., Request]
 
@@ -126,8 +127,9 @@ class TestBackend(BackendContract):
                     backend.check_request(t4(0.6))
                 return
             placement = await self.find_room(backend, t4(2))
-            outcomes = [await self.timed_claim(backend, f"k{i}", t4(0.6), placement) for i in range(3)]
+            kernels = map(name_kernel, ("one", "two", "three"))
+            outcomes = [await self.timed_claim(backend, each, t4(0.6), placement) for each in kernels]
             granted = [outcome for outcome, _ in outcomes if isinstance(outcome, Lease)]
             assert len(granted) == 2
             for lease in granted:
-                await backend.release(lease)
+                await self.release(backend, lease)

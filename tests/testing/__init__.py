@@ -14,9 +14,11 @@ from .contexts import backend_context
 from .contract import BackendContract, open_backend
 from .fake_agent import FakeAgent
 from .fake_backends import FakeBackend, FakePodCluster, local_backend, pod_backend
+from .promises import BrokenPromise
 
 __all__ = [
     "BackendContract",
+    "BrokenPromise",
     "FakeAgent",
     "FakeBackend",
     "FakePodCluster",

@@ -1,6 +1,6 @@
 """The promises of every backend (`roost.scheduler.backends.base`), as tests that other packages can run.
 
-The tests need pytest and pytest-asyncio. Each test leaves nothing behind on the cluster.
+The tests need pytest and pytest-asyncio. Each test leaves nothing behind on the cluster, also if it fails.
 """
 
 from __future__ import annotations
@@ -10,23 +10,55 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
-from roost.launchers.protocol.messages import PORT_NAMES, Connection, Launch, Lease, Owner
-from roost.placement import Placement, Request, Snapshot, get_policy
-from roost.scheduler.backends.agent_calls import Agents
+from roost.launchers.protocol.messages import PORT_NAMES, Connection, Launch, Lease
+from roost.placement import Placement, Request
 from roost.scheduler.backends.base import Backend, BackendEvent
-from roost.scheduler.errors import LeaseConflict, RoostError
+from roost.scheduler.errors import LeaseConflict
 
-OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
+from .contract_steps import (
+    OWNER,
+    ContractSteps,
+    Opener,
+    describe,
+    fits,
+    is_clause,
+    name_kernel,
+    name_lease,
+    open_backend,
+)
+from .promises import (
+    BECOMES_HELD,
+    CLAIMS_AGAIN,
+    CLOSES,
+    COUNTS_LEASE,
+    COUNTS_NO_MORE,
+    COUNTS_OTHERS,
+    ENDS_EVENTS,
+    ENDS_KERNEL,
+    GRANTS_ONCE,
+    HAS_AGENT,
+    HAS_REASON,
+    KEEPS_LEASE,
+    LISTS,
+    QUEUES,
+    REFUSES_ALL,
+    REFUSES_SOON,
+    SAME_ANSWER,
+    STARTS_KERNEL,
+    TRANSFERS,
+    BrokenPromise,
+    expect,
+    promised,
+)
+
+__all__ = ["OWNER", "BackendContract", "Opener", "Scarce", "open_backend"]
+
 MEMORY_BYTES = 256 << 20
 """The memory of a request. It is enough for an agent in a container."""
-Opener = Callable[[], AbstractAsyncContextManager[tuple[Backend, Agents]]]
-"""A function that opens the backend. A second call opens the backend as another process would."""
-_CLOSE_S = 30.0
 _KERNEL = f"""
 import json, socket, sys, time
 connection = json.load(open(sys.argv[1]))
@@ -34,41 +66,25 @@ sockets = [socket.create_server((connection["ip"], connection[name])) for name i
 time.sleep(3600)
 """
 """A program that listens on the ports of a kernel and does nothing else."""
+_SLOWER = 10.0
 Scarce = Callable[..., Request]
 """A function that returns a request for an amount of the scarce resource. Keywords are other fields of `Request`."""
-
-
-@asynccontextmanager
-async def open_backend(create: Callable[[Agents], Backend]) -> AsyncIterator[tuple[Backend, Agents]]:
-    """Create a backend, open it, and close it at the end."""
-    agents = Agents()
-    backend = create(agents)
-    await backend.open()
-    try:
-        yield backend, agents
-    finally:
-        await asyncio.wait_for(backend.close(), _CLOSE_S)  # a stream of events that does not end is a defect
-        await agents.close()
+K, OTHER, NEVER = map(name_kernel, ("k", "other", "never"))
 
 
 @pytest.mark.asyncio
-class BackendContract:
+class BackendContract(ContractSteps):
     """A mixin of tests for one backend. Its cluster has a node with 2 free units of a scarce resource, and 2 CPUs.
 
     Override `opener`. Override `scarce` if the scarce resource is not whole GPUs, and `kernel_python` if a pod has
-    another Python.
+    another Python. A failed test raises `BrokenPromise`, which names the promise. Its leases are released.
     """
 
     refused_s = 5.0
-    """How long a refusal may take."""
-    held_s = 60.0
-    """How long a lease may be pending, and how long a kernel may outlive its lease."""
+    """How long a refusal may take, if grants are quick. It may always take ten times as long as a grant beside it.
 
-    @pytest.fixture
-    def opener(self) -> Opener:
-        raise NotImplementedError(
-            "override the fixture `opener`: it returns a function that opens the backend"
-        )
+    On a busy machine both take longer.
+    """
 
     @pytest.fixture
     def scarce(self) -> Scarce:
@@ -85,211 +101,241 @@ class BackendContract:
         async with opener() as (backend, _):
             before = await backend.snapshot()
             request = scarce(1, cpus=1, memory_bytes=MEMORY_BYTES, owner="ada")
-            lease = await self.take(backend, "k", request)
-            assert (lease.kernel_id, lease.owner, lease.request, lease.state) == ("k", OWNER, request, "held")
-            node, was = (await backend.snapshot()).node(lease.node_id), before.node(lease.node_id)
-            assert node.cpus_promised == was.cpus_promised + 1
-            assert node.memory_promised_bytes == was.memory_promised_bytes + MEMORY_BYTES
-            assert [d.promised for d in node.devices if d.id in lease.device_ids] == [1.0] * request.gpu_count
-            await backend.release(lease)
-            await self.until(backend, lambda s: s.node(lease.node_id).cpus_promised == was.cpus_promised)
+            lease = await self.take(backend, K, request)
+            kept = lease.kernel_id, lease.owner, lease.request
+            expect(kept == (K, OWNER, request), KEEPS_LEASE, f"the held lease has {kept}")
+            snapshot = await backend.snapshot()
+            node, was = snapshot.node(lease.node_id), before.node(lease.node_id)
+            more = (
+                node.cpus_promised - was.cpus_promised,
+                node.memory_promised_bytes - was.memory_promised_bytes,
+                [device.promised for device in node.devices if device.id in lease.device_ids],
+            )
+            asked = 1, MEMORY_BYTES, [1.0] * request.gpu_count
+            found = f"(CPUs, bytes, devices) are {more} more, not {asked}; now {describe(snapshot)}"
+            expect(more == asked, COUNTS_LEASE, found)
+            await self.release(backend, lease)
+            await self.until(
+                backend, lambda s: s.node(lease.node_id).cpus_promised == was.cpus_promised, COUNTS_NO_MORE
+            )
             after = (await backend.snapshot()).node(lease.node_id)
-            assert [d.promised for d in after.devices] == [d.promised for d in was.devices]
+            devices = [device.promised for device in after.devices]
+            free = [device.promised for device in was.devices]
+            expect(devices == free, COUNTS_NO_MORE, f"the devices are promised by {devices}, not {free}")
 
     async def test_claims_and_releases_may_be_repeated(self, opener: Opener, scarce: Scarce) -> None:
         async with opener() as (backend, _):
             placement = await self.find_room(backend, scarce(1))
-            first = await self.take(backend, "k", scarce(1), placement)
-            assert await self.take(backend, "k", scarce(1), placement) == first
-            assert [lease.id for lease in (await backend.leases()).leases] == [first.id]
-            await backend.release(first)
-            await backend.release(first)
-            await backend.release(replace(first, id="roost:never:1"))
-            assert (await backend.leases()).leases == ()
+            first = await self.take(backend, K, scarce(1), placement)
+            again = await self.take(backend, K, scarce(1), placement)
+            expect(again == first, SAME_ANSWER, f"the first answer was {first}, the second one {again}")
+            listed = await self.list_ids(backend)
+            expect(listed == {first.id}, LISTS, f"`leases` lists {listed}, claimed was {first.id}")
+            await self.release(backend, first)
+            await self.release(backend, first)
+            await self.release(backend, replace(first, id=name_lease(NEVER)))
+            listed = await self.list_ids(backend)
+            expect(not listed, LISTS, f"after the release, `leases` lists {listed}")
+            placement = await self.find_room(backend, scarce(1))
+            with promised(CLAIMS_AGAIN, "claim"):
+                claimed = await self.held(backend, await self.claim(backend, K, scarce(1), placement))
+            await self.release(backend, claimed)
 
     async def test_a_slice_is_granted_once_and_refusals_are_quick(
         self, opener: Opener, scarce: Scarce, record_property: Callable[[str, object], None]
     ) -> None:
         async with opener() as (backend, _):
             placement = await self.find_room(backend, scarce(2))
-            warm = await self.take(backend, "warm", scarce(1), placement)  # only the first lease is slow
-            await backend.release(warm)
-            await self.until(backend, lambda s: _fits(s, scarce(2)))
-            outcomes = await asyncio.gather(
-                *(self.timed_claim(backend, f"k{number}", scarce(1), placement) for number in range(4))
-            )
+            warm = await self.take(
+                backend, name_kernel("warm"), scarce(1), placement
+            )  # the first one is slow
+            await self.release(backend, warm)
+            await self.until(backend, lambda s: fits(s, scarce(2)), COUNTS_NO_MORE)
+            outcomes = await self.contend(backend, scarce(1), placement, 4)
             granted = [outcome for outcome, _ in outcomes if isinstance(outcome, Lease)]
-            slowest_s = max(took_s for outcome, took_s in outcomes if isinstance(outcome, LeaseConflict))
+            accepted = [f"{lease.state} ({lease.reason})" for lease in granted]
+            found = f"of 4 claims on 2 units, {len(granted)} were accepted: {', '.join(accepted)}"
+            expect(len(granted) == 2, GRANTS_ONCE, found)
+            slowest_s, grant_s = (
+                max(took_s for outcome, took_s in outcomes if isinstance(outcome, kind))
+                for kind in (LeaseConflict, Lease)
+            )
             record_property("slowest_refusal_s", slowest_s)
-            assert slowest_s < self.refused_s
-            assert len(granted) == 2
-            assert not _fits(await backend.snapshot(), scarce(1))
+            limit_s = max(self.refused_s, _SLOWER * grant_s)
+            found = f"a refusal took {slowest_s:.1f} s and a grant {grant_s:.1f} s"
+            expect(slowest_s < limit_s, REFUSES_SOON, found)
+            snapshot = await backend.snapshot()
+            expect(not fits(snapshot, scarce(1)), COUNTS_LEASE, f"there is room left: {describe(snapshot)}")
+            listed, ids = await self.list_ids(backend), {lease.id for lease in granted}
+            expect(listed == ids, REFUSES_ALL, f"`leases` lists {listed}, granted were {ids}")
+            if backend.adds_nodes:
+                await self.wait_in_the_queue(backend, scarce(1), granted.pop())
             for lease in granted:
-                await backend.release(lease)
+                await self.release(backend, lease)
 
     async def test_leases_are_found_again_by_another_process(self, opener: Opener, scarce: Scarce) -> None:
         async with opener() as (backend, _):
-            lease = await self.take(backend, "k", scarce(1, cpus=1, owner="ada"))
+            lease = await self.take(backend, K, scarce(1, cpus=1, owner="ada"))
         async with opener() as (backend, _):
             found = [await self.held(backend, found) for found in (await backend.leases()).leases]
-            assert found == [lease]
-            await backend.release(lease)
-            assert (await backend.leases()).leases == ()
+            expect(found == [lease], LISTS, f"another process reads {found}, claimed was {lease}")
+            await self.release(backend, lease)
+            listed = await self.list_ids(backend)
+            expect(not listed, LISTS, f"after the release, `leases` lists {listed}")
 
     async def test_a_pending_lease_has_a_reason_and_can_be_cancelled(
         self, opener: Opener, scarce: Scarce
     ) -> None:
         async with opener() as (backend, _):
             placement = await self.find_room(backend, scarce(1))
-            lease = await self.claim(backend, "k", scarce(1), placement)
-            assert lease.state in ("pending", "held")
-            assert lease.state == "held" or lease.reason
-            await backend.release(lease)
-            assert (await backend.leases()).leases == ()
-            await self.until(backend, lambda s: _fits(s, scarce(2)))
+            lease = await self.claim(backend, K, scarce(1), placement)
+            if lease.state == "pending":
+                expect(is_clause(lease.reason), HAS_REASON, f"the reason is {lease.reason!r}")
+            await self.release(backend, lease)
+            listed = await self.list_ids(backend)
+            expect(not listed, LISTS, f"after the release, `leases` lists {listed}")
+            await self.until(backend, lambda s: fits(s, scarce(2)), COUNTS_NO_MORE)
 
     async def test_a_pending_lease_goes_on_in_another_process(self, opener: Opener, scarce: Scarce) -> None:
         async with opener() as (backend, _):
             placement = await self.find_room(backend, scarce(1))
-            claimed = await self.claim(backend, "k", scarce(1), placement)
+            claimed = await self.claim(backend, K, scarce(1), placement)
         async with opener() as (backend, _):
-            (found,) = (await backend.leases()).leases
-            assert (found.id, found.request, found.owner) == (claimed.id, claimed.request, OWNER)
-            assert (await self.held(backend, found)).state == "held"
-            await backend.release(found)
+            leases = (await backend.leases()).leases
+            kept = [(found.id, found.request, found.owner) for found in leases]
+            asked = [(claimed.id, claimed.request, OWNER)]
+            expect(kept == asked, LISTS, f"another process reads {kept}, claimed was {asked}")
+            found = await self.held(backend, leases[0])
+            expect(found.state == "held", BECOMES_HELD, f"the lease is {found.state}")
+            await self.release(backend, found)
 
     async def test_a_lease_can_be_transferred_to_another_owner(self, opener: Opener) -> None:
         other = replace(OWNER, application="next")
         async with opener() as (backend, _):
-            lease = await self.take(backend, "k", Request(cpus=1))
-            transferred = await backend.transfer(lease, other)
-            assert transferred == await backend.transfer(transferred, other) == replace(lease, owner=other)
-            await backend.transfer(replace(lease, id="roost:never:1"), other)
+            lease = await self.take(backend, K, Request(cpus=1))
+            with promised(TRANSFERS, "transfer"):
+                transferred = await backend.transfer(lease, other)
+                again = await backend.transfer(transferred, other)
+                await backend.transfer(replace(lease, id=name_lease(NEVER)), other)
+            wanted = replace(lease, owner=other)
+            expect(
+                transferred == again == wanted, TRANSFERS, f"`transfer` returned {transferred}, then {again}"
+            )
         async with opener() as (backend, _):
-            (found,) = (await backend.leases()).leases
-            assert await self.held(backend, found) == transferred
-            await backend.release(transferred)
+            leases = (await backend.leases()).leases
+            expect(len(leases) == 1, LISTS, f"another process reads {leases}")
+            found = await self.held(backend, leases[0])
+            expect(found == transferred, TRANSFERS, f"another process reads {found}, not {transferred}")
+            await self.release(backend, transferred)
 
     async def test_the_lease_of_another_scheduler_shows_after_an_event(
         self, opener: Opener, scarce: Scarce
     ) -> None:
         async with opener() as (mine, _), opener() as (theirs, _):
             placement = await self.find_room(mine, scarce(2))
-            lease = await self.take(theirs, "theirs", scarce(2), placement)
-            await self.until(mine, lambda s: not _fits(s, scarce(1)))
-            await theirs.release(lease)
-            await self.until(mine, lambda s: _fits(s, scarce(1)))
+            lease = await self.take(theirs, OTHER, scarce(2), placement)
+            await self.until(mine, lambda s: not fits(s, scarce(1)), COUNTS_OTHERS)
+            await self.release(theirs, lease)
+            await self.until(mine, lambda s: fits(s, scarce(1)), COUNTS_NO_MORE)
 
     async def test_each_lease_has_an_agent_that_knows_it(self, opener: Opener) -> None:
         """Two leases are tested. They may share an agent, if they are on the same node."""
         async with opener() as (backend, agents):
-            leases = [await self.take(backend, name, Request(cpus=1)) for name in ("one", "two")]
+            leases = [await self.take(backend, kernel_id, Request(cpus=1)) for kernel_id in (K, OTHER)]
             for lease in leases:
-                client = await agents.client(await backend.agent(lease))
-                assert lease.id in [held.id for held in (await client.holdings()).leases]
-                assert client is await agents.client(await backend.agent(lease))
+                with promised(HAS_AGENT, "agent"):
+                    client = await agents.client(await backend.agent(lease))
+                    noted = [held.id for held in (await client.holdings()).leases]
+                    same = client is await agents.client(await backend.agent(lease))
+                expect(lease.id in noted, HAS_AGENT, f"its agent has noted {noted}, not {lease.id}")
+                expect(same, HAS_AGENT, "a second call returned the address of another agent")
             for lease in leases:
-                await backend.release(lease)
+                await self.release(backend, lease)
 
     async def test_a_kernel_ends_with_its_lease(self, opener: Opener, kernel_python: str) -> None:
         async with opener() as (backend, agents):
-            lease = await self.take(backend, "k", Request(cpus=1))
-            client = await agents.client(await backend.agent(lease))
+            lease = await self.take(backend, K, Request(cpus=1))
             launch = Launch(
                 launch_id="1",
                 lease_id=lease.id,
-                kernel_id="k",
+                kernel_id=K,
                 argv=(kernel_python, "-c", _KERNEL, "{connection_file}"),
                 env={"PATH": os.environ["PATH"]},
                 cwd="/",
                 connection=Connection(key="secret"),
             )
-            connection = (await client.launch(launch)).connection
+            with promised(STARTS_KERNEL, "AgentClient.launch"):
+                client = await agents.client(await backend.agent(lease))
+                connection = (await client.launch(launch)).connection
             assert connection is not None
             address = connection.ip, connection.shell_port
-            assert await _is_open(*address)
-            await backend.release(lease)
+            expect(await _is_open(*address), STARTS_KERNEL, f"nothing answers at {address}")
+            await self.release(backend, lease)
             deadline = time.monotonic() + self.held_s
             while await _is_open(*address):
-                assert time.monotonic() < deadline, "the kernel of a released lease still runs"
+                found = f"{self.held_s:g} s after the release, the kernel still listens at {address}"
+                expect(time.monotonic() < deadline, ENDS_KERNEL, found)
                 await asyncio.sleep(0.1)  # nothing reports the end of a process on another machine
 
     async def test_the_events_end_with_the_backend(self, opener: Opener) -> None:
         async with opener() as (backend, _):
             watching = asyncio.ensure_future(_collect(backend.events()))
-        assert {event.kind for event in await asyncio.wait_for(watching, 60)} <= {"nodes", "resync"}
-        await backend.close()
+        try:
+            events = await asyncio.wait_for(watching, self.held_s)
+        except asyncio.TimeoutError:
+            raise BrokenPromise(ENDS_EVENTS, "`events` goes on after `close`") from None
+        about_leases = [event for event in events if event.kind not in ("nodes", "resync")]
+        expect(
+            not about_leases, ENDS_EVENTS, f"without a lease, there were events about leases: {about_leases}"
+        )
+        with promised(CLOSES, "close"):
+            await backend.close()
 
     # Steps
 
-    async def find_room(self, backend: Backend, request: Request) -> Placement:
-        """Wait until the default policy finds room for a request, and return the placement.
+    async def contend(
+        self, backend: Backend, request: Request, placement: Placement, claims: int
+    ) -> list[tuple[Lease | LeaseConflict, float]]:
+        """Claim the same placement for several kernels at once. Return each answer, and the seconds that it took.
 
-        The cluster may report a freed slice late.
+        A grant takes until the lease is held. A lease that is still pending once all claims are answered is returned as
+        it is then. Raises `BrokenPromise` if a claim is not answered.
         """
-        await self.until(backend, lambda s: _fits(s, request))
-        decision = get_policy("balanced").place(request, await backend.snapshot())
-        assert decision.placement is not None, decision.reason
-        return decision.placement
+        answered = 0
 
-    async def claim(self, backend: Backend, kernel_id: str, request: Request, placement: Placement) -> Lease:
-        """Claim a placement for a kernel. Return the lease, or raise `LeaseConflict`."""
-        return await backend.claim(
-            Lease(
-                id=f"roost:{kernel_id}:1",
-                kernel_id=kernel_id,
-                owner=OWNER,
-                request=request,
-                node_id=placement.node_id,
-                device_ids=placement.device_ids,
-            )
+        async def attempt(number: int) -> tuple[Lease | LeaseConflict, float]:
+            nonlocal answered
+            began = self.clock()
+            outcome, _ = await self.timed_claim(backend, name_kernel(f"k{number}"), request, placement)
+            answered += 1
+            while isinstance(outcome, Lease) and outcome.state == "pending" and answered < claims:
+                await self.next_event(backend)
+                outcome = await backend.claim(outcome)
+            return outcome, self.clock() - began
+
+        attempts = [asyncio.ensure_future(attempt(number)) for number in range(claims)]
+        try:
+            return await asyncio.gather(*attempts)
+        except BrokenPromise as broken:
+            if not isinstance(broken.__cause__, asyncio.TimeoutError):
+                raise
+            raise BrokenPromise(GRANTS_ONCE, broken.found) from broken
+        finally:
+            for task in attempts:
+                task.cancel()
+            await asyncio.gather(*attempts, return_exceptions=True)
+
+    async def wait_in_the_queue(self, backend: Backend, request: Request, holder: Lease) -> None:
+        """Claim a request without a node while no node has room, and let it wait until `holder` is released."""
+        kernel_id = name_kernel("queued")
+        wanted = replace(
+            holder, id=name_lease(kernel_id), kernel_id=kernel_id, request=request, node_id="", device_ids=()
         )
-
-    async def timed_claim(
-        self, backend: Backend, kernel_id: str, request: Request, placement: Placement
-    ) -> tuple[Lease | LeaseConflict, float]:
-        """Claim a placement. Return the lease or the refusal, and the seconds that the claim took."""
-        began = time.monotonic()
-        try:
-            return await self.claim(backend, kernel_id, request, placement), time.monotonic() - began
-        except LeaseConflict as refusal:
-            return refusal, time.monotonic() - began
-
-    async def take(
-        self, backend: Backend, kernel_id: str, request: Request, placement: Placement | None = None
-    ) -> Lease:
-        """Claim room for a request, anywhere by default, and return the lease when it is held."""
-        if placement is None:
-            placement = await self.find_room(backend, request)
-        return await self.held(backend, await self.claim(backend, kernel_id, request, placement))
-
-    async def held(self, backend: Backend, lease: Lease) -> Lease:
-        """Wait until a lease is held, and return it. A repeated claim returns its present state."""
-        deadline = time.monotonic() + self.held_s
-        while lease.state == "pending":
-            assert lease.reason, "a pending lease has a reason"
-            assert time.monotonic() < deadline, f"it is still pending: {lease.reason}"
-            await self._next_event(backend)
-            lease = await backend.claim(lease)
-        assert lease.state == "held", lease.reason
-        return lease
-
-    async def until(self, backend: Backend, condition: Callable[[Snapshot], bool]) -> None:
-        """Wait until the snapshot meets the condition. Raise `AssertionError` after `held_s`."""
-        deadline = time.monotonic() + self.held_s
-        while not condition(await backend.snapshot()):
-            assert time.monotonic() < deadline, "no event has made the condition true"
-            await self._next_event(backend)
-
-    async def _next_event(self, backend: Backend) -> None:
-        try:
-            await asyncio.wait_for(anext(backend.events()), 1.0)
-        except (asyncio.TimeoutError, RoostError):
-            return  # the state is read again in any case
-
-
-def _fits(snapshot: Snapshot, request: Request) -> bool:
-    return get_policy("balanced").place(request, snapshot).placement is not None
+        with promised(QUEUES, "claim"):
+            queued = await self.claim_lease(backend, wanted)
+        expect(queued.state == "pending", QUEUES, f"no node has room, but the lease is {queued.state}")
+        await self.release(backend, holder)
+        await self.release(backend, await self.held(backend, queued))
 
 
 async def _collect(events: AsyncIterator[BackendEvent]) -> list[BackendEvent]:
