@@ -27,7 +27,7 @@ class RequestOption:
     kind: type
     """`str`, `int`, `float` or `bool`."""
     help: str
-    """What the option means, as a clause."""
+    """The meaning of the option, as a clause, for error texts and help."""
     variable: str = ""
     """The `KERNEL_*` variable that sets the option; empty: none does."""
 
