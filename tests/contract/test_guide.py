@@ -16,9 +16,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from assigned_agents import LEASE, a_launch, connect
 
 import roost
+from kit.machine.container_agent import LEASE, a_launch, connect
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.scheduler.backends.agent_per_kernel import read_address

@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from assigned_agents import evaluate
 
+from kit.machine.container_agent import evaluate
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import (
     AgentAddress,
