@@ -23,9 +23,9 @@ from roost.scheduler.errors import BackendUnavailable, LaunchError, UnknownKerne
 T = TypeVar("T")
 
 _ANSWER_S = 5.0
+"""How long one agent may take to list its kernels or their use. Callers go on without a slower agent's list."""
 IN_TIME_S = 15.0
 """How long a client's call to an agent may take. Clients give up after `CALL_DEADLINE_S` of `client.py`."""
-"""How long one agent may take to list its kernels or their use. Callers go on without a slower agent's list."""
 _JOIN_S = 10.0
 """How long a call waits for an agent that becomes ready after its kernel."""
 
