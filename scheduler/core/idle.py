@@ -55,10 +55,8 @@ class IdleCuller:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._warned: set[str] = set()
         """The launch ids of kernels about which a warning was published, and that have been idle since."""
-        owners.on_orphans = lambda: self._look_later(
-            min(settings.orphan_idle_after_s, settings.orphan_idle_gpu_after_s)
-        )
-        table.on_run = self._on_run
+        owners.listen(self._on_orphans)
+        table.listen("ran", self._on_run)
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
@@ -67,6 +65,9 @@ class IdleCuller:
         limit_s = self._find_limit(record)
         if limit_s is not None:
             self._look_later(limit_s)
+
+    def _on_orphans(self) -> None:
+        self._look_later(min(self._settings.orphan_idle_after_s, self._settings.orphan_idle_gpu_after_s))
 
     def _look_later(self, limit_s: float) -> None:
         """Plan a check of all kernels, soon enough for an idle limit of `limit_s`. May be repeated."""

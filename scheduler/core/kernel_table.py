@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.placement.model import Request
@@ -19,27 +20,31 @@ from .queue import Queue
 _REMEMBERED = 500
 """At most this many ended kernels, and released leases, are remembered."""
 
-Observer = Callable[[KernelRecord], None]
+Listener = Callable[[KernelRecord], None]
+
+Change = Literal["ran", "exited", "dropped"]
+"""A kernel is reported as running, its process has ended, or its record is dropped."""
 
 
 class KernelTable:
     """All kernels: `records` has their records by kernel id, and `ended` has the last kernels that are gone.
 
-    `name` marks the leases of this scheduler. `on_run` is called each time a kernel is reported as running. `on_exit`
-    is called after a kernel's process has ended, and `on_drop` after its record is dropped. `released` has the ids of
-    released leases, which a manager may still show.
+    `name` marks the leases of this scheduler. `released` has the ids of released leases, which a manager may still
+    show.
     """
 
     def __init__(self, queue: Queue, events: EventStream, *, name: str) -> None:
         self.records: dict[str, KernelRecord] = {}
         self.ended = LastEntries[str, Kernel](_REMEMBERED)
         self.released = LastEntries[str, None](_REMEMBERED)
-        self.on_run: Observer = lambda _: None
-        self.on_exit: Observer = lambda _: None
-        self.on_drop: Observer = lambda _: None
+        self._listeners: dict[Change, list[Listener]] = {"ran": [], "exited": [], "dropped": []}
         self.queue = queue
         self.events = events
         self._name = name
+
+    def listen(self, change: Change, listener: Listener) -> None:
+        """Call `listener` with the kernel's record after each such change from now on. It must not raise."""
+        self._listeners[change].append(listener)
 
     def lease_id(self, kernel_id: str, launch_id: str) -> str:
         """Return the id of the lease that a start takes: the same id whenever that start is repeated."""
@@ -108,7 +113,7 @@ class KernelTable:
     def ran(self, record: KernelRecord, process: KernelProcess) -> None:
         """Note that a kernel runs. May be repeated."""
         record.run(process)
-        self.on_run(record)
+        self._report("ran", record)
 
     def exited(self, record: KernelRecord, process: KernelProcess) -> None:
         if process.launch_id != record.launch_id or record.phase is Phase.EXITED or not self.holds(record):
@@ -118,7 +123,7 @@ class KernelTable:
         else:
             record.exit(process)
         self.publish("exited", record, process.reason)
-        self.on_exit(record)
+        self._report("exited", record)
 
     def drop(self, record: KernelRecord, reason: str) -> None:
         """Forget a kernel that is gone for good, with its lease. May be repeated."""
@@ -132,7 +137,7 @@ class KernelTable:
         if record.lease is not None:
             self.released[record.lease.id] = None
             self.events.publish("released", self.ended[record.kernel_id], record.reason)
-        self.on_drop(record)
+        self._report("dropped", record)
 
     def count(self) -> Counter[tuple[KernelState, str]]:
         """Return how many kernels there are in each state, by user."""
@@ -141,6 +146,10 @@ class KernelTable:
     def ended_id(self, prefix: str) -> str:
         """Return the id of the latest ended kernel whose id begins with `prefix`; `prefix` itself if there is none."""
         return next((known for known in reversed(self.ended) if prefix and known.startswith(prefix)), prefix)
+
+    def _report(self, change: Change, record: KernelRecord) -> None:
+        for listener in self._listeners[change]:
+            listener(record)
 
     def _prefix(self, kernel_id: str) -> str:
         return f"roost:{kernel_id}:{self._name}/"

@@ -32,7 +32,7 @@ class OwnerWatch:
     """Ends the starts and kernels of an ended owner after `owner_grace_s`.
 
     If the owner can adopt them after its restart, starts keep their places for `place_grace_s`, and kernels live on for
-    `orphan_after_s`. `on_orphans` is called when an owner has ended that had kernels or starts.
+    `orphan_after_s`.
     """
 
     def __init__(self, table: KernelTable, ender: KernelEnder, timers: Timers, settings: Settings) -> None:
@@ -42,9 +42,13 @@ class OwnerWatch:
         self._settings = settings
         self._watches: dict[OwnerKey, Watch] = {}
         self._ended: set[OwnerKey] = set()
-        self.on_orphans: Callable[[], None] = lambda: None
-        table.on_exit = self._on_exit
-        table.on_drop = self._on_drop
+        self._listeners: list[Callable[[], None]] = []
+        table.listen("exited", self._on_exit)
+        table.listen("dropped", self._on_drop)
+
+    def listen(self, on_orphans: Callable[[], None]) -> None:
+        """Call `on_orphans` each time that an owner with kernels or starts has ended. It must not raise."""
+        self._listeners.append(on_orphans)
 
     def watch(self, owner: Owner) -> None:
         """Watch this owner from now on. May be repeated."""
@@ -85,7 +89,8 @@ class OwnerWatch:
         self._timers.later(settings.owner_grace_s, lambda: self._end_without_heir(key))
         self._timers.later(settings.place_grace_s, lambda: self._end_starts(key))
         self._timers.later(settings.orphan_after_s, lambda: self._cull(key))
-        self.on_orphans()
+        for on_orphans in self._listeners:
+            on_orphans()
 
     def _on_exit(self, record: KernelRecord) -> None:
         if not self.is_alive(record.owner):
