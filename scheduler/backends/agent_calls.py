@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CONNECT_S = 5.0
+_LISTENS_S = (*[0.03] * 60, *[0.2] * 50)
+"""Pauses between attempts to reach a new agent. It listens soon, unless its image or archive is still on the way."""
+_LISTENS_LATE_S = 1.0
+"""The pause between later attempts."""
 
 AgentListener = Callable[[str, AgentEvent | None], None]
 """Receives an endpoint with an event, or with None when the connection to that endpoint is lost."""
@@ -166,3 +171,14 @@ class AgentCaller:
                 reason = str(late) or "no answer in time"
                 raise BackendUnavailable(f"{self.name} does not answer: {reason}") from late
         raise BackendUnavailable(f"{self.name} cannot be reached: {problem}") from problem
+
+
+async def until_listening(reach: Callable[[], Awaitable[bool]], is_wanted: Callable[[], bool]) -> bool:
+    """Call `reach` until it has reached a new agent, and return True; return False once the agent is not wanted."""
+    for pause_s in itertools.chain(_LISTENS_S, itertools.repeat(_LISTENS_LATE_S)):
+        if not is_wanted():
+            break
+        if await reach():
+            return True
+        await asyncio.sleep(pause_s)
+    return False

@@ -7,7 +7,6 @@ lease. Any process finds the pods again in the cluster, so this backend stores n
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import replace
@@ -27,7 +26,7 @@ from roost.launchers.protocol.messages import (
 )
 from roost.placement import Node, Request, Snapshot
 from roost.placement.model.last_entries import LastEntries
-from roost.scheduler.backends.agent_calls import AgentCaller, Agents
+from roost.scheduler.backends.agent_calls import AgentCaller, Agents, until_listening
 from roost.scheduler.backends.base import Backend, BackendEvent, Finding, LeaseReading
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
 
@@ -39,9 +38,6 @@ _REJOIN_S = (0.5, 5.0)
 """First and longest pause between two attempts to join a manager that is away."""
 _AGENT_S = 5.0
 """How long an agent in a pod may take to answer before the pod is deleted without it."""
-_LISTENS_S = (*[0.03] * 60, *[0.2] * 50)
-"""Pauses between attempts to reach the agent of a new pod. It listens soon, unless its image is being pulled."""
-_LISTENS_LATE_S = 1.0
 _ANSWERS_S = 1.0
 """How long a reading of all pods waits for the agents of pods that it has found."""
 _CLOSE_S = 5.0
@@ -323,20 +319,25 @@ class AgentPerKernelBackend(Backend):
     async def _reserve(self, pod: Pod) -> None:
         """Have the pod's agent note the lease, as soon as the agent listens. From then on the lease is held."""
         lease_id = pod.lease.id
-        pauses = itertools.chain(_LISTENS_S, itertools.repeat(_LISTENS_LATE_S))
+
+        def is_wanted() -> bool:
+            return lease_id in self._pods and lease_id in self._starting
+
+        async def reserve() -> bool:
+            lease = replace(self._pods[lease_id].lease, state="held", reason="")
+            asked = Reserve(lease=lease, is_granted=True, linger_s=self._linger_s)
+            try:
+                await self._caller(pod).call(partial(AgentClient.reserve, request=asked))
+            except RoostError as problem:
+                log.debug("lease=%s its agent does not answer yet: %s", lease_id, problem)
+                return False
+            return True
+
         try:
-            while lease_id in self._pods and lease_id in self._starting:
-                lease = replace(self._pods[lease_id].lease, state="held", reason="")
-                asked = Reserve(lease=lease, is_granted=True, linger_s=self._linger_s)
-                try:
-                    await self._caller(pod).call(partial(AgentClient.reserve, request=asked))
-                    break
-                except RoostError as problem:
-                    log.debug("lease=%s its agent does not answer yet: %s", lease_id, problem)
-                    await asyncio.sleep(next(pauses))
+            await until_listening(reserve, is_wanted)
         finally:
             self._noting.pop(lease_id, None)
-        if lease_id in self._pods and lease_id in self._starting:
+        if is_wanted():
             self._starting.discard(lease_id)
             if self._pods[lease_id].kernel is None:
                 self._publish_held(self._lease(self._pods[lease_id]))

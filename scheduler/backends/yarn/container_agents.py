@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -13,6 +12,7 @@ from roost.launchers.daemon.tasks import backoff
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentAddress, Lease
 from roost.launchers.protocol.rpc import RpcError
+from roost.scheduler.backends.agent_calls import until_listening
 
 from .derived_keys import DerivedKeys
 from .held import Held
@@ -22,12 +22,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LISTENS_S = (*[0.03] * 60, *[0.2] * 50)
-"""Pauses between attempts to reach the agent of a new container."""
-_LISTENS_LATE_S = 1.0
 _STRAY_S = 600.0
 """How long roost tries to end a kernel on a node that YARN has given up."""
-_STRAY_LATE_S = 10.0
+_STRAY_PAUSES_S = (1.0, 10.0)
+"""First and longest pause between two attempts to end that kernel."""
 
 
 class ContainerAgents:
@@ -38,14 +36,13 @@ class ContainerAgents:
 
     async def find(self, held: Held, is_wanted: Callable[[], bool]) -> bool:
         """Look for the agent of a container until it listens; return False if it is not wanted any more."""
-        for pause_s in itertools.chain(_LISTENS_S, itertools.repeat(_LISTENS_LATE_S)):
-            if not is_wanted() or held.container is None:
-                break
+
+        async def reach() -> bool:
+            assert held.container is not None
             held.address = await self._keys.find_agent(held.container.node, held.number)
-            if held.address is not None:
-                return True
-            await asyncio.sleep(pause_s)
-        return False
+            return held.address is not None
+
+        return await until_listening(reach, lambda: is_wanted() and held.container is not None)
 
     async def read_lease(self, container: Container) -> tuple[Lease, AgentAddress] | None:
         """Return the lease in a container and its agent's address; None if the agent does not report a lease.
@@ -65,7 +62,7 @@ class ContainerAgents:
     async def end_stray(self, held: Held) -> None:
         """End the kernel on a node that YARN has given up, because the kernel may live on there."""
         deadline = time.monotonic() + _STRAY_S
-        pauses = backoff(_LISTENS_LATE_S, _STRAY_LATE_S)
+        pauses = backoff(*_STRAY_PAUSES_S)
         while held.container is not None and time.monotonic() < deadline:
             address = await self._keys.find_agent(held.container.node, held.number)
             if address is not None:
