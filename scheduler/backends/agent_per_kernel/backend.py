@@ -28,6 +28,7 @@ from roost.placement import Node, Request, Snapshot
 from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.backends.agent_calls import AgentCaller, Agents, until_listening
 from roost.scheduler.backends.base import Backend, BackendEvent, Finding, LeaseReading
+from roost.scheduler.backends.event_queue import EventQueue
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
 
 from .pods import Pod, PodChange, PodCluster
@@ -80,7 +81,7 @@ class AgentPerKernelBackend(Backend):
         self._differs: set[str] = set()
         """The nodes that differ from the snapshot."""
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._events: asyncio.Queue[BackendEvent | None] = asyncio.Queue()
+        self._events = EventQueue()
 
     async def open(self) -> None:
         self._agents.listen(self._on_agent)
@@ -95,7 +96,7 @@ class AgentPerKernelBackend(Backend):
         except asyncio.TimeoutError:
             log.error("%s: its stream of changes does not end", self.name)
         await self._cluster.close()
-        self._events.put_nowait(None)
+        self._events.close()
 
     async def snapshot(self) -> Snapshot:
         if self._away:
@@ -109,9 +110,8 @@ class AgentPerKernelBackend(Backend):
             self._differs.clear()
         return self._snapshot
 
-    async def events(self) -> AsyncIterator[BackendEvent]:
-        while (event := await self._events.get()) is not None:
-            yield event
+    def events(self) -> AsyncIterator[BackendEvent]:
+        return self._events.read()
 
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
         known = self._pods.get(lease.id)
@@ -218,7 +218,7 @@ class AgentPerKernelBackend(Backend):
                     await self._join()
                     pauses = backoff(*_REJOIN_S)
                     self._publish_pending()
-                    self._events.put_nowait(BackendEvent(kind="resync"))
+                    self._events.put(BackendEvent(kind="resync"))
                 async for change in self._cluster.changes():
                     await self._on_change(change)
             except Exception as problem:
@@ -242,10 +242,10 @@ class AgentPerKernelBackend(Backend):
 
     def _publish_reason(self, lease: Lease) -> None:
         event = BackendEvent(kind="lease_pending", lease_id=lease.id, reason=lease.reason, lease=lease)
-        self._events.put_nowait(event)
+        self._events.put(event)
 
     def _publish_held(self, lease: Lease) -> None:
-        self._events.put_nowait(BackendEvent(kind="lease_held", lease_id=lease.id, lease=lease))
+        self._events.put(BackendEvent(kind="lease_held", lease_id=lease.id, lease=lease))
 
     async def _on_change(self, change: PodChange) -> None:
         if change.kind == "pod" and change.pod is not None:
@@ -257,13 +257,13 @@ class AgentPerKernelBackend(Backend):
         elif change.kind == "warning":
             if change.lease_id in self._pods and change.lease_id not in self._releasing:
                 event = BackendEvent(kind="lease_warned", lease_id=change.lease_id, reason=change.reason)
-                self._events.put_nowait(event)
+                self._events.put(event)
         elif change.kind == "nodes":
             await self._read_nodes()
         else:
             await self._read_nodes()
             await self._read_pods()
-            self._events.put_nowait(BackendEvent(kind="resync"))
+            self._events.put(BackendEvent(kind="resync"))
 
     async def _read_nodes(self) -> None:
         before, self._nodes = self._nodes, {node.id: node for node in await self._cluster.nodes()}
@@ -357,7 +357,7 @@ class AgentPerKernelBackend(Backend):
         """
         if lost.id in self._pods and lost.id not in self._releasing:
             event = BackendEvent(kind="lease_lost", lease_id=lost.id, reason=lost.reason, lease=lost)
-            self._events.put_nowait(event)
+            self._events.put(event)
         self._forget(lost.id)
         if lost.id not in self._releasing:
             self._lost[lost.id] = lost
@@ -370,7 +370,7 @@ class AgentPerKernelBackend(Backend):
 
     def _redraw(self, *node_ids: str) -> None:
         self._differs |= set(node_ids)
-        self._events.put_nowait(BackendEvent(kind="nodes"))
+        self._events.put(BackendEvent(kind="nodes"))
 
     # The agents
 

@@ -30,6 +30,7 @@ from roost.scheduler.backends.base import (
     Lease,
     LeaseReading,
 )
+from roost.scheduler.backends.event_queue import EventQueue
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
 
 from .agents import AgentPool
@@ -79,7 +80,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._releases = 0  # how many the agents have reported
         self._is_open = True
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._events: asyncio.Queue[BackendEvent | None] = asyncio.Queue()
+        self._events = EventQueue()
 
     async def open(self) -> None:
         self._pool.listen(self._on_agent)
@@ -99,7 +100,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         await cancel_all(self._tasks)
         self._membership.close()
         await self._manager.close()
-        self._events.put_nowait(None)
+        self._events.close()
 
     async def snapshot(self) -> Snapshot:
         if self._membership.away:
@@ -108,9 +109,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         await self._membership.read(max_age_s=_FRESH_S)
         return self._table.snapshot()
 
-    async def events(self) -> AsyncIterator[BackendEvent]:
-        while (event := await self._events.get()) is not None:
-            yield event
+    def events(self) -> AsyncIterator[BackendEvent]:
+        return self._events.read()
 
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
         node = self._membership.nodes.get(lease.node_id)
@@ -240,13 +240,13 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 if self._membership.away:
                     await asyncio.sleep(_REJOIN_S)
                     await self._join()
-                    self._events.put_nowait(BackendEvent(kind="resync"))
+                    self._events.put(BackendEvent(kind="resync"))
                 else:
                     await self._manager.wait_for_change()
                     await self._membership.read()
                     self._pool.forget_left(self._membership.nodes, self._manager_grace_s + _FORGET_S)
                     if await self._recovery.restore_returned():
-                        self._events.put_nowait(BackendEvent(kind="resync"))
+                        self._events.put(BackendEvent(kind="resync"))
                     await self._recovery.find_lost()
                 if time.monotonic() >= due_at:
                     due_at, used_s = time.monotonic(), time.thread_time()
@@ -283,7 +283,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     def _update(self, node_ids: Collection[str]) -> None:
         """Build these nodes again, and publish an event if that changes the snapshot."""
         if self._table.update(self._membership.nodes, node_ids):
-            self._events.put_nowait(BackendEvent(kind="nodes"))
+            self._events.put(BackendEvent(kind="nodes"))
 
     def _on_agent(self, node_id: str, event: AgentEvent | None) -> None:
         if event is None or event.kind == "status":
@@ -342,7 +342,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     def _lose(self, lease_id: str, reason: str) -> None:
         lease = self._table.leases.pop(lease_id, None)
-        self._events.put_nowait(BackendEvent(kind="lease_lost", lease_id=lease_id, reason=reason))
+        self._events.put(BackendEvent(kind="lease_lost", lease_id=lease_id, reason=reason))
         if lease is not None:
             self._update([lease.node_id])
 

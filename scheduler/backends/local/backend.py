@@ -23,6 +23,7 @@ from roost.scheduler.backends.base import (
     Lease,
     LeaseReading,
 )
+from roost.scheduler.backends.event_queue import EventQueue
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from . import SPEC
@@ -63,7 +64,7 @@ class LocalBackend(Backend):
         self._is_stale = True
         self._changes = 0
         self._known: dict[str, Lease | None] = {}  # None: requested, but not answered yet
-        self._events: asyncio.Queue[BackendEvent | None] = asyncio.Queue()
+        self._events = EventQueue()
         self._caller = AgentCaller(
             context.agents,
             self._address,
@@ -81,7 +82,7 @@ class LocalBackend(Backend):
         for task in (self._finding, self._refreshing):
             if task is not None:
                 task.cancel()
-        self._events.put_nowait(None)
+        self._events.close()
 
     async def snapshot(self) -> Snapshot:
         if self._is_stale:
@@ -90,9 +91,8 @@ class LocalBackend(Backend):
             await join_shared(self._refreshing)
         return self._snapshot.older_by(min(time.monotonic() - self._taken_at, _REPORTED_S))
 
-    async def events(self) -> AsyncIterator[BackendEvent]:
-        while (event := await self._events.get()) is not None:
-            yield event
+    def events(self) -> AsyncIterator[BackendEvent]:
+        return self._events.read()
 
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
         if lease.node_id not in self._snapshot:
@@ -193,7 +193,7 @@ class LocalBackend(Backend):
                 self._snapshot = self._snapshot.apply([node.without_kernel(lease.request, lease.device_ids)])
         else:
             return
-        self._events.put_nowait(BackendEvent(kind="nodes"))
+        self._events.put(BackendEvent(kind="nodes"))
 
     def _note_use(self, status: Node) -> None:
         """Take the real use from the agent's status. Its promises may be older or newer than the snapshot's."""
