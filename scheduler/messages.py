@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from roost.launchers.protocol.shared_values import LAST_LINE as LAST_LINE
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY, KernelProcess, KernelUse
@@ -143,15 +143,34 @@ class Kernel:
         return replace(self, process=replace(self.process, connection=None))
 
 
+EventKind = Literal[
+    "queued",
+    "placed",
+    "leased",
+    "running",
+    "conflict",
+    "exited",
+    "released",
+    "cancelled",
+    "failed",
+    "cull",
+    "warned",
+    "nodes",
+    "idle",
+    "resync",
+]
+"""The kinds of events. `idle`: the service checks whether clients and kernels still need it.
+
+The client adds `resync`: events may be missing.
+"""
+EVENT_KINDS: frozenset[EventKind] = frozenset(get_args(EventKind))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """One change of state, as every reader of the stream gets it."""
 
-    kind: str
-    """queued, placed, leased, running, conflict, exited, released, cancelled, failed, cull, warned, nodes or idle.
-
-    idle: the service checks whether clients and kernels still need it. The client adds resync: events may be missing.
-    """
+    kind: EventKind
     at: float
     """When it happened, in seconds since the epoch, UTC."""
     kernel: Kernel | None = None

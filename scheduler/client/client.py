@@ -33,7 +33,7 @@ from roost.placement.model import Request
 from roost.placement.model.json_codec import decode
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import BackendUnavailable, ManagerAway, RoostError, UnknownKernel, from_remote
-from roost.scheduler.messages import Event, Kernel, StartKernel
+from roost.scheduler.messages import EVENT_KINDS, Event, Kernel, StartKernel
 from roost.scheduler.policies.pickling import PYTHON, pack_policy
 
 from .call import Call
@@ -208,7 +208,7 @@ class Client:
 
     def events(self, limit: int = 100) -> Call[list[Event]]:
         """Return the latest events, oldest first."""
-        return self._ask("events", lambda answer: [*map(_to_event, answer["events"])], limit=limit)
+        return self._ask("events", lambda answer: _to_events(answer["events"]), limit=limit)
 
     def listen(self, callback: Callable[[Event], None], *, kernel_id: str = "") -> Callable[[], None]:
         """Call `callback` with every event, on the client's thread.
@@ -304,7 +304,8 @@ class Client:
 
     def _on_event(self, message: Mapping[str, Any]) -> None:
         if self._find_listeners((message.get("kernel") or {}).get("id")):
-            self._notify(_to_event(message))
+            for event in _to_events([message]):
+                self._notify(event)
 
     def _find_listeners(self, kernel_id: str | None) -> list[Callable[[Event], None]]:
         """Return the listeners that want events of this kernel, or all listeners if `kernel_id` is None."""
@@ -385,8 +386,10 @@ def _to_page(answer: Any) -> JournalPage:
     return decode(JournalPage, answer, ignore_unknown=True)
 
 
-def _to_event(answer: Any) -> Event:
-    return decode(Event, answer, ignore_unknown=True)
+def _to_events(answers: Iterable[Any]) -> list[Event]:
+    """Decode events. Leave out events of a kind that only a later version of roost knows."""
+    known = (answer for answer in answers if answer.get("kind") in EVENT_KINDS)
+    return [decode(Event, answer, ignore_unknown=True) for answer in known]
 
 
 def _to_nothing(_: object) -> None:

@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from roost.scheduler.messages import LAST_LINE, Event, Kernel
+from roost.scheduler.messages import LAST_LINE, Event, EventKind, Kernel
 
 log = logging.getLogger(__name__)
 
 HISTORY = 1_000
-_WARNINGS = frozenset({"conflict", "failed", "cull", "warned"})
+_WARNINGS: frozenset[EventKind] = frozenset({"conflict", "failed", "cull", "warned"})
 
 
 class EventStream:
@@ -24,7 +24,7 @@ class EventStream:
         self._history: deque[Event] = deque(maxlen=HISTORY)
         self._listeners: list[Callable[[Event], None]] = []
 
-    def publish(self, kind: str, kernel: Kernel | None = None, detail: str = "") -> None:
+    def publish(self, kind: EventKind, kernel: Kernel | None = None, detail: str = "") -> None:
         """Publish an event without the kernel's connection, which has keys. Only `placed` events have its decision."""
         if kernel is not None:
             decision = kernel.decision if kind == "placed" else None

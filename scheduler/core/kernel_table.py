@@ -11,7 +11,7 @@ from typing import Literal
 from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.placement.model import Request
 from roost.placement.model.last_entries import LastEntries
-from roost.scheduler.messages import Kernel, KernelState, StartKernel
+from roost.scheduler.messages import EventKind, Kernel, KernelState, StartKernel
 
 from .events import EventStream
 from .kernel_record import KernelRecord, Phase
@@ -94,7 +94,7 @@ class KernelTable:
         self.records[lease.kernel_id] = record
         return record
 
-    def publish(self, kind: str, record: KernelRecord, detail: str = "") -> None:
+    def publish(self, kind: EventKind, record: KernelRecord, detail: str = "") -> None:
         self.events.publish(kind, record.view(self.queue), detail)
 
     def update(self, record: KernelRecord, process: KernelProcess) -> None:

@@ -237,7 +237,7 @@ class StartRunner:
         else:
             record.finish()
             record.reason = error.user_message
-        kind = "cancelled" if isinstance(error, Cancelled) else "failed"
-        self._table.publish(kind, record, error.user_message)
+        is_cancelled = isinstance(error, Cancelled)
+        self._table.publish("cancelled" if is_cancelled else "failed", record, error.user_message)
         if not keeps_lease:
             self._table.drop(record, error.user_message)

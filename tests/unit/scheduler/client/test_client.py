@@ -232,6 +232,26 @@ def test_a_listener_of_one_kernel_hears_of_no_other(service: FakeService, client
     stop()
 
 
+def test_events_of_a_kind_that_only_a_later_service_knows_are_left_out(
+    service: FakeService, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    received: list[str] = []
+    done = threading.Event()
+
+    def listener(event: Event) -> None:
+        received.append(event.kind)
+        if event.kind == "nodes":
+            done.set()
+
+    client.listen(listener)
+    client.nodes().result(5)
+    service.push(Event(kind="of_later", at=1.0))  # type: ignore[arg-type]
+    service.push(Event(kind="nodes", at=2.0))
+    assert done.wait(60)
+    assert received == ["nodes"]
+    assert not caplog.records
+
+
 def test_a_failing_listener_does_not_disturb_the_others(service: FakeService, client: Client) -> None:
     heard = threading.Event()
 
