@@ -24,6 +24,7 @@ from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult, probe
 from roost.scheduler.client.service_checks import check_policy, find_refusal
 from roost.scheduler.errors import ConfigError, RoostError
+from roost.scheduler.messages import Finding
 
 from .kernel_environment import check_patterns, check_variables
 from .kernel_json import PROVISIONER, find_provisioner, read_document
@@ -128,14 +129,14 @@ def remove(name: str) -> str:
         raise ConfigError(f"{error.filename} could not be removed: {error.strerror}.") from None
 
 
-def find_problems(*, asks_schedulers: bool = True) -> list[dict[str, str]]:
+def find_problems(*, asks_schedulers: bool = True) -> list[Finding]:
     """Return the findings about kernelspecs and the provisioner's registration, for `roost doctor`.
 
     Pass `asks_schedulers=False` if a scheduler does not answer. Otherwise each kernelspec waits for it again.
     """
     from importlib.metadata import entry_points
 
-    found = []
+    found: list[Finding] = []
     if not entry_points(group="jupyter_client.kernel_provisioners", name=PROVISIONER):
         what = f"Jupyter in {sys.prefix} does not know the roost provisioner"
         found.append({"level": "error", "what": what, "do": f"install roost into {sys.prefix}"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from roost.launchers.protocol.shared_values import LAST_LINE as LAST_LINE
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY, KernelProcess, KernelUse
@@ -15,12 +15,34 @@ from roost.launchers.protocol.shared_values import JournalPage as JournalPage
 from roost.launchers.protocol.shared_values import Owner as Owner
 from roost.placement.model import Request
 
-Finding = dict[str, str]
-"""A finding of `roost doctor`: its `level`, the problem (`what`) and the advice (`do`).
 
-The levels are error, warning, fixed and ok. `fix`, if present, describes the step that can repair or has
-repaired it.
-"""
+class _Finding(TypedDict):
+    level: Literal["error", "warning", "fixed", "ok"]
+    what: str
+    """The problem."""
+    do: str
+    """The advice; empty if there is nothing to do."""
+
+
+class Finding(_Finding, total=False):
+    """A finding of `roost doctor`: a dict, because the command prints it and backends of other packages return it."""
+
+    fix: str
+    """The step that can repair or has repaired the problem."""
+
+
+class ServiceFacts(TypedDict):
+    """The answer of a service to a client that connects."""
+
+    protocol: int
+    version: str
+    """The service's version of roost."""
+    pid: int
+    backend: str
+    """The name of the backend."""
+    address: str
+    """The address of the cluster, for people; empty if the cluster has none."""
+
 
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0
 """How long a start may queue and launch, unless `KERNEL_LAUNCH_TIMEOUT` is set."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import fields
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from roost.launchers.daemon.private_files import private_folder, runtime_dir
 from roost.launchers.daemon.tasks import backoff, spawn
@@ -33,7 +33,7 @@ from roost.placement.model import Request
 from roost.placement.model.json_codec import decode
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import BackendUnavailable, ManagerAway, RoostError, UnknownKernel, from_remote
-from roost.scheduler.messages import EVENT_KINDS, Event, Kernel, StartKernel
+from roost.scheduler.messages import EVENT_KINDS, Event, Finding, Kernel, ServiceFacts, StartKernel
 from roost.scheduler.policies.pickling import PYTHON, pack_policy
 
 from .call import Call
@@ -153,12 +153,12 @@ class Client:
         choice = {"after": after, "offset": offset, "session": session, "since_s": since_s}
         return self._ask("journal", _to_page, kernel_id=kernel_id, **choice)
 
-    def service(self) -> Call[dict[str, Any]]:
+    def service(self) -> Call[ServiceFacts]:
         """Return the service's `version`, `pid`, `backend` and cluster `address` (empty if it has none)."""
-        return self._ask("hello", dict, protocol=PROTOCOL, version=VERSION)
+        return self._ask("hello", _to_facts, protocol=PROTOCOL, version=VERSION)
 
     def nodes(self) -> Call[list[dict[str, Any]]]:
-        """Return the nodes with their promised and used resources."""
+        """Return the nodes with their promised and used resources, each as `Node.to_dict()`."""
         return self._ask("nodes", itemgetter("nodes"))
 
     def explain(self, request: Request) -> Call[dict[str, Any]]:
@@ -198,7 +198,7 @@ class Client:
         """Return the policies among `names` that a kernel cannot use, each with the reason."""
         return self._ask("check_policies", itemgetter("problems"), names=list(names))
 
-    def doctor(self, fix: bool = False) -> Call[list[dict[str, Any]]]:
+    def doctor(self, fix: bool = False) -> Call[list[Finding]]:
         """Return the service's findings: errors, warnings, and checks that passed.
 
         With `fix`, the service first repairs disagreements between kernels, leases and processes. Each repair
@@ -390,6 +390,10 @@ def _to_events(answers: Iterable[Any]) -> list[Event]:
     """Decode events. Leave out events of a kind that only a later version of roost knows."""
     known = (answer for answer in answers if answer.get("kind") in EVENT_KINDS)
     return [decode(Event, answer, ignore_unknown=True) for answer in known]
+
+
+def _to_facts(answer: Any) -> ServiceFacts:
+    return cast(ServiceFacts, answer)
 
 
 def _to_nothing(_: object) -> None:

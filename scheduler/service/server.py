@@ -44,7 +44,7 @@ from roost.scheduler.core.events import EventStream
 from roost.scheduler.core.owner_watch import OwnerWatch
 from roost.scheduler.core.scheduler import Scheduler
 from roost.scheduler.errors import ConfigError, RoostError
-from roost.scheduler.messages import Event, Finding, Kernel, StartKernel
+from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
 
 from .decision_log import DecisionLog
@@ -80,13 +80,18 @@ class Service:
         self._stop_listening = scheduler.events.listen(self.server.publish)
         self._watch_idleness()
 
-    def greet(self, protocol: int = PROTOCOL, version: str = "") -> dict[str, Any]:
+    def greet(self, protocol: int = PROTOCOL, version: str = "") -> ServiceFacts:
         """Return versions, pid, backend and cluster address.
 
         The client decides whether it can use this service.
         """
-        who = {"protocol": PROTOCOL, "version": VERSION, "pid": os.getpid()}
-        return {**who, "backend": self._spec.name, "address": self.core.backend.address}
+        return {
+            "protocol": PROTOCOL,
+            "version": VERSION,
+            "pid": os.getpid(),
+            "backend": self._spec.name,
+            "address": self.core.backend.address,
+        }
 
     def watch_folder(self, held: Hold, put_back: Callable[[], None]) -> None:
         """Call `put_back`, which writes the folder's files again, whenever the service's folder was deleted.
