@@ -162,10 +162,6 @@ class NodeBook:
         facts = self._facts.get(host)
         return _describe_trouble(facts) if facts is not None else ""
 
-    def has_label(self, label: str) -> bool:
-        """True if a node is in the partition of this node label."""
-        return any(facts.partition == label for facts in self._facts.values())
-
     def nodes(self, live: Collection[int]) -> list[Node]:
         """Return all nodes, without the amounts that the containers with these numbers promise.
 
