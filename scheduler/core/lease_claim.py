@@ -76,11 +76,14 @@ class LeaseClaimer:
                 assert record.lease is not None
                 if record.lease.state == "pending":
                     await self._wait_until_held(record, start, deadline)
-                return
             except LeaseConflict as problem:
                 assert record.lease is not None
                 await self.cluster.backend.release(record.lease)  # the next claim has the same lease id
                 self._refuse(record, str(problem))
+            else:
+                record.launch(record.lease)
+                self.table.publish("leased", record)
+                return
 
     async def _queue_and_claim(
         self, record: KernelRecord, start: StartKernel, deadline: float, skipped: _Skipped
@@ -199,7 +202,7 @@ class LeaseClaimer:
             self._refuse(record, str(problem))
             return problem
         if granted.state == "held":
-            self._hold(record, granted)
+            record.lease = granted
         else:
             # An event about the lease can arrive before the answer to the claim: then the event is newer.
             record.wait_for_manager(granted if record.lease is wanted else record.lease or granted)
@@ -226,11 +229,6 @@ class LeaseClaimer:
         if record.lease.state == "lost":
             raise (LaunchError if record.lease.is_final else LeaseConflict)(record.lease.reason)
         record.timing_ms["granted"] = (time.monotonic() - began) * 1e3
-        self._hold(record, record.lease)
-
-    def _hold(self, record: KernelRecord, lease: Lease) -> None:
-        record.launch(lease)
-        self.table.publish("leased", record)
 
     def _refuse(self, record: KernelRecord, reason: str) -> None:
         node_id = record.lease.node_id if record.lease else ""

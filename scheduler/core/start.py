@@ -111,8 +111,9 @@ class StartRunner:
             is_begun = record.lease is None or record.lease.state == "pending"  # a claim begins the launch
             if is_begun:
                 await self._claimer.take(record, start, deadline)
+            elif record.lease is not None:  # a restart in the lease of an earlier launch
+                record.launch(record.lease)
             assert record.lease is not None
-            record.launch(record.lease)
             record.check_wanted()
             launch_by = (
                 deadline if start.queue_timeout_s is None else time.monotonic() + start.launch_timeout_s
