@@ -84,7 +84,9 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     what = "print the service's last events"
     events = _add_command(commands, "events", "events:show_events", what)
     events.add_argument("--follow", "-f", action="store_true", help="go on until interrupted (Ctrl-C)")
-    events.add_argument("--limit", metavar="N", type=parse_count, default=100, help="at most so many (100)")
+    events.add_argument(
+        "--limit", metavar="N", type=parse_count, default=100, help="print at most this many (100)"
+    )
     what = "print the log of a kernel (its stdout and stderr)"
     logs = _add_command(commands, "logs", "kernels:print_log", what)
     logs.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
@@ -202,9 +204,9 @@ def _add_bench(commands: Subparsers) -> None:
     memory.add_argument("--rest", metavar="SECONDS", type=parse_seconds, default=600.0, help=what)
     churn = _add_benchmark(actions, "churn", "starts and stops for some time, and leaks")
     churn.add_argument(
-        "--seconds", metavar="SECONDS", type=parse_seconds, default=60.0, help="for so long (60)"
+        "--seconds", metavar="SECONDS", type=parse_seconds, default=60.0, help="for this many seconds (60)"
     )
-    churn.add_argument("--at-once", metavar="N", type=parse_count, default=1, help="so many at once (1)")
+    churn.add_argument("--at-once", metavar="N", type=parse_count, default=1, help="starts at once (1)")
     queue = _add_benchmark(actions, "queue", "how long the kernels of several users wait")
     queue.add_argument("--users", metavar="N", type=parse_count, default=8, help="number of users (8)")
     what = "mean time for which a user keeps a kernel (10)"
@@ -212,12 +214,12 @@ def _add_bench(commands: Subparsers) -> None:
     what = "mean pause before a user's next kernel (10)"
     queue.add_argument("--pause", metavar="SECONDS", type=parse_seconds, default=10.0, help=what)
     queue.add_argument(
-        "--seconds", metavar="SECONDS", type=parse_seconds, default=120.0, help="for so long (120)"
+        "--seconds", metavar="SECONDS", type=parse_seconds, default=120.0, help="for this many seconds (120)"
     )
     queue.add_argument("--seed", metavar="N", type=int, help="repeat the random times of an earlier run")
     what = "let the kernels of this trace arrive: a decisions.jsonl, or a CSV file as for roost simulate"
     queue.add_argument("--trace", metavar="FILE", default="", help=what)
-    what = "let them arrive so many times as fast (1)"
+    what = "let them arrive this many times as fast (1)"
     queue.add_argument("--speed", metavar="FACTOR", type=parse_factor, default=1.0, help=what)
     what = "how long a decision takes on a busy cluster, which is drawn"
     placement = _add_command(actions, "placement", "bench:run", f"measure {what}", has_json=False)
@@ -234,7 +236,7 @@ def _add_bench(commands: Subparsers) -> None:
     )
     what = "kernels to start (ten for each node)"
     scale.add_argument("--kernels", metavar="N", type=parse_count, default=0, help=what)
-    scale.add_argument("--at-once", metavar="N", type=parse_count, default=16, help="so many at once (16)")
+    scale.add_argument("--at-once", metavar="N", type=parse_count, default=16, help="starts at once (16)")
     _add_result(scale, "scale", "few nodes, to try it out")
     what = "show which figures of two results have changed by more than noise"
     compare = _add_command(actions, "compare", "bench:run", what, has_json=False)

@@ -47,7 +47,9 @@ class RoostScheduler(Section):
     orphan_after_s = Float(86_400.0, min=0.0, help="How long a kernel lives if no application adopts it.")
     orphan_idle_after_s = Float(3_600.0, min=0.0, help="The same for a kernel that is idle all that time.")
     orphan_idle_gpu_after_s = Float(900.0, min=0.0, help="The same for an idle kernel with a GPU.")
-    idle_after_s = Float(None, allow_none=True, min=1.0, help="Kernels that are idle for so long end.")
+    idle_after_s = Float(
+        None, allow_none=True, min=1.0, help="Kernels that are idle for this many seconds end."
+    )
     idle_gpu_after_s = Float(None, allow_none=True, min=1.0, help="The same for a kernel with a GPU.")
     place_grace_s = Float(60.0, min=0.0, help="How long a queued start outlives its Jupyter Server.")
     restart_grace_s = Float(10.0, min=0.0, help="How long a kernel that died keeps its lease for a restart.")

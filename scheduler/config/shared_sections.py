@@ -79,7 +79,7 @@ class EnforcementSettings(Section):
     )
     cpu_ceiling = Float(
         0.0,
-        help="A kernel gets at most so many times the CPUs that it asked for: 1 or more. 0: all that are idle.",
+        help="A kernel gets at most this multiple of the CPUs that it asked for: 1 or more. 0: all that are idle.",
     )
     end_detached = Bool(True, help="Processes that have left a kernel's session end with its lease, too.")
 
