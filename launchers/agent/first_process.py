@@ -46,7 +46,7 @@ _OBJECTS_AT_START = 200_000
 """The threshold of garbage collection at the start: more objects than a starting kernel makes."""
 _LISTENS_S, _LOOK_S = 5.0, 0.01
 """How long this process waits for its kernel's ports before it becomes the agent, and how often it looks."""
-_TOLD_MS = 500
+_REPORTED_MS = 500
 """How long the service may take to answer a report."""
 _USED, _STARTED = slice(11, 13), 19
 """The places of two values in `read_stat`: the processor time, and the start since the boot, both in ticks."""
@@ -202,9 +202,9 @@ def call_service(assignment: Mapping[str, Any], call: Mapping[str, Any]) -> bool
         try:
             socket.connect(assignment["report_to"])
             socket.send_json(call, zmq.NOBLOCK)
-            return bool(socket.poll(_TOLD_MS)) and "ok" in json.loads(socket.recv())
+            return bool(socket.poll(_REPORTED_MS)) and "ok" in json.loads(socket.recv())
         except zmq.ZMQError as problem:
-            print(f"the service at {assignment['report_to']} cannot be told: {problem}", file=sys.stderr)
+            print(f"the service at {assignment['report_to']} does not answer: {problem}", file=sys.stderr)
             return False
 
 

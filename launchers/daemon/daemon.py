@@ -261,7 +261,7 @@ class Hold:
         calls `leave` and ends. The watch does the same if another process serves the folder by now and `has_successor`
         is True. Otherwise the watch runs until it is cancelled.
         """
-        is_complete, told = True, ""
+        is_complete, last_problem = True, ""
         while True:
             await asyncio.sleep(_LOOK_AT_FOLDER_S)
             with suppress(OSError):
@@ -278,14 +278,14 @@ class Hold:
                     self.restore()
                 put_back()
             except (AlreadyRunning, OSError) as problem:  # `FolderError` is an `OSError`
-                if told != str(problem):
-                    told = str(problem)
+                if last_problem != str(problem):
+                    last_problem = str(problem)
                     log.error("%s was deleted, and cannot be restored: %s", self._folder, problem)
                 if has_successor and isinstance(problem, AlreadyRunning):
                     leave()
                     return
             else:
-                is_complete, told = True, ""
+                is_complete, last_problem = True, ""
                 log.error(
                     "%s was deleted or damaged, and is restored: earlier logs may be lost", self._folder
                 )

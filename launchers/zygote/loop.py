@@ -66,7 +66,7 @@ class Spare:
         self.socket = connection
         self.standby: dict[str, Any] | None = None
 
-    def hear(self) -> None:
+    def receive(self) -> None:
         """Receive the description of the child's standby. Close the socket if the child has ended."""
         packet = self.socket.recv(_PACKET_BYTES)
         if packet:
@@ -111,7 +111,7 @@ class Zygote:
             ]
             for spare in building:
                 if spare.socket in readable:
-                    spare.hear()
+                    spare.receive()
                     self._check(spare)
             if self._agent in readable:
                 packet, fds, _, _ = socket.recv_fds(

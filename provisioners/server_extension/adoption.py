@@ -164,7 +164,7 @@ def _say_what_is_missing(kernels: KernelList) -> str:
     if kernels.unreachable:
         return f"these agents are unreachable: {', '.join(kernels.unreachable)}"
     ownerless = [kernel.id for kernel in kernels if not kernel.owner.pid]  # the agent knows the owner
-    return f"no agent has told yet whose these kernels are: {', '.join(ownerless)}" if ownerless else ""
+    return f"no agent has reported yet who owns these kernels: {', '.join(ownerless)}" if ownerless else ""
 
 
 def _describe(

@@ -61,7 +61,7 @@ class HeldMessages:
         self._messages: list[HeldMessage] = []
         self._n_bytes = 0
         self.on_change: Callable[[], None] | None = None
-        self._is_told = True
+        self._is_reported = True
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -72,7 +72,7 @@ class HeldMessages:
             return False
         self._messages.append(message)
         self._n_bytes += message.n_bytes
-        self._tell_soon()
+        self._report_soon()
         return True
 
     @property
@@ -86,15 +86,15 @@ class HeldMessages:
         self._messages = [message for message in self._messages if message not in taken]
         self._n_bytes = sum(message.n_bytes for message in self._messages)
         if taken:
-            self._tell_soon()
+            self._report_soon()
         return taken
 
-    def _tell_soon(self) -> None:
-        if self._is_told and self.on_change is not None:
-            self._is_told = False
-            asyncio.get_running_loop().call_soon(self._tell)
+    def _report_soon(self) -> None:
+        if self._is_reported and self.on_change is not None:
+            self._is_reported = False
+            asyncio.get_running_loop().call_soon(self._report)
 
-    def _tell(self) -> None:
-        self._is_told = True
+    def _report(self) -> None:
+        self._is_reported = True
         if self.on_change is not None:
             self.on_change()

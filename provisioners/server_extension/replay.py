@@ -37,8 +37,8 @@ _LOST = "[roost: the beginning of this output was not kept in the journal of the
 
 
 @dataclass(slots=True)
-class _Told:
-    """A cell of the client. The replay repeats the messages for this cell."""
+class _CellState:
+    """The state of a cell of the client. The replay repeats the messages for this cell."""
 
     is_cut: bool = False
     execution_count: int = 0
@@ -68,7 +68,7 @@ class Replay:
         self._has_live: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._known: set[str] = set()
         self._sent: set[str] = set()
-        self._told: dict[str, _Told] = {}
+        self._cells: dict[str, _CellState] = {}
         self._replied: set[str] = set()
         self._text: _Text | None = None
         self.is_over = False
@@ -99,7 +99,7 @@ class Replay:
     async def run(self) -> None:
         """Send the missed messages, then the held ones."""
         try:
-            await self._tell()
+            await self._send_missed()
         except (RoostError, asyncio.TimeoutError) as problem:
             self._connection.log.warning(
                 "kernel=%s missed output cannot be read: %s", self._connection.kernel_id, problem
@@ -113,7 +113,8 @@ class Replay:
             self._held.clear()
             self._known.clear()
 
-    async def _tell(self) -> None:
+    async def _send_missed(self) -> None:
+        """Send the missed messages up to the first live one."""
         began = time.monotonic()
         after, end = 0, math.inf
         while after < end:
@@ -162,47 +163,47 @@ class Replay:
         if msg_id in self._sent:
             return
         self._sent.add(msg_id)
-        told = self._find_told(message)
+        cell = self._find_cell(message)
         if kind == "stream":
             self._join_text(message)
             return
         self._flush()
-        if told is not None and kind == "status" and message.content["execution_state"] == "idle":
-            self._reply(told, parent)
+        if cell is not None and kind == "status" and message.content["execution_state"] == "idle":
+            self._reply(cell, parent)
         self._connection.write_parts("iopub", message.parts)
-        if told is not None and kind == "execute_input":
-            told.execution_count = message.content["execution_count"]
-            self._begin_again(told, parent)
-        elif told is not None and kind == "error":
-            told.error = message.content
+        if cell is not None and kind == "execute_input":
+            cell.execution_count = message.content["execution_count"]
+            self._begin_again(cell, parent)
+        elif cell is not None and kind == "error":
+            cell.error = message.content
 
-    def _find_told(self, message: JournalMessage) -> _Told | None:
+    def _find_cell(self, message: JournalMessage) -> _CellState | None:
         """Return the cell of this client to which the message belongs, or None if there is none."""
         parent = message.parent_header
         if parent.get("session") != self._session or parent.get("msg_type") != "execute_request":
             return None
-        told = self._told.setdefault(parent["msg_id"], _Told())
-        if message.is_cut and not told.is_cut:
-            told.is_cut = True
+        cell = self._cells.setdefault(parent["msg_id"], _CellState())
+        if message.is_cut and not cell.is_cut:
+            cell.is_cut = True
             if message.header["msg_type"] not in ("status", "execute_input"):
                 self._flush()
-                self._begin_again(told, parent)
-        return told
+                self._begin_again(cell, parent)
+        return cell
 
-    def _begin_again(self, told: _Told, parent: Mapping[str, Any]) -> None:
+    def _begin_again(self, cell: _CellState, parent: Mapping[str, Any]) -> None:
         """Clear a cell's output in the client, before the replay sends the cell's messages from the beginning."""
         self._speak("clear_output", {"wait": False}, parent)
-        if told.is_cut:
+        if cell.is_cut:
             self._speak("stream", {"name": "stderr", "text": _LOST}, parent)
 
-    def _reply(self, told: _Told, parent: Mapping[str, Any]) -> None:
+    def _reply(self, cell: _CellState, parent: Mapping[str, Any]) -> None:
         """Send a reply to a cell, built from its messages, unless the kernel's own reply has arrived."""
         if not self.note_reply(parent["msg_id"]):
             return
-        content: dict[str, Any] = {"status": "ok", "execution_count": told.execution_count}
+        content: dict[str, Any] = {"status": "ok", "execution_count": cell.execution_count}
         content |= {"user_expressions": {}, "payload": []}
-        if told.error is not None:
-            content |= {"status": "error", **told.error}
+        if cell.error is not None:
+            content |= {"status": "error", **cell.error}
         self._connection.speak("shell", "execute_reply", content, parent)
 
     def _join_text(self, message: JournalMessage) -> None:

@@ -60,8 +60,8 @@ def format_event(event: Event) -> str:
         return f"{at}  {event.kind:<9}  {event.detail}".rstrip()
     node = kernel.node_id or "-"
     used = _format_use(kernel) if event.kind == "exited" else ""
-    said = "; ".join(filter(None, (event.detail, used)))
-    return f"{at}  {event.kind:<9}  {kernel.id[:_ID]}  {kernel.owner.user}  {node}  {said}".rstrip()
+    details = "; ".join(filter(None, (event.detail, used)))
+    return f"{at}  {event.kind:<9}  {kernel.id[:_ID]}  {kernel.owner.user}  {node}  {details}".rstrip()
 
 
 def _format_use(kernel: Kernel) -> str:

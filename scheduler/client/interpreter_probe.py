@@ -68,8 +68,8 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
     except subprocess.TimeoutExpired:
         problem = f"{executable} did not answer within {PROBE_S:g} s: check whether it runs."
     except (OSError, ValueError, TypeError) as error:
-        said = "it prints no JSON" if isinstance(error, ValueError) else error
-        problem = f"{executable} does not run as a Python interpreter ({said})."
+        reason = "it prints no JSON" if isinstance(error, ValueError) else error
+        problem = f"{executable} does not run as a Python interpreter ({reason})."
     return ProbeResult(executable=executable, is_ipykernel=True, problem=problem)
 
 

@@ -37,8 +37,8 @@ class EventStream:
         if kernel is None:
             log.log(level, "%s %s", kind, detail)
         else:
-            said = detail.partition(LAST_LINE)[0]
-            log.log(level, "kernel=%s node=%s %s %s", kernel.id, kernel.node_id or "-", kind, said)
+            text = detail.partition(LAST_LINE)[0]
+            log.log(level, "kernel=%s node=%s %s %s", kernel.id, kernel.node_id or "-", kind, text)
         for listener in list(self._listeners):
             listener(event)
 

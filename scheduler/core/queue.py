@@ -209,10 +209,10 @@ class Queue:
             tickets = self._lines.get(line) or _Line()  # all of a line may have left
             waits_for = tickets.head.waits_for if tickets else ""
             for ticket in tickets.number():
-                position, told = ticket.position, ticket.reported[0]
+                position, reported = ticket.position, ticket.reported[0]
                 now = (position, waits_for)
-                is_far = min(position, told) > _NEAR
-                if now != ticket.reported and (not is_far or abs(position - told) * 10 >= told):
+                is_far = min(position, reported) > _NEAR
+                if now != ticket.reported and (not is_far or abs(position - reported) * 10 >= reported):
                     ticket.reported = now
                     yield ticket.kernel_id
             del self._unreported[line]

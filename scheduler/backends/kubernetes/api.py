@@ -283,15 +283,15 @@ def _build_pool(configuration: client.Configuration) -> urllib3.PoolManager:
 
 def _build_error(response: Any, host: str) -> Exception:
     try:
-        said = json.loads(response.data)
+        body = json.loads(response.data)
     except ValueError:
-        said = {}
-    message = str(said.get("message") or response.reason or "no reason given")
+        body = {}
+    message = str(body.get("message") or response.reason or "no reason given")
     if response.status == 401:
         return BackendUnavailable(f"Kubernetes at {host} does not accept roost's credentials: {message}")
     if response.status == 429 or response.status >= 500:
         return BackendUnavailable(f"Kubernetes at {host} is overloaded or failing: {message}")
-    return ApiError(response.status, str(said.get("reason", "")), message)
+    return ApiError(response.status, str(body.get("reason", "")), message)
 
 
 def _read_pause_s(response: urllib3.BaseHTTPResponse) -> float:

@@ -63,16 +63,16 @@ def describe_end(container: Container, python: str, node_trouble: str = "") -> t
         return f"{python} cannot be run on {container.node}: set the option python", True
     if status in _ENDS:
         return _ENDS[status], False
-    said = _find_cause(container.diagnostics)
-    if _is_python_problem(said):
-        return f"{python} on {container.node} cannot run roost's agent ({said}): set the option python", True
-    return f"its agent ended with exit status {status}" + (f" ({said})" if said else ""), False
+    cause = _find_cause(container.diagnostics)
+    if _is_python_problem(cause):
+        return f"{python} on {container.node} cannot run roost's agent ({cause}): set the option python", True
+    return f"its agent ended with exit status {status}" + (f" ({cause})" if cause else ""), False
 
 
 def is_node_lost(container: Container) -> bool:
     """True if YARN or a NodeManager has given up a container that it cannot reach. Its processes may live on."""
-    said = container.diagnostics
-    return container.exit_status == -100 and ("lost" in said or _FORGOTTEN in said)
+    diagnostics = container.diagnostics
+    return container.exit_status == -100 and ("lost" in diagnostics or _FORGOTTEN in diagnostics)
 
 
 def describe_preemption(contract: str) -> str:
@@ -124,9 +124,9 @@ def find_short(asked: Resources, limit: Resources | None) -> list[str]:
 def describe_application(application: Mapping[str, object]) -> str:
     """Return why an application does not serve yet."""
     queue = application.get("queue", "")
-    said = str(application.get("diagnostics", ""))
+    diagnostics = str(application.get("diagnostics", ""))
     state = application.get("state", "")
-    if _AM_SHARE.search(said):
+    if _AM_SHARE.search(diagnostics):
         return (
             f"queue {queue} has no room for roost's application master: the applications there use their share "
             "(maximum-am-resource-percent)"
@@ -138,12 +138,16 @@ def describe_application(application: Mapping[str, object]) -> str:
 
 def explain_failure(application: Mapping[str, object], python: str) -> str:
     """Return one sentence about an application that has ended. `python` runs its master."""
-    said = str(application.get("diagnostics", ""))
+    diagnostics = str(application.get("diagnostics", ""))
     queue = application.get("queue", "")
-    cause = _find_cause(said)
-    if "unknown queue" in said or "does not exist" in said:
+    cause = _find_cause(diagnostics)
+    if "unknown queue" in diagnostics or "does not exist" in diagnostics:
         return f"YARN has no queue {queue}: name another one (option queue)."
-    if "cannot submit" in said or "AccessControl" in said or "does not have permission" in said:
+    if (
+        "cannot submit" in diagnostics
+        or "AccessControl" in diagnostics
+        or "does not have permission" in diagnostics
+    ):
         return f"YARN does not let this user submit to queue {queue}: {cause}."
     if _is_python_problem(cause):
         return (
@@ -169,8 +173,8 @@ def _is_user_limited(queue: JsonObject, user: str) -> bool:
     return False
 
 
-def _is_python_problem(said: str) -> bool:
-    return any(part in said for part in _PYTHON_FAILS)
+def _is_python_problem(cause: str) -> bool:
+    return any(part in cause for part in _PYTHON_FAILS)
 
 
 def _count(amount: int, thing: str) -> str:

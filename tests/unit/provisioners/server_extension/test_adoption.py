@@ -94,7 +94,10 @@ async def test_the_kernels_of_this_servers_name_are_found(service: FakeService, 
     ("incomplete", "said"),
     [
         (page(kernel("a", OURS), unreachable=("n1", "n2")), "these agents are unreachable: n1, n2"),
-        (page(kernel("a", OURS), kernel("b", UNKNOWN)), "no agent has told yet whose these kernels are: b"),
+        (
+            page(kernel("a", OURS), kernel("b", UNKNOWN)),
+            "no agent has reported yet who owns these kernels: b",
+        ),
     ],
 )
 async def test_an_incomplete_answer_is_asked_for_again(
