@@ -44,10 +44,8 @@ class Standby:
         for name in _LATER:
             setattr(app, name, lambda: None)
         app._bind_socket = lambda socket, port: port
-        transport, app.transport = (
-            app.transport,
-            "ipc",
-        )  # for TCP without keys, ipykernel would log a warning now
+        # For TCP without keys, ipykernel would log a warning now.
+        transport, app.transport = app.transport, "ipc"
         with record_environment(self.reads), hold_threads() as self._threads, hold_history():
             app.initialize()
         self._prepare_first_cell()
@@ -89,9 +87,8 @@ class Standby:
     def redirect(self, log_fd: int) -> None:
         """Send the output of this process to the kernel's log from now on."""
         for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-            copy = getattr(
-                stream, "_original_stdstream_copy", None
-            )  # else ipykernel does not capture descriptors
+            # Without this attribute, ipykernel does not capture descriptors.
+            copy = getattr(stream, "_original_stdstream_copy", None)
             os.dup2(log_fd, number if copy is None else copy, inheritable=copy is None)
 
     def connect(self, argv: list[str]) -> None:
@@ -128,9 +125,8 @@ class Standby:
     def _bind(self) -> None:
         """Bind the sockets, as `IPKernelApp.init_sockets` does."""
         app = self.app
-        has_keys = (
-            getattr(app, "curve_secretkey", None) is not None
-        )  # older versions of ipykernel know no keys
+        # Older versions of ipykernel know no keys.
+        has_keys = getattr(app, "curve_secretkey", None) is not None
         for name in _SOCKETS:
             socket = app.iopub_thread.socket if name == "iopub" else getattr(app, f"{name}_socket")
             if has_keys:

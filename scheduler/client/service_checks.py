@@ -30,9 +30,8 @@ def check_cluster(request: Request, backend: str, options: Mapping[str, Any]) ->
 
     Return a sentence for the user if the cluster does not answer or the backend lacks a package, else an empty text.
     """
-    from roost.scheduler.config.files import (
-        load_settings,
-    )  # here, because Jupyter needs no settings of the service
+    # Imported here, because Jupyter needs no settings of the service.
+    from roost.scheduler.config.files import load_settings
 
     spec = get_spec(backend)
     try:

@@ -32,7 +32,6 @@ def describe_refusal(problem: TraitError, owner: type[HasTraits], values: Mappin
             allowed = allowed.replace("number", "number of seconds")
     least = getattr(trait, "min", None)
     allowed += f", {least:g} or more" if least is not None else ""
-    value = (
-        f" = {values[name]!r:.60}" if name in values else ""
-    )  # else it comes from the application's configuration
+    # A value that is missing here comes from the application's configuration.
+    value = f" = {values[name]!r:.60}" if name in values else ""
     return f"{name}{value} is not possible: give {allowed}."

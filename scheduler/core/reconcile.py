@@ -135,9 +135,8 @@ class Reconciler:
         if reading.unreachable:
             log.warning("agents are unreachable: %s", ", ".join(sorted(reading.unreachable)))
         if reading.unreachable or not all(lease.owner.pid for lease in reading.leases):
-            self.soon(
-                RETRY_S
-            )  # a slow agent may have reported no lease to the backend, and its process to the core
+            # An agent that was too slow for the backend may have answered the core: then its lease has no owner.
+            self.soon(RETRY_S)
         for lease in reading.leases:
             self._match(lease, reading.processes.get(lease.id), is_known=lease.id not in reading.unanswered)
         self._drop_lost(before, {lease.id for lease in reading.leases})

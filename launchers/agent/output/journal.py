@@ -91,9 +91,8 @@ class Journal:
         self.state = ""
         self._active_at = self._clock()
         reading = spawn(self._read_messages(output), self._tasks, log)
-        reading.add_done_callback(
-            lambda _: output.close(linger=0)
-        )  # also if it is cancelled before it begins
+        # A callback also runs if the reading is cancelled before it begins.
+        reading.add_done_callback(lambda _: output.close(linger=0))
 
     async def close(self) -> None:
         await cancel_all(self._tasks)

@@ -121,9 +121,8 @@ class AgentPerKernelBackend(Backend):
         creating = self._creating.get(lease.id)
         if creating is None:
             creating = self._creating[lease.id] = start_shared(self._create(lease, launch))
-        return await join_shared(
-            creating
-        )  # a creation ends as a whole, so that a deletion finds what there is
+        # A creation ends as a whole, also if this call is cancelled, so that a deletion finds the pod.
+        return await join_shared(creating)
 
     async def _create(self, lease: Lease, launch: Launch | None) -> Lease:
         try:

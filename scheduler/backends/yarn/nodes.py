@@ -80,9 +80,8 @@ def read_facts(raw: JsonObject) -> NodeFacts | None:
     if state != "RUNNING" and state not in _TAKES_NOTHING:
         return None
     use = raw.get("resourceUtilization") or {}
-    is_measured = (
-        use.get("nodeCPUUsage", -1) >= 0
-    )  # a NodeManager that has just been started has no figures yet
+    # A NodeManager that has just been started has no figures yet.
+    is_measured = use.get("nodeCPUUsage", -1) >= 0
     infos = (raw.get("nodeAttributesInfo") or {}).get("nodeAttributeInfo", ())
     total = _read_amounts(raw.get("totalResource"))
     if total == Amounts():  # Hadoop before 3.0 has no resource types
