@@ -18,7 +18,7 @@ import pytest
 import roost
 
 ROOT = Path(__file__).resolve().parents[2]
-CLUSTER_LIBRARIES = {"ray", "distributed", "dask", "kubernetes", "kubernetes_asyncio", "asyncssh", "requests"}
+CLUSTER_LIBRARIES = {"ray", "distributed", "dask", "kubernetes", "kubernetes_asyncio", "requests"}
 
 SHARED_MODEL = re.compile(r"roost\.placement(\.model(\..*)?)?")
 """The model that every part shares. These modules need the standard library only."""
