@@ -49,7 +49,7 @@ from roost.placement import (
 )
 from roost.placement.shipped_policies import RandomTies
 from roost.placement.tables.columns import IntArray
-from roost.placement.trace_run import Arrival, draw_arrivals_to_demand, draw_poisson_arrivals, replay
+from roost.placement.trace_run import Arrival, draw_arrivals_to_demand, draw_poisson_arrivals, run_trace
 
 WORKLOADS = ("default", "gpushare40", "gpuspec33", "multigpu50", "cpu250")
 POLICIES = ("random", "best_fit", "fgd", "balanced", "balanced, ties", "balanced, 20 seen")
@@ -159,10 +159,10 @@ def measure_run(run: SeededRun) -> Mapping[str, float]:
     policy, capacity = build(run, snapshot, tasks), float(snapshot.columns.gpus.sum())
     if run.load is not None:
         arrivals = draw_poisson_arrivals(tasks, capacity, run.load, run.arrivals, run.seed)
-        done = replay(policy, snapshot, arrivals)
+        done = run_trace(policy, snapshot, arrivals)
         return {"refused": 100 * done.refused / done.arrived}
     requests = [task.request for task in tasks]
-    done = replay(policy, snapshot, draw_arrivals_to_demand(requests, capacity, RATIO, run.seed))
+    done = run_trace(policy, snapshot, draw_arrivals_to_demand(requests, capacity, RATIO, run.seed))
     return {"100 %": done.allocation(100) or 0.0, "130 %": 100 * done.placed / done.capacity}
 
 

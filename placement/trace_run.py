@@ -36,8 +36,8 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayPoint:
-    """The state at one moment of a replay, in percent of the cluster's capacity."""
+class TracePoint:
+    """The state at one moment of a run, in percent of the cluster's capacity."""
 
     arrived: float
     """The sum of all requests since the start."""
@@ -50,8 +50,8 @@ class ReplayPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Replay:
-    """The result of `replay`. Amounts are in the unit of ``resource``.
+class TraceRun:
+    """The result of `run_trace`. Amounts are in the unit of ``resource``.
 
     The keys of ``points`` are the demand that had arrived, in whole percent of the capacity.
     """
@@ -63,7 +63,7 @@ class Replay:
     placed_requests: int
     arrived: float
     placed: float
-    points: dict[int, ReplayPoint]
+    points: dict[int, TracePoint]
     last: Snapshot
 
     @property
@@ -83,14 +83,14 @@ class Replay:
         return None if point is None else point.allocated
 
 
-def replay(
+def run_trace(
     policy: Policy,
     snapshot: Snapshot,
     arrivals: Iterable[Arrival],
     *,
     resource: Resource = "gpus",
     workload: Workload | None = None,
-) -> Replay:
+) -> TraceRun:
     """Let a policy place the arrivals in order, each on the cluster as the earlier ones left it.
 
     A refused request is not tried again. A placement that the node cannot hold counts as refused. With a ``workload``
@@ -100,7 +100,7 @@ def replay(
     >>> from roost.placement import Node, get_policy
     >>> one = Snapshot.of([Node(id="a", cpus=4)])
     >>> arrivals = [Arrival(request=Request(cpus=3)), Arrival(request=Request(cpus=3))]
-    >>> replay(get_policy("pack"), one, arrivals, resource="cpus").placed_requests
+    >>> run_trace(get_policy("pack"), one, arrivals, resource="cpus").placed_requests
     1
     """
     capacity = float(getattr(snapshot.columns, resource).sum())
@@ -109,7 +109,7 @@ def replay(
     held = capacity - float(np.maximum(getattr(snapshot.columns, _FREE[resource]), 0).sum())
     requests = placed_requests = 0
     arrived = placed = 0.0
-    points: dict[int, ReplayPoint] = {}
+    points: dict[int, TracePoint] = {}
     ends: list[tuple[float, int, str, Request, tuple[str, ...]]] = []
 
     def note(percent: int) -> None:
@@ -117,7 +117,7 @@ def replay(
         fragmented = None
         if workload is not None and resource == "gpus" and percent % _FRAGMENTATION_EVERY == 0:
             fragmented = measure_fragmentation(workload, snapshot) * share
-        points[percent] = ReplayPoint(
+        points[percent] = TracePoint(
             arrived=arrived * share,
             allocated=held * share,
             refused=(arrived - placed) * share,
@@ -150,7 +150,7 @@ def replay(
             note(len(points))
     if round(arrived / capacity * 100.0) == len(points):  # the demand may end a little before a whole percent
         note(len(points))
-    return Replay(
+    return TraceRun(
         policy=policy.name,
         resource=resource,
         capacity=capacity,

@@ -22,7 +22,7 @@ import numpy as np
 from roost.placement import Device, Node, Policy, Request, Snapshot, Workload, get_policy
 from roost.placement.pipeline import class_key
 from roost.placement.shipped_policies import PolicyError
-from roost.placement.trace_run import assume_promised_use, draw_arrivals_to_demand, replay
+from roost.placement.trace_run import assume_promised_use, draw_arrivals_to_demand, run_trace
 from roost.scheduler.errors import ConfigError
 
 from .report import Report, take_turns
@@ -179,7 +179,7 @@ def fill_nodes(
     """Return the nodes after a policy has placed requests for the share `fill` of all GPUs."""
     snapshot = Snapshot.of(nodes)
     arrivals = draw_arrivals_to_demand(requests, float(snapshot.columns.gpus.sum()), fill, seed=1)
-    last = replay(get_policy(policy, Workload.of(requests, snapshot)), snapshot, arrivals).last
+    last = run_trace(get_policy(policy, Workload.of(requests, snapshot)), snapshot, arrivals).last
     return [last.node(node_id) for node_id in last.nodes]
 
 

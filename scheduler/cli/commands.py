@@ -114,7 +114,7 @@ def _add_cluster_commands(commands: Subparsers) -> None:
 
 
 def _add_simulate(commands: Subparsers) -> None:
-    what = "replay a trace of requests under several policies"
+    what = "run a trace of requests under several policies"
     simulate = _add_command(commands, "simulate", "simulate:simulate", what, has_json=False)
     what = "a CSV file in openb's form, or one of roost's decision logs"
     simulate.add_argument("trace", metavar="TRACE", nargs="?", help=what)
@@ -127,7 +127,7 @@ def _add_simulate(commands: Subparsers) -> None:
     cluster.add_argument("--add", metavar="NODES", action="append", default=[], help=what)
     cluster.add_argument("--empty", action="store_true", help="ignore the kernels that run on the nodes")
     add_scheduler(simulate)
-    how = simulate.add_argument_group("replay")
+    how = simulate.add_argument_group("run")
     what = "compare this policy (NAME, FILE.py:NAME or MODULE:NAME); default: all shipped policies"
     how.add_argument("--policy", metavar="NAME", action="append", help=what)
     what = "requested multiple of the resources (1.3)"

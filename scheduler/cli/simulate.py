@@ -1,4 +1,4 @@
-"""`roost simulate`: replay a stream of requests on a cluster under several policies, and compare them."""
+"""`roost simulate`: run a stream of requests on a cluster under several policies, and compare them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FIGURES = {
 
 
 def simulate(arguments: argparse.Namespace) -> int:
-    """Replay the trace, then print, write and draw the result. The exit code is 1 if `--plot` could not draw."""
+    """Run the trace, then print, write and draw the result. The exit code is 1 if `--plot` could not draw."""
     _check_paths(arguments)
     settings, _ = load_settings(arguments.backend, scheduler_options(arguments))
     policies = arguments.policy or list(SHIPPED)
@@ -129,7 +129,7 @@ def _show(comparison: Comparison) -> None:
 
     A cell that is too wide for the terminal is wrapped before its ±.
     """
-    ends = {max(run.replay.points) for run in next(iter(comparison.runs.values()))}
+    ends = {max(run.result.points) for run in next(iter(comparison.runs.values()))}
     end = f"AT {max(ends)} %" if len(ends) == 1 else "AT THE END"
     figures = {"AT 100 %": "allocated_at_100"} if max(ends) > 100 else {}
     figures |= {end: "allocated_at_end", **_FIGURES}

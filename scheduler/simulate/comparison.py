@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from roost.placement import NOWHERE, Decision, Node, Policy, Request, Snapshot, Workload
 from roost.placement.shipped_policies import SHIPPED, build_policy, get_policy
-from roost.placement.trace_run import Arrival, Resource, replay
+from roost.placement.trace_run import Arrival, Resource, run_trace
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.policies.loader import find_policy, format_error, load_policy
 from roost.scheduler.policies.sandbox import check_placement
@@ -33,7 +33,7 @@ def compare(
     streams: Mapping[int, Sequence[Arrival]],
     resource: Resource,
 ) -> dict[str, list[PolicyRun]]:
-    """Replay each stream under each policy, and return the runs by policy. A `ConfigError` names a failed policy.
+    """Run each stream under each policy, and return the runs by policy. A `ConfigError` names a failed policy.
 
     `named` has the operator's policies by name. `streams` has the streams by seed.
     """
@@ -46,7 +46,7 @@ def compare(
         return load_policy(name, lambda: build_policy(known[name], name, workload))
 
     for name in known:
-        make(name)  # a broken policy fails here, before the first replay
+        make(name)  # a broken policy fails here, before the first run
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     runs: dict[str, list[PolicyRun]] = {name: [] for name in policies}
     screen = Console(stderr=True)
@@ -58,8 +58,8 @@ def compare(
                 progress.update(bar, description=f"{name}, seed {seed}")
                 is_foreign = known[name] is not SHIPPED.get(name)
                 timed = TimedPolicy(make(name), name, advance, is_checked=is_foreign)
-                done = replay(timed, Snapshot.of(nodes), stream, resource=resource, workload=workload)
-                runs[name].append(PolicyRun(seed=seed, replay=done, decision_ms=timed.decision_ms()))
+                done = run_trace(timed, Snapshot.of(nodes), stream, resource=resource, workload=workload)
+                runs[name].append(PolicyRun(seed=seed, result=done, decision_ms=timed.decision_ms()))
     return runs
 
 

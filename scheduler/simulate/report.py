@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from roost.placement.model.format import format_count
-from roost.placement.trace_run import RESOURCE_NAMES, Replay, Resource
+from roost.placement.trace_run import RESOURCE_NAMES, Resource, TraceRun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRun:
-    """The replay of one stream under one policy. `decision_ms`: median and 99th percentile of the decision times."""
+    """The run of one stream under one policy. `decision_ms`: median and 99th percentile of the decision times."""
 
     seed: int
-    replay: Replay
+    result: TraceRun
     decision_ms: tuple[float, float]
 
     def figures(self) -> dict[str, float | None]:
         """Return the run's figures by their JSON names: percentages, and decision times in milliseconds."""
-        done = self.replay
+        done = self.result
         last = done.points[max(done.points)]
         fragmented = [each.fragmented for each in done.points.values() if each.fragmented is not None]
         return {
@@ -38,7 +38,7 @@ class PolicyRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The runs of all policies. `stream` describes the replayed requests. `note` is about requests that no node can
+    """The runs of all policies. `stream` describes the requests. `note` is about requests that no node can
     serve, and about kernels that are left out, if there are any.
     """
 
@@ -72,12 +72,12 @@ class Comparison:
                         {
                             "seed": run.seed,
                             **run.figures(),
-                            "requests": run.replay.requests,
-                            "arrived": run.replay.arrived,
-                            "placed": run.replay.placed,
+                            "requests": run.result.requests,
+                            "arrived": run.result.arrived,
+                            "placed": run.result.placed,
                             "points": [
                                 {"percent": percent, **asdict(point)}
-                                for percent, point in run.replay.points.items()
+                                for percent, point in run.result.points.items()
                             ],
                         }
                         for run in runs
@@ -116,7 +116,7 @@ class Comparison:
 
     def _curve(self, policy: str, name: str) -> tuple[list[int], list[float]]:
         x, y = [], []
-        every = [run.replay.points for run in self.runs[policy]]
+        every = [run.result.points for run in self.runs[policy]]
         for percent in sorted(set.intersection(*(set(points) for points in every))):
             values = [value for points in every if (value := getattr(points[percent], name)) is not None]
             if values:

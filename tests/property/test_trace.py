@@ -12,7 +12,7 @@ from roost.placement.trace_run import (
     assume_promised_use,
     draw_arrivals_to_demand,
     draw_poisson_arrivals,
-    replay,
+    run_trace,
 )
 from roost.scheduler.simulate.trace_files import read_nodes, read_trace
 
@@ -42,8 +42,8 @@ def test_balanced_is_ahead_of_published_fgd(trace_folder: Path, name: str) -> No
     workload, gpus = Workload.of(requests, snapshot), float(snapshot.columns.gpus.sum())
     at_100, at_130 = PUBLISHED_FGD[name]
     arrivals = draw_arrivals_to_demand(requests, gpus, 1.3, seed=42)
-    ours = replay(get_policy("balanced", workload), snapshot, arrivals)
-    fgd = replay(get_policy("fgd", workload), snapshot, arrivals)
+    ours = run_trace(get_policy("balanced", workload), snapshot, arrivals)
+    fgd = run_trace(get_policy("fgd", workload), snapshot, arrivals)
     assert (ours.allocation(100) or 0) > at_100 + 0.4
     assert 100 * ours.placed / gpus > at_130 + 0.4
     assert abs(100 * fgd.placed / gpus - at_130) < 1
@@ -58,7 +58,7 @@ def test_balanced_refuses_little_when_requests_come_and_go(trace_folder: Path) -
     )
     arrivals = draw_poisson_arrivals(tasks, gpus, 0.88, 3000, 42)
     balanced, random = (
-        replay(get_policy(name, workload), snapshot, arrivals) for name in ("balanced", "random")
+        run_trace(get_policy(name, workload), snapshot, arrivals) for name in ("balanced", "random")
     )
     assert balanced.refused < 0.002 * balanced.arrived
     assert random.refused > 10 * balanced.refused

@@ -1,4 +1,4 @@
-"""Replays of streams of requests: requests that are placed, refused or ended, and how the streams are drawn."""
+"""Runs of streams of requests: requests that are placed, refused or ended, and how the streams are drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from roost.placement.trace_run import (
     draw_arrivals_to_demand,
     draw_poisson_arrivals,
     measure_fragmentation,
-    replay,
+    run_trace,
 )
 
 
@@ -29,7 +29,7 @@ def stream(*requests: Request) -> list[Arrival]:
 
 
 def test_requests_are_refused_once_the_cluster_is_full() -> None:
-    done = replay(get_policy("pack"), CLUSTER, stream(*[ONE] * 6))
+    done = run_trace(get_policy("pack"), CLUSTER, stream(*[ONE] * 6))
     assert (done.requests, done.placed_requests, done.refused_requests) == (6, 4, 2)
     assert (done.capacity, done.arrived, done.placed, done.refused) == (4.0, 6.0, 4.0, 2.0)
     assert done.allocation(50) == pytest.approx(50.0)
@@ -49,7 +49,7 @@ def test_a_kernel_that_ends_makes_room_at_that_moment() -> None:
         Arrival(request=Request(gpus=2), at_s=10.0),
         Arrival(request=Request(gpus=1), at_s=1e9),
     ]
-    done = replay(get_policy("balanced"), CLUSTER, arrivals)
+    done = run_trace(get_policy("balanced"), CLUSTER, arrivals)
     assert (done.placed_requests, done.refused) == (4, 3.0)
     assert done.points[275].allocated == pytest.approx(100.0)
 
@@ -57,27 +57,27 @@ def test_a_kernel_that_ends_makes_room_at_that_moment() -> None:
 def test_several_kernels_end_on_one_node() -> None:
     arrivals = [Arrival(request=Request(gpus=0.5), duration_s=1.0) for _ in range(8)]
     arrivals += [Arrival(request=Request(gpus=2), at_s=5.0) for _ in range(2)]
-    done = replay(get_policy("spread"), CLUSTER, arrivals)
+    done = run_trace(get_policy("spread"), CLUSTER, arrivals)
     assert done.refused_requests == 0
     assert done.points[200].allocated == pytest.approx(100.0)
 
 
 def test_earlier_promises_count_as_allocated() -> None:
     held = node("a").with_kernel(ONE, ["0"])
-    done = replay(get_policy("pack"), Snapshot.of([held, node("b")]), stream(*[ONE] * 4))
+    done = run_trace(get_policy("pack"), Snapshot.of([held, node("b")]), stream(*[ONE] * 4))
     assert done.points[0].allocated == pytest.approx(25.0)
     assert (done.placed, done.points[100].allocated) == (3.0, pytest.approx(100.0))
 
 
 def test_demand_can_be_counted_in_cpus() -> None:
-    done = replay(get_policy("pack"), CLUSTER, stream(*[Request(cpus=4)] * 5), resource="cpus")
+    done = run_trace(get_policy("pack"), CLUSTER, stream(*[Request(cpus=4)] * 5), resource="cpus")
     assert (done.capacity, done.placed, done.refused) == (16.0, 16.0, 4.0)
     assert done.points[125].fragmented is None
 
 
 def test_a_resource_that_no_node_has_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^the cluster has no GPUs"):
-        replay(get_policy("pack"), Snapshot.of([node("a", gpus=0)]), stream(ONE))
+        run_trace(get_policy("pack"), Snapshot.of([node("a", gpus=0)]), stream(ONE))
 
 
 class Stubborn:
@@ -94,11 +94,11 @@ class Stubborn:
 
 @pytest.mark.parametrize(("devices", "placed"), [((), 2), (("0",), 1), (("0", "1"), 0), (("9",), 0)])
 def test_a_placement_that_the_node_cannot_hold_is_refused(devices: tuple[str, ...], placed: int) -> None:
-    assert replay(Stubborn(*devices), CLUSTER, stream(*[ONE] * 4)).placed_requests == placed
+    assert run_trace(Stubborn(*devices), CLUSTER, stream(*[ONE] * 4)).placed_requests == placed
 
 
 def test_a_placement_on_an_unknown_node_is_refused() -> None:
-    assert replay(Stubborn(), Snapshot.of([node("b")]), stream(ONE)).refused_requests == 1
+    assert run_trace(Stubborn(), Snapshot.of([node("b")]), stream(ONE)).refused_requests == 1
 
 
 def test_fragmentation_is_the_share_that_a_typical_request_cannot_use() -> None:
@@ -113,7 +113,7 @@ def test_fragmentation_is_the_share_that_a_typical_request_cannot_use() -> None:
 
 def test_fragmentation_is_computed_every_few_percent() -> None:
     workload = Workload.of([Request(cpus=1, gpus=0.75)] * 30, CLUSTER)
-    done = replay(
+    done = run_trace(
         get_policy("pack"),
         CLUSTER,
         stream(*[Request(gpus=0.5)] * 2),
