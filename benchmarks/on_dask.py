@@ -82,17 +82,17 @@ def measure_reading(rounds: int) -> dict[str, list[float]]:
 
     from roost.scheduler.backends.dask import nodes
     from roost.scheduler.backends.dask.nodes import DaskNode
-    from roost.scheduler.backends.key_pair import Identity
+    from roost.scheduler.backends.key_pair import KeyPair
 
     loop = asyncio.new_event_loop()
     plugin = loop.run_until_complete(fill_plugin())
-    identity = Identity("p" * 40, "k" * 40)
+    key_pair = KeyPair("p" * 40, "k" * 40)
 
     def answer(since: int) -> dict[str, Any]:
         return loop.run_until_complete(plugin.nodes(since, plugin.incarnation, 0.0))
 
     def decode_all(machines: Mapping[str, Any]) -> list[DaskNode]:
-        return [DaskNode.of(name, machine, identity) for name, machine in machines.items()]
+        return [DaskNode.of(name, machine, key_pair) for name, machine in machines.items()]
 
     report = answer(-1)
     packed = dumps(report)

@@ -24,7 +24,7 @@ from roost.scheduler.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class KeyPair:
     """The service's CURVE key pair, for encrypted ZeroMQ connections. Both keys are Z85 text."""
 
     public: str
@@ -69,7 +69,7 @@ class Identity:
         return hmac.new(self.secret.encode(), json.dumps(texts).encode(), hashlib.sha256).digest()
 
 
-def load_identity(path: str, *, name: str, section: str) -> Identity:
+def load_key_pair(path: str, *, name: str, section: str) -> KeyPair:
     """Return the key pair in the file `path`; create the file if it is missing. Raises `ConfigError` if that fails.
 
     An empty path means the default file of the backend `name`. The error names `section`, the backend's section of
@@ -80,7 +80,7 @@ def load_identity(path: str, *, name: str, section: str) -> Identity:
     return _read(file, f"set c.{section}.identity_file to a file in a folder of yours with mode 0700")
 
 
-def identity_for(folder: Path) -> Identity:
+def load_service_key_pair(folder: Path) -> KeyPair:
     """Return the key pair in this service's folder; create it if it is missing.
 
     Raises `ConfigError` if that fails.
@@ -88,7 +88,7 @@ def identity_for(folder: Path) -> Identity:
     return _read(folder / "identity.json", "make room there, and remove that file if it is damaged")
 
 
-def _read(file: Path, advice: str) -> Identity:
+def _read(file: Path, advice: str) -> KeyPair:
     try:
         private_folder(file.parent)
         if (found := read_json(file)) is None:
@@ -99,6 +99,6 @@ def _read(file: Path, advice: str) -> Identity:
                 os.link(fresh, file)
             fresh.unlink()
             found = read_json(file)
-        return Identity(found["public"], found["secret"])
+        return KeyPair(found["public"], found["secret"])
     except (FolderError, OSError, KeyError, TypeError) as problem:
         raise ConfigError(f"the key pair {file} cannot be read or made ({problem}): {advice}.") from None

@@ -26,7 +26,7 @@ from roost.placement import Request
 from roost.scheduler.backends import kubernetes
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend
-from roost.scheduler.backends.key_pair import load_identity
+from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.backends.kubernetes.backend import build_cluster, check, create
 from roost.scheduler.backends.kubernetes.names import name_pod
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
@@ -321,7 +321,7 @@ async def test_users_of_one_namespace_cannot_touch_each_others_pods(
         copy["metadata"]["annotations"] = {
             **found["metadata"]["annotations"],
             "roost/created-by": "bob",
-            "roost/agent-key": load_identity(str(tmp_path / "bobs.json"), name="", section="").public,
+            "roost/agent-key": load_key_pair(str(tmp_path / "bobs.json"), name="", section="").public,
         }
         users["bob"].call("POST", pods(SHARED), copy)
         assert [one.id for one in (await backend.leases()).leases] == [lease.id]

@@ -16,7 +16,7 @@ import zmq
 from roost.launchers.protocol.messages import PORT_NAMES, AgentAddress, PodKernel
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import CALLER, Operation, RpcServer
-from roost.scheduler.backends.key_pair import Identity
+from roost.scheduler.backends.key_pair import KeyPair
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +29,16 @@ class AddressReports:
 
     def __init__(self, on_report: Callable[[str], object]) -> None:
         self._on_report = on_report
-        self._identity: Identity | None = None
+        self._key_pair: KeyPair | None = None
         self._server: RpcServer | None = None
         self._expected: dict[str, tuple[str, Collection[int]]] = {}
         """By public key: the lease id, and the ports where the agent may listen."""
         self._reported: dict[str, tuple[AgentAddress, PodKernel | None]] = {}
         self.endpoint = ""
 
-    async def open(self, identity: Identity, ip: str, port: int) -> None:
+    async def open(self, key_pair: KeyPair, ip: str, port: int) -> None:
         """Listen at this address, on any free port if `port` is taken. On failure, log it and stay closed."""
-        keys = ServerKeys(public=identity.public, secret=identity.secret, clients=frozenset())
+        keys = ServerKeys(public=key_pair.public, secret=key_pair.secret, clients=frozenset())
         operations = {"listens": Operation(self._listens)}
         server = RpcServer(operations, keys=keys, accepts=self._expected.__contains__)
         try:
@@ -47,7 +47,7 @@ class AddressReports:
             log.warning("agents cannot report their addresses to %s: %s", ip, problem)
             await server.close()
         else:
-            self._identity, self._server = identity, server
+            self._key_pair, self._server = key_pair, server
 
     async def close(self) -> None:
         """Close the port. May be repeated."""
@@ -85,8 +85,8 @@ class AddressReports:
             raise RemoteError("bad_request", f"{port} is not a port of this agent")
         if kernel is not None and (kernel.ip != ip or set(kernel.ports) != set(PORT_NAMES)):
             raise RemoteError("bad_request", "this is no kernel of this pod")
-        assert self._identity is not None
+        assert self._key_pair is not None
         host = f"[{address}]" if address.version == 6 else str(address)
-        keys = self._identity.keys_for(agent_public)
+        keys = self._key_pair.keys_for(agent_public)
         self._reported[agent_public] = AgentAddress(endpoint=f"tcp://{host}:{port}", keys=keys), kernel
         self._on_report(lease_id)

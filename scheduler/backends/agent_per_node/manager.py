@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from roost.placement import Node, Request
 from roost.scheduler.backends.base import AgentAddress, Lease
-from roost.scheduler.backends.key_pair import Identity
+from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.errors import BackendUnavailable
 
 from .membership import Membership, N
@@ -124,13 +124,13 @@ def shorten_error(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def decode_agent(answer: Mapping[str, Any], node_id: str, daemon: str, identity: Identity) -> StartedAgent:
-    """Return the agent that an answer of `node_archive.bring_up` describes. It accepts the service with this identity.
+def decode_agent(answer: Mapping[str, Any], node_id: str, daemon: str, key_pair: KeyPair) -> StartedAgent:
+    """Return the agent that an answer of `node_archive.bring_up` describes. It accepts the service with this key pair.
 
     Raises `BackendUnavailable` if the answer has a problem.
     """
     if "problem" in answer:
         raise BackendUnavailable(f"no agent on {node_id}: {answer['problem']}")
-    keys = identity.keys_for(str(answer["public"]))
+    keys = key_pair.keys_for(str(answer["public"]))
     address = AgentAddress(endpoint=str(answer["endpoint"]), keys=keys)
     return StartedAgent(address=address, daemon=daemon)

@@ -17,7 +17,7 @@ from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, decode_agent, shorten_error
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Backend, BackendContext, Lease
-from roost.scheduler.backends.key_pair import Identity, identity_for
+from roost.scheduler.backends.key_pair import KeyPair, load_service_key_pair
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from . import SPEC, join, nodes
@@ -41,7 +41,7 @@ _WAIT_S = 0.3
 
 def create(settings: RoostDaskBackend, context: BackendContext) -> Backend:
     """Return the Dask backend. `BackendSpec.create` names this function."""
-    manager = DaskManager(settings, identity_for(context.folder))
+    manager = DaskManager(settings, load_service_key_pair(context.folder))
     return AgentPerNodeBackend(SPEC.name, manager, settings, context)
 
 
@@ -56,9 +56,9 @@ class DaskManager:
     daemon = "last nanny"
     claim_name = "lease in Dask's scheduler"
 
-    def __init__(self, settings: RoostDaskBackend, identity: Identity) -> None:
+    def __init__(self, settings: RoostDaskBackend, key_pair: KeyPair) -> None:
         self._settings = settings
-        self._identity = identity
+        self._key_pair = key_pair
         self._client: Any = None
         self._version = -1
         self._incarnation = ""
@@ -137,7 +137,7 @@ class DaskManager:
 
     async def start_agent(self, node_id: str) -> StartedAgent:
         answer = await self.ask("roost_agent", _START_AGENT_S, machine=node_id)
-        return decode_agent(answer, node_id, str(answer.get("report", "")), self._identity)
+        return decode_agent(answer, node_id, str(answer.get("report", "")), self._key_pair)
 
     async def ask(self, operation: str, deadline_s: float = _CALL_S, /, **arguments: Any) -> Any:
         """Return what the plugin in Dask's scheduler answers; raise `BackendUnavailable` if it does not."""
@@ -160,7 +160,7 @@ class DaskManager:
     async def _join(self, address: str) -> str:
         await self.close()
         self._client, joined = await join.join(self._settings, address)
-        await install_plugins(self._client, self._settings, self._identity.public)
+        await install_plugins(self._client, self._settings, self._key_pair.public)
         self._version, self._incarnation = -1, ""
         return joined
 
@@ -178,7 +178,7 @@ class DaskManager:
         for name, machine in answer["machines"].items():
             found.pop(name, None)
             if machine is not None:
-                found[name] = DaskNode.of(name, machine, self._identity)
+                found[name] = DaskNode.of(name, machine, self._key_pair)
         self._version, self._incarnation = answer["version"], answer["incarnation"]
         return found.values()
 

@@ -11,7 +11,7 @@ from roost.placement.model.json_codec import decode
 from roost.scheduler.backends.agent_per_node.manager import StartedAgent, decode_agent
 from roost.scheduler.backends.agent_per_node.node_table import build_device
 from roost.scheduler.backends.dask.plugin.slot_ledger import GPU
-from roost.scheduler.backends.key_pair import Identity
+from roost.scheduler.backends.key_pair import KeyPair
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +46,8 @@ class DaskNode:
         return str(self.agent.get("report", ""))
 
     @classmethod
-    def of(cls, name: str, described: Mapping[str, Any], identity: Identity) -> DaskNode:
-        """Build the node from the plugin's description of a machine, for the service with this identity."""
+    def of(cls, name: str, described: Mapping[str, Any], key_pair: KeyPair) -> DaskNode:
+        """Build the node from the plugin's description of a machine, for the service with this key pair."""
         unused = {"used": None, "memory_used_bytes": None}  # the figures of the agent's start are old by now
         derived = {
             "id": name,
@@ -55,9 +55,9 @@ class DaskNode:
             "seen": [{**device, **unused} for device in described["agent"].get("devices", ())],
         }
         node = decode(cls, {**described, **derived}, ignore_unknown=True)
-        if identity.public not in node.agent.get("clients", ()):
+        if key_pair.public not in node.agent.get("clients", ()):
             return node
-        return replace(node, started_agent=decode_agent(node.agent, name, node.daemon, identity))
+        return replace(node, started_agent=decode_agent(node.agent, name, node.daemon, key_pair))
 
 
 def build_node(node: DaskNode, status: Node | None, used: Mapping[str, float] | None) -> Node:

@@ -15,7 +15,7 @@ from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease
 from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
-from roost.scheduler.backends.key_pair import Identity, load_identity
+from roost.scheduler.backends.key_pair import KeyPair, load_key_pair
 from roost.scheduler.errors import BackendUnavailable
 
 from .api import MERGE, Api, ApiError, JsonObject
@@ -69,7 +69,7 @@ class KubernetesCluster(PodCluster):
         self._api = api
         self._reports = AddressReports(self._on_report)
         self._creator = PodCreator(
-            self._api, self._template, lambda: self._identity, self._raw, self._reports
+            self._api, self._template, lambda: self._key_pair, self._raw, self._reports
         )
         self._changes: asyncio.Queue[PodChange | Exception] = asyncio.Queue()
         self._timers = Timers()
@@ -90,13 +90,13 @@ class KubernetesCluster(PodCluster):
         """Uids of the pods that were reported as live."""
 
     @cached_property
-    def _identity(self) -> Identity:
+    def _key_pair(self) -> KeyPair:
         """The service's key pair.
 
         It is created only after the cluster has answered, so that a wrong address leaves no file.
         """
         file = self._settings.identity_file
-        return load_identity(file, name="kubernetes", section="RoostKubernetesBackend")
+        return load_key_pair(file, name="kubernetes", section="RoostKubernetesBackend")
 
     async def join(self) -> str:
         await self._stop()
@@ -107,7 +107,7 @@ class KubernetesCluster(PodCluster):
         nodes = self._reflect(
             "/api/v1/nodes", lambda raw: read_node(raw, settings.gpu_resource), self._on_node
         )
-        selector = {"labelSelector": f"{SERVICE_LABEL}={self._identity.label}"}
+        selector = {"labelSelector": f"{SERVICE_LABEL}={self._key_pair.label}"}
         self._pods = {
             namespace: self._reflect(
                 f"/api/v1/namespaces/{namespace}/pods",
@@ -259,7 +259,7 @@ class KubernetesCluster(PodCluster):
                 return
             if ip_address(address).is_loopback:  # of a proxy
                 return
-        await self._reports.open(self._identity, address, self._settings.report_port)
+        await self._reports.open(self._key_pair, address, self._settings.report_port)
 
     def _on_report(self, lease_id: str) -> None:
         for uid, raw in self._watched(lease_id):
@@ -280,7 +280,7 @@ class KubernetesCluster(PodCluster):
 
     async def _list(self, *selectors: str) -> list[JsonObject]:
         """Ask Kubernetes for the pods of this service that fit the selectors."""
-        selector = ",".join([f"{SERVICE_LABEL}={self._identity.label}", *selectors])
+        selector = ",".join([f"{SERVICE_LABEL}={self._key_pair.label}", *selectors])
         answers = [
             await self._api.demand("GET", f"/api/v1/namespaces/{namespace}/pods", labelSelector=selector)
             for namespace in self._namespaces()
@@ -351,7 +351,7 @@ class KubernetesCluster(PodCluster):
         if not self._creator.is_ours(raw):
             return None
         uid = raw["metadata"]["uid"]
-        pod = read_pod(raw, self._identity, self._news.get(uid))
+        pod = read_pod(raw, self._key_pair, self._news.get(uid))
         if pod is not None and is_gated(raw) and uid not in self._reported:
             reason = "the service that created its pod ended meanwhile"
             return replace(pod, lease=replace(pod.lease, state="lost", reason=reason))
@@ -400,5 +400,5 @@ class KubernetesCluster(PodCluster):
 
     def _read_use(self, raw: JsonObject) -> PodUse | None:
         labels = raw["metadata"].get("labels", {})
-        is_ours = labels.get(SERVICE_LABEL) == self._identity.label and self._creator.is_ours(raw)
+        is_ours = labels.get(SERVICE_LABEL) == self._key_pair.label and self._creator.is_ours(raw)
         return read_use(raw, self._settings.gpu_resource, is_ours)

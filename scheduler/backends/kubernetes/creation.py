@@ -22,7 +22,7 @@ from roost.launchers.protocol.messages import Assignment, Launch, Lease, Owner, 
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
-from roost.scheduler.backends.key_pair import Identity
+from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, LeaseConflict, NoNodeEver
 
 from .api import MERGE, Api, ApiError, JsonObject
@@ -58,7 +58,7 @@ class _SecretExists(Exception):
 class PodCreator:
     """Creates, signs and deletes pods.
 
-    `find` returns a watched pod by its uid, and `identity` returns the key pair.
+    `find` returns a watched pod by its uid.
 
     `reports` expects the agents of the pods that are created here, until they are deleted. `user` is the
     Kubernetes user of this service. It is empty before `read_user`, and if Kubernetes does not name it.
@@ -68,13 +68,13 @@ class PodCreator:
         self,
         api: Api,
         template: PodTemplate,
-        identity: Callable[[], Identity],
+        key_pair: Callable[[], KeyPair],
         find: Callable[[str], JsonObject | None],
         reports: AddressReports,
     ) -> None:
         self._api = api
         self._template = template
-        self._identity = identity
+        self._key_pair = key_pair
         self._find = find
         self._reports = reports
         self.user = ""
@@ -92,7 +92,7 @@ class PodCreator:
         public, secret = (key.decode() for key in zmq.curve_keypair())
         namespace = self._template.namespace_of(lease.request, self._api.namespace)
         assignment = Assignment(
-            keys=ServerKeys(public=public, secret=secret, clients=frozenset([self._identity().public])),
+            keys=ServerKeys(public=public, secret=secret, clients=frozenset([self._key_pair().public])),
             reserve=Reserve(lease=replace(lease, state="held"), is_granted=True, launch=launch),
             report_to=self._reports.endpoint,
         )
@@ -117,7 +117,7 @@ class PodCreator:
                     return await self._complete(raw, lease, assignment)
                 except _SecretExists:
                     continue
-            view = read_pod(raw, self._identity()) if self.is_ours(raw) else None
+            view = read_pod(raw, self._key_pair()) if self.is_ours(raw) else None
             if view is not None and view.lease.state != "lost" and not is_gated(raw):
                 return raw
         raise LaunchError(f"{_MAX_ATTEMPTS} pods of this kernel are still being deleted: try again later.")
@@ -156,7 +156,7 @@ class PodCreator:
         return raw
 
     def _build_pod(self, lease: Lease, name: str, agent_public: str) -> JsonObject:
-        pod = self._template.build_pod(lease, name, self._identity().label, agent_public)
+        pod = self._template.build_pod(lease, name, self._key_pair().label, agent_public)
         annotations = pod["metadata"]["annotations"]
         annotations[SIGNATURE_ANNOTATION] = self.sign(pod["metadata"])
         if self.user:
@@ -166,7 +166,7 @@ class PodCreator:
     def sign(self, metadata: JsonObject) -> str:
         """Return the signature of a pod with this metadata."""
         annotations = metadata["annotations"]
-        return self._identity().sign(
+        return self._key_pair().sign(
             metadata["name"], annotations[LEASE_ANNOTATION], annotations[KEY_ANNOTATION]
         )
 
@@ -205,7 +205,7 @@ class PodCreator:
         """Let the API server check a pod of the operator's template once. Raises `ConfigError`."""
         lease = Lease(id="", kernel_id="", owner=Owner(user="roost"), request=request, node_id="")
         namespace = self._template.namespace_of(lease.request, self._api.namespace)
-        pod = self._build_pod(lease, name_pod(self.user, "", 1), self._identity().public)
+        pod = self._build_pod(lease, name_pod(self.user, "", 1), self._key_pair().public)
         if self._is_checked or not pod["spec"]["containers"][0].get("image"):
             return
         try:

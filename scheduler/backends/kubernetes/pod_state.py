@@ -10,7 +10,7 @@ from typing import Any
 from roost.launchers.protocol.messages import AgentAddress, Lease
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY
 from roost.scheduler.backends.agent_per_kernel import Pod, load_lease
-from roost.scheduler.backends.key_pair import Identity
+from roost.scheduler.backends.key_pair import KeyPair
 
 from .api import JsonObject
 from .names import CONTAINER, GATE, KEY_ANNOTATION, LEASE_ANNOTATION, PORT_ANNOTATION
@@ -70,7 +70,7 @@ def read_events(events: Sequence[JsonObject]) -> News | None:
     return None
 
 
-def read_pod(raw: JsonObject, identity: Identity, news: News | None = None) -> Pod | None:
+def read_pod(raw: JsonObject, key_pair: KeyPair, news: News | None = None) -> Pod | None:
     """Return the pod with the state of its lease; None for a pod that is not roost's."""
     lease = read_lease(raw)
     if lease is None:
@@ -85,7 +85,7 @@ def read_pod(raw: JsonObject, identity: Identity, news: News | None = None) -> P
     is_running = "running" in _container_state(raw)
     reason = news.reason if news is not None and not is_running else describe_wait(raw)
     lease = replace(lease, state="held" if is_running else "pending", reason=reason)
-    return Pod(lease=lease, address=_read_address(raw, identity))
+    return Pod(lease=lease, address=_read_address(raw, key_pair))
 
 
 def latest(raw: JsonObject, other: JsonObject | None) -> JsonObject:
@@ -200,7 +200,7 @@ def describe_end(raw: JsonObject) -> News | None:
     return None
 
 
-def _read_address(raw: JsonObject, identity: Identity) -> AgentAddress | None:
+def _read_address(raw: JsonObject, key_pair: KeyPair) -> AgentAddress | None:
     annotations = raw["metadata"]["annotations"]
     ip = raw.get("status", {}).get("podIP")
     if not ip or KEY_ANNOTATION not in annotations:
@@ -208,7 +208,7 @@ def _read_address(raw: JsonObject, identity: Identity) -> AgentAddress | None:
     host = f"[{ip}]" if ":" in ip else ip
     return AgentAddress(
         endpoint=f"tcp://{host}:{annotations[PORT_ANNOTATION]}",
-        keys=identity.keys_for(annotations[KEY_ANNOTATION]),
+        keys=key_pair.keys_for(annotations[KEY_ANNOTATION]),
     )
 
 

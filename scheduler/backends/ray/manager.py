@@ -23,7 +23,7 @@ from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent, decode_agent, shorten_error
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Backend, BackendContext, Lease
-from roost.scheduler.backends.key_pair import Identity, identity_for
+from roost.scheduler.backends.key_pair import KeyPair, load_service_key_pair
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 
 from . import SPEC, agent_task, join, nodes, placement_groups
@@ -85,7 +85,7 @@ class RayCalls:
 
 def create(settings: RoostRayBackend, context: BackendContext) -> Backend:
     """Return the Ray backend. `BackendSpec.create` names this function."""
-    manager = RayManager(settings, identity_for(context.folder))
+    manager = RayManager(settings, load_service_key_pair(context.folder))
     return AgentPerNodeBackend(SPEC.name, manager, settings, context)
 
 
@@ -101,9 +101,9 @@ class RayManager:
     claim_name = "placement group"
     build_node = staticmethod(nodes.build_node)
 
-    def __init__(self, settings: RoostRayBackend, identity: Identity, calls: RayCalls | None = None) -> None:
+    def __init__(self, settings: RoostRayBackend, key_pair: KeyPair, calls: RayCalls | None = None) -> None:
         self._settings = settings
-        self._identity = identity
+        self._key_pair = key_pair
         self._calls = calls or RayCalls()
         self._address = ""
         self._group_ids: dict[str, str] = {}  # Ray's, by lease
@@ -181,14 +181,14 @@ class RayManager:
             agent_task.start_on,
             node,
             settings,
-            client=self._identity.public,
+            client=self._key_pair.public,
             cluster_address=self._address,
             grace_s=self._settings.manager_grace_s,
             python=self._settings.python,
         )
         purpose = f"to start roost's agent on {node_id}"
         answer = await self._calls.answer(reference, _START_AGENT_S, purpose)
-        return decode_agent(answer, node_id, node.daemon, self._identity)
+        return decode_agent(answer, node_id, node.daemon, self._key_pair)
 
     async def _join(self, known: str) -> str:
         address = self._settings.address or os.environ.get(SPEC.address_variable) or known

@@ -15,7 +15,7 @@ from roost.launchers.protocol.messages import Launch, Lease, Nothing
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster, dump_lease, load_lease
 from roost.scheduler.backends.base import Finding
-from roost.scheduler.backends.key_pair import load_identity
+from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,
@@ -67,8 +67,8 @@ class YarnCluster(PodCluster):
 
     def __init__(self, settings: RoostYarnBackend, rest: Rest, idle_exit_s: float) -> None:
         self._settings = settings
-        identity = load_identity(settings.identity_file, name="yarn", section="RoostYarnBackend")
-        self._keys = DerivedKeys(identity, settings.agent_ports)
+        key_pair = load_key_pair(settings.identity_file, name="yarn", section="RoostYarnBackend")
+        self._keys = DerivedKeys(key_pair, settings.agent_ports)
         self._rest = rest
         self._queues = Queues(settings)
         archives = Archives(self._rest, settings)

@@ -12,7 +12,7 @@ import contextlib
 from roost.launchers.protocol.messages import AgentAddress
 from roost.launchers.protocol.rpc import ClientKeys, RpcError, ServerKeys
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.scheduler.backends.key_pair import Identity
+from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.errors import ConfigError
 
 _CANDIDATES = 4
@@ -22,11 +22,11 @@ _HANDSHAKE_S = 2.0
 
 
 class DerivedKeys:
-    """The keys and ports that are derived from `identity`. `ports` is `lowest-highest`. Raises `ConfigError`."""
+    """The keys and ports that are derived from `key_pair`. `ports` is `lowest-highest`. Raises `ConfigError`."""
 
-    def __init__(self, identity: Identity, ports: str) -> None:
-        self._identity = identity
-        self.label = identity.label
+    def __init__(self, key_pair: KeyPair, ports: str) -> None:
+        self._key_pair = key_pair
+        self.label = key_pair.label
         lowest, _, highest = ports.partition("-")
         try:
             self._range = int(lowest), int(highest)
@@ -39,15 +39,15 @@ class DerivedKeys:
 
     def keys(self, name: object) -> ServerKeys:
         """Return the keys of the agent with this number, or of the master with this application id."""
-        return self._identity.derive_server(f"yarn {name}")
+        return self._key_pair.derive_server(f"yarn {name}")
 
     def client_keys(self, name: object) -> ClientKeys:
         """Return the keys of a connection to that agent or master."""
-        return self._identity.keys_for(self.keys(name).public)
+        return self._key_pair.keys_for(self.keys(name).public)
 
     def ports(self, name: object) -> tuple[int, ...]:
         """Return the candidate ports of that agent or master, which takes the first free one."""
-        return self._identity.derive_ports(f"yarn {name}", *self._range, _CANDIDATES)
+        return self._key_pair.derive_ports(f"yarn {name}", *self._range, _CANDIDATES)
 
     async def find_agent(self, host: str, number: int) -> AgentAddress | None:
         """Return the address of the agent with this number on this host; None if the agent does not listen now."""

@@ -22,9 +22,9 @@ from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import AgentAddress, Assignment, Launch, Reserve
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
-from roost.scheduler.backends.key_pair import Identity
+from roost.scheduler.backends.key_pair import KeyPair
 
-SERVICE = Identity(*(key.decode() for key in zmq.curve_keypair()))
+SERVICE = KeyPair(*(key.decode() for key in zmq.curve_keypair()))
 AGENT = tuple(key.decode() for key in zmq.curve_keypair())
 
 

@@ -12,7 +12,7 @@ import zmq
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, Unauthorized
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
-from roost.scheduler.backends.key_pair import Identity
+from roost.scheduler.backends.key_pair import KeyPair
 
 PORT = 8870
 
@@ -22,7 +22,7 @@ def key_pair() -> tuple[str, str]:
     return public.decode(), secret.decode()
 
 
-SERVICE, ONE, OTHER = Identity(*key_pair()), key_pair(), key_pair()
+SERVICE, ONE, OTHER = KeyPair(*key_pair()), key_pair(), key_pair()
 
 
 class Reports(AddressReports):

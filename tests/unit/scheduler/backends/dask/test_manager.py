@@ -13,7 +13,7 @@ from roost.scheduler.backends.dask import manager
 from roost.scheduler.backends.dask.manager import DaskManager
 from roost.scheduler.backends.dask.nodes import DaskNode
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
-from roost.scheduler.backends.key_pair import Identity
+from roost.scheduler.backends.key_pair import KeyPair
 
 WITH_GPU = DaskNode(
     id="10.0.0.1",
@@ -34,7 +34,7 @@ class FakeDask(DaskManager):
     """A manager that reads each of these sets of nodes in turn, then the last one again."""
 
     def __init__(self, *readings: Iterable[DaskNode]) -> None:
-        super().__init__(RoostDaskBackend(), Identity("public", "secret"))
+        super().__init__(RoostDaskBackend(), KeyPair("public", "secret"))
         self._readings = list(readings)
         self.looks = 0
 

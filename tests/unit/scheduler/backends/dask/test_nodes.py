@@ -10,10 +10,10 @@ from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Device, Node
 from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.dask.nodes import DaskNode, build_node
-from roost.scheduler.backends.key_pair import Identity
+from roost.scheduler.backends.key_pair import KeyPair
 
 PUBLIC, SECRET = (key.decode() for key in zmq.curve_keypair())
-SERVICE = Identity(PUBLIC, SECRET)
+SERVICE = KeyPair(PUBLIC, SECRET)
 A100 = Device(id="GPU-a", model="A100", memory_bytes=80, used=0.5, memory_used_bytes=40)
 OTHER = Device(id="GPU-b", model="A100", memory_bytes=80)
 

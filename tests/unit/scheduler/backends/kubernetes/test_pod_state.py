@@ -9,11 +9,11 @@ import pytest
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import dump_lease
-from roost.scheduler.backends.key_pair import Identity
+from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.backends.kubernetes.pod_state import describe_refusal, read_events, read_pod, simplify
 from roost.scheduler.backends.kubernetes.quota import describe_quota
 
-IDENTITY = Identity("public", "secret")
+KEY_PAIR = KeyPair("public", "secret")
 LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1))
 
 
@@ -46,7 +46,7 @@ def disrupted(reason: str) -> list[dict[str, str]]:
 
 
 def test_a_running_pod_is_held_at_its_address() -> None:
-    found = read_pod(pod({"running": {}}, podIP="10.0.0.7"), IDENTITY)
+    found = read_pod(pod({"running": {}}, podIP="10.0.0.7"), KEY_PAIR)
     assert found is not None
     assert (found.lease.state, found.lease.node_id, found.lease.reason) == ("held", "n1", "")
     assert found.address is not None
@@ -54,7 +54,7 @@ def test_a_running_pod_is_held_at_its_address() -> None:
 
 
 def test_the_agent_may_be_asked_before_kubernetes_reports_that_it_runs() -> None:
-    found = read_pod(pod(waiting("ContainerCreating"), podIP="fd00::7"), IDENTITY)
+    found = read_pod(pod(waiting("ContainerCreating"), podIP="fd00::7"), KEY_PAIR)
     assert found is not None
     assert found.lease.state == "pending"
     assert found.address is not None
@@ -76,7 +76,7 @@ def test_the_agent_may_be_asked_before_kubernetes_reports_that_it_runs() -> None
     ],
 )
 def test_a_pod_that_waits_says_for_what(state: dict[str, Any] | None, reason: str) -> None:
-    found = read_pod(pod(state), IDENTITY)
+    found = read_pod(pod(state), KEY_PAIR)
     assert found is not None
     assert (found.lease.state, found.lease.reason) == ("pending", reason)
 
@@ -104,7 +104,7 @@ def test_a_pod_that_waits_says_for_what(state: dict[str, Any] | None, reason: st
 )
 def test_a_pod_that_has_ended_says_why(raw: dict[str, Any], reason: str) -> None:
     raw["metadata"].setdefault("annotations", pod()["metadata"]["annotations"])
-    found = read_pod(raw, IDENTITY)
+    found = read_pod(raw, KEY_PAIR)
     assert found is not None
     assert (found.lease.state, found.lease.reason, found.lease.is_final) == ("lost", reason, False)
 
@@ -120,7 +120,7 @@ def test_a_pod_that_has_ended_says_why(raw: dict[str, Any], reason: str) -> None
     ],
 )
 def test_a_pod_that_can_never_start_ends_its_start(state: dict[str, Any], reason: str) -> None:
-    found = read_pod(pod(state), IDENTITY)
+    found = read_pod(pod(state), KEY_PAIR)
     assert found is not None
     assert (found.lease.state, found.lease.is_final) == ("lost", True)
     assert reason in found.lease.reason
@@ -146,7 +146,7 @@ def test_events_say_more_than_a_waiting_pod(
     events: list[tuple[str, str, str]], reason: str, is_final: bool
 ) -> None:
     news = read_events([{"lastTimestamp": at, "reason": why, "message": text} for at, why, text in events])
-    found = read_pod(pod(waiting("ContainerCreating")), IDENTITY, news)
+    found = read_pod(pod(waiting("ContainerCreating")), KEY_PAIR, news)
     assert found is not None
     assert (found.lease.reason, found.lease.is_final) == (reason, is_final)
 
@@ -187,5 +187,5 @@ def test_a_quota_that_can_never_be_met_is_final() -> None:
 
 
 def test_a_pod_of_somebody_else_is_left_alone() -> None:
-    assert read_pod({"metadata": {"annotations": {}}, "spec": {}}, IDENTITY) is None
-    assert read_pod({"metadata": {"annotations": {"roost/lease": "{"}}, "spec": {}}, IDENTITY) is None
+    assert read_pod({"metadata": {"annotations": {}}, "spec": {}}, KEY_PAIR) is None
+    assert read_pod({"metadata": {"annotations": {"roost/lease": "{"}}, "spec": {}}, KEY_PAIR) is None

@@ -11,7 +11,7 @@ import pytest
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.backends.key_pair import Identity
+from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.backends.ray import SPEC, manager, nodes, placement_groups
 from roost.scheduler.backends.ray.manager import RayManager
 from roost.scheduler.backends.ray.nodes import RayNode
@@ -19,7 +19,7 @@ from roost.scheduler.backends.ray.placement_groups import Group
 from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.errors import LeaseConflict
 
-SERVICE = Identity("public", "secret")
+SERVICE = KeyPair("public", "secret")
 NODE = RayNode(
     id="a", daemon="1", address="a", labels={}, model="", total={"GPU": 2.0}, free=None, groups=None
 )

@@ -16,7 +16,7 @@ import zmq
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Request
 from roost.placement.model.json_codec import encode_message
-from roost.scheduler.backends.key_pair import load_identity
+from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.backends.yarn.asking import build_ask, count_resources
 from roost.scheduler.backends.yarn.derived_keys import DerivedKeys
 from roost.scheduler.backends.yarn.environment import Archives, find_python
@@ -32,8 +32,8 @@ MASTER = MasterSettings(schedulers=("rm:8030",), public_key="p", secret_key="hid
 @pytest.fixture
 def keys(tmp_path: Path) -> DerivedKeys:
     tmp_path.chmod(0o700)
-    identity = load_identity(str(tmp_path / "identity.json"), name="yarn", section="RoostYarnBackend")
-    return DerivedKeys(identity, "20000-30000")
+    key_pair = load_key_pair(str(tmp_path / "identity.json"), name="yarn", section="RoostYarnBackend")
+    return DerivedKeys(key_pair, "20000-30000")
 
 
 def test_the_code_and_the_keys_travel_in_the_credentials_alone() -> None:
@@ -79,8 +79,8 @@ def test_containers_are_kept_only_if_the_resource_manager_survives_that(
 
 
 def test_another_process_of_the_service_derives_the_same_keys(tmp_path: Path, keys: DerivedKeys) -> None:
-    identity = load_identity(str(tmp_path / "identity.json"), name="yarn", section="RoostYarnBackend")
-    again = DerivedKeys(identity, "20000-30000")
+    key_pair = load_key_pair(str(tmp_path / "identity.json"), name="yarn", section="RoostYarnBackend")
+    again = DerivedKeys(key_pair, "20000-30000")
     assert again.keys(7) == keys.keys(7) != keys.keys(8)
     assert zmq.curve_public(again.keys(7).secret.encode()).decode() == keys.client_keys(7).server
     assert again.ports(7) == keys.ports(7) != keys.ports(8)
@@ -91,7 +91,7 @@ def test_another_process_of_the_service_derives_the_same_keys(tmp_path: Path, ke
 @pytest.mark.parametrize("ports", ["", "20000", "30000-20000", "1-2", "0-70000"])
 def test_wrong_ports_are_refused(keys: DerivedKeys, ports: str) -> None:
     with pytest.raises(ConfigError, match="lowest-highest"):
-        DerivedKeys(keys._identity, ports)
+        DerivedKeys(keys._key_pair, ports)
 
 
 def test_an_ask_has_the_node_the_label_and_no_secret_outside_its_assignment(keys: DerivedKeys) -> None:
