@@ -82,8 +82,8 @@ class Spare:
         return False
 
 
-class Zygote:
-    """The zygote's loop.
+class ZygoteLoop:
+    """The loop of a zygote: it serves the agent.
 
     A method that forks returns the `KernelChild` in the child, and None in the zygote.
     """
@@ -214,9 +214,9 @@ class Zygote:
 
 
 def serve(agent: socket.socket) -> KernelChild | None:
-    """Run `Zygote.serve` for this agent and return its result."""
+    """Run `ZygoteLoop.serve` for this agent and return its result."""
     set_title([os.fsencode(part) for part in sys.orig_argv[:-1]])  # without ROOM
-    return Zygote(agent).serve()
+    return ZygoteLoop(agent).serve()
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ class Service:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.left = asyncio.Event()
         self.server = RpcServer(
-            {name: Operation(self._guard(call), call.message) for name, call in OPERATIONS.items()}
+            {name: Operation(self._guard(route), route.message) for name, route in OPERATIONS.items()}
         )
         self._stop_listening = scheduler.events.listen(self.server.publish)
         self._watch_idleness()
@@ -109,11 +109,11 @@ class Service:
         self._timers.close()
         await self.server.close()
 
-    def _guard(self, call: Call) -> Callable[..., Awaitable[Any]]:
-        """Return a handler for `call`: it checks the input, counts calls, and raises errors that cross the socket."""
-        method = attrgetter(f"{call.part}.{call.method.__name__}".lstrip("."))(self)
+    def _guard(self, route: Route) -> Callable[..., Awaitable[Any]]:
+        """Return a handler for `route`: it checks the input, counts calls, and raises errors that cross the socket."""
+        method = attrgetter(f"{route.part}.{route.method.__name__}".lstrip("."))(self)
 
-        @wraps(call.method)
+        @wraps(route.method)
         async def answer(*message: Any, **arguments: Any) -> Any:
             self._calls += 1
             try:
@@ -123,7 +123,7 @@ class Service:
                 value = method(*message, **arguments)
                 if inspect.isawaitable(value):
                     value = await value
-                return {call.key: value} if call.key else value
+                return {route.key: value} if route.key else value
             except RoostError as problem:
                 raise problem.to_remote() from None
             finally:
@@ -176,8 +176,8 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """An operation for clients: the method of `service.<part>` that answers it.
+class Route:
+    """The way to an operation for clients: the method of `service.<part>` that answers it.
 
     With a `key`, the answer is an object that has the method's result under this key. The arguments of the call are the
     method's parameters, or the fields of the `message` that the method takes.
@@ -189,28 +189,28 @@ class Call:
     message: type | None = None
 
 
-OPERATIONS: Mapping[str, Call] = {
-    "hello": Call("", Service.greet),
-    "subscribe": Call("core.owners", OwnerWatch.watch),
-    "start": Call("core", Scheduler.start, message=StartKernel),
-    "cancel": Call("core", Scheduler.cancel),
-    "stop": Call("core", Scheduler.stop),
-    "signal": Call("core", Scheduler.signal),
-    "kernels": Call("", Service.list_kernels),
-    "kernel": Call("", Service.read_kernel),
-    "nodes": Call("core", Scheduler.nodes, "nodes"),
-    "adopt": Call("core", Scheduler.adopt),
-    "journal": Call("core", Scheduler.journal),
-    "explain": Call("core", Scheduler.explain, "decision"),
-    "logs": Call("core", Scheduler.logs, "text"),
-    "drain": Call("core", Scheduler.drain),
-    "warm": Call("core", Scheduler.warm),
-    "up": Call("core.backend", Backend.warm_up, "nodes"),
-    "add_policy": Call("core.policies", PolicyCatalog.add),
-    "check_policies": Call("core.policies", PolicyCatalog.find_problems, "problems"),
-    "doctor": Call("", Service.diagnose, "findings"),
-    "events": Call("core.events", EventStream.recent, "events"),
-    "leave": Call("", Service.leave),
+OPERATIONS: Mapping[str, Route] = {
+    "hello": Route("", Service.greet),
+    "subscribe": Route("core.owners", OwnerWatch.watch),
+    "start": Route("core", Scheduler.start, message=StartKernel),
+    "cancel": Route("core", Scheduler.cancel),
+    "stop": Route("core", Scheduler.stop),
+    "signal": Route("core", Scheduler.signal),
+    "kernels": Route("", Service.list_kernels),
+    "kernel": Route("", Service.read_kernel),
+    "nodes": Route("core", Scheduler.nodes, "nodes"),
+    "adopt": Route("core", Scheduler.adopt),
+    "journal": Route("core", Scheduler.journal),
+    "explain": Route("core", Scheduler.explain, "decision"),
+    "logs": Route("core", Scheduler.logs, "text"),
+    "drain": Route("core", Scheduler.drain),
+    "warm": Route("core", Scheduler.warm),
+    "up": Route("core.backend", Backend.warm_up, "nodes"),
+    "add_policy": Route("core.policies", PolicyCatalog.add),
+    "check_policies": Route("core.policies", PolicyCatalog.find_problems, "problems"),
+    "doctor": Route("", Service.diagnose, "findings"),
+    "events": Route("core.events", EventStream.recent, "events"),
+    "leave": Route("", Service.leave),
 }
 
 

@@ -124,9 +124,11 @@ class Api:
         )
         return _parse(response.data)
 
-    def watch(self, path: str, query: Mapping[str, Any], read_s: float) -> Watch:
+    def watch(self, path: str, query: Mapping[str, Any], read_s: float) -> WatchStream:
         """Open a watch. It fails if nothing arrives for `read_s`. Blocks; raises as `request` does."""
-        return Watch(self._send("GET", path, {"watch": "1", **query}, read_s=read_s, preload_content=False))
+        return WatchStream(
+            self._send("GET", path, {"watch": "1", **query}, read_s=read_s, preload_content=False)
+        )
 
     def _send(
         self, method: str, path: str, query: Mapping[str, Any], *, read_s: float, **options: Any
@@ -197,7 +199,7 @@ class Api:
             self._loaded = None
 
 
-class Watch:
+class WatchStream:
     """A stream of events of the API server: `{"type": ..., "object": ...}`. Iterate it in a thread."""
 
     def __init__(self, response: Any) -> None:

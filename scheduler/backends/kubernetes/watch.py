@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from roost.launchers.daemon.tasks import in_thread, start_thread
 from roost.scheduler.errors import BackendUnavailable
 
-from .api import Api, ApiError, JsonObject, Watch
+from .api import Api, ApiError, JsonObject, WatchStream
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Reflector(Generic[T]):
         """Follow one watch to its end, and return the resource version at which the next watch begins."""
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[tuple[str, Any, Any] | Exception | None] = asyncio.Queue()
-        opened: list[Watch] = []
+        opened: list[WatchStream] = []
         is_over = threading.Event()
 
         def put(item: tuple[str, Any, Any] | Exception | None) -> None:

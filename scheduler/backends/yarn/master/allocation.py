@@ -19,13 +19,13 @@ from .schema import (
     AllocateResponse,
     ContainerId,
     ContainerStatus,
+    Grant,
     Priority,
     RegisterApplicationMasterResponse,
     Resource,
     ResourceInformation,
     ResourceRequest,
 )
-from .schema import Container as Grant
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _NODE_STATES = (
 
 
 @dataclass(slots=True, kw_only=True)
-class Entry:
+class AllocationEntry:
     """An ask, and its container once that is granted. `ask` is None for containers of earlier attempts.
 
     `is_released`: the service has released it, so the entry is removed once the container has ended.
@@ -100,7 +100,7 @@ class Allocation:
         self._unanswered: list[_Part] | None = None
         self._singly = 0
         self._response_id = 0
-        self.entries: dict[int, Entry] = {}
+        self.entries: dict[int, AllocationEntry] = {}
         self.headroom: Resources | None = None
 
     @property
@@ -114,7 +114,7 @@ class Allocation:
         return max(waiting, default=None)
 
     @property
-    def wanted(self) -> list[Entry]:
+    def wanted(self) -> list[AllocationEntry]:
         """All entries without the released ones, which are about to end: nobody may take over their containers."""
         return [entry for entry in self.entries.values() if not entry.is_released]
 
@@ -123,10 +123,10 @@ class Allocation:
         """True if there are neither asks nor containers that run."""
         return all(entry.state == "ended" for entry in self.entries.values())
 
-    def ask(self, ask: Ask) -> Entry:
+    def ask(self, ask: Ask) -> AllocationEntry:
         """Add an ask. An ask with a known number changes nothing."""
         if ask.number not in self.entries:
-            self.entries[ask.number] = Entry(
+            self.entries[ask.number] = AllocationEntry(
                 number=ask.number,
                 lease=ask.lease,
                 resources=ask.resources,
@@ -136,7 +136,7 @@ class Allocation:
             self._parts.append(_Part(ask.number, build_rows(ask)))
         return self.entries[ask.number]
 
-    def widen(self, number: int, nodes: tuple[str, ...], racks: Mapping[str, str]) -> Entry:
+    def widen(self, number: int, nodes: tuple[str, ...], racks: Mapping[str, str]) -> AllocationEntry:
         """Let a waiting ask go to other nodes. An ask that was granted meanwhile stays as it is."""
         entry = self.entries[number]
         if entry.state == "asked" and entry.ask is not None:
@@ -147,7 +147,7 @@ class Allocation:
             self._parts.append(_Part(number, (*removed, *rows)))
         return entry
 
-    def release(self, number: int) -> Entry | None:
+    def release(self, number: int) -> AllocationEntry | None:
         """Withdraw an ask, or release its container. Return the entry if the caller has to stop a container."""
         entry = self.entries.get(number)
         if entry is None:
@@ -161,11 +161,11 @@ class Allocation:
         del self.entries[number]
         return None
 
-    def set_started(self, entry: Entry) -> None:
+    def set_started(self, entry: AllocationEntry) -> None:
         if entry.state == "granted" and not entry.is_released:
             self._change(entry, "started")
 
-    def fail(self, entry: Entry, reason: str) -> None:
+    def fail(self, entry: AllocationEntry, reason: str) -> None:
         """End an entry that could not be started, and give its container back."""
         if entry.state != "ended":
             if entry.grant is not None:
@@ -214,7 +214,7 @@ class Allocation:
             elif entry.is_released and entry.grant is not None and entry.state != "ended":
                 self._parts.append(_Part(entry.number, released=entry.grant.id))
 
-    def take(self, answer: AllocateResponse) -> list[Entry]:
+    def take(self, answer: AllocateResponse) -> list[AllocationEntry]:
         """Apply an answer. Return the entries with a new container. The caller starts these."""
         self._unanswered, self._response_id = None, answer.response_id
         if answer.limit is not None:
@@ -230,7 +230,7 @@ class Allocation:
         self._forget()
         return granted
 
-    def _grant(self, grant: Grant) -> Entry | None:
+    def _grant(self, grant: Grant) -> AllocationEntry | None:
         entry = self.entries.get(grant.allocation_request_id)
         if entry is None or entry.state != "asked" or entry.ask is None:
             log.info("container=%s crossed a withdrawal and is given back", name_container(grant.id))
@@ -258,7 +258,7 @@ class Allocation:
             before = self.entries.get(number)
             if before is not None and before.ask is not None:
                 self._parts.append(_Part(number, build_rows(before.ask, count=0)))
-            entry = Entry(
+            entry = AllocationEntry(
                 number=number,
                 lease=before.lease if before else "",
                 resources=read_resource(grant.resource),
@@ -285,11 +285,11 @@ class Allocation:
                 if entry.grant is not None and entry.grant.id in wanted and entry.state != "ended":
                     self._publish(MasterEvent(kind="preempt", container=entry.describe(), text=text))
 
-    def _end(self, entry: Entry, exit_status: int | None, diagnostics: str) -> None:
+    def _end(self, entry: AllocationEntry, exit_status: int | None, diagnostics: str) -> None:
         entry.exit_status, entry.diagnostics = exit_status, diagnostics
         self._change(entry, "ended")
 
-    def _change(self, entry: Entry, state: State) -> None:
+    def _change(self, entry: AllocationEntry, state: State) -> None:
         entry.state, entry.changed_at = state, time.monotonic()
         log.info("number=%d is %s %s", entry.number, state, entry.exit_status if state == "ended" else "")
         self._publish(MasterEvent(kind="container", container=entry.describe()))

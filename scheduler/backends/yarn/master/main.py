@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _CONTAINER = re.compile(r"container_(?:e\d+_)?(\d+_\d+)_(\d+)_\d+")
 
 
-class Service:
+class MasterServer:
     """A server through which the service calls the operations of the master."""
 
     def __init__(self, settings: MasterSettings) -> None:
@@ -87,18 +87,18 @@ async def run(settings: MasterSettings, credentials: bytes) -> int:
     """Run the master until the application or this attempt is over. Return the exit code."""
     token = next(token for token in read_credentials(credentials).tokens.values() if token.kind == AMRM_KIND)
     application, attempt = parse_container(os.environ["CONTAINER_ID"])
-    service = Service(settings)
+    server = MasterServer(settings)
     master = Master(
         ResourceManager(settings.schedulers, token),
         settings,
         application_id=application,
         attempt=attempt,
         host=os.environ["NM_HOST"],
-        port=service.listen(),
-        publish=service.server.publish,
-        count_listeners=lambda: len(service.server.subscribers),
+        port=server.listen(),
+        publish=server.server.publish,
+        count_listeners=lambda: len(server.server.subscribers),
     )
-    service.serve(master)
+    server.serve(master)
     beats = asyncio.ensure_future(master.run())
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, beats.cancel)
     try:
@@ -111,7 +111,7 @@ async def run(settings: MasterSettings, credentials: bytes) -> int:
         return 1
     finally:
         await master.close()
-        await service.server.close()
+        await server.server.close()
     return 0
 
 

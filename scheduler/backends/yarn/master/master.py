@@ -12,7 +12,7 @@ from typing import Any
 from roost.launchers.daemon.tasks import backoff, cancel_all, spawn, wait_until_set
 from roost.launchers.protocol.rpc import RemoteError
 
-from .allocation import Allocation, Entry, name_container, read_resource
+from .allocation import Allocation, AllocationEntry, name_container, read_resource
 from .hadoop_rpc import CallRefused
 from .messages import (
     PROTOCOL,
@@ -31,7 +31,7 @@ from .messages import (
 )
 from .node_managers import NodeError, NodeManagers, build_context
 from .resource_manager import Away, ResourceManager
-from .schema import Container as Grant
+from .schema import Grant
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Master:
         entry.lease = update.lease
         return entry.describe()
 
-    def _find(self, number: int) -> Entry:
+    def _find(self, number: int) -> AllocationEntry:
         entry = self._allocation.entries.get(number)
         if entry is None:
             raise RemoteError("unknown_container", f"there is no ask with number {number}")
@@ -281,7 +281,7 @@ class Master:
         await wait_until_set(self._wakeup, pause_s)
         self._wakeup.clear()
 
-    async def _start(self, entry: Entry) -> None:
+    async def _start(self, entry: AllocationEntry) -> None:
         assert entry.ask is not None
         assert entry.grant is not None
         if entry.is_released:

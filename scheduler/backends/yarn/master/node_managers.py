@@ -16,8 +16,8 @@ from .messages import CODE_ALIAS, Ask, Unpacked
 from .sasl import SaslError
 from .schema import (
     URL,
-    Container,
     ContainerLaunchContext,
+    Grant,
     LocalResource,
     NMToken,
     NodeId,
@@ -57,7 +57,7 @@ class NodeManagers:
         """Keep tokens for NodeManagers. The ResourceManager sends each one once, with the first container there."""
         self._tokens.update({entry.node_id: entry.token for entry in tokens if entry.token is not None})
 
-    async def start(self, container: Container, context: ContainerLaunchContext) -> None:
+    async def start(self, container: Grant, context: ContainerLaunchContext) -> None:
         """Start a container. Raises `NodeError`."""
         request = StartContainersRequest(
             start_container_request=(
@@ -96,7 +96,7 @@ class NodeManagers:
             log.warning("node=%s: a container does not start yet: %s", node.host, problem)
             await asyncio.sleep(pause_s)
 
-    async def stop(self, container: Container) -> None:
+    async def stop(self, container: Grant) -> None:
         """Stop a container at once. Raises `NodeError`. May be repeated."""
         request = StopContainersRequest(container_id=(container.id,))
         try:

@@ -83,7 +83,9 @@ class CredentialsKV:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Credentials:
+class CredentialsMessage:
+    """Hadoop's CredentialsProto."""
+
     tokens: Annotated[tuple[CredentialsKV, ...], 1] = ()
     secrets: Annotated[tuple[CredentialsKV, ...], 2] = ()
 
@@ -136,7 +138,9 @@ class Priority:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Container:
+class Grant:
+    """A container that the ResourceManager has granted: Hadoop's ContainerProto."""
+
     id: Annotated[ContainerId, 1] = ContainerId()
     node_id: Annotated[NodeId, 2] = NodeId()
     resource: Annotated[Resource, 4] = Resource()
@@ -188,7 +192,7 @@ class RegisterApplicationMasterRequest:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisterApplicationMasterResponse:
     maximum_capability: Annotated[Resource, 1] = Resource()
-    containers_from_previous_attempts: Annotated[tuple[Container, ...], 4] = ()
+    containers_from_previous_attempts: Annotated[tuple[Grant, ...], 4] = ()
     queue: Annotated[str, 5] = ""
     nm_tokens_from_previous_attempts: Annotated[tuple[NMToken, ...], 6] = ()
 
@@ -237,14 +241,14 @@ class PreemptionMessage:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocateResponse:
     response_id: Annotated[int, 2] = 0
-    allocated_containers: Annotated[tuple[Container, ...], 3] = ()
+    allocated_containers: Annotated[tuple[Grant, ...], 3] = ()
     completed_container_statuses: Annotated[tuple[ContainerStatus, ...], 4] = ()
     limit: Annotated[Resource | None, 5] = None
     updated_nodes: Annotated[tuple[NodeReport, ...], 6] = ()
     preempt: Annotated[PreemptionMessage, 8] = PreemptionMessage()
     nm_tokens: Annotated[tuple[NMToken, ...], 9] = ()
     am_rm_token: Annotated[Token | None, 12] = None
-    containers_from_previous_attempts: Annotated[tuple[Container, ...], 17] = ()
+    containers_from_previous_attempts: Annotated[tuple[Grant, ...], 17] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .schema import Credentials as CredentialsMessage
-from .schema import CredentialsKV, Token
+from .schema import CredentialsKV, CredentialsMessage, Token
 from .wire import WireFormatError, decode, encode, frame, split
 
 _MAGIC = b"HDTS"

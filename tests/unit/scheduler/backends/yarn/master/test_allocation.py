@@ -9,7 +9,7 @@ import pytest
 
 from roost.scheduler.backends.yarn.master.allocation import (
     Allocation,
-    Entry,
+    AllocationEntry,
     build_rows,
     name_container,
     read_resource,
@@ -23,6 +23,7 @@ from roost.scheduler.backends.yarn.master.schema import (
     ApplicationId,
     ContainerId,
     ContainerStatus,
+    Grant,
     NodeId,
     NodeReport,
     PreemptionContainer,
@@ -32,7 +33,6 @@ from roost.scheduler.backends.yarn.master.schema import (
     Resource,
     StrictPreemptionContract,
 )
-from roost.scheduler.backends.yarn.master.schema import Container as Grant
 
 ATTEMPT = ApplicationAttemptId(application_id=ApplicationId(id=7, cluster_timestamp=1_700_000), attempt_id=2)
 REFUSED = CallRefused("org.apache.hadoop.yarn.exceptions.InvalidResourceRequestException", "no\nat Java.java")
@@ -65,7 +65,7 @@ class RecordedAllocation:
         self.allocation = Allocation(self.events.append)
         self.count = 0
 
-    def beat(self, **answer: Any) -> tuple[AllocateRequest, list[Entry]]:
+    def beat(self, **answer: Any) -> tuple[AllocateRequest, list[AllocationEntry]]:
         request = self.allocation.next_request()
         self.count += 1
         return request, self.allocation.take(AllocateResponse(response_id=self.count, **answer))

@@ -23,6 +23,11 @@ pytestmark = pytest.mark.skipif(
 MESSAGES = [
     kind for _, kind in inspect.getmembers(schema, inspect.isclass) if kind.__module__ == schema.__name__
 ]
+OTHER_NAMES = {
+    schema.CredentialsMessage: "CredentialsProto",
+    schema.Grant: "ContainerProto",
+    schema.SaslAuth: "RpcSaslProto.SaslAuth",
+}
 _INT32 = ("type_int32", "type_uint32", "type_sint32", "type_enum")
 
 
@@ -35,7 +40,7 @@ def load() -> dict[str, Any]:
 
 def oracle(kind: type) -> Any:
     """Return protobuf's class, built from Hadoop's descriptors, for a message class of roost."""
-    suffix = "RpcSaslProto.SaslAuth" if kind is schema.SaslAuth else f"{kind.__name__}Proto"
+    suffix = OTHER_NAMES.get(kind, f"{kind.__name__}Proto")
     (found,) = [
         each for name, each in load().items() if name.partition("hadoop.")[2].partition(".")[2] == suffix
     ]
