@@ -13,7 +13,7 @@ from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.messages import Finding
 from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
 
-from .cluster import Cluster
+from .backend_access import Cluster
 from .ender import KernelEnder
 from .kernel_record import KernelRecord, Phase
 from .kernel_table import KernelTable

@@ -17,7 +17,7 @@ from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
 
-from .cluster import Cluster
+from .backend_access import Cluster
 from .kernel_record import KernelRecord
 from .kernel_table import KernelTable
 

@@ -17,7 +17,7 @@ from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflic
 from roost.scheduler.messages import StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
 
-from .cluster import Cluster
+from .backend_access import Cluster
 from .kernel_record import KernelRecord
 from .kernel_table import KernelTable
 from .queue import Ticket, find_hold, held_for_elders

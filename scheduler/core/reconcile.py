@@ -14,7 +14,7 @@ from roost.launchers.protocol.rpc import RpcError
 from roost.scheduler.backends.base import BackendEvent
 from roost.scheduler.errors import RoostError
 
-from .cluster import Cluster
+from .backend_access import Cluster
 from .ender import RETRY_S, KernelEnder
 from .kernel_record import KernelRecord, Phase
 from .kernel_table import KernelTable

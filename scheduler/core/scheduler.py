@@ -34,8 +34,8 @@ from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.explain import build_explanation, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
 
+from .backend_access import IN_TIME_S, Cluster, in_time
 from .caps import admit, check_wait, has_user_cap, with_defaults
-from .cluster import IN_TIME_S, Cluster, in_time
 from .diagnosis import Doctor
 from .ender import KernelEnder
 from .events import EventStream

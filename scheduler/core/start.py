@@ -23,7 +23,7 @@ from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, LaunchTimeout, RoostError
 from roost.scheduler.messages import Kernel, StartKernel
 
-from .cluster import Cluster
+from .backend_access import Cluster
 from .kernel_record import KernelRecord, StartTask
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, build_launch

@@ -11,7 +11,7 @@ from roost.launchers.daemon.tasks import ask_all, cancel_all, join_shared, start
 from roost.launchers.protocol.messages import KernelUse, Lease
 from roost.placement.model.last_entries import LastEntries
 
-from .cluster import Cluster
+from .backend_access import Cluster
 
 _LEAST_S, _MOST_BUSY = 1.0, 0.01
 """An answer is used again for a second, or for 100 times as long as it took if that is longer."""

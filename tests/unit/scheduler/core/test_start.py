@@ -17,7 +17,7 @@ from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import lease_claim
-from roost.scheduler.core.cluster import Cluster
+from roost.scheduler.core.backend_access import Cluster
 from roost.scheduler.errors import (
     BackendUnavailable,
     Cancelled,

@@ -9,7 +9,7 @@ import pytest
 
 from kit.fakes.scheduler import FakeAgent, fake_world, scheduler_on
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.core import cluster, scheduler
+from roost.scheduler.core import backend_access, scheduler
 from roost.scheduler.errors import (
     BackendUnavailable,
     Cancelled,
@@ -131,7 +131,7 @@ async def test_a_defect_in_a_start_leaves_nothing_behind(
 async def test_an_agent_that_does_not_answer_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (cluster, scheduler):
+    for module in (backend_access, scheduler):
         monkeypatch.setattr(module, "IN_TIME_S", 0.05)
     async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
