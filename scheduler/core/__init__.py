@@ -14,7 +14,7 @@
     all of them
       ├──> KernelTable of KernelRecords, with their phases                       kernel_table, kernel_record
       │        └──> EventStream ──> clients, log, metrics, log of decisions      events
-      └──> Cluster: the backend with drained nodes, and calls to agents          backend_access
+      └──> BackendAccess: the backend with drained nodes, calls to agents      backend_access
 
 The core stands above `policies`, `config` and `backends`. Only the service imports it. It imports no single backend.
 """

@@ -30,7 +30,7 @@ _JOIN_S = 10.0
 """How long a call waits for an agent that becomes ready after its kernel."""
 
 
-class Cluster:
+class BackendAccess:
     """A backend with the nodes that the operator drains (`draining`), which the file `drained` keeps."""
 
     def __init__(self, backend: Backend, agents: Agents, drained: Path | None = None) -> None:

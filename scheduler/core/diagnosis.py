@@ -13,7 +13,7 @@ from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.messages import Finding
 from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
 
-from .backend_access import Cluster
+from .backend_access import BackendAccess
 from .ender import KernelEnder
 from .kernel_record import KernelRecord, Phase
 from .kernel_table import KernelTable
@@ -40,14 +40,14 @@ class Doctor:
 
     def __init__(
         self,
-        cluster: Cluster,
+        access: BackendAccess,
         table: KernelTable,
         ender: KernelEnder,
         reconciler: Reconciler,
         owners: OwnerWatch,
         policies: PolicyCatalog,
     ) -> None:
-        self._cluster = cluster
+        self._access = access
         self._table = table
         self._ender = ender
         self._reconciler = reconciler
@@ -101,7 +101,7 @@ class Doctor:
         running = {process.kernel_id for process in reading.processes.values() if process.is_running}
         for lease in reading.leases:
             if table.is_own(lease) and lease.kernel_id not in table.records:
-                release = partial(self._cluster.backend.release, lease)
+                release = partial(self._access.backend.release, lease)
                 yield _Disagreement(f"lease {lease.id} has no kernel", "the lease is released", release)
         for record in [each for each in table.records.values() if each.start is None]:
             is_unknown = record.lease is not None and record.lease.id in reading.unanswered
@@ -128,18 +128,18 @@ class Doctor:
     async def _ask_cluster(self, unreachable: set[str]) -> list[Finding]:
         found: list[Finding] = []
         try:
-            snapshot = await self._cluster.snapshot()
+            snapshot = await self._access.snapshot()
             found += _judge_limits(snapshot)
             found += _list_problems(snapshot)
-            found += await self._cluster.backend.diagnose()
+            found += await self._access.backend.diagnose()
         except BackendUnavailable as away:
             do = "look at the cluster: no kernel starts until it is back"
             found.append({"level": "error", "what": away.user_message, "do": do})
-            unreachable.discard(self._cluster.backend.name)
+            unreachable.discard(self._access.backend.name)
         for name in sorted(unreachable):
             what, do = f"the agent on {name} does not answer", "look at that machine; its kernels may be well"
             found.append({"level": "error", "what": what, "do": do})
-        for node_id in sorted(self._cluster.draining):
+        for node_id in sorted(self._access.draining):
             do = f"run `roost drain {node_id} --off` to use it again"
             found.append({"level": "warning", "what": f"node {node_id} drains", "do": do})
         return found

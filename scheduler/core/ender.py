@@ -17,7 +17,7 @@ from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
 
-from .backend_access import Cluster
+from .backend_access import BackendAccess
 from .kernel_record import KernelRecord
 from .kernel_table import KernelTable
 
@@ -32,9 +32,9 @@ class KernelEnder:
     """Ends kernels. Calls for the same kernel share one end. `file` keeps the ends that must be tried again."""
 
     def __init__(
-        self, cluster: Cluster, table: KernelTable, timers: Timers, file: Path | None = None
+        self, access: BackendAccess, table: KernelTable, timers: Timers, file: Path | None = None
     ) -> None:
-        self._cluster = cluster
+        self._access = access
         self._table = table
         self._timers = timers
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -88,8 +88,8 @@ class KernelEnder:
                 if record.process is None or record.runs:
                     record.reason = reason
                 if record.runs:
-                    record.process = await self._cluster.end_process(record.lease, grace_s) or record.process
-                await self._cluster.backend.release(record.lease)
+                    record.process = await self._access.end_process(record.lease, grace_s) or record.process
+                await self._access.backend.release(record.lease)
                 self._note_due(record.lease.id, None)
             self._table.drop(record, reason)
             return self._table.ended[record.kernel_id]
@@ -126,7 +126,7 @@ class KernelEnder:
 
     async def _release(self, lease: Lease) -> None:
         try:
-            await self._cluster.backend.release(lease)
+            await self._access.backend.release(lease)
         except RoostError as problem:
             log.warning("lease=%s is not released yet, trying again: %s", lease.id, problem)
             self._timers.later(RETRY_S, lambda: self.release_soon(lease), key=f"release {lease.id}")

@@ -17,7 +17,7 @@ from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflic
 from roost.scheduler.messages import StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
 
-from .backend_access import Cluster
+from .backend_access import BackendAccess
 from .kernel_record import KernelRecord
 from .kernel_table import KernelTable
 from .queue import Ticket, find_hold, held_for_elders
@@ -58,7 +58,7 @@ def build_launch(start: StartKernel, deadline_s: float, journal: JournalLimits) 
 class LeaseClaimer:
     """Takes leases for starts. Deadlines are monotonic times."""
 
-    cluster: Cluster
+    access: BackendAccess
     table: KernelTable
     policies: PolicyCatalog
     reserve_after_s: float
@@ -68,7 +68,7 @@ class LeaseClaimer:
         """Take a lease and wait until it is held. Raises `PlacementError`, `LaunchError` and `BackendUnavailable`."""
         skipped = _Skipped()
         if record.lease is not None:  # pending, of an earlier scheduler: the answer is the same
-            record.lease = await self.cluster.backend.claim(record.lease)
+            record.lease = await self.access.backend.claim(record.lease)
         while True:
             if record.lease is None:
                 await self._queue_and_claim(record, start, deadline, skipped)
@@ -78,7 +78,7 @@ class LeaseClaimer:
                     await self._wait_until_held(record, start, deadline)
             except LeaseConflict as problem:
                 assert record.lease is not None
-                await self.cluster.backend.release(record.lease)  # the next claim has the same lease id
+                await self.access.backend.release(record.lease)  # the next claim has the same lease id
                 self._refuse(record, str(problem))
             else:
                 record.launch(record.lease)
@@ -109,7 +109,7 @@ class LeaseClaimer:
                     raise _out_of_time(waited, waits_for, position, document) from None
                 record.check_wanted()
                 try:
-                    snapshot = await self.cluster.snapshot()
+                    snapshot = await self.access.snapshot()
                 except BackendUnavailable as problem:
                     if not has_tried:
                         raise
@@ -122,7 +122,7 @@ class LeaseClaimer:
                     continue
                 decision = await self._decide(ticket, request, snapshot, skipped)
                 has_tried = True
-                if decision.placement is None and not self.cluster.backend.adds_nodes:
+                if decision.placement is None and not self.access.backend.adds_nodes:
                     if decision.is_never:
                         raise no_node(decision)
                     ticket.hold = find_hold(decision, snapshot)
@@ -171,7 +171,7 @@ class LeaseClaimer:
     async def _explain(self, ticket: Ticket, request: Request, skipped: _Skipped) -> dict[str, Any] | None:
         """Return the decision for the request now, or None if the manager does not answer."""
         with suppress(BackendUnavailable, asyncio.TimeoutError):
-            snapshot = await asyncio.wait_for(self.cluster.snapshot(), _EXPLAIN_S)
+            snapshot = await asyncio.wait_for(self.access.snapshot(), _EXPLAIN_S)
             return (await self._decide(ticket, request, snapshot, skipped)).to_dict()
         return None
 
@@ -192,7 +192,7 @@ class LeaseClaimer:
             asked_at=record.created_at,
         )
         record.claim(wanted)
-        claiming = self.cluster.backend.claim(
+        claiming = self.access.backend.claim(
             replace(wanted, state="held"), replace(launch, lease_id=wanted.id)
         )
         try:

@@ -14,7 +14,7 @@ from roost.launchers.protocol.rpc import RpcError
 from roost.scheduler.backends.base import BackendEvent
 from roost.scheduler.errors import RoostError
 
-from .backend_access import Cluster
+from .backend_access import BackendAccess
 from .ender import RETRY_S, KernelEnder
 from .kernel_record import KernelRecord, Phase
 from .kernel_table import KernelTable
@@ -46,7 +46,7 @@ class Reconciler:
 
     def __init__(
         self,
-        cluster: Cluster,
+        access: BackendAccess,
         table: KernelTable,
         ender: KernelEnder,
         owners: OwnerWatch,
@@ -55,7 +55,7 @@ class Reconciler:
     ) -> None:
         self.unreachable: Set[str] = frozenset()
         """The names of agents that could not report their leases: kernels that are not listed may live there."""
-        self._cluster = cluster
+        self._access = access
         self._table = table
         self._ender = ender
         self._owners = owners
@@ -69,7 +69,7 @@ class Reconciler:
 
     async def open(self) -> None:
         """Read back the kernels of earlier schedulers. The backend must be open."""
-        self._cluster.agents.listen(self._on_agent)
+        self._access.agents.listen(self._on_agent)
         await self._read_back()
         spawn(self._follow_backend(), self._tasks, log)
 
@@ -82,14 +82,14 @@ class Reconciler:
 
     async def read(self, *, only_own: bool) -> Reading:
         """Read all leases, or only this scheduler's, and ask each of their agents once for the processes in them."""
-        reading = await self._cluster.backend.leases()
+        reading = await self._access.backend.leases()
         leases = [lease for lease in reading.leases if not only_own or self._table.is_own(lease)]
-        agents, unanswered = await self._cluster.find_agents(
+        agents, unanswered = await self._access.find_agents(
             [lease for lease in leases if lease.id not in reading.processes]
         )
         found = dict(reading.processes)
         answers = await ask_all(
-            lambda held: self._cluster.ask_agent(held[0], lambda agent: agent.holdings()), agents.values()
+            lambda held: self._access.ask_agent(held[0], lambda agent: agent.holdings()), agents.values()
         )
         for held, answer in zip(agents.values(), answers, strict=True):
             if answer is None:
@@ -198,7 +198,7 @@ class Reconciler:
             self._ender.stop_soon(record, "its start was not repeated")
 
     async def _follow_backend(self) -> None:
-        async for event in self._cluster.backend.events():
+        async for event in self._access.backend.events():
             if event.kind == "nodes":
                 self._table.queue.wake()
             elif event.kind == "resync":
@@ -254,7 +254,7 @@ class Reconciler:
         """Ask the manager why a lease is lost, note the reason, then handle the events held back."""
         assert record.lease is not None
         try:
-            asked = self._cluster.backend.explain_loss(record.lease)
+            asked = self._access.backend.explain_loss(record.lease)
             reason = await asyncio.wait_for(asked, _REASON_S) or record.warning or reason
         except (RoostError, asyncio.TimeoutError) as problem:
             log.info("lease=%s the manager does not say why it is lost: %r", record.lease.id, problem)

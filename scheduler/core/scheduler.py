@@ -34,7 +34,7 @@ from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.explain import build_explanation, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
 
-from .backend_access import IN_TIME_S, Cluster, in_time
+from .backend_access import IN_TIME_S, BackendAccess, in_time
 from .caps import admit, check_wait, has_user_cap, with_defaults
 from .diagnosis import Doctor
 from .ender import KernelEnder
@@ -75,15 +75,15 @@ class Scheduler:
         self._settings = settings
         self._timers = Timers()
         self._queue = Queue(on_moved=self._on_moved, timers=self._timers)
-        self._cluster = Cluster(backend, agents, folder / "drained.json" if folder else None)
+        self._access = BackendAccess(backend, agents, folder / "drained.json" if folder else None)
         self._table = KernelTable(self._queue, self.events, name=name)
         due = folder / "ends.json" if folder else None
-        self._ender = KernelEnder(self._cluster, self._table, self._timers, due)
+        self._ender = KernelEnder(self._access, self._table, self._timers, due)
         self.owners = OwnerWatch(self._table, self._ender, self._timers, settings)
         self.reconciler = Reconciler(
-            self._cluster, self._table, self._ender, self.owners, self._timers, settings.claim_grace_s
+            self._access, self._table, self._ender, self.owners, self._timers, settings.claim_grace_s
         )
-        self._use = UseReader(self._cluster)
+        self._use = UseReader(self._access)
         self._idle = IdleCuller(
             self._table,
             self._ender,
@@ -95,12 +95,12 @@ class Scheduler:
         self._recent = RecentRequests(folder / "requests.json" if folder else None, clock=time.monotonic)
         self.policies = PolicyCatalog(settings, self._recent)
         journal = JournalLimits(memory_bytes=settings.journal_memory, disk_bytes=settings.journal_disk)
-        claimer = LeaseClaimer(self._cluster, self._table, self.policies, settings.reserve_after_s, journal)
+        claimer = LeaseClaimer(self._access, self._table, self.policies, settings.reserve_after_s, journal)
         self._doctor = Doctor(
-            self._cluster, self._table, self._ender, self.reconciler, self.owners, self.policies
+            self._access, self._table, self._ender, self.reconciler, self.owners, self.policies
         )
         self._others = OtherSchedulers(backend, self._table)
-        self._starts = StartRunner(self._cluster, self._table, claimer, self.reconciler)
+        self._starts = StartRunner(self._access, self._table, claimer, self.reconciler)
 
     async def open(self) -> None:
         """Join the cluster and read back the kernels of earlier schedulers."""
@@ -118,7 +118,7 @@ class Scheduler:
         self._recent.close()
         await self.policies.close()
         self.owners.close()
-        for part in (self._idle, self._use, self._ender, self.reconciler, self.backend, self._cluster.agents):
+        for part in (self._idle, self._use, self._ender, self.reconciler, self.backend, self._access.agents):
             await part.close()
 
     async def start(self, start: StartKernel) -> Kernel:
@@ -189,14 +189,14 @@ class Scheduler:
 
     async def signal(self, kernel_id: str, signum: int) -> None:
         lease = self._lease_of(kernel_id)
-        await self._cluster.call_in_time(lease, lambda agent: agent.signal(kernel_id, signum))
+        await self._access.call_in_time(lease, lambda agent: agent.signal(kernel_id, signum))
 
     async def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> str:
         """Return the end of a kernel's log (stdout and stderr); of an ended kernel, the part that was kept."""
         if self._table.get(kernel_id) is None:
             return self._ended(kernel_id).log_tail
         lease = self._lease_of(kernel_id)
-        return await self._cluster.call_in_time(lease, lambda agent: agent.logs(kernel_id, tail_bytes))
+        return await self._access.call_in_time(lease, lambda agent: agent.logs(kernel_id, tail_bytes))
 
     def kernels(self) -> list[Kernel]:
         return [self._view(record) for record in self._table.records.values()]
@@ -262,21 +262,21 @@ class Scheduler:
         """Return a page of a kernel's journal. The arguments are those of `Client.journal`."""
         lease = self._lease_of(kernel_id)
         choice = {"after": after, "offset": offset, "session": session, "since_s": since_s}
-        return await self._cluster.call_in_time(lease, lambda agent: agent.journal(kernel_id, **choice))
+        return await self._access.call_in_time(lease, lambda agent: agent.journal(kernel_id, **choice))
 
     async def snapshot(self) -> Snapshot:
         """Return all nodes as they are now."""
-        return await self._cluster.snapshot()
+        return await self._access.snapshot()
 
     async def nodes(self) -> list[dict[str, Any]]:
-        snapshot = await self._cluster.snapshot()
+        snapshot = await self._access.snapshot()
         return [snapshot.node(node_id).to_dict() for node_id in snapshot.nodes]
 
     async def explain(self, request: Request, owner: Owner) -> dict[str, Any]:
         """Return the decision for a request now, with its reasons; raise the error that a start would get."""
         await self._load_policy(request)
         request = self._admit(request, owner, await self._held_elsewhere(request, owner))
-        snapshot = await self._cluster.snapshot()
+        snapshot = await self._access.snapshot()
         decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)
         document["is_never"] &= not self.backend.adds_nodes
@@ -289,9 +289,9 @@ class Scheduler:
 
     async def drain(self, node_id: str, on: bool = True) -> None:
         """Place no more kernels on a node, or place kernels there again. Kernels on the node go on."""
-        if node_id not in self._cluster.draining and node_id not in await self._cluster.snapshot():
+        if node_id not in self._access.draining and node_id not in await self._access.snapshot():
             raise ConfigError(f"there is no node {node_id}; see `roost nodes`.")
-        self._cluster.drain(node_id, on)
+        self._access.drain(node_id, on)
         self.events.publish("nodes", detail=f"node {node_id} {'drains' if on else 'is open again'}")
         self._queue.wake()
 
@@ -299,12 +299,12 @@ class Scheduler:
         """Warm a zygote for `argv` and `env` on the node where such a kernel would be placed now."""
         request = with_defaults(Request(environment=argv[0] if argv else ""), self._settings)
         await self._load_policy(request)
-        decision = await self.policies.decide(request.policy, request, await self._cluster.snapshot())
+        decision = await self.policies.decide(request.policy, request, await self._access.snapshot())
         if decision.placement is None:
             raise no_node(decision)
         node_id = decision.placement.node_id
         lease = Lease(id="", kernel_id="", node_id=node_id, request=request, owner=Owner(user=""))
-        await self._cluster.call(lease, lambda agent: agent.warm(argv, env))
+        await self._access.call(lease, lambda agent: agent.warm(argv, env))
 
     async def doctor(self, fix: bool = False) -> list[Finding]:
         """Return all findings.

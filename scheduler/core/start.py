@@ -23,7 +23,7 @@ from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, LaunchTimeout, RoostError
 from roost.scheduler.messages import Kernel, StartKernel
 
-from .backend_access import Cluster
+from .backend_access import BackendAccess
 from .kernel_record import KernelRecord, StartTask
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, build_launch
@@ -42,9 +42,9 @@ class StartRunner:
     """Runs starts, and remembers the errors of failed starts."""
 
     def __init__(
-        self, cluster: Cluster, table: KernelTable, claimer: LeaseClaimer, reconciler: Reconciler
+        self, access: BackendAccess, table: KernelTable, claimer: LeaseClaimer, reconciler: Reconciler
     ) -> None:
-        self._cluster = cluster
+        self._access = access
         self._table = table
         self._claimer = claimer
         self._reconciler = reconciler
@@ -119,7 +119,7 @@ class StartRunner:
                 deadline if start.queue_timeout_s is None else time.monotonic() + start.launch_timeout_s
             )
             if record.lease.owner != record.owner:  # a restart by another application
-                record.lease = await self._cluster.backend.transfer(record.lease, record.owner)
+                record.lease = await self._access.backend.transfer(record.lease, record.owner)
             began = time.monotonic()
             try:
                 process = self._find_reported(record, start)
@@ -127,9 +127,9 @@ class StartRunner:
                     process = await self._launch(record.lease, start, launch_by, is_begun=is_begun)
                 else:
                     joining = self._join(record, record.lease, start)
-                    self._cluster.wait_for(record.lease, spawn(joining, self._tasks, log))
+                    self._access.wait_for(record.lease, spawn(joining, self._tasks, log))
             except LeaseGone as problem:
-                await self._cluster.backend.release(record.lease)  # the next claim has the same lease id
+                await self._access.backend.release(record.lease)  # the next claim has the same lease id
                 record.refuse()
                 self._table.publish("conflict", record, str(problem))
                 await asyncio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
@@ -141,7 +141,7 @@ class StartRunner:
     def _find_reported(self, record: KernelRecord, start: StartKernel) -> KernelProcess | None:
         """Return the launch's kernel if its pod has reported the kernel before the agent answers, else None."""
         assert record.lease is not None
-        kernel = self._cluster.backend.reported_kernel(record.lease, start.launch_id)
+        kernel = self._access.backend.reported_kernel(record.lease, start.launch_id)
         if kernel is None:
             return None
         return KernelProcess(
@@ -206,7 +206,7 @@ class StartRunner:
 
         async def launch(agent: AgentClient) -> KernelProcess:
             ready = build_launch(start, find_remaining_s(), self._claimer.journal)
-            env = {**start.env, **self._cluster.backend.environment(lease)}
+            env = {**start.env, **self._access.backend.environment(lease)}
             return await agent.launch(replace(ready, lease_id=lease.id, env=env))
 
         async def await_launch(agent: AgentClient) -> KernelProcess:
@@ -214,8 +214,8 @@ class StartRunner:
 
         if is_begun:
             with suppress(UnknownLaunch):
-                return await self._cluster.call(lease, await_launch)
-        return await self._cluster.call(lease, launch)
+                return await self._access.call(lease, await_launch)
+        return await self._access.call(lease, launch)
 
     async def _undo(self, record: KernelRecord, error: RoostError, *, is_restart: bool) -> None:
         """Give back what the start has taken. A restart keeps its lease, which the agent releases after a grace."""
@@ -224,9 +224,9 @@ class StartRunner:
         keeps_lease = is_restart and lease is not None and lease.state == "held"
         try:
             if lease is not None and keeps_lease:
-                await asyncio.shield(self._cluster.end_process(lease, 0.0))
+                await asyncio.shield(self._access.end_process(lease, 0.0))
             elif lease is not None:
-                await asyncio.shield(self._cluster.backend.release(lease))
+                await asyncio.shield(self._access.backend.release(lease))
         except RoostError as problem:
             log.error("kernel=%s its lease is not released yet: %s", record.kernel_id, problem)
             self._reconciler.soon()

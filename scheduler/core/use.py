@@ -11,7 +11,7 @@ from roost.launchers.daemon.tasks import ask_all, cancel_all, join_shared, start
 from roost.launchers.protocol.messages import KernelUse, Lease
 from roost.placement.model.last_entries import LastEntries
 
-from .backend_access import Cluster
+from .backend_access import BackendAccess
 
 _LEAST_S, _MOST_BUSY = 1.0, 0.01
 """An answer is used again for a second, or for 100 times as long as it took if that is longer."""
@@ -27,8 +27,8 @@ class UseReader:
     kernels is asked less often, because its answer takes longer.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, access: BackendAccess) -> None:
+        self._access = access
         self._answers = LastEntries[str, _Answer](_REMEMBERED)
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -40,7 +40,7 @@ class UseReader:
 
         With `is_fresh`, the agents are asked again.
         """
-        agents, _ = await self._cluster.find_agents(leases)
+        agents, _ = await self._access.find_agents(leases)
         answers = await ask_all(lambda each: self._share(each[0], each[1][0], is_fresh), agents.items())
         return {use.kernel_id: use for answer in answers for use in answer or ()}
 
@@ -56,7 +56,7 @@ class UseReader:
 
     async def _ask(self, lease: Lease, answer: _Answer) -> Uses | None:
         began = time.monotonic()
-        uses = await self._cluster.ask_agent(lease, lambda agent: agent.stats())
+        uses = await self._access.ask_agent(lease, lambda agent: agent.stats())
         now = time.monotonic()
         answer.good_until = now if uses is None else now + max(_LEAST_S, (now - began) / _MOST_BUSY)
         return uses

@@ -17,7 +17,7 @@ from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import lease_claim
-from roost.scheduler.core.backend_access import Cluster
+from roost.scheduler.core.backend_access import BackendAccess
 from roost.scheduler.errors import (
     BackendUnavailable,
     Cancelled,
@@ -349,14 +349,14 @@ async def test_a_draining_node_takes_nothing_new(tmp_path: Path) -> None:
 async def test_what_drains_is_remembered(tmp_path: Path) -> None:
     async with fake_world(tmp_path, nodes=("a", "b")) as w:
         drained = tmp_path / "drained.json"
-        cluster = Cluster(w.backend, Agents(), drained)
-        cluster.drain("a", True)
-        cluster.drain("gone", True)
-        successor = Cluster(w.backend, Agents(), drained)
+        access = BackendAccess(w.backend, Agents(), drained)
+        access.drain("a", True)
+        access.drain("gone", True)
+        successor = BackendAccess(w.backend, Agents(), drained)
         snapshot = await successor.snapshot()
         assert [snapshot.node(name).is_draining for name in snapshot.nodes] == [True, False]
         successor.drain("gone", False)
-        assert Cluster(w.backend, Agents(), drained).draining == {"a"}
+        assert BackendAccess(w.backend, Agents(), drained).draining == {"a"}
 
 
 async def test_the_log_of_an_ended_kernel_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
