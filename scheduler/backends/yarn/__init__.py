@@ -5,7 +5,7 @@
        └─── roost's RPC ──→ agent, the first process of each container
 
     AgentPerKernelBackend ──→ YarnCluster                                              backend, settings, cluster
-        ├── ContainerCreator: the ask of a lease, and YARN's answer                    creation, asking, environment
+        ├── ContainerCreator: the ask of a lease, and YARN's answer                    creation, asking, archives
         ├── Applications, MasterLine: the masters, submitted on demand                 applications, submission, packing
         ├── Held: a lease, its ask and its container                                   held, reasons
         ├── ContainerAgents: the agents, with keys that need no storage                container_agents, derived_keys

@@ -23,8 +23,8 @@ from roost.placement.model.json_codec import decode
 from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.errors import BackendUnavailable, LaunchError
 
+from .archives import Archives, find_python
 from .derived_keys import DerivedKeys
-from .environment import Archives, find_python
 from .master.messages import PROTOCOL, Container, MasterEvent, MasterSettings, MasterStatus, Numbered
 from .reasons import describe_application, explain_failure
 from .rest import JsonObject, Rest, RestError

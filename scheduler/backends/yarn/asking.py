@@ -15,8 +15,8 @@ from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import dump_lease
 from roost.scheduler.backends.node_archive import dump_start, pack
 
+from .archives import find_python
 from .derived_keys import DerivedKeys
-from .environment import find_python
 from .master.messages import Archive, Ask, Resources, Unpacked
 from .settings import RoostYarnBackend
 

@@ -26,11 +26,11 @@ from roost.scheduler.errors import (
 )
 
 from .applications import Applications, MasterLine
+from .archives import Archives, find_python
 from .container_agents import ContainerAgents
 from .creation import ContainerCreator
 from .derived_keys import DerivedKeys
 from .doctor import find_settings
-from .environment import Archives, find_python
 from .hadoop_conf import Conf, keeps_containers, scheduler_addresses
 from .held import Held
 from .master.messages import Container, MasterEvent, Update

@@ -12,9 +12,9 @@ from roost.placement import Request, Snapshot, get_policy
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver
 
 from .applications import Applications, MasterLine
+from .archives import Archives
 from .asking import build_archive, build_ask
 from .derived_keys import DerivedKeys
-from .environment import Archives
 from .held import Held
 from .master.messages import Ask, Container, MasterStatus, Probe, Probed, Widen
 from .node_reader import NodeReader

@@ -7,7 +7,7 @@ from typing import Any
 
 from roost.placement import Request
 
-from .environment import find_python
+from .archives import find_python
 from .master.messages import CODE_ALIAS, MasterSettings, Unpacked
 from .packing import pack_master
 from .settings import RoostYarnBackend

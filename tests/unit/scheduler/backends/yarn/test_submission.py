@@ -17,9 +17,9 @@ from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Request
 from roost.placement.model.json_codec import encode_message
 from roost.scheduler.backends.key_pair import load_key_pair
+from roost.scheduler.backends.yarn.archives import Archives, find_python
 from roost.scheduler.backends.yarn.asking import build_ask, count_resources
 from roost.scheduler.backends.yarn.derived_keys import DerivedKeys
-from roost.scheduler.backends.yarn.environment import Archives, find_python
 from roost.scheduler.backends.yarn.hadoop_conf import keeps_containers
 from roost.scheduler.backends.yarn.master.messages import CODE_ALIAS, Ask, MasterSettings, Resources, Unpacked
 from roost.scheduler.backends.yarn.settings import RoostYarnBackend
