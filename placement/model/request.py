@@ -72,7 +72,7 @@ class Request:
     tolerates: tuple[str, ...] = ()
     """Names of taints. The kernel may run on a node if all taints of the node are named."""
     environment: str = ""
-    """The path of the interpreter. A node with this environment warm starts the kernel faster."""
+    """The path of the interpreter. A node where it is warm starts the kernel faster."""
     owner: str = ""
     """The name of the user whom the kernel is for."""
     policy: str = ""

@@ -31,12 +31,12 @@ def name_agent(manager: str, cluster: str, node_id: str) -> str:
     return f"agent-{manager}-{digest}"
 
 
-def find_noted(name: str, lease_ids: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+def find_noted(name: str, lease_ids: Iterable[str], variables: Mapping[str, str]) -> list[str]:
     """Return the ids among `lease_ids` that the agent called `name` has noted in its ledger."""
     import hashlib
     import os
 
-    base = environment.get("ROOST_RUNTIME_DIR") or f"/tmp/roost-{os.getuid()}"
+    base = variables.get("ROOST_RUNTIME_DIR") or f"/tmp/roost-{os.getuid()}"
     folder = os.path.join(base, name, "leases")
     files = {lease: f"{hashlib.sha256(lease.encode()).hexdigest()[:32]}.json" for lease in lease_ids}
     return [lease for lease, file in files.items() if os.path.exists(os.path.join(folder, file))]
@@ -95,14 +95,14 @@ def bring_up(
     manager: Mapping[str, Any],
     clients: Sequence[str],
     python: str,
-    environment: Mapping[str, str],
+    variables: Mapping[str, str],
 ) -> Answer:
     """Find or start the agent of this node, and return its `Answer`. Blocks for up to 30 s.
 
     `archive` and `digest` are from `pack`, and `name` is from `name_agent`. `settings` is the JSON of `AgentSettings`.
     `manager` has the fields of `messages.Manager`; the start time of its `pid` is read here. The agent then accepts the
-    `clients`, which are public keys. `environment` is that of the manager's daemon. The agent gets it, and the kernels'
-    environments are added to it.
+    `clients`, which are public keys. `variables` is the environment of the manager's daemon. The agent gets it, and the
+    kernels' environments are added to it.
     """
     import io
     import json
@@ -114,7 +114,7 @@ def bring_up(
     import tempfile
     import zipfile
 
-    env = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
+    env = {name: value for name, value in variables.items() if name != "CUDA_VISIBLE_DEVICES"}
     base = env.get("ROOST_RUNTIME_DIR") or f"/tmp/roost-{os.getuid()}"
     os.makedirs(base, mode=0o700, exist_ok=True)
     status = os.lstat(base)

@@ -119,16 +119,16 @@ class BackendSpec:
         for name, value in options.items():
             self._option(name).check(value)
 
-    def read_options(self, options: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    def read_options(self, options: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
         """Return the options of a request.
 
-        A `KERNEL_*` variable in `environment` overrides the option that it sets.
+        A `KERNEL_*` variable in `variables` overrides the option that it sets.
 
         Values may be text. Raises `ConfigError` like `check_options`.
         """
         given = {name: self._option(name).read(value) for name, value in options.items() if value is not None}
         for option in self.request_options:
-            if option.variable and (text := environment.get(option.variable, "").strip()):
+            if option.variable and (text := variables.get(option.variable, "").strip()):
                 given[option.name] = option.read(text)
         return given
 

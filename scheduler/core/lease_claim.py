@@ -92,8 +92,8 @@ class LeaseClaimer:
 
         On return the record has a lease, held or pending.
         """
-        environment = start.argv[0] if start.may_fork and start.argv else ""
-        request = replace(record.request, environment=environment)
+        interpreter = start.argv[0] if start.may_fork and start.argv else ""
+        request = replace(record.request, environment=interpreter)
         queue, began = self.table.queue, time.monotonic()
         record.ticket = ticket = queue.join(record.kernel_id, _line(record))
         has_tried = False

@@ -265,8 +265,8 @@ class ZygotePool:
         python = resolve_python(command.python, env) if self._is_possible else None
         if python is None:
             return None
-        environment = tuple(select_import_environment(env).items())
-        key = (python, command.flags, choose_import_folder(env, cwd), environment)
+        variables = tuple(select_import_environment(env).items())
+        key = (python, command.flags, choose_import_folder(env, cwd), variables)
         return None if time.monotonic() < self._refused_until.get(key, 0.0) else key
 
     def _warm_later(

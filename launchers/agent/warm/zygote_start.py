@@ -38,7 +38,8 @@ class Zygote:
     key: Key
     pid: int
     socket: socket.socket
-    environment: dict[str, str | None]
+    variables: dict[str, str | None]
+    """The environment variables that its imports have read, with their values."""
     fingerprint: Fingerprint
     used_at: float
     command: KernelCommand
@@ -69,7 +70,7 @@ class Zygote:
         """Return the variables that the zygote's imports have read, and that have another value in `env`."""
         return {
             name
-            for name, value in self.environment.items()
+            for name, value in self.variables.items()
             if env.get(name) != value and not is_per_kernel(name)
         }
 
@@ -168,7 +169,7 @@ class ZygoteStarter:
         /proc shows the process's first variables for each of its kernels. Therefore it starts with only those
         of `key` and roost's own, which are no secrets. The others follow in a packet.
         """
-        python, flags, folder, environment = key
+        python, flags, folder, variables = key
         output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         try:
             process = subprocess.Popen(
@@ -177,7 +178,7 @@ class ZygoteStarter:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**dict(environment), **{name: env[name] for name in env if name.startswith("ROOST_")}},
+                env={**dict(variables), **{name: env[name] for name in env if name.startswith("ROOST_")}},
                 cwd=folder,
                 start_new_session=True,
             )
