@@ -84,6 +84,7 @@ class Agents:
         endpoint = address.endpoint
         if (client := self.connected(endpoint)) is not None:
             return client
+        # Callers share an attempt under way. After a failed one, the next caller begins another.
         task = self._clients.get(endpoint)
         if task is None or task.done():
             task = self._clients[endpoint] = start_shared(self._connect(address))
@@ -102,6 +103,7 @@ class Agents:
     async def close(self) -> None:
         """Close all connections."""
         tasks = list(self._clients.values())
+        # Cleared before anything is awaited: a connection that is lost meanwhile is then not reported.
         self._clients.clear()
         self._listeners.clear()
         for task in tasks:
@@ -124,6 +126,7 @@ class Agents:
                 log.info("agent=%s the connection is lost", endpoint)
             # The client calls this itself, so it can be closed only afterwards.
             spawn(client.close(), self._closing, log)
+            # Removed before the listeners run: a listener that calls the agent needs a new connection.
             if self._clients.pop(endpoint, None) is not None and is_connected:
                 for listener in list(self._listeners):
                     listener(endpoint, None)
@@ -164,10 +167,12 @@ class AgentCaller:
                 return await call(await self.agents.client(address))
             except (Disconnected, BackendUnavailable) as lost:
                 problem = lost
+                # Before the next attempt, so that `resolve` does not return the address that has just failed.
                 await self.on_lost(address)
             except RemoteError as refusal:
                 raise _ERRORS.get(refusal.kind, LaunchError)(refusal.message, **refusal.fields) from None
             except (RpcError, asyncio.TimeoutError) as late:
+                # Not repeated: the agent is there, but so busy that another attempt would wait as long again.
                 reason = str(late) or "no answer in time"
                 raise BackendUnavailable(f"{self.name} does not answer: {reason}") from late
         raise BackendUnavailable(f"{self.name} cannot be reached: {problem}") from problem

@@ -102,6 +102,7 @@ class KernelTable:
         if known is not None and known.launch_id == process.launch_id and not known.is_running:
             return  # the event of its end can overtake an answer that was read before the end
         if not process.is_running:
+            # A record that was read back may have an earlier launch, and `exited` ignores the ends of other launches.
             record.launch_id = process.launch_id
             self.exited(record, process)
         elif record.phase is not Phase.ENDING:
@@ -116,12 +117,14 @@ class KernelTable:
         self._report("ran", record)
 
     def exited(self, record: KernelRecord, process: KernelProcess) -> None:
+        # The end of an earlier launch can be reported late, and the same end by an event and by an answer.
         if process.launch_id != record.launch_id or record.phase is Phase.EXITED or not self.holds(record):
             return
-        if record.phase is Phase.ENDING:
+        if record.phase is Phase.ENDING:  # the record goes once its lease is released
             record.process = process
         else:
             record.exit(process)
+        # Published before the listeners run, because a listener may end the kernel: those events must come later.
         self.publish("exited", record, process.reason)
         self._report("exited", record)
 
@@ -133,8 +136,10 @@ class KernelTable:
         del self.records[record.kernel_id]
         own = record.process.reason if record.process is not None and not record.runs else ""
         record.reason = record.reason or own or reason
+        # Noted before the event: a client that gets the event may ask for the kernel at once.
         self.ended[record.kernel_id] = replace(record.view(self.queue), state="exited")
         if record.lease is not None:
+            # A reading that has begun before may still have this lease. It must not be taken for a kernel found again.
             self.released[record.lease.id] = None
             self.events.publish("released", self.ended[record.kernel_id], record.reason)
         self._report("dropped", record)

@@ -97,6 +97,7 @@ class MasterLine:
                 await asyncio.wait_for(self._changed.wait(), timeout_s)
             except asyncio.TimeoutError:
                 return False
+        # The end of the application sets the event too.
         if self.failure:
             raise LaunchError(self.failure)
         return self.is_connected
@@ -120,6 +121,7 @@ class MasterLine:
 
         Raises as `call` does. After an error, the release is repeated when the master is back.
         """
+        # Noted before the call: the master's reports about this container can arrive before its answer.
         self._released[number] = None
         self.containers.pop(number, None)
         await self.call(Nothing, "release", Numbered(number=number))
@@ -128,6 +130,7 @@ class MasterLine:
         """Follow the application until it has ended."""
         pauses = backoff(*_LOOKS_S)
         while not self.failure:
+            # YARN is asked before each connection: a lost one does not show whether the application has ended.
             try:
                 application = await self._rest.application(self.application_id)
             except RestError as problem:
@@ -143,6 +146,7 @@ class MasterLine:
                 return
             if application:
                 self.reason = describe_application(application)
+            # The port is -1 until the master has registered.
             address = application.get("amRPCAddress", "")
             if application.get("state") == "RUNNING" and ":" in address and not address.endswith(":-1"):
                 try:
@@ -172,11 +176,13 @@ class MasterLine:
                 )
                 await lost.wait()
                 return
+            # Subscribed before the containers are read, so that each change is in the reading or in an event after it.
             await client.call("subscribe", timeout_s=_CALL_S)
             self._client = client
             self.containers = await self._read_containers()
             self._changed.set()
             log.info("application=%s master=%s answers", self.application_id, endpoint)
+            # Callers of `wait` go on only after this method awaits again, so the listener comes first.
             self._listener.on_connected(self)
             await lost.wait()
         finally:
@@ -185,6 +191,7 @@ class MasterLine:
 
     def _disconnect(self) -> None:
         self._client = None
+        # After the end of the application the event stays set: `wait` must raise at once.
         if not self.failure:
             self._changed.clear()
 
@@ -193,6 +200,7 @@ class MasterLine:
         found = await self._client.call("containers", timeout_s=_CALL_S)
         containers = [decode(Container, one, ignore_unknown=True) for one in found]
         for container in containers:
+            # Released while the master was not connected: it did not get the release.
             if container.number in self._released:
                 await self._client.call("release", Numbered(number=container.number), timeout_s=_CALL_S)
         return {
@@ -204,6 +212,7 @@ class MasterLine:
         container = event.container
         if container is not None and event.kind == "container" and container.number not in self._released:
             self.containers[container.number] = container
+        # Before `on_connected`, at which the listener reads all containers, it gets no events.
         if self._changed.is_set():
             self._listener.on_event(self, event)
 
@@ -256,11 +265,13 @@ class Applications:
     async def line(self, queue: str, priority: int | None) -> MasterLine:
         """Return the application for this queue and priority; submit it if there is none."""
         key = _key(queue, priority)
+        # If YARN's answer to a submission was lost, there may be two applications for a key: take the older one.
         for line in sorted(self.lines, key=lambda line: line.application_id):
             if line.key == key:
                 return line
         task = self._submitting.get(key)
         if task is None:
+            # Starts at the same moment share a submission. Its line is among `lines` before it leaves the dict.
             task = self._submitting[key] = start_shared(self._submit(key, queue, priority))
             task.add_done_callback(lambda _: self._submitting.pop(key, None))
         return await join_shared(task)

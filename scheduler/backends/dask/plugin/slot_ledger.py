@@ -70,7 +70,10 @@ class SlotLease:
 
 
 class SlotLedger:
-    """A ledger, with its `slots` by name and its `leases` by id."""
+    """A ledger, with its `slots` by name and its `leases` by id.
+
+    No method awaits. Each call is therefore one step for all of roost's schedulers.
+    """
 
     def __init__(self) -> None:
         self.slots: dict[str, Slot] = {}
@@ -130,12 +133,15 @@ class SlotLedger:
         slots = self.ready_slots(machine)
         if not slots:
             return None
+        # A machine whose workers all leave is still shown, because its kernels live. It drains.
         staying = [slot for slot in slots if not slot.is_leaving]
+        # A wish is not promised yet: tasks may go on to hold its amounts.
         leases = [lease for lease in self.leases_on(machine) if not lease.is_wish]
         used = staying or slots
         free: Amounts = {}
         for slot in used:
             for what, amount in slot.resources.items():
+                # A worker may not have reported yet that it holds back a new lease, and then its `free` is too high.
                 left = amount - sum(lease.claims.get(slot.name, {}).get(what, 0.0) for lease in leases)
                 free[what] = free.get(what, 0.0) + max(0.0, min(slot.free.get(what, 0.0), left))
         return {
@@ -163,6 +169,7 @@ class SlotLedger:
         slots = [slot for slot in self.ready_slots(held.machine) if not slot.is_leaving]
         if not slots:
             raise Refused(f"no worker of the Dask cluster is on {held.machine} now")
+        # Wishes count here, so that two starts do not wait for the same slice.
         others = self.leases_on(held.machine)
         cpus = sum(slot.threads for slot in slots) - sum(other.cpus for other in others)
         if held.cpus > cpus + CRUMB:
@@ -182,6 +189,7 @@ class SlotLedger:
         known = self._find_known(held)
         if known is not None:
             return known
+        # Only the devices are checked: the kernel lives, and already uses its CPUs and memory.
         shares, there = self.shares(held.machine), self.devices(held.machine)
         for device in device_ids:
             if shares.get(device, 0.0) + held.share > 1 + CRUMB:
@@ -201,6 +209,7 @@ class SlotLedger:
         """
         moved = []
         for held in self.leases_on(to.machine):
+            # Claims are moved one by one: each makes the room on this slot smaller for the next one.
             for name in [name for name in held.claims if name not in self.slots]:
                 claim = held.claims[name]
                 on_it = held.share * len(set(to.devices) & set(held.device_ids))
@@ -219,6 +228,7 @@ class SlotLedger:
         known = self.leases.get(held.lease_id)
         if known is not None and known.machine == held.machine:
             return known
+        # The scheduler has placed the request again, on another machine: its earlier wish is void.
         self.leases.pop(held.lease_id, None)
         return None
 
@@ -236,6 +246,7 @@ class SlotLedger:
             slot.name: slot.resources.get(GPU, 0.0) - self.leased(slot.name).get(GPU, 0.0) for slot in slots
         }
         by_device = {device: slot for device, slot in self.devices(held.machine).items() if slot in slots}
+        # Shares are put together on few devices, so that whole ones stay free.
         fullest = sorted(by_device, key=lambda device: -shares.get(device, 0.0))
         chosen: list[str] = []
         for device in [*preferred, *fullest]:

@@ -115,6 +115,7 @@ class Master:
             if ask.archive not in self._archives:
                 raise RemoteError("unknown_archive", f"the archive {ask.archive} was not sent")
             self._check_size(ask.resources)
+        # Nothing is awaited since the check for the end, so `_is_over` cannot end the application in between.
         entry = self._allocation.ask(ask)
         self._wakeup.set()
         return entry.describe()
@@ -154,6 +155,7 @@ class Master:
         Return once this was sent, or after `_SENT_S` if YARN is away.
         """
         entry = self._allocation.release(request.number)
+        # Waits for a heartbeat that begins from now on: one under way does not carry this release.
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sent.append(sent)
         self._wakeup.set()
@@ -177,6 +179,7 @@ class Master:
         """End the application."""
         if not self._allocation.is_empty:
             raise RemoteError("not_empty", "the application still has asks or containers")
+        # From here on `ask` refuses. An ask that was accepted now would end with the application.
         finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._finishers.append(finished)
         self._wakeup.set()
@@ -215,11 +218,12 @@ class Master:
         try:
             answer = await self._manager.allocate(self._allocation.next_request())
         except BaseException:
-            self._sent += sent
+            self._sent += sent  # the heartbeat is repeated, and with it these releases
             raise
         for future in sent:
             if not future.done():
                 future.set_result(None)
+        # The tokens first: a NodeManager starts a new container only with its token.
         self._nodes.keep(answer.nm_tokens)
         for entry in self._allocation.take(answer):
             spawn(self._start(entry), self._tasks, log)
@@ -230,6 +234,7 @@ class Master:
         self._queue, self._maximum = answer.queue, read_resource(answer.maximum_capability)
         self._nodes.keep(answer.nm_tokens_from_previous_attempts)
         self._allocation.resync(answer)
+        # Set last: the service's operations wait for this, and must find the containers of earlier attempts.
         log.info("registered in queue %s, with %d containers", self._queue, len(self._allocation.entries))
         self.registered.set()
 
@@ -257,6 +262,7 @@ class Master:
         self._distrusted_since = None if problem.is_trusted else self._distrusted_since or now
         if self._distrusted_since is not None and now - self._distrusted_since > self._settings.grace_s:
             raise Ended(f"the token is invalid: {problem}")
+        # The application goes on, because YARN has not stored its end: asks are accepted again.
         self._is_ending = False
         finishers, self._finishers = self._finishers, []
         for finished in finishers:
@@ -276,15 +282,17 @@ class Master:
         if newest is not None:
             age_s = time.monotonic() - newest
             pause_s = min(max(age_s / _BEATS_PER_AGE, _SHORTEST_BEAT_S), _LONGEST_BEAT_S)
+        # Parts are left if they came during the heartbeat, or if they are sent one by one after a refusal.
         if self._allocation.has_parts:
             return
+        # An ask that comes between the wait and `clear` is among the parts of the next heartbeat.
         await wait_until_set(self._wakeup, pause_s)
         self._wakeup.clear()
 
     async def _start(self, entry: AllocationEntry) -> None:
         assert entry.ask is not None
         assert entry.grant is not None
-        if entry.is_released:
+        if entry.is_released:  # between the grant and this task's first step
             return
         try:
             context = build_context(entry.ask, self._archives[entry.ask.archive])
@@ -297,6 +305,7 @@ class Master:
 
     async def _is_over(self) -> bool:
         """End the application if the service wants that, or if nobody has needed it for long. True if it has ended."""
+        # Noted before anything is awaited, so that `ask` refuses while the end is stored.
         self._is_ending = bool(self._finishers) or self._is_left()
         if not self._is_ending:
             return False
