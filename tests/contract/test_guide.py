@@ -22,7 +22,7 @@ from kit.machine.container_agent import LEASE, a_launch, connect
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.scheduler.backends.agent_per_kernel import read_address
-from roost.scheduler.backends.key_pair import load_identity
+from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import backend_context, open_backend
 
@@ -126,7 +126,7 @@ async def test_the_shell_of_a_pod_sets_its_address_path_and_code(demo: Any, runt
 
 async def test_an_archive_brings_the_keys_and_the_first_launch(demo: Any, runtime_dir: Path) -> None:
     mine, port = (
-        load_identity(str(runtime_dir / "keys"), name="demo", section="RoostDemoBackend"),
+        load_key_pair(str(runtime_dir / "keys"), name="demo", section="RoostDemoBackend"),
         free_port(),
     )
     content, keys = demo.pack_start.pack_start(LEASE, a_launch(), mine, port)
