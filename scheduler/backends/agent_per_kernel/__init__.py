@@ -6,7 +6,8 @@
        │             └── reserve, release ──> the agent in each pod │ (its address, once it is ready)
        └── BackendEvents                                           └── AddressReports                 address_reports
 
-`PodCluster` is all that a new cluster manager implements. With `AddressReports`, its pods report their addresses sooner
+`PodCluster` is all that a new cluster manager implements. `pod_agent` has the command, the code and the address of the
+agent in a pod. With `AddressReports`, its pods report their addresses sooner
 than the manager does.
 
 This package stands above the files of `scheduler/backends`, and below `kubernetes` and `yarn`.
