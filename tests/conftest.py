@@ -13,7 +13,7 @@ from kit.clusters.dask.shared_cluster import dask_cluster, dask_tls_cluster  # n
 from kit.clusters.kubernetes.shared_cluster import kubernetes_cluster  # noqa: F401 - a fixture
 from kit.clusters.ray.shared_cluster import ray_cluster  # noqa: F401 - a fixture
 from kit.clusters.yarn.shared_cluster import yarn_cluster  # noqa: F401 - a fixture
-from kit.machine.leftovers import private_runtime_dir
+from roost.testing.leftovers import private_runtime_dir
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -25,12 +25,11 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from roost.testing import leftovers
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / ".conformance"
-sys.path.insert(0, str(HERE.parent))
-
-from kit.machine import leftovers  # noqa: E402
 
 if sys.version_info >= (3, 11):
     import tomllib

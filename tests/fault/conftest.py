@@ -21,8 +21,8 @@ from kit.clusters.kubernetes.faults import MACHINES, KubernetesWorld, prepare
 from kit.clusters.yarn.faults import MACHINES as YARN_MACHINES
 from kit.clusters.yarn.faults import OpenYarnWorld, YarnWorld, fault_settings, opened
 from kit.machine.daemons import settle
-from kit.machine.leftovers import private_runtime_dir
 from roost.scheduler.client.client import Client, disconnect
+from roost.testing.leftovers import private_runtime_dir
 
 OWNER_GRACE_S = 1.0
 """How long the service of `short_owner_grace` waits for an owner that has ended."""

@@ -18,13 +18,13 @@ from kit.clusters.dask.lease_records import Slow, hold, most_at_once, sweep, who
 from kit.clusters.faults import ClusterWorld
 from kit.jupyter.notebook import Notebook, held_by
 from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
-from kit.machine.leftovers import VARIABLE
 from roost.bench.clusters.cluster_folder import answers, wait_until
 from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
+from roost.testing.leftovers import VARIABLE
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 

@@ -17,10 +17,10 @@ import pytest
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import settle, wait_gone
-from kit.machine.leftovers import VARIABLE, end
 from roost.bench.clusters.cluster_folder import claim_network
 from roost.bench.clusters.dask_machines import why_not
 from roost.scheduler.client.client import connect, disconnect
+from roost.testing.leftovers import VARIABLE, end
 
 pytestmark = pytest.mark.fault
 

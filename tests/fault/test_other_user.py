@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from kit.jupyter.notebook import Notebook
-from kit.machine.leftovers import processes
+from roost.testing.leftovers import processes
 
 pytestmark = [
     pytest.mark.fault,

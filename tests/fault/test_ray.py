@@ -21,11 +21,11 @@ from kit.jupyter.front_end import errors, front_end
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import Notebook, held_by
 from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
-from kit.machine.leftovers import VARIABLE, private_runtime_dir
 from roost.bench.clusters.raylets import Machine, Raylets, why_not
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable
+from roost.testing.leftovers import VARIABLE, private_runtime_dir
 
 pytestmark = pytest.mark.fault
 

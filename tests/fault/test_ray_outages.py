@@ -24,12 +24,12 @@ import pytest
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import daemon_pids, kill, settle
-from kit.machine.leftovers import VARIABLE
 from kit.machine.tiny_kernel import tiny
 from roost.bench.clusters.raylets import Machine, Raylets, processes, why_not
 from roost.launchers.daemon.private_files import read_json
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable
+from roost.testing.leftovers import VARIABLE
 
 ROUNDS = int(os.environ.get("ROOST_OUTAGES", "6"))
 SEED = int(os.environ.get("ROOST_OUTAGES_SEED") or random.randrange(10_000))

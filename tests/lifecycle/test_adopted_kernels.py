@@ -15,8 +15,8 @@ from server import JupyterServer
 
 from kit.jupyter.front_end import FrontEnd, errors, front_end, texts
 from kit.jupyter.restarted_servers import end, listed, replies, serving, shown, start
-from kit.machine.leftovers import private_runtime_dir
 from roost.scheduler.client.client import connect, disconnect
+from roost.testing.leftovers import private_runtime_dir
 
 SECONDS = "import time\nfor i in range({0}):\n    print(i, flush=True)\n    time.sleep(0.1)"
 

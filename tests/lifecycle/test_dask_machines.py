@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from kit.machine.leftovers import VARIABLE
 from roost.bench.clusters.cluster_folder import processes, wait_until
 from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
+from roost.testing.leftovers import VARIABLE
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 

@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from kit.machine.leftovers import VARIABLE
 from roost.bench.clusters.cluster_folder import processes, wait_until
 from roost.bench.clusters.raylets import Machine, Raylets, why_not
+from roost.testing.leftovers import VARIABLE
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

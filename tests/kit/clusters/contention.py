@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import roost
-from kit.machine.leftovers import VARIABLE
 from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import Client
+from roost.testing.leftovers import VARIABLE
 
 KIT = str(Path(__file__).parents[2])
 SCHEDULERS, EACH = 3, 20

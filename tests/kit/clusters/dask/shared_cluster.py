@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.machine.leftovers import VARIABLE, end
 from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
+from roost.testing.leftovers import VARIABLE, end
 
 MACHINES = (
     Machine(cpus=4, gpus=2, resources={"T4": 2}),

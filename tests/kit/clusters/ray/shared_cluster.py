@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.machine.leftovers import VARIABLE, end
 from roost.bench.clusters.raylets import Machine, Raylets, why_not
+from roost.testing.leftovers import VARIABLE, end
 
 MACHINES = (
     Machine(cpus=4, gpus=2, gpu_model="T4"),

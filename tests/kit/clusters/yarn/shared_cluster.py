@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from kit.clusters.hadoop_nodes import MACHINES, HadoopNodes, gpus_of, why_not
-from kit.machine.leftovers import describe
+from roost.testing.leftovers import describe
 
 FREED_S = 180.0
 """How long YARN may take to free the resources of an ended application."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.machine import leftovers
+from roost.testing import leftovers
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
