@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
-IPYKERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+from roost.testing.kernelspecs import IPYKERNEL as IPYKERNEL
+from roost.testing.kernelspecs import write_ipykernel_spec
 
 
 def register() -> None:
@@ -23,35 +23,10 @@ def register() -> None:
     )
 
 
-def kernelspecs(
-    folder: Path,
-    name: str = "roosted",
-    *,
-    backend: str = "",
-    config: dict[str, Any] | None = None,
-    **changes: Any,
-) -> KernelSpecManager:
-    """Return a manager of kernelspecs with one spec in `folder`. `changes` replace fields of its kernel.json.
-
-    With a `backend`, the kernels ask for 0.1 CPUs, so that the cluster shows the lease of a forgotten kernel.
-    """
+def kernelspecs(folder: Path, name: str = "roosted", **spec: Any) -> KernelSpecManager:
+    """Write a kernelspec as `write_ipykernel_spec` does, after `register`. Return its manager."""
     register()
-    config = {**({"backend": backend, "cpus": 0.1} if backend else {}), **(config or {})}
-    spec = {
-        "argv": IPYKERNEL,
-        "display_name": name,
-        "language": "python",
-        "metadata": {
-            "debugger": True,
-            "supported_encryption": ["curve"],
-            "kernel_provisioner": {"provisioner_name": "roost", "config": config},
-        },
-    }
-    metadata = {**spec["metadata"], **changes.pop("metadata", {})}  # type: ignore[dict-item]
-    home = folder / "kernels" / name
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "kernel.json").write_text(json.dumps({**spec, **changes, "metadata": metadata}))
-    return KernelSpecManager(kernel_dirs=[str(folder / "kernels")], ensure_native_kernel=False)
+    return write_ipykernel_spec(folder, name, **spec)
 
 
 def search_one_folder(data: Path, patch: pytest.MonkeyPatch) -> Path:
