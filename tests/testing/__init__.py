@@ -6,9 +6,18 @@
         @pytest.fixture
         def opener(self):
             return partial(open_backend, lambda agents: MyBackend(agents))
+
+`KernelLifecycle` is another one. It runs whole lives of kernels on an installed backend, which a fixture names:
+
+    class TestMyKernels(KernelLifecycle):
+        @pytest.fixture
+        def roost_backend(self):
+            return "mine", {"address": "mine.example.org:1234"}
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from .contexts import backend_context
 from .contract import BackendContract, open_backend
@@ -16,14 +25,26 @@ from .fake_agent import FakeAgent
 from .fake_backends import FakeBackend, FakePodCluster, local_backend, pod_backend
 from .promises import BrokenPromise
 
+if TYPE_CHECKING:
+    from .lifecycle import KernelLifecycle
+
 __all__ = [
     "BackendContract",
     "BrokenPromise",
     "FakeAgent",
     "FakeBackend",
     "FakePodCluster",
+    "KernelLifecycle",
     "backend_context",
     "local_backend",
     "open_backend",
     "pod_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "KernelLifecycle":  # late: needs pytest-asyncio, unlike the fake agent
+        from .lifecycle import KernelLifecycle
+
+        return KernelLifecycle
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

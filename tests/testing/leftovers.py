@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -31,6 +31,23 @@ def processes(folder: str) -> list[psutil.Process]:
         except (psutil.Error, OSError):  # gone, a zombie, or not ours to read
             continue
     return found
+
+
+def of_roost(folder: str) -> list[psutil.Process]:
+    """Return the services and agents with `folder` as their runtime folder, and their descendants."""
+    found: list[psutil.Process] = []
+    for process in processes(folder):
+        with suppress(psutil.Error):
+            if " -m roost." in " ".join(process.cmdline()):
+                found += [process, *process.children(recursive=True)]
+    return found
+
+
+def terminate(found: list[psutil.Process]) -> None:
+    """Send SIGTERM to the processes that still run."""
+    for process in found:
+        with suppress(psutil.Error):
+            process.terminate()
 
 
 def describe(process: psutil.Process) -> str:
@@ -55,11 +72,11 @@ def end(folder: str) -> list[str]:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        _await_end(left, GRACE_S)
+        await_end(left, GRACE_S)
     return killed
 
 
-def _await_end(found: list[psutil.Process], timeout_s: float) -> None:
+def await_end(found: list[psutil.Process], timeout_s: float) -> None:
     """Wait until the processes have ended. A zombie has ended; psutil would wait until its parent reaps it."""
     deadline = time.monotonic() + timeout_s
     for process in found:
@@ -88,7 +105,7 @@ def private_runtime_dir() -> Iterator[str]:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
-        _await_end(processes(folder), GRACE_S)
+        await_end(processes(folder), GRACE_S)
         left = end(folder)
         shutil.rmtree(folder, ignore_errors=True)
         assert not left, "processes left behind:\n" + "\n".join(left)

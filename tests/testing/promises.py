@@ -1,4 +1,4 @@
-"""The promises of a backend in words, and the error for a broken one."""
+"""The promises of the contract suite in words, and the error for a broken promise in any suite."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CLOSES = "`close` may be repeated"
 
 
 class BrokenPromise(AssertionError):
-    """A backend has broken a promise of the contract. The text names the promise, and what the backend did."""
+    """A backend has broken a promise. The text names the promise, and what the backend did."""
 
     def __init__(self, promise: str, found: str) -> None:
         super().__init__(f"broken promise: {promise}.\nfound: {found}")
@@ -58,3 +58,16 @@ def promised(promise: str, call: str) -> Iterator[None]:
         raise
     except Exception as problem:
         raise BrokenPromise(promise, f"`{call}` raised {type(problem).__name__}: {problem}") from problem
+
+
+@contextmanager
+def holds(promise: str) -> Iterator[None]:
+    """Raise `BrokenPromise` if the block raises an error. The text of an `AssertionError` is the finding."""
+    __tracebackhide__ = True
+    try:
+        yield
+    except Exception as problem:
+        found = (
+            str(problem) if isinstance(problem, AssertionError) else f"{type(problem).__name__}: {problem}"
+        )
+        raise BrokenPromise(promise, found) from problem

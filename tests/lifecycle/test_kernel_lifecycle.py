@@ -1,0 +1,52 @@
+"""The lifecycle suite of `roost.testing`, on each real backend."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from roost.testing import KernelLifecycle
+
+
+class Lifecycle(KernelLifecycle):
+    """The suite, on the backend of the fixture `backend`, which sets the environment variables of its cluster."""
+
+    @pytest.fixture
+    def roost_backend(self, backend: str) -> tuple[str, dict[str, Any]]:
+        return backend, {}
+
+    @pytest.fixture
+    def kernel_python(self, backend: str) -> str:
+        return "python3" if backend == "kubernetes" else sys.executable
+
+
+@pytest.mark.backends("local")
+class TestLocal(Lifecycle):
+    pass
+
+
+@pytest.mark.backends("ray")
+class TestRay(Lifecycle):
+    pass
+
+
+@pytest.mark.backends("dask")
+class TestDask(Lifecycle):
+    pass
+
+
+@pytest.mark.backends("dask_tls")
+class TestDaskTls(Lifecycle):
+    pass
+
+
+@pytest.mark.backends("kubernetes")
+class TestKubernetes(Lifecycle):
+    pass
+
+
+@pytest.mark.backends("yarn")
+class TestYarn(Lifecycle):
+    pass
