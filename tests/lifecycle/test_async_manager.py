@@ -1,4 +1,7 @@
-"""Real kernels through AsyncKernelManager: start, execute, interrupt, restart, die, shut down."""
+"""Real kernels through AsyncKernelManager: their environment, their channels, and starts that fail.
+
+The lifecycle suite (`test_kernel_lifecycle.py`) tests interrupts, restarts, exits and a killed service.
+"""
 
 from __future__ import annotations
 
@@ -81,29 +84,6 @@ async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: 
         assert not psutil.pid_exists(pid)
 
 
-async def test_interrupt_reaches_the_process_group(specs: KernelSpecManager) -> None:
-    async with kernel(specs) as (km, kc):
-        running = asyncio.ensure_future(run(kc, "import subprocess; subprocess.run(['sleep', '60'])"))
-        kernel_process = psutil.Process(await pid_of(km))
-        while not kernel_process.children():  # noqa: ASYNC110 - no event reports a child
-            await asyncio.sleep(0.02)
-        await km.interrupt_kernel()
-        assert (await asyncio.wait_for(running, 60))["reply"]["ename"] == "KeyboardInterrupt"
-
-
-@pytest.mark.parametrize("now", [False, True])
-async def test_restart_keeps_ports_keys_and_lease(specs: KernelSpecManager, backend: str, now: bool) -> None:
-    async with kernel(specs) as (km, kc):
-        ports, key, curve = km.ports, km.session.key, km.curve_publickey
-        lease_id = (await connect(backend).kernel(km.kernel_id)).lease_id
-        await run(kc, "x = 1")
-        await km.restart_kernel(now=now)
-        await kc.wait_for_ready(30)
-        assert (km.ports, km.session.key, km.curve_publickey) == (ports, key, curve)
-        assert (await connect(backend).kernel(km.kernel_id)).lease_id == lease_id
-        assert (await run(kc, "x"))["reply"]["ename"] == "NameError"
-
-
 async def test_a_killed_kernel_is_restarted_by_jupyters_restarter(specs: KernelSpecManager) -> None:
     config = Config({"KernelRestarter": {"time_to_dead": 0.2, "random_ports_until_alive": False}})
     async with kernel(specs, AsyncIOLoopKernelManager, manager={"config": config}) as (km, kc):
@@ -117,12 +97,6 @@ async def test_a_killed_kernel_is_restarted_by_jupyters_restarter(specs: KernelS
         await asyncio.wait_for(asyncio.shield(km.ready), 60)
         await kc.wait_for_ready(30)
         assert (await run(kc, "print(1)"))["text"] == "1"
-
-
-async def test_an_exit_is_reported_with_its_code(specs: KernelSpecManager) -> None:
-    async with kernel(specs) as (km, kc):
-        kc.execute("import os; os._exit(7)")
-        assert await asyncio.wait_for(km.provisioner.wait(), 60) == 7
 
 
 async def test_a_plain_subscriber_receives_nothing_from_encrypted_channels(specs: KernelSpecManager) -> None:
@@ -184,20 +158,6 @@ async def test_a_kernelspec_that_is_not_forked(specs_of: Specs, backend: str) ->
         assert found.request.cpus == 0.5
         assert (await run(kc, "print(1)"))["text"] == "1"
         assert "Ctrl-C" not in await connect(backend).logs(km.kernel_id)
-
-
-async def test_a_kernel_works_on_after_its_service_was_killed(
-    backend_runtime_dir: Path, specs: KernelSpecManager
-) -> None:
-    async with kernel(specs) as (km, kc):
-        (pid,) = daemon_pids(backend_runtime_dir, "scheduler")
-        kill(pid)
-        assert await km.is_alive()
-        assert (await run(kc, "print(1)"))["text"] == "1"
-        await km.interrupt_kernel()
-        await km.restart_kernel()
-        await kc.wait_for_ready(30)
-        assert (await run(kc, "print(2)"))["text"] == "2"
 
 
 async def test_an_exit_while_no_service_lives_is_found(
