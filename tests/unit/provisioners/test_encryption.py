@@ -45,8 +45,15 @@ def manager(
     ],
 )
 def test_which_kernels_get_keys(
-    wish: str, jupyters: str, transport: str, declares: bool, argv: list[str], is_encrypted: bool
+    monkeypatch: pytest.MonkeyPatch,
+    wish: str,
+    jupyters: str,
+    transport: str,
+    declares: bool,
+    argv: list[str],
+    is_encrypted: bool,
 ) -> None:
+    monkeypatch.setattr(encryption, "find_ipykernel_version", lambda _: (7, 3))
     km = manager(declares=declares, transport=transport, jupyters=jupyters)
     assert protect_channels(km, argv, wish, is_local=True) == ""
     assert (km.curve_publickey is not None) is is_encrypted

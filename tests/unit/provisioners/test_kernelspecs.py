@@ -238,19 +238,25 @@ def test_variables_that_a_start_would_refuse_are_a_problem(
 
 
 def test_a_request_that_no_node_could_hold_is_a_problem(make: Make, service: FakeService) -> None:
-    """A running scheduler decides. A kernelspec whose scheduler does not run counts as ready."""
+    """A running scheduler decides."""
     make("greedy", ["sh", "{connection_file}"], metadata=roost_metadata(gpus=8))
-    make("far", ["sh", "{connection_file}"], metadata=roost_metadata(gpus=8, backend="ray"))
     decision = {"reason": "no node could ever hold 8 GPUs", "is_never": True}
     service.answers["explain"] = lambda _: {"decision": decision}
-    by_name = {spec.name: spec for spec in kernelspecs.list_kernelspecs()}
-    assert kernelspecs.find_problem(by_name["greedy"]) == "no node could ever hold 8 GPUs."
-    assert kernelspecs.find_problem(by_name["far"]) == ""
+    (greedy,) = kernelspecs.list_kernelspecs()
+    assert kernelspecs.find_problem(greedy) == "no node could ever hold 8 GPUs."
     decision["is_never"] = False  # kernels wait in the queue
-    assert kernelspecs.find_problem(by_name["greedy"]) == ""
+    assert kernelspecs.find_problem(greedy) == ""
     service.answers["explain"] = LimitExceeded("one kernel asks for 8 GPUs")
-    assert kernelspecs.find_problem(by_name["greedy"]) == "one kernel asks for 8 GPUs"
+    assert kernelspecs.find_problem(greedy) == "one kernel asks for 8 GPUs"
     assert [asked.request.gpus for asked in service.called("explain")] == [8, 8, 8]
+
+
+def test_a_kernelspec_whose_scheduler_does_not_run_counts_as_ready(make: Make, service: FakeService) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+    make("far", ["sh", "{connection_file}"], metadata=roost_metadata(gpus=8, backend="ray"))
+    (far,) = kernelspecs.list_kernelspecs()
+    assert kernelspecs.find_problem(far) == ""
+    assert service.called("explain") == []
 
 
 @pytest.mark.parametrize(
