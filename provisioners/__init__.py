@@ -12,6 +12,7 @@ kernel_environment.py  the kernel's environment variables and working directory
 spark_mode.py          refuses the cluster mode of Spark, which takes a kernel out of its lease
 exit_watch.py          waits for the end of a kernel
 application.py         what differs between a Jupyter Server and other applications
+jupyter_internals.py   the private members of Jupyter's objects that roost uses
 kernelspecs.py         installs, lists, checks and removes roost's kernelspecs
 kernel_object.py       a kernel as a Python object, for `roost.start_kernel`
 execution.py           the result of code that such a kernel has executed

@@ -20,6 +20,8 @@ from roost.scheduler.errors import (
     RoostError,
 )
 
+from .jupyter_internals import find_pending, forget_pending
+
 
 class CommandNotFound(LaunchError, FileNotFoundError):
     """The kernelspec's command does not exist. Callers of jupyter_client expect a FileNotFoundError."""
@@ -59,12 +61,12 @@ def forget_failed_start(km: Any) -> None:
 
     Otherwise a server that stops waits for this start (jupyter_client 8.10).
     """
-    pending: dict[str, Any] = getattr(getattr(km, "parent", None), "_pending_kernels", {})
-    task = pending.get(km.kernel_id)
+    kernels = getattr(km, "parent", None)
+    task = find_pending(kernels, km.kernel_id)
 
     def forget(_: object) -> None:
-        if pending.get(km.kernel_id) is task:
-            del pending[km.kernel_id]
+        if find_pending(kernels, km.kernel_id) is task:
+            forget_pending(kernels, km.kernel_id)
 
     if isinstance(task, asyncio.Task):
         task.add_done_callback(forget)

@@ -16,6 +16,7 @@ import zmq
 
 from roost.scheduler.errors import ConfigError
 
+from .jupyter_internals import declares_curve
 from .kernel_connection import DEFAULT_IPC_IP
 
 WISHES = ("auto", "never", "required")
@@ -53,7 +54,7 @@ def _find_obstacle(km: Any, argv: Sequence[str]) -> str:
     """Return the reason why this kernel cannot use CURVE, as a clause; empty if it can."""
     if not zmq.has("curve"):
         return "pyzmq was built without CURVE here: reinstall it from its wheel"
-    if getattr(km, "_kernel_supports_curve_encryption", bool)():
+    if declares_curve(km):
         return ""
     if not _is_ipykernel(argv):
         return "its kernelspec does not declare it (metadata.supported_encryption = ['curve'])"

@@ -16,6 +16,8 @@ from roost.scheduler.client.client import user_folder
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import PORT_NAMES, Connection
 
+from .jupyter_internals import added_launch_arguments, record_random_ports
+
 DEFAULT_IPC_IP = "kernel-ipc"
 """jupyter_client's default address: socket files in the application's working directory."""
 _LONGEST_IPC_IP = (103 if sys.platform == "darwin" else 107) - len("-5")
@@ -73,17 +75,13 @@ def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
         km.ip = str(user_folder("ipc") / hashlib.sha256(kernel_id.encode()).hexdigest()[:12])
     if km.transport == "ipc" and len(os.fsencode(os.path.abspath(km.ip))) > _LONGEST_IPC_IP:
         raise ConfigError(f"The path of the kernel's sockets is too long: {km.ip}; set a shorter one.")
-    km._record_random_port_names()
+    record_random_ports(km)
 
 
 def format_command(km: Any, extra_arguments: list[str]) -> list[str]:
     """Return the kernel's command. `{connection_file}` stays in it, because the agent writes that file."""
-    launch_args = km._launch_args
-    km._launch_args = {**(launch_args or {}), "connection_file": "{connection_file}"}
-    try:
+    with added_launch_arguments(km, connection_file="{connection_file}"):
         return cast("list[str]", km.format_kernel_cmd(extra_arguments=extra_arguments))
-    finally:
-        km._launch_args = launch_args
 
 
 def build_connection(km: Any, jupyter_session: str) -> Connection:

@@ -42,6 +42,7 @@ from .application import (
 )
 from .encryption import WISHES, protect_channels
 from .exit_watch import ExitWatch, KernelExit, describe_wait
+from .jupyter_internals import drop_unread_requests
 from .kernel_connection import build_connection, choose_address, format_command, load_connection, to_jupyter
 from .kernel_environment import (
     build_environment,
@@ -218,10 +219,7 @@ class RoostProvisioner(KernelProvisionerBase):
         if self._exit is not None:
             await self._exit.wait(_PROMPT_EXIT_S)
         self._waited_s = time.monotonic() - started
-        control = getattr(self.parent, "_control_socket", None)
-        if control is not None:
-            # Otherwise a request that a dead kernel did not read ends its successor on the same port.
-            control.linger = 0
+        drop_unread_requests(self.parent)
 
     def get_shutdown_wait_time(self, recommended: float = 5.0) -> float:
         """Return the recommended time, minus the time that `shutdown_requested` has waited."""

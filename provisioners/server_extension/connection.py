@@ -22,6 +22,15 @@ from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebso
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
 
+from roost.provisioners.jupyter_internals import (
+    forget_session,
+    give_up_info,
+    has_info,
+    hide_traceback,
+    is_buffered_for,
+    register_session,
+    serialize_for_client,
+)
 from roost.provisioners.provisioner import RoostProvisioner
 
 from .held_messages import HeldMessage
@@ -67,7 +76,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         if self._start is None:
             await super().prepare()
         else:
-            await self._register_session()
+            await register_session(self)
 
     async def connect(self) -> None:
         """Connect with the kernel, or with its pending start."""
@@ -116,9 +125,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         No replay is needed if Jupyter Server itself has kept the messages for this client.
         """
         kernels, km = self.multi_kernel_manager, self.kernel_manager
-        buffered = kernels._kernel_buffers.get(self.kernel_id)
         closed_at = kernels.closed_at.pop(self.session_key, None)
-        if not self._is_of_roost or (buffered and buffered["session_key"] == self.session_key):
+        if not self._is_of_roost or is_buffered_for(kernels, self.kernel_id, self.session_key):
             return None
         if closed_at is not None:
             return Replay(self, km.provisioner, time.monotonic() - closed_at + AWAY_MARGIN_S)
@@ -133,8 +141,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
 
     async def open_channels(self) -> None:
         """Connect with the kernel once its start has succeeded. If this fails, close the websocket."""
-        if self._open_sessions.get(self.session_key) is self.websocket_handler:
-            del self._open_sessions[self.session_key]  # or `prepare` would take this for an older connection
+        forget_session(self)  # or `prepare` would take this for an older connection
         try:
             await super().prepare()
             await self._connect()
@@ -187,12 +194,10 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         if start is not None and self in start.connections:
             start.connections.remove(self)
             self.multi_kernel_manager.notify_disconnect(self.kernel_id)
-        if self._open_sessions.get(self.session_key) is self.websocket_handler:
-            del self._open_sessions[self.session_key]
+        forget_session(self)
         if self.kernel_info_channel is not None:
             self.kernel_info_channel.close()
-            if not self._kernel_info_future.done():
-                self._kernel_info_future.set_result({})  # other connections wait for the answer, too
+            give_up_info(self)
 
     def request_kernel_info(self) -> Any:
         """Ask for the kernel's info. After a restart, ask again: the process that was asked may have ended.
@@ -207,7 +212,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     async def _ask_again(self) -> None:
         provisioner = self.kernel_manager.provisioner
         asked = provisioner.launch_id
-        while not self._kernel_info_future.done():
+        while not has_info(self):
             await asyncio.sleep(_ASK_AGAIN_S)
             channel = self.kernel_info_channel
             if channel is None or channel.closed():
@@ -259,7 +264,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         """Send a message that the kernel has published, given by its parts from the header on."""
         if self.subprotocol == _V1:
             message: Any = {"header": None, "parent_header": None, "content": None}
-            self._on_error(channel, message, parts)
+            hide_traceback(self, channel, message, parts)
             self._write(serialize_msg_to_ws_v1(parts, channel), binary=True)
             return
         header, parent, metadata, content = (self.session.unpack(part) for part in parts[:4])
@@ -267,8 +272,8 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             "header": header, "msg_id": header["msg_id"], "msg_type": header["msg_type"], "parent_header": parent,
             "metadata": metadata, "content": content, "buffers": list(parts[4:]),
         }  # fmt: skip
-        self._on_error(channel, message, parts)
-        written = self._reserialize_reply(message, channel=channel)
+        hide_traceback(self, channel, message, parts)
+        written = serialize_for_client(self, message, channel)
         self._write(written, binary=isinstance(written, bytes))
 
     def _write(self, message: Any, *, binary: bool) -> None:

@@ -11,6 +11,7 @@ from traitlets import Bool, Enum, Float, Unicode, default
 from traitlets.config import LoggingConfigurable
 
 from roost.placement.model.format import format_count
+from roost.provisioners.jupyter_internals import change_class
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.backends.registry import get_spec
 
@@ -129,7 +130,7 @@ class RoostExtension(LoggingConfigurable):
         if obstacle:
             self.off.append(f"{_BLOCKS}, and the next server adopts no kernels, because {obstacle}.")
             return
-        kernels.__class__ = add_pending_starts(type(kernels))
+        change_class(kernels, add_pending_starts(type(kernels)))
         kernels.begin(self)
         if not self.pending_starts:
             obstacle = "c.RoostExtension.pending_starts is False"

@@ -18,6 +18,7 @@ from jupyter_server.utils import url_path_join
 from tornado import web
 
 from roost.provisioners.journal_reader import CellRun, read_runs
+from roost.provisioners.jupyter_internals import list_open_sessions
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.errors import RoostError
 
@@ -70,7 +71,7 @@ async def read_missed_cells(kernels: Any, km: Any) -> dict[str, CellRun]:
     since_s = None if away_s is None else max([*gone, away_s or 0.0])
     runs = await read_runs(km.provisioner.service, kernel_id, since_s=since_s)
     latest = {run.cell_id: run for run in runs if run.cell_id}
-    connected = RoostConnection._open_sessions
+    connected = list_open_sessions(RoostConnection)
     return {cell_id: run for cell_id, run in latest.items() if f"{kernel_id}:{run.session}" not in connected}
 
 

@@ -11,17 +11,26 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, cast
 
 from jupyter_client.ioloop.restarter import AsyncIOLoopKernelRestarter
-from jupyter_server._tz import utcnow
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
 from tornado.web import HTTPError
 
 from roost.placement.model.format import format_age, format_count
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import to_http_error
+from roost.provisioners.jupyter_internals import (
+    answer_info,
+    begin_connections,
+    find_restarter,
+    forget_connections,
+    forget_pending,
+    list_kernel,
+    read_launch_arguments,
+    reset_connections,
+)
 from roost.provisioners.kernel_json import PROVISIONER, check_spec, find_provisioner
 from roost.scheduler.errors import ConfigError, LaunchError, RoostError
 
@@ -178,7 +187,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         km = self.get_kernel(kernel_id)
         known: concurrent.futures.Future[Any] = concurrent.futures.Future()
         known.set_result({})
-        km._kernel_info_future = known  # or a websocket waits for the answer of a busy kernel
+        answer_info(km, known)  # or a websocket waits for the answer of a busy kernel
         km.adopted_at = time.monotonic()
         state, idle_s = "idle", 0.0
         with suppress(RoostError, asyncio.TimeoutError):
@@ -186,7 +195,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             if kernel.use is not None:
                 state, idle_s = kernel.use.execution_state or state, kernel.use.idle_s
         km.execution_state = state
-        km.last_activity = utcnow() - timedelta(seconds=idle_s)
+        km.last_activity = datetime.now(timezone.utc) - timedelta(seconds=idle_s)
 
     def _begin(self, start: PendingStart) -> None:
         self.pending[start.kernel_id] = start
@@ -204,14 +213,14 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             return kernel_id
         except BaseException:
             # jupyter_client would keep it, and `shutdown_all` would then stop at a kernel that does not exist.
-            self._pending_kernels.pop(start.kernel_id, None)
+            forget_pending(self, start.kernel_id)
             raise
         finally:
             self.adopting.discard(start.kernel_id)
 
     def _remember(self, km: Any) -> None:
         """Keep the facts about a kernel on disk, for the next server."""
-        arguments = km._launch_args or {}
+        arguments = read_launch_arguments(km)
         session = (arguments.get("env") or {}).get("JPY_SESSION_NAME", "")
         cwd = os.fspath(arguments.get("cwd") or "")
         self._extension.state.note(km.kernel_id, name=km.kernel_name, cwd=cwd, session=session)
@@ -227,7 +236,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             start.km = km
             make_quick(km)
             # Before it is listed: until then the server cannot describe it, and `GET /api/kernels` would fail.
-            km.execution_state, km.reason, km.last_activity = "starting", "", utcnow()
+            km.execution_state, km.reason, km.last_activity = "starting", "", datetime.now(timezone.utc)
             if km.restarter_class is AsyncIOLoopKernelRestarter:
                 km.restarter_class = Restarter
             start.made.set()
@@ -286,7 +295,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         km = self.get_kernel(kernel_id)
         await super().cull_kernel_if_idle(kernel_id)
         if kernel_id not in self and isinstance(km.provisioner, RoostProvisioner):
-            idle = format_age((utcnow() - km.last_activity).total_seconds())
+            idle = format_age((datetime.now(timezone.utc) - km.last_activity).total_seconds())
             self._keep_reason(
                 kernel_id, f"Jupyter Server ended the kernel, because nobody had used it for {idle}."
             )
@@ -361,9 +370,9 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
 
         A shutdown during the restart would leave the new kernel running.
         """
-        km = self._kernels.get(kernel_id)
+        km = self.get_kernel(kernel_id) if kernel_id in self else None
         provisioner = getattr(km, "provisioner", None)
-        if not isinstance(provisioner, RoostProvisioner):
+        if km is None or not isinstance(provisioner, RoostProvisioner):
             return
         began = time.monotonic()
         while not km.ready.done() and time.monotonic() - began < _RESTARTED_WITHIN_S:
@@ -385,8 +394,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
 
     def _list(self, start: PendingStart) -> None:
         km = start.km
-        self._kernels[start.kernel_id] = km
-        self._kernel_connections.setdefault(start.kernel_id, 0)
+        list_kernel(self, start.kernel_id, km)
+        begin_connections(self, start.kernel_id)
         for connection in start.connections:
             connection.parent = km
             connection.attach(start)
@@ -411,7 +420,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         if not isinstance(km.provisioner, RoostProvisioner):
             return
         self._remember(km)
-        restarter = getattr(km, "_restarter", None)
+        restarter = find_restarter(km)
         if restarter is not None:
             # With new ports, as Jupyter takes them for a kernel that dies soon, open notebooks would get no answers.
             restarter.random_ports_until_alive = False
@@ -433,7 +442,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
 
         A kernel that runs is listed at once, so clients come also to a start that never waited.
         """
-        self._kernel_connections[start.kernel_id] = 0  # each connection is counted when it opens its channels
+        reset_connections(self, start.kernel_id)  # each is counted when it opens its channels
         try:
             await start.open()
         finally:
@@ -443,7 +452,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     async def _clean_up(self, start: PendingStart) -> None:
         """Clean up after a failed or withdrawn start, and stop its kernel if it has begun to run."""
         km = start.km
-        self._pending_kernels.pop(start.kernel_id, None)
+        forget_pending(self, start.kernel_id)
         if km.has_kernel:
             self.stop_watching_activity(start.kernel_id)
             await km.shutdown_kernel(now=True)
@@ -470,7 +479,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
             if start.km.provisioner.waiting is not None:
                 start.km.execution_state = start.find_state()
             start.km.reason = text
-            start.km.last_activity = self.last_kernel_activity = utcnow()
+            start.km.last_activity = self.last_kernel_activity = datetime.now(timezone.utc)
             start.line.change(text)
 
         while start.km.provisioner is None:
@@ -491,7 +500,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     def _forget(self, start: PendingStart) -> None:
         self.pending.pop(start.kernel_id, None)
         self.remove_kernel(start.kernel_id)
-        self._kernel_connections.pop(start.kernel_id, None)
+        forget_connections(self, start.kernel_id)
         start.send("status", {"execution_state": "dead"}, {})
 
 

@@ -6,36 +6,35 @@ a shutdown and a start. ZeroMQ's sockets wait 100 ms or longer before they conne
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 from jupyter_client.manager import AsyncKernelManager
 
+from roost.provisioners.jupyter_internals import change_class, renew_ready
 from roost.provisioners.kernel_connection import set_up_sockets
 
 Method = Callable[..., Coroutine[Any, Any, Any]]
 
 
-def _without_pause(method: Method) -> Method:
+def _without_pause(method: Callable[..., Any]) -> Method:
     """Return a method of jupyter_client without the pause that its decorator `in_pending_state` adds."""
     plain: Method | None = getattr(method, "__wrapped__", None)
     if plain is None:
-        return method
+        return cast(Method, method)
 
     @functools.wraps(plain)
     async def run(km: Any, *arguments: Any, **options: Any) -> Any:
-        if km._attempted_start or not km._ready:
-            km._ready = asyncio.get_running_loop().create_future()
+        renew_ready(km)
         try:
             result = await plain(km, *arguments, **options)
         except Exception as problem:
-            km._ready.set_exception(problem)
-            km._ready.exception()  # or asyncio logs it if nobody waits; the caller logs it anyway
+            km.ready.set_exception(problem)
+            km.ready.exception()  # or asyncio logs it if nobody waits; the caller logs it anyway
             raise
         if km.owns_kernel:
-            km._ready.set_result(None)
+            km.ready.set_result(None)
         return result
 
     return run
@@ -48,8 +47,8 @@ class QuickManager(AsyncKernelManager):
     `super()`.
     """
 
-    _async_start_kernel = start_kernel = _without_pause(AsyncKernelManager._async_start_kernel)
-    _async_shutdown_kernel = shutdown_kernel = _without_pause(AsyncKernelManager._async_shutdown_kernel)
+    _async_start_kernel = start_kernel = _without_pause(AsyncKernelManager.start_kernel)
+    _async_shutdown_kernel = shutdown_kernel = _without_pause(AsyncKernelManager.shutdown_kernel)
 
     def _create_connected_socket(self, *arguments: Any, **options: Any) -> Any:
         """Create a socket as roost's own clients do. Leave the context's options as they were."""
@@ -68,7 +67,7 @@ def make_quick(km: Any) -> None:
     Leave a synchronous manager alone.
     """
     if isinstance(km, AsyncKernelManager):
-        km.__class__ = _combine(type(km))
+        change_class(km, _combine(type(km)))
 
 
 @functools.cache

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime, timezone
 from typing import Any
 
 from jupyter_client.ioloop.restarter import AsyncIOLoopKernelRestarter
-from jupyter_server._tz import utcnow
 from tornado.ioloop import IOLoop
 
+from roost.provisioners.jupyter_internals import use_up_restarts
 from roost.provisioners.provisioner import RoostProvisioner
 
 _ANSWER_S = 30.0
@@ -25,7 +26,7 @@ class Restarter(AsyncIOLoopKernelRestarter):
         problem = provisioner.why_not_restart() if isinstance(provisioner, RoostProvisioner) else ""
         if problem:
             self.log.warning("kernel=%s is not started again: %s", provisioner.kernel_id, problem)
-            self._restarting, self._restart_count = True, self.restart_limit
+            use_up_restarts(self)
         is_restart = not await self.kernel_manager.is_alive()
         async with following_state(self.kernel_manager, is_restart=is_restart):
             await super().poll()
@@ -54,7 +55,7 @@ async def following_state(km: Any, *, is_restart: bool = True) -> AsyncIterator[
     if not is_restart or not hasattr(km, "execution_state"):
         yield
         return
-    km.execution_state, km.last_activity = "starting", utcnow()
+    km.execution_state, km.last_activity = "starting", datetime.now(timezone.utc)
     yield
     if km.execution_state == "starting" and await km.is_alive():
-        km.execution_state, km.last_activity = "idle", utcnow()
+        km.execution_state, km.last_activity = "idle", datetime.now(timezone.utc)
