@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from roost.scheduler.errors import (
     BackendUnavailable,
@@ -27,20 +27,48 @@ class CommandNotFound(LaunchError, FileNotFoundError):
     """The kernelspec's command does not exist. Callers of jupyter_client expect a FileNotFoundError."""
 
 
+@runtime_checkable
+class Holder(Protocol):
+    """The contract between the provisioner and the kernel manager of roost's extension of Jupyter Server.
+
+    The holder is the `parent` of a kernel's manager. Other parents have none of these members.
+    """
+
+    queue_timeout_s: float
+    """How long a start may wait in the queue."""
+    server_name: str
+    """The name under which the next server adopts these kernels; empty if none does."""
+    adopting: set[str]
+    """The ids of the kernels that are adopted now. The provisioner takes them over instead of starting them."""
+
+    def note_waiting(self, kernel_id: str) -> None:
+        """Note that `waiting` of the kernel's provisioner has changed. Any thread may call this."""
+
+
+def find_holder(km: Any) -> Holder | None:
+    """Return the holder of the kernel whose manager is `km`; None without roost's extension.
+
+    A holder without kernels is false, so compare the result with None.
+    """
+    holder = getattr(km, "parent", None)
+    return holder if isinstance(holder, Holder) else None
+
+
 def describe_application(km: Any) -> tuple[str, bool, str]:
     """Return the application's name, whether it adopts its kernels after a restart, and its server name.
 
     `km` is the kernel's manager. The first name is empty outside a Jupyter Server, the last one without the
     extension.
     """
-    is_server = is_in_jupyter_server(km)
-    name = getattr(getattr(km, "parent", None), "server_name", "")
-    return ("jupyter_server" if is_server else ""), is_server, name if isinstance(name, str) else ""
+    is_server, holder = is_in_jupyter_server(km), find_holder(km)
+    server_name = "" if holder is None else holder.server_name
+    return ("jupyter_server" if is_server else ""), is_server, server_name
 
 
 def is_adopted(km: Any, kernel_id: str) -> bool:
     """True if the application that holds `km` adopts the kernel `kernel_id` instead of starting it."""
-    return kernel_id in getattr(getattr(km, "parent", None), "adopting", ())
+    holder = find_holder(km)
+    return holder is not None and kernel_id in holder.adopting
 
 
 def is_in_jupyter_server(km: Any) -> bool:
@@ -52,8 +80,8 @@ def is_in_jupyter_server(km: Any) -> bool:
 
 def find_queue_timeout_s(km: Any) -> float | None:
     """Return how long roost's server extension lets a start wait in the queue; None without the extension."""
-    timeout_s = getattr(getattr(km, "parent", None), "queue_timeout_s", None)
-    return timeout_s if isinstance(timeout_s, float) else None
+    holder = find_holder(km)
+    return None if holder is None else holder.queue_timeout_s
 
 
 def forget_failed_start(km: Any) -> None:

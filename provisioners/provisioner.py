@@ -15,7 +15,6 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -35,6 +34,7 @@ from roost.scheduler.messages import Connection, Kernel, StartKernel
 from .application import (
     CommandNotFound,
     describe_application,
+    find_holder,
     find_queue_timeout_s,
     forget_failed_start,
     is_adopted,
@@ -113,8 +113,6 @@ class RoostProvisioner(KernelProvisionerBase):
         self._exits = ExitWatch(self.log, self._is_end_expected, self._note_waiting)  # set by events
         self.waiting: Kernel | None = None
         """The kernel as the service last described it, while its start runs."""
-        self.on_waiting: Callable[[], None] = lambda: None
-        """A function that is called on the client's thread after each change of `waiting`."""
         self._logged_wait: tuple[float, str] = (-math.inf, "")
         self._stopping: Call[Kernel] | None = None
         self._has_lease = False
@@ -423,7 +421,9 @@ class RoostProvisioner(KernelProvisionerBase):
     def _note_waiting(self, kernel: Kernel) -> None:
         """Record the state of a waiting start, and log it at most every 10 s: queue positions change often."""
         self.waiting = kernel
-        self.on_waiting()
+        holder = find_holder(self.parent)
+        if holder is not None:
+            holder.note_waiting(self._id)
         logged_at, logged = self._logged_wait
         told = describe_wait(kernel)
         if (

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 from jupyter_client.session import Session
+
+from roost.provisioners.provisioner import RoostProvisioner
+from roost.scheduler.messages import Kernel
 
 from .held_messages import HeldMessage, HeldMessages
 from .waiting_line import WaitingLine
@@ -17,8 +21,6 @@ _FULL = "Too many messages wait for this kernel: run the cell again once the ker
 _ERROR_NAME = "KernelNotStarted"
 _LINGER_MS = 10_000
 """How long ZeroMQ tries to deliver a cell that no client waits for any more."""
-LOOK_S = 0.003
-"""How often a start is asked for its state, while somebody waits for that."""
 
 
 class PendingStart:
@@ -52,6 +54,8 @@ class PendingStart:
 
         If that connection has closed, the connection of the next cell takes over.
         """
+        self.changed = asyncio.Event()
+        """An event that the next change of `waiting` sets. Each change puts a new event here."""
         self._log = log
 
     @property
@@ -60,14 +64,20 @@ class PendingStart:
         return self.state in ("opening", "over")
 
     @property
-    def is_settled(self) -> bool:
-        """True if the adoption has ended, or is known to wait for something."""
-        return self.task.done() or self._waiting is not None
+    def waiting(self) -> Kernel | None:
+        """The kernel as the service last described it, while its start runs; None before that."""
+        provisioner = getattr(self.km, "provisioner", None)
+        return provisioner.waiting if isinstance(provisioner, RoostProvisioner) else None
 
-    @property
-    def _waiting(self) -> Any:
-        """The kernel as the service last described it (`Kernel`), while its start runs; None before that."""
-        return getattr(getattr(self.km, "provisioner", None), "waiting", None)
+    def note_change(self) -> None:
+        """Note that `waiting` has changed. Any thread may call this, while or after the start runs."""
+
+        def wake() -> None:
+            changed, self.changed = self.changed, asyncio.Event()
+            changed.set()
+
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            self.task.get_loop().call_soon_threadsafe(wake)
 
     async def until_made(self) -> None:
         """Wait until the start has made the kernel's manager (`km`), or has failed earlier."""
@@ -77,16 +87,30 @@ class PendingStart:
 
     async def until_admitted(self, within_s: float) -> None:
         """Wait until the start has ended, has a lease, or is known to wait; at most for `within_s`."""
+
+        def is_admitted() -> bool:
+            kernel = self.waiting
+            return kernel is not None and (kernel.state == "starting" or bool(kernel.waits_for))
+
+        await self._until(is_admitted, within_s)
+
+    async def until_settled(self, within_s: float) -> None:
+        """Wait until the adoption has ended, or is known to wait for something; at most for `within_s`."""
+        await self._until(lambda: self.waiting is not None, within_s)
+
+    async def _until(self, is_met: Callable[[], bool], within_s: float) -> None:
+        """Wait until the start has ended or `is_met`, which is checked after each change of `waiting`."""
         deadline = time.monotonic() + within_s
-        while not self.task.done() and time.monotonic() < deadline:
-            kernel = self._waiting
-            if kernel is not None and (kernel.state == "starting" or kernel.waits_for):
-                return
-            await asyncio.wait([self.task], timeout=LOOK_S)
+        while not self.task.done() and not is_met() and (rest_s := deadline - time.monotonic()) > 0:
+            change = asyncio.ensure_future(self.changed.wait())
+            try:
+                await asyncio.wait([self.task, change], timeout=rest_s, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                change.cancel()
 
     def find_state(self) -> str:
         """Return the state of a kernel that is being adopted: `starting` if it waits, `unknown` if out of reach."""
-        return "unknown" if self._waiting is None or self._waiting.state == "unknown" else "starting"
+        return "unknown" if self.waiting is None or self.waiting.state == "unknown" else "starting"
 
     def hold(self, message: HeldMessage) -> None:
         """Hold a message for the kernel. A cell that cannot be held gets an error as its reply."""

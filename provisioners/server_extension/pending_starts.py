@@ -35,7 +35,7 @@ from roost.provisioners.kernel_json import PROVISIONER, check_spec, find_provisi
 from roost.scheduler.errors import ConfigError, LaunchError, RoostError
 
 from .adoption import FoundKernel
-from .pending_start import LOOK_S, PendingStart
+from .pending_start import PendingStart
 from .quick_manager import make_quick
 from .reasons import describe, describe_end
 from .restarter import Restarter, following_state
@@ -68,7 +68,10 @@ _STOPPING = "The Jupyter Server stopped before the kernel had started."
 
 
 class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
-    """A kernel manager whose starts of roost's kernels do not block. `pending` has the starts by kernel id."""
+    """A kernel manager whose starts of roost's kernels do not block. `pending` has the starts by kernel id.
+
+    For the provisioner it is the `Holder`.
+    """
 
     def __init__(self, **kwargs: Any) -> None:
         from .extension import RoostExtension  # which imports this module
@@ -78,10 +81,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         self.may_wait = True
 
     def begin(self, extension: RoostExtension) -> None:
-        """Set the attributes of this class, because the object may have been made by the original class.
-
-        The provisioner reads `queue_timeout_s`, `server_name` and `adopting`.
-        """
+        """Set the attributes of this class, because the object may have been made by the original class."""
         self.queue_timeout_s = extension.queue_timeout_s
         self.server_name = extension.state.name if extension.state.has_lock else ""
         self.may_wait = False
@@ -96,6 +96,12 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         self.pending: dict[str, PendingStart] = {}
         self.culled: dict[str, str] = {}
         """The reasons why kernels were culled or not adopted, as sentences, by kernel id."""
+
+    def note_waiting(self, kernel_id: str) -> None:
+        """Wake the tasks that wait for a change of a start's state. Any thread may call this."""
+        start = self.pending.get(kernel_id)
+        if start is not None:
+            start.note_change()
 
     async def start_kernel(self, *, kernel_id: str | None = None, **kwargs: Any) -> str:
         """Start a kernel and return its id, perhaps before the start has ended.
@@ -156,8 +162,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
 
     async def _settle(self, start: PendingStart, deadline: float) -> bool:
         """Wait until an adoption is over, or until it must be listed because it waits. Return True if it succeeded."""
-        while not start.is_settled and time.monotonic() < deadline:
-            await asyncio.wait([start.task], timeout=LOOK_S)
+        await start.until_settled(deadline - time.monotonic())
         await start.until_made()
         if not start.task.done():
             self._list(start)
@@ -198,12 +203,12 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         km.last_activity = datetime.now(timezone.utc) - timedelta(seconds=idle_s)
 
     def _begin(self, start: PendingStart) -> None:
-        self.pending[start.kernel_id] = start
         state, held = self._extension.state, start.held
         held.on_change = lambda: state.note_held(start.kernel_id, held.cells)
         if start.is_adoption:
             self.adopting.add(start.kernel_id)
         start.task = asyncio.create_task(self._start(start))
+        self.pending[start.kernel_id] = start
 
     async def _start(self, start: PendingStart) -> str:
         try:
@@ -476,15 +481,13 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         """Show what the start waits for, and keep the kernel and the server active, so that nothing culls them."""
 
         def show(text: str) -> None:
-            if start.km.provisioner.waiting is not None:
+            if start.waiting is not None:
                 start.km.execution_state = start.find_state()
             start.km.reason = text
             start.km.last_activity = self.last_kernel_activity = datetime.now(timezone.utc)
             start.line.change(text)
 
-        while start.km.provisioner is None:
-            await asyncio.wait([start.task], timeout=LOOK_S)
-        await WaitingReport(start.km.provisioner, show).run()
+        await WaitingReport(start, show).run()
 
     async def _withdraw(self, start: PendingStart, sentence: str) -> None:
         """Withdraw a start that waits. May be repeated."""

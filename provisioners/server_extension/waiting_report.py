@@ -13,6 +13,8 @@ from roost.provisioners.exit_watch import describe_wait
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
 
+from .pending_start import PendingStart
+
 _FIRST_AFTER_S = 0.3
 """How long a start must take before its first report, so that people have time to read the report."""
 _PAUSE_S = 1.0
@@ -26,39 +28,28 @@ _EXPLAINED_WITHIN_S = 0.5
 class WaitingReport:
     """The reports about one start. It calls `show` with the text of each report."""
 
-    def __init__(self, provisioner: Any, show: Callable[[str], None]) -> None:
-        self._provisioner = provisioner
+    def __init__(self, start: PendingStart, show: Callable[[str], None]) -> None:
+        self._start = start
         self._show = show
-        self._changed = asyncio.Event()
 
     async def run(self) -> None:
         """Report until the task is cancelled."""
-        loop = asyncio.get_running_loop()
+        await asyncio.sleep(_FIRST_AFTER_S)
+        if self._start.waiting is None:
+            self._show("Waiting for a place to run.")
+        while True:
+            changed = self._start.changed
+            if (kernel := self._start.waiting) is not None:
+                self._show(await self._describe(kernel))
+                await asyncio.sleep(_PAUSE_S)
+            await self._wait_for(changed)
 
-        def wake() -> None:  # on the client's thread
-            with suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(self._changed.set)
-
-        self._provisioner.on_waiting = wake
-        try:
-            await asyncio.sleep(_FIRST_AFTER_S)
-            if self._provisioner.waiting is None:
-                self._show("Waiting for a place to run.")
-            while True:
-                self._changed.clear()
-                if (kernel := self._provisioner.waiting) is not None:
-                    self._show(await self._describe(kernel))
-                    await asyncio.sleep(_PAUSE_S)
-                await self._wait_for_change()
-        finally:
-            self._provisioner.on_waiting = lambda: None
-
-    async def _wait_for_change(self) -> None:
-        """Wait until the state of the waiting start changes, or `_AGAIN_S` has passed.
+    async def _wait_for(self, changed: asyncio.Event) -> None:
+        """Wait until the state of the waiting start has changed, or `_AGAIN_S` has passed.
 
         This does not use `asyncio.wait_for`, which may lose a cancellation on Python <= 3.11.
         """
-        change = asyncio.ensure_future(self._changed.wait())
+        change = asyncio.ensure_future(changed.wait())
         try:
             await asyncio.wait([change], timeout=_AGAIN_S)
         finally:
@@ -69,7 +60,7 @@ class WaitingReport:
         if kernel.state != "queued" or kernel.is_pending:
             return text
         with suppress(RoostError, asyncio.TimeoutError):
-            explanation = self._provisioner.service.explain(kernel.request)
+            explanation = self._start.km.provisioner.service.explain(kernel.request)
             soonest = (await explanation.within(_EXPLAINED_WITHIN_S))["soonest"]
             if soonest:
                 text = f"{text} {describe_soonest(soonest, time.time())}"

@@ -262,9 +262,18 @@ async def test_a_stop_is_repeated_after_the_shutdown(
 
 
 class ManyKernels(Configurable):
-    """A stand-in for a manager of many kernels that shows its users what a start waits for."""
+    """A stand-in for a manager of many kernels that shows its users what a start waits for (`Holder`)."""
 
     queue_timeout_s = 3600.0
+    server_name = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adopting: set[str] = set()
+        self.changed = threading.Event()
+
+    def note_waiting(self, kernel_id: str) -> None:
+        self.changed.set()
 
 
 async def test_only_a_first_start_waits_longer_where_people_see_it(
@@ -294,12 +303,12 @@ async def test_the_log_shows_what_a_start_waits_for(
     assert await asyncio.to_thread(begun.wait, 10)
     start = the_start(service)
     assert start.queue_timeout_s is None  # nobody sees it wait here
+    km.parent = ManyKernels()
     waiting = Kernel(
         id=start.kernel_id, launch_id=start.launch_id, state="queued", owner=start.owner, request=start.request,
         position=3, waits_for="no GPU is free",
     )  # fmt: skip
-    changed = threading.Event()
-    km.provisioner.on_waiting = changed.set
+    changed = km.parent.changed
     with caplog.at_level(logging.INFO):
         for position in (3, 2):  # the second change comes too soon for the log
             service.push(Event(kind="queued", at=0.0, kernel=replace(waiting, position=position)))

@@ -19,13 +19,14 @@ from tornado.web import Application, HTTPError
 
 from kit.fakes.service import FakeService
 from kit.jupyter.kernelspecs import kernelspecs
-from roost.provisioners.server_extension import RoostExtension, pending_start, pending_starts
+from roost.provisioners.application import find_holder
+from roost.provisioners.server_extension import RoostExtension, pending_starts
 from roost.provisioners.server_extension.adoption import FoundKernel
 from roost.provisioners.server_extension.connection import RoostConnection
 from roost.provisioners.server_extension.pending_start import PendingStart
 from roost.provisioners.server_extension.pending_starts import PendingStarts, add_pending_starts
 from roost.scheduler.errors import LaunchError
-from roost.scheduler.messages import StartKernel
+from roost.scheduler.messages import Event, Kernel, StartKernel
 
 
 class OtherConnection(BaseKernelWebsocketConnection):
@@ -59,6 +60,7 @@ def test_the_configured_kernel_manager_is_wrapped() -> None:
     extension.load()
     assert isinstance(server.kernel_manager, SiteKernelManager)
     assert isinstance(server.kernel_manager, PendingStarts)
+    assert find_holder(SimpleNamespace(parent=server.kernel_manager)) is server.kernel_manager
     assert server.kernel_manager.queue_timeout_s == 3600.0
     assert server.kernel_websocket_connection_class is RoostConnection
     assert server.web_app.settings["kernel_websocket_connection_class"] is RoostConnection
@@ -112,6 +114,25 @@ async def test_a_waiting_kernel_is_listed_and_has_no_client(kernels: Any, servic
     await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), 60)
     assert kernel_id not in kernels
     assert service.called("cancel")[0].kernel_id == kernel_id
+
+
+async def test_a_start_is_answered_as_soon_as_it_is_known_to_wait(
+    kernels: Any, service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending_starts, "ANSWER_AFTER_S", 600.0)
+    starting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))
+    while not service.called("start"):  # noqa: ASYNC110 - the first start in a process also imports
+        await asyncio.sleep(0.01)
+    assert not starting.done()
+    start = service.called("start")[0]
+    kernel = Kernel(
+        id=start.kernel_id, launch_id=start.launch_id, state="queued", owner=start.owner, request=start.request,
+        position=1, waits_for="no GPU is free",
+    )  # fmt: skip
+    service.push(Event(kind="queued", at=0.0, kernel=kernel))
+    assert await asyncio.wait_for(starting, 60) == start.kernel_id
+    assert kernels.pending[start.kernel_id].waiting.waits_for == "no GPU is free"
+    await asyncio.wait_for(kernels.shutdown_kernel(start.kernel_id), 60)
 
 
 async def test_a_kernel_can_be_described_before_it_is_listed(
@@ -171,7 +192,6 @@ async def test_a_manager_that_stops_withdraws_its_waiting_starts(
     listed = await kernels.start_kernel(kernel_name="roosted")
     # the second start is not answered before the manager stops
     monkeypatch.setattr(pending_starts, "ANSWER_AFTER_S", 60.0)
-    monkeypatch.setattr(pending_start, "LOOK_S", 60.0)
     posting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))
     await asyncio.sleep(0)
     await asyncio.wait_for(kernels.shutdown_all(), 60)

@@ -1,8 +1,55 @@
-"""The text that names the kernels whose end a waiting start needs."""
+"""The reports about a waiting start, and the text that names the kernels whose end it needs."""
 
 from __future__ import annotations
 
-from roost.provisioners.server_extension.waiting_report import describe_soonest
+import asyncio
+import logging
+
+import pytest
+
+from roost.placement.model import Request
+from roost.provisioners.server_extension import waiting_report
+from roost.provisioners.server_extension.pending_start import PendingStart
+from roost.provisioners.server_extension.waiting_report import WaitingReport, describe_soonest
+from roost.scheduler.client.this_owner import this_owner
+from roost.scheduler.messages import Kernel
+
+
+class Start(PendingStart):
+    """A start whose place the test chooses."""
+
+    waiting = None
+
+    def place(self, node_id: str) -> None:
+        self.waiting = Kernel(
+            id="k", launch_id="1", state="starting", owner=this_owner(), request=Request(), node_id=node_id
+        )
+        self.note_change()
+
+
+async def test_a_change_during_a_report_is_reported_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_FIRST_AFTER_S", 0.0), ("_PAUSE_S", 0.01), ("_AGAIN_S", 600.0)):
+        monkeypatch.setattr(waiting_report, name, value)
+    start = Start("k", {}, logging.getLogger())
+    start.task = asyncio.create_task(asyncio.sleep(600, "k"))
+    texts: list[str] = []
+    is_complete = asyncio.Event()
+
+    def show(text: str) -> None:
+        texts.append(text)
+        match len(texts):
+            case 1:
+                start.place("a")
+            case 2:
+                start.place("b")
+            case 3:
+                is_complete.set()
+
+    reporting = asyncio.create_task(WaitingReport(start, show).run())
+    await asyncio.wait_for(is_complete.wait(), 60)
+    reporting.cancel()
+    start.task.cancel()
+    assert texts == ["Waiting for a place to run.", "Starting on a.", "Starting on b."]
 
 
 def a_kernel(kernel_id: str, since: float | None) -> dict[str, object]:
