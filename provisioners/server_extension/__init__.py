@@ -2,12 +2,15 @@
 
 extension.py        RoostExtension: its settings, and its parts in one server
 pending_starts.py   wraps the kernel manager: a start that waits does not block its caller
+waiting_starts.py   the starts that wait: listed, followed, withdrawn, begun again
 pending_start.py    one start that waits, the messages held for its kernel, and the connections of its clients
 held_messages.py    the messages that clients have sent to a waiting kernel
 connection.py       the websocket of a client, which answers for a waiting kernel
 subscription.py     holds a request after a restart until its output can arrive
 server_state.py     the server's name, and its files for the next server of that name
 adoption.py         finds the kernels of the earlier server of that name
+adopted_kernels.py  lists them under their old ids
+shutdown.py         the end of a kernel that waits or restarts, and of all kernels: some outlive the server
 replay.py           the missed messages of a client, before the live ones
 outputs.py          the missed outputs of a page that was loaded again, by cell
 reasons.py          why a kernel did not start or has ended, as sentences

@@ -338,7 +338,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         self.session.send_raw(self.channels[channel], list(parts))
 
     def _find_start(self) -> PendingStart | None:
-        start: PendingStart | None = self.multi_kernel_manager.pending.get(self.kernel_id)
+        start: PendingStart | None = self.multi_kernel_manager.starts.pending.get(self.kernel_id)
         return start
 
     def _read(self, message: Any) -> HeldMessage:

@@ -130,18 +130,17 @@ class RoostExtension(LoggingConfigurable):
         if obstacle:
             self.off.append(f"{_BLOCKS}, and the next server adopts no kernels, because {obstacle}.")
             return
-        change_class(kernels, add_pending_starts(type(kernels)))
-        kernels.begin(self)
         if not self.pending_starts:
             obstacle = "c.RoostExtension.pending_starts is False"
         elif connections is not ZMQChannelsWebsocketConnection:
             obstacle = f"{connections.__module__}.{connections.__name__} serves the websockets"
+        change_class(kernels, add_pending_starts(type(kernels)))
+        kernels.begin(self, may_wait=not obstacle)
         if obstacle:
             self.off.append(f"{_BLOCKS}, and clients do not get missed output, because {obstacle}.")
         else:
             server.kernel_websocket_connection_class = RoostConnection
             server.web_app.settings["kernel_websocket_connection_class"] = RoostConnection
-            kernels.may_wait = True
         if self.state.has_lock:
             self._adopt(kernels)
 
@@ -155,12 +154,12 @@ class RoostExtension(LoggingConfigurable):
         async def adopt() -> None:
             began = time.monotonic()
             found = await finder.find()
-            await kernels.adopt_kernels(found, max(0.1, _ADOPT_WITHIN_S - (time.monotonic() - began)))
+            await kernels.adoption.adopt(found, max(0.1, _ADOPT_WITHIN_S - (time.monotonic() - began)))
             self._adopting = asyncio.create_task(finder.find_late(adopt_late))
 
         async def adopt_late(found: list[FoundKernel]) -> None:
             new = [kernel for kernel in found if kernel.kernel_id not in kernels]
-            await kernels.adopt_kernels(new, _ADOPT_WITHIN_S)
+            await kernels.adoption.adopt(new, _ADOPT_WITHIN_S)
 
         loop = self.serverapp.io_loop.asyncio_loop
         if loop.is_running():  # a server inside another program, which cannot wait here

@@ -6,8 +6,17 @@ c.KernelGatewayApp.kernel_websocket_connection_class = "roost.provisioners.serve
 
 from __future__ import annotations
 
+from typing import Any
+
 from kernel_gateway.services.kernels.manager import SeedingMappingKernelManager
 
-from .pending_starts import add_pending_starts
+from .extension import RoostExtension
+from .pending_starts import PendingStarts
 
-PendingKernels = add_pending_starts(SeedingMappingKernelManager)
+
+class PendingKernels(PendingStarts, SeedingMappingKernelManager):  # type: ignore[misc]
+    """The gateway's kernel manager, with starts that do not block."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.begin(RoostExtension(parent=self.parent), may_wait=True)

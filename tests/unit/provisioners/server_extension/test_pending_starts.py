@@ -20,7 +20,7 @@ from tornado.web import Application, HTTPError
 from kit.fakes.service import FakeService
 from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners.application import find_holder
-from roost.provisioners.server_extension import RoostExtension, pending_starts
+from roost.provisioners.server_extension import RoostExtension, waiting_starts
 from roost.provisioners.server_extension.adoption import FoundKernel
 from roost.provisioners.server_extension.connection import RoostConnection
 from roost.provisioners.server_extension.pending_start import PendingStart
@@ -97,7 +97,9 @@ def kernels(service: FakeService, tmp_path: Path) -> Iterator[Any]:
 
     service.answers["start"] = wait
     specs = kernelspecs(tmp_path)
-    made = add_pending_starts(SiteKernelManager)(kernel_spec_manager=specs, parent=ServerApp())
+    server = ServerApp()
+    made = add_pending_starts(SiteKernelManager)(kernel_spec_manager=specs, parent=server)
+    made.begin(RoostExtension(parent=server), may_wait=True)
     yield made
     made.context.destroy(linger=0)
 
@@ -119,7 +121,7 @@ async def test_a_waiting_kernel_is_listed_and_has_no_client(kernels: Any, servic
 async def test_a_start_is_answered_as_soon_as_it_is_known_to_wait(
     kernels: Any, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending_starts, "ANSWER_AFTER_S", 600.0)
+    monkeypatch.setattr(waiting_starts, "ANSWER_AFTER_S", 600.0)
     starting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))
     while not service.called("start"):  # noqa: ASYNC110 - the first start in a process also imports
         await asyncio.sleep(0.01)
@@ -131,7 +133,7 @@ async def test_a_start_is_answered_as_soon_as_it_is_known_to_wait(
     )  # fmt: skip
     service.push(Event(kind="queued", at=0.0, kernel=kernel))
     assert await asyncio.wait_for(starting, 60) == start.kernel_id
-    assert kernels.pending[start.kernel_id].waiting.waits_for == "no GPU is free"
+    assert kernels.starts.pending[start.kernel_id].waiting.waits_for == "no GPU is free"
     await asyncio.wait_for(kernels.shutdown_kernel(start.kernel_id), 60)
 
 
@@ -178,12 +180,12 @@ async def test_a_client_that_comes_before_a_start_is_over_is_connected(
         start.connections.append(client)
         return start.kernel_id
 
-    monkeypatch.setattr(kernels, "_start", begin)
+    monkeypatch.setattr(kernels.starts, "_start", begin)
     if is_adoption:
-        await kernels.adopt_kernels([FoundKernel(kernel_id="k", name="roosted")], 60)
+        await kernels.adoption.adopt([FoundKernel(kernel_id="k", name="roosted")], 60)
     else:
         assert await kernels.start_kernel(kernel_id="k", kernel_name="roosted") == "k"
-    assert (client.is_open, client.is_released, kernels.pending) == (True, True, {})
+    assert (client.is_open, client.is_released, kernels.starts.pending) == (True, True, {})
 
 
 async def test_a_manager_that_stops_withdraws_its_waiting_starts(
@@ -191,14 +193,14 @@ async def test_a_manager_that_stops_withdraws_its_waiting_starts(
 ) -> None:
     listed = await kernels.start_kernel(kernel_name="roosted")
     # the second start is not answered before the manager stops
-    monkeypatch.setattr(pending_starts, "ANSWER_AFTER_S", 60.0)
+    monkeypatch.setattr(waiting_starts, "ANSWER_AFTER_S", 60.0)
     posting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))
     await asyncio.sleep(0)
     await asyncio.wait_for(kernels.shutdown_all(), 60)
     with pytest.raises(HTTPError, match="stopped before the kernel had started"):
         await posting
     assert kernels.list_kernel_ids() == []
-    assert kernels.pending == {}
+    assert kernels.starts.pending == {}
     assert listed in {call.kernel_id for call in service.called("cancel")}
     with warnings.catch_warnings():  # jupyter_client leaves the coroutine of a start that never took a step
         warnings.simplefilter("ignore", RuntimeWarning)
