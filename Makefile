@@ -23,7 +23,7 @@ SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
 SHORT := not slow and not fault_long and not soak and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test lint check browser kubernetes yarn conformance pythons bench figures docs fault format clean
+.PHONY: help run lab test lint check browser kubernetes yarn conformance pythons jupyters bench figures docs fault format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -38,6 +38,7 @@ help:
 	@echo 'make yarn         download the YARN cluster of the tests, once (a minute; Java and Maven)'
 	@echo "make conformance  Jupyter's own suites with roost as the default provisioner (SUITES=...)"
 	@echo 'make pythons      are forked and standby kernels like fresh ones? (PYTHONS="python3.10 python3.13")'
+	@echo "make jupyters     the tests with the oldest and the newest of Jupyter's libraries that roost allows (TESTS=...)"
 	@echo 'make bench        every benchmark (ONLY="start memory": just these)'
 	@echo 'make figures      the same, and the figures and tables of docs/benchmarks.md from them'
 	@echo 'make docs         the documentation as a site, in build/docs; a warning or a broken link is an error'
@@ -102,6 +103,9 @@ conformance: $(READY)
 
 pythons: $(READY)
 	$(PY) tests/conformance/pythons.py $(PYTHONS)
+
+jupyters: $(READY)
+	$(PY) tests/conformance/jupyters.py $(TESTS)
 
 bench: $(READY)
 	@for name in $(ONLY); do echo "== $$name"; $(PY) benchmarks/$$name.py || [ $$? -eq 77 ] || exit 1; done
