@@ -83,7 +83,8 @@ class Workload:
         total = sum(self.gpus.values()) or 1.0
         insists = dict.fromkeys(self.gpus, 0.0)
         for asked, count in self.classes:
-            takes = [model for model in self.gpus if asked.gpu_models and asked.accepts_model(model)]
+            # A model whose nodes have all left has no GPUs.
+            takes = [m for m, gpus in self.gpus.items() if gpus and asked.gpu_models and asked.accepts_model(m)]
             there = sum(self.gpus[model] for model in takes)
             for model in takes:
                 insists[model] += count * asked.gpus * self.gpus[model] / there

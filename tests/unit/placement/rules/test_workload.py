@@ -76,6 +76,10 @@ class TestPressure:
         assert workload.pressure(("A100", "new")).tolist() == [0.0, 0.0, 0.0]
         assert Workload().pressure(("A100",)).tolist() == [0.0, 0.0]
 
+    def test_a_model_whose_nodes_have_left(self) -> None:
+        workload = _seen((30, Request(gpus=1, gpu_models=("A100",))), A100=0.0, T4=1.0)
+        assert workload.pressure(("A100", "T4")).tolist() == [0.0, 0.0, 0.0]
+
 
 class TestPerGpu:
     """Typical requests: GPUs per CPU, GPUs per byte, and their share of the requested GPUs."""
