@@ -3,7 +3,7 @@
 The stages are those of `roost bench placement`. `snapshot` is the memory of all nodes, devices and columns.
 
 The cluster is that of the GPU trace (`trace_data.py`). The policy `balanced` places requests until the share --fill of
-its GPUs is taken. The nodes are then copied to the other sizes. Claims: p50 ≤ 100 µs and p99 ≤ 1 ms at each size, p50
+its GPUs is taken. The nodes are then copied to the other sizes. Claims: p50 ≤ 125 µs and p99 ≤ 1 ms at each size, p50
 at 100,000 nodes ≤ 2 × p50 at 1,213 nodes, never seen ≤ 150 ms, snapshot ≤ 200 MiB.
 """
 
@@ -74,7 +74,7 @@ def measure(arguments: Namespace) -> Report:
         for size, cluster in clusters.items():
             cluster.measure(report, str(size), decisions, number)
     for size in sizes:
-        report.claim(f"decision p50/{size}", at_most=100)
+        report.claim(f"decision p50/{size}", at_most=125)
         report.claim(f"decision p99/{size}", at_most=1000)
     report.ratio("decision p50: largest ÷ smallest", f"decision p50/{sizes[-1]}", f"decision p50/{sizes[0]}")
     report.claim("decision p50: largest ÷ smallest", at_most=2)
