@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import zmq.asyncio
-from fake_service import FakeService
 from jupyter_client.ioloop.restarter import AsyncIOLoopKernelRestarter
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager, ServerKernelManager
 from jupyter_server.services.kernels.websocket import KernelWebsocketHandler
-from managers import kernelspecs
-from provisioned import manager
 
+from kit.fakes.service import FakeService
+from kit.jupyter.kernel_managers import manager
+from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners import jupyter_internals as internals
 from roost.scheduler.messages import StartKernel
 
