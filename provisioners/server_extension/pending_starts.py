@@ -175,7 +175,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
                 kernel_id, f"Jupyter Server ended the kernel, because nobody had used it for {idle}."
             )
 
-    # What the connections and the pages ask
+    # For connections and pages
 
     def take_lost_cells(self, kernel_id: str, session: str) -> list[dict[str, Any]]:
         """Return, and forget, the headers of a client's cells that an earlier server held and that will never run."""

@@ -1,4 +1,4 @@
-"""The end of kernels: of one that may wait or restart, and of all when the server stops.
+"""Shuts down one kernel, which may wait or restart, or all kernels when the server stops.
 
 Kernels that outlive the server are left to the next one.
 """

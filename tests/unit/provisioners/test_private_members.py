@@ -44,7 +44,10 @@ def find_own(tree: ast.ClassDef) -> set[str]:
 
 @cache
 def find_members(kind: type) -> frozenset[str]:
-    """Return the private members of a class that is not roost's: its own, and those that its methods name on `self`."""
+    """Return the private members of a class of another library, without those of its bases.
+
+    They include the names that its methods use on `self`.
+    """
     found = set(vars(kind))
     if kind.__module__.partition(".")[0] in ("jupyter_client", "jupyter_server", "kernel_gateway"):
         found |= set(re.findall(r"\bself\.(\w+)", inspect.getsource(kind)))
