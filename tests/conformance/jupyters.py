@@ -2,9 +2,9 @@
 
     python tests/conformance/jupyters.py [--only oldest] [PYTEST ARGUMENT...]
 
-Each of the two gets a virtual environment in .conformance/ (git-ignored), with roost and what its tests need. pip looks
-for newer releases in each run. Without arguments, the unit tests of `provisioners/` and the lifecycle tests run. Tests
-of clusters are skipped, because these environments have no cluster libraries. The exit status is 1 if a test failed.
+Each of the two gets a virtual environment in .conformance/ (git-ignored), with roost and what its tests need, but
+without cluster libraries. pip looks for newer releases in each run. Without arguments, it runs the unit tests of
+`provisioners/`, and the lifecycle tests on this machine. The exit status is 1 if a test failed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = ROOT / ".conformance"
 LIBRARIES = ("ipykernel", "jupyter_client", "jupyter_kernel_gateway", "jupyter_server")
-TESTS = ("tests/unit/provisioners", "tests/lifecycle", "-m", "not slow")
+TESTS = (
+    *("tests/unit/provisioners", "tests/lifecycle", "-m", "not slow"),
+    *("--ignore-glob", "*/test_kubernetes_*", "--ignore-glob", "*/test_yarn_*"),
+    *("-k", "not ([ray or [dask or [kubernetes or [yarn)"),
+)
+"""The tests that need no cluster."""
 SIDE_BY_SIDE = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")  # as `make test`
 REPORT = f"""
 import importlib.metadata as m, sys
@@ -63,7 +68,8 @@ def prepare(which: str) -> Path:
     wanted = [f"{name}=={release}" for name, release in read_oldest().items()]
     if which == "newest":
         wanted = list(LIBRARIES)  # within roost's bounds
-    install = [python, "-m", "pip", "install", "--quiet", "--upgrade", "--editable", f"{ROOT}[test]", *wanted]
+    roost = ["--editable", f"{ROOT}[bench,test]"]
+    install = [python, "-m", "pip", "install", "--quiet", "--upgrade", *roost, *wanted]
     subprocess.run(install, check=True, timeout=_INSTALL_S)
     return python
 
