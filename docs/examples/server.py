@@ -14,11 +14,12 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
@@ -186,12 +187,13 @@ async def jupyter_server(
     )
     assert process.stdout is not None
     log: list[str] = []
-    reader: asyncio.Task[int] | None = None
+    reader: asyncio.Task[int | None] | None = None
     try:
-        port = await asyncio.wait_for(_read(process.stdout, log, until_serving=True), START_TIMEOUT_S)
-        if not port:
+        found = await asyncio.wait_for(_read(process.stdout, log, until_serving=True), START_TIMEOUT_S)
+        if found is None:
             raise RuntimeError("the Jupyter Server did not start:\n" + "\n".join(log[-20:]))
         reader = asyncio.create_task(_read(process.stdout, log))
+        port = found or await _find_port(process.pid)
         server = JupyterServer(pid=process.pid, port=port, token=token, log=log)
         await until_it_listens(server)
         yield server
@@ -201,14 +203,33 @@ async def jupyter_server(
             reader.cancel()
 
 
-async def _read(lines: asyncio.StreamReader, log: list[str], *, until_serving: bool = False) -> int:
-    """Collect the server's log. With `until_serving`, return its port, or 0 if the server ends first."""
+async def _read(lines: asyncio.StreamReader, log: list[str], *, until_serving: bool = False) -> int | None:
+    """Collect the server's log. With `until_serving`, return the port in it, or None if the server ends first.
+
+    A server that chooses a port itself logs 0 before jupyter_server 2.20.
+    """
     async for raw in lines:
         line = raw.decode(errors="replace").rstrip()
         log.append(line)
         if until_serving and (match := _SERVING.search(line)):
             return int(match[1])
-    return 0
+    return None
+
+
+async def _find_port(pid: int) -> int:
+    """Wait until a process or one of its children listens, and return the port. Raise TimeoutError after a minute."""
+
+    async def find() -> int:
+        server = psutil.Process(pid)
+        while True:
+            for process in [server, *server.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):  # a child that has ended meanwhile
+                    for socket in process.net_connections("tcp4"):
+                        if socket.status == psutil.CONN_LISTEN:
+                            return int(socket.laddr.port)
+            await asyncio.sleep(0.02)
+
+    return await asyncio.wait_for(find(), START_TIMEOUT_S)
 
 
 async def until_it_listens(server: JupyterServer) -> None:
