@@ -1,4 +1,4 @@
-"""Nodes and devices: what they have, what is promised, and what is used."""
+"""Nodes and devices: their amounts, the promised amounts, and the real use."""
 
 from __future__ import annotations
 
