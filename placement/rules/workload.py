@@ -84,7 +84,9 @@ class Workload:
         insists = dict.fromkeys(self.gpus, 0.0)
         for asked, count in self.classes:
             # A model whose nodes have all left has no GPUs.
-            takes = [m for m, gpus in self.gpus.items() if gpus and asked.gpu_models and asked.accepts_model(m)]
+            takes = [
+                m for m, gpus in self.gpus.items() if gpus and asked.gpu_models and asked.accepts_model(m)
+            ]
             there = sum(self.gpus[model] for model in takes)
             for model in takes:
                 insists[model] += count * asked.gpus * self.gpus[model] / there
