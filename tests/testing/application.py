@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,14 @@ _LOOK_S = 1.0
 
 
 class _Adopter(LoggingConfigurable):
-    """The parent of a kernel manager that adopts a kernel, as Jupyter Server's is with roost's extension."""
+    """The parent of a kernel manager that adopts a kernel, as Jupyter Server's is with roost's extension (`Holder`)."""
 
-    adopting: Sequence[str] = ()
+    queue_timeout_s = 0.0
+    server_name = ""
+    adopting: set[str]
+
+    def note_waiting(self, kernel_id: str) -> None:
+        """Ignore it: an adopted kernel does not wait."""
 
 
 class Application:
@@ -105,7 +110,7 @@ class Application:
     async def adopt(self, kernel_id: str) -> LiveKernel:
         """Adopt a kernel of another application, and wait until it answers."""
         adopter = _Adopter(config=self._config)
-        adopter.adopting = (kernel_id,)
+        adopter.adopting = {kernel_id}
         return await self.start(parent=adopter, kernel_id=kernel_id)
 
     async def running(self, kernel: LiveKernel) -> Kernel:
