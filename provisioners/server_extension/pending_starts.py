@@ -14,6 +14,7 @@ from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelMana
 from tornado.web import HTTPError
 
 from roost.placement.model.format import format_age
+from roost.placement.model.last_entries import LastEntries
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import to_http_error
 from roost.provisioners.jupyter_internals import find_restarter, read_launch_arguments
@@ -51,11 +52,11 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         self.queue_timeout_s = extension.queue_timeout_s
         self.server_name = extension.state.name if extension.state.has_lock else ""
         self.adopting: set[str] = set()
-        self.closed_at: dict[str, float] = {}
+        self.closed_at = LastEntries[str, float](_MOST_KEPT)
         """The `time.monotonic()` at which clients of roost's kernels disconnected, by session key."""
         self.seen_sessions: set[str] = set()
         """The keys of the sessions that have had their replay after the adoption of their kernels."""
-        self.culled: dict[str, str] = {}
+        self.culled = LastEntries[str, str](_MOST_KEPT)
         """The reasons why kernels were culled or not adopted, as sentences, by kernel id."""
         self.may_wait = may_wait
         self.starts = WaitingStarts(self, extension.state)
@@ -184,14 +185,10 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     def note_closed(self, session_key: str) -> None:
         """Note that a client has disconnected. When it comes back, it gets a replay."""
         self.closed_at[session_key] = time.monotonic()
-        if len(self.closed_at) > _MOST_KEPT:
-            del self.closed_at[next(iter(self.closed_at))]
 
     def keep_reason(self, kernel_id: str, reason: str) -> None:
         """Keep the reason why a kernel is not listed any more."""
         self.culled[kernel_id] = reason
-        if len(self.culled) > _MOST_KEPT:
-            del self.culled[next(iter(self.culled))]
 
     def _remember(self, km: Any) -> None:
         """Keep the facts about a kernel on disk, for the next server."""
