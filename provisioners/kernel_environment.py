@@ -18,7 +18,7 @@ ALLOWED = (
 name files of this machine (PATH, HOME, LD_*, PYTHONPATH) and variables that may be secrets."""
 
 NEVER = ("JPY_PARENT_PID", "JPY_API_TOKEN", "JUPYTER_TOKEN")
-"""Variables that no kernel gets. With JPY_PARENT_PID, a kernel would end itself: its parent is another process."""
+"""Variables of the application that no kernel gets. The agent sets JPY_PARENT_PID to a number of its own."""
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|APIKEY|(^|_)(KEYS?|AUTH|PASS|PWD)(_|$)", re.IGNORECASE)
 """Names of variables that are probably secrets. No pattern passes them on; a kernelspec can still set them."""
 

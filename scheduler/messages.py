@@ -134,6 +134,11 @@ class Kernel:
         return self.process.how if self.process else ""
 
     @property
+    def why_not_forked(self) -> str:
+        """Why an executed kernel was not forked, as a clause; else empty."""
+        return self.process.why_not_forked if self.process else ""
+
+    @property
     def connection(self) -> Connection | None:
         """The addresses and keys of the kernel; None in lists, and before the kernel has a process."""
         return self.process.connection if self.process else None

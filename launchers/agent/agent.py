@@ -39,7 +39,7 @@ from .machine.node_metrics import NodeMetrics
 from .machine.nvml import list_gpus
 from .machine.sessions import OwnSession, SharedSession, kill_outsiders
 from .machine.status_feed import StatusFeed
-from .warm.fingerprint import parse_ipykernel_command
+from .warm.kernel_command import parse_ipykernel_command
 from .warm.learnt_preloads import LearntPreloads
 from .warm.zygote_pool import ZygotePool
 

@@ -38,7 +38,7 @@ from typing import Any
 
 _PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 _MODULE = ["-m", "ipykernel_launcher"]
-_NO_PARENT = "--IPKernelApp.parent_handle=1"  # as in start.py
+_NO_PARENT = "1"  # as in start.py
 _DESCRIPTORS = 256
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _OOM_SCORE = "500"
@@ -138,10 +138,10 @@ def fork_kernel(
     for each in (folder, os.path.dirname(home), home):
         os.makedirs(each, mode=0o700, exist_ok=True)
     log_fd = os.open(os.path.join(home, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    connection_file = os.path.join(home, "connection.json")
+    connection_file = os.path.join(home, name_connection_file(launch["kernel_id"]))
     with open(os.open(connection_file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
         json.dump({key: value for key, value in connection.items() if value is not None}, file)
-    argv = [part.replace("{connection_file}", connection_file) for part in launch["argv"]] + [_NO_PARENT]
+    argv = [part.replace("{connection_file}", connection_file) for part in launch["argv"]]
     cwd = next(filter(os.path.isdir, (launch["cwd"], os.path.expanduser("~"))), os.getcwd())
     parent = os.getpid()
     pid = os.fork()
@@ -259,6 +259,12 @@ def may_fork(launch: Mapping[str, Any], env: Mapping[str, str]) -> bool:
     )
 
 
+def name_connection_file(kernel_id: str) -> str:
+    """Return the same as `shared_values.name_connection_file`, a module that a kernel forked here must not have."""
+    name = "".join(each for each in kernel_id if each.isprintable() and each not in "/\\")
+    return f"kernel-{name.encode()[:200].decode(errors='ignore')}.json"
+
+
 def choose_ports(connection: dict[str, Any]) -> dict[str, Any] | None:
     """Return the connection with free ports; None if a port that it names is taken."""
     probes: list[socket.socket] = []
@@ -289,7 +295,7 @@ def run_kernel(argv: list[str], env: Mapping[str, str], cwd: str, log_fd: int, p
             os.dup2(source, target)
     os.close(log_fd)
     os.environ.clear()
-    os.environ.update({name: value for name, value in env.items() if name != "JPY_PARENT_PID"})
+    os.environ.update({**env, "JPY_PARENT_PID": _NO_PARENT})
     time.tzset()
     os.chdir(cwd)
     try:

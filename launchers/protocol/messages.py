@@ -24,6 +24,7 @@ from .shared_values import KernelProcess as KernelProcess
 from .shared_values import KernelUse as KernelUse
 from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
+from .shared_values import name_connection_file as name_connection_file
 
 PROTOCOL = 12
 """The version of this protocol. An agent and a client must have the same version.

@@ -18,6 +18,15 @@ The kernel's owner may read that text, but no log may contain it.
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
+def name_connection_file(kernel_id: str) -> str:
+    """Return the name of a kernel's connection file. As with plain Jupyter, notebooks find the kernel's id in it.
+
+    Characters that cannot stand in a file's name, and those beyond the first 200, are left out.
+    """
+    name = "".join(each for each in kernel_id if each.isprintable() and each not in "/\\")
+    return f"kernel-{name.encode()[:200].decode(errors='ignore')}.json"
+
+
 def parse_version(version: str) -> tuple[int, ...]:
     """Return `"1.10.2"` as `(1, 10, 2)`, for comparisons. A part that is no number counts as 0."""
     return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
@@ -99,6 +108,8 @@ class KernelProcess:
     """The start time of the process, from `process.start_time`."""
     how: Literal["forked", "exec"]
     """`forked` from a warm process, or started by `exec`."""
+    why_not_forked: str = ""
+    """Why an executed kernel was not forked, as a clause."""
     connection: Connection | None
     """None in lists, to keep its key secret."""
     launched_at: float

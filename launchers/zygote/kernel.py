@@ -30,6 +30,8 @@ _MOST_WAITING = 5_000
 """How many outputs may wait for a client. ZeroMQ's default is 1,000. On a busy machine, the thread that sends gets no
 processor while the kernel displays thousands, and the rest would be lost.
 """
+_NO_PARENT = "1"
+"""The value of JPY_PARENT_PID, which libraries take as the sign of a notebook. ipykernel does not watch process 1."""
 _DESCRIPTORS = 256
 """How many descriptors a kernel gets room for before its threads start."""
 
@@ -185,7 +187,7 @@ class KernelChild(NamedTuple):
         wanted = dict(self.request["env"])
         for changed_by in (self.warm, self.standby):
             wanted |= changed_by.environment_changes if changed_by else {}
-        wanted["JPY_PARENT_PID"] = None
+        wanted["JPY_PARENT_PID"] = _NO_PARENT
         os.environ.clear()
         os.environ.update({name: value for name, value in wanted.items() if value is not None})
         time.tzset()
@@ -194,6 +196,7 @@ class KernelChild(NamedTuple):
         if self.request["umask"] is not None:
             os.umask(self.request["umask"])
         sys.argv[1:] = self.request["argv"]
+        sys.orig_argv[0] = self.request.get("program", sys.orig_argv[0])
         sys.orig_argv[-3:] = ["-m", "ipykernel_launcher", *sys.argv[1:]]
         set_title([os.fsencode(part) for part in sys.orig_argv])
 
@@ -241,6 +244,8 @@ def begin_process(warm: WarmState | None) -> None:
         page_out_on_signal()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # if memory runs out, the system kills kernels before the agent
+    main_thread: Any = threading.main_thread()
+    main_thread._native_id = threading.get_native_id()
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
     main = types.ModuleType("__main__")

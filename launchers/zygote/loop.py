@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,6 +25,8 @@ from .learnt import UNFIT, Unfit, find_sites, import_learnt
 from .memory import clear_type_cache, fill_heap, fill_pools, gather_module_names, merge_memory
 from .rehearsal import rehearse
 from .standby import has_read, is_current, record_environment
+from .startup import VARIABLES as STARTUP_VARIABLES
+from .startup import Startup
 
 _PACKET_BYTES = 1 << 20
 _MOST_FDS = 16
@@ -39,6 +41,12 @@ _REMEMBERED, _RECENT_S = 32, 60.0
 The zygote keeps one spare for each recent launch, and at least one spare.
 """
 _BASE_PRELOAD = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.debugger")
+_IMPORTED_BY_LAUNCHER = (
+    "collections", "contextlib", "copyreg", "enum", "errno", "fnmatch", "functools", "genericpath", "glob",
+    "importlib", "ipaddress", "ipykernel_launcher", "keyword", "ntpath", "operator", "pathlib", "pkgutil",
+    "posixpath", "re", "reprlib", "runpy", "string", "types", "urllib", "warnings",
+)  # fmt: skip
+"""The modules that `python -m ipykernel_launcher` imports while the working folder is the first entry of sys.path."""
 _COMPLETED = (
     "collections",
     "datetime",
@@ -88,8 +96,9 @@ class ZygoteLoop:
     A method that forks returns the `KernelChild` in the child, and None in the zygote.
     """
 
-    def __init__(self, agent: socket.socket) -> None:
+    def __init__(self, agent: socket.socket, startup: Startup) -> None:
         self._agent = agent
+        self._startup = startup
         self._warm: WarmState | None = None
         self._spares: list[Spare] = []
         self._most = 0
@@ -153,7 +162,7 @@ class ZygoteLoop:
                     file.write(answer)
 
                 with lower_priority():
-                    self._warm, answer = prepare(json.loads(packet), write)
+                    self._warm, answer = prepare(json.loads(packet), write, self._startup)
                 write(answer)
             self._agent.send(b"prepared")
             return None
@@ -213,10 +222,10 @@ class ZygoteLoop:
         del self._spares[most:]
 
 
-def serve(agent: socket.socket) -> KernelChild | None:
+def serve(agent: socket.socket, startup: Startup) -> KernelChild | None:
     """Run `ZygoteLoop.serve` for this agent and return its result."""
     set_title([os.fsencode(part) for part in sys.orig_argv[:-1]])  # without ROOM
-    return ZygoteLoop(agent).serve()
+    return ZygoteLoop(agent, startup).serve()
 
 
 @contextlib.contextmanager
@@ -286,7 +295,9 @@ def fork_orphan() -> bool:
     return False
 
 
-def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[WarmState | None, bytes]:
+def prepare(
+    request: dict[str, Any], write: Callable[[bytes], object], startup: Startup
+) -> tuple[WarmState | None, bytes]:
     """Import a kernel's modules.
 
     Return the state that kernels inherit (None: refused) and the answer for the agent.
@@ -295,10 +306,18 @@ def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[
     the answer that holds if this process ends before `prepare` returns.
     """
     started_ns = time.time_ns()
+    if startup.code and not request["is_whole"]:
+        return None, json.dumps({"op": "startup", "code": startup.code}).encode()
+    if startup.why_not_fork:
+        return None, encode_refusal(startup.why_not_fork)
     os.environ.clear()
     os.environ.update(request["env"])
-    reads: dict[str, str | None] = {}
     before = dict(os.environ)
+    reads: dict[str, str | None] = {name: before.get(name) for name in STARTUP_VARIABLES}
+    for name, value in startup.changes.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     notes: list[str] = []
     problems: list[str] = []
     sites = find_sites()
@@ -308,6 +327,7 @@ def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[
         with record_environment(reads):
             for name in _BASE_PRELOAD:
                 importlib.import_module(name)
+            early = set(sys.modules)
             for name in request["preload"]:
                 if not is_installed(name):
                     problems.append(f"{name} is not preloaded, because it is not installed")
@@ -349,6 +369,7 @@ def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[
         "notes": notes,
         "problems": problems,
         **take_fingerprint(),
+        "late_names": find_late_names(early),
     }
     changed = [path for path, at_ns, *_ in answer["files"] if at_ns > started_ns and path.endswith(".py")]
     if changed:  # the process may have imported the old content
@@ -370,6 +391,16 @@ def prepare(request: dict[str, Any], write: Callable[[bytes], object]) -> tuple[
     gc.freeze()
     warm.pages = rehearse(request["scratch"], warm).pages
     return warm, packet
+
+
+def find_late_names(early: Container[str]) -> list[str]:
+    """Return the modules that a fresh kernel would import from its working folder, if the folder had them.
+
+    `early` are the modules that it imports while the working folder is not on sys.path. IPython puts that folder behind
+    the standard library.
+    """
+    late = {name for name in sys.modules if "." not in name and name not in early}
+    return sorted((late - sys.stdlib_module_names).union(_IMPORTED_BY_LAUNCHER))
 
 
 def warm_jedi() -> None:

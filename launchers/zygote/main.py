@@ -6,10 +6,12 @@ FD is one end of a `SOCK_SEQPACKET` socket pair. The agent holds the other end. 
 ROOM is any long string. A forked kernel overwrites it with the command line that `ps` shows.
 
     agent → zygote   {"args": [arguments of most kernels], "env": the environment, "preload": [modules],
-                      "learnt": [packages], "scratch": folder or null,
+                      "learnt": [packages], "scratch": folder or null, "is_whole": true if the zygote was started
+                      with all variables of "env",
                       and the other fields of agent_settings.Forking} + [file]                      once, first
     zygote → agent   "prepared", once the file contains
-                     {"op": "ready", "files", "folders", "names", "environment", "learnt", …}
+                     {"op": "ready", "files", "folders", "names", "late_names", "environment", "learnt", …}
+                     or {"op": "startup", "code": [names]} if start-up code may need all variables
                      or {"op": "refused" or "failed", "reason"}
                      or {"op": "unfit", "name": a learnt package, "reason"}, also while that is imported
     agent → zygote   {"most_spares": number}                                                        whenever it changes
@@ -51,7 +53,8 @@ def main() -> None:
     package.__path__ = [folder]
     agent = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(agent.fileno(), False)
-    kernel = importlib.import_module(f"{_PACKAGE}.loop").serve(agent)
+    startup = importlib.import_module(f"{_PACKAGE}.startup").look(agent.fileno())
+    kernel = importlib.import_module(f"{_PACKAGE}.loop").serve(agent, startup)
     if kernel is None:
         os._exit(0)  # without exit handlers: those of preloaded modules belong to kernels
     kernel.run()

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from roost.launchers.agent.warm.fingerprint import parse_ipykernel_command
+from roost.launchers.agent.warm.kernel_command import parse_ipykernel_command
 
 PROBE_S = 30.0
 """How long the probe may take. A first import of ipykernel from a network disk is slow."""

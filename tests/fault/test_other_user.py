@@ -120,7 +120,7 @@ async def test_another_user_gets_nothing(roost_by_default: None, settled_runtime
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
     commands = [" ".join(ask(process.cmdline)) for process in ours]
-    keys = [json.loads(path.read_text()) for path in settled_runtime_dir.rglob("connection.json")]
+    keys = [json.loads(path.read_text()) for path in settled_runtime_dir.rglob("kernel-*.json")]
     for secret in (each["key"] for each in keys):
         assert secret
         assert not [line for line in commands if secret in line], "everybody can read command lines"

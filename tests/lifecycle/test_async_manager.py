@@ -74,7 +74,7 @@ async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: 
             kc, "import os; print(os.getcwd(), os.environ['MINE'], os.environ.get('JPY_PARENT_PID'))"
         )
         folder = HOME if backend == "kubernetes" else tmp_path  # pods have files of their own
-        assert found["text"] == f"{folder} yes None"
+        assert found["text"] == f"{folder} yes 1"
         pid = await pid_of(km)
         inner_pid = int((await run(kc, "print(os.getpid())"))["text"])
         assert inner_pid == (await km.provisioner.get_provisioner_info())["pid"]

@@ -246,7 +246,7 @@ class Kernels:
             kernel.folder.mkdir(mode=0o700, exist_ok=True)
             if process is not None:
                 if process.connection is not None:
-                    write_connection(kernel.folder, process.connection)
+                    write_connection(kernel.folder, kernel.kernel_id, process.connection)
                 write_private_json(kernel.folder / "record.json", encode(process))
 
     async def close(self) -> None:
@@ -297,7 +297,8 @@ class Kernels:
         kernel.process = process
         kernel.launched.set_result(process)
         self._follow(kernel, process)
-        log.info("kernel=%s pid=%d %s", process.kernel_id, process.pid, process.how)
+        reason = f": {process.why_not_forked}" if process.why_not_forked else ""
+        log.info("kernel=%s pid=%d %s%s", process.kernel_id, process.pid, process.how, reason)
         self._on_launched(process)
         code.add_done_callback(lambda future: self._on_end(kernel, future.result()))
         self._room.watch()

@@ -1,6 +1,6 @@
 """The start of one kernel, by fork or exec. A start that fails is undone.
 
-A start writes to its kernel's folder, in this order: `log`, `connection.json`, `starting.json` (pid and start time of
+A start writes to its kernel's folder, in this order: `log`, `kernel-ID.json`, `starting.json` (pid and start time of
 the process) and `record.json`. An agent that finds `starting.json` but no record ends that process.
 """
 
@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -27,8 +26,14 @@ from roost.launchers.agent.limits.limits import Limits
 from roost.launchers.agent.machine import ports
 from roost.launchers.agent.machine.disk_room import NO_ROOM, DiskRoom
 from roost.launchers.agent.machine.sessions import Session
-from roost.launchers.agent.warm.fingerprint import parse_ipykernel_command
 from roost.launchers.agent.warm.fork_report import KernelDiedEarly
+from roost.launchers.agent.warm.kernel_command import (
+    NotForked,
+    NotInterpreter,
+    find_program,
+    parse_ipykernel_command,
+    suggest_interpreter,
+)
 from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.open_files import restore_limit
 from roost.launchers.daemon.private_files import tail, write_private_json
@@ -39,6 +44,7 @@ from roost.launchers.protocol.messages import (
     KernelProcess,
     Launch,
     PodKernel,
+    name_connection_file,
 )
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.model.json_codec import encode
@@ -52,7 +58,10 @@ DIES_S = 10.0
 """How long a process may take to end after SIGKILL. If it takes longer, it hangs in the operating system."""
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _OOM_SCORE = 500  # if memory runs out, the system kills kernels before the agent
-_NO_PARENT = "--IPKernelApp.parent_handle=1"  # watch no parent, and log no advice about Ctrl-C
+_NO_PARENT = "1"
+"""The value of JPY_PARENT_PID, which libraries take as the sign of a notebook. ipykernel does not watch process 1."""
+_NO_IPYKERNEL = "its command is not `python -m ipykernel_launcher -f {connection_file}`"
+_FORKS_FIRST = "a pod or container forks only its first kernel, and only for its own Python"
 
 
 @dataclass(slots=True)
@@ -142,8 +151,14 @@ class Starter:
         child = _Child(folder, self.reaper, self.session, self.room)
         held = self.limits.get(request.lease_id)
         try:
-            forked = await self._fork(child, request, log_fd)
-            connection, timing_ms = forked or await self._exec(child, request, log_fd)
+            why_not_forked = ""
+            try:
+                connection, timing_ms = await self._fork(child, request, log_fd)
+            except NotForked as reason:
+                why_not_forked = str(reason)
+                connection, timing_ms = await self._exec(child, request, log_fd)
+                if isinstance(reason, NotInterpreter) and (python := suggest_interpreter(child.pid)):
+                    why_not_forked += f": write {python} in its kernelspec's argv"
             if held is not None:
                 held.begin(child.pid)
             process = KernelProcess(
@@ -152,7 +167,8 @@ class Starter:
                 lease_id=request.lease_id,
                 pid=child.pid,
                 process_started_at=child.started_at,
-                how="exec" if forked is None else "forked",
+                how="exec" if why_not_forked else "forked",
+                why_not_forked=why_not_forked,
                 connection=connection,
                 launched_at=time.time(),
                 timing_ms=timing_ms,
@@ -174,24 +190,25 @@ class Starter:
         self.on_started(process, child.code)
         return process
 
-    async def _fork(
-        self, child: _Child, request: Launch, log_fd: int
-    ) -> tuple[Connection, dict[str, float]] | None:
-        """Fork the kernel and return its connection and times; None if it cannot be forked."""
+    async def _fork(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
+        """Fork the kernel and return its connection and times. Raises `NotForked` if it must be executed."""
         earlier = self.earlier_fork
         if earlier is not None and earlier.kernel.launch_id == request.launch_id:
             return await self._take_over(earlier, child, request)
-        may_fork = request.may_fork and not self.is_per_kernel
-        command = parse_ipykernel_command(request.argv) if may_fork else None
+        if not request.may_fork:
+            raise NotForked("its kernelspec sets `fork` to false")
+        if self.is_per_kernel:
+            raise NotForked(_FORKS_FIRST)
+        command = parse_ipykernel_command(request.argv)
         if command is None:
-            return None
+            raise NotForked(_NO_IPYKERNEL)
         with (
             self.limits.open_entries(request.lease_id) as entries,
             ports.listen(request.connection) as (connection, listeners),
         ):
             forked = await self.zygotes.launch(
                 command,
-                connection_file=self._write_connection(child.folder, connection),
+                connection_file=self._write_connection(child.folder, request.kernel_id, connection),
                 env=request.env,
                 cwd=request.cwd,
                 umask=request.umask,
@@ -201,7 +218,7 @@ class Starter:
                 entries=entries,
                 on_pid=child.record,
             )
-        return (connection, forked.timing_ms) if forked is not None else None
+        return connection, forked.timing_ms
 
     async def _take_over(
         self, earlier: EarlierFork, child: _Child, request: Launch
@@ -221,7 +238,7 @@ class Starter:
         started = time.perf_counter()
         with contextlib.ExitStack() as claims:
             connection = claims.enter_context(ports.claim(request.connection))
-            connection_file = self._write_connection(child.folder, connection)
+            connection_file = self._write_connection(child.folder, request.kernel_id, connection)
             with self.limits.open_entries(request.lease_id) as entries:
                 pid = spawn_kernel(
                     request,
@@ -239,9 +256,9 @@ class Starter:
         timing_ms["listening"] = (time.perf_counter() - started) * 1e3
         return connection, timing_ms
 
-    def _write_connection(self, folder: Path, connection: Connection) -> Path:
+    def _write_connection(self, folder: Path, kernel_id: str, connection: Connection) -> Path:
         with writing(folder):
-            return self.room.write(lambda: write_connection(folder, connection))
+            return self.room.write(lambda: write_connection(folder, kernel_id, connection))
 
 
 def _end_with_parent() -> None:
@@ -269,9 +286,7 @@ def spawn_kernel(
         enter(entries)
 
     argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
-    if parse_ipykernel_command(argv) is not None:
-        argv.append(_NO_PARENT)
-    executable = shutil.which(argv[0], path=request.env.get("PATH", os.defpath))
+    executable = find_program(argv[0], request.env, request.cwd)
     if executable is None:
         problem = f"the kernelspec's command {argv[0]!r} was not found on this machine"
         raise RemoteError("bad_command", f"{problem}: install it here, or change `argv` in the kernelspec")
@@ -280,7 +295,7 @@ def spawn_kernel(
             argv,
             executable=executable,
             cwd=request.cwd,
-            env=request.env,
+            env={**request.env, "JPY_PARENT_PID": _NO_PARENT},
             umask=-1 if request.umask is None else request.umask,
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
@@ -311,9 +326,9 @@ async def _wait_until_listening(code: asyncio.Future[int], connection: Connectio
         listening.cancel()
 
 
-def write_connection(folder: Path, connection: Connection) -> Path:
+def write_connection(folder: Path, kernel_id: str, connection: Connection) -> Path:
     """Write the kernel's connection file. Raises `OSError`."""
-    path = folder / "connection.json"
+    path = folder / name_connection_file(kernel_id)
     content = {key: value for key, value in encode(connection).items() if value is not None}
     write_private_json(path, content)
     return path

@@ -1,7 +1,7 @@
-"""The rules that decide whether a kernel may be forked from a zygote, which imported its modules some time ago.
+"""The files on which a zygote depends: it imported its modules some time ago.
 
-A zygote serves only while the files that its imports have read are unchanged (`Fingerprint.broken_by`). The environment
-variables that the imports have read must also have the same values (`Zygote.serves`).
+A zygote serves only while the files that its imports have read are unchanged (`Fingerprint.broken_by`), and for starts
+in folders that offer none of its modules (`find_shadow`).
 """
 
 from __future__ import annotations
@@ -9,82 +9,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import stat
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from roost.launchers.daemon.tasks import join_shared
+from roost.placement.model.last_entries import LastEntries
 
 from .folder_watch import FolderWatch, find_local
 
 FileStamp = tuple[int, int, int]
 """The stamp of a file: mtime in ns, size in bytes, inode."""
 
-_READ_BY_C_CODE = (
-    "PYTHON", "LD_", "OMP_", "OPENBLAS_", "GOTO_", "MKL_", "KMP_", "BLIS_", "VECLIB_", "NUMEXPR_",
-    "MALLOC_", "GLIBC_", "LC_", "LANG",
-)  # fmt: skip
-_LAUNCHERS = ("ipykernel_launcher", "ipykernel")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelCommand:
-    """The parts of an ipykernel's argv: `python *flags -m ipykernel_launcher -f FILE *args`."""
-
-    python: str
-    flags: tuple[str, ...] = ()
-    args: tuple[str, ...] = ()
-
-
-def parse_ipykernel_command(argv: Sequence[str]) -> KernelCommand | None:
-    """Split an ipykernel's argv into its parts. Return None for any other command, which cannot be forked."""
-    if len(argv) < 4:
-        return None
-    flags: list[str] = []
-    rest = list(argv[1:])
-    while rest and rest[0].startswith("-") and rest[0] != "-m":
-        flag = rest.pop(0)
-        if flag.startswith(("-c", "-h", "-i", "-V", "-v", "--")) or flag == "-":
-            return None
-        flags.append(flag)
-        if flag in ("-X", "-W"):
-            flags.append(rest.pop(0) if rest else "")
-    if rest[:1] == ["-m"]:
-        rest.pop(0)
-        if not rest or rest[0] not in _LAUNCHERS:
-            return None
-    elif not rest or os.path.basename(rest[0]) != "ipykernel_launcher.py":
-        return None
-    args = rest[1:]
-    if args.count("-f") != 1 or args[-1] == "-f":
-        return None
-    at = args.index("-f")
-    return KernelCommand(python=argv[0], flags=tuple(flags), args=(*args[:at], *args[at + 2 :]))
-
-
-def resolve_python(python: str, env: Mapping[str, str]) -> str | None:
-    """Return the path of the interpreter that a start with `env` would find. Keep links, because they name the venv."""
-    found = shutil.which(python, path=env.get("PATH", os.defpath))
-    return os.path.abspath(found) if found else None
-
-
-def select_import_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that the interpreter, the loader and C libraries read, unseen by Python code.
-
-    HOME is one of them: the interpreter looks there for the user's packages.
-    """
-    return {
-        name: value
-        for name, value in sorted(env.items())
-        if name.startswith(_READ_BY_C_CODE) or name == "HOME"
-    }
-
-
-def choose_import_folder(env: Mapping[str, str], cwd: str) -> str:
-    """Return the folder on which imports depend: `cwd` if PYTHONPATH has relative entries, otherwise `/`."""
-    entries = env["PYTHONPATH"].split(os.pathsep) if env.get("PYTHONPATH") else []
-    return "/" if all(os.path.isabs(entry) for entry in entries) else cwd
+_MODULE_ENDINGS = (".py", ".pyc", ".so")
+_SETTLED_NS = 1_000_000_000
+_MOST_FOLDERS = 64
+_candidates: LastEntries[tuple[str, frozenset[str]], tuple[FileStamp, tuple[str, ...]]] = LastEntries(
+    _MOST_FOLDERS
+)
+"""What the latest working folders have under names that matter, each with the stamp of the folder."""
 
 
 def stamp(path: str) -> FileStamp | None:
@@ -94,6 +38,39 @@ def stamp(path: str) -> FileStamp | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def find_shadow(folder: str, names: frozenset[str]) -> str:
+    """Return a module in `folder` that a fresh kernel there would import instead of an imported one; empty if none.
+
+    `names` are the modules that a fresh kernel would look for in its working folder. This lists the folder, unless its
+    stamp is still that of an earlier call.
+    """
+    looked_ns, changed = time.time_ns(), stamp(folder)
+    known = _candidates.get((folder, names))
+    if known is not None and known[0] == changed:
+        found = known[1]
+    else:
+        found = _find_candidates(folder, names)
+        # A folder that changed a moment ago may change again without another stamp.
+        if changed is not None and looked_ns - changed[0] > _SETTLED_NS:
+            _candidates[folder, names] = changed, found
+    return next(filter(_is_module, found), "")
+
+
+def _find_candidates(folder: str, names: frozenset[str]) -> tuple[str, ...]:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return tuple(entry.path for entry in entries if entry.name.partition(".")[0] in names)
+    return ()
+
+
+def _is_module(path: str) -> bool:
+    """True for a module, and for a folder with an `__init__` file. Another folder hides no installed package."""
+    if path.endswith(_MODULE_ENDINGS):
+        return True
+    with contextlib.suppress(OSError):
+        return any(name.startswith("__init__.") for name in os.listdir(path))
+    return False
 
 
 def identify(folder: str) -> tuple[int, int] | None:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .kernel_command import NotForked
+
 _PACKET_BYTES = 4096
 _ENDS_S = 1.0
 """How long an unwanted kernel may take to end and free its ports."""
@@ -40,12 +42,13 @@ async def read_report(
     timing_ms: dict[str, float],
     deadline_s: float,
     on_pid: Callable[[int], object],
-) -> ForkedKernel | None:
-    """Return a forked kernel once it reports that it serves its ports. Return None if the zygote forked no process.
+) -> ForkedKernel:
+    """Return a forked kernel once it reports that it serves its ports.
 
     A standby is returned once it has taken over the launch. `on_pid` gets the kernel's pid and records it; only then
-    the kernel may go on. `timing_ms` gets the time of each report since `started`. Raises `KernelDiedEarly`, or
-    `TimeoutError` after `deadline_s`. A timeout or a cancellation kills the kernel.
+    the kernel may go on. `timing_ms` gets the time of each report since `started`. Raises `NotForked` if the zygote
+    forked no process, `KernelDiedEarly`, or `TimeoutError` after `deadline_s`. A timeout or a cancellation kills the
+    kernel.
     """
     received: dict[str, Any] = {}
     until = time.perf_counter() + deadline_s
@@ -53,7 +56,7 @@ async def read_report(
         while "ready" not in received and "standby" not in received:
             packet = await _receive(channel, until - time.perf_counter())
             if not packet and "pid" not in received:
-                return None
+                raise NotForked("its zygote forked no process")
             if not packet:
                 raise KernelDiedEarly(received["pid"])
             message = json.loads(packet)

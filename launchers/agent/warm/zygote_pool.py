@@ -23,18 +23,15 @@ from typing import Any
 
 from roost.launchers.daemon.tasks import Timers, cancel_all, join_shared, spawn
 from roost.launchers.protocol.agent_settings import Forking
+from roost.placement.model.last_entries import LastEntries
 
-from .fingerprint import (
-    Fingerprint,
-    KernelCommand,
-    choose_import_folder,
-    resolve_python,
-    select_import_environment,
-)
+from .fingerprint import Fingerprint, find_shadow
 from .folder_watch import FolderWatch
 from .fork_report import ForkedKernel, read_report, refuse
+from .kernel_command import KernelCommand, NotForked, check_command, find_program
 from .learnt_preloads import LearntPreloads
-from .zygote_start import SCRIPT, Key, Zygote, ZygoteStarter, is_per_kernel
+from .zygote_key import Key, build_key, drop_per_kernel
+from .zygote_start import SCRIPT, Attempt, Zygote, ZygoteStarter, runs_program
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +46,8 @@ MOST_SPARES = 5
 _MOST_TRIES = 5
 """At most this many zygotes are tried, each without one more unfit package. The last one gets no learnt packages."""
 _NO_SUBREAPER = "kernels are not forked here: this system has no child subreaper"
+_NONE_READY = "no warm process for its Python and environment was ready"
+_MOST_PYTHONS = 64
 _LOOK_AGAIN_S = 1.0
 """How long after a start all files of its zygote are looked at."""
 _IMPORTS_FILE = "imports.json"
@@ -99,7 +98,8 @@ class ZygotePool:
             forking=forking, output=output, scratch=scratch, on_spawned=on_process, script=script
         )
         self._warming: dict[Key, asyncio.Task[None]] = {}
-        self._refused_until: dict[Key, float] = {}
+        self._refused: dict[Key, tuple[float, str]] = {}  # until when, and why
+        self._has_startup_code: LastEntries[Key, bool] = LastEntries(_MOST_PYTHONS)  # keys that are not whole
         self._problems: dict[Key, list[str]] = {}  # of the latest attempt to make a zygote
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timers = Timers()
@@ -120,8 +120,8 @@ class ZygotePool:
         listeners: tuple[int, ...] = (),
         entries: tuple[int, ...] = (),
         on_pid: Callable[[int], object] = lambda pid: None,
-    ) -> ForkedKernel | None:
-        """Fork a kernel. Return None if no zygote can: the caller then executes the kernel.
+    ) -> ForkedKernel:
+        """Fork a kernel. Raise `NotForked` if no zygote can: the caller then executes the kernel.
 
         `listeners` are descriptors of sockets that listen on the kernel's ports. `entries` are those of its control
         group. `on_pid` gets the pid before the kernel does anything. Raises the errors of `read_report`. If no
@@ -132,10 +132,11 @@ class ZygotePool:
         """
         started = time.perf_counter()
         key = self._key(command, env, str(cwd))
-        if key is None:
-            return None
+        if (refusal := self._find_refusal(key)) is not None:
+            raise refusal
         argv = ["-f", str(connection_file), *command.args]
         order: dict[str, Any] = {
+            "program": command.python,
             "argv": argv,
             "env": dict(env),
             "cwd": str(cwd),
@@ -145,10 +146,15 @@ class ZygotePool:
         }
         if self._learnt is not None:
             path = connection_file.with_name(_IMPORTS_FILE)
-            order["report"] = {"path": str(path), "python": key[0]}
+            order["report"] = {"path": str(path), "python": key.python}
         request = json.dumps(order).encode()
         timing_ms: dict[str, float] = {}
+        reason = _NONE_READY
         while (zygote := next((each for each in self._zygotes if each.serves(key, env)), None)) is not None:
+            if shadow := find_shadow(str(cwd), zygote.late_names):
+                raise NotForked(
+                    f"its working folder has {shadow}, and warm processes have another module of that name"
+                )
             channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with channel:
                 with theirs:
@@ -159,7 +165,7 @@ class ZygotePool:
                     if problem.errno not in (errno.EMSGSIZE, errno.EAGAIN):
                         self._retire(zygote)
                         self._warm_later(key, command, env)
-                    return None
+                    raise NotForked(f"its warm process took no request ({problem.strerror})")
                 channel.setblocking(False)
                 broken_by = await zygote.fingerprint.check()
                 timing_ms["fingerprint"] = (time.perf_counter() - started) * 1e3
@@ -169,12 +175,13 @@ class ZygotePool:
                         channel, started=started, timing_ms=timing_ms, deadline_s=deadline_s, on_pid=on_pid
                     )
                 log.info("zygote=%d retired: %s changed", zygote.pid, broken_by)
+                reason = f"{broken_by} has changed since its warm process imported it"
                 self._retire(zygote)
                 await refuse(channel)
         unused = sum(zygote.key == key and not zygote.launches for zygote in self._zygotes)
         if unused < _MAX_UNUSED:
             self._warm_later(key, command, env)
-        return None
+        raise NotForked(reason)
 
     def _look_later(self, zygote: Zygote) -> None:
         """Look at all files of the zygote soon after a start, so that a change that no watch reports affects one start.
@@ -194,12 +201,12 @@ class ZygotePool:
         if self._learnt is None or not (python := self._learnt.record(folder / _IMPORTS_FILE)):
             return
         for zygote in self._zygotes:
-            if zygote.key[0] == python and self._is_outdated(zygote):
+            if zygote.key.python == python and self._is_outdated(zygote):
                 self._warm_later(zygote.key, zygote.command, zygote.env)
 
     def _is_outdated(self, zygote: Zygote) -> bool:
         """True if a new zygote would get a learnt package that this zygote lacks."""
-        return self._learnt is not None and bool(self._learnt.choose(zygote.key[0]).keys() - zygote.asked)
+        return self._learnt is not None and bool(self._learnt.choose(zygote.key.python).keys() - zygote.asked)
 
     def _forget_varying(self, key: Key, env: Mapping[str, str]) -> None:
         """Drop learnt packages that read a variable that differs between kernels: each value would need a zygote."""
@@ -209,12 +216,18 @@ class ZygotePool:
             differences = zygote.find_differences(env) if zygote.key == key else set()
             for name, reads in zygote.learnt.items():
                 if varying := sorted(differences.intersection(reads)):
-                    self._learnt.drop(key[0], name, f"it reads {varying[0]}, which differs between kernels")
+                    self._learnt.drop(
+                        key.python, name, f"it reads {varying[0]}, which differs between kernels"
+                    )
 
     async def warm(self, command: KernelCommand, env: Mapping[str, str], cwd: Path | str = "/") -> None:
         """Start a zygote for this command and environment if none serves them. Return once it is ready or failed."""
-        key = self._key(command, env, str(cwd))
-        if key is not None and not any(zygote.serves(key, env) for zygote in self._zygotes):
+        with contextlib.suppress(NotForked):
+            key = self._key(command, env, str(cwd))
+            if self._find_refusal(key) is not None or any(
+                zygote.serves(key, env) for zygote in self._zygotes
+            ):
+                return
             await join_shared(self._warm_later(key, command, env, delay_s=0.0))
 
     def limit_spares(self, most: int) -> None:
@@ -241,7 +254,7 @@ class ZygotePool:
 
     def interpreters(self) -> dict[int, str]:
         """Return the Python of each ready zygote, by pid."""
-        return {zygote.pid: zygote.key[0] for zygote in self._zygotes}
+        return {zygote.pid: zygote.key.python for zygote in self._zygotes}
 
     def problems(self) -> list[str]:
         """Return what the zygotes could not do, and why others could not be made, as clauses, sorted."""
@@ -249,7 +262,7 @@ class ZygotePool:
             return [_NO_SUBREAPER]
         now = time.monotonic()
         current = {zygote.key for zygote in self._zygotes}
-        current |= {key for key, until in self._refused_until.items() if now < until}
+        current |= {key for key, (until, _) in self._refused.items() if now < until}
         self._problems = {key: self._problems[key] for key in self._problems if key in current}
         return sorted({problem for problems in self._problems.values() for problem in problems})
 
@@ -261,13 +274,17 @@ class ZygotePool:
         self._folders.close()
         self._timers.close()
 
-    def _key(self, command: KernelCommand, env: Mapping[str, str], cwd: str) -> Key | None:
-        python = resolve_python(command.python, env) if self._is_possible else None
-        if python is None:
-            return None
-        variables = tuple(select_import_environment(env).items())
-        key = (python, command.flags, choose_import_folder(env, cwd), variables)
-        return None if time.monotonic() < self._refused_until.get(key, 0.0) else key
+    def _key(self, command: KernelCommand, env: Mapping[str, str], cwd: str) -> Key:
+        """Return the key of a start. Raises `NotForked` for a command that no zygote can stand for."""
+        if not self._is_possible:
+            raise NotForked(_NO_SUBREAPER)
+        python = check_command(command, find_program(command.python, env, cwd))
+        key = build_key(python, command.flags, env, cwd)
+        return key.with_all(env) if key in self._has_startup_code else key
+
+    def _find_refusal(self, key: Key) -> NotForked | None:
+        until, reason = self._refused.get(key, (0.0, ""))
+        return NotForked(reason) if time.monotonic() < until else None
 
     def _warm_later(
         self, key: Key, command: KernelCommand, env: Mapping[str, str], delay_s: float | None = None
@@ -279,22 +296,24 @@ class ZygotePool:
             try:
                 await self._make(key, command, env)
             except Exception:
-                self._pause(key, env, _PAUSE_S)
-                log.exception("no zygote for %s", key[0])
+                self._pause(key, env, _PAUSE_S, "its warm process could not be made")
+                log.exception("no zygote for %s", key.python)
 
         if key not in self._warming:
             task = self._warming[key] = spawn(later(), self._tasks, log)
             task.add_done_callback(lambda _: self._warming.pop(key, None))
         return self._warming[key]
 
-    def _pause(self, key: Key, env: Mapping[str, str], pause_s: float) -> bool:
-        """Use no zygote for this key for a while.
+    def _pause(self, key: Key, env: Mapping[str, str], pause_s: float, reason: str) -> bool:
+        """Use no zygote for this key for a while, for this reason.
 
         If one serves `env` already, return False and do nothing.
         """
         if any(zygote.serves(key, env) for zygote in self._zygotes):
             return False
-        self._refused_until[key] = time.monotonic() + pause_s
+        now = time.monotonic()
+        self._refused = {each: found for each, found in self._refused.items() if now < found[0]}
+        self._refused[key] = now + pause_s, reason
         return True
 
     async def _make(self, key: Key, command: KernelCommand, env: Mapping[str, str]) -> None:
@@ -302,26 +321,35 @@ class ZygotePool:
         if any(zygote.serves(key, env) and not self._is_outdated(zygote) for zygote in self._zygotes):
             return  # a package was learnt, but later kernels have not used it
         started = time.perf_counter()
-        own = {name: value for name, value in env.items() if not is_per_kernel(name)}
+        own = drop_per_kernel(env)
         self._forget_varying(key, env)
         for left in reversed(range(_MOST_TRIES)):
-            learnt = tuple(self._learnt.choose(key[0])) if self._learnt and left else ()
+            learnt = tuple(self._learnt.choose(key.python)) if self._learnt and left else ()
             attempt = await self._starter.start(key, command, own, learnt)
             pid, answer = attempt.pid, attempt.answer
+            if answer["op"] == "ready" and not runs_program(pid, key.python):
+                answer = {
+                    "op": "refused",
+                    "reason": f"{key.python} starts another program as its interpreter",
+                }
             if answer["op"] == "ready":
                 break
-            attempt.socket.close()
-            if pid in self.pids:
-                os.kill(pid, signal.SIGKILL)
+            self._end(attempt)
+            if answer["op"] == "startup":
+                self._has_startup_code[key] = True
+                log.info("%s runs start-up code: %s", key.python, ", ".join(answer["code"]))
+                await self._make(key.with_all(env), command, env)
+                return
             if answer["op"] != "unfit" or self._learnt is None:
                 pause_s = _REFUSAL_PAUSE_S if answer["op"] == "refused" else _PAUSE_S
-                what = "are not forked" if self._pause(key, env, pause_s) else "get no learnt packages"
-                problem = f"kernels of {key[0]} {what}: {answer['reason']}"
+                is_paused = self._pause(key, env, pause_s, answer["reason"])
+                what = "are not forked" if is_paused else "get no learnt packages"
+                problem = f"kernels of {key.python} {what}: {answer['reason']}"
                 log.warning(problem)
                 self._note_problems(key, [problem])
                 return
             for name in (answer["name"],) if answer["name"] else learnt:
-                self._learnt.drop(key[0], name, answer["reason"])
+                self._learnt.drop(key.python, name, answer["reason"])
         fingerprint = Fingerprint(
             files={path: (mtime, size, inode) for path, mtime, size, inode in answer["files"]},
             folders={path: (mtime, size, inode) for path, mtime, size, inode in answer["folders"]},
@@ -343,16 +371,23 @@ class ZygotePool:
                 env=own,
                 learnt=answer["learnt"],
                 asked=frozenset(learnt),
+                late_names=frozenset(answer["late_names"]),
             )
         )
         self._limit(self._zygotes[-1])  # it may have changed meanwhile
-        self._note_problems(key, [f"kernels of {key[0]}: {problem}" for problem in answer["problems"]])
+        self._note_problems(key, [f"kernels of {key.python}: {problem}" for problem in answer["problems"]])
         notes = [*answer["problems"], *answer["notes"]]
         if self._learnt is not None and answer["learnt"]:
-            notes.append(f"learnt: {self._learnt.describe(key[0], tuple(answer['learnt']))}")
+            notes.append(f"learnt: {self._learnt.describe(key.python, tuple(answer['learnt']))}")
         text = "".join(f"; {note}" for note in notes)
-        log.info("zygote=%d ready in %.2f s for %s%s", pid, time.perf_counter() - started, key[0], text)
+        log.info("zygote=%d ready in %.2f s for %s%s", pid, time.perf_counter() - started, key.python, text)
         self._retire_surplus()
+
+    def _end(self, attempt: Attempt) -> None:
+        """End a process that has not become a zygote."""
+        attempt.socket.close()
+        if attempt.pid in self.pids:
+            os.kill(attempt.pid, signal.SIGKILL)
 
     def _note_problems(self, key: Key, problems: list[str]) -> None:
         before = self.problems()

@@ -19,7 +19,9 @@ from roost.launchers.daemon.open_files import restore_limit
 from roost.launchers.protocol.agent_settings import Forking
 from roost.placement.model.json_codec import encode
 
-from .fingerprint import Fingerprint, KernelCommand
+from .fingerprint import Fingerprint
+from .kernel_command import KernelCommand
+from .zygote_key import Key, is_per_kernel
 
 SCRIPT = Path(__file__).parents[2] / "zygote" / "main.py"
 _READY_S = 60.0
@@ -27,8 +29,6 @@ _READY_S = 60.0
 _PACKET_BYTES = 1 << 20
 _ROOM = "-" * 512
 """An argument that only takes room. The command line that `ps` shows for a kernel is written there."""
-
-Key = tuple[str, tuple[str, ...], str, tuple[tuple[str, str], ...]]
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +50,8 @@ class Zygote:
     """The variables that each learnt package has read."""
     asked: frozenset[str]
     """All learnt packages that it had to import."""
+    late_names: frozenset[str]
+    """The modules that a fresh kernel would import from its working folder, if the folder had them."""
     launches: int = 0
 
     def send(self, request: bytes, fds: Sequence[int]) -> OSError | None:
@@ -75,12 +77,12 @@ class Zygote:
         }
 
 
-def is_per_kernel(name: str) -> bool:
-    """True if the environment variable `name` differs from kernel to kernel.
-
-    Zygotes never get such variables.
-    """
-    return name.startswith(("JPY_", "KERNEL_"))
+def runs_program(pid: int, program: str) -> bool:
+    """True if the process runs the file that `program` names, links followed, and no other program that it started."""
+    try:
+        return os.path.samefile(f"/proc/{pid}/exe", program)
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,8 @@ class ZygoteStarter:
         ours.setblocking(False)
         request = {
             **encode(self.forking),
-            "preload": self.forking.choose_preloads(key[0]),
+            "preload": self.forking.choose_preloads(key.python),
+            "is_whole": key.is_whole,
             "learnt": learnt,
             "args": command.args,
             "env": env,
@@ -167,19 +170,19 @@ class ZygoteStarter:
         """Start the process of a zygote and return its pid.
 
         /proc shows the process's first variables for each of its kernels. Therefore it starts with only those
-        of `key` and roost's own, which are no secrets. The others follow in a packet.
+        of `key` and roost's own, which are no secrets. The others follow in a packet. The key of a Python with start-up
+        code has all variables.
         """
-        python, flags, folder, variables = key
         output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         try:
             process = subprocess.Popen(
-                [python, *flags, str(self.script), str(fd), _ROOM],
+                [key.python, *key.flags, str(self.script), str(fd), _ROOM],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**dict(variables), **{name: env[name] for name in env if name.startswith("ROOST_")}},
-                cwd=folder,
+                env={**dict(key.variables), **{name: env[name] for name in env if name.startswith("ROOST_")}},
+                cwd=key.folder,
                 start_new_session=True,
             )
         finally:

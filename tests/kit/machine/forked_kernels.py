@@ -21,8 +21,8 @@ from typing import Any
 from jupyter_client.blocking import BlockingKernelClient
 
 from roost.launchers.agent.machine import ports as free_ports
-from roost.launchers.agent.warm.fingerprint import KernelCommand, parse_ipykernel_command
 from roost.launchers.agent.warm.fork_report import ForkedKernel
+from roost.launchers.agent.warm.kernel_command import KernelCommand, NotForked, parse_ipykernel_command
 from roost.launchers.agent.warm.learnt_preloads import FEWEST, LearntPreloads
 from roost.launchers.agent.warm.zygote_pool import MOST_SPARES, ZygotePool
 from roost.launchers.protocol.agent_settings import Forking
@@ -164,20 +164,21 @@ class Agent:
             info |= {name: getattr(connection, name) for name in PORT_NAMES}
             connection_file.touch(0o600)
             connection_file.write_text(json.dumps(info))
-            forked = self.loop.run_until_complete(
-                self.zygotes.launch(
-                    KernelCommand(python=self.command.python, flags=self.command.flags, args=args),
-                    connection_file=connection_file,
-                    on_pid=on_pid,
-                    env=self.env,
-                    cwd=cwd or self.folder,
-                    log_fd=file.fileno(),
-                    deadline_s=REPLY_S,
-                    listeners=listeners,
+            try:
+                forked = self.loop.run_until_complete(
+                    self.zygotes.launch(
+                        KernelCommand(python=self.command.python, flags=self.command.flags, args=args),
+                        connection_file=connection_file,
+                        on_pid=on_pid,
+                        env=self.env,
+                        cwd=cwd or self.folder,
+                        log_fd=file.fileno(),
+                        deadline_s=REPLY_S,
+                        listeners=listeners,
+                    )
                 )
-            )
-        if forked is None:
-            return None
+            except NotForked:
+                return None
         self.kernels.append(Kernel(forked, info, log))
         return self.kernels[-1]
 
@@ -225,7 +226,7 @@ class Agent:
             "-f",
             str(connection_file),
         ]
-        env = {name: value for name, value in self.env.items() if name != "JPY_PARENT_PID"}
+        env = {**self.env, "JPY_PARENT_PID": "1"}  # with the pid of this process, it would end with it
         with log.open("ab") as file, default_signals():
             process = subprocess.Popen(
                 argv,

@@ -325,19 +325,16 @@ async def test_a_kernel_that_does_not_die_is_reported(agent: Session) -> None:
         await kernels.wait_for_end(process, asyncio.Event(), 0.05)
 
 
-@pytest.mark.parametrize(
-    ("name", "more"), [("ipykernel_launcher.py", " --IPKernelApp.parent_handle=1"), ("other.py", "")]
-)
-def test_only_an_ipykernel_gets_the_option_for_no_parent(tmp_path: Path, name: str, more: str) -> None:
-    (tmp_path / name).write_text("import sys; print(*sys.argv[1:])")
-    argv = (sys.executable, str(tmp_path / name), "-f", "{connection_file}")
+def test_an_executed_kernel_sees_the_sign_of_a_notebook_but_no_process_to_watch(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("import os, sys; print(*sys.argv[1:], os.environ['JPY_PARENT_PID'])")
+    argv = (sys.executable, str(tmp_path / "program.py"), "-f", "{connection_file}")
     launch = Launch(
         launch_id="1", lease_id="l", kernel_id="k", argv=argv, env={}, cwd="/", connection=Connection(), deadline_s=1
     )  # fmt: skip
     with open(tmp_path / "log", "wb") as log:
         pid = start.spawn_kernel(launch, Path("/c.json"), log.fileno())
     os.waitpid(pid, 0)
-    assert (tmp_path / "log").read_text() == f"-f /c.json{more}\n"
+    assert (tmp_path / "log").read_text() == "-f /c.json 1\n"
 
 
 def test_a_log_is_cut_to_its_end_while_it_is_written(tmp_path: Path) -> None:

@@ -6,69 +6,15 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from roost.launchers.agent.warm.fingerprint import (
-    Fingerprint,
-    KernelCommand,
-    choose_import_folder,
-    parse_ipykernel_command,
-    resolve_python,
-    select_import_environment,
-    stamp,
-)
+from roost.launchers.agent.warm.fingerprint import Fingerprint, find_shadow, stamp
+from roost.launchers.agent.warm.kernel_command import KernelCommand, NotForked
+from roost.launchers.agent.warm.zygote_key import choose_import_folder, select_import_environment
 from roost.launchers.agent.warm.zygote_pool import ZygotePool
-
-FILE = "{connection_file}"
-
-
-@pytest.mark.parametrize(
-    ("argv", "flags", "args"),
-    [
-        (["python", "-m", "ipykernel_launcher", "-f", FILE], (), ()),
-        (
-            ["/p/python3", "-Xfrozen_modules=off", "-m", "ipykernel", "-f", FILE],
-            ("-Xfrozen_modules=off",),
-            (),
-        ),
-        (["python", "-X", "dev", "-I", "-m", "ipykernel_launcher", "-f", FILE], ("-X", "dev", "-I"), ()),
-        (["python", "/x/ipykernel_launcher.py", "-f", FILE, "--debug"], (), ("--debug",)),
-        (
-            ["python", "-m", "ipykernel_launcher", "--matplotlib=inline", "-f", "/a/file"],
-            (),
-            ("--matplotlib=inline",),
-        ),
-    ],
-)
-def test_an_ipykernel_is_recognised(argv: list[str], flags: tuple[str, ...], args: tuple[str, ...]) -> None:
-    assert parse_ipykernel_command(argv) == KernelCommand(python=argv[0], flags=flags, args=args)
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        [],
-        ["R", "--slave", "-e", "IRkernel::main()", "--args", FILE],
-        ["python", "-m", "bash_kernel", "-f", FILE],
-        ["python", "-c", "import ipykernel", "-f", FILE],
-        ["python", "-m", "ipykernel_launcher"],
-        ["python", "-m", "ipykernel_launcher", "-f"],
-        ["python", "-m", "ipykernel_launcher", "-f", FILE, "-f", FILE],
-        ["env", "A=1", "python", "-m", "ipykernel_launcher", "-f", FILE],
-        ["conda", "run", "python", "-m", "ipykernel_launcher", "-f", FILE],
-        ["python", "-i", "-m", "ipykernel_launcher", "-f", FILE],
-    ],
-)
-def test_other_commands_are_no_ipykernel(argv: list[str]) -> None:
-    assert parse_ipykernel_command(argv) is None
-
-
-def test_python_is_looked_up_in_the_kernels_path_and_its_links_are_kept(tmp_path: Path) -> None:
-    (tmp_path / "python").symlink_to(sys.executable)
-    assert resolve_python("python", {"PATH": str(tmp_path)}) == str(tmp_path / "python")
-    assert resolve_python("no-such-python", {"PATH": str(tmp_path)}) is None
 
 
 def test_the_variables_that_c_code_reads_are_selected() -> None:
@@ -136,6 +82,32 @@ def test_a_folder_on_the_path_counts_if_it_has_an_imported_name(module: Path) ->
     assert known.broken_by() == str(folder)
 
 
+def test_a_module_in_the_working_folder_hides_an_imported_one(tmp_path: Path) -> None:
+    names = frozenset({"numpy", "yaml"})
+    assert find_shadow(str(tmp_path), names) == ""
+    (tmp_path / "numpy").mkdir()
+    (tmp_path / "yaml.txt").touch()
+    assert find_shadow(str(tmp_path), names) == "", "a folder without __init__ hides no installed package"
+    (tmp_path / "numpy" / "__init__.py").touch()
+    assert find_shadow(str(tmp_path), names) == str(tmp_path / "numpy")
+    assert find_shadow(str(tmp_path), frozenset({"other"})) == ""
+    (tmp_path / "other.cpython-311-x86_64-linux-gnu.so").touch()
+    assert find_shadow(str(tmp_path), frozenset({"other"})).endswith(".so")
+    assert find_shadow(str(tmp_path / "missing"), names) == ""
+
+
+def test_a_settled_working_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long_ago = time.time() - 100
+    os.utime(tmp_path, (long_ago, long_ago))
+    names = frozenset({"a_module"})
+    assert find_shadow(str(tmp_path), names) == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", None)
+        assert find_shadow(str(tmp_path), names) == ""
+    (tmp_path / "a_module.py").touch()
+    assert find_shadow(str(tmp_path), names) == str(tmp_path / "a_module.py")
+
+
 def reap(pid: int) -> tuple[int, int]:
     """Wait for a child, as the agent does."""
     return os.waitpid(pid, 0)
@@ -144,11 +116,11 @@ def reap(pid: int) -> tuple[int, int]:
 async def test_a_failed_zygote_is_logged_once_and_its_kernels_are_execed(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """The interpreter is not Python. `launch` returns None, so that the agent executes the kernel."""
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\nexit 3\n")
-    python.chmod(0o755)
-    zygotes = ZygotePool(warm_delay_s=0.0)
+    python.symlink_to(sys.executable)
+    script = tmp_path / "zygote.py"
+    script.write_text("raise SystemExit(3)")
+    zygotes = ZygotePool(warm_delay_s=0.0, script=script)
     command = KernelCommand(python=str(python))
     assert zygotes.problems() == []
     with caplog.at_level(logging.WARNING):
@@ -157,10 +129,15 @@ async def test_a_failed_zygote_is_logged_once_and_its_kernels_are_execed(
     problem = f"kernels of {python} are not forked: it ended while loading; see /dev/null"
     assert [record.message for record in caplog.records] == [problem]
     assert zygotes.problems() == [problem]
-    forked = await zygotes.launch(
-        command, connection_file=tmp_path / "c", env={"PATH": "/bin"}, cwd=tmp_path, log_fd=2, deadline_s=1.0
-    )
-    assert forked is None
+    with pytest.raises(NotForked, match="it ended while loading"):
+        await zygotes.launch(
+            command,
+            connection_file=tmp_path / "c",
+            env={"PATH": "/bin"},
+            cwd=tmp_path,
+            log_fd=2,
+            deadline_s=1.0,
+        )
     assert zygotes.interpreters() == {}
     (loading,) = zygotes.pids
     pid, status = reap(loading)
@@ -176,7 +153,7 @@ _, (fd,), _, _ = socket.recv_fds(agent, 1 << 20, 1)
 print("it was here", flush=True)
 names = [f"module_{n:0100}" for n in range(5000)]
 answer = {"op": "ready", "notes": [], "problems": [], "learnt": {}, "environment": {}}
-answer |= {"files": [], "folders": [], "names": names}
+answer |= {"files": [], "folders": [], "names": names, "late_names": []}
 with open(fd, "w") as file:
     json.dump(answer, file)
 agent.send(b"prepared")
@@ -222,10 +199,10 @@ async def test_a_start_is_execed_if_the_zygote_dies_with_its_request(stand_in: P
     command = KernelCommand(python=sys.executable)
     await zygotes.warm(command, {})
     (pid,) = zygotes.interpreters()
-    forked = await zygotes.launch(
-        command, connection_file=tmp_path / "c", env={}, cwd=tmp_path, log_fd=2, deadline_s=20.0
-    )
-    assert forked is None
+    with pytest.raises(NotForked, match="forked no process"):
+        await zygotes.launch(
+            command, connection_file=tmp_path / "c", env={}, cwd=tmp_path, log_fd=2, deadline_s=20.0
+        )
     assert zygotes.on_reaped(*reap(pid))
     assert zygotes.interpreters() == {}
     await zygotes.close()
@@ -239,10 +216,10 @@ async def test_a_start_is_execed_if_its_request_is_too_large_for_a_packet(
     await zygotes.warm(command, {})
     (pid,) = zygotes.interpreters()
     large = {f"V{n}": "x" * 100_000 for n in range(100)}
-    forked = await zygotes.launch(
-        command, connection_file=tmp_path / "c", env=large, cwd=tmp_path, log_fd=2, deadline_s=20.0
-    )
-    assert forked is None
+    with pytest.raises(NotForked, match="took no request"):
+        await zygotes.launch(
+            command, connection_file=tmp_path / "c", env=large, cwd=tmp_path, log_fd=2, deadline_s=20.0
+        )
     assert len(zygotes.interpreters()) == 1
     await zygotes.close()
     assert zygotes.on_reaped(*reap(pid))

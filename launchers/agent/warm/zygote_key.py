@@ -1,0 +1,68 @@
+"""The key of a zygote: all that a start has in common with the other starts that the zygote serves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+_READ_BY_C_CODE = (
+    "PYTHON", "LD_", "OMP_", "OPENBLAS_", "GOTO_", "MKL_", "KMP_", "BLIS_", "VECLIB_", "NUMEXPR_",
+    "MALLOC_", "GLIBC_", "LC_", "LANG",
+)  # fmt: skip
+
+
+class Key(NamedTuple):
+    """The interpreter, its flags, its folder and variables. A start with another key needs another zygote."""
+
+    python: str
+    """The path of the interpreter, with links."""
+    flags: tuple[str, ...]
+    folder: str
+    """The folder on which imports depend, or `/`."""
+    variables: tuple[tuple[str, str], ...]
+    """The variables that are read before Python code can record that it reads them."""
+    is_whole: bool = False
+    """True if `variables` has all variables except those that differ from kernel to kernel.
+
+    Start-up code of this Python, such as `sitecustomize`, may read any of them.
+    """
+
+    def with_all(self, env: Mapping[str, str]) -> Key:
+        """Return the key for a Python with start-up code."""
+        return self._replace(variables=tuple(sorted(drop_per_kernel(env).items())), is_whole=True)
+
+
+def build_key(python: str, flags: tuple[str, ...], env: Mapping[str, str], cwd: str) -> Key:
+    variables = tuple(select_import_environment(env).items())
+    return Key(python, flags, choose_import_folder(env, cwd), variables)
+
+
+def is_per_kernel(name: str) -> bool:
+    """True if the environment variable `name` differs from kernel to kernel.
+
+    Zygotes never get such variables.
+    """
+    return name.startswith(("JPY_", "KERNEL_"))
+
+
+def drop_per_kernel(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if not is_per_kernel(name)}
+
+
+def select_import_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that the interpreter, the loader and C libraries read, unseen by Python code.
+
+    HOME is one of them: the interpreter looks there for the user's packages.
+    """
+    return {
+        name: value
+        for name, value in sorted(env.items())
+        if name.startswith(_READ_BY_C_CODE) or name == "HOME"
+    }
+
+
+def choose_import_folder(env: Mapping[str, str], cwd: str) -> str:
+    """Return the folder on which imports depend: `cwd` if PYTHONPATH has relative entries, otherwise `/`."""
+    entries = env["PYTHONPATH"].split(os.pathsep) if env.get("PYTHONPATH") else []
+    return "/" if all(os.path.isabs(entry) for entry in entries) else cwd

@@ -1,0 +1,194 @@
+"""The code that runs while an interpreter starts: `sitecustomize`, `usercustomize`, and lines of .pth files.
+
+A kernel that is executed runs this code in its own environment. A forked kernel inherits what the code did in the
+zygote. That is the same only if the zygote has the kernel's whole environment, and if the code has begun nothing that
+ends with its process or counts for it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import re
+import signal
+import site
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+_HARMLESS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        # of setuptools, which reads only SETUPTOOLS_USE_DISTUTILS
+        r"import os; var = 'SETUPTOOLS_USE_DISTUTILS'; .*__import__\('_distutils_hack'\)(\.add_shim\(\))?;?",
+        # of editable installs by setuptools and hatchling, and of namespace packages
+        r"import (__editable___\w+_finder); \1\.install\(\)",
+        r"import _editable_impl_\w+",
+        r"import sys, types, os;\s?has_mfs = sys\.version_info > \(3, 5\);.*",
+        # of virtualenv, which mends distutils
+        r"import _virtualenv",
+    )
+)
+"""Lines of .pth files that package installers write. They read no variable except those in `VARIABLES`."""
+VARIABLES = ("SETUPTOOLS_USE_DISTUTILS",)
+_IS_STANDARD = os.path.dirname(os.__file__) + os.sep
+_RESET_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT)
+"""The signals that each forked kernel resets (`begin_process`)."""
+_GENERATORS = {"random", "numpy.random"}
+_FRESH_S = 20.0
+"""How long a fresh interpreter may take to report its random state."""
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+
+
+class Startup(NamedTuple):
+    """What the interpreter had done before the zygote's first line."""
+
+    code: list[str]
+    """The names of start-up code that may read any variable: modules and .pth files."""
+    why_not_fork: str
+    """What it began that a fork does not repeat, as a clause; empty if it began nothing."""
+    changes: dict[str, str | None]
+    """The environment variables that it has set or removed."""
+
+
+def look(agent_fd: int) -> Startup:
+    """Describe this process. The zygote calls this before it imports anything that could change the answer."""
+    began = list(_find_began(agent_fd))
+    code = list(_find_code())
+    return Startup(
+        code, f"{' and '.join(code) or 'start-up code'} {began[0]}" if began else "", _find_changes()
+    )
+
+
+def _find_code() -> Iterator[str]:
+    for name in ("sitecustomize", "usercustomize"):
+        path = getattr(sys.modules.get(name), "__file__", None)
+        if path and not (path.startswith(_IS_STANDARD) and "-packages" not in path):
+            yield path
+    if sys.flags.no_site:
+        return
+    folders = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+    for folder in dict.fromkeys(folders):
+        try:
+            names = sorted(name for name in os.listdir(folder) if name.endswith(".pth"))
+        except OSError:
+            continue
+        for name in names:
+            path = os.path.join(folder, name)
+            if any(not _is_harmless(line) for line in _read_code(path)):
+                yield path
+
+
+def _read_code(path: str) -> list[str]:
+    """Return the lines of a .pth file that `site` runs."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return [line.strip() for line in file if line.startswith(("import ", "import\t"))]
+    except OSError:
+        return []
+
+
+def _is_harmless(line: str) -> bool:
+    return any(pattern.fullmatch(line) for pattern in _HARMLESS)
+
+
+def _find_began(agent_fd: int) -> Iterator[str]:
+    if len(os.listdir("/proc/self/task")) > 1:
+        yield "has started a thread"
+    if _is_traced():
+        yield "has begun to trace or measure this process"
+    if any(signal.getitimer(each)[0] for each in _TIMERS):
+        yield "has set a timer"
+    if _has_children():
+        yield "has started a process"
+    if any(number > 2 and number != agent_fd for number in _list_descriptors()):
+        yield "has opened a file or a connection"
+    handlers: list[Any] = [signal.default_int_handler, *[signal.SIG_DFL] * (len(_RESET_SIGNALS) - 1)]
+    if [signal.getsignal(number) for number in _RESET_SIGNALS] != handlers or signal.pthread_sigmask(0, []):
+        yield "handles signals"
+    if _count_exit_handlers() > 0:
+        yield "has registered a function for the end of the process"
+    if _GENERATORS & sys.modules.keys() and _digest_random_state() == _ask_fresh_interpreter():
+        yield "has seeded random numbers"
+
+
+def _digest_random_state() -> str:
+    """Return a digest of the states that a fork does not keep, because it draws new ones (`begin_process`)."""
+    import hashlib
+
+    states = []
+    if "random" in sys.modules:
+        states.append(sys.modules["random"].getstate())
+    if "numpy.random" in sys.modules:
+        states.append(sys.modules["numpy.random"].get_state(legacy=False))
+    return hashlib.sha256(repr(states).encode()).hexdigest()
+
+
+def _ask_fresh_interpreter() -> str:
+    """Return the digest of another process of this Python. Only seeded generators have equal states there."""
+    import subprocess
+
+    folder = os.path.dirname(os.path.realpath(__file__))
+    script = (
+        f"import sys; sys.path.insert(0, {folder!r}); import startup; print(startup._digest_random_state())"
+    )
+    argv = [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", script]  # type: ignore[attr-defined]
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_FRESH_S
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip().rpartition("\n")[2]
+
+
+def _is_traced() -> bool:
+    hooks: list[Any] = [sys.gettrace(), sys.getprofile()]
+    hooks += [getattr(threading, name, None) for name in ("_trace_hook", "_profile_hook")]
+    monitoring: Any = getattr(sys, "monitoring", None)
+    if monitoring is not None:
+        hooks += [monitoring.get_tool(number) for number in range(6)]
+    return any(hook is not None for hook in hooks)
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _list_descriptors() -> list[int]:
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the list itself
+            os.fstat(int(name))
+            found.append(int(name))
+    return found
+
+
+def _count_exit_handlers() -> int:
+    """Return the number of exit handlers, without those that modules of the standard library register."""
+    count = atexit._ncallbacks()
+    count -= "logging" in sys.modules
+    count -= "multiprocessing.util" in sys.modules
+    weakref: Any = sys.modules.get("weakref")
+    return int(count - bool(weakref and weakref.finalize._registered_with_atexit))
+
+
+def _find_changes() -> dict[str, str | None]:
+    """Return the variables whose values differ from those that this process was started with.
+
+    The interpreter itself may have set LC_CTYPE (PEP 538).
+    """
+    with open("/proc/self/environ", "rb") as file:
+        pairs = (entry.partition(b"=") for entry in file.read().split(b"\0") if b"=" in entry)
+        first = {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
+    return {
+        name: os.environ.get(name)
+        for name in first.keys() | os.environ.keys()
+        if first.get(name) != os.environ.get(name)
+    }
