@@ -5,6 +5,7 @@
       └─────────────────────── pid, then ready, on a socket ────────────────────────────────────┘
 
 `main` is the program, and has the protocol. `loop` prepares once and then forks. For this it uses
+- `launch_packet`: the receiver of packets with descriptors
 - `rehearsal`: a trial start, which shows what a kernel imports and which memory it writes
 - `learnt`: packages that recent kernels have imported, and a kernel's report of its imports
 - `memory`, `immortal`: how kernels share the zygote's memory

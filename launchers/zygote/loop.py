@@ -21,6 +21,7 @@ from typing import Any
 from .ending import end_standby
 from .immortal import make_immortal, why_not
 from .kernel import KernelChild, WarmState, begin_process, prepare_standby, set_title
+from .launch_packet import PACKET_BYTES, receive
 from .learnt import UNFIT, Unfit, find_sites, import_learnt
 from .memory import clear_type_cache, fill_heap, fill_pools, gather_module_names, merge_memory
 from .rehearsal import rehearse
@@ -28,8 +29,6 @@ from .standby import has_read, is_current, record_environment
 from .startup import VARIABLES as STARTUP_VARIABLES
 from .startup import Startup
 
-_PACKET_BYTES = 1 << 20
-_MOST_FDS = 16
 _QUIET_S, _BURST_QUIET_S, _BURST_GAP_S = 0.12, 0.2, 0.02
 """How long the zygote waits after a launch before it forks a spare, so that the first cell is not slowed.
 
@@ -76,7 +75,7 @@ class Spare:
 
     def receive(self) -> None:
         """Receive the description of the child's standby. Close the socket if the child has ended."""
-        packet = self.socket.recv(_PACKET_BYTES)
+        packet = self.socket.recv(PACKET_BYTES)
         if packet:
             self.standby = json.loads(packet)
         else:
@@ -123,9 +122,7 @@ class ZygoteLoop:
                     spare.receive()
                     self._check(spare)
             if self._agent in readable:
-                packet, fds, _, _ = socket.recv_fds(
-                    self._agent, _PACKET_BYTES, _MOST_FDS, socket.MSG_CMSG_CLOEXEC
-                )
+                packet, fds = receive(self._agent)
                 if not packet:
                     return None
                 if (child := self._obey(packet, fds)) is not None:
@@ -201,8 +198,8 @@ class ZygoteLoop:
             return None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for each in (ours, theirs):
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PACKET_BYTES)
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PACKET_BYTES)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PACKET_BYTES)
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PACKET_BYTES)
         if fork_orphan():
             ours.close()
             self._close_sockets()
@@ -272,7 +269,7 @@ def wait_as_spare(zygote: socket.socket, warm: WarmState) -> KernelChild:
         may_build = warm.builds_standbys and not any(map(os.path.exists, warm.config_files))
         standby = prepare_standby(warm) if may_build else None
         zygote.send(json.dumps(standby.describe() if standby else {}).encode())
-        packet, fds, _, _ = socket.recv_fds(zygote, _PACKET_BYTES, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+        packet, fds = receive(zygote)
     except ConnectionError:  # the zygote has ended, maybe without having read the description
         packet = b""
     except BaseException:  # noqa: BLE001 - it is written to the zygote's output

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from kit.machine.descriptors import list_inheritable
 from kit.machine.forked_kernels import REPLY_S, Agent, children, command_of, wait_for
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.agent.machine.ports import claim
@@ -97,6 +98,13 @@ def test_a_forked_kernel_has_the_same_environment_as_a_plain_one(agent: Agent, t
     times_ms = forked.forked.timing_ms
     assert times_ms["standby" if forked.was_standby else "ready"] >= times_ms["pid"] > 0
     assert "Ctrl-C" not in forked.log.read_text()
+
+
+def test_a_process_that_a_cell_starts_gets_only_the_standard_descriptors(agent: Agent) -> None:
+    kernel, plain = agent.start(), agent.start_plain(cwd=agent.folder)
+    for each in (kernel, plain):
+        each.run("1")
+        assert sorted(list_inheritable(each.pid)) == [0, 1, 2]
 
 
 def test_magics_shell_commands_and_completion_work(agent: Agent) -> None:
