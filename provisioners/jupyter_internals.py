@@ -21,7 +21,12 @@ if TYPE_CHECKING:  # an application without restarts has not loaded it
 
 OVERRIDDEN: Mapping[str, tuple[str, ...]] = {
     # jupyter_client 8.10: KernelManager calls these to start and stop, also in a restart.
-    "QuickManager": ("_async_shutdown_kernel", "_async_start_kernel", "_create_connected_socket"),
+    "QuickManager": (
+        "_async_restart_kernel",
+        "_async_shutdown_kernel",
+        "_async_start_kernel",
+        "_create_connected_socket",
+    ),
     "_PromptManager": ("_async_shutdown_kernel", "_async_start_kernel"),
     # jupyter_server 2.17–2.21: `start_kernel` awaits the first, and `shutdown_all` calls the second for each kernel.
     "PendingStarts": ("_async_shutdown_kernel", "_finish_kernel_start"),
@@ -68,6 +73,14 @@ def record_random_ports(km: KernelManager) -> None:
     jupyter_client 8.10: `ConnectionFileMixin._record_random_port_names`.
     """
     km._record_random_port_names()
+
+
+def make_url(km: KernelManager, channel: str) -> str:
+    """Return the address of one of the kernel's channels, as ZeroMQ expects it.
+
+    jupyter_client 8.10: `ConnectionFileMixin._make_url`.
+    """
+    return km._make_url(channel)
 
 
 def declares_curve(km: KernelManager) -> bool:
@@ -165,6 +178,17 @@ def forget_connections(kernels: Any, kernel_id: str) -> None:
     jupyter_server 2.17–2.21: `MappingKernelManager._kernel_connections`.
     """
     kernels._kernel_connections.pop(kernel_id, None)
+
+
+def record_ports(kernels: Any, kernel_id: str) -> None:
+    """Record a kernel's ports. Jupyter Server then does not replace the sockets that it has opened for the kernel.
+
+    Do nothing if `kernels` records no ports.
+
+    jupyter_server 2.17–2.21: `MappingKernelManager._kernel_ports`.
+    """
+    if kernel_id in getattr(kernels, "_kernel_ports", {}):
+        kernels._kernel_ports[kernel_id] = kernels.get_kernel(kernel_id).ports
 
 
 def is_buffered_for(kernels: Any, kernel_id: str, session_key: str) -> bool:

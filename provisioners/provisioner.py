@@ -172,6 +172,11 @@ class RoostProvisioner(KernelProvisionerBase):
         """True if there is a kernel, or if nobody has waited for the end of the last one."""
         return self._exit is not None
 
+    @property
+    def has_ended(self) -> bool:
+        """True if the latest launch has ended or failed, as far as is known."""
+        return self._exit is None or self._exit.code is not None
+
     async def poll(self) -> int | None:
         """Return the exit code, None while the kernel lives as far as is known, or 0 before it was launched."""
         return 0 if self._exit is None else self._exit.code

@@ -6,7 +6,7 @@ waiting_starts.py   the starts that wait: listed, followed, withdrawn, begun aga
 pending_start.py    one start that waits, the messages held for its kernel, and the connections of its clients
 held_messages.py    the messages that clients have sent to a waiting kernel
 connection.py       the websocket of a client, which answers for a waiting kernel
-subscription.py     holds a request after a restart until its output can arrive
+subscription.py     holds a request during and after a restart until its output can arrive
 server_state.py     the server's name, and its files for the next server of that name
 adoption.py         finds the kernels of the earlier server of that name
 adopted_kernels.py  lists them under their old ids
@@ -17,6 +17,7 @@ reasons.py          why a kernel did not start or has ended, as sentences
 waiting_report.py   what a start waits for, and what would make room soonest
 waiting_line.py     the line with that report in the first held cell
 quick_manager.py    a kernel's manager without the pauses of jupyter_client and ZeroMQ
+kernel_sockets.py   the open sockets of a kernel, which go over to its new ports after a restart
 restarter.py        restarts dead kernels, except kernels that must stay ended
 setup_check.py      tells `roost doctor` if the extension is off
 warm_up.py          the service, the agent and warm processes, ready before the first start

@@ -110,7 +110,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         replay = self._prepare_replay()
         self._replay = replay
         if self._is_of_roost:
-            self._subscription = Subscription(self, self.kernel_manager.provisioner)
+            self._subscription = Subscription(self, self.kernel_manager, self.kernel_manager.provisioner)
         if (connected := super().connect()) is not None:
             await connected
         if replay is not None and self.channels:
@@ -161,7 +161,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         """Send a message of this client to the kernel."""
         if self._is_of_roost:
             held = self._read(message)
-            subscription = self._subscription if held.channel == "shell" else None
+            subscription = self._subscription if held.channel in ("shell", "control") else None
             if subscription is not None and subscription.hold(message):
                 return
             if held.is_cell:

@@ -1,4 +1,6 @@
-"""A kernel's manager that makes no pauses. Only roost's kernels get it; the managers of other kernels stay as they are.
+"""A kernel's manager that makes no pauses, and whose sockets follow the kernel to other ports.
+
+Only roost's kernels get it; the managers of other kernels stay as they are.
 
 jupyter_client waits 10 ms after each start and shutdown, so that its own tests see the state in between. A restart is
 a shutdown and a start. ZeroMQ's sockets wait 100 ms or longer before they connect to a restarted kernel.
@@ -6,14 +8,17 @@ a shutdown and a start. ZeroMQ's sockets wait 100 ms or longer before they conne
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 from jupyter_client.manager import AsyncKernelManager
 
-from roost.provisioners.jupyter_internals import change_class, renew_ready
+from roost.provisioners.jupyter_internals import change_class, record_ports, renew_ready
 from roost.provisioners.kernel_connection import set_up_sockets
+
+from .kernel_sockets import KernelSockets
 
 Method = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -40,25 +45,60 @@ def _without_pause(method: Callable[..., Any]) -> Method:
     return run
 
 
+_start = _without_pause(AsyncKernelManager.start_kernel)
+
+
 class QuickManager(AsyncKernelManager):
     """A mixin for a kernel manager. It starts and stops kernels without jupyter_client's pauses (see above).
 
     It comes after the server's own class in the method order, so that class may call these methods by
-    `super()`.
+    `super()`. `make_quick` sets its attributes, because the object exists already.
     """
 
-    _async_start_kernel = start_kernel = _without_pause(AsyncKernelManager.start_kernel)
+    sockets: KernelSockets
+    is_restarting: bool
+    """True from the beginning of a restart until the new process has started or failed."""
+    started: asyncio.Event
+    """An event that the end of the next start or restart sets. Each of them puts a new event here."""
+
+    async def _async_start_kernel(self, **options: Any) -> None:
+        """Start the kernel. Then connect the open sockets with its ports, if these have changed."""
+        try:
+            await _start(self, **options)
+            if self.sockets.follow():
+                self.log.info("kernel=%s its clients go over to its new ports", self.kernel_id)
+                record_ports(self.parent, self.kernel_id)
+        finally:
+            self._note_start()
+
+    async def _async_restart_kernel(self, *arguments: Any, **options: Any) -> None:
+        """Restart the kernel. Meanwhile `is_restarting` is true."""
+        self.is_restarting = True
+        try:
+            await super().restart_kernel(*arguments, **options)
+        finally:
+            self._note_start()
+
+    def _note_start(self) -> None:
+        self.is_restarting = False
+        started, self.started = self.started, asyncio.Event()
+        started.set()
+
+    start_kernel = _async_start_kernel
+    restart_kernel = _async_restart_kernel
     _async_shutdown_kernel = shutdown_kernel = _without_pause(AsyncKernelManager.shutdown_kernel)
 
-    def _create_connected_socket(self, *arguments: Any, **options: Any) -> Any:
+    def _create_connected_socket(self, channel: str, *arguments: Any, **options: Any) -> Any:
         """Create a socket as roost's own clients do. Leave the context's options as they were."""
         usual = self.context.sockopts
         self.context.sockopts = dict(usual)
         set_up_sockets(self.context)
         try:
-            return super()._create_connected_socket(*arguments, **options)
+            socket = super()._create_connected_socket(channel, *arguments, **options)
         finally:
             self.context.sockopts = usual
+        self.sockets.add(socket, channel)
+        return socket
 
 
 def make_quick(km: Any) -> None:
@@ -66,8 +106,10 @@ def make_quick(km: Any) -> None:
 
     Leave a synchronous manager alone.
     """
-    if isinstance(km, AsyncKernelManager):
-        change_class(km, _combine(type(km)))
+    kind: type[Any] = type(km)
+    if issubclass(kind, AsyncKernelManager):
+        change_class(km, _combine(kind))
+        km.sockets, km.is_restarting, km.started = KernelSockets(km), False, asyncio.Event()
 
 
 @functools.cache

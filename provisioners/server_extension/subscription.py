@@ -1,5 +1,8 @@
 """Tells whether a client's connection receives its kernel's IOPub messages, and holds requests until it does.
 
+While there is no process, because the kernel has died or is being restarted, requests are held: the ports of the
+next process may be others.
+
 After a restart, ZeroMQ connects each socket again by itself. If the shell socket is first, a cell runs before
 IOPub is subscribed, and its output is lost. A request that comes after a restart is therefore held until the
 connection has received the new process's answer to a probe.
@@ -14,6 +17,8 @@ from typing import Any
 
 from roost.provisioners.provisioner import RoostProvisioner
 
+from .quick_manager import QuickManager
+
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.1
 """The longest pause between two probes. The pauses double up to this time."""
@@ -26,8 +31,9 @@ an answer, because some kernels publish nothing for a probe.
 class Subscription:
     """The subscription of one `connection` with the kernel of a `provisioner`."""
 
-    def __init__(self, connection: Any, provisioner: RoostProvisioner) -> None:
+    def __init__(self, connection: Any, km: Any, provisioner: RoostProvisioner) -> None:
         self._connection = connection
+        self._km = km
         self._provisioner = provisioner
         self._heard_launch = provisioner.launch_id
         self._probes: set[str] = set()
@@ -46,11 +52,16 @@ class Subscription:
         Return False if the caller must send it.
         """
         if self._listening is None:
-            if self._heard_launch == self._provisioner.launch_id:
+            if self._heard_launch == self._provisioner.launch_id and not self._lacks_process:
                 return False
             self._listening = asyncio.create_task(self._listen())
         self._held.append(request)
         return True
+
+    @property
+    def _lacks_process(self) -> bool:
+        """True if the kernel has ended or is being restarted. False for a manager that does not report it."""
+        return isinstance(self._km, QuickManager) and (self._km.is_restarting or self._provisioner.has_ended)
 
     def note(self, request_id: str | None) -> None:
         """Note that an IOPub message has arrived, whose parent is the request `request_id`."""
@@ -65,7 +76,10 @@ class Subscription:
 
     async def _listen(self) -> None:
         try:
-            while self._heard_launch != self._provisioner.launch_id:
+            while self._lacks_process or self._heard_launch != self._provisioner.launch_id:
+                if self._lacks_process:
+                    await self._km.started.wait()
+                    continue
                 self._heard_launch = self._provisioner.launch_id
                 await self._probe(self._heard_launch)
         finally:
@@ -76,7 +90,9 @@ class Subscription:
         pause_s, late_at = _FIRST_PAUSE_S, None
         self._probes.clear()
         self._answered.clear()
-        while not self._answered.is_set() and launch_id == self._provisioner.launch_id:
+        while not (
+            self._answered.is_set() or self._lacks_process or launch_id != self._provisioner.launch_id
+        ):
             if not self._provisioner.is_launching:
                 late_at = late_at or time.monotonic() + _DEAF_S
                 if time.monotonic() > late_at:

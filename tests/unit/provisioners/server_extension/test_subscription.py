@@ -8,15 +8,18 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+from jupyter_server.services.kernels.kernelmanager import ServerKernelManager
 
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.provisioners.server_extension import subscription
+from roost.provisioners.server_extension.quick_manager import make_quick
 from roost.provisioners.server_extension.subscription import Subscription
 
 
 class Provisioner:
     launch_id = "first"
     is_launching = False
+    has_ended = False
 
 
 class Connection:
@@ -27,7 +30,9 @@ class Connection:
         self.probes: list[str] = []
         self.delivered: list[str] = []
         self.is_probe_open = False
-        self.subscription = Subscription(self, cast(RoostProvisioner, self.provisioner))
+        self.km: Any = ServerKernelManager()
+        make_quick(self.km)
+        self.subscription = Subscription(self, self.km, cast(RoostProvisioner, self.provisioner))
 
     def probe(self) -> str:
         self.is_probe_open = True
@@ -96,6 +101,45 @@ async def test_an_answer_of_the_process_before_the_last_restart_does_not_count()
     client.subscription.note(client.probes[0])
     await asyncio.sleep(0.05)
     assert client.delivered == []
+    client.subscription.note(client.probes[-1])
+    await until(lambda: client.delivered)
+
+
+@pytest.mark.parametrize("is_automatic", [False, True])
+async def test_requests_wait_while_there_is_no_process(is_automatic: bool) -> None:
+    client = Connection()
+    client.km.is_restarting, client.provisioner.has_ended = not is_automatic, is_automatic
+    client.deliver("cell")
+    await asyncio.sleep(0.05)
+    assert (client.probes, client.delivered) == ([], [])
+    started = client.km.started
+    client.km.started = asyncio.Event()
+    started.set()  # a restart has failed
+    await asyncio.sleep(0.05)
+    assert (client.probes, client.delivered) == ([], [])
+    client.km.is_restarting = client.provisioner.has_ended = False
+    client.provisioner.launch_id = "second"
+    client.km.started.set()
+    await until(lambda: client.probes)
+    assert client.delivered == []
+    client.subscription.note(client.probes[0])
+    await until(lambda: client.delivered)
+    assert client.delivered == ["cell"]
+
+
+async def test_a_process_that_ends_before_its_first_answer_gets_no_request() -> None:
+    client = Connection()
+    client.provisioner.launch_id = "second"
+    client.deliver("cell")
+    await until(lambda: client.probes)
+    client.provisioner.has_ended = True
+    await asyncio.sleep(0.05)
+    asked = len(client.probes)
+    await asyncio.sleep(0.3)
+    assert (len(client.probes), client.delivered) == (asked, [])
+    client.provisioner.launch_id, client.provisioner.has_ended = "third", False
+    client.km.started.set()
+    await until(lambda: client.probes[-1].startswith("third"))
     client.subscription.note(client.probes[-1])
     await until(lambda: client.delivered)
 
