@@ -57,6 +57,7 @@ _IDLE_S, _BUSY_S = 0.1, 2.0
 def main() -> int:
     # The system ignores SIGTERM for the first process of a pod until it has a handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
+    close_inherited_files()
     delay_collections()
     import_libraries()
     archive, folder = sys.argv[0], os.path.abspath(sys.argv[1])
@@ -75,6 +76,18 @@ def main() -> int:
     from roost.launchers.agent.main import main as run_agent
 
     return run_agent([folder, json.dumps(settings)], assigned=assignment, forked=forked, output=output)
+
+
+def close_inherited_files() -> None:
+    """Close all files that the program around this process has left open, except the standard streams.
+
+    The kernel is forked from this process, and would keep them. Python's own files are not inheritable.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        number = int(name)
+        with contextlib.suppress(OSError):  # the listing's own file is closed already
+            if number > 2 and os.get_inheritable(number):
+                os.close(number)
 
 
 def delay_collections() -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,12 +78,13 @@ async def assigned_agent(
     lease: Lease = LEASE,
     before: bytes = b"",
     after: bytes = b"",
+    pass_fds: Sequence[int] = (),
     **changes: Any,
 ) -> AsyncIterator[AssignedAgent]:
     """Run an agent, and connect to it once it listens. At the end it is terminated, unless it has ended.
 
     The file of its archive has the bytes `before` and `after` around the archive. `changes` are fields of
-    `AgentSettings`.
+    `AgentSettings`. `pass_fds` are files that the agent's process inherits.
     """
     public, secret = (key.decode() for key in zmq.curve_keypair())
     mine = [key.decode() for key in zmq.curve_keypair()]
@@ -93,7 +94,7 @@ async def assigned_agent(
         keys=ServerKeys(public=public, secret=secret, clients=frozenset([mine[0]])),
         reserve=Reserve(lease=lease, is_granted=True, launch=launch),
     )
-    process = await start_archive(folder, settings, assignment, before=before, after=after)
+    process = await start_archive(folder, settings, assignment, before=before, after=after, pass_fds=pass_fds)
     keys = ClientKeys(server=public, public=mine[0], secret=mine[1])
     try:
         events: list[AgentEvent] = []

@@ -26,3 +26,9 @@ def list_inheritable(pid: int) -> dict[int, str]:
             if not flags & os.O_CLOEXEC:
                 found[number] = target
     return found
+
+
+def private_files(pid: int) -> set[str]:
+    """Return the sockets and pipes of a process beyond its standard streams. A fork may let two processes share one."""
+    files = list_descriptors(pid)
+    return {name for number, name in files.items() if number > 2 and name.startswith(("socket:", "pipe:"))}

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from kit.machine.container_agent import LEASE, a_launch, assigned_agent, evaluate, start_archive
+from kit.machine.descriptors import list_inheritable, private_files
 from kit.machine.tiny_kernel import TINY_ARGV
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.agent.main import NO_PORT_EXIT
@@ -58,6 +59,24 @@ async def test_the_first_process_of_a_pod_forks_a_kernel_that_knows_no_roost(run
         assert at_start > afterwards[0]
         assert afterwards == gc.get_threshold()
     assert not psutil.pid_exists(process.pid)
+
+
+@pytest.mark.parametrize("may_fork", [True, False])
+async def test_a_kernel_in_a_container_has_no_files_of_its_agent_or_of_the_container(
+    runtime_dir: Path, may_fork: bool
+) -> None:
+    launch = a_launch((sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"))
+    launch = replace(launch, may_fork=may_fork)
+    with socket.socket() as leaked:
+        async with assigned_agent(runtime_dir, launch, pass_fds=[leaked.fileno()]) as agent:
+            process = await agent.client.launch(launch)
+            await evaluate(process.connection, "1")
+            assert process.how == ("forked" if may_fork else "exec")
+            for pid in (process.pid, agent.process.pid):
+                assert sorted(list_inheritable(pid)) == [0, 1, 2]
+            files = [private_files(each) for each in (process.pid, agent.process.pid, os.getpid())]
+            assert files[0] & files[1] == files[0] & files[2] == files[1] & files[2] == set()
+            assert os.readlink(f"/proc/self/fd/{leaked.fileno()}") in files[2]
 
 
 @pytest.mark.parametrize(
