@@ -33,7 +33,7 @@ import sys
 import time
 import types
 import zipimport
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -55,6 +55,7 @@ _IDLE_S, _BUSY_S = 0.1, 2.0
 
 
 def main() -> int:
+    startup = look_at_startup(sys.argv[0])
     # The system ignores SIGTERM for the first process of a pod until it has a handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     close_inherited_files()
@@ -64,7 +65,7 @@ def main() -> int:
     start = json.loads(zipimport.zipimporter(archive).get_data("start.json"))
     settings = fill_in(start["settings"])
     del sys.path[0]  # the archive
-    forked, become_kernel = fork_kernel(folder, settings, start["assignment"])
+    forked, become_kernel = fork_kernel(folder, settings, start["assignment"], startup)
     if become_kernel is not None:
         become_kernel()
         return 0
@@ -76,6 +77,14 @@ def main() -> int:
     from roost.launchers.agent.main import main as run_agent
 
     return run_agent([folder, json.dumps(settings)], assigned=assignment, forked=forked, output=output)
+
+
+def look_at_startup(archive: str) -> tuple[Sequence[str], str]:
+    """Return the first two fields of zygote/startup.py's `Startup`. No kernel that is forked here gets the module."""
+    found: dict[str, Any] = {"__name__": "startup"}
+    exec(zipimport.zipimporter(f"{archive}/roost/launchers/zygote").get_code("startup"), found)
+    code, why_not_fork, _ = found["look"](None)
+    return code, why_not_fork
 
 
 def close_inherited_files() -> None:
@@ -129,7 +138,10 @@ def fill_in(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fork_kernel(
-    folder: str, settings: Mapping[str, Any], assignment: Mapping[str, Any]
+    folder: str,
+    settings: Mapping[str, Any],
+    assignment: Mapping[str, Any],
+    startup: tuple[Sequence[str], str],
 ) -> tuple[dict[str, Any] | None, Callable[[], None] | None]:
     """Fork the assigned kernel if possible.
 
@@ -139,7 +151,7 @@ def fork_kernel(
     launch, request = assignment["reserve"]["launch"], assignment["reserve"]["lease"]["request"]
     env = {**os.environ, **launch["env"]} if launch else {}
     must_lock = settings["gpu_visibility"] == "locks" and request["gpus"]  # the agent chooses devices first
-    if launch is None or must_lock or not may_fork(launch, env):
+    if launch is None or must_lock or not may_fork(launch, env, *startup):
         return None, None
     began = time.perf_counter()
     connection = choose_ports(
@@ -256,15 +268,23 @@ def wait_until_idle(pid: int) -> None:
         time.sleep(_IDLE_S)
 
 
-def may_fork(launch: Mapping[str, Any], env: Mapping[str, str]) -> bool:
+def may_fork(
+    launch: Mapping[str, Any], env: Mapping[str, str], startup_code: Sequence[str], why_not_fork: str
+) -> bool:
     """True if the kernel can be forked: the launch allows it, and it is an ipykernel in this Python with TCP ports.
 
-    Also, the variables that Python reads at its start must have the same values as here.
+    Also, the variables that Python reads at its start must have the same values as here. If this Python runs start-up
+    code, these are all variables except those that differ from kernel to kernel.
     """
     argv = launch["argv"]
-    names = [name for name in {*os.environ, *env} if name == "HOME" or name.startswith(("PYTHON", "LD_"))]
+    names = {*os.environ, *env}
+    if startup_code:
+        names = {name for name in names if not name.startswith(("JPY_", "KERNEL_"))}
+    else:
+        names = {name for name in names if name == "HOME" or name.startswith(("PYTHON", "LD_"))}
     return bool(
         launch["may_fork"]
+        and not why_not_fork
         and argv[1:3] == _MODULE
         and launch["connection"]["transport"] == "tcp"
         and shutil.which(argv[0], path=env.get("PATH", os.defpath)) == sys.executable

@@ -53,8 +53,11 @@ class Startup(NamedTuple):
     """The environment variables that it has set or removed."""
 
 
-def look(agent_fd: int) -> Startup:
-    """Describe this process. The zygote calls this before it imports anything that could change the answer."""
+def look(agent_fd: int | None) -> Startup:
+    """Describe this process. Call this before anything is imported that could change the answer.
+
+    `agent_fd` is the zygote's own socket. If it is None, open files do not matter, because they are closed.
+    """
     began = list(_find_began(agent_fd))
     code = list(_find_code())
     return Startup(
@@ -94,7 +97,7 @@ def _is_harmless(line: str) -> bool:
     return any(pattern.fullmatch(line) for pattern in _HARMLESS)
 
 
-def _find_began(agent_fd: int) -> Iterator[str]:
+def _find_began(agent_fd: int | None) -> Iterator[str]:
     if len(os.listdir("/proc/self/task")) > 1:
         yield "has started a thread"
     if _is_traced():
@@ -103,7 +106,7 @@ def _find_began(agent_fd: int) -> Iterator[str]:
         yield "has set a timer"
     if _has_children():
         yield "has started a process"
-    if any(number > 2 and number != agent_fd for number in _list_descriptors()):
+    if agent_fd is not None and any(number > 2 and number != agent_fd for number in _list_descriptors()):
         yield "has opened a file or a connection"
     handlers: list[Any] = [signal.default_int_handler, *[signal.SIG_DFL] * (len(_RESET_SIGNALS) - 1)]
     if [signal.getsignal(number) for number in _RESET_SIGNALS] != handlers or signal.pthread_sigmask(0, []):

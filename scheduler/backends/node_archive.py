@@ -59,7 +59,7 @@ def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
         files = {
             f"roost/{path.relative_to(root)}": path
             for path in (root / "__init__.py", root / "placement/__init__.py", *modules)
-            if not is_imported or path.parent.name != "zygote"
+            if not is_imported or path.parent.name != "zygote" or path.name == "startup.py"
         }
         if is_imported:
             files["__main__.py"] = root / "launchers/agent/first_process.py"
