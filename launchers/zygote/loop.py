@@ -307,6 +307,8 @@ def prepare(
         return None, json.dumps({"op": "startup", "code": startup.code}).encode()
     if startup.why_not_fork:
         return None, encode_refusal(startup.why_not_fork)
+    if not os.path.samefile(os.getcwd(), request["folder"]):
+        return None, encode_refusal(f"{' and '.join(startup.code)} has changed the working folder")
     os.environ.clear()
     os.environ.update(request["env"])
     before = dict(os.environ)

@@ -6,8 +6,8 @@ FD is one end of a `SOCK_SEQPACKET` socket pair. The agent holds the other end. 
 ROOM is any long string. A forked kernel overwrites it with the command line that `ps` shows.
 
     agent → zygote   {"args": [arguments of most kernels], "env": the environment, "preload": [modules],
-                      "learnt": [packages], "scratch": folder or null, "is_whole": true if the zygote was started
-                      with all variables of "env",
+                      "learnt": [packages], "scratch": folder or null, "folder": the one it was started in,
+                      "is_whole": true if it was started with all variables of "env",
                       and the other fields of agent_settings.Forking} + [file]                      once, first
     zygote → agent   "prepared", once the file contains
                      {"op": "ready", "files", "folders", "names", "late_names", "environment", "learnt", …}

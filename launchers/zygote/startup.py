@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import os
 import re
+import resource
 import signal
 import site
 import sys
@@ -111,6 +112,10 @@ def _find_began(agent_fd: int | None) -> Iterator[str]:
     handlers: list[Any] = [signal.default_int_handler, *[signal.SIG_DFL] * (len(_RESET_SIGNALS) - 1)]
     if [signal.getsignal(number) for number in _RESET_SIGNALS] != handlers or signal.pthread_sigmask(0, []):
         yield "handles signals"
+    if _read_umask("self") != (_read_umask(os.getppid()) or _read_umask("self")):
+        yield "has changed the umask"
+    if _has_changed_limits():
+        yield "has changed limits (ulimit)"
     if _count_exit_handlers() > 0:
         yield "has registered a function for the end of the process"
     if _GENERATORS & sys.modules.keys() and _digest_random_state() == _ask_fresh_interpreter():
@@ -153,7 +158,28 @@ def _is_traced() -> bool:
     monitoring: Any = getattr(sys, "monitoring", None)
     if monitoring is not None:
         hooks += [monitoring.get_tool(number) for number in range(6)]
+    tracemalloc: Any = sys.modules.get("tracemalloc")
+    is_wanted = "tracemalloc" in sys._xoptions or os.environ.get("PYTHONTRACEMALLOC")
+    if tracemalloc is not None and not is_wanted and tracemalloc.is_tracing():
+        return True
     return any(hook is not None for hook in hooks)
+
+
+def _read_umask(pid: int | str) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
+        return next((line.split()[1] for line in file if line.startswith("Umask:")), "")
+    return ""
+
+
+def _has_changed_limits() -> bool:
+    """True if a limit is not the parent's. The agent's own limit of open files is higher."""
+    kinds = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
+    kinds.pop("RLIMIT_NOFILE")
+    with contextlib.suppress(OSError):  # the parent is outside the container
+        return any(
+            resource.getrlimit(each) != resource.prlimit(os.getppid(), each) for each in kinds.values()
+        )
+    return False
 
 
 def _has_children() -> bool:

@@ -123,6 +123,7 @@ class ZygoteStarter:
         request = {
             **encode(self.forking),
             "preload": self.forking.choose_preloads(key.python),
+            "folder": key.folder,
             "is_whole": key.is_whole,
             "learnt": learnt,
             "args": command.args,

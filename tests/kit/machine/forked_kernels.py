@@ -145,7 +145,14 @@ class Agent:
         self.loop.run_until_complete(self.zygotes.warm(self.command, self.env))
         return list(self.zygotes.interpreters())[-1]
 
-    def try_start(
+    def try_start(self, *args: str, **options: Any) -> Kernel | None:
+        """Start a kernel by `fork`. Return None if it would be executed."""
+        try:
+            return self.fork(*args, **options)
+        except NotForked:
+            return None
+
+    def fork(
         self,
         *args: str,
         cwd: Path | None = None,
@@ -153,7 +160,8 @@ class Agent:
         ip: str = "127.0.0.1",
         transport: str = "tcp",
         on_pid: Callable[[int], object] = lambda pid: None,
-    ) -> Kernel | None:
+    ) -> Kernel:
+        """Fork a kernel. Raises `NotForked` if it would be executed."""
         connection_file = self.folder / f"{uuid.uuid4().hex}.json"
         info = {"ip": ip, "transport": transport, "key": uuid.uuid4().hex, "signature_scheme": "hmac-sha256"}
         log = connection_file.with_suffix(".log")
@@ -164,21 +172,18 @@ class Agent:
             info |= {name: getattr(connection, name) for name in PORT_NAMES}
             connection_file.touch(0o600)
             connection_file.write_text(json.dumps(info))
-            try:
-                forked = self.loop.run_until_complete(
-                    self.zygotes.launch(
-                        KernelCommand(python=self.command.python, flags=self.command.flags, args=args),
-                        connection_file=connection_file,
-                        on_pid=on_pid,
-                        env=self.env,
-                        cwd=cwd or self.folder,
-                        log_fd=file.fileno(),
-                        deadline_s=REPLY_S,
-                        listeners=listeners,
-                    )
+            forked = self.loop.run_until_complete(
+                self.zygotes.launch(
+                    KernelCommand(python=self.command.python, flags=self.command.flags, args=args),
+                    connection_file=connection_file,
+                    on_pid=on_pid,
+                    env=self.env,
+                    cwd=cwd or self.folder,
+                    log_fd=file.fileno(),
+                    deadline_s=REPLY_S,
+                    listeners=listeners,
                 )
-            except NotForked:
-                return None
+            )
         self.kernels.append(Kernel(forked, info, log))
         return self.kernels[-1]
 

@@ -1,0 +1,185 @@
+"""The code that runs while an interpreter starts. Each case is a process of its own with such code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kit.machine.forked_kernels import Agent
+from roost.launchers.agent.warm.kernel_command import NotForked
+from roost.launchers.zygote import startup
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
+
+LOOK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import startup
+found = startup.look(-1)
+import json, os
+print(json.dumps(found), flush=True)
+os._exit(0)
+"""
+
+
+def look(folder: Path, code: str, **variables: str) -> dict[str, Any]:
+    """Return the fields of `Startup` for a process whose `sitecustomize` has this code."""
+    (folder / "sitecustomize.py").write_text(code)
+    env = {**os.environ, "PYTHONPATH": str(folder), "LC_ALL": "C.UTF-8", **variables}
+    argv = [sys.executable, "-c", LOOK, str(Path(startup.__file__).parent)]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True)
+    return startup.Startup(*json.loads(done.stdout.splitlines()[-1]))._asdict()
+
+
+@pytest.mark.parametrize(
+    ("code", "began"),
+    [
+        (
+            "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()",
+            "a thread",
+        ),
+        ("import sys; sys.settrace(lambda *_: None)", "trace or measure"),
+        ("import sys; sys.setprofile(lambda *_: None)", "trace or measure"),
+        ("import threading; threading.settrace(lambda *_: None)", "trace or measure"),
+        ("import tracemalloc; tracemalloc.start()", "trace or measure"),
+        ("import signal; signal.setitimer(signal.ITIMER_PROF, 1000)", "a timer"),
+        ("import os; os.fork() or os._exit(0)", "a process"),
+        ("import os; f = os.open('/dev/null', 0)", "a file or a connection"),
+        ("import signal; signal.signal(signal.SIGTERM, lambda *_: None)", "handles signals"),
+        ("import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])", "handles signals"),
+        ("import atexit; atexit.register(print)", "for the end of the process"),
+        ("import logging, atexit; atexit.register(print)", "for the end of the process"),
+        ("import random; random.seed(42)", "seeded random numbers"),
+        ("import os; os.umask(0o70)", "the umask"),
+        ("import resource as r; r.setrlimit(r.RLIMIT_CORE, (0, 0))", "limits"),
+    ],
+)
+def test_what_start_up_code_has_begun_is_named(tmp_path: Path, code: str, began: str) -> None:
+    found = look(tmp_path, code)
+    assert found["code"] == [str(tmp_path / "sitecustomize.py")]
+    assert found["why_not_fork"].startswith(f"{tmp_path}/sitecustomize.py ")
+    assert began in found["why_not_fork"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in Python 3.12")
+def test_a_tool_that_monitors_is_named(tmp_path: Path) -> None:
+    assert "measure" in look(tmp_path, "import sys; sys.monitoring.use_tool_id(3, 'x')")["why_not_fork"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import logging",
+        "import random, tempfile, uuid",
+        "import multiprocessing.util, logging, weakref; weakref.finalize(set(), print).detach()",
+        "import sys; sys.path.append('/opt/modules'); sys.setrecursionlimit(5000)",
+    ],
+)
+def test_other_start_up_code_may_read_any_variable(tmp_path: Path, code: str) -> None:
+    found = look(tmp_path, code)
+    assert found["code"] == [str(tmp_path / "sitecustomize.py")]
+    assert found["why_not_fork"] == ""
+    assert found["changes"] == {}
+
+
+def test_the_changes_of_the_environment_are_found(tmp_path: Path) -> None:
+    code = "import os; os.environ['ADDED'] = '1'; os.environ['CHANGED'] = '2'; del os.environ['GONE']"
+    found = look(tmp_path, code, CHANGED="1", GONE="1")
+    assert found["changes"] == {"ADDED": "1", "CHANGED": "2", "GONE": None}
+
+
+def test_the_interpreter_itself_may_set_the_locale(tmp_path: Path) -> None:
+    """Python sets LC_CTYPE in a process without a locale (PEP 538), so a forked kernel needs it as well."""
+    env = {name: os.environ[name] for name in os.environ if not name.startswith(("LC_", "LANG"))}
+    argv = [sys.executable, "-c", LOOK, str(Path(startup.__file__).parent)]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert set(json.loads(done.stdout)[2]) <= {"LC_CTYPE"}
+
+
+SETUPTOOLS = (
+    "import os; var = 'SETUPTOOLS_USE_DISTUTILS'; enabled = os.environ.get(var, 'local') == 'local'; "
+    "enabled and __import__('_distutils_hack')"
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{SETUPTOOLS}; ",
+        f"{SETUPTOOLS}.add_shim(); ",
+        "import __editable___roost_0_1_0_finder; __editable___roost_0_1_0_finder.install()",
+        "import _virtualenv",
+        "/a/folder",
+        "# import x",
+    ],
+)
+def test_lines_of_package_installers_read_no_variable(tmp_path: Path, line: str) -> None:
+    (tmp_path / "x.pth").write_text(f"{line}\n")
+    code = startup._read_code(str(tmp_path / "x.pth"))
+    assert all(map(startup._is_harmless, code))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import coverage; coverage.process_startup()",
+        "import _virtualenv; import mine",
+        "import __editable___a_finder; __editable___b_finder.install()",
+    ],
+)
+def test_any_other_line_may_read_variables(tmp_path: Path, line: str) -> None:
+    (tmp_path / "x.pth").write_text(f"{line}\n")
+    assert not all(map(startup._is_harmless, startup._read_code(str(tmp_path / "x.pth"))))
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    agent = Agent(tmp_path)
+    yield agent
+    agent.close()
+    agent.reap()
+
+
+def test_start_up_code_sees_all_variables_of_a_forked_kernel(agent: Agent, tmp_path: Path) -> None:
+    (tmp_path / "usercustomize.py").touch()
+    (tmp_path / "sitecustomize.py").write_text(
+        "import builtins, os; builtins.seen = os.environ.get('MODULES'); os.environ['FROM_SITE'] = '1'"
+    )
+    agent.env |= {"PYTHONPATH": str(tmp_path), "MODULES": "a:b", "KERNEL_USERNAME": "ada"}
+    agent.warm()
+    kernel = agent.start(cwd=tmp_path)
+    assert kernel.value("seen") == "a:b"
+    assert kernel.value("__import__('os').environ['FROM_SITE']") == "1"
+    agent.env |= {"KERNEL_USERNAME": "bob"}
+    assert agent.start(cwd=tmp_path).value("__import__('os').environ['KERNEL_USERNAME']") == "bob"
+    agent.env |= {"MODULES": "c"}
+    assert agent.try_start(cwd=tmp_path) is None, "its start-up code has read the other value"
+    agent.warm()
+    assert agent.start(cwd=tmp_path).value("seen") == "c"
+
+
+def test_a_kernel_is_executed_if_start_up_code_changes_the_folder(agent: Agent, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os; os.chdir('/usr')")
+    agent.env |= {"PYTHONPATH": str(tmp_path)}
+    agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env))
+    with pytest.raises(NotForked, match=r"sitecustomize.py has changed the working folder"):
+        agent.fork(cwd=tmp_path)
+
+
+def test_a_kernel_is_executed_if_start_up_code_measures_it(agent: Agent, tmp_path: Path) -> None:
+    code = "import os, sys; os.environ.get('MEASURE') and sys.setprofile(lambda *_: None)"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    agent.env |= {"PYTHONPATH": str(tmp_path)}
+    agent.warm()
+    assert agent.start(cwd=tmp_path).value("__import__('sys').getprofile() is None")
+    agent.env |= {"MEASURE": "1"}
+    agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env))
+    with pytest.raises(NotForked, match=r"sitecustomize.py has begun to trace or measure"):
+        agent.fork(cwd=tmp_path)
