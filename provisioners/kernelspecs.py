@@ -142,12 +142,16 @@ def find_problems(*, asks_schedulers: bool = True) -> list[Finding]:
         found.append({"level": "error", "what": what, "do": f"install roost into {sys.prefix}"})
     specs = list_kernelspecs()
     for spec in specs:
-        problem = find_problem(spec, asks_scheduler=asks_schedulers)
-        what, do = f"kernelspec {spec.name} can start kernels", ""
+        problem, advice = _check(spec, asks_scheduler=asks_schedulers)
         if problem:
             what = f"kernelspec {spec.name}: {problem.rstrip('.')}"
             do = f"change {spec.folder}/kernel.json, or run `roost kernelspec remove {spec.name}`"
-        found.append({"level": "error" if problem else "ok", "what": what, "do": do})
+            found.append({"level": "error", "what": what, "do": do})
+        else:
+            found.append({"level": "ok", "what": f"kernelspec {spec.name} can start kernels", "do": ""})
+        if advice:
+            what, _, do = advice.rstrip(".").partition(": ")
+            found.append({"level": "warning", "what": f"kernelspec {spec.name}: {what}", "do": do})
     if not specs:
         do = "roost kernelspec install --from python3 --name roost-python3"
         found.append({"level": "warning", "what": "no kernelspec starts through roost", "do": do})
@@ -162,8 +166,13 @@ def fill_environment(env: Mapping[str, str]) -> dict[str, str]:
 
 def find_problem(spec: RoostKernelspec, *, asks_scheduler: bool = True) -> str:
     """Return a sentence that says why a kernelspec cannot start kernels; empty if it can. This may take a minute."""
+    return _check(spec, asks_scheduler=asks_scheduler)[0]
+
+
+def _check(spec: RoostKernelspec, *, asks_scheduler: bool) -> tuple[str, str]:
+    """Return the result of `find_problem`, and a sentence about kernels that could be forked with another command."""
     if spec.malformed:
-        return spec.malformed
+        return spec.malformed, ""
     try:
         request = check_config(spec.config, spec.env)
         check_variables(spec.env)
@@ -172,11 +181,15 @@ def find_problem(spec: RoostKernelspec, *, asks_scheduler: bool = True) -> str:
         if asks_scheduler:
             _check_policy(spec.config)
     except RoostError as error:
-        return error.user_message
-    problem = probe(spec.argv, fill_environment(spec.env)).problem
-    if problem or not asks_scheduler:
-        return problem
-    return find_refusal(request, *_find_scheduler(spec.config))
+        return error.user_message, ""
+    probed = probe(spec.argv, fill_environment(spec.env))
+    can_fork = (
+        spec.config.get("fork", True) and not get_spec(_find_scheduler(spec.config)[0]).has_agent_per_kernel
+    )
+    advice = probed.why_not_forked if can_fork else ""
+    if probed.problem or not asks_scheduler:
+        return probed.problem, advice
+    return find_refusal(request, *_find_scheduler(spec.config)), advice
 
 
 def check_config(config: Mapping[str, Any], env: Mapping[str, str]) -> Request:

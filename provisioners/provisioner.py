@@ -419,8 +419,9 @@ class RoostProvisioner(KernelProvisionerBase):
             self._exits.read(self._exit, kernel)
         else:
             self.log.info(
-                "kernel=%s node=%s %s as pid %d %s", self._id, kernel.node_id, kernel.how, kernel.pid,
+                "kernel=%s node=%s %s as pid %d %s%s", self._id, kernel.node_id, kernel.how, kernel.pid,
                 " ".join(f"{stage}={ms:.0f}ms" for stage, ms in kernel.timing_ms.items()),
+                f"; not forked, because {kernel.why_not_forked}" if kernel.why_not_forked else "",
             )  # fmt: skip
 
     def _note_waiting(self, kernel: Kernel) -> None:

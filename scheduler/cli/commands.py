@@ -70,10 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_cluster_commands(commands: Subparsers) -> None:
     what = "list nodes with their promised and used resources"
     nodes = _add_command(commands, "nodes", "nodes:list_nodes", what)
-    what = "show where a kernel would be placed, and why"
+    what = "show where a kernel would be placed, or how one was placed and started, and why"
     explain = _add_command(commands, "explain", "explain:explain", what)
     what = "use nodes saved with `roost nodes --json`; --policy may then also be FILE.py:NAME or MODULE:NAME"
     explain.add_argument("--snapshot", metavar="FILE", help=what)
+    what = "explain how this kernel was placed and started, by its id or the beginning of it"
+    explain.add_argument("kernel", metavar="KERNEL", nargs="?", help=what)
     what = "list all kernels, with the CPU and memory that they use"
     kernels = _add_command(commands, "kernels", "kernels:list_kernels", what)
     what = "list only queued and pending kernels, with the reason"

@@ -1,4 +1,4 @@
-"""`roost explain`: the placement that a request would get, with the reasons."""
+"""`roost explain`: the placement that a request would get, or the placement and start of a kernel, with the reasons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from roost.placement.model import Request
 from roost.placement.model.format import format_age, format_count
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.client.call import wait_for
+from roost.scheduler.errors import ConfigError
+from roost.scheduler.messages import Kernel
 
+from .kernels import find_kernels
 from .options import connect_scheduler, print_answer, request_config, scheduler_options
 from .tables import build_table, format_request, open_console, print_table, shorten_ids
 
@@ -24,6 +27,8 @@ _WHEN = {"now": "not now", "never": "never"}
 
 
 def explain(arguments: argparse.Namespace) -> int:
+    if arguments.kernel:
+        return _explain_kernel(arguments)
     config = {**request_config(arguments), "backend": arguments.backend}
     request = read_start_options(config, {}).request
     if arguments.snapshot:
@@ -38,13 +43,40 @@ def explain(arguments: argparse.Namespace) -> int:
     return int(decision["is_never"])
 
 
-def show_decision(decision: Mapping[str, Any]) -> None:
+def _explain_kernel(arguments: argparse.Namespace) -> int:
+    given = [name for name, value in request_config(arguments).items() if value]
+    if given or arguments.snapshot:
+        raise ConfigError("Give a kernel, or the options of a request: a kernel's request is known already.")
+    client = connect_scheduler(arguments)
+    kernel = find_kernels(client, [arguments.kernel])[0]
+    kernel = wait_for(client.kernel(kernel.id))
+    start = {"how": kernel.how, "why_not_forked": kernel.why_not_forked}
+
+    def show() -> None:
+        if kernel.decision is None:
+            print("Its placement was decided by an earlier scheduler, which kept no reasons.")
+        else:
+            show_decision(kernel.decision, verb="went" if kernel.process else "will go")
+        if kernel.process is not None:
+            print(f"\n{_describe_start(kernel)}")
+
+    return print_answer(arguments, {"kernel": kernel.id, **start, "decision": kernel.decision}, show)
+
+
+def _describe_start(kernel: Kernel) -> str:
+    if kernel.how == "forked":
+        return "It was forked from a warm process."
+    because = f", because {kernel.why_not_forked}" if kernel.why_not_forked else ""
+    return f"It was executed, not forked{because}."
+
+
+def show_decision(decision: Mapping[str, Any], *, verb: str = "would go") -> None:
     """Print the placement, warnings, the ranking with its score terms, refusals with reasons, and remedies."""
     out = open_console()
     placement = decision["placement"]
     if placement:
         devices = f", GPU {', '.join(placement['device_ids'])}" if placement["device_ids"] else ""
-        out.print(f"It would go to {placement['node_id']}{devices}.", style="bold")
+        out.print(f"It {verb} to {placement['node_id']}{devices}.", style="bold")
     else:
         out.print(f"{_capitalize(decision['reason'])}.", style="bold")
     age = decision["metrics_age_s"]

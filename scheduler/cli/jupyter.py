@@ -43,6 +43,8 @@ def install(arguments: argparse.Namespace) -> int:
         for name, text in {"folder": spec.folder, **_describe_start(spec, probed)}.items():
             print(f"  {name:11} {text}")
 
+    if probed is not None and probed.why_not_forked:
+        print(probed.why_not_forked, file=sys.stderr)
     if note:
         print(note, file=sys.stderr)
     document = {"kernelspec": asdict(spec), "environment": asdict(probed) if probed else None}
@@ -109,7 +111,8 @@ def _describe_start(spec: RoostKernelspec, probed: ProbeResult | None) -> Mappin
     if not probed.is_ipykernel:
         start = f"from its command (language: {spec.language or 'unknown'})"
         return {"command": probed.executable, "start": start}
-    is_forked = probed.can_fork and not get_spec(spec.config["backend"]).has_agent_per_kernel
+    can_fork = probed.can_fork and not probed.why_not_forked
+    is_forked = can_fork and not get_spec(spec.config["backend"]).has_agent_per_kernel
     old = "through sockets in a private folder (encryption needs ipykernel 7.3 or newer)"
     return {
         "command": probed.executable,

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -28,8 +29,13 @@ _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited
 def list_kernels(arguments: argparse.Namespace) -> int:
     found = wait_for(connect_scheduler(arguments).kernels(with_use=not arguments.pending))
     kernels = [kernel for kernel in found if not arguments.pending or kernel.state == "queued"]
-    document = {"kernels": [encode(kernel.without_keys()) for kernel in kernels]}
+    document = {"kernels": [_to_document(kernel) for kernel in kernels]}
     return print_answer(arguments, document, lambda: _show(kernels, is_queue=arguments.pending))
+
+
+def _to_document(kernel: Kernel) -> dict[str, Any]:
+    """Return a kernel as JSON, with the fields of its process that tell how it was started."""
+    return {**encode(kernel.without_keys()), "how": kernel.how, "why_not_forked": kernel.why_not_forked}
 
 
 def print_log(arguments: argparse.Namespace) -> int:

@@ -9,14 +9,20 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from roost.launchers.agent.warm.kernel_command import parse_ipykernel_command
+from roost.launchers.agent.warm.kernel_command import (
+    LAUNCHER,
+    LAUNCHERS,
+    NotForked,
+    check_command,
+    parse_ipykernel_command,
+)
 
 PROBE_S = 30.0
 """How long the probe may take. A first import of ipykernel from a network disk is slow."""
 
 _PROBE = """
 import json, platform, sys
-found = {"python": platform.python_version()}
+found = {"python": platform.python_version(), "interpreter": sys.executable}
 try:
     import ipykernel, ipykernel.kernelspec, zmq
     metadata = ipykernel.kernelspec.get_kernel_dict().get("metadata", {})
@@ -34,14 +40,18 @@ class ProbeResult:
     """The result of a probe."""
 
     executable: str = ""
-    """The path of the interpreter."""
+    """The path of the command's program."""
     is_ipykernel: bool = False
     python: str = ""
     """The version of Python."""
+    interpreter: str = ""
+    """The path of the interpreter itself, which `executable` may only start."""
     ipykernel: str = ""
     """The version of ipykernel."""
     can_fork: bool = False
     has_curve: bool = False
+    why_not_forked: str = ""
+    """Why kernels are executed, not forked, and what to write instead: a sentence. Empty if they can be forked."""
     problem: str = ""
     """Why kernels cannot start; empty if they can."""
 
@@ -56,14 +66,21 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
     executable = shutil.which(argv[0], path=env.get("PATH"))
     if executable is None:
         return ProbeResult(problem=f"{argv[0]} is no executable here: install it, or correct argv.")
-    if parse_ipykernel_command(argv) is None:
-        return ProbeResult(executable=executable, problem=_find_missing_module(executable, argv, env))
+    command = parse_ipykernel_command(argv)
+    if command is None:
+        problem = _find_missing_module(executable, argv, env)
+        advice = "" if problem else _find_launched(argv, env)
+        return ProbeResult(executable=executable, problem=problem, why_not_forked=advice)
     try:
         done = subprocess.run(
             [executable, "-c", _PROBE],
             env=dict(env), cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_S,
         )  # fmt: skip
         found = json.loads(done.stdout.strip().rpartition("\n")[2])
+        try:
+            check_command(command, executable)
+        except NotForked as refusal:
+            found["why_not_forked"] = _advise(f"because {refusal}", found["interpreter"])
         return ProbeResult(executable=executable, is_ipykernel=True, **found)
     except subprocess.TimeoutExpired:
         problem = f"{executable} did not answer within {PROBE_S:g} s: check whether it runs."
@@ -71,6 +88,31 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
         reason = "it prints no JSON" if isinstance(error, ValueError) else error
         problem = f"{executable} does not run as a Python interpreter ({reason})."
     return ProbeResult(executable=executable, is_ipykernel=True, problem=problem)
+
+
+def _advise(reason: str, interpreter: str) -> str:
+    command = f"{interpreter} -m {LAUNCHER}"
+    return f"Kernels are executed, not forked, {reason}: write {command} in argv, and variables in env."
+
+
+def _find_launched(argv: Sequence[str], env: Mapping[str, str]) -> str:
+    """Return the advice for a command such as `conda run` or `env` that starts ipykernel; else an empty text."""
+    at = next((n for n, part in enumerate(argv[:-1]) if part == "-m" and argv[n + 1] in LAUNCHERS), 0)
+    if not at:
+        return ""
+    show = [*argv[:at], "-c", "import sys; print(sys.executable)"]
+    try:
+        done = subprocess.run(
+            show, env=dict(env), cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_S
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    interpreter = done.stdout.strip().rpartition("\n")[2]
+    return (
+        _advise(f"because {argv[0]} starts the interpreter", interpreter)
+        if os.path.isabs(interpreter)
+        else ""
+    )
 
 
 def _find_missing_module(executable: str, argv: Sequence[str], env: Mapping[str, str]) -> str:

@@ -79,6 +79,33 @@ def test_encryption_is_declared_only_if_ipykernel_has_it(make: Make, kernels: Pa
     assert (kernels / "r-other" / "logo-64x64.png").read_bytes() == b"png"
 
 
+@pytest.mark.parametrize("starts", ["script", "env", "module"])
+def test_install_and_doctor_name_the_command_to_write(make: Make, tmp_path: Path, starts: str) -> None:
+    """A script, `env` and `-m ipykernel` are executed. They may do more than start the interpreter."""
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nexport LOADED=1\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    launcher = ["-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    argv, reason = {
+        "script": ([str(script), *launcher], f"{script} is not the Python interpreter itself"),
+        "env": (["env", "LOADED=1", sys.executable, *launcher], "env starts the interpreter"),
+        "module": ([sys.executable, "-m", "ipykernel", *launcher[2:]], "its command runs ipykernel"),
+    }[starts]
+    make("wrapped", argv)
+    _, found = kernelspecs.install("wrapped", name="roosted", config={})
+    assert found is not None
+    assert reason in found.why_not_forked
+    command = f"write {sys.executable} -m ipykernel_launcher in argv"
+    assert command in found.why_not_forked
+    findings = kernelspecs.find_problems(asks_schedulers=False)
+    warning = next(each for each in findings if each["level"] == "warning" and "roosted" in each["what"])
+    assert reason in warning["what"]
+    assert command in warning["do"]
+    kernelspecs.install("wrapped", name="roosted", config={"fork": False}, may_replace=True)
+    findings = kernelspecs.find_problems(asks_schedulers=False)
+    assert not [each for each in findings if each["level"] == "warning" and "roosted" in each["what"]]
+
+
 def test_an_existing_name_is_kept_without_replace(make: Make, kernels: Path) -> None:
     make("mine", ["/bin/sh", "{connection_file}"])
     with pytest.raises(ConfigError, match="--replace"):

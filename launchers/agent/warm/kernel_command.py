@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from roost.placement.model.last_entries import LastEntries
 
-_LAUNCHERS = ("ipykernel_launcher", "ipykernel")
-_FORKED = "ipykernel_launcher"
+LAUNCHER = "ipykernel_launcher"
+LAUNCHERS = (LAUNCHER, "ipykernel")
 _ELF = b"\x7fELF"
 _STARTS_PYTHON = (b"Py_BytesMain", b"Py_Main")
 """Functions of CPython's C API that run an interpreter. Its programs call or contain one of them."""
@@ -37,7 +37,7 @@ class KernelCommand:
     python: str
     flags: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
-    launcher: str = _FORKED
+    launcher: str = LAUNCHER
     """The module after `-m`, or the path of a script."""
 
 
@@ -56,7 +56,7 @@ def parse_ipykernel_command(argv: Sequence[str]) -> KernelCommand | None:
             flags.append(rest.pop(0) if rest else "")
     if rest[:1] == ["-m"]:
         rest.pop(0)
-        if not rest or rest[0] not in _LAUNCHERS:
+        if not rest or rest[0] not in LAUNCHERS:
             return None
     elif not rest or os.path.basename(rest[0]) != "ipykernel_launcher.py":
         return None
@@ -76,8 +76,8 @@ def check_command(command: KernelCommand, program: str | None) -> str:
     """
     if program is None:
         raise NotForked(f"{command.python} is not found")
-    if command.launcher != _FORKED:
-        raise NotForked(f"its command runs {command.launcher}, not `-m {_FORKED}`")
+    if command.launcher != LAUNCHER:
+        raise NotForked(f"its command runs {command.launcher}, not `-m {LAUNCHER}`")
     if not is_interpreter(program):
         raise NotInterpreter(f"{program} is not the Python interpreter itself, but a program that starts it")
     return program

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.client import NODES, RUNNING, SECOND, StubClient, document, run
+from kit.fakes.client import NODES, PROCESS, RUNNING, SECOND, StubClient, document, run
+from roost.launchers.protocol.messages import KernelProcess
 from roost.placement import Node, Request, Snapshot, get_policy
 from roost.scheduler.cli import explain
 from roost.scheduler.policies.explain import build_explanation
@@ -113,3 +114,37 @@ def test_explain_on_saved_nodes(
     for wrong in ("no-such-file", "."):
         code, out, err = run(capsys, "explain", "--snapshot", wrong)
         assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("process", "said"),
+    [
+        (PROCESS, "It was executed, not forked."),
+        (
+            replace(PROCESS, why_not_forked="/b/python is a script"),
+            "not forked, because /b/python is a script.",
+        ),
+        (replace(PROCESS, how="forked"), "It was forked from a warm process."),
+    ],
+)
+def test_explain_says_how_a_kernel_was_started(
+    client: StubClient, capsys: pytest.CaptureFixture[str], process: KernelProcess, said: str
+) -> None:
+    snapshot = Snapshot.of(NODES)
+    decision = build_explanation(get_policy("balanced").place(Request(cpus=1), snapshot), snapshot)
+    started = replace(RUNNING, process=process, decision={**decision, "soonest": None})
+    client.known, client.ended = [started], started
+    code, out, _ = run(capsys, "explain", "aaaa")
+    assert code == 0
+    assert "It went to big" in out
+    assert said in " ".join(out.split())
+    found = document(capsys, "explain", "aaaa")
+    assert (found["how"], found["why_not_forked"]) == (process.how, process.why_not_forked)
+    client.ended = replace(started, decision=None)
+    assert "an earlier scheduler" in run(capsys, "explain", "aaaa")[1]
+
+
+def test_explain_takes_a_kernel_or_a_request(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, error = run(capsys, "explain", "aaaa", "--gpus", "1")
+    assert code == 2
+    assert "a kernel's request is known already" in error

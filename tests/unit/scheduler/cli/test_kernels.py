@@ -20,6 +20,8 @@ def test_kernels(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None
     listed = document(capsys, "kernels")["kernels"]
     assert [known["id"] for known in listed] == [known.id for known in client.known]
     assert listed[0]["process"]["connection"] is None
+    assert [known["how"] for known in listed] == ["exec", "", ""]
+    assert listed[0]["why_not_forked"] == ""
 
 
 def test_kernels_show_what_they_use(
