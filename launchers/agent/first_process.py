@@ -55,7 +55,7 @@ _IDLE_S, _BUSY_S = 0.1, 2.0
 
 
 def main() -> int:
-    startup = look_at_startup(sys.argv[0])
+    code, why_not_fork, _ = load(sys.argv[0], "startup")["look"](None)
     # The system ignores SIGTERM for the first process of a pod until it has a handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     close_inherited_files()
@@ -65,7 +65,9 @@ def main() -> int:
     start = json.loads(zipimport.zipimporter(archive).get_data("start.json"))
     settings = fill_in(start["settings"])
     del sys.path[0]  # the archive
-    forked, become_kernel = fork_kernel(folder, settings, start["assignment"], startup)
+    forked, become_kernel = fork_kernel(
+        folder, settings, start["assignment"], (code, why_not_fork), load(archive, "shown_process")["show"]
+    )
     if become_kernel is not None:
         become_kernel()
         return 0
@@ -79,12 +81,11 @@ def main() -> int:
     return run_agent([folder, json.dumps(settings)], assigned=assignment, forked=forked, output=output)
 
 
-def look_at_startup(archive: str) -> tuple[Sequence[str], str]:
-    """Return the first two fields of zygote/startup.py's `Startup`. No kernel that is forked here gets the module."""
-    found: dict[str, Any] = {"__name__": "startup"}
-    exec(zipimport.zipimporter(f"{archive}/roost/launchers/zygote").get_code("startup"), found)
-    code, why_not_fork, _ = found["look"](None)
-    return code, why_not_fork
+def load(archive: str, name: str) -> dict[str, Any]:
+    """Return the names in a module of `launchers/zygote/`. A kernel that is forked here does not have the module."""
+    found: dict[str, Any] = {"__name__": name}
+    exec(zipimport.zipimporter(f"{archive}/roost/launchers/zygote").get_code(name), found)
+    return found
 
 
 def close_inherited_files() -> None:
@@ -142,6 +143,7 @@ def fork_kernel(
     settings: Mapping[str, Any],
     assignment: Mapping[str, Any],
     startup: tuple[Sequence[str], str],
+    show: Callable[..., None],
 ) -> tuple[dict[str, Any] | None, Callable[[], None] | None]:
     """Fork the assigned kernel if possible.
 
@@ -173,7 +175,7 @@ def fork_kernel(
     if pid == 0:
         if not settings["shares_session"]:
             os.setsid()
-        return None, lambda: run_kernel(argv, env, cwd, log_fd, parent)
+        return None, lambda: run_kernel(argv, env, cwd, log_fd, parent, show)
     os.close(log_fd)
     ports = {name: connection[name] for name in _PORT_NAMES}
     forked = {
@@ -314,7 +316,9 @@ def choose_ports(connection: dict[str, Any]) -> dict[str, Any] | None:
     return connection
 
 
-def run_kernel(argv: list[str], env: Mapping[str, str], cwd: str, log_fd: int, parent: int) -> None:
+def run_kernel(
+    argv: list[str], env: Mapping[str, str], cwd: str, log_fd: int, parent: int, show: Callable[..., None]
+) -> None:
     """Run the kernel's `argv` in this process, made like a fresh one. Return when the kernel has ended."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -339,21 +343,9 @@ def run_kernel(argv: list[str], env: Mapping[str, str], cwd: str, log_fd: int, p
     sys.path.insert(0, os.getcwd())
     sys.argv = [argv[2], *argv[3:]]
     sys.orig_argv[:] = argv
-    show_command(argv)
+    show(argv, os.environ)
     sys.modules["__main__"] = types.ModuleType("__main__")
     runpy.run_module(_MODULE[1], run_name="__main__", alter_sys=True)
-
-
-def show_command(argv: list[str]) -> None:
-    """Show `argv` as this process's command line in `ps`, cut to the room there is."""
-    try:
-        # proc(5): fields 48 and 49 are the addresses between which the command line lies.
-        start, stop = (int(field) for field in read_stat(os.getpid())[45:47])
-    except (OSError, ValueError):
-        return
-    if 0 < start < stop:
-        text = b"\0".join(map(os.fsencode, argv))
-        ctypes.memmove(start, text[: stop - start - 1].ljust(stop - start, b"\0"), stop - start)
 
 
 if __name__ == "__main__":

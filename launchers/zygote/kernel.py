@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import fcntl
 import importlib.util
 import json
@@ -23,6 +22,7 @@ from .ending import end_process, end_standby
 from .learnt import report_imports
 from .memory import ModuleFiles, find_madvise
 from .page_out import page_out_on_signal
+from .shown_process import show
 from .standby import Standby
 
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -184,10 +184,10 @@ class KernelChild(NamedTuple):
 
     def take_over_process(self) -> None:
         """Set environment, folder and command line to those of the launch."""
-        wanted = dict(self.request["env"])
+        first = {**self.request["env"], "JPY_PARENT_PID": _NO_PARENT}
+        wanted: dict[str, str | None] = dict(first)
         for changed_by in (self.warm, self.standby):
             wanted |= changed_by.environment_changes if changed_by else {}
-        wanted["JPY_PARENT_PID"] = _NO_PARENT
         os.environ.clear()
         os.environ.update({name: value for name, value in wanted.items() if value is not None})
         time.tzset()
@@ -198,7 +198,7 @@ class KernelChild(NamedTuple):
         sys.argv[1:] = self.request["argv"]
         sys.orig_argv[0] = self.request.get("program", sys.orig_argv[0])
         sys.orig_argv[-3:] = ["-m", "ipykernel_launcher", *sys.argv[1:]]
-        set_title([os.fsencode(part) for part in sys.orig_argv])
+        show(sys.orig_argv, first)
 
     def report(self, message: dict[str, Any]) -> None:
         """Send a message to the agent. End this process if the agent has ended or gives it up."""
@@ -246,11 +246,22 @@ def begin_process(warm: WarmState | None) -> None:
         file.write("500")  # if memory runs out, the system kills kernels before the agent
     main_thread: Any = threading.main_thread()
     main_thread._native_id = threading.get_native_id()
-    if "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()
+    renew_random_state()
     main = types.ModuleType("__main__")
     main.__file__ = sys.argv[0] = warm.launcher if warm else find_launcher()
     sys.modules["__main__"] = main
+
+
+def renew_random_state() -> None:
+    """Seed the generators that do not notice a fork. Python's own `random` has a new seed already."""
+    found: dict[str, Any] = sys.modules  # type: ignore[assignment]
+    if "numpy.random" in found:
+        found["numpy.random"].seed()
+    if "torch" in found:
+        found["torch"].default_generator.seed()
+    if "multiprocessing.process" in found:
+        multiprocessing = found["multiprocessing.process"]
+        multiprocessing.current_process().authkey = os.urandom(32)
 
 
 @contextlib.contextmanager
@@ -338,15 +349,3 @@ def find_port(fd: int) -> int:
 def find_launcher() -> str:
     spec = importlib.util.find_spec("ipykernel_launcher")
     return spec.origin if spec and spec.origin else "ipykernel_launcher.py"
-
-
-def set_title(argv: list[bytes]) -> None:
-    """Make `ps` show `argv` as this process's command line, cut to the length of the original one."""
-    try:
-        with open("/proc/self/stat") as file:
-            # proc(5): fields 48 and 49 are the addresses between which the command line lies.
-            start, stop = (int(field) for field in file.read().rpartition(")")[2].split()[45:47])
-    except (OSError, ValueError):
-        return
-    if 0 < start < stop:
-        ctypes.memmove(start, b"\0".join(argv)[: stop - start - 1].ljust(stop - start, b"\0"), stop - start)

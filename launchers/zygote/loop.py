@@ -20,11 +20,12 @@ from typing import Any
 
 from .ending import end_standby
 from .immortal import make_immortal, why_not
-from .kernel import KernelChild, WarmState, begin_process, prepare_standby, set_title
+from .kernel import KernelChild, WarmState, begin_process, prepare_standby
 from .launch_packet import PACKET_BYTES, receive
 from .learnt import UNFIT, Unfit, find_sites, import_learnt
 from .memory import clear_type_cache, fill_heap, fill_pools, gather_module_names, merge_memory
 from .rehearsal import rehearse
+from .shown_process import show
 from .standby import has_read, is_current, record_environment
 from .startup import VARIABLES as STARTUP_VARIABLES
 from .startup import Startup
@@ -221,7 +222,7 @@ class ZygoteLoop:
 
 def serve(agent: socket.socket, startup: Startup) -> KernelChild | None:
     """Run `ZygoteLoop.serve` for this agent and return its result."""
-    set_title([os.fsencode(part) for part in sys.orig_argv[:-1]])  # without ROOM
+    show(sys.orig_argv[:-1])  # without ROOM
     return ZygoteLoop(agent, startup).serve()
 
 

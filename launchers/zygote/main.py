@@ -3,7 +3,8 @@
     python [interpreter flags] zygote/main.py FD ROOM
 
 FD is one end of a `SOCK_SEQPACKET` socket pair. The agent holds the other end. Packets are JSON.
-ROOM is any long string. A forked kernel overwrites it with the command line that `ps` shows.
+ROOM is any long string. Where Linux does not let a process choose the memory of the command line that `ps` shows
+(`shown_process`), a forked kernel overwrites ROOM with it.
 
     agent → zygote   {"args": [arguments of most kernels], "env": the environment, "preload": [modules],
                       "learnt": [packages], "scratch": folder or null, "folder": the one it was started in,

@@ -42,6 +42,10 @@ def find_noted(name: str, lease_ids: Iterable[str], variables: Mapping[str, str]
     return [lease for lease, file in files.items() if os.path.exists(os.path.join(folder, file))]
 
 
+_SHARED_WITH_ZYGOTES = ("shown_process.py", "startup.py")
+"""The zygote's files that `first_process` loads."""
+
+
 @functools.cache
 def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
     """Return the code that a node needs, as a zip archive, and a digest of the archive.
@@ -59,7 +63,7 @@ def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
         files = {
             f"roost/{path.relative_to(root)}": path
             for path in (root / "__init__.py", root / "placement/__init__.py", *modules)
-            if not is_imported or path.parent.name != "zygote" or path.name == "startup.py"
+            if not is_imported or path.parent.name != "zygote" or path.name in _SHARED_WITH_ZYGOTES
         }
         if is_imported:
             files["__main__.py"] = root / "launchers/agent/first_process.py"

@@ -84,6 +84,15 @@ async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: 
         assert not psutil.pid_exists(pid)
 
 
+async def test_the_connection_file_has_the_kernels_id(specs: KernelSpecManager) -> None:
+    """Notebooks find their kernel's id in its name, as with plain Jupyter. So do packages such as ipynbname."""
+    async with kernel(specs) as (km, kc):
+        found = await run(
+            kc, "import ipykernel, os; print(os.path.basename(ipykernel.get_connection_file()))"
+        )
+        assert found["text"] == f"kernel-{km.kernel_id}.json"
+
+
 async def test_a_killed_kernel_is_restarted_by_jupyters_restarter(specs: KernelSpecManager) -> None:
     config = Config({"KernelRestarter": {"time_to_dead": 0.2, "random_ports_until_alive": False}})
     async with kernel(specs, AsyncIOLoopKernelManager, manager={"config": config}) as (km, kc):

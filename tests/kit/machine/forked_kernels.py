@@ -191,8 +191,7 @@ class Agent:
         """Start a kernel with further arguments `args`. Without them, and if `how` is `standby`, wait for a standby."""
         needs_standby = (how or self.how) == "standby" and not args
         for _ in range(100):
-            kernel = self.try_start(*args, **options)
-            assert kernel is not None, "there was no zygote"
+            kernel = self.fork(*args, **options)
             if kernel.was_standby or not needs_standby:
                 return kernel
             self.kernels.remove(kernel)

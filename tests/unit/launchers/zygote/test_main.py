@@ -22,6 +22,7 @@ from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.agent.machine.ports import claim
 from roost.launchers.agent.warm import zygote_pool
 from roost.launchers.agent.warm.fork_report import KernelDiedEarly
+from roost.launchers.agent.warm.kernel_command import NotForked
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
@@ -58,7 +59,7 @@ SEEN = """dict(
 
 
 def test_proc_shows_no_other_kernels_environment(tmp_path: Path) -> None:
-    """/proc/PID/environ shows the initial variables of a process. A forked kernel shows its zygote's."""
+    """/proc/PID/environ shows the variables with which a process has started."""
     own = Agent(tmp_path)
     try:
         own.env["FIRST_SECRET"] = "first"
@@ -70,8 +71,13 @@ def test_proc_shows_no_other_kernels_environment(tmp_path: Path) -> None:
         for kernel, name in ((first, "FIRST_SECRET"), (second, "SECOND_SECRET")):
             assert kernel.value(f"__import__('os').environ['{name}']") == name.partition("_")[0].lower()
             assert kernel.value("[n for n in __import__('os').environ if 'SECRET' in n]") == [name]
-        for pid in (zygote, first.pid, second.pid):
-            assert b"SECRET" not in Path(f"/proc/{pid}/environ").read_bytes()
+        for pid, secret in (
+            (zygote, b""),
+            (first.pid, b"FIRST_SECRET=first"),
+            (second.pid, b"SECOND_SECRET=second"),
+        ):
+            shown = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            assert b"".join(each for each in shown if b"SECRET" in each) == secret
     finally:
         own.close()
         own.reap()
@@ -368,6 +374,23 @@ def has_environment_of(agent: Agent, pid: int) -> bool:
         return os.fsencode(agent.env["LC_TEST"]) in Path(f"/proc/{pid}/environ").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_a_users_own_module_hides_a_preloaded_one(tmp_path: Path) -> None:
+    """IPython puts the working folder behind the standard library, and before installed packages."""
+    (tmp_path / "agent").mkdir()
+    own = Agent(tmp_path / "agent", preload=("numpy",))
+    try:
+        own.warm()
+        (tmp_path / "json.py").touch()
+        assert own.start(cwd=tmp_path).value("__import__('numpy').__file__").endswith("numpy/__init__.py")
+        (tmp_path / "numpy.py").touch()
+        with pytest.raises(NotForked, match=f"its working folder has {tmp_path}/numpy.py"):
+            own.fork(cwd=tmp_path)
+        assert own.start(cwd="/").value("__import__('numpy').__file__").endswith("numpy/__init__.py")
+    finally:
+        own.close()
+        own.reap()
 
 
 def test_the_next_kernel_imports_an_upgraded_package(tmp_path: Path) -> None:
