@@ -254,7 +254,7 @@ def begin_process(warm: WarmState | None) -> None:
 
 def renew_random_state() -> None:
     """Seed the generators that do not notice a fork. Python's own `random` has a new seed already."""
-    found: dict[str, Any] = sys.modules  # type: ignore[assignment]
+    found: dict[str, Any] = sys.modules
     if "numpy.random" in found:
         found["numpy.random"].seed()
     if "torch" in found:
