@@ -10,6 +10,7 @@ import json
 import os
 import re
 import select
+import site
 import socket
 import sys
 import threading
@@ -442,9 +443,9 @@ def take_fingerprint() -> dict[str, Any]:
     library = os.path.dirname(os.__file__) + os.sep
     sites = [path for path in sys.path if os.path.basename(path) in ("site-packages", "dist-packages")]
     paths = {sys.executable, os.path.join(sys.prefix, "pyvenv.cfg"), *sites}
-    for site in sites:
+    for folder in sites:
         with contextlib.suppress(OSError):
-            paths.update(os.path.join(site, name) for name in os.listdir(site) if name.endswith(".pth"))
+            paths.update(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".pth"))
     for module in list(sys.modules.values()):
         path = getattr(module, "__file__", None)
         if path:
@@ -456,8 +457,20 @@ def take_fingerprint() -> dict[str, Any]:
     return {
         "files": [[path, *stamp(path)] for path in sorted(paths) if stamp(path)],
         "folders": [[path, *stamp(path)] for path in sys.path if path not in paths and stamp(path)],
+        "absent": find_absent_folders(),
         "names": sorted({name.partition(".")[0] for name in sys.modules}),
     }
+
+
+def find_absent_folders() -> list[str]:
+    """Return the folders of packages, and entries of sys.path, that do not exist.
+
+    An interpreter does not search them, even if they are made later: `pip install --user` makes one.
+    """
+    folders = [*site.getsitepackages(), *sys.path]
+    if site.ENABLE_USER_SITE:
+        folders.append(site.getusersitepackages())
+    return sorted({folder for folder in folders if os.path.isabs(folder) and not os.path.exists(folder)})
 
 
 def stamp(path: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ ROOM is any long string. Where Linux does not let a process choose the memory of
                       "is_whole": true if it was started with all variables of "env",
                       and the other fields of agent_settings.Forking} + [file]                      once, first
     zygote → agent   "prepared", once the file contains
-                     {"op": "ready", "files", "folders", "names", "late_names", "environment", "learnt", …}
+                     {"op": "ready", "files", "folders", "absent", "names", "late_names", "environment", …}
                      or {"op": "startup", "code": [names]} if start-up code may need all variables
                      or {"op": "refused" or "failed", "reason"}
                      or {"op": "unfit", "name": a learnt package, "reason"}, also while that is imported

@@ -200,12 +200,14 @@ def _list_descriptors() -> list[int]:
 
 
 def _count_exit_handlers() -> int:
-    """Return the number of exit handlers, without those that modules of the standard library register."""
+    """Return the number of exit handlers, without those of libraries, which only clean up."""
     count = atexit._ncallbacks()
     count -= "logging" in sys.modules
     count -= "multiprocessing.util" in sys.modules
     weakref: Any = sys.modules.get("weakref")
-    return int(count - bool(weakref and weakref.finalize._registered_with_atexit))
+    count -= bool(weakref and weakref.finalize._registered_with_atexit)
+    certifi: Any = sys.modules.get("certifi.core")  # start-up code that adds certificates asks it for a path
+    return int(count - (getattr(certifi, "_CACERT_CTX", None) is not None))
 
 
 def _find_changes() -> dict[str, str | None]:

@@ -92,6 +92,8 @@ class Fingerprint:
 
     So a change counts only if it adds or removes a module with a name that the zygote imported.
     """
+    absent: tuple[str, ...] = ()
+    """Folders that an interpreter would search if they existed, such as that of the user's own packages."""
     imported_names: frozenset[str] = frozenset()
     """The names of the modules that the zygote imported."""
     watch: FolderWatch | None = None
@@ -189,6 +191,9 @@ class Fingerprint:
                     return path
         except OSError:
             if known is not None:
+                return path
+        for path in self.absent:
+            if os.path.exists(path):
                 return path
         for folder, known in self.folders.items():
             now = stamp(folder)

@@ -353,6 +353,7 @@ class ZygotePool:
         fingerprint = Fingerprint(
             files={path: (mtime, size, inode) for path, mtime, size, inode in answer["files"]},
             folders={path: (mtime, size, inode) for path, mtime, size, inode in answer["folders"]},
+            absent=tuple(answer["absent"]),
             imported_names=frozenset(answer["names"]),
             watch=self._folders,
         )

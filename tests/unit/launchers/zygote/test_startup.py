@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from kit.machine.forked_kernels import Agent
+from kit.machine.forked_kernels import Agent, command_of
 from roost.launchers.agent.warm.kernel_command import NotForked
 from roost.launchers.zygote import startup
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
+PACKAGES = [path for path in sys.path if path.endswith("-packages")]
 LOOK = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -163,6 +164,24 @@ def test_start_up_code_sees_all_variables_of_a_forked_kernel(agent: Agent, tmp_p
     assert agent.try_start(cwd=tmp_path) is None, "its start-up code has read the other value"
     agent.warm()
     assert agent.start(cwd=tmp_path).value("seen") == "c"
+
+
+def test_a_new_folder_of_the_users_packages_is_searched(agent: Agent, tmp_path: Path) -> None:
+    """`pip install --user` may make it. An interpreter that started before does not search it."""
+    agent.command = command_of(str(Path(sys.executable).resolve()))  # venvs have no such folder
+    agent.env |= {"PYTHONUSERBASE": str(tmp_path / "base"), "PYTHONPATH": os.pathsep.join(PACKAGES)}
+    agent.warm()
+    script = "import site; print(site.getusersitepackages())"
+    argv = [agent.command.python, "-c", script]
+    done = subprocess.run(argv, env=agent.env, capture_output=True, text=True, timeout=60, check=True)
+    folder = Path(done.stdout.strip())
+    assert agent.start(cwd=tmp_path).value(f"{str(folder)!r} in __import__('sys').path") is False
+    folder.mkdir(parents=True)
+    (folder / "installed_later.py").write_text("x = 42")
+    with pytest.raises(NotForked, match=f"{folder} has changed"):
+        agent.fork(cwd=tmp_path)
+    agent.warm()
+    assert agent.start(cwd=tmp_path).value("__import__('installed_later').x") == 42
 
 
 def test_a_kernel_is_executed_if_start_up_code_changes_the_folder(agent: Agent, tmp_path: Path) -> None:
