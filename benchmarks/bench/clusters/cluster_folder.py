@@ -210,7 +210,7 @@ def answers(address: str) -> bool:
 
 
 def wait_until(
-    condition: Callable[[], bool], complaint: str, *, timeout_s: float = END_TIMEOUT_S, poll_s: float = 0.05
+    condition: Callable[[], object], complaint: str, *, timeout_s: float = END_TIMEOUT_S, poll_s: float = 0.05
 ) -> None:
     """Poll the condition until it is true. Raise `RuntimeError` with the complaint after `timeout_s`.
 

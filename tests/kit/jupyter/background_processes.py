@@ -8,15 +8,21 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-_SLEEP = "exec -a {name} sleep 120 >/dev/null 2>&1 </dev/null"
+_DAEMON = "import os, time; os.getpid() == os.getsid(0) or os.setsid(); time.sleep(120)"
 STARTS = {
-    "system": "import os; os.system({shell!r} + ' &')",
-    "spawn": "import os; os.spawnlp(os.P_NOWAIT, 'setsid', 'setsid', 'bash', '-c', {command!r})",
+    "system": (
+        "import os, shlex, sys;"
+        " os.system(shlex.join([sys.executable, '-S', '-c', {code!r}, {name!r}]) + ' >/dev/null 2>&1 </dev/null &')"
+    ),
+    "spawn": (
+        "import os, sys; os.spawnlp(os.P_NOWAIT, sys.executable, sys.executable, '-S', '-c', {code!r}, {name!r})"
+    ),
     "popen": (
-        "import subprocess; subprocess.Popen(['bash', '-c', {command!r}], close_fds=False, start_new_session=True)"
+        "import subprocess, sys; command = [sys.executable, '-S', '-c', {code!r}, {name!r}];"
+        " _ = subprocess.Popen(command, close_fds=False, start_new_session=True)"
     ),
 }
-"""How people start a background process in a cell, with `{shell}` or `{command}` for the process."""
+"""How people start a process in the background in a cell. It sleeps for two minutes. `{name}` is its last argument."""
 KEEP_PORTS = """
 import os, socket
 for _number in map(int, os.listdir("/proc/self/fd")):
@@ -31,25 +37,24 @@ for _number in map(int, os.listdir("/proc/self/fd")):
 
 
 def start_code(how: str, name: str) -> str:
-    """Return a cell that starts a process in the background. The system shows it as `name`."""
-    command = _SLEEP.format(name=name)
-    return STARTS[how].format(command=command, shell=f"setsid bash -c '{command}'")
+    """Return a cell that starts a process in the background, with `name` as its last argument."""
+    return STARTS[how].format(code=_DAEMON, name=name)
 
 
 def find_named(name: str) -> list[int]:
-    """Return the pids of the processes of this name, on this machine and in its containers."""
+    """Return the pids of the processes whose last argument begins so, on this machine and in its containers."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                if (folder / "cmdline").read_bytes().split(b"\0")[0] == name.encode():
+            with contextlib.suppress(OSError, IndexError):  # it has ended, or is a thread of the system
+                if (folder / "cmdline").read_bytes().split(b"\0")[-2:-1][0].startswith(name.encode()):
                     found.append(int(folder.name))
     return found
 
 
 @contextlib.contextmanager
 def ending(name: str) -> Iterator[None]:
-    """End all processes of this name after the block."""
+    """End all processes whose name begins so after the block."""
     try:
         yield
     finally:
