@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from kit.jupyter.background_processes import STARTS, ending, find_named, start_c
 from kit.jupyter.front_end import front_end, texts
 from kit.jupyter.restarted_servers import EXTENSIONS, replies, start
 from roost.bench.clusters.cluster_folder import wait_until
+from roost.scheduler.client.client import connect
 
 REPEATS = int(os.environ.get("ROOST_TEST_RESTARTS", "3"))
 """How many restarts each test makes. They take turns at the ways to start a process and to restart a kernel."""
@@ -42,12 +44,23 @@ def plan() -> list[tuple[str, bool]]:
     return [(ways[number % len(ways)], number % 2 == 0) for number in range(REPEATS)]
 
 
+async def until_forked(backend: str, kernel_id: str, restart: Callable[[], Awaitable[object]]) -> None:
+    """Restart the kernel until it is forked from a warm process. The first kernel in a pod is forked anyway."""
+    service = connect(backend)
+    deadline = time.monotonic() + READY_S
+    while (await service.kernel(kernel_id)).how != "forked":
+        assert time.monotonic() < deadline, "the kernel is not forked"
+        await asyncio.sleep(0.5)
+        await restart()
+
+
 @pytest.mark.backends("local", "ray", "dask", "kubernetes", "yarn")
 async def test_a_client_reaches_the_restarted_kernel(
-    specs_of: Callable[..., KernelSpecManager], name: str
+    specs_of: Callable[..., KernelSpecManager], backend: str, name: str
 ) -> None:
     km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=specs_of())
     await km.start_kernel()
+    await until_forked(backend, km.kernel_id, partial(km.restart_kernel, now=True))
     client = km.client()
     client.start_channels()
     try:
@@ -61,7 +74,9 @@ async def test_a_client_reaches_the_restarted_kernel(
             await client.execute_interactive(start_code(how, daemon), timeout=READY_S, output_hook=note)
             wait_until(partial(find_named, daemon), "the process does not run", timeout_s=READY_S)
             shown.clear()
+            ports = km.ports
             await km.restart_kernel(now=now)
+            assert km.ports == ports, "the process holds the ports"
             began = time.monotonic()
             await client.wait_for_ready(timeout=ANSWER_S)
             code = f"print({number})"
@@ -75,7 +90,7 @@ async def test_a_client_reaches_the_restarted_kernel(
 
 @pytest.mark.backends("local", "ray", "dask", "kubernetes", "yarn")
 async def test_an_open_websocket_reaches_the_restarted_kernel(
-    specs_of: Callable[..., object], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    specs_of: Callable[..., object], backend: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs_of()
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
@@ -84,12 +99,14 @@ async def test_an_open_websocket_reaches_the_restarted_kernel(
         server = await stack.enter_async_context(jupyter_server(tmp_path, options=(extensions,)))
         kernel_id = await start(server, "roosted")
         stack.push_async_callback(server.api, "DELETE", f"kernels/{kernel_id}")
+        restart = partial(server.api, "POST", f"kernels/{kernel_id}/restart", {})
+        await until_forked(backend, kernel_id, restart)
         front = await stack.enter_async_context(front_end(server, kernel_id, "open"))
         for number, (how, _) in enumerate(plan()):
             daemon = f"{name}-{number}-"
             await front.ended(await front.run(start_code(how, daemon)), READY_S)
             wait_until(partial(find_named, daemon), "the process does not run", timeout_s=READY_S)
-            assert (await server.api("POST", f"kernels/{kernel_id}/restart", {}))[0] == 200
+            assert (await restart())[0] == 200
             began = time.monotonic()
             messages = await front.ended(await front.run(f"print({number})"), ANSWER_S)
             print(f"{how} {time.monotonic() - began:.2f} s")
