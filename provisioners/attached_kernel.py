@@ -18,7 +18,7 @@ from roost.scheduler.errors import BackendUnavailable, KernelDied, LaunchTimeout
 from roost.scheduler.messages import Connection, Kernel
 
 from .execution import Result, add_output, build_result
-from .kernel_connection import find_context, to_jupyter
+from .kernel_connection import accept_null_fields, find_context, to_jupyter
 from .request_options import read_seconds
 
 _ANSWER_S = 20.0
@@ -75,14 +75,19 @@ class AttachedKernel:
         client = BlockingKernelClient(context=find_context(zmq.Context))
         client.load_connection_info(to_jupyter(self.connection))
         client.session.session = uuid.uuid4().hex
+        accept_null_fields(client)
         client.start_channels(hb=False)
         self._clients.append(client)
         _wait_until_subscribed(client)
         return client
 
     def interrupt(self) -> None:
-        """Interrupt the code that the kernel executes. Another application may have sent it."""
-        self._service.signal(self.id, signal.SIGINT).result()
+        """Interrupt the code that the kernel executes, as its kernelspec says. Another application may have sent it."""
+        if self.connection.interrupt_mode == "message":
+            client = self._clients[0] if self._clients else self.client()
+            client.control_channel.send(client.session.msg("interrupt_request", content={}))
+        else:
+            self._service.signal(self.id, signal.SIGINT).result()
 
     def close(self) -> None:
         """Close the connections. The kernel goes on. May be repeated."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 from roost.scheduler.errors import ExecutionError
 
-_FIELDS = {
-    "stream": ("name", "text"),
-    "display_data": ("data", "metadata"),
-    "execute_result": ("execution_count", "data", "metadata"),
-    "error": ("ename", "evalue", "traceback"),
+_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "stream": {"name": "stdout", "text": ""},
+    "display_data": {"data": {}, "metadata": {}},
+    "execute_result": {"execution_count": None, "data": {}, "metadata": {}},
+    "error": {"ename": "", "evalue": "", "traceback": []},
 }
-"""The kinds of output in a notebook, each with the fields that are copied from the kernel's message."""
+"""The kinds of output in a notebook, each with the fields that are copied from the kernel's message.
+
+A field that a kernel leaves out, or that is null, gets the value that stands here.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +33,16 @@ class Result:
 
     @property
     def text(self) -> str:
-        """The value of the last expression as text; empty if it has none."""
-        values = [output["data"] for output in self.outputs if output["output_type"] == "execute_result"]
-        return str(values[-1].get("text/plain", "")) if values else ""
+        """The value of the last expression as text; empty if it has none.
+
+        Some kernels, such as R's, display the value instead. Without a value, this is therefore the text of the
+        last `display_data`.
+        """
+        for kind in ("execute_result", "display_data"):
+            values = [output["data"] for output in self.outputs if output["output_type"] == kind]
+            if values:
+                return str(values[-1].get("text/plain", ""))
+        return ""
 
     @property
     def stdout(self) -> str:
@@ -49,20 +60,25 @@ def add_output(outputs: list[dict[str, Any]], message: Mapping[str, Any]) -> Non
 
     Further text of the same stream is appended to the last output. `clear_output` empties `outputs`.
     """
-    kind, content = message["header"]["msg_type"], message["content"]
+    kind, content = message["header"]["msg_type"], message["content"] or {}
     if kind == "clear_output":
         outputs.clear()
-    elif kind == "stream" and outputs and outputs[-1].get("name") == content["name"]:
-        outputs[-1]["text"] += content["text"]
     elif kind in _FIELDS:
-        outputs.append({"output_type": kind, **{name: content[name] for name in _FIELDS[kind]}})
+        given = {name: content.get(name) for name in _FIELDS[kind]}
+        output = {
+            name: copy(_FIELDS[kind][name]) if value is None else value for name, value in given.items()
+        }
+        if kind == "stream" and outputs and outputs[-1].get("name") == output["name"]:
+            outputs[-1]["text"] += output["text"]
+        else:
+            outputs.append({"output_type": kind, **output})
 
 
 def build_result(outputs: list[dict[str, Any]], reply: Mapping[str, Any]) -> Result:
     """Return a result with these outputs, and with the error in `reply`, the content of the `execute_reply`."""
-    if reply["status"] == "ok":
+    if reply.get("status", "ok") == "ok":
         return Result(outputs=outputs)
-    name, value = reply.get("ename") or "Aborted", reply.get("evalue", "")
-    traceback = "\n".join(reply.get("traceback", ()))
+    name, value = reply.get("ename") or "Aborted", reply.get("evalue") or ""
+    traceback = "\n".join(reply.get("traceback") or ())
     error = ExecutionError(f"{name}: {value}", name=name, value=value, traceback=traceback)
     return Result(outputs=outputs, error=error)

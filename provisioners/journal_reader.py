@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -32,12 +32,12 @@ class JournalMessage:
         self.parts = [text.encode() for text in texts[:_JSON_PARTS]]
         self.parts += [base64.b64decode(text) for text in texts[_JSON_PARTS:]]
         self.header: dict[str, Any] = json.loads(texts[0])
-        self.parent_header: dict[str, Any] = json.loads(texts[1])
+        self.parent_header: dict[str, Any] = json.loads(texts[1]) or {}  # xeus sends null
         self.is_cut = entry.is_cut
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        return dict(json.loads(self._content))
+        return dict(json.loads(self._content) or {})
 
 
 class JournalReader:
@@ -100,18 +100,23 @@ class CellRun:
         kind, content = message.header["msg_type"], message.content
         self.is_cut = self.is_cut or message.is_cut
         if kind == "execute_input":
-            self.code, self.execution_count = content["code"], content["execution_count"]
+            self.code, self.execution_count = content.get("code") or "", content.get("execution_count")
         elif kind == "status":
-            self.is_done = content["execution_state"] == "idle"
+            self.is_done = content.get("execution_state") == "idle"
         elif kind == "update_display_data":
-            shown = self._displays.get(content["transient"]["display_id"])
+            shown = self._displays.get(_read_display_id(content))
             if shown is not None:
-                shown |= {"data": content["data"], "metadata": content["metadata"]}
+                shown |= {name: content.get(name) or {} for name in ("data", "metadata")}
         else:
             add_output(self.outputs, {"header": message.header, "content": content})
-            name = content.get("transient", {}).get("display_id")
+            name = _read_display_id(content)
             if name and self.outputs:
                 self._displays[name] = self.outputs[-1]
+
+
+def _read_display_id(content: Mapping[str, Any]) -> str:
+    """Return the name of an output that later messages update; empty if it has none."""
+    return str((content.get("transient") or {}).get("display_id") or "")
 
 
 async def read_runs(

@@ -11,12 +11,13 @@ from typing import Any, TypeVar, cast
 import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.localinterfaces import is_local_ip
+from jupyter_client.session import Session
 
 from roost.scheduler.client.client import user_folder
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import PORT_NAMES, Connection
 
-from .jupyter_internals import added_launch_arguments, record_random_ports
+from .jupyter_internals import added_launch_arguments, change_class, record_random_ports
 
 DEFAULT_IPC_IP = "kernel-ipc"
 """jupyter_client's default address: socket files in the application's working directory."""
@@ -62,6 +63,22 @@ def find_context(kind: type[C]) -> C:
         return cast(C, _contexts[key])
 
 
+class _LenientSession(Session):
+    """A session that reads a field of a kernel's message as empty if it is null. jupyter_client expects none."""
+
+    def deserialize(self, msg_list: list[Any], content: bool = True, copy: bool = True) -> dict[str, Any]:
+        message = super().deserialize(msg_list, content, copy)
+        for name in ("parent_header", "metadata", "content"):
+            if message[name] is None:
+                message[name] = {}
+        return message
+
+
+def accept_null_fields(client: Any) -> None:
+    """Let a client read the messages of kernels such as xeus-python, whose `parent_header` may be null."""
+    change_class(client.session, _LenientSession)
+
+
 def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
     """Check the address of the kernel manager `km`, or choose a folder for its sockets; raises `ConfigError`.
 
@@ -102,6 +119,7 @@ def build_connection(km: Any, jupyter_session: str) -> Connection:
         jupyter_session=jupyter_session,
         curve_publickey=km.curve_publickey.decode() if has_keys else None,
         curve_secretkey=km.curve_secretkey.decode() if has_keys else None,
+        interrupt_mode="message" if km.kernel_spec.interrupt_mode == "message" else None,
     )
 
 

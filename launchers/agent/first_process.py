@@ -167,7 +167,9 @@ def fork_kernel(
     log_fd = os.open(os.path.join(home, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     connection_file = os.path.join(home, name_connection_file(launch["kernel_id"]))
     with open(os.open(connection_file, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-        json.dump({key: value for key, value in connection.items() if value is not None}, file)
+        shown = {key: value for key, value in connection.items() if value is not None}
+        shown.pop("interrupt_mode", None)
+        json.dump(shown, file)
     argv = [part.replace("{connection_file}", connection_file) for part in launch["argv"]]
     cwd = next(filter(os.path.isdir, (launch["cwd"], os.path.expanduser("~"))), os.getcwd())
     parent = os.getpid()

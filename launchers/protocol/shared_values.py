@@ -82,6 +82,8 @@ class Connection:
     jupyter_session: str = ""
     curve_publickey: str | None = None
     curve_secretkey: str | None = field(default=None, repr=False)
+    interrupt_mode: str | None = None
+    """`message` if the kernelspec asks for an interrupt by a message; else None. It is in no connection file."""
 
     def with_ports(self, ports: Mapping[str, int]) -> Connection:
         chosen: dict[str, Any] = {name: ports[name] for name in PORT_NAMES}

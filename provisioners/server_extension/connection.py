@@ -239,18 +239,22 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         channel = getattr(stream, "channel", "")
         if channel == "iopub" and self._subscription is not None and self._subscription.is_listening:
             _, parts = self.session.feed_identities(outgoing_msg)
-            self._subscription.note(self.session.unpack(parts[2]).get("msg_id"))
+            self._subscription.note(self._find_request(parts))
         if self._replay is not None and channel == "iopub" and not self._replay.is_through:
             _, parts = self.session.feed_identities(outgoing_msg)
             if self._replay.hold(self.session.unpack(parts[1]).get("msg_id", ""), outgoing_msg):
                 return
         if (self._cells or self._replay is not None) and channel == "shell":
             _, parts = self.session.feed_identities(outgoing_msg)
-            request_id = self.session.unpack(parts[2]).get("msg_id")
+            request_id = self._find_request(parts)
             self._cells.pop(request_id, None)
             if self._replay is not None and not self._replay.note_reply(request_id):
                 return
         super().handle_outgoing_message(stream, outgoing_msg)
+
+    def _find_request(self, parts: Sequence[bytes]) -> str:
+        """Return the id of the request that a kernel's message answers; empty if its parent header has none."""
+        return str((self.session.unpack(parts[2]) or {}).get("msg_id", ""))
 
     def send_live(self, message: list[bytes]) -> None:
         """Send the client a kernel's message that the replay has held.

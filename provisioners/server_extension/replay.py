@@ -41,7 +41,7 @@ class _CellState:
     """The state of a cell of the client. The replay repeats the messages for this cell."""
 
     is_cut: bool = False
-    execution_count: int = 0
+    execution_count: int | None = 0
     error: Mapping[str, Any] | None = None
 
 
@@ -168,11 +168,11 @@ class Replay:
             self._join_text(message)
             return
         self._flush()
-        if cell is not None and kind == "status" and message.content["execution_state"] == "idle":
+        if cell is not None and kind == "status" and message.content.get("execution_state") == "idle":
             self._reply(cell, parent)
         self._connection.write_parts("iopub", message.parts)
         if cell is not None and kind == "execute_input":
-            cell.execution_count = message.content["execution_count"]
+            cell.execution_count = message.content.get("execution_count")
             self._begin_again(cell, parent)
         elif cell is not None and kind == "error":
             cell.error = message.content
@@ -208,7 +208,8 @@ class Replay:
 
     def _join_text(self, message: JournalMessage) -> None:
         """Join the text of a stream with the text before it."""
-        name, text, parent = message.content["name"], message.content["text"], message.parent_header
+        name, text = message.content.get("name") or "stdout", message.content.get("text") or ""
+        parent = message.parent_header
         before = self._text
         if (
             before is None

@@ -330,6 +330,7 @@ def write_connection(folder: Path, kernel_id: str, connection: Connection) -> Pa
     """Write the kernel's connection file. Raises `OSError`."""
     path = folder / name_connection_file(kernel_id)
     content = {key: value for key, value in encode(connection).items() if value is not None}
+    content.pop("interrupt_mode", None)
     write_private_json(path, content)
     return path
 

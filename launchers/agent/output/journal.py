@@ -230,7 +230,7 @@ class Journal:
         entry.
         """
         if parent != self._parent[0]:
-            header = json.loads(parent)
+            header = json.loads(parent) or {}  # xeus sends null
             request_id = str(header.get("msg_id", ""))
             request = self._requests.get(request_id)
             if request is None and request_id:

@@ -75,7 +75,7 @@ class FrontEnd:
         return self.about(request)
 
     def about(self, request: str) -> list[Message]:
-        return [message for message in self.messages if message["parent_header"].get("msg_id") == request]
+        return [each for each in self.messages if (each["parent_header"] or {}).get("msg_id") == request]
 
     def line(self, request: str) -> str:
         """Return the text that the waiting cell shows; empty if it shows none."""

@@ -146,6 +146,39 @@ def test_outputs_are_those_of_a_notebook() -> None:
     assert [output["output_type"] for output in result.outputs[3:]] == ["execute_result", "stream"]
 
 
+def test_the_text_of_a_value_that_the_kernel_displays_is_the_results_text() -> None:
+    """IRkernel sends no `execute_result`."""
+    outputs: list[dict[str, Any]] = []
+    add_output(outputs, message("display_data", data={"text/plain": "[1] 41"}, metadata={}))
+    add_output(outputs, message("display_data", data={"text/plain": "[1] 42"}, metadata={}))
+    assert build_result(outputs, {"status": "ok"}).text == "[1] 42"
+    add_output(outputs, message("execute_result", execution_count=1, data={"text/plain": "2"}, metadata={}))
+    assert build_result(outputs, {"status": "ok"}).text == "2"
+
+
+def test_fields_that_a_kernel_leaves_out_are_empty() -> None:
+    outputs: list[dict[str, Any]] = []
+    add_output(outputs, {"header": {"msg_type": "clear_output"}, "content": None})
+    add_output(outputs, message("stream", text="a"))
+    add_output(outputs, message("stream", name=None, text="b"))
+    add_output(outputs, message("display_data", data={"text/plain": "x"}, metadata=None))
+    add_output(outputs, message("display_data", data={"text/plain": "y"}))
+    outputs[-1]["metadata"]["mine"] = True
+    add_output(outputs, message("display_data", data=None))
+    add_output(outputs, message("error", ename="E", evalue=None))
+    assert outputs == [
+        {"output_type": "stream", "name": "stdout", "text": "ab"},
+        {"output_type": "display_data", "data": {"text/plain": "x"}, "metadata": {}},
+        {"output_type": "display_data", "data": {"text/plain": "y"}, "metadata": {"mine": True}},
+        {"output_type": "display_data", "data": {}, "metadata": {}},
+        {"output_type": "error", "ename": "E", "evalue": "", "traceback": []},
+    ]
+    error = build_result([], {"status": "error", "ename": "E", "evalue": None, "traceback": None}).error
+    assert error is not None
+    assert (error.name, error.value, error.traceback) == ("E", "", "")
+    assert build_result([], {}).error is None
+
+
 def test_an_error_is_part_of_the_result() -> None:
     reply = {"status": "error", "ename": "E", "evalue": "why", "traceback": ["one", "two"]}
     error = build_result([], reply).error

@@ -26,7 +26,7 @@ class Publisher:
         self._number = 0
 
     def publish(
-        self, kind: str, parent: dict[str, str], buffers: tuple[bytes, ...] = (), **content: Any
+        self, kind: str, parent: dict[str, str] | None, buffers: tuple[bytes, ...] = (), **content: Any
     ) -> str:
         self._number += 1
         msg_id = f"m{self._number}"
@@ -53,6 +53,14 @@ def split(entry: JournalEntry) -> list[str]:
     assert (entry.offset, entry.end) == (0, 0)
     ends = itertools.accumulate(entry.lengths)
     return [entry.data[end - length : end] for end, length in zip(ends, entry.lengths, strict=True)]
+
+
+def test_a_message_without_a_request_is_kept() -> None:
+    """xeus-python sends null as the parent header of such a message."""
+    kernel = Publisher()
+    published = [kernel.publish("stream", None, name="stdout", text="a"), *kernel.run("r", "b")]
+    assert kernel.ids() == published
+    assert kernel.ids(session="s") == published[1:]
 
 
 def test_messages_are_read_in_order_from_any_number_on() -> None:
