@@ -129,6 +129,14 @@ def use_up_restarts(restarter: KernelRestarter) -> None:
     restarter._restarting, restarter._restart_count = True, restarter.restart_limit
 
 
+def makes_own_context(client: Any) -> bool:
+    """True if a client uses a ZeroMQ context of its own, and not one that the program has given.
+
+    jupyter_client 8.10: `KernelClient._created_context`. The client makes its context when that is first used.
+    """
+    return client.context is not None and bool(client._created_context)
+
+
 # The manager of many kernels, of jupyter_client and Jupyter Server
 
 

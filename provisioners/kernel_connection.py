@@ -6,6 +6,8 @@ import hashlib
 import os
 import sys
 import threading
+import weakref
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import zmq
@@ -17,7 +19,7 @@ from roost.scheduler.client.client import user_folder
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import PORT_NAMES, Connection
 
-from .jupyter_internals import added_launch_arguments, change_class, record_random_ports
+from .jupyter_internals import added_launch_arguments, change_class, makes_own_context, record_random_ports
 
 DEFAULT_IPC_IP = "kernel-ipc"
 """jupyter_client's default address: socket files in the application's working directory."""
@@ -46,6 +48,37 @@ def set_up_sockets(context: zmq.Context[Any]) -> None:
     context.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
     context.setsockopt(zmq.RECONNECT_IVL_MAX, _LONGEST_RECONNECT_MS)
     context.setsockopt(zmq.RCVHWM, _MOST_WAITING)
+
+
+def hurry_clients(km: Any) -> None:
+    """Let the clients that a manager makes from now on connect again soon after a restart. May be repeated.
+
+    A forked kernel serves its ports long before ZeroMQ's default pause has passed. If a client's shell socket is
+    connected first, the output of the next cell is lost. A context that the program has given stays as it is.
+    """
+    for name in ("client", "blocking_client"):
+        if name not in vars(km):
+            setattr(km, name, _override_maker(weakref.ref(km), name))
+
+
+def _override_maker(manager: weakref.ref[Any], name: str) -> Callable[..., Any]:
+    def make(*arguments: Any, **options: Any) -> Any:
+        km: Any = manager()
+        client = getattr(type(km), name)(km, *arguments, **options)
+        client.start_channels = _override_start(weakref.ref(client))
+        return client
+
+    return make
+
+
+def _override_start(reference: weakref.ref[Any]) -> Callable[..., Any]:
+    def start_channels(*arguments: Any, **options: Any) -> Any:
+        client: Any = reference()
+        if makes_own_context(client):
+            set_up_sockets(client.context)
+        return type(client).start_channels(client, *arguments, **options)
+
+    return start_channels
 
 
 def find_context(kind: type[C]) -> C:

@@ -43,7 +43,14 @@ from .application import (
 from .encryption import WISHES, protect_channels
 from .exit_watch import ExitWatch, KernelExit, describe_wait
 from .jupyter_internals import drop_unread_requests
-from .kernel_connection import build_connection, choose_address, format_command, load_connection, to_jupyter
+from .kernel_connection import (
+    build_connection,
+    choose_address,
+    format_command,
+    hurry_clients,
+    load_connection,
+    to_jupyter,
+)
 from .kernel_environment import (
     build_environment,
     check_patterns,
@@ -146,6 +153,7 @@ class RoostProvisioner(KernelProvisionerBase):
                 if warning and not self._has_lease:
                     self.log.warning("kernel=%s %s", self._id, warning)
                 choose_address(km, self._id, is_local=self._is_local)
+                hurry_clients(km)
             kwargs = await super().pre_launch(cmd=argv, **kwargs)
             check_patterns(self.environment)
             check_variables(self.kernel_spec.env)

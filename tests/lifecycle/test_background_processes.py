@@ -21,6 +21,7 @@ from kit.jupyter.background_processes import STARTS, ending, find_named, start_c
 from kit.jupyter.front_end import front_end, texts
 from kit.jupyter.restarted_servers import EXTENSIONS, replies, start
 from roost.bench.clusters.cluster_folder import wait_until
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.client import connect
 
 REPEATS = int(os.environ.get("ROOST_TEST_RESTARTS", "3"))
@@ -45,7 +46,9 @@ def plan() -> list[tuple[str, bool]]:
 
 
 async def until_forked(backend: str, kernel_id: str, restart: Callable[[], Awaitable[object]]) -> None:
-    """Restart the kernel until it is forked from a warm process. The first kernel in a pod is forked anyway."""
+    """Restart the kernel until it is forked from a warm process. In a pod or container only the first one is forked."""
+    if get_spec(backend).has_agent_per_kernel:
+        return
     service = connect(backend)
     deadline = time.monotonic() + READY_S
     while (await service.kernel(kernel_id)).how != "forked":
