@@ -120,3 +120,23 @@ async def test_open_websockets_follow_an_automatic_restart_with_other_ports(
             request = await front.run("print(42)")
             await assert_answers_once(front, request, "42\n")
             assert not before & await read_ports(front)
+
+
+@pytest.mark.backends("local")
+async def test_a_client_that_was_away_finds_the_kernel_at_its_other_ports(
+    specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jupyter Server keeps the sockets of a client that has disconnected, and the messages that arrive on them."""
+    specs_of()
+    name = f"daemon-{uuid.uuid4().hex}"
+    with ending(name):
+        async with serving_a_kernel(tmp_path, monkeypatch) as (server, kernel_id):
+            async with front_end(server, kernel_id, "same") as front:
+                await keep_ports(front, name)
+                before = await read_ports(front)
+            assert (await server.api("POST", f"kernels/{kernel_id}/restart", {}))[0] == 200
+            for _ in range(2):
+                async with front_end(server, kernel_id, "same") as front:
+                    assert not before & await read_ports(front)
+                    await assert_answers_once(front, await front.run("print(42)"), "42\n")
+            assert (await server.api("GET", f"kernels/{kernel_id}"))[1]["execution_state"] == "idle"
