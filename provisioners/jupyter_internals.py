@@ -130,7 +130,7 @@ def use_up_restarts(restarter: KernelRestarter) -> None:
 
 
 def makes_own_context(client: Any) -> bool:
-    """True if a client uses a ZeroMQ context of its own, and not one that the program has given.
+    """True if a client has made its ZeroMQ context itself. A program may give it another one.
 
     jupyter_client 8.10: `KernelClient._created_context`. The client makes its context when that is first used.
     """
