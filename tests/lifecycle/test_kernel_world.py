@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kit.machine.forked_kernels import Agent, Kernel, command_of
+from roost.launchers.agent.warm.kernel_command import NotForked
 from roost.launchers.agent.warm.kernel_world import KERNEL_WORLD
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
@@ -69,6 +71,9 @@ EQUAL = {
 }
 """The parts that every kernel has alike, each with an expression that shows the part."""
 TESTED = {
+    "tests/unit/launchers/agent/test_assignment.py": {
+        "`fork` is false": "test_the_first_process_leaves_other_kernels_to_the_agent",
+    },
     "tests/unit/launchers/agent/warm/test_kernel_command.py": {
         "program": "test_a_program_that_starts_an_interpreter_is_none",
         "other commands": "test_other_commands_are_no_ipykernel",
@@ -146,10 +151,40 @@ def test_kernels_of_one_zygote_share_the_seed_of_hashes(agent: Agent, kernels: d
     assert seen["fork"] == seen["standby"] != seen["fresh"]
 
 
+def test_the_parent_of_a_kernel_is_the_agent(kernels: dict[str, Kernel]) -> None:
+    assert {kernel.value("os.getppid()") for kernel in kernels.values()} == {os.getpid()}
+
+
+def test_if_memory_runs_out_kernels_end_first(kernels: dict[str, Kernel]) -> None:
+    seen = {how: int(kernel.value("read('/proc/self/oom_score_adj')")) for how, kernel in kernels.items()}
+    assert seen["fork"] == seen["standby"] == 500 > seen["fresh"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="immortal objects are new in Python 3.12")
+def test_objects_of_the_zygote_are_immortal(kernels: dict[str, Kernel]) -> None:
+    seen = {how: kernel.value("sys.getrefcount(os.path.join)") for how, kernel in kernels.items()}
+    assert seen["fork"] == seen["standby"] > 1 << 30 > seen["fresh"]
+
+
+def test_a_first_kernel_is_executed(tmp_path: Path, agent: Agent) -> None:
+    own = agent.env["OMP_NUM_THREADS"] = "3"  # no zygote has started with it
+    with pytest.raises(NotForked, match="no warm process for its Python and environment was ready"):
+        agent.fork(cwd=tmp_path)
+    assert agent.env.pop("OMP_NUM_THREADS") == own
+
+
+OWN = {
+    "hash seed": test_kernels_of_one_zygote_share_the_seed_of_hashes,
+    "parent": test_the_parent_of_a_kernel_is_the_agent,
+    "out of memory score": test_if_memory_runs_out_kernels_end_first,
+    "reference counts": test_objects_of_the_zygote_are_immortal,
+    "no warm process": test_a_first_kernel_is_executed,
+}
+
+
 def test_each_part_has_a_test() -> None:
-    own = {"hash seed": test_kernels_of_one_zygote_share_the_seed_of_hashes}
     elsewhere = [part for parts in TESTED.values() for part in parts]
-    assert sorted([*EQUAL, *elsewhere, *DIFFERENT, *own]) == sorted(each.name for each in KERNEL_WORLD)
+    assert sorted([*EQUAL, *elsewhere, *DIFFERENT, *OWN]) == sorted(each.name for each in KERNEL_WORLD)
     for path, parts in TESTED.items():
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         functions = [

@@ -88,7 +88,10 @@ async def test_the_first_process_leaves_other_kernels_to_the_agent(
     launch = a_launch((sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"))
     launch = replace(launch, **{**changes, "env": {**launch.env, **changes.get("env", {})}})
     async with assigned_agent(runtime_dir, launch) as agent:
-        assert (await agent.client.launch(launch)).how == "exec"
+        process = await agent.client.launch(launch)
+        assert process.how == "exec"
+        reason = "sets `fork` to false" if "may_fork" in changes else "forks only its first kernel"
+        assert reason in process.why_not_forked
 
 
 async def test_a_failed_assignment_answers_whoever_asks_for_it(runtime_dir: Path) -> None:
