@@ -14,11 +14,12 @@ from jupyter_client.blocking.client import BlockingKernelClient
 
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.client import Client, connect
-from roost.scheduler.errors import BackendUnavailable, KernelDied, LaunchTimeout
+from roost.scheduler.errors import BackendUnavailable, KernelDied, LaunchTimeout, UnknownKernel
 from roost.scheduler.messages import Connection, Kernel
 
 from .execution import Result, add_output, build_result
 from .kernel_connection import accept_null_fields, find_context, to_jupyter
+from .other_worlds import find_elsewhere_blocking
 from .request_options import read_seconds
 
 _ANSWER_S = 20.0
@@ -109,7 +110,13 @@ def attach(kernel_id: str, backend: str = DEFAULT_BACKEND, **backend_options: An
     `KernelDied` if the kernel has ended, and `BackendUnavailable` if nobody can connect with it yet.
     """
     service = connect(backend, **backend_options)
-    kernel = service.kernel(kernel_id).result()
+    try:
+        kernel = service.kernel(kernel_id).result()
+    except UnknownKernel:
+        other = find_elsewhere_blocking(service, kernel_id)
+        if other is None:
+            raise
+        service, kernel = other, other.kernel(kernel_id).result()
     if kernel.state == "exited":
         raise KernelDied(f"Kernel {kernel_id} has ended: {kernel.reason}.", exit_code=kernel.exit_code)
     if kernel.connection is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, get_args
 
+from roost.launchers.daemon.world import read_namespace as read_namespace
 from roost.launchers.protocol.shared_values import LAST_LINE as LAST_LINE
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY, KernelProcess, KernelUse
 from roost.launchers.protocol.shared_values import PORT_NAMES as PORT_NAMES
@@ -42,6 +43,8 @@ class ServiceFacts(TypedDict):
     """The name of the backend."""
     address: str
     """The address of the cluster, for people; empty if the cluster has none."""
+    network: str
+    """The network namespace of the service."""
 
 
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0

@@ -16,6 +16,7 @@ from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, ensure
 from roost.launchers.daemon.private_files import FolderError, runtime_dir
+from roost.launchers.daemon.world import name_in_world
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import PROTOCOL, Manager
@@ -30,14 +31,17 @@ _REPLACE_TRIES = 20
 
 
 async def find_or_start_agent(
-    settings: AgentSettings, *, name: str = "agent", manager: Manager | None = None
+    settings: AgentSettings, *, name: str = "", manager: Manager | None = None
 ) -> tuple[str, ClientKeys]:
     """Return endpoint and keys of the agent with this name. Start it if it is not running. Raises `DaemonError`.
+
+    Without a name, it is the agent of this process's world. A node of a cluster has one agent for each cluster, in the
+    world of the cluster manager's daemon.
 
     The agent watches `manager` from now on. An agent of an older version is replaced; its kernels and leases stay. An
     agent with other settings is replaced if it holds no lease. Otherwise it keeps its settings, with a warning.
     """
-    folder = runtime_dir() / name
+    folder = runtime_dir() / (name or name_in_world("agent"))
     for _ in range(_REPLACE_TRIES):
         program = [sys.executable, "-m", "roost.launchers.agent.main"]
         command = [*program, str(folder), json.dumps(encode(settings))]

@@ -5,8 +5,8 @@
     daemon ──hold(folder)──> lock ──announce──> ready.json
 
 `daemon` runs one process per folder. `private_files` makes folders and files that no other user can read. `process`
-identifies processes by pid and start time. `open_files` raises the limit of open files. `tasks` has background tasks,
-threads, pauses and timers for asyncio.
+identifies processes by pid and start time. `world` identifies the state that no process can choose for its children.
+`open_files` raises the limit of open files. `tasks` has background tasks, threads, pauses and timers for asyncio.
 
 This package is a ground floor: it imports nothing else of roost. Clients call `ensure`, and services and agents `hold`.
 """

@@ -56,6 +56,8 @@ class Owner:
     """The application's process on `host`; 0: no process holds the kernel."""
     process_started_at: float = 0.0
     """The start time of that process, from `process.start_time`."""
+    pid_namespace: str = ""
+    """The namespace of `pid`, which means another process elsewhere; empty: that of every reader."""
     can_adopt: bool = False
     """True if the application takes its kernels back after its own restart."""
     server: str = ""

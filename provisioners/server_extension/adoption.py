@@ -20,8 +20,6 @@ from traitlets.config import Config
 from roost.provisioners.kernel_json import PROVISIONER
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.client.client import Client, KernelList
-from roost.scheduler.client.running_services import find_services
-from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
 
@@ -112,7 +110,9 @@ class KernelFinder:
         services: dict[Client, list[str]] = {}
         for name in names:
             try:
-                services.setdefault(self._connect(name), []).append(name)
+                own = self._connect(name)
+                for each in (own, *own.find_elsewhere()):
+                    services.setdefault(each, []).append(name)
             except Exception as problem:  # noqa: BLE001 - the kernels of other kernelspecs are adopted
                 self._log.warning("roost: kernels of %s are not adopted: %s", name, problem)
         found = await asyncio.gather(*(self._ask(each, given) for each, given in services.items()))
@@ -141,11 +141,13 @@ class KernelFinder:
         `names` are the kernelspecs that use this scheduler.
         """
         remembered = {
-            kernel_id: facts for kernel_id, facts in self._state.kernels.items() if facts.get("name") in names
+            kernel_id: facts
+            for kernel_id, facts in self._state.kernels.items()
+            if facts.get("name") in names and not client.is_elsewhere
         }
         # The folder of the sockets of a server in a container is empty after its restart, so a scheduler is started.
         is_container = bool(os.environ.get("JUPYTERHUB_SERVICE_PREFIX"))
-        if not (remembered or is_container or _runs(client)):
+        if not (remembered or is_container or client.is_running()):
             return []
         read, again = await self._read(client, _ANSWER_S)
         if again:
@@ -175,11 +177,6 @@ def _describe(
     process = kernel.process if kernel is not None else None
     cwd = process.cwd if process is not None else facts.get("cwd", "")
     return FoundKernel(kernel_id=kernel_id, name=name, cwd=cwd, session=facts.get("session", ""))
-
-
-def _runs(client: Client) -> bool:
-    folder = service_folder(client.backend, client.options)
-    return any(service.folder == folder for service in find_services())
 
 
 def list_roost_kernelspecs(kernelspecs: KernelSpecManager, config: Config, first: str = "") -> list[str]:

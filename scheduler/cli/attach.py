@@ -20,7 +20,7 @@ from roost.scheduler.errors import ConfigError
 
 from .clean_text import clean, clean_but_colours
 from .kernels import find_kernels
-from .options import connect_scheduler, print_answer, scheduler_options
+from .options import connect_worlds, print_answer, scheduler_options
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -31,7 +31,7 @@ def attach(arguments: argparse.Namespace) -> int:
         import jupyter_console  # noqa: F401
     except ImportError:
         raise ConfigError(f"`roost attach` needs Jupyter's console: {describe_extra('console')}.") from None
-    (kernel,) = find_kernels(connect_scheduler(arguments), [arguments.kernel])
+    ((_, kernel),) = find_kernels(connect_worlds(arguments), [arguments.kernel])
     with attach_kernel(kernel.id, arguments.backend, **scheduler_options(arguments)) as attached:
         connection = to_jupyter(attached.connection)
         file = user_folder("attach") / f"{kernel.id}-{os.getpid()}.json"
@@ -70,8 +70,7 @@ def _build_console(attached: AttachedKernel) -> Any:
 
 
 def print_output(arguments: argparse.Namespace) -> int:
-    client = connect_scheduler(arguments)
-    (kernel,) = find_kernels(client, [arguments.kernel])
+    ((client, kernel),) = find_kernels(connect_worlds(arguments), [arguments.kernel])
     runs = asyncio.run(read_runs(client, kernel.id))
     return print_answer(
         arguments, {"kernel": kernel.id, "cells": [*map(_to_json, runs)]}, lambda: _show(runs)

@@ -47,6 +47,10 @@ def diagnose(arguments: argparse.Namespace) -> int:
             ]
         findings += reported
         findings.append({"level": "ok", "what": f"the cluster is {describe_cluster(service)}", "do": ""})
+        findings += [
+            {"level": "ok", "what": f"the scheduler of another world ({each.world}) runs", "do": ""}
+            for each in client.find_elsewhere()
+        ]
         findings += _find_broken_settings(arguments)
         answers = True
     except (RoostError, DaemonError) as error:

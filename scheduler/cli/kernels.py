@@ -16,21 +16,40 @@ from roost.placement.model.json_codec import encode
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.client import Client
 from roost.scheduler.config.memory_size import parse_bytes
-from roost.scheduler.errors import ConfigError, UnknownKernel
+from roost.scheduler.errors import ConfigError, RoostError, UnknownKernel
 from roost.scheduler.messages import Kernel
 
 from .clean_text import clean, clean_but_colours
-from .options import connect_scheduler, print_answer
+from .options import connect_worlds, print_answer
 from .tables import build_table, format_request, open_console, print_table, shorten_ids
 
 _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited": "red", "unknown": "red"}
 
 
 def list_kernels(arguments: argparse.Namespace) -> int:
-    found = wait_for(connect_scheduler(arguments).kernels(with_use=not arguments.pending))
-    kernels = [kernel for kernel in found if not arguments.pending or kernel.state == "queued"]
+    found = read_worlds(connect_worlds(arguments), with_use=not arguments.pending)
+    listed = [each for each in found if not arguments.pending or each[1].state == "queued"]
+    worlds = {kernel.id: client.world for client, kernel in listed if client.is_elsewhere}
+    kernels = [kernel for _, kernel in listed]
     document = {"kernels": [_to_document(kernel) for kernel in kernels]}
-    return print_answer(arguments, document, lambda: _show(kernels, is_queue=arguments.pending))
+    return print_answer(arguments, document, lambda: _show(kernels, worlds, is_queue=arguments.pending))
+
+
+def read_worlds(clients: Sequence[Client], *, with_use: bool = False) -> list[tuple[Client, Kernel]]:
+    """Return all kernels, each with the client of its scheduler. The first client is that of this world.
+
+    A scheduler of another world that does not answer gets a line on standard error.
+    """
+    calls = [(client, client.kernels(with_use=with_use)) for client in clients]
+    found = []
+    for client, call in calls:
+        try:
+            found += [(client, kernel) for kernel in wait_for(call)]
+        except RoostError as problem:
+            if not client.is_elsewhere:
+                raise
+            print(f"roost: kernels of another world are not listed: {problem.user_message}", file=sys.stderr)
+    return found
 
 
 def _to_document(kernel: Kernel) -> dict[str, Any]:
@@ -40,9 +59,10 @@ def _to_document(kernel: Kernel) -> dict[str, Any]:
 
 def print_log(arguments: argparse.Namespace) -> int:
     tail_bytes = parse_bytes(arguments.tail)
-    client = connect_scheduler(arguments)
+    clients = connect_worlds(arguments)
+    client = clients[0]
     try:
-        kernel = find_kernels(client, [arguments.kernel])[0]
+        client, kernel = find_kernels(clients, [arguments.kernel])[0]
     except UnknownKernel:
         kernel = wait_for(client.kernel(arguments.kernel))  # the service remembers ended kernels for a while
     text = wait_for(client.logs(kernel.id, tail_bytes=tail_bytes))
@@ -56,15 +76,15 @@ def print_log(arguments: argparse.Namespace) -> int:
 
 
 def stop(arguments: argparse.Namespace) -> int:
-    client = connect_scheduler(arguments)
+    clients = connect_worlds(arguments)
     if not arguments.kernels and not arguments.server:
         raise ConfigError(
             "Which kernels? Give the beginning of an id, or --server: `roost kernels` lists them."
         )
-    kernels = find_kernels(client, arguments.kernels)
+    kernels = find_kernels(clients, arguments.kernels)
     if arguments.server:
-        kernels += _find_kernels_of(client, arguments.server)
-    calls = {kernel.id: client.stop(kernel.id, grace_s=arguments.grace) for kernel in kernels}
+        kernels += _find_kernels_of(clients, arguments.server)
+    calls = {kernel.id: client.stop(kernel.id, grace_s=arguments.grace) for client, kernel in kernels}
     outcomes = []
     for kernel_id, call in calls.items():
         try:
@@ -84,34 +104,37 @@ def _describe_end(ended: Kernel) -> str:
     return "removed while it was starting" if ended.lease_id else "removed from the queue"
 
 
-def find_kernels(client: Client, prefixes: Sequence[str]) -> list[Kernel]:
+def find_kernels(clients: Sequence[Client], prefixes: Sequence[str]) -> list[tuple[Client, Kernel]]:
     """Return the kernels whose ids begin with the `prefixes`: one kernel for each prefix, and none twice.
+
+    Each comes with the client of its scheduler.
 
     Raises `UnknownKernel` if a prefix has no kernel, and `ConfigError` if it has several.
     """
-    known = wait_for(client.kernels())
+    known = read_worlds(clients)
     found = {}
     for prefix in prefixes:
-        matches = [kernel for kernel in known if prefix and kernel.id.startswith(prefix)]
-        matches = [kernel for kernel in matches if kernel.id == prefix] or matches
+        matches = [each for each in known if prefix and each[1].id.startswith(prefix)]
+        matches = [each for each in matches if each[1].id == prefix] or matches
         if not matches:
             raise UnknownKernel(f"There is no kernel {prefix!r}: `roost kernels` lists them.", kernel=prefix)
         if len(matches) > 1:
-            ids = ", ".join(kernel.id for kernel in matches[:4])
+            ids = ", ".join(kernel.id for _, kernel in matches[:4])
             raise ConfigError(f"{len(matches)} kernels begin with {prefix!r}: {ids}. Give more of the id.")
-        found[matches[0].id] = matches[0]
+        found[matches[0][1].id] = matches[0]
     return list(found.values())
 
 
-def _find_kernels_of(client: Client, server: str) -> list[Kernel]:
+def _find_kernels_of(clients: Sequence[Client], server: str) -> list[tuple[Client, Kernel]]:
     """Return the kernels of a Jupyter Server by its name; raises `UnknownKernel`."""
-    kernels = [kernel for kernel in wait_for(client.kernels()) if kernel.owner.server == server]
+    kernels = [each for each in read_worlds(clients) if each[1].owner.server == server]
     if not kernels:
         raise UnknownKernel(f"No kernel here belongs to a Jupyter Server named {server!r}.", server=server)
     return kernels
 
 
-def _show(kernels: Sequence[Kernel], *, is_queue: bool) -> None:
+def _show(kernels: Sequence[Kernel], worlds: Mapping[str, str], *, is_queue: bool) -> None:
+    """Print a table of kernels. `worlds` has the world of each kernel that is not of this one."""
     out = open_console()
     if not kernels:
         out.print("No kernel is queued." if is_queue else "There are no kernels.")
@@ -121,6 +144,8 @@ def _show(kernels: Sequence[Kernel], *, is_queue: bool) -> None:
     for kernel in kernels:
         if kernel.is_pending and not is_queue:
             out.print(f"{short[kernel.id]} is pending: {kernel.waits_for or 'no reason known'}")
+    for kernel_id, world in worlds.items():
+        out.print(f"{short[kernel_id]} is in another world: {world}")
 
 
 def _build_list(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:

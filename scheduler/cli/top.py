@@ -13,11 +13,10 @@ from rich.text import Text
 from roost.launchers.protocol.shared_values import KernelUse
 from roost.placement.model.format import format_amount, format_bytes
 from roost.placement.model.json_codec import encode
-from roost.scheduler.client.call import wait_for
-from roost.scheduler.client.client import Client
 from roost.scheduler.messages import Kernel
 
-from .options import connect_scheduler, print_answer
+from .kernels import read_worlds
+from .options import connect_worlds, print_answer
 from .tables import build_table, open_console, print_table, shorten_ids
 
 _WIDE = 100
@@ -28,8 +27,8 @@ _HIGH = 0.9
 
 def show_top(arguments: argparse.Namespace) -> int:
     """Show the running kernels again and again. Outside a terminal, show them once."""
-    client, out = connect_scheduler(arguments), open_console(moves_cursor=True)
-    kernels = _read(client)
+    out = open_console(moves_cursor=True)
+    kernels = _read(arguments)
     if arguments.json or not out.is_terminal:
         document = {"kernels": [encode(kernel.without_keys()) for kernel in kernels]}
         return print_answer(arguments, document, lambda: print_table(out, build_top(kernels, out.width)))
@@ -37,13 +36,14 @@ def show_top(arguments: argparse.Namespace) -> int:
         try:
             while True:
                 time.sleep(arguments.interval)
-                live.update(build_top(_read(client), out.width), refresh=True)
+                live.update(build_top(_read(arguments), out.width), refresh=True)
         except KeyboardInterrupt:
             return 0
 
 
-def _read(client: Client) -> list[Kernel]:
-    return [kernel for kernel in wait_for(client.kernels(with_use=True)) if kernel.state == "running"]
+def _read(arguments: argparse.Namespace) -> list[Kernel]:
+    found = read_worlds(connect_worlds(arguments), with_use=True)
+    return [kernel for _, kernel in found if kernel.state == "running"]
 
 
 def build_top(kernels: Sequence[Kernel], width: int) -> Table:

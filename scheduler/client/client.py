@@ -24,6 +24,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from roost.launchers.daemon.daemon import read_announcement
 from roost.launchers.daemon.private_files import private_folder, runtime_dir
 from roost.launchers.daemon.tasks import backoff, spawn
 from roost.launchers.protocol import rpc
@@ -39,7 +40,7 @@ from roost.scheduler.policies.pickling import PYTHON, pack_policy
 from .call import Call
 from .running_services import read_kernels
 from .service_connection import RETRY_S, ServiceConnection, no_answer
-from .service_folder import PROTOCOL, with_address
+from .service_folder import PROTOCOL, find_service_world, other_worlds, with_address
 from .this_owner import this_owner
 
 __all__ = ["Call", "Client", "KernelList", "connect", "user_folder"]
@@ -71,9 +72,21 @@ class Client:
     in time.
     """
 
-    def __init__(self, backend: str = DEFAULT_BACKEND, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        backend: str = DEFAULT_BACKEND,
+        options: Mapping[str, Any] | None = None,
+        *,
+        world: str | None = None,
+    ) -> None:
+        """Make a client of the service in this process's world, or in another `world` of this user's."""
         self.backend = backend
         self.options = dict(options or {})
+        own = find_service_world(backend)
+        self.world = own if world is None else world
+        """The world of the service (`daemon/world.py`); empty if the service serves all worlds."""
+        self.is_elsewhere = self.world != own
+        """True if the service is of another world. It is never started from here."""
         self._listeners: dict[str, list[Callable[[Event], None]]] = {}
         """The listeners by the kernel id that they were registered for; the empty id means all kernels."""
         self._policies: dict[str, Mapping[str, Any]] = {}
@@ -233,6 +246,16 @@ class Client:
 
         return stop
 
+    def is_running(self) -> bool:
+        """True if the service runs now. This does not start it."""
+        return read_announcement(self._connection.folder) is not None
+
+    def find_elsewhere(self) -> list[Client]:
+        """Return clients of the services that run for the same backend and options in other worlds of this user."""
+        worlds = other_worlds(self.backend, self.options, self.world)
+        found = [_connect(self.backend, self.options, world) for world in worlds]
+        return [each for each in found if each.is_running()]
+
     def close(self) -> None:
         """Remove the listeners and close the connection. The next call connects again.
 
@@ -256,6 +279,8 @@ class Client:
         self._connection = ServiceConnection(
             self.backend,
             self.options,
+            world=self.world,
+            is_elsewhere=self.is_elsewhere,
             on_event=self._on_event,
             on_rejoined=lambda: self._notify(Event(kind="resync", at=time.time())),
             is_wanted=lambda: bool(self._listeners),
@@ -349,7 +374,7 @@ class Client:
                 log.debug("connection lost during %s: calling again", op)
             except asyncio.TimeoutError:
                 outcome = f"did not answer `{op}` within {deadline_s:g} s"
-                raise no_answer(self.backend, self.options, outcome) from None
+                raise no_answer(self.backend, self._connection.folder, outcome) from None
             await asyncio.sleep(next(pauses))
 
     async def _send_policy(self, connection: RpcClient, request: Request | None, deadline: float) -> None:
@@ -408,10 +433,14 @@ def connect(backend: str = DEFAULT_BACKEND, **options: Any) -> Client:
     `RAY_ADDRESS` can give the address. The same arguments return the same client. Raises `ConfigError` for an
     unknown backend.
     """
-    options = with_address(backend, options)
-    key = backend, json.dumps(options, sort_keys=True, default=str), os.environ.get("ROOST_RUNTIME_DIR", "")
+    return _connect(backend, with_address(backend, options), find_service_world(backend))
+
+
+def _connect(backend: str, options: Mapping[str, Any], world: str) -> Client:
+    given = json.dumps(options, sort_keys=True, default=str)
+    key = backend, given, os.environ.get("ROOST_RUNTIME_DIR", ""), world
     with _clients_lock:
-        return _clients.setdefault(key, Client(backend, options))
+        return _clients.setdefault(key, Client(backend, options, world=world))
 
 
 def user_folder(name: str) -> Path:
@@ -428,7 +457,7 @@ def disconnect() -> None:
         client.close()
 
 
-_clients: dict[tuple[str, str, str], Client] = {}
+_clients: dict[tuple[str, str, str, str], Client] = {}
 _clients_lock = threading.Lock()
 _of_parent: list[object] = []
 """Loops and connections of the parent of a fork. They are never closed, because that would disturb the parent."""

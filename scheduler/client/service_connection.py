@@ -6,15 +6,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive, read_announcement
 from roost.launchers.daemon.private_files import FolderError
 from roost.launchers.daemon.tasks import backoff, in_thread, join_shared, start_shared
+from roost.launchers.daemon.world import name_in_world
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import VERSION, parse_version
-from roost.scheduler.errors import BackendUnavailable, ConfigError, ManagerAway, from_remote
+from roost.scheduler.errors import BackendUnavailable, ConfigError, ManagerAway, UnknownKernel, from_remote
 
 from .service_folder import PROTOCOL, service_command, service_folder
 from .this_owner import this_owner
@@ -32,9 +34,8 @@ The pauses are long, so that an application with a call starts the next service 
 """
 
 
-def no_answer(backend: str, options: Mapping[str, Any], problem: str) -> BackendUnavailable:
+def no_answer(backend: str, folder: Path, problem: str) -> BackendUnavailable:
     """Return the error about a service that does not answer. It names the service's process and log."""
-    folder = service_folder(backend, options)
     pid = (read_announcement(folder) or {}).get("pid")
     where = f"{backend}, pid {pid or 'unknown'}, log {folder / 'log'}"
     return BackendUnavailable(f"The scheduler service ({where}) {problem}.", pid=pid)
@@ -44,7 +45,8 @@ class ServiceConnection:
     """A connection to one service, used on one event loop.
 
     `on_rejoined` is called after each new connection but the first: events may have been missed before. While
-    `is_wanted()` is true, a lost connection is made again without a call.
+    `is_wanted()` is true, a lost connection is made again without a call. A service of another world
+    (`is_elsewhere`) is neither started nor replaced, because its agent would be started in this world.
     """
 
     def __init__(
@@ -52,12 +54,16 @@ class ServiceConnection:
         backend: str,
         options: Mapping[str, Any],
         *,
+        world: str,
+        is_elsewhere: bool,
         on_event: Callable[[Mapping[str, Any]], None],
         on_rejoined: Callable[[], None],
         is_wanted: Callable[[], bool],
     ) -> None:
         self._backend = backend
         self._options = options
+        self._world = world
+        self._is_elsewhere = is_elsewhere
         self._on_event = on_event
         self._on_rejoined = on_rejoined
         self._is_wanted = is_wanted
@@ -76,7 +82,12 @@ class ServiceConnection:
             rest_s = max(0.0, deadline - time.monotonic())
             return await asyncio.wait_for(join_shared(self._joining), rest_s)
         except asyncio.TimeoutError:
-            raise no_answer(self._backend, self._options, "did not answer in time") from None
+            raise no_answer(self._backend, self.folder, "did not answer in time") from None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the service. It may not exist."""
+        return service_folder(self._backend, self._options, self._world)
 
     async def _join(self) -> RpcClient:
         """Connect and subscribe. Start the service if none runs; replace it if it is older than this client."""
@@ -90,7 +101,7 @@ class ServiceConnection:
                     break
             except (rpc.RpcError, asyncio.TimeoutError) as problem:
                 if time.monotonic() > deadline:
-                    raise no_answer(self._backend, self._options, f"does not answer ({problem})") from None
+                    raise no_answer(self._backend, self.folder, f"does not answer ({problem})") from None
                 log.debug("the scheduler service does not answer yet: %s", problem)
             await asyncio.sleep(next(pauses))
         self._rpc = connection
@@ -116,7 +127,9 @@ class ServiceConnection:
     def _ensure_service(self) -> str:
         """Return the endpoint of the running service, and start one if needed. Blocks."""
         try:
-            folder = service_folder(self._backend, self._options)
+            folder = self.folder
+            if self._is_elsewhere:
+                return self._find_elsewhere(folder)
             argv, env = service_command(self._backend, folder, self._options)
             ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
         except FolderError as problem:
@@ -132,15 +145,32 @@ class ServiceConnection:
             raise BackendUnavailable(f"No scheduler service ({self._backend}): {problem}") from None
         return f"ipc://{folder}/socket"
 
+    def _find_elsewhere(self, folder: Path) -> str:
+        """Return the endpoint of another world's service.
+
+        Raises `BackendUnavailable` if the service has ended, and `UnknownKernel` if the agent of its kernels has, too.
+        """
+        if read_announcement(folder) is not None:
+            return f"ipc://{folder}/socket"
+        if not is_alive(folder) and not is_alive(folder.with_name(name_in_world("agent", self._world))):
+            raise UnknownKernel(f"Everything in the world {self._world} has ended.")
+        problem = f"The scheduler service of another world ({folder.name}) has ended"
+        raise BackendUnavailable(f"{problem}: only a program in that world can start it.")
+
     async def _is_current(self, connection: RpcClient) -> bool:
         """True if this client can use the service. An older service is asked to leave."""
         hello = {"protocol": PROTOCOL, "version": VERSION}
         greeting = await connection.call("hello", hello, timeout_s=_GREETING_S)
         protocol, version = int(greeting["protocol"]), str(greeting["version"])
-        if protocol == PROTOCOL and parse_version(version) >= parse_version(VERSION):
+        if protocol == PROTOCOL and (self._is_elsewhere or parse_version(version) >= parse_version(VERSION)):
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(f"The service {version} is newer than this client ({VERSION}): upgrade.")
+        if self._is_elsewhere:
+            raise BackendUnavailable(
+                f"The scheduler service of another world ({self._world}) has the older version {version}: "
+                "use it from a program in that world."
+            )
         log.info("scheduler service pid=%s is roost %s and is asked to leave", greeting.get("pid"), version)
         try:
             await connection.call("leave", {}, timeout_s=_GREETING_S)
@@ -165,6 +195,9 @@ class ServiceConnection:
             await asyncio.sleep(pause_s)
             try:
                 await self.connect(time.monotonic() + 2 * _START_SERVICE_S)
+                return
+            except UnknownKernel:  # the listeners read their kernels again, and get this error
+                self._on_rejoined()
                 return
             except BackendUnavailable as problem:
                 log.warning("%s", problem)

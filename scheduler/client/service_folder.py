@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.private_files import runtime_dir
+from roost.launchers.daemon.world import find_world, name_in_world
 from roost.scheduler.backends.registry import get_spec
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Version of the service's operations.
 
 A client asks a service with a lower version to exit, and starts its own. It refuses a service with a higher version. A
@@ -47,15 +48,39 @@ def with_address(backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def service_folder(backend: str, options: Mapping[str, Any]) -> Path:
-    """Return the folder of the service for this backend and these options. The service's socket in it is `socket`."""
+def find_service_world(backend: str) -> str:
+    """Return the world of the service that this process uses: its own for kernels on this machine, else none.
+
+    The kernels of a cluster run in the world of their node. Their service can serve every world of this machine,
+    because clients reach it through a file. A second service with the same name would take the first one's leases.
+    """
+    return find_world() if get_spec(backend).runs_on_this_machine else ""
+
+
+def service_folder(backend: str, options: Mapping[str, Any], world: str | None = None) -> Path:
+    """Return the folder of the service for this backend, these options and this world.
+
+    `world` is the one of `find_service_world`, unless it is given. The service's socket in the folder is `socket`.
+    """
+    world = find_service_world(backend) if world is None else world
+    return runtime_dir() / name_in_world(_name_service(backend, options), world)
+
+
+def _name_service(backend: str, options: Mapping[str, Any]) -> str:
     get_spec(backend)  # raises for a name that is no backend, before it becomes part of a path
     name = f"scheduler-{backend}"
     if options:
         chosen = {**options, "address": _spell(options["address"])} if "address" in options else dict(options)
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode())
         name += f"-{digest.hexdigest()[:8]}"
-    return runtime_dir() / name
+    return name
+
+
+def other_worlds(backend: str, options: Mapping[str, Any], world: str) -> list[str]:
+    """Return the other worlds that have a folder of a service for this backend and these options."""
+    name = _name_service(backend, options)
+    found = (folder.name.partition(".")[2] for folder in runtime_dir().glob(f"{name}.*"))
+    return sorted(each for each in found if each != world)
 
 
 def _spell(address: object) -> object:

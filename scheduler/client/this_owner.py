@@ -8,6 +8,7 @@ import socket
 import sys
 
 from roost.launchers.daemon.process import start_time
+from roost.launchers.daemon.world import read_namespace
 from roost.launchers.protocol.shared_values import Owner
 
 
@@ -28,6 +29,7 @@ def this_owner(user: str = "", application: str = "", can_adopt: bool = False, s
         host=socket.gethostname(),
         pid=pid,
         process_started_at=start_time(pid),
+        pid_namespace=read_namespace("pid"),
         can_adopt=can_adopt,
         server=server,
     )

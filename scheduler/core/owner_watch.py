@@ -1,6 +1,7 @@
 """Owners: whether the applications that hold kernels still live, and the rules for the kernels after an owner's end.
 
-Clients connect through a Unix socket, so they are processes of this machine. Without a pid, an owner counts as alive.
+Clients connect through a Unix socket, so they are processes of this machine. An owner without a pid, or in another PID
+namespace, counts as alive, because this process cannot see it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 
 from roost.launchers.daemon.process import Watch, is_running
 from roost.launchers.daemon.tasks import Timers
+from roost.launchers.daemon.world import read_namespace
 from roost.launchers.protocol.messages import Owner
 from roost.scheduler.config.settings import Settings
 
@@ -53,7 +55,7 @@ class OwnerWatch:
     def watch(self, owner: Owner) -> None:
         """Watch this owner from now on. May be repeated."""
         key = owner_key(owner)
-        if key in self._watches or not owner.pid:
+        if key in self._watches or not _is_visible(owner):
             return
 
         was_seen = is_running(owner.pid, owner.process_started_at)
@@ -70,7 +72,9 @@ class OwnerWatch:
 
     def holds(self, owner: Owner) -> bool:
         """True unless the owner's process has ended. Looks at the process now, unlike `is_alive`."""
-        return self.is_alive(owner) and (not owner.pid or is_running(owner.pid, owner.process_started_at))
+        if not self.is_alive(owner):
+            return False
+        return not _is_visible(owner) or is_running(owner.pid, owner.process_started_at)
 
     def close(self) -> None:
         for watch in self._watches.values():
@@ -134,6 +138,10 @@ class OwnerWatch:
 
 def _describe_end(record: KernelRecord) -> str:
     return f"its owner {record.owner.application or record.owner.user} has ended"
+
+
+def _is_visible(owner: Owner) -> bool:
+    return owner.pid > 0 and owner.pid_namespace in ("", read_namespace("pid"))
 
 
 def owner_key(owner: Owner) -> OwnerKey:

@@ -29,6 +29,7 @@ from typing import Any
 from roost.launchers.daemon.daemon import DaemonError, Hold, announce, announce_failure, hold
 from roost.launchers.daemon.private_files import FolderError, read_json, write_private_json
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
+from roost.launchers.daemon.world import read_namespace
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import VERSION
@@ -91,6 +92,7 @@ class Service:
             "pid": os.getpid(),
             "backend": self._spec.name,
             "address": self.core.backend.address,
+            "network": read_namespace("net"),
         }
 
     def watch_folder(self, held: Hold, put_back: Callable[[], None]) -> None:

@@ -20,6 +20,7 @@ import pytest
 from kit.clusters.dask.shared_cluster import tls_files
 from kit.clusters.kubernetes.shared_cluster import cluster_settings
 from kit.clusters.yarn.shared_cluster import cluster_settings as yarn_settings
+from kit.machine.daemons import agent_folder
 from roost.launchers.daemon import daemon
 from roost.placement import Request
 from roost.scheduler.backends.base import Lease
@@ -43,7 +44,7 @@ T4 = Callable[..., Request]
 
 
 def end_local(runtime_dir: Path) -> None:
-    announced = daemon.ensure(runtime_dir / "agent", ["false"], deadline_s=5)
+    announced = daemon.ensure(agent_folder(runtime_dir), ["false"], deadline_s=5)
     os.kill(announced["pid"], signal.SIGTERM)
 
 

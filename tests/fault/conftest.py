@@ -20,7 +20,7 @@ from kit.clusters.kubelets import Kubelets, why_not
 from kit.clusters.kubernetes.faults import MACHINES, KubernetesWorld, prepare
 from kit.clusters.yarn.faults import MACHINES as YARN_MACHINES
 from kit.clusters.yarn.faults import OpenYarnWorld, YarnWorld, fault_settings, opened
-from kit.machine.daemons import settle
+from kit.machine.daemons import agent_folder, settle
 from roost.scheduler.client.client import Client, disconnect
 from roost.testing.leftovers import private_runtime_dir
 
@@ -43,7 +43,7 @@ def short_owner_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> float:
 def settled_runtime_dir(runtime_dir: Path) -> Iterator[Path]:
     yield runtime_dir
     settle(runtime_dir)
-    agent = runtime_dir / "agent"
+    agent = agent_folder(runtime_dir)
     if agent.exists():
         assert not list((agent / "kernels").iterdir()), "files of kernels left"
         assert not list((agent / "leases").iterdir()), "leases left"

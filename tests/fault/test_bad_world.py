@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import roost
-from kit.machine.daemons import daemon_pids, kill, settle
+from kit.machine.daemons import agent_folder, daemon_pids, kill, settle
 from kit.machine.small_disk import small_disk as mounted
 from kit.machine.tiny_kernel import tiny
 from roost.launchers.daemon.process import is_running, start_time
@@ -174,5 +174,5 @@ async def test_the_agent_of_this_machine_has_no_port(client: Client, settled_run
     kernel = await client.start(tiny())
     (agent,) = daemon_pids(settled_runtime_dir, "agent")
     assert "LISTEN" not in [each.status for each in psutil.Process(agent).net_connections()]
-    assert (settled_runtime_dir / "agent/socket").stat().st_mode & 0o777 == 0o600
+    assert (agent_folder(settled_runtime_dir) / "socket").stat().st_mode & 0o777 == 0o600
     await client.stop(kernel.id, grace_s=0)

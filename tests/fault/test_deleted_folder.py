@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kit.jupyter.notebook import Notebook
-from kit.machine.daemons import daemon_pids, kill, wait_gone
+from kit.machine.daemons import agent_folder, daemon_pids, kill, wait_gone
 from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import Client
 
@@ -37,7 +37,7 @@ async def test_kernels_stay_within_reach(roost_by_default: None, settled_runtime
         kill(pid)  # the next one reads the files that were put back
         assert await notebook.value("kept") == "42"
         assert _list_kernels() == [str(notebook.pid)], f"lost with the {kind}"
-    assert "and is restored" in (settled_runtime_dir / "agent/log.old").read_text()
+    assert "and is restored" in (agent_folder(settled_runtime_dir) / "log.old").read_text()
     await notebook.close()
 
 
@@ -69,16 +69,16 @@ async def test_damaged_files_leave_no_process_behind(client: Client, settled_run
     damaged, whole = [await client.start(tiny()) for _ in range(2)]
     (pid,) = daemon_pids(settled_runtime_dir, "agent")
     kill(pid)
-    for file in (settled_runtime_dir / "agent").glob("kernels/*/record.json"):
+    for file in agent_folder(settled_runtime_dir).glob("kernels/*/record.json"):
         if str(damaged.pid) in file.read_text():
             file.write_bytes(b"")
-    (settled_runtime_dir / "agent/kernels/stray").write_text("x")
-    (settled_runtime_dir / "agent/leases/stray.json").write_text("x")
+    (agent_folder(settled_runtime_dir) / "kernels" / "stray").write_text("x")
+    (agent_folder(settled_runtime_dir) / "leases" / "stray.json").write_text("x")
     assert wait_gone(damaged.pid, 60)
     while _list_kernels("gpus=2") != [str(whole.pid)]:  # noqa: ASYNC110 - the lease outlives a kernel for a restarter
         await asyncio.sleep(0.5)
-    assert (settled_runtime_dir / "agent/leases/stray.unreadable").exists()
-    (settled_runtime_dir / "agent/leases/stray.unreadable").unlink()
+    assert (agent_folder(settled_runtime_dir) / "leases" / "stray.unreadable").exists()
+    (agent_folder(settled_runtime_dir) / "leases" / "stray.unreadable").unlink()
     await client.stop(whole.id, grace_s=0)
 
 

@@ -16,7 +16,7 @@ import zmq
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from kit.machine.daemons import daemon_pids
+from kit.machine.daemons import agent_folder, daemon_pids
 from kit.machine.tiny_kernel import tiny
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import Connection, Owner
@@ -116,7 +116,7 @@ class Attacker:
 async def test_messages_of_any_form(client: Client, settled_runtime_dir: Path) -> None:
     kernel = await client.start(tiny())
     service = next(settled_runtime_dir.glob("scheduler-*"))
-    attackers = {"kernels": Attacker(service), "list": Attacker(settled_runtime_dir / "agent")}
+    attackers = {"kernels": Attacker(service), "list": Attacker(agent_folder(settled_runtime_dir))}
 
     @settings(
         max_examples=MESSAGES // BATCH // 2,

@@ -12,7 +12,7 @@ import pytest
 
 import roost
 from kit.jupyter.kernelspecs import IPYKERNEL, kernelspecs
-from kit.machine.daemons import daemon_pids, settle, wait_gone
+from kit.machine.daemons import agent_folder, daemon_pids, settle, wait_gone
 from roost.launchers.agent.warm.learnt_preloads import FEWEST
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect, disconnect
@@ -58,7 +58,7 @@ def test_what_kernels_import_is_in_the_next_zygote_and_survives_the_agent(settle
             assert kernel.execute("'numpy' in __import__('sys').modules").text == "False"
             kernel.execute("import numpy", check=True)
     find_loaded({"numpy"}, "numpy")
-    log = (settled_runtime_dir / "agent" / "log").read_text()
+    log = (agent_folder(settled_runtime_dir) / "log").read_text()
     assert re.search(r"learnt: numpy \((\d+) of \1 kernels\)", log)
     assert log.count("replaces it") == 1
     with start() as kernel:
@@ -71,7 +71,7 @@ def test_what_kernels_import_is_in_the_next_zygote_and_survives_the_agent(settle
     settle(settled_runtime_dir)
     assert wait_gone(agent)
     find_loaded({"numpy"}, "numpy")
-    assert (settled_runtime_dir / "agent" / "log").read_text().count("zygote=") == 1, (
+    assert (agent_folder(settled_runtime_dir) / "log").read_text().count("zygote=") == 1, (
         "the first zygote has it"
     )
 
@@ -99,7 +99,7 @@ def test_a_package_that_starts_a_thread_and_the_users_own_modules_are_left_out(
     assert loaded == {"fit"}
     assert (
         f"threaded is not preloaded for {python}: it starts a thread"
-        in (settled_runtime_dir / "agent" / "log").read_text()
+        in (agent_folder(settled_runtime_dir) / "log").read_text()
     )
     with start("own", cwd=notebooks) as kernel:
         kernel.execute("import mine, fit, threaded", check=True)

@@ -76,6 +76,8 @@ class StubClient:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.elsewhere: list[StubClient] = []
+        self.world, self.is_elsewhere = "", False
         self.asked: list[tuple[Any, ...]] = []
         self.cluster: list[Node] = list(NODES)
         self.known: list[Kernel] = [RUNNING, SECOND, QUEUED]
@@ -88,6 +90,9 @@ class StubClient:
     def _answer(self, answer: Any, *asked: Any) -> Answer:
         self.asked.append(asked)
         return Answer(self.error or answer)
+
+    def find_elsewhere(self) -> list[StubClient]:
+        return self.elsewhere
 
     def service(self) -> Answer:
         who = {"protocol": 2, "version": "9", "pid": 7, "backend": "ray", "address": "192.0.2.1:6379"}

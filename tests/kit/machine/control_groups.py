@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from kit.machine.daemons import agent_folder
 from roost.launchers.agent.limits.cgroups import CgroupTree, NoCgroups
 from roost.launchers.agent.limits.limits import name_group
 
@@ -18,7 +19,7 @@ def why_not() -> str:
 
 
 def find_tree(runtime_dir: Path) -> CgroupTree:
-    return CgroupTree(name_group(runtime_dir / "agent"))
+    return CgroupTree(name_group(agent_folder(runtime_dir)))
 
 
 def lease_groups(runtime_dir: Path) -> set[str]:

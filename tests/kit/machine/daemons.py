@@ -10,9 +10,15 @@ from pathlib import Path
 
 from roost.launchers.daemon.daemon import is_alive
 from roost.launchers.daemon.private_files import read_json
+from roost.launchers.daemon.world import name_in_world
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement.model.json_codec import decode
+
+
+def agent_folder(runtime_dir: Path) -> Path:
+    """Return the folder of the agent for this machine, in the world of the test."""
+    return runtime_dir / name_in_world("agent")
 
 
 def daemon_pids(runtime_dir: Path, prefix: str) -> list[int]:
@@ -48,17 +54,18 @@ def kill(pid: int) -> None:
 
 
 def settle(runtime_dir: Path) -> None:
-    """End the services, then release the agent's leases and end the agent."""
+    """End the services, then release the leases of the agents and end the agents, in every world."""
     for pid in daemon_pids(runtime_dir, "scheduler"):
         os.kill(pid, signal.SIGTERM)
         assert wait_gone(pid), f"scheduler service {pid} does not end"
-    for pid in daemon_pids(runtime_dir, "agent"):
-        asyncio.run(_empty_agent(runtime_dir))
-        assert wait_gone(pid), f"agent {pid} does not end"
+    for folder in runtime_dir.glob("agent*"):
+        for pid in daemon_pids(runtime_dir, folder.name):
+            asyncio.run(_empty_agent(folder))
+            assert wait_gone(pid), f"agent {pid} does not end"
 
 
-async def _empty_agent(runtime_dir: Path) -> None:
-    announced = read_json(runtime_dir / "agent" / "ready.json")
+async def _empty_agent(folder: Path) -> None:
+    announced = read_json(folder / "ready.json")
     client = AgentClient(announced["endpoint"], decode(ClientKeys, announced["keys"]))
     await client.connect()
     try:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from kit.machine.daemons import agent_folder
 from kit.machine.tiny_kernel import TINY_ARGV
 from roost.launchers.agent.find_or_start import find_or_start_agent
 from roost.launchers.agent.limits.limits import Limits
@@ -125,7 +126,7 @@ async def end_agent(settings: AgentSettings = SETTINGS) -> None:
 
 def agent_pid() -> int:
     """Return the pid of the running agent."""
-    announcement = read_announcement(runtime_dir() / "agent")
+    announcement = read_announcement(agent_folder(runtime_dir()))
     assert announcement is not None, "no agent is running"
     return int(announcement["pid"])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.machine.daemons import agent_folder
 from kit.machine.real_agent import agent_pid
 from roost.launchers.agent.find_or_start import find_differences, find_or_start_agent, is_older
 from roost.launchers.daemon.daemon import DaemonError
@@ -66,10 +67,10 @@ async def test_an_older_agent_with_a_lease_passes_its_settings_on(
 ) -> None:
     pid = agent_pid()
     await agent.reserve(Reserve(lease=LEASE))
-    announced = read_json(runtime_dir / "agent" / "ready.json")
+    announced = read_json(agent_folder(runtime_dir) / "ready.json")
     announced["version"] = "0.0.0"
     announced["settings"]["of_old"] = 1
-    write_private_json(runtime_dir / "agent" / "ready.json", announced)
+    write_private_json(agent_folder(runtime_dir) / "ready.json", announced)
     holdings = AgentClient.holdings
 
     async def unknown(client: AgentClient) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kit.machine.daemons import agent_folder
 from kit.machine.real_agent import Session, agent_pid, agent_session, alive, end_agent
 from kit.machine.tiny_kernel import TINY_ARGV as ARGV
 from kit.machine.tiny_kernel import TINY_KERNEL
@@ -33,7 +34,7 @@ async def agent(runtime_dir: Path) -> AsyncIterator[Session]:
     async with agent_session() as session:
         yield session
     await end_agent()
-    folder = runtime_dir / "agent"
+    folder = agent_folder(runtime_dir)
     assert not list((folder / "kernels").iterdir()), "files of kernels left"
     assert not list((folder / "leases").iterdir()), "leases left"
 
@@ -191,7 +192,7 @@ async def test_the_next_agent_adopts_the_kernels_of_a_killed_agent(agent: Sessio
 
 def _folder(name: str) -> Path:
     digest = hashlib.sha256(name.encode()).hexdigest()[:32]
-    return Path(os.environ["ROOST_RUNTIME_DIR"], "agent", "kernels", digest)
+    return agent_folder(Path(os.environ["ROOST_RUNTIME_DIR"])) / "kernels" / digest
 
 
 async def _wait_for_pid(name: str) -> int:
@@ -225,7 +226,7 @@ async def test_the_next_agent_kills_a_kernel_without_a_lease(agent: Session, run
     process = await agent.launch("k")
     os.kill(agent_pid(), signal.SIGKILL)
     (_folder("k") / "starting.json").unlink()  # an earlier version wrote none
-    for lease in (runtime_dir / "agent" / "leases").iterdir():
+    for lease in (agent_folder(runtime_dir) / "leases").iterdir():
         lease.unlink()
     async with agent_session() as again:
         assert (await again.client.holdings()).kernels == ()
@@ -365,4 +366,4 @@ async def test_an_agent_stays_while_a_lease_exists_and_leaves_when_idle(runtime_
         await asyncio.wait_for(ended.wait(), 60)
         asyncio.get_running_loop().remove_reader(descriptor)
         os.close(descriptor)
-    shutil.rmtree(runtime_dir / "agent")
+    shutil.rmtree(agent_folder(runtime_dir))

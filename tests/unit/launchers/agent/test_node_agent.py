@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import zmq
 
-from kit.machine.daemons import kill
+from kit.machine.daemons import agent_folder, kill
 from kit.machine.real_agent import Session, agent_pid, agent_session, alive, end_agent
 from kit.machine.tiny_kernel import TINY_ARGV, TINY_KERNEL
 from roost.launchers.agent.find_or_start import find_or_start_agent
@@ -53,7 +53,7 @@ async def agent(runtime_dir: Path) -> AsyncIterator[Session]:
         yield session
     await end_agent(AT)
     for folder in ("kernels", "leases"):
-        assert not list((runtime_dir / "agent" / folder).iterdir()), f"{folder} left"
+        assert not list((agent_folder(runtime_dir) / folder).iterdir()), f"{folder} left"
 
 
 @contextmanager
@@ -232,7 +232,7 @@ async def test_a_manager_that_is_a_subreaper_is_refused(runtime_dir: Path, which
         assert (await asyncio.to_thread(os.waitpid, pid, 0))[1] == 0, "it leaves"
     finally:
         set_child_subreaper(False)
-    assert not (runtime_dir / "agent" / "manager.json").exists()
+    assert not (agent_folder(runtime_dir) / "manager.json").exists()
 
 
 def set_child_subreaper(on: bool) -> None:
@@ -275,7 +275,7 @@ async def test_the_program_that_starts_an_agent(runtime_dir: Path, answering: st
 
 
 async def test_an_agent_removes_what_a_killed_zygote_has_left(runtime_dir: Path) -> None:
-    left = private_folder(private_folder(runtime_dir / "agent") / "rehearsal-1")
+    left = private_folder(private_folder(agent_folder(runtime_dir)) / "rehearsal-1")
     (left / "kernel.json").write_text("with a key")
     async with agent_session() as agent:
         assert (await agent.client.holdings()).leases == ()

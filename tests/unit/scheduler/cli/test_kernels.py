@@ -8,6 +8,7 @@ import pytest
 
 from kit.fakes.client import QUEUED, RUNNING, StubClient, build_kernel, document, run
 from roost.launchers.protocol.shared_values import KernelUse
+from roost.scheduler.errors import BackendUnavailable
 
 
 def test_kernels(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,6 +23,22 @@ def test_kernels(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None
     assert listed[0]["process"]["connection"] is None
     assert [known["how"] for known in listed] == ["exec", "", ""]
     assert listed[0]["why_not_forked"] == ""
+
+
+def test_kernels_of_other_worlds_are_listed_and_stopped(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, silent = StubClient(), StubClient()
+    client.elsewhere = [other, silent]
+    other.world, silent.world, other.is_elsewhere, silent.is_elsewhere = "0ddba11f", "f0011000", True, True
+    other.known, silent.error = [build_kernel("cccc-1")], BackendUnavailable("It is silent.")
+    code, out, error = run(capsys, "kernels")
+    assert code == 0
+    assert "cccc-1 is in another world: 0ddba11f" in out
+    assert error == "roost: kernels of another world are not listed: It is silent.\n"
+    assert run(capsys, "stop", "cc")[:2] == (0, "cccc-1 removed from the queue\n")
+    assert ("stop", "cccc-1", 5.0) in other.asked
+    assert not [each for each in client.asked if each[0] == "stop"]
 
 
 def test_kernels_show_what_they_use(

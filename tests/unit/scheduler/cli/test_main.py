@@ -34,7 +34,7 @@ def test_doctor_fails_on_errors_only(
     assert code == 1
     assert "the scheduler does not start" in out
     assert "fix this first" in out
-    client.error = no_answer("local", {}, "did not answer `doctor` within 20 s")
+    client.error = no_answer("local", service_folder("local", {}), "did not answer `doctor` within 20 s")
     (finding,) = document(capsys, "doctor", code=1)["findings"]
     assert f"pid 7, log {service_folder('local', {})}/log" in finding["what"]
     assert "`kill -9 7`" in finding["do"]
@@ -152,10 +152,10 @@ def test_version_names_running_services(runtime_dir: Path, capsys: pytest.Captur
         said = {"version": "9", "pid": 7, "backend": "ray", "address": "192.0.2.1:6379", "endpoint": "x"}
         (service.folder / "ready.json").write_text(json.dumps(said))
         (found,) = document(capsys, "version")["schedulers"]
-        assert found == {"folder": "scheduler-local"} | {
+        assert found == {"folder": service.folder.name} | {
             name: said[name] for name in said if name != "endpoint"
         }
-        assert "9 for ray at 192.0.2.1:6379 (pid 7, scheduler-local)" in run(capsys, "version")[1]
+        assert f"9 for ray at 192.0.2.1:6379 (pid 7, {service.folder.name})" in run(capsys, "version")[1]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 import roost
 from roost.placement import Device, Node, Request
 from roost.scheduler.cli import main
+from roost.scheduler.client.service_folder import service_folder
 
 OK = tuple[int, str, str]
 Simulate = Callable[..., OK]
@@ -225,14 +226,15 @@ def test_the_decision_log_is_the_default_trace(
         "asked_at": "2026-11-20T10:00:00.000+00:00",
         "request": {"gpus": 0.5},
     }
-    (files / "r" / "scheduler-local").mkdir()
-    (files / "r" / "scheduler-local" / "decisions.jsonl").write_text(json.dumps(line) + "\n")
+    folder = service_folder("local", {})
+    folder.mkdir()
+    (folder / "decisions.jsonl").write_text(json.dumps(line) + "\n")
     assert simulate("--recorded", nodes=("--live",))[0] == 2  # the only kernel still runs on its node
     code, out, _ = simulate("--recorded", "--policy", "pack", "--empty", nodes=("--live",))
     assert code == 0
     assert out.startswith("1 request as recorded, on 1 node with 1 GPU.\n\n")
     refused = json.dumps({**line, "what": "refused", "kernel": "r"})
-    with (files / "r" / "scheduler-local" / "decisions.jsonl").open("a") as log:
+    with (folder / "decisions.jsonl").open("a") as log:
         log.write(f"{refused}\n")
     code, out, _ = simulate("--recorded", "--policy", "pack", nodes=("--live",))
     assert code == 0

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from kit.fakes.scheduler import FakeWorld, fake_world
+from kit.machine.daemons import agent_folder
 from roost.launchers.daemon import daemon
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import Connection, Owner
@@ -251,9 +252,9 @@ async def test_a_process_serves_is_killed_and_is_replaced(runtime_dir: Path) -> 
 
 
 async def _end_agent(runtime_dir: Path) -> None:
-    ready = daemon.ensure(runtime_dir / "agent", ["false"], deadline_s=5)
+    ready = daemon.ensure(agent_folder(runtime_dir), ["false"], deadline_s=5)
     os.kill(ready["pid"], signal.SIGTERM)
-    await left(runtime_dir / "agent")
+    await left(agent_folder(runtime_dir))
 
 
 def test_a_wrong_configuration_is_said_by_the_starter(runtime_dir: Path, tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_a_runtime_folder_that_is_too_deep_is_said_by_the_starter(
     monkeypatch.setenv("ROOST_RUNTIME_DIR", str(deep))
     with pytest.raises(daemon.DaemonError, match="bytes that a socket's path may have"):
         ensure({})
-    assert not (deep / "agent").exists(), "an agent was started for nothing"
+    assert not agent_folder(deep).exists(), "an agent was started for nothing"
 
 
 def test_its_arguments_name_no_options(runtime_dir: Path) -> None:
