@@ -6,7 +6,6 @@ import fnmatch
 import os
 import re
 from collections.abc import Container, Mapping, Sequence
-from contextlib import suppress
 
 from roost.scheduler.errors import ConfigError
 
@@ -71,15 +70,3 @@ def choose_directory(env: Mapping[str, str], cwd: str | None, *, is_local: bool)
         return os.getcwd()
     except FileNotFoundError:
         return os.path.expanduser("~")
-
-
-def read_umask() -> int | None:
-    """Return this process's umask, or None if /proc does not show it.
-
-    `os.umask` reads the umask only by setting it, which would disturb other threads.
-    """
-    with suppress(OSError), open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    return None

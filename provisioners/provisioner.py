@@ -29,7 +29,7 @@ from roost.scheduler.client.client import Call, Client, connect
 from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.config.trait_errors import describe_refusal
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, RoostError, UnknownKernel
-from roost.scheduler.messages import Connection, Kernel, Owner, StartKernel
+from roost.scheduler.messages import UNKNOWN, Connection, Kernel, Owner, StartKernel, read_context
 
 from .application import (
     CommandNotFound,
@@ -56,7 +56,6 @@ from .kernel_environment import (
     check_patterns,
     check_variables,
     choose_directory,
-    read_umask,
 )
 from .kernel_json import check_spec
 from .other_worlds import find_elsewhere
@@ -406,7 +405,7 @@ class RoostProvisioner(KernelProvisionerBase):
             cwd=self._cwd,
             connection=self._connection,
             may_fork=self.fork,
-            umask=read_umask() if is_local else None,
+            context=read_context() if is_local else UNKNOWN,
             launch_timeout_s=options.launch_timeout_s,
             queue_timeout_s=None if is_restart else find_queue_timeout_s(self.parent),
         )

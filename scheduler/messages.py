@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from roost.launchers.daemon.world import read_namespace as read_namespace
+from roost.launchers.protocol.process_context import UNKNOWN as UNKNOWN
+from roost.launchers.protocol.process_context import ProcessContext as ProcessContext
+from roost.launchers.protocol.process_context import read_context as read_context
 from roost.launchers.protocol.shared_values import LAST_LINE as LAST_LINE
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY, KernelProcess, KernelUse
 from roost.launchers.protocol.shared_values import PORT_NAMES as PORT_NAMES
@@ -67,8 +70,8 @@ class StartKernel:
     cwd: str
     connection: Connection
     may_fork: bool = True
-    umask: int | None = None
-    """The application's own umask, which applies to a kernel on the same machine."""
+    context: ProcessContext = field(default_factory=ProcessContext)
+    """The application's own context, which applies to a kernel on the same machine."""
     launch_timeout_s: float = DEFAULT_LAUNCH_TIMEOUT_S
     """Limits queue and launch together, or only the launch if `queue_timeout_s` is given."""
     queue_timeout_s: float | None = None

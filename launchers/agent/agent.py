@@ -19,6 +19,7 @@ from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, join_sha
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import KernelProcess, KernelUse, Lease
+from roost.launchers.protocol.process_context import UNKNOWN, ProcessContext
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.placement.model import Node
@@ -381,12 +382,16 @@ class Agent:
         state, idle_s = self._kernels.activity(use.kernel_id)
         return replace(use, execution_state=state, idle_s=idle_s)
 
-    async def _warm(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
+    async def _warm(
+        self, argv: tuple[str, ...], env: Mapping[str, str], context: ProcessContext = UNKNOWN
+    ) -> None:
         """Start a zygote for kernels with this command and environment, if such kernels can be forked."""
         command = parse_ipykernel_command(argv)
         if command is not None:
             await self._zygotes.warm(
-                command, {**build_node_environment(), **env} if self._settings.is_remote else env
+                command,
+                {**build_node_environment(), **env} if self._settings.is_remote else env,
+                context=context,
             )
 
     def _leave(self) -> None:

@@ -20,6 +20,7 @@ from roost.launchers.daemon.daemon import AlreadyRunning, hold
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import PROTOCOL, PodKernel
+from roost.launchers.protocol.process_context import loosen
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.launchers.protocol.rpc_server import RpcServer
 from roost.launchers.protocol.shared_values import VERSION
@@ -117,6 +118,8 @@ def main(
 
         given = fill_in(given)
     settings = decode(AgentSettings, given)
+    if not settings.is_remote and not settings.is_per_kernel:  # else kernels get this process's context
+        loosen()
     # Kernels would inherit the signals that the starter blocks. A worker of Ray blocks SIGINT, the interrupt.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     assignment = decode(messages.Assignment, assigned) if assigned else None

@@ -20,6 +20,7 @@ from .messages import (
     Owner,
     Reserve,
 )
+from .process_context import UNKNOWN, ProcessContext
 from .rpc import ClientKeys
 from .rpc_client import RpcClient
 
@@ -124,12 +125,14 @@ class AgentClient:
         answer = await self._client.call("stats", timeout_s=_QUICK_S)
         return [decode(KernelUse, use, ignore_unknown=True) for use in answer]
 
-    async def warm(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
-        """Have the agent prepare a zygote for kernels with this command and environment.
+    async def warm(
+        self, argv: tuple[str, ...], env: Mapping[str, str], context: ProcessContext = UNKNOWN
+    ) -> None:
+        """Have the agent prepare a zygote for kernels with this command, environment and context.
 
         Returns when the zygote is ready, or when the agent knows that it cannot make one.
         """
-        await self._client.call("warm", {"argv": argv, "env": env}, timeout_s=90.0)
+        await self._client.call("warm", {"argv": argv, "env": env, "context": context}, timeout_s=90.0)
 
     async def leave(self) -> None:
         """Have the agent end itself. Its kernels and leases stay for the next agent."""

@@ -13,6 +13,7 @@ from typing import Literal
 
 from roost.placement.model import Node, Request
 
+from .process_context import ProcessContext as ProcessContext
 from .rpc import ClientKeys, ServerKeys
 from .shared_values import LAST_LINE as LAST_LINE
 from .shared_values import PORT_NAMES as PORT_NAMES
@@ -26,7 +27,7 @@ from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
 from .shared_values import name_connection_file as name_connection_file
 
-PROTOCOL = 12
+PROTOCOL = 13
 """The version of this protocol. An agent and a client must have the same version.
 
 A new field in an answer or event needs no new version, because older clients ignore the field. A new field in a request
@@ -141,8 +142,8 @@ class Launch:
     """The kernel's keys and, if they are fixed, its ports. It is secret."""
     may_fork: bool = True
     """True if the kernel may be forked from a process that has imported ipykernel."""
-    umask: int | None = None
-    """The kernel's umask; None: the agent's."""
+    context: ProcessContext = field(default_factory=ProcessContext)
+    """The context of the application, which the kernel gets. Where a part is not known, it gets the agent's."""
     deadline_s: float = 60.0
     """How long the kernel may take to listen on its ports."""
     journal: JournalLimits = field(default_factory=JournalLimits)

@@ -32,6 +32,7 @@ processor while the kernel displays thousands, and the rest would be lost.
 """
 _NO_PARENT = "1"
 """The value of JPY_PARENT_PID, which libraries take as the sign of a notebook. ipykernel does not watch process 1."""
+_PR_SET_DUMPABLE = 4  # from linux/prctl.h
 _DESCRIPTORS = 256
 """How many descriptors a kernel gets room for before its threads start."""
 
@@ -155,6 +156,7 @@ class KernelChild(NamedTuple):
         self.report({"pid": os.getpid()})
         self.take_over_process()
         self.wait_until_confirmed()
+        self.join_groups()
         for number in (1, 2):
             os.dup2(self.log_fd, number)
         os.close(self.log_fd)
@@ -174,6 +176,7 @@ class KernelChild(NamedTuple):
             if self.is_started_early:
                 self.report({"standby": True})
             self.wait_until_confirmed()
+            self.join_groups()
             serve_on(standby.app, self.listeners, self.report_ready)
             standby.connect(self.request["argv"])
         except BaseException:  # noqa: BLE001 - it is written to the log
@@ -199,6 +202,14 @@ class KernelChild(NamedTuple):
         sys.orig_argv[0] = self.request.get("program", sys.orig_argv[0])
         sys.orig_argv[-3:] = ["-m", "ipykernel_launcher", *sys.argv[1:]]
         show(sys.orig_argv, first)
+
+    def join_groups(self) -> None:
+        """Join the groups of the launch. Before, the agent has set the limits: later, it may lack the right."""
+        if groups := self.request.get("groups"):  # a rehearsal has none
+            os.setgroups(groups[1:])
+            os.setgid(groups[0])
+            # A change of the group protects a process from its own user, until it executes a program.
+            importlib.import_module("ctypes").CDLL(None).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
 
     def report(self, message: dict[str, Any]) -> None:
         """Send a message to the agent. End this process if the agent has ended or gives it up."""

@@ -16,7 +16,7 @@ ROOM is any long string. Where Linux does not let a process choose the memory of
                      or {"op": "refused" or "failed", "reason"}
                      or {"op": "unfit", "name": a learnt package, "reason"}, also while that is imported
     agent → zygote   {"most_spares": number}                                                        whenever it changes
-    agent → zygote   {"argv", "env", "cwd", "umask", "report", "listeners"}                         once per kernel
+    agent → zygote   {"argv", "env", "cwd", "umask", "groups", "report", "listeners"}               once per kernel
                      + [channel, log, as many sockets as "listeners" says, files of a control group …]
                      "report": {"path", "python"} for the kernel's imports, or null
     kernel → agent   on the channel, also a SOCK_SEQPACKET socket: {"pid": …}, then {"ready": true} when it serves its

@@ -172,9 +172,13 @@ def _read_umask(pid: int | str) -> str:
 
 
 def _has_changed_limits() -> bool:
-    """True if a limit is not the parent's. The agent's own limit of open files is higher."""
+    """True if a limit is not the parent's.
+
+    The agent's own limit of open files is higher. The stack is that of the kernels, and not of the agent.
+    """
     kinds = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
-    kinds.pop("RLIMIT_NOFILE")
+    for name in ("RLIMIT_NOFILE", "RLIMIT_OFILE", "RLIMIT_STACK"):
+        kinds.pop(name, None)
     with contextlib.suppress(OSError):  # the parent is outside the container
         return any(
             resource.getrlimit(each) != resource.prlimit(os.getppid(), each) for each in kinds.values()

@@ -28,10 +28,12 @@ from roost.launchers.daemon.daemon import read_announcement
 from roost.launchers.daemon.private_files import private_folder, runtime_dir
 from roost.launchers.daemon.tasks import backoff, spawn
 from roost.launchers.protocol import rpc
+from roost.launchers.protocol.process_context import UNKNOWN, read_context
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import VERSION, JournalPage, Owner
 from roost.placement.model import Request
 from roost.placement.model.json_codec import decode
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import BackendUnavailable, ManagerAway, RoostError, UnknownKernel, from_remote
 from roost.scheduler.messages import EVENT_KINDS, Event, Finding, Kernel, ServiceFacts, StartKernel
@@ -189,9 +191,10 @@ class Client:
     def warm(self, argv: Sequence[str], env: Mapping[str, str]) -> Call[None]:
         """Warm a zygote for kernels of this `argv` and `env`, on the node where such a kernel would be placed now.
 
-        On another machine, `env` is added to the node's own environment.
+        On this machine, they get this thread's context. On another one, `env` is added to the node's own environment.
         """
-        return self._ask("warm", _to_nothing, _WARM_S, argv=list(argv), env=dict(env))
+        context = read_context() if get_spec(self.backend).runs_on_this_machine else UNKNOWN
+        return self._ask("warm", _to_nothing, _WARM_S, argv=list(argv), env=dict(env), context=context)
 
     def up(self) -> Call[int]:
         """Start the agents of all nodes, and return their number. Later starts do not wait for an agent."""

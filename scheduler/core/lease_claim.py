@@ -48,7 +48,7 @@ def build_launch(start: StartKernel, deadline_s: float, journal: JournalLimits) 
         cwd=start.cwd,
         connection=start.connection,
         may_fork=start.may_fork,
-        umask=start.umask,
+        context=start.context,
         deadline_s=deadline_s,
         journal=journal,
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 from roost.launchers.daemon.tasks import Timers, cancel_all
 from roost.launchers.protocol.messages import JournalLimits, JournalPage, Owner
+from roost.launchers.protocol.process_context import UNKNOWN, ProcessContext
 from roost.placement import Snapshot
 from roost.placement.model import Request
 from roost.scheduler.backends.agent_calls import Agents
@@ -295,7 +296,9 @@ class Scheduler:
         self.events.publish("nodes", detail=f"node {node_id} {'drains' if on else 'is open again'}")
         self._queue.wake()
 
-    async def warm(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
+    async def warm(
+        self, argv: tuple[str, ...], env: Mapping[str, str], context: ProcessContext = UNKNOWN
+    ) -> None:
         """Warm a zygote for `argv` and `env` on the node where such a kernel would be placed now."""
         request = with_defaults(Request(environment=argv[0] if argv else ""), self._settings)
         await self._load_policy(request)
@@ -304,7 +307,7 @@ class Scheduler:
             raise no_node(decision)
         node_id = decision.placement.node_id
         lease = Lease(id="", kernel_id="", node_id=node_id, request=request, owner=Owner(user=""))
-        await self._access.call(lease, lambda agent: agent.warm(argv, env))
+        await self._access.call(lease, lambda agent: agent.warm(argv, env, context))
 
     async def doctor(self, fix: bool = False) -> list[Finding]:
         """Return all findings.

@@ -30,6 +30,7 @@ from roost.launchers.daemon.daemon import DaemonError, Hold, announce, announce_
 from roost.launchers.daemon.private_files import FolderError, read_json, write_private_json
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
 from roost.launchers.daemon.world import read_namespace
+from roost.launchers.protocol.process_context import loosen
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import VERSION
@@ -311,6 +312,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--backend", default=DEFAULT_BACKEND)
     parser.add_argument("--folder", type=Path, required=True)
     given = parser.parse_args(arguments)
+    loosen()
     gc.set_threshold(*_COLLECT_AFTER)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:

@@ -92,6 +92,16 @@ TESTED = {
         "configuration of IPython": "test_each_kernel_runs_the_current_startup_files",
         "random numbers": "test_kernels_of_one_zygote_draw_different_random_numbers",
     },
+    "tests/lifecycle/test_contexts.py": {
+        "counted CPUs": "test_libraries_count_the_cpus_of_the_application",
+        "stack limit": "test_the_depth_of_the_stack_and_of_a_threads_stack",
+        "limits": "test_the_largest_file",
+        "affinity and priority": "test_affinity_and_niceness",
+        "groups": "test_the_group_of_new_files",
+    },
+    "tests/lifecycle/test_kernel_object.py": {
+        "umask": "test_a_kernel_has_the_umask_of_its_application",
+    },
     "tests/lifecycle/test_limits.py": {
         "control group": "test_only_the_kernel_that_needs_too_much_memory_dies",
     },

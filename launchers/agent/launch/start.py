@@ -46,6 +46,12 @@ from roost.launchers.protocol.messages import (
     PodKernel,
     name_connection_file,
 )
+from roost.launchers.protocol.process_context import (
+    ProcessContext,
+    choose_groups,
+    find_obstacle,
+    set_context,
+)
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.model.json_codec import encode
 
@@ -128,6 +134,8 @@ class Starter:
         if not os.path.isdir(request.cwd):
             problem = f"the working directory {request.cwd} does not exist on this machine"
             raise RemoteError("bad_command", problem)
+        if obstacle := find_obstacle(request.context):
+            raise RemoteError("bad_command", obstacle)
         if not request.argv:
             raise RemoteError("bad_command", "the kernelspec has no command (argv is empty)")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -202,6 +210,12 @@ class Starter:
         command = parse_ipykernel_command(request.argv)
         if command is None:
             raise NotForked(_NO_IPYKERNEL)
+
+        def begin(pid: int) -> None:
+            child.record(pid)
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                set_context(request.context, pid)
+
         with (
             self.limits.open_entries(request.lease_id) as entries,
             ports.listen(request.connection) as (connection, listeners),
@@ -211,12 +225,12 @@ class Starter:
                 connection_file=self._write_connection(child.folder, request.kernel_id, connection),
                 env=request.env,
                 cwd=request.cwd,
-                umask=request.umask,
+                context=request.context,
                 log_fd=log_fd,
                 deadline_s=request.deadline_s,
                 listeners=listeners,
                 entries=entries,
-                on_pid=child.record,
+                on_pid=begin,
             )
         return connection, forked.timing_ms
 
@@ -284,6 +298,10 @@ def spawn_kernel(
         if ends_with_parent:
             _end_with_parent()
         enter(entries)
+        set_context(request.context)
+
+    has_context = request.context != ProcessContext(umask=request.context.umask)
+    groups = choose_groups(request.context)
 
     argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
     executable = find_program(argv[0], request.env, request.cwd)
@@ -296,19 +314,23 @@ def spawn_kernel(
             executable=executable,
             cwd=request.cwd,
             env={**request.env, "JPY_PARENT_PID": _NO_PARENT},
-            umask=-1 if request.umask is None else request.umask,
+            umask=-1 if request.context.umask is None else request.context.umask,
+            group=None if groups is None else groups[0],
+            extra_groups=None if groups is None else groups[1:],
             stdin=subprocess.DEVNULL,
             stdout=log_fd,
             stderr=log_fd,
             start_new_session=not shares_session,
-            preexec_fn=begin if ends_with_parent or entries else None,
+            preexec_fn=begin if ends_with_parent or entries or has_context else None,
         )
     except OSError as error:
         raise RemoteError("bad_command", f"cannot run {executable}: {error.strerror}") from None
     except subprocess.SubprocessError as error:
-        raise RemoteError("internal", f"the limits of the kernel cannot be set: {error}") from None
+        problem = "the kernel cannot get the limits and priorities of its application"
+        raise RemoteError("internal", f"{problem}: {error}") from None
     process.returncode = 0  # the `Reaper` waits for it, so subprocess must not
-    restore_limit(process.pid)
+    if "NOFILE" not in request.context.limits:
+        restore_limit(process.pid)
     with contextlib.suppress(OSError):  # not on Linux, or the process has ended
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(_OOM_SCORE))
     return process.pid

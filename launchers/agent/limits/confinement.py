@@ -162,7 +162,10 @@ class WatchedConfinement:
         self.pid = pid
         with contextlib.suppress(OSError, ValueError):  # it has ended, or may have even less
             most = self.memory_bytes + _MAPPED_BYTES + _STACK_BYTES * (os.cpu_count() or 1)
-            resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
+            soft, hard = resource.prlimit(pid, resource.RLIMIT_DATA)  # the application's own may be lower
+            lower = most if soft == resource.RLIM_INFINITY else min(soft, most)
+            lowest = most if hard == resource.RLIM_INFINITY else min(hard, most)
+            resource.prlimit(pid, resource.RLIMIT_DATA, (lower, lowest))
 
     def explain_end(self, code: int | None) -> str:
         return describe_excess(self._excess_bytes, self.memory_bytes) if self._excess_bytes else ""

@@ -45,6 +45,7 @@ KERNEL_WORLD: tuple[Part, ...] = (
             "imported files": "The files of all imported modules are unchanged since the zygote imported them.",
             "modules in the working folder": "The working folder has no module that hides one of the zygote's.",
             "configuration of IPython": "A standby kernel serves only users without configuration files.",
+            "counted CPUs": "The program started on the same CPUs (affinity), because libraries count them at import.",
             "stack limit": "The limit of the stack acts when a program starts, so it is the zygote's.",
         },
     ),

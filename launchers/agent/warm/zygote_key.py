@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from roost.launchers.protocol.process_context import ProcessContext, select_at_start
+
 _READ_BY_C_CODE = (
     "PYTHON", "LD_", "OMP_", "OPENBLAS_", "GOTO_", "MKL_", "KMP_", "BLIS_", "VECLIB_", "NUMEXPR_",
     "MALLOC_", "GLIBC_", "LC_", "LANG",
@@ -28,14 +30,23 @@ class Key(NamedTuple):
     Start-up code of this Python, such as `sitecustomize`, may read any of them.
     """
 
+    cpus: tuple[int, ...] = ()
+    """The CPUs on which the program starts. Libraries count them when they are imported."""
+    stack: tuple[int, ...] = ()
+    """The limits of the stack with which the program starts. They fix the layout of the process."""
+
     def with_all(self, env: Mapping[str, str]) -> Key:
         """Return the key for a Python with start-up code."""
         return self._replace(variables=tuple(sorted(drop_per_kernel(env).items())), is_whole=True)
 
 
-def build_key(python: str, flags: tuple[str, ...], env: Mapping[str, str], cwd: str) -> Key:
+def build_key(
+    python: str, flags: tuple[str, ...], env: Mapping[str, str], cwd: str, context: ProcessContext
+) -> Key:
     variables = tuple(select_import_environment(env).items())
-    return Key(python, flags, choose_import_folder(env, cwd), variables)
+    start = select_at_start(context)
+    folder = choose_import_folder(env, cwd)
+    return Key(python, flags, folder, variables, cpus=start.cpus, stack=tuple(start.limits["STACK"]))
 
 
 def is_per_kernel(name: str) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 
 from roost.launchers.daemon.tasks import Timers, cancel_all, join_shared, spawn
 from roost.launchers.protocol.agent_settings import Forking
+from roost.launchers.protocol.process_context import UNKNOWN, ProcessContext, choose_groups
 from roost.placement.model.last_entries import LastEntries
 
 from .fingerprint import Fingerprint, find_shadow
@@ -116,7 +117,7 @@ class ZygotePool:
         cwd: Path | str,
         log_fd: int,
         deadline_s: float,
-        umask: int | None = None,
+        context: ProcessContext = UNKNOWN,
         listeners: tuple[int, ...] = (),
         entries: tuple[int, ...] = (),
         on_pid: Callable[[int], object] = lambda pid: None,
@@ -131,7 +132,7 @@ class ZygotePool:
         pool has done that, and `on_pid` has returned.
         """
         started = time.perf_counter()
-        key = self._key(command, env, str(cwd))
+        key = self._key(command, env, str(cwd), context)
         if (refusal := self._find_refusal(key)) is not None:
             raise refusal
         argv = ["-f", str(connection_file), *command.args]
@@ -140,7 +141,8 @@ class ZygotePool:
             "argv": argv,
             "env": dict(env),
             "cwd": str(cwd),
-            "umask": umask,
+            "umask": context.umask,
+            "groups": choose_groups(context),
             "listeners": len(listeners),
             "report": None,
         }
@@ -149,7 +151,7 @@ class ZygotePool:
             order["report"] = {"path": str(path), "python": key.python}
         request = json.dumps(order).encode()
         timing_ms: dict[str, float] = {}
-        reason = _NONE_READY
+        reason = self._say_none(key)
         while (zygote := next((each for each in self._zygotes if each.serves(key, env)), None)) is not None:
             if shadow := find_shadow(str(cwd), zygote.late_names):
                 raise NotForked(
@@ -220,10 +222,16 @@ class ZygotePool:
                         key.python, name, f"it reads {varying[0]}, which differs between kernels"
                     )
 
-    async def warm(self, command: KernelCommand, env: Mapping[str, str], cwd: Path | str = "/") -> None:
+    async def warm(
+        self,
+        command: KernelCommand,
+        env: Mapping[str, str],
+        cwd: Path | str = "/",
+        context: ProcessContext = UNKNOWN,
+    ) -> None:
         """Start a zygote for this command and environment if none serves them. Return once it is ready or failed."""
         with contextlib.suppress(NotForked):
-            key = self._key(command, env, str(cwd))
+            key = self._key(command, env, str(cwd), context)
             if self._find_refusal(key) is not None or any(
                 zygote.serves(key, env) for zygote in self._zygotes
             ):
@@ -274,13 +282,22 @@ class ZygotePool:
         self._folders.close()
         self._timers.close()
 
-    def _key(self, command: KernelCommand, env: Mapping[str, str], cwd: str) -> Key:
+    def _key(self, command: KernelCommand, env: Mapping[str, str], cwd: str, context: ProcessContext) -> Key:
         """Return the key of a start. Raises `NotForked` for a command that no zygote can stand for."""
         if not self._is_possible:
             raise NotForked(_NO_SUBREAPER)
         python = check_command(command, find_program(command.python, env, cwd))
-        key = build_key(python, command.flags, env, cwd)
+        key = build_key(python, command.flags, env, cwd, context)
         return key.with_all(env) if key in self._has_startup_code else key
+
+    def _say_none(self, key: Key) -> str:
+        """Return why no zygote serves a key now. The pool makes one for later kernels."""
+        others = [zygote.key for zygote in self._zygotes if zygote.key.python == key.python]
+        if others and all(other.stack != key.stack for other in others):
+            return "no warm process has its limit of the stack (RLIMIT_STACK) yet"
+        if others and all(other.cpus != key.cpus for other in others):
+            return "no warm process runs on its CPUs (its affinity) yet"
+        return _NONE_READY
 
     def _find_refusal(self, key: Key) -> NotForked | None:
         until, reason = self._refused.get(key, (0.0, ""))

@@ -17,6 +17,7 @@ from typing import Any
 
 from roost.launchers.daemon.open_files import restore_limit
 from roost.launchers.protocol.agent_settings import Forking
+from roost.launchers.protocol.process_context import UNKNOWN, ProcessContext, select_at_start, set_context
 from roost.placement.model.json_codec import encode
 
 from .fingerprint import Fingerprint
@@ -174,6 +175,7 @@ class ZygoteStarter:
         of `key` and roost's own, which are no secrets. The others follow in a packet. The key of a Python with start-up
         code has all variables.
         """
+        context = ProcessContext(cpus=key.cpus, limits={"STACK": key.stack})
         output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
         try:
             process = subprocess.Popen(
@@ -185,6 +187,7 @@ class ZygoteStarter:
                 env={**dict(key.variables), **{name: env[name] for name in env if name.startswith("ROOST_")}},
                 cwd=key.folder,
                 start_new_session=True,
+                preexec_fn=None if select_at_start(UNKNOWN) == context else lambda: set_context(context),
             )
         finally:
             os.close(output)
