@@ -33,6 +33,8 @@ processor while the kernel displays thousands, and the rest would be lost.
 _NO_PARENT = "1"
 """The value of JPY_PARENT_PID, which libraries take as the sign of a notebook. ipykernel does not watch process 1."""
 _PR_SET_DUMPABLE = 4  # from linux/prctl.h
+_STANDBYS_END = 7, 1
+"""The first version of ipykernel in which a standby ends at a shutdown request. Before, two of its sockets stay open."""
 _DESCRIPTORS = 256
 """How many descriptors a kernel gets room for before its threads start."""
 
@@ -45,6 +47,7 @@ class WarmState:
     """
 
     def __init__(self, args: list[str], *, pages_out: bool = False, sites: tuple[str, ...] = ()) -> None:
+        import ipykernel
         from ipykernel import ipkernel
         from ipykernel.kernelapp import IPKernelApp
 
@@ -66,7 +69,7 @@ class WarmState:
             self.app = None
         self.modules = ModuleFiles() if hasattr(ipkernel, "sys") else None
         self.madvise = find_madvise()
-        self.builds_standbys = self.app is not None
+        self.builds_standbys = self.app is not None and tuple(ipykernel.version_info[:2]) >= _STANDBYS_END
         self.config_files: list[str] = []
         """Configuration files: if one exists, the zygote uses no standbys.
 

@@ -84,6 +84,7 @@ TESTED = {
     },
     "tests/unit/launchers/zygote/test_startup.py": {
         "start-up code": "test_start_up_code_sees_all_variables_of_a_forked_kernel",
+        "process of start-up code": "test_start_up_code_sees_all_variables_of_a_forked_kernel",
         "what start-up code began": "test_what_start_up_code_has_begun_is_named",
     },
     "tests/unit/launchers/zygote/test_main.py": {

@@ -98,6 +98,7 @@ KERNEL_WORLD: tuple[Part, ...] = (
         "differs",
         {
             "parent": "The parent is roost's agent. With plain Jupyter, it is the application.",
+            "process of start-up code": "Start-up code has seen the zygote's pid, folder and command line.",
             "start time": "The process may have been forked some minutes before the kernel's start.",
             "hash seed": "Kernels of one zygote share the seed of hashes and the addresses of libraries.",
             "loaded modules": "sys.modules also has what a fresh kernel would import with its first cells.",

@@ -151,12 +151,14 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 def test_start_up_code_sees_all_variables_of_a_forked_kernel(agent: Agent, tmp_path: Path) -> None:
     (tmp_path / "usercustomize.py").touch()
     (tmp_path / "sitecustomize.py").write_text(
-        "import builtins, os; builtins.seen = os.environ.get('MODULES'); os.environ['FROM_SITE'] = '1'"
+        "import builtins, os; builtins.seen = os.environ.get('MODULES'); os.environ['FROM_SITE'] = '1';"
+        "builtins.seen_pid = os.getpid()"
     )
     agent.env |= {"PYTHONPATH": str(tmp_path), "MODULES": "a:b", "KERNEL_USERNAME": "ada"}
-    agent.warm()
+    zygote = agent.warm()
     kernel = agent.start(cwd=tmp_path)
     assert kernel.value("seen") == "a:b"
+    assert kernel.value("seen_pid") == zygote, "a documented difference"
     assert kernel.value("__import__('os').environ['FROM_SITE']") == "1"
     agent.env |= {"KERNEL_USERNAME": "bob"}
     assert agent.start(cwd=tmp_path).value("__import__('os').environ['KERNEL_USERNAME']") == "bob"
