@@ -34,7 +34,7 @@ _NO_PARENT = "1"
 """The value of JPY_PARENT_PID, which libraries take as the sign of a notebook. ipykernel does not watch process 1."""
 _PR_SET_DUMPABLE = 4  # from linux/prctl.h
 _STANDBYS_END = 7, 1
-"""The first version of ipykernel in which a standby ends at a shutdown request. Before, two of its sockets stay open."""
+"""The first ipykernel in which a standby ends at a shutdown request. Before, two of its sockets stay open."""
 _DESCRIPTORS = 256
 """How many descriptors a kernel gets room for before its threads start."""
 
