@@ -47,8 +47,8 @@ class WarmState:
     """
 
     def __init__(self, args: list[str], *, pages_out: bool = False, sites: tuple[str, ...] = ()) -> None:
-        import ipykernel
         from ipykernel import ipkernel
+        from ipykernel._version import version_info
         from ipykernel.kernelapp import IPKernelApp
 
         self.args = args
@@ -69,7 +69,7 @@ class WarmState:
             self.app = None
         self.modules = ModuleFiles() if hasattr(ipkernel, "sys") else None
         self.madvise = find_madvise()
-        self.builds_standbys = self.app is not None and tuple(ipykernel.version_info[:2]) >= _STANDBYS_END
+        self.builds_standbys = self.app is not None and tuple(version_info[:2]) >= _STANDBYS_END
         self.config_files: list[str] = []
         """Configuration files: if one exists, the zygote uses no standbys.
 
