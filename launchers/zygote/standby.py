@@ -77,9 +77,13 @@ class Standby:
         }
 
     def _prepare_first_cell(self) -> None:
-        """Make the objects that ipykernel would make during the first cell. This takes half of that cell's time."""
+        """Make the objects that ipykernel would make during the first cell. This takes half of that cell's time.
+
+        IPython chooses its printers at the first result: they depend on whether numpy is imported by then.
+        """
         shell = self.app.shell
         shell.display_formatter.format(0)
+        shell.display_formatter.formatters["text/plain"]._trait_values.pop("type_printers", None)
         shell.transform_cell("0")
         names: Any = tempfile
         _ = names._get_candidate_names().rng
