@@ -189,33 +189,36 @@ def has_read(standby: Mapping[str, Any], env: Mapping[str, str]) -> bool:
 
 @contextlib.contextmanager
 def record_environment(reads: dict[str, str | None]) -> Iterator[None]:
-    """Add to `reads` each variable that is looked up in os.environ before it is set, with its value."""
-    plain = type(os.environ)
+    """Add to `reads` each variable that is looked up in os.environ before it is set, with its value.
+
+    Modules that are imported meanwhile may keep the class of os.environ, so it stays the plain one.
+    """
+    environ: Any = type(os.environ)
+    plain_get, plain_set = environ.__getitem__, environ.__setitem__
     written: set[str] = set()
 
     def note(name: Any, value: str | None) -> None:
         if isinstance(name, str) and name not in written:
             reads.setdefault(name, value)
 
-    class Recording(plain):  # type: ignore[valid-type, misc]
-        def __getitem__(self, name: str) -> str:
-            try:
-                value = str(super().__getitem__(name))
-            except KeyError:
-                note(name, None)
-                raise
-            note(name, value)
-            return value
+    def get(self: Any, name: str) -> str:
+        try:
+            value = str(plain_get(self, name))
+        except KeyError:
+            note(name, None)
+            raise
+        note(name, value)
+        return value
 
-        def __setitem__(self, name: str, value: str) -> None:
-            written.add(name)
-            super().__setitem__(name, value)
+    def set_value(self: Any, name: str, value: str) -> None:
+        written.add(name)
+        plain_set(self, name, value)
 
-    os.environ.__class__ = Recording
+    environ.__getitem__, environ.__setitem__ = get, set_value
     try:
         yield
     finally:
-        os.environ.__class__ = plain
+        environ.__getitem__, environ.__setitem__ = plain_get, plain_set
 
 
 @contextlib.contextmanager
