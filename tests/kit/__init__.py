@@ -9,6 +9,9 @@
     fakes       a scheduler, a service, a client and policies without real kernels
        │
        ▼
+    programs    small programs on plain and forked kernels, and ways to spoil a fork
+       │
+       ▼
     machine     this machine: processes, agents and tiny kernels; clock, disk, memory and network
 
 A room imports only from itself and from the rooms below it. `roost.testing` has the fakes that authors of other

@@ -25,6 +25,7 @@ from roost.launchers.agent.warm.fork_report import ForkedKernel
 from roost.launchers.agent.warm.kernel_command import KernelCommand, NotForked, parse_ipykernel_command
 from roost.launchers.agent.warm.learnt_preloads import FEWEST, LearntPreloads
 from roost.launchers.agent.warm.zygote_pool import MOST_SPARES, ZygotePool
+from roost.launchers.agent.warm.zygote_start import SCRIPT
 from roost.launchers.protocol.agent_settings import Forking
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
@@ -119,16 +120,23 @@ def wait_until_open(port: int) -> None:
 class Agent:
     """A stand-in for the agent that starts kernels as the agent does."""
 
-    def __init__(self, folder: Path, how: str = "any", learnt: Sequence[str] = (), **forking: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        how: str = "any",
+        learnt: Sequence[str] = (),
+        script: Path = SCRIPT,
+        **forking: Any,
+    ) -> None:
         """Choose how kernels start: by `fork`, from a `standby`, or in `any` way. `forking` are fields of `Forking`.
 
-        `learnt` are packages that all earlier kernels have imported.
+        `learnt` are packages that all earlier kernels have imported. `script` is the program of the zygotes.
         """
         self.folder = folder
         self.how = how
         self.loop = asyncio.new_event_loop()
         self._learnt = LearntPreloads(folder / "preloads") if learnt else None
-        self.zygotes = ZygotePool(Forking(**forking), warm_delay_s=0.0, learnt=self._learnt)
+        self.zygotes = ZygotePool(Forking(**forking), warm_delay_s=0.0, script=script, learnt=self._learnt)
         self.zygotes.limit_spares(0 if how == "fork" else MOST_SPARES)
         self.command = command_of(sys.executable)
         self.env = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "LC_TEST": str(folder)}
@@ -199,8 +207,11 @@ class Agent:
             time.sleep(0.1)
         raise AssertionError("no standby was ready")
 
-    def start_plain(self, *, cwd: Path) -> Kernel:
-        """Execute a kernel as a new process, for comparison. It logs to the same kind of file."""
+    def start_plain(self, *, cwd: Path, parent_pid: int | None = None) -> Kernel:
+        """Execute a kernel as a new process, for comparison. It logs to the same kind of file.
+
+        With `parent_pid`, it knows its application by JPY_PARENT_PID, as in plain Jupyter.
+        """
         log = self.folder / f"{uuid.uuid4().hex}.log"
         # The system gives none of these ports to the connections of other processes.
         with free_ports.claim(Connection()) as chosen:
@@ -212,13 +223,13 @@ class Agent:
                 "signature_scheme": "hmac-sha256",
                 **numbers,
             }
-            pid = self._execute(info, log, cwd)
+            pid = self._execute(info, log, cwd, parent_pid)
             for port in numbers.values():  # a client that connects before would miss a first `input`
                 wait_until_open(port)
         self.kernels.append(Kernel(ForkedKernel(pid=pid, timing_ms={}), info, log))
         return self.kernels[-1]
 
-    def _execute(self, info: Mapping[str, Any], log: Path, cwd: Path) -> int:
+    def _execute(self, info: Mapping[str, Any], log: Path, cwd: Path, parent_pid: int | None) -> int:
         """Start the process of a kernel with this connection, and return its pid."""
         connection_file = log.with_suffix(".json")
         connection_file.write_text(json.dumps(info))
@@ -230,7 +241,8 @@ class Agent:
             "-f",
             str(connection_file),
         ]
-        env = {**self.env, "JPY_PARENT_PID": "1"}  # with the pid of this process, it would end with it
+        # With the pid of this process, it would end with it, as in plain Jupyter.
+        env = {**self.env, "JPY_PARENT_PID": str(parent_pid or 1)}
         with log.open("ab") as file, default_signals():
             process = subprocess.Popen(
                 argv,

@@ -1,0 +1,6 @@
+# state: objects that the collector leaves out
+
+# %%
+import gc
+
+print(gc.get_freeze_count() == 0)

@@ -1,0 +1,16 @@
+# state: descriptors in a daemon that a cell starts, after the kernel's end
+# in ci: yes
+
+# %%
+import os, subprocess
+
+daemon = subprocess.Popen(["sleep", "30"], close_fds=False, start_new_session=True)
+
+# %%
+sockets = []
+for name in os.listdir(f"/proc/{daemon.pid}/fd"):
+    if int(name) > 2:
+        sockets.append(os.readlink(f"/proc/{daemon.pid}/fd/{name}").partition(":")[0])
+print(sockets)
+daemon.kill()
+print(daemon.wait())

@@ -1,0 +1,10 @@
+# state: unusual values in the environment
+# env: "PROGRAM_LINES=a b  c" PROGRAM_EMPTY= PROGRAM_UMLAUT=ä=ö
+
+# %%
+import os
+
+print(
+    {name: value for name, value in os.environ.items() if name.startswith("PROGRAM")},
+    os.environb[b"PROGRAM_UMLAUT"],
+)

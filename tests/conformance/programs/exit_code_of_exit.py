@@ -1,0 +1,5 @@
+# state: the end by exit
+# in ci: yes
+
+# %%
+exit

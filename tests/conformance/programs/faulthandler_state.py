@@ -1,0 +1,18 @@
+# state: faulthandler
+# in ci: yes
+
+# %%
+import faulthandler, io, tempfile
+
+print(faulthandler.is_enabled())
+with tempfile.TemporaryFile("w+") as file:
+    faulthandler.dump_traceback(file, all_threads=False)
+    file.seek(0)
+    print(file.read().count("File") > 3)
+    faulthandler.dump_traceback_later(0.1, file=file)
+    import time
+
+    time.sleep(0.5)
+    faulthandler.cancel_dump_traceback_later()
+    file.seek(0)
+    print("Timeout" in file.read())

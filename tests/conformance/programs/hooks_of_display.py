@@ -1,0 +1,15 @@
+# state: the hook that shows results
+
+# %%
+import builtins, sys
+
+type(sys.displayhook).__name__
+
+# %%
+_ + "!"
+
+# %%
+Out, _i, __
+
+# %%
+print("_" in vars(builtins), sys.__displayhook__)

@@ -1,0 +1,4 @@
+# state: magics that install packages
+
+# %%
+%pip --version

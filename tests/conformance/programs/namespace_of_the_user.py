@@ -1,0 +1,7 @@
+# state: the names that a user finds
+
+# %%
+names = sorted(name for name in globals() if not name.startswith("_i"))
+print(names)
+print(sorted(get_ipython().user_ns_hidden))
+%who

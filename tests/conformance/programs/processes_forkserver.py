@@ -1,0 +1,8 @@
+# state: multiprocessing with a server of forks
+# end: killed
+
+# %%
+import multiprocessing, operator
+
+with multiprocessing.get_context("forkserver").Pool(1) as pool:
+    print(pool.starmap(operator.add, [(1, 2), (3, 4)]))

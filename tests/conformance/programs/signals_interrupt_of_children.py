@@ -1,0 +1,13 @@
+# state: SIGINT in a child process
+
+# %% interrupt: 0.5
+import subprocess
+
+try:
+    subprocess.run(["sleep", "30"])
+except KeyboardInterrupt:
+    print("interrupted")
+
+# %%
+child = subprocess.Popen(["sh", "-c", "kill -INT $$; echo survived"], stdout=subprocess.PIPE, text=True)
+print(child.communicate()[0], child.returncode)

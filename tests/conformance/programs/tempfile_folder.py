@@ -1,0 +1,9 @@
+# state: the folder for temporary files, which tempfile remembers
+# env: TMPDIR={folder}
+
+# %%
+import tempfile
+
+print(tempfile.gettempdir())
+with tempfile.TemporaryFile() as file:
+    print(file.write(b"abc"))

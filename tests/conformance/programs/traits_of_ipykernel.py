@@ -1,0 +1,29 @@
+# state: the objects of ipykernel
+
+# %%
+import re
+
+ip = get_ipython()
+
+
+def plainly(value):
+    return re.sub(r" at 0x[0-9a-f]+|[0-9]{3,}", "", repr(value))
+
+
+app, kernel = ip.parent.parent, ip.kernel
+for owner in (ip, kernel):
+    for name in sorted(owner.trait_names()):
+        if name not in (
+            "db",
+            "starting_dir",
+            "last_execution_result",
+            "session",
+            "last_activity",
+            "profile_dir",
+            "config",
+            "parent",
+            "user_ns",
+            "user_module",
+        ):
+            text = plainly(getattr(owner, name, None))
+            print(type(owner).__name__, name, text if len(text) < 200 else len(text) // 100 * 0)
