@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BACKEND ?= ray
 SUITES ?= jupyter_client nbclient jupyter_server jupyter_kernel_test
+PYTHONS ?= $(PY)
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -23,7 +24,7 @@ SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
 SHORT := not slow and not fault_long and not soak and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test lint check browser kubernetes yarn conformance pythons jupyters bench figures docs fault format clean
+.PHONY: help run lab test lint check browser kubernetes yarn conformance jupyters bench figures docs fault format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -36,8 +37,8 @@ help:
 	@echo 'make fault        long fault and soak runs'
 	@echo 'make kubernetes   build the Kubernetes cluster of the tests, once (10 minutes; root, Debian and Go)'
 	@echo 'make yarn         download the YARN cluster of the tests, once (a minute; Java and Maven)'
-	@echo "make conformance  Jupyter's own suites with roost as the default provisioner (SUITES=...)"
-	@echo 'make pythons      are forked and standby kernels like fresh ones? (PYTHONS="python3.10 python3.13")'
+	@echo "make conformance  Jupyter's own suites with roost as the default provisioner (SUITES=...), and small programs on"
+	@echo '                  plain and forked kernels (PYTHONS="python3.10 python3.13:6": with ipykernel 6; SUITES=: these alone)'
 	@echo "make jupyters     the tests with the oldest and the newest of Jupyter's libraries that roost allows (TESTS=...)"
 	@echo 'make bench        every benchmark (ONLY="start memory": just these)'
 	@echo 'make figures      the same, and the figures and tables of docs/benchmarks.md from them'
@@ -99,10 +100,10 @@ yarn: $(READY)
 	PYTHONPATH=tests $(PY) -m kit.clusters.hadoop_nodes build
 
 conformance: $(READY)
-	$(PY) tests/conformance/run.py $(SUITES)
-
-pythons: $(READY)
-	$(PY) tests/conformance/pythons.py $(PYTHONS)
+	@failed=; \
+	[ -z "$(strip $(SUITES))" ] || $(PY) tests/conformance/run.py $(SUITES) || failed=1; \
+	[ -z "$(strip $(PYTHONS))" ] || $(PY) tests/conformance/pythons.py $(PYTHONS) || failed=1; \
+	[ -z "$$failed" ]
 
 jupyters: $(READY)
 	$(PY) tests/conformance/jupyters.py $(TESTS)
