@@ -1,6 +1,7 @@
 # state: ray
 # end: killed
 # needs: ray
+# env: RAY_AUTH_MODE=disabled
 
 # %%
 import logging, ray
