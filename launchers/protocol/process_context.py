@@ -7,9 +7,10 @@ kernel takes over is its world (`daemon/world.py`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,8 +168,12 @@ def _read_io_priority(tid: int) -> int | None:
 def _call_io_priority(which: int, *arguments: int) -> int | None:
     """Call ioprio_set (0) or ioprio_get (1); return None if the number of the call is not known here."""
     numbers = _IOPRIO_CALLS.get(os.uname().machine)
-    if numbers is None:
-        return None
+    return None if numbers is None else int(_find_syscall()(numbers[which], _OF_PROCESS, *arguments))
+
+
+@functools.cache
+def _find_syscall() -> Callable[..., int]:
     import ctypes  # it costs time, and only this needs it
 
-    return int(ctypes.CDLL(None).syscall(numbers[which], _OF_PROCESS, *arguments))
+    syscall: Callable[..., int] = ctypes.CDLL(None).syscall
+    return syscall

@@ -30,6 +30,10 @@ _PLACES = {
 """The addresses of `struct prctl_mm_map`, in its order, each with its field in /proc/PID/stat (proc(5))."""
 _MOST_TRIES = 10
 _areas: list[Any] = []  # they stay mapped
+_libc = ctypes.CDLL(None)
+_prctl, _sbrk = _libc.prctl, _libc.sbrk
+_sbrk.restype = ctypes.c_void_p
+_ZERO = ctypes.c_ulong(0)
 
 
 class _MemoryMap(ctypes.Structure):
@@ -71,16 +75,18 @@ def _move(arguments: bytes, env: Mapping[str, str] | None, places: dict[str, int
     places = {**places, "arg_start": start, "arg_end": start + len(arguments)}
     if env is not None:
         places |= {"env_start": places["arg_end"], "env_end": places["arg_end"] + len(variables)}
-    libc = ctypes.CDLL(None)
-    libc.sbrk.restype = ctypes.c_void_p
     for _ in range(_MOST_TRIES):
         # The end of the heap is set, too. Another thread may have moved it meanwhile.
-        end_of_heap = libc.sbrk(0)
+        end_of_heap = _sbrk(0)
         wanted = _MemoryMap(**{**places, "brk": end_of_heap}, exe_fd=_NO_FILE)
-        size = ctypes.c_ulong(ctypes.sizeof(wanted))
-        if libc.prctl(_PR_SET_MM, _PR_SET_MM_MAP, ctypes.byref(wanted), size, ctypes.c_ulong(0)) != 0:
+        if (
+            _prctl(
+                _PR_SET_MM, _PR_SET_MM_MAP, ctypes.byref(wanted), ctypes.c_ulong(ctypes.sizeof(wanted)), _ZERO
+            )
+            != 0
+        ):
             return False
-        if libc.sbrk(0) == end_of_heap:
+        if _sbrk(0) == end_of_heap:
             break
     _areas.append(area)
     return True

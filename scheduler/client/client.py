@@ -443,7 +443,9 @@ def _connect(backend: str, options: Mapping[str, Any], world: str) -> Client:
     given = json.dumps(options, sort_keys=True, default=str)
     key = backend, given, os.environ.get("ROOST_RUNTIME_DIR", ""), world
     with _clients_lock:
-        return _clients.setdefault(key, Client(backend, options, world=world))
+        if key not in _clients:
+            _clients[key] = Client(backend, options, world=world)
+        return _clients[key]
 
 
 def user_folder(name: str) -> Path:

@@ -108,13 +108,12 @@ def is_interpreter(path: str) -> bool:
 
     This reads the file once for each content, which takes a few ms. `zygote_pool` also checks the running process.
     """
-    real = os.path.realpath(path)
     try:
-        status = os.stat(real)
+        status = os.stat(path)
         stamp = status.st_mtime_ns, status.st_size, status.st_ino
-        known = _checked.get(real)
+        known = _checked.get(path)
         if known is None or known[0] != stamp:
-            known = _checked[real] = stamp, _contains_interpreter(real)
+            known = _checked[path] = stamp, _contains_interpreter(path)
     except (OSError, ValueError):  # it is missing, not readable, or empty
         return False
     return known[1]
