@@ -199,7 +199,9 @@ async def test_a_start_is_execed_if_the_zygote_dies_with_its_request(stand_in: P
     command = KernelCommand(python=sys.executable)
     await zygotes.warm(command, {})
     (pid,) = zygotes.interpreters()
-    with pytest.raises(NotForked, match="forked no process"):
+    with pytest.raises(
+        NotForked, match=r"forked no process|took no request"
+    ):  # it ends after its next packet
         await zygotes.launch(
             command, connection_file=tmp_path / "c", env={}, cwd=tmp_path, log_fd=2, deadline_s=20.0
         )
