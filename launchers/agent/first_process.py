@@ -277,8 +277,8 @@ def may_fork(
 ) -> bool:
     """True if the kernel can be forked: the launch allows it, and it is an ipykernel in this Python with TCP ports.
 
-    Also, the variables that Python reads at its start must have the same values as here. If this Python runs start-up
-    code, these are all variables except those that differ from kernel to kernel.
+    Also, the variables that Python reads at its start must have the same values as here. With start-up code, these are
+    all variables without JPY_* and KERNEL_*.
     """
     argv = launch["argv"]
     names = {*os.environ, *env}

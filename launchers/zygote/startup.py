@@ -44,12 +44,12 @@ _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
 class Startup(NamedTuple):
-    """What the interpreter had done before the zygote's first line."""
+    """A description of the interpreter before the zygote's first line."""
 
     code: list[str]
     """The names of start-up code that may read any variable: modules and .pth files."""
     why_not_fork: str
-    """What it began that a fork does not repeat, as a clause; empty if it began nothing."""
+    """Why a kernel must be executed: the work that start-up code has begun, as a clause. Empty if there is none."""
     changes: dict[str, str | None]
     """The environment variables that it has set or removed."""
 
@@ -215,7 +215,7 @@ def _count_exit_handlers() -> int:
 
 
 def _find_changes() -> dict[str, str | None]:
-    """Return the variables whose values differ from those that this process was started with.
+    """Return the environment variables that have changed since this process was started.
 
     The interpreter itself may have set LC_CTYPE (PEP 538).
     """

@@ -28,7 +28,7 @@ _MOST_FOLDERS = 64
 _candidates: LastEntries[tuple[str, frozenset[str]], tuple[FileStamp, tuple[str, ...]]] = LastEntries(
     _MOST_FOLDERS
 )
-"""What the latest working folders have under names that matter, each with the stamp of the folder."""
+"""The modules of the latest working folders that have such names, each list with the stamp of its folder."""
 
 
 def stamp(path: str) -> FileStamp | None:

@@ -72,7 +72,7 @@ def parse_ipykernel_command(argv: Sequence[str]) -> KernelCommand | None:
 def check_command(command: KernelCommand, program: str | None) -> str:
     """Return the program of a command that a fork can stand for. Else raise `NotForked`.
 
-    `program` is the path that `find_program` has found. It is never run to learn what it does.
+    `program` is the result of `find_program`. This does not run it.
     """
     if program is None:
         raise NotForked(f"{command.python} is not found")

@@ -27,7 +27,7 @@ class Part:
     name: str
     treatment: Treatment
     how: str
-    """What the fork does: a sentence."""
+    """The way in which the fork gets it: a sentence."""
 
 
 def _build(treatment: Treatment, parts: Mapping[str, str]) -> tuple[Part, ...]:
@@ -38,7 +38,7 @@ KERNEL_WORLD: tuple[Part, ...] = (
     *_build(
         "compared",
         {
-            "program": "The file that argv[0] names, links followed, is the one that the zygote runs.",
+            "program": "argv[0] names the file that the zygote runs, links followed.",
             "interpreter flags": "A zygote has the same flags (-X, -W, -O, -I, …).",
             "variables read at import": "Variables that C libraries or imported modules have read are equal.",
             "start-up code": "If this Python runs start-up code, all variables have the same values.",

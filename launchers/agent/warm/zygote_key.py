@@ -25,7 +25,7 @@ class Key(NamedTuple):
     variables: tuple[tuple[str, str], ...]
     """The variables that are read before Python code can record that it reads them."""
     is_whole: bool = False
-    """True if `variables` has all variables except those that differ from kernel to kernel.
+    """True if `variables` has all variables without JPY_* and KERNEL_*.
 
     Start-up code of this Python, such as `sitecustomize`, may read any of them.
     """

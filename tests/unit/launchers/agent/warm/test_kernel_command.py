@@ -1,4 +1,4 @@
-"""Which commands a fork can stand for: those that name the interpreter itself."""
+"""A fork can stand for a command that names the interpreter itself."""
 
 from __future__ import annotations
 
