@@ -57,7 +57,7 @@ class Startup(NamedTuple):
 def look(agent_fd: int | None) -> Startup:
     """Describe this process. Call this before anything is imported that could change the answer.
 
-    `agent_fd` is the zygote's own socket. If it is None, open files do not matter, because they are closed.
+    `agent_fd` is the zygote's own socket. It is None in the first process of a pod or container.
     """
     began = list(_find_began(agent_fd))
     code = list(_find_code())
@@ -105,21 +105,27 @@ def _find_began(agent_fd: int | None) -> Iterator[str]:
         yield "has begun to trace or measure this process"
     if any(signal.getitimer(each)[0] for each in _TIMERS):
         yield "has set a timer"
-    if _has_children():
-        yield "has started a process"
-    if agent_fd is not None and any(number > 2 and number != agent_fd for number in _list_descriptors()):
-        yield "has opened a file or a connection"
-    handlers: list[Any] = [signal.default_int_handler, *[signal.SIG_DFL] * (len(_RESET_SIGNALS) - 1)]
-    if [signal.getsignal(number) for number in _RESET_SIGNALS] != handlers or signal.pthread_sigmask(0, []):
-        yield "handles signals"
-    if _read_umask("self") != (_read_umask(os.getppid()) or _read_umask("self")):
-        yield "has changed the umask"
-    if _has_changed_limits():
-        yield "has changed limits (ulimit)"
     if _count_exit_handlers() > 0:
         yield "has registered a function for the end of the process"
     if _GENERATORS & sys.modules.keys() and _digest_random_state() == _ask_fresh_interpreter():
         yield "has seeded random numbers"
+    if agent_fd is not None:
+        yield from _find_inherited(agent_fd)
+
+
+def _find_inherited(agent_fd: int) -> Iterator[str]:
+    """Yield what start-up code has changed, if this process is a child of the agent. Another parent may do the same."""
+    if _has_children():
+        yield "has started a process"
+    if any(number > 2 and number != agent_fd for number in _list_descriptors()):
+        yield "has opened a file or a connection"
+    usual = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)  # nohup has some of them ignored
+    if any(signal.getsignal(number) not in usual for number in _RESET_SIGNALS) or _has_changed("SigBlk"):
+        yield "handles signals"
+    if _has_changed("Umask"):
+        yield "has changed the umask"
+    if _has_changed_limits():
+        yield "has changed limits (ulimit)"
 
 
 def _digest_random_state() -> str:
@@ -165,10 +171,13 @@ def _is_traced() -> bool:
     return any(hook is not None for hook in hooks)
 
 
-def _read_umask(pid: int | str) -> str:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
-        return next((line.split()[1] for line in file if line.startswith("Umask:")), "")
-    return ""
+def _has_changed(name: str) -> bool:
+    """True if a line of /proc/PID/status is not the parent's."""
+    lines = []
+    for pid in ("self", os.getppid()):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
+            lines += [line for line in file if line.startswith(f"{name}:")]
+    return len(lines) == 2 and lines[0] != lines[1]
 
 
 def _has_changed_limits() -> bool:

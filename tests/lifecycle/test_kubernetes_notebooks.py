@@ -18,12 +18,12 @@ pytestmark = pytest.mark.backends("kubernetes", why="looks at the variables of p
 
 
 def check(printed: str) -> None:
-    """Check that the kernel had a GPU, the user id 12345, a pod of roost, and no variable of Jupyter's."""
+    """Check that the kernel had a GPU, the user id 12345, a pod of roost, and only one variable of Jupyter."""
     (device, uid, pod), variables = printed.splitlines()[0].split(), printed.splitlines()[1]
     assert device.startswith("GPU-")
     assert uid == "12345"
     assert pod.startswith("roost-")
-    assert variables == "[]"
+    assert variables == "['JPY_PARENT_PID']"
 
 
 def test_papermill(on_an_a100: Path) -> None:

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.backends("yarn", why="looks at the variables of contain
 
 
 def check(printed: str) -> None:
-    """Check that the kernel had one GPU, a container on the A100 node, and no variable of Jupyter's."""
+    """Check that the kernel had one GPU, a container on the A100 node, and only one variable of Jupyter."""
     (device, container, node), variables = printed.splitlines()[0].split(), printed.splitlines()[1]
     assert device in ("0", "1", "2", "3")
     assert container.startswith("container_")
     assert node.endswith(".13")
-    assert variables == "[]"
+    assert variables == "['JPY_PARENT_PID']"
 
 
 def test_papermill(on_an_a100: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[2]
 KIT = TESTS / "kit"
-ORDER = ("machine", "fakes", "jupyter", "clusters")
+ORDER = ("machine", "programs", "fakes", "jupyter", "clusters")
 """The rooms, from the lowest. A room imports only from itself and from lower rooms."""
 PROGRAMS = ("clusters.hadoop_nodes", "clusters.kubelets")
 """Packages with a door of their own. Tests find their modules from there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -88,6 +89,21 @@ def test_other_start_up_code_may_read_any_variable(tmp_path: Path, code: str) ->
     assert found["code"] == [str(tmp_path / "sitecustomize.py")]
     assert found["why_not_fork"] == ""
     assert found["changes"] == {}
+
+
+def test_what_the_parent_has_set_is_no_work_of_start_up_code(tmp_path: Path) -> None:
+    """A program under nohup ignores SIGHUP, and so does its agent."""
+    before = (
+        signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]),
+    )
+    old_umask = os.umask(0o70)
+    try:
+        assert look(tmp_path, "")["why_not_fork"] == ""
+    finally:
+        os.umask(old_umask)
+        signal.signal(signal.SIGHUP, before[0])
+        signal.pthread_sigmask(signal.SIG_SETMASK, before[1])
 
 
 def test_the_changes_of_the_environment_are_found(tmp_path: Path) -> None:
