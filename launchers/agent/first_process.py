@@ -55,7 +55,7 @@ _IDLE_S, _BUSY_S = 0.1, 2.0
 
 
 def main() -> int:
-    code, why_not_fork, _ = load(sys.argv[0], "startup")["look"](None)
+    code, why_not_fork = load(sys.argv[0], "startup")["look"](None)[:2]
     # The system ignores SIGTERM for the first process of a pod until it has a handler.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     close_inherited_files()

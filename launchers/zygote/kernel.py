@@ -43,7 +43,8 @@ class WarmState:
     """The things that a zygote prepares for its kernels.
 
     `environment_changes` are variables that preloaded modules have changed: each kernel repeats these
-    changes. `sites` are the folders of installed packages.
+    changes. `keeps_tempdir` is true if start-up code has chosen the folder for temporary files. `sites` are
+    the folders of installed packages.
     """
 
     def __init__(self, args: list[str], *, pages_out: bool = False, sites: tuple[str, ...] = ()) -> None:
@@ -56,6 +57,7 @@ class WarmState:
         self.sites = sites
         self.pages = array.array("Q")
         self.environment_changes: dict[str, str | None] = {}
+        self.keeps_tempdir = False
         self.launcher = find_launcher()
         self.module_names: frozenset[str] = frozenset()
         own = __name__.partition(".")[0]
@@ -197,7 +199,8 @@ class KernelChild(NamedTuple):
         os.environ.clear()
         os.environ.update({name: value for name, value in wanted.items() if value is not None})
         time.tzset()
-        tempfile.tempdir = None
+        if self.warm is None or not self.warm.keeps_tempdir:
+            tempfile.tempdir = None
         os.chdir(self.request["cwd"])
         if self.request["umask"] is not None:
             os.umask(self.request["umask"])

@@ -311,6 +311,8 @@ def prepare(
         return None, encode_refusal(startup.why_not_fork)
     if not os.path.samefile(os.getcwd(), request["folder"]):
         return None, encode_refusal(f"{' and '.join(startup.code)} has changed the working folder")
+    if request["cpus"] and os.sched_getaffinity(0) != set(request["cpus"]):
+        return None, encode_refusal(f"{' and '.join(startup.code)} has changed the CPUs of this process")
     os.environ.clear()
     os.environ.update(request["env"])
     before = dict(os.environ)
@@ -377,6 +379,7 @@ def prepare(
         return None, encode_refusal(f"{changed[0]} changed while it was loaded", op="failed")
     packet = json.dumps(answer).encode()
     warm = WarmState(request["args"], pages_out=request["page_out_after_s"] > 0, sites=sites)
+    warm.keeps_tempdir = startup.has_tempdir
     for name in before.keys() | os.environ.keys():
         if before.get(name) != os.environ.get(name):
             warm.environment_changes[name] = os.environ.get(name)

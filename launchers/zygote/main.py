@@ -7,7 +7,7 @@ ROOM is any long string. Where Linux does not let a process choose the memory of
 (`shown_process`), a forked kernel overwrites ROOM with it.
 
     agent → zygote   {"args": [arguments of most kernels], "env": the environment, "preload": [modules],
-                      "learnt": [packages], "scratch": folder or null, "folder": the one it was started in,
+                      "learnt": [packages], "scratch": folder or null, "folder" and "cpus": those it was started with,
                       "is_whole": true if it was started with all variables of "env",
                       and the other fields of agent_settings.Forking} + [file]                      once, first
     zygote → agent   "prepared", once the file contains

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import os
 import re
 import resource
@@ -38,6 +39,7 @@ _IS_STANDARD = os.path.dirname(os.__file__) + os.sep
 _RESET_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT)
 """The signals that each forked kernel resets (`begin_process`)."""
 _GENERATORS = {"random", "numpy.random"}
+_PR_GET_PDEATHSIG, _PR_GET_CHILD_SUBREAPER = 2, 37  # from linux/prctl.h
 _FRESH_S = 20.0
 """How long a fresh interpreter may take to report its random state."""
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
@@ -52,6 +54,8 @@ class Startup(NamedTuple):
     """Why a kernel must be executed: the work that start-up code has begun, as a clause. Empty if there is none."""
     changes: dict[str, str | None]
     """The environment variables that it has set or removed."""
+    has_tempdir: bool
+    """True if it has chosen a folder for temporary files."""
 
 
 def look(agent_fd: int | None) -> Startup:
@@ -61,9 +65,9 @@ def look(agent_fd: int | None) -> Startup:
     """
     began = list(_find_began(agent_fd))
     code = list(_find_code())
-    return Startup(
-        code, f"{' and '.join(code) or 'start-up code'} {began[0]}" if began else "", _find_changes()
-    )
+    reason = f"{' and '.join(code) or 'start-up code'} {began[0]}" if began else ""
+    has_tempdir = getattr(sys.modules.get("tempfile"), "tempdir", None) is not None
+    return Startup(code, reason, _find_changes(), has_tempdir)
 
 
 def _find_code() -> Iterator[str]:
@@ -122,8 +126,14 @@ def _find_inherited(agent_fd: int) -> Iterator[str]:
     usual = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)  # nohup has some of them ignored
     if any(signal.getsignal(number) not in usual for number in _RESET_SIGNALS) or _has_changed("SigBlk"):
         yield "handles signals"
+    if not _has_usual_streams():
+        yield "has redirected a standard stream"
     if _has_changed("Umask"):
         yield "has changed the umask"
+    if any(map(_has_changed, ("Uid", "Gid", "Groups"))):
+        yield "has changed the user or the groups"
+    if _read_priority(0) != _read_priority(os.getppid()) or _has_attributes():
+        yield "has changed priorities or attributes of this process"
     if _has_changed_limits():
         yield "has changed limits (ulimit)"
 
@@ -178,6 +188,25 @@ def _has_changed(name: str) -> bool:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
             lines += [line for line in file if line.startswith(f"{name}:")]
     return len(lines) == 2 and lines[0] != lines[1]
+
+
+def _has_usual_streams() -> bool:
+    """True if stdin is the empty file, and stdout and stderr go to the same file, as the agent has set them."""
+    found = [os.fstat(number) for number in (0, 1, 2)]
+    return os.path.samestat(found[0], os.stat(os.devnull)) and os.path.samestat(found[1], found[2])
+
+
+def _read_priority(pid: int) -> tuple[int, ...]:
+    return os.getpriority(os.PRIO_PROCESS, pid), os.sched_getscheduler(pid)
+
+
+def _has_attributes() -> bool:
+    """True if this process ends with its parent, or adopts orphans. A fork does not inherit that."""
+    value = ctypes.c_int()
+    for ask in (_PR_GET_PDEATHSIG, _PR_GET_CHILD_SUBREAPER):
+        if ctypes.CDLL(None).prctl(ask, ctypes.byref(value), 0, 0, 0) == 0 and value.value:
+            return True
+    return False
 
 
 def _has_changed_limits() -> bool:

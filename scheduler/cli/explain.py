@@ -55,7 +55,9 @@ def _explain_kernel(arguments: argparse.Namespace) -> int:
         if kernel.decision is None:
             print("Its placement was decided by an earlier scheduler, which kept no reasons.")
         else:
-            show_decision(kernel.decision, verb="went" if kernel.process else "will go")
+            # The decision for a start has no warnings, and names no kernels that would make room.
+            decision = {"warnings": (), "soonest": None, **kernel.decision}
+            show_decision(decision, verb="went" if kernel.process else "will go")
         if kernel.process is not None:
             print(f"\n{_describe_start(kernel)}")
 

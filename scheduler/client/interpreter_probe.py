@@ -73,7 +73,7 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
         return ProbeResult(executable=executable, problem=problem, why_not_forked=advice)
     try:
         done = subprocess.run(
-            [executable, "-c", _PROBE],
+            [executable, *command.flags, "-c", _PROBE],
             env=dict(env), cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_S,
         )  # fmt: skip
         found = json.loads(done.stdout.strip().rpartition("\n")[2])
@@ -99,7 +99,12 @@ def _find_launched(argv: Sequence[str], env: Mapping[str, str]) -> str:
     """Return the advice for a command such as `conda run` or `env` that starts ipykernel; else an empty text."""
     at = next((n for n, part in enumerate(argv[:-1]) if part == "-m" and argv[n + 1] in LAUNCHERS), 0)
     if not at:
-        return ""
+        is_hidden = any(LAUNCHER in part for part in argv[1:])  # in a line for a shell
+        return (
+            _advise(f"because {argv[0]} starts the interpreter", "the interpreter's path")
+            if is_hidden
+            else ""
+        )
     show = [*argv[:at], "-c", "import sys; print(sys.executable)"]
     try:
         done = subprocess.run(

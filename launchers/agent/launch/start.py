@@ -66,7 +66,7 @@ _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _OOM_SCORE = 500  # if memory runs out, the system kills kernels before the agent
 _NO_PARENT = "1"
 """The value of JPY_PARENT_PID, which libraries take as the sign of a notebook. ipykernel does not watch process 1."""
-_NO_IPYKERNEL = "its command is not `python -m ipykernel_launcher -f {connection_file}`"
+_NO_IPYKERNEL = "its command is not that of an interpreter with `-m ipykernel_launcher -f {connection_file}`"
 _FORKS_FIRST = "a pod or container forks only its first kernel, and only for its own Python"
 
 

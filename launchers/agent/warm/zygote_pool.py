@@ -32,7 +32,7 @@ from .fork_report import ForkedKernel, read_report, refuse
 from .kernel_command import KernelCommand, NotForked, check_command, find_program
 from .learnt_preloads import LearntPreloads
 from .zygote_key import Key, build_key, drop_per_kernel
-from .zygote_start import SCRIPT, Attempt, Zygote, ZygoteStarter, runs_program
+from .zygote_start import SCRIPT, Attempt, Zygote, ZygoteStarter, explain_program, runs_program
 
 log = logging.getLogger(__name__)
 
@@ -345,10 +345,7 @@ class ZygotePool:
             attempt = await self._starter.start(key, command, own, learnt)
             pid, answer = attempt.pid, attempt.answer
             if answer["op"] == "ready" and not runs_program(pid, key.python):
-                answer = {
-                    "op": "refused",
-                    "reason": f"{key.python} starts another program as its interpreter",
-                }
+                answer = {"op": "refused", "reason": explain_program(pid, key.python)}
             if answer["op"] == "ready":
                 break
             self._end(attempt)

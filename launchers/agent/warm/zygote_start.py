@@ -86,6 +86,13 @@ def runs_program(pid: int, program: str) -> bool:
         return False
 
 
+def explain_program(pid: int, program: str) -> str:
+    """Return why `runs_program` is false, as a clause."""
+    if os.readlink("/proc/self") != str(os.getpid()):
+        return "/proc shows the processes of another PID namespace (mount it again: unshare --mount-proc)"
+    return f"{program} starts another program as its interpreter"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """A process that was to become a zygote.
@@ -125,6 +132,7 @@ class ZygoteStarter:
             **encode(self.forking),
             "preload": self.forking.choose_preloads(key.python),
             "folder": key.folder,
+            "cpus": key.cpus,
             "is_whole": key.is_whole,
             "learnt": learnt,
             "args": command.args,

@@ -36,8 +36,12 @@ def look(folder: Path, code: str, **variables: str) -> dict[str, Any]:
     (folder / "sitecustomize.py").write_text(code)
     env = {**os.environ, "PYTHONPATH": str(folder), "LC_ALL": "C.UTF-8", **variables}
     argv = [sys.executable, "-c", LOOK, str(Path(startup.__file__).parent)]
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True)
-    return startup.Startup(*json.loads(done.stdout.splitlines()[-1]))._asdict()
+    with open(folder / "output", "w+") as output:  # both streams, as the agent has them
+        subprocess.run(
+            argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=60, check=True
+        )
+        output.seek(0)
+        return startup.Startup(*json.loads(output.read().splitlines()[-1]))._asdict()
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,11 @@ def look(folder: Path, code: str, **variables: str) -> dict[str, Any]:
         ("import logging, atexit; atexit.register(print)", "for the end of the process"),
         ("import random; random.seed(42)", "seeded random numbers"),
         ("import os; os.umask(0o70)", "the umask"),
+        ("import os; f = os.open('/dev/null', 1); os.dup2(f, 2); os.close(f)", "a standard stream"),
+        ("import os; f = os.open('/etc/hostname', 0); os.dup2(f, 0); os.close(f)", "a standard stream"),
+        ("import os; os.nice(1)", "priorities"),
+        ("import ctypes; ctypes.CDLL(None).prctl(1, 15, 0, 0, 0)", "attributes"),
+        ("import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)", "attributes"),
         ("import resource as r; r.setrlimit(r.RLIMIT_CORE, (0, 0))", "limits"),
     ],
 )
@@ -68,6 +77,11 @@ def test_what_start_up_code_has_begun_is_named(tmp_path: Path, code: str, began:
     assert found["code"] == [str(tmp_path / "sitecustomize.py")]
     assert found["why_not_fork"].startswith(f"{tmp_path}/sitecustomize.py ")
     assert began in found["why_not_fork"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may change its groups")
+def test_a_change_of_the_groups_is_named(tmp_path: Path) -> None:
+    assert "the groups" in look(tmp_path, "import os; os.setegid(1)")["why_not_fork"]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is new in Python 3.12")
@@ -202,12 +216,30 @@ def test_a_new_folder_of_the_users_packages_is_searched(agent: Agent, tmp_path: 
     assert agent.start(cwd=tmp_path).value("__import__('installed_later').x") == 42
 
 
-def test_a_kernel_is_executed_if_start_up_code_changes_the_folder(agent: Agent, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import os; os.chdir('/usr')")
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import os; os.chdir('/usr')", "the working folder"),
+        ("import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})", "the CPUs"),
+    ],
+)
+def test_a_kernel_is_executed_if_start_up_code_changes_folder_or_cpus(
+    agent: Agent, tmp_path: Path, code: str, reason: str
+) -> None:
+    if len(os.sched_getaffinity(0)) == 1 and "CPUs" in reason:
+        pytest.skip("this machine has one CPU")
+    (tmp_path / "sitecustomize.py").write_text(code)
     agent.env |= {"PYTHONPATH": str(tmp_path)}
     agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env))
-    with pytest.raises(NotForked, match=r"sitecustomize.py has changed the working folder"):
+    with pytest.raises(NotForked, match=f"sitecustomize.py has changed {reason}"):
         agent.fork(cwd=tmp_path)
+
+
+def test_start_up_code_may_choose_the_folder_for_temporary_files(agent: Agent, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}")
+    agent.env |= {"PYTHONPATH": str(tmp_path)}
+    agent.warm()
+    assert agent.start(cwd=tmp_path).value("__import__('tempfile').gettempdir()") == str(tmp_path)
 
 
 def test_a_kernel_is_executed_if_start_up_code_measures_it(agent: Agent, tmp_path: Path) -> None:

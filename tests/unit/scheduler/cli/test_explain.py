@@ -130,9 +130,8 @@ def test_explain_on_saved_nodes(
 def test_explain_says_how_a_kernel_was_started(
     client: StubClient, capsys: pytest.CaptureFixture[str], process: KernelProcess, said: str
 ) -> None:
-    snapshot = Snapshot.of(NODES)
-    decision = build_explanation(get_policy("balanced").place(Request(cpus=1), snapshot), snapshot)
-    started = replace(RUNNING, process=process, decision={**decision, "soonest": None})
+    decision = get_policy("balanced").place(Request(cpus=1), Snapshot.of(NODES)).to_dict(refusals=20)
+    started = replace(RUNNING, process=process, decision=decision)
     client.known, client.ended = [started], started
     code, out, _ = run(capsys, "explain", "aaaa")
     assert code == 0
