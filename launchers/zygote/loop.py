@@ -394,6 +394,7 @@ def prepare(
     fill_pools()
     gc.freeze()
     warm.pages = rehearse(request["scratch"], warm).pages
+    os.chdir("/")  # the folder may be on a disk that is removed later
     return warm, packet
 
 

@@ -41,7 +41,7 @@ KERNEL_WORLD: tuple[Part, ...] = (
             "program": "argv[0] names the file that the zygote runs, links followed.",
             "interpreter flags": "A zygote has the same flags (-X, -W, -O, -I, …).",
             "variables read at import": "Variables that C libraries or imported modules have read are equal.",
-            "start-up code": "If this Python runs start-up code, all variables have the same values.",
+            "start-up code": "If this Python runs start-up code, all variables and the working folder are equal.",
             "imported files": "The files of all imported modules are unchanged since the zygote imported them.",
             "modules in the working folder": "The working folder has no module that hides one of the zygote's.",
             "configuration of IPython": "A standby kernel serves only users without configuration files.",
@@ -98,7 +98,7 @@ KERNEL_WORLD: tuple[Part, ...] = (
         "differs",
         {
             "parent": "The parent is roost's agent. With plain Jupyter, it is the application.",
-            "process of start-up code": "Start-up code has seen the zygote's pid, folder and command line.",
+            "process of start-up code": "Start-up code has seen the zygote's pid and command line.",
             "start time": "The process may have been forked some minutes before the kernel's start.",
             "hash seed": "Kernels of one zygote share the seed of hashes and the addresses of libraries.",
             "loaded modules": "sys.modules also has what a fresh kernel would import with its first cells.",

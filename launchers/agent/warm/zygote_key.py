@@ -21,7 +21,7 @@ class Key(NamedTuple):
     """The path of the interpreter, with links."""
     flags: tuple[str, ...]
     folder: str
-    """The folder on which imports depend, or `/`."""
+    """The folder on which imports or start-up code depend, or `/`."""
     variables: tuple[tuple[str, str], ...]
     """The variables that are read before Python code can record that it reads them."""
     is_whole: bool = False
@@ -35,9 +35,9 @@ class Key(NamedTuple):
     stack: tuple[int, ...] = ()
     """The limits of the stack with which the program starts. They fix the layout of the process."""
 
-    def with_all(self, env: Mapping[str, str]) -> Key:
-        """Return the key for a Python with start-up code."""
-        return self._replace(variables=tuple(sorted(drop_per_kernel(env).items())), is_whole=True)
+    def with_all(self, env: Mapping[str, str], cwd: str) -> Key:
+        """Return the key for a Python with start-up code, which may read all variables and files of its folder."""
+        return self._replace(folder=cwd, variables=tuple(sorted(drop_per_kernel(env).items())), is_whole=True)
 
 
 def build_key(

@@ -166,7 +166,7 @@ class ZygotePool:
                     # EMSGSIZE: the environment is too large for a packet. EAGAIN: too many requests wait.
                     if problem.errno not in (errno.EMSGSIZE, errno.EAGAIN):
                         self._retire(zygote)
-                        self._warm_later(key, command, env)
+                        self._warm_later(key, command, env, str(cwd))
                     raise NotForked(f"its warm process took no request ({problem.strerror})")
                 channel.setblocking(False)
                 broken_by = await zygote.fingerprint.check()
@@ -182,7 +182,7 @@ class ZygotePool:
                 await refuse(channel)
         unused = sum(zygote.key == key and not zygote.launches for zygote in self._zygotes)
         if unused < _MAX_UNUSED:
-            self._warm_later(key, command, env)
+            self._warm_later(key, command, env, str(cwd))
         raise NotForked(reason)
 
     def _look_later(self, zygote: Zygote) -> None:
@@ -204,7 +204,7 @@ class ZygotePool:
             return
         for zygote in self._zygotes:
             if zygote.key.python == python and self._is_outdated(zygote):
-                self._warm_later(zygote.key, zygote.command, zygote.env)
+                self._warm_later(zygote.key, zygote.command, zygote.env, zygote.key.folder)
 
     def _is_outdated(self, zygote: Zygote) -> bool:
         """True if a new zygote would get a learnt package that this zygote lacks."""
@@ -236,7 +236,7 @@ class ZygotePool:
                 zygote.serves(key, env) for zygote in self._zygotes
             ):
                 return
-            await join_shared(self._warm_later(key, command, env, delay_s=0.0))
+            await join_shared(self._warm_later(key, command, env, str(cwd), delay_s=0.0))
 
     def limit_spares(self, most: int) -> None:
         """Set how many spares each zygote may keep. Surplus spares end at once."""
@@ -288,7 +288,7 @@ class ZygotePool:
             raise NotForked(_NO_SUBREAPER)
         python = check_command(command, find_program(command.python, env, cwd))
         key = build_key(python, command.flags, env, cwd, context)
-        return key.with_all(env) if key in self._has_startup_code else key
+        return key.with_all(env, cwd) if key in self._has_startup_code else key
 
     def _say_none(self, key: Key) -> str:
         """Return why no zygote serves a key now. The pool makes one for later kernels."""
@@ -304,14 +304,19 @@ class ZygotePool:
         return NotForked(reason) if time.monotonic() < until else None
 
     def _warm_later(
-        self, key: Key, command: KernelCommand, env: Mapping[str, str], delay_s: float | None = None
+        self,
+        key: Key,
+        command: KernelCommand,
+        env: Mapping[str, str],
+        cwd: str,
+        delay_s: float | None = None,
     ) -> asyncio.Task[None]:
         """Make a zygote in the background, after a moment, so that it does not slow down the current start."""
 
         async def later() -> None:
             await asyncio.sleep(self._warm_delay_s if delay_s is None else delay_s)
             try:
-                await self._make(key, command, env)
+                await self._make(key, command, env, cwd)
             except Exception:
                 self._pause(key, env, _PAUSE_S, "its warm process could not be made")
                 log.exception("no zygote for %s", key.python)
@@ -333,7 +338,7 @@ class ZygotePool:
         self._refused[key] = now + pause_s, reason
         return True
 
-    async def _make(self, key: Key, command: KernelCommand, env: Mapping[str, str]) -> None:
+    async def _make(self, key: Key, command: KernelCommand, env: Mapping[str, str], cwd: str) -> None:
         """Make a zygote, unless an up-to-date one serves the same starts. The new zygote replaces outdated ones."""
         if any(zygote.serves(key, env) and not self._is_outdated(zygote) for zygote in self._zygotes):
             return  # a package was learnt, but later kernels have not used it
@@ -352,7 +357,7 @@ class ZygotePool:
             if answer["op"] == "startup":
                 self._has_startup_code[key] = True
                 log.info("%s runs start-up code: %s", key.python, ", ".join(answer["code"]))
-                await self._make(key.with_all(env), command, env)
+                await self._make(key.with_all(env, cwd), command, env, cwd)
                 return
             if answer["op"] != "unfit" or self._learnt is None:
                 pause_s = _REFUSAL_PAUSE_S if answer["op"] == "refused" else _PAUSE_S

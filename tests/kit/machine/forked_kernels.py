@@ -143,14 +143,14 @@ class Agent:
         self._names = tuple(learnt)
         self.kernels: list[Kernel] = []
 
-    def warm(self) -> int:
-        """Start a zygote and return its pid."""
+    def warm(self, cwd: Path | str = "/") -> int:
+        """Start a zygote for kernels in this folder, which matters with start-up code, and return its pid."""
         if self._learnt is not None:
             report = {"python": self.command.python, "sites": [], "names": self._names}
             for _ in range(FEWEST):
                 (self.folder / "imports.json").write_text(json.dumps(report))
                 self._learnt.record(self.folder / "imports.json")
-        self.loop.run_until_complete(self.zygotes.warm(self.command, self.env))
+        self.loop.run_until_complete(self.zygotes.warm(self.command, self.env, cwd))
         return list(self.zygotes.interpreters())[-1]
 
     def try_start(self, *args: str, **options: Any) -> Kernel | None:

@@ -182,19 +182,22 @@ def test_start_up_code_sees_all_variables_of_a_forked_kernel(agent: Agent, tmp_p
     (tmp_path / "usercustomize.py").touch()
     (tmp_path / "sitecustomize.py").write_text(
         "import builtins, os; builtins.seen = os.environ.get('MODULES'); os.environ['FROM_SITE'] = '1';"
-        "builtins.seen_pid = os.getpid()"
+        "builtins.seen_pid = os.getpid(); builtins.seen_folder = os.getcwd()"
     )
     agent.env |= {"PYTHONPATH": str(tmp_path), "MODULES": "a:b", "KERNEL_USERNAME": "ada"}
-    zygote = agent.warm()
+    zygote = agent.warm(tmp_path)
     kernel = agent.start(cwd=tmp_path)
+    assert kernel.value("seen_folder") == str(tmp_path)
     assert kernel.value("seen") == "a:b"
     assert kernel.value("seen_pid") == zygote, "a documented difference"
     assert kernel.value("__import__('os').environ['FROM_SITE']") == "1"
     agent.env |= {"KERNEL_USERNAME": "bob"}
     assert agent.start(cwd=tmp_path).value("__import__('os').environ['KERNEL_USERNAME']") == "bob"
+    (tmp_path / "other").mkdir()
+    assert agent.try_start(cwd=tmp_path / "other") is None, "its start-up code might read a file there"
     agent.env |= {"MODULES": "c"}
     assert agent.try_start(cwd=tmp_path) is None, "its start-up code has read the other value"
-    agent.warm()
+    agent.warm(tmp_path)
     assert agent.start(cwd=tmp_path).value("seen") == "c"
 
 
@@ -202,7 +205,7 @@ def test_a_new_folder_of_the_users_packages_is_searched(agent: Agent, tmp_path: 
     """`pip install --user` may make it. An interpreter that started before does not search it."""
     agent.command = command_of(str(Path(sys.executable).resolve()))  # venvs have no such folder
     agent.env |= {"PYTHONUSERBASE": str(tmp_path / "base"), "PYTHONPATH": os.pathsep.join(PACKAGES)}
-    agent.warm()
+    agent.warm(tmp_path)
     script = "import site; print(site.getusersitepackages())"
     argv = [agent.command.python, "-c", script]
     done = subprocess.run(argv, env=agent.env, capture_output=True, text=True, timeout=60, check=True)
@@ -212,7 +215,7 @@ def test_a_new_folder_of_the_users_packages_is_searched(agent: Agent, tmp_path: 
     (folder / "installed_later.py").write_text("x = 42")
     with pytest.raises(NotForked, match=f"{folder} has changed"):
         agent.fork(cwd=tmp_path)
-    agent.warm()
+    agent.warm(tmp_path)
     assert agent.start(cwd=tmp_path).value("__import__('installed_later').x") == 42
 
 
@@ -230,7 +233,7 @@ def test_a_kernel_is_executed_if_start_up_code_changes_folder_or_cpus(
         pytest.skip("this machine has one CPU")
     (tmp_path / "sitecustomize.py").write_text(code)
     agent.env |= {"PYTHONPATH": str(tmp_path)}
-    agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env))
+    agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env, tmp_path))
     with pytest.raises(NotForked, match=f"sitecustomize.py has changed {reason}"):
         agent.fork(cwd=tmp_path)
 
@@ -238,7 +241,7 @@ def test_a_kernel_is_executed_if_start_up_code_changes_folder_or_cpus(
 def test_start_up_code_may_choose_the_folder_for_temporary_files(agent: Agent, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}")
     agent.env |= {"PYTHONPATH": str(tmp_path)}
-    agent.warm()
+    agent.warm(tmp_path)
     assert agent.start(cwd=tmp_path).value("__import__('tempfile').gettempdir()") == str(tmp_path)
 
 
@@ -246,9 +249,9 @@ def test_a_kernel_is_executed_if_start_up_code_measures_it(agent: Agent, tmp_pat
     code = "import os, sys; os.environ.get('MEASURE') and sys.setprofile(lambda *_: None)"
     (tmp_path / "sitecustomize.py").write_text(code)
     agent.env |= {"PYTHONPATH": str(tmp_path)}
-    agent.warm()
+    agent.warm(tmp_path)
     assert agent.start(cwd=tmp_path).value("__import__('sys').getprofile() is None")
     agent.env |= {"MEASURE": "1"}
-    agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env))
+    agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env, tmp_path))
     with pytest.raises(NotForked, match=r"sitecustomize.py has begun to trace or measure"):
         agent.fork(cwd=tmp_path)
