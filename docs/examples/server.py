@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import re
 import secrets
 import sys
@@ -17,6 +18,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from socket import socket as new_socket
 from typing import Any
 
 import psutil
@@ -169,6 +171,7 @@ async def jupyter_server(
     command that executes the server's command. Raise RuntimeError if the server ends before it serves.
     """
     token = token or secrets.token_urlsafe(24)
+    port = port or _choose_port()
     command = [
         *within,
         *(sys.executable, "-m", program),
@@ -201,6 +204,18 @@ async def jupyter_server(
         await _stop(process)
         if reader is not None:
             reader.cancel()
+
+
+def _choose_port() -> int:
+    """Return a free port below those that Linux gives to connections.
+
+    Jupyter Server would choose one of those, and it would end if a connection took that port before it listens.
+    """
+    for port in random.sample(range(20_000, 32_768), 100):
+        with suppress(OSError), new_socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    return 0
 
 
 async def _read(lines: asyncio.StreamReader, log: list[str], *, until_serving: bool = False) -> int | None:
