@@ -37,7 +37,9 @@ class Key(NamedTuple):
 
     def with_all(self, env: Mapping[str, str], cwd: str) -> Key:
         """Return the key for a Python with start-up code, which may read all variables and files of its folder."""
-        return self._replace(folder=cwd, variables=tuple(sorted(drop_per_kernel(env).items())), is_whole=True)
+        # roost's own variables may name the lease.
+        known = {name: value for name, value in drop_per_kernel(env).items() if not name.startswith("ROOST_")}
+        return self._replace(folder=cwd, variables=tuple(sorted(known.items())), is_whole=True)
 
 
 def build_key(

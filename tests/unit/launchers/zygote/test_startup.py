@@ -191,7 +191,7 @@ def test_start_up_code_sees_all_variables_of_a_forked_kernel(agent: Agent, tmp_p
     assert kernel.value("seen") == "a:b"
     assert kernel.value("seen_pid") == zygote, "a documented difference"
     assert kernel.value("__import__('os').environ['FROM_SITE']") == "1"
-    agent.env |= {"KERNEL_USERNAME": "bob"}
+    agent.env |= {"KERNEL_USERNAME": "bob", "ROOST_PLACEMENT_GROUP": "of this lease"}
     assert agent.start(cwd=tmp_path).value("__import__('os').environ['KERNEL_USERNAME']") == "bob"
     (tmp_path / "other").mkdir()
     assert agent.try_start(cwd=tmp_path / "other") is None, "its start-up code might read a file there"
