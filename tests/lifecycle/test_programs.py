@@ -17,7 +17,7 @@ import pytest
 
 from kit.programs.differences import read_differences
 from kit.programs.kinds import FORKED, Kinds, open_kinds
-from kit.programs.program import Program, load_programs
+from kit.programs.program import Program, explain_no_standby, load_programs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
@@ -40,7 +40,7 @@ def list_cases() -> Iterator[pytest.param]:
 
 @pytest.mark.parametrize(("program", "kind"), list(list_cases()))
 def test_a_program_prints_the_same(kinds: Kinds, program: Program, kind: str) -> None:
-    if missing := program.explain_missing(PYTHON):
+    if missing := program.explain_missing(PYTHON) or explain_no_standby(PYTHON, kind):
         pytest.skip(missing)
     fresh, forked = kinds.run_fresh(program), kinds.run(program, kind)
     reason = read_differences().get((program.name, kind))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kit.programs.kinds import Kinds, open_kinds
-from kit.programs.program import load
+from kit.programs.program import explain_no_standby, load
 from kit.programs.spoils import SPOILS, VARIABLE, Spoil, write_spoilt_script
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
@@ -41,7 +41,7 @@ def list_cases() -> list[object]:
 @pytest.mark.parametrize("spoil", list_cases())
 def test_a_program_notices_the_spoil(spoilt_kinds: Kinds, spoil: Spoil, kind: str) -> None:
     program = load(spoil.program)
-    if missing := program.explain_missing(PYTHON):
+    if missing := program.explain_missing(PYTHON) or explain_no_standby(PYTHON, kind):
         pytest.skip(missing)
     unspoilt = spoilt_kinds.run(program, kind)
     spoilt = spoilt_kinds.run(program, kind, env={VARIABLE: spoil.code})

@@ -15,6 +15,7 @@ for owner in (ip, kernel):
     for name in sorted(owner.trait_names()):
         if name not in (
             "db",
+            "ident",
             "starting_dir",
             "last_execution_result",
             "session",

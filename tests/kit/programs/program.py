@@ -120,6 +120,17 @@ def _read_cells(path: Path, lines: list[str]) -> Iterator[Cell]:
         yield Cell(kind=match[1] or "", argument=match[2] or "", code=code)
 
 
+def explain_no_standby(python: str, kind: str) -> str:
+    """Return a sentence if this kind of kernel needs a standby, and this interpreter's ipykernel has none; else ""."""
+    version = list_packages(python).get("ipykernel", "")
+    is_old = tuple(map(int, version.split(".")[:2])) < (7, 1) if version else False
+    return (
+        f"roost builds no standby with ipykernel {version}."
+        if kind in ("standby", "learnt") and is_old
+        else ""
+    )
+
+
 @lru_cache
 def list_packages(python: str) -> Mapping[str, str]:
     """Return the versions of the packages in this interpreter's environment, and that of `python` itself."""
