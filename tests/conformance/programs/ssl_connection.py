@@ -21,12 +21,12 @@ certificate = (
     .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
     .sign(key, hashes.SHA256())
 )
-pathlib.Path("key").write_bytes(
+_ = pathlib.Path("key").write_bytes(
     key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 )
-pathlib.Path("certificate").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+_ = pathlib.Path("certificate").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 # %%
 server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
