@@ -207,9 +207,9 @@ async def jupyter_server(
 
 
 def _choose_port() -> int:
-    """Return a free port below those that Linux gives to connections.
+    """Return a free port that Linux gives to no connection.
 
-    Jupyter Server would choose one of those, and it would end if a connection took that port before it listens.
+    Jupyter Server would choose another one, and end if a connection took that port before the server listens.
     """
     for port in random.sample(range(20_000, 32_768), 100):
         with suppress(OSError), new_socket() as probe:

@@ -29,7 +29,7 @@ _LIMITS = {
 _IOPRIO_CALLS = {"x86_64": (251, 252), "aarch64": (30, 31)}
 """The numbers of the system calls ioprio_set and ioprio_get, by machine. Source: asm/unistd.h."""
 _MOST_CPUS = 8_192
-"""At most this many CPUs are known to Linux (NR_CPUS). Of them, Linux takes those that this process may use."""
+"""The most CPUs that Linux supports (NR_CPUS). A process that asks for all of them gets those that it may use."""
 _OF_PROCESS = 1  # IOPRIO_WHO_PROCESS, from linux/ioprio.h
 _RESETS_ON_FORK = 0x40000000  # SCHED_RESET_ON_FORK, from linux/sched.h
 

@@ -32,6 +32,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from .standby import record_environment
+from .startup import has_children
 
 _IMPORT_S = 20
 """How long the import of one package may take. After that, SIGALRM ends the zygote."""
@@ -195,7 +196,7 @@ def _describe_process() -> dict[str, Any]:
     os.umask(umask)
     return {
         "it starts a thread": (status["Threads"], threading.active_count()),
-        "it starts a process": _has_children(),
+        "it starts a process": has_children(),
         "it opens a file, a connection or a device": _list_descriptors(),
         "it handles signals": (masks, [signal.getsignal(number) for number in range(1, 32)]),
         "it changes the environment": dict(os.environ),
@@ -221,14 +222,6 @@ def _is_general(warning_filter: Sequence[Any]) -> bool:
     _, message, category, module, _ = warning_filter
     is_for_all = module is None or re.match(module, "__main__") is not None
     return message is None and is_for_all and category.__module__ == "builtins"
-
-
-def _has_children() -> bool:
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
 
 
 def _list_descriptors() -> dict[str, str]:

@@ -79,12 +79,8 @@ def _move(arguments: bytes, env: Mapping[str, str] | None, places: dict[str, int
         # The end of the heap is set, too. Another thread may have moved it meanwhile.
         end_of_heap = _sbrk(0)
         wanted = _MemoryMap(**{**places, "brk": end_of_heap}, exe_fd=_NO_FILE)
-        if (
-            _prctl(
-                _PR_SET_MM, _PR_SET_MM_MAP, ctypes.byref(wanted), ctypes.c_ulong(ctypes.sizeof(wanted)), _ZERO
-            )
-            != 0
-        ):
+        size = ctypes.c_ulong(ctypes.sizeof(wanted))
+        if _prctl(_PR_SET_MM, _PR_SET_MM_MAP, ctypes.byref(wanted), size, _ZERO) != 0:
             return False
         if _sbrk(0) == end_of_heap:
             break

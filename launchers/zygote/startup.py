@@ -119,7 +119,7 @@ def _find_began(agent_fd: int | None) -> Iterator[str]:
 
 def _find_inherited(agent_fd: int) -> Iterator[str]:
     """Yield what start-up code has changed, if this process is a child of the agent. Another parent may do the same."""
-    if _has_children():
+    if has_children():
         yield "has started a process"
     if any(number > 2 and number != agent_fd for number in _list_descriptors()):
         yield "has opened a file or a connection"
@@ -224,7 +224,8 @@ def _has_changed_limits() -> bool:
     return False
 
 
-def _has_children() -> bool:
+def has_children() -> bool:
+    """True if this process has a child, also one that has ended. No child is reaped."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

@@ -80,7 +80,7 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
         try:
             check_command(command, executable)
         except NotForked as refusal:
-            found["why_not_forked"] = _advise(f"because {refusal}", found["interpreter"])
+            found["why_not_forked"] = _advise(str(refusal), found["interpreter"])
         return ProbeResult(executable=executable, is_ipykernel=True, **found)
     except subprocess.TimeoutExpired:
         problem = f"{executable} did not answer within {PROBE_S:g} s: check whether it runs."
@@ -92,7 +92,9 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
 
 def _advise(reason: str, interpreter: str) -> str:
     command = f"{interpreter} -m {LAUNCHER}"
-    return f"Kernels are executed, not forked, {reason}: write {command} in argv, and variables in env."
+    return (
+        f"Kernels are executed, not forked, because {reason}: write {command} in argv, and variables in env."
+    )
 
 
 def _find_launched(argv: Sequence[str], env: Mapping[str, str]) -> str:
@@ -100,11 +102,7 @@ def _find_launched(argv: Sequence[str], env: Mapping[str, str]) -> str:
     at = next((n for n, part in enumerate(argv[:-1]) if part == "-m" and argv[n + 1] in LAUNCHERS), 0)
     if not at:
         is_hidden = any(LAUNCHER in part for part in argv[1:])  # in a line for a shell
-        return (
-            _advise(f"because {argv[0]} starts the interpreter", "the interpreter's path")
-            if is_hidden
-            else ""
-        )
+        return _advise(f"{argv[0]} starts the interpreter", "the interpreter's path") if is_hidden else ""
     show = [*argv[:at], "-c", "import sys; print(sys.executable)"]
     try:
         done = subprocess.run(
@@ -113,11 +111,7 @@ def _find_launched(argv: Sequence[str], env: Mapping[str, str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     interpreter = done.stdout.strip().rpartition("\n")[2]
-    return (
-        _advise(f"because {argv[0]} starts the interpreter", interpreter)
-        if os.path.isabs(interpreter)
-        else ""
-    )
+    return _advise(f"{argv[0]} starts the interpreter", interpreter) if os.path.isabs(interpreter) else ""
 
 
 def _find_missing_module(executable: str, argv: Sequence[str], env: Mapping[str, str]) -> str:

@@ -106,9 +106,7 @@ class Kinds:
                     kernel = agent.fork(cwd=folder)
                 except NotForked as refusal:
                     reasons.append(str(refusal))
-                    if (
-                        len(reasons) == 3
-                    ):  # the first zygote of an environment can find that it needs another one
+                    if len(reasons) == 3:  # an environment's first zygote may find that it needs another one
                         assert program.may_be_executed, f"{program.name} is not forked: {reasons}"
                         return start_fresh()
                     warm_up()
@@ -117,9 +115,7 @@ class Kinds:
                     return kernel
                 agent.kernels.remove(kernel)
                 kernel.end()
-                time.sleep(
-                    0.5
-                )  # longer than a zygote waits before it forks; no event says that a standby is ready
+                time.sleep(0.5)  # longer than a zygote waits before it forks: no event reports a standby
             raise AssertionError(f"no {kind} was ready")
 
         def warm_up() -> None:
