@@ -40,7 +40,7 @@ def list_cases() -> Iterator[pytest.param]:
 
 @pytest.mark.parametrize(("program", "kind"), list(list_cases()))
 def test_a_program_prints_the_same(kinds: Kinds, program: Program, kind: str) -> None:
-    if missing := program.explain_missing(PYTHON) or explain_no_standby(PYTHON, kind):
+    if missing := program.explain_missing(PYTHON) or explain_no_standby(PYTHON, program, kind):
         pytest.skip(missing)
     fresh, forked = kinds.run_fresh(program), kinds.run(program, kind)
     reason = read_differences().get((program.name, kind))

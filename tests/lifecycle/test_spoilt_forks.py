@@ -41,7 +41,7 @@ def list_cases() -> list[object]:
 @pytest.mark.parametrize("spoil", list_cases())
 def test_a_program_notices_the_spoil(spoilt_kinds: Kinds, spoil: Spoil, kind: str) -> None:
     program = load(spoil.program)
-    if missing := program.explain_missing(PYTHON) or explain_no_standby(PYTHON, kind):
+    if missing := program.explain_missing(PYTHON) or explain_no_standby(PYTHON, program, kind):
         pytest.skip(missing)
     unspoilt = spoilt_kinds.run(program, kind)
     spoilt = spoilt_kinds.run(program, kind, env={VARIABLE: spoil.code})

@@ -1,4 +1,5 @@
 # state: IPython's configuration file
+# never standby: a configuration file is code, which may read what a launch changes
 # env: IPYTHONDIR={folder}/ipython
 
 # %% setup

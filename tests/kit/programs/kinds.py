@@ -65,7 +65,6 @@ class Kinds:
 
     def run(self, program: Program, kind: str, env: Mapping[str, str] | None = None) -> list[str]:
         """Return the transcript of a program on a kernel of this kind."""
-        agent = self._agent(kind, program)
         folder = Path(tempfile.mkdtemp(prefix="w", dir=self._folder))
         for cell in program.cells:
             if cell.kind == "setup":
@@ -74,6 +73,7 @@ class Kinds:
                     {"folder": folder, "python": self._python},
                 )
         own = {name: value.replace("{folder}", str(folder)) for name, value in program.env.items()}
+        agent = self._agent(kind, program, own.get("IPYTHONDIR"))
         before = agent.command, agent.env
         python = program.python.replace("{folder}", str(folder)) or self._python
         command = KernelCommand(python=python, flags=(*command_of(python).flags, *program.flags))
@@ -123,7 +123,8 @@ class Kinds:
 
         return start_fresh if kind == "fresh" else start_forked
 
-    def _agent(self, kind: str, program: Program) -> Agent:
+    def _agent(self, kind: str, program: Program, ipython: str | None) -> Agent:
+        """Return the agent for this program. Its standbys serve only kernels with the same folder `ipython`."""
         installed = list_packages(self._python)
         options: dict[str, Any] = {"script": self._script}
         if kind == "learnt":
@@ -131,7 +132,7 @@ class Kinds:
         elif kind == "preload":
             wanted = dict.fromkeys(["numpy", *(each.name for each in program.needs)])
             options["preload"] = tuple(_MODULES[name] for name in wanted if name in _MODULES)
-        name = "-".join([kind, *options.get("preload", ())])
+        name = "-".join([kind, *options.get("preload", ()), *([Path(ipython).parent.name] if ipython else ())])
         if name not in self._agents:
             folder = self._folder / name
             folder.mkdir()
@@ -140,7 +141,7 @@ class Kinds:
             agent.command = command_of(self._python)
             for variable in ("LC_TEST", "PYTEST_CURRENT_TEST"):  # the second one differs between tests
                 agent.env.pop(variable, None)
-            agent.env["IPYTHONDIR"] = str(self._folder / "ipython")
+            agent.env["IPYTHONDIR"] = ipython or str(self._folder / "ipython")
             if kind != "fresh":
                 agent.warm()
         return self._agents[name]

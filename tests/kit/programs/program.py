@@ -6,6 +6,7 @@
 # flags: -X dev                            further flags of the interpreter
 # python: {folder}/wrapper                 the file to run in place of the interpreter
 # may be executed: a wrapper               why no zygote may serve this program
+# never standby: a file of the user's       why no standby may serve this program
 # end: killed                              the kernel is killed at the end: it would wait for its children
 # in ci: yes                               `make test` runs this program
 
@@ -32,7 +33,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 FOLDER = Path(__file__).resolve().parents[2] / "conformance" / "programs"
-_OPTION = re.compile(r"# (state|needs|env|flags|python|may be executed|end|in ci): (.+)")
+_OPTION = re.compile(r"# (state|needs|env|flags|python|may be executed|never standby|end|in ci): (.+)")
 _CELL = re.compile(r"# %%(?: (setup|client|interrupt|stdin|restart)(?:: (.+))?)?")
 
 
@@ -57,6 +58,7 @@ class Program:
     flags: tuple[str, ...] = ()
     python: str = ""
     may_be_executed: str = ""
+    never_standby: str = ""
     is_killed: bool = False
     is_in_ci: bool = False
 
@@ -105,6 +107,7 @@ def read_program(path: Path) -> Program:
         flags=tuple(shlex.split(options.get("flags", ""))),
         python=options.get("python", ""),
         may_be_executed=options.get("may be executed", ""),
+        never_standby=options.get("never standby", ""),
         is_killed=options.get("end") == "killed",
         is_in_ci=options.get("in ci") == "yes",
     )
@@ -120,15 +123,15 @@ def _read_cells(path: Path, lines: list[str]) -> Iterator[Cell]:
         yield Cell(kind=match[1] or "", argument=match[2] or "", code=code)
 
 
-def explain_no_standby(python: str, kind: str) -> str:
-    """Return a sentence if this kind of kernel needs a standby, and this interpreter's ipykernel has none; else ""."""
+def explain_no_standby(python: str, program: Program, kind: str) -> str:
+    """Return a sentence if this kind of kernel needs a standby and no standby may serve the program, or ""."""
     version = list_packages(python).get("ipykernel", "")
     is_old = tuple(map(int, version.split(".")[:2])) < (7, 1) if version else False
-    return (
-        f"roost builds no standby with ipykernel {version}."
-        if kind in ("standby", "learnt") and is_old
-        else ""
-    )
+    if kind not in ("standby", "learnt"):
+        return ""
+    if is_old:
+        return f"roost builds no standby with ipykernel {version}."
+    return f"No standby serves this program: {program.never_standby}." if program.never_standby else ""
 
 
 @lru_cache
