@@ -112,14 +112,14 @@ def kernels_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Agent]]:
+def agents(tmp_path_factory: pytest.TempPathFactory, kernels_folder: Path) -> Iterator[dict[str, Agent]]:
     """Return two agents by name: `agent`, and `learnt`, which has learnt that kernels import numpy."""
     folder = tmp_path_factory.mktemp("agent")
     agents = {"agent": Agent(folder), "learnt": Agent(folder, learnt=["numpy"])}
     for agent in agents.values():
         agent.command = command_of(PYTHON)
         agent.env |= {"JPY_SESSION_NAME": "/work/a.ipynb", "TZ": "Asia/Tokyo"}
-        agent.warm()
+        agent.warm(kernels_folder)
     yield agents
     for agent in agents.values():
         agent.close()
@@ -335,7 +335,7 @@ def test_a_standby_that_nobody_needs_leaves_nothing(tmp_path: Path) -> None:
     agent = Agent(tmp_path, how="standby")
     agent.command = command_of(PYTHON)
     try:
-        agent.warm()
+        agent.warm(tmp_path)
         first = agent.start(cwd=tmp_path)
         sessions = "get_ipython().history_manager.session_number"
         number = first.value(sessions)
@@ -350,7 +350,7 @@ def test_a_smaller_pool_ends_its_spares_at_once(tmp_path: Path) -> None:
     agent = Agent(tmp_path, how="standby")
     agent.command = command_of(PYTHON)
     try:
-        agent.warm()
+        agent.warm(tmp_path)
         agent.start(cwd=tmp_path)
         agent.end_kernels()
         agent.zygotes.limit_spares(0)
