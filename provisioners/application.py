@@ -84,22 +84,6 @@ def find_queue_timeout_s(km: Any) -> float | None:
     return None if holder is None else holder.queue_timeout_s
 
 
-def forget_failed_start(km: Any) -> None:
-    """Make the multi-kernel manager forget a failed start of `km`.
-
-    Otherwise a server that stops waits for this start (jupyter_client 8.10).
-    """
-    kernels = getattr(km, "parent", None)
-    task = find_pending(kernels, km.kernel_id)
-
-    def forget(_: object) -> None:
-        if find_pending(kernels, km.kernel_id) is task:
-            forget_pending(kernels, km.kernel_id)
-
-    if isinstance(task, asyncio.Task):
-        task.add_done_callback(forget)
-
-
 def to_http_error(problem: RoostError) -> Exception:
     """Return an HTTPError with the user message of `problem` as its whole text.
 
@@ -118,15 +102,35 @@ def to_http_error(problem: RoostError) -> Exception:
 def show_errors_in_jupyter(km: Any) -> Iterator[None]:
     """Turn roost's errors in this block into HTTPErrors, if a Jupyter Server holds `km`.
 
-    Jupyter Server shows users the text of an HTTPError, but not the text of other errors.
+    Jupyter Server shows users the text of an HTTPError, but not the text of other errors. A start of `km` that fails
+    in this block is forgotten.
     """
     try:
         yield
-    except RoostError as problem:
-        if not is_in_jupyter_server(km) or "tornado.web" not in sys.modules:
-            raise
-        # `from None`: Jupyter then logs the sentence, not our traceback.
-        raise to_http_error(problem) from None
+    except BaseException as problem:
+        _forget_failed_start(km)
+        if isinstance(problem, RoostError) and is_in_jupyter_server(km) and "tornado.web" in sys.modules:
+            # `from None`: Jupyter then logs the sentence, not our traceback.
+            raise to_http_error(problem) from None
+        raise
+
+
+def _forget_failed_start(km: Any) -> None:
+    """Make the multi-kernel manager forget a failed start of `km`.
+
+    Otherwise a server that stops waits for this start (jupyter_client 8.10).
+    """
+    kernels = getattr(km, "parent", None)
+    if kernels is None:
+        return
+    task = find_pending(kernels, km.kernel_id)
+
+    def forget(_: object) -> None:
+        if find_pending(kernels, km.kernel_id) is task:
+            forget_pending(kernels, km.kernel_id)
+
+    if isinstance(task, asyncio.Task):
+        task.add_done_callback(forget)
 
 
 _STATUSES: dict[type[RoostError], int] = {

@@ -36,7 +36,6 @@ from .application import (
     describe_application,
     find_holder,
     find_queue_timeout_s,
-    forget_failed_start,
     is_adopted,
     show_errors_in_jupyter,
 )
@@ -510,7 +509,6 @@ class RoostProvisioner(KernelProvisionerBase):
         """Cancel a failed start, but only this launch: another application may have a kernel of the same id."""
         self._exits.unfollow()
         self._exit, self._has_lease = None, False
-        forget_failed_start(self.parent)
         try:
             await self.service.cancel(self._id, launch_id).within(_NO_ANSWER_S)
         except (RoostError, asyncio.TimeoutError) as problem:

@@ -13,11 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from jupyter_client.jsonutil import json_default
-from jupyter_server.services.kernels.connection.base import (
-    deserialize_binary_message,
-    deserialize_msg_from_ws_v1,
-    serialize_msg_to_ws_v1,
-)
+from jupyter_server.services.kernels.connection.base import serialize_msg_to_ws_v1
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
@@ -33,7 +29,8 @@ from roost.provisioners.jupyter_internals import (
 )
 from roost.provisioners.provisioner import RoostProvisioner
 
-from .held_messages import HeldMessage
+from .client_message import V1, BadMessage, ClientMessage, check_frame, read_message
+from .held_messages import FULL
 from .pending_start import PendingStart, build_error, build_reply
 from .reasons import describe_end
 from .replay import AWAY_MARGIN_S, Replay, find_away_s
@@ -42,14 +39,17 @@ from .subscription import Subscription
 _LOST = "The Jupyter Server was restarted before this cell ran: run it again."
 _ASK_AGAIN_S = 0.5
 """How long a connection pauses between two checks for a restart while it waits for the kernel's first answer."""
-_V1 = "v1.kernel.websocket.jupyter.org"
+_MOST_CELLS = 10_000
+"""At most this many cells of a client are remembered until they are answered."""
+_INVALID_FRAME = 1007
+"""The websocket's code for a frame whose contents are invalid (RFC 6455, 7.4.1)."""
 
 
 class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     """A connection between a client and a kernel. The `PendingStart` gets the messages while the kernel waits."""
 
     _start: PendingStart | None = None
-    _cells: dict[str, tuple[str, dict[str, Any]]]
+    _cells: dict[str, tuple[str, Mapping[str, Any]]]
     """The client's cells that a kernel of roost's has not answered yet: launch id and header, by message id."""
     _replay: Replay | None = None
     _replaying: asyncio.Task[None] | None = None
@@ -157,20 +157,24 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         if self._is_closed:
             self.disconnect()
 
-    def deliver(self, message: Any) -> None:
+    def deliver(self, message: ClientMessage) -> None:
         """Send a message of this client to the kernel."""
-        if self._is_of_roost:
-            held = self._read(message)
-            subscription = self._subscription if held.channel in ("shell", "control") else None
-            if subscription is not None and subscription.hold(message):
-                return
-            if held.is_cell:
-                launch_id = self.kernel_manager.provisioner.launch_id
-                self._cells[held.header["msg_id"]] = launch_id, held.header
-                if held.is_of_notebook and self._may_send(held) and self.channels:
-                    self.forward(held.channel, held.parts_with_cell_id())
-                    return
-        super().handle_incoming_message(message)
+        subscription = self._subscription if message.channel in ("shell", "control") else None
+        if subscription is not None and subscription.hold(message):
+            return
+        if not self.channels:
+            self.log.debug("kernel=%s a message came after its client had gone", self.kernel_id)
+            return
+        if message.is_cell and len(self._cells) < _MOST_CELLS:
+            launch_id = self.kernel_manager.provisioner.launch_id
+            self._cells[message.header["msg_id"]] = launch_id, message.header
+        self.forward(message.channel, message.parts_with_cell_id())
+
+    def refuse_full(self, message: ClientMessage) -> None:
+        """Drop a message, because too many are held. A cell ends with a sentence."""
+        self.log.warning("kernel=%s a message was dropped: %s", self.kernel_id, FULL)
+        if message.is_cell:
+            self.end_cell(message.header, FULL)
 
     def disconnect(self) -> None:
         """Close the connection. Its messages that are held for the kernel stay held."""
@@ -222,17 +226,32 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
                 self.session.send(channel, "kernel_info_request")
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
-        """Send a message of the client to the kernel, or hold it while the kernel waits."""
-        if self._start is None:
-            self.deliver(incoming_msg)
+        """Send a message of the client to the kernel, or hold it while the kernel waits.
+
+        A frame that is no message closes the websocket.
+        """
+        try:
+            if self._start is None and not self._is_of_roost:
+                check_frame(incoming_msg, self.subprotocol)
+                super().handle_incoming_message(incoming_msg)
+                return
+            message = read_message(
+                incoming_msg, subprotocol=self.subprotocol, pack=self.session.pack, sender=self
+            )
+        except BadMessage as problem:
+            self.log.warning("kernel=%s a client's frame is refused: it has %s", self.kernel_id, problem)
+            self.websocket_handler.close(_INVALID_FRAME, f"The frame has {problem}."[:100])
             return
-        message = self._read(incoming_msg)
-        if self._may_send(message):
+        if not self._may_send(message):
+            self.log.warning("kernel=%s messages of this type are not allowed", self.kernel_id)
+        elif self._start is None:
+            self.deliver(message)
+        else:
             self._start.hold(message)
 
-    def _may_send(self, message: HeldMessage) -> bool:
+    def _may_send(self, message: ClientMessage) -> bool:
         allowed = self.multi_kernel_manager.allowed_message_types
-        return not allowed or message.header.get("msg_type") in allowed
+        return not allowed or message.header["msg_type"] in allowed
 
     def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
         """Send a message of the kernel to the client, unless the replay has it or sends it later."""
@@ -266,7 +285,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
 
     def write_parts(self, channel: str, parts: list[bytes]) -> None:
         """Send a message that the kernel has published, given by its parts from the header on."""
-        if self.subprotocol == _V1:
+        if self.subprotocol == V1:
             message: Any = {"header": None, "parent_header": None, "content": None}
             hide_traceback(self, channel, message, parts)
             self._write(serialize_msg_to_ws_v1(parts, channel), binary=True)
@@ -332,7 +351,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     def speak(self, channel: str, kind: str, content: Mapping[str, Any], parent: Mapping[str, Any]) -> None:
         """Send a message to the client as if the kernel had sent it."""
         message = self.session.msg(kind, content=dict(content), parent=dict(parent))
-        if self.subprotocol == _V1:
+        if self.subprotocol == V1:
             self._write(serialize_msg_to_ws_v1(message, channel, self.session.pack), binary=True)
         else:
             self._write(json.dumps({**message, "channel": channel}, default=json_default), binary=False)
@@ -344,14 +363,3 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     def _find_start(self) -> PendingStart | None:
         start: PendingStart | None = self.multi_kernel_manager.starts.pending.get(self.kernel_id)
         return start
-
-    def _read(self, message: Any) -> HeldMessage:
-        """Return a message of the client with its channel and its parts as they go to the kernel."""
-        if self.subprotocol == _V1:
-            channel, parts = deserialize_msg_from_ws_v1(message)
-        else:
-            read = deserialize_binary_message(message) if isinstance(message, bytes) else json.loads(message)
-            names = ("header", "parent_header", "metadata", "content")
-            parts = [self.session.pack(read.get(name) or {}) for name in names] + (read.get("buffers") or [])
-            channel = read.get("channel") or "shell"
-        return HeldMessage(sender=self, raw=message, channel=channel, parts=tuple(parts))

@@ -14,10 +14,11 @@ from jupyter_client.session import Session
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.messages import Kernel
 
-from .held_messages import HeldMessage, HeldMessages
+from .client_message import ClientMessage
+from .held_messages import FULL, HeldMessages
 from .waiting_line import WaitingLine
 
-_FULL = "Too many messages wait for this kernel: run the cell again once the kernel has started."
+_NOT_SENT = "The cell could not be sent to the kernel: run it again."
 _ERROR_NAME = "KernelNotStarted"
 _LINGER_MS = 10_000
 """How long ZeroMQ tries to deliver a cell that no client waits for any more."""
@@ -112,13 +113,13 @@ class PendingStart:
         """Return the state of a kernel that is being adopted: `starting` if it waits, `unknown` if out of reach."""
         return "unknown" if self.waiting is None or self.waiting.state == "unknown" else "starting"
 
-    def hold(self, message: HeldMessage) -> None:
+    def hold(self, message: ClientMessage) -> None:
         """Hold a message for the kernel. A cell that cannot be held gets an error as its reply."""
         if self.state == "failed":
             self.end([message], self.problem)
         elif not self.held.add(message):
-            self._log.warning("kernel=%s a message was dropped: %s", self.kernel_id, _FULL)
-            self.end([message], _FULL)
+            self._log.warning("kernel=%s a message was dropped: %s", self.kernel_id, FULL)
+            self.end([message], FULL)
         elif self._line_in not in self.connections and message.is_of_notebook:
             self.line.begin(message.header)
             self._line_in = message.sender
@@ -134,7 +135,7 @@ class PendingStart:
         self._line_in = None
         self.end(self.held.take(lambda message: message.is_cell), sentence)
 
-    def end(self, messages: list[HeldMessage], sentence: str) -> None:
+    def end(self, messages: list[ClientMessage], sentence: str) -> None:
         error = build_error(sentence)
         for message in messages:
             if message.is_cell:
@@ -172,14 +173,18 @@ class PendingStart:
         self.line.clear()
         connections, self.connections = [each for each in self.connections if each.is_open], []
         for message in self.held.take():
-            self._deliver(message, connections)
+            try:
+                self._deliver(message, connections)
+            except Exception:  # noqa: BLE001 - the other messages and clients must not wait for this one
+                self._log.exception("kernel=%s a held message could not be sent", self.kernel_id)
+                self.end([message], _NOT_SENT)
         for connection in opened:
             connection.release()
 
-    def _deliver(self, message: HeldMessage, connections: list[Any]) -> None:
+    def _deliver(self, message: ClientMessage, connections: list[Any]) -> None:
         """Send a held message to the kernel. If its connection was closed meanwhile, another connection sends it."""
         if message.sender in connections:
-            message.sender.deliver(message.raw)
+            message.sender.deliver(message)
         elif connections:
             connections[-1].forward(message.channel, message.parts)
         elif message.is_cell:

@@ -17,6 +17,8 @@ from typing import Any
 
 from roost.provisioners.provisioner import RoostProvisioner
 
+from .client_message import ClientMessage
+from .held_messages import HeldMessages
 from .quick_manager import QuickManager
 
 _FIRST_PAUSE_S = 0.01
@@ -38,7 +40,7 @@ class Subscription:
         self._heard_launch = provisioner.launch_id
         self._probes: set[str] = set()
         self._answered = asyncio.Event()
-        self._held: list[Any] = []
+        self._held = HeldMessages()
         self._listening: asyncio.Task[None] | None = None
 
     @property
@@ -46,7 +48,7 @@ class Subscription:
         """True while requests are held. The caller must then call `note` for each IOPub message."""
         return self._listening is not None
 
-    def hold(self, request: Any) -> bool:
+    def hold(self, request: ClientMessage) -> bool:
         """Hold a request until the connection will receive its output.
 
         Return False if the caller must send it.
@@ -55,7 +57,8 @@ class Subscription:
             if self._heard_launch == self._provisioner.launch_id and not self._lacks_process:
                 return False
             self._listening = asyncio.create_task(self._listen())
-        self._held.append(request)
+        if not self._held.add(request):
+            self._connection.refuse_full(request)
         return True
 
     @property
@@ -105,6 +108,5 @@ class Subscription:
     def _release(self) -> None:
         self._listening, self._heard_launch = None, self._provisioner.launch_id
         self._connection.end_probe()
-        held, self._held = self._held, []
-        for request in held:
+        for request in self._held.take():
             self._connection.deliver(request)

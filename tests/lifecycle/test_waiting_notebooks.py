@@ -278,6 +278,27 @@ async def test_a_server_that_stops_withdraws_its_waiting_starts_first(one_gpu: P
     assert await connect("local").kernels() == []
 
 
+@pytest.mark.parametrize("is_on", [True, False])
+async def test_a_refused_start_keeps_no_server_from_ending(one_gpu: Path, is_on: bool) -> None:
+    refused: dict[str, dict[str, object]] = {
+        "number": {"cpus": "x"},
+        "node": {"gpus": 64},
+        "option": {"fork": "x"},
+    }
+    for name, config in refused.items():
+        kernelspecs(one_gpu, f"no-{name}", config=config)
+    async with run_server(one_gpu, is_on=is_on) as server:
+        await start(server)
+        for name in refused:
+            status, answer = await server.api("POST", "kernels", {"name": f"no-{name}"})
+            assert status in (400, 500), answer
+        began = time.monotonic()
+        os.kill(server.pid, signal.SIGTERM)
+        assert await asyncio.to_thread(wait_gone, server.pid, STOPPED_WITHIN_S)
+        assert time.monotonic() - began < STOPPED_WITHIN_S
+    assert await connect("local").kernels() == []
+
+
 async def test_a_waiting_kernel_is_not_culled(one_gpu: Path) -> None:
     culling = (f"--MappingKernelManager.{name}" for name in ("cull_idle_timeout=1", "cull_interval=1"))
     async with run_server(one_gpu, *culling) as server, AsyncExitStack() as stack:

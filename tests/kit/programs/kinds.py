@@ -132,7 +132,9 @@ class Kinds:
         elif kind == "preload":
             wanted = dict.fromkeys(["numpy", *(each.name for each in program.needs)])
             options["preload"] = tuple(_MODULES[name] for name in wanted if name in _MODULES)
-        name = "-".join([kind, *options.get("preload", ()), *([Path(ipython).parent.name] if ipython else ())])
+        name = "-".join(
+            [kind, *options.get("preload", ()), *([Path(ipython).parent.name] if ipython else ())]
+        )
         if name not in self._agents:
             folder = self._folder / name
             folder.mkdir()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from kit.jupyter.client_messages import a_message
 from roost.provisioners.server_extension import held_messages
-from roost.provisioners.server_extension.held_messages import HeldMessage, HeldMessages
+from roost.provisioners.server_extension.held_messages import HeldMessages
 from roost.provisioners.server_extension.pending_start import PendingStart
 
 
@@ -24,25 +24,12 @@ class Client:
         self.told.append((channel, kind, content, parent.get("msg_id", "")))
 
 
-def a_message(
-    name: str,
-    sender: object = None,
-    *,
-    kind: str = "execute_request",
-    metadata: Mapping[str, str] | None = None,
-) -> HeldMessage:
-    parts = ({"msg_id": name, "msg_type": kind}, {}, metadata or {}, {"code": name})
-    return HeldMessage(
-        sender=sender, raw=name, channel="shell", parts=tuple(json.dumps(part).encode() for part in parts)
-    )
-
-
 def test_messages_stay_in_order_and_are_taken_once() -> None:
     held = HeldMessages()
     for name in "abc":
         assert held.add(a_message(name, kind="comm_msg" if name == "b" else "execute_request"))
-    assert [message.raw for message in held.take(lambda message: message.is_cell)] == ["a", "c"]
-    assert [message.raw for message in held.take()] == ["b"]
+    assert [message.header["msg_id"] for message in held.take(lambda message: message.is_cell)] == ["a", "c"]
+    assert [message.header["msg_id"] for message in held.take()] == ["b"]
     assert held.take() == []
 
 

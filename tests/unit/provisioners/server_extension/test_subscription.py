@@ -10,8 +10,10 @@ from typing import Any, cast
 import pytest
 from jupyter_server.services.kernels.kernelmanager import ServerKernelManager
 
+from kit.jupyter.client_messages import a_message
 from roost.provisioners.provisioner import RoostProvisioner
-from roost.provisioners.server_extension import subscription
+from roost.provisioners.server_extension import held_messages, subscription
+from roost.provisioners.server_extension.client_message import ClientMessage
 from roost.provisioners.server_extension.quick_manager import make_quick
 from roost.provisioners.server_extension.subscription import Subscription
 
@@ -29,6 +31,7 @@ class Connection:
         self.provisioner = Provisioner()
         self.probes: list[str] = []
         self.delivered: list[str] = []
+        self.refused: list[str] = []
         self.is_probe_open = False
         self.km: Any = ServerKernelManager()
         make_quick(self.km)
@@ -42,9 +45,12 @@ class Connection:
     def end_probe(self) -> None:
         self.is_probe_open = False
 
-    def deliver(self, request: Any) -> None:
+    def deliver(self, request: ClientMessage) -> None:
         if not self.subscription.hold(request):
-            self.delivered.append(request)
+            self.delivered.append(request.header["msg_id"])
+
+    def refuse_full(self, request: ClientMessage) -> None:
+        self.refused.append(request.header["msg_id"])
 
 
 async def until(is_met: Callable[[], Any]) -> None:
@@ -56,7 +62,7 @@ async def until(is_met: Callable[[], Any]) -> None:
 
 async def test_a_request_goes_straight_to_a_kernel_that_was_not_restarted() -> None:
     client = Connection()
-    client.deliver("cell")
+    client.deliver(a_message("cell"))
     assert client.delivered == ["cell"]
     assert (client.probes, client.subscription.is_listening) == ([], False)
 
@@ -64,8 +70,8 @@ async def test_a_request_goes_straight_to_a_kernel_that_was_not_restarted() -> N
 async def test_requests_after_a_restart_wait_until_a_probe_is_answered_on_iopub() -> None:
     client = Connection()
     client.provisioner.launch_id = "second"
-    client.deliver("cell")
-    client.deliver("next cell")
+    client.deliver(a_message("cell"))
+    client.deliver(a_message("next cell"))
     await until(lambda: len(client.probes) >= 2)
     client.subscription.note("a request of another client")
     client.subscription.note(None)
@@ -75,7 +81,7 @@ async def test_requests_after_a_restart_wait_until_a_probe_is_answered_on_iopub(
     await until(lambda: client.delivered)
     assert client.delivered == ["cell", "next cell"]
     assert (client.is_probe_open, client.subscription.is_listening) == (False, False)
-    client.deliver("last cell")
+    client.deliver(a_message("last cell"))
     assert client.delivered == ["cell", "next cell", "last cell"]
 
 
@@ -83,7 +89,7 @@ async def test_a_launch_that_goes_on_gets_no_probes(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(subscription, "_DEAF_S", 0.05)
     client = Connection()
     client.provisioner.launch_id, client.provisioner.is_launching = "second", True
-    client.deliver("cell")
+    client.deliver(a_message("cell"))
     await asyncio.sleep(0.2)
     assert (client.probes, client.delivered) == ([], [])
     client.provisioner.is_launching = False
@@ -94,7 +100,7 @@ async def test_a_launch_that_goes_on_gets_no_probes(monkeypatch: pytest.MonkeyPa
 async def test_an_answer_of_the_process_before_the_last_restart_does_not_count() -> None:
     client = Connection()
     client.provisioner.launch_id = "second"
-    client.deliver("cell")
+    client.deliver(a_message("cell"))
     await until(lambda: client.probes)
     client.provisioner.launch_id = "third"
     await until(lambda: client.probes[-1].startswith("third"))
@@ -109,7 +115,7 @@ async def test_an_answer_of_the_process_before_the_last_restart_does_not_count()
 async def test_requests_wait_while_there_is_no_process(is_automatic: bool) -> None:
     client = Connection()
     client.km.is_restarting, client.provisioner.has_ended = not is_automatic, is_automatic
-    client.deliver("cell")
+    client.deliver(a_message("cell"))
     await asyncio.sleep(0.05)
     assert (client.probes, client.delivered) == ([], [])
     started = client.km.started
@@ -130,7 +136,7 @@ async def test_requests_wait_while_there_is_no_process(is_automatic: bool) -> No
 async def test_a_process_that_ends_before_its_first_answer_gets_no_request() -> None:
     client = Connection()
     client.provisioner.launch_id = "second"
-    client.deliver("cell")
+    client.deliver(a_message("cell"))
     await until(lambda: client.probes)
     client.provisioner.has_ended = True
     await asyncio.sleep(0.05)
@@ -148,15 +154,25 @@ async def test_a_kernel_that_publishes_nothing_gets_its_requests(monkeypatch: py
     monkeypatch.setattr(subscription, "_DEAF_S", 0.05)
     client = Connection()
     client.provisioner.launch_id = "second"
-    client.deliver("cell")
+    client.deliver(a_message("cell"))
     await until(lambda: client.delivered)
 
 
 async def test_a_connection_that_closes_sends_what_it_holds_at_once() -> None:
     client = Connection()
     client.provisioner.launch_id = "second"
-    client.deliver("cell")
+    client.deliver(a_message("cell"))
     client.subscription.close()
     assert client.delivered == ["cell"]
     await asyncio.sleep(0)
     assert (client.delivered, client.is_probe_open) == (["cell"], False)
+
+
+async def test_there_is_a_limit_to_the_requests_that_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_messages, "MOST_MESSAGES", 2)
+    client = Connection()
+    client.provisioner.launch_id = "second"
+    for name in "abc":
+        client.deliver(a_message(name))
+    client.subscription.close()
+    assert (client.delivered, client.refused) == (["a", "b"], ["c"])

@@ -1,0 +1,91 @@
+"""Frames of websockets: each is a message, or is refused with a sentence."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from jupyter_client.session import Session
+from jupyter_server.services.kernels.connection.base import (
+    serialize_binary_message,
+    serialize_msg_to_ws_v1,
+)
+
+from kit.jupyter.client_frames import any_frame
+from kit.jupyter.client_messages import BAD_LEGACY, BAD_V1, header, legacy, parts_of, v1
+from roost.provisioners.server_extension.client_message import (
+    V1,
+    BadMessage,
+    ClientMessage,
+    check_frame,
+    read_message,
+)
+
+SESSION = Session(key=b"")
+
+
+def read(frame: str | bytes, subprotocol: str | None) -> ClientMessage:
+    return read_message(frame, subprotocol=subprotocol, pack=SESSION.pack, sender=None)
+
+
+@pytest.mark.parametrize("what", BAD_V1)
+def test_a_bad_frame_of_version_1_is_refused(what: str) -> None:
+    with pytest.raises(BadMessage) as refusal:
+        read(BAD_V1[what], V1)
+    assert len(str(refusal.value)) < 80
+
+
+@pytest.mark.parametrize("what", BAD_LEGACY)
+def test_a_bad_frame_of_the_older_protocol_is_refused(what: str) -> None:
+    with pytest.raises(BadMessage) as refusal:
+        read(BAD_LEGACY[what], None)
+    assert len(str(refusal.value)) < 80
+
+
+@pytest.mark.parametrize("n_buffers", [0, 3])
+def test_what_jupyter_writes_is_read(n_buffers: int) -> None:
+    buffers = [b"x" * n for n in range(n_buffers)]
+    parts = [*parts_of("1"), *buffers]
+    message = read(serialize_msg_to_ws_v1(parts, "control"), V1)
+    assert (message.channel, list(message.parts)) == ("control", parts)
+    document = dict(
+        zip(("header", "parent_header", "metadata", "content"), map(json.loads, parts), strict=False)
+    )
+    message = read(serialize_binary_message({**document, "channel": "stdin", "buffers": buffers}), None)
+    assert message.channel == "stdin"
+    assert [json.loads(part) for part in message.parts[:4]] == list(document.values())
+    assert list(message.parts[4:]) == buffers
+    assert read(json.dumps(document), None).channel == "shell"
+
+
+def test_a_notebooks_cell_has_the_cells_id_in_its_header() -> None:
+    message = read(v1(parts_of("1")), V1)
+    assert message.is_cell
+    assert message.is_of_notebook
+    assert json.loads(message.parts_with_cell_id()[0]) == {**message.header, "cellId": "a"}
+    for other in (v1(parts_of("1"), b"control"), v1(parts_of("1", header("complete_request")))):
+        assert not read(other, V1).is_of_notebook
+        assert read(other, V1).parts_with_cell_id() == read(other, V1).parts
+
+
+def test_the_offsets_are_checked_for_kernels_of_others_too() -> None:
+    for frame, subprotocol in ((BAD_V1["2^40 offsets"], V1), (BAD_LEGACY["2^31 offsets"], None)):
+        with pytest.raises(BadMessage, match="wrong number of parts"):
+            check_frame(frame, subprotocol)
+    check_frame(v1([b"garbage", b"", b"", b""]), V1)
+    check_frame(legacy(b"garbage"), None)
+    check_frame("garbage", None)
+
+
+@settings(deadline=None, max_examples=300)
+@given(any_frame())
+def test_any_frame_is_read_or_refused(case: tuple[Any, str | None]) -> None:
+    frame, subprotocol = case
+    with suppress(BadMessage):
+        message = read(frame, subprotocol)
+        SESSION.msg("status", parent=dict(message.header))
+        json.dumps(message.header)
+        message.parts_with_cell_id()
