@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ class ClientMessage:
     sender: Any
     channel: str
     parts: tuple[bytes, ...] = field(repr=False)
-    header: Mapping[str, Any]
+    header: dict[str, Any]
     cell_id: str | None = None
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from .client_message import ClientMessage
@@ -40,7 +40,7 @@ class HeldMessages:
         return True
 
     @property
-    def cells(self) -> list[Mapping[str, Any]]:
+    def cells(self) -> list[dict[str, Any]]:
         """The headers of the held cells."""
         return [message.header for message in self._messages if message.is_cell]
 

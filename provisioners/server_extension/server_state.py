@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class ServerState:
         if self._kernels.pop(kernel_id, None) is not None:
             self._write("kernels.json", self._kernels)
 
-    def note_held(self, kernel_id: str, headers: Sequence[Mapping[str, Any]]) -> None:
+    def note_held(self, kernel_id: str, headers: list[dict[str, Any]]) -> None:
         """Keep the headers of the cells that this server now holds for a kernel.
 
         They replace earlier headers.

@@ -64,6 +64,8 @@ DIES_S = 10.0
 """How long a process may take to end after SIGKILL. If it takes longer, it hangs in the operating system."""
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _OOM_SCORE = 500  # if memory runs out, the system kills kernels before the agent
+_MOST_TRIES = 3
+"""How many kernels are executed, one after the other, if other processes take their ports."""
 _NO_PARENT = "1"
 """The value of JPY_PARENT_PID, which libraries take as the sign of a notebook. ipykernel does not watch process 1."""
 _NO_IPYKERNEL = "its command is not that of an interpreter with `-m ipykernel_launcher -f {connection_file}`"
@@ -249,7 +251,28 @@ class Starter:
         return connection, timing_ms
 
     async def _exec(self, child: _Child, request: Launch, log_fd: int) -> tuple[Connection, dict[str, float]]:
-        started = time.perf_counter()
+        """Execute the kernel and return its connection and times.
+
+        If the kernel ends because another process has taken one of its ports meanwhile, try other ports.
+        """
+        tries = 1
+        while True:
+            started = time.perf_counter()
+            code, connection = self._spawn(child, request, log_fd)
+            timing_ms = {"spawned": (time.perf_counter() - started) * 1e3}
+            try:
+                await _wait_until_listening(code, connection)
+            except KernelDiedEarly:
+                if tries == _MOST_TRIES or ports.are_free(connection):
+                    raise
+                tries += 1
+                log.info("kernel=%s another process has one of its ports: trying others", request.kernel_id)
+                continue
+            timing_ms["listening"] = (time.perf_counter() - started) * 1e3
+            return connection, timing_ms
+
+    def _spawn(self, child: _Child, request: Launch, log_fd: int) -> tuple[asyncio.Future[int], Connection]:
+        """Start the kernel's process. Its ports are claimed until it ends."""
         with contextlib.ExitStack() as claims:
             connection = claims.enter_context(ports.claim(request.connection))
             connection_file = self._write_connection(child.folder, request.kernel_id, connection)
@@ -265,10 +288,7 @@ class Starter:
             code = child.record(pid, is_ours=True)
             claims_until_end = claims.pop_all()
         code.add_done_callback(lambda _: claims_until_end.close())
-        timing_ms = {"spawned": (time.perf_counter() - started) * 1e3}
-        await _wait_until_listening(code, connection)
-        timing_ms["listening"] = (time.perf_counter() - started) * 1e3
-        return connection, timing_ms
+        return code, connection
 
     def _write_connection(self, folder: Path, kernel_id: str, connection: Connection) -> Path:
         with writing(folder):

@@ -1,12 +1,12 @@
 """Locks on GPUs that the cluster manager counts but does not assign. With them, a node's agents divide its GPUs.
 
-An agent holds a GPU by a name in Linux's abstract namespace of sockets. Only one process can bind a name, the system
-gives the name back when that process ends, and nobody else can take it away. A lock file could be removed by its owner.
+An agent holds a GPU by a claim (`claims`). Containers of several users share a node, so claims of all users count.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import logging
@@ -17,10 +17,13 @@ from collections.abc import Sequence
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.model import Device
 
+from . import claims
+
 log = logging.getLogger(__name__)
 
 _WAIT_S = 5.0
 _RETRY_S = 0.1
+_KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM)  # the second one is what earlier releases look at
 
 
 class GpuLocks:
@@ -29,7 +32,7 @@ class GpuLocks:
     def __init__(self, node: str, *, wait_s: float = _WAIT_S) -> None:
         self._node = node
         self._wait_s = wait_s
-        self._held: dict[str, socket.socket] = {}
+        self._held: dict[str, contextlib.ExitStack] = {}
         self._is_choosing = asyncio.Lock()
 
     @property
@@ -51,7 +54,8 @@ class GpuLocks:
                     problem = (
                         f"fewer than {count} of the node's {len(devices)} GPUs are free of other kernels"
                     )
-                    raise RemoteError("no_devices", f"{problem}, although the cluster has granted {count}")
+                    problem += f", although the cluster has granted {count}{self._describe_others(devices)}"
+                    raise RemoteError("no_devices", problem)
                 await asyncio.sleep(_RETRY_S)
         log.info("holds GPU %s", ", ".join(self._held))
         return tuple(device.id for device in devices if device.id in self._held)
@@ -73,13 +77,23 @@ class GpuLocks:
 
     def _bind(self, device_id: str) -> None:
         """Hold a device unless another process does."""
-        name = hashlib.sha256(f"{self._node}\n{device_id}".encode()).hexdigest()
-        held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
-            held.bind(f"\0roost-gpu-{name}")
-        except OSError as problem:
-            held.close()
-            if problem.errno != errno.EADDRINUSE:
-                raise
-        else:
-            self._held[device_id] = held
+        name = self._name(device_id)
+        with contextlib.ExitStack() as kept:
+            try:
+                for kind in _KINDS:
+                    kept.enter_context(claims.claim(name, kind))
+            except OSError as problem:
+                if problem.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                self._held[device_id] = kept.pop_all()
+
+    def _name(self, device_id: str) -> str:
+        digest = hashlib.sha256(f"{self._node}\n{device_id}".encode()).hexdigest()
+        return f"roost-gpu-{digest}"
+
+    def _describe_others(self, devices: Sequence[Device]) -> str:
+        """Return the end of a sentence that names the processes that hold some of these devices."""
+        owners = {device.id: claims.find_owner(self._name(device.id)) for device in devices}
+        known = [f"{owner} holds GPU {each}" for each, owner in owners.items() if owner is not None]
+        return f": {', '.join(known)}" if known else ""

@@ -1,33 +1,35 @@
 """Ports for kernels: for a forked kernel, sockets that listen already; for any other, free port numbers.
 
 These numbers lie outside the range from which the system assigns ports. The kernel binds them some time after they
-were chosen. Until it ends, roost holds a claim on each, so that no other agent on this machine chooses it.
+were chosen. Until it ends, roost holds a claim on each, so that no other agent of this user chooses it. Claims of other
+users only rank last: anybody could claim all ports.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
 import random
 import socket
-import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
+from . import claims
+
 _FIRST_PORT = 20_000
 """The first port for kernels. Those below are Ray's: by default, its workers listen on 10002 to 19999."""
-_CLAIM = "\0roost-port-{}"
-"""The abstract socket that claims a TCP port. Linux keeps such names per network, as it keeps ports."""
+_CLAIM = "roost-port-{}"
+"""The name that claims a TCP port."""
 _BACKLOG = 100  # as ZeroMQ has
 _RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTENS = "0A"
-_CREDENTIALS = struct.Struct("iII")  # pid, uid, gid: ucred in unix(7)
 _PROBE_TIMEOUT_S = 0.05
 _PROBE_INTERVALS_S = (*[0.02] * 100, 0.1)  # short for two seconds: a Python kernel listens soon
 
@@ -38,36 +40,51 @@ def claim(connection: Connection) -> Iterator[Connection]:
 
     In the block, this agent and others on this machine choose none of these TCP ports again.
     """
-    with contextlib.ExitStack() as claims:
-        found = _claim(connection, [getattr(connection, name) for name in PORT_NAMES], claims)
+    with contextlib.ExitStack() as held:
+        found = _claim(connection, [getattr(connection, name) for name in PORT_NAMES], held)
         if len(found) < len(PORT_NAMES):
-            claims.close()
+            held.close()
             is_ipc = connection.transport == "ipc"
             candidates = range(1, 100_000) if is_ipc else random.sample(_candidates(), k=2_000)
-            found = _claim(connection, candidates, claims)
+            found = _claim(connection, candidates, held)
         if len(found) < len(PORT_NAMES):
             raise OSError(f"no free ports on {connection.ip}")
         yield connection.with_ports(dict(zip(PORT_NAMES, found, strict=True)))
 
 
-def _claim(connection: Connection, candidates: Iterable[int], claims: contextlib.ExitStack) -> list[int]:
-    """Return the first free ports of `candidates`, at most as many as a kernel needs. `claims` gives them back."""
-    free = (port for port in candidates if port > 0 and _claim_one(connection, port, claims))
-    return list(itertools.islice(free, len(PORT_NAMES)))
+def _claim(connection: Connection, candidates: Iterable[int], held: contextlib.ExitStack) -> list[int]:
+    """Return the first free ports of `candidates`, at most as many as a kernel needs. `held` gives them back.
+
+    If there are too few without a claim, they are ports that other users claim.
+    """
+    foreign: list[int] = []
+    free = (port for port in candidates if port > 0 and _claim_one(connection, port, held, foreign))
+    found = list(itertools.islice(free, len(PORT_NAMES)))
+    rest = (port for port in foreign if is_free(connection, port))
+    return [*found, *itertools.islice(rest, len(PORT_NAMES) - len(found))]
 
 
-def _claim_one(connection: Connection, port: int, claims: contextlib.ExitStack) -> bool:
-    """Claim a port if it is free. A socket file and, not on Linux, a TCP port are only looked at."""
+def _claim_one(connection: Connection, port: int, held: contextlib.ExitStack, foreign: list[int]) -> bool:
+    """Claim a port if it is free. A socket file and, not on Linux, a TCP port are only looked at.
+
+    Put the port into `foreign` if another user claims it.
+    """
     if connection.transport == "ipc" or sys.platform != "linux":
-        return _is_free(connection, port)
+        return is_free(connection, port)
+    name = _CLAIM.format(port)
     with contextlib.ExitStack() as kept:
         try:
-            kept.enter_context(socket.socket(socket.AF_UNIX)).bind(_CLAIM.format(port))
-        except OSError:
+            kept.enter_context(claims.claim(name))
+        except OSError as problem:
+            if problem.errno != errno.EADDRINUSE:
+                raise
+            owner = claims.find_owner(name)
+            if owner is None or not owner.is_ours:
+                foreign.append(port)
             return False
-        if not _is_free(connection, port):
+        if not is_free(connection, port):
             return False
-        claims.push(kept.pop_all())
+        held.push(kept.pop_all())
     return True
 
 
@@ -135,8 +152,7 @@ def _is_listening(connection: Connection, port: int) -> bool:
         except OSError:
             return False
         if connection.transport == "ipc":
-            peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            return bool(_CREDENTIALS.unpack(peer)[1] == os.getuid())
+            return claims.read_peer(probe).is_ours
     return _is_ours(port)
 
 
@@ -169,7 +185,12 @@ def _candidates() -> range:
     return range(_FIRST_PORT, low) if low - _FIRST_PORT > 4_000 else range(49_152 - 10_000, 65_535)
 
 
-def _is_free(connection: Connection, port: int) -> bool:
+def are_free(connection: Connection) -> bool:
+    """True if nobody has any port of a connection."""
+    return all(is_free(connection, getattr(connection, name)) for name in PORT_NAMES)
+
+
+def is_free(connection: Connection, port: int) -> bool:
     if connection.transport == "ipc":
         return _is_free_socket(f"{connection.ip}-{port}")
     host = "" if connection.ip == "*" else connection.ip

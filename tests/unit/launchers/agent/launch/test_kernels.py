@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import zmq
 
-from kit.machine.container_agent import a_launch
+from kit.machine.container_agent import LEASE, a_launch
 from kit.machine.real_agent import no_limits
 from roost.launchers.agent.launch import kernels
 from roost.launchers.agent.launch.child_reaper import Reaper
@@ -42,6 +43,32 @@ from roost.placement.model import Request
 from roost.placement.model.json_codec import encode
 
 SLEEP = ("sleep", "60")
+
+
+LATE = """
+import json, os, signal, socket, sys, time
+
+connection = json.load(open(sys.argv[1]))
+address = connection["ip"], connection["shell_port"]
+try:
+    tries = int(open("tries").read())
+except FileNotFoundError:
+    tries = 0
+open("tries", "w").write(str(tries + 1))
+if tries < int(sys.argv[2]):
+    reading, writing = os.pipe()
+    if os.fork() == 0:  # another process, which is faster
+        os.setsid()
+        taken = socket.create_server(address)
+        open(f"pid-{tries}", "w").write(str(os.getpid()))
+        os.write(writing, b"x")
+        time.sleep(60)
+        os._exit(0)
+    os.read(reading, 1)
+servers = [socket.create_server(address), socket.create_server((connection["ip"], connection["iopub_port"]))]
+signal.pause()
+"""
+"""A kernel whose shell port another process takes first, in as many tries as its second argument says."""
 
 
 class CancelledAtTheEnd:
@@ -235,3 +262,23 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
     finally:
         await held.close()
         context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("tries", [1, 2, 3])
+async def test_a_kernel_whose_port_is_taken_meanwhile_gets_others(tmp_path: Path, tries: int) -> None:
+    argv = (sys.executable, "-S", "-c", LATE, "{connection_file}", str(tries))
+    request = replace(a_launch(argv), cwd=str(tmp_path))
+    held = make_kernels(tmp_path)
+    try:
+        if tries < 3:
+            process = await asyncio.wait_for(held.launch(request), 60)
+            assert process.is_running
+        else:
+            with pytest.raises(RemoteError, match="Address already in use"):
+                await asyncio.wait_for(held.launch(request), 60)
+        assert (tmp_path / "tries").read_text() == str(min(3, tries + 1))
+    finally:
+        for file in tmp_path.glob("pid-*"):
+            os.kill(int(file.read_text()), signal.SIGKILL)
+        await held.release(LEASE, 0.0)
+        await held.close()

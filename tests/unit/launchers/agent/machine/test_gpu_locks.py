@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import sys
 import uuid
 from dataclasses import replace
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kit.machine.container_agent import LEASE, a_launch, assigned_agent
+from kit.machine.other_user import OTHER_USER, claimed_by_another_user
 from roost.launchers.agent.machine import gpu_locks
 from roost.launchers.agent.machine.gpu_locks import GpuLocks
 from roost.launchers.protocol.rpc import RemoteError
@@ -45,6 +48,20 @@ async def test_a_device_has_one_holder_until_it_is_given_back(node: str) -> None
     mine.close()
     assert len(await theirs.hold(DEVICES, 4)) == 4
     theirs.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_device_that_another_user_holds_is_refused_with_its_process(node: str, is_open: bool) -> None:
+    locks = GpuLocks(node, wait_s=0)
+    kind = socket.SOCK_STREAM if is_open else socket.SOCK_DGRAM
+    with claimed_by_another_user([locks._name(device.id) for device in DEVICES[:1]], kind) as pid:
+        with pytest.raises(RemoteError, match="fewer than 4") as refusal:
+            await locks.hold(DEVICES, 4)
+        known = f": process {pid} of the user with uid {OTHER_USER} holds GPU 0"
+        assert str(refusal.value).endswith(known if is_open else "has granted 4")
+        assert await locks.hold(DEVICES, 3) == ("1", "2", "3")
+    locks.close()
 
 
 async def test_the_nodes_of_one_machine_do_not_share(node: str) -> None:

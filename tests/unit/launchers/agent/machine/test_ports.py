@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.machine.other_user import claimed_by_another_user
 from roost.launchers.agent.machine import ports
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
@@ -60,7 +61,7 @@ def test_a_port_on_which_another_process_listens_is_not_chosen() -> None:
     with ports.claim(Connection()) as first:
         pass
     with socket.create_server((first.ip, first.hb_port)), ports.claim(first) as second:
-        assert not numbers(first) & numbers(second)
+        assert first.hb_port not in numbers(second)
 
 
 def test_claims_leave_no_socket_open() -> None:
@@ -143,3 +144,16 @@ async def test_a_kernel_listens_once_its_iopub_port_is_open() -> None:
         assert not (await asyncio.wait([listening], timeout=0.3))[0]
         with socket.create_server((connection.ip, connection.iopub_port)):
             await asyncio.wait_for(listening, timeout=60)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_ports_that_another_user_claims_are_taken_last() -> None:
+    candidates = ports._candidates()
+    others = [f"roost-port-{port}" for port in candidates if port % 50]
+    with claimed_by_another_user(others), ports.claim(Connection()) as found:
+        assert all(port % 50 == 0 for port in numbers(found))
+    others = [f"roost-port-{port}" for port in candidates]
+    with claimed_by_another_user(others), ports.claim(Connection()) as found, ports.claim(found) as again:
+        assert len(numbers(found)) == len(PORT_NAMES)
+        assert numbers(found) <= set(candidates)
+        assert again == found, "nobody has bound them"

@@ -1,0 +1,51 @@
+"""A process of another Unix user, which claims names in the abstract namespace of sockets. Only root can start it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+OTHER_USER = 65534
+_CLAIM = """
+import json, os, resource, socket, sys
+
+names, kind = json.loads(sys.stdin.readline()), int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (len(names) + 100,) * 2)
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[2]))
+held = []
+for name in names:
+    try:
+        held.append(socket.socket(socket.AF_UNIX, kind))
+        held[-1].bind("\\0" + name)
+        if kind == socket.SOCK_STREAM:
+            held[-1].listen()
+    except OSError:
+        pass
+print(len(held), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def claimed_by_another_user(
+    names: Sequence[str], kind: socket.SocketKind = socket.SOCK_STREAM
+) -> Iterator[int]:
+    """Hold these names as another user while the block runs, and yield that process's pid."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-S", "-c", _CLAIM, str(int(kind)), str(OTHER_USER)]
+    with subprocess.Popen(command, cwd="/", stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            print(json.dumps(names), file=process.stdin, flush=True)
+            assert int(process.stdout.readline()) == len(names)
+            yield process.pid
+        finally:
+            process.stdin.close()
+            process.wait(60)
