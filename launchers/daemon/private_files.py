@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ def runtime_dir(*, run_user: Path = Path("/run/user"), tmp: Path = Path("/tmp"))
     """Return the folder for this user's sockets, locks and records on this machine. Raises `FolderError`.
 
     It is `$ROOST_RUNTIME_DIR`, else `roost` in `$XDG_RUNTIME_DIR`, else `roost` in `/run/user/<uid>` (cron and sudo
-    lack the variable), else `/tmp/roost-<uid>`. TMPDIR is ignored: all processes of a user must find the same folder.
+    lack the variable), else `/tmp/roost-<uid>`, or a longer name if another user has taken this one. TMPDIR is ignored:
+    all processes of a user must find the same folder.
     """
     chosen = os.environ.get("ROOST_RUNTIME_DIR")
     if chosen:
@@ -27,7 +29,25 @@ def runtime_dir(*, run_user: Path = Path("/run/user"), tmp: Path = Path("/tmp"))
     for base in (os.environ.get("XDG_RUNTIME_DIR"), f"{run_user}/{os.getuid()}"):
         if base and is_own_folder(base):
             return _private_folder_in_safe_place(Path(base) / "roost")
-    return _private_folder_in_safe_place(tmp / f"roost-{os.getuid()}")
+    return _private_folder_in_safe_place(_choose_in_tmp(tmp / f"roost-{os.getuid()}"))
+
+
+def _choose_in_tmp(usual: Path) -> Path:
+    """Return `usual` unless another user has it, else this user's oldest folder whose name begins with it and a time."""
+    if not os.path.lexists(usual) or usual.lstat().st_uid == os.getuid():
+        return usual
+
+    def find_own() -> list[Path]:
+        return sorted(path for path in usual.parent.glob(f"{usual.name}.*") if _is_own_real_folder(path))
+
+    if not find_own():
+        usual.with_name(f"{usual.name}.{time.time_ns()}").mkdir(mode=0o700)
+    return find_own()[0]  # another process may have made one just before
+
+
+def _is_own_real_folder(path: Path) -> bool:
+    status = path.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def _private_folder_in_safe_place(path: Path) -> Path:

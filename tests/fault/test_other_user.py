@@ -15,6 +15,10 @@ import psutil
 import pytest
 
 from kit.jupyter.notebook import Notebook
+from kit.machine.other_user import claimed_by_another_user
+from kit.machine.tiny_kernel import tiny
+from roost.launchers.agent.machine import ports
+from roost.scheduler.client.client import Client
 from roost.testing.leftovers import processes
 
 pytestmark = [
@@ -126,3 +130,13 @@ async def test_another_user_gets_nothing(roost_by_default: None, settled_runtime
         assert not [line for line in commands if secret in line], "everybody can read command lines"
     assert await notebook.value("secret") == "42"
     await notebook.close()
+
+
+async def test_another_user_stops_no_start(client: Client, settled_runtime_dir: Path) -> None:
+    """The other user has taken all names that claim ports."""
+    names = [f"roost-port-{port}" for port in ports._candidates()]
+    with claimed_by_another_user(names):
+        kernel = await client.start(tiny())
+        assert kernel.connection is not None
+        assert kernel.connection.shell_port in ports._candidates()
+        await client.stop(kernel.id, grace_s=0)

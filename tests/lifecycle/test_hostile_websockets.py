@@ -10,7 +10,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -34,18 +34,24 @@ _QUIET_S = 0.1
 
 
 async def send(
-    server: JupyterServer, kernel_id: str, frames: Sequence[str | bytes], subprotocol: str | None
+    server: JupyterServer,
+    kernel_id: str,
+    frame: str | bytes,
+    subprotocol: str | None,
+    quiet_s: float = ANSWER_S,
 ) -> int | None:
-    """Send frames over one websocket, and return the code with which the server closes it; None if it does not."""
+    """Send a frame, and return the code with which the server closes the websocket.
+
+    Return None if the websocket stays open and brings nothing for `quiet_s`.
+    """
     url = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel_id}/channels?session_id={uuid.uuid4().hex}"
     request = HTTPRequest(url, headers={"Authorization": f"token {server.token}"}, request_timeout=ANSWER_S)
     socket = await websocket_connect(request, subprotocols=[subprotocol] if subprotocol else None)
     try:
         with suppress(WebSocketClosedError):
-            for frame in frames:
-                await socket.write_message(frame, binary=isinstance(frame, bytes))
+            await socket.write_message(frame, binary=isinstance(frame, bytes))
         with suppress(asyncio.TimeoutError):  # nothing comes any more
-            while await asyncio.wait_for(socket.read_message(), _QUIET_S) is not None:
+            while await asyncio.wait_for(socket.read_message(), quiet_s) is not None:
                 pass
         return socket.close_code
     finally:
@@ -76,11 +82,11 @@ async def test_a_frame_that_is_no_message_hurts_its_sender_alone(one_gpu: Path) 
         kernels = [await start(server, name) for name in ("gpu", "plain")]
         for kernel_id in kernels:
             for bad, subprotocol in ((BAD_V1["2^40 offsets"], V1), (BAD_LEGACY["2^31 offsets"], None)):
-                assert await send(server, kernel_id, [bad], subprotocol) == 1007
+                assert await send(server, kernel_id, bad, subprotocol) == 1007
                 await asyncio.gather(*(answers(server, each) for each in kernels))
         for all_bad, subprotocol in ((BAD_V1, V1), (BAD_LEGACY, None)):
             for what, bad in all_bad.items():
-                assert await send(server, kernels[0], [bad], subprotocol) == 1007, what
+                assert await send(server, kernels[0], bad, subprotocol) == 1007, what
         await answers(server, kernels[0])
 
 
@@ -94,7 +100,7 @@ async def test_bad_frames_for_a_waiting_kernel_cost_no_cell_of_others(
             for all_bad, subprotocol in ((BAD_V1, V1), (BAD_LEGACY, None)):
                 bad = [all_bad[what] for what in ("other channel", "garbage as header") if what in all_bad]
                 for frame in [*bad, *list(all_bad.values())[:5]]:
-                    assert await send(server, waiting, [frame], subprotocol) == 1007
+                    assert await send(server, waiting, frame, subprotocol) == 1007
             cell = await front.run("print('ran')")
             await front.until(lambda: front.line(cell), ANSWER_S)
             await server.api("DELETE", f"kernels/{waiting if is_deleted else holder}")
@@ -117,7 +123,9 @@ async def test_frames_of_any_form(one_gpu: Path) -> None:
         before_bytes = psutil.Process(server.pid).memory_info().rss
         for group in range(0, len(frames), 20):
             batch = frames[group : group + 20]
-            closed = [await send(server, attacked, [frame], subprotocol) for frame, subprotocol in batch]
+            closed = [
+                await send(server, attacked, frame, subprotocol, _QUIET_S) for frame, subprotocol in batch
+            ]
             assert all(code in (None, 1007) for code in closed), (batch, closed)
             await answers(server, other)
         assert psutil.Process(server.pid).memory_info().rss < before_bytes + GROWS_BYTES

@@ -299,6 +299,24 @@ def test_all_callers_find_the_same_runtime_folder(tmp_path: Path, monkeypatch: p
     assert find() == own / "roost"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_another_user_cannot_take_the_runtime_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.delenv("ROOST_RUNTIME_DIR")
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    taken = tmp_path / f"roost-{os.getuid()}"
+    {"folder": taken.mkdir, "file": taken.touch, "link": partial(taken.symlink_to, "nowhere")}[kind]()
+    (tmp_path / f"{taken.name}.1").mkdir()
+    for path in tmp_path.iterdir():
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    found = find_runtime_dir(run_user=tmp_path / "none", tmp=tmp_path)
+    assert found not in (taken, tmp_path / f"{taken.name}.1")
+    assert found.stat().st_mode & 0o777 == 0o700
+    assert found == find_runtime_dir(run_user=tmp_path / "none", tmp=tmp_path)
+
+
 def test_files_are_private_and_written_as_a_whole(tmp_path: Path) -> None:
     path = tmp_path / "f"
     write_private(path, b"one\ntwo\nthree\n")
