@@ -92,6 +92,9 @@ def to_http_error(problem: RoostError) -> Exception:
     from tornado.web import HTTPError
 
     class ShownError(HTTPError):
+        if hasattr(HTTPError, "get_message"):  # earlier versions of tornado use `log_message` as a format
+            log_message = problem.user_message  # tornado would double each %
+
         def __str__(self) -> str:
             return problem.user_message
 

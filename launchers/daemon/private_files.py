@@ -33,7 +33,7 @@ def runtime_dir(*, run_user: Path = Path("/run/user"), tmp: Path = Path("/tmp"))
 
 
 def _choose_in_tmp(usual: Path) -> Path:
-    """Return `usual` unless another user has it, else this user's oldest folder whose name begins with it and a time."""
+    """Return `usual` unless another user has it, else this user's oldest folder with that name and a time."""
     if not os.path.lexists(usual) or usual.lstat().st_uid == os.getuid():
         return usual
 

@@ -24,6 +24,7 @@ from roost.scheduler.messages import Kernel
 
 _FILES = {"": "page.html", "page.css": "page.css", "page.js": "page.js"}
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'"
 _FOLDER = Path(__file__).with_name("page")
 _NODE_FIELDS = (
     "id",
@@ -44,6 +45,11 @@ class PageHandler(JupyterHandler):  # type: ignore[misc]
     """A handler that returns the page and its two files."""
 
     auth_resource = "kernels"
+
+    @property
+    def content_security_policy(self) -> str:
+        """Let the page load its own two files, and ask this server."""
+        return f"{super().content_security_policy}; {_POLICY}"
 
     @web.authenticated
     @authorized  # type: ignore[untyped-decorator]

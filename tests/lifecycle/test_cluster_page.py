@@ -80,6 +80,7 @@ async def test_only_users_of_the_server_see_the_page_and_its_files(gpu_folder: P
     async with jupyter_server(gpu_folder, options=(EXTENSION, QUIET)) as server:
         page = await get(server, "roost")
         assert (page.code, page.effective_url.endswith("/roost/")) == (200, True)
+        assert "script-src 'self'" in page.headers["Content-Security-Policy"]
         for name in ("page.css", "page.js"):
             assert name.encode() in page.body
             assert (await get(server, f"roost/{name}")).code == 200
