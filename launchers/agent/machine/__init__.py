@@ -8,6 +8,7 @@
       ├──> DiskRoom: cuts long logs, and holds a reserve for the ledger                   disk_room
       └──> Session: the processes of a kernel, also for `launch` and `limits`             sessions
     launch ──> sockets that listen, or port numbers that no other agent takes             ports
+    GpuLocks, ports ──> names in the abstract namespace, which say who has them           claims
 
 This room stands above `leases`, because the node's status has the promises of its ledger.
 """

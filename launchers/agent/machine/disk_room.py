@@ -1,20 +1,22 @@
 """Keeps room on the file system of an agent's folder: kernels' logs may grow, but the ledger must be able to write.
 
-It cuts logs that grow too long. It also holds a reserve file, and deletes that file when the ledger needs the
-room.
+It cuts logs that grow too long, soon after they are written. It also holds a reserve file, and deletes that file when
+the ledger needs the room.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from roost.launchers.daemon.inotify import MODIFY, ONESHOT, Inotify
 from roost.launchers.daemon.private_files import shorten
 from roost.launchers.daemon.tasks import Timers
 
@@ -25,7 +27,7 @@ T = TypeVar("T")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _LOOK_S = 0.5
 _LOOK_AGAIN_S = 0.02
-"""How long to wait between two readings of the free space after a log was cut; otherwise `_LOOK_S`."""
+"""How long to wait between two readings of the free space while logs are written; otherwise `_LOOK_S`."""
 _LOOK_AT_ALL_S = 15.0
 _NOTABLE_BYTES = 4 << 20
 """How much the free space may shrink before all logs are checked, even if 15 s have not passed.
@@ -55,14 +57,51 @@ class DiskRoom:
         self._timers = Timers()
         self._looked_at = 0.0
         self._free_bytes = 0
+        self._writes: Inotify | None = None
+        self._watched: dict[int, Path] = {}
+        """The logs whose next write is reported, by watch."""
+        self._written: set[Path] = set()
+        self._read_at = 0.0
         self._hold_reserve()
 
     def watch(self, soon_s: float = _LOOK_S) -> None:
+        """Watch the logs. May be repeated, for a new log."""
         if "logs" not in self._timers:
             self._timers.later(soon_s, self._look, key="logs")
+        if self._writes is None:
+            self._writes = Inotify()
+            if self._writes.fd >= 0:
+                asyncio.get_running_loop().add_reader(self._writes.fd, self._note_writes)
+        self._await_writes(self._list_logs())
 
     def close(self) -> None:
         self._timers.close()
+        if self._writes is not None:
+            if self._writes.fd >= 0:
+                asyncio.get_running_loop().remove_reader(self._writes.fd)
+            self._writes.close()
+
+    def _await_writes(self, logs: Iterable[Path]) -> None:
+        assert self._writes is not None
+        for path in set(logs).difference(self._watched.values()):
+            watch = self._writes.add(path, MODIFY | ONESHOT)
+            if watch >= 0:
+                self._watched[watch] = path
+
+    def _note_writes(self) -> None:
+        """Look soon at the free space: without a report, a kernel could write for half a second."""
+        assert self._writes is not None
+        self._written.update(
+            self._watched.pop(watch) for watch, _ in self._writes.read() if watch in self._watched
+        )
+        if self._written and "written" not in self._timers:
+            soon_s = max(0.0, self._read_at + _LOOK_AGAIN_S - time.monotonic())
+            self._timers.later(soon_s, self._look_at_writes, key="written")
+
+    def _look_at_writes(self) -> None:
+        written, self._written = self._written, set()
+        self._look()
+        self._await_writes(written)
 
     def write(self, write: Callable[[], T]) -> T:
         """Call `write`, which writes a small file. Make room and call it again if the file system is full."""
@@ -93,6 +132,7 @@ class DiskRoom:
 
     def _read_space(self) -> tuple[int, int]:
         """Return the free bytes of the file system and its size; zeros while the folder is deleted."""
+        self._read_at = time.monotonic()
         try:
             status = os.statvfs(self._folder)
         except OSError:

@@ -6,22 +6,24 @@ It notices writes, renames, removals and new attributes. It does not notice writ
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import struct
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-# From linux/inotify.h
-_MODIFY, _ATTRIB, _MOVED_FROM, _MOVED_TO = 0x2, 0x4, 0x40, 0x80
-_CREATE, _DELETE, _DELETE_SELF, _MOVE_SELF = 0x100, 0x200, 0x400, 0x800
-_Q_OVERFLOW, _IGNORED = 0x4000, 0x8000
-_CHANGES = _MODIFY | _ATTRIB | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _DELETE_SELF | _MOVE_SELF
-_EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
-_READ_BYTES = 65_536
+from roost.launchers.daemon import inotify
+
+_CHANGES = (
+    inotify.MODIFY
+    | inotify.ATTRIB
+    | inotify.MOVED_FROM
+    | inotify.MOVED_TO
+    | inotify.CREATE
+    | inotify.DELETE
+    | inotify.DELETE_SELF
+    | inotify.MOVE_SELF
+)
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 """A space, tab, newline or backslash in the path of a mount point, see proc(5)."""
 _LOCAL = frozenset(
@@ -43,20 +45,19 @@ class FolderWatch:
     def __init__(self) -> None:
         self.changes = 0
         self._used: Counter[int] = Counter()  # how many zygotes use each watch
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd = -1
+        self._events: inotify.Inotify | None = None
         self._most = 0
 
     def add(self, paths: Iterable[str]) -> list[int] | None:
         """Watch these folders and files. Return the watches for `remove`, or None if one cannot be watched."""
         added: list[int] = []
-        if self._fd < 0 and sys.platform == "linux":  # not earlier: a user may have 128 of these
-            self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._events is None or self._events.fd < 0:  # not earlier: a user may have 128 of these
+            self._events = inotify.Inotify()
             self._most = min(_MOST, _read_allowed() // _SHARE)
         for path in paths:
             watch = -1
-            if self._fd >= 0 and len(self._used) < self._most:
-                watch = self._libc.inotify_add_watch(self._fd, os.fsencode(path), _CHANGES)
+            if len(self._used) < self._most:
+                watch = self._events.add(path, _CHANGES)
             if watch < 0:
                 self.remove(added)
                 return None
@@ -69,28 +70,19 @@ class FolderWatch:
             self._used[watch] -= 1
             if self._used[watch] <= 0:
                 del self._used[watch]
-                if self._fd >= 0:
-                    self._libc.inotify_rm_watch(self._fd, watch)
+                if self._events is not None:
+                    self._events.remove(watch)
 
     def read(self) -> int:
         """Read the events since the last call, and return `changes`."""
-        while self._fd >= 0:
-            try:
-                data = os.read(self._fd, _READ_BYTES)
-            except BlockingIOError:
-                break
-            at = 0
-            while at < len(data):
-                _, mask, _, length = _EVENT.unpack_from(data, at)
-                at += _EVENT.size + length
-                if mask & ~_IGNORED:  # the answer to `remove` is no change
-                    self.changes += 1
+        if self._events is not None:
+            # The answer to `remove` is no change.
+            self.changes += sum(bool(mask & ~inotify.IGNORED) for _, mask in self._events.read())
         return self.changes
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._events is not None:
+            self._events.close()
 
 
 def _read_allowed() -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,15 @@ from roost.launchers.agent.machine.disk_room import DiskRoom
 from roost.launchers.daemon.private_files import write_private
 
 SIZE_BYTES = 2 << 20
+WRITER = """
+import os, sys
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+while True:
+    try:
+        os.write(file, b"x" * 65_536)
+    except OSError:  # the file system is full
+        pass
+"""
 
 
 @pytest.fixture
@@ -62,3 +73,24 @@ def test_other_errors_are_errors(tmp_path: Path) -> None:
     room = DiskRoom(tmp_path, list)
     with pytest.raises(FileNotFoundError):
         room.write(lambda: write_private(tmp_path / "no" / "folder", b""))
+
+
+async def test_a_writer_without_end_fills_less_than_half(tmp_path: Path) -> None:
+    size_bytes = 256 << 20
+    with small_disk(tmp_path, size_bytes):
+        path = tmp_path / "log"
+        path.touch()
+        room = DiskRoom(tmp_path, lambda: [path])
+        room.watch()
+        writer = await asyncio.create_subprocess_exec(sys.executable, "-S", "-c", WRITER, str(path))
+        try:
+            most_bytes, until = 0, time.monotonic() + 2
+            while time.monotonic() < until:
+                most_bytes = max(most_bytes, path.stat().st_size)
+                await asyncio.sleep(0.001)
+            assert most_bytes > 8 << 20, "the writer is too slow for this test"
+            assert most_bytes < size_bytes // 2
+        finally:
+            writer.kill()
+            await writer.wait()
+            room.close()

@@ -13,8 +13,10 @@ import pytest
 from roost.launchers.agent.warm import folder_watch
 from roost.launchers.agent.warm.fingerprint import Fingerprint, stamp
 from roost.launchers.agent.warm.folder_watch import FolderWatch, find_local
+from roost.launchers.daemon import inotify
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+Q_OVERFLOW = 0x4000  # from linux/inotify.h
 MOUNTS = """\
 20 1 0:1 / / rw - ext4 /dev/vda rw
 21 20 0:2 / /home rw shared:1 - nfs4 server:/home rw
@@ -219,7 +221,7 @@ def test_a_lost_event_counts_as_a_change(
     watch: FolderWatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert watch.add([str(tmp_path)]) is not None
-    overflow = folder_watch._EVENT.pack(-1, folder_watch._Q_OVERFLOW, 0, 0)
+    overflow = inotify._EVENT.pack(-1, Q_OVERFLOW, 0, 0)
     answers = [overflow]
 
     def read(fd: int, size: int) -> bytes:
