@@ -11,11 +11,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("launchers", "placement", "provisioners", "scheduler")
 FOLDERS = (*PRODUCT, "benchmarks", "docs", "tests")
 DOCUMENTS = (
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 )
 """The changelog is none of them, because it names modules that have moved."""
 
+_PORTS = ("the agent's", "the report port", "a kernel's five", "the metrics'")
+"""The rows of the table of ports in `docs/security.md`. They make no claim."""
 CODE = re.compile(r"`([^`]+)`")
 FILE = re.compile(r"(?![\w./-]*jupyter_\w+_config)[\w./-]+\.py")
 """A Python file of the repository. A file such as `jupyter_roost_config.py` is the reader's own."""
@@ -82,6 +84,19 @@ def test_documents_name_files_that_exist() -> None:
         for name in find_wrong_names(path.read_text(encoding="utf-8"), files)
     ]
     assert wrong == []
+
+
+def test_claims_about_security_name_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`", text)
+    assert len(named) > 15
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "`tests/" not in line]
+    assert {row.split("|")[1].strip() for row in rows} <= {"it cannot", "port", *_PORTS}, (
+        "a claim without a test"
+    )
+    for file, name in named:
+        assert name, f"{file} is named without its test"
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {name}"
 
 
 def test_packages_name_all_their_files() -> None:

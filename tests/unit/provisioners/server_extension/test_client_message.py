@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
 from jupyter_client.session import Session
 from jupyter_server.services.kernels.connection.base import (
     serialize_binary_message,
     serialize_msg_to_ws_v1,
 )
 
-from kit.jupyter.client_frames import any_frame
 from kit.jupyter.client_messages import BAD_LEGACY, BAD_V1, header, legacy, parts_of, v1
 from roost.provisioners.server_extension.client_message import (
     V1,
@@ -78,14 +74,3 @@ def test_the_offsets_are_checked_for_kernels_of_others_too() -> None:
     check_frame(v1([b"garbage", b"", b"", b""]), V1)
     check_frame(legacy(b"garbage"), None)
     check_frame("garbage", None)
-
-
-@settings(deadline=None, max_examples=300)
-@given(any_frame())
-def test_any_frame_is_read_or_refused(case: tuple[Any, str | None]) -> None:
-    frame, subprotocol = case
-    with suppress(BadMessage):
-        message = read(frame, subprotocol)
-        SESSION.msg("status", parent=dict(message.header))
-        json.dumps(message.header)
-        message.parts_with_cell_id()
