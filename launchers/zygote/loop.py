@@ -48,6 +48,7 @@ _IMPORTED_BY_LAUNCHER = (
     "posixpath", "re", "reprlib", "runpy", "string", "types", "urllib", "warnings",
 )  # fmt: skip
 """The modules that `python -m ipykernel_launcher` imports while the working folder is the first entry of sys.path."""
+_PLOT_BACKEND = "module://matplotlib_inline.backend_inline"  # as `IPKernelApp.init_gui_pylab` sets MPLBACKEND
 _COMPLETED = (
     "collections",
     "datetime",
@@ -339,6 +340,7 @@ def prepare(
                     importlib.import_module(name)
                 except Exception as error:  # noqa: BLE001 - whatever an import may raise
                     return None, encode_refusal(f"preload {name} raises {type(error).__name__}: {error}")
+            set_plot_backend()
         rehearsed, patterns, _ = rehearse(request["scratch"], None)
         with record_environment(reads):
             for name in rehearsed:
@@ -399,13 +401,21 @@ def prepare(
 
 
 def find_late_names(early: Container[str]) -> list[str]:
-    """Return the modules that a fresh kernel would import from its working folder, if the folder had them.
+    """Return the modules and files that a fresh kernel would read from its working folder, if the folder had them.
 
     `early` are the modules that it imports while the working folder is not on sys.path. IPython puts that folder behind
     the standard library.
     """
     late = {name for name in sys.modules if "." not in name and name not in early}
-    return sorted((late - sys.stdlib_module_names).union(_IMPORTED_BY_LAUNCHER))
+    files = ("matplotlibrc",) if "matplotlib" in sys.modules else ()
+    return sorted((late - sys.stdlib_module_names).union(_IMPORTED_BY_LAUNCHER, files))
+
+
+def set_plot_backend() -> None:
+    """Give a preloaded matplotlib the backend that ipykernel names before a cell can import matplotlib."""
+    matplotlib: Any = sys.modules.get("matplotlib")
+    if matplotlib is not None and not os.environ.get("MPLBACKEND"):
+        matplotlib.rcParams["backend"] = _PLOT_BACKEND
 
 
 def warm_jedi() -> None:

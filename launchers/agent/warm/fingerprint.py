@@ -43,7 +43,8 @@ def stamp(path: str) -> FileStamp | None:
 def find_shadow(folder: str, names: frozenset[str]) -> str:
     """Return a module in `folder` that a fresh kernel there would import instead of an imported one; empty if none.
 
-    `names` are the modules that a fresh kernel would look for in its working folder. This lists the folder, unless its
+    `names` are the modules that a fresh kernel would look for in its working folder. The file `matplotlibrc` counts as
+    a module: matplotlib reads it when it is imported. This lists the folder, unless its
     stamp is still that of an earlier call.
     """
     looked_ns, changed = time.time_ns(), stamp(folder)
@@ -66,7 +67,7 @@ def _find_candidates(folder: str, names: frozenset[str]) -> tuple[str, ...]:
 
 def _is_module(path: str) -> bool:
     """True for a module, and for a folder with an `__init__` file. Another folder hides no installed package."""
-    if path.endswith(_MODULE_ENDINGS):
+    if path.endswith((*_MODULE_ENDINGS, "/matplotlibrc")):
         return True
     with contextlib.suppress(OSError):
         return any(name.startswith("__init__.") for name in os.listdir(path))

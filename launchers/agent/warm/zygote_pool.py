@@ -155,7 +155,7 @@ class ZygotePool:
         while (zygote := next((each for each in self._zygotes if each.serves(key, env)), None)) is not None:
             if shadow := find_shadow(str(cwd), zygote.late_names):
                 raise NotForked(
-                    f"its working folder has {shadow}, and warm processes have another module of that name"
+                    f"its working folder has {shadow}, and warm processes have imported their modules without it"
                 )
             channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with channel:
