@@ -1,4 +1,4 @@
-"""A comparison of forked kernels with fresh ones: small programs must print the same.
+"""A comparison of the agent's kernels with fresh ones: small programs must print the same.
 
 The programs are in `tests/conformance/programs/`; `kit.programs` runs them. `differences.toml` beside them lists the
 known differences. It is exact: a listed program that prints the same fails, too.
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 
 from kit.programs.differences import read_differences
-from kit.programs.kinds import FORKED, Kinds, open_kinds
+from kit.programs.kinds import KINDS, Kinds, open_kinds
 from kit.programs.program import Program, explain_no_standby, load_programs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
@@ -33,7 +33,7 @@ def kinds() -> Iterator[Kinds]:
 
 def list_cases() -> Iterator[pytest.param]:
     for program in load_programs():
-        for kind in FORKED:
+        for kind in KINDS:
             marks = () if program.is_in_ci and kind in IN_CI else (pytest.mark.slow,)
             yield pytest.param(program, kind, marks=marks, id=f"{program.name}-{kind}")
 
@@ -61,4 +61,4 @@ def test_a_third_of_the_programs_runs_for_each_change() -> None:
 
 def test_the_differences_name_programs_and_kinds() -> None:
     names = {program.name for program in load_programs()}
-    assert all(name in names and kind in FORKED for name, kind in read_differences())
+    assert all(name in names and kind in KINDS for name, kind in read_differences())

@@ -20,6 +20,7 @@ from typing import Any
 
 from jupyter_client.blocking import BlockingKernelClient
 
+from roost.launchers.agent.launch.start import spawn_kernel
 from roost.launchers.agent.machine import ports as free_ports
 from roost.launchers.agent.warm.fork_report import ForkedKernel
 from roost.launchers.agent.warm.kernel_command import KernelCommand, NotForked, parse_ipykernel_command
@@ -27,7 +28,8 @@ from roost.launchers.agent.warm.learnt_preloads import FEWEST, LearntPreloads
 from roost.launchers.agent.warm.zygote_pool import MOST_SPARES, ZygotePool
 from roost.launchers.agent.warm.zygote_start import SCRIPT
 from roost.launchers.protocol.agent_settings import Forking
-from roost.launchers.protocol.messages import PORT_NAMES, Connection
+from roost.launchers.protocol.messages import PORT_NAMES, Connection, Launch
+from roost.launchers.protocol.process_context import read_context
 
 REPLY_S = 180.0
 _PR_SET_CHILD_SUBREAPER = 36
@@ -207,10 +209,11 @@ class Agent:
             time.sleep(0.1)
         raise AssertionError("no standby was ready")
 
-    def start_plain(self, *, cwd: Path, parent_pid: int | None = None) -> Kernel:
+    def start_plain(self, *, cwd: Path, parent_pid: int | None = None, by_agent: bool = False) -> Kernel:
         """Execute a kernel as a new process, for comparison. It logs to the same kind of file.
 
-        With `parent_pid`, it knows its application by JPY_PARENT_PID, as in plain Jupyter.
+        With `parent_pid`, it knows its application by JPY_PARENT_PID, as in plain Jupyter. With `by_agent`, it is
+        executed as the agent does it.
         """
         log = self.folder / f"{uuid.uuid4().hex}.log"
         # The system gives none of these ports to the connections of other processes.
@@ -223,31 +226,44 @@ class Agent:
                 "signature_scheme": "hmac-sha256",
                 **numbers,
             }
-            pid = self._execute(info, log, cwd, parent_pid)
+            pid = self._execute(info, log, cwd, parent_pid, by_agent)
             for port in numbers.values():  # a client that connects before would miss a first `input`
                 wait_until_open(port)
         self.kernels.append(Kernel(ForkedKernel(pid=pid, timing_ms={}), info, log))
         return self.kernels[-1]
 
-    def _execute(self, info: Mapping[str, Any], log: Path, cwd: Path, parent_pid: int | None) -> int:
+    def _execute(
+        self, info: Mapping[str, Any], log: Path, cwd: Path, parent_pid: int | None, by_agent: bool
+    ) -> int:
         """Start the process of a kernel with this connection, and return its pid."""
         connection_file = log.with_suffix(".json")
         connection_file.write_text(json.dumps(info))
-        argv = [
+        argv = (
             self.command.python,
             *self.command.flags,
             "-m",
             "ipykernel_launcher",
             "-f",
             str(connection_file),
-        ]
-        # With the pid of this process, it would end with it, as in plain Jupyter.
-        env = {**self.env, "JPY_PARENT_PID": str(parent_pid or 1)}
+        )
         with log.open("ab") as file, default_signals():
+            if by_agent:
+                launch = Launch(
+                    launch_id="",
+                    lease_id="",
+                    kernel_id="",
+                    argv=argv,
+                    env=self.env,
+                    cwd=str(cwd),
+                    connection=Connection(),
+                    context=read_context(),
+                )
+                return spawn_kernel(launch, connection_file, file.fileno())
             process = subprocess.Popen(
                 argv,
                 cwd=cwd,
-                env=env,
+                # With the pid of this process, it would end with it, as in plain Jupyter.
+                env={**self.env, "JPY_PARENT_PID": str(parent_pid or 1)},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

@@ -1,6 +1,7 @@
-"""The kinds of kernels that must not differ: a fresh one, and the kernels that a zygote forks.
+"""The kinds of kernels that must not differ: a fresh one, and the kernels of roost's agent.
 
 fresh      a new process, as plain Jupyter starts it
+executed   a new process, as the agent starts it
 fork       forked when it is asked for
 standby    forked and built before
 learnt     a standby whose zygote has learnt packages
@@ -25,7 +26,7 @@ from roost.launchers.agent.warm.zygote_start import SCRIPT
 from .program import Program, list_packages
 from .session import run_session
 
-FORKED = ("fork", "standby", "learnt", "preload")
+KINDS = ("executed", "fork", "standby", "learnt", "preload")
 _LEARNT = ("numpy", "pandas", "scikit-learn")
 """Packages that the zygote of `learnt` imports if they are installed."""
 _MODULES = {
@@ -121,7 +122,10 @@ class Kinds:
         def warm_up() -> None:
             agent.loop.run_until_complete(agent.zygotes.warm(agent.command, agent.env, folder))
 
-        return start_fresh if kind == "fresh" else start_forked
+        def start_executed() -> Kernel:
+            return agent.start_plain(cwd=folder, by_agent=True)
+
+        return {"fresh": start_fresh, "executed": start_executed}.get(kind, start_forked)
 
     def _agent(self, kind: str, program: Program, ipython: str | None) -> Agent:
         """Return the agent for this program. Its standbys serve only kernels with the same folder `ipython`."""
@@ -144,7 +148,7 @@ class Kinds:
             for variable in ("LC_TEST", "PYTEST_CURRENT_TEST"):  # the second one differs between tests
                 agent.env.pop(variable, None)
             agent.env["IPYTHONDIR"] = ipython or str(self._folder / "ipython")
-            if kind != "fresh":
+            if kind not in ("fresh", "executed"):
                 agent.warm()
         return self._agents[name]
 

@@ -242,6 +242,7 @@ class Session:
     def _clean(self, text: str) -> str:
         for folder in (self.folder, self.folder.resolve()):
             text = text.replace(str(folder), "FOLDER")
+        text = text.replace(str(self._kernel.log.parent), "AGENT")
         text = re.sub(rf"\b{self.pid}\b", "PID", text)
         for pattern, replacement in _PATTERNS:
             text = pattern.sub(replacement, text)
