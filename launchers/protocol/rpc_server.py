@@ -32,6 +32,11 @@ _NO_DESCRIPTORS = (
     "roost's process on that machine may open no more files and connections: end some kernels there, or raise the "
     "limit of open files (`ulimit -n`)"
 )
+_BACKLOG = 32
+"""At most this many connections wait for their acceptance. The system has all others try again a second later.
+
+A longer queue would let a crowd of strangers take descriptors faster than the server closes their connections.
+"""
 _MOST_CLIENTS = 1_000
 """At most this many clients stay admitted by `admit`. If there are more, the server forgets the oldest."""
 _KEY_LENGTH = 40
@@ -101,11 +106,9 @@ class RpcServer:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
         socket.setsockopt(zmq.SNDHWM, 20_000)
+        socket.setsockopt(zmq.BACKLOG, _BACKLOG)
         if self._keys is not None:
             self._require_keys(self._keys)
-            if addresses[0].startswith("tcp:"):
-                self._handshakes = UnfinishedHandshakes(socket)
-                spawn(self._handshakes.watch(), self._tasks, log)
         for address in addresses:
             try:
                 self._bind(address)
@@ -114,6 +117,8 @@ class RpcServer:
                 if problem.errno != zmq.EADDRINUSE or address == addresses[-1]:
                     raise
         self.endpoint = bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
+        if self._keys is not None and self.endpoint.startswith("tcp:"):
+            self._handshakes = UnfinishedHandshakes(socket)
         spawn(self._serve(), self._tasks, log)
         return self.endpoint
 
@@ -167,11 +172,12 @@ class RpcServer:
                 self.subscribers.discard(peer)
 
     async def close(self) -> None:
+        handshakes, self._handshakes = self._handshakes, None
+        if handshakes is not None:
+            handshakes.close()
         await cancel_all(self._tasks)  # without the task of an operation that closes the server
         if self._authenticator is not None:
             self._authenticator.stop()
-        if self._handshakes is not None:
-            self._handshakes.close()
         self._socket.close(linger=200)
         self._context.term()
 
@@ -181,6 +187,8 @@ class RpcServer:
             if len(frames) != 2:
                 log.warning("dropped a message of %d frames", len(frames))
                 continue
+            if self._handshakes is not None:
+                self._handshakes.finish(frames[1].get(zmq.SRCFD))
             key = frames[1].get("User-Id") if self._keys is not None else ""
             spawn(self._answer(frames[0].bytes, frames[1].bytes, str(key)), self._tasks, log)
 

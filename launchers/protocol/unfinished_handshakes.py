@@ -1,97 +1,208 @@
-"""A bound on the TCP connections of a server that have not finished their handshake.
+"""Connections to a TCP port that have not finished their handshake, and when a server closes them.
 
-Anyone who reaches the port can open connections. ZeroMQ ends each after some seconds, but has no bound on their number.
-This module ends the oldest ones, so that there are always descriptors for clients with the key.
+ZeroMQ closes a connection without a handshake after some seconds (`HANDSHAKE_IVL`). Until then, each connection holds
+a descriptor, although its peer may have no key. This module closes connections earlier, but only while the process
+runs short of descriptors. An unfinished connection is at one of four stages:
+
+    new         the peer has sent nothing
+    greeted     the peer has sent something, but it has not received a WELCOME
+    welcomed    the peer knows the server's public key, but it has not named a key of its own
+    named       the peer has named its own key, but the server has not accepted that key yet
+
+A client with a key passes each stage within milliseconds, so a crowd at one stage is no crowd of clients. The largest
+stage loses its older half, again and again, with pauses. Finished connections stay open. The address of a peer does
+not count, because a client may share it with a stranger.
+
+Linux counts the bytes of each connection, and these counts show the stage. Where the system does not count them, only
+a message shows that a handshake is finished.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import ctypes
+import logging
 import socket
 import sys
+import threading
+import time
 from typing import Any
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-MOST = 200
-"""At most this many connections have an unfinished handshake."""
-MOST_PER_PEER = 32
-"""At most this many unfinished handshakes come from one IP address."""
+from roost.launchers.daemon.open_files import read_limit
 
-_HANDSHAKE_BYTES = 500
-"""A client that has sent this many bytes has finished its handshake with CURVE.
+log = logging.getLogger(__name__)
 
-It sends 64 bytes of greeting, 202 of HELLO, and at least 259 of INITIATE. Without the server's public key
-nobody gets past HELLO.
-"""
-_RECEIVED = slice(128, 136)  # tcpi_bytes_received in `struct tcp_info` of Linux 4.1 and newer
+_PAUSE_S = 0.01
+"""How long the thread pauses after each look at new connections."""
+_WAKE_MS = 50
+"""How long the thread waits for new connections before it checks the unfinished ones."""
+_CHECK_SHARE = 0.1
+"""At most this share of the time goes into checks while descriptors are not short."""
+
+_WELCOME_BYTES = 64 + 100
+"""A peer that has received this many bytes has the greeting (64 bytes) and a part of CURVE's WELCOME (170 bytes)."""
+_READY_BYTES = 64 + 170 + 16
+"""A peer that has received this many bytes has a part of the READY. The refusal of a key has only 12 bytes."""
+_INITIATE_BYTES = 64 + 202 + 259
+"""A peer that has sent this many bytes has sent a greeting, a HELLO and an INITIATE, which names its key."""
+_MOST_BYTES = 64 + 202 + 4_096
+"""A client sends at most this many bytes before it receives a READY."""
+_ACKED, _RECEIVED = slice(120, 128), slice(128, 136)  # in `struct tcp_info` of Linux 4.1 and newer
+_M_MMAP_THRESHOLD = -3  # in `malloc.h`
+_NEW, _GREETED, _WELCOMED, _NAMED, _EXCESSIVE = range(5)
 
 
 class UnfinishedHandshakes:
-    """The connections of one server's `socket`, from their acceptance to the end of their handshake."""
+    """The connections of one server's `socket`, from their acceptance to the end of their handshake.
+
+    `socket` is bound to a TCP port. A thread follows its connections, so that no step of the event loop is too long.
+    """
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_ACCEPTED)
-        self._peers: dict[int, str] = {}  # by descriptor, the oldest first
+        endpoint = bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).decode()
+        self._port = int(endpoint.rstrip("\0").rpartition(":")[2])
+        self._descriptors: dict[int, None] = {}  # the oldest first
+        address = f"inproc://handshakes-{id(self)}"
+        socket.monitor(address, zmq.EVENT_ACCEPTED | zmq.EVENT_MONITOR_STOPPED)
+        # A socket of zmq.asyncio would wake the event loop for each event.
+        self._monitor: zmq.Socket[bytes] = zmq.Context.shadow(socket.context.underlying).socket(zmq.PAIR)
+        self._monitor.connect(address)
+        _return_large_blocks()
+        self._thread = threading.Thread(target=self._watch, name="handshakes", daemon=True)
+        self._thread.start()
 
-    async def watch(self) -> None:
-        """Follow new connections, and end the oldest above the limits. Runs until it is cancelled."""
-        while True:
-            event = parse_monitor_message(await self._monitor.recv_multipart())
-            self._add(event["value"])
+    def finish(self, descriptor: int) -> None:
+        """Note that a message has arrived through this connection."""
+        self._descriptors.pop(descriptor, None)
 
     def close(self) -> None:
-        if not self._socket.closed:
-            self._socket.disable_monitor()
+        """End the thread. The server's socket is still open, and may be closed afterwards."""
+        self._socket.monitor(None, 0)
+        self._thread.join()
+
+    def _watch(self) -> None:
+        check_at = 0.0
+        while True:
+            try:
+                self._monitor.poll(_WAKE_MS if self._descriptors else None)
+                is_short = self._take_accepted() >= read_limit() // 2
+                began = time.monotonic()
+                if is_short or began >= check_at:
+                    self._check(is_short)
+                    ended = time.monotonic()
+                    check_at = ended + (ended - began) / _CHECK_SHARE
+            except (_Stopped, zmq.ZMQError):
+                break
+            except Exception:  # a monitor that nobody reads stops ZeroMQ's thread
+                log.exception("connections to port %d cannot be checked", self._port)
+            time.sleep(_PAUSE_S)
         self._monitor.close(linger=0)
 
-    def _add(self, descriptor: int) -> None:
-        peer = _find_unfinished_peer(descriptor)
-        if peer is None:
-            return
-        self._peers.pop(descriptor, None)  # of an earlier connection
-        self._peers[descriptor] = peer
-        self._bound([each for each, other in self._peers.items() if other == peer], MOST_PER_PEER)
-        self._bound(list(self._peers), MOST)
+    def _take_accepted(self) -> int:
+        """Note the new connections, and return how many descriptors are in use at least."""
+        in_use = 0
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+                if event["event"] == zmq.EVENT_MONITOR_STOPPED:
+                    raise _Stopped
+                descriptor = event["value"]
+                self._descriptors.pop(descriptor, None)  # of an earlier connection
+                self._descriptors[descriptor] = None
+                in_use = max(in_use, descriptor)  # a new connection gets the lowest free descriptor
+        return in_use
 
-    def _bound(self, descriptors: list[int], most: int) -> None:
-        if len(descriptors) <= most:
-            return
-        unfinished = []
-        for descriptor in descriptors:
-            if _find_unfinished_peer(descriptor) == self._peers[descriptor]:
-                unfinished.append(descriptor)
+    def _check(self, is_short: bool) -> None:
+        """Forget finished connections, and close excessive ones.
+
+        If descriptors are short, also close the older half of the largest stage.
+        """
+        stages: dict[int, list[int]] = {stage: [] for stage in (_NEW, _GREETED, _WELCOMED, _NAMED)}
+        for descriptor in list(self._descriptors):
+            stage = _find_stage(descriptor, self._port)
+            if stage is None:
+                self._descriptors.pop(descriptor, None)
+            elif stage == _EXCESSIVE:
+                self._end(descriptor)
             else:
-                del self._peers[descriptor]
-        for descriptor in unfinished[: max(0, len(unfinished) - most)]:
-            del self._peers[descriptor]
-            with contextlib.suppress(OSError), _borrow(descriptor) as connection:
-                connection.shutdown(socket.SHUT_RDWR)  # ZeroMQ then closes it
+                stages[stage].append(descriptor)
+        if is_short:
+            crowd = max(stages.values(), key=len)
+            for descriptor in crowd[: len(crowd) // 2]:
+                self._end(descriptor)
+
+    def _end(self, descriptor: int) -> None:
+        if self._descriptors.pop(descriptor, "finished") is None:
+            _shut_down(descriptor, self._port)
 
 
-def _find_unfinished_peer(descriptor: int) -> str | None:
-    """Return the IP address of a connection with an unfinished handshake, and None for every other descriptor."""
-    try:
-        with _borrow(descriptor) as connection:
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.stop)
-            if (
-                len(info) < _RECEIVED.stop
-                or int.from_bytes(info[_RECEIVED], sys.byteorder) >= _HANDSHAKE_BYTES
-            ):
-                return None  # or the system does not count the bytes
-            return str(connection.getpeername()[0])
-    except OSError:  # closed, or by now a descriptor of something else
+def _return_large_blocks() -> None:
+    """Have the C library give freed blocks of a MiB or more back to the system at once.
+
+    A stranger may announce a command of `MAXMSGSIZE` bytes, for which ZeroMQ takes a block. By default, glibc keeps
+    such blocks after the first, and they add up to hundreds of MiB.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+class _Stopped(Exception):
+    """The server has ended the monitor."""
+
+
+def _find_stage(descriptor: int, port: int) -> int | None:
+    """Return the stage of a connection to this port. Return None if it is finished or closed."""
+    connection = _open(descriptor, port)
+    if connection is None:
         return None
-
-
-def _borrow(descriptor: int) -> socket.socket:
-    """Return a copy of ZeroMQ's descriptor, to be closed by the caller. Raises `OSError`."""
-    copy = os.dup(descriptor)
     try:
-        return socket.socket(fileno=copy)
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED.stop)
+    except OSError:  # it was closed meanwhile
+        return None
+    finally:
+        connection.detach()
+    if len(info) < _RECEIVED.stop:
+        return None
+    acked, received = (int.from_bytes(info[place], sys.byteorder) for place in (_ACKED, _RECEIVED))
+    if acked >= _READY_BYTES:
+        return None
+    if received > _MOST_BYTES:
+        return _EXCESSIVE
+    if acked >= _WELCOME_BYTES:
+        return _NAMED if received >= _INITIATE_BYTES else _WELCOMED
+    return _GREETED if received else _NEW
+
+
+def _shut_down(descriptor: int, port: int) -> None:
+    """Shut down a connection to this port. ZeroMQ then closes it."""
+    connection = _open(descriptor, port)
+    if connection is not None:
+        try:
+            connection.shutdown(socket.SHUT_RDWR)
+        except OSError:  # its peer has closed it
+            pass
+        finally:
+            connection.detach()
+
+
+def _open(descriptor: int, port: int) -> socket.socket | None:
+    """Return a socket with ZeroMQ's own descriptor, which the caller detaches. A copy could be one too many.
+
+    Return None if that is no connection to this port. ZeroMQ may have closed it, and its number may be in use again.
+    """
+    try:
+        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=descriptor)
     except OSError:
-        os.close(copy)
-        raise
+        return None
+    try:
+        name: Any = connection.getsockname()
+    except OSError:
+        name = None
+    if isinstance(name, tuple) and name[1] == port:
+        return connection
+    connection.detach()
+    return None

@@ -16,6 +16,7 @@ _MODULES = (
     "__init__.py",
     "launchers/__init__.py",
     "launchers/daemon/__init__.py",
+    "launchers/daemon/open_files.py",
     "launchers/daemon/tasks.py",
     "launchers/protocol/__init__.py",
     "placement/__init__.py",

@@ -1,66 +1,152 @@
-"""Connections that never finish their handshake: a bounded number stays open, and nobody else is delayed."""
+"""Connections without a finished handshake: they close while descriptors are short, and never delay a client."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import resource
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 
-import psutil
 import pytest
 import zmq
 
+from kit.machine.flood import GREETING, Flood, record_hello
 from roost.launchers.protocol.rpc import ClientKeys, ServerKeys
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
-from roost.launchers.protocol.unfinished_handshakes import MOST, MOST_PER_PEER
+
+FREE = 400
+"""How many descriptors the server's process has in the tests with few of them."""
 
 
-@pytest.fixture
-def idle() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
+class Server:
+    """A server, and connections of strangers to its port."""
+
+    def __init__(self, rpc: RpcServer, keys: ClientKeys, strangers: ExitStack) -> None:
+        self.rpc, self.keys, self._strangers = rpc, keys, strangers
+        self.port = int(rpc.endpoint.rpartition(":")[2])
+
+    def connect(self, sent: bytes = b"") -> socket.socket:
+        peer = self._strangers.enter_context(socket.create_connection(("127.0.0.1", self.port), timeout=10))
+        peer.sendall(sent)
+        return peer
+
+    @contextlib.asynccontextmanager
+    async def client(self) -> AsyncIterator[RpcClient]:
+        client = RpcClient(self.rpc.endpoint, keys=self.keys)
+        await client.connect(timeout_s=60)
+        try:
+            yield client
+        finally:
+            await client.close()
 
 
-def build_server() -> tuple[RpcServer, ClientKeys]:
+@contextlib.asynccontextmanager
+async def running_server() -> AsyncIterator[Server]:
     (public, secret), (client_public, client_secret) = (
         (key.decode() for key in zmq.curve_keypair()) for _ in range(2)
     )
     keys = ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
-    server = RpcServer({"ping": Operation(lambda: "pong")}, keys=keys)
-    return server, ClientKeys(server=public, public=client_public, secret=client_secret)
+    rpc = RpcServer({"ping": Operation(lambda: "pong")}, keys=keys)
+    rpc.start("tcp://127.0.0.1:*")
+    with ExitStack() as strangers:
+        yield Server(rpc, ClientKeys(server=public, public=client_public, secret=client_secret), strangers)
+        await asyncio.wait_for(rpc.close(), 20)
 
 
-def count_open(port: int) -> int:
-    """Return the number of connections that the server has open on this port."""
-    return sum(
-        each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED
-        for each in psutil.Process().net_connections("tcp")
-    )
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with running_server() as running:
+        yield running
 
 
-@pytest.mark.parametrize(("peers", "each", "most"), [(1, 300, MOST_PER_PEER), (15, 20, MOST)])
-async def test_idle_connections_are_bounded(idle: ExitStack, peers: int, each: int, most: int) -> None:
-    server, keys = build_server()
-    port = int(server.start("tcp://127.0.0.1:*").rpartition(":")[2])
-    early, late = RpcClient(server.endpoint, keys=keys), RpcClient(server.endpoint, keys=keys)
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as file:
+        lowest = file.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + FREE, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def is_closed(peer: socket.socket) -> bool:
+    """True if the server has closed this connection."""
+    peer.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while peer.recv(4096):
+            pass
+        return True
+    return False
+
+
+def read_to_the_end(peer: socket.socket) -> bool:
+    """True if the server closes this connection before the timeout."""
     try:
-        await early.connect(timeout_s=60)
-        for number in range(peers * each):
-            source = (f"127.0.1.{1 + number % peers}", 0)
-            address = ("127.0.0.1", port)
-            idle.enter_context(socket.create_connection(address, timeout=5, source_address=source))
-            await asyncio.sleep(0)
-        for _ in range(1500):
-            if most // 2 < (found := count_open(port)) <= most + 1:  # else some are not accepted yet
+        while peer.recv(4096):
+            pass
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", ["idle", "hello"])
+async def test_many_strangers_leave_descriptors(server: Server, few_descriptors: None, kind: str) -> None:
+    async with server.client() as early:
+        with Flood(server.port, kind, peers=2 * FREE, server_key=server.keys.server):
+            for _ in range(10):
+                os.close(os.open(os.devnull, os.O_RDONLY))
+                async with server.client() as late:
+                    assert await late.call("ping", timeout_s=60) == "pong"
+                await asyncio.sleep(0.05)
+            assert await early.call("ping", timeout_s=60) == "pong"
+
+
+async def test_a_finished_but_silent_client_stays_connected(server: Server, few_descriptors: None) -> None:
+    async with server.client() as silent:
+        with Flood(server.port, "half", peers=2 * FREE):
+            await asyncio.sleep(1)
+            assert await silent.call("ping", timeout_s=60) == "pong"
+
+
+async def test_only_the_crowd_is_closed(server: Server, few_descriptors: None) -> None:
+    welcomed = server.connect(record_hello(server.keys.server))
+    await asyncio.sleep(0.1)
+    with Flood(server.port, "idle", peers=2 * FREE) as flood:
+        for _ in range(40):
+            await asyncio.sleep(0.05)
+            if (opened := flood.count()) > 2 * FREE + 20:
                 break
-            await asyncio.sleep(0.02)
-        assert most // 2 < found <= most + 1
-        await late.connect(timeout_s=60)
-        for client in (early, late):
-            assert await client.call("ping", timeout_s=60) == "pong"
-    finally:
-        for client in (early, late):
-            await client.close()
-        await server.close()
+        assert opened > 2 * FREE + 20, "none was closed"
+        assert not is_closed(welcomed)
+
+
+async def test_strangers_stay_while_descriptors_suffice(server: Server) -> None:
+    peers = [server.connect(sent) for sent in (b"", GREETING[:20], GREETING) for _ in range(8)]
+    await asyncio.sleep(1)
+    assert not any(map(is_closed, peers))
+    async with server.client() as client:
+        assert await client.call("ping", timeout_s=60) == "pong"
+
+
+async def test_a_stranger_cannot_send_much(server: Server) -> None:
+    """Without a limit, each connection of a stranger takes the memory of the largest message."""
+    command = GREETING + b"\x06" + (8 << 20).to_bytes(8, "big")
+    small, large = server.connect(command + bytes(600)), server.connect(command + bytes(100_000))
+    large.settimeout(3)  # without a limit it would be 5 s
+    assert await asyncio.to_thread(read_to_the_end, large)
+    assert not is_closed(small)
+
+
+async def test_a_server_ends_during_a_flood() -> None:
+    async with running_server() as server:
+        flood = Flood(server.port, "garbage", peers=200).__enter__()
+        before = flood.count()
+        await asyncio.sleep(0.2)
+        assert flood.count() > before
+    flood.__exit__()
