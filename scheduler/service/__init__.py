@@ -4,7 +4,7 @@
        ^                          ^                                             │          server, input_checks
        └──────── events ──────────┴────────────── core.EventStream <────────────┘
                                                      ├──> DecisionLog: one line for each decision  decision_log
-                                                     └──> Metrics for Prometheus, if wanted        metrics
+                                                     └──> Metrics for Prometheus, if wanted        metrics, metrics_port
 
 `server` reads the settings, imports the one backend that it was started for, and puts all parts together.
 

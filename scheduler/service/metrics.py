@@ -12,13 +12,10 @@ import ipaddress
 import logging
 import os
 import socket
-import socketserver
-import threading
 from collections import Counter as Count
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_app
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -26,6 +23,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from roost.placement import Snapshot
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import Event, Kernel, KernelState
+
+from .metrics_port import serve
 
 log = logging.getLogger(__name__)
 
@@ -147,32 +146,6 @@ def find_cause(kernel: Kernel) -> str:
     return "unknown" if code is None else "killed" if code < 0 else "exited"
 
 
-class _Server(socketserver.ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Inet6Server(_Server):
-    address_family = socket.AF_INET6
-
-
-class _UnixServer(_Server):
-    address_family = socket.AF_UNIX
-
-    def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = "localhost", 0
-        self.setup_environ()
-
-    def get_request(self) -> Any:
-        request, _ = self.socket.accept()
-        return request, ("localhost", 0)
-
-
-class _Handler(WSGIRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        """Leave each scrape out of the log."""
-
-
 @contextlib.contextmanager
 def serve_metrics(metrics: Metrics, address: str) -> Iterator[str]:
     """Serve the metrics at `HOST:PORT` (loopback) or `unix:PATH`, in threads. Raises `ConfigError`.
@@ -182,30 +155,39 @@ def serve_metrics(metrics: Metrics, address: str) -> Iterator[str]:
     """
     path, target = _read_address(address)
     try:
-        if path is not None:
-            _remove_dead_socket(path)
-            server: _Server = _UnixServer(cast(Any, str(path)), _Handler)
-            os.chmod(path, 0o600)
-            own = path.lstat()
-        else:
-            server = (_Inet6Server if ":" in target[0] else _Server)(target, _Handler)
+        listener = _listen(path, target)
     except OSError as error:
         problem = f"metrics are not served at {address}: {error.strerror or error}"
         log.warning(problem)
         yield problem
         return
-    server.set_app(make_wsgi_app(metrics.registry))
-    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
-    thread.start()
+    own = path.lstat() if path is not None else None
     try:
-        yield ""
+        with serve(listener, make_wsgi_app(metrics.registry)):
+            yield ""
     finally:
-        server.shutdown()
-        server.server_close()
-        if path is not None:
+        if path is not None and own is not None:
             with contextlib.suppress(OSError):
                 if os.path.samestat(path.lstat(), own):  # else something else has taken its place
                     path.unlink()
+
+
+def _listen(path: Path | None, target: tuple[str, int]) -> socket.socket:
+    """Return a socket that listens at the path of a Unix socket or, without a path, at `target`. Raises `OSError`."""
+    if path is not None:
+        _remove_dead_socket(path)
+    with contextlib.ExitStack() as unfinished:
+        family = (
+            socket.AF_UNIX if path is not None else socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+        )
+        listener = unfinished.enter_context(socket.socket(family))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(str(path) if path is not None else target)
+        if path is not None:
+            os.chmod(path, 0o600)
+        listener.listen()
+        unfinished.pop_all()
+    return listener
 
 
 def _remove_dead_socket(path: Path) -> None:

@@ -6,11 +6,15 @@ import asyncio
 import http.client
 import json
 import logging
+import os
 import re
 import socket
 import stat
+import threading
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from kit.fakes.scheduler import FakeWorld, fake_world
 from roost.launchers.protocol.messages import Owner
 from roost.scheduler.errors import BackendUnavailable, ConfigError
+from roost.scheduler.service import metrics_port
 from roost.scheduler.service.metrics import Metrics, serve_metrics
+from roost.scheduler.service.metrics_port import AT_ONCE, MOST_WAITING, REQUEST_S
 
 ROOT = Path(__file__).parents[4]
 METRIC = re.compile(r"roost_[a-z_]+")
@@ -188,3 +194,82 @@ async def test_the_dashboard_shows_metrics_that_exist(tmp_path: Path) -> None:
         await w.scheduler.stop("a", 0)
         known = {name for name, _ in await scrape(path)}
     assert {name for query in queries for name in METRIC.findall(query)} <= known
+
+
+@contextmanager
+def open_connections(port: int, count: int, sent: bytes) -> Iterator[list[socket.socket]]:
+    with ExitStack() as opened:
+        peers = []
+        for _ in range(count):
+            peers.append(opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)))
+            peers[-1].sendall(sent)
+        yield peers
+
+
+@asynccontextmanager
+async def served_port(tmp_path: Path) -> AsyncIterator[int]:
+    async with fake_world(tmp_path) as w:
+        with taken_port() as port:
+            pass
+        with serve_metrics(Metrics(w.scheduler.count_kernels, w.scheduler.snapshot), f"127.0.0.1:{port}"):
+            yield port
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /met", b"x" * 20_000])
+async def test_connections_without_a_request(tmp_path: Path, sent: bytes) -> None:
+    threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    async with served_port(tmp_path) as port:
+        with open_connections(port, 300, sent):
+            text = await asyncio.to_thread(
+                fetch, http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_S)
+            )
+            assert "roost_kernels" in text
+            assert threading.active_count() < threads + AT_ONCE + 5
+            assert len(os.listdir("/proc/self/fd")) < descriptors + 300 + MOST_WAITING + 20
+
+
+async def test_a_request_must_come_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that sends a byte now and then is closed as well."""
+    monkeypatch.setattr(metrics_port, "REQUEST_S", 1.0)
+
+    def send_slowly(peer: socket.socket) -> float:
+        began = time.monotonic()
+        peer.settimeout(0.1)
+        while time.monotonic() < began + 30:
+            with suppress(TimeoutError):
+                try:
+                    peer.sendall(b"G")
+                    if peer.recv(1) == b"":
+                        break
+                except ConnectionError:
+                    break
+        return time.monotonic() - began
+
+    async with served_port(tmp_path) as port:
+        with open_connections(port, 1, b"") as (peer,):
+            took_s = await asyncio.to_thread(send_slowly, peer)
+            assert 0.5 < took_s < 20
+
+
+async def test_few_requests_are_answered_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = 0, 0
+
+    async def count(self: Metrics) -> Any:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.05)
+        running -= 1
+        return Counter(), None
+
+    monkeypatch.setattr(Metrics, "_read", count)
+    async with served_port(tmp_path) as port:
+        with open_connections(port, 3 * AT_ONCE, b"GET /metrics HTTP/1.0\r\n\r\n") as peers:
+            answers = await asyncio.gather(*(asyncio.to_thread(read_all, peer) for peer in peers))
+    assert all(answer.startswith(b"HTTP/1.0 200") for answer in answers)
+    assert 1 < most <= AT_ONCE
+
+
+def read_all(peer: socket.socket) -> bytes:
+    with peer.makefile("rb") as reader:
+        return reader.read()
