@@ -191,18 +191,23 @@ class HadoopConnection:
         """Return the next frame without its length."""
         if self._seal is None:
             return await self._receive_frame()
-        while len(self._unread) < 4 or len(self._unread) < 4 + int.from_bytes(self._unread[:4], "big"):
+        while len(self._unread) < 4 or len(self._unread) < 4 + _read_size(self._unread[:4]):
             message = decode(RpcSasl, self._parse(await self._receive_frame())[1])
             self._unread += self._seal.unwrap(message.token)
-        end = 4 + int.from_bytes(self._unread[:4], "big")
+        end = 4 + _read_size(self._unread[:4])
         content, self._unread = self._unread[4:end], self._unread[end:]
         return content
 
     async def _receive_frame(self) -> bytes:
-        size = int.from_bytes(await self._reader.readexactly(4), "big")
-        if size > _MAX_FRAME:
-            raise WireFormatError(f"a frame has {size} bytes")
-        return await self._reader.readexactly(size)
+        return await self._reader.readexactly(_read_size(await self._reader.readexactly(4)))
+
+
+def _read_size(head: bytes) -> int:
+    """Return the size of a frame that begins with these four bytes. Raises `WireFormatError`."""
+    size = int.from_bytes(head, "big")
+    if size > _MAX_FRAME:
+        raise WireFormatError(f"a frame has {size} bytes")
+    return size
 
 
 def _pack(*messages: object) -> bytes:

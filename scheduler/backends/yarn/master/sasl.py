@@ -20,6 +20,8 @@ _COUNT = "00000001"
 _MAC_SIZE = 10
 _TRAILER_SIZE = 6
 _TYPE = b"\0\1"
+_MOST_CHALLENGE = 2_048
+"""A challenge has fewer bytes (RFC 2831, 2.1.1)."""
 _BUFFER = 65_536
 
 MAX_CLEAR = 60_000
@@ -46,7 +48,13 @@ def answer_challenge(
 
     `client_nonce` is fixed by tests only.
     """
-    pairs = {name: quoted or plain for name, quoted, plain in _PAIR.findall(challenge.decode())}
+    if len(challenge) >= _MOST_CHALLENGE:
+        raise SaslError(f"the server's challenge has {len(challenge)} bytes")
+    try:
+        text = challenge.decode()
+    except UnicodeDecodeError:
+        raise SaslError("the server's challenge is no UTF-8") from None
+    pairs = {name: quoted or plain for name, quoted, plain in _PAIR.findall(text)}
     if "nonce" not in pairs:
         raise SaslError("the server's challenge has no nonce")
     offered = pairs.get("qop", "auth").split(",")

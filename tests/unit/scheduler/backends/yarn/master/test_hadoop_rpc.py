@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -142,6 +143,30 @@ async def test_a_server_without_a_known_login(auths: tuple[SaslAuth, ...]) -> No
     async with server(behave) as connection:
         with pytest.raises(SaslError, match="no login by token"):
             await call(connection)
+
+
+async def test_after_a_challenge_that_is_no_text_the_next_attempt_succeeds() -> None:
+    count = 0
+
+    async def behave(peer: Peer) -> None:
+        nonlocal count
+        count += 1
+        if count == 1:
+            await peer.reader.readexactly(7)
+            await peer.receive()
+            broken = dataclasses.replace(AUTH, challenge=CHALLENGE.replace(b"default", b"\xff\xfe"))
+            peer.send(RpcResponseHeader(call_id=0, status=0), RpcSasl(state=_NEGOTIATE, auths=(broken,)))
+            await peer.reader.read()
+        else:
+            await peer.log_in()
+            await peer.receive()
+            peer.send(RpcResponseHeader(call_id=0, status=0), AllocateResponse(response_id=5))
+            await peer.reader.read()
+
+    async with server(behave) as connection:
+        with pytest.raises(SaslError, match="UTF-8"):
+            await call(connection)
+        assert (await call(connection)).response_id == 5
 
 
 async def test_a_login_without_a_challenge() -> None:

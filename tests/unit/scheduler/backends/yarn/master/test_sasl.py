@@ -51,6 +51,18 @@ def test_a_challenge_without_a_nonce() -> None:
         answer_challenge(b'realm="default",qop="auth"', user="u", password="p", uri="/default")
 
 
+@pytest.mark.parametrize(
+    ("challenge", "text"),
+    [
+        (b'realm="\xff\xfe",nonce="n",qop="auth"', "UTF-8"),
+        (b'nonce="n",realm="' + b"x" * 4_000, "4017 bytes"),
+    ],
+)
+def test_a_challenge_that_breaks_the_rules(challenge: bytes, text: str) -> None:
+    with pytest.raises(SaslError, match=text):
+        answer_challenge(challenge, user="u", password="p", uri="/default")
+
+
 def test_each_login_has_its_own_nonce() -> None:
     replies = {
         answer_challenge(CHALLENGE % (b"auth", b""), user="u", password="p", uri="x").reply for _ in "ab"
