@@ -54,6 +54,8 @@ that was idle may have fallen silent. The next attempt uses a new one, so all ca
 _PAUSE_S = 2.0
 """The longest pause between two attempts, whatever the server asks for."""
 _LONG = 1 << 20
+_LONGEST_EVENT = 32 << 20
+"""A watch breaks at an event with more bytes. Kubernetes stores objects of at most 1.5 MiB."""
 _SSL_NOISE = re.compile(r"\[SSL: \w+\] | \(_ssl\.c:\d+\)")
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -122,7 +124,13 @@ class Api:
             headers={"Content-Type": content_type},
             read_s=timeout_s,
         )
-        return _parse(response.data)
+        try:
+            answer = _parse(response.data)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise BackendUnavailable(f"{self.server} does not answer as Kubernetes does: {method} {path}")
+        return answer
 
     def watch(self, path: str, query: Mapping[str, Any], read_s: float) -> WatchStream:
         """Open a watch. It fails if nothing arrives for `read_s`. Blocks; raises as `request` does."""
@@ -211,8 +219,12 @@ class WatchStream:
         try:
             for chunk in self._response.stream(1 << 16, decode_content=True):
                 *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > _LONGEST_EVENT:
+                    raise ValueError(f"an event has more than {_LONGEST_EVENT >> 20} MiB")
                 yield from map(json.loads, lines)
-        except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as problem:
+        except (
+            urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError, RecursionError
+        ) as problem:  # fmt: skip
             raise BackendUnavailable(f"a watch of Kubernetes broke ({_short(problem)})") from None
         finally:
             self._response.close()
@@ -223,8 +235,8 @@ class WatchStream:
             self._response.connection.sock.shutdown(socket.SHUT_RDWR)
 
 
-def _parse(text: bytes) -> JsonObject:
-    """Return the parsed JSON.
+def _parse(text: bytes) -> object:
+    """Return the parsed JSON. Raises `ValueError` or `RecursionError`.
 
     For a long text the garbage collector is off meanwhile, because it doubles the time.
     """
@@ -232,7 +244,7 @@ def _parse(text: bytes) -> JsonObject:
     if is_resting:
         gc.disable()
     try:
-        answer: JsonObject = json.loads(text)
+        answer: object = json.loads(text)
         return answer
     finally:
         if is_resting:
@@ -286,8 +298,9 @@ def _build_pool(configuration: client.Configuration) -> urllib3.PoolManager:
 def _build_error(response: Any, host: str) -> Exception:
     try:
         body = json.loads(response.data)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = {}
+    body = body if isinstance(body, dict) else {}
     message = str(body.get("message") or response.reason or "no reason given")
     if response.status == 401:
         return BackendUnavailable(f"Kubernetes at {host} does not accept roost's credentials: {message}")

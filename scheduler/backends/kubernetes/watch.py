@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from roost.launchers.daemon.tasks import in_thread, start_thread
@@ -31,6 +32,15 @@ _GONE = 410
 
 class _Expired(Exception):
     """The API server no longer knows the changes since the resource version at which the watch begins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Change(Generic[T]):
+    """An event of a watch. The value is None if the object is gone, and `uid` is empty for a bookmark."""
+
+    version: str
+    uid: str
+    value: T | None
 
 
 class Reflector(Generic[T]):
@@ -80,9 +90,14 @@ class Reflector(Generic[T]):
         def page(token: str) -> tuple[list[tuple[str, T]], str, str]:
             query: dict[str, Any] = {**self._query, "limit": _PAGE, **({"continue": token} if token else {})}
             answer = self._api.request("GET", self._path, timeout_s=_LIST_S, **query)
-            metadata = answer["metadata"]
-            items = [(item["metadata"]["uid"], self._read(item)) for item in answer["items"]]
-            return items, metadata.get("continue", ""), metadata["resourceVersion"]
+            try:
+                metadata = answer["metadata"]
+                items = [(str(item["metadata"]["uid"]), self._read(item)) for item in answer["items"]]
+                return items, metadata.get("continue", ""), metadata["resourceVersion"]
+            except (LookupError, TypeError, AttributeError, ValueError) as problem:
+                raise BackendUnavailable(
+                    f"a list of Kubernetes cannot be read ({type(problem).__name__}: {problem})"
+                ) from None
 
         token = ""
         while True:
@@ -109,11 +124,11 @@ class Reflector(Generic[T]):
     async def _watch(self, version: str) -> str:
         """Follow one watch to its end, and return the resource version at which the next watch begins."""
         loop = asyncio.get_running_loop()
-        arrived: asyncio.Queue[tuple[str, Any, Any] | Exception | None] = asyncio.Queue()
+        arrived: asyncio.Queue[_Change[T] | Exception | None] = asyncio.Queue()
         opened: list[WatchStream] = []
         is_over = threading.Event()
 
-        def put(item: tuple[str, Any, Any] | Exception | None) -> None:
+        def put(item: _Change[T] | Exception | None) -> None:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(arrived.put_nowait, item)
 
@@ -130,9 +145,7 @@ class Reflector(Generic[T]):
                 if is_over.is_set():  # nobody has seen `opened`
                     stream.close()
                 for event in stream:
-                    item = event["object"]
-                    is_change = event["type"] in ("ADDED", "MODIFIED")
-                    put((event["type"], item, self._read(item) if is_change else None))
+                    put(self._read_event(event))
                 put(None)
             except (BackendUnavailable, ApiError) as problem:
                 put(problem)
@@ -146,20 +159,28 @@ class Reflector(Generic[T]):
             while (event := await arrived.get()) is not None:
                 if isinstance(event, Exception):
                     raise event
-                kind, item, value = event
-                if kind == "ERROR":
-                    if item.get("code") == _GONE:
-                        raise _Expired
-                    raise BackendUnavailable(f"a watch of Kubernetes failed ({item.get('message')})")
-                version = item["metadata"]["resourceVersion"]
-                if kind != "BOOKMARK":
-                    self._set(item["metadata"]["uid"], value)
+                version = event.version
+                if event.uid:
+                    self._set(event.uid, event.value)
             return version
         finally:
             alarm.cancel()
             is_over.set()
             for stream in opened:
                 stream.close()
+
+    def _read_event(self, event: JsonObject) -> _Change[T] | Exception:
+        item = event["object"]
+        if event["type"] == "ERROR":
+            if item.get("code") == _GONE:
+                return _Expired()
+            return BackendUnavailable(f"a watch of Kubernetes failed ({item.get('message')})")
+        metadata = item["metadata"]
+        return _Change(
+            version=metadata["resourceVersion"],
+            uid="" if event["type"] == "BOOKMARK" else str(metadata["uid"]),
+            value=self._read(item) if event["type"] in ("ADDED", "MODIFIED") else None,
+        )
 
     def _set(self, uid: str, value: T | None) -> None:
         before = self.items.get(uid)

@@ -27,7 +27,7 @@ from .archives import Archives, find_python
 from .derived_keys import DerivedKeys
 from .master.messages import PROTOCOL, Container, MasterEvent, MasterSettings, MasterStatus, Numbered
 from .reasons import describe_application, explain_failure
-from .rest import JsonObject, Rest, RestError
+from .rest import JsonObject, Rest, RestError, reading
 from .settings import RoostYarnBackend
 from .submission import TAG, build_context
 
@@ -257,10 +257,12 @@ class Applications:
     async def find(self) -> None:
         """Find the applications that this service has in YARN, whichever process submitted them."""
         for application in await self._rest.applications(self._service_tag):
+            with reading():
+                application_id, queue = str(application["id"]), str(application["queue"])
             tags = set(str(application.get("applicationTags", "")).split(","))
             key = next((tag for tag in tags if tag.startswith(f"{TAG}-for-")), "")
-            if application["id"] not in self._lines and self._service_tag in tags:
-                self._add(application["id"], key, application["queue"])
+            if application_id not in self._lines and self._service_tag in tags:
+                self._add(application_id, key, queue)
 
     async def line(self, queue: str, priority: int | None) -> MasterLine:
         """Return the application for this queue and priority; submit it if there is none."""

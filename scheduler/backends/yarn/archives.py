@@ -12,7 +12,7 @@ from roost.placement import Request
 from roost.scheduler.errors import ConfigError, LaunchError
 
 from .master.messages import Unpacked
-from .rest import Rest
+from .rest import Rest, reading
 from .settings import RoostYarnBackend
 
 _FOLDER = "environment"
@@ -89,6 +89,6 @@ class Archives:
         status_of = answer.get("FileStatus")
         if status_of is None:
             raise LaunchError(f"HDFS has no archive {url}.")
-        return Unpacked(
-            name=_FOLDER, url=url, size_bytes=status_of["length"], modified_ms=status_of["modificationTime"]
-        )
+        with reading(parts.netloc):
+            size_bytes, modified_ms = int(status_of["length"]), int(status_of["modificationTime"])
+        return Unpacked(name=_FOLDER, url=url, size_bytes=size_bytes, modified_ms=modified_ms)

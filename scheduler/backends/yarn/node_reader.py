@@ -12,7 +12,7 @@ from roost.placement import Node
 
 from .nodes import NodeBook
 from .queues import Queues
-from .rest import Rest
+from .rest import Rest, reading
 from .settings import RoostYarnBackend
 
 _SHARE = 20.0
@@ -41,7 +41,8 @@ class NodeReader:
         """Read the nodes; return True if they differ. Raises `BackendUnavailable`."""
         began = time.monotonic()
         raws = await self._rest.nodes()
-        differs = self.book.set(raws, self._queues.exclusive_labels, self._counted())
+        with reading():
+            differs = self.book.set(raws, self._queues.exclusive_labels, self._counted())
         self._took_s = time.monotonic() - began
         return differs
 

@@ -11,7 +11,7 @@ from roost.scheduler.errors import ConfigError, NoNodeEver
 from .asking import count_resources
 from .master.messages import Resources
 from .reasons import find_short
-from .rest import JsonObject, Rest
+from .rest import JsonObject, Rest, reading
 from .settings import RoostYarnBackend
 
 
@@ -30,7 +30,8 @@ class Queues:
         await self.read_queues(rest)
         await self.read_labels(rest)
         _, maximum = await rest.new_application()
-        self._maximum = read_resources(maximum)
+        with reading():
+            self._maximum = read_resources(maximum)
 
     async def read_queues(self, rest: Rest) -> None:
         """Read the queues again, with their present use."""
@@ -104,8 +105,8 @@ class Queues:
 def read_resources(raw: JsonObject) -> Resources:
     """Return the amounts in one of YARN's answers."""
     infos = (raw.get("resourceInformations") or {}).get("resourceInformation", ())
-    others = {one["name"]: one["value"] for one in infos if one["name"] not in ("memory-mb", "vcores")}
-    return Resources(memory_mb=raw["memory"], vcores=raw["vCores"], others=others)
+    others = {one["name"]: int(one["value"]) for one in infos if one["name"] not in ("memory-mb", "vcores")}
+    return Resources(memory_mb=int(raw["memory"]), vcores=int(raw["vCores"]), others=others)
 
 
 def _may_use(queue: JsonObject, label: str) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,14 +66,15 @@ class _Api(ResourceManager):  # type: ignore[misc,unused-ignore]
             raise BackendUnavailable(_describe_refusal(self.address, answer.status_code))
         try:
             content = json.loads(text) if text else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BackendUnavailable(
                 f"{self.address} answers with a page instead of YARN's REST API: correct "
                 "c.RoostYarnBackend.address, or the proxy between."
             ) from None
         if answer.status_code >= 400:
-            problem = content.get("RemoteException", {}) if isinstance(content, dict) else {}
-            raise RestError(answer.status_code, _simplify(problem.get("message", "")) or answer.reason)
+            problem = content.get("RemoteException") if isinstance(content, dict) else None
+            message = problem.get("message") if isinstance(problem, dict) else None
+            raise RestError(answer.status_code, _simplify(str(message or "")) or answer.reason)
         return content
 
 
@@ -99,30 +101,36 @@ class Rest:
         ResourceManager that is starting answers other calls, although it does not know its applications and labels yet.
         """
 
-        def read(api: _Api) -> JsonObject:
-            info = dict(api.cluster_information()["clusterInfo"])
+        def ask(api: _Api) -> JsonObject:
+            with reading(api.address):
+                info = dict(api.cluster_information()["clusterInfo"])
             if (state := info.get("haState", "ACTIVE")) != "ACTIVE":
                 raise _Standby("in standby" if state == "STANDBY" else str(state).lower())
             return info
 
-        return dict(await self.call(read))
+        return dict(await self.call(ask))
 
     async def nodes(self) -> list[JsonObject]:
         """Return all nodes, also nodes that have left."""
         answer = await self.call(lambda api: api.cluster_nodes())
-        return list((answer["nodes"] or {}).get("node", []))
+        with reading(self.address):
+            return list(map(dict, (answer["nodes"] or {}).get("node", [])))
 
     async def queues(self) -> JsonObject:
         """Return the root queue with its children."""
         answer = await self.call(lambda api: api.cluster_scheduler())
-        return dict(answer["scheduler"]["schedulerInfo"])
+        with reading(self.address):
+            return dict(answer["scheduler"]["schedulerInfo"])
 
     async def labels(self) -> dict[str, bool]:
         """Return the node labels by name, and whether only containers with that label may run there."""
         answer = await self.call(lambda api: api.request("/ws/v1/cluster/get-node-labels"))
-        infos = answer.get("nodeLabelInfo") or ()
-        infos = [infos] if isinstance(infos, dict) else infos
-        return {one["name"]: one.get("exclusivity", True) in (True, "true") for one in infos if one["name"]}
+        with reading(self.address):
+            infos = answer.get("nodeLabelInfo") or ()
+            infos = [infos] if isinstance(infos, dict) else infos
+            return {
+                one["name"]: one.get("exclusivity", True) in (True, "true") for one in infos if one["name"]
+            }
 
     async def conf(self) -> Conf:
         """Return the ResourceManager's configuration; empty where a gateway does not show it."""
@@ -131,12 +139,14 @@ class Rest:
         except (RestError, BackendUnavailable) as problem:
             log.info("the ResourceManager does not show its configuration: %s", problem)
             return {}
-        return {one["key"]: one["value"] for one in answer.get("properties", ())}
+        with reading(self.address):
+            return {one["key"]: one["value"] for one in answer.get("properties", ())}
 
     async def applications(self, tag: str) -> list[JsonObject]:
         """Return the applications with this tag that have not ended."""
         answer = await self.call(lambda api: api.cluster_applications(states=_STATES, application_tags=[tag]))
-        return list((answer["apps"] or {}).get("app", []))
+        with reading(self.address):
+            return list(map(dict, (answer["apps"] or {}).get("app", [])))
 
     async def application(self, application_id: str) -> JsonObject:
         """Return one application. Raises `RestError` if YARN does not know it."""
@@ -149,12 +159,15 @@ class Rest:
         return await self._application(application_id)
 
     async def _application(self, application_id: str) -> JsonObject:
-        return dict((await self.call(lambda api: api.cluster_application(application_id)))["app"])
+        answer = await self.call(lambda api: api.cluster_application(application_id))
+        with reading(self.address):
+            return dict(answer["app"])
 
     async def new_application(self) -> tuple[str, JsonObject]:
         """Return a new application id, and the largest container of the cluster."""
         answer = await self.call(lambda api: api.cluster_new_application())
-        return answer["application-id"], answer["maximum-resource-capability"]
+        with reading(self.address):
+            return str(answer["application-id"]), dict(answer["maximum-resource-capability"])
 
     async def submit(self, context: Mapping[str, Any]) -> None:
         """Submit an application. YARN accepts unknown queues too: read the application's state afterwards."""
@@ -173,7 +186,9 @@ class Rest:
 
         try:
             return await in_thread(ask, deadline_s=_CONNECT_S + _ANSWER_S, name="roost-yarn")
-        except (asyncio.TimeoutError, ValueError, requests.RequestException) as problem:
+        except (
+            asyncio.TimeoutError, ValueError, TypeError, RecursionError, requests.RequestException
+        ) as problem:  # fmt: skip
             raise BackendUnavailable(f"{url} does not answer: {_shorten(problem) or 'too late'}.") from None
 
     async def call(self, ask: Callable[[_Api], Any]) -> Any:
@@ -206,6 +221,21 @@ class Rest:
                 self.address = api.address
                 return answer
         raise BackendUnavailable(f"YARN has no active ResourceManager: {', '.join(problems)}.")
+
+
+@contextlib.contextmanager
+def reading(address: str = "YARN's ResourceManager") -> Iterator[None]:
+    """Raise `BackendUnavailable` if an answer of this address lacks a field, or has a field of another kind."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as problem:
+        raise BackendUnavailable(
+            f"{address} answers with something else than YARN's REST API ({_describe_shape(problem)})."
+        ) from None
+
+
+def _describe_shape(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {problem}"[:_LONGEST]
 
 
 def _open_session(settings: RoostYarnBackend, user: str) -> requests.Session:

@@ -17,6 +17,8 @@ from roost.scheduler.backends.kubernetes.api import Api
 from roost.scheduler.backends.kubernetes.watch import Reflector
 from roost.scheduler.errors import BackendUnavailable
 
+DEEP = b"[" * 200_000
+
 
 class FakeServer(ThreadingHTTPServer):
     """An API server with one kind of objects. `watches` are scripts, one for each watch in turn."""
@@ -30,6 +32,8 @@ class FakeServer(ThreadingHTTPServer):
         self.page = 500
         self.lists = 0
         self.watches: list[Any] = []
+        self.body: bytes | None = None
+        """The answer to a list, in place of the objects."""
         self.released = threading.Event()
 
     def item(self, uid: str) -> dict[str, Any]:
@@ -53,6 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = json.dumps(
                 {"metadata": metadata, "items": [self.server.item(uid) for uid in uids]}
             ).encode()
+            body = body if self.server.body is None else self.server.body
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -65,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
             if event == "silence":
                 self.server.released.wait(30)
                 return
-            line = json.dumps(event).encode() + b"\n"
+            line = (event if isinstance(event, bytes) else json.dumps(event).encode()) + b"\n"
             self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
         self.wfile.write(b"0\r\n\r\n")
 
@@ -172,6 +177,39 @@ async def test_an_expired_version_is_listed_again(server: FakeServer, api: Api) 
         del server.objects["b"]
         await f.until("b", None)
         assert f.reflector.items == {"a": "one"}
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        7,
+        {},
+        {"type": "MODIFIED", "object": 7},
+        {"type": "MODIFIED", "object": {"metadata": {"uid": "a"}, "text": "two"}},
+        {"type": "BOOKMARK", "object": {"metadata": []}},
+        {"type": "ERROR", "object": None},
+        DEEP,
+    ],
+)
+async def test_an_event_that_cannot_be_read_begins_a_new_list(
+    server: FakeServer, api: Api, event: object
+) -> None:
+    server.objects = {"a": "one"}
+    server.watches = [[event, "silence"]]
+    async with Following(api) as f:
+        await f.until("a", "one")
+        server.objects["a"] = "three"
+        await f.until("a", "three")
+
+
+@pytest.mark.parametrize("body", [b"7", b"[]", b"<html>", DEEP, b"{}", b'{"metadata": {}, "items": [7]}'])
+async def test_a_list_that_cannot_be_read_is_a_server_that_is_away(
+    server: FakeServer, api: Api, body: bytes
+) -> None:
+    server.body = body
+    async with Following(api) as f:
+        with pytest.raises(BackendUnavailable):
+            await asyncio.wait_for(f.task, 60)
 
 
 async def test_a_server_that_is_away_is_an_error_of_the_list(server: FakeServer, api: Api) -> None:

@@ -10,7 +10,7 @@ from roost.placement import Request
 from roost.scheduler.backends.yarn.queues import Queues
 from roost.scheduler.backends.yarn.rest import JsonObject
 from roost.scheduler.backends.yarn.settings import RoostYarnBackend
-from roost.scheduler.errors import ConfigError, NoNodeEver
+from roost.scheduler.errors import BackendUnavailable, ConfigError, NoNodeEver
 
 ROOT = {
     "queueName": "root",
@@ -85,3 +85,15 @@ async def test_what_yarn_gives_is_accepted() -> None:
         Request(options={"queue": "a.new.one"}),  # made on demand, or YARN refuses it
     ):
         found.check(request)
+
+
+@pytest.mark.parametrize("maximum", [{}, {"memory": "much", "vCores": 1}, {"memory": [], "vCores": 1}])
+async def test_a_largest_container_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, maximum: JsonObject
+) -> None:
+    async def new_application(self: FakeRest) -> tuple[str, JsonObject]:
+        return "application_1_1", maximum
+
+    monkeypatch.setattr(FakeRest, "new_application", new_application)
+    with pytest.raises(BackendUnavailable):
+        await queues()

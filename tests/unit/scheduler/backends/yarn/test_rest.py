@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,8 @@ def serve(answer: Answer, seen: list[str]) -> Iterator[str]:
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(text.encode())
+
+        do_POST = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass
@@ -101,6 +104,10 @@ async def test_the_active_one_of_several_is_asked(
         ((401, "<html>Authentication required</html>", {}), "run kinit"),
         ((403, "<html>Forbidden</html>", {}), "forbids this user"),
         ((200, "<html>A proxy's page</html>", {}), "correct c.RoostYarnBackend.address"),
+        ((200, "[" * 200_000, {}), "correct c.RoostYarnBackend.address"),
+        ((200, "[1]", {}), "something else than YARN's REST API"),
+        ((200, '{"clusterInfo": 7}', {}), "something else than YARN's REST API"),
+        ((200, "{}", {}), "something else than YARN's REST API"),
     ],
 )
 async def test_other_answers_become_sentences(
@@ -113,6 +120,37 @@ async def test_other_answers_become_sentences(
 async def test_a_refused_connection_is_named() -> None:
     with pytest.raises(BackendUnavailable, match=r"no active ResourceManager.*refuses connections"):
         await ask(free_address())
+
+
+@pytest.mark.parametrize(
+    "answer", ["[1]", "7", '"text"', '{"nodes": [1], "apps": 7, "app": 7, "scheduler": []}', "{}"]
+)
+async def test_answers_of_another_shape_become_sentences(
+    start_server: Callable[[Answer], str], answer: str
+) -> None:
+    rest = Rest(RoostYarnBackend(address=start_server((200, answer, {}))))
+    calls = (
+        rest.nodes,
+        rest.queues,
+        rest.new_application,
+        partial(rest.applications, "t"),
+        partial(rest.application, "a"),
+    )
+    try:
+        for call in calls:
+            with pytest.raises(BackendUnavailable, match="something else"):
+                await call()
+    finally:
+        rest.close()
+
+
+@pytest.mark.parametrize("problem", ["7", '{"RemoteException": 7}', '{"RemoteException": {"message": [1]}}'])
+async def test_a_refusal_of_another_shape_is_a_refusal(
+    start_server: Callable[[Answer], str], problem: str
+) -> None:
+    with pytest.raises(RestError) as raised:
+        await ask(start_server((404, problem, {})))
+    assert raised.value.status == 404
 
 
 async def test_yarns_own_refusals_keep_their_text(start_server: Callable[[Answer], str]) -> None:
