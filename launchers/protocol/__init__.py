@@ -3,7 +3,7 @@
     scheduler                                                          agent
     AgentClient ──> RpcClient ══ CURVE-encrypted TCP ══> RpcServer ──> one handler per operation
         │  ^           │  ^                               │   │            │
-        │  └─ events ──┘  └─ rpc: the wire, keys, errors ─┘   └─ UnfinishedHandshakes: a bound on connections
+        │  └─ events ──┘  └─ rpc: the wire, keys, errors ─┘   └─ UnfinishedHandshakes: strangers' connections
         └── messages, shared_values: frozen dataclasses, as JSON ──────────┘
 
 The drawing has `agent_client`, `rpc_client`, `rpc_server` and `unfinished_handshakes`, named after their classes. The
