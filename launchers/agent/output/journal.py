@@ -11,6 +11,7 @@ import base64
 import itertools
 import json
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,16 @@ import zmq
 
 from roost.launchers.agent.machine.ports import find_host
 from roost.launchers.daemon.tasks import cancel_all, spawn
+from roost.launchers.protocol.kernel_message import (
+    NO_HEADER,
+    Header,
+    UnreadableMessage,
+    find_parts,
+    read_fields,
+    read_header,
+    read_parent,
+    read_state,
+)
 from roost.launchers.protocol.messages import Connection, JournalEntry, JournalLimits, JournalPage
 
 from .journal_file import Entry, JournalFile
@@ -29,38 +40,59 @@ from .subscription import subscribe
 
 log = logging.getLogger(__name__)
 
-_DELIMITER = b"<IDS|MSG>"
-_PARTS = 5
-"""The parts of a message after the delimiter: signature, header, parent header, metadata, content. Buffers follow."""
+_JSON_PARTS = 4
+"""The parts of a message after its signature: header, parent header, metadata, content. Buffers follow."""
 _PAGE_CHARACTERS = 1 << 19
 """A page has at most this much text. As JSON it may be twelve times longer, and an answer has at most 8 MiB."""
+_ENTRY_CHARACTERS = 20
+"""The part of a page's text that an entry takes besides its message, its id and its lengths."""
 _BLOCK_BYTES = 1 << 20
 """The size of a block in the file, or a quarter of the journal's memory if that is less."""
 _PAGE_BLOCKS = 8
 """A page has entries of at most this many blocks, so that reading it does not keep the agent from other work."""
 _TURN = 50
 """At most this many messages are read before other work of the agent gets its turn."""
-_GATHER_S = 0.02
-"""How long to wait after a first message, so that more messages can be read at once."""
+_TURN_S = 0.01
+"""After this time the turn ends, if the messages are long."""
+_GATHER_S, _SHORT_GATHER_S = 0.02, 0.005
+"""How long to wait after a first message, so that more messages can be read at once.
+
+The wait is short after many messages, or the kernel would lose messages that it publishes very fast.
+"""
 _ACTIVE = frozenset({"execute_request", "inspect_request", "complete_request", "comm_msg", "comm_open"})
 """Requests that are the work of a person. The others, such as kernel_info_request, are the traffic of programs."""
+_REMEMBERED = 16
+"""How many requests without an entry are remembered while they run. A kernel seldom runs more than one."""
+_LEAST_RECORDS_BYTES = 1 << 20
+"""The records of requests may take this much memory beside a file, even if the journal's memory is smaller."""
+_ENTRY_BYTES, _PART_BYTES = 480, 48
+"""The memory of the objects of a message with four parts, and of each further part."""
+_RECORD_BYTES = 190
+"""The memory of a record and of its place in a dictionary, without its two texts (CPython 3.11, 64 bit)."""
+_BLOCK_RECORD_BYTES = 150
+"""The memory for a block of the file, and for its place in a deque."""
+_LONGEST_CACHED_BYTES = 4_096
+"""A longer parent header is read again for each message."""
 
 
 @dataclass(slots=True)
 class _Request:
     """A Jupyter request with messages in the journal.
 
-    `ended_at` is set once the kernel is idle again. `is_cut` is true if messages of the request are missing.
+    `entries` counts its messages. `ended_at` is set once the kernel is idle again. `is_cut` is true if messages of the
+    request are missing.
     """
 
     session: str
-    kind: str
+    is_cut: bool
+    entries: int = 0
     ended_at: float | None = None
-    is_cut: bool = False
 
 
 class Journal:
     """A journal: the latest messages in memory, and the ones before them in a file, over all restarts of the kernel.
+
+    A request has a record as long as the journal has one of its messages. Records count towards the journal's memory.
 
     `state` is `busy` while the kernel works for a person, and empty before it has published anything.
     """
@@ -71,9 +103,11 @@ class Journal:
         self._entries: deque[Entry] = deque()
         self._file = JournalFile(limits.disk_bytes) if limits.disk_bytes else None
         self._requests: dict[str, _Request] = {}
+        self._gone: dict[str, _Request] = {}  # requests that run, and have no entry any more
         self._size_bytes = 0
+        self._records_bytes = 0
         self._next = 1
-        self._parent: tuple[bytes, str, _Request | None] = (b"", "", None)
+        self._parent: tuple[bytes, Header] = (b"null", NO_HEADER)
         self._active_at = clock()
         self._encoded: tuple[int, str, tuple[int, ...]] = (0, "", ())
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -127,11 +161,14 @@ class Journal:
                 if piece.end:
                     after = entry.number - 1  # also if the journal has dropped those before it
                     break
-                room -= len(piece.data)
+                room -= len(piece.data) + len(piece.lengths) + _ENTRY_CHARACTERS
+            room -= len(entry.msg_id) + 1
             after, offset = entry.number, 0
             ids.append(entry.msg_id)
         if not ids and not chosen:  # the rest of the messages is not kept
             after = self._next - 1
+        if self._file is not None and after >= self._next - 1:
+            self._file.forget_latest()
         return JournalPage(
             entries=tuple(chosen),
             ids=tuple(ids),
@@ -163,7 +200,10 @@ class Journal:
             self._encoded = entry.number, *_encode(entry)
         _, data, lengths = self._encoded
         piece = data[offset : offset + room]
-        return JournalEntry(number=entry.number, lengths=lengths, offset=offset, data=piece, is_cut=is_cut)
+        found = JournalEntry(number=entry.number, lengths=lengths, offset=offset, data=piece, is_cut=is_cut)
+        if not found.end:
+            self._encoded = (0, "", ())
+        return found
 
     def _is_chosen(self, request: _Request | None, session: str, cutoff: float | None) -> bool:
         if not session and cutoff is None:
@@ -173,127 +213,167 @@ class Journal:
         return cutoff is None or request.ended_at is None or request.ended_at >= cutoff
 
     def add(self, frames: Sequence[bytes]) -> None:
-        """Add a message of the kernel, given by its ZeroMQ frames.
-
-        Ignore frames that are no Jupyter message.
-        """
-        with suppress(ValueError, TypeError, KeyError, AttributeError):
-            start = frames.index(_DELIMITER) + 1
-            self._add(tuple(frames[start + 1 :]))
+        """Add a message of the kernel, given by its ZeroMQ frames. Leave it out if it cannot be read."""
+        with suppress(UnreadableMessage):
+            self._add(find_parts(frames))
 
     def _add(self, parts: tuple[bytes, ...]) -> None:
-        if len(parts) < _PARTS - 1:
-            return
-        header = json.loads(parts[0])
-        kind = header["msg_type"]
-        request_id, request = self._find_request(parts[1], kind)
-        ends_request = False
+        header, parent = read_header(parts[0]), self._read_parent(parts[1])
         limit_bytes = max(self._limits.memory_bytes, self._limits.disk_bytes)
-        if kind == "stream" and len(parts[3]) > limit_bytes * 3 // 4:
+        is_shortened = header.kind == "stream" and len(parts[3]) > limit_bytes * 3 // 4
+        if is_shortened:
             parts = _shorten(parts, limit_bytes // 8)
-            if request is not None:
-                request.is_cut = True
-        if kind == "status":
-            state = json.loads(parts[3])["execution_state"]
+        request = self._find_request(parent, header.kind)
+        ends_request = False
+        if request is not None and is_shortened:
+            request.is_cut = True
+        if header.kind == "status" and (state := read_state(parts[3])):
             ends_request = state == "idle" and request is not None
-            self._note_state(state, request)
-        elif request is not None and request.kind in _ACTIVE:
+            self._note_state(state, parent, request)
+        elif request is not None and parent.kind in _ACTIVE:
             self._active_at = self._clock()
-        size_bytes = sum(map(len, parts)) + 200  # of the objects around the parts
-        entry = Entry(self._next, header["msg_id"], request_id, parts, size_bytes, kind, ends_request)
-        self._next += 1
+        size_bytes = sum(map(len, parts)) + _ENTRY_BYTES + _PART_BYTES * (len(parts) - _JSON_PARTS)
+        number, self._next = self._next, self._next + 1
+        kind = sys.intern(header.kind)
+        entry = Entry(number, header.msg_id, parent.msg_id, parts, size_bytes, kind, ends_request)
         self._entries.append(entry)
         self._size_bytes += size_bytes
-        while self._size_bytes > self._limits.memory_bytes and self._entries:
-            self._make_room()
+        if request is not None:
+            request.entries += 1
+        self._make_room()
 
     def _make_room(self) -> None:
-        """Move the oldest entries from memory to the file. Without a file, drop the oldest entry."""
-        if self._file is None:
-            moved = gone = [self._entries.popleft()]
-        else:
-            room_bytes = min(_BLOCK_BYTES, self._limits.memory_bytes // 4)
-            moved = []
-            while self._entries and (room_bytes > 0 or not moved):
-                moved.append(self._entries.popleft())
-                room_bytes -= moved[-1].size_bytes
-            gone = self._file.add(moved)
-        self._size_bytes -= sum(entry.size_bytes for entry in moved)
-        for entry in gone:
-            self._forget(entry)
+        """Move the oldest entries from memory to the file until all is within the limits. Without a file, drop them.
 
-    def _find_request(self, parent: bytes, kind: str) -> tuple[str, _Request | None]:
-        """Return the id and the record of a message's request.
-
-        `parent` is the message's parent header, and `kind` its own type. Without a request, the id is empty and the
-        record is None. A request whose first message is no status has begun before the journal, or before its oldest
-        entry.
+        Records of requests whose entries are in the file stay in memory. If they take too much, drop the oldest block.
         """
-        if parent != self._parent[0]:
-            header = json.loads(parent) or {}  # xeus sends null
-            request_id = str(header.get("msg_id", ""))
-            request = self._requests.get(request_id)
-            if request is None and request_id:
-                request = _Request(
-                    session=str(header.get("session", "")),
-                    kind=str(header.get("msg_type", "")),
-                    is_cut=kind != "status",
-                )
-                self._requests[request_id] = request
-            self._parent = parent, request_id, request
-        return self._parent[1], self._parent[2]
+        limit_bytes = self._limits.memory_bytes
+        if self._file is None:
+            while self._size_bytes + self._records_bytes > limit_bytes and self._entries:
+                self._forget_all([self._take_oldest()])
+            return
+        while self._size_bytes > max(limit_bytes - self._records_bytes, limit_bytes // 4) and self._entries:
+            room_bytes = min(_BLOCK_BYTES, limit_bytes // 4)
+            moved: list[Entry] = []
+            while self._entries and (room_bytes > 0 or not moved):
+                moved.append(self._take_oldest())
+                room_bytes -= moved[-1].size_bytes
+            self._forget_all(self._file.add(moved))
+        most_bytes = max(limit_bytes, _LEAST_RECORDS_BYTES)
+        while self._records_bytes + _BLOCK_RECORD_BYTES * self._file.block_count > most_bytes:
+            if not self._file.block_count:
+                break
+            self._forget_all(self._file.drop_oldest())
 
-    def _note_state(self, state: str, request: _Request | None) -> None:
+    def _take_oldest(self) -> Entry:
+        entry = self._entries.popleft()
+        self._size_bytes -= entry.size_bytes
+        return entry
+
+    def _read_parent(self, part: bytes) -> Header:
+        if part != self._parent[0]:
+            parent = read_parent(part)
+            if len(part) > _LONGEST_CACHED_BYTES:
+                return parent
+            self._parent = part, parent
+        return self._parent[1]
+
+    def _find_request(self, parent: Header, kind: str) -> _Request | None:
+        """Return the record of a message's request; None without a request.
+
+        `kind` is the message's own type. A request whose first message is no status has begun before the journal, or
+        before its oldest entry.
+        """
+        request_id = parent.msg_id
+        if not request_id:
+            return None
+        request = self._requests.get(request_id)
+        if request is None:
+            request = self._gone.pop(request_id, None)
+            if request is None:
+                request = _Request(parent.session, is_cut=kind != "status")
+            self._requests[request_id] = request
+            self._records_bytes += _measure_record(request_id, request)
+        return request
+
+    def _note_state(self, state: str, parent: Header, request: _Request | None) -> None:
         if request is not None and state == "idle":
             request.ended_at = self._clock()
-        if request is not None and request.kind in _ACTIVE:
+        if request is not None and parent.kind in _ACTIVE:
             self.state = state
             self._active_at = self._clock()
         elif not self.state:
             self.state = "idle"  # it answers programs
 
-    def _forget(self, entry: Entry) -> None:
-        if entry.ends_request:
-            self._requests.pop(entry.request_id, None)
-        elif entry.kind not in ("status", "execute_input") and entry.request_id in self._requests:
-            self._requests[entry.request_id].is_cut = True
+    def _forget_all(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.number == self._encoded[0]:
+                self._encoded = (0, "", ())
+            request = self._requests.get(entry.request_id)
+            if request is None:
+                continue
+            request.entries -= 1
+            if entry.kind not in ("status", "execute_input"):
+                request.is_cut = True
+            if request.entries <= 0:
+                self._forget_request(entry.request_id, request)
+
+    def _forget_request(self, request_id: str, request: _Request) -> None:
+        """Forget a request without entries. If it still runs, remember for some time that a part of it is gone."""
+        del self._requests[request_id]
+        self._records_bytes -= _measure_record(request_id, request)
+        if request.ended_at is None:
+            self._gone[request_id] = request
+            if len(self._gone) > _REMEMBERED:
+                del self._gone[next(iter(self._gone))]
 
     async def _read_messages(self, socket: zmq.Socket[bytes]) -> None:
         """Add messages to the journal, many at a time: a kernel that prints fast needs the processor itself."""
         loop, file = asyncio.get_running_loop(), int(socket.getsockopt(zmq.FD))
         while True:
-            if self._read_turn(socket):
+            gather_s = _GATHER_S
+            while self._read_turn(socket):
+                gather_s = _SHORT_GATHER_S
                 await asyncio.sleep(0)
-                continue
             something = asyncio.Event()
             loop.add_reader(file, something.set)
             try:
                 await something.wait()
             finally:
                 loop.remove_reader(file)  # it stays readable until the messages are read
-            await asyncio.sleep(_GATHER_S)
+            await asyncio.sleep(gather_s)
 
     def _read_turn(self, socket: zmq.Socket[bytes]) -> bool:
         """Add up to `_TURN` messages. Return False if no more are there: the next one makes the socket readable."""
+        until = time.monotonic() + _TURN_S
         try:
             for _ in range(_TURN):
                 self.add(socket.recv_multipart(zmq.NOBLOCK))
+                if time.monotonic() > until:
+                    break
         except zmq.Again:
             return False
         return True
 
 
+def _measure_record(request_id: str, request: _Request) -> int:
+    return _RECORD_BYTES + sys.getsizeof(request_id) + sys.getsizeof(request.session)
+
+
 def _shorten(parts: tuple[bytes, ...], length: int) -> tuple[bytes, ...]:
-    """Return a stream message with only the last `length` characters of its text."""
-    content = json.loads(parts[3])
-    content["text"] = content["text"][-length:] if length else ""
-    return (*parts[:3], json.dumps(content).encode(), *parts[4:])
+    """Return a stream message with only the last `length` characters of its text. Raises `UnreadableMessage`."""
+    content = read_fields(parts[3])
+    text = content.get("text")
+    if not isinstance(text, str):
+        raise UnreadableMessage("a stream without text")
+    short = {"name": content.get("name"), "text": text[-length:] if length else ""}
+    return (*parts[:3], json.dumps(short).encode(), *parts[4:])
 
 
 def _encode(entry: Entry) -> tuple[str, tuple[int, ...]]:
     """Return the text of a message's parts, and their lengths."""
-    texts = [part.decode(errors="replace") for part in entry.parts[: _PARTS - 1]]
-    texts += [base64.b64encode(part).decode() for part in entry.parts[_PARTS - 1 :]]
+    texts = [part.decode(errors="replace") for part in entry.parts[:_JSON_PARTS]]
+    texts += [base64.b64encode(part).decode() for part in entry.parts[_JSON_PARTS:]]
     return "".join(texts), tuple(map(len, texts))
 
 

@@ -1,0 +1,259 @@
+"""The journal leaves out bad messages of a kernel, records later ones, and stays within its bounds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from roost.launchers.agent.output.journal import Journal
+from roost.launchers.protocol.messages import JournalLimits, JournalPage
+from roost.placement.model.json_codec import decode, encode
+
+BRACKETS = b"[" * 200_000
+DEEP = b'{"a":' * 500 + b"1" + b"}" * 500
+HEADER = {"msg_id": "m", "msg_type": "stream"}
+CELL = {"msg_id": "cell", "session": "s", "msg_type": "execute_request"}
+MOST_ANSWER_BYTES = 8 << 20
+
+
+def frames(header: Any, parent: Any = None, content: Any = None, *more: bytes) -> list[bytes]:
+    parts = [
+        part if isinstance(part, bytes) else json.dumps(part).encode()
+        for part in (header, parent, {}, content)
+    ]
+    return [b"topic", b"<IDS|MSG>", b"signature", *parts, *more]
+
+
+def name_case(value: object) -> str:
+    return ascii(value)[:40]
+
+
+def run_good_cell(journal: Journal, request: str = "good") -> list[str]:
+    """Publish the messages of a good cell, and return their ids."""
+    parent = {"msg_id": request, "session": "s", "msg_type": "execute_request"}
+    contents = [("status", {"execution_state": "busy"}), ("execute_input", {"code": "1"})]
+    contents += [("stream", {"name": "stdout", "text": "good"}), ("status", {"execution_state": "idle"})]
+    ids = []
+    for number, (kind, content) in enumerate(contents):
+        ids.append(f"{request}-{number}")
+        journal.add(frames({"msg_id": ids[-1], "msg_type": kind}, parent, content))
+    return ids
+
+
+def read_pages(journal: Journal, **choice: Any) -> list[JournalPage]:
+    pages = [journal.read(**choice)]
+    while not (last := pages[-1]).is_last:
+        pages.append(
+            journal.read(after=last.read, offset=last.entries[-1].end if last.entries else 0, **choice)
+        )
+    return pages
+
+
+def check_page(page: JournalPage) -> None:
+    """Check that the page crosses the agent's socket."""
+    answer = json.dumps(encode(page)).encode()
+    assert len(answer) < MOST_ANSWER_BYTES
+    assert decode(JournalPage, json.loads(answer)) == page
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        BRACKETS,
+        DEEP,
+        b"",
+        b"{",
+        b"\xff\xfe",
+        [],
+        7,
+        "text",
+        {},
+        {"msg_id": "m"},
+        {"msg_type": "stream"},
+        {"msg_id": 7, "msg_type": "stream"},
+        {"msg_id": {"a": 1}, "msg_type": "stream"},
+        {"msg_id": "m" * 257, "msg_type": "stream"},
+        {"msg_id": "a\nb\x1b[31m", "msg_type": "stream"},
+        {"msg_id": "m", "msg_type": ["stream"]},
+        {"msg_id": "m", "msg_type": None},
+    ],
+    ids=name_case,
+)
+def test_a_message_with_a_bad_header_is_left_out(header: Any) -> None:
+    journal = Journal(JournalLimits())
+    journal.add(frames(header, CELL, {"name": "stdout", "text": "bad"}))
+    good = run_good_cell(journal)
+    page = journal.read()
+    assert list(page.ids) == good
+    check_page(page)
+    assert journal.state == "idle"
+
+
+@pytest.mark.parametrize("parent", [BRACKETS, DEEP, b"", b"{", 7, ["a"], "text"], ids=name_case)
+def test_a_message_with_a_bad_parent_is_left_out(parent: Any) -> None:
+    journal = Journal(JournalLimits())
+    journal.add(frames(HEADER, parent, {"name": "stdout", "text": "bad"}))
+    good = run_good_cell(journal)
+    assert list(journal.read().ids) == good
+
+
+@pytest.mark.parametrize(
+    "parent",
+    [
+        None,
+        {},
+        [],
+        {"msg_id": 7},
+        {"msg_id": ["a"], "session": {}},
+        {"msg_id": "x" * (1 << 20)},
+        {"msg_id": None},
+    ],
+    ids=name_case,
+)
+def test_a_message_whose_parent_has_no_usable_id_belongs_to_no_request(parent: Any) -> None:
+    journal = Journal(JournalLimits())
+    journal.add(frames(HEADER, parent, {"name": "stdout", "text": "a"}))
+    good = run_good_cell(journal)
+    pages = read_pages(journal)
+    assert [msg_id for page in pages for msg_id in page.ids] == ["m", *good]
+    assert len(journal.read(session="s").entries) == len(good)
+    for page in pages:
+        check_page(page)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        BRACKETS,
+        b"",
+        [],
+        {},
+        {"execution_state": {"a": 1}},
+        {"execution_state": None},
+        {"execution_state": ["idle"]},
+        {"execution_state": "x" * (3 << 20)},
+        {"execution_state": "\x1b[31mred"},
+        {"execution_state": "dead"},
+        b'{"execution_state": NaN}',
+    ],
+    ids=name_case,
+)
+def test_a_state_that_jupyter_does_not_define_is_none(content: Any) -> None:
+    journal = Journal(JournalLimits())
+    good = run_good_cell(journal)
+    journal.add(frames({"msg_id": "m", "msg_type": "status"}, CELL, content))
+    assert journal.state == "idle"
+    journal.add(frames({"msg_id": "n", "msg_type": "status"}, CELL, {"execution_state": "busy"}))
+    assert journal.state == "busy"
+    journal.add(frames({"msg_id": "m", "msg_type": "status"}, CELL, content))
+    assert journal.state == "busy"
+    assert journal.read().ids[: len(good)] == tuple(good)
+
+
+def test_a_message_of_many_parts_is_left_out() -> None:
+    journal = Journal(JournalLimits())
+    for _ in range(3):
+        journal.add(frames(HEADER, CELL, {}, *[b"ab"] * 200_000))
+    good = run_good_cell(journal)
+    assert list(journal.read().ids) == good
+
+
+def test_a_long_stream_without_text_is_left_out() -> None:
+    journal = Journal(JournalLimits(memory_bytes=100_000))
+    for text in (["x"] * 100_000, {"a": "x" * 200_000}, 7):
+        journal.add(frames(HEADER, CELL, {"text": text, "more": "x" * 100_000}))
+    journal.add(frames(HEADER, CELL, b"[" * 200_000))
+    good = run_good_cell(journal)
+    assert list(journal.read().ids) == good
+
+
+def test_pages_stay_small_for_long_ids_and_many_parts() -> None:
+    journal = Journal(JournalLimits())
+    for number in range(20_000):
+        journal.add(frames({"msg_id": f"{number}".rjust(256, "é"), "msg_type": "stream"}, CELL, {}))
+    for number in range(300):
+        journal.add(frames({"msg_id": f"{number}", "msg_type": "stream"}, CELL, {}, *[b""] * 900))
+    good = run_good_cell(journal)
+    for choice in ({}, {"session": "s"}, {"session": "other"}):
+        pages = read_pages(journal, **choice)
+        for page in pages:
+            check_page(page)
+        assert [msg_id for page in pages for msg_id in page.ids][-len(good) :] == good
+
+
+def measure(journal: Journal) -> int:
+    """Return the bytes of all that a journal keeps: each object once, without classes, functions and modules."""
+    seen: set[int] = set()
+    pending: list[Any] = [value for name, value in vars(journal).items() if name != "_clock"]
+    total = 0
+    while pending:
+        each = pending.pop()
+        if id(each) in seen or isinstance(each, type):
+            continue
+        seen.add(id(each))
+        total += sys.getsizeof(each)
+        if isinstance(each, dict):
+            pending += [*each.keys(), *each.values()]
+        elif isinstance(each, Iterable) and not isinstance(each, (str, bytes)):
+            pending += list(each)
+        else:
+            pending += list(getattr(each, "__dict__", {}).values())
+            slots = [name for kind in type(each).__mro__ for name in getattr(kind, "__slots__", ())]
+            pending += [getattr(each, name) for name in slots if hasattr(each, name)]
+    return total
+
+
+@pytest.mark.parametrize(
+    ("memory_bytes", "disk_bytes"), [(1 << 20, 0), (0, 0), (1 << 20, 4 << 20), (0, 4 << 20)]
+)
+@pytest.mark.parametrize(
+    ("count", "length", "kind"),
+    [(40, 1 << 20, "stream"), (10_000, 20, "status"), (4_000, 256, "display_data")],
+)
+def test_requests_that_never_end_are_forgotten(
+    memory_bytes: int, disk_bytes: int, count: int, length: int, kind: str
+) -> None:
+    journal = Journal(JournalLimits(memory_bytes=memory_bytes, disk_bytes=disk_bytes))
+    most = 0
+    for number in range(count):
+        parent = {
+            "msg_id": str(number).rjust(length, "x"),
+            "session": f"s{number}",
+            "msg_type": "execute_request",
+        }
+        journal.add(frames({"msg_id": f"m{number}", "msg_type": kind}, parent, {"execution_state": "busy"}))
+        if number == count // 3:
+            most = measure(journal)
+    limit_bytes = max(memory_bytes, 1 << 20) + memory_bytes // 4 if disk_bytes else memory_bytes
+    # Memory of a few kinds is not counted: the requests without entries, and the block that was read last.
+    assert max(most, measure(journal)) < limit_bytes * 1.1 + 400_000
+    good = run_good_cell(journal)
+    kept = [msg_id for page in read_pages(journal) for msg_id in page.ids]
+    assert kept[-len(good) :] == (good if memory_bytes or disk_bytes else [])
+
+
+def test_a_read_message_is_not_kept_twice() -> None:
+    journal = Journal(JournalLimits(memory_bytes=4 << 20))
+    journal.add(frames(HEADER, CELL, {"name": "stdout", "text": "x" * (2 << 20) + "漢"}))
+    pages = read_pages(journal)
+    assert len(pages) > 3
+    assert measure(journal) < 4 << 20
+
+
+def test_a_request_is_known_as_long_as_it_has_messages() -> None:
+    """Output that a thread prints after the idle status still belongs to its cell."""
+    journal = Journal(JournalLimits(memory_bytes=4_000))
+    good = run_good_cell(journal)
+    parent = {"msg_id": "good", "session": "s", "msg_type": "execute_request"}
+    late = []
+    for number in range(30):
+        late.append(f"late-{number}")
+        journal.add(frames({"msg_id": late[-1], "msg_type": "stream"}, parent, {"text": "x"}))
+    entries = journal.read(session="s").entries
+    assert not set(journal.read().ids) & set(good)
+    assert len(entries) == len(journal.read().ids) > 3
+    assert all(entry.is_cut for entry in entries)
