@@ -18,7 +18,7 @@ from roost.scheduler.errors import BackendUnavailable, KernelDied, LaunchTimeout
 from roost.scheduler.messages import Connection, Kernel
 
 from .execution import Result, add_output, build_result
-from .kernel_connection import accept_null_fields, find_context, to_jupyter
+from .kernel_connection import accept_odd_messages, find_context, to_jupyter
 from .other_worlds import find_elsewhere_blocking
 from .request_options import read_seconds
 
@@ -76,7 +76,7 @@ class AttachedKernel:
         client = BlockingKernelClient(context=find_context(zmq.Context))
         client.load_connection_info(to_jupyter(self.connection))
         client.session.session = uuid.uuid4().hex
-        accept_null_fields(client)
+        accept_odd_messages(client)
         client.start_channels(hb=False)
         self._clients.append(client)
         _wait_until_subscribed(client)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 from roost.scheduler.errors import ExecutionError
+from roost.scheduler.messages import read_content
 
-_FIELDS: Mapping[str, Mapping[str, Any]] = {
-    "stream": {"name": "stdout", "text": ""},
-    "display_data": {"data": {}, "metadata": {}},
-    "execute_result": {"execution_count": None, "data": {}, "metadata": {}},
-    "error": {"ename": "", "evalue": "", "traceback": []},
-}
-"""The kinds of output in a notebook, each with the fields that are copied from the kernel's message.
-
-A field that a kernel leaves out, or that is null, gets the value that stands here.
-"""
+_OUTPUTS = ("stream", "display_data", "execute_result", "error")
+"""The kinds of output in a notebook."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,25 +52,23 @@ def add_output(outputs: list[dict[str, Any]], message: Mapping[str, Any]) -> Non
 
     Further text of the same stream is appended to the last output. `clear_output` empties `outputs`.
     """
-    kind, content = message["header"]["msg_type"], message["content"] or {}
+    kind = message["header"]["msg_type"]
     if kind == "clear_output":
         outputs.clear()
-    elif kind in _FIELDS:
-        given = {name: content.get(name) for name in _FIELDS[kind]}
-        output = {
-            name: copy(_FIELDS[kind][name]) if value is None else value for name, value in given.items()
-        }
+    elif kind in _OUTPUTS:
+        output = read_content(kind, message["content"])
         if kind == "stream" and outputs and outputs[-1].get("name") == output["name"]:
             outputs[-1]["text"] += output["text"]
         else:
             outputs.append({"output_type": kind, **output})
 
 
-def build_result(outputs: list[dict[str, Any]], reply: Mapping[str, Any]) -> Result:
+def build_result(outputs: list[dict[str, Any]], reply: object) -> Result:
     """Return a result with these outputs, and with the error in `reply`, the content of the `execute_reply`."""
-    if reply.get("status", "ok") == "ok":
+    if not isinstance(reply, dict) or reply.get("status", "ok") == "ok":
         return Result(outputs=outputs)
-    name, value = reply.get("ename") or "Aborted", reply.get("evalue") or ""
-    traceback = "\n".join(reply.get("traceback") or ())
+    content = read_content("error", reply)
+    name, value = content["ename"] or "Aborted", content["evalue"]
+    traceback = "\n".join(content["traceback"])
     error = ExecutionError(f"{name}: {value}", name=name, value=value, traceback=traceback)
     return Result(outputs=outputs, error=error)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import itertools
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from roost.scheduler.client.client import Client
-from roost.scheduler.messages import JournalEntry, JournalPage
+from roost.scheduler.messages import (
+    JournalEntry,
+    JournalPage,
+    UnreadableMessage,
+    read_content,
+    read_display_id,
+    read_message,
+)
 
 from .execution import add_output
 
@@ -26,18 +33,19 @@ class JournalMessage:
     """
 
     def __init__(self, data: str, entry: JournalEntry) -> None:
+        """Raises `UnreadableMessage`."""
         ends = list(itertools.accumulate(entry.lengths))
         texts = [data[end - length : end] for end, length in zip(ends, entry.lengths, strict=True)]
-        self._content = texts[3]
-        self.parts = [text.encode() for text in texts[:_JSON_PARTS]]
-        self.parts += [base64.b64decode(text) for text in texts[_JSON_PARTS:]]
-        self.header: dict[str, Any] = json.loads(texts[0])
-        self.parent_header: dict[str, Any] = json.loads(texts[1]) or {}  # xeus sends null
+        if len(texts) < _JSON_PARTS:
+            raise UnreadableMessage(f"a message of {len(texts)} parts")
+        self.parts = [text.encode("utf-8", "replace") for text in texts[:_JSON_PARTS]]
+        try:
+            self.parts += [base64.b64decode(text) for text in texts[_JSON_PARTS:]]
+        except binascii.Error:
+            raise UnreadableMessage("a buffer that is not in base64") from None
+        message = read_message(self.parts)
+        self.header, self.parent, self.content = message.header, message.parent, message.content
         self.is_cut = entry.is_cut
-
-    @cached_property
-    def content(self) -> dict[str, Any]:
-        return dict(json.loads(self._content) or {})
 
 
 class JournalReader:
@@ -64,7 +72,7 @@ class JournalReader:
         return page
 
     def messages(self, page: JournalPage) -> Iterator[JournalMessage]:
-        """Yield the messages that are complete with this page.
+        """Yield the messages that are complete with this page, and leave out the unreadable ones.
 
         A long message comes in pieces on several pages.
         """
@@ -75,7 +83,9 @@ class JournalReader:
             if not entry.end:
                 data = "".join(self._pieces)
                 self._pieces.clear()
-                if len(data) == sum(entry.lengths):
+                if len(data) != sum(entry.lengths):
+                    continue
+                with suppress(UnreadableMessage):
                     yield JournalMessage(data, entry)
 
 
@@ -97,26 +107,22 @@ class CellRun:
     _displays: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def add(self, message: JournalMessage) -> None:
-        kind, content = message.header["msg_type"], message.content
+        kind, content = message.header.kind, read_content(message.header.kind, message.content)
+        display_id = read_display_id(message.content)
         self.is_cut = self.is_cut or message.is_cut
         if kind == "execute_input":
-            self.code, self.execution_count = content.get("code") or "", content.get("execution_count")
+            self.code, self.execution_count = content["code"], content["execution_count"]
         elif kind == "status":
-            self.is_done = content.get("execution_state") == "idle"
+            if content["execution_state"]:
+                self.is_done = content["execution_state"] == "idle"
         elif kind == "update_display_data":
-            shown = self._displays.get(_read_display_id(content))
+            shown = self._displays.get(display_id)
             if shown is not None:
-                shown |= {name: content.get(name) or {} for name in ("data", "metadata")}
+                shown |= content
         else:
-            add_output(self.outputs, {"header": message.header, "content": content})
-            name = _read_display_id(content)
-            if name and self.outputs:
-                self._displays[name] = self.outputs[-1]
-
-
-def _read_display_id(content: Mapping[str, Any]) -> str:
-    """Return the name of an output that later messages update; empty if it has none."""
-    return str((content.get("transient") or {}).get("display_id") or "")
+            add_output(self.outputs, {"header": {"msg_type": kind}, "content": message.content})
+            if display_id and self.outputs:
+                self._displays[display_id] = self.outputs[-1]
 
 
 async def read_runs(
@@ -134,16 +140,12 @@ async def read_runs(
     while not page.is_last:
         page = await reader.read(session, since_s)
         for message in reader.messages(page):
-            parent = message.parent_header
-            if parent.get("msg_type") != "execute_request":
+            parent = message.parent
+            if parent.kind != "execute_request" or not parent.msg_id:
                 continue
-            run = runs.get(parent["msg_id"])
+            run = runs.get(parent.msg_id)
             if run is None:
-                run = CellRun(
-                    request_id=parent["msg_id"],
-                    session=parent.get("session", ""),
-                    cell_id=parent.get("cellId", ""),
-                )
+                run = CellRun(request_id=parent.msg_id, session=parent.session, cell_id=parent.cell_id)
                 runs[run.request_id] = run
             run.add(message)
     return list(runs.values())

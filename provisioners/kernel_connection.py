@@ -17,7 +17,7 @@ from jupyter_client.session import Session
 
 from roost.scheduler.client.client import user_folder
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.messages import PORT_NAMES, Connection
+from roost.scheduler.messages import PORT_NAMES, Connection, read_content
 
 from .jupyter_internals import added_launch_arguments, change_class, makes_own_context, record_random_ports
 
@@ -97,18 +97,41 @@ def find_context(kind: type[C]) -> C:
 
 
 class _LenientSession(Session):
-    """A session that reads a field of a kernel's message as empty if it is null. jupyter_client expects none."""
+    """A session that reads messages of any kernel. jupyter_client expects all fields, each with its type.
+
+    A field that is null or missing is empty. A message that cannot be read is one of no type and for no request, which
+    clients ignore.
+    """
 
     def deserialize(self, msg_list: list[Any], content: bool = True, copy: bool = True) -> dict[str, Any]:
-        message = super().deserialize(msg_list, content, copy)
+        try:
+            message = super().deserialize(msg_list, content, copy)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return _build_empty_message()
+        if not isinstance(message["msg_type"], str) or not isinstance(message["msg_id"], str):
+            return _build_empty_message()
         for name in ("parent_header", "metadata", "content"):
-            if message[name] is None:
+            if not isinstance(message[name], dict) and (name != "content" or content):
                 message[name] = {}
+        if not isinstance(message["parent_header"].get("msg_id", ""), str):
+            del message["parent_header"]["msg_id"]
+        if content:
+            message["content"].update(read_content(message["msg_type"], message["content"]))
         return message
 
 
-def accept_null_fields(client: Any) -> None:
-    """Let a client read the messages of kernels such as xeus-python, whose `parent_header` may be null."""
+def _build_empty_message() -> dict[str, Any]:
+    header = {"msg_id": "", "msg_type": ""}
+    empty: dict[str, Any] = {name: {} for name in ("parent_header", "metadata", "content")}
+    return {**header, **empty, "header": header, "buffers": []}
+
+
+def accept_odd_messages(client: Any) -> None:
+    """Let a client or a kernel manager read the messages of all kernels.
+
+    Kernels such as xeus-python send null as `parent_header`, others leave out fields, and a program in a kernel can
+    publish anything.
+    """
     change_class(client.session, _LenientSession)
 
 

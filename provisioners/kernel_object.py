@@ -26,7 +26,7 @@ from roost.scheduler.errors import ConfigError, KernelDied, LaunchTimeout, Roost
 from roost.scheduler.messages import Kernel
 
 from .execution import Result, add_output, build_result
-from .kernel_connection import accept_null_fields, find_context
+from .kernel_connection import accept_odd_messages, find_context
 from .placed_kernelspecs import build_manager
 from .provisioner import RoostProvisioner
 from .request_options import OPTIONS, check_names, read_seconds
@@ -197,7 +197,7 @@ class AsyncKernel(_KernelFacts):
         client = self._manager.client(context=find_context(zmq.asyncio.Context))
         # A kernel takes two clients with one session for the same client.
         client.session.session = uuid.uuid4().hex
-        accept_null_fields(client)
+        accept_odd_messages(client)
         client.start_channels(hb=False)
         self._clients.append(client)
         return client
@@ -268,7 +268,7 @@ class BlockingKernel(_KernelFacts):
         _run(self._kernel.check_lives())
         client = self._manager.blocking_client()
         client.context = find_context(zmq.Context)
-        accept_null_fields(client)
+        accept_odd_messages(client)
         client.start_channels(hb=False)
         self._kernel._clients.append(client)
         client.wait_for_ready(_ANSWER_S)

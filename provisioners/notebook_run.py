@@ -24,6 +24,7 @@ from roost.scheduler.client.state_folder import write_whole
 from roost.scheduler.errors import ConfigError, KernelDied, LaunchTimeout, RoostError
 from roost.scheduler.messages import Event, Kernel
 
+from .kernel_connection import accept_odd_messages
 from .placed_kernelspecs import build_manager
 
 _READY_S = 60.0
@@ -171,6 +172,7 @@ class _NotebookRun:
         self.node_id = kernel.node_id
         devices = f", GPU {', '.join(kernel.device_ids)}" if kernel.device_ids else ""
         self.report(f"Kernel {self.kernel_id[:8]} on {kernel.node_id}{devices}")
+        accept_odd_messages(self._manager)  # its clients share its session
         self._client.startup_timeout = _READY_S
         try:
             await self._client.async_start_new_kernel_client()
@@ -181,7 +183,9 @@ class _NotebookRun:
             raise KernelDied(f"The kernel has ended: {reason}.", log_tail=log_tail) from None
         reply = await self._client.async_wait_for_reply(self._client.kc.kernel_info())
         if reply is not None:
-            self._client.nb.metadata["language_info"] = reply["content"]["language_info"]
+            language = reply["content"]["language_info"]
+            if isinstance(language.get("name"), str):
+                self._client.nb.metadata["language_info"] = language
 
     async def _execute(self) -> None:
         from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -204,6 +208,12 @@ class _NotebookRun:
                 errors = [output for output in cell.outputs if output.output_type == "error"]
                 traceback = "\n".join(errors[-1].traceback) if errors else ""
                 self._fail(index, error.ename, error.evalue, traceback)
+            except (ValueError, LookupError, TypeError, AttributeError) as problem:
+                status = "error"
+                what = (
+                    f"nbclient cannot read a message that the kernel has published ({type(problem).__name__})"
+                )
+                self._fail(index, "UnreadableOutput", what, "")
             except CellTimeoutError:
                 status = "timeout"
                 self._fail(index, "Timeout", f"the cell took longer than {self._client.timeout:g} s", "")

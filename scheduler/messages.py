@@ -7,6 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from roost.launchers.daemon.world import read_namespace as read_namespace
+from roost.launchers.protocol.kernel_message import Header as Header
+from roost.launchers.protocol.kernel_message import UnreadableMessage as UnreadableMessage
+from roost.launchers.protocol.kernel_message import find_parts as find_parts
+from roost.launchers.protocol.kernel_message import read_content as read_content
+from roost.launchers.protocol.kernel_message import read_display_id as read_display_id
+from roost.launchers.protocol.kernel_message import read_header as read_header
+from roost.launchers.protocol.kernel_message import read_message as read_message
+from roost.launchers.protocol.kernel_message import read_parent as read_parent
 from roost.launchers.protocol.process_context import UNKNOWN as UNKNOWN
 from roost.launchers.protocol.process_context import ProcessContext as ProcessContext
 from roost.launchers.protocol.process_context import read_context as read_context

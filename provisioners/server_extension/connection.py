@@ -28,6 +28,7 @@ from roost.provisioners.jupyter_internals import (
     serialize_for_client,
 )
 from roost.provisioners.provisioner import RoostProvisioner
+from roost.scheduler.messages import UnreadableMessage, find_parts, read_header, read_parent
 
 from .client_message import V1, BadMessage, ClientMessage, check_frame, read_message
 from .held_messages import FULL
@@ -257,31 +258,31 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         """Send a message of the kernel to the client, unless the replay has it or sends it later."""
         channel = getattr(stream, "channel", "")
         if channel == "iopub" and self._subscription is not None and self._subscription.is_listening:
-            _, parts = self.session.feed_identities(outgoing_msg)
-            self._subscription.note(self._find_request(parts))
-        if self._replay is not None and channel == "iopub" and not self._replay.is_through:
-            _, parts = self.session.feed_identities(outgoing_msg)
-            if self._replay.hold(self.session.unpack(parts[1]).get("msg_id", ""), outgoing_msg):
-                return
+            self._subscription.note(_read_ids(outgoing_msg)[1])
+        if (
+            self._replay is not None
+            and channel == "iopub"
+            and not self._replay.is_through
+            and self._replay.hold(_read_ids(outgoing_msg)[0], outgoing_msg)
+        ):
+            return
         if (self._cells or self._replay is not None) and channel == "shell":
-            _, parts = self.session.feed_identities(outgoing_msg)
-            request_id = self._find_request(parts)
+            request_id = _read_ids(outgoing_msg)[1]
             self._cells.pop(request_id, None)
             if self._replay is not None and not self._replay.note_reply(request_id):
                 return
         super().handle_outgoing_message(stream, outgoing_msg)
 
-    def _find_request(self, parts: Sequence[bytes]) -> str:
-        """Return the id of the request that a kernel's message answers; empty if its parent header has none."""
-        return str((self.session.unpack(parts[2]) or {}).get("msg_id", ""))
-
     def send_live(self, message: list[bytes]) -> None:
-        """Send the client a kernel's message that the replay has held.
+        """Send the client a kernel's message that the replay has held. Leave out a message that cannot be read.
 
         Jupyter Server's rate limit does not apply.
         """
-        _, parts = self.session.feed_identities(message)
-        self.write_parts("iopub", parts[1:])
+        try:
+            _, parts = self.session.feed_identities(message)
+            self.write_parts("iopub", parts[1:])
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+            self.log.warning("kernel=%s a message is left out: %s", self.kernel_id, type(problem).__name__)
 
     def write_parts(self, channel: str, parts: list[bytes]) -> None:
         """Send a message that the kernel has published, given by its parts from the header on."""
@@ -363,3 +364,12 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     def _find_start(self) -> PendingStart | None:
         start: PendingStart | None = self.multi_kernel_manager.starts.pending.get(self.kernel_id)
         return start
+
+
+def _read_ids(message: Sequence[bytes]) -> tuple[str, str]:
+    """Return the id of a kernel's message, and that of its request. Each is empty if there is none."""
+    try:
+        parts = find_parts(message)
+        return read_header(parts[0]).msg_id, read_parent(parts[1]).msg_id
+    except UnreadableMessage:
+        return "", ""

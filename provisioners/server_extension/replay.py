@@ -23,7 +23,7 @@ from typing import Any, Literal
 from roost.provisioners.journal_reader import JournalMessage, JournalReader
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.errors import RoostError
-from roost.scheduler.messages import JournalPage
+from roost.scheduler.messages import Header, JournalPage, read_content
 
 AWAY_MARGIN_S = 10.0
 """The replay also repeats requests that ended at most this long before the connection was lost."""
@@ -49,8 +49,8 @@ class _CellState:
 class _Text:
     """Text of one stream and cell that is joined before it is sent."""
 
-    header: Mapping[str, Any]
-    parent: Mapping[str, Any]
+    header: Header
+    parent: Header
     name: str
     pieces: list[str] = field(default_factory=list)
     length: int = 0
@@ -79,19 +79,26 @@ class Replay:
         return self.is_over and not self._sent
 
     def hold(self, msg_id: str, message: list[bytes]) -> bool:
-        """Hold or drop a live IOPub message and return True. Return False if the caller must send it."""
+        """Hold or drop a live IOPub message and return True. Return False if the caller must send it.
+
+        `msg_id` is empty for a message that the journal leaves out.
+        """
         if not self.is_over:
             self._held.append((msg_id, message))
-            if not self._has_live.done():
+            if msg_id and not self._has_live.done():
                 self._has_live.set_result(None)
             return True
         if msg_id in self._sent:
             return True
+        if not msg_id:  # the journal has no such message
+            return False
         self._sent.clear()  # both have the same order, so none of the others comes again
         return False
 
     def note_reply(self, request_id: str) -> bool:
         """Note a reply to a request. Return False if the client already has a reply to it."""
+        if not request_id:
+            return True
         is_new = request_id not in self._replied
         self._replied.add(request_id)
         return is_new
@@ -132,11 +139,12 @@ class Replay:
         while True:
             page = await self._reader.read()
             await self._send(page)
-            if self._held and self._held[0][0] in self._known:
+            first = next((msg_id for msg_id, _ in self._held if msg_id), "")
+            if first in self._known:
                 return
             if not page.is_last:
                 continue
-            if self._held:
+            if first:
                 late_at = min(late_at, time.monotonic() + _LAG_S)
                 if time.monotonic() > late_at:
                     log = self._connection.log
@@ -158,8 +166,8 @@ class Replay:
         await self._connection.drain()
 
     def _send_message(self, message: JournalMessage) -> None:
-        header, parent = message.header, message.parent_header
-        kind, msg_id = header["msg_type"], header["msg_id"]
+        parent, kind, msg_id = message.parent, message.header.kind, message.header.msg_id
+        content = read_content(kind, message.content)
         if msg_id in self._sent:
             return
         self._sent.add(msg_id)
@@ -168,52 +176,52 @@ class Replay:
             self._join_text(message)
             return
         self._flush()
-        if cell is not None and kind == "status" and message.content.get("execution_state") == "idle":
+        if cell is not None and kind == "status" and content["execution_state"] == "idle":
             self._reply(cell, parent)
         self._connection.write_parts("iopub", message.parts)
         if cell is not None and kind == "execute_input":
-            cell.execution_count = message.content.get("execution_count")
+            cell.execution_count = content["execution_count"]
             self._begin_again(cell, parent)
         elif cell is not None and kind == "error":
-            cell.error = message.content
+            cell.error = content
 
     def _find_cell(self, message: JournalMessage) -> _CellState | None:
         """Return the cell of this client to which the message belongs, or None if there is none."""
-        parent = message.parent_header
-        if parent.get("session") != self._session or parent.get("msg_type") != "execute_request":
+        parent = message.parent
+        if parent.session != self._session or parent.kind != "execute_request" or not parent.msg_id:
             return None
-        cell = self._cells.setdefault(parent["msg_id"], _CellState())
+        cell = self._cells.setdefault(parent.msg_id, _CellState())
         if message.is_cut and not cell.is_cut:
             cell.is_cut = True
-            if message.header["msg_type"] not in ("status", "execute_input"):
+            if message.header.kind not in ("status", "execute_input"):
                 self._flush()
                 self._begin_again(cell, parent)
         return cell
 
-    def _begin_again(self, cell: _CellState, parent: Mapping[str, Any]) -> None:
+    def _begin_again(self, cell: _CellState, parent: Header) -> None:
         """Clear a cell's output in the client, before the replay sends the cell's messages from the beginning."""
         self._speak("clear_output", {"wait": False}, parent)
         if cell.is_cut:
             self._speak("stream", {"name": "stderr", "text": _LOST}, parent)
 
-    def _reply(self, cell: _CellState, parent: Mapping[str, Any]) -> None:
+    def _reply(self, cell: _CellState, parent: Header) -> None:
         """Send a reply to a cell, built from its messages, unless the kernel's own reply has arrived."""
-        if not self.note_reply(parent["msg_id"]):
+        if not self.note_reply(parent.msg_id):
             return
         content: dict[str, Any] = {"status": "ok", "execution_count": cell.execution_count}
         content |= {"user_expressions": {}, "payload": []}
         if cell.error is not None:
             content |= {"status": "error", **cell.error}
-        self._connection.speak("shell", "execute_reply", content, parent)
+        self._connection.speak("shell", "execute_reply", content, parent.fields)
 
     def _join_text(self, message: JournalMessage) -> None:
         """Join the text of a stream with the text before it."""
-        name, text = message.content.get("name") or "stdout", message.content.get("text") or ""
-        parent = message.parent_header
+        content, parent = read_content("stream", message.content), message.parent
+        name, text = content["name"], content["text"]
         before = self._text
         if (
             before is None
-            or (before.parent.get("msg_id"), before.name) != (parent.get("msg_id"), name)
+            or (before.parent.msg_id, before.name) != (parent.msg_id, name)
             or before.length > _JOINED_BYTES
         ):
             self._flush()
@@ -226,11 +234,11 @@ class Replay:
         text, self._text = self._text, None
         if text is not None:
             content = {"name": text.name, "text": "".join(text.pieces)}
-            parts = [text.header, text.parent, {}, content]
+            parts = [text.header.fields, text.parent.fields, {}, content]
             self._connection.write_parts("iopub", [json.dumps(part).encode() for part in parts])
 
-    def _speak(self, kind: str, content: Mapping[str, Any], parent: Mapping[str, Any]) -> None:
-        self._connection.speak("iopub", kind, content, parent)
+    def _speak(self, kind: str, content: Mapping[str, Any], parent: Header) -> None:
+        self._connection.speak("iopub", kind, content, parent.fields)
 
 
 def find_away_s(km: Any) -> float | Literal[False] | None:

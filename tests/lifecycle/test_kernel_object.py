@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
@@ -22,10 +23,32 @@ import roost
 from kit.clusters.kubernetes.shared_cluster import HOME, kernel_pid
 from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners.execution import Result
+from roost.provisioners.notebook_run import run_notebook
 from roost.scheduler.client.client import connect
 
 pytestmark = pytest.mark.usefixtures("roosted")
 on_this_machine = pytest.mark.backends("local", why="the same on every backend")
+PUBLISH_BADLY = """
+import json
+kernel = get_ipython().kernel
+parent = json.dumps(kernel.get_parent()["header"], default=str).encode()
+
+
+def publish(header, parent, content):
+    parts = [each if isinstance(each, bytes) else json.dumps(each).encode() for each in (header, parent, {}, content)]
+    kernel.iopub_thread.send_multipart([b"", b"<IDS|MSG>", kernel.session.sign(parts), *parts])
+
+
+kinds = "status stream display_data update_display_data error clear_output comm_open comm_msg"
+for kind in kinds.split():
+    for content in ({}, None, 7, b"[" * 200_000, {"execution_state": {"a": 1}, "text": 7, "data": 7, "comm_id": {}}):
+        publish({"msg_id": str(id(content)), "msg_type": kind}, parent, content)
+publish(b"{", parent, {})
+publish({"msg_id": "m", "msg_type": ["stream"]}, parent, {})
+publish({"msg_id": "m", "msg_type": "stream"}, {"msg_id": {"a": 1}}, {})
+print("good")
+42
+"""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -81,6 +104,31 @@ def test_an_error_in_the_code() -> None:
 
 
 @on_this_machine
+@on_this_machine
+def test_bad_messages_of_the_code_are_left_out(tmp_path: Path) -> None:
+    with roost.start_kernel("roosted") as kernel:
+        for _ in range(2):
+            result = kernel.execute(PUBLISH_BADLY, timeout_s=60, check=True)
+            assert (result.stdout, result.text) == ("good\n", "42")
+        with roost.attach(kernel.id) as attached:
+            assert attached.execute(PUBLISH_BADLY, timeout_s=60).stdout == "good\n"
+    path = tmp_path / "bad.ipynb"
+    cells = [nbformat.v4.new_code_cell(code) for code in (PUBLISH_BADLY, "print('next')")]
+    kernelspec = {"name": "roosted", "display_name": "roosted", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec}), path)
+    ran = run_notebook(str(path), config={}, cell_timeout_s=60)
+    assert (ran["error"], [cell["status"] for cell in ran["cells"]]) == (None, ["ok", "ok"])
+    (shown,) = nbformat.read(ran["output"], as_version=4).cells[1].outputs
+    assert shown.text == "next\n"
+    odd = PUBLISH_BADLY + "publish({'msg_id': 'm', 'msg_type': 'comm_msg'}, parent, {'data': {'state': 7}})"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(odd)]), path)
+    ran = run_notebook(str(path), kernel_name="roosted", config={}, cell_timeout_s=60)
+    assert (ran["error"]["name"], [cell["status"] for cell in ran["cells"]]) == (
+        "UnreadableOutput",
+        ["error"],
+    )
+
+
 def test_a_plain_call_and_an_exception_in_the_block() -> None:
     kernel = roost.start_kernel("roosted")
     try:
