@@ -29,7 +29,15 @@ from roost.scheduler.client.client import Call, Client, connect
 from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.config.trait_errors import describe_refusal
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, RoostError, UnknownKernel
-from roost.scheduler.messages import UNKNOWN, Connection, Kernel, Owner, StartKernel, read_context
+from roost.scheduler.messages import (
+    UNKNOWN,
+    Connection,
+    Kernel,
+    Owner,
+    StartKernel,
+    hide_output,
+    read_context,
+)
 
 from .application import (
     CommandNotFound,
@@ -428,7 +436,7 @@ class RoostProvisioner(KernelProvisionerBase):
                 self._exit.set(_FAILED_START if code is None else code)
                 if not isinstance(problem, RoostError):
                     raise
-                self.log.error("kernel=%s could not be restarted: %s", self._id, problem)
+                self.log.error("kernel=%s could not be restarted: %s", self._id, hide_output(problem))
                 return self.connection_info
             await asyncio.shield(self._undo(start.launch_id))
             is_missing = is_local and not shutil.which(start.argv[0], path=env.get("PATH"))

@@ -18,7 +18,7 @@ from roost.launchers.protocol.kernel_message import read_parent as read_parent
 from roost.launchers.protocol.process_context import UNKNOWN as UNKNOWN
 from roost.launchers.protocol.process_context import ProcessContext as ProcessContext
 from roost.launchers.protocol.process_context import read_context as read_context
-from roost.launchers.protocol.shared_values import LAST_LINE as LAST_LINE
+from roost.launchers.protocol.process_log import hide_output as hide_output
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY, KernelProcess, KernelUse
 from roost.launchers.protocol.shared_values import PORT_NAMES as PORT_NAMES
 from roost.launchers.protocol.shared_values import Connection as Connection

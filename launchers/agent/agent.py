@@ -20,6 +20,7 @@ from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import KernelProcess, KernelUse, Lease
 from roost.launchers.protocol.process_context import UNKNOWN, ProcessContext
+from roost.launchers.protocol.process_log import hide_output
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.placement.model import Node
@@ -300,7 +301,7 @@ class Agent:
             try:
                 return await self._launch(request)
             except RemoteError as problem:
-                log.info("kernel=%s its launch failed: %s", request.kernel_id, problem)
+                log.info("kernel=%s its launch failed: %s", request.kernel_id, hide_output(problem))
                 return problem
 
         key = request.kernel_id, request.launch_id

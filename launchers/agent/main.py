@@ -21,6 +21,7 @@ from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import PROTOCOL, PodKernel
 from roost.launchers.protocol.process_context import loosen
+from roost.launchers.protocol.process_log import set_up_log
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.launchers.protocol.rpc_server import RpcServer
 from roost.launchers.protocol.shared_values import VERSION
@@ -111,7 +112,7 @@ def main(
     `assigned` has the fields of an `Assignment`, and `forked` those of a `PodKernel`, a kernel that runs
     already. `output` is a subscription to that kernel's messages.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    set_up_log()
     folder, given = Path(arguments[0]), json.loads(arguments[1])
     if given.get("is_per_kernel") and not assigned:  # else `first_process` has done this
         from .first_process import fill_in

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from roost.placement.model.format import format_count
 from roost.provisioners.jupyter_internals import answer_info
 from roost.scheduler.errors import RoostError
+from roost.scheduler.messages import hide_output
 
 from .adoption import FoundKernel
 from .pending_start import PendingStart
@@ -83,7 +84,7 @@ class Adoption:
         if problem is None:
             log.debug("roost: kernel %s is adopted.", start.kernel_id)
             return True
-        log.warning("roost: kernel %s is not adopted: %s", start.kernel_id, describe(problem))
+        log.warning("roost: kernel %s is not adopted: %s", start.kernel_id, hide_output(describe(problem)))
         self._state.forget(start.kernel_id)
         self._kernels.keep_reason(start.kernel_id, describe(problem))
         return False

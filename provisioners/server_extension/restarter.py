@@ -12,6 +12,7 @@ from tornado.ioloop import IOLoop
 
 from roost.provisioners.jupyter_internals import use_up_restarts
 from roost.provisioners.provisioner import RoostProvisioner
+from roost.scheduler.messages import hide_output
 
 _ANSWER_S = 30.0
 """How long roost waits for the answer of a restarted kernel, which may die again."""
@@ -25,7 +26,9 @@ class Restarter(AsyncIOLoopKernelRestarter):
         provisioner: Any = self.kernel_manager.provisioner
         problem = provisioner.why_not_restart() if isinstance(provisioner, RoostProvisioner) else ""
         if problem:
-            self.log.warning("kernel=%s is not started again: %s", provisioner.kernel_id, problem)
+            self.log.warning(
+                "kernel=%s is not started again: %s", provisioner.kernel_id, hide_output(problem)
+            )
             use_up_restarts(self)
         is_restart = not await self.kernel_manager.is_alive()
         async with following_state(self.kernel_manager, is_restart=is_restart):

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from roost.scheduler.messages import LAST_LINE, Event, EventKind, Kernel
+from roost.launchers.protocol.process_log import hide_output
+from roost.scheduler.messages import Event, EventKind, Kernel
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +36,10 @@ class EventStream:
         self._history.append(event)
         level = logging.WARNING if kind in _WARNINGS else logging.INFO
         if kernel is None:
-            log.log(level, "%s %s", kind, detail)
+            log.log(level, "%s %s", kind, hide_output(detail))
         else:
-            text = detail.partition(LAST_LINE)[0]
-            log.log(level, "kernel=%s node=%s %s %s", kernel.id, kernel.node_id or "-", kind, text)
+            node_id = kernel.node_id or "-"
+            log.log(level, "kernel=%s node=%s %s %s", kernel.id, node_id, kind, hide_output(detail))
         for listener in list(self._listeners):
             listener(event)
 

@@ -14,7 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from roost.scheduler.messages import LAST_LINE, Event, Kernel
+from roost.launchers.protocol.process_log import hide_output
+from roost.scheduler.messages import Event, Kernel
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class DecisionLog:
             "policy": kernel.request.policy,
             "node": kernel.node_id,
             "request": {name: getattr(kernel.request, name) for name in ASKED},
-            "reason": _PATH.sub("…", reason.partition(LAST_LINE)[0])[:_LONGEST_REASON],
+            "reason": _PATH.sub("…", hide_output(reason))[:_LONGEST_REASON],
             **more,
         }
         try:

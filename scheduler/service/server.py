@@ -31,6 +31,7 @@ from roost.launchers.daemon.private_files import FolderError, read_json, write_p
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
 from roost.launchers.daemon.world import read_namespace
 from roost.launchers.protocol.process_context import loosen
+from roost.launchers.protocol.process_log import set_up_log
 from roost.launchers.protocol.rpc import RpcError
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.launchers.protocol.shared_values import VERSION
@@ -314,7 +315,7 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     loosen()
     gc.set_threshold(*_COLLECT_AFTER)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    set_up_log()
     try:
         options = json.loads(os.environ.pop(OPTIONS_VARIABLE, "") or "{}")
         settings, own_settings = load_settings(given.backend, options)

@@ -20,6 +20,7 @@ _MODULES = (
     "launchers/daemon/tasks.py",
     "launchers/protocol/__init__.py",
     "placement/__init__.py",
+    "launchers/protocol/process_log.py",
     "launchers/protocol/rpc.py",
     "launchers/protocol/rpc_server.py",
     "launchers/protocol/shared_values.py",

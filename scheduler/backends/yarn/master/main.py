@@ -24,6 +24,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from roost.launchers.protocol.process_log import set_up_log
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.placement.model.json_codec import decode
@@ -125,7 +126,7 @@ def parse_container(container_id: str) -> tuple[str, int]:
 
 def main() -> None:
     """Run the master with the settings in its archive, then exit."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_log()
     loader: Any = sys.modules["__main__"].__loader__
     settings = decode(MasterSettings, json.loads(loader.get_data(SETTINGS_ENTRY)), ignore_unknown=True)
     credentials = Path(os.environ["HADOOP_TOKEN_FILE_LOCATION"]).read_bytes()
