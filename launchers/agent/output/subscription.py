@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import zmq
 
+_MOST_WAITING = 100
+"""How many messages wait at most until the agent reads them. Messages may be long, and they are no part of the journal.
+
+Further messages wait in TCP's buffers of some megabytes, and then in the kernel, which keeps a thousand by default.
+"""
+
 
 def subscribe(
     context: zmq.Context[zmq.Socket[bytes]], endpoint: str, public: str | None, secret: str | None
@@ -13,7 +19,7 @@ def subscribe(
     The keys are the kernel's CURVE keys, if any.
     """
     socket = context.socket(zmq.SUB)
-    socket.setsockopt(zmq.RCVHWM, 0)  # the journal's ring is the limit
+    socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
     socket.setsockopt(zmq.SUBSCRIBE, b"")
     if public is not None and secret is not None:
         socket.curve_publickey = socket.curve_serverkey = public.encode()
