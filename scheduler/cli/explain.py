@@ -17,6 +17,7 @@ from roost.scheduler.client.call import wait_for
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import Kernel
 
+from .clean_text import clean
 from .kernels import find_kernels
 from .options import connect_scheduler, connect_worlds, print_answer, request_config, scheduler_options
 from .tables import build_table, format_request, open_console, print_table, shorten_ids
@@ -67,7 +68,7 @@ def _explain_kernel(arguments: argparse.Namespace) -> int:
 def _describe_start(kernel: Kernel) -> str:
     if kernel.how == "forked":
         return "It was forked from a warm process."
-    because = f", because {kernel.why_not_forked}" if kernel.why_not_forked else ""
+    because = f", because {clean(kernel.why_not_forked)}" if kernel.why_not_forked else ""
     return f"It was executed, not forked{because}."
 
 

@@ -48,7 +48,10 @@ def read_worlds(clients: Sequence[Client], *, with_use: bool = False) -> list[tu
         except RoostError as problem:
             if not client.is_elsewhere:
                 raise
-            print(f"roost: kernels of another world are not listed: {problem.user_message}", file=sys.stderr)
+            print(
+                f"roost: kernels of another world are not listed: {clean(problem.user_message)}",
+                file=sys.stderr,
+            )
     return found
 
 
@@ -143,7 +146,7 @@ def _show(kernels: Sequence[Kernel], worlds: Mapping[str, str], *, is_queue: boo
     print_table(out, (_build_queue if is_queue else _build_list)(kernels, short))
     for kernel in kernels:
         if kernel.is_pending and not is_queue:
-            out.print(f"{short[kernel.id]} is pending: {kernel.waits_for or 'no reason known'}")
+            out.print(f"{short[kernel.id]} is pending: {clean(kernel.waits_for) or 'no reason known'}")
     for kernel_id, world in worlds.items():
         out.print(f"{short[kernel_id]} is in another world: {world}")
 

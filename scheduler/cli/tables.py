@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from roost.placement.model import Request
 from roost.placement.model.format import format_amount, format_bytes
@@ -45,7 +46,15 @@ class _CleanTable(Table):
     """A table that cleans the text of its cells, so that text from other programs cannot change the terminal."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        super().add_row(*(clean(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+        super().add_row(*map(_clean_cell, cells), **options)
+
+
+def _clean_cell(cell: Any) -> Any:
+    if isinstance(cell, str):
+        return clean(cell)
+    if isinstance(cell, Text) and (plain := clean(cell.plain)) != cell.plain:
+        return Text(plain, style=cell.style)
+    return cell
 
 
 def build_table(*columns: str, right: Sequence[str] = ()) -> Table:

@@ -6,6 +6,7 @@ import io
 import json
 
 import pytest
+from rich.text import Text
 
 from roost.scheduler.cli.clean_text import CleanOutput, clean, clean_but_colours
 from roost.scheduler.cli.tables import build_table, open_console, print_table
@@ -46,3 +47,10 @@ def test_cells_of_tables_have_no_control_characters(capsys: pytest.CaptureFixtur
     table.add_row("\x1b[8mada\x1b[2K")
     print_table(open_console(), table)
     assert capsys.readouterr().out == "USER\n\\u001b[8mada\\u001b[2K\n"
+
+
+def test_styled_cells_have_none_either(capsys: pytest.CaptureFixture[str]) -> None:
+    table = build_table("STATE", "MEMORY")
+    table.add_row(Text("\x1b[31mbusy", style="green"), Text("1 MiB", style="red"))
+    print_table(open_console(), table)
+    assert capsys.readouterr().out == "STATE           MEMORY\n\\u001b[31mbusy  1 MiB\n"

@@ -54,6 +54,18 @@ def test_kernels_show_what_they_use(
     assert document(capsys, "kernels")["kernels"][0]["use"]["memory_bytes"] == 180 << 20
 
 
+@pytest.mark.parametrize("command", ["kernels", "top"])
+def test_a_state_of_a_kernel_cannot_colour_the_terminal(
+    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    use = KernelUse(kernel_id=RUNNING.id, execution_state="\x1b[31mred\x1b]0;title\x07")
+    client.known[0] = replace(RUNNING, use=use)
+    out = run(capsys, command)[1]
+    assert "\\u001b[31mred" in out
+    assert "\x1b" not in out
+
+
 def test_pending_kernels_say_what_they_wait_for(
     client: StubClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
