@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from roost.launchers.daemon.tasks import ask_all, cancel_all, join_shared, start_shared
+from roost.launchers.protocol.kernel_message import STATES
 from roost.launchers.protocol.messages import KernelUse, Lease
+from roost.placement.model.json_codec import WireError
 from roost.placement.model.last_entries import LastEntries
+from roost.scheduler.errors import RoostError
 
 from .backend_access import BackendAccess
+
+log = logging.getLogger(__name__)
 
 _LEAST_S, _MOST_BUSY = 1.0, 0.01
 """An answer is used again for a second, or for 100 times as long as it took if that is longer."""
@@ -55,11 +62,24 @@ class UseReader:
         return await join_shared(answer.task)
 
     async def _ask(self, lease: Lease, answer: _Answer) -> Uses | None:
+        """Return an agent's answer; None if there is none, or if it cannot be read.
+
+        An agent's defect, or the program of a user who controls an agent's process, must not hide the use of other
+        kernels.
+        """
         began = time.monotonic()
-        uses = await self._access.ask_agent(lease, lambda agent: agent.stats())
+        uses: Uses | None = None
+        try:
+            uses = await self._access.ask_agent(lease, lambda agent: agent.stats())
+        except (RoostError, WireError) as problem:
+            log.warning("lease=%s its agent's kernels have no use: %s", lease.id, type(problem).__name__)
         now = time.monotonic()
         answer.good_until = now if uses is None else now + max(_LEAST_S, (now - began) / _MOST_BUSY)
-        return uses
+        return [_check_state(use) for use in uses] if uses is not None else None
+
+
+def _check_state(use: KernelUse) -> KernelUse:
+    return use if use.execution_state in ("", *STATES) else replace(use, execution_state="")
 
 
 class _Answer:

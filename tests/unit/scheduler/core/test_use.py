@@ -9,7 +9,10 @@ import pytest
 
 from kit.fakes.scheduler import FakeWorld, fake_world
 from roost.launchers.protocol.messages import KernelUse
+from roost.placement.model.json_codec import WireError
 from roost.scheduler.core import use
+from roost.scheduler.core.backend_access import BackendAccess
+from roost.scheduler.errors import LaunchError
 
 
 def set_memory(w: FakeWorld, memory_bytes: int) -> None:
@@ -70,3 +73,28 @@ async def test_pages_have_the_kernels_by_their_ids(tmp_path: Path) -> None:
         assert [kernel.id for kernel in w.scheduler.list_kernels("", 2)] == ["a", "b"]
         assert [kernel.id for kernel in w.scheduler.list_kernels("b", 2)] == ["c"]
         assert w.scheduler.list_kernels("c", 2) == []
+
+
+@pytest.mark.parametrize("problem", [WireError("KernelUse.cpu_s must be a number"), LaunchError("too large")])
+async def test_an_answer_that_cannot_be_read_is_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    async with fake_world(tmp_path) as w:
+        await w.start("k")
+
+        async def fail(*_: object) -> None:
+            raise problem
+
+        set_memory(w, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(BackendAccess, "ask_agent", fail)
+            assert await read_memory(w) == -1
+        assert await read_memory(w) == 1
+
+
+async def test_a_state_that_jupyter_does_not_define_is_none(tmp_path: Path) -> None:
+    async with fake_world(tmp_path) as w:
+        await w.start("k")
+        w.agent.use["k"] = KernelUse(kernel_id="k", execution_state="\x1b[31m" + "x" * 100_000)
+        (kernel,) = await w.scheduler.with_use(w.scheduler.kernels())
+        assert kernel.use == KernelUse(kernel_id="k")
