@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from jupyter_client.jsonutil import json_default
@@ -58,6 +58,7 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
     _subscription: Subscription | None = None
     _is_closed = False
     _is_broken = False
+    _has_left_out = False
     _probe: Any = None
     _written: Any = None
     is_open = False
@@ -271,18 +272,30 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
             self._cells.pop(request_id, None)
             if self._replay is not None and not self._replay.note_reply(request_id):
                 return
-        super().handle_outgoing_message(stream, outgoing_msg)
+        with (
+            self._leaving_out_bad_messages()
+        ):  # an error would delay the messages that have arrived after this one
+            super().handle_outgoing_message(stream, outgoing_msg)
+
+    @contextmanager
+    def _leaving_out_bad_messages(self) -> Iterator[None]:
+        """Log an error that reading a kernel's message raises, once for each connection, and go on."""
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+            if not self._has_left_out:
+                what = "messages of the kernel cannot be read and are left out"
+                self.log.warning("kernel=%s %s (%s)", self.kernel_id, what, type(problem).__name__)
+            self._has_left_out = True
 
     def send_live(self, message: list[bytes]) -> None:
         """Send the client a kernel's message that the replay has held. Leave out a message that cannot be read.
 
         Jupyter Server's rate limit does not apply.
         """
-        try:
+        with self._leaving_out_bad_messages():
             _, parts = self.session.feed_identities(message)
             self.write_parts("iopub", parts[1:])
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
-            self.log.warning("kernel=%s a message is left out: %s", self.kernel_id, type(problem).__name__)
 
     def write_parts(self, channel: str, parts: list[bytes]) -> None:
         """Send a message that the kernel has published, given by its parts from the header on."""

@@ -129,3 +129,14 @@ async def test_a_server_interrupts_by_a_message_before_and_after_its_restart(fol
         await interrupt(front, server, kernel_id)
         assert texts(await front.ended(await front.run("text"), REPLY_S)) == "text"
         await server.api("DELETE", f"kernels/{kernel_id}")
+
+
+async def test_a_client_gets_the_messages_after_bad_ones(folder: Path) -> None:
+    async with serving(folder) as server:
+        kernel_id = await start(server, "roosted")
+        async with front_end(server, kernel_id, "client") as front:
+            for _ in range(2):
+                await front.ended(await front.run("bad"), REPLY_S)
+                assert texts(await front.ended(await front.run("text"), REPLY_S)) == "text"
+        await server.api("DELETE", f"kernels/{kernel_id}")
+        assert sum("messages of the kernel cannot be read" in line for line in server.log) == 1

@@ -61,7 +61,11 @@ def execute(request):
     code = request["content"]["code"]
     publish("execute_input", {"code": code}, request)
     publish("clear_output", None)
-    if code == "value":
+    if code == "bad":
+        for each in (b"{", b"[" * 200_000, b"7", b"{}"):
+            iopub.send_multipart([b"topic", b"<IDS|MSG>", b"", each, each, each, each])
+            iopub.send_multipart([b"topic", each])
+    elif code == "value":
         publish("display_data", {"data": {"text/plain": "41"}, "metadata": None}, request)
         publish("display_data", {"data": {"text/plain": "42"}}, request)
     elif code == "wait":
