@@ -21,10 +21,11 @@ PAGE ?= docs/benchmarks.md
 WORKERS ?= 4
 FAULT_WORKERS ?= 2
 SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
+MESSAGES := 100000
 SHORT := not slow and not fault_long and not soak and not browser
 
 .DEFAULT_GOAL := help
-.PHONY: help run lab test lint check browser kubernetes yarn conformance jupyters bench figures docs fault format clean
+.PHONY: help run lab test lint check browser kubernetes yarn conformance jupyters bench figures docs fault hostile format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -35,6 +36,7 @@ help:
 	@echo 'make test         unit, property, packaging, lifecycle and short fault tests'
 	@echo "make browser      roost's kernels in a real JupyterLab, in Debian's Chromium (SLOW=1: every scenario on Ray too)"
 	@echo 'make fault        long fault and soak runs'
+	@echo 'make hostile      messages and files of any form, 100,000 of each kind (MESSAGES=...)'
 	@echo 'make kubernetes   build the Kubernetes cluster of the tests, once (10 minutes; root, Debian and Go)'
 	@echo 'make yarn         download the YARN cluster of the tests, once (a minute; Java and Maven)'
 	@echo "make conformance  Jupyter's own suites with roost as the default provisioner (SUITES=...), and small programs on"
@@ -92,6 +94,9 @@ browser: $(BROWSER_READY)
 
 fault: $(READY)
 	$(PYTEST) tests -m 'fault or fault_long or soak' --timeout 1800 $(SIDE_BY_SIDE) -n $(FAULT_WORKERS)
+
+hostile: $(READY)
+	ROOST_MESSAGES=$(MESSAGES) $(PYTEST) tests/*/test_hostile_*.py -m 'not soak' --timeout 14400
 
 kubernetes: $(READY)
 	PYTHONPATH=tests $(PY) -m kit.clusters.kubelets build

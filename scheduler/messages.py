@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from roost.launchers.daemon.world import read_namespace as read_namespace
+from roost.launchers.protocol.kernel_message import MOST_ID_CHARACTERS as MOST_ID_CHARACTERS
 from roost.launchers.protocol.kernel_message import Header as Header
 from roost.launchers.protocol.kernel_message import UnreadableMessage as UnreadableMessage
 from roost.launchers.protocol.kernel_message import find_parts as find_parts

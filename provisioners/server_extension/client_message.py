@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from roost.scheduler.messages import MOST_ID_CHARACTERS
+
 V1 = "v1.kernel.websocket.jupyter.org"
 CHANNELS = ("shell", "control", "stdin")
 """The channels on which clients send."""
@@ -19,7 +21,6 @@ _PARTS = ("header", "parent_header", "metadata", "content")
 _MOST_PARTS = 10_000
 """At most this many parts, with the buffers."""
 _MOST_HEADER_BYTES = 64 * 2**10
-_MOST_ID_LENGTH = 1_024
 _MOST_LEVELS = 20
 """How many lists and objects may be inside each other in a header."""
 
@@ -79,7 +80,7 @@ def read_message(
     header, metadata = _read_header(parts[0]), _load(parts[2], "metadata")
     cell_id = metadata.get("cellId")
     is_cell = named == "shell" and header["msg_type"] == "execute_request"
-    is_id = isinstance(cell_id, str) and len(cell_id) <= _MOST_ID_LENGTH
+    is_id = isinstance(cell_id, str) and len(cell_id) <= MOST_ID_CHARACTERS
     return ClientMessage(
         sender=sender,
         channel=named,
@@ -139,7 +140,7 @@ def _read_header(part: bytes) -> dict[str, Any]:
     header = _load(part, "header")
     for name in ("msg_id", "msg_type"):
         value = header.get(name)
-        if not isinstance(value, str) or not 0 < len(value) <= _MOST_ID_LENGTH:
+        if not isinstance(value, str) or not 0 < len(value) <= MOST_ID_CHARACTERS:
             raise BadMessage(f"no {name} in its header")
     if not _is_flat(list(header.values()), _MOST_LEVELS):
         raise BadMessage("a header of too many levels")

@@ -1,7 +1,6 @@
 """A kernel publishes messages of any form. The agent goes on, does not grow, and shows all kernels and later cells.
 
-The long run is `pytest --timeout 3600 tests/property/test_kernel_messages.py tests/fault/test_hostile_kernels.py` with
-ROOST_MESSAGES=100000.
+`make hostile` sends more of them.
 """
 
 from __future__ import annotations

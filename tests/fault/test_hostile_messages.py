@@ -1,6 +1,6 @@
 """Messages of any form reach the service and the agent. Neither crashes, hangs or grows.
 
-ROOST_MESSAGES=100000 with `pytest -m "fault or fault_long" tests/fault/test_hostile_messages.py` is the long run.
+`make hostile` sends more of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Frames of any form reach a real Jupyter Server. Other clients and kernels notice nothing, and SIGTERM ends it.
 
-ROOST_MESSAGES=100000 with `pytest tests/lifecycle/test_hostile_websockets.py` is the long run.
+`make hostile` sends more of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kit.jupyter.front_end import front_end, texts
 from kit.jupyter.restarted_servers import EXTENSIONS, end, start
 from roost.provisioners.server_extension.client_message import V1
 
-FRAMES = int(os.environ.get("ROOST_MESSAGES", "200"))
+FRAMES = int(os.environ.get("ROOST_MESSAGES", "2000")) // 10
 ANSWER_S = 60.0
 GROWS_BYTES = 96 << 20
 _QUIET_S = 0.1

@@ -1,4 +1,4 @@
-"""A frame of any form is a message, or is refused. ROOST_MESSAGES is the number of frames."""
+"""A frame of any form is a message, or is refused. `make hostile` reads more of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Messages of kernels, of any form: the journal and its readers go on, stay within bounds, and show later cells.
 
-The long run is `pytest --timeout 3600 tests/property/test_kernel_messages.py tests/fault/test_hostile_kernels.py` with
-ROOST_MESSAGES=100000.
+`make hostile` sends more of them.
 """
 
 from __future__ import annotations
