@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from roost.launchers.daemon.daemon import Hold, announce
+from roost.launchers.daemon.file_input import clear_place
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, join_shared, spawn, start_shared
 from roost.launchers.protocol import messages
@@ -89,6 +90,7 @@ class Agent:
             folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
         )
         session = self._session = SharedSession() if settings.shares_session else OwnSession()
+        clear_place(folder / _ZYGOTE_LOG, log)
         self._usage, self._measuring = UsageMeter(session), asyncio.Lock()
         self._limits = Limits(
             name_group(folder),

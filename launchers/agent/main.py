@@ -19,6 +19,7 @@ from typing import Any
 import zmq
 
 from roost.launchers.daemon.daemon import AlreadyRunning, hold
+from roost.launchers.daemon.file_input import clear_place
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import PROTOCOL, PodKernel
@@ -93,6 +94,7 @@ def listen(server: RpcServer, folder: Path, settings: AgentSettings) -> str:
     """
     if not settings.address and not settings.is_per_kernel:
         path = folder / "socket"
+        clear_place(path, log)
         path.unlink(missing_ok=True)  # left by a killed agent: this process holds the folder
         try:
             return server.start(f"ipc://{path}")

@@ -4,10 +4,10 @@
                                                         └────no──> read ready.json ──> connect
     daemon ──hold(folder)──> lock ──announce──> ready.json
 
-`daemon` runs one process per folder. `private_files` makes folders and files that no other user can read. `process`
-identifies processes by pid and start time. `world` identifies the state that no process can choose for its children.
-`open_files` raises the limit of open files. `inotify` reports changes of files and folders. `tasks` has background
-tasks, threads, pauses and timers for asyncio.
+`daemon` runs one process per folder. `private_files` makes folders and files that no other user can read. `file_input`
+and `json_text` read files as input from a stranger. `process` identifies processes by pid and start time. `world`
+identifies the state that no process can choose for its children. `open_files` raises the limit of open files. `inotify`
+reports changes of files and folders. `tasks` has background tasks, threads, pauses and timers for asyncio.
 
 This package is a ground floor: it imports nothing else of roost. Clients call `ensure`, and services and agents `hold`.
 """

@@ -8,6 +8,7 @@ announcement: a JSON object, for example with its address. `log.old` is the log 
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import logging
@@ -22,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from .file_input import MOST_RECORD_BYTES, clear_place
 from .open_files import original_limit, raise_limit
 from .private_files import (
     FolderError,
@@ -109,8 +111,10 @@ def _forget(folder: Path) -> None:
 def is_alive(folder: Path) -> bool:
     try:
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
+    except OSError as problem:
+        if problem.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP):
+            raise
+        return False  # there is no lock that a daemon could hold
     try:
         # A shared lock, so that two callers of this function do not take each other for a daemon.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -126,12 +130,21 @@ def read_announcement(folder: Path) -> dict[str, Any] | None:
 
     A `ready.json` that belongs to another user is ignored: it could name a socket of that user.
     """
+    return _read_ready(folder) if is_alive(folder) else None
+
+
+def _read_ready(folder: Path) -> dict[str, Any] | None:
+    """Return what `announce` has written in this folder; None if that is missing or damaged."""
     file = folder / "ready.json"
-    announcement = read_json(file) if is_alive(folder) and is_own_file(file) else None
-    return announcement if isinstance(announcement, dict) else None
+    found = read_json(file, most_bytes=MOST_RECORD_BYTES) if is_own_file(file) else None
+    if not isinstance(found, dict) or type(found.get("pid")) is not int:
+        return None
+    return found if isinstance(found.get("process_started_at"), float) else None
 
 
 def _start(folder: Path, command: Sequence[str], env: Mapping[str, str], deadline_s: float) -> dict[str, Any]:
+    for name in ("log", "log.old"):
+        clear_place(folder / name, log)
     with suppress(FileNotFoundError):
         os.replace(folder / "log", folder / "log.old")  # it may say why the last daemon ended
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -140,7 +153,7 @@ def _start(folder: Path, command: Sequence[str], env: Mapping[str, str], deadlin
     limit = "unlimited" if open_files == resource.RLIM_INFINITY else str(open_files)
     inherited = {name: value for name, value in env.items() if name not in _NOT_INHERITED}
     with open(reader, "rb"):
-        with open(writer, "wb"), open(os.open(folder / "log", flags, 0o600), "wb") as log:
+        with open(writer, "wb"), open(os.open(folder / "log", flags, 0o600), "wb") as output:
             try:
                 # The shell exits at once. The daemon becomes init's child, and never a zombie of the application.
                 subprocess.run(
@@ -148,8 +161,8 @@ def _start(folder: Path, command: Sequence[str], env: Mapping[str, str], deadlin
                     cwd=folder,
                     env={**inherited, _READY_FD: str(writer)},
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
+                    stdout=output,
+                    stderr=output,
                     pass_fds=[writer],
                     start_new_session=True,
                     check=True,
@@ -266,7 +279,7 @@ class Hold:
             await asyncio.sleep(_LOOK_AT_FOLDER_S)
             with suppress(OSError):
                 shorten(self._folder / "log", over_bytes=_MOST_LOG_BYTES, keep_bytes=_MOST_LOG_BYTES // 8)
-            if self.is_intact and is_complete and read_json(self._folder / "ready.json") is not None:
+            if self.is_intact and is_complete and _read_ready(self._folder) is not None:
                 continue
             if not is_needed():
                 log.error("%s was deleted, so this process leaves", self._folder)
@@ -295,6 +308,7 @@ class Hold:
 
     def _lock(self) -> int:
         private_folder(self._folder)
+        clear_place(self._folder / "lock", log)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = _move_up(os.open(self._folder / "lock", flags, 0o600))
         if not _lock(descriptor, _PROBE_S):
@@ -315,6 +329,7 @@ def hold(folder: Path) -> Iterator[Hold]:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     held = Hold(folder)
     try:
+        clear_place(folder / "ready.json", log)
         (folder / "ready.json").unlink(missing_ok=True)
         remove_unfinished(folder)
         yield held
@@ -347,6 +362,7 @@ def _locked(path: Path, deadline_s: float) -> Iterator[None]:
     deadline = time.monotonic() + deadline_s
     while True:
         private_folder(path.parent)
+        clear_place(path, log)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:

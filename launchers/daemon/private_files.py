@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .file_input import UnfitFile, open_checked
+from .file_input import read_json as read_json
+
 
 class FolderError(OSError):
     """A folder is not private, or cannot be made. The text says what to do."""
@@ -130,22 +133,14 @@ def write_private_json(path: Path, value: Any) -> None:
     write_private(path, json.dumps(value).encode())
 
 
-def read_json(path: Path) -> Any:
-    """Return the JSON value in `path`, or None if there is no file or no valid JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def tail(path: Path, size_bytes: int) -> str:
     """Return the last `size_bytes` of a text file from the first whole line on. Empty if the file cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open(open_checked(path), "rb") as file:
             length = file.seek(0, os.SEEK_END)
             file.seek(max(0, length - size_bytes))
             content = file.read(size_bytes)
-    except OSError:
+    except (OSError, UnfitFile):
         return ""
     if length > size_bytes and b"\n" in content[:-1]:
         content = content[content.index(b"\n") + 1 :]
@@ -158,7 +153,8 @@ def shorten(path: Path, *, over_bytes: int, keep_bytes: int) -> bool:
     Lines written meanwhile may be lost. Processes that write to the log must append (O_APPEND).
     """
     try:
-        if path.stat().st_size <= over_bytes:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size <= over_bytes:
             return False
         with path.open("r+b") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - keep_bytes))

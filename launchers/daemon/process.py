@@ -92,7 +92,8 @@ class Watch:
         self._descriptor: int | None = None
         # The first look finds a process that has ended already. Another process may have its pid.
         self._timer: asyncio.Handle | None = self._loop.call_soon(self._look)
-        with contextlib.suppress(AttributeError, OSError):  # no pidfds here, or the process has ended
+        # There are no pidfds here, the process has ended, or no process can have this pid.
+        with contextlib.suppress(AttributeError, OSError, OverflowError):
             self._descriptor = os.pidfd_open(pid)
             self._loop.add_reader(self._descriptor, self._ended)
 

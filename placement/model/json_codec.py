@@ -245,12 +245,12 @@ def _decode_plain(kind: Any, value: Any, lax: bool) -> Any:
     found = type(value)
     if found is kind and (kind is str or kind is bool):
         return value
+    if kind is int and found is float and value.is_integer():
+        value, found = int(value), int  # JSON has one kind of numbers
     if found is int and not -_MOST <= value < _MOST:
         raise _Mismatch(f" must be a number below 2**63, not one of {len(f'{value:x}')} hexadecimal digits")
     if kind is float and found is int:
         value = float(value)
-    elif kind is int and found is float and value.is_integer():
-        value = int(value)  # JSON has one kind of numbers
     if type(value) is not kind:
         raise _Mismatch(f" must be {_KINDS.get(kind, kind)}, not {found.__name__}")
     if kind is float and not math.isfinite(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -10,6 +11,7 @@ import signal
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import zmq
 
@@ -18,7 +20,8 @@ from roost.launchers.agent.machine.disk_room import DiskRoom
 from roost.launchers.agent.machine.sessions import OwnSession, Session
 from roost.launchers.agent.output.journal import Journal, subscribe_to
 from roost.launchers.agent.warm.zygote_pool import ZygotePool
-from roost.launchers.daemon.private_files import read_json, tail, write_private_json
+from roost.launchers.daemon.file_input import UnfitFile, make_own_folder, put_aside, read_document
+from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
 from roost.launchers.daemon.tasks import join_shared
 from roost.launchers.protocol.messages import Connection, JournalPage, KernelProcess, Launch, Lease
@@ -29,6 +32,16 @@ from .child_reaper import Reaper
 from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter, write_connection
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Starting:
+    """The content of `starting.json`: the process of an unfinished start."""
+
+    pid: int
+    started_at: float
 
 
 @dataclass(slots=True)
@@ -92,7 +105,7 @@ class Kernels:
             is_per_kernel,
             earlier_fork,
         )
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_own_folder(folder, log)
 
     def list(self) -> tuple[KernelProcess, ...]:
         return tuple(kernel.process for kernel in self._kernels.values() if kernel.process is not None)
@@ -214,29 +227,68 @@ class Kernels:
     def adopt(self, lease_ids: Container[str]) -> None:
         """Take over the kernels of an earlier agent. Kill a kernel without a lease, or with an unfinished start."""
         for folder in sorted(self._folder.iterdir()):
-            if not folder.is_dir():
+            if folder.is_symlink() or not folder.is_dir():
                 log.error("%s is removed: it is no folder of a kernel", folder)
                 folder.unlink()
                 continue
-            pid, started_at = read_starting(folder / "starting.json")
-            lives = is_running(pid, started_at)
-            reason = "its start was not finished"
             try:
-                process = decode(KernelProcess, read_json(folder / "record.json"), ignore_unknown=True)
-            except WireError as problem:
-                if (folder / "record.json").exists():  # nobody could reach or stop the kernel any more
-                    reason = f"its record cannot be read ({problem})"
+                process = self._read_file(folder / "record.json", KernelProcess)
+            except UnfitFile as problem:  # nobody could reach or stop the kernel any more
+                process, reason = None, f"its record {problem.reason}"
             else:
-                reason = "no lease"
-                if process.lease_id in lease_ids:
+                reason = "no lease" if process else "its start was not finished"
+            if process is not None and process.kernel_id in self._kernels:  # its process has been adopted
+                log.error("%s is removed: another folder has the same kernel", folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            if process is not None and process.lease_id in lease_ids:
+                try:
                     self._adopt_one(folder, process)
                     continue
+                except (ValueError, zmq.ZMQError) as problem:
+                    reason = f"its record names no possible connection: {problem}"
+                    self._put_aside(folder / "record.json", f"names no possible connection: {problem}")
+            if process is not None:
                 pid = process.pid
                 lives = process.is_running and is_running(pid, process.process_started_at)
+            else:
+                pid, started_at = self._read_starting(folder / "starting.json")
+                lives = is_running(pid, started_at)
             if lives:
                 log.warning("pid=%d ended: %s", pid, reason)
                 signal_group(pid, signal.SIGKILL)
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _read_file(self, path: Path, kind: type[T]) -> T | None:
+        """Return the value in a file of a kernel's folder; None if there is no file.
+
+        A file that cannot be used is put aside, and raises `UnfitFile`.
+        """
+        try:
+            try:
+                return decode(kind, read_document(path), ignore_unknown=True)
+            except WireError as problem:
+                raise UnfitFile(path, f"cannot be read: {problem}") from None
+        except FileNotFoundError:
+            return None
+        except UnfitFile as problem:
+            self._put_aside(path, problem.reason)
+            raise
+
+    def _put_aside(self, path: Path, reason: str) -> None:
+        """Move a file out of a kernel's folder, which is removed next."""
+        aside = self._folder.with_name(f"{self._folder.name}.unreadable")
+        with contextlib.suppress(OSError):
+            make_own_folder(aside, log)
+        put_aside(path, reason, log, aside=aside / f"{path.parent.name}-{path.name}")
+
+    def _read_starting(self, path: Path) -> tuple[int, float]:
+        """Return the pid and start time from a start's `starting.json`; zeros if there is no good file."""
+        try:
+            noted = self._read_file(path, _Starting)
+        except UnfitFile:
+            noted = None
+        return (noted.pid, noted.started_at) if noted is not None else (0, 0.0)
 
     def put_back(self) -> None:
         """Write the files of all kernels again, after somebody has deleted them. Raises `OSError`."""
@@ -263,7 +315,8 @@ class Kernels:
 
     def _begin(self, request: Launch, device_ids: tuple[str, ...]) -> _TrackedKernel:
         earlier = self._kernels.pop(request.kernel_id, None)
-        folder = self._folder / hashlib.sha256(request.kernel_id.encode()).hexdigest()[:32]
+        digest = hashlib.sha256(request.kernel_id.encode(errors="surrogatepass")).hexdigest()
+        folder = self._folder / digest[:32]
         if earlier is not None:  # after a crash, the old record must not hide that this start is unfinished
             (folder / "record.json").unlink(missing_ok=True)
         kernel = _TrackedKernel(
@@ -329,6 +382,7 @@ class Kernels:
         self._on_exited(kernel.process)
 
     def _adopt_one(self, folder: Path, process: KernelProcess) -> None:
+        """Take over one kernel. Raises `ValueError` or `ZMQError` if its record names no possible connection."""
         kernel = _TrackedKernel(
             kernel_id=process.kernel_id,
             launch_id=process.launch_id,
@@ -340,6 +394,8 @@ class Kernels:
             journal=Journal(process.journal),
             process=process,
         )
+        if process.is_running:
+            self._follow(kernel, process)
         kernel.starting.set_result(process)
         kernel.launched.set_result(process)
         self._kernels[process.kernel_id] = kernel
@@ -347,7 +403,6 @@ class Kernels:
             kernel.ended.set()
             return
         self._room.watch()
-        self._follow(kernel, process)
         log.info("kernel=%s pid=%d adopted", process.kernel_id, process.pid)
 
         def end() -> None:
@@ -381,15 +436,6 @@ class Kernels:
 async def _join(kernel: _TrackedKernel) -> KernelProcess:
     process = await join_shared(kernel.launched)  # a caller that gives up must not cancel the others' start
     return kernel.process or process
-
-
-def read_starting(file: Path) -> tuple[int, float]:
-    """Return the pid and start time from a start's `starting.json`; zeros if the file is missing or damaged."""
-    try:
-        noted = read_json(file)
-        return int(noted["pid"]), float(noted["started_at"])
-    except (KeyError, TypeError, ValueError):
-        return 0, 0.0
 
 
 async def wait_for_end(process: KernelProcess, ended: asyncio.Event, deadline_s: float = DIES_S) -> None:

@@ -12,7 +12,14 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from roost.launchers.daemon.private_files import read_json, remove_unfinished, write_private_json
+from roost.launchers.daemon.file_input import (
+    MOST_OWN_BYTES,
+    UnfitFile,
+    make_own_folder,
+    put_aside,
+    read_document,
+)
+from roost.launchers.daemon.private_files import remove_unfinished, write_private_json
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import EPSILON, Device, Request
 from roost.placement.model.json_codec import WireError, decode, encode
@@ -45,7 +52,7 @@ class _Promised:
 
 
 class LeaseLedger:
-    """The granted leases of a node, by id, over fixed totals. A file that cannot be read is renamed."""
+    """The granted leases of a node, by id, over fixed totals. A file that cannot be read is put aside."""
 
     def __init__(self, folder: Path, *, cpus: float, memory_bytes: int, devices: Sequence[Device]) -> None:
         self.cpus = cpus
@@ -55,16 +62,17 @@ class LeaseLedger:
         self._folder = folder
         self._entries: dict[str, Reserve] = {}
         self._promised = _Promised(self.models)
-        folder.mkdir(mode=0o700, exist_ok=True)
+        make_own_folder(folder, log)
         remove_unfinished(folder)
         for path in sorted(folder.glob("*.json")):
             try:
-                entry = decode(Reserve, read_json(path), ignore_unknown=True)
+                entry = decode(Reserve, read_document(path, most_bytes=MOST_OWN_BYTES), ignore_unknown=True)
+            except UnfitFile as problem:
+                put_aside(path, problem.reason, log)
             except WireError as problem:
-                log.error("%s is put aside, because the lease in it cannot be read: %s", path, problem)
-                path.rename(path.with_suffix(".unreadable"))
+                put_aside(path, f"has no lease that can be read: {problem}", log)
             else:
-                self._note(entry)
+                self._load(path, entry)
 
     @property
     def is_empty(self) -> bool:
@@ -149,6 +157,12 @@ class LeaseLedger:
         fitting.sort(key=lambda device_id: (device_id not in preferred, free[device_id]))
         return tuple(fitting[: request.gpu_count])
 
+    def _load(self, path: Path, entry: Reserve) -> None:
+        if path != self._path(entry.lease.id):
+            put_aside(path, "has a lease that belongs into another file", log)
+            return
+        self._note(entry)
+
     def _write(self, entry: Reserve) -> None:
         write_private_json(self._path(entry.lease.id), encode(entry))
         self._note(entry)
@@ -162,4 +176,5 @@ class LeaseLedger:
         self._promised.count(entry.lease, 1)
 
     def _path(self, lease_id: str) -> Path:
-        return self._folder / f"{hashlib.sha256(lease_id.encode()).hexdigest()[:32]}.json"
+        digest = hashlib.sha256(lease_id.encode(errors="surrogatepass")).hexdigest()
+        return self._folder / f"{digest[:32]}.json"

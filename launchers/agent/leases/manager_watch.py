@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from roost.launchers.daemon.private_files import read_json, write_private_json
+from roost.launchers.daemon.file_input import put_aside, take_json
+from roost.launchers.daemon.private_files import write_private_json
 from roost.launchers.daemon.process import Watch
 from roost.launchers.protocol.messages import Manager
 from roost.placement.model.json_codec import WireError, decode, encode
@@ -24,6 +25,13 @@ SETTLE_S = 1.0
 """How long to wait before asking again after a daemon's end: a manager that ends too may end a little later."""
 _CONNECT_S = 2.0
 _PROBE_S = 6.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Managers:
+    """The content of the file of a `ManagerWatch`."""
+
+    managers: tuple[Manager, ...]
 
 
 @dataclass
@@ -45,10 +53,12 @@ class ManagerWatch:
     def resume(self) -> None:
         """Watch the daemons that an earlier agent of this folder watched."""
         try:
-            for manager in (read_json(self.file) or {"managers": ()})["managers"]:
-                self._begin(decode(Manager, manager, ignore_unknown=True))
-        except (WireError, KeyError, TypeError) as problem:
-            log.error("%s cannot be read: %s", self.file, problem)
+            known = decode(_Managers, take_json(self.file, log) or {"managers": ()}, ignore_unknown=True)
+        except WireError as problem:
+            put_aside(self.file, f"cannot be read: {problem}", log)
+        else:
+            for manager in known.managers:
+                self._begin(manager)
 
     def watch(self, manager: Manager) -> None:
         """Watch another daemon and end a running grace, or note the end of a daemon that `has_left`."""
@@ -113,7 +123,7 @@ def _read_cluster_id(manager: Manager) -> str:
         result = subprocess.run(
             manager.probe, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PROBE_S
         )
-    except (OSError, subprocess.TimeoutExpired) as problem:
+    except (OSError, ValueError, subprocess.TimeoutExpired) as problem:
         log.warning("the id of the %s cluster cannot be read: %s", manager.name, problem)
         return ""
     return result.stdout.strip()

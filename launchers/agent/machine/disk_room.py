@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from roost.launchers.daemon.file_input import clear_place
 from roost.launchers.daemon.inotify import MODIFY, ONESHOT, Inotify
 from roost.launchers.daemon.private_files import shorten
 from roost.launchers.daemon.tasks import Timers
@@ -164,6 +165,7 @@ class DiskRoom:
 
         If the disk is full, do nothing.
         """
+        clear_place(self._reserve, log)
         if self._reserve.exists():
             return
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -16,15 +16,19 @@ def subscribe(
 ) -> zmq.Socket[bytes]:
     """Return a socket that receives all IOPub messages from now on.
 
-    The keys are the kernel's CURVE keys, if any.
+    The keys are the kernel's CURVE keys, if any. Raises `ZMQError` or `ValueError` for an impossible endpoint or key.
     """
     socket = context.socket(zmq.SUB)
-    socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
-    socket.setsockopt(zmq.SUBSCRIBE, b"")
-    if public is not None and secret is not None:
-        socket.curve_publickey = socket.curve_serverkey = public.encode()
-        socket.curve_secretkey = secret.encode()
-    if "[" in endpoint:
-        socket.setsockopt(zmq.IPV6, 1)
-    socket.connect(endpoint)
+    try:
+        socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
+        socket.setsockopt(zmq.SUBSCRIBE, b"")
+        if public is not None and secret is not None:
+            socket.curve_publickey = socket.curve_serverkey = public.encode()
+            socket.curve_secretkey = secret.encode()
+        if "[" in endpoint:
+            socket.setsockopt(zmq.IPV6, 1)
+        socket.connect(endpoint)
+    except BaseException:
+        socket.close(linger=0)
+        raise
     return socket

@@ -35,7 +35,7 @@ def stamp(path: str) -> FileStamp | None:
     """Return the stamp of a file or folder, or None if it does not exist. A new content has a new stamp."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no path can have this name
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
 

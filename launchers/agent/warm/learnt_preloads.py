@@ -6,14 +6,15 @@ the latest reports of each Python in a file of its own, for the agents after it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import logging
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from roost.launchers.daemon.private_files import is_own_file, read_json, write_private_json
+from roost.launchers.daemon.file_input import make_own_folder, read_document, take_json
+from roost.launchers.daemon.private_files import is_own_file, write_private_json
 from roost.placement.model.json_codec import WireError, decode, encode
 
 from .fingerprint import FileStamp, stamp
@@ -103,14 +104,15 @@ class LearntPreloads:
         Return the kernel's Python; empty if there is no valid report.
         """
         try:
-            if not is_own_file(report) or report.stat().st_size > _MOST_REPORT_BYTES:
+            if not is_own_file(report):
                 return ""
-            found = decode(Report, json.loads(report.read_bytes()))
-        except (OSError, ValueError, RecursionError) as problem:
+            found = decode(Report, read_document(report, most_bytes=_MOST_REPORT_BYTES))
+        except (OSError, ValueError) as problem:
             log.info("the report %s is ignored: %s", report, problem)
             return ""
         finally:
-            report.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                report.unlink()
         self._keep(self._read(found.python).add(found))
         return found.python
 
@@ -131,7 +133,7 @@ class LearntPreloads:
     def _read(self, python: str) -> Habits:
         if python not in self._habits:
             try:
-                found = decode(Habits, read_json(self._file(python)))
+                found = decode(Habits, take_json(self._file(python), log))
             except (OSError, WireError):  # there is none, or it is of another version of roost
                 found = Habits(python=python)
             self._habits[python] = found if found.python == python else Habits(python=python)
@@ -140,7 +142,7 @@ class LearntPreloads:
     def _keep(self, habits: Habits) -> None:
         self._habits[habits.python] = habits
         try:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+            make_own_folder(self._folder, log)
             write_private_json(self._file(habits.python), encode(habits))
             files = sorted(self._folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
             for file in files[:-_MOST_PYTHONS]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from kit.machine.bad_files import BAD_FILES
 from kit.machine.killed_writer import die_while_writing
 from roost.launchers.agent.leases.ledger import Conflict, LeaseLedger
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
@@ -139,6 +141,33 @@ def test_an_unreadable_lease_is_put_aside(tmp_path: Path, caplog: pytest.LogCapt
     aside = {paths[name].with_suffix(".unreadable") for name in ("other", "damaged")}
     assert set((tmp_path / "l").iterdir()) == {paths["newer"], *aside}
     assert again.reserve(ask("other", cpus=1)).id == "other"
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_file_that_is_no_lease_is_put_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    ledger = make(tmp_path / "l")
+    ledger.reserve(ask("k", cpus=1))
+    BAD_FILES[kind](tmp_path / "l" / "x.json")
+    BAD_FILES[kind](tmp_path / "l" / "x.unreadable")
+    again = make(tmp_path / "l")
+    assert [entry.lease.id for entry in again.entries()] == ["k"]
+    assert [record.getMessage().partition(" ")[0] for record in caplog.records] == [
+        str(tmp_path / "l" / "x.json")
+    ]
+    assert not os.path.lexists(tmp_path / "l" / "x.json")
+    assert os.path.lexists(tmp_path / "l" / "x.unreadable")
+
+
+def test_a_lease_in_the_file_of_another_is_put_aside(tmp_path: Path) -> None:
+    """A release would not remove that file."""
+    make(tmp_path / "l").reserve(ask("k", cpus=1))
+    (file,) = (tmp_path / "l").iterdir()
+    (tmp_path / "l" / "x.json").write_bytes(file.read_bytes())
+    again = make(tmp_path / "l")
+    assert again.cpus_promised == 1
+    assert {each.name for each in (tmp_path / "l").iterdir()} == {file.name, "x.unreadable"}
 
 
 def test_a_request_for_several_gpus_is_a_whole_number() -> None:

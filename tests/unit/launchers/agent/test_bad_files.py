@@ -1,0 +1,96 @@
+"""Bad files in the agent's folder: the agent starts, puts them aside, and logs one line for each."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from kit.machine.bad_files import BAD_FILES
+from kit.machine.daemons import agent_folder
+from kit.machine.real_agent import agent_session, end_agent
+from roost.launchers.agent.leases.manager_watch import ManagerWatch
+from roost.launchers.daemon.private_files import private_folder, read_json
+from roost.launchers.daemon.world import name_in_world
+
+
+@pytest.fixture
+async def folder(runtime_dir: Path) -> AsyncIterator[Path]:
+    """Yield the folder of an agent that has not started yet."""
+    yield private_folder(runtime_dir / name_in_world("agent"))
+    await end_agent()
+
+
+async def test_an_agent_starts_in_spite_of_bad_files(folder: Path) -> None:
+    for name in ("leases", "kernels"):
+        (folder / name).mkdir(mode=0o700)
+    files = []
+    for kind, make in BAD_FILES.items():
+        files.append(folder / "leases" / f"{kind}.json")
+        for name in ("record", "starting"):
+            (folder / "kernels" / f"{name}-{kind}").mkdir()
+            files.append(folder / "kernels" / f"{name}-{kind}" / f"{name}.json")
+        for file in files[-3:]:
+            make(file)
+    for name, kind in (
+        ("manager.json", "pipe"), ("ready.json", "folder"), ("reserve", "pipe"), ("log", "pipe"), ("lock", "loop"),
+        ("socket", "folder"), ("zygote.log", "pipe"), ("preloads", "number"), ("start.lock", "folder"),
+    ):  # fmt: skip
+        BAD_FILES[kind](folder / name)
+        files.append(folder / name)
+    async with agent_session() as session:
+        assert agent_folder(folder.parent) == folder
+        await session.reserve("k")
+        process = await session.launch("k")
+        assert process.is_running
+        await session.client.release("roost:k:1")
+    log = (folder / "log").read_text().splitlines()
+    for file in files[:-9]:
+        assert sum(str(file) in line for line in log) == 1, file
+    for name in ("manager.json", "ready.json", "reserve", "socket"):
+        assert sum(f"{folder / name} is put aside" in line for line in log) == 1, name
+    assert {file.suffix for file in (folder / "leases").iterdir()} == {".unreadable"}
+    assert len(list((folder / "leases").iterdir())) == len(BAD_FILES)
+    assert not list((folder / "kernels").iterdir())
+    assert len(list((folder / "kernels.unreadable").iterdir())) == 2 * len(BAD_FILES)
+    assert "Traceback" not in "\n".join(log)
+    for left in (folder / "leases").iterdir():
+        left.rmdir() if left.is_dir() and not left.is_symlink() else left.unlink()
+
+
+@pytest.mark.parametrize("name", ["leases", "kernels"])
+async def test_an_agent_starts_although_a_file_has_the_place_of_a_folder(folder: Path, name: str) -> None:
+    (folder / name).write_text("x")
+    async with agent_session() as session:
+        assert (await session.client.holdings()).leases == ()
+    assert (folder / f"{name}.unreadable").read_text() == "x"
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+async def test_a_bad_list_of_managers_is_put_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    file = tmp_path / "manager.json"
+    BAD_FILES[kind](file)
+
+    async def lose(reason: str) -> None:
+        raise AssertionError(reason)
+
+    watch = ManagerWatch(file, lose, print)
+    try:
+        watch.resume()
+    finally:
+        watch.close()
+    assert [record.getMessage().startswith(f"{file} is put aside") for record in caplog.records] == [True]
+    watch.put_back()
+    assert read_json(file) == {"managers": []}
+
+
+async def test_a_damaged_announcement_of_a_running_agent_is_written_again(folder: Path) -> None:
+    async with agent_session() as session:
+        await session.reserve("k")
+        (folder / "ready.json").write_text('{"pid": "x"}')
+        async with agent_session() as again:
+            assert [lease.kernel_id for lease in (await again.client.holdings()).leases] == ["k"]
+            await again.client.release("roost:k:1")  # the agent has bound its socket again
