@@ -7,6 +7,7 @@ import math
 import os
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from kit.machine.bad_files import BAD_FILES
 from kit.machine.killed_writer import die_while_writing
 from roost.launchers.agent.leases.ledger import Conflict, LeaseLedger
-from roost.launchers.protocol.messages import Lease, Owner, Reserve
+from roost.launchers.protocol.messages import Connection, Launch, Lease, Owner, Reserve
 from roost.placement.model import EPSILON, Device, Request
 from roost.placement.model.json_codec import WireError, decode, encode
 
@@ -141,6 +142,32 @@ def test_an_unreadable_lease_is_put_aside(tmp_path: Path, caplog: pytest.LogCapt
     aside = {paths[name].with_suffix(".unreadable") for name in ("other", "damaged")}
     assert set((tmp_path / "l").iterdir()) == {paths["newer"], *aside}
     assert again.reserve(ask("other", cpus=1)).id == "other"
+
+
+def test_no_file_keeps_the_keys_or_the_environment_of_a_launch(tmp_path: Path) -> None:
+    """Only the agent that gets the request launches the kernel. Files of an earlier version are written again."""
+    connection = Connection(key="hmac-secret", curve_publickey="public", curve_secretkey="curve-secret")
+    launch = Launch(
+        launch_id="1",
+        lease_id="k",
+        kernel_id="k",
+        argv=("a",),
+        env={"TOKEN": "secret"},
+        cwd="/",
+        connection=connection,
+    )
+    request = replace(ask("k", cpus=1), launch=launch, linger_s=7)
+    ledger = make(tmp_path / "l")
+    assert ledger.reserve(request).id == "k"
+    ledger.transfer("k", Owner(user="bob"))
+    ledger.put_back()
+    (file,) = (tmp_path / "l").iterdir()
+    assert "secret" not in file.read_text()
+    file.write_text(json.dumps(encode(request)))
+    (entry,) = make(tmp_path / "l").entries()
+    assert entry == replace(request, launch=None)
+    assert "secret" not in file.read_text()
+    assert make(tmp_path / "l").get("k") == entry
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
