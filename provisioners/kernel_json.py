@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec
 
 from roost.scheduler.errors import ConfigError
+from roost.scheduler.input_files import UnfitFile
+from roost.scheduler.input_files import read_document as read_json_file
 
 PROVISIONER = "roost"
 """The name under which jupyter_client knows RoostProvisioner."""
@@ -19,13 +20,13 @@ _INTERRUPT_MODES = ("signal", "message")
 def read_document(folder: str | Path) -> tuple[Any, str]:
     """Return the kernel.json in `folder`, and a sentence that says why it is malformed; raises `OSError`.
 
-    The sentence is empty for a good document. The document is None if the file is not JSON.
+    The sentence is empty for a good document. The document is None if the file cannot be used.
     """
     path = Path(folder) / _FILE
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        return None, f"{path} is not JSON: {error}."
+        document = read_json_file(path, may_be_link=True)
+    except UnfitFile as problem:
+        return None, f"{problem}."
     wrong = _find_malformed(document)
     if not wrong and not any("{connection_file}" in part for part in document["argv"]):
         wrong = "argv has no {connection_file}, so that the kernel would not learn its ports"

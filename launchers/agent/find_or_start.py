@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, ensure
@@ -28,6 +29,18 @@ log = logging.getLogger(__name__)
 
 _START_DEADLINE_S = 20.0
 _REPLACE_TRIES = 20
+_DAMAGED_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Announcement:
+    """The announcement of an agent of any version."""
+
+    endpoint: str
+    keys: ClientKeys
+    version: str
+    protocol: int
+    settings: Mapping[str, Any]
 
 
 async def find_or_start_agent(
@@ -46,10 +59,15 @@ async def find_or_start_agent(
         program = [sys.executable, "-m", "roost.launchers.agent.main"]
         command = [*program, str(folder), json.dumps(encode(settings))]
         announced = await asyncio.to_thread(ensure, folder, command, deadline_s=_START_DEADLINE_S)
-        endpoint = str(announced["endpoint"])
-        keys = decode(ClientKeys, announced["keys"], ignore_unknown=True)
+        try:
+            found = decode(_Announcement, announced, ignore_unknown=True)
+        except WireError as problem:  # the agent writes it again within seconds
+            log.warning("the announcement in %s is damaged: %s", folder, problem)
+            await asyncio.sleep(_DAMAGED_S)
+            continue
+        endpoint, keys = found.endpoint, found.keys
         is_replaced = is_older(announced)
-        differences = find_differences(announced["settings"], settings)
+        differences = find_differences(found.settings, settings)
         client = AgentClient(endpoint, keys)
         try:
             await client.connect()

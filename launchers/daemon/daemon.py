@@ -137,9 +137,12 @@ def _read_ready(folder: Path) -> dict[str, Any] | None:
     """Return what `announce` has written in this folder; None if that is missing or damaged."""
     file = folder / "ready.json"
     found = read_json(file, most_bytes=MOST_RECORD_BYTES) if is_own_file(file) else None
-    if not isinstance(found, dict) or type(found.get("pid")) is not int:
-        return None
-    return found if isinstance(found.get("process_started_at"), float) else None
+    return found if isinstance(found, dict) and type(found.get("pid")) is int else None
+
+
+def _read_form(folder: Path) -> dict[str, type]:
+    """Return the names and types of an announcement's values; empty if the announcement is missing or damaged."""
+    return {name: type(value) for name, value in (_read_ready(folder) or {}).items()}
 
 
 def _start(folder: Path, command: Sequence[str], env: Mapping[str, str], deadline_s: float) -> dict[str, Any]:
@@ -268,18 +271,19 @@ class Hold:
         leave: Callable[[], None],
         has_successor: bool,
     ) -> None:
-        """Shorten a long log, and restore the folder if it or `ready.json` was deleted, every two seconds.
+        """Shorten a long log, and restore the folder if it was deleted or `ready.json` is damaged, every two seconds.
 
         `put_back` must write the daemon's files again. If a deletion is found while `is_needed()` is False, the watch
         calls `leave` and ends. The watch does the same if another process serves the folder by now and `has_successor`
         is True. Otherwise the watch runs until it is cancelled.
         """
         is_complete, last_problem = True, ""
+        announced = _read_form(self._folder)
         while True:
             await asyncio.sleep(_LOOK_AT_FOLDER_S)
             with suppress(OSError):
                 shorten(self._folder / "log", over_bytes=_MOST_LOG_BYTES, keep_bytes=_MOST_LOG_BYTES // 8)
-            if self.is_intact and is_complete and _read_ready(self._folder) is not None:
+            if self.is_intact and is_complete and announced and _read_form(self._folder) == announced:
                 continue
             if not is_needed():
                 log.error("%s was deleted, so this process leaves", self._folder)
@@ -299,6 +303,7 @@ class Hold:
                     return
             else:
                 is_complete, last_problem = True, ""
+                announced = _read_form(self._folder)
                 log.error(
                     "%s was deleted or damaged, and is restored: earlier logs may be lost", self._folder
                 )

@@ -41,6 +41,7 @@ _KINDS: Mapping[int, str] = {
     stat.S_IFCHR: "is a device",
     stat.S_IFBLK: "is a device",
 }
+_STRANGE = "is no regular file"
 
 
 class UnfitFile(ValueError):
@@ -50,7 +51,8 @@ class UnfitFile(ValueError):
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(f"{show_path(path)} {reason}")
+        is_kind = reason in _KINDS.values()
+        super().__init__(f"{show_path(path)} {'cannot be read: it ' if is_kind else ''}{reason}")
         self.reason = reason
 
 
@@ -89,11 +91,11 @@ def open_checked(
             raise
         raise UnfitFile(path, _find_kind(path) or f"cannot be read: {problem.strerror}") from None
     except ValueError:  # a zero byte, or a character that no file's name can have
-        raise UnfitFile(path, "is no possible name of a file") from None
+        raise UnfitFile(path, "cannot be the name of a file") from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UnfitFile(path, _KINDS.get(stat.S_IFMT(status.st_mode), "is no regular file"))
+            raise UnfitFile(path, _KINDS.get(stat.S_IFMT(status.st_mode), _STRANGE))
         if most_bytes is not None and status.st_size > most_bytes:
             raise UnfitFile(path, _describe_size(most_bytes))
     except BaseException:
@@ -133,15 +135,22 @@ def read_json(path: Path, *, most_bytes: int = MOST_OWN_BYTES) -> Any:
         return None
 
 
-def take_json(path: Path, log: logging.Logger, *, most_bytes: int = MOST_OWN_BYTES) -> Any:
-    """Return the same as `read_json`. A file that cannot be used is put aside, with one line in `log`."""
+def take_json(path: Path, log: logging.Logger, kind: type = dict, *, most_bytes: int = MOST_OWN_BYTES) -> Any:
+    """Return the same as `read_json`. A file that cannot be used is put aside, with one line in `log`.
+
+    So is a file with a value of another type than `kind`.
+    """
     try:
-        return read_document(path, most_bytes=most_bytes)
+        value = read_document(path, most_bytes=most_bytes)
     except FileNotFoundError:
         return None
     except UnfitFile as problem:
         put_aside(path, problem.reason, log)
         return None
+    if isinstance(value, kind):
+        return value
+    put_aside(path, f"has a JSON value of the type {type(value).__name__} instead of {kind.__name__}", log)
+    return None
 
 
 def put_aside(path: Path, reason: str, log: logging.Logger, *, aside: Path | None = None) -> None:

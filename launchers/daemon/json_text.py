@@ -7,11 +7,15 @@ from typing import Any
 
 MOST_LEVELS = 100
 """The greatest depth of a document. Python's own functions for JSON fail at about 1,000 levels."""
-_TOO_DEEP = f"has more than {MOST_LEVELS} levels"
+_TOO_DEEP = f"is not JSON of at most {MOST_LEVELS} levels"
 
 
 class UnfitText(ValueError):
     """A text that is no usable JSON. The error's own text is a predicate, such as `is not UTF-8`."""
+
+
+class TooDeep(UnfitText):
+    """A value has too many levels."""
 
 
 def parse_json(content: bytes | str) -> Any:
@@ -24,12 +28,15 @@ def parse_json(content: bytes | str) -> Any:
         raise UnfitText(_TOO_DEEP) from None
     except ValueError as problem:
         raise UnfitText(f"is not JSON: {problem}") from None
-    check_depth(value)
+    try:
+        check_depth(value)
+    except TooDeep:
+        raise UnfitText(_TOO_DEEP) from None
     return value
 
 
 def check_depth(value: Any, *, most_items: int | None = None) -> None:
-    """Raise `UnfitText` if a value of lists and dicts has too many levels, or more than `most_items` items.
+    """Raise `TooDeep` for a value of lists and dicts with too many levels. Raise `UnfitText` for too many items.
 
     A YAML file can name one part many times. Each time counts.
     """
@@ -46,4 +53,4 @@ def check_depth(value: Any, *, most_items: int | None = None) -> None:
         if not inner:
             return
         level = inner
-    raise UnfitText(_TOO_DEEP)
+    raise TooDeep(f"has more than {MOST_LEVELS} levels")

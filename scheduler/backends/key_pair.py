@@ -14,13 +14,19 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import zmq
 import zmq.utils.z85
 
-from roost.launchers.daemon.private_files import FolderError, private_folder, read_json, write_private_json
+from roost.launchers.daemon.file_input import UnfitFile, read_document
+from roost.launchers.daemon.private_files import FolderError, private_folder, write_private_json
 from roost.launchers.protocol.rpc import ClientKeys, ServerKeys
 from roost.scheduler.errors import ConfigError
+
+
+class _NoKeyPair(Exception):
+    """A file has no key pair. The text says why, as a clause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +97,26 @@ def load_service_key_pair(folder: Path) -> KeyPair:
 def _read(file: Path, advice: str) -> KeyPair:
     try:
         private_folder(file.parent)
-        if (found := read_json(file)) is None:
+        if not os.path.lexists(file):
             public, secret = (key.decode() for key in zmq.curve_keypair())
             fresh = file.with_name(f".{file.name}.{os.getpid()}")
             write_private_json(fresh, {"public": public, "secret": secret})
             with contextlib.suppress(FileExistsError):  # another service was faster
                 os.link(fresh, file)
             fresh.unlink()
-            found = read_json(file)
-        return KeyPair(found["public"], found["secret"])
-    except (FolderError, OSError, KeyError, TypeError) as problem:
+        # The operator's file may be a link, for example to a mounted Secret.
+        return _build_pair(read_document(file, may_be_link=True))
+    except (FolderError, OSError, UnfitFile, _NoKeyPair) as problem:
         raise ConfigError(f"the key pair {file} cannot be read or made ({problem}): {advice}.") from None
+
+
+def _build_pair(found: Any) -> KeyPair:
+    """Return the key pair in a JSON value. Raises `_NoKeyPair`."""
+    keys = [found.get(name) for name in ("public", "secret")] if isinstance(found, dict) else []
+    try:
+        public, secret = keys
+        if zmq.curve_public(secret.encode()) != public.encode():
+            raise _NoKeyPair("its public key does not belong to its secret key")
+    except (ValueError, TypeError, AttributeError, zmq.ZMQError):
+        raise _NoKeyPair("it has no CURVE keys") from None
+    return KeyPair(public, secret)

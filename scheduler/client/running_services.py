@@ -34,9 +34,12 @@ def find_services() -> list[RunningService]:
     """Return the running services of this user, in the order of their folders."""
     found = []
     for folder in sorted(runtime_dir().glob("scheduler-*")):
-        if report := read_announcement(folder):
-            facts = {name: report.get(name, "") for name in ("version", "pid", "backend", "address")}
-            found.append(RunningService(folder=folder, **facts))
+        report = read_announcement(folder)
+        if report is None:
+            continue
+        facts = {name: report.get(name, "") for name in ("version", "backend", "address")}
+        if all(isinstance(fact, str) for fact in facts.values()):  # else another program has written it
+            found.append(RunningService(folder=folder, pid=report["pid"], **facts))
     return found
 
 

@@ -14,6 +14,7 @@ from traitlets.config.loader import ConfigFileNotFound, JSONFileConfigLoader, Py
 from roost.scheduler.backends.registry import backend_names, get_spec, load_object
 from roost.scheduler.backends.spec import describe_unknown
 from roost.scheduler.errors import ConfigError
+from roost.scheduler.input_files import check_input
 
 from .section import Memory, Section
 from .settings import Settings
@@ -95,12 +96,20 @@ def _read_all(file: Path | None, path: Sequence[str]) -> Config:
 
 def _read(file: Path) -> Config:
     loader = JSONFileConfigLoader if file.suffix == ".json" else PyFileConfigLoader
+    if file.exists():
+        check_input(file)
     try:
         config = loader(file.name, path=str(file.parent)).load_config()
     except ConfigFileNotFound:
         return Config()
     except Exception as problem:  # noqa: BLE001 - a configuration file is anybody's Python
-        raise ConfigError(f"{file} cannot be read: {type(problem).__name__}: {problem}") from None
+        reason = " ".join(str(problem).split())[:500]
+        raise ConfigError(f"{file} cannot be read: {type(problem).__name__}: {reason}") from None
+    for section, values in config.items():
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"{file} has {values!r:.40} as {section!r:.40} instead of a section of options."
+            )
     _resolve_paths(config, file.parent)
     return config
 

@@ -6,19 +6,23 @@ A call is repeated if its agent is lost.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from roost.launchers.daemon.private_files import read_json, write_private_json
+from roost.launchers.daemon.file_input import take_json
+from roost.launchers.daemon.private_files import write_private_json
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import KernelProcess
 from roost.placement import Snapshot
 from roost.scheduler.backends.agent_calls import AgentCaller, Agents
 from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.errors import BackendUnavailable, LaunchError, UnknownKernel
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -38,8 +42,8 @@ class BackendAccess:
         self.agents = agents
         self._joining: dict[str, asyncio.Task[None]] = {}
         self._drained = drained
-        known = read_json(drained) if drained else None
-        self.draining = {str(name) for name in known} if isinstance(known, list) else set[str]()
+        known = take_json(drained, log, list) if drained else None
+        self.draining = {name for name in known or () if isinstance(name, str)}
 
     def drain(self, node_id: str, on: bool) -> None:
         """Drain a node, or end its drain; raises `LaunchError` if the file cannot be written."""

@@ -11,7 +11,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon.private_files import read_json, write_private_json
+from roost.launchers.daemon.file_input import take_json
+from roost.launchers.daemon.private_files import write_private_json
 from roost.launchers.daemon.tasks import Timers, cancel_all, join_shared, spawn, start_shared
 from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.scheduler.errors import RoostError
@@ -41,8 +42,10 @@ class KernelEnder:
         self._releasing: set[str] = set()
         """The ids of leases that `release_soon` releases now."""
         self._file = file
-        known = read_json(file) if file else None
-        self._due: dict[str, str] = known if isinstance(known, dict) else {}
+        known = take_json(file, log) if file else None
+        self._due: dict[str, str] = {
+            lease_id: launch_id for lease_id, launch_id in (known or {}).items() if isinstance(launch_id, str)
+        }
         """The launch ids of kernels that could not be ended yet, by lease id."""
 
     def is_due(self, lease: Lease, process: KernelProcess | None) -> bool:

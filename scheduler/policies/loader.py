@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TypeVar
 
+from roost.launchers.daemon.file_input import UnfitFile, read_content
 from roost.placement.shipped_policies import PolicyError, import_policy
 from roost.scheduler.errors import ConfigError
 
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 _LONGEST = 200
 """At most this many characters of an error in a foreign policy are shown."""
+_MOST_BYTES = 16 << 20
 _NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -35,7 +37,10 @@ def find_policy(name: str, named: Mapping[str, str] = _NO_NAMES) -> object:
             raise PolicyError(f"policy {spec} is a file: give it as path/to/file.py:Name.")
         return import_policy(spec, named)
     file = Path(path).expanduser().resolve()
-    source = file.read_bytes()
+    try:
+        source = read_content(file, most_bytes=_MOST_BYTES, may_be_link=True)
+    except UnfitFile as problem:
+        raise PolicyError(f"{problem}.") from None
     module_name = f"_roost_policy_{hashlib.sha256(bytes(file)).hexdigest()[:12]}"
     module = ModuleType(module_name)
     module.__file__ = str(file)

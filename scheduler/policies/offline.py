@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from pathlib import Path
 from typing import Any
 
 from roost.placement import Decision, Request, Snapshot
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError
+from roost.scheduler.input_files import read_input_json
 
 from .catalog import PolicyCatalog
 from .explain import build_explanation
 from .recent_requests import RecentRequests
+
+_MOST_SNAPSHOT_BYTES = 512 << 20
 
 
 def explain_saved(path: str, request: Request, settings: Settings | None = None) -> dict[str, Any]:
@@ -28,12 +29,9 @@ def explain_saved(path: str, request: Request, settings: Settings | None = None)
 
 def read_snapshot(path: str) -> Snapshot:
     """Read the nodes that `roost nodes --json` printed; raises `ConfigError`."""
+    document = read_input_json(path, most_bytes=_MOST_SNAPSHOT_BYTES)
     try:
-        return Snapshot.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except OSError as problem:
-        raise ConfigError(f"{path} cannot be read: {problem.strerror}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise ConfigError(f"{path} is not JSON: {problem}.") from None
+        return Snapshot.from_dict(document)
     except ValueError as problem:
         raise ConfigError(f"{path} is not a saved snapshot: {str(problem).rstrip('.')}.") from None
 

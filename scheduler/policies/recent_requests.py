@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon.private_files import read_json, write_private_json
+from roost.launchers.daemon.file_input import put_aside, take_json
+from roost.launchers.daemon.private_files import write_private_json
 from roost.placement import Request, Snapshot, Workload
 from roost.placement.rules.workload import USEFUL_FROM, build_request, get_class
 
@@ -104,7 +105,12 @@ class RecentRequests:
 def _read(file: Path) -> list[Request]:
     """Return the saved requests; none if the file is missing or damaged."""
     try:
-        known: Any = read_json(file)
-        return [build_request(*amounts) for amounts in known["requests"]]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return []
+        if (known := take_json(file, log)) is None:
+            return []
+        found: Any = known["requests"][-WINDOW:]
+        return [build_request(*amounts) for amounts in found]
+    except OSError as problem:
+        log.warning("the latest requests cannot be read: %s", problem)
+    except (ValueError, TypeError, KeyError, OverflowError) as problem:
+        put_aside(file, f"has no list of requests ({problem!r:.200})", log)
+    return []

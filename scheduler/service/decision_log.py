@@ -92,7 +92,8 @@ class DecisionLog:
 
     def _write(self, line: bytes) -> None:
         if self._descriptor is None:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            # A pipe without a reader is refused, and not waited for.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             self._descriptor = os.open(self._path, flags, 0o600)
         size = os.fstat(self._descriptor).st_size
         if size and size + len(line) > self._max_bytes:

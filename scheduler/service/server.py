@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, Hold, announce, announce_failure, hold
-from roost.launchers.daemon.private_files import FolderError, read_json, write_private_json
+from roost.launchers.daemon.file_input import clear_place, take_json
+from roost.launchers.daemon.private_files import FolderError, write_private_json
 from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
 from roost.launchers.daemon.world import read_namespace
 from roost.launchers.protocol.process_context import loosen
@@ -51,7 +52,7 @@ from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, Start
 from roost.scheduler.policies.catalog import PolicyCatalog
 
 from .decision_log import DecisionLog
-from .input_checks import check_input
+from .input_checks import MOST_CHARACTERS, check_input
 
 log = logging.getLogger(__name__)
 
@@ -253,6 +254,7 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
                 service.metrics_problem = serving.enter_context(start_metrics(scheduler, spec, settings))
             await scheduler.open()
             path = folder / "socket"
+            clear_place(path, log)
             path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
             announced = {"endpoint": service.server.start(f"ipc://{path}"), **service.greet()}
             announce(folder, announced)
@@ -294,9 +296,9 @@ def scheduler_name(folder: Path) -> str:
     gives the same name again.
     """
     file = folder / _NAME_FILE
-    known = read_json(file)
-    if isinstance(known, str):
-        return known
+    known = take_json(file, log, str)
+    if known and len(known) <= MOST_CHARACTERS and known.isprintable():
+        return str(known)
     prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "")
     place = f"hub {prefix}" if prefix else f"{socket.gethostname()} {os.getuid()} {folder}"
     name = f"{folder.name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"

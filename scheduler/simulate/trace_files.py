@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +12,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TextIO
 
+from roost.launchers.daemon.json_text import UnfitText, parse_json
 from roost.placement import Device, Node, Request
 from roost.placement.trace_run import Arrival
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
+from roost.scheduler.input_files import open_input
 from roost.scheduler.service.decision_log import ASKED, older_file
 
 _MIB = 1 << 20
@@ -24,6 +25,7 @@ _NODES = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
 _TASKS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli")
 MOST_NODES = 200_000
 MOST_TASKS = 1_000_000
+_MOST_LINE = 1_000_000
 MOST_GPUS = 64
 """At most this many GPUs in one node."""
 
@@ -61,12 +63,20 @@ def _read(path: str) -> tuple[list[Arrival], set[int]]:
 @contextmanager
 def _open(file: Path) -> Iterator[TextIO]:
     try:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
+        with open(open_input(file), newline="", encoding="utf-8-sig") as opened:
             yield opened
     except OSError as problem:
         raise ConfigError(f"{file} cannot be read: {problem.strerror}.") from None
     except (UnicodeDecodeError, csv.Error) as problem:
         raise ConfigError(f"{file} is neither a CSV file nor a decision log: {problem}.") from None
+
+
+def _lines(opened: TextIO, file: Path) -> Iterator[str]:
+    """Return the lines of an open file. Raises `ConfigError` for a line of more than `_MOST_LINE` characters."""
+    while line := opened.readline(_MOST_LINE + 1):
+        if len(line) > _MOST_LINE:
+            raise ConfigError(f"{file} has a line of more than {_MOST_LINE:,} characters.")
+        yield line
 
 
 def read_nodes(path: str) -> list[Node]:
@@ -121,7 +131,7 @@ def _rows(
     file: Path, columns: Sequence[str], what: str, most: int
 ) -> Iterator[tuple[dict[str, str], Path, int]]:
     with _open(file) as opened:
-        reader = csv.DictReader(opened, restval="")
+        reader = csv.DictReader(_lines(opened, file), restval="")
         missing = [name for name in columns if name not in (reader.fieldnames or ())]
         if missing:
             raise ConfigError(
@@ -194,10 +204,10 @@ def _whole(row: Mapping[str, str], name: str) -> int:
 
 def _json_lines(file: Path) -> Iterator[tuple[Mapping[str, Any], Path, int]]:
     with _open(file) as opened:
-        for number, text in enumerate(opened, start=1):
+        for number, text in enumerate(_lines(opened, file), start=1):
             try:
-                line = json.loads(text)
-            except ValueError:
+                line = parse_json(text)
+            except UnfitText:
                 line = None
             if not isinstance(line, dict) or "what" not in line:
                 raise ConfigError(

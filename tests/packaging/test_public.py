@@ -47,6 +47,7 @@ CLIENT_SIDE = {
     "config.memory_size",
     "config.trait_errors",
     "errors",
+    "input_files",
     "messages",
     "policies.pickling",
 }

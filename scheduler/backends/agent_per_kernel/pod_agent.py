@@ -8,8 +8,7 @@ from pathlib import Path
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import AgentAddress
-from roost.launchers.protocol.rpc import ClientKeys
-from roost.placement.model.json_codec import decode, encode
+from roost.placement.model.json_codec import WireError, decode, encode
 from roost.scheduler.backends.node_archive import pack
 
 
@@ -60,8 +59,7 @@ def read_address(folder: str) -> AgentAddress | None:
     keys that the agent accepts, and only the owner may read it.
     """
     announced = read_json(Path(folder) / "ready.json")
-    if not isinstance(announced, dict):
+    try:
+        return decode(AgentAddress, announced, ignore_unknown=True)
+    except WireError:  # it is not written yet
         return None
-    return AgentAddress(
-        endpoint=announced["endpoint"], keys=decode(ClientKeys, announced["keys"], ignore_unknown=True)
-    )

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, KeysView
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Collection, Coroutine, KeysView, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from roost.launchers.daemon.private_files import read_json, write_private_json
+from roost.launchers.daemon.file_input import put_aside, take_json
+from roost.launchers.daemon.private_files import write_private_json
 from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentEvent, Holdings, Lease
@@ -31,6 +32,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ANSWER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Saved:
+    """The content of `agents.json`: the address of the cluster, and the agents by node."""
+
+    cluster: str
+    agents: Mapping[str, StartedAgent]
 
 
 class AgentPool:
@@ -215,13 +224,15 @@ class AgentPool:
             del self._starting[node_id]
 
     def _load(self) -> None:
-        saved = read_json(self._file)
+        if (saved := take_json(self._file, log)) is None:
+            return
         try:
-            for node_id, agent in saved["agents"].items() if saved else ():
-                self._known[node_id] = decode(StartedAgent, agent, ignore_unknown=True)
-            self.cluster = str(saved["cluster"]) if saved else ""
-        except (WireError, KeyError, TypeError, AttributeError) as problem:
-            log.warning("%s cannot be read: %s", self._file, problem)
+            known = decode(_Saved, saved, ignore_unknown=True)
+        except WireError as problem:
+            put_aside(self._file, f"has no agents that can be read: {problem}", log)
+        else:
+            self._known.update(known.agents)
+            self.cluster = known.cluster
 
     def _save(self) -> None:
         self._saving = None

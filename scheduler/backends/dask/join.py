@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import json
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+from roost.launchers.daemon.file_input import UnfitFile, read_document
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
 from .settings import RoostDaskBackend
@@ -89,14 +89,19 @@ def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
 
 def _read_scheduler_file(path: str) -> str:
     try:
-        return str(json.loads(Path(path).expanduser().read_text())["address"])
+        found = read_document(Path(path).expanduser(), may_be_link=True)["address"]
     except OSError as problem:
         hint = "is the cluster running?" if Path(path).is_absolute() else "give its whole path"
         raise BackendUnavailable(
             f"the Dask scheduler file {path} cannot be read: {problem.strerror}; {hint}"
         ) from None
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{path} is no Dask scheduler file: it has no address") from None
+    except UnfitFile as problem:
+        raise ConfigError(f"{problem}: it is no Dask scheduler file") from None
+    except (KeyError, TypeError):
+        found = None
+    if not isinstance(found, str):
+        raise ConfigError(f"{path} is no Dask scheduler file: it has no address")
+    return found
 
 
 def _build_security(settings: RoostDaskBackend, address: str) -> Any:

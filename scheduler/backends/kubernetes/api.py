@@ -22,12 +22,15 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import urllib3
+import yaml
 from kubernetes import client
 from kubernetes import config as kubernetes_config
 from urllib3.connection import HTTPConnection
 
+from roost.launchers.daemon.file_input import read_text
 from roost.launchers.daemon.tasks import in_thread
-from roost.scheduler.errors import BackendUnavailable, ConfigError
+from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
+from roost.scheduler.input_files import read_input_yaml
 
 JsonObject = dict[str, Any]
 _KEEPALIVE = [
@@ -58,6 +61,8 @@ _LONGEST_EVENT = 32 << 20
 """A watch breaks at an event with more bytes. Kubernetes stores objects of at most 1.5 MiB."""
 _SSL_NOISE = re.compile(r"\[SSL: \w+\] | \(_ssl\.c:\d+\)")
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_READER_ERRORS = (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError)
+"""The errors of the kubernetes package for a configuration of another form."""
 
 
 class ApiError(Exception):
@@ -264,14 +269,17 @@ def _read_configuration(configuration: client.Configuration, file: str, context:
     try:
         if not named and not os.path.exists(default) and _NAMESPACE_FILE.exists():
             reader.load_incluster_config(client_configuration=configuration)
-            return _NAMESPACE_FILE.read_text().strip()
+            return read_text(_NAMESPACE_FILE, may_be_link=True).strip()
+        for each in (named or default).split(os.pathsep):
+            if os.path.exists(each):
+                read_input_yaml(each, is_json=False)  # a token may have a date
         reader.load_kube_config(
             config_file=named or default, context=context or None, client_configuration=configuration
         )
         contexts, active = reader.list_kube_config_contexts(config_file=named or default)
         chosen = next((one for one in contexts if one["name"] == context), active)
         return str(chosen["context"].get("namespace") or "default")
-    except (reader.ConfigException, OSError, KeyError, TypeError, ValueError) as problem:
+    except (RoostError, reader.ConfigException, OSError, *_READER_ERRORS) as problem:
         raise ConfigError(
             f"the Kubernetes configuration {named or default} cannot be read ({_short(problem)}): set KUBECONFIG "
             "or c.RoostKubernetesBackend.address to a kubeconfig file."

@@ -11,10 +11,7 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment, Lease
@@ -23,6 +20,7 @@ from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import dump_lease
 from roost.scheduler.backends.node_archive import dump_start, pack
 from roost.scheduler.errors import ConfigError
+from roost.scheduler.input_files import read_input_yaml
 
 from .api import JsonObject
 from .names import (
@@ -274,11 +272,9 @@ def _read_template(path: str) -> JsonObject:
     if not path:
         return {}
     try:
-        template = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as problem:
-        raise ConfigError(
-            f"the pod template {path} cannot be read: {' '.join(str(problem).split())[:500]}."
-        ) from None
+        template = read_input_yaml(path)
+    except ConfigError as problem:
+        raise ConfigError(f"the pod template {problem}") from None
     if mistake := _find_mistake(template):
         raise ConfigError(f"the pod template {path} {mistake}.")
     return dict(template)

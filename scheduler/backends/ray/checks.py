@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import psutil
 
+from roost.launchers.daemon.file_input import UnfitFile, read_text
 from roost.launchers.daemon.tasks import start_thread
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
@@ -62,8 +63,10 @@ def resolve(address: str) -> str:
         return named
     running = sorted({gcs for gcs, _ in _raylets()})
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    with suppress(OSError, UnicodeDecodeError):
-        if (latest := Path(folder, "ray/ray_current_cluster").read_text().strip()) in running:
+    with suppress(OSError, UnfitFile):
+        # Another user may have written this file in /tmp. Only an address that runs here counts.
+        latest = read_text(Path(folder, "ray/ray_current_cluster"), may_be_link=True).strip()
+        if latest in running:
             return latest
     if not running:
         raise BackendUnavailable(

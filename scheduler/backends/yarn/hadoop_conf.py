@@ -8,9 +8,14 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
 
+from roost.launchers.daemon.file_input import UnfitFile, read_content
 from roost.scheduler.errors import ConfigError
 
 Conf = Mapping[str, str]
+
+_MOST_SITE_BYTES = 16 << 20
+_LONGEST_VALUE = 10_000
+"""In a longer value, no more names are replaced: names that name each other would make it grow without bound."""
 
 _DEFAULT_FOLDER = "/etc/hadoop/conf"
 _RM = "yarn.resourcemanager"
@@ -46,10 +51,12 @@ def read_site(folder: str) -> Conf:
     """Return the values in yarn-site.xml of a folder; none if there is no such file. Raises `ConfigError`."""
     path = Path(folder) / "yarn-site.xml"
     try:
-        root = ElementTree.fromstring(path.read_bytes())
+        root = ElementTree.fromstring(read_content(path, most_bytes=_MOST_SITE_BYTES, may_be_link=True))
     except FileNotFoundError:
         return {}
-    except (OSError, ElementTree.ParseError) as problem:
+    except UnfitFile as problem:
+        raise ConfigError(f"{problem}.") from None
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as problem:
         raise ConfigError(f"{path} cannot be read: {problem}.") from None
     return {
         (one.findtext("name") or "").strip(): (one.findtext("value") or "").strip()
@@ -98,7 +105,7 @@ def _get(conf: Conf, name: str) -> str:
     value = conf.get(name, "")
     for _ in range(5):
         value, count = re.subn(r"\$\{([^}]+)\}", lambda found: conf.get(found[1], ""), value)
-        if not count:
+        if not count or len(value) > _LONGEST_VALUE:
             break
     return value
 

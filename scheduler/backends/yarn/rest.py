@@ -16,6 +16,7 @@ import requests
 from yarn_api_client.base import BaseYarnAPI
 from yarn_api_client.resource_manager import ResourceManager
 
+from roost.launchers.daemon.file_input import UnfitFile, read_text
 from roost.launchers.daemon.tasks import in_thread
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
@@ -265,7 +266,9 @@ def _read_password(path: str) -> str:
     try:
         if Path(path).stat().st_mode & 0o077:
             raise ConfigError(f"{path} can be read by other users; run: chmod 600 {path}")
-        return Path(path).read_text(encoding="utf-8").strip()
+        return read_text(path, may_be_link=True).strip()
+    except UnfitFile as problem:
+        raise ConfigError(f"c.RoostYarnBackend.password_file: {problem}.") from None
     except OSError as problem:
         raise ConfigError(
             f"c.RoostYarnBackend.password_file = {path!r} cannot be read: {problem.strerror}."

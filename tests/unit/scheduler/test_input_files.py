@@ -1,0 +1,206 @@
+"""Files of users and operators, and the service's own. One that cannot be used is a sentence, or is put aside."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import zmq
+from kubernetes.client import Configuration
+
+from kit.machine.bad_files import BAD_FILES
+from roost.launchers.daemon.file_input import take_json
+from roost.launchers.daemon.tasks import Timers
+from roost.scheduler.backends.agent_calls import Agents
+from roost.scheduler.backends.agent_per_kernel.pod_agent import read_address
+from roost.scheduler.backends.agent_per_node.agents import AgentPool
+from roost.scheduler.backends.base import Backend
+from roost.scheduler.backends.dask.join import resolve
+from roost.scheduler.backends.dask.settings import RoostDaskBackend
+from roost.scheduler.backends.key_pair import load_key_pair
+from roost.scheduler.backends.kubernetes.api import _read_configuration
+from roost.scheduler.backends.kubernetes.pod_spec import PodTemplate
+from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
+from roost.scheduler.backends.yarn.hadoop_conf import find_web_addresses, read_site
+from roost.scheduler.backends.yarn.rest import _read_password
+from roost.scheduler.config.files import load_settings
+from roost.scheduler.core.backend_access import BackendAccess
+from roost.scheduler.core.ender import KernelEnder
+from roost.scheduler.core.kernel_table import KernelTable
+from roost.scheduler.errors import ConfigError, RoostError
+from roost.scheduler.input_files import read_input_yaml
+from roost.scheduler.policies.loader import find_policy, load_policy
+from roost.scheduler.policies.offline import read_snapshot
+from roost.scheduler.policies.recent_requests import RecentRequests
+from roost.scheduler.service.server import scheduler_name
+from roost.scheduler.simulate.trace_files import read_nodes, read_trace
+
+USERS_FILES: Mapping[str, Callable[[str], object]] = {
+    "snapshot.json": read_snapshot,
+    "trace.csv": read_trace,
+    "nodes.csv": read_nodes,
+    "policy.py": lambda path: load_policy("p", lambda: find_policy(f"{path}:Policy")),
+    "config.json": lambda path: load_settings("local", {"config_file": path}),
+    "config.py": lambda path: load_settings("local", {"config_file": path}),
+    "scheduler.json": lambda path: resolve(RoostDaskBackend(address=path)),
+    "pod.yaml": lambda path: PodTemplate(RoostKubernetesBackend(image="a", pod_template=path)),
+    "kubeconfig": lambda path: _read_configuration(Configuration(), path, ""),
+    "yarn-site.xml": lambda path: read_site(os.path.dirname(path)),
+    "password": _read_password,
+    "identity.json": lambda path: load_key_pair(path, name="ray", section="RoostRayBackend"),
+}
+"""The readers of users' and operators' files, with the names of the files."""
+
+
+LAUGHS = "a0: &a0 [1, 1]\n" + "".join(f"a{n + 1}: &a{n + 1} [{f'*a{n},' * 9}]\n" for n in range(9))
+"""A short YAML text with 10^9 items."""
+
+
+def find_refusal(read: Callable[[], object]) -> str:
+    """Return the refusal's sentence; empty if `read` refuses nothing. Any other error is raised."""
+    try:
+        read()
+    except RoostError as refusal:
+        return refusal.user_message
+    return ""
+
+
+def make_ender(file: Path) -> KernelEnder:
+    return KernelEnder(cast(BackendAccess, None), cast(KernelTable, None), Timers(), file)
+
+
+SERVICES_FILES: Mapping[str, Callable[[Path], object]] = {
+    "requests.json": lambda file: RecentRequests(file, clock=lambda: 0.0),
+    "ends.json": lambda file: make_ender(file)._due,
+    "drained.json": lambda file: BackendAccess(cast(Backend, None), Agents(), file).draining,
+    "name.json": lambda file: scheduler_name(file.parent),
+    "agents.json": lambda file: AgentPool(file, Agents(), cast(Any, None)),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+@pytest.mark.parametrize("name", USERS_FILES)
+def test_a_bad_file_of_a_user_is_one_sentence(tmp_path: Path, name: str, kind: str) -> None:
+    """Some of these are good files, such as an empty configuration."""
+    tmp_path.chmod(0o700)
+    path = tmp_path / name
+    BAD_FILES[kind](path)
+    if not path.is_symlink():
+        path.chmod(0o600)
+    refusal = find_refusal(lambda: USERS_FILES[name](str(path)))
+    assert "\n" not in refusal
+    assert len(refusal) < 1_000
+    assert refusal or path.is_file()
+
+
+@pytest.mark.parametrize("name", ["snapshot.json", "trace.csv", "policy.py", "config.json", "pod.yaml"])
+def test_the_file_of_a_user_may_be_a_link(tmp_path: Path, name: str) -> None:
+    good = {
+        "snapshot.json": '{"nodes": [{"id": "a"}]}',
+        "trace.csv": "name,cpu_milli,memory_mib,num_gpu,gpu_milli\na,1000,1024,0,0\n",
+        "policy.py": "Policy = 7",
+        "config.json": '{"RoostScheduler": {"idle_exit_s": 7}}',
+        "pod.yaml": "metadata: {labels: {a: b}}",
+    }
+    (tmp_path / "target").write_text(good[name])
+    (tmp_path / name).symlink_to("target")
+    assert USERS_FILES[name](str(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+@pytest.mark.parametrize("name", SERVICES_FILES)
+async def test_a_bad_file_of_the_service_is_put_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, kind: str
+) -> None:
+    file = tmp_path / name
+    BAD_FILES[kind](file)
+    SERVICES_FILES[name](file)
+    aside = [record for record in caplog.records if f"{file} is put aside" in record.getMessage()]
+    if kind in ("types", "infinite") and name == "ends.json":  # an object without launches
+        assert not aside
+    else:
+        assert len(aside) == 1
+        assert os.path.lexists(file.with_suffix(".unreadable"))
+
+
+def test_a_key_pair_may_be_a_link_and_must_fit(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    (tmp_path / "target").write_text(json.dumps({"public": public, "secret": secret}))
+    (tmp_path / "identity.json").symlink_to("target")
+    pair = load_key_pair(str(tmp_path / "identity.json"), name="ray", section="RoostRayBackend")
+    assert (pair.public, pair.secret) == (public, secret)
+    for found in (
+        {"public": secret, "secret": secret},
+        {"public": public},
+        {"public": 1, "secret": "é" * 40},
+    ):
+        (tmp_path / "target").write_text(json.dumps(found))
+        with pytest.raises(ConfigError, match="cannot be read or made"):
+            load_key_pair(str(tmp_path / "identity.json"), name="ray", section="RoostRayBackend")
+
+
+def test_a_bad_announcement_of_a_pod_is_none(tmp_path: Path) -> None:
+    for content in ("{}", '{"endpoint": 7}', '{"endpoint": "x", "keys": {}}', "["):
+        (tmp_path / "ready.json").write_text(content)
+        assert read_address(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: &a [*a]", "more than 100 levels"),
+        (LAUGHS, "items"),
+        ("a: 2024-01-01", "which JSON does not have"),
+        ("1: a", "is no text"),
+        ("[" * 2_000, "too many levels"),
+    ],
+)  # fmt: skip
+def test_yaml_that_is_no_json_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_input_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("section", [7, "x", ["idle_exit_s"], None, {"policies": 7}, {"default_policy": {}}])
+def test_a_section_of_another_form_is_one_sentence(tmp_path: Path, section: Any) -> None:
+    file = tmp_path / "config.json"
+    for document in ({"RoostScheduler": section}, {"RoostLocalBackend": section}, [section], section):
+        file.write_text(json.dumps(document))
+        assert "\n" not in find_refusal(lambda: load_settings("local", {"config_file": str(file)}))
+
+
+@pytest.mark.parametrize(
+    "content", ['<?xml version="1.0" encoding="x"?><a/>', '<?xml version="1.0" encoding="utf-32"?><a/>']
+)
+def test_a_site_file_of_another_encoding_is_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "yarn-site.xml").write_text(content)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_site(str(tmp_path))
+
+
+def test_names_that_name_each_other_do_not_grow_without_bound(tmp_path: Path) -> None:
+    rows = "".join(
+        f"<property><name>{name}</name><value>{'${a}' * 1_000}</value></property>"
+        for name in ("a", "yarn.resourcemanager.hostname")
+    )
+    (tmp_path / "yarn-site.xml").write_text(f"<configuration>{rows}</configuration>")
+    assert all(len(address) < 10_000_000 for address in find_web_addresses(str(tmp_path)))
+
+
+def test_a_file_of_another_user_that_cannot_be_renamed_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.json").write_text("[")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    assert take_json(tmp_path / "a.json", logging.getLogger("x")) is None
+    assert "cannot be put aside: Permission denied" in caplog.text
