@@ -22,6 +22,7 @@ attached_kernel.py     a client of a kernel that runs already, for `roost.attach
 other_worlds.py        finds a kernel in another world of this user, for adoption
 journal_reader.py      the messages of a kernel that its node has kept
 kernel_json.py         reads and checks a kernel.json
+kernel_resources.py    the logos and other files of a kernelspec, for a copy
 server_extension/      roost's part of a Jupyter Server
 
 This package stands above `roost.scheduler.client`, and below the `roost` command. It imports only the modules of the

@@ -28,12 +28,14 @@ from roost.scheduler.messages import Finding
 
 from .kernel_environment import check_patterns, check_variables
 from .kernel_json import PROVISIONER, find_provisioner, read_document
+from .kernel_resources import copy_resource, list_resources
 from .provisioner import RoostProvisioner
 from .request_options import read_start_options
 from .spark_mode import check_deploy_mode
 
 _PLAIN = ("", "local-provisioner", PROVISIONER)
 _ON_ROOST = " on roost"
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,9 @@ def install(
     `ConfigError`.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"{name!r} is not a valid kernel name: use letters, digits, '-', '_' and '.'.")
+        raise ConfigError(f"{name!r:.80} is not a valid kernel name: use letters, digits, '-', '_' and '.'.")
+    if len(name) > _LONGEST_NAME:
+        raise ConfigError(f"a kernel name of {len(name)} letters is too long: use at most {_LONGEST_NAME}.")
     name = name.lower()
     specs = KernelSpecManager()
     spec = read_kernelspec(specs, source)
@@ -81,9 +85,11 @@ def install(
     check_deploy_mode(spec.argv, spec.env)
     if prefix == "":
         raise ConfigError("--prefix names no folder: give one, or use --user.")
+    if prefix and "\0" in prefix:
+        raise ConfigError(f"--prefix {prefix!r:.80} cannot be the name of a folder.")
     data = Path(prefix).absolute() / "share" / "jupyter" if prefix else Path(jupyter_data_dir())
     folder = data / "kernels" / name
-    there = str(folder) if folder.exists() else ""
+    there = str(folder) if os.path.lexists(folder) else ""
     if prefix in (None, sys.prefix):  # Jupyter does not look for kernelspecs below another prefix
         there = specs.find_kernel_specs().get(name) or there
     if there and not may_replace:
@@ -99,7 +105,7 @@ def install(
     metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER, "config": dict(config)}
     display_name = display_name or spec.display_name.removesuffix(_ON_ROOST) + _ON_ROOST
     document = {**spec.to_dict(), "argv": argv, "display_name": display_name, "metadata": metadata}
-    _write(folder, document, Path(spec.resource_dir))
+    _write(folder, document, list_resources(Path(spec.resource_dir)))
     return _to_kernelspec(name, folder, document), probed
 
 
@@ -243,26 +249,25 @@ def _absolute(executable: str) -> str:
     return sys.executable if executable in own else executable
 
 
-def _write(folder: Path, document: Mapping[str, Any], resources: Path) -> None:
+def _write(folder: Path, document: Mapping[str, Any], resources: Mapping[str, Path]) -> None:
     """Write a kernelspec with its logos and other files. Its folder appears complete, by one rename."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         written = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            if resources.is_dir():
-                ignore = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(resources, written, dirs_exist_ok=True, ignore=ignore)
+            for name, file in resources.items():
+                copy_resource(file, written / name)
             written.chmod(0o755)
             (written / "kernel.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
             if folder.is_dir() and not folder.is_symlink():
                 shutil.rmtree(folder)
-            elif folder.exists():
+            elif os.path.lexists(folder):
                 folder.unlink()
             written.rename(folder)
         finally:
             shutil.rmtree(written, ignore_errors=True)
     except OSError as error:
-        what = f"{folder} cannot be written ({error.strerror})"
+        what = f"{folder} cannot be written ({error.strerror or error})"
         raise ConfigError(f"{what}: use --user, --sys-prefix or another --prefix.") from None
 
 

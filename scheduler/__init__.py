@@ -17,4 +17,5 @@ The folders form a stack. Each imports only folders below it, `roost.launchers` 
     config/                       the operator's settings
     backends/                     the interface of a backend, and calls to agents
     errors.py, messages.py        the errors and values that cross the socket
+    input_files.py                files of users and operators, with one sentence for each refusal
 """

@@ -112,11 +112,10 @@ def _read(file: Path, advice: str) -> KeyPair:
 
 def _build_pair(found: Any) -> KeyPair:
     """Return the key pair in a JSON value. Raises `_NoKeyPair`."""
-    keys = [found.get(name) for name in ("public", "secret")] if isinstance(found, dict) else []
     try:
-        public, secret = keys
+        public, secret = str(found["public"]), str(found["secret"])
         if zmq.curve_public(secret.encode()) != public.encode():
             raise _NoKeyPair("its public key does not belong to its secret key")
-    except (ValueError, TypeError, AttributeError, zmq.ZMQError):
+    except (ValueError, TypeError, KeyError, zmq.ZMQError):
         raise _NoKeyPair("it has no CURVE keys") from None
     return KeyPair(public, secret)

@@ -17,12 +17,14 @@ from jupyter_client.provisioning import KernelProvisionerFactory
 
 from kit.fakes.service import FakeService
 from kit.jupyter.kernelspecs import read_kernelspec, roost_metadata, search_one_folder, write_kernelspec
+from kit.machine.bad_files import BAD_FILES
 from roost.provisioners import kernelspecs
 from roost.scheduler.cli import main
 from roost.scheduler.client.interpreter_probe import probe
 from roost.scheduler.errors import ConfigError, LimitExceeded
 
 Make = Callable[..., Path]
+ARGV = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
 
 @pytest.fixture
@@ -301,3 +303,88 @@ def test_a_machine_without_any_kernelspec_gets_the_command_that_helps() -> None:
 
     with pytest.raises(ConfigError, match="no kernelspec 'python3', nor any other: pip install ipykernel"):
         kernelspecs.read_kernelspec(NoSpecs(), "python3")
+
+
+def _install(source: str = "plain", name: str = "r", **options: Any) -> None:
+    kernelspecs.install(source, name=name, config={}, is_checked=False, **options)
+
+
+def test_a_copy_has_the_files_and_the_links_inside_of_the_folder(make: Make, kernels: Path) -> None:
+    folder = make("plain", ARGV)
+    (folder / "logo.svg").write_text("<svg/>")
+    (folder / "logo-32x32.png").symlink_to("logo.svg")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "run").write_text("#!/bin/sh")
+    (folder / "bin" / "run").chmod(0o755)
+    (folder / "bin" / "absolute").symlink_to(folder / "logo.svg")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "x.pyc").write_text("x")
+    _install()
+    copy = kernels / "r"
+    assert (copy / "logo-32x32.png").read_text() == (copy / "bin" / "absolute").read_text() == "<svg/>"
+    assert not any(path.is_symlink() for path in copy.rglob("*"))
+    assert os.access(copy / "bin" / "run", os.X_OK)
+    assert not (copy / "__pycache__").exists()
+    assert "roost" in (copy / "kernel.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("link", "is a link to a file outside of"),
+        ("loop", "is a link to nothing"),
+        ("pipe", "cannot be read: it is a pipe"),
+        ("sparse", "have more than 10 MiB together"),
+    ],
+)
+def test_a_file_that_cannot_be_copied_is_one_sentence(
+    make: Make, kernels: Path, kind: str, said: str
+) -> None:
+    BAD_FILES[kind](make("plain", ARGV) / "logo.svg")
+    with pytest.raises(ConfigError, match=said) as refused:
+        _install()
+    assert "\n" not in str(refused.value)
+    assert sorted(path.name for path in kernels.iterdir()) == ["plain"], "nothing is left of the copy"
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "/etc", "nothing", "."])
+def test_a_link_that_leaves_the_folder_is_refused(make: Make, kernels: Path, target: str) -> None:
+    (make("plain", ARGV) / "logo.svg").symlink_to(target)
+    with pytest.raises(ConfigError, match="is a link"):
+        _install()
+    assert not (kernels / "r").exists()
+
+
+def test_too_many_files_are_refused(make: Make) -> None:
+    folder = make("plain", ARGV)
+    for number in range(1_001):
+        (folder / str(number)).touch()
+    with pytest.raises(ConfigError, match="more than 1,000 files"):
+        _install()
+
+
+def test_a_name_or_prefix_that_no_folder_can_have_is_refused(make: Make, tmp_path: Path) -> None:
+    make("plain", ARGV)
+    with pytest.raises(ConfigError, match="300 letters is too long"):
+        _install(name="a" * 300)
+    with pytest.raises(ConfigError, match="cannot be the name of a folder"):
+        _install(prefix=f"{tmp_path}/\0")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        _install(prefix=f"{tmp_path}/{'a' * 300}")
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_an_installed_kernelspec_of_any_form_is_one_sentence(make: Make, kernels: Path, kind: str) -> None:
+    folder = make("plain", ARGV)
+    (folder / "kernel.json").unlink()
+    BAD_FILES[kind](folder / "kernel.json")
+    with pytest.raises(ConfigError) as refused:
+        _install()
+    assert "\n" not in str(refused.value)
+    listed = [spec for spec in kernelspecs.list_kernelspecs() if spec.name == "plain"]
+    assert all(spec.malformed for spec in listed)
+    findings = kernelspecs.find_problems(asks_schedulers=False)
+    assert sum("plain" in finding["what"] for finding in findings) == len(listed)
+    if kind == "brackets":
+        assert main.main(["kernelspec", "list"]) in (0, 1)
+        assert len(listed) == 1
