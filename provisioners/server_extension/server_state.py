@@ -11,12 +11,27 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.scheduler.client.state_folder import read_json, remove_unfinished, state_folder, write_private_json
+from roost.scheduler.client.state_folder import (
+    UnfitFile,
+    clear_place,
+    open_checked,
+    put_aside,
+    remove_unfinished,
+    state_folder,
+    take_json,
+    write_private_json,
+)
+
+log = logging.getLogger(__name__)
+
+_LONGEST_ID = 256
+_SQLITE = b"SQLite format 3\0"
 
 
 def choose_server_name(serverapp: Any) -> str:
@@ -58,6 +73,7 @@ class ServerState:
 
     def _open(self) -> None:
         self.folder = state_folder("servers", hashlib.sha256(self.name.encode()).hexdigest()[:16])
+        clear_place(self.folder / "lock", log)
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,10 +82,17 @@ class ServerState:
             raise
         self._lock = lock
         remove_unfinished(self.folder)
-        known = read_json(self.folder / "kernels.json")
-        self._kernels = known if isinstance(known, dict) else {}
-        held = read_json(self.folder / "held.json")
-        self.lost_cells = held if isinstance(held, dict) else {}
+        _check_database(self.sessions)
+        self._kernels = {
+            kernel_id: facts
+            for kernel_id, facts in (take_json(self.folder / "kernels.json", log) or {}).items()
+            if _is_id(kernel_id) and _are_facts(facts)
+        }
+        self.lost_cells = {
+            kernel_id: good
+            for kernel_id, headers in (take_json(self.folder / "held.json", log) or {}).items()
+            if _is_id(kernel_id) and isinstance(headers, list) and (good := list(filter(_is_header, headers)))
+        }
 
     @property
     def has_lock(self) -> bool:
@@ -133,3 +156,36 @@ class ServerState:
                 write_private_json(self.folder / name, value)
             except OSError as problem:
                 self.problem = f"{self.folder} cannot be written: {problem.strerror}"
+
+
+def _check_database(path: Path) -> None:
+    """Put Jupyter Server's sessions aside if they are no database. Otherwise the server could not start."""
+    clear_place(path, log)
+    try:
+        with open(open_checked(path), "rb") as file:
+            start = file.read(len(_SQLITE))
+    except FileNotFoundError:
+        return
+    except UnfitFile as problem:
+        put_aside(path, problem.reason, log)
+        return
+    if start not in (b"", _SQLITE):
+        put_aside(path, "is no SQLite database", log)
+
+
+def _is_id(kernel_id: str) -> bool:
+    return 0 < len(kernel_id) <= _LONGEST_ID and kernel_id.isprintable()
+
+
+def _are_facts(facts: Any) -> bool:
+    """True if these are facts about a kernel: texts that the environment of a process can have."""
+    return isinstance(facts, dict) and all(
+        isinstance(fact, str) and "\0" not in fact for fact in facts.values()
+    )
+
+
+def _is_header(header: Any) -> bool:
+    """True if this is the header of a message of Jupyter."""
+    return isinstance(header, dict) and all(
+        isinstance(header.get(name), str) for name in ("msg_id", "session")
+    )

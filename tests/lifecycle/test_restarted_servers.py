@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from kit.jupyter.front_end import errors, front_end, texts
 from kit.jupyter.restarted_servers import end, has_begun, listed, replies, serving, shown, start
 from kit.machine.daemons import daemon_pids, kill
 from roost.bench.world import wait_until_forked
-from roost.launchers.daemon.private_files import runtime_dir
+from roost.launchers.daemon.private_files import runtime_dir, write_private_json
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError
 
@@ -86,6 +87,27 @@ async def test_two_servers_at_once_do_not_share_a_kernel(one_gpu: Path) -> None:
     async with AsyncExitStack() as stack:
         both = await asyncio.gather(*(stack.enter_async_context(serving(one_gpu)) for _ in range(2)))
         assert sorted([len(await listed(server)) for server in both]) == [0, 1]
+
+
+async def test_a_line_in_a_servers_file_takes_no_kernel_from_a_program(one_gpu: Path) -> None:
+    """A server's files may name any kernel. The scheduler knows the holder."""
+    async with serving(one_gpu) as server:
+        kernel_id = await start(server, "gpu")
+        async with front_end(server, kernel_id) as front:
+            await front.ended(await front.run("1"))
+        await end(server)
+    (file,) = Path(os.environ["XDG_STATE_HOME"]).glob("roost/servers/*/kernels.json")
+    noted = json.loads(file.read_text())
+    with roost.start_kernel("gpu", gpus=0) as held:
+        write_private_json(file, {**noted, held.id: noted[kernel_id], "abc": "x"})
+        async with serving(one_gpu) as server:
+            assert (await listed(server)).keys() == {kernel_id}
+            assert any(
+                f"kernel {held.id} is not adopted" in line and "is held by" in line for line in server.log
+            )
+        assert held.execute("6 * 7").text == "42"
+        (holder,) = [each.owner for each in await connect("local").kernels() if each.id == held.id]
+        assert holder.pid == os.getpid()
 
 
 async def test_a_kernel_that_has_ended_meanwhile_is_not_listed_and_says_why(one_gpu: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from kit.machine.bad_files import BAD_FILES
 from kit.machine.killed_writer import die_while_writing
 from roost.provisioners.server_extension.server_state import ServerState, choose_server_name
 
@@ -114,6 +118,53 @@ def test_damaged_files_are_left_aside(damaged: str) -> None:
         (state.folder / name).write_text(damaged)
     state = ServerState("ours")
     assert (state.kernels, state.lost_cells) == ({}, {})
+
+
+@pytest.mark.parametrize("name", ["kernels.json", "held.json", "sessions.db", "lock"])
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_files_of_any_form_do_not_turn_the_extension_off(
+    caplog: pytest.LogCaptureFixture, kind: str, name: str
+) -> None:
+    state = ServerState("ours")
+    state.close()
+    (state.folder / name).unlink(missing_ok=True)
+    BAD_FILES[kind](state.folder / name)
+    state = ServerState("ours")
+    assert (state.problem, state.has_lock) == ("", True)
+    assert (state.kernels, state.lost_cells) == ({}, {})
+    is_aside = os.path.lexists((state.folder / name).with_suffix(".unreadable"))
+    assert [
+        record.getMessage().startswith(f"{state.folder / name} is put aside") for record in caplog.records
+    ] == [True] * is_aside
+    if name in ("kernels.json", "held.json") and kind not in ("types", "infinite"):
+        assert is_aside
+    state.note("k", name="python3")
+    with contextlib.closing(sqlite3.connect(state.sessions)) as database:
+        database.execute("CREATE TABLE IF NOT EXISTS session (x)")
+    state.close()
+    assert set(ServerState("ours").kernels) == {"k"}
+
+
+def test_entries_of_any_form_are_left_out() -> None:
+    state = ServerState("ours")
+    state.close()
+    good = {"name": "python3", "cwd": "/", "session": ""}
+    bad = (
+        {"abc": "x"},
+        {"a": 7},
+        {"a": {"name": 1}},
+        {"a": {"cwd": "\0"}},
+        {"": good},
+        {"a\n": good},
+        {"a" * 300: good},
+    )
+    for entry in bad:
+        (state.folder / "kernels.json").write_text(json.dumps({**entry, "k": good}))
+        (state.folder / "held.json").write_text(json.dumps({**entry, "k": [HEADER, 7, {}, {"msg_id": 1}]}))
+        state = ServerState("ours")
+        assert state.kernels == {"k": good}
+        assert state.lost_cells == {"k": [HEADER]}
+        state.close()
 
 
 def test_what_a_killed_server_left_of_a_file_is_removed() -> None:
