@@ -19,6 +19,7 @@ from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, join_shared, spawn, start_shared
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
+from roost.launchers.protocol.launch_checks import find_impossible
 from roost.launchers.protocol.messages import KernelProcess, KernelUse, Lease
 from roost.launchers.protocol.process_context import UNKNOWN, ProcessContext
 from roost.launchers.protocol.process_log import hide_output
@@ -235,6 +236,9 @@ class Agent:
         self._gpu_locks.close()
 
     def _reserve(self, request: messages.Reserve) -> Lease:
+        for name in (request.lease.id, request.lease.kernel_id):
+            if not name.isprintable():  # it would forge lines in the log
+                raise RemoteError("bad_request", f"an id has characters that cannot be shown: {name!a:.80}")
         is_new = self._ledger.get(request.lease.id) is None
         try:
             with writing(self._folder):
@@ -389,6 +393,8 @@ class Agent:
         self, argv: tuple[str, ...], env: Mapping[str, str], context: ProcessContext = UNKNOWN
     ) -> None:
         """Start a zygote for kernels with this command and environment, if such kernels can be forked."""
+        if impossible := find_impossible(argv, env):
+            raise RemoteError("bad_command", impossible)
         command = parse_ipykernel_command(argv)
         if command is not None:
             await self._zygotes.warm(

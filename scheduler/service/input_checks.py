@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from roost.launchers.protocol.launch_checks import find_impossible
 from roost.placement.model import Request
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import Owner, StartKernel
@@ -16,6 +17,8 @@ def check_input(message: StartKernel | None, arguments: Mapping[str, Any]) -> No
     """Check a start, or the arguments of another call. Raises `ConfigError`."""
     if message is not None:
         check_start(message)
+    if "argv" in arguments:
+        check_process(arguments["argv"], arguments.get("env") or {})
     if (owner := arguments.get("owner")) is not None:
         check_owner(owner)
     if (request := arguments.get("request")) is not None:
@@ -30,17 +33,20 @@ def check_start(start: StartKernel) -> None:
         raise ConfigError("a start needs a kernel id and a launch id: give both.")
     check_owner(start.owner)
     check_request(start.request)
-    for part in (*start.argv, *start.env.keys(), *start.env.values(), start.cwd):
-        if "\0" in part:  # it ends a text in C
-            raise ConfigError(
-                f"the command or a variable has a zero byte: {part.partition(chr(0))[0]!a:.60}."
-            )
+    check_name("the kernelspec's name", start.connection.kernel_name)
+    check_process(start.argv, start.env, start.cwd)
     for name, seconds in (
         ("launch_timeout", start.launch_timeout_s),
         ("queue_timeout", start.queue_timeout_s),
     ):
         if seconds is not None and seconds <= 0:
             raise ConfigError(f"{name} is {seconds:g} s: give seconds above 0.")
+
+
+def check_process(argv: Iterable[str], env: Mapping[str, str], cwd: str = "") -> None:
+    """Raise `ConfigError` if no process can have this command, these variables or this folder."""
+    if impossible := find_impossible(argv, env, cwd):
+        raise ConfigError(f"{impossible}.")
 
 
 def check_owner(owner: Owner) -> None:

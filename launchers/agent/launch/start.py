@@ -38,6 +38,7 @@ from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.open_files import restore_limit
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import describe_exit, start_time
+from roost.launchers.protocol.launch_checks import find_impossible
 from roost.launchers.protocol.messages import (
     LAST_LINE,
     Connection,
@@ -133,8 +134,10 @@ class Starter:
 
         Raises `RemoteError`; then no process is left behind.
         """
+        if impossible := find_impossible(request.argv, request.env, request.cwd):
+            raise RemoteError("bad_command", impossible)
         if not os.path.isdir(request.cwd):
-            problem = f"the working directory {request.cwd} does not exist on this machine"
+            problem = f"the working directory {request.cwd:.500} does not exist on this machine"
             raise RemoteError("bad_command", problem)
         if obstacle := find_obstacle(request.context):
             raise RemoteError("bad_command", obstacle)

@@ -1,9 +1,10 @@
-"""Bad files in the agent's folder: the agent starts, puts them aside, and logs one line for each."""
+"""Bad files in the agent's folder, and impossible values in requests: one line or sentence for each, and no stack."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from kit.machine.real_agent import agent_session, end_agent
 from roost.launchers.agent.leases.manager_watch import ManagerWatch
 from roost.launchers.daemon.private_files import private_folder, read_json
 from roost.launchers.daemon.world import name_in_world
+from roost.launchers.protocol.rpc import RemoteError
 
 
 @pytest.fixture
@@ -94,3 +96,31 @@ async def test_a_damaged_announcement_of_a_running_agent_is_written_again(folder
         async with agent_session() as again:
             assert [lease.kernel_id for lease in (await again.client.holdings()).leases] == ["k"]
             await again.client.release("roost:k:1")  # the agent has bound its socket again
+
+
+IMPOSSIBLE: tuple[dict[str, Any], ...] = (
+    {"env": {"A=B": "c"}},
+    {"env": {"A\0": "c"}},
+    {"env": {"": "c"}},
+    {"env": {"A": "\ud800"}},
+    {"cwd": "/\0"},
+    {"cwd": "/" + "a" * 100_000},
+    {"argv": ("/bin/true", "\0")},
+    {"argv": ("/bin/true", "a" * 200_000)},
+    {"argv": ("a" * 10_000,)},
+    {"argv": ("",)},
+)
+
+
+async def test_what_no_process_can_have_is_one_sentence(folder: Path) -> None:
+    async with agent_session() as session:
+        await session.reserve("k")
+        for change in IMPOSSIBLE:
+            with pytest.raises(RemoteError) as refused:
+                await session.launch("k", **change)
+            assert refused.value.kind == "bad_command", change
+            assert "\n" not in refused.value.message
+            assert len(refused.value.message) < 12_000
+        with pytest.raises(RemoteError, match="an id has characters that cannot be shown"):
+            await session.reserve("k\nforged")
+    assert "Traceback" not in (folder / "log").read_text()

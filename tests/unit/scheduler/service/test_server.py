@@ -112,6 +112,13 @@ async def served(
         ({"request": Request(labels={"zone": "a\nb"})}, "a label has characters"),
         ({"request": Request(resources={"li\x00cence": 1})}, "a resource has characters"),
         ({"env": {"A": "b\0c"}}, r"the command or a variable has a zero byte: 'b'\."),
+        ({"env": {"A\0": "b"}}, r"the command or a variable has a zero byte: 'A'\."),
+        ({"env": {"A=B": "c"}}, r"a variable cannot have the name 'A=B'\."),
+        ({"env": {"": "c"}}, r"a variable cannot have the name ''\."),
+        ({"env": {"A": "\ud800"}}, r"has characters that no process can have: '\\ud800'\."),
+        ({"argv": ("a", "\0")}, "has a zero byte"),
+        ({"cwd": "/a\0b"}, r"has a zero byte: '/a'\."),
+        ({"connection": Connection(kernel_name="a\nb")}, "the kernelspec's name has characters"),
         ({"launch_timeout_s": -1.0}, "launch_timeout is -1 s: give seconds above 0"),
     ],
 )
@@ -123,6 +130,13 @@ async def test_names_that_cannot_be_shown_are_refused(
             await call.start(replace(start_of("k"), **change))
         assert refusal.value.kind == "ConfigError"
         assert (await call("kernels"))["kernels"] == []
+
+
+async def test_no_process_is_warmed_with_an_impossible_variable(tmp_path: Path) -> None:
+    async with served(tmp_path) as (_, _, call):
+        with pytest.raises(RemoteError, match="a variable cannot have the name 'A=B'") as refusal:
+            await call("warm", argv=["python"], env={"A=B": "c"})
+        assert refusal.value.kind == "ConfigError"
 
 
 async def test_every_operation_answers(tmp_path: Path) -> None:
