@@ -432,3 +432,34 @@ async def test_the_api_server_refuses_hostile_values_in_one_sentence(
         assert not await cluster.pods()
     finally:
         await asyncio.wait_for(cluster.close(), 60)
+
+
+async def test_no_pod_of_a_user_takes_over_its_node(
+    users: dict[str, Api], kubernetes_cluster: Kubelets
+) -> None:
+    """The policy refuses this by itself, in a namespace without Pod Security."""
+    admin, namespace = kubernetes_cluster.api, f"/api/v1/namespaces/{SHARED}"
+    level = "pod-security.kubernetes.io/enforce"
+    cases = {
+        "a pod has its own network, processes and shared memory": [
+            pod("bob", **{field: True}) for field in ("hostPID", "hostIPC", "hostNetwork")
+        ],
+        "no container is privileged": [
+            pod("bob", main={"securityContext": {"privileged": True}}),
+            pod("bob", initContainers=[{"name": "i", "image": "a", "securityContext": {"privileged": True}}]),
+        ],
+        "a volume is of a kind": [pod("bob", volumes=[{"name": "s", "hostPath": {"path": "/"}}])],
+    }
+    admin.call("PATCH", namespace, {"metadata": {"labels": {level: "privileged"}}})
+    try:
+        deadline = time.monotonic() + POLICY_S
+        while "PodSecurity" in attempt(admin, "POST", pods(SHARED), pod("bob", hostPID=True)):
+            assert time.monotonic() < deadline, "Pod Security is still enforced"
+            await asyncio.sleep(0.2)
+        for message, bodies in cases.items():
+            for body in bodies:
+                assert message in attempt(users["bob"], "POST", pods(SHARED), body)
+        assert attempt(users["bob"], "POST", pods(SHARED), pod("bob")) == ""
+        assert attempt(users["bob"], "POST", pods(SHARED), pod("bob", hostPID=False)) == ""
+    finally:
+        admin.call("PATCH", namespace, {"metadata": {"labels": {level: "restricted"}}})
