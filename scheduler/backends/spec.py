@@ -147,7 +147,8 @@ def describe_unknown(what: str, name: object, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(str(name), known, n=1)
     guess = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
-    return f"there is no {what} named {str(name)[:40]}: {guess}"
+    shown = str(name) if str(name).isprintable() else ascii(name)
+    return f"there is no {what} named {shown[:40]}: {guess}"
 
 
 def describe_extra(name: str) -> str:

@@ -59,7 +59,7 @@ def _build(section: type[Section], config: Config) -> Section:
         return section(config=config)
     except TraitError as problem:
         wrong = describe_refusal(problem, section, config.get(name, {}))
-        raise ConfigError(f"a setting of c.{name} is wrong: {wrong}") from None
+        raise ConfigError(f"a setting of c.{name} is wrong: {' '.join(wrong.split())}") from None
 
 
 def _load_section(backend: str) -> type[Section]:

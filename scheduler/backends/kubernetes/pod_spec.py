@@ -260,7 +260,12 @@ def merge(base: Any, change: Any) -> Any:
 
 
 def _is_named(items: list[Any]) -> bool:
-    return all(isinstance(item, Mapping) and "name" in item for item in items)
+    return all(
+        isinstance(item, Mapping)
+        and isinstance(item.get("name"), str)
+        and isinstance(item.get("mountPath", ""), str)
+        for item in items
+    )
 
 
 def _key(item: Mapping[str, Any]) -> tuple[str, str]:
