@@ -45,7 +45,7 @@ class RequestOption:
         if isinstance(value, str) and self.kind is not str:
             try:
                 value = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 pass  # `check` names the option and the text
         self.check(value)
         return value

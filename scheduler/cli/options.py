@@ -157,5 +157,5 @@ def print_answer(arguments: argparse.Namespace, document: dict[str, Any], show: 
 def read_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -20,7 +20,13 @@ from roost.launchers.agent.machine.disk_room import DiskRoom
 from roost.launchers.agent.machine.sessions import OwnSession, Session
 from roost.launchers.agent.output.journal import Journal, subscribe_to
 from roost.launchers.agent.warm.zygote_pool import ZygotePool
-from roost.launchers.daemon.file_input import UnfitFile, make_own_folder, put_aside, read_document
+from roost.launchers.daemon.file_input import (
+    MOST_OWN_BYTES,
+    UnfitFile,
+    make_own_folder,
+    put_aside,
+    read_document,
+)
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
 from roost.launchers.daemon.tasks import join_shared
@@ -266,7 +272,7 @@ class Kernels:
         """
         try:
             try:
-                return decode(kind, read_document(path), ignore_unknown=True)
+                return decode(kind, read_document(path, most_bytes=MOST_OWN_BYTES), ignore_unknown=True)
             except WireError as problem:
                 raise UnfitFile(path, f"cannot be read: {problem}") from None
         except FileNotFoundError:

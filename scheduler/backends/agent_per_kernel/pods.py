@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from roost.launchers.daemon.json_text import parse_json
 from roost.launchers.protocol.messages import AgentAddress, Launch, Lease, PodKernel
 from roost.placement.model import Node, Request
 from roost.placement.model.json_codec import decode, encode
@@ -217,4 +218,4 @@ def dump_lease(lease: Lease) -> str:
 
 def load_lease(text: str) -> Lease:
     """Return the lease that `dump_lease` wrote; raises `ValueError` for other text."""
-    return decode(Lease, json.loads(text), ignore_unknown=True)
+    return decode(Lease, parse_json(text), ignore_unknown=True)
