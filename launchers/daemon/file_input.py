@@ -125,7 +125,7 @@ def read_document(
 
 
 def read_json(path: Path, *, most_bytes: int = MOST_OWN_BYTES) -> Any:
-    """Return the JSON value in a file of roost's. Return None if there is no file, or one that cannot be used.
+    """Return the JSON value in a file of roost's. Return None if the file is missing or cannot be used.
 
     Raises `OSError` if that error says nothing about the file.
     """
@@ -156,7 +156,7 @@ def take_json(path: Path, log: logging.Logger, kind: type = dict, *, most_bytes:
 def put_aside(path: Path, reason: str, log: logging.Logger, *, aside: Path | None = None) -> None:
     """Rename a file or folder that cannot be used, and log it in one line. `reason` is a predicate.
 
-    The new name is `aside`, or that of `path` with the ending `.unreadable`. What had that name before is removed.
+    The new name is `aside`, or that of `path` with the ending `.unreadable`. An earlier file of that name is removed.
     """
     aside = aside or path.with_suffix(_UNREADABLE)
     try:
@@ -172,13 +172,13 @@ def put_aside(path: Path, reason: str, log: logging.Logger, *, aside: Path | Non
 
 
 def clear_place(path: Path, log: logging.Logger) -> None:
-    """Put aside what stands where a file of roost's belongs, unless it is a file or a socket."""
+    """Put a folder, link, pipe or device aside that stands where a file of roost's belongs."""
     if (kind := _find_kind(path)) and kind != _KINDS[stat.S_IFSOCK]:
         put_aside(path, kind, log)
 
 
 def make_own_folder(path: Path, log: logging.Logger) -> Path:
-    """Make a folder of roost's with mode 0700. Whatever stands there instead is put aside. Raises `OSError`."""
+    """Make a folder of roost's with mode 0700. A file or link that stands there is put aside. Raises `OSError`."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         put_aside(path, "is no folder", log)
     path.mkdir(mode=0o700, exist_ok=True)

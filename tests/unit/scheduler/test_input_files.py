@@ -1,4 +1,4 @@
-"""Files of users and operators, and the service's own. One that cannot be used is a sentence, or is put aside."""
+"""Files of users and operators, and the service's own. A bad file is refused in a sentence, or put aside."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from kit.machine.bad_files import BAD_FILES
 from roost.launchers.daemon.file_input import take_json
 from roost.launchers.daemon.tasks import Timers
 from roost.scheduler.backends.agent_calls import Agents
+from roost.scheduler.backends.agent_per_kernel import load_lease
 from roost.scheduler.backends.agent_per_kernel.pod_agent import read_address
 from roost.scheduler.backends.agent_per_node.agents import AgentPool
 from roost.scheduler.backends.base import Backend
@@ -26,8 +27,10 @@ from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.backends.kubernetes.api import _read_configuration
 from roost.scheduler.backends.kubernetes.pod_spec import PodTemplate
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
+from roost.scheduler.backends.spec import RequestOption
 from roost.scheduler.backends.yarn.hadoop_conf import find_web_addresses, read_site
 from roost.scheduler.backends.yarn.rest import _read_password
+from roost.scheduler.cli.options import read_json
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.core.backend_access import BackendAccess
 from roost.scheduler.core.ender import KernelEnder
@@ -143,6 +146,15 @@ def test_a_key_pair_may_be_a_link_and_must_fit(tmp_path: Path) -> None:
         (tmp_path / "target").write_text(json.dumps(found))
         with pytest.raises(ConfigError, match="cannot be read or made"):
             load_key_pair(str(tmp_path / "identity.json"), name="ray", section="RoostRayBackend")
+
+
+def test_deep_nesting_in_a_text_is_no_other_error() -> None:
+    deep = "[" * 200_000
+    assert read_json(deep) == deep
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_lease(deep)
+    with pytest.raises(ConfigError, match="must be"):
+        RequestOption(name="gpus", kind=int, help="a number").read(deep)
 
 
 def test_a_bad_announcement_of_a_pod_is_none(tmp_path: Path) -> None:
