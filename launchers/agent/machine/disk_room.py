@@ -35,6 +35,11 @@ _NOTABLE_BYTES = 4 << 20
 
 All logs are also checked if less than this is free.
 """
+_SMALL_BYTES = 4 << 30
+"""A kernel may fill half of a smaller file system within `_LOOK_S`, so writes there are reported at once.
+
+A user may have 128 queues of such reports, and other programs need them too.
+"""
 _MOST_BYTES = 8 << 20
 _LEAST_BYTES = 64 << 10
 _SHARE = 4
@@ -69,11 +74,12 @@ class DiskRoom:
         """Watch the logs. May be repeated, for a new log."""
         if "logs" not in self._timers:
             self._timers.later(soon_s, self._look, key="logs")
-        if self._writes is None:
+        if self._writes is None and self._read_space()[1] < _SMALL_BYTES:
             self._writes = Inotify()
             if self._writes.fd >= 0:
                 asyncio.get_running_loop().add_reader(self._writes.fd, self._note_writes)
-        self._await_writes(self._list_logs())
+        if self._writes is not None:
+            self._await_writes(self._writes, self._list_logs())
 
     def close(self) -> None:
         self._timers.close()
@@ -82,10 +88,9 @@ class DiskRoom:
                 asyncio.get_running_loop().remove_reader(self._writes.fd)
             self._writes.close()
 
-    def _await_writes(self, logs: Iterable[Path]) -> None:
-        assert self._writes is not None
+    def _await_writes(self, writes: Inotify, logs: Iterable[Path]) -> None:
         for path in set(logs).difference(self._watched.values()):
-            watch = self._writes.add(path, MODIFY | ONESHOT)
+            watch = writes.add(path, MODIFY | ONESHOT)
             if watch >= 0:
                 self._watched[watch] = path
 
@@ -100,9 +105,10 @@ class DiskRoom:
             self._timers.later(soon_s, self._look_at_writes, key="written")
 
     def _look_at_writes(self) -> None:
+        assert self._writes is not None
         written, self._written = self._written, set()
         self._look()
-        self._await_writes(written)
+        self._await_writes(self._writes, written)
 
     def write(self, write: Callable[[], T]) -> T:
         """Call `write`, which writes a small file. Make room and call it again if the file system is full."""

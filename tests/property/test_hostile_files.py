@@ -1,6 +1,6 @@
 """Files of any form are read right, refused with one sentence, or put aside. There is no other error.
 
-ROOST_FILES=100000 with `pytest tests/property/test_files.py` is the long run.
+`make hostile` reads more of them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from roost.scheduler.policies.recent_requests import RecentRequests
 from roost.scheduler.service.server import scheduler_name
 from roost.scheduler.simulate.trace_files import read_trace
 
-FILES = int(os.environ.get("ROOST_FILES", "2000"))
+FILES = int(os.environ.get("ROOST_MESSAGES", "2000"))
 MEMORY = "/dev/shm"
 NO_PID = 2**22 + 1
 """No process has this pid: it is the greatest of Linux, and one more."""
