@@ -14,11 +14,22 @@ def find_impossible(argv: Iterable[str], env: Mapping[str, str], cwd: str = "") 
     for name in env:
         if not name or "=" in name:
             return f"a variable cannot have the name {name!a:.60}"
-    for part in (*argv, *env, *env.values(), cwd):
-        if "\0" in part:  # it ends a text in C
-            return f"the command or a variable has a zero byte: {part.partition(chr(0))[0]!a:.60}"
-        try:
-            os.fsencode(part)
-        except UnicodeEncodeError:
-            return f"the command or a variable has characters that no process can have: {part!a:.60}"
+    texts = {"the command": argv, "the name of a variable": env, "the working folder": (cwd,)}
+    for what, parts in texts.items():
+        for part in parts:
+            if problem := _find_unfit(part):
+                return f"{what} has {problem}: {part.partition(chr(0))[0]!a:.60}"
+    for name, value in env.items():
+        if problem := _find_unfit(value):
+            return f"the variable {name} has {problem}"  # its value may be a secret
+    return ""
+
+
+def _find_unfit(text: str) -> str:
+    if "\0" in text:  # it ends a text in C
+        return "a zero byte"
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return "characters that no process can have"
     return ""
