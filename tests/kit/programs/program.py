@@ -125,13 +125,17 @@ def _read_cells(path: Path, lines: list[str]) -> Iterator[Cell]:
 
 def explain_no_standby(python: str, program: Program, kind: str) -> str:
     """Return a sentence if this kind of kernel needs a standby and no standby may serve the program, or ""."""
-    version = list_packages(python).get("ipykernel", "")
-    is_old = tuple(map(int, version.split(".")[:2])) < (7, 1) if version else False
     if kind not in ("standby", "learnt"):
         return ""
-    if is_old:
-        return f"roost builds no standby with ipykernel {version}."
-    return f"No standby serves this program: {program.never_standby}." if program.never_standby else ""
+    never = f"No standby serves this program: {program.never_standby}." if program.never_standby else ""
+    return explain_old_ipykernel(python) or never
+
+
+def explain_old_ipykernel(python: str) -> str:
+    """Return a sentence if roost builds no standby with this interpreter's ipykernel, or ""."""
+    version = list_packages(python).get("ipykernel", "")
+    is_old = tuple(map(int, version.split(".")[:2])) < (7, 1) if version else False
+    return f"roost builds no standby with ipykernel {version}." if is_old else ""
 
 
 @lru_cache
