@@ -106,7 +106,8 @@ class RpcServer:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
         socket.setsockopt(zmq.SNDHWM, 20_000)
-        socket.setsockopt(zmq.BACKLOG, _BACKLOG)
+        if addresses[0].startswith("tcp:"):
+            socket.setsockopt(zmq.BACKLOG, _BACKLOG)
         if self._keys is not None:
             self._require_keys(self._keys)
         for address in addresses:
