@@ -31,7 +31,6 @@ from roost.scheduler.config.trait_errors import describe_refusal
 from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,
-    HeldElsewhere,
     LaunchError,
     RoostError,
     UnknownKernel,
@@ -348,25 +347,17 @@ class RoostProvisioner(KernelProvisionerBase):
     async def _adopt(self, owner: Owner, *, takes_away: bool = True) -> Kernel:
         """Adopt the kernel from the scheduler of this world, or of another one. Raises `UnknownKernel`.
 
-        If `takes_away` is false, another application that holds the kernel and lives keeps it: `HeldElsewhere`.
+        If `takes_away` is false, another application that holds the kernel and lives keeps it: `HeldElsewhere`. The
+        files of a server may name any kernel.
         """
         try:
-            return await self._adopt_from(self.service, owner, takes_away)
+            return await self.service.adopt(self._id, owner, takes_away=takes_away)
         except UnknownKernel:
             other = None if self.service.is_elsewhere else await find_elsewhere(self.service, self._id)
             if other is None:
                 raise
         self._use(other)
-        return await self._adopt_from(other, owner, takes_away)
-
-    async def _adopt_from(self, service: Client, owner: Owner, takes_away: bool) -> Kernel:
-        if not takes_away:  # the scheduler knows the holder; the files of a server may name any kernel
-            kernel = await service.kernel(self._id)
-            holder, is_held = kernel.owner, kernel.is_held and kernel.state != "exited"
-            if holder.pid and is_held and (not owner.server or holder.server != owner.server):
-                who = f"{holder.application or holder.user} (pid {holder.pid} on {holder.host})"
-                raise HeldElsewhere(f"kernel {self._id} is held by {who}.", kernel_id=self._id)
-        return await service.adopt(self._id, owner)
+        return await other.adopt(self._id, owner, takes_away=takes_away)
 
     async def _leave_world(self) -> None:
         """End a kernel of another world for good, so that it can start again in this world."""

@@ -141,14 +141,16 @@ class Client:
         also = {"with_use": True} if with_use else {}  # older services do not know it
         return self._ask("kernel", _to_kernel, kernel_id=kernel_id, **also)
 
-    def adopt(self, kernel_id: str, owner: Owner | None = None) -> Call[Kernel]:
+    def adopt(self, kernel_id: str, owner: Owner | None = None, *, takes_away: bool = True) -> Call[Kernel]:
         """Adopt a kernel or a start of another application, and return it; raises `UnknownKernel`.
 
         This application becomes the holder, unless a Jupyter Server that lives holds the kernel: that server
-        stays the holder, and another server gets `HeldElsewhere`. The returned kernel has no connection if it
-        does not run yet, or if its agent is unreachable (state `unknown`).
+        stays the holder, and another server gets `HeldElsewhere`. Without `takes_away`, every application that lives
+        stays the holder. The returned kernel has no connection if it does not run yet, or if its agent is unreachable
+        (state `unknown`).
         """
-        return self._ask("adopt", _to_kernel, kernel_id=kernel_id, owner=owner or this_owner())
+        arguments = {"kernel_id": kernel_id, "owner": owner or this_owner(), "takes_away": takes_away}
+        return self._ask("adopt", _to_kernel, **arguments)
 
     def journal(
         self,

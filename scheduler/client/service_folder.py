@@ -17,7 +17,7 @@ from roost.launchers.daemon.private_files import runtime_dir
 from roost.launchers.daemon.world import find_world, name_in_world
 from roost.scheduler.backends.registry import get_spec
 
-PROTOCOL = 7
+PROTOCOL = 8
 """Version of the service's operations.
 
 A client asks a service with a lower version to exit, and starts its own. It refuses a service with a higher version. A

@@ -229,21 +229,24 @@ class Scheduler:
         record = self._table.get(kernel_id)
         return record.view(self._queue, with_connection=True) if record else self._ended(kernel_id)
 
-    async def adopt(self, kernel_id: str, owner: Owner) -> Kernel:
+    async def adopt(self, kernel_id: str, owner: Owner, takes_away: bool = True) -> Kernel:
         """Let another application hold a kernel or its start; return the kernel with its connection.
 
         Only one application holds a kernel. Host, pid and start time identify an application's process. While a
         Jupyter Server holds the kernel and runs, it stays the holder: a script gets the connection only, and another
-        server gets `HeldElsewhere`.
+        server gets `HeldElsewhere`. Without `takes_away`, any application that runs stays the holder, except an earlier
+        server of the same name.
         """
         record = self._table.get(kernel_id)
         if record is None:
             return self._ended(kernel_id)
         self.owners.watch(owner)
         holder = record.owner
-        is_other = owner_key(holder) != owner_key(owner)
-        has_holder = is_other and holder.can_adopt and self.owners.holds(holder)
-        if has_holder and owner.can_adopt and holder.pid:
+        is_held = owner_key(holder) != owner_key(owner) and self.owners.holds(holder)
+        has_holder = is_held and holder.can_adopt
+        is_same_server = bool(owner.server) and holder.server == owner.server
+        keeps = not takes_away and is_held and not is_same_server
+        if holder.pid and (keeps or (has_holder and owner.can_adopt)):
             who = f"{holder.application or holder.user} (pid {holder.pid} on {holder.host})"
             raise HeldElsewhere(f"kernel {kernel_id} is held by {who}.", kernel_id=kernel_id)
         if not has_holder or owner.can_adopt:

@@ -96,7 +96,8 @@ async def test_a_line_in_a_servers_file_takes_no_kernel_from_a_program(one_gpu: 
         async with front_end(server, kernel_id) as front:
             await front.ended(await front.run("1"))
         await end(server)
-    (file,) = Path(os.environ["XDG_STATE_HOME"]).glob("roost/servers/*/kernels.json")
+    files = Path(os.environ["XDG_STATE_HOME"]).glob("roost/servers/*/kernels.json")
+    (file,) = [each for each in files if kernel_id in json.loads(each.read_text())]
     noted = json.loads(file.read_text())
     with roost.start_kernel("gpu", gpus=0) as held:
         write_private_json(file, {**noted, held.id: noted[kernel_id], "abc": "x"})

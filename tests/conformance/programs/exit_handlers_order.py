@@ -1,22 +1,20 @@
-# state: what handlers do at the end
+# state: handlers that run at the end
+# in ci: yes
 
 # %%
-import atexit, os, weakref
+import atexit, os
 
-# Not to descriptor 1: ipykernel passes on what is written there, and may end before it has done so.
-out = os.open("handlers", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-atexit.register(lambda: os.write(out, b"first registered, runs last\n"))
-atexit.register(lambda: os.write(out, b"last registered, runs first\n"))
+for number in range(3):
+    atexit.register(lambda number=number: os.write(1, f"handler {number}\n".encode()))
 
+# %% restart
 
-class Object:
-    def __del__(self, write=os.write, out=out):
-        write(out, b"deleted\n")
-
-
-kept = Object()
-finalizer = weakref.finalize(Object, os.write, out, b"finalized\n")
 
 # %% client
-kernel.shut_down()
-print((kernel.folder / "handlers").read_text())
+print("a new kernel has no handlers")
+
+# %%
+import atexit
+
+print(atexit._ncallbacks())
+atexit.register(lambda: open("mark", "w").write("ended"))

@@ -26,11 +26,10 @@ from roost.scheduler.client.client import connect
 from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,
-    HeldElsewhere,
     KernelDied,
     NoNodeEver,
 )
-from roost.scheduler.messages import Event, Kernel, Owner, StartKernel
+from roost.scheduler.messages import Event, Kernel, StartKernel
 
 
 async def test_a_start_sends_the_kernelspecs_options(
@@ -277,39 +276,19 @@ class ManyKernels(Configurable):
         self.changed.set()
 
 
-@pytest.mark.parametrize("server_name", ["ours", ""])
-@pytest.mark.parametrize(
-    ("owner", "lives"),
-    [
-        (Owner(user="ada", application="script", host="here", pid=7), True),
-        (Owner(user="ada", application="jupyter_server", host="here", pid=7, server="theirs"), True),
-        (Owner(user="ada", application="script", host="here", pid=7), False),
-        (Owner(user="ada"), True),
-    ],
-)
-async def test_a_server_takes_no_kernel_from_a_program_that_lives(
-    service: FakeService, tmp_path: Path, server_name: str, owner: Owner, lives: bool
+async def test_an_adoption_takes_no_kernel_from_a_program_that_lives(
+    service: FakeService, tmp_path: Path
 ) -> None:
-    """The files of a server may name any kernel. The scheduler knows the holder, unless its `pid` is 0."""
+    """The files of a server may name any kernel. The scheduler knows the holder."""
     holder = manager(tmp_path)
     await holder.start_kernel()
-    kernel_id = holder.kernel_id
-    service.kernels[kernel_id] = replace(service.kernels[kernel_id], owner=owner, is_held=lives)
     taker = manager(tmp_path)
-    taker.kernel_id = kernel_id
+    taker.kernel_id = holder.kernel_id
     taker.parent = ManyKernels()
-    taker.parent.server_name = server_name
-    taker.parent.adopting.add(kernel_id)
-    if lives and owner.pid:
-        with pytest.raises(HeldElsewhere, match=r"is held by .* \(pid 7 on here\)"):
-            await taker.start_kernel()
-        assert service.called("adopt") == []
-        assert service.kernels[kernel_id].owner == owner
-        await taker.cleanup_resources()
-    else:
-        await taker.start_kernel()
-        assert service.kernels[kernel_id].owner.pid == os.getpid()
-        await taker.shutdown_kernel(now=True)
+    taker.parent.adopting.add(holder.kernel_id)
+    await taker.start_kernel()
+    assert [each.takes_away for each in service.called("adopt")] == [False]
+    await taker.shutdown_kernel(now=True)
     await holder.shutdown_kernel(now=True)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,19 @@ async def test_a_stop_that_had_to_wait_is_carried_out_by_the_next_scheduler(tmp_
         assert w.leases() == []
         await w.until_not(read_due)
     await agent.close()
+
+
+async def test_a_kernel_is_taken_from_a_program_only_on_purpose(
+    tmp_path: Path, servers: list[subprocess.Popen[bytes]]
+) -> None:
+    program = replace(owner(servers[0]), can_adopt=False, server="", application="script")
+    server = owner(servers[1])
+    async with fake_world(tmp_path) as w:
+        for kernel_id in ("k", "m"):
+            await w.start(kernel_id, owner=program)
+        with pytest.raises(HeldElsewhere, match=f"held by script .pid {program.pid} on"):
+            await w.scheduler.adopt("k", server, takes_away=False)
+        assert (await w.scheduler.adopt("k", server)).owner == server
+        servers[0].kill()
+        servers[0].wait()  # the scheduler need not have noticed it
+        assert (await w.scheduler.adopt("m", server, takes_away=False)).owner == server
