@@ -36,20 +36,28 @@ def runtime_dir(*, run_user: Path = Path("/run/user"), tmp: Path = Path("/tmp"))
 
 
 def _choose_in_tmp(usual: Path) -> Path:
-    """Return `usual` unless another user has it, else this user's oldest folder with that name and a time."""
-    if not os.path.lexists(usual) or usual.lstat().st_uid == os.getuid():
-        return usual
+    """Return `usual`. If another user has it, or has had it, return a folder of this user with that name and a time.
 
-    def find_own() -> list[Path]:
-        return sorted(path for path in usual.parent.glob(f"{usual.name}.*") if _is_own_real_folder(path))
-
-    if not find_own():
+    Of several such folders it is the oldest, as another process may have made one just before.
+    """
+    own = _find_own(usual)
+    if not own:
+        if not os.path.lexists(usual) or usual.lstat().st_uid == os.getuid():
+            return usual
         usual.with_name(f"{usual.name}.{time.time_ns()}").mkdir(mode=0o700)
-    return find_own()[0]  # another process may have made one just before
+        own = _find_own(usual)
+    return own[0]
+
+
+def _find_own(usual: Path) -> list[Path]:
+    return sorted(path for path in usual.parent.glob(f"{usual.name}.*") if _is_own_real_folder(path))
 
 
 def _is_own_real_folder(path: Path) -> bool:
-    status = path.lstat()
+    try:
+        status = path.lstat()
+    except OSError:  # it is gone
+        return False
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 

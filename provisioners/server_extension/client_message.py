@@ -142,6 +142,8 @@ def _read_header(part: bytes) -> dict[str, Any]:
         value = header.get(name)
         if not isinstance(value, str) or not 0 < len(value) <= MOST_ID_CHARACTERS:
             raise BadMessage(f"no {name} in its header")
+    if "header" in header:  # jupyter_client would take it for a whole message
+        raise BadMessage("a header in its header")
     if not _is_flat(list(header.values()), _MOST_LEVELS):
         raise BadMessage("a header of too many levels")
     try:

@@ -363,12 +363,16 @@ class RoostConnection(ZMQChannelsWebsocketConnection):  # type: ignore[misc]
         self._cells.clear()
 
     def speak(self, channel: str, kind: str, content: Mapping[str, Any], parent: Mapping[str, Any]) -> None:
-        """Send a message to the client as if the kernel had sent it."""
-        message = self.session.msg(kind, content=dict(content), parent=dict(parent))
-        if self.subprotocol == V1:
-            self._write(serialize_msg_to_ws_v1(message, channel, self.session.pack), binary=True)
-        else:
-            self._write(json.dumps({**message, "channel": channel}, default=json_default), binary=False)
+        """Send a message to the client as if the kernel had sent it. `parent` is the header of a request."""
+        message = self.session.msg(kind, content=dict(content))
+        message["parent_header"] = dict(parent)
+        try:
+            if self.subprotocol == V1:
+                self._write(serialize_msg_to_ws_v1(message, channel, self.session.pack), binary=True)
+            else:
+                self._write(json.dumps({**message, "channel": channel}, default=json_default), binary=False)
+        except (ValueError, TypeError, RecursionError) as problem:  # other clients must not wait for this one
+            self.log.warning("kernel=%s a message cannot be written: %s", self.kernel_id, problem)
 
     def forward(self, channel: str, parts: Sequence[bytes]) -> None:
         """Send the kernel a message, given by its parts. It may come from a connection that was closed."""

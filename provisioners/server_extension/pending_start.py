@@ -170,16 +170,19 @@ class PendingStart:
             await asyncio.gather(*(each.open_channels() for each in new))
             opened.update(new)
         self.state = "over"
-        self.line.clear()
-        connections, self.connections = [each for each in self.connections if each.is_open], []
-        for message in self.held.take():
-            try:
-                self._deliver(message, connections)
-            except Exception:  # noqa: BLE001 - the other messages and clients must not wait for this one
-                self._log.exception("kernel=%s a held message could not be sent", self.kernel_id)
-                self.end([message], _NOT_SENT)
-        for connection in opened:
-            connection.release()
+        try:
+            self.line.clear()
+            connections, self.connections = [each for each in self.connections if each.is_open], []
+            for message in self.held.take():
+                try:
+                    self._deliver(message, connections)
+                except Exception:  # noqa: BLE001 - the other messages and clients must not wait for this one
+                    self._log.exception("kernel=%s a held message could not be sent", self.kernel_id)
+                    if message.is_cell:
+                        message.sender.end_cell(message.header, _NOT_SENT)
+        finally:
+            for connection in opened:
+                connection.release()
 
     def _deliver(self, message: ClientMessage, connections: list[Any]) -> None:
         """Send a held message to the kernel. If its connection was closed meanwhile, another connection sends it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from traitlets.config.loader import ConfigFileNotFound, JSONFileConfigLoader, Py
 from roost.scheduler.backends.registry import backend_names, get_spec, load_object
 from roost.scheduler.backends.spec import describe_unknown
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.input_files import check_input
+from roost.scheduler.input_files import check_input, read_input_json
 
 from .section import Memory, Section
 from .settings import Settings
@@ -95,9 +96,10 @@ def _read_all(file: Path | None, path: Sequence[str]) -> Config:
 
 
 def _read(file: Path) -> Config:
-    loader = JSONFileConfigLoader if file.suffix == ".json" else PyFileConfigLoader
-    if file.exists():
-        check_input(file)
+    is_json = file.suffix == ".json"
+    loader = JSONFileConfigLoader if is_json else PyFileConfigLoader
+    if os.path.lexists(file):  # a link that leads nowhere is no missing file
+        (read_input_json if is_json else check_input)(file)
     try:
         config = loader(file.name, path=str(file.parent)).load_config()
     except ConfigFileNotFound:

@@ -98,7 +98,11 @@ async def test_bad_frames_for_a_waiting_kernel_cost_no_cell_of_others(
         holder, waiting = await start(server, "gpu"), await start(server, "gpu")
         async with front_end(server, waiting) as front:
             for all_bad, subprotocol in ((BAD_V1, V1), (BAD_LEGACY, None)):
-                bad = [all_bad[what] for what in ("other channel", "garbage as header") if what in all_bad]
+                bad = [
+                    all_bad[what]
+                    for what in ("other channel", "garbage as header", "header in the header")
+                    if what in all_bad
+                ]
                 for frame in [*bad, *list(all_bad.values())[:5]]:
                     assert await send(server, waiting, frame, subprotocol) == 1007
             cell = await front.run("print('ran')")

@@ -20,7 +20,7 @@ _values = st.recursive(
     max_leaves=6,
 )
 _names = st.sampled_from(
-    ["msg_id", "msg_type", "session", "username", "date", "version", "cellId", "subshell_id"]
+    ["msg_id", "msg_type", "session", "username", "date", "version", "cellId", "subshell_id", "header"]
 )
 _kinds = st.sampled_from(
     [

@@ -83,6 +83,7 @@ BAD_V1 = {
     "list as type": v1(parts_of("1", header(msg_type=["execute_request"]))),
     "long id": v1(parts_of("1", header(msg_id="x" * 1_000_000))),
     "long header": v1(parts_of("1", header(other="x" * 1_000_000))),
+    "header in the header": v1(parts_of("1", header(header=5))),
     "half a character": v1(parts_of("1", header(username="\ud800"))),
     "no number": v1(parts_of("1", header(other=float("nan")))),
     "garbage as metadata": v1([parts_of("1")[0], b"{}", b"\xff", parts_of("1")[3]]),

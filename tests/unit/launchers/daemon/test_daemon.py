@@ -315,6 +315,8 @@ def test_another_user_cannot_take_the_runtime_folder(
     assert found not in (taken, tmp_path / f"{taken.name}.1")
     assert found.stat().st_mode & 0o777 == 0o700
     assert found == find_runtime_dir(run_user=tmp_path / "none", tmp=tmp_path)
+    taken.rmdir() if kind == "folder" else taken.unlink()
+    assert found == find_runtime_dir(run_user=tmp_path / "none", tmp=tmp_path), "nobody can hide it"
 
 
 def test_files_are_private_and_written_as_a_whole(tmp_path: Path) -> None:
