@@ -291,8 +291,9 @@ async def test_a_refused_start_keeps_no_server_from_ending(one_gpu: Path, is_on:
         await start(server)
         for name in refused:
             status, answer = await server.api("POST", "kernels", {"name": f"no-{name}"})
-            assert status in (400, 500), answer
-            assert "%%" not in answer["message"]
+            # With the extension, a start that takes longer is listed, and fails then.
+            assert status in ((201, 400, 500) if is_on else (400, 500)), answer
+            assert "%%" not in answer.get("message", "")
         began = time.monotonic()
         os.kill(server.pid, signal.SIGTERM)
         assert await asyncio.to_thread(wait_gone, server.pid, STOPPED_WITHIN_S)
