@@ -104,7 +104,7 @@ async def test_messages_of_any_form(client: Client, hostile: HostileKernel) -> N
     batches: list[list[list[bytes]]] = []
 
     @settings(
-        max_examples=max(1, MESSAGES // 20 // BATCH),
+        max_examples=max(1, MESSAGES // 10 // BATCH),
         deadline=None,
         database=None,
         phases=[Phase.generate],

@@ -55,7 +55,7 @@ def read(journal: Journal, session: str = "") -> list[CellRun]:
 
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @settings(
-    max_examples=max(1, MESSAGES * 19 // 20 // BATCH),
+    max_examples=max(1, MESSAGES * 9 // 10 // BATCH),
     deadline=None,
     database=None,
     phases=[Phase.generate],
