@@ -7,8 +7,6 @@ needs to adopt the kernels: `leases/`, `kernels/` and `manager.json`. The kernel
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import json
 import logging
 import signal
@@ -28,15 +26,13 @@ from roost.launchers.protocol.process_log import set_up_log
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.launchers.protocol.rpc_server import RpcServer
 from roost.launchers.protocol.shared_values import VERSION
+from roost.launchers.protocol.unfinished_handshakes import return_large_blocks
 from roost.placement.model.json_codec import decode, encode
 
 from .agent import STOP_GRACE_S, Agent
 from .launch.start import EarlierFork
 
 log = logging.getLogger(__name__)
-
-_M_MMAP_THRESHOLD = -3  # from malloc.h
-_LARGE_BYTES = 128 << 10
 
 NO_PORT_EXIT = 98
 """The exit code of an agent that found none of its ports free. It is EADDRINUSE on Linux."""
@@ -108,15 +104,6 @@ def listen(server: RpcServer, folder: Path, settings: AgentSettings) -> str:
         raise NoFreePort(f"the agent cannot listen at {host}, on port {ports or 'any'}: {problem}") from None
 
 
-def _return_large_blocks() -> None:
-    """Have glibc give the memory of long messages back to the system as soon as it is free.
-
-    Without this, glibc keeps free blocks of up to 32 MiB for later ones, in pieces that nobody can use.
-    """
-    with contextlib.suppress(AttributeError, OSError):  # another library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-
-
 def main(
     arguments: list[str],
     assigned: dict[str, Any] | None = None,
@@ -129,7 +116,7 @@ def main(
     already. `output` is a subscription to that kernel's messages.
     """
     set_up_log()
-    _return_large_blocks()
+    return_large_blocks()
     folder, given = Path(arguments[0]), json.loads(arguments[1])
     if given.get("is_per_kernel") and not assigned:  # else `first_process` has done this
         from .first_process import fill_in

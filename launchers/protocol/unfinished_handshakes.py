@@ -52,6 +52,7 @@ _MOST_BYTES = 64 + 202 + 4_096
 """A client sends at most this many bytes before it receives a READY."""
 _ACKED, _RECEIVED = slice(120, 128), slice(128, 136)  # in `struct tcp_info` of Linux 4.1 and newer
 _M_MMAP_THRESHOLD = -3  # in `malloc.h`
+_LARGE_BYTES = 128 << 10
 _NEW, _GREETED, _WELCOMED, _NAMED, _EXCESSIVE = range(5)
 
 
@@ -71,7 +72,7 @@ class UnfinishedHandshakes:
         # A socket of zmq.asyncio would wake the event loop for each event.
         self._monitor: zmq.Socket[bytes] = zmq.Context.shadow(socket.context.underlying).socket(zmq.PAIR)
         self._monitor.connect(address)
-        _return_large_blocks()
+        return_large_blocks()
         self._thread = threading.Thread(target=self._watch, name="handshakes", daemon=True)
         self._thread.start()
 
@@ -140,14 +141,14 @@ class UnfinishedHandshakes:
             _shut_down(descriptor, self._port)
 
 
-def _return_large_blocks() -> None:
-    """Have the C library give freed blocks of a MiB or more back to the system at once.
+def return_large_blocks() -> None:
+    """Have glibc give the memory of long messages back to the system as soon as it is free. May be repeated.
 
-    A stranger may announce a command of `MAXMSGSIZE` bytes, for which ZeroMQ takes a block. By default, glibc keeps
-    such blocks after the first, and they add up to hundreds of MiB.
+    Without this, glibc keeps free blocks of up to 32 MiB for later ones, in pieces that nobody can use. A stranger may
+    announce commands of `MAXMSGSIZE` bytes, and ZeroMQ takes a block for each.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 class _Stopped(Exception):
