@@ -142,10 +142,9 @@ class UnfinishedHandshakes:
 
 
 def return_large_blocks() -> None:
-    """Have glibc give the memory of long messages back to the system as soon as it is free. May be repeated.
+    """Have glibc give the memory of long messages back to the system as soon as it is free.
 
-    Without this, glibc keeps free blocks of up to 32 MiB for later ones, in pieces that nobody can use. A stranger may
-    announce commands of `MAXMSGSIZE` bytes, and ZeroMQ takes a block for each.
+    A stranger may announce one in each connection, and glibc would keep blocks of up to 32 MiB.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
