@@ -35,13 +35,13 @@ def parse_json(content: bytes | str) -> Any:
     return value
 
 
-def check_depth(value: Any, *, most_items: int | None = None) -> None:
-    """Raise `TooDeep` for a value of lists and dicts with too many levels. Raise `UnfitText` for too many items.
+def check_depth(value: Any, *, most_levels: int = MOST_LEVELS, most_items: int | None = None) -> None:
+    """Raise `TooDeep` for a value with more than `most_levels` below its own. Raise `UnfitText` for too many items.
 
     A YAML file can name one part many times. Each time counts.
     """
     level, found = [value], 0
-    for _ in range(MOST_LEVELS + 1):
+    for _ in range(most_levels + 1):
         inner: list[Any] = []
         for each in level:
             if isinstance(each, (list, dict)):
@@ -53,4 +53,4 @@ def check_depth(value: Any, *, most_items: int | None = None) -> None:
         if not inner:
             return
         level = inner
-    raise TooDeep(f"has more than {MOST_LEVELS} levels")
+    raise TooDeep(f"has more than {most_levels} levels")

@@ -14,6 +14,8 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+from roost.launchers.daemon.json_text import TooDeep, check_depth
+
 STATES = frozenset({"busy", "idle", "starting"})
 """The execution states that Jupyter's protocol defines."""
 MOST_ID_CHARACTERS = 256
@@ -132,8 +134,11 @@ def read_fields(part: bytes, most_bytes: int | None = None) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise UnreadableMessage("a part that is no object")
-    if text.count("[") + text.count("{") > _MOST_DEPTH and _is_deep(value):
-        raise UnreadableMessage(f"a part of more than {_MOST_DEPTH} levels")
+    if text.count("[") + text.count("{") > _MOST_DEPTH:
+        try:
+            check_depth(value, most_levels=_MOST_DEPTH - 1)
+        except TooDeep:
+            raise UnreadableMessage(f"a part of more than {_MOST_DEPTH} levels") from None
     has_surrogates = "\\ud" in text or "\\uD" in text
     fields: dict[str, Any] = _replace_surrogates(value) if has_surrogates else value
     return fields
@@ -186,20 +191,6 @@ def _read_float(text: str) -> float | None:
 
 def _skip_constant(_: str) -> None:
     """Read NaN and Infinity as null. Python writes them into JSON, and browsers refuse them."""
-
-
-def _is_deep(value: object) -> bool:
-    level = [value]
-    for _ in range(_MOST_DEPTH):
-        level = [
-            item
-            for each in level
-            for item in (each.values() if isinstance(each, dict) else each)  # type: ignore[attr-defined]
-            if isinstance(item, (dict, list))
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _replace_surrogates(value: Any) -> Any:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import itertools
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from roost.scheduler.input_files import TooDeep, check_depth
 from roost.scheduler.messages import MOST_ID_CHARACTERS
 
 V1 = "v1.kernel.websocket.jupyter.org"
@@ -144,8 +145,10 @@ def _read_header(part: bytes) -> dict[str, Any]:
             raise BadMessage(f"no {name} in its header")
     if "header" in header:  # jupyter_client would take it for a whole message
         raise BadMessage("a header in its header")
-    if not _is_flat(list(header.values()), _MOST_LEVELS):
-        raise BadMessage("a header of too many levels")
+    try:
+        check_depth(header, most_levels=_MOST_LEVELS)
+    except TooDeep:
+        raise BadMessage("a header of too many levels") from None
     try:
         json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
     except ValueError:  # half of a character, or a number that JSON does not have
@@ -161,13 +164,3 @@ def _load(part: str | bytes, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadMessage(f"no JSON object as its {name}")
     return value
-
-
-def _is_flat(values: Sequence[Any], levels: int) -> bool:
-    """True if `values` have at most this many levels of lists and objects."""
-    inner = [
-        list(value.values()) if isinstance(value, dict) else value
-        for value in values
-        if isinstance(value, dict | list)
-    ]
-    return not inner or (levels > 0 and all(_is_flat(each, levels - 1) for each in inner))
