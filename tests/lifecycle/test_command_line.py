@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from kit.jupyter.notebook import SLEEP
+
 nbformat = pytest.importorskip("nbformat", reason="notebooks are written with it (extra: test)")
 pytest.importorskip("nbclient", reason="`roost run` needs it (extra: test)")
 
@@ -131,7 +133,7 @@ def test_a_kernel_that_ends_before_its_first_answer_is_reported(
 def test_a_signal_ends_the_kernel(shell: Shell, tmp_path: Path, signum: int, code: int) -> None:
     ready = tmp_path / "ready"
     os.mkfifo(ready)
-    path = notebook(tmp_path, f"open({str(ready)!r}, 'w').close()\nimport time\ntime.sleep(60)")
+    path = notebook(tmp_path, f"open({str(ready)!r}, 'w').close()\n{SLEEP}")
     with subprocess.Popen(
         shell.words("run", path), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as running:
@@ -147,7 +149,7 @@ def test_explain_names_the_kernels_that_hold_the_short_resource(shell: Shell, tm
     node = max(shell.answer("nodes")["nodes"], key=lambda node: float(node["cpus"]))
     ready, saved = tmp_path / "ready", tmp_path / "nodes.json"
     os.mkfifo(ready)
-    path = notebook(tmp_path, f"open({str(ready)!r}, 'w').close()\nimport time\ntime.sleep(60)")
+    path = notebook(tmp_path, f"open({str(ready)!r}, 'w').close()\n{SLEEP}")
     all_cpus = str(node["cpus"])
     with subprocess.Popen(
         shell.words("run", path, "--cpus", all_cpus), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -22,6 +22,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 import roost
 from kit.clusters.kubernetes.shared_cluster import HOME, kernel_pid
 from kit.jupyter.kernelspecs import kernelspecs
+from kit.jupyter.notebook import SLEEP
 from roost.provisioners.execution import Result
 from roost.provisioners.notebook_run import run_notebook
 from roost.scheduler.client.client import connect
@@ -147,7 +148,7 @@ def test_a_plain_call_and_an_exception_in_the_block() -> None:
 def test_code_that_takes_too_long_is_interrupted() -> None:
     with roost.start_kernel("roosted") as kernel:
         with pytest.raises(TimeoutError, match="interrupted"):
-            kernel.execute("import time; time.sleep(60)", timeout_s=0.3)
+            kernel.execute(SLEEP, timeout_s=0.3)
         assert kernel.execute("3", timeout_s=30).text == "3"
 
 
@@ -235,7 +236,7 @@ async def test_in_an_event_loop(backend: str) -> None:
 async def test_a_cancelled_execute_interrupts_the_code(tmp_path: Path) -> None:
     running = tmp_path / "running"
     async with roost.start_kernel("roosted") as kernel:
-        code = f"import pathlib, time; pathlib.Path({str(running)!r}).touch(); time.sleep(60)"
+        code = f"import pathlib\npathlib.Path({str(running)!r}).touch()\n{SLEEP}"
         task = asyncio.ensure_future(kernel.execute(code))
         await asyncio.to_thread(until, running.exists)
         task.cancel()
@@ -248,7 +249,7 @@ async def test_a_cancelled_execute_interrupts_the_code(tmp_path: Path) -> None:
 async def test_a_restart_ends_the_running_code(tmp_path: Path) -> None:
     running = tmp_path / "running"
     async with roost.start_kernel("roosted") as kernel:
-        code = f"import pathlib, time; pathlib.Path({str(running)!r}).touch(); time.sleep(60)"
+        code = f"import pathlib\npathlib.Path({str(running)!r}).touch()\n{SLEEP}"
         task = asyncio.ensure_future(kernel.execute(code))
         await asyncio.to_thread(until, running.exists)
         await kernel.restart()
@@ -277,7 +278,7 @@ import roost
 try:
     with roost.start_kernel("roosted") as kernel:
         print("up", flush=True)
-        kernel.execute("import time; time.sleep(60)")
+        kernel.execute("import time\\nwhile True: time.sleep(0.1)")
 except KeyboardInterrupt:
     print("interrupted", [one.id for one in roost.connect("local").kernels().result(10)])
 """

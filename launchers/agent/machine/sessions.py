@@ -63,15 +63,18 @@ class SharedSession:
     is_shared = True
 
     def signal(self, pid: int, signum: int) -> bool:
-        group, is_there = os.getpgrp(), False
-        with contextlib.suppress(psutil.Error, ProcessLookupError):
-            kernel = psutil.Process(pid)
-            for process in (kernel, *kernel.children(recursive=True)):
-                with contextlib.suppress(psutil.Error, ProcessLookupError):
-                    if process is kernel or os.getpgid(process.pid) == group:
-                        process.send_signal(signum)
-                        is_there = True
-        return is_there
+        children: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):  # the kernel gets its signal all the same
+            children = psutil.Process(pid).children(recursive=True)
+        try:
+            os.kill(pid, signum)
+        except ProcessLookupError:
+            return False
+        for process in children:
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getpgid(process.pid) == os.getpgrp():
+                    process.send_signal(signum)
+        return True
 
     def sweep(self, pid: int) -> None:
         killed: set[int] = set()

@@ -14,6 +14,12 @@ from roost.scheduler.client.client import Client
 from roost.scheduler.errors import KernelDied
 from roost.scheduler.messages import Kernel
 
+SLEEP = "import time\nwhile True: time.sleep(0.1)"
+"""Code that an interrupt ends. One long sleep would go on if the signal came just before it began."""
+
+_PRINTED_S = 0.2
+"""How long a kernel may take to return from a print that was shown. Some hang if they are interrupted in it."""
+
 
 class Notebook:
     """A notebook's kernel: `open` starts it, `close` ends it. `options` go to `start_kernel`.
@@ -50,16 +56,17 @@ class Notebook:
         return str(reply["content"]["user_expressions"]["x"]["data"]["text/plain"])
 
     async def interrupt(self) -> None:
-        """Run a cell that sleeps, and interrupt it once IOPub shows that it runs."""
-        cell = self.client.execute(
-            "print('runs', flush=True); import time; time.sleep(60)", stop_on_error=False
-        )
+        """Run a cell that sleeps, interrupt it once it sleeps, and wait until it has ended."""
+        cell = self.client.execute(f"print('runs', flush=True)\n{SLEEP}", stop_on_error=False)
         for kind in (
             "execute_input",
             "stream",
         ):  # the kernel announces the cell before the cell's first line runs
             await self._until_published(kind, cell)
+        await asyncio.sleep(_PRINTED_S)
         await self.manager.interrupt_kernel()
+        reply = await self.client._async_recv_reply(cell, timeout=30)
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
 
     async def _until_published(self, kind: str, request: str) -> None:
         """Wait for the next IOPub message of that kind which answers the request."""

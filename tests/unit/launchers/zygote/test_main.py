@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from kit.jupyter.notebook import SLEEP
 from kit.machine.descriptors import list_inheritable
 from kit.machine.forked_kernels import REPLY_S, Agent, children, command_of, wait_for
 from roost.bench.clusters.cluster_folder import wait_until
@@ -127,7 +128,7 @@ def test_an_interrupt_stops_a_cell_and_leaves_an_idle_kernel_alone(agent: Agent)
     kernel.run("1")
     os.kill(kernel.pid, signal.SIGINT)
     assert kernel.run("1+1")["status"] == "ok"
-    msg_id = kernel.client.execute("print('running', flush=True)\nimport time\ntime.sleep(60)")
+    msg_id = kernel.client.execute(f"print('running', flush=True)\n{SLEEP}")
     while True:
         message = kernel.client.get_iopub_msg(timeout=REPLY_S)
         if message["parent_header"].get("msg_id") == msg_id and message["msg_type"] == "stream":
