@@ -32,6 +32,7 @@ from roost.scheduler.backends.base import (
 )
 from roost.scheduler.backends.event_queue import EventQueue
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
+from roost.scheduler.messages import Finding
 
 from .agents import AgentPool
 from .manager import ClusterManager
@@ -211,6 +212,9 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         if problems:
             raise problems[0]
         return len(self._membership.nodes)
+
+    async def diagnose(self) -> list[Finding]:
+        return await self._manager.diagnose()
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         return self._manager.environment(lease, self.address)

@@ -10,6 +10,7 @@ from roost.placement import Node, Request
 from roost.scheduler.backends.base import AgentAddress, Lease
 from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.errors import BackendUnavailable
+from roost.scheduler.messages import Finding
 
 from .membership import Membership, N
 
@@ -116,6 +117,9 @@ class ClusterManager(Protocol[N]):
 
     async def start_agent(self, node_id: str) -> StartedAgent:
         """Start or find the agent of that node."""
+
+    async def diagnose(self) -> list[Finding]:
+        """Return what `roost doctor` should say about this cluster."""
 
 
 def shorten_error(error: Exception) -> str:

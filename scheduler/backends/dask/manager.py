@@ -19,6 +19,7 @@ from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Backend, BackendContext, Lease
 from roost.scheduler.backends.key_pair import KeyPair, load_service_key_pair
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+from roost.scheduler.messages import Finding
 
 from . import SPEC, join, nodes
 from .install import install_plugins
@@ -138,6 +139,9 @@ class DaskManager:
     async def start_agent(self, node_id: str) -> StartedAgent:
         answer = await self.ask("roost_agent", _START_AGENT_S, machine=node_id)
         return decode_agent(answer, node_id, str(answer.get("report", "")), self._key_pair)
+
+    async def diagnose(self) -> list[Finding]:
+        return []
 
     async def ask(self, operation: str, deadline_s: float = _CALL_S, /, **arguments: Any) -> Any:
         """Return what the plugin in Dask's scheduler answers; raise `BackendUnavailable` if it does not."""

@@ -4,7 +4,8 @@
                                ├── joins as a driver, after some checks                 join, checks
                                ├── reads the nodes twice a second: RayNode ──> Node     nodes
                                ├── claims: one detached placement group per kernel      placement_groups
-                               └── starts an agent by a task on its node                agent_task
+                               ├── starts an agent by a task on its node                agent_task
+                               └── warns of versions of Ray with known holes            known_holes
 
 Ray sends no events. Each change shows at the next reading.
 """

@@ -25,8 +25,9 @@ from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Backend, BackendContext, Lease
 from roost.scheduler.backends.key_pair import KeyPair, load_service_key_pair
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
+from roost.scheduler.messages import Finding
 
-from . import SPEC, agent_task, join, nodes, placement_groups
+from . import SPEC, agent_task, join, known_holes, nodes, placement_groups
 from .nodes import RayNode
 from .placement_groups import Group
 from .settings import RoostRayBackend
@@ -189,6 +190,9 @@ class RayManager:
         purpose = f"to start roost's agent on {node_id}"
         answer = await self._calls.answer(reference, _START_AGENT_S, purpose)
         return decode_agent(answer, node_id, node.daemon, self._key_pair)
+
+    async def diagnose(self) -> list[Finding]:
+        return known_holes.find_holes(join.get_ray_version())
 
     async def _join(self, known: str) -> str:
         address = self._settings.address or os.environ.get(SPEC.address_variable) or known

@@ -21,6 +21,7 @@ from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
 from roost.scheduler.backends.base import BackendContext, BackendEvent
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+from roost.scheduler.messages import Finding
 
 LEASE = Lease(
     id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1), node_id="here"
@@ -51,6 +52,7 @@ class FakeManager:
         self.problem = ""
         self.refusal = ""
         self.left: set[str] = set()
+        self.findings: list[Finding] = []
         self.calls: list[str] = []
         self.held: dict[str, asyncio.Event] = {}
         self.membership: Membership[FakeNode] = Membership("Fake", join=self._join, fetch=self._fetch)
@@ -108,6 +110,9 @@ class FakeManager:
         if node_id not in self.agents:
             raise BackendUnavailable(f"there is no node {node_id}")
         return StartedAgent(address=self.agents[node_id].address, daemon="1")
+
+    async def diagnose(self) -> list[Finding]:
+        return self.findings
 
     def hold(self, name: str) -> asyncio.Event:
         self.held[name] = asyncio.Event()
@@ -356,6 +361,12 @@ async def test_the_real_use_of_a_node_is_unknown_while_its_agent_is_unreachable(
     opened.agent.cpus_used = 1.0
     await opened.backend.leases()  # connects with the agent
     await until_used(opened, 1.0)
+
+
+async def test_doctor_says_what_the_manager_says(opened: Opened) -> None:
+    assert await opened.backend.diagnose() == []
+    opened.manager.findings = [{"level": "warning", "what": "it is old", "do": "renew it"}]
+    assert await opened.backend.diagnose() == opened.manager.findings
 
 
 async def until_used(opened: Opened, cpus_used: float | None) -> Node:

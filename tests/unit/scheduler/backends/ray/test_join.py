@@ -305,3 +305,4 @@ def test_a_driver_remains_one_until_another_cluster_has_its_address(monkeypatch:
         monkeypatch.setattr(checks, "ask", lambda gcs, found=cluster_id: replace(facts(), cluster_id=found))
         assert join.join(GCS, namespace="roost") == GCS
         assert ray.calls == calls
+        assert join.get_ray_version() == "2.60.0"
