@@ -13,6 +13,7 @@ from kit.clusters.dask.shared_cluster import dask_cluster, dask_tls_cluster  # n
 from kit.clusters.kubernetes.shared_cluster import kubernetes_cluster  # noqa: F401 - a fixture
 from kit.clusters.ray.shared_cluster import ray_cluster  # noqa: F401 - a fixture
 from kit.clusters.yarn.shared_cluster import yarn_cluster  # noqa: F401 - a fixture
+from roost.bench.clusters.raylets import WITHOUT_TOKEN
 from roost.testing.leftovers import private_runtime_dir
 
 
@@ -28,12 +29,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | Non
 
 @pytest.fixture(scope="session", autouse=True)
 def private_environment() -> Iterator[None]:
-    """Keep the tests away from the user's configuration and running agent. Write bytecode, as users do."""
+    """Keep the tests away from the user's configuration, Ray's token and running agent. Write bytecode, as users do."""
     with private_runtime_dir() as folder, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("KERNEL_")]:
             patch.delenv(name)
-        for name in ("JPY_PARENT_PID", "PYTHONDONTWRITEBYTECODE"):
+        for name in ("JPY_PARENT_PID", "PYTHONDONTWRITEBYTECODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             patch.delenv(name, raising=False)
+        for name, value in WITHOUT_TOKEN.items():
+            patch.setenv(name, value)
         jupyter = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
         for name in (*jupyter, "XDG_STATE_HOME"):
             patch.setenv(name, f"{folder}/{name.lower()}")

@@ -38,6 +38,8 @@ _CLUSTERS: Mapping[str, Callable[[Mapping[str, str]], AbstractContextManager[Any
     "dask": _start_dask,
 }
 _WHY_NOT: Mapping[str, Callable[[], str | None]] = {"ray": raylets.why_not, "dask": dask_machines.why_not}
+_DRIVERS: Mapping[str, Mapping[str, str]] = {"ray": raylets.WITHOUT_TOKEN}
+"""The environment that the clients of a cluster need, beside its address."""
 
 
 def why_not(backend: str) -> str | None:
@@ -56,15 +58,16 @@ def embedded(backend: str, folder: Path) -> Iterator[None]:
     """
     if reason := why_not(backend):
         raise ConfigError(f"There can be no embedded cluster here: {reason}.")
-    variable = get_spec(backend).address_variable
     with _CLUSTERS[backend]({RUNTIME: str(folder / "n")}) as started:
-        before = os.environ.get(variable)
-        os.environ[variable] = started.address
+        wanted = {get_spec(backend).address_variable: started.address, **_DRIVERS.get(backend, {})}
+        before = {variable: os.environ.get(variable) for variable in wanted}
+        os.environ.update(wanted)
         try:
             yield
         finally:
-            if before is None:
-                del os.environ[variable]
-            else:
-                os.environ[variable] = before
+            for variable, value in before.items():
+                if value is None:
+                    del os.environ[variable]
+                else:
+                    os.environ[variable] = value
             end_processes(str(folder / "r"))

@@ -41,6 +41,8 @@ from rich.text import Text
 from server import CellFailed, JupyterServer, Output, jupyter_server, run_notebook
 from stops import REFUSED, STOPS, TourStop
 
+from roost.bench.clusters.raylets import WITHOUT_TOKEN
+
 HERE = Path(__file__).resolve().parent
 GPUS = 2
 IDLE_EXIT_S = 4  # longer than a zygote takes to warm up on a busy machine
@@ -90,6 +92,7 @@ def private_world(backend: str) -> Iterator[World]:
     ]:
         del os.environ[name]
     os.environ.update({name: str(folder) for name, folder in folders.items()})
+    os.environ.update(WITHOUT_TOKEN)
     try:
         world.config.mkdir()
         configure(world.config)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -52,6 +53,18 @@ def raylets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Raylets]:
     ]
     with Raylets(*machines, keeps_state=True, environment={VARIABLE: "/tmp/r-none"}) as cluster:
         yield cluster
+
+
+def test_a_token_in_the_users_home_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would read it by itself, and then ask every driver for it."""
+    file = tmp_path / ".ray/auth_token"
+    file.parent.mkdir()
+    file.write_text("of-another-cluster")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    with Raylets(Machine()) as cluster:
+        assert drive(cluster)["environment"]["RAY_AUTH_MODE"] == "disabled"
+    assert [(path, path.read_text()) for path in file.parent.rglob("*")] == [(file, "of-another-cluster")]
 
 
 def test_a_cluster_starts_survives_a_killed_gcs_and_raylet_and_ends(raylets: Raylets) -> None:

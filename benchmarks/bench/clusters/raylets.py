@@ -59,7 +59,13 @@ if not sys.argv[0].endswith("setup_worker.py"):
 sys.path[:] = [entry for entry in sys.path if entry != folder]
 raise ImportError
 """
+WITHOUT_TOKEN = {"RAY_AUTH_MODE": "disabled"}
+"""The environment of a cluster that asks for no token, and of its drivers.
+
+Without it, Ray reads `~/.ray/auth_token` if the user has one, and a cluster that `ray.init` starts writes it.
+"""
 _SETTINGS = {
+    **WITHOUT_TOKEN,
     "PYTHONWARNINGS": "ignore",
     "RAY_enable_worker_prestart": "0",  # otherwise 75 MiB for each declared CPU
     "RAY_prestart_worker_first_driver": "0",
@@ -100,7 +106,7 @@ class Raylets(DaemonCluster):
     Nodes are at `network`.2, .3 and so on. By default the network is random, so that two clusters have different
     addresses. With `keeps_state` the GCS writes its state to a file (Ray ≥ 2.60), as it would to Redis. Nodes, actors
     and placement groups then outlive `kill_gcs` and `restart_gcs`. Every worker gets `environment` and this process's
-    own environment, without RAY_* and CUDA_VISIBLE_DEVICES.
+    own environment, without RAY_* and CUDA_VISIBLE_DEVICES. The cluster asks for a token only if `environment` says so.
     """
 
     def __init__(
