@@ -95,14 +95,22 @@ def check_token(gcs: str, address: str) -> None:
     try:
         from ray._private.authentication import authentication_token_setup as setup
 
-        if is_found_here(address):  # like `ray.init`; for others only if the environment says so
-            setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         check = setup.ensure_token_if_auth_enabled
-    except (ImportError, AttributeError, TypeError):  # Ray before 2.52
+    except (ImportError, AttributeError):  # Ray before 2.52
         return
+    enable = getattr(setup, "maybe_enable_token_auth_if_token_available", None)  # not in Ray 2.52
     try:
+        if enable is not None and is_found_here(address):
+            # Like `ray.init`. For other clusters, a token is sent only if the environment says so.
+            enable(warn_if_disabled=False)
         check(create_token_if_missing=False)
     except Exception as problem:
+        file = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        if file and not os.environ.get("RAY_AUTH_TOKEN"):
+            raise ConfigError(
+                f"there is no token for the Ray cluster at {gcs} in {file!r}, which RAY_AUTH_TOKEN_PATH names: "
+                "correct it where roost's service starts, or set RAY_AUTH_TOKEN"
+            ) from problem
         raise ConfigError(
             f"RAY_AUTH_MODE=token, and there is no token for the Ray cluster at {gcs}: set RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH where roost's service starts, or write ~/.ray/auth_token"
@@ -130,8 +138,8 @@ def ask(gcs: str) -> ClusterFacts | None:
                 "~/.ray/auth_token must be the cluster's where roost's service starts"
             ) from problem
         raise ConfigError(
-            f"the Ray cluster at {gcs} asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
-            "RAY_AUTH_TOKEN_PATH, where roost's service starts (with Ray 2.52 or later)"
+            f"the Ray cluster at {gcs} asks for a token: set RAY_AUTH_MODE=token where roost's service starts (with "
+            "Ray 2.52 or later), and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, unless ~/.ray/auth_token has the token"
         ) from problem
 
 

@@ -38,7 +38,8 @@ def no_ray_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[s
     monkeypatch.setattr(checks, "_raylets", lambda: raylets)
     monkeypatch.setattr(checks, "_is_own_address", lambda address: False)
     monkeypatch.setattr(checks, "_CONNECT_S", 0.2)
-    for name in ("RAY_ADDRESS", "RAY_USE_TLS", "RAY_AUTH_MODE", "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"):
+    settings = ("ADDRESS", "USE_TLS", "AUTH_MODE", "AUTH_TOKEN_PATH", "DEFAULT_PYTHON_VERSION_MATCH_LEVEL")
+    for name in (f"RAY_{setting}" for setting in settings):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     return raylets
@@ -306,3 +307,51 @@ def test_a_driver_remains_one_until_another_cluster_has_its_address(monkeypatch:
         assert join.join(GCS, namespace="roost") == GCS
         assert ray.calls == calls
         assert join.get_ray_version() == "2.60.0"
+
+
+def use_setup(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., object]) -> None:
+    """Put these functions in place of those with which Ray finds its token."""
+    package = "ray._private.authentication"
+    setup = SimpleNamespace(**functions)
+    monkeypatch.setitem(sys.modules, package, SimpleNamespace(authentication_token_setup=setup))  # type: ignore[arg-type]
+
+
+def refuse_token(**_: object) -> None:
+    raise RuntimeError("a text of Ray's\nwith several lines")
+
+
+@pytest.mark.parametrize("address", ["", GCS])
+def test_a_file_without_a_token_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_setup(
+        monkeypatch,
+        maybe_enable_token_auth_if_token_available=refuse_token,
+        ensure_token_if_auth_enabled=refuse_token,
+    )
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere")
+    with pytest.raises(
+        ConfigError, match=f"no token for the Ray cluster at {GCS} in '/nowhere', which RAY_AUTH_"
+    ):
+        checks.check_token(GCS, address)
+
+
+@pytest.mark.parametrize(("address", "enabled"), [("", ["enabled"]), ("auto", ["enabled"]), (GCS, [])])
+def test_a_token_is_sent_unasked_only_to_the_cluster_of_this_machine(
+    address: str, enabled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    use_setup(
+        monkeypatch,
+        maybe_enable_token_auth_if_token_available=lambda **_: calls.append("enabled"),
+        ensure_token_if_auth_enabled=lambda **_: None,
+    )
+    checks.check_token(GCS, address)
+    assert calls == enabled
+
+
+def test_ray_2_52_looks_for_a_token_that_the_mode_demands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not have the function that finds a token unasked."""
+    use_setup(monkeypatch, ensure_token_if_auth_enabled=refuse_token)
+    with pytest.raises(
+        ConfigError, match="RAY_AUTH_MODE=token, and there is no token for the Ray cluster at"
+    ):
+        checks.check_token(GCS, "")
