@@ -10,7 +10,7 @@ This module imports no Jupyter Server, because the provisioner works without it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -277,3 +277,26 @@ def serialize_for_client(connection: Any, message: dict[str, Any], channel: str)
     """
     written: str | bytes = connection._reserialize_reply(message, channel=channel)
     return written
+
+
+# The server itself
+
+
+def add_to_cleanup(serverapp: Any, before: Callable[[], None], after: Callable[[], Awaitable[None]]) -> None:
+    """Call `before` when the server begins to stop, and `after` once its kernels are shut down.
+
+    The server ends if its kernels cannot be shut down, too: Jupyter's event loop would go on after an error.
+
+    jupyter_server 2.17–2.21: `ServerApp._cleanup`, after which `ServerApp._stop` stops the event loop.
+    """
+    clean_up = serverapp._cleanup
+
+    async def end() -> None:
+        before()
+        try:
+            await clean_up()
+        except Exception:
+            serverapp.log.exception("The server ends, but not everything in it could be shut down:")
+        await after()
+
+    serverapp._cleanup = end

@@ -12,6 +12,7 @@ server_state.py     the server's name, and its files for the next server of that
 adoption.py         finds the kernels of the earlier server of that name
 adopted_kernels.py  lists them under their old ids
 shutdown.py         the end of a kernel that waits or restarts, and of all kernels: some outlive the server
+server_end.py       the end of the server: files are written, and no thread stays
 replay.py           the missed messages of a client, before the live ones
 outputs.py          the missed outputs of a page that was loaded again, by cell
 reasons.py          why a kernel did not start or has ended, as sentences

@@ -15,6 +15,7 @@ from roost.provisioners.jupyter_internals import change_class
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.backends.registry import get_spec
 
+from .server_end import ServerEnd
 from .server_state import ServerState, choose_server_name
 from .warm_up import start_warm_up
 
@@ -97,6 +98,7 @@ class RoostExtension(LoggingConfigurable):
         if self._has_gateway_client():
             self.log.info("roost: this server's kernels run behind a gateway, so the extension does nothing.")
             return
+        ServerEnd(self.serverapp).add()
         self._add_pending_starts()
         self._add_pages()
         if self.state.problem:

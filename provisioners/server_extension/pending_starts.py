@@ -146,9 +146,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
 
     async def shutdown_all(self, now: bool = False) -> None:
         """Leave the kernels that outlive the server to the next one; withdraw other starts, and stop other kernels."""
-        kept = await self.shutdown.prepare_all()
-        await super().shutdown_all(now=now)
-        self._extension.say_what_is_kept(kept)
+        await self.shutdown.end_all(super().shutdown_all, now=now)
 
     async def _async_shutdown_kernel(self, kernel_id: str, now: bool = False, restart: bool = False) -> None:
         # A kept kernel stays listed until the end: if it were missing, an open page would take it for dead.

@@ -38,6 +38,9 @@ def _without_pause(method: Callable[..., Any]) -> Method:
             km.ready.set_exception(problem)
             km.ready.exception()  # or asyncio logs it if nobody waits; the caller logs it anyway
             raise
+        except asyncio.CancelledError:
+            km.ready.cancel()
+            raise
         if km.owns_kernel:
             km.ready.set_result(None)
         return result

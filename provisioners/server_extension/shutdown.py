@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from roost.placement.model.format import format_count
 from roost.provisioners import RoostProvisioner
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 _REPEAT_STOP_S = 300.0
 """How long the request to stop a kernel out of reach is repeated, if the scheduler has not recorded it."""
+_END_S = 2.5
+"""How long kernels have to end with their server. Jupyter gives each 5 s, some of them one after the other."""
+_KILL_S = 1.0
 _RESTARTED_WITHIN_S = 10.0
 """How long a shutdown waits for a restart that is under way."""
 _DELETED = "The kernel was shut down before it had started."
@@ -51,12 +56,39 @@ class Shutdown:
         starts.forget(start)
         return False
 
-    async def prepare_all(self) -> list[RoostProvisioner]:
-        """Leave the kernels that outlive the server to the next one, and withdraw the other starts.
+    async def end_all(self, shut_down: Callable[..., Awaitable[None]], now: bool) -> None:
+        """Leave the kernels that outlive the server to the next one, and shut the others down by `shut_down`.
 
-        Return the provisioners of the kernels that are kept.
+        Kernels that do not end in time are killed, so that the server ends.
         """
         kept = self._let_go()
+        try:
+            await asyncio.wait_for(self._end_others(shut_down, now), _END_S)
+        except asyncio.TimeoutError:
+            await self._kill_others()
+        self._extension.say_what_is_kept(kept)
+
+    async def _kill_others(self) -> None:
+        """Kill the kernels that have not ended."""
+        left = {
+            id_: self._kernels.get_kernel(id_)
+            for id_ in self._kernels.list_kernel_ids()
+            if id_ not in self.kept
+        }
+        count = format_count(len(left), "kernel is", "kernels are")
+        self._extension.log.warning("roost: %s killed, because the server stops.", count)
+        killed = [asyncio.create_task(km.shutdown_kernel(now=True)) for km in left.values()]
+        done, _ = await asyncio.wait(killed, timeout=_KILL_S)
+        if lost := [
+            id_ for id_, task in zip(left, killed, strict=True) if task not in done or task.exception()
+        ]:
+            text = (
+                "roost: the server stops, but these kernels may go on, because nothing answers for them: %s"
+            )
+            self._extension.log.error(text, ", ".join(lost))
+
+    async def _end_others(self, shut_down: Callable[..., Awaitable[None]], now: bool) -> None:
+        """Withdraw the starts of kernels that are not kept, wait for restarts, and shut the kernels down."""
         starts = self._kernels.starts
         pending = list(starts.pending.values())
         await asyncio.gather(*(starts.withdraw(start, _STOPPING) for start in pending))
@@ -64,7 +96,7 @@ class Shutdown:
             if not start.has_kernel:
                 starts.forget(start)
         await asyncio.gather(*map(self._until_restarted, self._kernels.list_kernel_ids()))
-        return kept
+        await shut_down(now=now)
 
     def _let_go(self) -> list[RoostProvisioner]:
         """Leave the kernels that outlive this server to the next one. Return their provisioners."""

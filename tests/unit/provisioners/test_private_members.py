@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -82,7 +83,7 @@ def find_uses(tree: ast.AST, kind: type | None = None) -> Iterator[str]:
 
     A member of `self` or `cls` belongs to roost if the class or one of its bases in roost defines it, and Jupyter does
     not. A call by `super()` is allowed for the methods in `OVERRIDDEN`. A member of another object belongs to roost if
-    a class of roost defines it, and no class of Jupyter does.
+    a class of roost defines it, and no class of Jupyter does. Python's own modules are not Jupyter's.
     """
     for node in ast.iter_child_nodes(tree):
         inner = ALL[node.name][1] if isinstance(node, ast.ClassDef) and node.name in ALL else kind
@@ -96,6 +97,8 @@ def find_uses(tree: ast.AST, kind: type | None = None) -> Iterator[str]:
                 is_ours = name in own and (name in overridden or name not in find_foreign(kind))
             elif what == "super()":
                 is_ours = name in overridden or name in own - JUPYTERS
+            elif what in sys.stdlib_module_names:
+                is_ours = True
             else:
                 is_ours = name not in JUPYTERS and any(name in names for names in OWN.values())
             if not is_ours:
