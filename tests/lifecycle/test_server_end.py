@@ -7,11 +7,13 @@ import http.client
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+import pexpect
 import pytest
 from server import JupyterServer, jupyter_server
 from tornado.httpclient import HTTPError
@@ -37,6 +39,26 @@ from jupyter_server.services.contents.largefilemanager import AsyncLargeFileMana
 class Manager(AsyncLargeFileManager):
     async def get(self, path, *arguments, **options):
         await run_sync(os.open, {fifo!r}, os.O_RDONLY)
+
+c.ServerApp.contents_manager_class = Manager
+"""
+STAYS = """
+import asyncio
+from anyio.to_thread import run_sync
+from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
+
+tasks = []
+
+async def stay(was_there):
+    await run_sync(was_there.set)
+    await asyncio.Event().wait()
+
+class Manager(AsyncLargeFileManager):
+    async def get(self, path, *arguments, **options):
+        was_there = asyncio.Event()
+        tasks.append(asyncio.create_task(stay(was_there)))
+        await was_there.wait()
+        return await super().get(path, *arguments, **options)
 
 c.ServerApp.contents_manager_class = Manager
 """
@@ -124,6 +146,31 @@ async def test_notebooks_that_are_saved_are_whole(folders: Path, round_: int) ->
     assert sorted(path.name for path in pages) == [f"page{number}.ipynb" for number in range(4)]
     assert [len(json.loads(path.read_text())["cells"]) for path in pages] == [20] * 4
     assert "Traceback" not in "\n".join(server.log)
+
+
+async def test_a_task_that_has_used_a_file_and_never_ends(folders: Path, tmp_path: Path) -> None:
+    """Jupyter's extensions have such tasks: jupyter-collaboration's rooms, and open websockets."""
+    settings = tmp_path / "settings.py"
+    settings.write_text(STAYS)
+    async with serving(folders, f"--config={settings}") as server:
+        assert (await server.api("GET", "contents/"))[0] == 200
+        await end(server, signal.SIGTERM)
+
+
+def test_ctrl_c_twice(folders: Path) -> None:
+    options = [f"--ServerApp.jpserver_extensions={EXTENSIONS}", "--no-browser", "--allow-root"]
+    program = ["-m", "jupyter_server", f"--ServerApp.root_dir={folders}", *options]
+    server = pexpect.spawn(sys.executable, program, timeout=60)
+    try:
+        server.expect("is running at")
+        server.sendintr()
+        server.expect("Shut down this Jupyter server")
+        server.sendintr()
+        server.expect(pexpect.EOF)
+        server.wait()
+        assert server.exitstatus == 0
+    finally:
+        server.close(force=True)
 
 
 async def test_a_kernel_that_ignores_every_signal_but_one(folders: Path) -> None:
