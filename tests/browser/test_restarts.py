@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +18,7 @@ from kit.jupyter.browser import EXTENSION, Lab, RestartableLab
 
 COMES_BACK_S = 60.0
 """How long JupyterLab may take to connect again. It tries after 1, 2, 4 … seconds."""
+ROUNDS = int(os.environ.get("ROOST_ROUNDS", "50"))
 COUNTING = "import time\nfor i in range({0}):\n    print('n', i, flush=True)\n    time.sleep(0.1)\nx = 41"
 OPTIONS = (EXTENSION, "--RoostExtension.on_server_stop=keep")
 
@@ -107,3 +113,32 @@ def test_a_cell_that_waited_says_that_it_has_to_be_run_again(lab: Lab, restartab
     assert "Position 1 in the queue" in lab.output(0, "Position")
     lab.api("DELETE", f"kernels/{holder}")
     assert lab.output(0, "second").strip() == "second"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_server_ends_at_once_after_its_page_has_closed(notebooks: Path, chromium: browser.Browser) -> None:
+    """Fifty times, while other programs use all cores. The seconds are printed."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    took: list[float] = []
+    try:
+        with RestartableLab(notebooks, (EXTENSION,)) as running:
+            while True:
+                context = chromium.new_context()
+                lab = Lab(context.new_page(), running.server)
+                lab.open()
+                lab.create_notebook("gpu")
+                lab.run(0, "print(42)")
+                assert lab.output(0, "42").strip() == "42"
+                context.close()
+                began = time.monotonic()
+                running.end(signal.SIGTERM)
+                took.append(time.monotonic() - began)
+                if len(took) == ROUNDS:
+                    break
+                running.start()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        print(f"{len(took)} ends: median {statistics.median(took):.2f} s, longest {max(took):.2f} s")
