@@ -36,6 +36,7 @@ PACKAGES = {
     *(str(init.parent.relative_to(ROOT)) for top in TOP for init in (ROOT / top).rglob("__init__.py")),
 }
 PROVISIONERS = "jupyter_client.kernel_provisioners"
+LAB_EXTENSION = "provisioners/server_extension/labextension"
 
 # setuptools takes every .py beside __init__.py, so a stray module at the root of the tree would be in the wheel.
 # Allowed are modules of listed packages, the marker for type checkers, metadata, and two modules at the root.
@@ -45,7 +46,7 @@ ALLOWED = re.compile(
     r"|scheduler/backends/kubernetes/manifests(/own-pods)?/[a-z-]+\.yaml"
     r"|provisioners/server_extension/page/page\.(html|css|js))"
     r"|roost-[^/]+\.data/data/etc/jupyter/jupyter_server_config\.d/roost\.json"
-    r"|roost-[^/]+\.data/data/share/jupyter/labextensions/roost/((package|install)\.json|static/remoteEntry\.js)"
+    r"|roost-[^/]+\.data/data/share/jupyter/labextensions/roost/((package|install)\.json|static/[A-Za-z_]+\.js)"
     r"|roost-[^/]+\.dist-info/(METADATA|RECORD|WHEEL|entry_points\.txt|top_level\.txt|licenses/LICENSE)"
 )
 
@@ -183,6 +184,8 @@ def test_installed_from_a_wheel(tree: Path) -> None:
     about = json.loads((shown / "package.json").read_text())
     assert about["version"] == roost.__version__
     assert (shown / about["jupyterlab"]["_build"]["load"]).is_file()
+    scripts = [path.name for path in (ROOT / LAB_EXTENSION).glob("static/*.js")]
+    assert sorted(path.name for path in shown.glob("static/*.js")) == sorted(scripts)
     assert json.loads((shown / "install.json").read_text())["packageName"] == "roost"
 
 
