@@ -164,17 +164,19 @@ async def jupyter_server(
     port: int = 0,
     token: str = "",
     within: Sequence[str] = (),
+    python: str = sys.executable,
 ) -> AsyncIterator[JupyterServer]:
     """Start a server (or `program="jupyterlab"`) that only this machine can reach, and stop it at the end.
 
     Without a port or a token, the server gets its own. It inherits this process's environment. `within` is a
-    command that executes the server's command. Raise RuntimeError if the server ends before it serves.
+    command that executes the server's command. `python` is the server's interpreter. Raise RuntimeError if the
+    server ends before it serves.
     """
     token = token or secrets.token_urlsafe(24)
     port = port or _choose_port()
     command = [
         *within,
-        *(sys.executable, "-m", program),
+        *(python, "-m", program),
         *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.open_browser=False"),
         *(f"--ServerApp.root_dir={notebooks}", *options),
     ]

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import threading
 import time
 import urllib.request
@@ -24,11 +25,18 @@ from roost.bench.clusters.free_ports import free_port
 from roost.provisioners import server_extension
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Locator, Page, Route
 
+PYTHON = "ROOST_TEST_LAB_PYTHON"
+"""The variable that names a Python with another JupyterLab and with roost, for the server."""
 OPEN_S = 60.0
 """How long the Lab may take to load, and how long a server may take to start or to end."""
 CELL_S = 30.0
+LOST_AFTER_S = 1.0
+"""A cell is dropped if its prompt is still `[ ]:` after this time."""
+RESULT_S = 120.0
+"""How long the result of a cell may take on a busy machine."""
+_NOTEBOOKS_PER_PAGE = 5
 _PERSON_MS = 500
 """How long a person looks at a new notebook before the first cell runs."""
 EXTENSION = "--ServerApp.jpserver_extensions={'roost': True}"
@@ -102,7 +110,10 @@ def running_server(
     def wait_for(work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, loop).result(OPEN_S)
 
-    context = jupyter_server(notebooks, program=program, options=options, port=port, token=token)
+    python = os.environ.get(PYTHON, sys.executable)
+    context = jupyter_server(
+        notebooks, program=program, options=options, port=port, token=token, python=python
+    )
     try:
         yield wait_for(context.__aenter__())
     finally:
@@ -156,6 +167,39 @@ class RestartableLab:
         self._running.close()
 
 
+class HeldRequests:
+    """Requests of a page that do not reach the server before `release`."""
+
+    def __init__(self, page: Page, method: str, path: str) -> None:
+        self._method = method
+        self._routes: list[Route] | None = []
+        page.route(f"**/api/{path}*", self._take)
+
+    def _take(self, route: Route) -> None:
+        if self._routes is None or route.request.method != self._method:
+            route.continue_()
+        else:
+            self._routes.append(route)
+
+    @property
+    def number(self) -> int:
+        return len(self._routes or ())
+
+    def release(self) -> None:
+        """Let the held requests go to the server, and do not hold later ones."""
+        for route in self._end():
+            route.continue_()
+
+    def cut(self) -> None:
+        """Let the requests that are held fail, as without a network. Later ones go to the server."""
+        for route in self._end():
+            route.abort("connectionfailed")
+
+    def _end(self) -> list[Route]:
+        routes, self._routes = self._routes or [], None
+        return routes
+
+
 class Lab:
     """One page with the Lab. Cells and outputs are counted from 0."""
 
@@ -186,6 +230,25 @@ class Lab:
             self.api("DELETE", f"sessions/{session['id']}")
         for kernel in self.api("GET", "kernels"):
             self.api("DELETE", f"kernels/{kernel['id']}")
+
+    def hold(self, method: str, path: str) -> HeldRequests:
+        """Hold requests of the page under /api. `path` may hold `*`."""
+        return HeldRequests(self.page, method, path)
+
+    def hold_session(self) -> HeldRequests:
+        """Hold the requests for new sessions, so that a notebook appears and its kernel does not start."""
+        return self.hold("POST", "sessions")
+
+    def run_all(self) -> None:
+        """Run all cells of the notebook in sight, by the menu."""
+        self.page.locator(".lm-MenuBar-item").filter(has_text="Run").click()
+        self.page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+
+    def dialog(self, title: str) -> Locator:
+        """Wait for a dialog, and return it."""
+        dialog = self.page.locator(".jp-Dialog").filter(has_text=title)
+        dialog.wait_for(timeout=CELL_S * 1000)
+        return dialog
 
     def visit(self, path: str) -> None:
         """Open a page of the server, authenticated by its token."""
@@ -235,8 +298,16 @@ class Lab:
         before = len(self.api("GET", "sessions"))
         self.card(kernel).click()
         self.cell(0).wait_for(timeout=OPEN_S * 1000)
-        # Before that, the Lab drops each cell, with any kernel.
-        until(lambda: len(self.api("GET", "sessions")) > before, OPEN_S)
+        self.wait_for_session(before + 1)
+
+    def wait_for_session(self, number: int = 1) -> None:
+        """Wait until the server has this number of sessions, and then for `_PERSON_MS`."""
+
+        def has_them() -> bool:
+            self.page.wait_for_timeout(20)  # requests that were held leave the page only meanwhile
+            return len(self.api("GET", "sessions")) >= number
+
+        until(has_them, OPEN_S)
         self.page.wait_for_timeout(_PERSON_MS)
 
     def status(self, holds: str = "") -> Locator:
@@ -278,6 +349,48 @@ class Lab:
     def text(self, index: int) -> str:
         """Return the text of a cell's outputs as it is now."""
         return self.cell(index).locator(".jp-Cell-outputArea").inner_text()
+
+    def run_early(self, kernel: str, pause_ms: float = 0) -> bool:
+        """Click the card of a kernel, and run `40 + 2` so many milliseconds after the notebook has appeared.
+
+        Return whether the Lab drops the cell. Otherwise the cell may still wait.
+        """
+        self.card(kernel).click()
+        self.cell(0).wait_for(timeout=OPEN_S * 1000)
+        if pause_ms:
+            self.page.wait_for_timeout(pause_ms)
+        self.run(0, "40 + 2")
+        ran_at = time.monotonic()
+        while self.prompt_of(0) == "[ ]:" and time.monotonic() - ran_at < LOST_AFTER_S:
+            self.page.wait_for_timeout(20)
+        return self.prompt_of(0) == "[ ]:"
+
+    def count_lost(self, kernels: Sequence[str], pause_ms: float) -> int:
+        """Run a cell early in a new notebook of each of these kernels. Return how many cells are lost.
+
+        A cell is lost if the Lab drops it, and if it has no result after `RESULT_S`.
+        """
+        lost = 0
+        for i, kernel in enumerate(kernels):
+            if i % _NOTEBOOKS_PER_PAGE == 0:
+                self.end_kernels()
+                self.open()
+            else:
+                self.open_launcher()
+            lost += self.run_early(kernel, pause_ms) or not self.has_result()
+        self.end_kernels()
+        return lost
+
+    def has_result(self) -> bool:
+        """Wait for the result of `run_early`. Return False if there is none after `RESULT_S`."""
+        from playwright.sync_api import TimeoutError as NoResult
+
+        try:
+            self.output(0, "42", RESULT_S)
+        except NoResult:
+            print(f"no result after {RESULT_S:g} s; prompt {self.prompt_of(0)}", file=sys.stderr)
+            return False
+        return True
 
     def output(self, index: int, holds: str = "", within_s: float = CELL_S) -> str:
         """Wait until the outputs of a cell hold this text, and return their whole text."""
