@@ -25,7 +25,7 @@ setup_check.py      tells `roost doctor` if the extension is off
 warm_up.py          the service, the agent and warm processes, ready before the first start
 cluster_page.py     `/roost`: the clusters live, with its files in page/
 kernel_status.py    the node and the use of a kernel, for JupyterLab and Notebook
-labextension/       shows that node and use in JupyterLab and Notebook
+labextension/       shows that node and use in JupyterLab and Notebook, and keeps cells that are run early
 kernel_gateway.py   pending starts for Jupyter Kernel Gateway, by configuration
 jupyter_config/     enables the extension on install
 

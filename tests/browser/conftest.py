@@ -66,8 +66,8 @@ def notebooks(
 def prepared(
     request: pytest.FixtureRequest, runtime_dir: Path, folders: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """Prepare a backend with three kernelspecs: `gpu` asks for all GPUs, `huge` for more than any node has, and `plain`
-    is not roost's.
+    """Prepare a backend with four kernelspecs: `gpu` asks for all GPUs, `huge` for more than any node has, `cpu` for
+    none, and `plain` is not roost's.
     """
     backend, folder = request.param, folders.mktemp("lab")
     settings = {"RoostLocalBackend": {"gpus": 1, "gpu_model": "T4", "cpus": 8, "memory": "64GiB"}}
@@ -80,6 +80,7 @@ def prepared(
             patch.setenv("RAY_ADDRESS", request.getfixturevalue("ray_cluster").address)
         kernelspecs(folder, "gpu", backend=backend, config={**GPUS[backend], "memory": "1GiB"})
         kernelspecs(folder, "huge", backend=backend, config={"gpus": 64})
+        kernelspecs(folder, "cpu", backend=backend)
         plain = {"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}}
         kernelspecs(folder, "plain", **plain)
         connect(backend).up().result(100)

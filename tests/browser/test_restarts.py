@@ -142,3 +142,25 @@ def test_a_server_ends_at_once_after_its_page_has_closed(notebooks: Path, chromi
             process.kill()
             process.wait()
         print(f"{len(took)} ends: median {statistics.median(took):.2f} s, longest {max(took):.2f} s")
+
+
+def test_cells_that_wait_for_a_session_are_let_go_when_the_server_ends(
+    lab: Lab, restartable: RestartableLab
+) -> None:
+    lab.open()
+    held = lab.hold_session()
+    lab.card("gpu").click()
+    lab.cell(0).wait_for(timeout=browser.OPEN_S * 1000)
+    for i in range(2):
+        lab.run(i, "print('early')")
+        lab.prompt(i, "[*]:")
+    restartable.end(signal.SIGKILL)
+    held.release()
+    lab.dialog("Error Starting Kernel").get_by_role("button").first.click()
+    for i in range(2):
+        lab.prompt(i, "[ ]:")
+    lab.dialog("Select Kernel").get_by_role("button", name="No Kernel").click()
+    restartable.start()
+    lab.run(2, "print('later')")
+    assert lab.output(2, "later", COMES_BACK_S).strip() == "later"
+    assert "early" not in lab.text(0) + lab.text(1)

@@ -1,10 +1,11 @@
 "use strict";
 // JupyterLab's and Notebook's part of roost: a module federation container, written by hand, without a build.
-// The application calls `init` with its modules, then `get` for roost's plug-ins. Each part below makes some of them.
+// The application calls `init` with its modules, then `get` for roost's plug-ins. Each part makes some of them.
 
 (() => {
-  const PARTS = ["kernel_status.js", "launcher_cards.js", "missed_outputs.js"];
-  const here = document.currentScript.src;
+  const PARTS = ["kernel_status.js", "launcher_cards.js", "missed_outputs.js", "cell_executors.js"];
+  const IMPORTED = ["server_reader.js", "waiting_cells.js", "kernel_wait.js"]; // by the parts; fetched at the same time
+  const fetched = [...PARTS, ...IMPORTED].map((name) => import(new URL(name, document.currentScript.src)));
   let modules = {};
 
   // Returns a module of the application, or null if the application does not have it.
@@ -15,7 +16,7 @@
   }
 
   async function makePlugins() {
-    const parts = await Promise.all(PARTS.map((name) => import(new URL(name, here))));
+    const parts = (await Promise.all(fetched)).slice(0, PARTS.length);
     const plugins = await Promise.all(parts.map((part) => part.makePlugins(load)));
     return plugins.flat();
   }
