@@ -12,7 +12,7 @@ BROWSER_READY := $(VENV)/.ready-browser
 DOCS_READY := $(VENV)/.ready-docs
 CODE := $(wildcard *.py placement scheduler launchers provisioners benchmarks tests docs)
 PYTEST := $(PY) -m pytest -q
-BENCHMARKS := start against_gateway memory through_server output limits in_browser on_gpu on_ray on_dask on_kubernetes \
+BENCHMARKS := start against_gateway memory through_server output limits in_browser early_cells on_gpu on_ray on_dask on_kubernetes \
   kubernetes_scale on_yarn placement decision scale soak
 ONLY ?= $(BENCHMARKS)
 FIGURES ?= docs/figures

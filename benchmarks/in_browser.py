@@ -1,15 +1,13 @@
 """A notebook in the real JupyterLab, in headless Chromium, as a person uses it: plain kernels against roost's.
 
-first          in a new server that shows the launcher: card clicked → result of a cell that is run at once
-half a second  a cell that is run half a second after the notebook has appeared: is it lost?
-at once        a cell that is run as soon as the notebook has appeared: is it lost?
-shown          a cell is run while another kernel has the GPU → it shows its place in the queue and the reason
-released       the kernel with the GPU is shut down → the waiting cell's result has appeared
+first      in a new server that shows the launcher: card clicked → result of a cell that is run at once
+shown      a cell is run while another kernel has the GPU → it shows its place in the queue and the reason
+released   the kernel with the GPU is shut down → the waiting cell's result has appeared
 
-JupyterLab drops a cell that is run before POST /api/sessions has answered, with any kernel. Such a cell counts as lost,
+Without roost JupyterLab drops a cell that is run before POST /api/sessions has answered. Such a cell counts as lost,
 and is run again half a second later, as a person would do it. The servers of `first` are new, and for roost the
-service and the agent too. Claims about medians: first ≤ 1 × plain, shown and released ≤ 1 s. Claims about lost cells:
-with roost none after half a second, and at once no more than with plain kernels.
+service and the agent too. Claims about medians: first ≤ 1 × plain, shown and released ≤ 1 s. Claim about lost cells:
+none with roost. `early_cells.py` counts lost cells in more ways.
 """
 
 from __future__ import annotations
@@ -44,7 +42,6 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from kit.jupyter import browser
 from roost.scheduler.client.client import disconnect
 
-HALF_A_SECOND_MS = 500
 LOST_AFTER_S = 0.5
 """A cell counts as lost, and is run again, if its prompt is still `[ ]:` after this time."""
 CARDS = {"plain": f"Python ({PLAIN})", "roost": f"Python ({ROOST})"}
@@ -54,8 +51,6 @@ TABLE = compare_with_plain(
     rows={
         "first kernel of a new server: card clicked → result of a cell that is run at once": "first",
         "such cells that JupyterLab dropped at first": "first: lost",
-        "later kernels: cells dropped that are run at once": "at once: lost",
-        "cells dropped that are run after half a second": "half a second: lost",
         "a GPU is held: cell run → its line with place and reason": "shown",
         "the GPU is released → result of the waiting cell": "released",
     },
@@ -81,13 +76,11 @@ def open_lab(chromium: browser.Browser, root: Path, name: str) -> Iterator[brows
             lab.end_kernels()
 
 
-def click_and_run(lab: browser.Lab, card: str, pause_ms: float) -> tuple[float, bool]:
+def click_and_run(lab: browser.Lab, card: str) -> tuple[float, bool]:
     """Click a card and run a cell. Return the milliseconds until its result, and whether it was lost at first."""
     began, is_lost = time.perf_counter(), False
     lab.card(card).click()
     lab.cell(0).wait_for(timeout=browser.OPEN_S * 1000)
-    if pause_ms:
-        lab.page.wait_for_timeout(pause_ms)
     while True:
         lab.run(0, "40 + 2")
         ran_at = time.perf_counter()
@@ -106,31 +99,15 @@ def measure_first(report: Report, chromium: browser.Browser, root: Path, rounds:
             os.environ[RUNTIME] = folder
             try:
                 with open_lab(chromium, root, name) as lab:
-                    took_ms, is_lost = click_and_run(lab, CARDS[name], 0)
+                    took_ms, is_lost = click_and_run(lab, CARDS[name])
             finally:
                 os.environ[RUNTIME] = before
                 end_processes(folder)
         if is_warm:
             report.add(f"first/{name}", took_ms, "ms")
             lost[name] += is_lost
-    add_losses(report, "first", lost, rounds)
-
-
-def measure_losses(report: Report, lab: browser.Lab, stage: str, pause_ms: float, rounds: int) -> None:
-    lost: Counter[str] = Counter()
-    for name, is_warm in take_turns(stage, list(CARDS), rounds=rounds):
-        lab.open()
-        took_ms, is_lost = click_and_run(lab, CARDS[name], pause_ms)
-        lab.end_kernels()
-        if is_warm:
-            report.add(f"{stage}/{name}", took_ms, "ms")
-            lost[name] += is_lost
-    add_losses(report, stage, lost, rounds)
-
-
-def add_losses(report: Report, stage: str, lost: Counter[str], rounds: int) -> None:
     for name in CARDS:
-        report.add(f"{stage}: lost/{name}", lost[name], f"of {rounds}")
+        report.add(f"first: lost/{name}", lost[name], f"of {rounds}")
 
 
 def measure_waiting(report: Report, lab: browser.Lab, rounds: int) -> None:
@@ -155,19 +132,15 @@ def measure_waiting(report: Report, lab: browser.Lab, rounds: int) -> None:
 
 
 def measure(arguments: Namespace, root: Path) -> Report:
-    rounds = arguments.rounds or (2 if arguments.quick else 20)
-    firsts = arguments.rounds or (2 if arguments.quick else 10)
-    report = Report("in_browser", rounds=rounds, firsts=firsts)
+    rounds = arguments.rounds or (2 if arguments.quick else 10)
+    report = Report("in_browser", rounds=rounds)
     with browser.chromium() as chromium:
-        measure_first(report, chromium, root, firsts)
+        measure_first(report, chromium, root, rounds)
         with open_lab(chromium, root, "roost") as lab:
-            measure_losses(report, lab, "half a second", HALF_A_SECOND_MS, rounds)
-            measure_losses(report, lab, "at once", 0, rounds)
-            measure_waiting(report, lab, firsts)
+            measure_waiting(report, lab, rounds)
     report.ratio("first: roost ÷ plain", "first/roost", "first/plain")
     report.claim("first: roost ÷ plain", at_most=1.0)
-    report.claim("half a second: lost/roost", at_most=0.0)
-    report.claim("at once: lost/roost", at_most=report.figure("at once: lost/plain").median)
+    report.claim("first: lost/roost", at_most=0.0)
     for stage in ("shown", "released"):
         report.claim(f"{stage}/roost", at_most=1000.0)
     return report
@@ -175,7 +148,7 @@ def measure(arguments: Namespace, root: Path) -> Report:
 
 def main() -> int:
     options = parser(__doc__)
-    options.add_argument("--rounds", type=int, help="repetitions (default 20, 10 for new servers; quick 2)")
+    options.add_argument("--rounds", type=int, help="repetitions (default 10; quick 2)")
     arguments = options.parse_args()
     if reason := browser.why_not():
         print(reason)
