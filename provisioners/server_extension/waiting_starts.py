@@ -69,9 +69,9 @@ class WaitingStarts:
         if not start.task.done():
             self.list_start(start)
             return
-        if start.task.cancelled() or start.task.exception() is not None:
+        if start.task.cancelled() or start.problem or start.task.exception() is not None:
             self.pending.pop(kernel_id, None)  # a stop of the server forgets it as well
-            if start.task.cancelled():
+            if start.problem:
                 raise HTTPError(503, start.problem)
             start.task.result()
         await self.open(start)
@@ -194,15 +194,23 @@ class WaitingStarts:
         start.following = asyncio.create_task(self._follow(start))
 
     async def withdraw(self, start: PendingStart, sentence: str) -> None:
-        """Withdraw a start that waits; `sentence` tells its clients why. May be repeated."""
-        if start.task.done():
+        """Withdraw a start that waits; `sentence` tells its clients why. May be repeated.
+
+        A kernel that has come meanwhile is stopped, as long as no client is connected with it.
+        """
+        if start.has_kernel or start.state == "failed":
             return
         start.problem = start.problem or sentence
         if start.km is not None:
             start.km.shutting_down = True  # or the provisioner would warn of the end
         start.task.cancel()
-        ends = [start.task] if start.following is None else [start.following]
-        await asyncio.wait(ends, timeout=_WITHDRAWN_WITHIN_S)
+        end = start.following or asyncio.create_task(self._end_unlisted(start))
+        await asyncio.wait([end], timeout=_WITHDRAWN_WITHIN_S)
+
+    async def _end_unlisted(self, start: PendingStart) -> None:
+        await asyncio.wait([start.task])
+        if start.km is not None:
+            await self._clean_up(start)
 
     def forget(self, start: PendingStart) -> None:
         """Remove the kernel of a start that was withdrawn or has failed."""

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jupyter_events import EventLogger
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.services.kernels.connection.base import BaseKernelWebsocketConnection
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
@@ -206,6 +207,36 @@ async def test_a_manager_that_stops_withdraws_its_waiting_starts(
         warnings.simplefilter("ignore", RuntimeWarning)
         del posting
         gc.collect()
+
+
+@pytest.mark.parametrize("end", ["shutdown", "stop"])
+async def test_a_kernel_that_comes_as_it_is_shut_down_is_stopped(
+    kernels: Any, service: FakeService, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Its start is over, but the server has not noticed yet."""
+    follow, goes_on = kernels.starts._follow, asyncio.Event()
+
+    async def follow_late(start: PendingStart) -> None:
+        await goes_on.wait()
+        await follow(start)
+
+    async def start_soon(start: StartKernel) -> Kernel:
+        await asyncio.sleep(0.5)
+        return service._start(start)
+
+    kernels.parent.event_logger = EventLogger()
+    monkeypatch.setattr(kernels.starts, "_follow", follow_late)
+    service.answers["start"] = start_soon
+    kernel_id = await kernels.start_kernel(kernel_name="roosted")
+    await asyncio.wait([kernels.starts.pending[kernel_id].task], timeout=60)
+    ending = asyncio.ensure_future(
+        kernels.shutdown_kernel(kernel_id) if end == "shutdown" else kernels.shutdown_all()
+    )
+    await asyncio.sleep(0)
+    goes_on.set()
+    await asyncio.wait_for(ending, 60)
+    assert [call.kernel_id for call in service.called("stop")] == [kernel_id]
+    assert kernels.list_kernel_ids() == []
 
 
 @pytest.mark.parametrize("may_wait", [True, False])
