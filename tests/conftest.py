@@ -14,6 +14,7 @@ from kit.clusters.kubernetes.shared_cluster import kubernetes_cluster  # noqa: F
 from kit.clusters.ray.shared_cluster import ray_cluster  # noqa: F401 - a fixture
 from kit.clusters.yarn.shared_cluster import yarn_cluster  # noqa: F401 - a fixture
 from roost.bench.clusters.raylets import WITHOUT_TOKEN
+from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import private_runtime_dir
 
 
@@ -25,6 +26,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | Non
     from kit.machine.worker_groups import GroupScheduling
 
     return GroupScheduling(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let the limit of pytest-timeout grow with the load as other deadlines do. It is in the marker, or common to all."""
+    marker = item.get_closest_marker("timeout")
+    limit_s = marker.args[0] if marker else item.config.getoption("timeout") or item.config.getini("timeout")
+    item.add_marker(pytest.mark.timeout(allow_s(float(limit_s))), append=False)
+    return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,6 +17,7 @@ from kit.jupyter import browser
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import connect, disconnect
+from roost.testing.deadlines import allow_s
 
 QUICK_ON_RAY = ("test_a_waiting_cell_shows_its_place", "test_the_status_and_the_launcher")
 GPUS = {"local": {"gpus": 1}, "ray": {"gpus": 4, "gpu_models": ["A100"]}}
@@ -83,7 +84,7 @@ def prepared(
         kernelspecs(folder, "cpu", backend=backend)
         plain = {"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}}
         kernelspecs(folder, "plain", **plain)
-        connect(backend).up().result(100)
+        connect(backend).up().result(allow_s(100))
         yield folder
         disconnect()
         settle(runtime_dir)

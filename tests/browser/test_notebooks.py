@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 
 from kit.jupyter.browser import Lab, until
+from roost.testing.deadlines import allow_s
 
 Take = Callable[[str], None]
 SHOWN_S = 15.0
@@ -64,7 +65,7 @@ def test_a_refusal_says_why(lab: Lab, take: Take) -> None:
     lab.open()
     lab.card("huge").click()
     shown = lab.page.locator(".jp-Dialog-body").filter(has_text="64 GPUs")
-    shown.wait_for(timeout=SHOWN_S * 1000)
+    shown.wait_for(timeout=allow_s(SHOWN_S * 1000))
     take("refused")
     assert lab.api("GET", "kernels") == []
 
@@ -150,7 +151,7 @@ def test_the_page_of_the_clusters(lab: Lab, take: Take) -> None:
     hold_gpus(lab)
     lab.api("POST", "kernels", {"name": "gpu"})
     lab.visit("roost")
-    lab.page.get_by_role("heading", name="Queue").wait_for(timeout=SHOWN_S * 1000)
+    lab.page.get_by_role("heading", name="Queue").wait_for(timeout=allow_s(SHOWN_S * 1000))
     assert "GPUs are wholly free" in lab.page.locator(".totals").inner_text()
     take("clusters")
     lab.page.emulate_media(color_scheme="dark")

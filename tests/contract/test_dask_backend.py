@@ -25,6 +25,7 @@ from roost.scheduler.backends.dask.manager import create
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.errors import BackendUnavailable
 from roost.testing import backend_context
+from roost.testing.deadlines import allow_s
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 
@@ -49,7 +50,7 @@ async def joined(
 
 
 async def taken(backend: Backend, kernel_id: str, request: Request) -> Lease:
-    give_up_at = time.monotonic() + 60
+    give_up_at = time.monotonic() + allow_s(60)
     while (decision := get_policy("pack").place(request, await backend.snapshot())).placement is None:
         assert time.monotonic() < give_up_at, decision.reason
         await asyncio.sleep(0.05)  # workers report freed resources a moment later
@@ -73,7 +74,7 @@ async def leases_of(backend: Backend) -> list[Lease]:
 
 
 async def until(holds: Callable[[], Awaitable[bool]], within_s: float = 60.0) -> None:
-    give_up_at = time.monotonic() + within_s
+    give_up_at = time.monotonic() + allow_s(within_s)
     while not await holds():
         assert time.monotonic() < give_up_at, "too late"
         await asyncio.sleep(0.05)
@@ -104,7 +105,7 @@ async def test_a_service_with_other_settings_or_without_all_plugins_installs_the
     async with joined(dask_cluster.address, tmp_path, 300.0 if missing else 77.0) as second:
         assert await leases_of(second) == [lease]
         assert await second.warm_up() == 3
-        give_up_at = time.monotonic() + 30
+        give_up_at = time.monotonic() + allow_s(30)
         while graces(dask_cluster) != {300.0 if missing else 77.0}:  # nannies send it to the agents
             assert time.monotonic() < give_up_at, graces(dask_cluster)
             await asyncio.sleep(0.05)

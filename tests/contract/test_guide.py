@@ -25,6 +25,7 @@ from roost.scheduler.backends.agent_per_kernel import read_address
 from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import backend_context, open_backend
+from roost.testing.deadlines import allow_s
 
 PAGE = (Path(roost.__file__).parent / "docs" / "developers.md").read_text()
 
@@ -82,7 +83,7 @@ def test_the_example_passes_the_contract_suite(package: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(package), "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=allow_s(500),
         check=False,
     )
     assert "11 passed" in done.stdout, done.stdout + done.stderr
@@ -121,7 +122,7 @@ async def test_the_shell_of_a_pod_sets_its_address_path_and_code(demo: Any, runt
         assert environ["PYTHONPATH"] == str(archive)
     finally:
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 60) == 0
+        assert await asyncio.wait_for(process.wait(), allow_s(60)) == 0
 
 
 async def test_an_archive_brings_the_keys_and_the_first_launch(demo: Any, runtime_dir: Path) -> None:
@@ -147,4 +148,4 @@ async def test_an_archive_brings_the_keys_and_the_first_launch(demo: Any, runtim
         await client.close()
     finally:
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 60) == 0
+        assert await asyncio.wait_for(process.wait(), allow_s(60)) == 0

@@ -18,6 +18,7 @@ from roost.scheduler.backends.ray.manager import create
 from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import backend_context
+from roost.testing.deadlines import allow_s
 
 ADA = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
 
@@ -87,7 +88,7 @@ async def test_amounts_are_promised_leased_and_released(
     await backend.release(lease)
     events = backend.events()
     while (await backend.snapshot()).node(having).resource_free("licence") != 2.0:
-        await asyncio.wait_for(anext(events), 60)  # Ray shows freed resources late
+        await asyncio.wait_for(anext(events), allow_s(60))  # Ray shows freed resources late
     await take(backend, await decide(backend, licence=2), "k3")
 
 

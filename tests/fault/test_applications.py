@@ -22,6 +22,7 @@ import roost
 from kit.machine.daemons import wait_gone
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import allow_s
 
 pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("roost_by_default")]
 
@@ -88,7 +89,7 @@ async def jupyter_server(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess
     assert server.stderr is not None
     try:
         while True:
-            line = (await asyncio.wait_for(server.stderr.readline(), 60)).decode()
+            line = (await asyncio.wait_for(server.stderr.readline(), allow_s(60))).decode()
             assert line, "the server ended"
             if "http://127.0.0.1:" in line:
                 yield (
@@ -114,7 +115,7 @@ def call(url: str, body: dict[str, Any] | None = None) -> Any:
     )
     for _ in range(1200):  # the server names its port before it listens
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=allow_s(60)) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError:
             raise
@@ -149,7 +150,7 @@ async def until_owner_grace_is_over() -> None:
         sys.executable, "-c", ANOTHER_OWNER, folder, stdout=asyncio.subprocess.PIPE
     )
     assert owner.stdout is not None
-    pid = int(await asyncio.wait_for(owner.stdout.readline(), 60))
+    pid = int(await asyncio.wait_for(owner.stdout.readline(), allow_s(60)))
     owner.kill()
     await owner.wait()
     assert await asyncio.to_thread(wait_gone, pid, 20)
@@ -213,7 +214,7 @@ async def test_a_server_stops_after_a_refused_start(settled_runtime_dir: Path, t
             assert failure.value.code == 400
             failure.value.close()
             server.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(server.wait(), 60) == 0
+            assert await asyncio.wait_for(server.wait(), allow_s(60)) == 0
     finally:
         del os.environ["JUPYTER_PATH"]
     assert await roost.connect("local").kernels() == []

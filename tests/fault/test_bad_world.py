@@ -20,6 +20,7 @@ from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Kernel, StartKernel
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.fault
 
@@ -68,9 +69,7 @@ async def test_a_stale_socket_and_broken_files_of_a_killed_service(
     client.close()
     kill(service)
     assert (folder / "socket").exists(), "this test is about a stale socket"
-    started = time.monotonic()
-    assert await client.kernels() == []
-    assert time.monotonic() - started < 10
+    assert await asyncio.wait_for(client.kernels(), allow_s(10)) == []
     client.close()
     (service,) = daemon_pids(settled_runtime_dir, "scheduler")
     kill(service)
@@ -154,7 +153,7 @@ async def test_a_clock_that_jumps(
     assert {found.id: found.pid for found in await client.kernels() if found.pid} == {kernel.id: kernel.pid}
     assert is_running(kernel.pid, start_time(kernel.pid))
     await client.stop(kernel.id, grace_s=0)
-    other = await asyncio.wait_for(queued, 60)
+    other = await asyncio.wait_for(queued, allow_s(60))
     await client.stop(other.id, grace_s=0)
     client.close()
 
@@ -164,7 +163,7 @@ async def _start(client: Client, asked: StartKernel) -> Kernel:
 
 
 async def _until_queued(client: Client, kernel_id: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allow_s(60)
     while not any(kernel.id == kernel_id and kernel.state == "queued" for kernel in await client.kernels()):
         assert time.monotonic() < deadline, "it is not queued"
         await asyncio.sleep(0.02)

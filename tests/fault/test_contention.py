@@ -15,6 +15,7 @@ from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import Cancelled, NoNodeEver, NoNodeNow
 from roost.scheduler.messages import Event, Kernel, StartKernel
+from roost.testing.deadlines import allow_s
 
 ASKER = """
 import asyncio, json, os, sys
@@ -55,7 +56,7 @@ def test_a_hundred_kernels_from_four_processes_on_two_gpus(client: Client, settl
             peak = max(peak, len(held))
 
     client.listen(look)
-    assert client.kernels().result(20) == []
+    assert client.kernels().result(allow_s(20)) == []
     askers = [
         subprocess.Popen(
             [sys.executable, "-c", ASKER, str(Path(__file__).parents[1])], stdout=subprocess.PIPE
@@ -64,7 +65,7 @@ def test_a_hundred_kernels_from_four_processes_on_two_gpus(client: Client, settl
     ]
     most = 0
     while any(asker.poll() is None for asker in askers):
-        (node,) = client.nodes().result(20)
+        (node,) = client.nodes().result(allow_s(20))
         shares = [device["promised"] for device in node["devices"]]
         assert max(shares) <= 1.0 + 1e-6
         most = max(most, round(sum(shares) / 0.25))
@@ -74,8 +75,8 @@ def test_a_hundred_kernels_from_four_processes_on_two_gpus(client: Client, settl
     assert max(peak, most) <= 8, "more shares were held than there are"
     assert peak == 8, "the GPUs were never full: the test shows nothing"
     assert {1, 2, 3} <= positions
-    assert client.kernels().result(20) == []
-    (node,) = client.nodes().result(20)
+    assert client.kernels().result(allow_s(20)) == []
+    (node,) = client.nodes().result(allow_s(20))
     assert [device["promised"] for device in node["devices"]] == [0, 0]
 
 
@@ -93,7 +94,7 @@ async def test_a_queued_start_shows_its_position_and_can_be_cancelled(client: Cl
     waiting = asyncio.ensure_future(_outcome(client, again))
     await _until_queued(client, again.kernel_id)
     await client.stop(first.id, grace_s=0)
-    assert (await asyncio.wait_for(waiting, 60)).state == "running"
+    assert (await asyncio.wait_for(waiting, allow_s(60))).state == "running"
     await client.stop(again.kernel_id, grace_s=0)
 
 
@@ -119,6 +120,6 @@ async def test_a_start_waits_no_longer_than_its_launch_timeout(client: Client) -
 
 async def test_an_impossible_request_fails_at_once(client: Client) -> None:
     with pytest.raises(NoNodeEver) as failure:
-        await asyncio.wait_for(_outcome(client, tiny(gpus=3)), 60)
+        await asyncio.wait_for(_outcome(client, tiny(gpus=3)), allow_s(60))
     assert "\n" not in failure.value.user_message
     assert "GPU" in failure.value.user_message

@@ -24,6 +24,7 @@ from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import VARIABLE
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
@@ -54,7 +55,7 @@ class DaskWorld(ClusterWorld):
     async def ended(self, notebook: Notebook, within_s: float) -> str:
         """Wait until the kernel's process is gone and its owner knows. Return the reason."""
         pid = notebook.pid
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + allow_s(within_s)
         reason = await notebook.ended(service(), within_s)
         assert wait_gone(pid, max(0.0, deadline - time.monotonic()))
         return reason
@@ -72,7 +73,7 @@ class DaskWorld(ClusterWorld):
 
     async def refusal(self, within_s: float = 30, **asked: Any) -> str:
         """Wait until the service refuses a request with the amounts `asked`, and return the reason."""
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + allow_s(within_s)
         while (decision := await service().explain(Request(**asked)))["placement"]:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
@@ -81,7 +82,7 @@ class DaskWorld(ClusterWorld):
 
     async def has_room(self, **asked: Any) -> None:
         """Wait until the service has room for a request with the amounts `asked`."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + allow_s(30)
         while True:
             try:
                 if (await service().explain(Request(**asked)))["placement"]:
@@ -161,7 +162,7 @@ async def test_a_worker_under_a_stream_of_tasks(start_world: Begin) -> None:
     for _ in range(2):
         await asyncio.sleep(1)
         await asyncio.to_thread(world.cluster.kill_worker, host.address)
-    ran = await asyncio.wait_for(world.dask.gather(tasks), 60)
+    ran = await asyncio.wait_for(world.dask.gather(tasks), allow_s(60))
     assert most_at_once(ran) == 1, "a task had the kernel's GPU"
     await world.lives(notebook)
 
@@ -173,7 +174,7 @@ async def test_a_restart_of_all_workers(start_world: Begin) -> None:
     for _ in range(2):
         await world.dask.restart(wait_for_workers=False)
         tasks = world.dask.map(hold, range(10), resources={"GPU": 1}, pure=False)
-        ran = await asyncio.wait_for(world.dask.gather(tasks), 60)
+        ran = await asyncio.wait_for(world.dask.gather(tasks), allow_s(60))
         assert most_at_once(ran) == 1, "a task had the kernel's GPU"
         del tasks
         await world.lives(notebook)

@@ -20,6 +20,7 @@ from kit.machine.daemons import settle, wait_gone
 from roost.bench.clusters.cluster_folder import claim_network
 from roost.bench.clusters.dask_machines import why_not
 from roost.scheduler.client.client import connect, disconnect
+from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import VARIABLE, end
 
 pytestmark = pytest.mark.fault
@@ -82,7 +83,7 @@ class Cluster:
 
     async def until(self, machines: list[str], within_s: float) -> None:
         """Wait until exactly these machines have workers."""
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + allow_s(within_s)
         while (there := self.tell("look")) != machines:
             assert time.monotonic() < deadline, there
             await asyncio.sleep(0.1)
@@ -121,7 +122,7 @@ def scaling_cluster(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.Monke
         finally:
             process.stdin.close()  # type: ignore[union-attr]
             try:
-                process.wait(10)
+                process.wait(allow_s(10))
             except subprocess.TimeoutExpired:
                 process.kill()
             end(f"{runtime_dir}/node")  # agents too
@@ -166,7 +167,7 @@ async def test_a_cluster_that_is_scaled_down_by_hand(
     notebook = await open_notebook()
     pid = notebook.pid
     scaling_cluster.tell("scale 0")
-    await asyncio.wait_for(notebook.manager.provisioner.wait(), 60)
+    await asyncio.wait_for(notebook.manager.provisioner.wait(), allow_s(60))
     assert wait_gone(pid, 60)
     reason = (await connect("dask").kernel(notebook.manager.kernel_id)).reason
     assert "its node has left the Dask cluster" in reason

@@ -14,6 +14,7 @@ from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import agent_folder, daemon_pids, kill, wait_gone
 from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import Client
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.fault
 
@@ -96,6 +97,6 @@ async def test_without_kernels_nothing_goes_on(client: Client, settled_runtime_d
 def _list_kernels(options: str = "") -> list[str]:
     """Start a new program, and return the pids of the kernels that it lists."""
     code = f"import roost\nfor kernel in roost.connect('local', {options}).kernels().result(20): print(kernel.pid)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=allow_s(60))
     assert done.returncode == 0, done.stderr
     return done.stdout.split()

@@ -25,6 +25,7 @@ from roost.provisioners.journal_reader import CellRun, read_runs
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import KernelDied
 from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.fault
 
@@ -54,7 +55,7 @@ class HostileKernel:
         """Publish a good cell and return it as the journal shows it."""
         for frames in good_cell(name):
             self.publish(*frames)
-        until = time.monotonic() + SHOWN_S
+        until = time.monotonic() + allow_s(SHOWN_S)
         while time.monotonic() < until:
             runs = await read_runs(self._client, self.id, session=name)
             if runs and runs[-1].is_done:

@@ -18,6 +18,7 @@ from kit.machine.daemons import daemon_pids, kill, wait_gone
 from kit.machine.tiny_kernel import tiny
 from roost.launchers.daemon.process import is_running
 from roost.scheduler.client.client import Client
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.fault
 
@@ -47,7 +48,7 @@ async def test_the_agent_of_ten_busy_kernels(notebooks: list[Notebook], settled_
     assert await first.value("mine") == "0"
     ports = second.manager.ports
     await second.manager.restart_kernel(now=True)
-    await second.client.wait_for_ready(timeout=60)
+    await second.client.wait_for_ready(timeout=allow_s(60))
     assert (await second.run("mine"))["ename"] == "NameError"
     assert second.manager.ports == ports
     await third.manager.shutdown_kernel()
@@ -74,7 +75,7 @@ async def test_the_service_during_ten_starts(client: Client, settled_runtime_dir
     starts = [asyncio.ensure_future(_start(client, one)) for one in asked]
     await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
     kill(service)
-    kernels = await asyncio.wait_for(asyncio.gather(*starts), 60)
+    kernels = await asyncio.wait_for(asyncio.gather(*starts), allow_s(60))
     assert {kernel.id for kernel in kernels} == {one.kernel_id for one in asked}
     running = await client.kernels()
     assert sorted(kernel.id for kernel in running) == sorted(one.kernel_id for one in asked)
@@ -122,7 +123,7 @@ async def test_the_service_while_kernels_run(notebooks: list[Notebook], settled_
     else:
         raise AssertionError("the new service did not report the kernel's end")
     await notebook.manager.restart_kernel()
-    await notebook.client.wait_for_ready(timeout=60)
+    await notebook.client.wait_for_ready(timeout=allow_s(60))
 
 
 async def test_a_zygote(notebooks: list[Notebook], settled_runtime_dir: Path) -> None:
@@ -177,7 +178,7 @@ async def test_an_owner(short_owner_grace: float, client: Client, settled_runtim
     folder = str(Path(__file__).parents[1])
     owner = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, folder, stdout=subprocess.PIPE)
     assert owner.stdout is not None
-    adoptable, owned = json.loads(await asyncio.wait_for(owner.stdout.readline(), 60))
+    adoptable, owned = json.loads(await asyncio.wait_for(owner.stdout.readline(), allow_s(60)))
     killed_at = time.monotonic()
     owner.kill()
     await owner.wait()
@@ -194,7 +195,7 @@ async def test_an_owner(short_owner_grace: float, client: Client, settled_runtim
 
 async def _until_only(client: Client, kernel_id: str) -> None:
     """Wait until the service knows no kernel but this one."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allow_s(60)
     while [kernel.id for kernel in await client.kernels()] != [kernel_id]:
         assert time.monotonic() < deadline, "the kernel of the ended owner is still known"
         await asyncio.sleep(0.05)

@@ -18,6 +18,7 @@ from kit.clusters.kubernetes.shared_cluster import NAMESPACE
 from kit.jupyter.notebook import held_by
 from kit.machine.daemons import wait_gone
 from roost.scheduler.errors import BackendUnavailable, RoostError
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.fault
 
@@ -102,7 +103,7 @@ async def test_a_pod_that_is_gone_before_the_next_service_looks(
     await until(lambda: not kubernetes_world.api.has(f"{PODS}/{pod['metadata']['name']}"), "the pod stays")
     kubernetes_world.kill_service()
     assert await kubernetes_world.service().kernels() == []
-    await asyncio.wait_for(notebook.manager.provisioner.wait(), 30)
+    await asyncio.wait_for(notebook.manager.provisioner.wait(), allow_s(30))
     assert "it ended while no service of roost was running, so nobody saw the cause" in caplog.text
     await kubernetes_world.restart(notebook)
     await kubernetes_world.lives(notebook)

@@ -16,6 +16,7 @@ from kit.machine.daemons import daemon_pids, kill, settle
 from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.fault
 ROUNDS = int(os.environ.get("ROOST_LIMIT_ROUNDS", "25"))
@@ -35,14 +36,16 @@ def test_starts_stops_and_killed_agents_leave_no_control_group(settled_runtime_d
             if chance.random() < 0.3 and (pids := daemon_pids(settled_runtime_dir, "agent")):
                 kill(pids[0])
                 killed += 1
-            held.append(start.result(60).id)
+            held.append(start.result(allow_s(60)).id)
             while held and chance.random() < 0.6:
-                client.stop(held.pop(chance.randrange(len(held))), grace_s=chance.choice([0, 1])).result(60)
+                client.stop(held.pop(chance.randrange(len(held))), grace_s=chance.choice([0, 1])).result(
+                    allow_s(60)
+                )
         except RoostError:  # the start that was under way when its agent was killed
             failed += 1
     print(f"{ROUNDS} starts, {killed} killed agents, {failed} failed starts, {len(held)} kernels left")
-    for kernel in client.kernels().result(60):
-        client.stop(kernel.id, grace_s=0).result(60)
+    for kernel in client.kernels().result(allow_s(60)):
+        client.stop(kernel.id, grace_s=0).result(allow_s(60))
     assert control_groups.lease_groups(settled_runtime_dir) == set()
     settle(settled_runtime_dir)
     assert not control_groups.has_groups(settled_runtime_dir)

@@ -19,6 +19,7 @@ from kit.machine.other_user import claimed_by_another_user
 from kit.machine.tiny_kernel import tiny
 from roost.launchers.agent.machine import ports
 from roost.scheduler.client.client import Client
+from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import processes
 
 pytestmark = [
@@ -119,7 +120,7 @@ async def test_another_user_gets_nothing(roost_by_default: None, settled_runtime
     assert min(map(len, found.values())) >= 2, found
     command = [sys.executable, "-c", STRANGER, json.dumps(found), str(OTHER)]
     done = await asyncio.to_thread(
-        subprocess.run, command, cwd="/", capture_output=True, text=True, timeout=100
+        subprocess.run, command, cwd="/", capture_output=True, text=True, timeout=allow_s(100)
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []

@@ -29,6 +29,7 @@ from roost.bench.clusters.raylets import Machine, Raylets, processes, why_not
 from roost.launchers.daemon.private_files import read_json
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable
+from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import VARIABLE
 
 ROUNDS = int(os.environ.get("ROOST_OUTAGES", "6"))
@@ -171,7 +172,7 @@ class Outages:
 
     async def is_whole(self) -> None:
         """Wait until Ray holds all leases again. Raises `AssertionError` with the problems after `BACK_S`."""
-        deadline = time.monotonic() + BACK_S
+        deadline = time.monotonic() + allow_s(BACK_S)
         while True:
             wrong = await self._not_yet() or await self._not_in_ray()
             if not wrong or time.monotonic() > deadline:
@@ -211,7 +212,9 @@ class Outages:
     async def _not_in_ray(self) -> list[str]:
         """Return the kernels, placement groups and nodes for which Ray and roost differ in groups, devices or GPUs."""
         command = [sys.executable, "-c", LOOK, self.cluster.address]
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=100)
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=allow_s(100)
+        )
         if done.returncode:
             return [done.stderr[-1000:]]
         (said_last,) = [

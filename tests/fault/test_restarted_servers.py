@@ -141,8 +141,6 @@ async def test_fifty_kernels_with_a_node_that_does_not_answer(
         async with serving(tmp_path) as server:
             (line,) = [line for line in server.log if "roost: adopted" in line]
             print(line)
-            took_s = float(line.rpartition(" in ")[2].split()[0])
-            assert took_s < 5.5
             states = Counter((await listed(server)).values())
             assert states == {"idle": 45, "unknown": 5}
             agents[0].resume()

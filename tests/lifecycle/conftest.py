@@ -19,6 +19,7 @@ from kit.clusters.yarn.shared_cluster import cluster_settings as yarn_settings
 from kit.jupyter.kernelspecs import IPYKERNEL, kernelspecs
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import Client, connect, disconnect
+from roost.testing.deadlines import allow_s
 
 BACKENDS = ("local", "ray", "dask", "dask_tls", "kubernetes", "yarn")
 FREED_S = 15.0
@@ -71,7 +72,7 @@ def backend_runtime_dir(backend: str, module_runtime_dir: Path) -> Iterator[Path
 
     Agents on the nodes of a cluster have a runtime folder of their own and end with the cluster.
     """
-    connect(backend).up().result(100)
+    connect(backend).up().result(allow_s(100))
     yield module_runtime_dir
     disconnect()
     settle(module_runtime_dir)
@@ -90,8 +91,8 @@ def specs_of(
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
     service = connect(backend)
-    assert service.kernels().result(10) == []
-    deadline = time.monotonic() + FREED_S
+    assert service.kernels().result(allow_s(10)) == []
+    deadline = time.monotonic() + allow_s(FREED_S)
     free = 1.0 if backend == "yarn" else 0.0  # the application master has a CPU
     while sum((held := _promised(service)).values()) > free:
         assert time.monotonic() < deadline, f"promised without a kernel: {held}"
@@ -120,7 +121,7 @@ def one_gpu(module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
         kernelspecs(folder, "gpu", config={"gpus": 1})
         plain = {"metadata": {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}}
         kernelspecs(folder, "plain", **plain)
-        connect("local").up().result(60)
+        connect("local").up().result(allow_s(60))
         yield folder
         disconnect()
         settle(module_runtime_dir)
@@ -128,7 +129,7 @@ def one_gpu(module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def _promised(service: Client) -> dict[str, float]:
     """Return the promised CPUs of each node, by node id."""
-    return {node["id"]: node["cpus_promised"] for node in service.nodes().result(10)}
+    return {node["id"]: node["cpus_promised"] for node in service.nodes().result(allow_s(10))}
 
 
 @pytest.fixture

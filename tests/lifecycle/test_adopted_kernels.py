@@ -16,6 +16,7 @@ from server import JupyterServer
 from kit.jupyter.front_end import FrontEnd, errors, front_end, texts
 from kit.jupyter.restarted_servers import end, listed, replies, serving, shown, start
 from roost.scheduler.client.client import connect, disconnect
+from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import private_runtime_dir
 
 SECONDS = "import time\nfor i in range({0}):\n    print(i, flush=True)\n    time.sleep(0.1)"
@@ -35,8 +36,8 @@ def notebooks(
 
 def end_kernels(backend: str) -> None:
     service = connect(backend)
-    for kernel in service.kernels().result(60):
-        service.stop(kernel.id).result(60)
+    for kernel in service.kernels().result(allow_s(60)):
+        service.stop(kernel.id).result(allow_s(60))
 
 
 async def until_logged(server: JupyterServer, text: str) -> None:

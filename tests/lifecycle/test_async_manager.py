@@ -27,6 +27,7 @@ from kit.machine.daemons import daemon_pids, kill
 from roost.provisioners import RoostProvisioner
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import KernelDied, LaunchError, NoNodeEver
+from roost.testing.deadlines import allow_s
 
 Specs = Callable[..., KernelSpecManager]
 
@@ -36,7 +37,7 @@ async def run(kc: Any, code: str, timeout_s: float = 180) -> dict[str, Any]:
     texts: list[str] = []
     reply = await kc.execute_interactive(
         code,
-        timeout=timeout_s,
+        timeout=allow_s(timeout_s),
         output_hook=lambda message: texts.append(message["content"].get("text", "")),
         allow_stdin=False,
     )
@@ -100,10 +101,10 @@ async def test_a_killed_kernel_is_restarted_by_jupyters_restarter(specs: KernelS
         km.add_restart_callback(restarted.set)
         pid = await pid_of(km)
         os.kill(pid, signal.SIGKILL)
-        await asyncio.wait_for(restarted.wait(), 60)
+        await asyncio.wait_for(restarted.wait(), allow_s(60))
         while await pid_of(km) == pid or not await km.is_alive():  # noqa: ASYNC110 - the restarter reports no more
             await asyncio.sleep(0.02)
-        await asyncio.wait_for(asyncio.shield(km.ready), 60)
+        await asyncio.wait_for(asyncio.shield(km.ready), allow_s(60))
         await kc.wait_for_ready(30)
         assert (await run(kc, "print(1)"))["text"] == "1"
 
@@ -176,7 +177,7 @@ async def test_an_exit_while_no_service_lives_is_found(
         (pid,) = daemon_pids(backend_runtime_dir, "scheduler")
         kill(pid)
         os.kill(await pid_of(km), signal.SIGKILL)
-        assert await asyncio.wait_for(km.provisioner.wait(), 60) in (-signal.SIGKILL, 255)
+        assert await asyncio.wait_for(km.provisioner.wait(), allow_s(60)) in (-signal.SIGKILL, 255)
 
 
 async def test_the_provisioner_of_another_process_attaches(specs: KernelSpecManager) -> None:
@@ -185,7 +186,7 @@ async def test_the_provisioner_of_another_process_attaches(specs: KernelSpecMana
         await other.load_provisioner_info(await km.provisioner.get_provisioner_info())
         assert await other.poll() is None
         await other.kill()
-        assert await asyncio.wait_for(km.provisioner.wait(), 60) == -signal.SIGKILL
+        assert await asyncio.wait_for(km.provisioner.wait(), allow_s(60)) == -signal.SIGKILL
         await other.cleanup()
 
 
@@ -202,7 +203,7 @@ async def test_a_kernel_that_dies_while_starting(specs_of: Specs) -> None:
     broken = specs_of(argv=argv)
     km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=broken)
     with pytest.raises(KernelDied, match="no such thing") as caught:
-        await asyncio.wait_for(km.start_kernel(), 60)
+        await asyncio.wait_for(km.start_kernel(), allow_s(60))
     assert caught.value.fields["exit_code"] == 3
     assert not km.has_kernel
 
@@ -213,14 +214,14 @@ async def test_an_impossible_request_fails_at_once(
 ) -> None:
     km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=specs_of(config=config))
     with pytest.raises(kind):
-        await asyncio.wait_for(km.start_kernel(), 60)
+        await asyncio.wait_for(km.start_kernel(), allow_s(60))
 
 
 async def test_a_missing_command(specs_of: Specs, backend: str) -> None:
     broken = specs_of(argv=["/no/such/kernel", "{connection_file}"])
     km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=broken)
     with pytest.raises(LaunchError, match="/no/such/kernel") as caught:
-        await asyncio.wait_for(km.start_kernel(), 60)
+        await asyncio.wait_for(km.start_kernel(), allow_s(60))
     assert isinstance(caught.value, FileNotFoundError) == (backend == "local")
 
 

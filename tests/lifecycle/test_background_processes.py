@@ -23,6 +23,7 @@ from kit.jupyter.restarted_servers import EXTENSIONS, replies, start
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.client import connect
+from roost.testing.deadlines import allow_s
 
 REPEATS = int(os.environ.get("ROOST_TEST_RESTARTS", "3"))
 """How many restarts each test makes. They take turns at the ways to start a process and to restart a kernel."""
@@ -50,7 +51,7 @@ async def until_forked(backend: str, kernel_id: str, restart: Callable[[], Await
     if get_spec(backend).has_agent_per_kernel:
         return
     service = connect(backend)
-    deadline = time.monotonic() + READY_S
+    deadline = time.monotonic() + allow_s(READY_S)
     while (await service.kernel(kernel_id)).how != "forked":
         assert time.monotonic() < deadline, "the kernel is not forked"
         await asyncio.sleep(0.5)
@@ -67,23 +68,25 @@ async def test_a_client_reaches_the_restarted_kernel(
     client = km.client()
     client.start_channels()
     try:
-        await client.wait_for_ready(timeout=READY_S)
+        await client.wait_for_ready(timeout=allow_s(READY_S))
         for number, (how, now) in enumerate(plan()):
             daemon, shown = f"{name}-{number}-", list[str]()
 
             def note(message: dict[str, Any], shown: list[str] = shown) -> None:
                 shown.append(message["content"].get("text", ""))
 
-            await client.execute_interactive(start_code(how, daemon), timeout=READY_S, output_hook=note)
+            await client.execute_interactive(
+                start_code(how, daemon), timeout=allow_s(READY_S), output_hook=note
+            )
             wait_until(partial(find_named, daemon), "the process does not run", timeout_s=READY_S)
             shown.clear()
             ports = km.ports
             await km.restart_kernel(now=now)
             assert km.ports == ports, "the process holds the ports"
             began = time.monotonic()
-            await client.wait_for_ready(timeout=ANSWER_S)
+            await client.wait_for_ready(timeout=allow_s(ANSWER_S))
             code = f"print({number})"
-            reply = await client.execute_interactive(code, timeout=ANSWER_S, output_hook=note)
+            reply = await client.execute_interactive(code, timeout=allow_s(ANSWER_S), output_hook=note)
             print(f"{how} now={now} {time.monotonic() - began:.2f} s")
             assert (reply["content"]["status"], "".join(shown)) == ("ok", f"{number}\n")
     finally:

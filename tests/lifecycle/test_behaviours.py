@@ -20,6 +20,7 @@ import pytest
 
 from kit.machine.forked_kernels import REPLY_S, Agent, Kernel, command_of
 from kit.programs.program import explain_old_ipykernel
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
@@ -169,20 +170,20 @@ def streams(kernel: Kernel, code: str) -> dict[str, str]:
     request = kernel.client.execute(code)
     texts = {"stdout": "", "stderr": ""}
     while True:
-        message = kernel.client.get_iopub_msg(timeout=REPLY_S)
+        message = kernel.client.get_iopub_msg(timeout=allow_s(REPLY_S))
         if message["parent_header"].get("msg_id") != request:
             continue
         if message["msg_type"] == "stream":
             texts[message["content"]["name"]] += message["content"]["text"]
         elif message["content"].get("execution_state") == "idle":
-            kernel.client.get_shell_msg(timeout=REPLY_S)
+            kernel.client.get_shell_msg(timeout=allow_s(REPLY_S))
             return texts
 
 
 def wait_until_subscribed(kernel: Kernel) -> None:
     """Wait until the client receives messages on IOPub. Messages that a kernel sends before do not reach the client."""
     for _ in range(100):
-        kernel.client.kernel_info(reply=True, timeout=REPLY_S)
+        kernel.client.kernel_info(reply=True, timeout=allow_s(REPLY_S))
         with suppress(queue.Empty):
             kernel.client.get_iopub_msg(timeout=0.1)
             return
@@ -207,7 +208,7 @@ def test_output_of_every_kind_arrives(kernel: Kernel) -> None:
         kernel,
         "import subprocess, time; subprocess.run(['echo', 'three']); os.write(2, b'four\\n'); time.sleep(0.5)",
     )
-    until = time.monotonic() + REPLY_S
+    until = time.monotonic() + allow_s(REPLY_S)
     while not {"three", "four"} <= set(kernel.log.read_text().split()) and time.monotonic() < until:
         time.sleep(0.05)
     assert {"three", "four"} <= set(kernel.log.read_text().split()), "the log has what children write"
@@ -218,10 +219,10 @@ def test_a_cell_may_await_and_a_cell_may_ask(kernel: Kernel) -> None:
         streams(kernel, "import asyncio; await asyncio.sleep(0); print('awaited')")["stdout"] == "awaited\n"
     )
     request = kernel.client.execute("name = input('who? ')", allow_stdin=True)
-    question = kernel.client.get_stdin_msg(timeout=REPLY_S)
+    question = kernel.client.get_stdin_msg(timeout=allow_s(REPLY_S))
     assert question["content"]["prompt"] == "who? "
     kernel.client.input("ada")
-    reply = kernel.client.get_shell_msg(timeout=REPLY_S)
+    reply = kernel.client.get_shell_msg(timeout=allow_s(REPLY_S))
     assert (reply["parent_header"]["msg_id"], reply["content"]["status"]) == (request, "ok")
     assert kernel.value("name") == "ada"
 
@@ -229,16 +230,18 @@ def test_a_cell_may_await_and_a_cell_may_ask(kernel: Kernel) -> None:
 def test_requests_of_a_notebook_are_answered(kernel: Kernel) -> None:
     client = kernel.client
     kernel.run("import os; answer = 6 * 7")
-    completed = client.complete("answ", reply=True, timeout=REPLY_S)["content"]["matches"]
+    completed = client.complete("answ", reply=True, timeout=allow_s(REPLY_S))["content"]["matches"]
     assert "answer" in completed
-    assert client.inspect("os.path.join", reply=True, timeout=REPLY_S)["content"]["found"]
+    assert client.inspect("os.path.join", reply=True, timeout=allow_s(REPLY_S))["content"]["found"]
     client.is_complete("for x in y:")
-    assert client.get_shell_msg(timeout=REPLY_S)["content"]["status"] == "incomplete"
-    history = client.history(hist_access_type="tail", n=1, reply=True, timeout=REPLY_S)["content"]["history"]
+    assert client.get_shell_msg(timeout=allow_s(REPLY_S))["content"]["status"] == "incomplete"
+    history = client.history(hist_access_type="tail", n=1, reply=True, timeout=allow_s(REPLY_S))["content"][
+        "history"
+    ]
     assert history[-1][2] == "import os; answer = 6 * 7"
-    info = client.kernel_info(reply=True, timeout=REPLY_S)["content"]
+    info = client.kernel_info(reply=True, timeout=allow_s(REPLY_S))["content"]
     assert info["implementation"] == "ipython"
-    assert client.comm_info(reply=True, timeout=REPLY_S)["content"]["comms"] == {}
+    assert client.comm_info(reply=True, timeout=allow_s(REPLY_S))["content"]["comms"] == {}
 
 
 def test_comms_work_in_both_directions(kernel: Kernel) -> None:
@@ -257,7 +260,7 @@ def ask(kernel: Kernel, kind: str, content: dict[str, Any]) -> dict[str, Any]:
     request = kernel.client.session.msg(kind, content)
     kernel.client.control_channel.send(request)
     while True:
-        reply = kernel.client.get_control_msg(timeout=REPLY_S)
+        reply = kernel.client.get_control_msg(timeout=allow_s(REPLY_S))
         if reply["parent_header"]["msg_id"] == request["header"]["msg_id"]:
             return dict(reply["content"])
 
@@ -275,7 +278,7 @@ def test_the_debugger_starts(kernel: Kernel) -> None:
 
 
 def test_a_subshell_runs_beside_a_busy_cell(kernel: Kernel) -> None:
-    info = kernel.client.kernel_info(reply=True, timeout=REPLY_S)["content"]
+    info = kernel.client.kernel_info(reply=True, timeout=allow_s(REPLY_S))["content"]
     if "kernel subshells" not in info.get("supported_features", []):
         pytest.skip("this ipykernel has no subshells")
     subshell = ask(kernel, "create_subshell_request", {})["subshell_id"]
@@ -294,7 +297,7 @@ def test_an_interrupt_ends_a_cell_with_its_children(kernel: Kernel) -> None:
     kernel.client.execute("import subprocess; subprocess.run(['sleep', '60'])")
     time.sleep(1)  # until the child runs
     os.killpg(kernel.pid, signal.SIGINT)
-    assert kernel.client.get_shell_msg(timeout=REPLY_S)["content"]["ename"] == "KeyboardInterrupt"
+    assert kernel.client.get_shell_msg(timeout=allow_s(REPLY_S))["content"]["ename"] == "KeyboardInterrupt"
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])

@@ -18,6 +18,7 @@ from roost.bench.clusters.cluster_folder import wait_until
 from roost.bench.kernel import BenchKernel, NoAnswer
 from roost.bench.sides import read_sides, world
 from roost.bench.world import write_kernelspec
+from roost.testing.deadlines import allow_s
 
 RUN_S = 300
 """The limit of a run. Alone on the machine it takes up to 30 s, beside other tests four times as long."""
@@ -57,7 +58,7 @@ def bench(tmp_path: Path, *options: str, **environment: str) -> dict[str, Any]:
             cwd=tmp_path / "parent",
             stdout=said,
             stderr=subprocess.STDOUT,
-            timeout=RUN_S,
+            timeout=allow_s(RUN_S),
             env={**os.environ, **environment},
         )
     assert done.returncode == 0, (tmp_path / "said").read_text()
@@ -160,7 +161,7 @@ def test_placement_limits_a_node_too(tmp_path: Path) -> None:
 )
 def test_kernels_that_cannot_be_measured_are_one_sentence(options: list[str], code: int, said: str) -> None:
     command = [*BENCH, "density", "--quick", "--baseline", "none", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=allow_s(110))
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -233,7 +234,9 @@ def test_a_cluster_that_cannot_be_simulated_is_one_sentence() -> None:
         ("--nodes", "1000000"): "take at most 100000.",
     }.items():
         few = ("/bin/sh", "-c", 'ulimit -n 2000 && exec "$@"', "sh")
-        done = subprocess.run([*few, *BENCH, "scale", *options], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [*few, *BENCH, "scale", *options], capture_output=True, text=True, timeout=allow_s(60)
+        )
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert says in done.stderr
 
@@ -270,7 +273,7 @@ def test_an_interrupted_run_keeps_its_results_and_leaves_nothing(
         for _ in range(3):  # an impatient user
             run.send_signal(signum)
             time.sleep(0.3)
-        assert run.wait(180) == 130
+        assert run.wait(allow_s(180)) == 130
     output = (tmp_path / "said").read_text()
     assert "nterrupted" in output
     assert "Traceback" not in output
@@ -290,7 +293,7 @@ def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
 
 def find_folder(tmp_path: Path) -> Path:
     """Return the private folder of a benchmark's run, once roost's processes and some kernels use it."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allow_s(60)
     while len(found := find_marked(tmp_path)) < 8:  # service, agent, zygote, kernels
         assert time.monotonic() < deadline
         time.sleep(0.2)

@@ -18,6 +18,7 @@ from jupyter_core.utils import ensure_event_loop
 from nbclient import NotebookClient
 
 from roost.scheduler.client.client import connect
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.backends("local", "ray", why="the same client on every backend")
 
@@ -32,7 +33,7 @@ def compute(km: KernelManager) -> str:
     kc.start_channels()
     try:
         kc.wait_for_ready(30)
-        reply = kc.execute("", user_expressions={"it": "1 + 1"}, reply=True, timeout=30)
+        reply = kc.execute("", user_expressions={"it": "1 + 1"}, reply=True, timeout=allow_s(30))
         return str(reply["content"]["user_expressions"]["it"]["data"]["text/plain"])
     finally:
         kc.stop_channels()
@@ -74,7 +75,7 @@ def test_several_threads(specs: KernelSpecManager) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(allow_s(60))
     assert found == ["2"] * 3
 
 
@@ -138,7 +139,7 @@ def test_an_interpreter_that_ends_does_not_hang(specs: KernelSpecManager, backen
         [sys.executable, "-X", "dev", "-W", "error", "-c", code],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=allow_s(20),
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)

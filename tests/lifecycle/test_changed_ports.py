@@ -17,6 +17,7 @@ from kit.jupyter.front_end import FrontEnd, front_end, states, texts
 from kit.jupyter.restarted_servers import EXTENSIONS, replies, start
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.scheduler.client.client import connect
+from roost.testing.deadlines import allow_s
 
 READY_S = 60.0
 
@@ -114,7 +115,7 @@ async def test_open_websockets_follow_an_automatic_restart_with_other_ports(
             before = await read_ports(front)
             await front.run("import os; os.kill(os.getpid(), 9)")
             service = connect(backend)
-            has_ended = lambda: service.kernels().result(10)[0].state == "exited"  # noqa: E731
+            has_ended = lambda: service.kernels().result(allow_s(10))[0].state == "exited"  # noqa: E731
             await asyncio.to_thread(wait_until, has_ended, "the kernel lives")
             await asyncio.sleep(0.1)  # the server has the report, too
             request = await front.run("print(42)")

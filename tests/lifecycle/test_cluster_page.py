@@ -17,6 +17,7 @@ from kit.jupyter.kernelspecs import kernelspecs
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.client.running_services import find_services
+from roost.testing.deadlines import allow_s
 
 EXTENSION = "--ServerApp.jpserver_extensions={'roost': True}"
 QUIET = "--RoostExtension.warm_up=False"
@@ -56,7 +57,7 @@ async def test_the_page_shows_nodes_kernels_and_the_queue(gpu_folder: Path) -> N
         assert await read_clusters(server) == []
         assert find_services() == []  # looking starts no service
         holder, waiting = [(await server.api("POST", "kernels", {"name": "gpu"}))[1]["id"] for _ in range(2)]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + allow_s(30)
         while True:
             cluster = next(iter(await read_clusters(server)), {"kernels": []})
             kernels = {kernel["id"]: kernel for kernel in cluster["kernels"]}
@@ -104,7 +105,7 @@ async def test_the_status_of_kernels(gpu_folder: Path) -> None:
         holder, waiting, plain = [
             (await server.api("POST", "kernels", {"name": name}))[1]["id"] for name in names
         ]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + allow_s(30)
         while "1 GPU" not in (await read_status(holder))["text"]:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pytest
 
 from kit.jupyter.notebook import SLEEP
+from roost.testing.deadlines import allow_s
 
 nbformat = pytest.importorskip("nbformat", reason="notebooks are written with it (extra: test)")
 pytest.importorskip("nbclient", reason="`roost run` needs it (extra: test)")
@@ -40,7 +41,11 @@ class Shell:
     def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
         """Run a subcommand with its arguments until it ends."""
         return subprocess.run(
-            self.words(*argv), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S
+            self.words(*argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=allow_s(DEADLINE_S),
         )
 
     def answer(self, *argv: str) -> dict[str, Any]:
@@ -139,7 +144,7 @@ def test_a_signal_ends_the_kernel(shell: Shell, tmp_path: Path, signum: int, cod
     ) as running:
         ready.read_bytes()  # returns once the cell has opened and closed it
         running.send_signal(signum)
-        _, err = running.communicate(timeout=DEADLINE_S)
+        _, err = running.communicate(timeout=allow_s(DEADLINE_S))
     assert running.returncode == code, err.decode()
     assert b"Traceback" not in err
     assert shell.answer("kernels") == {"kernels": []}
@@ -192,7 +197,7 @@ def test_a_queued_start_is_shown_and_stopped(shell: Shell, tmp_path: Path) -> No
             assert shell.answer("stop", queued["id"][:8]) == {
                 "stopped": [{"id": queued["id"], "outcome": "removed from the queue"}]
             }
-            _, err = waiting.communicate(timeout=DEADLINE_S)
+            _, err = waiting.communicate(timeout=allow_s(DEADLINE_S))
         assert waiting.returncode == 1
         queued_line, outcome = err.splitlines()
         assert queued_line.startswith("queued at position 1: no node has room now")

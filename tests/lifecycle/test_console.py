@@ -11,6 +11,7 @@ import pexpect
 import roost
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import disconnect
+from roost.testing.deadlines import allow_s
 
 DEADLINE_S = 180
 PROMPT = r"In \["
@@ -35,7 +36,7 @@ async def test_a_console_works_on_a_kernel_and_leaves_it_alone(runtime_dir: Path
 def use_console(kernel_id: str) -> None:
     command = ["-m", "roost", "attach", kernel_id[:8]]
     console = pexpect.spawn(
-        sys.executable, command, timeout=DEADLINE_S, encoding="utf-8", dimensions=(40, 120)
+        sys.executable, command, timeout=allow_s(DEADLINE_S), encoding="utf-8", dimensions=(40, 120)
     )
     try:
         console.expect(PROMPT)

@@ -16,6 +16,7 @@ import pytest
 import roost
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import disconnect
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="contexts are known on Linux only")
 
@@ -128,7 +129,7 @@ def see(folder: Path, code: str, prefix: Sequence[str] = (), **context: Any) -> 
     """
     given = json.dumps({"code": code, "cwd": str(folder), **context})
     command = [*prefix, sys.executable, "-c", APPLICATION, given]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=allow_s(120))
     assert done.returncode == 0, done.stderr
     seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert {name: how for name, (how, _) in seen.items()} == HOWS
@@ -195,7 +196,7 @@ roost.connect("local").nodes().result()
 
 def test_a_usual_application_after_an_unusual_one(settled_runtime_dir: Path, tmp_path: Path) -> None:
     """Neither the first application's limits nor its processors are left in the agent."""
-    subprocess.run([sys.executable, "-c", FIRST], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", FIRST], check=True, timeout=allow_s(60))
     seen = see(tmp_path, f"{WRITE}first = seen\n{OPEN}seen = first + seen\n")
     assert seen == same([1 << 20, 3 << 20, None, None])
     (node,) = roost.connect("local").nodes().result()
@@ -210,7 +211,7 @@ def test_without_capabilities_hard_limits_and_niceness_are_of_a_world(
     """A user without capabilities could not give these to kernels of an agent with others."""
     unprivileged = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all")
     command = [*unprivileged, "nice", sys.executable, "-c", "import roost; roost.connect().nodes().result()"]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=allow_s(60))
     seen = see(tmp_path, f"{WRITE}first = seen\n{COUNT}seen = first + seen[1:]\n", unprivileged, **LOWER)
     assert seen == same([1 << 20, 2 << 20, os.getpriority(os.PRIO_PROCESS, 0) + 1])
     assert len(list(settled_runtime_dir.glob("agent*"))) == 2

@@ -14,6 +14,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from kit.machine.daemons import daemon_pids
 from kit.machine.descriptors import list_descriptors, list_inheritable, private_files
+from roost.testing.deadlines import allow_s
 
 REPLY_S = 60.0
 START_SERVICE = """
@@ -51,7 +52,7 @@ async def test_no_process_has_files_of_another_one(
         await km.start_kernel()
         client = km.client()
         client.start_channels()
-        await client.wait_for_ready(timeout=REPLY_S)
+        await client.wait_for_ready(timeout=allow_s(REPLY_S))
         client.stop_channels()
         kernel = km.provisioner.kernel
         ways[kernel.pid] = "standby" if "standby" in kernel.timing_ms else kernel.how
@@ -88,7 +89,11 @@ def zygotes(agent: int) -> list[int]:
 
 def test_files_that_an_application_leaks_reach_no_process_of_roost(settled_runtime_dir: Path) -> None:
     program = subprocess.run(
-        [sys.executable, "-c", START_SERVICE], capture_output=True, text=True, timeout=REPLY_S, check=True
+        [sys.executable, "-c", START_SERVICE],
+        capture_output=True,
+        text=True,
+        timeout=allow_s(REPLY_S),
+        check=True,
     )
     pipe = program.stdout.strip()
     assert pipe.startswith("pipe:")

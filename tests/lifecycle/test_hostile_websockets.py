@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -26,6 +25,7 @@ from kit.jupyter.client_messages import BAD_LEGACY, BAD_V1
 from kit.jupyter.front_end import front_end, texts
 from kit.jupyter.restarted_servers import EXTENSIONS, end, start
 from roost.provisioners.server_extension.client_message import V1
+from roost.testing.deadlines import allow_s
 
 FRAMES = int(os.environ.get("ROOST_MESSAGES", "2000")) // 10
 ANSWER_S = 60.0
@@ -72,9 +72,7 @@ async def hostile_server(folder: Path) -> AsyncIterator[JupyterServer]:
         except BaseException:
             print("\n".join(server.log))
             raise
-        began = time.monotonic()
-        await end(server, signal.SIGTERM)
-        assert time.monotonic() - began < ANSWER_S
+        await asyncio.wait_for(end(server, signal.SIGTERM), allow_s(ANSWER_S))
 
 
 async def test_a_frame_that_is_no_message_hurts_its_sender_alone(one_gpu: Path) -> None:

@@ -17,6 +17,7 @@ from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.restarted_servers import EXTENSIONS, start
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import connect
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.backends("local", why="the same scheduler and agent on every backend")
 IDLE_S = 6.0
@@ -61,15 +62,17 @@ def test_only_a_kernel_that_does_nothing_ends(config_file: Path) -> None:
             channels = working[name].client()
             kernels.callback(channels.stop_channels)
             channels.execute(code, allow_stdin=True)
-        deadline = time.monotonic() + 60
-        while client.kernel(idle.id).result(10).state != "exited":
+        deadline = time.monotonic() + allow_s(60)
+        while client.kernel(idle.id).result(allow_s(10)).state != "exited":
             assert time.monotonic() < deadline, "the idle kernel has not ended"
             time.sleep(0.1)
         time.sleep(2 * IDLE_S)
-        ended = client.kernel(idle.id).result(10)
+        ended = client.kernel(idle.id).result(allow_s(10))
         assert ended.reason == f"culled: idle for {IDLE_S:.0f} s"
         assert events.index(("warned", idle.id)) < events.index(("cull", idle.id))
-        states_now = {name: client.kernel(kernel.id).result(10).state for name, kernel in working.items()}
+        states_now = {
+            name: client.kernel(kernel.id).result(allow_s(10)).state for name, kernel in working.items()
+        }
         assert states_now == dict.fromkeys(WORK, "running")
     unlisten()
 
@@ -86,4 +89,4 @@ async def test_a_server_does_not_start_an_idle_kernel_again(
             await front.until(lambda: "dead" in states(front.messages), 60)
             assert "restarting" not in states(front.messages)
         assert (await server.api("GET", f"kernels/{kernel_id}"))[0] == 404
-    assert connect("local").kernel(kernel_id).result(10).reason == f"culled: idle for {IDLE_S:.0f} s"
+    assert connect("local").kernel(kernel_id).result(allow_s(10)).reason == f"culled: idle for {IDLE_S:.0f} s"

@@ -26,6 +26,7 @@ from kit.jupyter.notebook import SLEEP
 from roost.provisioners.execution import Result
 from roost.provisioners.notebook_run import run_notebook
 from roost.scheduler.client.client import connect
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.usefixtures("roosted")
 on_this_machine = pytest.mark.backends("local", why="the same on every backend")
@@ -62,12 +63,12 @@ def roosted(specs: KernelSpecManager, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def left_behind() -> list[str]:
-    return [kernel.id for kernel in connect("local").kernels().result(10)]
+    return [kernel.id for kernel in connect("local").kernels().result(allow_s(10))]
 
 
 def until(is_true: Callable[[], Any]) -> Any:
     """Poll until `is_true()` has a true value, and return the value. No event reports the change."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allow_s(60)
     while not (value := is_true()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -76,8 +77,8 @@ def until(is_true: Callable[[], Any]) -> Any:
 
 def test_start_execute_stop(roosted: Path, tmp_path: Path, backend: str) -> None:
     with roost.start_kernel("roosted", cwd=tmp_path, env={"MINE": "a$b"}) as kernel:
-        assert [one.id for one in connect(backend).kernels().result(10)] == [kernel.id]
-        assert kernel.node_id in {node["id"] for node in connect(backend).nodes().result(10)}
+        assert [one.id for one in connect(backend).kernels().result(allow_s(10))] == [kernel.id]
+        assert kernel.node_id in {node["id"] for node in connect(backend).nodes().result(allow_s(10))}
         assert kernel.device_ids == ()
         assert kernel.timing_ms["launched"] > 0
         assert kernel.decision["reason"]
@@ -88,7 +89,7 @@ def test_start_execute_stop(roosted: Path, tmp_path: Path, backend: str) -> None
         pid = kernel_pid(kernel.id) if is_in_pod else int(result.text)
         assert psutil.pid_exists(pid)
     assert not psutil.pid_exists(pid)
-    assert connect(backend).kernels().result(10) == []
+    assert connect(backend).kernels().result(allow_s(10)) == []
     assert list(roosted.glob("*")) == []
     kernel.stop()
 
@@ -173,13 +174,13 @@ def test_interrupt_from_another_thread(tmp_path: Path) -> None:
 
 def test_restart_and_the_end_of_the_kernel(backend: str) -> None:
     with roost.start_kernel("roosted") as kernel:
-        lease_id = connect(backend).kernel(kernel.id).result(10).lease_id
+        lease_id = connect(backend).kernel(kernel.id).result(allow_s(10)).lease_id
         kernel.execute("x = 1", check=True)
         kernel.restart()
         error = kernel.execute("x").error
         assert error is not None
         assert error.name == "NameError"
-        assert connect(backend).kernel(kernel.id).result(10).lease_id == lease_id
+        assert connect(backend).kernel(kernel.id).result(allow_s(10)).lease_id == lease_id
         for code in ("import os; os._exit(3)", "1"):
             with pytest.raises(roost.KernelDied, match="code 3") as raised:
                 kernel.execute(code)
@@ -210,7 +211,7 @@ def test_a_client_of_its_own() -> None:
     with roost.start_kernel("roosted") as kernel:
         clients = [kernel.client() for _ in range(2)]
         for client in clients:
-            assert client.execute("y = 5", reply=True, timeout=30)["content"]["status"] == "ok"
+            assert client.execute("y = 5", reply=True, timeout=allow_s(30))["content"]["status"] == "ok"
             socket = client.shell_channel.socket
             assert (socket.reconnect_ivl, socket.reconnect_ivl_max) == (5, 100)
         assert kernel.execute("y").text == "5"
@@ -221,7 +222,7 @@ async def test_in_an_event_loop(backend: str) -> None:
         results = await asyncio.gather(*(kernel.execute(f"print({n}); {n}") for n in range(3)))
         assert [(result.text, result.stdout) for result in results] == [(str(n), f"{n}\n") for n in range(3)]
         client = await kernel.client()
-        reply = await client.execute("1", reply=True, timeout=30)
+        reply = await client.execute("1", reply=True, timeout=allow_s(30))
         assert reply["content"]["status"] == "ok"
     kernel = await roost.start_kernel("roosted")
     with pytest.raises(RuntimeError, match="started before"):
@@ -297,7 +298,7 @@ def test_ctrl_c_stops_the_kernel(moment: str) -> None:
     else:
         assert program.stdout.readline() == "up\n"
     program.send_signal(signal.SIGINT)
-    out, errors = program.communicate(timeout=60)
+    out, errors = program.communicate(timeout=allow_s(60))
     assert (out.removeprefix("up\n"), errors) == ("interrupted []\n", "")
 
 
@@ -305,11 +306,11 @@ def test_ctrl_c_stops_the_kernel(moment: str) -> None:
 def test_a_program_that_ends_without_stop_does_not_hang() -> None:
     code = "import roost; k = roost.start_kernel('roosted'); print(k.id, k.execute('9').text)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=allow_s(60), check=False
     )
     kernel_id, text = done.stdout.split()
     assert (text, done.stderr, done.returncode) == ("9", "", 0)
-    connect("local").stop(kernel_id).result(20)  # the scheduler would do this after `owner_grace_s`
+    connect("local").stop(kernel_id).result(allow_s(20))  # the scheduler would do this after `owner_grace_s`
 
 
 @on_this_machine
@@ -354,7 +355,9 @@ del kernel, client, attached
 gc.collect()
 print("goes on")
 """
-    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=allow_s(120)
+    )
     assert done.stdout == "goes on\n"
     until(lambda: not left_behind())  # the scheduler stops the kernels of a program that has ended
 

@@ -20,6 +20,7 @@ from kit.clusters.kubernetes.pod_firewall import PodFirewall
 from kit.clusters.kubernetes.shared_cluster import cluster_settings
 from kit.machine.daemons import settle
 from roost.scheduler.backends import kubernetes
+from roost.testing.deadlines import allow_s
 
 MANIFESTS = Path(kubernetes.__file__).parent / "manifests"
 JUPYTER, KERNELS, OTHERS = "jupyterhub", "guarded", "others"
@@ -56,7 +57,7 @@ CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.ar
 
 def wait_for(is_true: Callable[[], Any], what: str) -> Any:
     """Wait until `is_true()` is true, and return its value. `what` is the error text at the deadline."""
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + allow_s(WAIT_S)
     while not (found := is_true()):
         assert time.monotonic() < deadline, what
         time.sleep(0.1)
@@ -174,5 +175,5 @@ def test_only_jupyter_reaches_its_kernels(
                 assert not firewall.packets(jupyter, REPORT_PORT)
         wait_for(lambda: not firewall.rules(kernel), "the policy is enforced still")
         assert all(pods.connects(uid, ip, port) for uid in strangers.values() for port in ports)
-        rest, _ = application.communicate("\n", timeout=60)
+        rest, _ = application.communicate("\n", timeout=allow_s(60))
         assert json.loads(rest) == "42"

@@ -33,6 +33,7 @@ from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.errors import ConfigError, LaunchError
 from roost.testing import BackendContract, backend_context, open_backend
 from roost.testing.contract import OWNER
+from roost.testing.deadlines import allow_s
 
 MANIFESTS = Path(kubernetes.__file__).parent / "manifests"
 SHARED = "shared"
@@ -107,7 +108,7 @@ def users(kubernetes_cluster: Kubelets) -> Iterator[dict[str, Api]]:
         "POST", f"{rbac}/rolebindings",
         {"metadata": {"name": "more"}, "roleRef": reference, "subjects": [subject]},
     )  # fmt: skip
-    deadline = time.monotonic() + POLICY_S
+    deadline = time.monotonic() + allow_s(POLICY_S)
     while not attempt(found["bob"], "POST", pods(SHARED), pod("bob", created_by="alice")):
         assert time.monotonic() < deadline, "the policy is not enforced"
         time.sleep(0.2)
@@ -238,7 +239,7 @@ async def test_a_kernel_runs_with_the_rights_of_the_manifests(
             assert attempt(bob, method, where, body).startswith("403 "), (method, where)
         assert [one.kernel_id for one in (await client.holdings()).kernels] == ["k"]
         await backend.release(lease)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + allow_s(60)
         while name in secrets_of(kubernetes_cluster.api, "alice"):
             assert time.monotonic() < deadline, "the Secret outlives its pod"
             await asyncio.sleep(0.2)
@@ -334,7 +335,7 @@ async def test_users_of_one_namespace_cannot_touch_each_others_pods(
         address, mine = await backend.agent(lease), await bobs.agent(second)
         stranger = AgentClient(address.endpoint, replace(mine.keys, server=address.keys.server))
         with pytest.raises(Unauthorized):
-            await asyncio.wait_for(stranger.connect(), 60)
+            await asyncio.wait_for(stranger.connect(), allow_s(60))
         await stranger.close()
         await bobs.release(second)
         assert [one.kernel_id for one in (await client.holdings()).kernels] == ["k"]
@@ -383,11 +384,11 @@ async def test_a_template_that_the_api_server_refuses_is_reported_at_the_start(
         cluster = build_cluster(settings_of("alice", "alice", pod_template=str(template), **changes))
         message = "accepted"
         try:
-            await asyncio.wait_for(cluster.join(), 60)
+            await asyncio.wait_for(cluster.join(), allow_s(60))
         except ConfigError as refused:
             message = str(refused)
         finally:
-            await asyncio.wait_for(cluster.close(), 60)
+            await asyncio.wait_for(cluster.close(), allow_s(60))
         assert word in message, (text, message)
         assert "\n" not in message
         assert message.endswith(".")
@@ -424,14 +425,14 @@ async def test_the_api_server_refuses_hostile_values_in_one_sentence(
             cluster.check_request(asked)
             lease = Lease(id="k", kernel_id="k", owner=OWNER, request=asked, node_id="n1")
             with pytest.raises(LaunchError) as refused:
-                await asyncio.wait_for(cluster.create(lease), 60)
+                await asyncio.wait_for(cluster.create(lease), allow_s(60))
             message = str(refused.value)
             assert message.startswith("Kubernetes "), message
             assert message.endswith(".")
             assert "\n" not in message
         assert not await cluster.pods()
     finally:
-        await asyncio.wait_for(cluster.close(), 60)
+        await asyncio.wait_for(cluster.close(), allow_s(60))
 
 
 async def test_no_pod_of_a_user_takes_over_its_node(
@@ -452,7 +453,7 @@ async def test_no_pod_of_a_user_takes_over_its_node(
     }
     admin.call("PATCH", namespace, {"metadata": {"labels": {level: "privileged"}}})
     try:
-        deadline = time.monotonic() + POLICY_S
+        deadline = time.monotonic() + allow_s(POLICY_S)
         while "PodSecurity" in attempt(admin, "POST", pods(SHARED), pod("bob", hostPID=True)):
             assert time.monotonic() < deadline, "Pod Security is still enforced"
             await asyncio.sleep(0.2)

@@ -16,6 +16,7 @@ from kit.machine.daemons import agent_folder, daemon_pids, settle, wait_gone
 from roost.launchers.agent.warm.learnt_preloads import FEWEST
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect, disconnect
+from roost.testing.deadlines import allow_s
 
 pytestmark = [
     pytest.mark.backends("local", why="the same agent on every backend"),
@@ -27,10 +28,10 @@ WITHIN_S = 180
 
 def start(name: str = "python3", **options: object) -> BlockingKernel:
     """Start kernels until one is forked, and return it. Kernels are executed until a zygote is ready."""
-    deadline = time.monotonic() + WITHIN_S
+    deadline = time.monotonic() + allow_s(WITHIN_S)
     while True:
         kernel = roost.start_kernel(name, backend="local", backend_options=OPTIONS, **options)
-        if connect("local", **OPTIONS).kernel(kernel.id).result(10).how == "forked":
+        if connect("local", **OPTIONS).kernel(kernel.id).result(allow_s(10)).how == "forked":
             return kernel
         kernel.stop()
         assert time.monotonic() < deadline, "no kernel was forked"
@@ -41,7 +42,7 @@ def find_loaded(names: set[str], wanted: str, **options: object) -> set[str]:
 
     Each kernel then imports all of `names`, so that the agent learns these modules.
     """
-    deadline = time.monotonic() + WITHIN_S
+    deadline = time.monotonic() + allow_s(WITHIN_S)
     while True:
         with start(**options) as kernel:
             text = kernel.execute(f"sorted({names!r} & set(__import__('sys').modules))").text
@@ -80,7 +81,7 @@ def test_a_package_that_starts_a_thread_and_the_users_own_modules_are_left_out(
     settled_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     venv, notebooks = tmp_path / "venv", tmp_path / "notebooks"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=allow_s(60))
     (site,) = venv.glob("lib/python*/site-packages")
     (site / "ours.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     notebooks.mkdir()

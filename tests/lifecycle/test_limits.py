@@ -21,6 +21,7 @@ from kit.machine.daemons import daemon_pids, kill, settle
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import KernelDied
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.backends("local", why="the same agent on every backend")
 MIB = 1 << 20
@@ -74,18 +75,18 @@ needs_cgroups = pytest.mark.skipif(bool(control_groups.why_not()), reason=contro
 
 def start(*, how: str = "forked", options: dict[str, object] | None = None, **wish: object) -> BlockingKernel:
     """Start kernels until one is started as `how` says (`forked`: once a zygote is ready); return it."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allow_s(60)
     options = options or {}
     while True:
         kernel = roost.start_kernel("python3", backend="local", backend_options=options, **wish)
-        if connect("local", **options).kernel(kernel.id).result(10).how == how:
+        if connect("local", **options).kernel(kernel.id).result(allow_s(10)).how == how:
             return kernel
         kernel.stop()
         assert time.monotonic() < deadline, f"no kernel was {how}"
 
 
 def wait_for(condition: Callable[[], object], what: str, deadline_s: float = 120) -> None:
-    deadline = time.monotonic() + deadline_s
+    deadline = time.monotonic() + allow_s(deadline_s)
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
@@ -149,7 +150,7 @@ def test_a_detached_process_may_outlive_its_lease_if_the_operator_says_so(settle
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can hide the control groups from roost")
 def test_without_control_groups_memory_is_limited_and_watched(settled_runtime_dir: Path) -> None:
     command = ["unshare", "--mount", "sh", "-c", READ_ONLY, sys.executable, "-c", WITHOUT_GROUPS]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    output = subprocess.run(command, capture_output=True, text=True, timeout=allow_s(120))
     lines = output.stdout.splitlines()
     print(output.stdout, output.stderr)
     why, large, excess, alive, *last = lines

@@ -24,6 +24,7 @@ from kit.machine.daemons import settle
 from kit.machine.tiny_kernel import tiny
 from roost.bench.clusters.free_ports import free_port
 from roost.scheduler.client.client import connect
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.backends("local", why="the same service on every backend")
 CHURN_S = float(os.environ.get("ROOST_CHURN_S", "10"))
@@ -49,14 +50,14 @@ def prometheus(folder: Path, target: int) -> Iterator[str]:
             yield f"http://{address}"
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(allow_s(30))
 
 
 def query(address: str, expression: str, label: str) -> dict[str, float]:
     """Return the values of an expression, by one label. The result is empty if Prometheus does not answer yet."""
     url = f"{address}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=allow_s(10)) as answer:
             found = json.load(answer)["data"]["result"]
     except OSError:
         return {}
@@ -74,15 +75,15 @@ def test_prometheus_counts_the_same_events_as_a_listener(
     client = connect("local")
     heard: Counter[str] = Counter()
     unlisten = client.listen(lambda event: heard.update([event.kind]))
-    client.kernels().result(20)
+    client.kernels().result(allow_s(20))
     with prometheus(tmp_path, port) as address:
         until = time.monotonic() + CHURN_S
         while time.monotonic() < until:
             starts = [client.start(tiny(cpus=1)) for _ in range(3)]  # the third waits for room
             for start in starts:
-                client.stop(start.result(60).id, grace_s=0).result(60)
+                client.stop(start.result(allow_s(60)).id, grace_s=0).result(allow_s(60))
         expected: dict[str, float] = {}
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + allow_s(30)
         while (found := query(address, "roost_events_total", "kind")) != expected or not found:
             assert time.monotonic() < deadline, (found, expected)
             expected = {kind: float(count) for kind, count in heard.items()}

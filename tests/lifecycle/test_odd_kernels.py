@@ -18,6 +18,7 @@ from roost.provisioners.execution import Result
 from roost.provisioners.journal_reader import read_runs
 from roost.scheduler.client.client import connect
 from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.backends("local")
 REPLY_S = 60.0
@@ -33,12 +34,12 @@ def folder(
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
     yield tmp_path
     service = connect(backend)
-    for kernel in service.kernels().result(60):
-        service.stop(kernel.id).result(60)
+    for kernel in service.kernels().result(allow_s(60)):
+        service.stop(kernel.id).result(allow_s(60))
 
 
 def find_launched(kernel_id: str) -> Kernel:
-    return connect("local").kernel(kernel_id).result(10)
+    return connect("local").kernel(kernel_id).result(allow_s(10))
 
 
 def test_a_program_reads_the_kernels_values(folder: Path) -> None:
@@ -49,7 +50,7 @@ def test_a_program_reads_the_kernels_values(folder: Path) -> None:
         kernel.restart()
         assert kernel.execute("value").text == "42"
         client = kernel.client()
-        assert client.execute("value", reply=True, timeout=REPLY_S)["content"]["status"] == "ok"
+        assert client.execute("value", reply=True, timeout=allow_s(REPLY_S))["content"]["status"] == "ok"
         with roost.attach(kernel.id) as attached:
             assert attached.execute("value").text == "42"
 
@@ -86,10 +87,10 @@ def test_a_program_interrupts_by_a_message(folder: Path) -> None:
             for each in (kernel, attached):
                 waiting = threading.Thread(target=lambda: results.append(kernel.execute("wait")))
                 waiting.start()
-                while watcher.get_iopub_msg(timeout=REPLY_S)["msg_type"] != "stream":
+                while watcher.get_iopub_msg(timeout=allow_s(REPLY_S))["msg_type"] != "stream":
                     pass
                 each.interrupt()
-                waiting.join(REPLY_S)
+                waiting.join(allow_s(REPLY_S))
                 assert (error := results.pop().error) is not None
                 assert (error.name, error.value, error.traceback) == ("Interrupted", "", "")
         assert find_launched(kernel.id).state == "running"

@@ -13,6 +13,7 @@ from kit.machine import zram_swap
 from kit.machine.daemons import settle
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect
+from roost.testing.deadlines import allow_s
 
 pytestmark = [
     pytest.mark.backends("local", why="the same agent on every backend"),
@@ -31,10 +32,10 @@ def swapping_runtime_dir(runtime_dir: Path) -> Iterator[Path]:
 
 def start(**options: object) -> BlockingKernel:
     """Start kernels until one is forked, and return it. Kernels are executed until a zygote is ready."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allow_s(60)
     while True:
         kernel = roost.start_kernel("python3", backend="local", backend_options=options)
-        if connect("local", **options).kernel(kernel.id).result(10).how == "forked":
+        if connect("local", **options).kernel(kernel.id).result(allow_s(10)).how == "forked":
             return kernel
         kernel.stop()
         assert time.monotonic() < deadline, "no kernel was forked"
@@ -44,7 +45,7 @@ def test_an_idle_kernel_is_paged_out_and_its_next_cell_runs(swapping_runtime_dir
     with start(page_out_after_s=AFTER_S) as kernel:
         pid = int(kernel.execute("import os; big = list(map(str, range(200_000))); os.getpid()").text)
         before, _ = zram_swap.read_memory(pid)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + allow_s(60)
         while (after := zram_swap.read_memory(pid)[0]) >= before / 2:
             assert time.monotonic() < deadline, zram_swap.read_memory(pid)
             time.sleep(0.1)

@@ -17,6 +17,7 @@ from roost.placement import Decision, Request, Snapshot, get_policy
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import StartKernel
+from roost.testing.deadlines import allow_s
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "first_gpu_last.py"
 CONFIG = """
@@ -86,19 +87,19 @@ def asks(name: str) -> StartKernel:
 def test_a_policy_of_a_program_outlives_the_service(two_gpus: Path) -> None:
     client = connect()
     with pytest.raises(ConfigError, match="unknown policy 'second'"):
-        client.start(asks("second")).result(60)
-    client.add_policy("second", SecondOnly()).result(60)
-    first = client.start(asks("second")).result(60)
+        client.start(asks("second")).result(allow_s(60))
+    client.add_policy("second", SecondOnly()).result(allow_s(60))
+    first = client.start(asks("second")).result(allow_s(60))
     assert first.device_ids == ("1",)
     (pid,) = daemon_pids(two_gpus, "scheduler")
     kill(pid)
-    second = client.start(asks("second")).result(60)
+    second = client.start(asks("second")).result(allow_s(60))
     assert second.device_ids == ("1",)
-    third = client.start(asks("second")).result(60)  # its device is full, and it insists
+    third = client.start(asks("second")).result(allow_s(60))  # its device is full, and it insists
     assert third.device_ids == ("0",)
     assert third.decision is not None
     assert third.decision["policy"] == "second"
     assert "it chose device '1' of" in third.decision["fallback"]
     assert "ranked by balanced, since policy second failed" in third.decision["reason"]
     for kernel in (first, second, third):
-        client.stop(kernel.id).result(60)
+        client.stop(kernel.id).result(allow_s(60))

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from roost.bench.clusters.raylets import Machine, Raylets, why_not
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -67,11 +68,11 @@ def serve(*steps: str, environment: Mapping[str, str] = TOKEN) -> list[Any]:
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", SERVICE, json.dumps(steps)],
-        check=True, capture_output=True, text=True, timeout=100, env={**own, **environment},
+        check=True, capture_output=True, text=True, timeout=allow_s(100), env={**own, **environment},
     )  # fmt: skip
     assert "SIGTERM" not in done.stderr
     said = json.loads(done.stdout)
-    assert [seconds for _, seconds in said if seconds > SECONDS] == []
+    assert [seconds for _, seconds in said if seconds > allow_s(SECONDS)] == []
     return [word for word, _ in said]
 
 

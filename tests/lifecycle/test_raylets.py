@@ -14,6 +14,7 @@ import pytest
 
 from roost.bench.clusters.cluster_folder import processes, wait_until
 from roost.bench.clusters.raylets import Machine, Raylets, why_not
+from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import VARIABLE
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -35,7 +36,7 @@ def drive(cluster: Raylets) -> dict[str, Any]:
     """Run a Ray driver. Return its view of the cluster: nodes by address, and a worker's environment."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", DRIVER, cluster.address],
-        check=True, capture_output=True, text=True, timeout=60, cwd="/",
+        check=True, capture_output=True, text=True, timeout=allow_s(60), cwd="/",
     )  # fmt: skip
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     said["nodes"] = {node["NodeManagerAddress"]: node for node in said["nodes"]}

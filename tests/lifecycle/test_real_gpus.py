@@ -23,6 +23,7 @@ from roost.launchers.agent.machine.nvml import list_gpus
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 MIB = 1 << 20
@@ -62,14 +63,14 @@ def run(kernel: BlockingKernel, code: str) -> str:
 
 
 def until(condition: Callable[[], object], what: str, within_s: float = 60) -> None:
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + allow_s(within_s)
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.1)
 
 
 def devices() -> list[dict[str, Any]]:
-    (node,) = connect("local").nodes().result(20)
+    (node,) = connect("local").nodes().result(allow_s(20))
     return list(node["devices"])
 
 
@@ -105,7 +106,7 @@ def test_kernels_share_a_gpu_and_roost_knows_who_uses_it(settled_runtime_dir: Pa
         client = connect("local")
 
         def memory(kernel: BlockingKernel) -> int:
-            use = client.kernel(kernel.id, with_use=True).result(20).use
+            use = client.kernel(kernel.id, with_use=True).result(allow_s(20)).use
             return use.gpu_memory_bytes if use is not None else 0
 
         until(lambda: memory(large) >= 4000 * MIB, "the memory of a kernel on the GPU is not known")
@@ -121,7 +122,7 @@ def test_the_memory_of_a_killed_kernel_is_free(settled_runtime_dir: Path) -> Non
     with start(1) as kernel:
         run(kernel, "held = hold(8000)")
         assert int(ask("memory.used")[0][0]) >= int(before) + 8000
-        process = connect("local").kernel(kernel.id).result(20).process
+        process = connect("local").kernel(kernel.id).result(allow_s(20)).process
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
         until(lambda: int(ask("memory.used")[0][0]) < int(before) + 1000, "the GPU's memory is not free")
@@ -130,7 +131,7 @@ def test_the_memory_of_a_killed_kernel_is_free(settled_runtime_dir: Path) -> Non
 def test_no_process_of_roost_uses_the_gpu(settled_runtime_dir: Path) -> None:
     with start(1) as kernel:
         run(kernel, "held = hold(100)")
-        process = connect("local").kernel(kernel.id).result(20).process
+        process = connect("local").kernel(kernel.id).result(allow_s(20)).process
         assert process is not None
         users = {int(pid) for (pid,) in ask("pid", of="compute-apps")}
         assert process.pid in users
@@ -143,9 +144,12 @@ def test_no_process_of_roost_uses_the_gpu(settled_runtime_dir: Path) -> None:
 def test_explain_says_that_others_keep_the_gpu_busy(
     settled_runtime_dir: Path, burning: subprocess.Popen[str]
 ) -> None:
-    until(lambda: (connect("local").up().result(60), devices()[0]["used"])[1], "the GPU does not look busy")
+    until(
+        lambda: (connect("local").up().result(allow_s(60)), devices()[0]["used"])[1],
+        "the GPU does not look busy",
+    )
     command = [sys.executable, "-m", "roost", "explain", "--gpus", "1", "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=allow_s(60))
     assert json.loads(done.stdout)["decision"]["placement"]["terms"]["not_busy"] < 5
 
 
@@ -157,10 +161,13 @@ def test_a_kernel_whose_gpu_works_is_not_idle(
         run(kernel, "is_over = burn(1024)")
         time.sleep(15)
         client = connect("local")
-        assert client.kernel(kernel.id).result(20).state == "running"
+        assert client.kernel(kernel.id).result(allow_s(20)).state == "running"
         run(kernel, "is_over.set()")
-        until(lambda: client.kernel(kernel.id).result(20).state == "exited", "the idle kernel has not ended")
-        assert client.kernel(kernel.id).result(20).reason == "culled: idle for 5 s"
+        until(
+            lambda: client.kernel(kernel.id).result(allow_s(20)).state == "exited",
+            "the idle kernel has not ended",
+        )
+        assert client.kernel(kernel.id).result(allow_s(20)).reason == "culled: idle for 5 s"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed here")
@@ -173,7 +180,7 @@ def test_torch_is_loaded_before_the_fork_and_cuda_after_it(
     def is_forked_with_torch() -> bool:
         with start(0.5) as kernel:
             loaded = run(kernel, "import sys; 'torch' in sys.modules")
-            how = connect("local").kernel(kernel.id).result(20).how
+            how = connect("local").kernel(kernel.id).result(allow_s(20)).how
         return (loaded, how) == ("True", "forked")
 
     until(is_forked_with_torch, "no kernel is forked with torch", within_s=300)

@@ -21,6 +21,7 @@ from roost.bench.world import wait_until_forked
 from roost.launchers.daemon.private_files import runtime_dir, write_private_json
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError
+from roost.testing.deadlines import allow_s
 
 STANDING_STILL = """
 import pathlib, time
@@ -44,8 +45,8 @@ c.ZMQChannelsWebsocketConnection.limit_rate = False
 @pytest.fixture(autouse=True)
 def nothing_stays(one_gpu: Path) -> Iterator[None]:
     yield
-    for kernel in connect("local").kernels().result(10):
-        connect("local").stop(kernel.id).result(20)
+    for kernel in connect("local").kernels().result(allow_s(10)):
+        connect("local").stop(kernel.id).result(allow_s(20))
 
 
 def wait_for(file: Path) -> str:
@@ -205,7 +206,7 @@ async def test_output_from_before_a_new_agent_is_reported(one_gpu: Path) -> None
     kill(agent)
     for _ in range(600):
         with suppress(RoostError):
-            if connect("local").journal(kernel_id).result(10).last > 50:
+            if connect("local").journal(kernel_id).result(allow_s(10)).last > 50:
                 break
         await asyncio.sleep(0.1)
     async with serving(one_gpu) as server, front_end(server, kernel_id, "client") as front:

@@ -13,6 +13,7 @@ from server import JupyterServer, jupyter_server
 from kit.jupyter.front_end import errors, front_end, states, texts
 from kit.jupyter.restarted_servers import EXTENSIONS, start
 from roost.scheduler.client.client import connect
+from roost.testing.deadlines import allow_s
 
 FILL = "data = bytearray(400 << 20); data[::4096] = b'x' * len(data[::4096])"
 DIE_ONCE = """
@@ -112,11 +113,11 @@ async def test_a_kernel_that_runs_out_of_memory_again_is_not_started_again(
             await front.until(lambda: "dead" in states(front.messages), 60)
         assert (await server.api("GET", f"kernels/{kernel_id}"))[0] == 404, "Jupyter removes a dead kernel"
     service = connect(backend)
-    (kernel,) = service.kernels().result(10)
+    (kernel,) = service.kernels().result(allow_s(10))
     assert kernel.process is not None
     assert kernel.process.is_out_of_memory
     assert kernel.process.peak_bytes == 300 << 20
-    service.stop(kernel.id).result(20)
+    service.stop(kernel.id).result(allow_s(20))
 
 
 @pytest.mark.backends("local")

@@ -25,6 +25,7 @@ from roost.launchers.daemon.world import find_world
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import KernelDied, LaunchError
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare"), reason="only root can make namespaces"
@@ -58,11 +59,13 @@ def application(*world: str, **options: Any) -> Iterator[dict[str, Any]]:
             yield json.loads(process.stdout.readline())
         finally:
             process.stdin.close()
-            process.wait(60)
+            process.wait(allow_s(60))
 
 
 def roost_command(*words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "roost", *words], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "roost", *words], capture_output=True, text=True, timeout=allow_s(60)
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -28,6 +28,7 @@ from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import disconnect
+from roost.testing.deadlines import allow_s
 
 PYTHON = os.environ.get("ROOST_TEST_PYSPARK", "")
 TEMPLATE = Path(__file__).parents[2] / "docs/examples/spark/kernel.json"
@@ -93,7 +94,7 @@ def specs(configured_folder: Path, tmp_path: Path) -> KernelSpecManager:
 
 def find_spark() -> str:
     code = "import ipykernel, pyspark; print(*pyspark.__path__)"
-    return subprocess.check_output([PYTHON, "-c", code], text=True, timeout=60).strip()
+    return subprocess.check_output([PYTHON, "-c", code], text=True, timeout=allow_s(60)).strip()
 
 
 async def shut_down(notebook: Notebook, _: HadoopNodes) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import roost
+from roost.testing.deadlines import allow_s
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER_LIBRARIES = {"ray", "distributed", "dask", "kubernetes", "kubernetes_asyncio", "requests"}
@@ -254,7 +255,7 @@ def test_placement_without_numpy(name: str) -> None:
     code = f"import sys, roost.placement, roost.placement.{name}\n"
     code += "roost.placement.Request, roost.placement.Node, roost.placement.Decision\n"
     code += "assert 'numpy' not in sys.modules\nroost.placement.Snapshot\nassert 'numpy' in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=allow_s(60))
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_importing_the_client_side_loads_almost_nothing(name: str, libraries: se
     code = f"import sys, jupyter_client.provisioning as _; before = set(sys.modules); import {name}\n"
     code += "print(*set(sys.modules) - before)"
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=allow_s(60)
     )
     assert {each for each in done.stdout.split() if each.partition(".")[0] != "roost"} <= libraries
 
@@ -285,7 +286,7 @@ SECRET = re.compile(
 def test_no_secrets_in_the_tree() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, timeout=60,
+        cwd=ROOT, check=True, capture_output=True, timeout=allow_s(60),
     ).stdout.split(b"\0")  # fmt: skip
     files = [ROOT / name.decode() for name in listed if name]
     assert len(files) > 10

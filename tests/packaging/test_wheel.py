@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import roost
+from roost.testing.deadlines import allow_s
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -76,7 +77,7 @@ def run(*command: str | Path, cwd: Path) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=allow_s(110),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

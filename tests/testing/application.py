@@ -25,6 +25,7 @@ from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.messages import Event, Kernel
 
+from .deadlines import allow_s
 from .kernelspecs import IPYKERNEL, write_ipykernel_spec
 from .leftovers import await_end
 from .live_kernel import LiveKernel, within
@@ -160,7 +161,7 @@ class Application:
             loop.call_soon_threadsafe(news.set)
 
         stop = self.service.listen(wake)
-        deadline = loop.time() + within_s
+        deadline = loop.time() + allow_s(within_s)
         try:
             while loop.time() < deadline:
                 news.clear()

@@ -30,6 +30,7 @@ from .contract_steps import (
     name_lease,
     open_backend,
 )
+from .deadlines import allow_s
 from .promises import (
     BECOMES_HELD,
     CLAIMS_AGAIN,
@@ -271,7 +272,7 @@ class BackendContract(ContractSteps):
             address = connection.ip, connection.shell_port
             expect(await _is_open(*address), STARTS_KERNEL, f"nothing answers at {address}")
             await self.release(backend, lease)
-            deadline = time.monotonic() + self.held_s
+            deadline = time.monotonic() + allow_s(self.held_s)
             while await _is_open(*address):
                 found = f"{self.held_s:g} s after the release, the kernel still listens at {address}"
                 expect(time.monotonic() < deadline, ENDS_KERNEL, found)
@@ -344,7 +345,7 @@ async def _collect(events: AsyncIterator[BackendEvent]) -> list[BackendEvent]:
 
 async def _is_open(host: str, port: int) -> bool:
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), 5.0)
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), allow_s(5.0))
     except (OSError, asyncio.TimeoutError):
         return False
     writer.close()

@@ -17,6 +17,7 @@ from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend
 from roost.scheduler.errors import LeaseConflict, RoostError
 
+from .deadlines import allow_s
 from .promises import (
     ANSWERS,
     BECOMES_HELD,
@@ -61,7 +62,7 @@ async def open_backend(create: Callable[[Agents], Backend]) -> AsyncIterator[tup
         yield backend, agents
     finally:
         with promised(ENDS_EVENTS, "close"):
-            await asyncio.wait_for(backend.close(), _CLOSE_S)
+            await asyncio.wait_for(backend.close(), allow_s(_CLOSE_S))
         await agents.close()
 
 
@@ -176,7 +177,7 @@ class ContractSteps:
 
     async def held(self, backend: Backend, lease: Lease) -> Lease:
         """Wait until a lease is held, and return it. A repeated claim returns its present state."""
-        deadline = time.monotonic() + self.held_s
+        deadline = time.monotonic() + allow_s(self.held_s)
         while lease.state == "pending":
             expect(is_clause(lease.reason), HAS_REASON, f"the reason is {lease.reason!r}")
             waited = f"the lease is still pending after {self.held_s:g} s: {lease.reason}"
@@ -199,7 +200,7 @@ class ContractSteps:
         self, backend: Backend, condition: Callable[[Snapshot], bool], promise: str = SHOWS_ROOM
     ) -> None:
         """Wait until the snapshot meets the condition. Raise `BrokenPromise` after `held_s`."""
-        deadline = time.monotonic() + self.held_s
+        deadline = time.monotonic() + allow_s(self.held_s)
         while not condition(snapshot := await backend.snapshot()):
             found = f"after {self.held_s:g} s, the snapshot is {describe(snapshot)}"
             expect(time.monotonic() < deadline, promise, found)

@@ -27,6 +27,8 @@ from roost.placement import Device, Node
 from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.base import AgentAddress
 
+from .deadlines import allow_s
+
 _STAGES = {"await_launch": "launch"}
 """The stages of operations that have no stage of their own name."""
 
@@ -133,7 +135,7 @@ class FakeAgent:
         """Wait until `calls` has this stage. To wait for a further call, clear `calls` first."""
         while stage not in self.calls:
             self._called.clear()
-            await asyncio.wait_for(self._called.wait(), 60)
+            await asyncio.wait_for(self._called.wait(), allow_s(60))
 
     def end(self, kernel_id: str, exit_code: int = 1) -> None:
         """Let a kernel end by itself, with this exit code."""

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
+from .deadlines import allow_s
+
 VARIABLE = "ROOST_RUNTIME_DIR"
 GRACE_S = 60.0
 """How long processes may take to end after their test."""
@@ -78,7 +80,7 @@ def end(folder: str) -> list[str]:
 
 def await_end(found: list[psutil.Process], timeout_s: float) -> None:
     """Wait until the processes have ended. A zombie has ended; psutil would wait until its parent reaps it."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + allow_s(timeout_s)
     for process in found:
         try:
             descriptor = os.pidfd_open(process.pid)

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from jupyter_client.manager import AsyncKernelManager
 
+from .deadlines import allow_s
+
 _CONNECT_S = 5.0
 """How long a connection may take. An address without a machine does not answer at all."""
 
@@ -159,13 +161,15 @@ async def is_open(address: tuple[str, int], *, until_closed: bool = False) -> bo
     """True if a process listens at this address. With `until_closed`, wait until none does."""
     while True:
         try:
-            reader, writer = await asyncio.wait_for(asyncio.open_connection(*address), _CONNECT_S)
+            reader, writer = await asyncio.wait_for(asyncio.open_connection(*address), allow_s(_CONNECT_S))
         except (OSError, asyncio.TimeoutError):
             return False
         try:
             if not until_closed:
                 return True
             with contextlib.suppress(OSError, asyncio.TimeoutError):
-                await asyncio.wait_for(reader.read(), _CONNECT_S)  # the connection ends with the process
+                await asyncio.wait_for(
+                    reader.read(), allow_s(_CONNECT_S)
+                )  # the connection ends with the process
         finally:
             writer.close()

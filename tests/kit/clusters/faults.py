@@ -20,6 +20,7 @@ from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect
 from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import allow_s
 
 KNOWN_S = 60.0
 """How long a service may take until it reaches an agent again that was `unreachable`."""
@@ -111,7 +112,7 @@ class ClusterWorld:
         """
         for notebook in notebooks:
             assert await notebook.value("mine") == "42"
-        deadline = time.monotonic() + KNOWN_S
+        deadline = time.monotonic() + allow_s(KNOWN_S)
         while True:
             kernels = [await self.kernel_of(notebook) for notebook in notebooks]
             if all(kernel.state != "unknown" for kernel in kernels) or time.monotonic() > deadline:
@@ -174,12 +175,12 @@ class ClusterWorld:
                 problem = f"there is no room: {decision}"
             except RoostError as error:
                 problem = str(error)
-            assert time.monotonic() - began < within_s, problem
+            assert time.monotonic() - began < allow_s(within_s), problem
             await asyncio.sleep(0.1)
 
     async def refusal(self, within_s: float = 60.0, **asked: Any) -> str:
         """Wait until the service refuses a request with these fields for now, or fails. Return the reason."""
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + allow_s(within_s)
         while True:
             try:
                 decision = await self.service().explain(Request(**asked))
@@ -194,7 +195,7 @@ class ClusterWorld:
 
     async def waits_for(self, text: str, within_s: float = 60.0) -> str:
         """Wait until some kernel waits for a reason that holds this text. Return the whole reason."""
-        deadline = time.monotonic() + within_s
+        deadline = time.monotonic() + allow_s(within_s)
         while True:
             reasons = [kernel.waits_for for kernel in await self.service().kernels()]
             if found := [reason for reason in reasons if text in reason]:
@@ -228,7 +229,7 @@ class ClusterWorld:
         assert await self.service().kernels() == []
         began = time.monotonic()
         while found := [*self.left(), *await self.promised()]:
-            assert time.monotonic() - began < self.clean_s, found
+            assert time.monotonic() - began < allow_s(self.clean_s), found
             await asyncio.sleep(0.1)
         say("all removed after", began)
 
@@ -254,7 +255,7 @@ def assert_plain(reason: str) -> None:
 
 async def until(is_true: Callable[[], Any], what: str, within_s: float = 60.0) -> None:
     """Wait until something is true. A cluster manager that refuses or is `away` counts as false."""
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + allow_s(within_s)
     while True:
         with contextlib.suppress(OSError):
             if await asyncio.to_thread(is_true):

@@ -16,6 +16,7 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.scheduler import Scheduler
 from roost.scheduler.messages import Event, Kernel, StartKernel
 from roost.testing import FakeAgent, FakeBackend, FakePodCluster, pod_backend
+from roost.testing.deadlines import allow_s
 
 
 class FakeWorld:
@@ -73,11 +74,11 @@ class FakeWorld:
         """Wait until the condition is true, which is checked after each event."""
         while not condition():
             self._changed.clear()
-            await asyncio.wait_for(self._changed.wait(), 60)
+            await asyncio.wait_for(self._changed.wait(), allow_s(60))
 
     async def until_not(self, read: Callable[[], Awaitable[object]]) -> None:
         """Wait until `read` returns something empty."""
-        deadline = asyncio.get_running_loop().time() + 5.0
+        deadline = asyncio.get_running_loop().time() + allow_s(5.0)
         while await read():
             assert asyncio.get_running_loop().time() < deadline
             await asyncio.wait([asyncio.ensure_future(self._changed.wait())], timeout=0.01)

@@ -25,6 +25,7 @@ from roost.scheduler.client import service_folder
 from roost.scheduler.errors import RoostError, UnknownKernel
 from roost.scheduler.messages import Event, Kernel, StartKernel
 from roost.scheduler.service.server import OPERATIONS
+from roost.testing.deadlines import allow_s
 
 
 class FakeService:
@@ -55,7 +56,7 @@ class FakeService:
     def end(self) -> None:
         self.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(60)
+        self._thread.join(allow_s(60))
         self._loop.close()
 
     def called(self, op: str) -> list[Any]:
@@ -83,7 +84,7 @@ class FakeService:
         self._server = server
 
     def _run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(allow_s(10))
 
     def _handler(self, op: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)

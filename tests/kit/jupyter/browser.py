@@ -23,6 +23,7 @@ from kit.machine import debian_packages
 from kit.machine.daemons import wait_gone
 from roost.bench.clusters.free_ports import free_port
 from roost.provisioners import server_extension
+from roost.testing.deadlines import allow_s
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, Route
@@ -75,7 +76,7 @@ def _chromium() -> str | None:
 
 def until(is_so: Callable[[], bool], within_s: float) -> None:
     """Wait until a condition is true. Raise `AssertionError` after `within_s`."""
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + allow_s(within_s)
     while not is_so():
         assert time.monotonic() < deadline, f"it is not so after {within_s:g} s"
         time.sleep(0.05)
@@ -108,7 +109,7 @@ def running_server(
     thread.start()
 
     def wait_for(work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(OPEN_S)
+        return asyncio.run_coroutine_threadsafe(work, loop).result(allow_s(OPEN_S))
 
     python = os.environ.get(PYTHON, sys.executable)
     context = jupyter_server(
@@ -121,7 +122,7 @@ def running_server(
             wait_for(context.__aexit__(None, None, None))
         wait_for(loop.shutdown_asyncgens())
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(OPEN_S)
+        thread.join(allow_s(OPEN_S))
         loop.close()
 
 
@@ -220,7 +221,7 @@ class Lab:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Authorization": f"token {self._token}"}
         request = urllib.request.Request(f"{self._at}/{path}", data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=CELL_S) as answer:
+        with urllib.request.urlopen(request, timeout=allow_s(CELL_S)) as answer:
             content = answer.read()
         return json.loads(content) if content else None
 
@@ -259,12 +260,12 @@ class Lab:
         """Open the Lab with its launcher, or with a notebook."""
         self.visit(f"lab/tree/{notebook}?reset" if notebook else "lab?reset")
         shown = ".jp-NotebookPanel" if notebook else ".jp-Launcher"
-        self.page.locator(shown).first.wait_for(timeout=OPEN_S * 1000)
+        self.page.locator(shown).first.wait_for(timeout=allow_s(OPEN_S * 1000))
 
     def open_launcher(self) -> None:
         """Open another launcher."""
         self.page.locator('.jp-FileBrowser [data-command="launcher:create"]').click()
-        self.page.locator(".jp-Launcher:visible").wait_for(timeout=OPEN_S * 1000)
+        self.page.locator(".jp-Launcher:visible").wait_for(timeout=allow_s(OPEN_S * 1000))
 
     def write_notebook(self, path: str, kernel: str, *sources: str) -> None:
         """Write a notebook with these code cells. `kernel` is the name of its kernelspec."""
@@ -297,7 +298,7 @@ class Lab:
         """Click the card of a kernel. Wait until the notebook has a session, and then for `_PERSON_MS`."""
         before = len(self.api("GET", "sessions"))
         self.card(kernel).click()
-        self.cell(0).wait_for(timeout=OPEN_S * 1000)
+        self.cell(0).wait_for(timeout=allow_s(OPEN_S * 1000))
         self.wait_for_session(before + 1)
 
     def wait_for_session(self, number: int = 1) -> None:
@@ -313,7 +314,7 @@ class Lab:
     def status(self, holds: str = "") -> Locator:
         """Wait until roost's kernel status holds this text, and return its element."""
         status = self.page.locator(".roost-status")
-        status.filter(has_text=holds).wait_for(timeout=CELL_S * 1000, state="attached")
+        status.filter(has_text=holds).wait_for(timeout=allow_s(CELL_S * 1000), state="attached")
         return status
 
     def press(self, *keys: str) -> None:
@@ -323,7 +324,7 @@ class Lab:
     def reload(self) -> None:
         """Load the page again, and wait until the notebook is in sight."""
         self.page.reload()
-        self.cell(0).wait_for(timeout=OPEN_S * 1000)
+        self.cell(0).wait_for(timeout=allow_s(OPEN_S * 1000))
 
     def cell(self, index: int) -> Locator:
         """Return a code cell of the notebook in sight."""
@@ -340,7 +341,7 @@ class Lab:
     def prompt(self, index: int, text: str) -> None:
         """Wait until the prompt of a cell has this text, such as `[1]:`."""
         prompt = self.cell(index).locator(".jp-InputPrompt")
-        prompt.filter(has_text=text).wait_for(timeout=CELL_S * 1000)
+        prompt.filter(has_text=text).wait_for(timeout=allow_s(CELL_S * 1000))
 
     def prompt_of(self, index: int) -> str:
         """Return a cell's prompt as it is now."""
@@ -395,7 +396,9 @@ class Lab:
     def output(self, index: int, holds: str = "", within_s: float = CELL_S) -> str:
         """Wait until the outputs of a cell hold this text, and return their whole text."""
         area = self.cell(index).locator(".jp-Cell-outputArea")
-        area.filter(has_text=holds).locator(".jp-OutputArea-output").first.wait_for(timeout=within_s * 1000)
+        area.filter(has_text=holds).locator(".jp-OutputArea-output").first.wait_for(
+            timeout=allow_s(within_s * 1000)
+        )
         return self.text(index)
 
 

@@ -14,6 +14,8 @@ from server import JupyterServer
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from roost.testing.deadlines import allow_s
+
 Message = dict[str, Any]
 
 
@@ -49,7 +51,7 @@ class FrontEnd:
 
     async def until(self, is_met: Callable[[], Any], timeout_s: float = 180) -> None:
         """Wait until the condition is met, which is checked after each message."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + allow_s(timeout_s)
         while not is_met():
             self._arrived.clear()
             rest_s = max(0.0, deadline - time.monotonic())

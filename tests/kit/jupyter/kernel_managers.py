@@ -13,6 +13,7 @@ from kit.jupyter.kernelspecs import kernelspecs
 from roost.placement.model import Request
 from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.messages import Connection, StartKernel
+from roost.testing.deadlines import allow_s
 
 
 def manager(folder: Path, kind: type[KernelManager] = AsyncKernelManager, **spec: Any) -> Any:
@@ -36,4 +37,4 @@ def the_start(service: FakeService) -> StartKernel:
 
 
 async def ended(km: Any) -> int:
-    return int(await asyncio.wait_for(km.provisioner.wait(), 60))
+    return int(await asyncio.wait_for(km.provisioner.wait(), allow_s(60)))

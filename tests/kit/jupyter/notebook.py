@@ -13,6 +13,7 @@ from roost.provisioners.kernel_object import await_answer
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import KernelDied
 from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import allow_s
 
 SLEEP = "import time\nwhile True: time.sleep(0.1)"
 """Code that an interrupt ends. One long sleep would go on if the signal came just before it began."""
@@ -45,13 +46,15 @@ class Notebook:
 
     async def run(self, code: str, timeout_s: float = 180) -> dict[str, Any]:
         """Execute code and return the content of its execute_reply."""
-        reply = await self.client.execute_interactive(code, timeout=timeout_s, output_hook=lambda _: None)
+        reply = await self.client.execute_interactive(
+            code, timeout=allow_s(timeout_s), output_hook=lambda _: None
+        )
         return dict(reply["content"])
 
     async def value(self, expression: str) -> str:
         """Return the repr of an expression in the kernel."""
         reply = await self.client.execute_interactive(
-            "", user_expressions={"x": expression}, timeout=30, output_hook=lambda _: None
+            "", user_expressions={"x": expression}, timeout=allow_s(30), output_hook=lambda _: None
         )
         return str(reply["content"]["user_expressions"]["x"]["data"]["text/plain"])
 
@@ -65,20 +68,20 @@ class Notebook:
             await self._until_published(kind, cell)
         await asyncio.sleep(_PRINTED_S)
         await self.manager.interrupt_kernel()
-        reply = await self.client._async_recv_reply(cell, timeout=30)
+        reply = await self.client._async_recv_reply(cell, timeout=allow_s(30))
         assert reply["content"]["ename"] == "KeyboardInterrupt"
 
     async def _until_published(self, kind: str, request: str) -> None:
         """Wait for the next IOPub message of that kind which answers the request."""
         while True:
-            message = await self.client.get_iopub_msg(timeout=30)
+            message = await self.client.get_iopub_msg(timeout=allow_s(30))
             if (message["msg_type"], message["parent_header"].get("msg_id")) == (kind, request):
                 return
 
     async def ended(self, service: Client, within_s: float) -> str:
         """Wait until the provisioner reports the kernel's end; return the service's reason for it."""
-        deadline = time.monotonic() + within_s
-        await asyncio.wait_for(self.manager.provisioner.wait(), within_s)  # type: ignore[union-attr]
+        deadline = time.monotonic() + allow_s(within_s)
+        await asyncio.wait_for(self.manager.provisioner.wait(), allow_s(within_s))  # type: ignore[union-attr]
         while True:
             kernel = await service.kernel(self.manager.kernel_id)
             if (kernel.state == "exited" and kernel.reason) or time.monotonic() > deadline:
@@ -94,7 +97,7 @@ class Notebook:
         answering = asyncio.ensure_future(await_answer(self.client))
         ending = asyncio.ensure_future(self.manager.provisioner.wait())  # type: ignore[union-attr]
         try:
-            await asyncio.wait([answering, ending], timeout=60, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([answering, ending], timeout=allow_s(60), return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
                 raise (
                     KernelDied("The kernel ended before it answered.")

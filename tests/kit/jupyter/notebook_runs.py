@@ -8,6 +8,8 @@ import nbformat
 import papermill
 from nbclient import NotebookClient
 
+from roost.testing.deadlines import allow_s
+
 
 def build_notebook(code: str) -> nbformat.NotebookNode:
     """Return a notebook with one cell, for the kernelspec `roosted`."""
@@ -27,7 +29,7 @@ def run_papermill(code: str, folder: Path) -> str:
 def run_nbclient(code: str) -> str:
     """Run a notebook with this code by nbclient. Return its output."""
     notebook = build_notebook(code)
-    NotebookClient(notebook, timeout=100, kernel_name="roosted").execute()
+    NotebookClient(notebook, timeout=allow_s(100), kernel_name="roosted").execute()
     return _read_stdout(notebook)
 
 

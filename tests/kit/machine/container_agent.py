@@ -36,6 +36,7 @@ from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
 from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.node_archive import dump_start, pack
+from roost.testing.deadlines import allow_s
 
 LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1))
 
@@ -106,7 +107,7 @@ async def assigned_agent(
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), 60) == 0
+            assert await asyncio.wait_for(process.wait(), allow_s(60)) == 0
 
 
 async def start_archive(
@@ -138,7 +139,7 @@ async def connect(
     endpoint: str, keys: ClientKeys, on_event: Callable[[AgentEvent], None] | None = None
 ) -> AgentClient:
     """Connect to an agent as soon as it listens."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allow_s(60)
     while True:
         client = AgentClient(endpoint, keys, on_event=on_event)
         try:
@@ -168,7 +169,7 @@ async def evaluate(connection: Connection, expression: str) -> Any:
     client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
     try:
         client.execute("import os, sys", user_expressions={"value": expression})
-        reply = await client.get_shell_msg(timeout=30)
+        reply = await client.get_shell_msg(timeout=allow_s(30))
         return ast.literal_eval(reply["content"]["user_expressions"]["value"]["data"]["text/plain"])
     finally:
         client.stop_channels()

@@ -14,6 +14,7 @@ from roost.launchers.daemon.world import name_in_world
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement.model.json_codec import decode
+from roost.testing.deadlines import allow_s
 
 
 def agent_folder(runtime_dir: Path) -> Path:
@@ -39,7 +40,7 @@ def wait_gone(pid: int, timeout_s: float = 180) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([descriptor], [], [], timeout_s)[0])
+        return bool(select.select([descriptor], [], [], allow_s(timeout_s))[0])
     finally:
         os.close(descriptor)
 

@@ -30,6 +30,7 @@ from roost.launchers.agent.warm.zygote_start import SCRIPT
 from roost.launchers.protocol.agent_settings import Forking
 from roost.launchers.protocol.messages import PORT_NAMES, Connection, Launch
 from roost.launchers.protocol.process_context import read_context
+from roost.testing.deadlines import allow_s
 
 REPLY_S = 180.0
 _PR_SET_CHILD_SUBREAPER = 36
@@ -54,13 +55,15 @@ class Kernel:
 
     def run(self, code: str) -> dict[str, Any]:
         """Execute `code` and return the content of the reply."""
-        reply = self.client.execute(code, reply=True, timeout=REPLY_S)
+        reply = self.client.execute(code, reply=True, timeout=allow_s(REPLY_S))
         return dict(reply["content"])
 
     def value(self, expression: str) -> Any:
         """Return the value of an expression in the kernel. The value must have a JSON form."""
         code = f"import json as _json; _value = _json.dumps({expression})"
-        reply = self.client.execute(code, user_expressions={"v": "_value"}, reply=True, timeout=REPLY_S)
+        reply = self.client.execute(
+            code, user_expressions={"v": "_value"}, reply=True, timeout=allow_s(REPLY_S)
+        )
         assert reply["content"]["status"] == "ok", reply["content"]
         text = reply["content"]["user_expressions"]["v"]["data"]["text/plain"]
         return json.loads(ast.literal_eval(text))
@@ -85,7 +88,7 @@ def wait_for(pid: int) -> int:
 
     It becomes a child of this process only after the end of the process that forked it.
     """
-    deadline = time.monotonic() + REPLY_S
+    deadline = time.monotonic() + allow_s(REPLY_S)
     while True:
         try:
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -108,11 +111,11 @@ def default_signals() -> Iterator[None]:
 
 def wait_until_open(port: int) -> None:
     """Wait until somebody listens on this port of the loopback address."""
-    deadline = time.monotonic() + REPLY_S
+    deadline = time.monotonic() + allow_s(REPLY_S)
     while True:
         with (
             contextlib.suppress(ConnectionRefusedError),
-            socket.create_connection(("127.0.0.1", port), timeout=REPLY_S),
+            socket.create_connection(("127.0.0.1", port), timeout=allow_s(REPLY_S)),
         ):
             return
         assert time.monotonic() < deadline, f"nobody listens on port {port}"

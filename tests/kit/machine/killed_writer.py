@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from roost.testing.deadlines import allow_s
+
 _PROGRAM = """
 import os, signal, sys
 from pathlib import Path
@@ -18,6 +20,6 @@ write_private(Path(sys.argv[1]), b"half")
 
 def die_while_writing(path: Path) -> None:
     """Let a process write `path`, and kill it after it has written the content, before the file has its name."""
-    ended = subprocess.run([sys.executable, "-c", _PROGRAM, str(path)], timeout=60, check=False)
+    ended = subprocess.run([sys.executable, "-c", _PROGRAM, str(path)], timeout=allow_s(60), check=False)
     assert ended.returncode == -signal.SIGKILL
     assert not path.exists()

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from roost.testing.deadlines import allow_s
+
 OTHER_USER = 65534
 _CLAIM = """
 import json, os, resource, socket, sys
@@ -48,4 +50,4 @@ def claimed_by_another_user(
             yield process.pid
         finally:
             process.stdin.close()
-            process.wait(60)
+            process.wait(allow_s(60))

@@ -29,6 +29,7 @@ from roost.launchers.protocol.messages import (
     Reserve,
 )
 from roost.placement.model import Request
+from roost.testing.deadlines import allow_s
 
 
 def no_limits() -> Limits:
@@ -99,7 +100,7 @@ class Session:
     async def until(self, kind: str) -> AgentEvent:
         """Return the next event of that kind, and drop the events before it."""
         while True:
-            event = await asyncio.wait_for(self.events.get(), 60)
+            event = await asyncio.wait_for(self.events.get(), allow_s(60))
             if event.kind == kind:
                 return event
 

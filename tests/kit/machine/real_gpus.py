@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 
+from roost.testing.deadlines import allow_s
+
 CUDA = """
 import ctypes, threading
 cuda = ctypes.CDLL("libcuda.so.1")
@@ -53,5 +55,5 @@ def why_not() -> str:
 def ask(fields: str, of: str = "gpu") -> list[list[str]]:
     """Return what nvidia-smi says: for each GPU (or `compute-apps`), the values of these comma-separated fields."""
     command = ["nvidia-smi", f"--query-{of}={fields}", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=allow_s(60))
     return [[value.strip() for value in line.split(",")] for line in done.stdout.splitlines()]

@@ -6,6 +6,8 @@ import contextlib
 import socket
 import threading
 
+from roost.testing.deadlines import allow_s
+
 
 class TcpProxy:
     """A proxy that forwards connections at `port` of 127.0.0.1 to a server, from entry to exit."""
@@ -35,7 +37,7 @@ class TcpProxy:
             while True:
                 client, _ = self._listener.accept()
                 try:
-                    server = socket.create_connection(self._server, timeout=5)
+                    server = socket.create_connection(self._server, timeout=allow_s(5))
                 except OSError:
                     client.close()
                     continue

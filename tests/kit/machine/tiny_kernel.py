@@ -10,6 +10,7 @@ from roost.launchers.protocol.messages import Connection
 from roost.placement.model import Request
 from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.messages import StartKernel
+from roost.testing.deadlines import allow_s
 
 TINY_KERNEL = """
 import json, signal, socket, sys
@@ -40,5 +41,5 @@ def tiny(
         env={"PATH": os.environ["PATH"], "ROOST_RUNTIME_DIR": os.environ["ROOST_RUNTIME_DIR"]},
         cwd="/",
         connection=Connection(key="k"),
-        launch_timeout_s=launch_timeout_s,
+        launch_timeout_s=allow_s(launch_timeout_s),
     )

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from roost.testing.deadlines import allow_s
+
 _DEVICE = Path("/sys/block/zram0")
 
 
@@ -31,11 +33,11 @@ def zram(mib: int = 512) -> Iterator[None]:
     (_DEVICE / "disksize").write_text(f"{mib}M")
     try:
         for command in (["mkswap", "/dev/zram0"], ["swapon", "/dev/zram0"]):
-            subprocess.run(command, check=True, capture_output=True, timeout=30)
+            subprocess.run(command, check=True, capture_output=True, timeout=allow_s(30))
         try:
             yield
         finally:
-            subprocess.run(["swapoff", "/dev/zram0"], check=True, capture_output=True, timeout=60)
+            subprocess.run(["swapoff", "/dev/zram0"], check=True, capture_output=True, timeout=allow_s(60))
     finally:
         (_DEVICE / "reset").write_text("1")
 

@@ -32,6 +32,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from roost.testing.deadlines import allow_s
+
 FOLDER = Path(__file__).resolve().parents[2] / "conformance" / "programs"
 _OPTION = re.compile(r"# (state|needs|env|flags|python|may be executed|never standby|end|in ci): (.+)")
 _CELL = re.compile(r"# %%(?: (setup|client|interrupt|stdin|restart)(?:: (.+))?)?")
@@ -146,5 +148,7 @@ import importlib.metadata as m, json, platform
 found = {d.metadata["Name"]: d.version for d in m.distributions() if d.metadata["Name"]}
 print(json.dumps({**found, "python": platform.python_version()}))
 """
-    listed = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    listed = subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, check=True, timeout=allow_s(60)
+    )
     return {canonicalize_name(name): version for name, version in json.loads(listed.stdout).items()}

@@ -17,6 +17,7 @@ from typing import Any
 import zmq
 
 from kit.machine.forked_kernels import Kernel
+from roost.testing.deadlines import allow_s
 
 from .program import Cell, Program
 
@@ -69,7 +70,7 @@ class Session:
 
     def await_log(self, text: str) -> bool:
         """Wait until the log has this text. Return False if it does not come."""
-        until = time.monotonic() + LOG_S
+        until = time.monotonic() + allow_s(LOG_S)
         while text not in self.log() and time.monotonic() < until:
             time.sleep(0.02)
         return text in self.log()
@@ -79,7 +80,7 @@ class Session:
         request = self.client.session.msg(kind, content)
         getattr(self.client, f"{channel}_channel").send(request)
         while True:
-            reply = getattr(self.client, f"get_{channel}_msg")(timeout=CELL_S)
+            reply = getattr(self.client, f"get_{channel}_msg")(timeout=allow_s(CELL_S))
             if reply["parent_header"].get("msg_id") == request["header"]["msg_id"]:
                 return dict(reply["content"])
 
@@ -90,7 +91,7 @@ class Session:
 
     def event(self, name: str) -> dict[str, Any]:
         """Wait for an event of the debugger."""
-        until = time.monotonic() + CELL_S
+        until = time.monotonic() + allow_s(CELL_S)
         while time.monotonic() < until:
             with contextlib.suppress(queue.Empty):
                 message = self.client.get_iopub_msg(timeout=1)
@@ -144,7 +145,7 @@ class Session:
         if not self._is_dead():
             with contextlib.suppress(OSError):
                 self.client.shutdown(restart=restart)
-            until = time.monotonic() + END_S
+            until = time.monotonic() + allow_s(END_S)
             while not self._is_dead():
                 if time.monotonic() > until:
                     self.lines.append("the kernel does not end")
@@ -161,7 +162,7 @@ class Session:
 
     def _wait_until_subscribed(self) -> None:
         """Wait until messages on IOPub reach the client, and the kernel has no older request."""
-        until = time.monotonic() + CELL_S
+        until = time.monotonic() + allow_s(CELL_S)
         while time.monotonic() < until:
             request = self.client.kernel_info()
             with contextlib.suppress(queue.Empty):
@@ -170,7 +171,7 @@ class Session:
                 break
         else:
             raise AssertionError(f"the kernel does not answer: {self.log()}")
-        while self.client.get_shell_msg(timeout=CELL_S)["parent_header"].get("msg_id") != request:
+        while self.client.get_shell_msg(timeout=allow_s(CELL_S))["parent_header"].get("msg_id") != request:
             pass
 
     def _collect(self, request: str, answers: Sequence[str] = (), interrupt_s: float | None = None) -> None:

@@ -14,6 +14,7 @@ from roost.launchers.protocol.shared_values import OUT_OF_MEMORY
 from roost.placement import Request
 from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch, KernelExit
 from roost.scheduler.messages import Event, Kernel, KernelState, Owner
+from roost.testing.deadlines import allow_s
 
 
 def test_an_exit_code_is_set_once() -> None:
@@ -45,10 +46,10 @@ def test_waiters_in_several_loops_are_woken() -> None:
     threads = [threading.Thread(target=lambda: asyncio.run(wait())) for _ in range(3)]
     for thread in threads:
         thread.start()
-    begun.wait(10)
+    begun.wait(allow_s(10))
     ending.set(3)
     for thread in threads:
-        thread.join(60)
+        thread.join(allow_s(60))
     assert found == [3, 3, 3]
 
 

@@ -24,6 +24,7 @@ from kit.jupyter.kernel_managers import manager
 from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners import jupyter_internals as internals
 from roost.scheduler.messages import StartKernel
+from roost.testing.deadlines import allow_s
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ async def test_the_restarter_gives_up_at_the_next_death(service: FakeService, tm
     for event in ("restart", "dead"):
         km.add_restart_callback(lambda event=event: events.append(event), event)
     service.exit(km.kernel_id, 9)
-    await asyncio.wait_for(km.provisioner.wait(), 60)
+    await asyncio.wait_for(km.provisioner.wait(), allow_s(60))
     internals.use_up_restarts(restarter)
     await restarter.poll()
     assert events == ["dead"]
@@ -177,7 +178,7 @@ async def test_a_pending_start_can_be_forgotten(kernels: Any, service: FakeServi
 
     service.answers["start"] = wait
     starting = asyncio.create_task(kernels.start_kernel(kernel_name="roosted", kernel_id="new"))
-    await asyncio.wait_for(begun.wait(), 60)
+    await asyncio.wait_for(begun.wait(), allow_s(60))
     assert isinstance(internals.find_pending(kernels, "new"), asyncio.Task)
     assert internals.find_pending(kernels, "other") is None
     assert internals.find_pending(None, "new") is None
@@ -224,7 +225,7 @@ async def test_a_known_info_is_not_asked_for(km: Any, connection: Any) -> None:
     known: concurrent.futures.Future[Any] = concurrent.futures.Future()
     known.set_result({})
     internals.answer_info(km, known)
-    assert await asyncio.wait_for(asyncio.ensure_future(connection.request_kernel_info()), 60) == {}
+    assert await asyncio.wait_for(asyncio.ensure_future(connection.request_kernel_info()), allow_s(60)) == {}
     assert connection.kernel_info_channel is None
     assert internals.has_info(connection)
 
@@ -236,7 +237,7 @@ async def test_all_connections_stop_waiting_for_an_info_that_is_given_up(km: Any
     internals.give_up_info(connection)
     assert internals.has_info(connection)
     internals.give_up_info(connection)
-    assert await asyncio.wait_for(asyncio.gather(asking, waiting), 60) == [{}, {}]
+    assert await asyncio.wait_for(asyncio.gather(asking, waiting), allow_s(60)) == [{}, {}]
 
 
 async def test_a_session_is_open_on_one_connection(km: Any, connection: Any) -> None:

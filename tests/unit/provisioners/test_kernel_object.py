@@ -18,6 +18,7 @@ from roost.provisioners.execution import add_output, build_result
 from roost.provisioners.kernel_object import await_answer
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.messages import StartKernel
+from roost.testing.deadlines import allow_s
 
 REFUSAL = roost.NoNodeEver("no node is that large")
 """The answer to every start: the scripted service has no real kernels to start."""
@@ -209,5 +210,5 @@ class Restarted:
 
 async def test_output_of_the_process_before_a_restart_is_no_answer() -> None:
     client = Restarted()
-    await asyncio.wait_for(await_answer(cast("Any", client)), 60)
+    await asyncio.wait_for(await_answer(cast("Any", client)), allow_s(60))
     assert client.asked > 1

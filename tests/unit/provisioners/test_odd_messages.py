@@ -19,6 +19,7 @@ from roost.provisioners.kernel_connection import accept_odd_messages
 from roost.provisioners.server_extension.replay import Replay
 from roost.scheduler.cli.attach import _show
 from roost.scheduler.client.client import Client
+from roost.testing.deadlines import allow_s
 
 CELL = {"msg_id": "cell", "session": "s", "msg_type": "execute_request", "cellId": "c"}
 GOOD = {**CELL, "msg_id": "good", "cellId": "g"}
@@ -209,7 +210,7 @@ async def test_a_replay_goes_through_bad_messages() -> None:
     assert replay.hold(kernel.publish("stream", {"text": "live"}, GOOD), held[1])
     assert replay.hold("x", held[2])
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(running, 30)
+        await asyncio.wait_for(running, allow_s(30))
     assert running.done()
     assert running.exception() is None
     kinds = [kind for kind, _ in client.sent]

@@ -30,6 +30,7 @@ from roost.scheduler.errors import (
     NoNodeEver,
 )
 from roost.scheduler.messages import Event, Kernel, StartKernel
+from roost.testing.deadlines import allow_s
 
 
 async def test_a_start_sends_the_kernelspecs_options(
@@ -223,7 +224,7 @@ def test_one_manager_used_from_several_loops(service: FakeService, tmp_path: Pat
     thread = threading.Thread(target=lambda: waited.append(asyncio.run(ended(km))))
     thread.start()
     service.exit(km.kernel_id, 4)
-    thread.join(60)
+    thread.join(allow_s(60))
     assert waited == [4]
     asyncio.run(km.shutdown_kernel(now=True))
     assert not service.kernels
@@ -364,7 +365,7 @@ async def test_info_attaches_another_provisioner(service: FakeService, tmp_path:
     assert other.connection_info == km.provisioner.connection_info
     assert service.called("adopt")[0].kernel_id == km.kernel_id
     service.exit(km.kernel_id, 5)
-    assert await asyncio.wait_for(other.wait(), 60) == 5
+    assert await asyncio.wait_for(other.wait(), allow_s(60)) == 5
     await km.shutdown_kernel(now=True)
     await other.load_provisioner_info(info)
     assert await other.poll() == UNKNOWN_EXIT_CODE

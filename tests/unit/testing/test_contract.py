@@ -25,6 +25,7 @@ from roost.scheduler.backends.base import BackendEvent, LeaseReading
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import BackendContract, FakePodCluster, contract, open_backend, promises
 from roost.testing.contract_steps import name_kernel, name_lease
+from roost.testing.deadlines import allow_s
 from roost.testing.promises import BrokenPromise
 
 COUNTS = "test_a_lease_shows_in_the_snapshot_and_its_release_undoes_it"
@@ -453,7 +454,7 @@ def test_a_failed_test_does_not_harm_the_next_one(tmp_path: Path) -> None:
         env={**os.environ, "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=allow_s(120),
         check=False,
     )
     assert "1 failed, 1 passed, 9 deselected" in done.stdout, done.stdout

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from roost.testing import leftovers
+from roost.testing.deadlines import allow_s
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -19,7 +20,7 @@ def test_a_clean_end_removes_the_folder_and_the_variable() -> None:
     with leftovers.private_runtime_dir() as folder:
         assert os.environ[leftovers.VARIABLE] == folder
         assert Path(folder).stat().st_mode & 0o777 == 0o700
-        subprocess.run([sys.executable, "-c", ""], check=True, timeout=30)
+        subprocess.run([sys.executable, "-c", ""], check=True, timeout=allow_s(30))
     assert os.environ.get(leftovers.VARIABLE) == before
     assert not Path(folder).exists()
 
@@ -33,7 +34,7 @@ def test_a_process_in_a_session_of_its_own_is_found_and_ended(monkeypatch: pytes
         assert [process.pid for process in leftovers.processes(folder)] == [left.pid]
         with pytest.raises(AssertionError, match=rf"left behind:\n{left.pid} .*time\.sleep"):
             kept.__exit__(None, None, None)
-        left.wait(10)
+        left.wait(allow_s(10))
         assert leftovers.processes(folder) == []
         assert other.poll() is None, "a process of another folder is left alone"
         other.kill()

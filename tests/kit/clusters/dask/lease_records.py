@@ -12,6 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from roost.testing.deadlines import allow_s
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -85,7 +87,7 @@ async def whole(client: Client, node_folder: Path, kernel_leases: list[str]) -> 
 
     After `AGREE_S` an AssertionError lists the differences. `node_folder` holds the folders of the machines' agents.
     """
-    deadline = time.monotonic() + AGREE_S
+    deadline = time.monotonic() + allow_s(AGREE_S)
     while True:
         said = await client.run_on_scheduler(ledger)
         wrong = _wrong(said, await client.run(books), sorted(kernel_leases), noted(node_folder))

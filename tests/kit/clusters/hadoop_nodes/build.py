@@ -18,6 +18,7 @@ from pathlib import Path
 
 from kit.machine import debian_packages
 from roost.bench.clusters.cluster_folder import why_no_address
+from roost.testing.deadlines import allow_s
 
 VERSION = "3.4.2"
 """The version of Hadoop in pom.xml. The environment variable ROOST_TEST_HADOOP chooses another one."""
@@ -109,7 +110,7 @@ def _download(folder: Path) -> None:
     goal = ["dependency:copy-dependencies", f"-DoutputDirectory={folder}"]
     done = subprocess.run(
         [*command, *goal], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        timeout=BUILD_TIMEOUT_S,
+        timeout=allow_s(BUILD_TIMEOUT_S),
     )  # fmt: skip
     if done.returncode:
         print(done.stdout[-4000:], file=sys.stderr)

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from roost.bench.clusters.cluster_folder import FOLDER, DaemonCluster, inherit_environment, tail, wait_until
+from roost.testing.deadlines import allow_s
 
 from . import settings
 from .build import jars, java, java_home
@@ -102,7 +103,7 @@ class HadoopNodes(DaemonCluster):
     def stop(self, name: str) -> None:
         """End a ResourceManager with SIGTERM. For a NodeManager use `kill`: its containers outlive both signals."""
         self._daemons[name].terminate()
-        self._daemons[name].wait(START_TIMEOUT_S)
+        self._daemons[name].wait(allow_s(START_TIMEOUT_S))
 
     def pause(self, name: str) -> None:
         """Stop a daemon with SIGSTOP. It answers nothing until `resume`."""
@@ -139,7 +140,7 @@ class HadoopNodes(DaemonCluster):
         done = subprocess.run(
             [*java_command(self.configuration, "-Xmx96m"), main, *arguments],
             env=java_environment(self.folder, self.configuration, self.environment),
-            cwd=self.folder, capture_output=True, text=True, timeout=ADMIN_TIMEOUT_S,
+            cwd=self.folder, capture_output=True, text=True, timeout=allow_s(ADMIN_TIMEOUT_S),
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"rmadmin {' '.join(arguments)}: {done.stderr[-2000:]}")
@@ -287,7 +288,7 @@ class HadoopNodes(DaemonCluster):
                 return False
 
         try:
-            wait_until(is_done, f"waited for {what} in vain", timeout_s=timeout_s)
+            wait_until(is_done, f"waited for {what} in vain", timeout_s=allow_s(timeout_s))
         except RuntimeError as error:
             ended = [name for name in expected if self._daemons[name].poll() is not None]
             logs = "\n".join(f"{name}: {tail(self.log(name))}" for name in ended or self._daemons)

@@ -7,6 +7,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from roost.testing.deadlines import allow_s
+
 TIMEOUT_S = 10.0
 
 
@@ -38,7 +40,7 @@ class Rest:
             method=method,
         )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:
+            with urllib.request.urlopen(request, timeout=allow_s(TIMEOUT_S)) as reply:
                 text = reply.read()
         except urllib.error.HTTPError as error:
             with error:

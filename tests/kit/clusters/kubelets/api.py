@@ -9,6 +9,8 @@ from typing import Any
 
 import urllib3
 
+from roost.testing.deadlines import allow_s
+
 
 class Refused(OSError):
     """A reply of the API server with a status of 400 or more."""
@@ -30,7 +32,7 @@ class Api:
             cert_file=user["client-certificate"],
             key_file=user["client-key"],
             retries=False,
-            timeout=30,
+            timeout=allow_s(30),
         )
 
     def text(self, method: str, path: str, body: object = None) -> str:

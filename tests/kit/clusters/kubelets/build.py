@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kit.machine import debian_packages
+from roost.testing.deadlines import allow_s
 
 from . import containerd, image
 
@@ -149,7 +150,7 @@ def _running_containerd(settings: Path, socket: Path) -> Iterator[Path]:
     command = ["unshare", "--mount", "containerd", "--log-level", "warn", "--config", str(settings)]
     with open(log, "wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
-            deadline = time.monotonic() + _START_TIMEOUT_S
+            deadline = time.monotonic() + allow_s(_START_TIMEOUT_S)
             ping = ["ctr", "--address", str(socket), "version"]
             while subprocess.run(ping, capture_output=True).returncode:
                 if process.poll() is not None or time.monotonic() > deadline:

@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from roost.testing.deadlines import allow_s
+
 from .api import Api, Refused
 from .control_plane import ControlPlane
 from .credentials import ADMINISTRATORS
@@ -102,7 +104,7 @@ class Keeper:
         """Kill a part and wait for its end. Containers outlive their kubelet and containerd."""
         self._killed.add(part)
         self._processes[part].kill()
-        self._processes[part].wait(END_TIMEOUT_S)
+        self._processes[part].wait(allow_s(END_TIMEOUT_S))
 
     def revive_kubelets(self) -> None:
         """Start kubelets that have ended by themselves, as systemd does. A kubelet needs its containerd to start."""
@@ -127,7 +129,7 @@ class Keeper:
         node = self._nodes[name]
         node.namespaces.kill()
         for part in node.parts:
-            self._processes[f"{name}/{part}"].wait(END_TIMEOUT_S)
+            self._processes[f"{name}/{part}"].wait(allow_s(END_TIMEOUT_S))
         node.clear()
         # A machine that boots has no cgroups of old pods. A kubelet waits 3 s for each of them.
         remove_cgroups(f"{network_of(self._folder).cgroup}/{name}")
@@ -178,7 +180,7 @@ class Keeper:
 
         Raise RuntimeError if a part has ended, if one of `ends` can be read, or after START_TIMEOUT_S.
         """
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + allow_s(START_TIMEOUT_S)
         while True:
             with contextlib.suppress(Refused, OSError):
                 if is_there():
@@ -209,7 +211,7 @@ def remove(folder: Path) -> None:
 
 def remove_cgroups(name: str) -> None:
     """Remove the cgroups of that name and all below them. Wait until Linux has finished with their processes."""
-    deadline = time.monotonic() + END_TIMEOUT_S
+    deadline = time.monotonic() + allow_s(END_TIMEOUT_S)
     for group in cgroups(name):
         while group.exists():
             try:

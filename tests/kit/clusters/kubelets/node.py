@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from roost.testing.deadlines import allow_s
+
 from . import containerd
 from .build import images, program
 from .credentials import Authority
@@ -148,7 +150,7 @@ class Node:
 
     def _await_containerd(self) -> None:
         path = f"/proc/{self.namespaces.pid}/root/run/containerd/containerd.sock"
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + allow_s(START_TIMEOUT_S)
         while True:
             with socket.socket(socket.AF_UNIX) as connection:
                 try:

@@ -20,6 +20,7 @@ from kit.jupyter.kernelspecs import IPYKERNEL
 from kit.jupyter.notebook import Notebook
 from kit.machine.tcp_proxy import TcpProxy
 from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import allow_s
 
 SPARE = {"spare": "yes"}
 """The label of the node `n2`, which tests switch off."""
@@ -112,7 +113,7 @@ def tag_image(cluster: Kubelets, node: str, name: str) -> None:
     """Give the image of kernels another name on a node, as if an image of that name had been pulled."""
     socket = f"/proc/{containerd_pid(cluster, node)}/root/run/containerd/containerd.sock"
     command = ["ctr", "--address", socket, "--namespace", "k8s.io", "images", "tag"]
-    done = subprocess.run([*command, PYTHON, name], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([*command, PYTHON, name], capture_output=True, text=True, timeout=allow_s(30))
     assert done.returncode == 0, done.stderr
 
 

@@ -35,6 +35,7 @@ from roost.scheduler.backends.yarn.master.messages import (
     Resources,
 )
 from roost.scheduler.backends.yarn.packing import pack_master
+from roost.testing.deadlines import allow_s
 
 T = TypeVar("T")
 
@@ -126,7 +127,7 @@ class YarnMaster:
 
     async def connect(self, *, attempt: int = 1) -> None:
         """Connect to the master of this attempt or a later one, subscribe, and send it the containers' archive."""
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + allow_s(WAIT_S)
         while True:
             assert time.monotonic() < deadline, f"no master: {self.report()}\n{self.log()}"
             with contextlib.suppress(Disconnected, Refused, OSError, asyncio.TimeoutError):
@@ -243,7 +244,7 @@ async def until(
     is_true: Callable[[], object], explain: Callable[[], str] = str, timeout_s: float = WAIT_S
 ) -> None:
     """Wait until something is true. After `timeout_s`, raise AssertionError with the text of `explain()`."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + allow_s(timeout_s)
     while not is_true():
         assert time.monotonic() < deadline, f"waited for {timeout_s:g} s in vain\n{explain()}"
         await asyncio.sleep(0.02)

@@ -16,6 +16,7 @@ import requests
 
 from kit.clusters.hadoop_nodes import MACHINES, HadoopNodes, Refused, Rest
 from roost.bench.clusters.cluster_folder import claim_network, make_folder, tail, wait_until
+from roost.testing.deadlines import allow_s
 
 REALM = "ROOST.TEST"
 PROGRAMS = ("krb5kdc", "kdb5_util", "kadmin.local", "kinit")
@@ -109,7 +110,7 @@ class Realm:
     def _call(self, program: str, *arguments: str) -> str:
         done = subprocess.run(
             [_find(program), *arguments], env=self._environment(), capture_output=True, text=True,
-            timeout=_TIMEOUT_S,
+            timeout=allow_s(_TIMEOUT_S),
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"{program} {' '.join(arguments)}: {done.stderr}")
@@ -138,7 +139,7 @@ class SecureRest(Rest):
             data=None if body is None else json.dumps(body),
             headers={"Content-Type": "application/json", "Accept": "application/json"},
             auth=HTTPSPNEGOAuth(),
-            timeout=_TIMEOUT_S,
+            timeout=allow_s(_TIMEOUT_S),
         )
         if reply.status_code >= 400:
             raise Refused(reply.status_code, reply.text[:1000])

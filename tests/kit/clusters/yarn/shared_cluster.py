@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from kit.clusters.hadoop_nodes import MACHINES, HadoopNodes, gpus_of, why_not
+from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import describe
 
 FREED_S = 180.0
@@ -79,7 +80,7 @@ def assert_nothing_left(cluster: HadoopNodes, within_s: float = FREED_S) -> None
 
 def await_nothing(look: Callable[[], list[str]], within_s: float = FREED_S) -> None:
     """Wait until `look` returns no remains. Raise AssertionError with the remains after this time."""
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + allow_s(within_s)
     while found := look():
         assert time.monotonic() < deadline, "left behind in YARN:\n" + "\n".join(found)
         time.sleep(0.1)

@@ -24,11 +24,12 @@ from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment, Reserve
 from roost.launchers.protocol.rpc import RpcError, ServerKeys
+from roost.testing.deadlines import allow_s
 
 
 async def test_the_assigned_kernel_starts_before_anyone_asks(runtime_dir: Path) -> None:
     async with assigned_agent(runtime_dir, a_launch()) as agent:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + allow_s(60)
         while not (kernels := (await agent.client.holdings()).kernels):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)
@@ -117,7 +118,7 @@ async def test_an_agent_without_a_free_port_ends_and_says_so(runtime_dir: Path) 
         port = taken.getsockname()[1]
         settings = AgentSettings(is_per_kernel=True, ports=(port,), cpus=2, memory_bytes=1000)
         process = await start_archive(runtime_dir, settings, assignment, stderr=asyncio.subprocess.PIPE)
-        _, log = await asyncio.wait_for(process.communicate(), 60)
+        _, log = await asyncio.wait_for(process.communicate(), allow_s(60))
     assert process.returncode == NO_PORT_EXIT
     assert (
         log.decode()
@@ -133,7 +134,7 @@ async def test_an_agent_that_cannot_find_its_address_ends_and_says_so(runtime_di
         reserve=Reserve(lease=LEASE, is_granted=True),
     )
     process = await start_archive(runtime_dir, settings, assignment, stderr=asyncio.subprocess.PIPE)
-    _, log = await asyncio.wait_for(process.communicate(), 60)
+    _, log = await asyncio.wait_for(process.communicate(), allow_s(60))
     assert process.returncode == 1
     assert b"this node's own address $ROOST_NO_SUCH_VARIABLE is unknown here" in log
 

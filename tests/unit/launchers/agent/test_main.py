@@ -27,6 +27,7 @@ from roost.launchers.daemon.process import is_running, start_time
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Connection, Launch, Reserve
 from roost.launchers.protocol.rpc import RemoteError
+from roost.testing.deadlines import allow_s
 
 
 @pytest.fixture
@@ -363,7 +364,7 @@ async def test_an_agent_stays_while_a_lease_exists_and_leaves_when_idle(runtime_
     if descriptor is not None:
         ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(descriptor, ended.set)
-        await asyncio.wait_for(ended.wait(), 60)
+        await asyncio.wait_for(ended.wait(), allow_s(60))
         asyncio.get_running_loop().remove_reader(descriptor)
         os.close(descriptor)
     shutil.rmtree(agent_folder(runtime_dir))

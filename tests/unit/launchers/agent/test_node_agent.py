@@ -33,6 +33,7 @@ from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Connection, Manager
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, Unauthorized
 from roost.placement.model.json_codec import decode, encode
+from roost.testing.deadlines import allow_s
 
 AT = AgentSettings(
     cpus=4,
@@ -182,12 +183,12 @@ async def test_a_node_that_leaves_its_cluster_reports_lost_leases_before_they_en
             assert (await agent.until("launched")).lease_id == f"roost:{name}:1"
         assert not (await agent.client.status()).is_draining
         kill(manager.pid)
-        first = await asyncio.wait_for(agent.events.get(), 60)
+        first = await asyncio.wait_for(agent.events.get(), allow_s(60))
         assert (first.kind, first.lease_id, first.reason) == ("lost", "", "Ray's last daemon here has ended")
         assert (await agent.client.status()).is_draining
-        seen = [await asyncio.wait_for(agent.events.get(), 60)]
+        seen = [await asyncio.wait_for(agent.events.get(), allow_s(60))]
         while sum(event.kind == "released" for event in seen) < 2:
-            seen.append(await asyncio.wait_for(agent.events.get(), 60))
+            seen.append(await asyncio.wait_for(agent.events.get(), allow_s(60)))
     lost, exited = ([event for event in seen if event.kind == kind] for kind in ("lost", "exited"))
     assert sorted(event.lease_id for event in lost) == ["roost:a:1", "roost:b:1"]
     assert {event.reason for event in lost} == {"its node has left the Ray cluster"}
@@ -244,7 +245,7 @@ def bring_up(name: str, manager: Manager, *clients: str) -> dict[str, Any]:
     """Find or start an agent as a cluster manager's task on a node does, and return the program's answer."""
     words = [name, json.dumps(encode(AT)), json.dumps(encode(manager)), json.dumps(clients)]
     command = [sys.executable, "-m", "roost.launchers.agent.find_or_start", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=allow_s(30), check=True)
     return dict(json.loads(done.stdout))
 
 

@@ -33,6 +33,7 @@ from roost.launchers.daemon.daemon import (
 from roost.launchers.daemon.private_files import FolderError, private_folder, tail, write_private
 from roost.launchers.daemon.private_files import runtime_dir as find_runtime_dir
 from roost.launchers.daemon.process import Watch, is_running, signal_group, start_time
+from roost.testing.deadlines import allow_s
 
 SERVE = """
 import sys, signal
@@ -67,7 +68,7 @@ def end(pid: int) -> None:
 def test_many_callers_share_one_daemon(runtime_dir: Path) -> None:
     folder = runtime_dir / "d"
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: ensure(folder, command(folder), deadline_s=20), range(8)))
+        found = list(pool.map(lambda _: ensure(folder, command(folder), deadline_s=allow_s(20)), range(8)))
     assert len({answer["pid"] for answer in found}) == 1
     pid = found[0]["pid"]
     assert is_alive(folder)
@@ -75,20 +76,20 @@ def test_many_callers_share_one_daemon(runtime_dir: Path) -> None:
     assert os.getsid(pid) != os.getsid(0)
     end(pid)
     assert not is_alive(folder)
-    again = ensure(folder, command(folder), deadline_s=20)
+    again = ensure(folder, command(folder), deadline_s=allow_s(20))
     assert again["pid"] != pid
     os.kill(again["pid"], signal.SIGKILL)  # its lock's file, its announcement and its log stay
     pause = threading.Event()
     while is_running(again["pid"], again["process_started_at"]):
         pause.wait(0.01)
-    third = ensure(folder, command(folder), deadline_s=20)
+    third = ensure(folder, command(folder), deadline_s=allow_s(20))
     assert third["pid"] != again["pid"]
     end(third["pid"])
 
 
 def test_the_error_quotes_the_last_line_of_a_daemon_that_dies(runtime_dir: Path) -> None:
     with pytest.raises(DaemonError, match=r"ended while it was starting: .*boom"):
-        ensure(runtime_dir / "d", [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=20)
+        ensure(runtime_dir / "d", [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=allow_s(20))
 
 
 FAIL = "from roost.launchers.daemon.daemon import announce_failure; announce_failure('ConfigError', 'no such option')"
@@ -97,12 +98,12 @@ FAIL = "from roost.launchers.daemon.daemon import announce_failure; announce_fai
 def test_a_daemon_that_reports_its_failure_leaves_no_folder(runtime_dir: Path) -> None:
     folder = runtime_dir / "d"
     with pytest.raises(DaemonError):
-        ensure(folder, [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=20)
+        ensure(folder, [sys.executable, "-c", "raise SystemExit('boom')"], deadline_s=allow_s(20))
     assert (folder / "log").exists(), "the error named this file"
 
     def fail(_: int) -> str:
         with pytest.raises(DaemonError, match=r"^no such option$") as failure:
-            ensure(folder, [sys.executable, "-c", FAIL], deadline_s=20)
+            ensure(folder, [sys.executable, "-c", FAIL], deadline_s=allow_s(20))
         return failure.value.kind
 
     with ThreadPoolExecutor(4) as pool:
@@ -114,7 +115,7 @@ def test_a_folder_with_other_files_is_kept_after_a_failure(runtime_dir: Path) ->
     folder = private_folder(runtime_dir / "d")
     (folder / "drained.json").touch()
     with pytest.raises(DaemonError, match="no such option"):
-        ensure(folder, [sys.executable, "-c", FAIL], deadline_s=20)
+        ensure(folder, [sys.executable, "-c", FAIL], deadline_s=allow_s(20))
     assert (folder / "log").exists()
 
 
@@ -139,7 +140,11 @@ def test_a_start_has_a_deadline(runtime_dir: Path) -> None:
 def test_the_log_of_the_daemon_before_is_kept(runtime_dir: Path) -> None:
     for reason in ("first", "second"):
         with pytest.raises(DaemonError, match=reason):
-            ensure(runtime_dir / "d", [sys.executable, "-c", f"raise SystemExit('{reason}')"], deadline_s=20)
+            ensure(
+                runtime_dir / "d",
+                [sys.executable, "-c", f"raise SystemExit('{reason}')"],
+                deadline_s=allow_s(20),
+            )
     assert (runtime_dir / "d" / "log.old").read_text() == "first\n"
     assert (runtime_dir / "d" / "log").read_text() == "second\n"
 
@@ -352,11 +357,11 @@ async def test_a_watch_reports_the_end_of_a_process() -> None:
     stopped.close()
     assert not ended.is_set()
     process.kill()
-    await asyncio.wait_for(ended.wait(), 60)
+    await asyncio.wait_for(ended.wait(), allow_s(60))
     await process.wait()
     ended.clear()
     Watch(process.pid, started_at, ended.set)  # it has ended already
-    await asyncio.wait_for(ended.wait(), 60)
+    await asyncio.wait_for(ended.wait(), allow_s(60))
     assert not never.is_set()
 
 
@@ -375,7 +380,7 @@ async def test_a_watch_never_calls_from_its_constructor(monkeypatch: pytest.Monk
         ended = asyncio.Event()
         Watch(pid, then, ended.set)
         assert not ended.is_set()
-        await asyncio.wait_for(ended.wait(), 60)
+        await asyncio.wait_for(ended.wait(), allow_s(60))
         monkeypatch.undo()
 
 

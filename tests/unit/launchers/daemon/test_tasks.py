@@ -26,6 +26,7 @@ from roost.launchers.daemon.tasks import (
     start_thread,
     wait_until_set,
 )
+from roost.testing.deadlines import allow_s
 
 log = logging.getLogger("test")
 
@@ -60,7 +61,7 @@ async def test_a_task_that_loses_its_cancellation_is_cancelled_again() -> None:
 
     task = asyncio.ensure_future(work())
     await asyncio.sleep(0)
-    await asyncio.wait_for(cancel_all({task}, again_s=0.01), 60)
+    await asyncio.wait_for(cancel_all({task}, again_s=0.01), allow_s(60))
     assert task.cancelled()
 
 
@@ -77,7 +78,7 @@ async def test_a_wait_for_an_event_ends_with_its_task_although_the_event_is_set_
     event.set()
     await asyncio.sleep(0)
     task.cancel()
-    await asyncio.wait([task], timeout=5)
+    await asyncio.wait([task], timeout=allow_s(5))
     assert task.cancelled()
 
 
@@ -165,7 +166,7 @@ async def test_work_in_a_thread_outlives_its_deadline(work: Callable[[], None]) 
     may_end, has_ended = threading.Event(), threading.Event()
 
     def wait() -> None:
-        may_end.wait(10)
+        may_end.wait(allow_s(10))
         has_ended.set()
         work()
 
@@ -173,20 +174,20 @@ async def test_work_in_a_thread_outlives_its_deadline(work: Callable[[], None]) 
         await in_thread(wait, deadline_s=0.01)
     assert not has_ended.is_set()
     may_end.set()
-    assert has_ended.wait(60)
+    assert has_ended.wait(allow_s(60))
 
 
 @pytest.mark.parametrize("is_cancelled", [True, False])
 def test_a_thread_undoes_cancelled_work(is_cancelled: bool) -> None:
     may_end, is_undone = threading.Event(), threading.Event()
-    outcome = start_thread(lambda: may_end.wait(10), name="test", undo=is_undone.set)
+    outcome = start_thread(lambda: may_end.wait(allow_s(10)), name="test", undo=is_undone.set)
     if is_cancelled:
         assert outcome.cancel()
     may_end.set()
     if is_cancelled:
-        assert is_undone.wait(60)
+        assert is_undone.wait(allow_s(60))
     else:
-        assert outcome.result(10)
+        assert outcome.result(allow_s(10))
         assert not outcome.cancel()
         assert not is_undone.is_set()
 
@@ -245,7 +246,7 @@ def test_a_timer_may_set_the_next_one_with_its_own_key() -> None:
 async def test_timers_use_the_running_loop_by_default() -> None:
     called = asyncio.Event()
     Timers().later(0.0, called.set)
-    await asyncio.wait_for(called.wait(), 60)
+    await asyncio.wait_for(called.wait(), allow_s(60))
 
 
 @pytest.mark.parametrize("steps", range(6))
@@ -253,13 +254,13 @@ async def test_a_cancellation_beside_the_end_of_the_work_is_not_lost(steps: int)
     go, ended = threading.Event(), threading.Event()
 
     def work() -> None:
-        go.wait(10)
+        go.wait(allow_s(10))
         ended.set()
 
     waiting = asyncio.ensure_future(in_thread(work, deadline_s=10.0))
     await asyncio.sleep(0.01)
     go.set()
-    ended.wait(10)
+    ended.wait(allow_s(10))
     for _ in range(steps):
         await asyncio.sleep(0)
     if waiting.cancel():

@@ -14,6 +14,7 @@ import pytest
 from kit.machine.control_groups import why_not
 from roost.launchers.agent.limits.cgroups import find_own_group
 from roost.launchers.daemon.world import choose_groups, find_world, name_in_world
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems have one world")
 as_root = pytest.mark.skipif(
@@ -50,7 +51,7 @@ print(json.dumps(found))
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=allow_s(60))
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -163,7 +164,9 @@ def test_real_control_groups() -> None:
             entries = group.open_entries()
             code = f"import os; [os.write(each, b'0') for each in {entries}]; {FIND}"
             command = [sys.executable, "-c", code]
-            done = subprocess.run(command, pass_fds=entries, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(
+                command, pass_fds=entries, capture_output=True, text=True, timeout=allow_s(60)
+            )
             assert done.returncode == 0, done.stderr
             for each in entries:
                 os.close(each)

@@ -23,6 +23,7 @@ from roost.launchers.protocol.messages import AgentEvent, Holdings
 from roost.launchers.protocol.rpc import ClientKeys, Disconnected, RemoteError, ServerKeys, Unauthorized
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
+from roost.testing.deadlines import allow_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +103,7 @@ async def test_calls_errors_and_events() -> None:
         server.publish({"before": "subscribing"})
         await client.call("subscribe", timeout_s=60)
         server.publish({"n": 1})
-        assert await asyncio.wait_for(events.get(), 60) == {"n": 1}
+        assert await asyncio.wait_for(events.get(), allow_s(60)) == {"n": 1}
 
 
 async def test_a_slow_call_delays_no_other_and_has_a_deadline() -> None:
@@ -120,8 +121,8 @@ async def test_calls_in_progress_end_when_the_server_closes() -> None:
         await client.call("add", {"a": 1, "b": 1}, timeout_s=60)
         await server.close()
         with pytest.raises(Disconnected):
-            await asyncio.wait_for(call, 60)
-        await asyncio.wait_for(lost.wait(), 60)
+            await asyncio.wait_for(call, allow_s(60))
+        await asyncio.wait_for(lost.wait(), allow_s(60))
         assert client.is_lost
 
 
@@ -147,7 +148,7 @@ async def test_a_client_leaves_a_server_that_sends_invalid_json(
         peer, _ = await server.recv_multipart()
         await server.send_multipart([peer, b"["])
         with pytest.raises(Disconnected):
-            await asyncio.wait_for(call, 60)
+            await asyncio.wait_for(call, allow_s(60))
         assert lost.is_set()
         assert "cannot be read" in caplog.text
         await client.close()
@@ -158,7 +159,7 @@ async def test_a_lost_client_that_nobody_closes_harms_no_other(tmp_path: Path) -
     lost = asyncio.Event()
     async with connected_to_a_socket(tmp_path, on_lost=lost.set) as (client, _):
         pass
-    await asyncio.wait_for(lost.wait(), 60)
+    await asyncio.wait_for(lost.wait(), allow_s(60))
     path = tmp_path / "s"
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
@@ -177,7 +178,7 @@ async def test_an_event_that_a_server_sends_as_it_leaves_arrives(tmp_path: Path)
         peer, _ = await server.recv_multipart()
         await server.send_multipart([peer, b'{"event": {"kind": "leaving"}}'])
     time.sleep(0.3)  # noqa: ASYNC251 - a busy client: the connection is lost before the event is read
-    assert await asyncio.wait_for(events.get(), 60) == {"kind": "leaving"}
+    assert await asyncio.wait_for(events.get(), allow_s(60)) == {"kind": "leaving"}
     with pytest.raises(Disconnected):
         await call
     await client.close()
@@ -205,7 +206,7 @@ async def test_unknown_fields_in_answers_and_events_are_ignored() -> None:
         await client.connect()
         assert await client.holdings() == Holdings(leases=(), kernels=())
         server.publish({"kind": "leaving", "new": 1})
-        assert (await asyncio.wait_for(events.get(), 60)).kind == "leaving"
+        assert (await asyncio.wait_for(events.get(), allow_s(60))).kind == "leaving"
         await client.close()
 
 
@@ -262,7 +263,7 @@ async def test_a_client_without_the_key_gets_no_answer_and_delays_nobody() -> No
             await RpcClient(server.endpoint, keys=wrong_server).connect(timeout_s=60)
         with pytest.raises((Unauthorized, Disconnected)):
             await RpcClient(server.endpoint).connect(timeout_s=1)
-        raw = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(50)]  # idle
+        raw = [socket.create_connection(("127.0.0.1", port), timeout=allow_s(5)) for _ in range(50)]  # idle
         for connection in raw[:25]:
             connection.sendall(os.urandom(4096))
         for connection in raw[:5]:

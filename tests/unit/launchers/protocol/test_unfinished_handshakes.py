@@ -17,6 +17,7 @@ from kit.machine.flood import GREETING, Flood, record_hello
 from roost.launchers.protocol.rpc import ClientKeys, ServerKeys
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
+from roost.testing.deadlines import allow_s
 
 FREE = 400
 """How many descriptors the server's process has in the tests with few of them."""
@@ -30,7 +31,9 @@ class Server:
         self.port = int(rpc.endpoint.rpartition(":")[2])
 
     def connect(self, sent: bytes = b"") -> socket.socket:
-        peer = self._strangers.enter_context(socket.create_connection(("127.0.0.1", self.port), timeout=10))
+        peer = self._strangers.enter_context(
+            socket.create_connection(("127.0.0.1", self.port), timeout=allow_s(10))
+        )
         peer.sendall(sent)
         return peer
 
@@ -54,7 +57,7 @@ async def running_server() -> AsyncIterator[Server]:
     rpc.start("tcp://127.0.0.1:*")
     with ExitStack() as strangers:
         yield Server(rpc, ClientKeys(server=public, public=client_public, secret=client_secret), strangers)
-        await asyncio.wait_for(rpc.close(), 20)
+        await asyncio.wait_for(rpc.close(), allow_s(20))
 
 
 @pytest.fixture

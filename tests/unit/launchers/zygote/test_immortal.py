@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import roost.launchers.zygote
+from roost.testing.deadlines import allow_s
 
 ASK = """
 import importlib.util, sys
@@ -26,7 +27,9 @@ print(reason)
 def ask(change: str = "") -> str:
     file = Path(roost.launchers.zygote.__file__).with_name("immortal.py")
     command = [sys.executable, "-c", change + ASK, str(file)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=allow_s(60), check=True
+    ).stdout.strip()
 
 
 def test_a_proven_version_passes_its_own_test_and_others_are_left_alone() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from roost.testing.deadlines import allow_s
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
 ASK = """
@@ -51,7 +53,7 @@ def site(tmp_path: Path) -> Path:
 def ask(site: Path, *names: str) -> dict[str, Any]:
     command = [sys.executable, "-c", ASK, site, site.parent / "elsewhere", *names]
     env = {**os.environ, "COLOUR": "red", "JPY_SESSION_NAME": "a"}
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=allow_s(60), check=False, env=env)
     assert run.returncode == 0, run.stderr
     before, _, answer = run.stdout.rpartition("ANSWER ")
     assert before == run.stderr == ""
@@ -103,7 +105,7 @@ def test_an_import_that_ends_the_process_was_announced(site: Path) -> None:
     (site / "crash.py").write_text("import os\nos.kill(os.getpid(), 9)")
     code = ASK.replace("announced.append(unfit)", "print(*unfit, flush=True)")
     command = [sys.executable, "-c", code, site, site.parent / "elsewhere", "crash"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=allow_s(60), check=False)
     assert (run.returncode, run.stdout) == (
         -9,
         "crash its import ends the process, or takes longer than 20 s\n",

@@ -25,6 +25,7 @@ from roost.launchers.agent.warm import zygote_pool
 from roost.launchers.agent.warm.fork_report import KernelDiedEarly
 from roost.launchers.agent.warm.kernel_command import NotForked
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
@@ -119,7 +120,7 @@ def test_magics_shell_commands_and_completion_work(agent: Agent) -> None:
     assert kernel.run("%config InlineBackend.figure_format = 'svg'")["status"] in ("ok", "error")
     assert kernel.run("x = %pwd\nassert x")["status"] == "ok"
     assert kernel.run("out = !echo hello\nassert out == ['hello'], out")["status"] == "ok"
-    reply = kernel.client.complete("import os; os.getc", reply=True, timeout=REPLY_S)
+    reply = kernel.client.complete("import os; os.getc", reply=True, timeout=allow_s(REPLY_S))
     assert "getcwd" in {match.rpartition(".")[2] for match in reply["content"]["matches"]}
 
 
@@ -130,12 +131,12 @@ def test_an_interrupt_stops_a_cell_and_leaves_an_idle_kernel_alone(agent: Agent)
     assert kernel.run("1+1")["status"] == "ok"
     msg_id = kernel.client.execute(f"print('running', flush=True)\n{SLEEP}")
     while True:
-        message = kernel.client.get_iopub_msg(timeout=REPLY_S)
+        message = kernel.client.get_iopub_msg(timeout=allow_s(REPLY_S))
         if message["parent_header"].get("msg_id") == msg_id and message["msg_type"] == "stream":
             break
     time.sleep(0.2)  # until the cell sleeps: ipykernel may hang if it is interrupted while it prints
     os.killpg(kernel.pid, signal.SIGINT)
-    reply = kernel.client.get_shell_msg(timeout=REPLY_S)
+    reply = kernel.client.get_shell_msg(timeout=allow_s(REPLY_S))
     assert reply["content"]["ename"] == "KeyboardInterrupt"
 
 
@@ -396,7 +397,9 @@ def test_a_users_own_module_hides_a_preloaded_one(tmp_path: Path) -> None:
 
 def test_the_next_kernel_imports_an_upgraded_package(tmp_path: Path) -> None:
     venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=REPLY_S)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=allow_s(REPLY_S)
+    )
     (packages,) = venv.glob("lib/python*/site-packages")
     source = tmp_path / "source"
     source.mkdir()
@@ -428,7 +431,7 @@ def test_a_change_that_no_watch_reports_affects_one_start(
     zygote.fingerprint.files[str(tmp_path / "changed")] = (0, 0, 0)
     (tmp_path / "changed").touch()
     assert agent.try_start() is not None
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allow_s(60)
     while zygote.pid in agent.zygotes.interpreters():
         assert time.monotonic() < deadline
         agent.loop.run_until_complete(asyncio.sleep(0.01))

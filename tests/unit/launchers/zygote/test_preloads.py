@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kit.machine.forked_kernels import Agent, command_of
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
@@ -19,7 +20,7 @@ def test_learnt_packages_are_preloaded_without_those_that_are_unfit(
 ) -> None:
     caplog.set_level("INFO")
     venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, timeout=allow_s(60))
     (packages,) = venv.glob("lib/python*/site-packages")
     (packages / "ours.pth").write_text("\n".join(site.getsitepackages()))
     sources = {"roost_fit": "", "roost_crash": "import os; os._exit(3)", "roost_raises": "1 / 0"}

@@ -16,6 +16,7 @@ import pytest
 from kit.machine.forked_kernels import Agent, command_of
 from roost.launchers.agent.warm.kernel_command import NotForked
 from roost.launchers.zygote import startup
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
@@ -38,7 +39,13 @@ def look(folder: Path, code: str, **variables: str) -> dict[str, Any]:
     argv = [sys.executable, "-c", LOOK, str(Path(startup.__file__).parent)]
     with open(folder / "output", "w+") as output:  # both streams, as the agent has them
         subprocess.run(
-            argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=60, check=True
+            argv,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            timeout=allow_s(60),
+            check=True,
         )
         output.seek(0)
         return startup.Startup(*json.loads(output.read().splitlines()[-1]))._asdict()
@@ -130,7 +137,7 @@ def test_the_interpreter_itself_may_set_the_locale(tmp_path: Path) -> None:
     """Python sets LC_CTYPE in a process without a locale (PEP 538), so a forked kernel needs it as well."""
     env = {name: os.environ[name] for name in os.environ if not name.startswith(("LC_", "LANG"))}
     argv = [sys.executable, "-c", LOOK, str(Path(startup.__file__).parent)]
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=allow_s(60), check=True)
     assert set(json.loads(done.stdout)[2]) <= {"LC_CTYPE"}
 
 
@@ -208,7 +215,9 @@ def test_a_new_folder_of_the_users_packages_is_searched(agent: Agent, tmp_path: 
     agent.warm(tmp_path)
     script = "import site; print(site.getusersitepackages())"
     argv = [agent.command.python, "-c", script]
-    done = subprocess.run(argv, env=agent.env, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        argv, env=agent.env, capture_output=True, text=True, timeout=allow_s(60), check=True
+    )
     folder = Path(done.stdout.strip())
     assert agent.start(cwd=tmp_path).value(f"{str(folder)!r} in __import__('sys').path") is False
     folder.mkdir(parents=True)

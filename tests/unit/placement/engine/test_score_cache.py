@@ -13,6 +13,7 @@ import pytest
 from roost.placement import Node, Pipeline, Request, Snapshot, get_policy
 from roost.placement.engine import score_cache
 from roost.placement.engine.score_cache import ScoreCache, Scores
+from roost.testing.deadlines import allow_s
 
 
 class Counting:
@@ -215,7 +216,7 @@ def test_several_threads_may_use_one_policy() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=allow_s(60))
     assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
 

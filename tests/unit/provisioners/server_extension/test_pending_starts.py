@@ -28,6 +28,7 @@ from roost.provisioners.server_extension.pending_start import PendingStart
 from roost.provisioners.server_extension.pending_starts import PendingStarts, add_pending_starts
 from roost.scheduler.errors import LaunchError
 from roost.scheduler.messages import Event, Kernel, StartKernel
+from roost.testing.deadlines import allow_s
 
 
 class OtherConnection(BaseKernelWebsocketConnection):
@@ -114,7 +115,7 @@ async def test_a_waiting_kernel_is_listed_and_has_no_client(kernels: Any, servic
     while not service.called("start"):  # noqa: ASYNC110 - the first start in a process also imports
         await asyncio.sleep(0.01)
     assert service.called("start")[0].queue_timeout_s == 3600.0
-    await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), 60)
+    await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), allow_s(60))
     assert kernel_id not in kernels
     assert service.called("cancel")[0].kernel_id == kernel_id
 
@@ -133,9 +134,9 @@ async def test_a_start_is_answered_as_soon_as_it_is_known_to_wait(
         position=1, waits_for="no GPU is free",
     )  # fmt: skip
     service.push(Event(kind="queued", at=0.0, kernel=kernel))
-    assert await asyncio.wait_for(starting, 60) == start.kernel_id
+    assert await asyncio.wait_for(starting, allow_s(60)) == start.kernel_id
     assert kernels.starts.pending[start.kernel_id].waiting.waits_for == "no GPU is free"
-    await asyncio.wait_for(kernels.shutdown_kernel(start.kernel_id), 60)
+    await asyncio.wait_for(kernels.shutdown_kernel(start.kernel_id), allow_s(60))
 
 
 async def test_a_kernel_can_be_described_before_it_is_listed(
@@ -152,7 +153,7 @@ async def test_a_kernel_can_be_described_before_it_is_listed(
     monkeypatch.setattr(kernels, "pre_start_kernel", prepare)
     kernel_id = await kernels.start_kernel(kernel_name="roosted")
     assert seen == [("starting", "", True)]
-    await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), 60)
+    await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), allow_s(60))
 
 
 class EarlyClient:
@@ -197,7 +198,7 @@ async def test_a_manager_that_stops_withdraws_its_waiting_starts(
     monkeypatch.setattr(waiting_starts, "ANSWER_AFTER_S", 60.0)
     posting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))
     await asyncio.sleep(0)
-    await asyncio.wait_for(kernels.shutdown_all(), 60)
+    await asyncio.wait_for(kernels.shutdown_all(), allow_s(60))
     with pytest.raises(HTTPError, match="stopped before the kernel had started"):
         await posting
     assert kernels.list_kernel_ids() == []
@@ -267,4 +268,4 @@ async def test_a_refused_start_does_not_keep_the_manager_from_stopping(kernels: 
     kernelspecs(tmp_path, "refused", config={"gpus": -1})
     with pytest.raises(HTTPError, match="gpus"):
         await kernels.start_kernel(kernel_name="refused")
-    await asyncio.wait_for(kernels.shutdown_all(), 60)
+    await asyncio.wait_for(kernels.shutdown_all(), allow_s(60))

@@ -16,6 +16,7 @@ from roost.provisioners.server_extension import held_messages, subscription
 from roost.provisioners.server_extension.client_message import ClientMessage
 from roost.provisioners.server_extension.quick_manager import make_quick
 from roost.provisioners.server_extension.subscription import Subscription
+from roost.testing.deadlines import allow_s
 
 
 class Provisioner:
@@ -54,7 +55,7 @@ class Connection:
 
 
 async def until(is_met: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allow_s(60)
     while not is_met():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.001)

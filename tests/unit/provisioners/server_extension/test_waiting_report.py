@@ -13,6 +13,7 @@ from roost.provisioners.server_extension.pending_start import PendingStart
 from roost.provisioners.server_extension.waiting_report import WaitingReport, describe_soonest
 from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import allow_s
 
 
 class Start(PendingStart):
@@ -46,7 +47,7 @@ async def test_a_change_during_a_report_is_reported_too(monkeypatch: pytest.Monk
                 is_complete.set()
 
     reporting = asyncio.create_task(WaitingReport(start, show).run())
-    await asyncio.wait_for(is_complete.wait(), 60)
+    await asyncio.wait_for(is_complete.wait(), allow_s(60))
     reporting.cancel()
     start.task.cancel()
     assert texts == ["Waiting for a place to run.", "Starting on a.", "Starting on b."]

@@ -17,6 +17,7 @@ from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners.server_extension.warm_up import start_warm_up
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.errors import BackendUnavailable
+from roost.testing.deadlines import allow_s
 
 LOG = logging.getLogger("server")
 PLAIN = {"kernel_provisioner": {"provisioner_name": "local-provisioner"}}
@@ -28,7 +29,7 @@ def warm_up(kernelspecs: KernelSpecManager) -> None:
         kernel_spec_manager=kernelspecs, config=Config(), default_kernel_name="roosted"
     )
     thread = start_warm_up(kernel_manager, LOG)
-    thread.join(60)
+    thread.join(allow_s(60))
     assert not thread.is_alive()
 
 

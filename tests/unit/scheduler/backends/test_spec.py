@@ -17,6 +17,7 @@ from roost.scheduler.backends import registry
 from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.errors import ConfigError
+from roost.testing.deadlines import allow_s
 
 SPEC = BackendSpec(
     name="demo",
@@ -175,7 +176,7 @@ settings = load_object(spec.settings, "settings")
 print(settings.__name__, "numpy" in sys.modules, {name!r} != "local" and {name!r} in sys.modules)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=allow_s(60)
     )
     assert done.stdout.splitlines() == ["", f"Roost{name.capitalize()}Backend False False"]
 

@@ -19,6 +19,7 @@ from roost.scheduler.client import service_connection
 from roost.scheduler.client.service_connection import no_answer
 from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.errors import BackendUnavailable, KernelDied, RoostError
+from roost.testing.deadlines import allow_s
 
 
 def test_doctor_fails_on_errors_only(
@@ -186,7 +187,7 @@ def test_help_imports_no_heavy_module() -> None:
         "except SystemExit: print('loaded', *sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=allow_s(60)
     )
     loaded = set(done.stdout.rpartition("loaded ")[2].split())
     assert not loaded & {"zmq", "rich", "asyncio", "jupyter_client", "numpy", "roost.scheduler.errors"}
@@ -236,7 +237,7 @@ sys.meta_path.insert(0, Interrupt())
 from roost.scheduler.cli.main import main
 sys.exit(main(["doctor"]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=allow_s(60))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", err)
 
 

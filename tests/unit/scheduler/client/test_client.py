@@ -23,6 +23,7 @@ from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.errors import BackendUnavailable, Cancelled, NoNodeEver, UnknownKernel
 from roost.scheduler.messages import Event, Kernel, Owner, StartKernel
+from roost.testing.deadlines import allow_s
 
 
 @pytest.fixture
@@ -46,21 +47,21 @@ def a_start(kernel_id: str = "k", launch_id: str = "l") -> StartKernel:
 
 
 def test_calls_from_a_thread_without_a_loop(service: FakeService, client: Client) -> None:
-    kernel = client.start(a_start()).result(5)
+    kernel = client.start(a_start()).result(allow_s(5))
     assert kernel.connection is not None
     assert kernel.connection.shell_port > 0
-    assert [kernel.id for kernel in client.kernels().result(5)] == ["k"]
-    assert client.kernel("k").result(5).state == "running"
-    assert client.nodes().result(5) == [{"id": "here"}]
-    assert client.explain(Request(cpus=1)).result(5)["placement"] is None
-    assert client.logs("k").result(5) == "said"
-    assert client.doctor().result(5) == []
-    assert client.check_policies(["gone"]).result(5) == {"gone": "is not known"}
-    assert client.events().result(5)[0].kind == "nodes"
-    client.signal("k", 2).result(5)
-    client.drain("here").result(5)
-    client.warm(["python"], {"A": "b"}).result(5)
-    assert client.stop("k").result(5).state == "exited"
+    assert [kernel.id for kernel in client.kernels().result(allow_s(5))] == ["k"]
+    assert client.kernel("k").result(allow_s(5)).state == "running"
+    assert client.nodes().result(allow_s(5)) == [{"id": "here"}]
+    assert client.explain(Request(cpus=1)).result(allow_s(5))["placement"] is None
+    assert client.logs("k").result(allow_s(5)) == "said"
+    assert client.doctor().result(allow_s(5)) == []
+    assert client.check_policies(["gone"]).result(allow_s(5)) == {"gone": "is not known"}
+    assert client.events().result(allow_s(5))[0].kind == "nodes"
+    client.signal("k", 2).result(allow_s(5))
+    client.drain("here").result(allow_s(5))
+    client.warm(["python"], {"A": "b"}).result(allow_s(5))
+    assert client.stop("k").result(allow_s(5)).state == "exited"
     assert service.called("signal")[0].signum == 2
     assert service.called("subscribe")[0].owner.pid == os.getpid()
 
@@ -74,7 +75,7 @@ def test_awaited_in_several_loops_and_threads(service: FakeService, client: Clie
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(allow_s(60))
     assert found == [20] * 4
     assert len(service.called("hello")) == 1
 
@@ -82,10 +83,10 @@ def test_awaited_in_several_loops_and_threads(service: FakeService, client: Clie
 def test_errors_keep_their_type(service: FakeService, client: Client) -> None:
     service.answers["start"] = NoNodeEver("No node has 3 GPUs.", decision={"a": 1})
     with pytest.raises(NoNodeEver, match="3 GPUs") as caught:
-        client.start(a_start()).result(5)
+        client.start(a_start()).result(allow_s(5))
     assert caught.value.fields == {"decision": {"a": 1}}
     with pytest.raises(UnknownKernel):
-        client.kernel("nobody").result(5)
+        client.kernel("nobody").result(allow_s(5))
 
 
 async def test_cancelling_the_call_cancels_the_start(service: FakeService, client: Client) -> None:
@@ -98,7 +99,7 @@ async def test_cancelling_the_call_cancels_the_start(service: FakeService, clien
 
     service.answers["start"] = queue_forever
     service.answers["cancel"] = lambda _: cancelled.set() or {}
-    task = asyncio.ensure_future(asyncio.wait_for(client.start(a_start()), 60))
+    task = asyncio.ensure_future(asyncio.wait_for(client.start(a_start()), allow_s(60)))
     await begun.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -116,11 +117,11 @@ def test_a_call_is_repeated_after_the_service_was_lost(service: FakeService, cli
 
     service.answers["start"] = hang
     call = client.start(a_start())
-    assert begun.wait(60)
+    assert begun.wait(allow_s(60))
     del service.answers["start"]
     service.close()
     service.serve()
-    assert call.result(10).id == "k"
+    assert call.result(allow_s(10)).id == "k"
     first, second = service.called("start")
     assert first.launch_id == second.launch_id == "l"
     assert first.launch_timeout_s == a_start().launch_timeout_s > second.launch_timeout_s > 50
@@ -142,16 +143,16 @@ def test_a_start_goes_on_though_the_next_service_has_to_wait_for_its_cluster(
 
     service.answers["start"] = hang
     call = client.start(a_start())
-    assert begun.wait(60)
+    assert begun.wait(allow_s(60))
     del service.answers["start"]
     monkeypatch.setattr(service_connection, "ensure", fail)
     service.close()
-    assert asked.wait(60)
+    assert asked.wait(allow_s(60))
     with pytest.raises(BackendUnavailable, match="YARN does not answer"):
-        client.nodes().result(5)  # it was never sent before, so it is told at once
+        client.nodes().result(allow_s(5))  # it was never sent before, so it is told at once
     monkeypatch.setattr(service_connection, "ensure", ensure)
     service.serve()
-    assert call.result(10).id == "k"
+    assert call.result(allow_s(10)).id == "k"
     assert len(service.called("start")) == 2
 
 
@@ -164,11 +165,11 @@ def test_a_repeated_start_has_the_rest_of_its_time_in_the_queue(service: FakeSer
 
     service.answers["start"] = hang
     call = client.start(replace(a_start(), queue_timeout_s=3600.0))
-    assert begun.wait(60)
+    assert begun.wait(allow_s(60))
     del service.answers["start"]
     service.close()
     service.serve()
-    assert call.result(10).id == "k"
+    assert call.result(allow_s(10)).id == "k"
     first, second = service.called("start")
     assert first.queue_timeout_s == 3600.0 > second.queue_timeout_s > 3590.0
     assert first.launch_timeout_s == second.launch_timeout_s == a_start().launch_timeout_s
@@ -179,14 +180,14 @@ def test_unknown_fields_of_a_newer_service_are_ignored(service: FakeService, cli
         return {**encode(service._start(start)), "shape": "round"}
 
     service.answers["start"] = with_news
-    assert client.start(a_start()).result(5).state == "running"
+    assert client.start(a_start()).result(allow_s(5)).state == "running"
     service.answers["events"] = lambda _: {"events": [{"kind": "nodes", "at": 1.0, "colour": "red"}]}
-    assert client.events().result(5)[0].kind == "nodes"
+    assert client.events().result(allow_s(5))[0].kind == "nodes"
 
 
 def test_a_kernel_is_adopted_by_this_process(service: FakeService, client: Client) -> None:
-    client.start(a_start()).result(5)
-    assert client.adopt("k").result(5).connection is not None
+    client.start(a_start()).result(allow_s(5))
+    assert client.adopt("k").result(allow_s(5)).connection is not None
     assert service.called("adopt")[0].owner.pid == os.getpid()
 
 
@@ -204,7 +205,7 @@ def test_listeners_get_events_and_resync(service: FakeService, client: Client) -
             assert heard.wait_for(lambda: kind in kinds, 60), kinds
 
     stop = client.listen(listener)
-    client.nodes().result(5)
+    client.nodes().result(allow_s(5))
     service.push(Event(kind="nodes", at=1.0))
     hear("nodes")
     service.close()
@@ -212,7 +213,7 @@ def test_listeners_get_events_and_resync(service: FakeService, client: Client) -
     hear("resync")  # without a call: the client connected again for its listener
     stop()
     service.push(Event(kind="queued", at=1.0))
-    client.nodes().result(5)
+    client.nodes().result(allow_s(5))
     assert "queued" not in kinds
 
 
@@ -221,12 +222,12 @@ def test_a_listener_of_one_kernel_hears_of_no_other(service: FakeService, client
     done = threading.Event()
     stop = client.listen(lambda event: heard.append((event.kind, event.detail)), kernel_id="k1")
     client.listen(lambda event: event.kind == "idle" and done.set())
-    client.nodes().result(5)
+    client.nodes().result(allow_s(5))
     for kernel_id in ("k1", "k2"):
         kernel = Kernel(id=kernel_id, launch_id="1", state="queued", owner=Owner(user="a"), request=Request())
         service.push(Event(kind="queued", at=1.0, kernel=kernel, detail=kernel_id))
     service.push(Event(kind="idle", at=1.0))
-    assert done.wait(60)
+    assert done.wait(allow_s(60))
     assert heard == [("queued", "k1"), ("idle", "")]
     stop()
     stop()
@@ -244,10 +245,10 @@ def test_events_of_a_kind_that_only_a_later_service_knows_are_left_out(
             done.set()
 
     client.listen(listener)
-    client.nodes().result(5)
+    client.nodes().result(allow_s(5))
     service.push(Event(kind="of_later", at=1.0))  # type: ignore[arg-type]
     service.push(Event(kind="nodes", at=2.0))
-    assert done.wait(60)
+    assert done.wait(allow_s(60))
     assert received == ["nodes"]
     assert not caplog.records
 
@@ -260,9 +261,9 @@ def test_a_failing_listener_does_not_disturb_the_others(service: FakeService, cl
 
     client.listen(fail)
     client.listen(lambda _: heard.set())
-    client.nodes().result(5)
+    client.nodes().result(allow_s(5))
     service.push(Event(kind="nodes", at=1.0))
-    assert heard.wait(60)
+    assert heard.wait(allow_s(60))
 
 
 def test_a_listener_cannot_wait_for_a_call(service: FakeService, client: Client) -> None:
@@ -271,15 +272,15 @@ def test_a_listener_cannot_wait_for_a_call(service: FakeService, client: Client)
 
     def listener(_: Event) -> None:
         try:
-            client.nodes().result(5)
+            client.nodes().result(allow_s(5))
         except RuntimeError as problem:
             problems.append(problem)
         done.set()
 
     client.listen(listener)
-    client.nodes().result(5)
+    client.nodes().result(allow_s(5))
     service.push(Event(kind="nodes", at=1.0))
-    assert done.wait(60)
+    assert done.wait(allow_s(60))
     assert "listener" in str(problems[0])
 
 
@@ -291,20 +292,20 @@ def test_an_older_service_is_asked_to_leave(service: FakeService, client: Client
         return {}
 
     service.answers["leave"] = leave
-    assert client.nodes().result(10)
+    assert client.nodes().result(allow_s(10))
     assert len(service.called("leave")) == 1
 
 
 def test_a_newer_service_of_the_same_protocol_is_kept(service: FakeService, client: Client) -> None:
     service.version = "99.0"
-    assert client.nodes().result(5)
+    assert client.nodes().result(allow_s(5))
     assert not service.called("leave")
 
 
 def test_a_service_of_a_newer_protocol_is_refused(service: FakeService, client: Client) -> None:
     service.version, service.protocol = "99.0", 99
     with pytest.raises(BackendUnavailable, match="newer than this client"):
-        client.nodes().result(5)
+        client.nodes().result(allow_s(5))
     assert not service.called("leave")
 
 
@@ -314,7 +315,7 @@ def test_a_service_that_cannot_start_is_one_sentence(
     command = ["/bin/sh", "-c", "echo 'no such setting' >&2; exit 3"]
     monkeypatch.setattr(service_connection, "service_command", lambda *_: (command, dict(os.environ)))
     with pytest.raises(BackendUnavailable, match="no such setting"):
-        client.nodes().result(10)
+        client.nodes().result(allow_s(10))
 
 
 def test_a_silent_service_ends_at_the_deadline(
@@ -328,25 +329,25 @@ def test_a_silent_service_ends_at_the_deadline(
     (service.folder / "ready.json").write_text('{"pid": 7}')
     where = rf"\(local, pid 7, log {service.folder}/log\)"
     with pytest.raises(BackendUnavailable, match=rf"{where} did not answer `nodes` within 0\.3 s"):
-        client.nodes().result(5)
+        client.nodes().result(allow_s(5))
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_gets_a_connection_of_its_own(service: FakeService, client: Client) -> None:
     shared = connect()
-    assert shared.nodes().result(5)
+    assert shared.nodes().result(allow_s(5))
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            os.write(writer, f"{len(connect().nodes().result(10))} {connect() is shared}".encode())
+            os.write(writer, f"{len(connect().nodes().result(allow_s(10)))} {connect() is shared}".encode())
         finally:
             os._exit(0)
     os.close(writer)
     assert os.read(reader, 100) == b"1 True"
     os.close(reader)
     os.waitpid(pid, 0)
-    assert shared.nodes().result(5)
+    assert shared.nodes().result(allow_s(5))
     assert len({subscribe.owner.pid for subscribe in service.called("subscribe")}) == 2
     shared.close()
 
@@ -378,4 +379,4 @@ def test_another_address_in_the_environment_is_another_service(
 def test_a_cancelled_start_raises_cancelled(service: FakeService, client: Client) -> None:
     service.answers["start"] = Cancelled("It was taken back.")
     with pytest.raises(Cancelled):
-        client.start(a_start()).result(5)
+        client.start(a_start()).result(allow_s(5))

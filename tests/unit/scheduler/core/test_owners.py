@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -72,6 +73,7 @@ async def test_a_kernel_is_held_by_one_server_and_passes_on_when_it_has_ended(
             await w.scheduler.adopt("k", second)
         assert (await w.scheduler.adopt("k", first)).owner == first
         assert w.scheduler.kernels()[0].is_held
+        ended_at = time.monotonic()
         await end(w, servers[0], first)
         assert not w.scheduler.kernels()[0].is_held
         await asyncio.sleep(0.05)
@@ -79,7 +81,7 @@ async def test_a_kernel_is_held_by_one_server_and_passes_on_when_it_has_ended(
         assert adopted.owner == second
         assert adopted.connection is not None
         assert adopted.unheld_s is not None
-        assert 0.05 <= adopted.unheld_s < 5
+        assert 0.05 <= adopted.unheld_s <= time.monotonic() - ended_at
         assert w.scheduler.kernels()[0].is_held
 
 

@@ -20,6 +20,7 @@ from roost.scheduler.backends.base import Lease, LeaseReading
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import reconcile
 from roost.scheduler.errors import Cancelled, UnknownKernel
+from roost.testing.deadlines import allow_s
 
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
 
@@ -259,8 +260,8 @@ async def test_what_was_given_back_does_not_come_back(
 
         monkeypatch.setattr(w.backend, "release", note)
         w.scheduler.reconciler.soon()
-        await asyncio.wait_for(read.wait(), 60)
-        await asyncio.wait_for(again.wait(), 60)
+        await asyncio.wait_for(read.wait(), allow_s(60))
+        await asyncio.wait_for(again.wait(), allow_s(60))
         assert w.scheduler.kernels() == []
         monkeypatch.undo()
         assert (await w.start("k", "2", cpus=1)).state == "running"

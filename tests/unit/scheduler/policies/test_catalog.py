@@ -27,6 +27,7 @@ from roost.placement import (
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.recent_requests import RecentRequests
+from roost.testing.deadlines import allow_s
 
 
 async def test_a_good_policy_decides_and_is_named() -> None:
@@ -139,7 +140,7 @@ async def test_a_slow_policy_delays_no_start_and_is_asked_again_after_its_answer
     release, answered = threading.Event(), threading.Event()
 
     def slowly(request: Request, snapshot: Snapshot) -> Decision:
-        release.wait(20)
+        release.wait(allow_s(20))
         answered.set()
         return get_policy("pack").place(request, snapshot)
 
@@ -152,7 +153,7 @@ async def test_a_slow_policy_delays_no_start_and_is_asked_again_after_its_answer
         assert slow.asked == 1
         assert (await found.decide("pack", HALF, CLUSTER)).fallback is None
         release.set()
-        answered.wait(20)
+        answered.wait(allow_s(20))
         decision = await found.decide("mine", HALF, CLUSTER)
         while decision.fallback:  # the thread of the slow call is about to end
             decision = await found.decide("mine", HALF, CLUSTER)
@@ -161,7 +162,7 @@ async def test_a_slow_policy_delays_no_start_and_is_asked_again_after_its_answer
 
 async def test_a_hanging_policy_is_asked_once_until_it_is_added_again() -> None:
     release = threading.Event()
-    hangs, once = Always(lambda *_: release.wait(30)), placed("small", "0")
+    hangs, once = Always(lambda *_: release.wait(allow_s(30))), placed("small", "0")
     async with policies(Settings(policy_timeout_s=0.3), mine=hangs) as found:
         for _ in range(5):
             await fallback_of(found)
@@ -179,7 +180,7 @@ async def test_a_cancelled_call_does_not_count_as_slow() -> None:
 
     def waits(request: Request, snapshot: Snapshot) -> Decision:
         loop.call_soon_threadsafe(called.set)
-        release.wait(20)
+        release.wait(allow_s(20))
         return get_policy("pack").place(request, snapshot)
 
     async with policies(mine=Always(waits)) as found:

@@ -20,6 +20,7 @@ from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
 from roost.scheduler.policies import catalog as module
+from roost.testing.deadlines import allow_s
 
 SPREAD = Pipeline(name="spread", scorers=((FewKernels(), 1.0),))
 PARTS = """
@@ -86,7 +87,7 @@ async def test_a_policy_that_loads_too_slowly(tmp_path: Path, monkeypatch: pytes
 
     def find_slowly(name: str, *_: object) -> object:
         loads.append(name)
-        release.wait(20)
+        release.wait(allow_s(20))
         return get_policy("pack")
 
     monkeypatch.setattr(module, "_LOAD_S", 0.05)

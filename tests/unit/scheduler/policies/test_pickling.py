@@ -15,6 +15,7 @@ from roost.placement import Node, Pipeline, Request, Snapshot, get_policy
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.policies.pickling import pack_policy, unpack_policy
+from roost.testing.deadlines import allow_s
 
 MINE = """
 from roost.placement import Pipeline
@@ -48,7 +49,12 @@ def test_code_that_is_not_installed_is_sent(tmp_path: Path, monkeypatch: pytest.
 
     text = pack_policy("mine", not_installed.MINE)
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE], input=text, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", ELSEWHERE],
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=allow_s(60),
+        check=False,
     )
     assert (done.stdout, done.stderr) == ("a\n", "")
     assert cloudpickle.list_registry_pickle_by_value() == set()
@@ -87,26 +93,26 @@ def test_a_new_service_gets_the_policy_before_the_first_call_that_needs_it(
 ) -> None:
     client = Client()
     asks = Request(policy="mine")
-    client.add_policy("mine", get_policy("pack")).result(10)
-    client.explain(asks).result(10)
-    client.explain(asks).result(10)
-    client.explain(Request()).result(10)
+    client.add_policy("mine", get_policy("pack")).result(allow_s(10))
+    client.explain(asks).result(allow_s(10))
+    client.explain(asks).result(allow_s(10))
+    client.explain(Request()).result(allow_s(10))
     tokens = {given.token for given in service.called("add_policy")}
     before = len(service.called("add_policy"))
     assert (len(tokens), before) == (1, 2)
     service.close()
     service.serve()
-    client.nodes().result(10)
-    client.explain(Request()).result(10)
+    client.nodes().result(allow_s(10))
+    client.explain(Request()).result(allow_s(10))
     assert len(service.called("add_policy")) == before
-    client.explain(asks).result(10)
+    client.explain(asks).result(allow_s(10))
     assert len(service.called("add_policy")) == before + 1
-    client.add_policy("mine", get_policy("spread")).result(10)
-    client.explain(asks).result(10)
+    client.add_policy("mine", get_policy("spread")).result(allow_s(10))
+    client.explain(asks).result(allow_s(10))
     assert len({given.token for given in service.called("add_policy")}) == 2
     service.answers["add_policy"] = ConfigError("not that one")
     service.close()
     service.serve()
     with pytest.raises(ConfigError, match="not that one"):
-        client.explain(asks).result(10)
+        client.explain(asks).result(allow_s(10))
     client.close()

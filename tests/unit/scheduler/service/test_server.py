@@ -33,6 +33,7 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NoNodeEver, UnknownKernel, from_remote
 from roost.scheduler.messages import Event, Kernel, StartKernel
 from roost.scheduler.service.server import Service
+from roost.testing.deadlines import allow_s
 
 ME = Owner(
     user="ada",
@@ -169,7 +170,7 @@ async def test_every_operation_answers(tmp_path: Path) -> None:
         recent = (await call("events", limit=2))["events"]
         assert [decode(Event, event).kind for event in recent] == ["exited", "released"]
         await call("leave")
-        await asyncio.wait_for(service.left.wait(), 60)
+        await asyncio.wait_for(service.left.wait(), allow_s(60))
 
 
 async def test_doctor_says_that_the_metrics_are_not_served(tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ async def test_it_stays_while_there_are_kernels_and_leaves_when_there_are_none(t
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(service.left.wait(), 0.3)
         await call("stop", kernel_id="k")
-        await asyncio.wait_for(service.left.wait(), 60)
+        await asyncio.wait_for(service.left.wait(), allow_s(60))
 
 
 async def test_it_stays_while_a_client_is_subscribed(tmp_path: Path) -> None:
@@ -223,13 +224,13 @@ async def test_it_stays_while_a_client_is_subscribed(tmp_path: Path) -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(service.left.wait(), 0.3)
         await call.close()
-        await asyncio.wait_for(service.left.wait(), 60)
+        await asyncio.wait_for(service.left.wait(), allow_s(60))
 
 
 def ensure(options: dict[str, Any]) -> dict[str, Any]:
     folder = service_folder("local", options)
     argv, env = service_command("local", folder, options)
-    return daemon.ensure(folder, argv, env=env, deadline_s=30)
+    return daemon.ensure(folder, argv, env=env, deadline_s=allow_s(30))
 
 
 async def left(folder: Path) -> None:
@@ -239,7 +240,7 @@ async def left(folder: Path) -> None:
         with open(folder / "lock", "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
 
-    await asyncio.wait_for(asyncio.to_thread(take), 60)
+    await asyncio.wait_for(asyncio.to_thread(take), allow_s(60))
 
 
 async def test_a_process_serves_is_killed_and_is_replaced(runtime_dir: Path) -> None:

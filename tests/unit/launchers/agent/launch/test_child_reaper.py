@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from roost.launchers.agent.launch.child_reaper import Reaper
+from roost.testing.deadlines import allow_s
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def spawn(code: str) -> int:
 
 
 async def exit_code(future: asyncio.Future[int]) -> int:
-    return await asyncio.wait_for(future, 60)
+    return await asyncio.wait_for(future, allow_s(60))
 
 
 @pytest.mark.usefixtures("wait_calls")
@@ -62,7 +63,7 @@ async def test_an_exit_code_is_kept_for_a_late_caller(
     reaper: Reaper, unknown_children: asyncio.Queue[int]
 ) -> None:
     pid = spawn("raise SystemExit(5)")
-    await asyncio.wait_for(unknown_children.get(), 60)
+    await asyncio.wait_for(unknown_children.get(), allow_s(60))
     assert await exit_code(reaper.exit_code(pid)) == 5
 
 
@@ -72,7 +73,7 @@ async def test_the_exit_code_of_an_earlier_process_with_the_same_pid_does_not_co
 ) -> None:
     reaper = Reaper(others=lambda pid, status: unknown_children.put_nowait(pid), remembered_s=remembered_s)
     pid = spawn("raise SystemExit(7)")
-    await asyncio.wait_for(unknown_children.get(), 60)
+    await asyncio.wait_for(unknown_children.get(), allow_s(60))
     future = reaper.exit_code(pid, is_ours=is_ours)  # as if another process had this pid now
     assert not future.done()
     reaper.close()

@@ -41,6 +41,7 @@ from roost.launchers.protocol.messages import (
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.model import Request
 from roost.placement.model.json_codec import encode
+from roost.testing.deadlines import allow_s
 
 SLEEP = ("sleep", "60")
 
@@ -158,7 +159,7 @@ async def test_a_damaged_file_does_not_end_the_adoption(tmp_path: Path, damaged:
     held = make_kernels(tmp_path)
     try:
         held.adopt([])
-        assert child.wait(60) == -signal.SIGKILL
+        assert child.wait(allow_s(60)) == -signal.SIGKILL
         assert list(folder.iterdir()) == []
     finally:
         await held.close()
@@ -215,7 +216,7 @@ async def test_a_cancellation_beside_the_last_report_is_not_lost(steps: int) -> 
         if reading.cancel():
             with pytest.raises(asyncio.CancelledError):
                 await reading
-            assert child.wait(60) == -signal.SIGKILL
+            assert child.wait(allow_s(60)) == -signal.SIGKILL
         else:
             assert (await reading) is not None
     finally:
@@ -252,13 +253,13 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
         if is_known:
             held._reaper.reap()
         if has_listened:
-            assert (await asyncio.wait_for(held.launch(launch), 60)).pid == child.pid
-            end = await asyncio.wait_for(ended.get(), 60)
+            assert (await asyncio.wait_for(held.launch(launch), allow_s(60))).pid == child.pid
+            end = await asyncio.wait_for(ended.get(), allow_s(60))
             assert (end.exit_code, end.reason) == (7, "the kernel exited with code 7")
             assert await held.launch(launch) == end, "the service asks a second time, and has seen no event"
         else:
             with pytest.raises(RemoteError, match="the kernel exited with code 7 while it was starting"):
-                await asyncio.wait_for(held.launch(launch), 60)
+                await asyncio.wait_for(held.launch(launch), allow_s(60))
     finally:
         await held.close()
         context.destroy(linger=0)
@@ -271,11 +272,11 @@ async def test_a_kernel_whose_port_is_taken_meanwhile_gets_others(tmp_path: Path
     held = make_kernels(tmp_path)
     try:
         if tries < 3:
-            process = await asyncio.wait_for(held.launch(request), 60)
+            process = await asyncio.wait_for(held.launch(request), allow_s(60))
             assert process.is_running
         else:
             with pytest.raises(RemoteError, match="Address already in use"):
-                await asyncio.wait_for(held.launch(request), 60)
+                await asyncio.wait_for(held.launch(request), allow_s(60))
         assert (tmp_path / "tries").read_text() == str(min(3, tries + 1))
     finally:
         for file in tmp_path.glob("pid-*"):

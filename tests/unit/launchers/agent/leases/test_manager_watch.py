@@ -15,6 +15,7 @@ import pytest
 from roost.launchers.agent.leases.manager_watch import SETTLE_S, ManagerWatch
 from roost.launchers.daemon.process import Watch, start_time
 from roost.launchers.protocol.messages import Manager
+from roost.testing.deadlines import allow_s
 
 NOWHERE = "127.0.0.1:1"
 """An address where nothing listens."""
@@ -58,7 +59,7 @@ class Losses:
         self.reasons.put_nowait(reason)
 
     async def next(self) -> str:
-        return await asyncio.wait_for(self.reasons.get(), 60)
+        return await asyncio.wait_for(self.reasons.get(), allow_s(60))
 
     def __len__(self) -> int:
         return self.reasons.qsize()
@@ -77,7 +78,7 @@ class Sleeps:
 
     async def begin(self, seconds: float) -> asyncio.Event:
         """Wait until a wait of this length begins. Set the returned event to end it."""
-        asked, is_over = await asyncio.wait_for(self._waits.get(), 60)
+        asked, is_over = await asyncio.wait_for(self._waits.get(), allow_s(60))
         assert asked == seconds
         return is_over
 
@@ -93,7 +94,7 @@ async def kill(process: subprocess.Popen[bytes], manager: Manager) -> None:
     ended = asyncio.Event()
     Watch(manager.pid, manager.process_started_at, ended.set)
     process.kill()
-    await asyncio.wait_for(ended.wait(), 60)
+    await asyncio.wait_for(ended.wait(), allow_s(60))
 
 
 @pytest.fixture

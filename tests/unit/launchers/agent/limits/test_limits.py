@@ -21,6 +21,7 @@ from roost.launchers.agent.machine.sessions import OwnSession, Session
 from roost.launchers.protocol.agent_settings import Enforcement
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement.model import Request
+from roost.testing.deadlines import allow_s
 
 MIB = 1 << 20
 
@@ -147,7 +148,7 @@ async def test_a_kernel_in_a_pod_is_warned(tmp_path: Path, monkeypatch: pytest.M
     held.confine(lease(memory_bytes=10 * MIB))
     monkeypatch.setattr(limits, "_PAUSE_S", 0.0)
     watching = asyncio.get_running_loop().create_task(held.watch())
-    said = await asyncio.wait_for(near.get(), 10)
+    said = await asyncio.wait_for(near.get(), allow_s(10))
     watching.cancel()
     assert said == ("a", "uses 9 MiB of its 10 MiB of memory; it is killed if it needs more")
 
@@ -171,7 +172,7 @@ def test_the_next_agent_watches_the_kernels_of_the_last(sleeper: int) -> None:
     assert found is not None
     assert held.get("b") is held.get("c") is None
     assert found.measure() > MIB
-    assert psutil.Process(sleeper).wait(10) == -9
+    assert psutil.Process(sleeper).wait(allow_s(10)) == -9
     assert found.explain_end(-9).endswith("of its 1 byte of memory")
     assert found.peak_bytes > MIB
 

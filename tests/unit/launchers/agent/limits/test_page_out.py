@@ -13,6 +13,7 @@ import pytest
 from kit.clusters.faults import until
 from roost.launchers.agent.limits.page_out import SIGNAL, PageOut
 from roost.launchers.zygote import page_out as zygote
+from roost.testing.deadlines import allow_s
 
 TICKS_PER_S = 100
 
@@ -155,7 +156,7 @@ async def test_an_idle_kernel_gets_the_signal_once(proc: Proc, caplog: pytest.Lo
                 break
             await asyncio.sleep(0.01)
         proc.set_swap(1000, 900)
-        assert int(await asyncio.wait_for(process.stdout.readline(), 60)) == SIGNAL
+        assert int(await asyncio.wait_for(process.stdout.readline(), allow_s(60))) == SIGNAL
         assert page_out.find_idle(float("inf")) == [], "it is not told again"
         assert caplog.text.count("has no swap") == 1
         proc.set_cpu(process.pid, 2.0)

@@ -19,6 +19,7 @@ from roost.launchers.agent.limits.cgroups import Cgroup
 from roost.launchers.agent.limits.confinement import GroupConfinement
 from roost.launchers.agent.limits.usage import RunningKernel, UsageMeter
 from roost.launchers.protocol.messages import KernelUse
+from roost.testing.deadlines import allow_s
 
 Start = Callable[[str], int]
 
@@ -65,7 +66,7 @@ while True:
 
 def await_work(pid: int) -> None:
     """Wait until a process and its ended children have used 0.3 s more of a CPU."""
-    process, deadline = psutil.Process(pid), time.monotonic() + 60
+    process, deadline = psutil.Process(pid), time.monotonic() + allow_s(60)
     before = sum(process.cpu_times()[:4])
     while sum(process.cpu_times()[:4]) < before + 0.3:
         assert time.monotonic() < deadline

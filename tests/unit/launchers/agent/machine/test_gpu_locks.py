@@ -19,6 +19,7 @@ from roost.launchers.agent.machine.gpu_locks import GpuLocks
 from roost.launchers.protocol.rpc import RemoteError
 from roost.placement import Request
 from roost.placement.model import Device
+from roost.testing.deadlines import allow_s
 
 DEVICES = [Device(id=str(index)) for index in range(4)]
 SHOW_DEVICES = """
@@ -88,7 +89,7 @@ async def test_the_devices_of_a_killed_process_are_free_again(node: str) -> None
     pipe = asyncio.subprocess.PIPE
     holder = await asyncio.create_subprocess_exec(sys.executable, "-c", code, node, stdin=pipe, stdout=pipe)
     assert holder.stdout is not None
-    assert await asyncio.wait_for(holder.stdout.readline(), 60) == b"held\n"
+    assert await asyncio.wait_for(holder.stdout.readline(), allow_s(60)) == b"held\n"
     locks = GpuLocks(node, wait_s=10)
     waiting = asyncio.ensure_future(locks.hold(DEVICES[:1], 1))
     await asyncio.sleep(2 * gpu_locks._RETRY_S)

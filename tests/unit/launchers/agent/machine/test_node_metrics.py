@@ -15,6 +15,7 @@ from roost.launchers.agent.leases.ledger import LeaseLedger
 from roost.launchers.agent.machine.gpus import WAIT_S, DeviceReader
 from roost.launchers.agent.machine.node_metrics import NodeMetrics, find_cgroups, measure_used_memory
 from roost.launchers.protocol.agent_settings import AgentSettings
+from roost.testing.deadlines import allow_s
 
 FILES = {
     "v2": {
@@ -148,7 +149,7 @@ def test_gpus_that_answer_too_late_are_not_used(nvml: Nvml, tmp_path: Path) -> N
     nvml.answers.set()
     for thread in threading.enumerate():
         if thread.name == "nvml":
-            thread.join(60)
+            thread.join(allow_s(60))
     assert len(measured.devices.read()) == 2
     assert measured.status(ledger, kernels=0).devices == (), (
         "devices that the ledger does not know are not offered"

@@ -16,6 +16,7 @@ import pytest
 from kit.machine.other_user import claimed_by_another_user
 from roost.launchers.agent.machine import ports
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
+from roost.testing.deadlines import allow_s
 
 
 def numbers(connection: Connection) -> set[int]:
@@ -47,12 +48,14 @@ def test_an_agent_in_another_process_does_not_choose_claimed_ports(monkeypatch: 
         wanted = [str(getattr(claimed, name)) for name in PORT_NAMES]
         command = [sys.executable, "-c", code, *wanted]
         chosen = subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=60
+            command, check=True, capture_output=True, text=True, timeout=allow_s(60)
         ).stdout.split()
         assert len(chosen) == len(wanted)
         assert not {*chosen} & {*wanted}
     assert (
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+        subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=allow_s(60)
+        ).stdout.split()
         == wanted
     )
 
@@ -74,11 +77,11 @@ def test_claims_leave_no_socket_open() -> None:
 def test_a_forked_kernel_gets_sockets_that_listen() -> None:
     with ports.listen(Connection()) as (first, sockets):
         assert len(numbers(first)) == len(sockets) == len(PORT_NAMES)
-        socket.create_connection((first.ip, first.shell_port), timeout=10).close()
+        socket.create_connection((first.ip, first.shell_port), timeout=allow_s(10)).close()
         with ports.listen(first) as (second, _):
             assert not numbers(first) & numbers(second), "another kernel has its ports"
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((first.ip, first.shell_port), timeout=10)
+        socket.create_connection((first.ip, first.shell_port), timeout=allow_s(10))
     with ports.listen(first) as (again, _):
         assert again == first, "a restart keeps its ports"
 
@@ -89,7 +92,7 @@ def test_no_socket_stays_open_if_one_port_is_taken() -> None:
     with socket.create_server((chosen.ip, chosen.hb_port)), ports.listen(chosen) as (moved, _):
         assert not numbers(moved) & numbers(chosen)
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((chosen.ip, chosen.shell_port), timeout=10)
+            socket.create_connection((chosen.ip, chosen.shell_port), timeout=allow_s(10))
 
 
 def test_ports_on_no_address_of_this_machine_are_refused() -> None:
@@ -143,7 +146,7 @@ async def test_a_kernel_listens_once_its_iopub_port_is_open() -> None:
         listening = asyncio.ensure_future(ports.until_listening(connection))
         assert not (await asyncio.wait([listening], timeout=0.3))[0]
         with socket.create_server((connection.ip, connection.iopub_port)):
-            await asyncio.wait_for(listening, timeout=60)
+            await asyncio.wait_for(listening, timeout=allow_s(60))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

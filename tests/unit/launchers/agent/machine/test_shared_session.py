@@ -17,6 +17,7 @@ import pytest
 
 from kit.machine.container_agent import PARENT_KERNEL, AssignedAgent, a_launch, assigned_agent, find_children
 from roost.launchers.protocol.messages import KernelProcess, Launch
+from roost.testing.deadlines import allow_s
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def launch(runtime_dir: Path) -> Launch:
 
 
 async def wait_until_ended(*processes: psutil.Process, within_s: float = 60) -> None:
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + allow_s(within_s)
     while left := [process for process in processes if lives(process)]:
         assert time.monotonic() < deadline, f"{left} still live"
         await asyncio.sleep(0.01)
@@ -89,7 +90,7 @@ async def test_a_kernel_that_exits_leaves_nothing_behind(runtime_dir: Path, laun
 
 async def ended_kernel(agent: AssignedAgent) -> KernelProcess:
     """Wait until the agent knows that the kernel has ended, and return the kernel."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allow_s(60)
     while (kernel := (await agent.client.holdings()).kernels[0]).is_running:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
@@ -104,7 +105,7 @@ async def test_signals_reach_the_kernel_and_its_group_but_not_the_agent(
         here, away, daemon, deaf = await find_children(agent.client)
         assert await agent.client.signal("k", signal.SIGINT)
         await wait_until_ended(here, deaf)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + allow_s(60)
         while "interrupted" not in await agent.client.logs(
             "k", 1000
         ):  # the children may end before the kernel prints
@@ -132,7 +133,9 @@ kill_outsiders()
 print(away.wait(60), here.poll())
 here.kill()
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=allow_s(120)
+    )
     assert (done.stdout, done.stderr) == ("-9 None\n", "")
 
 

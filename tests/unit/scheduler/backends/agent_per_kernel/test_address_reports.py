@@ -13,6 +13,7 @@ from roost.launchers.protocol.rpc import ClientKeys, RemoteError, Unauthorized
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
 from roost.scheduler.backends.key_pair import KeyPair
+from roost.testing.deadlines import allow_s
 
 PORT = 8870
 
@@ -114,4 +115,4 @@ async def test_an_address_of_another_machine_leaves_the_port_closed() -> None:
     reports = Reports()
     await reports.open(SERVICE, "192.0.2.1", PORT)
     assert not reports.endpoint
-    await asyncio.wait_for(reports.close(), 60)
+    await asyncio.wait_for(reports.close(), allow_s(60))

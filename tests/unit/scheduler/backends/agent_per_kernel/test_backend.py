@@ -28,6 +28,7 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, NoNodeNow
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
 from roost.testing.contract import Opener
+from roost.testing.deadlines import allow_s
 
 PULLING = "its image is being pulled"
 SOON = Settings(claim_grace_s=0.1)
@@ -94,7 +95,7 @@ async def test_a_kernel_runs_as_soon_as_its_pod_has_reported_it(pod_cluster: Fak
         await asyncio.sleep(0.1)
         assert not agent.signals, "the agent does not know the kernel yet"
         launching.set()
-        await asyncio.wait_for(signalled, 60)
+        await asyncio.wait_for(signalled, allow_s(60))
         assert agent.signals == [("k", 2)]
         assert w.kernel("k").state == "running"
         assert [event.kind for event in w.events].count("running") == 1
@@ -112,7 +113,7 @@ async def test_a_reported_kernel_can_be_adopted_before_its_agent_answers(pod_clu
         adopting = asyncio.create_task(w.scheduler.adopt("k", Owner(user="ada", application="another")))
         await asyncio.sleep(0.1)
         agent.held["reserve"].set()
-        assert (await asyncio.wait_for(adopting, 60)).owner.application == "another"
+        assert (await asyncio.wait_for(adopting, allow_s(60))).owner.application == "another"
 
 
 async def test_a_reported_kernel_may_have_ended_when_its_agent_answers(pod_cluster: FakePodCluster) -> None:

@@ -34,6 +34,7 @@ from roost.scheduler.backends.agent_per_kernel import (
     read_address,
     shorten_id,
 )
+from roost.testing.deadlines import allow_s
 
 LEASE = Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1))
 
@@ -65,11 +66,11 @@ async def pod(
     """Run the first process of a pod until the block ends. Yield it, with the address of its agent."""
     process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **env})
     try:
-        yield process, await asyncio.wait_for(find_address(process, folder), 60)
+        yield process, await asyncio.wait_for(find_address(process, folder), allow_s(60))
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 60) == 0
+        assert await asyncio.wait_for(process.wait(), allow_s(60)) == 0
 
 
 @asynccontextmanager
@@ -102,7 +103,7 @@ async def test_a_shell_fills_in_the_address_and_then_becomes_the_agent(runtime_d
 async def test_an_agent_whose_address_is_unknown_says_so(runtime_dir: Path) -> None:
     command = agent_command(sys.executable, str(runtime_dir / "agent"), address="$ROOST_NO_SUCH_VARIABLE")
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
-    _, log = await asyncio.wait_for(process.communicate(), 60)
+    _, log = await asyncio.wait_for(process.communicate(), allow_s(60))
     assert process.returncode == 1
     assert b"this node's own address $ROOST_NO_SUCH_VARIABLE is unknown here" in log
 
@@ -149,10 +150,10 @@ async def test_an_agent_that_is_ended_names_its_unit(runtime_dir: Path, unit: st
     async with pod(command, folder) as (process, address), connected(address, events) as client:
         await client.reserve(Reserve(lease=LEASE, is_granted=True))
         process.terminate()
-        assert await asyncio.wait_for(process.wait(), 60) == 0
-        lost = await asyncio.wait_for(events.get(), 60)
+        assert await asyncio.wait_for(process.wait(), allow_s(60)) == 0
+        lost = await asyncio.wait_for(events.get(), allow_s(60))
         while lost.kind != "lost":
-            lost = await asyncio.wait_for(events.get(), 60)
+            lost = await asyncio.wait_for(events.get(), allow_s(60))
     assert lost.reason == f"its {unit or 'pod or container'} was ended"
 
 

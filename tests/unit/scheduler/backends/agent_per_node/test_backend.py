@@ -22,6 +22,7 @@ from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSetting
 from roost.scheduler.backends.base import BackendContext, BackendEvent
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 from roost.scheduler.messages import Finding
+from roost.testing.deadlines import allow_s
 
 LEASE = Lease(
     id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1), node_id="here"
@@ -152,7 +153,7 @@ class Opened:
         """Return the next event of this kind, and skip all others."""
         events = self.backend.events()
         while True:
-            event = await asyncio.wait_for(anext(events), 60)
+            event = await asyncio.wait_for(anext(events), allow_s(60))
             if event.kind == kind:
                 return event
 
@@ -182,7 +183,7 @@ async def opened(tmp_path: Path, agent: FakeAgent) -> AsyncIterator[Opened]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + 60
+    give_up_at = time.monotonic() + allow_s(60)
     while not holds():
         assert time.monotonic() < give_up_at, "too late"
         await asyncio.sleep(0.01)
@@ -344,11 +345,12 @@ async def test_agents_report_the_real_use_and_are_not_asked_for_it(
     assert (node.cpus_used, node.metrics_age_s) == (None, None), "no agent is connected yet"
     await opened.backend.claim(LEASE)
     await until_used(opened, 0.0)
+    began = time.monotonic()
     opened.agent.cpus_used = 3.0
     opened.agent.report_status()
     node = await until_used(opened, 3.0)
     assert node.metrics_age_s is not None
-    assert node.metrics_age_s < 5.0
+    assert node.metrics_age_s <= time.monotonic() - began
     assert node.cpus_promised == 1
     assert "status" not in opened.agent.calls
 
@@ -371,7 +373,7 @@ async def test_doctor_says_what_the_manager_says(opened: Opened) -> None:
 
 async def until_used(opened: Opened, cpus_used: float | None) -> Node:
     """Wait until the snapshot has this use of CPUs. Return the node."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allow_s(60)
     while (node := (await opened.backend.snapshot()).node("here")).cpus_used != cpus_used:
         assert time.monotonic() < deadline, node
         await asyncio.sleep(0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 import pytest
@@ -46,12 +47,13 @@ async def read(*answers: Any) -> list[dict[str, Use]]:
 async def test_the_use_of_a_node_has_an_age() -> None:
     book = NodeBook()
     book.set_node(None, Node(id="n1", cpus=4))
+    began = time.monotonic()
     (uses,) = await read(ANSWER)
     book.set_uses(uses)
     (node,) = book.nodes()
     assert (node.cpus_used, node.memory_used_bytes) == (0.25, 1 << 30)
     assert node.metrics_age_s is not None
-    assert node.metrics_age_s < 5
+    assert node.metrics_age_s <= time.monotonic() - began
 
 
 @pytest.mark.parametrize("status", [403, 404])

@@ -18,6 +18,7 @@ from roost.scheduler.backends.kubernetes.api import Api, ApiError
 from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.errors import LeaseConflict
+from roost.testing.deadlines import allow_s
 
 LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(), node_id="n1")
 STATE = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
@@ -103,7 +104,7 @@ class FakeApi(Api):
         """Let the watch report the pod, or its removal if `pod` is None. Return when roost knows it."""
         self._is_shown.clear()
         self._watch.objects.put(("MODIFIED", pod) if pod is not None else ("DELETED", self.posted))
-        await asyncio.wait_for(self._is_shown.wait(), 60)
+        await asyncio.wait_for(self._is_shown.wait(), allow_s(60))
 
 
 class Watched:
@@ -137,7 +138,7 @@ class Watched:
         """Begin to create the pod again, which gets no node. Return when roost waits for Kubernetes' decision."""
         self.api.node_id = ""
         creating = asyncio.ensure_future(self.cluster.create(LEASE))
-        await asyncio.wait_for(self.api.is_gate_open.wait(), 60)
+        await asyncio.wait_for(self.api.is_gate_open.wait(), allow_s(60))
         return creating
 
 
@@ -186,7 +187,7 @@ async def test_a_pod_that_is_deleted_before_it_has_a_node_is_a_conflict(watched:
     await watched.api.show(watched.pod("9"))
     await watched.api.show(None)
     with pytest.raises(LeaseConflict, match="its pod was deleted"):
-        await asyncio.wait_for(creating, 60)
+        await asyncio.wait_for(creating, allow_s(60))
 
 
 async def test_a_pod_whose_creation_got_no_answer_is_completed(watched: Watched) -> None:
@@ -209,4 +210,4 @@ async def test_the_events_of_a_new_pod_are_read_even_if_it_does_not_change(
     bound["spec"]["nodeName"] = "n1"
     await watched.api.show(bound)
     await creating
-    await asyncio.wait_for(watched.api.are_events_read.wait(), 60)
+    await asyncio.wait_for(watched.api.are_events_read.wait(), allow_s(60))

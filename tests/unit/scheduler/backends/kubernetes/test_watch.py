@@ -16,6 +16,7 @@ import pytest
 from roost.scheduler.backends.kubernetes.api import Api
 from roost.scheduler.backends.kubernetes.watch import Reflector
 from roost.scheduler.errors import BackendUnavailable
+from roost.testing.deadlines import allow_s
 
 DEEP = b"[" * 200_000
 
@@ -68,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for event in self.server.watches.pop(0) if self.server.watches else ["silence"]:
             if event == "silence":
-                self.server.released.wait(30)
+                self.server.released.wait(allow_s(30))
                 return
             line = (event if isinstance(event, bytes) else json.dumps(event).encode()) + b"\n"
             self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
@@ -121,7 +122,7 @@ class Following:
     async def until(self, uid: str, text: str | None) -> None:
         while self.reflector.items.get(uid) != text:
             self.changed.clear()
-            await asyncio.wait_for(self.changed.wait(), 60)
+            await asyncio.wait_for(self.changed.wait(), allow_s(60))
 
     async def __aenter__(self) -> Following:
         return self
@@ -209,7 +210,7 @@ async def test_a_list_that_cannot_be_read_is_a_server_that_is_away(
     server.body = body
     async with Following(api) as f:
         with pytest.raises(BackendUnavailable):
-            await asyncio.wait_for(f.task, 60)
+            await asyncio.wait_for(f.task, allow_s(60))
 
 
 async def test_a_server_that_is_away_is_an_error_of_the_list(server: FakeServer, api: Api) -> None:

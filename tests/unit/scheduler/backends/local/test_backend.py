@@ -16,6 +16,7 @@ from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.local import backend as module
 from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.config.settings import Settings
+from roost.testing.deadlines import allow_s
 from roost.testing.fake_backends import local_backend
 
 LEASE = Lease(id="l", kernel_id="k", owner=Owner(user="ada"), request=Request(gpus=0.5), node_id="here")
@@ -40,7 +41,7 @@ async def backend(agent: FakeAgent) -> AsyncIterator[LocalBackend]:
 
 async def until(backend: LocalBackend, holds: Callable[[Node], bool]) -> Node:
     """Wait until this machine's node in the snapshot is as expected, and return it."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + allow_s(60)
     while not holds(node := (await backend.snapshot()).node("here")):
         assert time.monotonic() < deadline, node
         await asyncio.sleep(0.01)

@@ -18,6 +18,7 @@ import pytest
 from roost.scheduler.backends.ray import checks, join
 from roost.scheduler.backends.ray.checks import ClusterFacts, RayletAddress
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
+from roost.testing.deadlines import allow_s
 
 GCS = "10.0.0.1:6379"
 SETTINGS = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0])
@@ -63,7 +64,7 @@ def listener(answer: bytes | None) -> Iterator[tuple[str, int]]:
         thread = threading.Thread(target=serve)
         thread.start()
         yield ("127.0.0.1", server.getsockname()[1])
-        thread.join(60)
+        thread.join(allow_s(60))
 
 
 def closed_port() -> int:
@@ -231,7 +232,7 @@ assert caught == [signal.SIGTERM]
 
 
 def test_signal_handlers_are_kept() -> None:
-    subprocess.run([sys.executable, "-c", SIGNALS], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", SIGNALS], check=True, timeout=allow_s(60))
 
 
 class FakeRay:
@@ -274,7 +275,7 @@ def init(timeout_s: float = 30.0) -> RoostError | None:
 
 def test_an_attempt_that_hangs_is_abandoned_and_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     goes_on = threading.Event()
-    ray = fake(monkeypatch, lambda: goes_on.wait(30))
+    ray = fake(monkeypatch, lambda: goes_on.wait(allow_s(30)))
     assert "ray.init hangs" in str(init(0.0))
     assert "an earlier attempt" in str(init(0.0))
     join.leave()  # nothing to do, and nothing to wait for

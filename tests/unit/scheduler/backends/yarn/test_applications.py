@@ -20,6 +20,7 @@ from roost.scheduler.backends.yarn.master.messages import (
     Resources,
 )
 from roost.scheduler.errors import BackendUnavailable
+from roost.testing.deadlines import allow_s
 
 (SERVER, SECRET), (PUBLIC, OWN) = ([key.decode() for key in zmq.curve_keypair()] for _ in range(2))
 AMOUNTS = Resources(memory_mb=1, vcores=1)
@@ -84,18 +85,18 @@ async def test_a_release_that_the_master_missed_is_repeated_and_late_reports_cha
     line = MasterLine("a", "k", "q", cast("Any", master), keys, "python3", master)
     following = asyncio.ensure_future(line.run())
     try:
-        await asyncio.wait_for(master.connected.wait(), 60)
+        await asyncio.wait_for(master.connected.wait(), allow_s(60))
         assert set(line.containers) == {1, 2}
         await master.leave()
         with pytest.raises(BackendUnavailable):
             await line.release(1)
         master.listen()
-        await asyncio.wait_for(master.connected.wait(), 60)
+        await asyncio.wait_for(master.connected.wait(), allow_s(60))
         assert (master.released, set(line.containers)) == ([1], {2})
         assert master.server is not None
         for number in (1, 2):
             master.server.publish(MasterEvent(kind="container", container=container(number)))
-            await asyncio.wait_for(master.events.get(), 60)
+            await asyncio.wait_for(master.events.get(), allow_s(60))
         assert set(line.containers) == {2}
     finally:
         following.cancel()

@@ -25,6 +25,7 @@ from roost.scheduler.backends.yarn.nodes import NodeBook
 from roost.scheduler.backends.yarn.rest import Rest, RestError
 from roost.scheduler.backends.yarn.settings import RoostYarnBackend
 from roost.scheduler.errors import BackendUnavailable
+from roost.testing.deadlines import allow_s
 
 LEASE = Lease(id="a", kernel_id="k", node_id="", request=Request(), owner=Owner(user="ada"))
 ASKED = Container(
@@ -125,7 +126,7 @@ async def test_a_container_that_the_next_attempt_does_not_have(
     master.containers.clear()
     quiet_cluster.on_connected(master)
     assert await states(quiet_cluster) == ["lost"]
-    pod = await asyncio.wait_for(take(quiet_cluster), 60)
+    pod = await asyncio.wait_for(take(quiet_cluster), allow_s(60))
     assert (pod.lease.state, pod.lease.reason) == ("lost", reason)
 
 
@@ -153,7 +154,7 @@ async def test_queues_and_node_labels_are_read_again(
     await quiet_cluster.join()
     rest.problems += [RestError(500, "not now"), BackendUnavailable("away")]
     rest.is_read.clear()
-    await asyncio.wait_for(rest.is_read.wait(), 60)
+    await asyncio.wait_for(rest.is_read.wait(), allow_s(60))
     assert not rest.problems
 
 
@@ -170,7 +171,7 @@ async def test_a_change_shows_the_lease_as_it_is_when_it_is_taken(
 
     monkeypatch.setattr(ContainerAgents, "find", find)
     quiet_cluster.on_connected(line(STARTED))
-    await asyncio.wait_for(is_found.wait(), 60)
+    await asyncio.wait_for(is_found.wait(), allow_s(60))
     assert (await take(quiet_cluster)).address == address
 
 
@@ -250,8 +251,8 @@ async def test_a_lost_node_is_explained_before_the_lease_is_lost(
         STARTED, state="ended", exit_status=-100, diagnostics="Container released on a *lost* node"
     )
     quiet_cluster.on_event(master, MasterEvent(kind="container", container=lost))
-    await asyncio.wait_for(is_reading.wait(), 60)
+    await asyncio.wait_for(is_reading.wait(), allow_s(60))
     assert await states(quiet_cluster) == ["held"]
     asked.set()
-    pod = await asyncio.wait_for(take(quiet_cluster), 60)
+    pod = await asyncio.wait_for(take(quiet_cluster), allow_s(60))
     assert (pod.lease.state, pod.lease.reason) == ("lost", "127.0.0.1 was decommissioned")

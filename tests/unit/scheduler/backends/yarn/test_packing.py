@@ -10,6 +10,7 @@ from pathlib import Path
 
 from roost.scheduler.backends.yarn.master.messages import MasterSettings
 from roost.scheduler.backends.yarn.packing import pack_master
+from roost.testing.deadlines import allow_s
 
 SETTINGS = MasterSettings(schedulers=("127.0.0.1:8030",), public_key="p", secret_key="s", clients=("c",))
 SHOW = """
@@ -26,7 +27,11 @@ def test_the_archive_imports_little(tmp_path: Path) -> None:
     archive = tmp_path / "credentials"
     archive.write_bytes(b"HDTS before" + pack_master(SETTINGS) + bytes(2000))
     done = subprocess.run(
-        [sys.executable, "-c", SHOW, str(archive)], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", SHOW, str(archive)],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=allow_s(60),
     )
     found = json.loads(done.stdout)
     assert all(file.startswith(str(archive)) for file in found["files"])

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from roost.testing.deadlines import allow_s
+
 dask = pytest.importorskip("dask", reason="Dask is not installed: pip install '.[dask]'")
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 
@@ -28,7 +30,7 @@ gates: dict[str, threading.Event] = {}
 
 def hold(name: str) -> str:
     """Run as a Dask task until the gate `name` is opened, and return the worker's address."""
-    gates.setdefault(name, threading.Event()).wait(DEADLINE_S)
+    gates.setdefault(name, threading.Event()).wait(allow_s(DEADLINE_S))
     return str(distributed.get_worker().address)
 
 
@@ -136,7 +138,7 @@ async def until(condition: Callable[[], bool]) -> None:
         while not condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.01)
 
-    await asyncio.wait_for(look(), DEADLINE_S)
+    await asyncio.wait_for(look(), allow_s(DEADLINE_S))
 
 
 async def test_a_lease_reduces_the_resources_of_tasks_until_it_is_released() -> None:
@@ -162,7 +164,7 @@ async def test_a_task_waits_for_a_kernels_resources_and_runs_when_they_are_free(
         gates["x"] = threading.Event()
         gates["x"].set()
         await cluster.release()
-        assert await asyncio.wait_for(task, DEADLINE_S) == cluster.workers[0].address
+        assert await asyncio.wait_for(task, allow_s(DEADLINE_S)) == cluster.workers[0].address
 
 
 async def test_a_task_in_the_workers_own_queue_starts_when_a_lease_is_released() -> None:
@@ -178,7 +180,7 @@ async def test_a_task_in_the_workers_own_queue_starts_when_a_lease_is_released()
         assert not running.done()
         for gate in gates.values():
             gate.set()
-        await asyncio.wait_for(asyncio.gather(running, queued), DEADLINE_S)
+        await asyncio.wait_for(asyncio.gather(running, queued), allow_s(DEADLINE_S))
         assert cluster.left() == (MANY, MANY)
 
 
@@ -197,9 +199,9 @@ async def test_a_kernel_is_ahead_of_tasks_and_these_run_on_a_worker_with_room() 
         async with worker(cluster.scheduler, "127.0.0.9", {"licence": 1}) as late:
             await until(lambda: "queued" in gates)
             gates["queued"].set()
-            assert await asyncio.wait_for(queued, DEADLINE_S) == late.address
+            assert await asyncio.wait_for(queued, allow_s(DEADLINE_S)) == late.address
             gates["running"].set()
-            await asyncio.wait_for(running, DEADLINE_S)
+            await asyncio.wait_for(running, allow_s(DEADLINE_S))
             assert await cluster.lease(resources={"licence": 1}) == {"device_ids": []}
             assert cluster.left()[0]["licence"] == 0
 
@@ -215,7 +217,7 @@ async def test_a_wish_is_dropped_when_the_lease_is_claimed_on_another_machine() 
         assert "refused" not in await cluster.lease(gpus=2, resources={"licence": 1}, worker=1)
         await until(lambda: cluster.left() == ({"GPU": 2, "licence": 0}, MANY))
         gates["running"].set()
-        await asyncio.wait_for(running, DEADLINE_S)
+        await asyncio.wait_for(running, allow_s(DEADLINE_S))
 
 
 async def test_a_task_that_was_sent_before_a_lease_and_arrives_after_it_is_returned() -> None:
@@ -231,7 +233,7 @@ async def test_a_task_that_was_sent_before_a_lease_and_arrives_after_it_is_retur
         await cluster.release()
         await until(lambda: "x" in gates)
         gates["x"].set()
-        await asyncio.wait_for(task, DEADLINE_S)
+        await asyncio.wait_for(task, allow_s(DEADLINE_S))
 
 
 async def test_a_cluster_with_kernels_is_not_idle() -> None:
@@ -268,7 +270,7 @@ async def test_workers_report_their_free_resources() -> None:
         task = cluster.submit("x", GPU=1)
         await until(lambda: cluster.plugin.ledger.slots[cluster.workers[0].address].free["GPU"] == 1)
         gates["x"].set()
-        await asyncio.wait_for(task, DEADLINE_S)
+        await asyncio.wait_for(task, allow_s(DEADLINE_S))
         await until(lambda: cluster.plugin.ledger.slots[cluster.workers[0].address].free["GPU"] == 2)
         answer = await cluster.client.scheduler.roost_nodes(since=-1, incarnation="", wait_s=0.0)
         assert answer["machines"]["127.0.0.3"]["resources"] == MANY
@@ -314,7 +316,7 @@ async def test_a_live_kernel_claims_again_resources_of_tasks_and_of_missing_work
             in (await cluster.lease("b", gpus=0.5, on=("1",), again=True))["refused"]
         )
         gates["running"].set()
-        await asyncio.wait_for(running, DEADLINE_S)
+        await asyncio.wait_for(running, allow_s(DEADLINE_S))
         await until(lambda: cluster.left() == ({"GPU": 0}, {"GPU": 0}))
         async with worker(cluster.scheduler, "127.0.0.3", MANY) as late:
             assert dict(late.state.available_resources) == {"GPU": 1, "licence": 0}

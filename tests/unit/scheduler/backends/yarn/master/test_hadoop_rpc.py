@@ -23,6 +23,7 @@ from roost.scheduler.backends.yarn.master.schema import (
     Token,
 )
 from roost.scheduler.backends.yarn.master.wire import decode, encode, frame, split
+from roost.testing.deadlines import allow_s
 
 TOKEN = Token(identifier=b"me", password=b"pw", kind="", service="")
 CHALLENGE = b'realm="default",nonce="n",qop="auth",charset=utf-8,algorithm=md5-sess'
@@ -92,7 +93,7 @@ async def server(behave: Callable[[Peer], Awaitable[None]]) -> AsyncIterator[Had
             connection.close()
             listener.close()
             await listener.wait_closed()
-            await asyncio.wait_for(asyncio.gather(*peers, return_exceptions=True), 60)
+            await asyncio.wait_for(asyncio.gather(*peers, return_exceptions=True), allow_s(60))
 
 
 async def call(connection: HadoopConnection, timeout_s: float = 5.0) -> AllocateResponse:
