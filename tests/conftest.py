@@ -1,4 +1,4 @@
-"""The environment of every test, its runtime folder, and the check that it leaves no process behind."""
+"""The environment of every test, its runtime folder, and what a run of pytest prints."""
 
 from __future__ import annotations
 
@@ -14,8 +14,23 @@ from kit.clusters.kubernetes.shared_cluster import kubernetes_cluster  # noqa: F
 from kit.clusters.ray.shared_cluster import ray_cluster  # noqa: F401 - a fixture
 from kit.clusters.yarn.shared_cluster import yarn_cluster  # noqa: F401 - a fixture
 from roost.bench.clusters.raylets import WITHOUT_TOKEN
+from kit.machine import failure_labels
+from kit.machine.progress import Progress, hide_start_of_workers
 from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import private_runtime_dir
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    failure_labels.add_option(parser)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    plugins = config.pluginmanager
+    if not hasattr(config, "workerinput"):
+        plugins.register(Progress(plugins.get_plugin("terminalreporter")))
+        hide_start_of_workers(plugins.get_plugin("terminaldistreporter"))
+    failure_labels.register(config)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -30,7 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | Non
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Let the limit of pytest-timeout grow with the load as other deadlines do. It is in the marker, or common to all."""
+    """Let the limit of pytest-timeout grow with the load, as other deadlines do. A marker's limit comes first."""
     marker = item.get_closest_marker("timeout")
     limit_s = marker.args[0] if marker else item.config.getoption("timeout") or item.config.getini("timeout")
     item.add_marker(pytest.mark.timeout(allow_s(float(limit_s))), append=False)
