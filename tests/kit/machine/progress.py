@@ -34,8 +34,7 @@ class Progress:
         if self._clock() - self._printed_at >= _MINUTE_S:
             self._printed_at = self._clock()
             minutes = (self._printed_at - self._began) / 60
-            self._reporter.ensure_newline()
-            self._reporter.write_line(f"{minutes:.0f} min: {self._done} of {self._of} tests")
+            self._reporter.write_line(f"\n{minutes:.0f} min: {self._done} of {self._of} tests")
 
 
 def hide_start_of_workers(reporter: Any) -> None:

@@ -14,10 +14,8 @@ class Reporter:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def ensure_newline(self) -> None: ...
-
     def write_line(self, line: str) -> None:
-        self.lines.append(line)
+        self.lines.append(line.strip())
 
 
 def test_a_line_for_each_minute() -> None:
