@@ -71,23 +71,23 @@ EQUAL = {
 }
 """The parts that every kernel has alike, each with an expression that shows the part."""
 TESTED = {
-    "tests/unit/launchers/agent/test_assignment.py": {
+    "tests/lifecycle/test_assigned_agent.py": {
         "`fork` is false": "test_the_first_process_leaves_other_kernels_to_the_agent",
     },
     "tests/unit/launchers/agent/warm/test_kernel_command.py": {
         "program": "test_a_program_that_starts_an_interpreter_is_none",
         "other commands": "test_other_commands_are_no_ipykernel",
     },
-    "tests/unit/launchers/zygote/test_preloads.py": {
+    "tests/lifecycle/test_preloads.py": {
         "variables read at import": "test_learnt_packages_are_preloaded_without_those_that_are_unfit",
         "threads of imports": "test_a_preload_that_starts_a_thread_is_refused_with_its_reason",
     },
-    "tests/unit/launchers/zygote/test_startup.py": {
+    "tests/lifecycle/test_startup_code.py": {
         "start-up code": "test_start_up_code_sees_all_variables_of_a_forked_kernel",
         "process of start-up code": "test_start_up_code_sees_all_variables_of_a_forked_kernel",
         "what start-up code began": "test_what_start_up_code_has_begun_is_named",
     },
-    "tests/unit/launchers/zygote/test_main.py": {
+    "tests/lifecycle/test_zygote.py": {
         "imported files": "test_the_next_kernel_imports_an_upgraded_package",
         "modules in the working folder": "test_a_users_own_module_hides_a_preloaded_one",
         "configuration of IPython": "test_each_kernel_runs_the_current_startup_files",
