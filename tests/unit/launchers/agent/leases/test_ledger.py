@@ -219,9 +219,7 @@ def test_a_lease_that_cannot_be_written_is_not_granted(
     assert ledger.gpus_promised == 0
 
 
-def test_the_sums_of_a_hundred_thousand_changes_are_exact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sums_of_many_changes_are_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("roost.launchers.agent.leases.ledger.write_private_json", lambda path, value: None)
     rng = random.Random(1)
     shares = (0, 0, 0, 1 / 3, 0.1, 2)
@@ -231,7 +229,7 @@ def test_the_sums_of_a_hundred_thousand_changes_are_exact(
     ]
     ledger = make(tmp_path / "l", gpus=3, cpus=10, memory_bytes=250)
     refused: Counter[str] = Counter()
-    for number in range(100_000):
+    for number in range(20_000):
         request = rng.choice(asked)
         if not ledger.release(request.lease.id):
             try:
