@@ -10,8 +10,10 @@ READY := $(VENV)/.ready
 LAB_READY := $(VENV)/.ready-lab
 BROWSER_READY := $(VENV)/.ready-browser
 DOCS_READY := $(VENV)/.ready-docs
-CODE := $(wildcard *.py placement scheduler launchers provisioners benchmarks tests docs)
+CODE := $(wildcard *.py .ci placement scheduler launchers provisioners benchmarks tests docs)
+INSTALL := $(PY) .ci/install.py
 PYTEST := $(PY) -m pytest -q
+LABELLED := $(PYTEST) --label-failures
 BENCHMARKS := start against_gateway memory through_server output limits in_browser early_cells on_gpu on_ray on_dask on_kubernetes \
   kubernetes_scale on_yarn placement decision scale soak
 ONLY ?= $(BENCHMARKS)
@@ -21,11 +23,13 @@ PAGE ?= docs/benchmarks.md
 WORKERS ?= 4
 FAULT_WORKERS ?= 2
 SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
+IS_BUILT := PYTHONPATH=tests $(PY) -c
 MESSAGES := 100000
 SHORT := not slow and not fault_long and not soak and not browser
 
+MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run lab test lint check browser kubernetes yarn conformance jupyters bench figures docs fault hostile format clean
+.PHONY: help run lab test test-rest lint check browser kubernetes yarn conformance jupyters bench figures docs fault hostile format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -33,7 +37,8 @@ help:
 	@echo 'make lab          the same, in JupyterLab'
 	@echo 'make lint         format, lint, types'
 	@echo 'make check        the same, and the unit tests'
-	@echo 'make test         unit, property, packaging, lifecycle and short fault tests'
+	@echo 'make test         the tests on this machine and on a Ray cluster that they start (10 minutes on two cores)'
+	@echo 'make test-rest    what CI runs besides: tests on Dask, Kubernetes and YARN, faults, notebooks in a browser, other tours'
 	@echo "make browser      roost's kernels in a real JupyterLab, in Debian's Chromium (SLOW=1: every scenario on Ray too)"
 	@echo 'make fault        long fault and soak runs'
 	@echo 'make hostile      messages and files of any form, 100,000 of each kind (MESSAGES=...)'
@@ -51,22 +56,23 @@ help:
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "roost needs Python 3.10 or newer: make PYTHON=...")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade 'pip>=23'
-	$(PY) -m pip install --quiet --editable '.[dev]' || { $(PY) -m pip install --quiet --editable '.[bench,dask,lint,test]' && \
+	@$(PY) -m pip install --quiet --upgrade 'pip>=23'
+	@$(INSTALL) 'Installing roost and what its tests need into $(VENV), about two minutes and 1.5 GB:' --editable '.[dev]' || { \
+	  $(INSTALL) 'Installing the same without Ray:' --editable '.[bench,dask,lint,test]' && \
 	  echo 'Ray cannot be installed for this Python: its tests are skipped, and make run is the tour of this machine (BACKEND=dask: of a Dask cluster).'; }
 	@mkdir -p .typing && ln -sfn .. .typing/roost
 	@touch $@
 
 $(LAB_READY): $(READY)
-	$(PY) -m pip install --quiet 'jupyterlab>=4.2'
+	@$(INSTALL) 'Installing JupyterLab:' 'jupyterlab>=4.2'
 	@touch $@
 
 $(BROWSER_READY): $(READY)
-	$(PY) -m pip install --quiet --editable '.[browser]'
+	@$(INSTALL) 'Installing JupyterLab, Notebook and Playwright:' --editable '.[browser]'
 	@touch $@
 
 $(DOCS_READY): $(READY)
-	$(PY) -m pip install --quiet --editable '.[docs]'
+	@$(INSTALL) 'Installing Sphinx:' --editable '.[docs]'
 	@touch $@
 
 run: $(READY)
@@ -83,14 +89,22 @@ lint: $(READY)
 check: lint
 	$(PYTEST) tests/unit -m 'not slow' $(SIDE_BY_SIDE) -n $(WORKERS)
 
-# The faults follow with fewer workers: they measure how soon something is noticed.
+# tests/kit/machine/run_parts.py has the rule that says what is left to `make test-rest`.
 test: $(READY)
-	$(PYTEST) tests --ignore tests/fault -m '$(SHORT)' $(SIDE_BY_SIDE) -n $(WORKERS)
-	$(PYTEST) tests/fault -m '$(SHORT)' $(SIDE_BY_SIDE) -n $(FAULT_WORKERS)
+	$(LABELLED) tests -m '$(SHORT) and not rest' $(SIDE_BY_SIDE) -n $(WORKERS)
+
+# The faults follow with fewer workers: they kill parts of the clusters that they share with no other test.
+test-rest: $(READY)
+	$(LABELLED) tests --ignore tests/fault -m '$(SHORT) and rest' $(SIDE_BY_SIDE) -n $(WORKERS)
+	$(LABELLED) tests/fault -m '$(SHORT)' $(SIDE_BY_SIDE) -n $(FAULT_WORKERS)
+	$(MAKE) browser
+	$(MAKE) run BACKEND=dask
+	if $(IS_BUILT) 'from kit.clusters.kubelets import why_not; exit(why_not())'; then $(MAKE) run BACKEND=kubernetes; fi
+	if $(IS_BUILT) 'from kit.clusters.hadoop_nodes import why_not; exit(why_not())'; then $(MAKE) run BACKEND=yarn; fi
 
 browser: $(BROWSER_READY)
 	PYTHONPATH=tests:docs/examples $(PY) -m kit.jupyter.browser || echo 'Chromium cannot be installed here: its tests are skipped.'
-	$(PYTEST) tests/browser $(if $(SLOW),,-m 'not slow')
+	$(LABELLED) tests/browser $(if $(SLOW),,-m 'not slow')
 
 fault: $(READY)
 	$(PYTEST) tests -m 'fault or fault_long or soak' --timeout 1800 $(SIDE_BY_SIDE) -n $(FAULT_WORKERS)

@@ -16,6 +16,7 @@ from kit.clusters.yarn.shared_cluster import yarn_cluster  # noqa: F401 - a fixt
 from roost.bench.clusters.raylets import WITHOUT_TOKEN
 from kit.machine import failure_labels
 from kit.machine.progress import Progress, hide_start_of_workers
+from kit.machine.run_parts import is_rest
 from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import private_runtime_dir
 
@@ -31,6 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
         plugins.register(Progress(plugins.get_plugin("terminalreporter")))
         hide_start_of_workers(plugins.get_plugin("terminaldistreporter"))
     failure_labels.register(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_rest(item.nodeid):
+            item.add_marker("rest")
 
 
 @pytest.hookimpl(optionalhook=True)
