@@ -57,7 +57,7 @@ $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "roost needs Python 3.10 or newer: make PYTHON=...")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --upgrade 'pip>=23'
-	@$(INSTALL) 'Installing roost and what its tests need into $(VENV), about two minutes and 1.5 GB:' --editable '.[dev]' || { \
+	@$(INSTALL) 'Installing roost and what its tests need into $(VENV), in about two minutes, 0.9 GB:' --editable '.[dev]' || { \
 	  $(INSTALL) 'Installing the same without Ray:' --editable '.[bench,dask,lint,test]' && \
 	  echo 'Ray cannot be installed for this Python: its tests are skipped, and make run is the tour of this machine (BACKEND=dask: of a Dask cluster).'; }
 	@mkdir -p .typing && ln -sfn .. .typing/roost

@@ -35,6 +35,7 @@ class Progress:
             self._printed_at = self._clock()
             minutes = (self._printed_at - self._began) / 60
             self._reporter.write_line(f"\n{minutes:.0f} min: {self._done} of {self._of} tests")
+            self._reporter.flush()  # a file or a pipe would get the line later
 
 
 def hide_start_of_workers(reporter: Any) -> None:

@@ -11,11 +11,18 @@ from kit.machine.progress import Progress
 
 
 class Reporter:
+    """A terminal whose lines are written when they are flushed."""
+
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self._pending: list[str] = []
 
     def write_line(self, line: str) -> None:
-        self.lines.append(line.strip())
+        self._pending.append(line.strip())
+
+    def flush(self) -> None:
+        self.lines += self._pending
+        self._pending = []
 
 
 def test_a_line_for_each_minute() -> None:
