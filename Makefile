@@ -28,6 +28,8 @@ MESSAGES := 100000
 SHORT := not slow and not fault_long and not soak and not browser
 
 MAKEFLAGS += --no-print-directory
+# The workers of pytest-xdist then rewrite the tests' assertions once, not in each run.
+unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help run lab test test-rest lint check browser kubernetes yarn conformance jupyters bench figures docs fault hostile format clean
 

@@ -1,11 +1,9 @@
-"""The service: its operations over a socket, and its life as a process."""
+"""The service: its operations over a socket."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -18,8 +16,6 @@ from typing import Any
 import pytest
 
 from kit.fakes.scheduler import FakeWorld, fake_world
-from kit.machine.daemons import agent_folder
-from roost.launchers.daemon import daemon
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import Connection, Owner
 from roost.launchers.protocol.rpc import Disconnected, RemoteError
@@ -225,71 +221,6 @@ async def test_it_stays_while_a_client_is_subscribed(tmp_path: Path) -> None:
             await asyncio.wait_for(service.left.wait(), 0.3)
         await call.close()
         await asyncio.wait_for(service.left.wait(), allow_s(60))
-
-
-def ensure(options: dict[str, Any]) -> dict[str, Any]:
-    folder = service_folder("local", options)
-    argv, env = service_command("local", folder, options)
-    return daemon.ensure(folder, argv, env=env, deadline_s=allow_s(30))
-
-
-async def left(folder: Path) -> None:
-    """Wait until the daemon of this folder has released the folder's lock."""
-
-    def take() -> None:
-        with open(folder / "lock", "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-
-    await asyncio.wait_for(asyncio.to_thread(take), allow_s(60))
-
-
-async def test_a_process_serves_is_killed_and_is_replaced(runtime_dir: Path) -> None:
-    options = {"gpus": 1, "cpus": 1}
-    folder = service_folder("local", options)
-    first = await asyncio.to_thread(ensure, options)
-    assert await asyncio.to_thread(ensure, options) == first
-    os.kill(first["pid"], signal.SIGKILL)
-    await left(folder)
-    assert (folder / "socket").exists()
-    second = await asyncio.to_thread(ensure, options)
-    assert second["pid"] != first["pid"]
-    caller = Caller(second["endpoint"])
-    await caller.open()
-    nodes = (await caller("nodes"))["nodes"]
-    assert [len(node["devices"]) for node in nodes] == [1]
-    await caller("leave")
-    await caller.close()
-    await left(folder)
-    third = await asyncio.to_thread(ensure, options)
-    os.kill(third["pid"], signal.SIGTERM)
-    await left(folder)
-    await _end_agent(runtime_dir)
-
-
-async def _end_agent(runtime_dir: Path) -> None:
-    ready = daemon.ensure(agent_folder(runtime_dir), ["false"], deadline_s=5)
-    os.kill(ready["pid"], signal.SIGTERM)
-    await left(agent_folder(runtime_dir))
-
-
-def test_a_wrong_configuration_is_said_by_the_starter(runtime_dir: Path, tmp_path: Path) -> None:
-    file = tmp_path / "config.py"
-    file.write_text("c.RoostScheduler.max_gpu = 1")
-    with pytest.raises(daemon.DaemonError, match=r"^there is no option of c\.RoostScheduler named") as caught:
-        ensure({"config_file": str(file)})
-    assert caught.value.kind == "ConfigError"
-    assert list(runtime_dir.iterdir()) == []
-
-
-def test_a_runtime_folder_that_is_too_deep_is_said_by_the_starter(
-    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deep = runtime_dir / ("x" * 90)
-    deep.mkdir(mode=0o700)
-    monkeypatch.setenv("ROOST_RUNTIME_DIR", str(deep))
-    with pytest.raises(daemon.DaemonError, match="bytes that a socket's path may have"):
-        ensure({})
-    assert not agent_folder(deep).exists(), "an agent was started for nothing"
 
 
 def test_its_arguments_name_no_options(runtime_dir: Path) -> None:

@@ -84,8 +84,10 @@ def client(server: SilentServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_call_on_a_silent_connection_is_repeated_on_a_new_one(
-    client: Api, server: SilentServer, method: str
+    client: Api, server: SilentServer, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(api, "_SILENT_S", 0.3)
+    monkeypatch.setattr(api, "_SILENT_SHARE", 0.0)
     client.request("GET", "/version")
     server.silent = {port for _, port in server.requests}
     assert client.request(method, "/version", timeout_s=30.0) == {}

@@ -51,7 +51,10 @@ async def test_a_cluster_that_does_not_answer_leaves_no_key_pair(tmp_path: Path)
     assert not pair.parent.exists()
 
 
-def test_a_check_of_pods_waits_a_short_time_for_a_silent_cluster(tmp_path: Path) -> None:
+def test_a_check_of_pods_waits_a_short_time_for_a_silent_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_CHECK_S", 0.5)
     pair = tmp_path / "state" / "pair.json"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         kubeconfig = write_kubeconfig(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
