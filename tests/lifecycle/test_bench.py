@@ -22,7 +22,7 @@ from roost.testing.deadlines import allow_s
 
 RUN_S = 300
 """The limit of a run. Alone on the machine it takes up to 30 s, beside other tests four times as long."""
-pytestmark = pytest.mark.backends("local", why="each run starts a scheduler of its own")
+pytestmark = [pytest.mark.rest, pytest.mark.backends("local", why="each run starts a scheduler of its own")]
 BENCH = (str(Path(sys.executable).with_name("roost")), "bench")
 PEER = """
 from jupyter_client.provisioning import LocalProvisioner

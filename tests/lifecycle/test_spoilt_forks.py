@@ -16,7 +16,10 @@ from kit.programs.kinds import Kinds, open_kinds
 from kit.programs.program import explain_no_standby, load
 from kit.programs.spoils import SPOILS, VARIABLE, Spoil, write_spoilt_script
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
+pytestmark = [
+    pytest.mark.rest,
+    pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only"),
+]
 
 PYTHON = os.environ.get("ROOST_TEST_PYTHON", sys.executable)
 

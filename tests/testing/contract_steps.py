@@ -70,7 +70,7 @@ class ContractSteps:
     """The steps of the contract's tests, and the leases that a test has taken. A failed test gives them back too."""
 
     held_s = 60.0
-    """How long the suite waits for a change that must come. It is patience, not a measure: nothing must be quick."""
+    """How long the suite waits for a change that must come. It is patience, not a measure, and grows with the load."""
     clock: Callable[[], float] = staticmethod(time.monotonic)
     """The clock that measures how long a claim takes."""
 

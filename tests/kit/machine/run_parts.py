@@ -4,7 +4,8 @@
 
 - tests on another cluster: Dask, Kubernetes and YARN
 - `tests/fault` and `tests/browser`
-- tests with the marker `rest`: they take minutes, or repeat for other inputs what a test of `make test` shows.
+- tests with the marker `rest`: a file of them takes minutes, and few changes need it. These are the tests of
+  benchmarks, and those that show that other tests can fail.
 """
 
 from __future__ import annotations
