@@ -13,10 +13,10 @@ from kit.clusters.dask.shared_cluster import dask_cluster, dask_tls_cluster  # n
 from kit.clusters.kubernetes.shared_cluster import kubernetes_cluster  # noqa: F401 - a fixture
 from kit.clusters.ray.shared_cluster import ray_cluster  # noqa: F401 - a fixture
 from kit.clusters.yarn.shared_cluster import yarn_cluster  # noqa: F401 - a fixture
-from roost.bench.clusters.raylets import WITHOUT_TOKEN
 from kit.machine import failure_labels
 from kit.machine.progress import Progress, hide_start_of_workers
 from kit.machine.run_parts import is_rest
+from roost.bench.clusters.raylets import WITHOUT_TOKEN
 from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import private_runtime_dir
 

@@ -23,6 +23,7 @@ from kit.jupyter.front_end import front_end, texts
 from kit.jupyter.restarted_servers import EXTENSIONS, end, start
 from kit.machine.daemons import daemon_pids, wait_gone
 from roost.scheduler.client.client import connect
+from roost.testing.deadlines import allow_s
 
 DEAF = """
 import os, signal, time
@@ -104,7 +105,7 @@ class Saver:
         self.thread.start()
 
     def _save(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=allow_s(60))
         status = 200
         try:
             while status in (200, 201):
@@ -129,7 +130,7 @@ def saving(server: JupyterServer) -> Iterator[list[Saver]]:
         yield savers
     finally:
         for saver in savers:
-            saver.thread.join(60)
+            saver.thread.join(allow_s(60))
 
 
 @pytest.mark.parametrize("round_", range(20))
@@ -197,7 +198,7 @@ async def test_a_service_that_does_not_answer(folders: Path, backend_runtime_dir
         finally:
             os.kill(service, signal.SIGCONT)
         await until_logged(server, f"nothing answers for them: {kernel_id}")
-    connect("local").stop(kernel_id).result(60)
+    connect("local").stop(kernel_id).result(allow_s(60))
 
 
 async def test_a_file_operation_that_is_stuck_is_reported(folders: Path, tmp_path: Path) -> None:

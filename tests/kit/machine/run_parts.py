@@ -10,10 +10,21 @@
 
 from __future__ import annotations
 
-from kit.machine.worker_groups import group_of
+import re
 
 _FOLDERS = ("tests/fault/", "tests/browser/")
 _CLUSTERS = ("dask", "dask_tls", "kubernetes", "yarn")
+
+
+_ON_A_CLUSTER = re.compile(
+    r"tests/(?:contract|lifecycle)/.*(?<![a-z])(dask_tls|dask|kubernetes|ray|yarn)(?![a-z])"
+)
+
+
+def group_of(test: str) -> str:
+    """Return the group of a test from its id: a cluster, which only one worker starts, or its file."""
+    on_a_cluster = _ON_A_CLUSTER.match(test)
+    return on_a_cluster[1] if on_a_cluster else test.partition("::")[0]
 
 
 def is_rest(test: str) -> bool:

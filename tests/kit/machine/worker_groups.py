@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from xdist.scheduler import LoadScopeScheduling
 
-_ON_A_CLUSTER = re.compile(
-    r"tests/(?:contract|lifecycle)/.*(?<![a-z])(dask_tls|dask|kubernetes|ray|yarn)(?![a-z])"
-)
-
-
-def group_of(test: str) -> str:
-    """Return the group of a test from its id: a cluster, which only one worker starts, or its file."""
-    on_a_cluster = _ON_A_CLUSTER.match(test)
-    return on_a_cluster[1] if on_a_cluster else test.partition("::")[0]
+from kit.machine.run_parts import group_of
 
 
 class GroupScheduling(LoadScopeScheduling):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("xdist", reason="pytest-xdist is not installed: pip install '.[test]'")
-
 from kit.machine.run_parts import is_rest
 
 
