@@ -51,7 +51,7 @@ def follow(pip: subprocess.Popen[bytes], read: Callable[[], str]) -> int:
 
 
 def describe(output: str) -> str:
-    """Say from pip's output what it does: it downloads all packages, and then installs them."""
+    """Return one line about pip's work so far. pip downloads all packages before it installs them."""
     found = re.findall(r"^Collecting (\S+)", output, re.MULTILINE)
     if installing := re.search(r"^Installing collected packages: (.+)", output, re.MULTILINE):
         return f"installing {len(installing[1].split(', '))} packages"

@@ -4,8 +4,8 @@
 
 - tests on another cluster: Dask, Kubernetes and YARN
 - `tests/fault` and `tests/browser`
-- tests with the marker `rest`: a file of them takes minutes, and few changes need it. These are the tests of
-  benchmarks, and those that show that other tests can fail.
+- tests with the marker `rest`: a file of them takes minutes, and few changes need it. They test the benchmarks, or
+  other tests.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import re
 
 _FOLDERS = ("tests/fault/", "tests/browser/")
 _CLUSTERS = ("dask", "dask_tls", "kubernetes", "yarn")
-
-
 _ON_A_CLUSTER = re.compile(
     r"tests/(?:contract|lifecycle)/.*(?<![a-z])(dask_tls|dask|kubernetes|ray|yarn)(?![a-z])"
 )
