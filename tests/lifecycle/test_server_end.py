@@ -161,7 +161,7 @@ async def test_a_task_that_has_used_a_file_and_never_ends(folders: Path, tmp_pat
 def test_ctrl_c_twice(folders: Path) -> None:
     options = [f"--ServerApp.jpserver_extensions={EXTENSIONS}", "--no-browser", "--allow-root"]
     program = ["-m", "jupyter_server", f"--ServerApp.root_dir={folders}", *options]
-    server = pexpect.spawn(sys.executable, program, timeout=60)
+    server = pexpect.spawn(sys.executable, program, timeout=allow_s(60))
     try:
         server.expect("is running at")
         server.sendintr()
