@@ -66,6 +66,7 @@ class FailureLabels:
             if len(labels) == AGAIN:
                 terminalreporter.write_line(f"{len(self._outputs) - AGAIN} more are not run again.")
                 break
+            terminalreporter.flush()  # a run takes a while
             has_passed, again = run_alone(test, config.rootpath)
             labels[test] = "FLAKY" if has_passed else "FAILED"
             terminalreporter.write_line(f"{labels[test]} {test}", red=True)
