@@ -54,7 +54,7 @@ def test_papermill_with_dask_within(on_half_an_a100: Path) -> None:
 
 def test_the_example(on_half_an_a100: Path) -> None:
     notebook = nbformat.read(EXAMPLE, as_version=4)
-    NotebookClient(notebook, timeout=allow_s(100), kernel_name="roosted").execute()
+    NotebookClient(notebook, timeout=int(allow_s(100)), kernel_name="roosted").execute()
     said = "".join(
         output.text
         for cell in notebook.cells

@@ -51,7 +51,7 @@ def written(folder: Path, source: str) -> Path:
 
 def test_ray_within_a_notebook_runs_on_the_leases_own_devices(on_half_an_a100: Path) -> None:
     notebook = nbformat.read(written(on_half_an_a100, RAY_WITHIN), as_version=4)
-    NotebookClient(notebook, timeout=allow_s(100)).execute()
+    NotebookClient(notebook, timeout=int(allow_s(100))).execute()
     (printed,) = [output.text for output in notebook.cells[0].outputs if output.get("name") == "stdout"]
     node, of_the_task, of_the_kernel = printed.split()
     assert node.endswith(".3")
@@ -71,7 +71,7 @@ print(ray.get_runtime_context().namespace)
 ray.shutdown()
 """
     notebook = nbformat.read(written(tmp_path, source), as_version=4)
-    NotebookClient(notebook, timeout=allow_s(100)).execute()
+    NotebookClient(notebook, timeout=int(allow_s(100))).execute()
     (printed,) = [output.text for output in notebook.cells[0].outputs if output.get("name") == "stdout"]
     assert printed.strip() == "team"
 
