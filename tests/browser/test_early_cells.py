@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from kit.jupyter.browser import CELL_S, OPEN_S, HeldRequests, Lab, until
+from roost.testing.deadlines import allow_s
 
 Take = Callable[[str], None]
 NUMBER = 20
@@ -72,7 +73,7 @@ def open_early(lab: Lab, kernel: str, *codes: str) -> HeldRequests:
     lab.open()
     held = lab.hold_session()
     lab.card(kernel).click()
-    lab.cell(0).wait_for(timeout=OPEN_S * 1000)
+    lab.cell(0).wait_for(timeout=allow_s(OPEN_S * 1000))
     for i, code in enumerate(codes):
         lab.run(i, code)
         assert lab.prompt_of(i) == "[*]:"
@@ -124,13 +125,13 @@ def test_no_cell_is_lost_while_the_gpu_is_held(lab: Lab) -> None:
 @pytest.mark.parametrize("kernel", ["gpu", "plain"])
 def test_three_cells_keep_their_order_and_their_code(lab: Lab, take: Take, kernel: str) -> None:
     held = open_early(lab, kernel, "x = [1]", "x.append(2)", "x.append(3); print(x)")
-    lab.page.locator(".roost-waits").filter(has_text="session").wait_for(timeout=CELL_S * 1000)
+    lab.page.locator(".roost-waits").filter(has_text="session").wait_for(timeout=allow_s(CELL_S * 1000))
     assert lab.page.locator(".roost-waits").count() == 1
     lab.cell(3).locator(".cm-content").click()
     lab.press("Escape", "m", "Enter")
     lab.page.keyboard.insert_text("# a heading")
     lab.press("Shift+Enter")
-    lab.page.locator(".jp-MarkdownOutput h1").wait_for(timeout=CELL_S * 1000)  # text does not wait
+    lab.page.locator(".jp-MarkdownOutput h1").wait_for(timeout=allow_s(CELL_S * 1000))  # text does not wait
     lab.cell(1).locator(".cm-content").click()
     lab.press("Control+a")
     lab.page.keyboard.insert_text("x.append('typed while it waited')")
@@ -217,7 +218,7 @@ def test_a_restart_ends_the_cells(lab: Lab) -> None:
     held = open_early(lab, "plain", "x = 1; import time; time.sleep(100)", "print(x)")
     lab.press("Escape", "0", "0")
     held.release()
-    lab.page.get_by_role("button", name="Confirm Kernel Restart").click(timeout=CELL_S * 1000)
+    lab.page.get_by_role("button", name="Confirm Kernel Restart").click(timeout=allow_s(CELL_S * 1000))
     lab.prompt(0, "[ ]:")
     lab.prompt(1, "[ ]:")
     lab.run(2, "print('x' in globals())")
@@ -250,7 +251,7 @@ def test_a_notebook_that_is_closed_ends_its_cells(lab: Lab) -> None:
     held = open_early(lab, "plain", "open('ran-closed', 'w')")
     lab.page.locator(".jp-mod-current[role=tab] .lm-TabBar-tabCloseIcon").first.click()
     discard = lab.page.get_by_role("button", name=re.compile("Discard"))
-    discard.click(timeout=CELL_S * 1000)
+    discard.click(timeout=allow_s(CELL_S * 1000))
     until(lambda: lab.page.locator(".jp-NotebookPanel").count() == 0, CELL_S)
     held.release()
     lab.open_launcher()
@@ -301,14 +302,16 @@ def test_a_console_keeps_its_cells(lab: Lab) -> None:
     lab.page.locator('.jp-LauncherCard[data-category="Console"][title="plain"]:visible').first.click()
     prompt = lab.page.locator(".jp-CodeConsole-promptCell .cm-content")
     for code in ("x = 40", "print('sum', x + 2)"):
-        prompt.click(timeout=OPEN_S * 1000)
+        prompt.click(timeout=allow_s(OPEN_S * 1000))
         lab.page.keyboard.insert_text(code)
         lab.press("Shift+Enter")
     cells = lab.page.locator(".jp-CodeConsole-content .jp-CodeCell")
     until(lambda: cells.count() == 2, CELL_S)
     assert [cell.locator(".jp-InputPrompt").inner_text() for cell in cells.all()] == ["[*]:", "[*]:"]
     held.release()
-    cells.last.locator(".jp-OutputArea-output").filter(has_text="sum 42").wait_for(timeout=CELL_S * 1000)
+    cells.last.locator(".jp-OutputArea-output").filter(has_text="sum 42").wait_for(
+        timeout=allow_s(CELL_S * 1000)
+    )
 
 
 def test_notebook_7_keeps_cells(lab: Lab) -> None:
@@ -316,7 +319,7 @@ def test_notebook_7_keeps_cells(lab: Lab) -> None:
     held = lab.hold_session()
     lab.visit("notebooks/early-seven.ipynb")
     for i in range(2):
-        lab.cell(i).wait_for(timeout=OPEN_S * 1000)
+        lab.cell(i).wait_for(timeout=allow_s(OPEN_S * 1000))
         lab.run_again(i)
         lab.prompt(i, "[*]:")
     held.release()
@@ -328,7 +331,7 @@ def test_the_setting_turns_it_off(lab: Lab, page_config: Callable[..., None]) ->
     lab.open()
     held = lab.hold_session()
     lab.card("plain").click()
-    lab.cell(0).wait_for(timeout=OPEN_S * 1000)
+    lab.cell(0).wait_for(timeout=allow_s(OPEN_S * 1000))
     until(lambda: at_least_one(lab, held), CELL_S)
     lab.run(0, "print('dropped')")
     lab.page.wait_for_timeout(DROPPED_S * 1000)

@@ -248,7 +248,7 @@ class Lab:
     def dialog(self, title: str) -> Locator:
         """Wait for a dialog, and return it."""
         dialog = self.page.locator(".jp-Dialog").filter(has_text=title)
-        dialog.wait_for(timeout=CELL_S * 1000)
+        dialog.wait_for(timeout=allow_s(CELL_S * 1000))
         return dialog
 
     def visit(self, path: str) -> None:
@@ -357,7 +357,7 @@ class Lab:
         Return whether the Lab drops the cell. Otherwise the cell may still wait.
         """
         self.card(kernel).click()
-        self.cell(0).wait_for(timeout=OPEN_S * 1000)
+        self.cell(0).wait_for(timeout=allow_s(OPEN_S * 1000))
         if pause_ms:
             self.page.wait_for_timeout(pause_ms)
         self.run(0, "40 + 2")
