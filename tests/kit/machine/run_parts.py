@@ -4,8 +4,8 @@
 
 - tests on another cluster: Dask, Kubernetes and YARN
 - `tests/fault` and `tests/browser`
-- tests with the marker `rest`: a file of them takes minutes, and few changes need it. They test the benchmarks, or
-  other tests.
+- tests with the marker `rest`: they take minutes, and few changes need them. They test the benchmarks or other tests,
+  or repeat one thing often.
 """
 
 from __future__ import annotations
