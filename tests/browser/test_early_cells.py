@@ -217,10 +217,10 @@ def test_an_interrupt_lets_go_of_the_cells(lab: Lab) -> None:
 def test_a_restart_ends_the_cells(lab: Lab) -> None:
     held = open_early(lab, "plain", "x = 1; import time; time.sleep(100)", "print(x)")
     lab.press("Escape", "0", "0")
-    held.release()
-    lab.page.get_by_role("button", name="Confirm Kernel Restart").click(timeout=allow_s(CELL_S * 1000))
     lab.prompt(0, "[ ]:")
     lab.prompt(1, "[ ]:")
+    held.release()
+    lab.page.get_by_role("button", name="Confirm Kernel Restart").click(timeout=allow_s(CELL_S * 1000))
     lab.run(2, "print('x' in globals())")
     assert lab.output(2).strip() == "False"
 

@@ -5,7 +5,15 @@
 import { dropCells, makeExecutor } from "./waiting_cells.js";
 
 const SETTING = "roost:waiting-cells"; // the plug-in that turns all of this off, if it is disabled
-const INTERRUPTS = ["notebook:interrupt-kernel", "console:interrupt-kernel"];
+const ENDS = new Set([
+  "console:interrupt-kernel",
+  "console:restart-kernel",
+  "notebook:interrupt-kernel",
+  "notebook:restart-and-run-to-selected",
+  "notebook:restart-clear-output",
+  "notebook:restart-kernel",
+  "notebook:restart-run-all",
+]); // the commands after which no cell waits any more, also if the person cancels their dialog
 const STYLE = `
   .roost-waits { margin-left: var(--jp-cell-prompt-width); padding: 4px 8px;
     color: var(--jp-ui-font-color2); font-size: var(--jp-ui-font-size1); }`;
@@ -39,12 +47,12 @@ function makeExecutorPlugin(kind, token, executor) {
 function makeInterruptPlugin() {
   return {
     id: SETTING,
-    description: "Keeps cells that are run before the session has a kernel. An interrupt lets go of them.",
+    description: "Keeps cells that are run before the session has a kernel. An interrupt or a restart lets go of them.",
     autoStart: true,
     activate: (app) => {
       document.head.appendChild(document.createElement("style")).textContent = STYLE;
       app.commands.commandExecuted.connect((_, { id }) => {
-        if (INTERRUPTS.includes(id)) dropCells(app.shell.currentWidget?.sessionContext);
+        if (ENDS.has(id)) dropCells(app.shell.currentWidget?.sessionContext);
       });
     },
   };
