@@ -285,11 +285,13 @@ def serialize_for_client(connection: Any, message: dict[str, Any], channel: str)
 def add_to_cleanup(serverapp: Any, before: Callable[[], None], after: Callable[[], Awaitable[None]]) -> None:
     """Call `before` when the server begins to stop, and `after` once its kernels are shut down.
 
-    The server ends if its kernels cannot be shut down, too: Jupyter's event loop would go on after an error.
+    The server ends if its kernels cannot be shut down, too: Jupyter's event loop would go on after an error. A second
+    signal waits for the same end.
 
     jupyter_server 2.17–2.21: `ServerApp._cleanup`, after which `ServerApp._stop` stops the event loop.
     """
     clean_up = serverapp._cleanup
+    ending: list[asyncio.Task[None]] = []
 
     async def end() -> None:
         before()
@@ -299,4 +301,9 @@ def add_to_cleanup(serverapp: Any, before: Callable[[], None], after: Callable[[
             serverapp.log.exception("The server ends, but not everything in it could be shut down:")
         await after()
 
-    serverapp._cleanup = end
+    async def end_once() -> None:
+        if not ending:
+            ending.append(asyncio.ensure_future(end()))
+        await asyncio.wait(ending)
+
+    serverapp._cleanup = end_once

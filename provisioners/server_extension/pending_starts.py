@@ -59,6 +59,8 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         self.culled = LastEntries[str, str](_MOST_KEPT)
         """The reasons why kernels were culled or not adopted, as sentences, by kernel id."""
         self.may_wait = may_wait
+        self.is_stopping = False
+        """True once the server has begun to stop: nothing starts any more."""
         self.starts = WaitingStarts(self, extension.state)
         self.adoption = Adoption(self, extension.state)
         self.shutdown = Shutdown(self, extension)

@@ -17,6 +17,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from roost.provisioners.jupyter_internals import change_class, record_ports, renew_ready
 from roost.provisioners.kernel_connection import set_up_sockets
+from roost.scheduler.errors import LaunchError
 
 from .kernel_sockets import KernelSockets
 
@@ -65,7 +66,12 @@ class QuickManager(AsyncKernelManager):
     """An event that the end of the next start or restart sets. Each of them puts a new event here."""
 
     async def _async_start_kernel(self, **options: Any) -> None:
-        """Start the kernel. Then connect the open sockets with its ports, if these have changed."""
+        """Start the kernel. Then connect the open sockets with its ports, if these have changed.
+
+        A restart that the end of the server meets starts nothing.
+        """
+        if getattr(self.parent, "is_stopping", False):
+            raise LaunchError("The Jupyter Server stops, so it starts no kernel.")
         try:
             await _start(self, **options)
             if self.sockets.follow():

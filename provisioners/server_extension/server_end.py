@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -23,8 +24,10 @@ from tornado.web import ErrorHandler
 from roost.placement.model.format import format_count
 from roost.provisioners.jupyter_internals import add_to_cleanup
 
-_FILES_S = 4.0
-"""How long file operations may take after the server has begun to stop."""
+_FILES_S = 60.0
+"""How long the server waits for file operations. Its process could not end before them anyway."""
+_REPORTED_S = 4.0
+"""After which time the log says that it waits."""
 _LAST_S = 0.5
 """How long an operation may take after the event loop has stopped, before it is reported."""
 _LOOK_S = 0.01
@@ -38,15 +41,24 @@ class ServerEnd:
     def __init__(self, serverapp: Any) -> None:
         self._serverapp = serverapp
         self._log = serverapp.log
-        self._files_until = 0.0
+        self._began_at = 0.0
 
     def add(self) -> None:
         add_to_cleanup(self._serverapp, self.begin, self.end_file_operations)
         _at_exit(self.end_threads)
+        if self._is_program() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # Without a terminal Jupyter leaves Ctrl-C to Python, which ends the event loop and no kernel.
+            signal.signal(signal.SIGINT, lambda *_: self._serverapp.stop(from_signal=True))
+
+    def _is_program(self) -> bool:
+        """True unless the server is a part of another program, which has signals of its own."""
+        loop = getattr(self._serverapp, "io_loop", None)
+        is_main = threading.current_thread() is threading.main_thread()
+        return is_main and loop is not None and not loop.asyncio_loop.is_running()
 
     def begin(self) -> None:
         """Refuse later requests: a browser's open connection could begin them until the end."""
-        self._files_until = time.monotonic() + _FILES_S
+        self._began_at = time.monotonic()
         application = self._serverapp.web_app
 
         def refuse(request: Any, **options: Any) -> Any:
@@ -57,13 +69,20 @@ class ServerEnd:
     async def end_file_operations(self) -> None:
         """Wait until no task is in a file operation, or begins the next one."""
         limiter = anyio.to_thread.current_default_thread_limiter()
-        quiet = 0
-        while quiet < _QUIET_LOOKS and time.monotonic() < self._files_until:
-            quiet = 0 if limiter.statistics().borrowers else quiet + 1
+        quiet, is_reported = 0, False
+        while quiet < _QUIET_LOOKS:
+            left = len(limiter.statistics().borrowers)
+            count, took_s = format_count(left, "file operation"), time.monotonic() - self._began_at
+            if took_s > _REPORTED_S and left and not is_reported:
+                self._log.warning("roost: the server waits for %s, for a minute at most.", count)
+                is_reported = True
+            if took_s > _FILES_S:
+                self._log.error(
+                    "roost: the server stops before the end of %s: files may be incomplete.", count
+                )
+                break
+            quiet = 0 if left else quiet + 1
             await asyncio.sleep(0 if quiet else _LOOK_S)
-        if left := len(limiter.statistics().borrowers):
-            count = format_count(left, "file operation")
-            self._log.error("roost: the server stops before the end of %s: files may be incomplete.", count)
 
     def end_threads(self) -> None:
         """End the threads for file operations. Report those that are in an operation for too long."""

@@ -61,6 +61,7 @@ class Shutdown:
 
         Kernels that do not end in time are killed, so that the server ends.
         """
+        self._kernels.is_stopping = True
         kept = self._let_go()
         try:
             await asyncio.wait_for(self._end_others(shut_down, now), _END_S)

@@ -34,6 +34,7 @@ time.sleep(600)
 """
 STUCK = """
 import os
+from roost.provisioners.server_extension import server_end
 from anyio.to_thread import run_sync
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 
@@ -41,6 +42,7 @@ class Manager(AsyncLargeFileManager):
     async def get(self, path, *arguments, **options):
         await run_sync(os.open, {fifo!r}, os.O_RDONLY)
 
+server_end._FILES_S = 6.0
 c.ServerApp.contents_manager_class = Manager
 """
 STAYS = """
@@ -159,6 +161,39 @@ async def test_a_task_that_has_used_a_file_and_never_ends(folders: Path, tmp_pat
         await end(server, signal.SIGTERM)
 
 
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]], ids=["int", "term twice"]
+)
+async def test_other_signals_end_the_kernels_too(folders: Path, signals: list[signal.Signals]) -> None:
+    """This server has no terminal where it could ask."""
+    async with serving(folders) as server:
+        kernel_id = await start(server, "roosted")
+        async with front_end(server, kernel_id, "client") as front:
+            cell = await front.run("import os; print(os.getpid())")
+            pid = int(texts(await front.ended(cell)))
+        for signum in signals:
+            os.kill(server.pid, signum)
+            await asyncio.sleep(0.01)
+        await end(server, signals[-1])
+    assert wait_gone(pid)
+    assert "Traceback" not in "\n".join(server.log)
+
+
+async def test_a_restart_that_the_end_meets_starts_nothing(folders: Path) -> None:
+    """The kernel ignores signals, so the restart takes as long as the server waits for kernels."""
+    async with serving(folders) as server:
+        kernel_id = await start(server, "roosted")
+        async with front_end(server, kernel_id, "client") as front:
+            cell = await front.run(DEAF)
+            await front.until(lambda: texts(front.about(cell)))
+        asking = asyncio.create_task(server.api("POST", f"kernels/{kernel_id}/restart", {}))
+        await asyncio.sleep(2.5)
+        await end(server, signal.SIGTERM)
+        with suppress(OSError, HTTPError):
+            await asking
+    assert connect("local").kernels().result(allow_s(10)) == []
+
+
 def test_ctrl_c_twice(folders: Path) -> None:
     options = [f"--ServerApp.jpserver_extensions={EXTENSIONS}", "--no-browser", "--allow-root"]
     program = ["-m", "jupyter_server", f"--ServerApp.root_dir={folders}", *options]
@@ -211,6 +246,7 @@ async def test_a_file_operation_that_is_stuck_is_reported(folders: Path, tmp_pat
         asking = asyncio.create_task(server.api("GET", "contents/a.txt"))
         await until(lambda: is_opening(server.pid), "the server does not open the file")
         os.kill(server.pid, signal.SIGTERM)
+        await until_logged(server, "the server waits for 1 file operation")
         await until_logged(server, "the server stops before the end of 1 file operation")
         await until_logged(server, "ends when a file operation ends")
         assert not wait_gone(server.pid, 0)
