@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import psutil
 from roost.launchers.daemon.daemon import Hold, announce
 from roost.launchers.daemon.file_input import clear_place
 from roost.launchers.daemon.process import is_running
+from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, join_shared, spawn, start_shared
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
@@ -168,14 +170,14 @@ class Agent:
         self._limits.adopt(
             {entry.lease.id: (entry.lease, pids.get(entry.lease.id, 0)) for entry in self._ledger.entries()}
         )
-        spawn(self._limits.watch(), self._tasks, log)
+        keep_running(self._limits.watch, self._tasks, log, "the watch of memory limits")
         for entry in self._ledger.entries():
             if not self._kernels.runs_in(entry.lease):
                 self._expire_later(entry.lease.id, entry.linger_s)
         self._managed.resume()
         self._watch_idleness()
         if self._page_out is not None:
-            spawn(self._page_out.run(), self._tasks, log)
+            keep_running(self._page_out.run, self._tasks, log, "the page-out of idle kernels")
 
     async def begin(self, assignment: messages.Assignment) -> None:
         """Record the assigned lease and begin its launch, unless the ledger has the lease. Raises `RemoteError`."""
@@ -184,14 +186,15 @@ class Agent:
         self._reserve(assignment.reserve)
         settings = self._settings
         if settings.daemon_address:
-            watch = watch_address(
+            watch = partial(
+                watch_address,
                 settings.daemon_address,
                 settings.daemon_name,
                 self._folder,
                 settings.daemon_grace_s,
                 self._lose_all,
             )
-            spawn(watch, self._tasks, log)
+            keep_running(watch, self._tasks, log, "the watch of the manager's daemon")
 
     def report(self, assignment: messages.Assignment, endpoint: str) -> None:
         """Report to the service that this agent listens at `endpoint`."""
@@ -211,13 +214,14 @@ class Agent:
             self.server.bind_again()
             self.announce(announced)
 
-        watch = held.watch(
+        watch = partial(
+            held.watch,
             is_needed=lambda: not self._ledger.is_empty,
             put_back=put_back,
             leave=self.left.set,
             has_successor=False,
         )
-        spawn(watch, self._tasks, log)
+        keep_running(watch, self._tasks, log, "the watch of the agent's folder")
 
     def announce(self, announced: Mapping[str, Any]) -> None:
         self._room.write(lambda: announce(self._folder, announced))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,14 @@ from roost.launchers.daemon.world import name_in_world
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import VERSION, parse_version
-from roost.scheduler.errors import BackendUnavailable, ConfigError, ManagerAway, UnknownKernel, from_remote
+from roost.scheduler.errors import (
+    BackendUnavailable,
+    ConfigError,
+    ManagerAway,
+    RoostError,
+    UnknownKernel,
+    from_remote,
+)
 
 from .service_folder import PROTOCOL, service_command, service_folder
 from .this_owner import this_owner
@@ -32,6 +40,8 @@ _REJOIN_S = (0.3, 30.0)
 
 The pauses are long, so that an application with a call starts the next service first.
 """
+_LOOK_S = 1.0
+"""How often a long pause looks whether that has happened."""
 
 
 def no_answer(backend: str, folder: Path, problem: str) -> BackendUnavailable:
@@ -188,16 +198,29 @@ class ServiceConnection:
             self._rejoining = asyncio.ensure_future(self._rejoin())
 
     async def _rejoin(self) -> None:
-        """Connect again for the listeners, until it works or nobody listens."""
+        """Connect again for the listeners, until it works or nobody listens. Any error may be over at the next try."""
+        said = ""
         for pause_s in backoff(*_REJOIN_S):
             if not self._is_wanted():
                 return
-            await asyncio.sleep(pause_s)
+            await self._pause(pause_s)
             try:
                 await self.connect(time.monotonic() + 2 * _START_SERVICE_S)
                 return
             except UnknownKernel:  # the listeners read their kernels again, and get this error
                 self._on_rejoined()
                 return
-            except BackendUnavailable as problem:
-                log.warning("%s", problem)
+            except Exception as problem:
+                if str(problem) != said:
+                    expected = isinstance(problem, RoostError)
+                    log.warning("%s", problem, exc_info=None if expected else problem)
+                said = str(problem)
+
+    async def _pause(self, longest_s: float) -> None:
+        """Wait before the next try. The wait ends soon after another program has started the service."""
+        until = time.monotonic() + longest_s
+        while (rest_s := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(rest_s, _LOOK_S))
+            with contextlib.suppress(RoostError, FolderError):
+                if rest_s > _LOOK_S and read_announcement(self.folder) is not None and is_alive(self.folder):
+                    return

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from roost.launchers.daemon.supervision import list_failures
 from roost.placement import Snapshot
 from roost.placement.model.format import format_count
 from roost.placement.model.node import MEMORY_ONLY
@@ -67,6 +68,11 @@ class Doctor:
         for setting, problem in (await self._policies.check_configuration()).items():
             what, do = f"{setting}: {problem.rstrip('.')}", f"correct {setting}, or the file that it names"
             found.append({"level": "error", "what": what, "do": do})
+        for what, problem in sorted(list_failures().items()):
+            do = "report this as a defect of roost, with the service's log"
+            found.append(
+                {"level": "error", "what": f"{what} fails, and is tried again ({problem})", "do": do}
+            )
         found += self._find_forgotten()
         found += await self._ask_cluster(set(reading.unreachable))
         for name, problem in sorted(self._policies.failed.items()):

@@ -9,7 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
+from roost.launchers.daemon.supervision import keep_running
+from roost.launchers.daemon.tasks import Timers, cancel_all
 from roost.launchers.protocol.messages import KernelUse, Lease
 from roost.placement.model.format import format_age
 from roost.scheduler.config.settings import Settings
@@ -53,8 +54,8 @@ class IdleCuller:
         self._timers = timers
         self._settings = settings
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._warned: set[str] = set()
-        """The launch ids of kernels about which a warning was published, and that have been idle since."""
+        self._ends_at: dict[tuple[str, str], float] = {}
+        """The moment (`time.monotonic`) that the warning about a launch named, while its kernel stays idle."""
         owners.listen(self._on_orphans)
         table.listen("ran", self._on_run)
 
@@ -73,7 +74,10 @@ class IdleCuller:
         """Plan a check of all kernels, soon enough for an idle limit of `limit_s`. May be repeated."""
         if "idle" not in self._timers:
             pause_s = min(max(limit_s / _LOOKS, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
-            self._timers.later(pause_s, lambda: spawn(self._look(), self._tasks, log), key="idle")
+            self._timers.later(pause_s, self._look_again, key="idle")
+
+    def _look_again(self) -> None:
+        keep_running(self._look, self._tasks, log, "the look at idle kernels")
 
     async def _look(self) -> None:
         limits_s = {
@@ -86,7 +90,8 @@ class IdleCuller:
             limit_s = self._find_limit(record)  # it may have been adopted, or have ended, meanwhile
             if limit_s is not None and record.kernel_id in use:
                 self._judge(record, use[record.kernel_id], limit_s)
-        self._warned &= {record.launch_id for record in limits_s}
+        launches = set(map(_name_launch, limits_s))
+        self._ends_at = {launch: at for launch, at in self._ends_at.items() if launch in launches}
         if limits_s:
             self._look_later(min(limits_s.values()))
 
@@ -109,14 +114,21 @@ class IdleCuller:
             unheld_s = time.monotonic() - (-math.inf if record.unheld_since is None else record.unheld_since)
             idle_s = min(idle_s, unheld_s)
             reason += ", and its Jupyter Server has not come back"
-        rest_s = limit_s - idle_s
-        if rest_s <= 0 and (record.launch_id in self._warned or not self._owners.is_alive(record.owner)):
+        launch = _name_launch(record)
+        warning_s = min(_WARNING * limit_s, _MOST_WARNING_S)
+        ends_at = self._ends_at.get(launch)
+        if limit_s - idle_s > warning_s:
+            self._ends_at.pop(launch, None)
+        elif ends_at is None:
+            # The whole time, also if the kernel is idle for longer: a limit is new, or the scheduler is.
+            self._ends_at[launch] = time.monotonic() + warning_s
+            ends = f"it ends in {format_age(warning_s)} unless it is used"
+            self._table.publish("warned", record, f"has been idle for {format_age(idle_s)}; {ends}")
+        elif time.monotonic() >= ends_at and idle_s >= limit_s:
             self._table.publish("cull", record, reason)
             record.is_stopped = True
             self._ender.stop_soon(record, reason)
-        elif rest_s > min(_WARNING * limit_s, _MOST_WARNING_S):
-            self._warned.discard(record.launch_id)
-        elif record.launch_id not in self._warned:
-            self._warned.add(record.launch_id)
-            ends = f"it ends in {format_age(max(rest_s, 0.0))} unless it is used"
-            self._table.publish("warned", record, f"has been idle for {format_age(idle_s)}; {ends}")
+
+
+def _name_launch(record: KernelRecord) -> tuple[str, str]:
+    return record.kernel_id, record.launch_id

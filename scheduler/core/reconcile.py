@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, ask_all, cancel_all, spawn
 from roost.launchers.protocol.messages import AgentEvent, KernelProcess, Lease
 from roost.launchers.protocol.rpc import RpcError
@@ -71,14 +72,15 @@ class Reconciler:
         """Read back the kernels of earlier schedulers. The backend must be open."""
         self._access.agents.listen(self._on_agent)
         await self._read_back()
-        spawn(self._follow_backend(), self._tasks, log)
+        keep_running(self._follow_backend, self._tasks, log, "the reading of the cluster's events")
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
 
     def soon(self, delay_s: float = 0.0) -> None:
         """Reconcile again after `delay_s`, for example because an agent was lost or an undo failed."""
-        self._timers.later(delay_s, lambda: spawn(self._read_back_or_retry(), self._tasks, log))
+        what = "the comparison of kernels and leases"
+        self._timers.later(delay_s, lambda: keep_running(self._read_back_or_retry, self._tasks, log, what))
 
     async def read(self, *, only_own: bool) -> Reading:
         """Read all leases, or only this scheduler's, and ask each of their agents once for the processes in them."""

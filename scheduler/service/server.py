@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from typing import Any
 from roost.launchers.daemon.daemon import DaemonError, Hold, announce, announce_failure, hold
 from roost.launchers.daemon.file_input import clear_place, take_json
 from roost.launchers.daemon.private_files import FolderError, write_private_json
-from roost.launchers.daemon.tasks import Timers, cancel_all, spawn
+from roost.launchers.daemon.supervision import keep_running
+from roost.launchers.daemon.tasks import Timers, cancel_all
 from roost.launchers.daemon.world import read_namespace
 from roost.launchers.protocol.process_context import loosen
 from roost.launchers.protocol.process_log import set_up_log
@@ -103,10 +104,14 @@ class Service:
 
         If no client or kernel needs the service then, the service exits instead.
         """
-        watch = held.watch(
-            is_needed=self.is_needed, put_back=put_back, leave=self.left.set, has_successor=True
+        watch = partial(
+            held.watch,
+            is_needed=self.is_needed,
+            put_back=put_back,
+            leave=self.left.set,
+            has_successor=True,
         )
-        spawn(watch, self._tasks, log)
+        keep_running(watch, self._tasks, log, "the watch of the service's folder")
 
     async def close(self) -> None:
         await cancel_all(self._tasks)

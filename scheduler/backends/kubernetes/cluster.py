@@ -10,6 +10,7 @@ from functools import cached_property
 from ipaddress import ip_address
 from typing import Any, NoReturn
 
+from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn
 from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Node, Request
@@ -118,7 +119,7 @@ class KubernetesCluster(PodCluster):
             for namespace in self._namespaces()
         }
         metrics = MetricsReader(self._api, self._on_metrics)
-        spawn(metrics.run(), self._tasks, log)
+        keep_running(metrics.run, self._tasks, log, "the reading of the nodes' use")
         self._uses = None
         if settings.read_all_pods:
             active = {"fieldSelector": "status.phase!=Succeeded,status.phase!=Failed"}

@@ -14,7 +14,8 @@ import logging
 from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
 
-from roost.launchers.daemon.tasks import backoff, cancel_all, join_shared, spawn, start_shared
+from roost.launchers.daemon.supervision import keep_running
+from roost.launchers.daemon.tasks import backoff, cancel_all, join_shared, start_shared
 from roost.launchers.protocol.messages import Nothing
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
@@ -313,7 +314,7 @@ class Applications:
         python = find_python(Request(), self._settings)
         line = MasterLine(application_id, key, queue, self._rest, client, python, self._listener)
         self._lines[application_id] = line
-        spawn(line.run(), self._tasks, log)
+        keep_running(line.run, self._tasks, log, f"the line to {application_id}")
         return line
 
     @property

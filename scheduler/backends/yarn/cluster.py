@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import cancel_all, join_shared, spawn
 from roost.launchers.protocol.messages import Launch, Lease, Nothing
 from roost.placement import Node, Request
@@ -106,7 +107,7 @@ class YarnCluster(PodCluster):
             )
         await self._nodes.read()
         spawn(self._follow_nodes(), self._reader, log)
-        spawn(self._follow_queues(), self._reader, log)
+        keep_running(self._follow_queues, self._reader, log, "the reading of YARN's queues")
         self._is_joined = True
         self._explain_again()
         return self._rest.address

@@ -19,9 +19,10 @@ from roost.placement.model import Request
 from roost.placement.model.json_codec import encode
 from roost.scheduler.client import service_connection
 from roost.scheduler.client.client import Client, connect
+from roost.scheduler.client.service_connection import ServiceConnection
 from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.client.this_owner import this_owner
-from roost.scheduler.errors import BackendUnavailable, Cancelled, NoNodeEver, UnknownKernel
+from roost.scheduler.errors import BackendUnavailable, Cancelled, ConfigError, NoNodeEver, UnknownKernel
 from roost.scheduler.messages import Event, Kernel, Owner, StartKernel
 from roost.testing.deadlines import allow_s
 
@@ -191,7 +192,11 @@ def test_a_kernel_is_adopted_by_this_process(service: FakeService, client: Clien
     assert service.called("adopt")[0].owner.pid == os.getpid()
 
 
-def test_listeners_get_events_and_resync(service: FakeService, client: Client) -> None:
+@pytest.mark.parametrize("problem", [None, ConfigError("an option is misspelt"), RuntimeError("unexpected")])
+def test_listeners_get_events_and_resync(
+    service: FakeService, client: Client, monkeypatch: pytest.MonkeyPatch, problem: Exception | None
+) -> None:
+    """Also if the service could not be started for a while: its configuration is corrected later."""
     kinds: list[str] = []
     heard = threading.Condition()
 
@@ -208,7 +213,18 @@ def test_listeners_get_events_and_resync(service: FakeService, client: Client) -
     client.nodes().result(allow_s(5))
     service.push(Event(kind="nodes", at=1.0))
     hear("nodes")
-    service.close()
+    failed = threading.Event()
+
+    def fail(_: ServiceConnection) -> str:
+        failed.set()
+        assert problem is not None
+        raise problem
+
+    with monkeypatch.context() as patch:
+        if problem is not None:
+            patch.setattr(ServiceConnection, "_ensure_service", fail)
+        service.close()
+        assert problem is None or failed.wait(allow_s(60))
     service.serve()
     hear("resync")  # without a call: the client connected again for its listener
     stop()

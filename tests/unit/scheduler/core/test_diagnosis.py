@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from kit.fakes.scheduler import fake_world
 from roost.scheduler.config.settings import Settings
+from roost.scheduler.core import diagnosis
 
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
 
@@ -36,6 +39,16 @@ async def test_doctor_finds_policies_that_cannot_be_used(tmp_path: Path) -> None
         assert mine["what"].startswith("c.RoostScheduler.policies['mine']: ")
         assert "no_such_module" in mine["what"]
         assert hers["what"] == "policy hers did not answer within 1 s"
+
+
+async def test_doctor_names_a_task_of_the_service_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake_world(tmp_path) as w:
+        monkeypatch.setattr(diagnosis, "list_failures", lambda: {"the look at idle kernels": "KeyError: 'k'"})
+        (found,) = await w.scheduler.doctor()
+        assert found["level"] == "error"
+        assert found["what"] == "the look at idle kernels fails, and is tried again (KeyError: 'k')"
 
 
 async def test_doctor_finds_and_repairs_only_if_asked(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from kit.fakes.scheduler import FakeWorld, fake_world
 from roost.launchers.protocol.messages import KernelUse
 from roost.scheduler.config.settings import Settings
+from roost.scheduler.core import idle
 
 SOON = Settings(idle_after_s=10.0, idle_gpu_after_s=4.0)
 
@@ -18,6 +21,19 @@ SOON = Settings(idle_after_s=10.0, idle_gpu_after_s=4.0)
 def use(w: FakeWorld, idle_s: float, quiet_s: float | None = None, state: str = "idle") -> None:
     quiet_s = idle_s if quiet_s is None else quiet_s
     w.agent.use["k"] = KernelUse(kernel_id="k", execution_state=state, idle_s=idle_s, quiet_s=quiet_s)
+
+
+class Clock:
+    """The clock of the idle culler. It stands still until a test sets it forward."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        patch.setattr(idle, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
 
 
 async def looked(w: FakeWorld) -> None:
@@ -30,7 +46,7 @@ def details(w: FakeWorld, kind: str) -> list[str]:
     return [event.detail for event in w.events if event.kind == kind]
 
 
-async def test_an_idle_kernel_is_warned_and_then_ends(tmp_path: Path) -> None:
+async def test_an_idle_kernel_is_warned_and_then_ends(tmp_path: Path, clock: Clock) -> None:
     async with fake_world(tmp_path, settings=SOON) as w:
         await w.start("k")
         use(w, 7.9)
@@ -40,9 +56,14 @@ async def test_an_idle_kernel_is_warned_and_then_ends(tmp_path: Path) -> None:
         await looked(w)
         await looked(w)
         await w.told("warned", "k")
-        assert details(w, "warned") == ["has been idle for 9 s; it ends in 1 s unless it is used"]
+        assert details(w, "warned") == ["has been idle for 9 s; it ends in 2 s unless it is used"]
         assert w.kernel("k").state == "running"
-        use(w, 10.5)
+        clock.now += 1.9
+        use(w, 10.9)
+        await looked(w)
+        assert w.kernel("k").state == "running"
+        clock.now += 0.1
+        use(w, 11)
         await looked(w)
         await w.told("released", "k")
         kernel = w.kernel("k")
@@ -51,14 +72,22 @@ async def test_an_idle_kernel_is_warned_and_then_ends(tmp_path: Path) -> None:
         assert details(w, "cull") == ["culled: idle for 10 s"]
 
 
-async def test_no_kernel_ends_without_a_warning(tmp_path: Path) -> None:
-    """Even a kernel that was idle for long is warned first: the scheduler may be new or may have slept."""
+@pytest.mark.parametrize("is_held", [True, False], ids=["held", "orphan"])
+async def test_a_kernel_that_was_idle_for_long_has_the_whole_time_of_the_warning(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, is_held: bool
+) -> None:
+    """The scheduler may be new or may have slept, or its limit is lower now."""
     async with fake_world(tmp_path, settings=SOON) as w:
         await w.start("k")
-        use(w, 1000)
+        monkeypatch.setattr(w.scheduler.owners, "is_alive", lambda _: is_held)
+        use(w, 1e6)
         await looked(w)
         await w.told("warned", "k")
+        assert "it ends in 2 s" in details(w, "warned")[0]
+        clock.now += 1.9
+        await looked(w)
         assert w.kernel("k").state == "running"
+        clock.now += 0.1
         await looked(w)
         await w.told("released", "k")
 
@@ -86,11 +115,12 @@ async def test_activity_cancels_the_warning(tmp_path: Path, active: dict[str, An
         assert w.count("warned") == 2
 
 
-async def test_a_kernel_with_a_gpu_ends_sooner(tmp_path: Path) -> None:
+async def test_a_kernel_with_a_gpu_ends_sooner(tmp_path: Path, clock: Clock) -> None:
     async with fake_world(tmp_path, settings=SOON, gpus=1) as w:
         await w.start("k", gpus=1)
         use(w, 5)
         await looked(w)
+        clock.now += 1
         await looked(w)
         await w.told("released", "k")
         assert w.kernel("k").reason == "culled: idle for 4 s"
