@@ -34,6 +34,7 @@ _NODE_FIELDS = (
     "memory_bytes",
     "memory_promised_bytes",
     "memory_used_bytes",
+    "gpus_promised",
     "kernels",
     "is_draining",
     "drains_because",

@@ -19,6 +19,10 @@ _UP_S = 120.0
 """How long the agents of all nodes may take to start."""
 
 
+_EXACT = 1e-3
+"""The difference between two sums of shares that counts as none."""
+
+
 def list_nodes(arguments: argparse.Namespace) -> int:
     client = connect_scheduler(arguments)
     nodes, service = wait_for(client.nodes()), wait_for(client.service())
@@ -72,7 +76,7 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]], cluster: str) -> None:
                 node["id"],
                 gpu["model"] or "unknown",
                 format_bytes(gpu["memory_bytes"]) if gpu["memory_bytes"] else "unknown",
-                f"{gpu['promised']:.0%}",
+                _describe_promise(node, gpu),
                 "unknown" if gpu["used"] is None else f"{gpu['used']:.0%}",
             )
     for each in (table, devices, _build_properties(nodes)):
@@ -81,6 +85,15 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]], cluster: str) -> None:
                 out.print()
             print_table(out, each)
     out.print(f"\nCPUS, MEMORY and GPUS: promised, of the node's total. Cluster: {cluster}.", style="dim")
+
+
+def _describe_promise(node: Mapping[str, Any], gpu: Mapping[str, Any]) -> str:
+    """Return the share of a GPU that is promised. Some clusters say only how many GPUs of a node others hold."""
+    gpus, promised = node["devices"], gpu["promised"]
+    if node["gpus_promised"] >= len(gpus):
+        return "100%"
+    by_others = node["gpus_promised"] - sum(each["promised"] for each in gpus)
+    return "unknown" if by_others > _EXACT and promised < 1 else f"{promised:.0%}"
 
 
 def _build_properties(nodes: Sequence[Mapping[str, Any]]) -> Table:

@@ -48,10 +48,20 @@ function total(value, text) {
   return make("div", "total", make("b", "", value), text);
 }
 
+// Some clusters say only how many GPUs of a node others hold, not which ones.
+function heldByOthers(node) {
+  const byKernels = node.devices.reduce((sum, gpu) => sum + gpu.promised, 0);
+  return Math.max(0, Math.round((node.gpus_promised - byKernels) * 1000) / 1000);
+}
+
+function countFree(node) {
+  return Math.max(0, node.devices.filter((gpu) => gpu.promised === 0).length - Math.ceil(heldByOthers(node)));
+}
+
 function drawTotals(cluster) {
   const gpus = cluster.nodes.flatMap((node) => node.devices);
   const waiting = cluster.kernels.filter((kernel) => kernel.state === "queued" || kernel.state === "pending");
-  const free = gpus.filter((gpu) => gpu.promised === 0).length;
+  const free = cluster.nodes.reduce((sum, node) => sum + countFree(node), 0);
   return make(
     "div",
     "totals",
@@ -72,8 +82,11 @@ function drawAmount(label, promised, whole, used, format) {
 function drawNode(node) {
   const gpus = node.devices.map((gpu) => {
     const used = gpu.used === null ? "use unknown" : `${Math.round(gpu.used * 100)} % used`;
-    const title = `GPU ${gpu.id} (${gpu.model || "model unknown"}): ${Math.round(gpu.promised * 100)} % promised, ${used}`;
-    return bar("gpu", gpu.promised, title);
+    const isHeld = node.gpus_promised >= node.devices.length;
+    const share = isHeld ? 1 : gpu.promised;
+    const isKnown = isHeld || share >= 1 || !heldByOthers(node);
+    const promised = isKnown ? `${Math.round(share * 100)} % promised` : "others hold GPUs of this node, maybe this one";
+    return bar("gpu", share, `GPU ${gpu.id} (${gpu.model || "model unknown"}): ${promised}, ${used}`);
   });
   return make(
     "section",

@@ -9,6 +9,7 @@ import pytest
 
 import roost
 from kit.fakes.client import NODES, StubClient, document, run
+from roost.placement import Device, Node
 
 
 def test_a_scheduler_with_options_can_be_named(
@@ -46,6 +47,24 @@ def test_resources_labels_taints_and_warm_interpreters_are_shown(
     assert "0.5 of 2 licence" in out
     assert "TAINTS" not in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("others", "shown"),
+    [
+        (0.0, {"0": "100%", "1": "0%"}),
+        (0.5, {"0": "100%", "1": "unknown"}),
+        (1.0, {"0": "100%", "1": "100%"}),
+    ],
+)
+def test_gpus_that_others_hold_are_not_shown_as_free(
+    client: StubClient, capsys: pytest.CaptureFixture[str], others: float, shown: dict[str, str]
+) -> None:
+    """Ray says how many GPUs of a node are held, not which ones."""
+    gpus = (Device(id="0", model="T4", promised=1.0), Device(id="1", model="T4"))
+    client.cluster[:] = [Node(id="n", cpus=4, devices=gpus, gpus_promised=1.0 + others)]
+    lines = [line.split() for line in run(capsys, "nodes")[1].splitlines()]
+    assert {line[0]: line[4] for line in lines if line[1:3] == ["n", "T4"]} == shown
 
 
 def test_drain(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
