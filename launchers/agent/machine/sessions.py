@@ -68,7 +68,7 @@ class SharedSession:
             children = psutil.Process(pid).children(recursive=True)
         try:
             os.kill(pid, signum)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):
             return False
         for process in children:
             with contextlib.suppress(psutil.Error, ProcessLookupError):
