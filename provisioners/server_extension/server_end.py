@@ -2,7 +2,7 @@
 
 Jupyter's file operations run in threads of AnyIO. Such a thread ends with the task that made it. The event loop of a
 server that stops leaves its tasks, so without this module a file may stay half-written, and Python may wait for an
-idle thread for ever.
+idle thread without end.
 """
 
 from __future__ import annotations

@@ -179,13 +179,19 @@ async def test_other_signals_end_the_kernels_too(folders: Path, signals: list[si
     assert "Traceback" not in "\n".join(server.log)
 
 
+async def start_deaf(server: JupyterServer) -> tuple[str, int]:
+    """Start a kernel that ignores SIGINT and SIGTERM. Return its id and its pid."""
+    kernel_id = await start(server, "roosted")
+    async with front_end(server, kernel_id, "client") as front:
+        cell = await front.run(DEAF)
+        await front.until(lambda: texts(front.about(cell)))
+        return kernel_id, int(texts(front.about(cell)))
+
+
 async def test_a_restart_that_the_end_meets_starts_nothing(folders: Path) -> None:
     """The kernel ignores signals, so the restart takes as long as the server waits for kernels."""
     async with serving(folders) as server:
-        kernel_id = await start(server, "roosted")
-        async with front_end(server, kernel_id, "client") as front:
-            cell = await front.run(DEAF)
-            await front.until(lambda: texts(front.about(cell)))
+        kernel_id, _ = await start_deaf(server)
         asking = asyncio.create_task(server.api("POST", f"kernels/{kernel_id}/restart", {}))
         await asyncio.sleep(2.5)
         await end(server, signal.SIGTERM)
@@ -212,11 +218,7 @@ def test_ctrl_c_twice(folders: Path) -> None:
 
 async def test_a_kernel_that_ignores_every_signal_but_one(folders: Path) -> None:
     async with serving(folders) as server:
-        kernel_id = await start(server, "roosted")
-        async with front_end(server, kernel_id, "client") as front:
-            cell = await front.run(DEAF)
-            await front.until(lambda: texts(front.about(cell)))
-            pid = int(texts(front.about(cell)))
+        _, pid = await start_deaf(server)
         await end(server, signal.SIGTERM)
         await until_logged(server, "1 kernel is killed, because the server stops")
     assert wait_gone(pid)
