@@ -9,18 +9,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pexpect
 import pytest
-from server import JupyterServer, jupyter_server
+from server import JupyterServer
 from tornado.httpclient import HTTPError
 
 from kit.clusters.faults import until
 from kit.jupyter.front_end import front_end, texts
-from kit.jupyter.restarted_servers import EXTENSIONS, end, start
+from kit.jupyter.restarted_servers import EXTENSIONS, end, run_server, start
 from kit.machine.daemons import daemon_pids, wait_gone
 from roost.scheduler.client.client import connect
 from roost.testing.deadlines import allow_s
@@ -80,18 +80,6 @@ def folders(specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest
     return tmp_path / "notebooks"
 
 
-@asynccontextmanager
-async def serving(folder: Path, *options: str) -> AsyncIterator[JupyterServer]:
-    """Start a server with roost's extension. If the block fails, print its log."""
-    extensions = f"--ServerApp.jpserver_extensions={EXTENSIONS}"
-    async with jupyter_server(folder, options=(extensions, *options)) as server:
-        try:
-            yield server
-        except BaseException:
-            print("\n".join(server.log))
-            raise
-
-
 class Saver:
     """A page that saves its notebook again and again on one connection, as a browser does."""
 
@@ -138,7 +126,7 @@ def saving(server: JupyterServer) -> Iterator[list[Saver]]:
 @pytest.mark.rest
 @pytest.mark.parametrize("round_", range(20))
 async def test_notebooks_that_are_saved_are_whole(folders: Path, round_: int) -> None:
-    async with serving(folders) as server:
+    async with run_server(folders) as server:
         kernel_id = await start(server, "roosted")
         async with front_end(server, kernel_id, "client") as front:
             assert texts(await front.ended(await front.run("print(42)"))) == "42\n"
@@ -156,7 +144,7 @@ async def test_a_task_that_has_used_a_file_and_never_ends(folders: Path, tmp_pat
     """Jupyter's extensions have such tasks: jupyter-collaboration's rooms, and open websockets."""
     settings = tmp_path / "settings.py"
     settings.write_text(STAYS)
-    async with serving(folders, f"--config={settings}") as server:
+    async with run_server(folders, f"--config={settings}") as server:
         assert (await server.api("GET", "contents/"))[0] == 200
         await end(server, signal.SIGTERM)
 
@@ -166,7 +154,7 @@ async def test_a_task_that_has_used_a_file_and_never_ends(folders: Path, tmp_pat
 )
 async def test_other_signals_end_the_kernels_too(folders: Path, signals: list[signal.Signals]) -> None:
     """This server has no terminal where it could ask."""
-    async with serving(folders) as server:
+    async with run_server(folders) as server:
         kernel_id = await start(server, "roosted")
         async with front_end(server, kernel_id, "client") as front:
             cell = await front.run("import os; print(os.getpid())")
@@ -190,7 +178,7 @@ async def start_deaf(server: JupyterServer) -> tuple[str, int]:
 
 async def test_a_restart_that_the_end_meets_starts_nothing(folders: Path) -> None:
     """The kernel ignores signals, so the restart takes as long as the server waits for kernels."""
-    async with serving(folders) as server:
+    async with run_server(folders) as server:
         kernel_id, _ = await start_deaf(server)
         asking = asyncio.create_task(server.api("POST", f"kernels/{kernel_id}/restart", {}))
         await asyncio.sleep(2.5)
@@ -217,7 +205,7 @@ def test_ctrl_c_twice(folders: Path) -> None:
 
 
 async def test_a_kernel_that_ignores_every_signal_but_one(folders: Path) -> None:
-    async with serving(folders) as server:
+    async with run_server(folders) as server:
         _, pid = await start_deaf(server)
         await end(server, signal.SIGTERM)
         await until_logged(server, "1 kernel is killed, because the server stops")
@@ -225,7 +213,7 @@ async def test_a_kernel_that_ignores_every_signal_but_one(folders: Path) -> None
 
 
 async def test_a_service_that_does_not_answer(folders: Path, backend_runtime_dir: Path) -> None:
-    async with serving(folders) as server:
+    async with run_server(folders) as server:
         kernel_id = await start(server, "roosted")
         async with front_end(server, kernel_id, "client") as front:
             await front.ended(await front.run(""))
@@ -244,7 +232,7 @@ async def test_a_file_operation_that_is_stuck_is_reported(folders: Path, tmp_pat
     fifo, settings = tmp_path / "fifo", tmp_path / "settings.py"
     os.mkfifo(fifo)
     settings.write_text(STUCK.format(fifo=str(fifo)))
-    async with serving(folders, f"--config={settings}") as server:
+    async with run_server(folders, f"--config={settings}") as server:
         asking = asyncio.create_task(server.api("GET", "contents/a.txt"))
         await until(lambda: is_opening(server.pid), "the server does not open the file")
         os.kill(server.pid, signal.SIGTERM)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +19,18 @@ EXTENSIONS = {"roost": True, **dict.fromkeys(_OTHERS, False)}
 
 
 @asynccontextmanager
+async def run_server(folder: Path, *options: str, within: Sequence[str] = ()) -> AsyncIterator[JupyterServer]:
+    """Start a server with roost's extension. If the block fails, print its log. `within` is as in `jupyter_server`."""
+    given = (f"--ServerApp.jpserver_extensions={EXTENSIONS}", *options)
+    async with jupyter_server(folder, options=given, within=within) as server:
+        try:
+            yield server
+        except BaseException:
+            print("\n".join(server.log))
+            raise
+
+
+@asynccontextmanager
 async def serving(
     folder: Path, *options: str, name: str = "ours", host: str = ""
 ) -> AsyncIterator[JupyterServer]:
@@ -26,16 +38,12 @@ async def serving(
 
     With a `host`, the server sees this name as its machine's name, as in a container. This needs root.
     """
-    given = [f"--ServerApp.jpserver_extensions={EXTENSIONS}", "--RoostExtension.on_server_stop=keep"]
+    given = ["--RoostExtension.on_server_stop=keep"]
     if name:
         given.append(f"--RoostExtension.server_name={name}")
     within = ("unshare", "--uts", "sh", "-c", f'hostname {host} && exec "$@"', "sh") if host else ()
-    async with jupyter_server(folder, options=(*given, *options), within=within) as server:
-        try:
-            yield server
-        except BaseException:
-            print("\n".join(server.log))
-            raise
+    async with run_server(folder, *given, *options, within=within) as server:
+        yield server
 
 
 async def start(server: JupyterServer, name: str) -> str:
