@@ -183,6 +183,29 @@ class Snapshot:
         """Return the same snapshot, with the same version, but with metrics that are ``elapsed_s`` older."""
         return self._copy(ages=self.ages + elapsed_s, _fresh={})
 
+    def with_ages(self, ages: FloatArray) -> Snapshot:
+        """Return the same snapshot, with the same version, but with other ages of the metrics: (n,) seconds."""
+        return self._copy(ages=ages, _fresh={})
+
+    def difference(self, before: Snapshot | None) -> tuple[list[Node], list[str]]:
+        """Return the arguments for ``before.apply`` that give this snapshot, but for the ages of metrics.
+
+        The cost is O(pages + changed nodes), or O(n) if nodes came or went. Both snapshots are whole. Without
+        ``before``, return all nodes.
+        """
+        known = {} if before is None else before._rows
+        if before is not None and before._ids == self._ids:
+            pages = [one for one, old in zip(self._pages, before._pages, strict=True) if one is not old]
+        else:
+            pages = list(self._pages)
+        changed = [
+            node
+            for page in pages
+            for node in page
+            if before is None or node.id not in known or before.raw(known[node.id]) is not node
+        ]
+        return changed, [node_id for node_id in known if node_id not in self._rows]
+
     def as_empty(self) -> Snapshot:
         """Return the same nodes without promises, kernels and draining. A node refused here is refused as *never*."""
         part = self.part(np.arange(len(self)), cols.empty_columns(self.columns))

@@ -39,6 +39,7 @@ class RoostScheduler(Section):
         help="More policies: name → 'module:Name' or 'path.py:Name', relative to the configuration file's folder.",
     )
     policy_timeout_s = Float(1.0, min=0.01, help="How long a policy that is not shipped may take.")
+    policy_memory = Memory[int](2 << 30, help="Memory that a policy which is not shipped may take.")
     allow_client_policies = Bool(True, help="Whether the service runs policies that programs send to it.")
     default_cpus = Float(0.0, min=0.0, help="CPUs of kernels that ask for none.")
     default_gpus = Float(0.0, min=0.0, help="GPUs of kernels that ask for none.")

@@ -1,10 +1,12 @@
 """The placement policies of a scheduler, by name.
 
     core ──> PolicyCatalog.decide ──> a shipped policy                           catalog, roost.placement
-      │           │        └────────> SandboxedPolicy: a foreign one,            sandbox
-      │           │                   checked, in a thread
-      │           ├── loads a foreign policy by name, file or module             loader
-      │           ├── unpacks a policy that a client has packed and sent         pickling
+      │           │        └────────> SandboxedPolicy: a foreign one             sandbox
+      │           │                      │ socket: questions                      policy_messages
+      │           │                      ▼         decisions, checked twice       decision_check
+      │           │                   the policy's own process                    policy_process
+      │           │                      ├── loads it by name, file or module     loader
+      │           │                      └── or unpacks what a client has sent    pickling
       │           └── RecentRequests ──> Workload, to which policies adapt       recent_requests
       └──> build_explanation, find_soonest: what `roost explain` adds            explain
     `roost explain --snapshot` ──> explain_saved: without a service              offline

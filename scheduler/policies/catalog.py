@@ -1,28 +1,26 @@
 """The placement policies of one scheduler, by name.
 
 Policies are kept between requests, because they cache scores. Shipped policies are built again when the workload
-changes. All other policies run in threads (`sandbox`).
+changes. All other policies run in processes (`sandbox`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from roost.launchers.daemon.tasks import in_thread
+from roost.launchers.daemon.tasks import cancel_all, join_shared, start_shared
 from roost.placement import NOWHERE, Decision, Policy, Request, Snapshot, Workload
 from roost.placement.shipped_policies import SHIPPED, list_installed
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
 
-from .loader import find_policy, load_policy
-from .pickling import PYTHON, unpack_policy
+from .pickling import PYTHON
+from .policy_messages import PolicySource
 from .recent_requests import RecentRequests
 from .sandbox import PolicyFailed, SandboxedPolicy
 
 FALLBACK = "balanced"
-_LOAD_S = 15.0
-"""How long loading a policy may take. A client waits longer for its answer."""
 _MAX_PROBLEMS = 1_000
 """At most this many errors of unusable policies are kept, because clients can ask for any number of names."""
 
@@ -48,7 +46,7 @@ class PolicyCatalog:
         if spec not in SHIPPED and name not in self._others and self._may_ask(name):
             if len(self._problems) > _MAX_PROBLEMS:
                 self._problems.clear()
-            problem = await self._load(name, lambda: find_policy(name, self._settings.policies))
+            problem = await self._load(PolicySource(name, dict(self._settings.policies)))
             if problem is not None:
                 self._problems[name] = problem
 
@@ -99,7 +97,7 @@ class PolicyCatalog:
             return
         if wrong := self._wrong_name(name):
             raise ConfigError(f"policy {name!r:.80} needs another name: {wrong}.")
-        problem = await self._load(name, lambda: unpack_policy(pickled), token)
+        problem = await self._load(PolicySource(name, pickled=pickled), token)
         if problem is not None:
             raise problem
 
@@ -133,11 +131,9 @@ class PolicyCatalog:
         return self._get_shipped(spec) if spec in SHIPPED else self._others[name]
 
     async def close(self) -> None:
-        """Stop waiting for policies. A thread that still runs a policy ends with the process."""
-        tasks = [*self._loading.values(), *(other.call for other in self._others.values() if other.call)]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """End the processes of all policies."""
+        await cancel_all(set(self._loading.values()))
+        await asyncio.gather(*(other.close() for other in self._others.values()))
 
     def _get_shipped(self, name: str) -> Policy:
         if name not in self._shipped:
@@ -163,29 +159,29 @@ class PolicyCatalog:
             return "the operator's configuration uses this name"
         return "a policy of an installed package has this name" if name in list_installed() else ""
 
-    async def _load(self, name: str, load: Callable[[], object], token: str = "") -> ConfigError | None:
+    async def _load(self, source: PolicySource, token: str = "") -> ConfigError | None:
         """Load a policy and keep it, or return the error. Calls with the same token (or name) share one load."""
-        key = token or name
+        key = token or source.name
         if key not in self._loading:
-            self._loading[key] = asyncio.ensure_future(self._load_in_thread(name, load, token))
+            self._loading[key] = start_shared(self._load_alone(source, token))
             self._loading[key].add_done_callback(lambda _: self._loading.pop(key, None))
-        task = self._loading[key]
-        done, _ = await asyncio.wait([task], timeout=_LOAD_S)
-        if not done:
-            return ConfigError(f"policy {name} did not load within {_LOAD_S:g} s; choose another.")
-        return task.result()
+        return await join_shared(self._loading[key])
 
-    async def _load_in_thread(self, name: str, load: Callable[[], object], token: str) -> ConfigError | None:
-        timeout_s, workload = self._settings.policy_timeout_s, self._workload
-
-        def build() -> SandboxedPolicy:
-            return load_policy(name, lambda: SandboxedPolicy(name, load(), workload, timeout_s=timeout_s))
-
+    async def _load_alone(self, source: PolicySource, token: str) -> ConfigError | None:
+        name = source.name
+        loaded = SandboxedPolicy(
+            source,
+            timeout_s=self._settings.policy_timeout_s,
+            memory_bytes=self._settings.policy_memory,
+        )
         try:
-            self._others[name] = await in_thread(build)
+            await loaded.load()
         except ConfigError as problem:
             return problem
+        before, self._others[name] = self._others.get(name), loaded
         self.failed.pop(name, None)
         if token:
             self._given[name] = token
+        if before is not None:
+            await before.close()
         return None

@@ -1,7 +1,8 @@
-"""Runs a foreign policy, which roost does not ship, in a thread, and checks its decisions, so that none over-commits.
+"""Runs a foreign policy, which roost does not ship, in a process of its own, and checks its decisions.
 
-Each decision has a deadline. The thread also computes the decision's explanation. None of the policy's code runs on the
-event loop.
+A thread would not do: the policy could hold the interpreter, or a lock that the service needs, and Python cannot end
+it. Each answer has a deadline, which includes the decision's explanation. A process that misses it is ended. Between
+its answers the process is stopped (SIGSTOP), so that threads of the policy take no processor time.
 """
 
 from __future__ import annotations
@@ -9,23 +10,42 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
+import os
+import pickle
+import signal
+import socket
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Awaitable, Mapping
+from contextlib import suppress
+from typing import TypeVar
 
-import numpy as np
+from roost.launchers.daemon.process import describe_exit
+from roost.launchers.daemon.tasks import Timers, in_thread, join_shared, start_shared
+from roost.placement import Decision, Request, Snapshot, Workload
+from roost.scheduler.errors import ConfigError
 
-from roost.launchers.daemon.tasks import in_thread
-from roost.placement import Decision, Policy, Refusal, Request, Snapshot, Workload
-from roost.placement.decision import SHOWN_REFUSALS
-from roost.placement.pipeline import DEFAULT_FILTERS
-from roost.placement.shipped_policies import build_policy
-
+from .decision_check import read_decision
 from .loader import format_error
+from .policy_messages import PolicySource, Question, Setup
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOAD_S = 15.0
+"""How long loading a policy may take. A client waits longer for its answer."""
+_RESTS_S = (1.0, 60.0)
+"""First and longest time for which a policy is not asked after its process was ended."""
+_UNUSED_S = 600.0
+"""A process that was not asked for so long ends. The next question starts another."""
+_ENDS_S = 5.0
+"""How long `SandboxedPolicy.close` waits for the end of the process."""
+_MOST_BYTES = 256 << 20
+"""The longest answer. A refusal takes about 100 bytes, and an answer may refuse all nodes."""
+_MANY_NODES = 1_000
+"""If more nodes have changed, or an answer is as long, pickling and reading take place in a thread."""
+_LONG_BYTES = 100 * _MANY_NODES
 
 
 class PolicyFailed(Exception):
@@ -33,108 +53,253 @@ class PolicyFailed(Exception):
 
 
 class SandboxedPolicy:
-    """A policy that roost does not ship. It runs in a thread, and is not asked again while its last `call` runs."""
+    """A policy that roost does not ship, in a process. It answers one question after the other."""
 
-    def __init__(self, name: str, found: object, workload: Workload, *, timeout_s: float) -> None:
-        self.name = name
-        self._found = found
+    def __init__(self, source: PolicySource, *, timeout_s: float, memory_bytes: int) -> None:
+        self._source = source
         self._timeout_s = timeout_s
-        self._workload = workload
-        self._policy: Policy = build_policy(found, name, workload)
-        self._learns = not isinstance(found, (type, Policy))
+        self._memory_bytes = memory_bytes
         self._turn = asyncio.Lock()
-        self.call: asyncio.Task[Decision | str] | None = None
-        self._asked_at = 0.0
-        self._last_error = ""
+        self._process: _PolicyProcess | None = None
+        self._loading: asyncio.Task[_PolicyProcess] | None = None
+        self._failures = 0
+        self._why = ""
+        self._rests_until = 0.0
+        self._is_closed = False
+        self._timers = Timers()
+
+    @property
+    def pid(self) -> int | None:
+        """The process, which leads a session; None if there is none."""
+        return self._process.pid if self._process is not None and self._process.is_running else None
+
+    async def load(self) -> None:
+        """Start the process. Raises `ConfigError` if the policy cannot be loaded."""
+        self._process = await self._start()
 
     async def place(
         self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], workload: Workload
     ) -> Decision:
-        """Return the policy's checked decision; raises `PolicyFailed`."""
-        async with self._turn:
-            if not await self._has_answered():  # a cancelled caller may have left its call behind
-                waited_s = time.monotonic() - self._asked_at
-                raise PolicyFailed(f"has not answered for {waited_s:.0f} s and is not asked until it does")
-            self._asked_at = time.monotonic()
-            answering = in_thread(lambda: self._ask(request, snapshot, avoid, workload))
-            self.call = asyncio.ensure_future(answering)
-            if not await self._has_answered():
-                log.error("policy=%s did not answer within %g s", self.name, self._timeout_s)
-                raise PolicyFailed(f"did not answer within {self._timeout_s:g} s")
-            answer = self.call.result()
-        if isinstance(answer, str):
-            raise PolicyFailed(f"failed ({answer})")
-        return answer
+        """Return the policy's checked decision; raises `PolicyFailed`. A cancelled caller does not end the process."""
+        return await join_shared(start_shared(self._place(request, snapshot, avoid, workload)))
 
-    async def _has_answered(self) -> bool:
-        if self.call is None:
-            return True
-        remaining_s = self._asked_at + self._timeout_s - time.monotonic()
-        done, _ = await asyncio.wait([self.call], timeout=max(0.0, remaining_s))
-        return bool(done)
+    async def close(self) -> None:
+        """End the process. Questions that wait raise `PolicyFailed`."""
+        self._is_closed = True
+        self._timers.close()
+        if self._loading is not None:
+            self._loading.cancel()
+        if self._process is not None:
+            await self._process.end()
 
-    def _ask(
+    async def _place(
         self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], workload: Workload
-    ) -> Decision | str:
-        """Return a checked decision, or the description of the policy's error. Runs in the thread."""
+    ) -> Decision:
+        async with self._turn:
+            process = await self._find_process()
+            self._timers.cancel("unused")
+            try:
+                content = await process.ask(request, snapshot, avoid, workload, self._timeout_s)
+            except _ProcessFailed as problem:
+                await process.end()
+                self._check_open()
+                self._rest(str(problem))
+                raise PolicyFailed(str(problem)) from None
+            self._failures = 0
+            self._timers.later(_UNUSED_S, self._end_unused, key="unused")
         try:
-            if self._learns and workload is not self._workload:
-                self._policy, self._workload = build_policy(self._found, self.name, workload), workload
-            decision = self._policy.place(request, snapshot, avoid=avoid)
-            return check_decision(decision, request, snapshot, avoid)
-        except BaseException as problem:  # foreign code may even raise SystemExit
-            text = format_error(problem)
-            if text != self._last_error:  # the policy's author needs the traceback, once
-                log.exception("policy=%s failed", self.name)
-            else:
-                log.error("policy=%s failed again: %s", self.name, text)
-            self._last_error = text
-            return text
+            if len(content) < _LONG_BYTES:
+                return _read_answer(content, request, snapshot, avoid)
+            return await in_thread(lambda: _read_answer(content, request, snapshot, avoid))
+        except (ValueError, TypeError, LookupError, AttributeError) as problem:
+            raise PolicyFailed(f"failed ({format_error(problem)})") from None
+
+    async def _find_process(self) -> _PolicyProcess:
+        """Return the running process. Start another if there is none, unless the policy has failed just now."""
+        self._check_open()
+        if self._process is not None:
+            if self._process.is_running:
+                return self._process
+            self._process.kill()  # what it has left behind
+            self._process = None
+        rests_s = self._rests_until - time.monotonic()
+        if rests_s > 0:
+            raise PolicyFailed(f"{self._why}; it is asked again in {rests_s:.0f} s")
+        if self._loading is None:
+            self._loading = start_shared(self._start())
+        await asyncio.wait([self._loading], timeout=self._timeout_s)
+        if not self._loading.done():
+            raise PolicyFailed("is still loading")
+        loading, self._loading = self._loading, None
+        try:
+            self._process = loading.result()
+        except ConfigError as problem:
+            self._rest(f"cannot be loaded again ({problem.user_message.rstrip('.')})")
+            raise PolicyFailed(self._why) from None
+        return self._process
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise PolicyFailed("was replaced by another of this name")
+
+    def _end_unused(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process = None
+
+    async def _start(self) -> _PolicyProcess:
+        setup = Setup(self._source, tuple(sys.path), _find_folder(), self._memory_bytes)
+        return await _PolicyProcess.start(setup)
+
+    def _rest(self, why: str) -> None:
+        log.error("policy=%s %s", self._source.name, why)
+        self._why = why
+        self._rests_until = time.monotonic() + min(_RESTS_S[0] * 2**self._failures, _RESTS_S[1])
+        self._failures += 1
 
 
-def check_decision(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> Decision:
-    """Return a copy of the answer without objects of the policy. Raise an error if the decision is not possible."""
-    answer = check_placement(answer, request, snapshot, avoid)
-    shown = None if answer.placement is None else SHOWN_REFUSALS  # a queued start reads all of them
-    refusals: tuple[Any, ...] = answer.first_refusals(shown)
-    for refusal in refusals:
-        if not isinstance(refusal, Refusal) or refusal.node_id not in snapshot:
-            raise ValueError(f"it refuses {refusal!s:.80}, which is not a node")
-    if answer.placement is None and len(snapshot) and not refusals and not answer.refused:
-        raise ValueError("it gave neither a node nor a refusal")
-    plain = json.dumps(answer.changed_to(request=request).to_dict(), allow_nan=False, default=float)
-    return replace(
-        Decision.from_dict(json.loads(plain)),
-        request=request,
-        refusals=refusals,
-        snapshot_version=snapshot.version,
-    )
+def _find_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return "/"
 
 
-def check_placement(answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> Decision:
-    """Return the answer as a decision; raise if the chosen node and devices cannot hold the request."""
-    if not isinstance(answer, Decision):
-        raise TypeError(f"place gave {type(answer).__name__}, not a Decision")
-    placement = answer.placement
-    if placement is None:
+def _read_answer(content: bytes, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]) -> Decision:
+    """Return the decision. Raise `PolicyFailed` if the answer describes an error, else what `read_decision` raises."""
+    if content.startswith(b'{"problem":'):
+        raise PolicyFailed(f"failed ({json.loads(content)['problem']})")
+    return read_decision(content, request, snapshot, avoid)
+
+
+class _ProcessFailed(Exception):
+    """The process cannot go on. The text completes "policy NAME …"."""
+
+
+class _PolicyProcess:
+    """A process that runs `policy_process`, and the socket to it. `start` creates one."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.pid = process.pid
+        self._reader = reader
+        self._writer = writer
+        self._ended = asyncio.ensure_future(process.wait())
+        self._sent: Snapshot | None = None
+        self._workload: Workload | None = None
+
+    @classmethod
+    async def start(cls, setup: Setup) -> _PolicyProcess:
+        """Start the process and wait until it has loaded its policy. Raises `ConfigError`."""
+        name = setup.source.name
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    f"{__package__}.policy_process",
+                    str(theirs.fileno()),
+                    cwd="/",  # a module of the service's folder must not replace one of roost
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=2,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except OSError as problem:
+            ours.close()
+            raise ConfigError(
+                f"policy {name} cannot be loaded: no process could start ({problem})."
+            ) from None
+        made = cls(process, reader, writer)
+        try:
+            writer.write(pickle.dumps(setup))
+            answer = await made._within(
+                LOAD_S, made._receive(), f"did not load within {LOAD_S:g} s; choose another"
+            )
+            if refusal := json.loads(answer).get("problem"):
+                raise ConfigError(refusal)
+        except BaseException as problem:
+            await made.end()
+            if isinstance(problem, _ProcessFailed):
+                raise ConfigError(f"policy {name} {problem}.") from None
+            raise
+        made._pause()
+        return made
+
+    @property
+    def is_running(self) -> bool:
+        return not self._ended.done()
+
+    async def ask(
+        self,
+        request: Request,
+        snapshot: Snapshot,
+        avoid: Mapping[str, str],
+        workload: Workload,
+        timeout_s: float,
+    ) -> bytes:
+        """Return the policy's answer; raises `_ProcessFailed`. The deadline begins when it knows the snapshot."""
+        nodes, removed = snapshot.difference(self._sent)
+        question = Question(
+            request,
+            dict(avoid),
+            None if workload is self._workload else workload,
+            nodes,
+            removed,
+            snapshot.ages.tobytes(),
+            snapshot.version,
+        )
+        if len(nodes) > _MANY_NODES:
+            content = await in_thread(lambda: pickle.dumps(question))
+        else:
+            content = pickle.dumps(question)
+        self._signal(signal.SIGCONT)
+        self._writer.write(content)
+        await self._within(LOAD_S, self._receive(), f"did not take the snapshot within {LOAD_S:g} s")
+        self._sent, self._workload = snapshot, workload
+        answer = await self._within(timeout_s, self._receive(), f"did not answer within {timeout_s:g} s")
+        self._pause()
         return answer
-    node_id, ids = placement.node_id, placement.device_ids
-    if node_id not in snapshot:
-        raise ValueError(f"it chose {node_id!r:.80}, but there is no such node")
-    if node_id in avoid:
-        raise ValueError(f"it chose {node_id}, which {avoid[node_id]}")
-    row = snapshot.row(node_id)
-    node, part = snapshot.at(row), snapshot.part(np.array([row]))
-    for rule in DEFAULT_FILTERS:
-        passes = rule.passes(request, part)
-        if passes is not None and not passes[0]:
-            raise ValueError(f"it chose {node_id}, which {rule.reason(request, node)}")
-    free = {device.id for device in node.fitting_devices(request)} if request.gpus else set()
-    for device_id in ids:
-        if device_id not in free:
-            raise ValueError(f"it chose device {device_id!r:.80} of {node_id}, which is missing or not free")
-    if len(set(ids)) != len(ids) or len(ids) not in (0, request.gpu_count):
-        raise ValueError(f"it chose {len(ids)} devices ({', '.join(ids):.80}) for {request.describe()}")
-    if not all(math.isfinite(number) for number in (placement.score, *placement.terms.values())):
-        raise ValueError(f"its score for {node_id} is not a finite number")
-    return answer
+
+    def kill(self) -> None:
+        """End the process and all others of its group."""
+        self._signal(signal.SIGKILL)
+        self._writer.close()
+
+    async def end(self) -> None:
+        """End the process, and wait until it has ended."""
+        self.kill()
+        await asyncio.wait([self._ended], timeout=_ENDS_S)
+
+    def _pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, signum: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signum)
+
+    async def _within(self, deadline_s: float, answer: Awaitable[T], late: str) -> T:
+        """Return the result of `answer`. Raise `_ProcessFailed` if it comes too late, or if the process ends first."""
+        reading = asyncio.ensure_future(answer)
+        try:
+            await asyncio.wait(
+                [reading, self._ended], timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if reading.done():
+                return reading.result()
+        except (OSError, asyncio.IncompleteReadError):
+            await asyncio.wait([self._ended], timeout=_ENDS_S)  # its end is about to be known
+        finally:
+            reading.cancel()
+        if self._ended.done():
+            raise _ProcessFailed(f"failed (its process {describe_exit(self._ended.result())})")
+        raise _ProcessFailed(late)
+
+    async def _receive(self) -> bytes:
+        length = int.from_bytes(await self._reader.readexactly(4), "big")
+        if length > _MOST_BYTES:
+            raise _ProcessFailed(f"failed (its answer has {length} bytes)")
+        return await self._reader.readexactly(length)

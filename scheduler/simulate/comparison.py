@@ -17,8 +17,8 @@ from roost.placement import NOWHERE, Decision, Node, Policy, Request, Snapshot, 
 from roost.placement.shipped_policies import SHIPPED, build_policy, get_policy
 from roost.placement.trace_run import Arrival, Resource, run_trace
 from roost.scheduler.errors import ConfigError
+from roost.scheduler.policies.decision_check import check_placement
 from roost.scheduler.policies.loader import find_policy, format_error, load_policy
-from roost.scheduler.policies.sandbox import check_placement
 
 from .report import PolicyRun
 

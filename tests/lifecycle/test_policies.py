@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import Notebook
-from kit.machine.daemons import daemon_pids, kill, settle
+from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
 from kit.machine.tiny_kernel import tiny
 from roost.placement import Decision, Request, Snapshot, get_policy
 from roost.scheduler.client.client import connect, disconnect
@@ -62,6 +65,43 @@ async def test_a_policy_from_a_file_decides_a_start(two_gpus: Path, tmp_path: Pa
         assert await notebook.value("__import__('os').environ['CUDA_VISIBLE_DEVICES']") == "'1'"
     finally:
         await notebook.close()
+
+
+HOLDS = """
+import ctypes
+import numpy as np
+from roost.placement import Pipeline
+
+class HoldsThenHolds:
+    name, needs_metrics = "holds", False
+    calls = 0
+    def score(self, request, snapshot):
+        self.calls += 1
+        if self.calls > 1:  # the reasons behind the decision
+            ctypes.PyDLL(None).sleep(1_000)  # a C call that never lets go of the interpreter
+        return np.zeros(len(snapshot))
+
+HOLDS = Pipeline(name="holds", scorers=((HoldsThenHolds(), 1.0),))
+"""
+
+
+def test_a_policy_that_never_returns_delays_nobody(two_gpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "etc" / "policies" / "holds.py").write_text(HOLDS)
+    (tmp_path / "etc" / "jupyter_roost_config.py").write_text(
+        'c.RoostScheduler.policies = {"late": "policies/holds.py:HOLDS"}\nc.RoostScheduler.policy_timeout_s = 3.0\n'
+    )
+    client = connect()
+    late = client.explain(Request(policy="late"))
+    kernel = client.start(tiny("k")).result(allow_s(60))
+    assert client.explain(Request(policy="pack")).result(allow_s(60))["fallback"] is None
+    assert "policy late did not answer within 3 s" in late.result(allow_s(60))["fallback"]
+    client.stop(kernel.id).result(allow_s(60))
+    client.explain(Request(policy="late"))
+    (pid,) = daemon_pids(two_gpus, "scheduler")
+    children = psutil.Process(pid).children(recursive=True)
+    os.kill(pid, signal.SIGTERM)
+    assert wait_gone(pid, 5), "the service does not end while a policy holds its interpreter"
+    assert not [child for child in children if not wait_gone(child.pid, 5)]
 
 
 class SecondOnly:

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
 from kit.fakes.client_policies import CLUSTER, HALF, given, placed, policies
-from roost.placement import (
-    Pipeline,
-    get_policy,
-)
-from roost.placement.rules.scorers import FewKernels
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
-from roost.scheduler.policies import catalog as module
+from roost.scheduler.policies import sandbox
 from roost.testing.deadlines import allow_s
 
-SPREAD = Pipeline(name="spread", scorers=((FewKernels(), 1.0),))
 PARTS = """
 from __future__ import annotations
 from dataclasses import dataclass
@@ -66,7 +58,7 @@ async def test_only_the_operator_names_a_file(tmp_path: Path) -> None:
             with pytest.raises(ConfigError, match=says):
                 found.check(name)
     assert sys.path == path
-    assert {name[:13] for name in set(sys.modules) - modules} == {"_roost_policy"}
+    assert not {name for name in set(sys.modules) - modules if name.startswith("_roost_policy")}
     assert not list(tmp_path.rglob("__pycache__"))
 
 
@@ -83,24 +75,33 @@ async def test_a_fixed_file_is_loaded(tmp_path: Path) -> None:
 
 
 async def test_a_policy_that_loads_too_slowly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    release, loads = threading.Event(), []
-
-    def find_slowly(name: str, *_: object) -> object:
-        loads.append(name)
-        release.wait(allow_s(20))
-        return get_policy("pack")
-
-    monkeypatch.setattr(module, "_LOAD_S", 0.05)
-    monkeypatch.setattr(module, "find_policy", find_slowly)
-    async with policies(Settings(policies={"mine": "slow:X"})) as found:
+    release, loads, file = tmp_path / "release", tmp_path / "loads", tmp_path / "mine.py"
+    file.write_text(
+        "import pathlib, time\n"
+        f"with open({str(loads)!r}, 'a') as file: file.write('once ')\n"
+        f"while not pathlib.Path({str(release)!r}).exists(): time.sleep(0.01)\n{PARTS}".replace(
+            "from __future__ import annotations", ""
+        )
+    )
+    monkeypatch.setattr(sandbox, "LOAD_S", allow_s(3))
+    async with policies(Settings(policies={"mine": f"{file}:MINE"})) as found:
         await asyncio.gather(found.load("mine"), found.load("mine"))
-        with pytest.raises(ConfigError, match=r"mine did not load within 0\.05 s"):
+        with pytest.raises(ConfigError, match=r"mine did not load within .* s; choose another\."):
             found.check("mine")
-        assert loads == ["mine"]
-        monkeypatch.setattr(module, "_LOAD_S", 20)
-        release.set()
+        assert loads.read_text().split() == ["once"]
+        release.touch()
+        monkeypatch.setattr(sandbox, "LOAD_S", allow_s(30))
         await found.load("mine")
         found.check("mine")
+
+
+async def test_a_policy_whose_process_ends_while_it_loads(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import os\nos._exit(9)\n")
+    async with policies(Settings(policies={"mine": f"{file}:MINE"})) as found:
+        await found.load("mine")
+        with pytest.raises(ConfigError, match=r"policy mine failed \(its process exited with code 9\)\."):
+            found.check("mine")
 
 
 async def test_which_policies_clients_may_add() -> None:
@@ -136,9 +137,15 @@ async def test_which_policies_clients_may_add() -> None:
         assert found.get("mine") is not kept
 
 
-async def test_installed_policies_are_found_and_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [EntryPoint("theirs", f"{__name__}:SPREAD", "roost.policies")]
-    monkeypatch.setattr("roost.placement.shipped_policies.entry_points", lambda group: points)
+async def test_installed_policies_are_found_and_keep_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "theirs-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[roost.policies]\ntheirs = their_policy:MINE\n")
+    (tmp_path / "their_policy.py").write_text(PARTS)
+    monkeypatch.syspath_prepend(str(tmp_path))
     async with policies() as found:
         await found.load("theirs")
         assert (await found.decide("theirs", HALF, CLUSTER)).fallback is None
