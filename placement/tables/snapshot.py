@@ -193,18 +193,18 @@ class Snapshot:
         The cost is O(pages + changed nodes), or O(n) if nodes came or went. Both snapshots are whole. Without
         ``before``, return all nodes.
         """
-        known = {} if before is None else before._rows
-        if before is not None and before._ids == self._ids:
-            pages = [one for one, old in zip(self._pages, before._pages, strict=True) if one is not old]
-        else:
-            pages = list(self._pages)
-        changed = [
-            node
-            for page in pages
-            for node in page
-            if before is None or node.id not in known or before.raw(known[node.id]) is not node
-        ]
-        return changed, [node_id for node_id in known if node_id not in self._rows]
+        if before is None:
+            return [node for page in self._pages for node in page], []
+        if before._ids is self._ids:
+            pages = zip(self._pages, before._pages, strict=True)
+            changed = (zip(page, old, strict=True) for page, old in pages if page is not old)
+            return [node for pairs in changed for node, old in pairs if node is not old], []
+        nodes = (node for page in self._pages for node in page)
+        rows = before._rows
+        return (
+            [node for node in nodes if node.id not in rows or before.raw(rows[node.id]) is not node],
+            [node_id for node_id in rows if node_id not in self._rows],
+        )
 
     def as_empty(self) -> Snapshot:
         """Return the same nodes without promises, kernels and draining. A node refused here is refused as *never*."""
