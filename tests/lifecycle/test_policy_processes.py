@@ -186,7 +186,8 @@ HARMFUL: dict[str, tuple[Answer, str]] = {
 async def test_a_policy_cannot_hurt_others(kind: str) -> None:
     answer, says = HARMFUL[kind]
     before = CLUSTER.node("small").to_dict(), CLUSTER.columns.cpus_free.tolist()
-    async with policies(Settings(policy_timeout_s=1, policy_memory=1 << 30), mine=Always(answer)) as found:
+    settings = Settings(policy_timeout_s=1 if says == LATE else 20, policy_memory=1 << 30)
+    async with policies(settings, mine=Always(answer)) as found:
         group = process_of(found)
         asked = asyncio.ensure_future(found.decide("mine", HALF, CLUSTER))
         await asyncio.sleep(0)
