@@ -28,6 +28,8 @@ class Setup(NamedTuple):
     """The service's working directory."""
     memory_bytes: int
     """How much memory the policy may take."""
+    has_log: bool
+    """Whether the service writes a log. A command does not: it shows the error alone."""
 
 
 class Question(NamedTuple):

@@ -78,12 +78,15 @@ class _Answerer:
 def main(descriptor: int) -> None:
     """Load a policy and answer questions about it until the service closes the socket."""
     _die_with_parent()
-    set_up_log()
     connection = socket.socket(fileno=descriptor)
     messages = connection.makefile("rb")
     setup = _receive(messages)
     if not isinstance(setup, Setup):
         return
+    if setup.has_log:
+        set_up_log()
+    else:
+        logging.getLogger("roost").addHandler(logging.NullHandler())
     sys.path[:] = setup.path
     with suppress(OSError):  # it was removed
         os.chdir(setup.folder)

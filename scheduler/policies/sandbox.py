@@ -148,7 +148,8 @@ class SandboxedPolicy:
             self._process = None
 
     async def _start(self) -> _PolicyProcess:
-        setup = Setup(self._source, tuple(sys.path), _find_folder(), self._memory_bytes)
+        has_log = bool(logging.getLogger().handlers)
+        setup = Setup(self._source, tuple(sys.path), _find_folder(), self._memory_bytes, has_log)
         return await _PolicyProcess.start(setup)
 
     def _rest(self, why: str) -> None:

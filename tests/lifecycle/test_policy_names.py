@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 from pathlib import Path
 
@@ -153,3 +154,21 @@ async def test_installed_policies_are_found_and_keep_their_names(
             ConfigError, match="needs another name: a policy of an installed package has this name"
         ):
             await found.add(**given("theirs", placed("small", "0")))
+
+
+def test_a_command_shows_the_error_of_a_policy_without_its_stack(tmp_path: Path) -> None:
+    (tmp_path / "nodes.json").write_text('{"nodes": [{"id": "a", "cpus": 8, "metrics_age_s": 1}]}')
+    (tmp_path / "mine.py").write_text(
+        "class Broken:\n    name = 'broken'\n    def place(self, request, snapshot, *, avoid):\n        1 / 0\n"
+    )
+    command = ["explain", "--snapshot", "nodes.json", "--cpus", "1", "--policy", "mine.py:Broken"]
+    done = subprocess.run(
+        [sys.executable, "-m", "roost", *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=allow_s(60),
+        check=True,
+    )
+    assert "since policy mine.py:Broken failed (ZeroDivisionError: division by zero)" in done.stdout
+    assert done.stderr == ""
