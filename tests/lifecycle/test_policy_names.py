@@ -170,5 +170,6 @@ def test_a_command_shows_the_error_of_a_policy_without_its_stack(tmp_path: Path)
         timeout=allow_s(60),
         check=True,
     )
-    assert "since policy mine.py:Broken failed (ZeroDivisionError: division by zero)" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "since policy mine.py:Broken failed (ZeroDivisionError: division by zero)" in said
     assert done.stderr == ""
