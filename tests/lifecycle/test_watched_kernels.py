@@ -1,0 +1,77 @@
+"""A Jupyter Server goes on watching its kernels while the service ends, cannot start, and starts again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kit.jupyter.restarted_servers import listed, run_server, start
+from kit.machine.daemons import daemon_pids, kill, settle
+from roost.bench.world import ROOST, write_kernelspec
+from roost.scheduler.client.client import connect, disconnect
+from roost.testing.deadlines import allow_s
+
+MISSPELT = "c.RoostScheduler.idel_after_s = 20\n"
+WITHIN_S = 6.0
+"""How long the server's list may show a kernel that has ended."""
+
+
+@pytest.fixture
+def config(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share"))
+    write_kernelspec(tmp_path / "share" / "kernels" / "roosted", ROOST)
+    yield tmp_path / "jupyter_roost_config.py"
+    disconnect()
+    settle(runtime_dir)
+
+
+def shell(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "roost", *argv]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=allow_s(120), check=False
+    )
+
+
+async def until_running(*kernels: str) -> None:
+    deadline = time.monotonic() + allow_s(60)
+    while {kernel.id for kernel in await connect().kernels() if kernel.state == "running"} != {*kernels}:
+        assert time.monotonic() < deadline, await connect().kernels()
+        await asyncio.sleep(0.1)
+
+
+async def test_the_list_is_right_after_a_service_that_could_not_start(
+    runtime_dir: Path, tmp_path: Path, config: Path
+) -> None:
+    """Each round kills the service, breaks its configuration, mends it, and ends a kernel from a shell."""
+    rounds = int(os.environ.get("ROOST_ROUNDS", "2"))
+    took_s = []
+    async with run_server(tmp_path) as server:
+        kept = await start(server, "roosted")
+        for _ in range(rounds):
+            ended = await start(server, "roosted")
+            await until_running(kept, ended)
+            assert (await listed(server)).keys() == {kept, ended}
+            (pid,) = daemon_pids(runtime_dir, "scheduler")
+            config.write_text(MISSPELT)
+            await asyncio.to_thread(kill, pid)
+            failed = await asyncio.to_thread(shell, "kernels")
+            assert failed.returncode != 0
+            assert "idel_after_s" in failed.stderr
+            config.write_text("")
+            done = await asyncio.to_thread(shell, "stop", ended)
+            assert done.returncode == 0, done.stderr
+            began = time.monotonic()
+            while (await listed(server)).get(ended, "dead") != "dead":
+                assert time.monotonic() - began < allow_s(WITHIN_S), await listed(server)
+                await asyncio.sleep(0.05)
+            took_s.append(time.monotonic() - began)
+            assert (await listed(server))[kept] != "dead"
+    print(f"the list was right after {min(took_s):.2f} to {max(took_s):.2f} s in {rounds} rounds")
