@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
+from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from .model import Request
@@ -199,7 +200,7 @@ class Decision(_Explained):
         if group.filter == "draining":
             drained = (example.node_id for example in group.examples if example.reason == BY_OPERATOR)
             node_id = next(drained, "" if group.examples else "NODE")
-            return f"`roost drain {node_id} --off` lets kernels on it again" if node_id else ""
+            return f"`roost drain {quote(node_id)} --off` lets kernels on it again" if node_id else ""
         if group.filter == "labels":
             return "ask for another label, or for none, or add a node that has it"
         if group.filter == "taints":

@@ -159,7 +159,7 @@ def find_problems(*, asks_schedulers: bool = True) -> list[Finding]:
             what, _, do = advice.rstrip(".").partition(": ")
             found.append({"level": "warning", "what": f"kernelspec {spec.name}: {what}", "do": do})
     if not specs:
-        do = "roost kernelspec install --from python3 --name roost-python3"
+        do = "run `roost kernelspec install --from python3 --name roost-python3`"
         found.append({"level": "warning", "what": "no kernelspec starts through roost", "do": do})
     return found
 

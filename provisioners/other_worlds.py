@@ -17,7 +17,7 @@ async def find_elsewhere(client: Client, kernel_id: str) -> Client | None:
             kernel, facts = await other.kernel(kernel_id), await other.service()
         except (UnknownKernel, BackendUnavailable):
             continue
-        _check_network(kernel, facts)
+        _check_network(other, kernel, facts)
         return other
     return None
 
@@ -29,16 +29,16 @@ def find_elsewhere_blocking(client: Client, kernel_id: str) -> Client | None:
             kernel, facts = other.kernel(kernel_id).result(), other.service().result()
         except (UnknownKernel, BackendUnavailable):
             continue
-        _check_network(kernel, facts)
+        _check_network(other, kernel, facts)
         return other
     return None
 
 
-def _check_network(kernel: Kernel, facts: ServiceFacts) -> None:
+def _check_network(client: Client, kernel: Kernel, facts: ServiceFacts) -> None:
     """Raise `LaunchError` if nobody in this network can connect with a kernel that the service starts."""
     uses_ports = kernel.connection is not None and kernel.connection.transport == "tcp"
     if uses_ports and facts["network"] != read_namespace("net"):
         raise LaunchError(
             f"Kernel {kernel.id} runs in another network namespace, so its ports cannot be reached from here. "
-            f"`roost stop {kernel.id}` ends it."
+            f"{client.advice.write('stop', kernel.id)} ends it."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from typing import Any
 
 from traitlets import Bool, Enum, Float, Unicode, default
@@ -87,10 +88,11 @@ class RoostExtension(LoggingConfigurable):
 
         Then give up the server's name.
         """
-        for backend in sorted({provisioner.backend for provisioner in kept}):
-            count = format_count(sum(provisioner.backend == backend for provisioner in kept), "kernel")
-            command = f"roost stop --backend {backend} --server {self.state.name}"
-            self.log.info("roost: %s kept for the next server of this name; to end: %s", count, command)
+        name = self.state.name
+        commands = Counter(each.service.advice.write("stop", "--server", name) for each in kept)
+        for command, count in sorted(commands.items()):
+            kernels = format_count(count, "kernel")
+            self.log.info("roost: %s kept for the next server of this name; to end: %s", kernels, command)
         self.state.close()
 
     def load(self) -> None:

@@ -30,7 +30,9 @@ def attach(arguments: argparse.Namespace) -> int:
     try:
         import jupyter_console  # noqa: F401
     except ImportError:
-        raise ConfigError(f"`roost attach` needs Jupyter's console: {describe_extra('console')}.") from None
+        raise ConfigError(
+            f"The command attach needs Jupyter's console: {describe_extra('console')}."
+        ) from None
     ((_, kernel),) = find_kernels(connect_worlds(arguments), [arguments.kernel])
     with attach_kernel(kernel.id, arguments.backend, **scheduler_options(arguments)) as attached:
         connection = to_jupyter(attached.connection)

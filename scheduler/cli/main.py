@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from roost.launchers.daemon.daemon import DaemonError
         from roost.launchers.daemon.private_files import FolderError
         from roost.scheduler.errors import ConfigError, RoostError
+
+        from .options import advise
     finally:
         if can_interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return action(arguments)
     except (RoostError, DaemonError, FolderError) as error:
-        print(f"roost: {clean(str(error))}", file=sys.stderr)
+        print(f"roost: {clean(advise(arguments).complete(str(error)))}", file=sys.stderr)
         if log_tail := getattr(error, "fields", {}).get("log_tail"):
             print(clean_but_colours(str(log_tail).rstrip()), file=sys.stderr)
         return 2 if isinstance(error, (ConfigError, FolderError)) else 1

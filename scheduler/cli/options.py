@@ -15,6 +15,7 @@ import roost
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 
 if TYPE_CHECKING:
+    from roost.scheduler.client.advice import Advice
     from roost.scheduler.client.client import Client
 
 
@@ -140,6 +141,18 @@ def scheduler_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
     options = split_pairs("--backend-option", arguments.backend_option, "gpus=2")
     return {name: read_json(text) for name, text in options.items()}
+
+
+def advise(arguments: argparse.Namespace) -> Advice:
+    """Return the advice about the scheduler that the options name; about the default one if they name none."""
+    from roost.scheduler.client.advice import Advice
+    from roost.scheduler.errors import ConfigError
+
+    try:
+        options = scheduler_options(arguments) if hasattr(arguments, "backend_option") else {}
+    except ConfigError:  # the command has failed because of it
+        options = {}
+    return Advice(getattr(arguments, "backend", "") or DEFAULT_BACKEND, options)
 
 
 def print_answer(arguments: argparse.Namespace, document: dict[str, Any], show: Callable[[], object]) -> int:

@@ -11,6 +11,7 @@
     this_owner.py            this process as an owner of kernels
     running_services.py      the services that run, found without starting one
     service_checks.py        whether the scheduler or its cluster would refuse a policy or a request
+    advice.py                completes the `roost` commands in texts, so that they work as typed
     interpreter_probe.py     what a kernelspec's Python can do
     state_folder.py          private files of the user that outlive a reboot
 

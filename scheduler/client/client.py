@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -39,6 +39,7 @@ from roost.scheduler.errors import BackendUnavailable, ManagerAway, RoostError, 
 from roost.scheduler.messages import EVENT_KINDS, Event, Finding, Kernel, ServiceFacts, StartKernel
 from roost.scheduler.policies.pickling import PYTHON, pack_policy
 
+from .advice import Advice
 from .call import Call
 from .running_services import read_kernels
 from .service_connection import RETRY_S, ServiceConnection, no_answer
@@ -84,6 +85,8 @@ class Client:
         """Make a client of the service in this process's world, or in another `world` of this user's."""
         self.backend = backend
         self.options = dict(options or {})
+        self.advice = Advice(backend, self.options)
+        """Completes the commands in texts about this scheduler. The texts of all answers are complete."""
         own = find_service_world(backend)
         self.world = own if world is None else world
         """The world of the service (`daemon/world.py`); empty if the service serves all worlds."""
@@ -109,7 +112,7 @@ class Client:
         If the service does not answer, the call is repeated for `repeat_s`.
         """
         deadline_s = repeat_s + grace_s
-        return self._ask("stop", _to_kernel, deadline_s, kernel_id=kernel_id, grace_s=float(grace_s))
+        return self._ask("stop", self._read_kernel, deadline_s, kernel_id=kernel_id, grace_s=float(grace_s))
 
     def cancel(self, kernel_id: str, launch_id: str = "") -> Call[None]:
         """Cancel a start: its caller gets `Cancelled`.
@@ -132,14 +135,14 @@ class Client:
             found, unreachable = await read_kernels(
                 lambda arguments: self._call("kernels", arguments, CALL_DEADLINE_S), with_use=with_use
             )
-            return KernelList(map(_to_kernel, found), unreachable)
+            return KernelList(map(self._read_kernel, found), unreachable)
 
         return self._run(ask())
 
     def kernel(self, kernel_id: str, *, with_use: bool = False) -> Call[Kernel]:
         """Return one kernel with its connection; raises `UnknownKernel`. `with_use` is as in `kernels`."""
         also = {"with_use": True} if with_use else {}  # older services do not know it
-        return self._ask("kernel", _to_kernel, kernel_id=kernel_id, **also)
+        return self._ask("kernel", self._read_kernel, kernel_id=kernel_id, **also)
 
     def adopt(self, kernel_id: str, owner: Owner | None = None, *, takes_away: bool = True) -> Call[Kernel]:
         """Adopt a kernel or a start of another application, and return it; raises `UnknownKernel`.
@@ -150,7 +153,7 @@ class Client:
         (state `unknown`).
         """
         arguments = {"kernel_id": kernel_id, "owner": owner or this_owner(), "takes_away": takes_away}
-        return self._ask("adopt", _to_kernel, **arguments)
+        return self._ask("adopt", self._read_kernel, **arguments)
 
     def journal(
         self,
@@ -180,7 +183,7 @@ class Client:
 
     def explain(self, request: Request) -> Call[dict[str, Any]]:
         """Return the decision that a request would get now, as `Decision.to_dict()` with warnings and remedies."""
-        return self._ask("explain", itemgetter("decision"), request=request, owner=this_owner())
+        return self._ask("explain", self._read("decision"), request=request, owner=this_owner())
 
     def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> Call[str]:
         """Return the end of a kernel's log (its stdout and stderr)."""
@@ -214,7 +217,7 @@ class Client:
 
     def check_policies(self, names: Sequence[str]) -> Call[dict[str, str]]:
         """Return the policies among `names` that a kernel cannot use, each with the reason."""
-        return self._ask("check_policies", itemgetter("problems"), names=list(names))
+        return self._ask("check_policies", self._read("problems"), names=list(names))
 
     def doctor(self, fix: bool = False) -> Call[list[Finding]]:
         """Return the service's findings: errors, warnings, and checks that passed.
@@ -222,11 +225,11 @@ class Client:
         With `fix`, the service first repairs disagreements between kernels, leases and processes. Each repair
         is a finding of the level `fixed`. Without `fix`, a finding with the key `fix` can be repaired.
         """
-        return self._ask("doctor", itemgetter("findings"), **({"fix": True} if fix else {}))
+        return self._ask("doctor", self._read("findings"), **({"fix": True} if fix else {}))
 
     def events(self, limit: int = 100) -> Call[list[Event]]:
         """Return the latest events, oldest first."""
-        return self._ask("events", lambda answer: _to_events(answer["events"]), limit=limit)
+        return self._ask("events", lambda answer: self._read_events(answer["events"]), limit=limit)
 
     def listen(self, callback: Callable[[Event], None], *, kernel_id: str = "") -> Callable[[], None]:
         """Call `callback` with every event, on the client's thread.
@@ -334,7 +337,7 @@ class Client:
 
     def _on_event(self, message: Mapping[str, Any]) -> None:
         if self._find_listeners((message.get("kernel") or {}).get("id")):
-            for event in _to_events([message]):
+            for event in self._read_events([message]):
                 self._notify(event)
 
     def _find_listeners(self, kernel_id: str | None) -> list[Callable[[Event], None]]:
@@ -353,6 +356,13 @@ class Client:
 
     async def _call(self, op: str, arguments: Mapping[str, Any], deadline_s: float) -> Any:
         """Call the service. If the connection is lost, repeat the call on a new one until the deadline."""
+        try:
+            return await self._repeat(op, arguments, deadline_s)
+        except RoostError as problem:
+            self.advice.complete_error(problem)
+            raise
+
+    async def _repeat(self, op: str, arguments: Mapping[str, Any], deadline_s: float) -> Any:
         deadline = time.monotonic() + deadline_s
         message = arguments
         pauses = backoff(*RETRY_S)
@@ -389,11 +399,31 @@ class Client:
             await connection.call("add_policy", given, timeout_s=max(0.01, deadline - time.monotonic()))
             self._sent_policies[given["name"]] = given["token"], connection
 
+    def _read(self, key: str) -> Callable[[Any], Any]:
+        """Return a function that reads a part of an answer and completes the commands in its texts."""
+        return lambda answer: self.advice.complete_all(answer[key])
+
+    def _read_kernel(self, answer: Any) -> Kernel:
+        kernel = decode(Kernel, answer, ignore_unknown=True)
+        if not (kernel.reason or kernel.waits_for):
+            return kernel
+        complete = self.advice.complete
+        return replace(kernel, reason=complete(kernel.reason), waits_for=complete(kernel.waits_for))
+
+    def _read_events(self, answers: Iterable[Any]) -> list[Event]:
+        """Decode events. Leave out events of a kind that only a later version of roost knows."""
+        events = [
+            decode(Event, answer, ignore_unknown=True)
+            for answer in answers
+            if answer.get("kind") in EVENT_KINDS
+        ]
+        return [replace(event, detail=self.advice.complete(event.detail)) for event in events]
+
     async def _start(self, start: StartKernel) -> Kernel:
         try:
             arguments = {each.name: getattr(start, each.name) for each in fields(start)}
             deadline_s = start.launch_timeout_s + (start.queue_timeout_s or 0.0) + CALL_DEADLINE_S
-            return _to_kernel(await self._call("start", arguments, deadline_s))
+            return self._read_kernel(await self._call("start", arguments, deadline_s))
         except (asyncio.CancelledError, BackendUnavailable):
             spawn(self._cancel_start(start), self._tasks, log)
             raise
@@ -408,18 +438,8 @@ class Client:
             log.warning("kernel=%s its start could not be cancelled: %s", start.kernel_id, problem)
 
 
-def _to_kernel(answer: Any) -> Kernel:
-    return decode(Kernel, answer, ignore_unknown=True)
-
-
 def _to_page(answer: Any) -> JournalPage:
     return decode(JournalPage, answer, ignore_unknown=True)
-
-
-def _to_events(answers: Iterable[Any]) -> list[Event]:
-    """Decode events. Leave out events of a kind that only a later version of roost knows."""
-    known = (answer for answer in answers if answer.get("kind") in EVENT_KINDS)
-    return [decode(Event, answer, ignore_unknown=True) for answer in known]
 
 
 def _to_facts(answer: Any) -> ServiceFacts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from shlex import quote
 
 from roost.launchers.daemon.supervision import list_failures
 from roost.placement import Snapshot
@@ -128,7 +129,7 @@ class Doctor:
                 what = (
                     f"kernel {record.kernel_id} has outlived {record.owner.application or record.owner.user}"
                 )
-                do = f"run `roost stop {record.kernel_id}` if nobody wants it"
+                do = f"run `roost stop {quote(record.kernel_id)}` if nobody wants it"
                 yield {"level": "warning", "what": what, "do": do}
 
     async def _ask_cluster(self, unreachable: set[str]) -> list[Finding]:
@@ -146,7 +147,7 @@ class Doctor:
             what, do = f"the agent on {name} does not answer", "look at that machine; its kernels may be well"
             found.append({"level": "error", "what": what, "do": do})
         for node_id in sorted(self._access.draining):
-            do = f"run `roost drain {node_id} --off` to use it again"
+            do = f"run `roost drain {quote(node_id)} --off` to use it again"
             found.append({"level": "warning", "what": f"node {node_id} drains", "do": do})
         return found
 
