@@ -22,7 +22,7 @@ from roost.placement.model import Request
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult, probe
-from roost.scheduler.client.service_checks import check_policy, find_refusal
+from roost.scheduler.client.service_checks import Outlook, check_packages, check_policy, find_outlook
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Finding
 
@@ -148,13 +148,8 @@ def find_problems(*, asks_schedulers: bool = True) -> list[Finding]:
         found.append({"level": "error", "what": what, "do": f"install roost into {sys.prefix}"})
     specs = list_kernelspecs()
     for spec in specs:
-        problem, advice = _check(spec, asks_scheduler=asks_schedulers)
-        if problem:
-            what = f"kernelspec {spec.name}: {problem.rstrip('.')}"
-            do = f"change {spec.folder}/kernel.json, or run `roost kernelspec remove {spec.name}`"
-            found.append({"level": "error", "what": what, "do": do})
-        else:
-            found.append({"level": "ok", "what": f"kernelspec {spec.name} can start kernels", "do": ""})
+        outlook, advice = _check(spec, asks_scheduler=asks_schedulers)
+        found.append(_report(spec, outlook))
         if advice:
             what, _, do = advice.rstrip(".").partition(": ")
             found.append({"level": "warning", "what": f"kernelspec {spec.name}: {what}", "do": do})
@@ -170,32 +165,72 @@ def fill_environment(env: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def find_problem(spec: RoostKernelspec, *, asks_scheduler: bool = True) -> str:
-    """Return a sentence that says why a kernelspec cannot start kernels; empty if it can. This may take a minute."""
-    return _check(spec, asks_scheduler=asks_scheduler)[0]
+def find_outlook_of(spec: RoostKernelspec) -> Outlook:
+    """Return what is expected of the next kernel of a kernelspec. This may take a minute."""
+    return _check(spec, asks_scheduler=True)[0]
 
 
-def _check(spec: RoostKernelspec, *, asks_scheduler: bool) -> tuple[str, str]:
-    """Return the result of `find_problem`, and a sentence about kernels that could be forked with another command."""
+def _report(spec: RoostKernelspec, outlook: Outlook) -> Finding:
+    """Return the finding about a kernelspec. Only a kernelspec that can never start a kernel is an error."""
+    if outlook.kind == "starts":
+        return {"level": "ok", "what": f"kernelspec {spec.name} can start kernels", "do": ""}
+    if outlook.kind == "never":
+        change = f"change {spec.folder}/kernel.json, or run `roost kernelspec remove {spec.name}`"
+        return {
+            "level": "error",
+            "what": f"kernelspec {spec.name}: {outlook.reason}",
+            "do": outlook.do or change,
+        }
+    can = "can start no kernel now" if outlook.kind == "not now" else "may start kernels"
+    return {
+        "level": outlook.kind,
+        "what": f"kernelspec {spec.name} {can}: {outlook.reason}",
+        "do": outlook.do,
+    }
+
+
+def _check(spec: RoostKernelspec, *, asks_scheduler: bool) -> tuple[Outlook, str]:
+    """Return the outlook of a kernelspec, and a sentence about kernels that could be forked with another command."""
     if spec.malformed:
-        return spec.malformed, ""
+        return _never(spec.malformed), ""
     try:
         request = check_config(spec.config, spec.env)
         check_variables(spec.env)
         check_deploy_mode(spec.argv, spec.env)
-        get_spec(_find_scheduler(spec.config)[0]).check_packages()
-        if asks_scheduler:
-            _check_policy(spec.config)
+        backend, options = _find_scheduler(spec.config)
+        facts = get_spec(backend)
     except RoostError as error:
-        return error.user_message, ""
+        return _never(error.user_message), ""
+    try:
+        check_packages(backend, options)
+    except RoostError as missing:
+        return _never(
+            missing.user_message, "install it, or set ROOST_SERVICE_PYTHON to a Python that has it"
+        ), ""
     probed = probe(spec.argv, fill_environment(spec.env))
-    can_fork = (
-        spec.config.get("fork", True) and not get_spec(_find_scheduler(spec.config)[0]).has_agent_per_kernel
-    )
+    can_fork = spec.config.get("fork", True) and not facts.has_agent_per_kernel
     advice = probed.why_not_forked if can_fork else ""
-    if probed.problem or not asks_scheduler:
-        return probed.problem, advice
-    return find_refusal(request, *_find_scheduler(spec.config)), advice
+    if probed.problem and facts.runs_on_this_machine:
+        return _never(probed.problem), advice
+    if not asks_scheduler:
+        reason = "nobody has asked the scheduler, which does not answer"
+        return Outlook(kind="not asked", reason=reason, do="mend that first"), advice
+    asked = find_outlook(
+        request, backend, options, kernel_name=spec.name, changed_at=_read_change(spec.folder)
+    )
+    return asked, advice
+
+
+def _never(sentence: str, do: str = "") -> Outlook:
+    return Outlook(kind="never", reason=sentence.rstrip("."), do=do)
+
+
+def _read_change(folder: str) -> float:
+    """Return when the kernelspec was last changed, in seconds since the epoch; 0 if that cannot be read."""
+    try:
+        return Path(folder, "kernel.json").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def check_config(config: Mapping[str, Any], env: Mapping[str, str]) -> Request:

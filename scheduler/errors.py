@@ -69,7 +69,7 @@ class NoNodeEver(PlacementError):
 
 
 class LimitExceeded(RoostError):
-    """A limit of the operator is reached."""
+    """A limit of the operator is reached. `fields["is_never"]`: the request exceeds it without other kernels, too."""
 
 
 class NotAllowed(RoostError):

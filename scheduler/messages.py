@@ -30,7 +30,8 @@ from roost.placement.model import Request
 
 
 class _Finding(TypedDict):
-    level: Literal["error", "warning", "fixed", "ok"]
+    level: Literal["error", "warning", "not now", "not asked", "fixed", "ok"]
+    """`error`: it never works as it is. `not now`: it would work later, or elsewhere. `not asked`: nobody knows."""
     what: str
     """The problem."""
     do: str

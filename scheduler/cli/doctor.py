@@ -21,7 +21,15 @@ from .nodes import describe_cluster
 from .options import connect_scheduler, print_answer, scheduler_options
 from .tables import build_table, open_console, print_table
 
-_STYLES = {"error": "bold red", "warning": "yellow", "fixed": "bold green", "ok": "green"}
+_STYLES = {
+    "error": "bold red",
+    "warning": "yellow",
+    "not now": "yellow",
+    "not asked": "cyan",
+    "fixed": "bold green",
+    "ok": "green",
+}
+"""The style of each level. The worst level comes first."""
 _FIX_S = 100.0
 """How long all repairs together may take."""
 

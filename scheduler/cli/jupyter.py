@@ -15,11 +15,13 @@ from roost.provisioners.request_options import read_start_options
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult
-from roost.scheduler.client.service_checks import check_cluster
+from roost.scheduler.client.service_checks import Outlook, check_cluster
 from roost.scheduler.errors import ConfigError
 
 from .options import print_answer, request_config, scheduler_options
 from .tables import build_table, format_request, open_console, print_table
+
+_STATES = {"starts": "ready", "never": "broken", "not now": "not now", "not asked": "not asked"}
 
 
 def install(arguments: argparse.Namespace) -> int:
@@ -52,28 +54,35 @@ def install(arguments: argparse.Namespace) -> int:
 
 
 def list_all(arguments: argparse.Namespace) -> int:
-    rows = [(spec, kernelspecs.find_problem(spec)) for spec in kernelspecs.list_kernelspecs()]
-    document = {"kernelspecs": [{**asdict(spec), "problem": problem} for spec, problem in rows]}
+    rows = [(spec, kernelspecs.find_outlook_of(spec)) for spec in kernelspecs.list_kernelspecs()]
+    document = {"kernelspecs": [_to_document(spec, outlook) for spec, outlook in rows]}
     return print_answer(arguments, document, lambda: _show_kernelspecs(rows))
 
 
-def _show_kernelspecs(rows: Sequence[tuple[RoostKernelspec, str]]) -> None:
+def _to_document(spec: RoostKernelspec, outlook: Outlook) -> dict[str, Any]:
+    """Return a kernelspec as JSON. `problem` says why it can never start kernels; empty if it can."""
+    problem = outlook.reason if outlook.kind == "never" else ""
+    return {**asdict(spec), "state": _STATES[outlook.kind], "reason": outlook.reason, "problem": problem}
+
+
+def _show_kernelspecs(rows: Sequence[tuple[RoostKernelspec, Outlook]]) -> None:
     if not rows:
         print("No kernelspec starts through roost: `roost kernelspec install --from python3` makes one.")
         return
     table = build_table("NAME", "DISPLAY NAME", "BACKEND", "REQUEST", "STATE")
-    for spec, problem in rows:
+    for spec, outlook in rows:
         try:
             request = "?" if spec.malformed else format_request(read_start_options(spec.config, {}).request)
         except ConfigError:
             request = "?"
-        state = "broken" if problem else "ready"
+        state = _STATES[outlook.kind]
         table.add_row(spec.name, spec.display_name, _describe_cluster(spec), request, state)
     out = open_console()
     print_table(out, table)
-    for spec, problem in rows:
-        if problem:
-            out.print(f"\n{spec.name}: {problem}")
+    for spec, outlook in rows:
+        if outlook.kind in ("never", "not now"):
+            advice = f": {outlook.do}" if outlook.do else ""
+            out.print(f"\n{spec.name}: {outlook.reason}{advice}.")
 
 
 def remove(arguments: argparse.Namespace) -> int:

@@ -1,18 +1,45 @@
-"""Checks whether a scheduler or its cluster would refuse a policy or a request."""
+"""Checks whether a scheduler or its cluster would refuse a policy or a request, and what it expects of a kernelspec."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import roost
 from roost.launchers.daemon.daemon import read_announcement
 from roost.placement.model import Request
+from roost.placement.model.format import format_age
 from roost.scheduler.backends.registry import get_spec, load_object
-from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
+from roost.scheduler.errors import BackendUnavailable, ConfigError, LimitExceeded, NotAllowed, RoostError
+from roost.scheduler.messages import Event
 
 from .call import wait_for
-from .service_folder import service_folder, with_address
+from .service_folder import PYTHON_VARIABLE, service_folder, with_address
+
+if TYPE_CHECKING:
+    from .client import Client
+
+_EVENTS = 300
+"""At most this many of the service's latest events are searched for starts."""
+_ASK_OPERATOR = "ask the operator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What a scheduler expects of the next kernel of a kernelspec.
+
+    `never`: no such kernel starts as things are set. `not now`: it would wait, be refused or fail now, and may start
+    later. `not asked`: nobody knows without a start.
+    """
+
+    kind: Literal["starts", "never", "not now", "not asked"]
+    reason: str = ""
+    """Why: a clause without a full stop. Empty if the kernel starts."""
+    do: str = ""
+    """What to do about it; empty if nothing but waiting helps, or if the request itself must change."""
 
 
 def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:
@@ -48,14 +75,90 @@ def check_cluster(request: Request, backend: str, options: Mapping[str, Any]) ->
     return ""
 
 
-def find_refusal(request: Request, backend: str, options: Mapping[str, Any]) -> str:
-    """Return why the backend's scheduler would never start the request; empty if it might, or does not answer."""
-    if read_announcement(service_folder(backend, with_address(backend, options))) is None:
-        return ""
+def check_packages(backend: str, options: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if a service that starts here lacks a package. One that runs has them all."""
+    if not os.environ.get(PYTHON_VARIABLE) and not _has_service(backend, options):
+        get_spec(backend).check_packages()
+
+
+def find_outlook(
+    request: Request, backend: str, options: Mapping[str, Any], *, kernel_name: str, changed_at: float
+) -> Outlook:
+    """Ask the backend's scheduler about the next kernel of a kernelspec. No service is started.
+
+    `changed_at` is the time of the kernelspec's last change, in seconds since the epoch: earlier starts do not count.
+    """
+    client = roost.connect(backend, **options)
+    if not _has_service(backend, options):
+        if get_spec(backend).runs_on_this_machine and _asks_for_nothing(request):
+            return Outlook(kind="starts")  # its Python was tested, and any machine does
+        reason = f"no service of {backend} runs"
+        return Outlook(kind="not asked", reason=reason, do=f"run {client.advice.write('doctor')}")
     try:
-        decision = wait_for(roost.connect(backend, **options).explain(request))
-    except BackendUnavailable:
-        return ""  # `roost doctor` reports it
+        check_policy(request.policy, backend, options)
+        decision = wait_for(client.explain(request))
+        latest = _find_latest_start(wait_for(client.events(_EVENTS)), kernel_name, changed_at)
+    except BackendUnavailable as problem:
+        return Outlook(kind="not asked", reason=problem.user_message.rstrip("."))
+    except LimitExceeded as refusal:
+        kind: Literal["never", "not now"] = "never" if refusal.fields.get("is_never") else "not now"
+        reason, _, do = refusal.user_message.rstrip(".").rpartition(": ")
+        return Outlook(kind=kind, reason=reason or do, do=do if reason else "")
+    except NotAllowed as refusal:
+        return Outlook(kind="never", reason=refusal.user_message.rstrip("."), do=_ASK_OPERATOR)
     except RoostError as refusal:
-        return refusal.user_message
-    return f"{decision['reason']}." if decision["is_never"] else ""
+        return Outlook(kind="never", reason=refusal.user_message.rstrip("."))
+    if decision["is_never"]:
+        return Outlook(kind="never", reason=decision["reason"])
+    if latest is not None and latest.kind == "failed":
+        age = format_age(max(0.0, time.time() - latest.at))
+        return Outlook(
+            kind="not now", reason=f"its latest start failed {age} ago: {latest.detail.rstrip('.')}"
+        )
+    if decision["placement"] is None:
+        return Outlook(kind="not now", reason=decision.get("reason", ""), do=_describe_others(decision))
+    if latest is not None or get_spec(backend).runs_on_this_machine:
+        return Outlook(kind="starts")
+    return _judge_agent(client, decision)
+
+
+def _judge_agent(client: Client, decision: Mapping[str, Any]) -> Outlook:
+    """Return the outlook by what is known about the agent of the node that is chosen now."""
+    agent = decision.get("agent") or {}
+    node_id = decision["placement"]["node_id"]
+    if problem := agent.get("problem"):
+        return Outlook(kind="not now", reason=problem, do=f"mend that, then run {client.advice.write('up')}")
+    if agent.get("has_run"):
+        return Outlook(kind="starts")
+    if get_spec(client.backend).has_agent_per_kernel:
+        reason = "no kernel of it has started yet, so nobody has seen its Python there"
+        return Outlook(kind="not asked", reason=reason, do="start one: what fails is then known")
+    do = f"run {client.advice.write('up')}: it starts an agent on each node, and says what fails"
+    return Outlook(kind="not asked", reason=f"no agent of roost runs on {node_id} yet", do=do)
+
+
+def _describe_others(decision: Mapping[str, Any]) -> str:
+    return str((decision.get("others") or {}).get("text", ""))
+
+
+def _find_latest_start(events: list[Event], kernel_name: str, changed_at: float) -> Event | None:
+    """Return the event of the latest start that has begun on a node, `running` or `failed`; None without one.
+
+    A start that failed because it had waited too long says nothing about the next one.
+    """
+    for event in reversed(events):
+        if event.at < changed_at:
+            return None
+        kernel = event.kernel
+        is_same = kernel is not None and kernel.kernel_name == kernel_name and kernel.node_id != ""
+        if is_same and event.kind in ("running", "failed"):
+            return event
+    return None
+
+
+def _asks_for_nothing(request: Request) -> bool:
+    return replace(request, environment="", owner="", near={}) == Request()
+
+
+def _has_service(backend: str, options: Mapping[str, Any]) -> bool:
+    return read_announcement(service_folder(backend, with_address(backend, options))) is not None

@@ -11,6 +11,8 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import LimitExceeded, NotAllowed
 
 _AMOUNTS = ("cpus", "memory_bytes", "gpus")
+_EXACT = 1e-6
+"""The difference between two sums that counts as none."""
 _NAMED = 5
 """At most this many of the kernels that count towards a cap are named."""
 
@@ -37,15 +39,16 @@ def admit(request: Request, user: str, held: Mapping[str, Request], settings: Se
             f"{'stop one first' if held else 'ask the operator'}{_named(held)}.",
             cap="max_kernels_per_user",
             allowed=most,
+            is_never=most < 1,
         )
     for name in _AMOUNTS:
         asked = getattr(request, name)
-        _check("kernel", name, asked, "one kernel asks for", "ask for less", settings)
+        _check("kernel", name, asked, asked, "one kernel asks for", "ask for less", settings)
         if asked:
             holders = [id_ for id_, other in held.items() if getattr(other, name)]
             total = asked + sum(getattr(held[id_], name) for id_ in holders)
             do = f"ask for less{', or stop another kernel' if holders else ''}{_named(holders)}"
-            _check("user", name, total, f"with this one {user} would have", do, settings)
+            _check("user", name, asked, total, f"with this one {user} would have", do, settings)
 
 
 def has_user_cap(settings: Settings) -> bool:
@@ -66,6 +69,7 @@ def check_wait(user: str, waiting: Sequence[str], wait_s: float, settings: Setti
             cap="max_launch_timeout_s",
             allowed=settings.max_launch_timeout_s,
             asked=wait_s,
+            is_never=True,
         )
     for cap, who, count in (
         ("max_queued_per_user", user, sum(each == user for each in waiting)),
@@ -75,19 +79,24 @@ def check_wait(user: str, waiting: Sequence[str], wait_s: float, settings: Setti
         if count >= most:
             what = f"{who} {'has' if who == user else 'have'} {format_count(count, 'start')} in the queue"
             raise LimitExceeded(
-                f"{what}, and {cap} allows {most}: try again when some have ended.", cap=cap, allowed=most
+                f"{what}, and {cap} allows {most}: try again when some have ended.",
+                cap=cap,
+                allowed=most,
+                is_never=most < 1,
             )
 
 
-def _check(per: str, name: str, amount: float, who: str, do: str, settings: Settings) -> None:
+def _check(per: str, name: str, asked: float, amount: float, who: str, do: str, settings: Settings) -> None:
+    """Raise `LimitExceeded` if `amount` is too much. `asked` is the part of it that one kernel asks for."""
     cap = f"max_{name.removesuffix('_bytes')}_per_{per}"
     allowed: float | None = getattr(settings, cap)
-    if allowed is not None and amount > allowed + 1e-6:
+    if allowed is not None and amount > allowed + _EXACT:
         raise LimitExceeded(
             f"{who} {_text(name, amount)}, and {cap} allows {_text(name, allowed)}: {do}.",
             cap=cap,
             allowed=allowed,
             asked=amount,
+            is_never=asked > allowed + _EXACT,
         )
 
 

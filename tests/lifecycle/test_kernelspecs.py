@@ -151,6 +151,7 @@ def test_install_and_doctor_refuse_the_same(
         [sys.executable, "-m", "json.tool", "{connection_file}"],
         metadata=roost_metadata(policy="pack"),
     )
+    service.answers["explain"] = lambda _: {"decision": {"placement": {"node_id": "a"}, "is_never": False}}
     found = {finding["what"].partition(":")[0]: finding for finding in kernelspecs.find_problems()}
     for name, (_, _, said) in wrong.items():
         assert said in found[f"kernelspec {name}"]["what"]
@@ -158,7 +159,10 @@ def test_install_and_doctor_refuse_the_same(
     assert found["kernelspec shipped can start kernels"]["level"] == "ok"
     assert [asked.names for asked in service.called("check_policies")] == [["gone"], ["gone"]]
     unasked = {finding["what"] for finding in kernelspecs.find_problems(asks_schedulers=False)}
-    assert "kernelspec policy can start kernels" in unasked
+    assert (
+        "kernelspec policy may start kernels: nobody has asked the scheduler, which does not answer"
+        in unasked
+    )
     assert len(service.called("check_policies")) == 2
     assert not [spec.name for spec in kernelspecs.list_kernelspecs() if spec.name.startswith("new-")]
 

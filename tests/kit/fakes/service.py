@@ -180,9 +180,9 @@ class FakeService:
 
 
 @contextmanager
-def fake_service(version: str = "") -> Iterator[FakeService]:
-    """Run a fake service of the default `local` backend in this test's ROOST_RUNTIME_DIR."""
-    folder = service_folder.service_folder("local", {})
+def fake_service(version: str = "", backend: str = "local") -> Iterator[FakeService]:
+    """Run a fake service of a backend, by default `local`, in this test's ROOST_RUNTIME_DIR."""
+    folder = service_folder.service_folder(backend, {})
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(_held(folder))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,13 +17,15 @@ import pytest
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.provisioning import KernelProvisionerFactory
 
-from kit.fakes.service import FakeService
+from kit.fakes.service import FakeService, fake_service
 from kit.jupyter.kernelspecs import read_kernelspec, roost_metadata, search_one_folder, write_kernelspec
 from kit.machine.bad_files import BAD_FILES
+from roost.placement.model import Request
 from roost.provisioners import kernelspecs
 from roost.scheduler.cli import main
 from roost.scheduler.client.interpreter_probe import probe
-from roost.scheduler.errors import ConfigError, LimitExceeded
+from roost.scheduler.errors import BackendUnavailable, ConfigError, LimitExceeded, NotAllowed
+from roost.scheduler.messages import Event, EventKind, Kernel, Owner
 
 Make = Callable[..., Path]
 ARGV = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -232,33 +236,149 @@ def test_variables_that_a_start_would_refuse_are_a_problem(
     make("ours", ["sh", "{connection_file}"], env=env, metadata=roost_metadata())
     make("other", ["sh", "{connection_file}"], env=env)
     (spec,) = kernelspecs.list_kernelspecs()
-    assert said in kernelspecs.find_problem(spec)
+    assert said in kernelspecs.find_outlook_of(spec).reason
     with pytest.raises(ConfigError, match=said):
         kernelspecs.install("other", name="a", config={}, is_checked=False)
     spec = replace(spec, env={"KERNEL_CPUS": "${N_CPUS}"})  # the application may have this variable
-    assert kernelspecs.find_problem(spec) == ""
+    assert kernelspecs.find_outlook_of(spec).kind != "never"
 
 
-def test_a_request_that_no_node_could_hold_is_a_problem(make: Make, service: FakeService) -> None:
-    """A running scheduler decides."""
+FULL = "no node has room now for 8 GPUs (a: needs 8 GPUs, 0 free)"
+THERE = {"placement": {"node_id": "a"}, "is_never": False}
+ONE = LimitExceeded(
+    "with this one ada would have 9 GPUs, and max_gpus_per_user allows 8: ask for less, or stop another"
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "level", "what", "do"),
+    [
+        (THERE, "ok", "greedy can start kernels", ""),
+        (
+            {"placement": None, "is_never": True, "reason": "no node could ever hold 8 GPUs"},
+            "error",
+            "greedy: no node could ever hold 8 GPUs",
+            "kernelspec remove greedy",
+        ),
+        (
+            LimitExceeded("one kernel asks for 8 GPUs: ask for less", is_never=True),
+            "error",
+            "greedy: one",
+            "ask for",
+        ),
+        (NotAllowed("user 'ada' may not start kernels here"), "error", "may not start", "ask the operator"),
+        (ConfigError("no queue x"), "error", "greedy: no queue x", "kernelspec remove greedy"),
+        (
+            {
+                "placement": None,
+                "is_never": False,
+                "reason": FULL,
+                "others": {"text": "3 of 4 GPUs are held by tasks"},
+            },
+            "not now",
+            f"greedy can start no kernel now: {FULL}",
+            "3 of 4 GPUs are held by tasks",
+        ),
+        (
+            ONE,
+            "not now",
+            "would have 9 GPUs, and max_gpus_per_user allows 8",
+            "ask for less, or stop another",
+        ),
+        (BackendUnavailable("Ray is away."), "not asked", "greedy may start kernels: Ray is away", ""),
+    ],
+)
+def test_the_finding_says_whether_a_kernel_can_never_start_or_not_now(
+    make: Make, service: FakeService, answer: Any, level: str, what: str, do: str
+) -> None:
+    """Only a kernelspec that can never start kernels is an error, and only then is its removal a remedy."""
     make("greedy", ["sh", "{connection_file}"], metadata=roost_metadata(gpus=8))
-    decision = {"reason": "no node could ever hold 8 GPUs", "is_never": True}
-    service.answers["explain"] = lambda _: {"decision": decision}
-    (greedy,) = kernelspecs.list_kernelspecs()
-    assert kernelspecs.find_problem(greedy) == "no node could ever hold 8 GPUs."
-    decision["is_never"] = False  # kernels wait in the queue
-    assert kernelspecs.find_problem(greedy) == ""
-    service.answers["explain"] = LimitExceeded("one kernel asks for 8 GPUs")
-    assert kernelspecs.find_problem(greedy) == "one kernel asks for 8 GPUs"
-    assert [asked.request.gpus for asked in service.called("explain")] == [8, 8, 8]
+    service.answers["explain"] = answer if isinstance(answer, Exception) else lambda _: {"decision": answer}
+    (found,) = [finding for finding in kernelspecs.find_problems() if "greedy" in finding["what"]]
+    assert found["level"] == level
+    assert what in found["what"]
+    assert do in found["do"]
+    assert ("remove" in found["do"]) == ("remove" in do)
+    assert [asked.request.gpus for asked in service.called("explain")] == [8]
 
 
-def test_a_kernelspec_whose_scheduler_does_not_run_counts_as_ready(make: Make, service: FakeService) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
-    make("far", ["sh", "{connection_file}"], metadata=roost_metadata(gpus=8, backend="ray"))
-    (far,) = kernelspecs.list_kernelspecs()
-    assert kernelspecs.find_problem(far) == ""
+LOST = "no agent on a: No module named 'zmq'"
+FAILED = {"kind": "failed", "detail": LOST}
+RAN = {"kind": "running"}
+
+
+@pytest.mark.parametrize(
+    ("events", "level"),
+    [
+        ([FAILED], "not now"),
+        ([FAILED, RAN], "ok"),
+        ([RAN, FAILED], "not now"),
+        ([{**FAILED, "name": "another"}], "ok"),
+        ([{**FAILED, "age_s": 3600.0}], "ok"),
+        ([{**FAILED, "node_id": ""}], "ok"),
+    ],
+    ids=["failed", "failed, then ran", "ran, then failed", "another", "changed since", "never placed"],
+)
+def test_a_start_that_failed_lately_is_named(
+    make: Make, service: FakeService, events: list[dict[str, Any]], level: str
+) -> None:
+    make("greedy", ["sh", "{connection_file}"], metadata=roost_metadata(gpus=8))
+    service.answers["explain"] = lambda _: {"decision": THERE}
+    service.answers["events"] = lambda _: {"events": [_event(**event) for event in events]}
+    (found,) = [finding for finding in kernelspecs.find_problems() if "greedy" in finding["what"]]
+    assert found["level"] == level
+    assert ("No module named 'zmq'" in found["what"]) == (level != "ok")
+
+
+def _event(
+    kind: EventKind, detail: str = "", name: str = "greedy", age_s: float = 0.0, node_id: str = "a"
+) -> dict[str, Any]:
+    kernel = Kernel(
+        id="k", launch_id="l", state="exited", owner=Owner(user="ada"), request=Request(), node_id=node_id,
+        kernel_name=name,
+    )  # fmt: skip
+    return dataclasses.asdict(Event(kind=kind, at=time.time() - age_s, kernel=kernel, detail=detail))
+
+
+def test_a_kernelspec_whose_scheduler_does_not_run_is_not_asked(
+    make: Make, service: FakeService, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its Python here says nothing about the cluster's nodes. The finding says which command asks."""
+    monkeypatch.setenv("ROOST_SERVICE_PYTHON", "/a/python/with/ray")
+    metadata = roost_metadata(gpus=8, backend="ray", backend_options={"address": "h:1"})
+    make("far", ["/only/there/python", "{connection_file}"], metadata=metadata)
+    (found,) = [finding for finding in kernelspecs.find_problems() if "far" in finding["what"]]
+    assert found["level"] == "not asked"
+    assert found["what"] == "kernelspec far may start kernels: no service of ray runs"
+    assert found["do"] == "run `roost doctor --backend ray --backend-option address=h:1`"
     assert service.called("explain") == []
+    assert main.main(["kernelspec", "list"]) == 0
+    assert "not asked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("agent", "level", "said", "do"),
+    [
+        ({"has_run": True, "problem": ""}, "ok", "can start kernels", ""),
+        (
+            {"has_run": False, "problem": ""},
+            "not asked",
+            "no agent of roost runs on a yet",
+            "`roost up --backend ray",
+        ),
+        ({"has_run": False, "problem": LOST}, "not now", LOST, "`roost up --backend ray"),
+    ],
+)
+def test_a_kernelspec_of_a_cluster_depends_on_the_agent_of_its_node(
+    make: Make, runtime_dir: Path, agent: dict[str, Any], level: str, said: str, do: str
+) -> None:
+    make("far", ["/only/there/python", "{connection_file}"], metadata=roost_metadata(gpus=1, backend="ray"))
+    with fake_service(backend="ray") as service:
+        service.answers["explain"] = lambda _: {"decision": {**THERE, "agent": agent}}
+        (found,) = [finding for finding in kernelspecs.find_problems() if "far" in finding["what"]]
+    assert found["level"] == level
+    assert said in found["what"]
+    assert do in found["do"]
 
 
 @pytest.mark.parametrize(

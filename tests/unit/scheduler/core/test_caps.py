@@ -54,6 +54,25 @@ def test_a_cap_says_which_it_is_and_what_is_allowed(settings: Settings, request_
 
 
 @pytest.mark.parametrize(
+    ("settings", "gpus", "is_never"),
+    [
+        (Settings(max_gpus_per_kernel=1), 2, True),
+        (Settings(max_gpus_per_user=2), 2, False),
+        (Settings(max_gpus_per_user=2), 3, True),
+        (Settings(max_kernels_per_user=1), 1, False),
+        (Settings(max_kernels_per_user=0), 1, True),
+    ],
+)
+def test_a_cap_says_whether_the_request_could_ever_start(
+    settings: Settings, gpus: float, is_never: bool
+) -> None:
+    """A cap that is used up now is no fault of the kernelspec."""
+    with pytest.raises(LimitExceeded) as caught:
+        admit(Request(gpus=gpus), "ada", {"a": Request(gpus=1)}, settings)
+    assert caught.value.fields["is_never"] is is_never
+
+
+@pytest.mark.parametrize(
     ("settings", "wait_s", "said"),
     [
         (
