@@ -76,6 +76,16 @@ class LeaseReading:
     """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentReport:
+    """What is known about the agent of a node without asking or starting it."""
+
+    has_run: bool = False
+    """True if the latest attempt to find or start the agent has succeeded."""
+    problem: str = ""
+    """Why that attempt has failed, as a clause; empty if it has not, or without an attempt."""
+
+
 class Backend(ABC):
     """The adapter to one cluster. All methods run on the scheduler's event loop and never block it.
 
@@ -185,6 +195,10 @@ class Backend(ABC):
         A feature of the manager that has no value is a label with the value `yes`.
         """
         return request
+
+    def report_agent(self, node_id: str) -> AgentReport:
+        """Return what is known about the agent of this node. With an agent per kernel, nothing is known."""
+        return AgentReport()
 
     async def diagnose(self) -> list[Finding]:
         """Return what `roost doctor` should say about this cluster. Raises `BackendUnavailable`."""

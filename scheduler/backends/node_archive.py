@@ -42,6 +42,19 @@ def find_noted(name: str, lease_ids: Iterable[str], variables: Mapping[str, str]
     return [lease for lease, file in files.items() if os.path.exists(os.path.join(folder, file))]
 
 
+def advise_python(cause: str) -> str:
+    """Return what helps a Python that cannot run roost's agent, as a clause. `cause` is the last line that it printed.
+
+    ipykernel brings each package that an agent needs.
+    """
+    import re
+
+    missing = re.search(r"No module named '?(\w+)", cause)
+    if missing is not None and missing.group(1) != "roost":
+        return "install ipykernel into it, or set the option python to a Python that has ipykernel"
+    return "set the option python to a Python that has ipykernel"
+
+
 _SHARED_WITH_ZYGOTES = ("shown_process.py", "startup.py")
 """The zygote's files that `first_process` loads."""
 
@@ -161,6 +174,8 @@ def bring_up(
         answer: Answer = json.loads(done.stdout)
     except ValueError:
         errors = done.stderr.strip().splitlines()
-        reason = errors[-1] if errors else "it ended"
-        return {"problem": f"{program} on that node cannot run roost's agent: {reason}"}
+        reason = errors[-1].replace("ModuleNotFoundError: ", "") if errors else "it ended"
+        return {
+            "problem": f"{program} on that node cannot run roost's agent ({reason}): {advise_python(reason)}"
+        }
     return answer

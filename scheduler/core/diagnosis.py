@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Set
 from dataclasses import dataclass
 from functools import partial
 from shlex import quote
@@ -12,7 +12,7 @@ from roost.placement import Snapshot
 from roost.placement.model.format import format_count
 from roost.placement.model.node import MEMORY_ONLY
 from roost.scheduler.errors import BackendUnavailable, RoostError
-from roost.scheduler.messages import Finding
+from roost.scheduler.messages import Finding, format_names
 from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
 
 from .backend_access import BackendAccess
@@ -23,6 +23,8 @@ from .owner_watch import OwnerWatch
 from .reconcile import Reading, Reconciler
 
 _FIX = "run `roost doctor --fix`"
+_AGREES = frozenset({"ok", "not now", "not asked"})
+"""The levels of findings beside which kernels, leases and processes may agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,11 @@ class Doctor:
                 {"level": "error", "what": f"{what} fails, and is tried again ({problem})", "do": do}
             )
         found += self._find_forgotten()
-        found += await self._ask_cluster(set(reading.unreachable))
+        found += await self._ask_cluster(reading)
         for name, problem in sorted(self._policies.failed.items()):
             do = f"correct it: until then {FALLBACK} ranks the nodes"
             found.append({"level": "warning", "what": f"policy {name} {problem}", "do": do})
-        if all(finding["level"] == "ok" for finding in found):
+        if all(finding["level"] in _AGREES for finding in found):
             kernels = format_count(len(self._table.records), "kernel")
             if ended := sum(record.phase is Phase.EXITED for record in self._table.records.values()):
                 kernels += f" ({ended} ended)"
@@ -132,24 +134,73 @@ class Doctor:
                 do = f"run `roost stop {quote(record.kernel_id)}` if nobody wants it"
                 yield {"level": "warning", "what": what, "do": do}
 
-    async def _ask_cluster(self, unreachable: set[str]) -> list[Finding]:
+    async def _ask_cluster(self, reading: Reading) -> list[Finding]:
         found: list[Finding] = []
+        unreachable = self._find_unreachable(reading)
         try:
             snapshot = await self._access.snapshot()
-            found += _judge_limits(snapshot)
-            found += _list_problems(snapshot)
+        except BackendUnavailable as away:
+            return [*self._report_away(away), *_report_unreachable(unreachable - {self._access.backend.name})]
+        gone = {name for name in unreachable if name not in snapshot and name != self._access.backend.name}
+        found += _report_unreachable(unreachable - gone)
+        found += [
+            {
+                "level": "warning",
+                "what": f"node {name} has left the cluster: its kernels end with it",
+                "do": "",
+            }
+            for name in sorted(gone)
+        ]
+        found += _report_lost(reading)
+        found += _judge_limits(snapshot)
+        found += _list_problems(snapshot)
+        found += _list_closed(snapshot)
+        try:
             found += await self._access.backend.diagnose()
         except BackendUnavailable as away:
-            do = "look at the cluster: no kernel starts until it is back"
-            found.append({"level": "error", "what": away.user_message, "do": do})
-            unreachable.discard(self._access.backend.name)
-        for name in sorted(unreachable):
-            what, do = f"the agent on {name} does not answer", "look at that machine; its kernels may be well"
-            found.append({"level": "error", "what": what, "do": do})
+            found += self._report_away(away)
         for node_id in sorted(self._access.draining):
+            here = "" if node_id in snapshot else ", and is not in the cluster now"
             do = f"run `roost drain {quote(node_id)} --off` to use it again"
-            found.append({"level": "warning", "what": f"node {node_id} drains", "do": do})
+            found.append({"level": "warning", "what": f"node {node_id} drains{here}", "do": do})
         return found
+
+    def _find_unreachable(self, reading: Reading) -> Set[str]:
+        """Return the names of agents that should answer and do not.
+
+        The agent of a start may not listen yet, and that of a lost lease is not needed any more.
+        """
+        records = self._table.records.values()
+        starting = {record.lease.id for record in records if record.start and record.lease}
+        silent = {
+            lease.node_id or lease.id
+            for lease in reading.leases
+            if lease.id in reading.unanswered - starting and lease.state != "lost"
+        }
+        return silent | self._reconciler.unreachable
+
+    def _report_away(self, away: BackendUnavailable) -> list[Finding]:
+        do = "look at the cluster: no kernel starts until it is back"
+        return [{"level": "error", "what": away.user_message, "do": do}]
+
+
+def _report_unreachable(names: Set[str]) -> list[Finding]:
+    do = "look at that machine; its kernels may be well"
+    return [
+        {"level": "error", "what": f"the agent on {name} does not answer", "do": do} for name in sorted(names)
+    ]
+
+
+def _report_lost(reading: Reading) -> list[Finding]:
+    """Return a finding for each reason why the manager has taken leases back whose kernels are about to end."""
+    kernels: dict[str, list[str]] = {}
+    for lease in reading.leases:
+        if lease.state == "lost":
+            kernels.setdefault(lease.reason, []).append(lease.kernel_id)
+    return [
+        {"level": "warning", "what": f"{format_count(len(ids), 'kernel')} will end: {reason}", "do": ""}
+        for reason, ids in kernels.items()
+    ]
 
 
 def _judge_limits(snapshot: Snapshot) -> list[Finding]:
@@ -161,7 +212,7 @@ def _judge_limits(snapshot: Snapshot) -> list[Finding]:
             by_cause.setdefault(cause, []).append(node_id)
     found: list[Finding] = []
     for cause, nodes in by_cause.items():
-        what = f"kernels on {_name_some(nodes)} have a limit of memory, but no share of the CPUs: {cause}"
+        what = f"kernels on {format_names(nodes)} have a limit of memory, but no share of the CPUs: {cause}"
         found.append({"level": "ok", "what": what, "do": ""})
     return found
 
@@ -174,10 +225,18 @@ def _list_problems(snapshot: Snapshot) -> list[Finding]:
             nodes.setdefault(problem, []).append(node_id)
     do = "correct the setting or the machine: until then, kernels start later or take more memory"
     return [
-        {"level": "warning", "what": f"on {_name_some(where)}, {problem}", "do": do}
+        {"level": "warning", "what": f"on {format_names(where)}, {problem}", "do": do}
         for problem, where in nodes.items()
     ]
 
 
-def _name_some(nodes: list[str]) -> str:
-    return ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
+def _list_closed(snapshot: Snapshot) -> list[Finding]:
+    """Return a finding for each cause why nodes take no kernels, unless an operator drains them by roost."""
+    nodes: dict[str, list[str]] = {}
+    for node_id in snapshot.nodes:
+        if cause := snapshot.node(node_id).drains_because:
+            nodes.setdefault(cause, []).append(node_id)
+    return [
+        {"level": "not now", "what": f"no kernel starts on {format_names(where)}: {cause}", "do": ""}
+        for cause, where in nodes.items()
+    ]

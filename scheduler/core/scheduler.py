@@ -18,6 +18,7 @@ from roost.launchers.protocol.messages import JournalLimits, JournalPage, Owner
 from roost.launchers.protocol.process_context import UNKNOWN, ProcessContext
 from roost.placement import Snapshot
 from roost.placement.model import Request
+from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.config.settings import Settings
@@ -284,6 +285,8 @@ class Scheduler:
         decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)
         document["is_never"] &= not self.backend.adds_nodes
+        if decision.placement is not None:
+            document["agent"] = encode(self.backend.report_agent(decision.placement.node_id))
         if decision.placement is None and not decision.is_never:
             leases = (await self.backend.leases()).leases
             since = {record.kernel_id: record.created_at for record in self._table.records.values()}

@@ -60,6 +60,8 @@ class AgentPool:
         self._doubted: set[str] = set()  # start or find these again before the next call
         self._unreachable: set[str] = set()
         self._left: dict[str, float] = {}  # nodes that are not in the cluster, and since when
+        self.failures: dict[str, str] = {}
+        """Why the latest attempt to start an agent has failed, by node. An attempt that succeeds removes the entry."""
         self._starting: dict[str, asyncio.Task[StartedAgent]] = {}
         self._keeping: set[str] = set()  # nodes whose answer `held_on` will keep
         self._kept: dict[str, Holdings] = {}
@@ -181,6 +183,7 @@ class AgentPool:
 
     def put(self, node_id: str, agent: StartedAgent) -> None:
         self._doubted.discard(node_id)
+        self.failures.pop(node_id, None)
         if self._known.get(node_id) != agent:
             self._known[node_id] = agent
             if self._saving is None:  # many agents may come at once
@@ -188,6 +191,7 @@ class AgentPool:
 
     def forget_left(self, present: Collection[str], after_s: float) -> None:
         """Forget the agents of nodes that have not been among `present` for `after_s`: they have left for good."""
+        self.failures = {name: why for name, why in self.failures.items() if name in present}
         now = time.monotonic()
         self._left = {name: self._left.get(name, now) for name in self._known if name not in present}
         for node_id, left_at in self._left.items():
@@ -220,6 +224,9 @@ class AgentPool:
         try:
             self.put(node_id, await self._start_agent(node_id))
             return self._known[node_id]
+        except BackendUnavailable as problem:
+            self.failures[node_id] = str(problem).rstrip(".")
+            raise
         finally:
             del self._starting[node_id]
 

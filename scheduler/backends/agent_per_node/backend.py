@@ -24,6 +24,7 @@ from roost.launchers.protocol.messages import (
 from roost.placement import Node, Snapshot
 from roost.scheduler.backends.base import (
     AgentAddress,
+    AgentReport,
     Backend,
     BackendContext,
     BackendEvent,
@@ -32,7 +33,7 @@ from roost.scheduler.backends.base import (
 )
 from roost.scheduler.backends.event_queue import EventQueue
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
-from roost.scheduler.messages import Finding
+from roost.scheduler.messages import Finding, format_names
 
 from .agents import AgentPool
 from .manager import ClusterManager
@@ -214,7 +215,27 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return len(self._membership.nodes)
 
     async def diagnose(self) -> list[Finding]:
-        return await self._manager.diagnose()
+        return [*await self._manager.diagnose(), *self._report_failures()]
+
+    def report_agent(self, node_id: str) -> AgentReport:
+        problem = self._pool.failures.get(node_id, "")
+        return AgentReport(has_run=node_id in self._pool.nodes and not problem, problem=problem)
+
+    def _report_failures(self) -> list[Finding]:
+        """Return a finding for each cause why agents of nodes did not start at the latest attempt."""
+        by_cause: dict[str, list[str]] = {}
+        for node_id, problem in sorted(self._pool.failures.items()):
+            if node_id in self._membership.nodes:
+                by_cause.setdefault(problem.removeprefix(f"no agent on {node_id}: "), []).append(node_id)
+        do = "mend that, then run `roost up`: it starts the agents of all nodes"
+        return [
+            {
+                "level": "error",
+                "what": f"no agent of roost starts on {format_names(nodes)}: {cause}",
+                "do": do,
+            }
+            for cause, nodes in by_cause.items()
+        ]
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         return self._manager.environment(lease, self.address)

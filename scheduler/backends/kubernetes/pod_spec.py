@@ -147,6 +147,7 @@ class PodTemplate:
             "restartPolicyRules": None,
             "command": [settings.python, f"{_START}/{_ARCHIVE}", f"{_RUN}/agent", lease.id],
             "args": [],
+            "terminationMessagePolicy": "FallbackToLogsOnError",  # the status of a pod that fails says why
             "env": [
                 {"name": "ROOST_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             ],

@@ -11,6 +11,7 @@ from roost.launchers.protocol.messages import AgentAddress, Lease
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY
 from roost.scheduler.backends.agent_per_kernel import Pod, load_lease
 from roost.scheduler.backends.key_pair import KeyPair
+from roost.scheduler.backends.node_archive import advise_python
 
 from .api import JsonObject
 from .names import CONTAINER, GATE, KEY_ANNOTATION, LEASE_ANNOTATION, PORT_ANNOTATION
@@ -179,7 +180,7 @@ def describe_end(raw: JsonObject) -> News | None:
             return News(f"its container cannot start: {_last(ended.get('message', ''))}", is_final=True)
         if is_ending(raw) and ended.get("exitCode") == 0:  # the agent heeds SIGTERM
             return News(cause or DELETED)
-        return News(cause or f"its agent ended with exit code {ended.get('exitCode')}")
+        return _describe_failure(ended) if not cause else News(cause)
     if status.get("phase") in ("Failed", "Succeeded"):
         if status.get("reason") == "Evicted":
             return News(f"its node evicted it: {status.get('message', '')}".rstrip(". "))
@@ -198,6 +199,16 @@ def describe_end(raw: JsonObject) -> News | None:
         case "CreateContainerConfigError" | "CreateContainerError":
             return News(f"its container cannot be made: {_last(message)}", is_final=True)
     return None
+
+
+def _describe_failure(ended: JsonObject) -> News:
+    """Return why the agent has ended by itself, from the end of what the container has printed."""
+    lines = str(ended.get("message", "")).strip().splitlines() or [""]
+    printed = lines[-1].replace("ModuleNotFoundError: ", "")
+    if "No module named" in printed:
+        problem = f"the Python of its image cannot run roost's agent ({_last(printed)})"
+        return News(f"{problem}: {advise_python(printed)}", is_final=True)
+    return News(f"its agent ended with exit code {ended.get('exitCode')}")
 
 
 def _read_address(raw: JsonObject, key_pair: KeyPair) -> AgentAddress | None:

@@ -17,6 +17,7 @@ from roost.placement import Node, Snapshot
 from roost.scheduler.backends.agent_calls import AgentCaller
 from roost.scheduler.backends.base import (
     AgentAddress,
+    AgentReport,
     Backend,
     BackendContext,
     BackendEvent,
@@ -130,6 +131,9 @@ class LocalBackend(Backend):
 
     async def agent(self, lease: Lease) -> AgentAddress:
         return await self._address()
+
+    def report_agent(self, node_id: str) -> AgentReport:
+        return AgentReport(has_run=True)  # its agent reports the node itself
 
     async def warm_up(self) -> int:
         await self._address()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY
+from roost.scheduler.backends.node_archive import advise_python
 
 from .master.messages import Container, Resources
 from .rest import JsonObject
@@ -60,12 +61,13 @@ def describe_end(container: Container, python: str, node_trouble: str = "") -> t
             return f"{container.node} {node_trouble}", False
         return f"{container.node} does not answer YARN any more, or has left", False
     if status in _FINAL:
-        return f"{python} cannot be run on {container.node}: set the option python", True
+        return f"{python} cannot be run on {container.node}: {advise_python('')}", True
     if status in _ENDS:
         return _ENDS[status], False
     cause = _find_cause(container.diagnostics)
     if _is_python_problem(cause):
-        return f"{python} on {container.node} cannot run roost's agent ({cause}): set the option python", True
+        problem = f"{python} on {container.node} cannot run roost's agent ({cause})"
+        return f"{problem}: {advise_python(cause)}", True
     return f"its agent ended with exit status {status}" + (f" ({cause})" if cause else ""), False
 
 
@@ -151,8 +153,8 @@ def explain_failure(application: Mapping[str, object], python: str) -> str:
         return f"YARN does not let this user submit to queue {queue}: {cause}."
     if _is_python_problem(cause):
         return (
-            f"{python} on the nodes cannot run roost's application master ({cause}): set c.RoostYarnBackend.python to "
-            "a Python with ipykernel."
+            f"{python} on the nodes cannot run roost's application master ({cause}): {advise_python(cause)} "
+            "(c.RoostYarnBackend.python)."
         )
     if not cause and application.get("state") == "FAILED":
         return (

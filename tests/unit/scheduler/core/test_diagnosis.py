@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kit.fakes.scheduler import fake_world
+from roost.launchers.protocol.messages import Lease, Owner
+from roost.placement import Request
+from roost.scheduler.backends.base import LeaseReading
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import diagnosis
 
+LEASE = Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(), node_id="")
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
 
 
@@ -49,6 +54,71 @@ async def test_doctor_names_a_task_of_the_service_that_fails(
         (found,) = await w.scheduler.doctor()
         assert found["level"] == "error"
         assert found["what"] == "the look at idle kernels fails, and is tried again (KeyError: 'k')"
+
+
+async def test_a_node_that_has_left_the_cluster_is_no_error_of_its_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake_world(tmp_path) as w:
+        lost = replace(LEASE, kernel_id="k", state="lost", reason="its node b has left the cluster")
+        others = [replace(LEASE, id=f"roost:{name}:other/1", kernel_id=name) for name in ("m", "n")]
+        silent = LeaseReading(leases=(lost, *others), unreachable=frozenset({"gone", "here"}))
+
+        async def leases() -> LeaseReading:
+            return silent
+
+        monkeypatch.setattr(w.backend, "leases", leases)
+        found = {each["what"]: each["level"] for each in await w.scheduler.doctor()}
+        assert found["node gone has left the cluster: its kernels end with it"] == "warning"
+        assert found["1 kernel will end: its node b has left the cluster"] == "warning"
+        assert found["the agent on here does not answer"] == "error"
+        assert not [what for what in found if "agent on gone" in what or "agent on roost:" in what]
+
+
+async def test_the_agent_of_a_start_under_way_may_be_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake_world(tmp_path) as w:
+        w.agent.hold("launch")
+        start = w.start("k", cpus=1)
+        await w.told("leased", "k")
+        lease = w.scheduler._table.records["k"].lease
+        assert lease is not None
+        assert lease.state == "held"
+
+        async def leases() -> LeaseReading:
+            return LeaseReading(leases=(lease,))
+
+        async def ask_agent(*_: object) -> None:
+            return None
+
+        monkeypatch.setattr(w.backend, "leases", leases)
+        monkeypatch.setattr(w.scheduler._access, "ask_agent", ask_agent)
+        silent = [each["what"] for each in await w.scheduler.doctor() if "agent" in each["what"]]
+        assert silent == []
+        w.agent.held["launch"].set()
+        await start
+        silent = [each["what"] for each in await w.scheduler.doctor() if "agent" in each["what"]]
+        assert silent == ["the agent on here does not answer"]
+
+
+async def test_doctor_names_nodes_that_the_manager_has_closed(tmp_path: Path) -> None:
+    async with fake_world(tmp_path, nodes=("a", "b")) as w:
+        w.backend.lies["b"] = lambda node: replace(
+            node, is_draining=True, drains_because="Ray is draining it"
+        )
+        found = await w.scheduler.doctor()
+        (closed,) = [each for each in found if each["level"] == "not now"]
+        assert closed["what"] == "no kernel starts on b: Ray is draining it"
+        assert "0 kernels, 0 leases and 0 processes agree" in [each["what"] for each in found]
+
+
+async def test_a_drained_node_that_is_not_there_says_so(tmp_path: Path) -> None:
+    async with fake_world(tmp_path) as w:
+        w.scheduler._access.draining = {"my node"}
+        (found,) = await w.scheduler.doctor()
+        assert found["what"] == "node my node drains, and is not in the cluster now"
+        assert found["do"] == "run `roost drain 'my node' --off` to use it again"
 
 
 async def test_doctor_finds_and_repairs_only_if_asked(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
-from roost.scheduler.backends.base import BackendContext, BackendEvent
+from roost.scheduler.backends.base import AgentReport, BackendContext, BackendEvent
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 from roost.scheduler.messages import Finding
 from roost.testing.deadlines import allow_s
@@ -52,6 +52,8 @@ class FakeManager:
         self.granted: dict[str, Lease] = {}
         self.problem = ""
         self.refusal = ""
+        self.broken = ""
+        """Why no agent starts."""
         self.left: set[str] = set()
         self.findings: list[Finding] = []
         self.calls: list[str] = []
@@ -110,6 +112,8 @@ class FakeManager:
         self.membership.check()
         if node_id not in self.agents:
             raise BackendUnavailable(f"there is no node {node_id}")
+        if self.broken:
+            raise BackendUnavailable(self.broken)
         return StartedAgent(address=self.agents[node_id].address, daemon="1")
 
     async def diagnose(self) -> list[Finding]:
@@ -369,6 +373,23 @@ async def test_doctor_says_what_the_manager_says(opened: Opened) -> None:
     assert await opened.backend.diagnose() == []
     opened.manager.findings = [{"level": "warning", "what": "it is old", "do": "renew it"}]
     assert await opened.backend.diagnose() == opened.manager.findings
+
+
+async def test_doctor_names_the_nodes_on_which_no_agent_starts(opened: Opened) -> None:
+    """A Python without ipykernel is reported from the first attempt until an attempt succeeds."""
+    assert opened.backend.report_agent("here") == AgentReport()
+    opened.manager.broken = "no agent on here: python3 on that node cannot run roost's agent"
+    with pytest.raises(BackendUnavailable):
+        await opened.backend.warm_up()
+    (found,) = await opened.backend.diagnose()
+    assert found["level"] == "error"
+    assert found["what"] == "no agent of roost starts on here: python3 on that node cannot run roost's agent"
+    assert "`roost up`" in found["do"]
+    assert opened.backend.report_agent("here") == AgentReport(problem=opened.manager.broken)
+    opened.manager.broken = ""
+    assert await opened.backend.warm_up() == 1
+    assert await opened.backend.diagnose() == []
+    assert opened.backend.report_agent("here") == AgentReport(has_run=True)
 
 
 async def until_used(opened: Opened, cpus_used: float | None) -> Node:

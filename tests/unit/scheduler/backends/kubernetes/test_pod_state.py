@@ -81,6 +81,18 @@ def test_a_pod_that_waits_says_for_what(state: dict[str, Any] | None, reason: st
     assert (found.lease.state, found.lease.reason) == ("pending", reason)
 
 
+def test_an_image_without_ipykernel_says_what_to_install() -> None:
+    raw = pod(ended(message="Traceback:\nModuleNotFoundError: No module named 'zmq'\n"), phase="Failed")
+    raw["metadata"].setdefault("annotations", pod()["metadata"]["annotations"])
+    found = read_pod(raw, KEY_PAIR)
+    assert found is not None
+    assert found.lease.is_final, "another node has the same image"
+    assert found.lease.reason == (
+        "the Python of its image cannot run roost's agent (No module named 'zmq'): install ipykernel into it, "
+        "or set the option python to a Python that has ipykernel"
+    )
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [

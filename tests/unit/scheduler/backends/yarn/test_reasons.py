@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from roost.scheduler.backends.node_archive import advise_python
 from roost.scheduler.backends.yarn.master.messages import Container, Resources
 from roost.scheduler.backends.yarn.reasons import (
     describe_application,
@@ -30,6 +31,7 @@ For more detailed output, check the application tracking page: http://rm:8088/cl
 """A message of Hadoop 3.4.2."""
 
 
+INSTALL = "install ipykernel into it, or set the option python to a Python that has ipykernel"
 FORGOTTEN = "Container container_1_0002_01_000002 was running but not reported from n1:8041"
 """A message of Hadoop 3.4.2, after a NodeManager was started again without recovery."""
 
@@ -49,11 +51,16 @@ def ended(status: int, diagnostics: str = "") -> Container:
         (-100, FORGOTTEN, "the NodeManager of n1 was started again and has forgotten its container", False),
         (-102, "Container preempted by scheduler", "YARN gave its resources to others (preemption)", False),
         (-104, "running beyond physical memory limits", "its container ran out of memory", False),
-        (127, "", "/opt/python cannot be run on n1: set the option python", True),
+        (
+            127,
+            "",
+            "/opt/python cannot be run on n1: set the option python to a Python that has ipykernel",
+            True,
+        ),
         (
             1,
             "No module named 'zmq'",
-            "/opt/python on n1 cannot run roost's agent (No module named 'zmq'): set the option python",
+            f"/opt/python on n1 cannot run roost's agent (No module named 'zmq'): {INSTALL}",
             True,
         ),
         (3, "Exit code: 3\nRuntimeError: no", "its agent ended with exit status 3 (RuntimeError: no)", False),
@@ -80,7 +87,8 @@ def test_an_application_that_fails_names_its_own_last_words() -> None:
     failed = {"queue": "lab", "state": "FAILED", "diagnostics": FAILED}
     assert explain_failure(failed, "/opt/python") == (
         "/opt/python on the nodes cannot run roost's application master (ModuleNotFoundError: No module named 'zmq'): "
-        "set c.RoostYarnBackend.python to a Python with ipykernel."
+        "install ipykernel into it, or set the option python to a Python that has ipykernel "
+        "(c.RoostYarnBackend.python)."
     )
 
 
@@ -145,3 +153,16 @@ ENOUGH = Resources(memory_mb=4096, vcores=4)
 )  # fmt: skip
 def test_why_an_ask_waits(changes: dict[str, object], headroom: Resources | None, reason: str) -> None:
     assert describe_wait(ASKED, headroom, {**QUEUE, **changes}, "ada") == reason
+
+
+@pytest.mark.parametrize(
+    ("cause", "advice"),
+    [
+        ("No module named 'zmq'", INSTALL),
+        ("/opt/python: No module named psutil", INSTALL),
+        ("No module named 'roost'", "set the option python to a Python that has ipykernel"),
+        ("SyntaxError: invalid syntax", "set the option python to a Python that has ipykernel"),
+    ],
+)
+def test_a_python_without_the_packages_of_an_agent_needs_ipykernel(cause: str, advice: str) -> None:
+    assert advise_python(cause) == advice
