@@ -61,10 +61,16 @@ class WaitingReport:
             return text
         with suppress(RoostError, asyncio.TimeoutError):
             explanation = self._start.km.provisioner.service.explain(kernel.request)
-            soonest = (await explanation.within(_EXPLAINED_WITHIN_S))["soonest"]
-            if soonest:
-                text = f"{text} {describe_soonest(soonest, time.time())}"
+            decision = await explanation.within(_EXPLAINED_WITHIN_S)
+            text = " ".join([text, *describe_holders(decision, time.time())])
         return text
+
+
+def describe_holders(decision: Mapping[str, Any], now: float) -> list[str]:
+    """Return sentences about what holds the resources: others than roost, and the kernels that could make room."""
+    others, soonest = decision.get("others"), decision["soonest"]
+    sentences = [f"{others['text']}."] if others else []
+    return [*sentences, describe_soonest(soonest, now)] if soonest else sentences
 
 
 def describe_soonest(soonest: Mapping[str, Any], now: float) -> str:

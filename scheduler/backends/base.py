@@ -7,7 +7,7 @@ import. The backend itself, with its cluster library, is imported in the schedul
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -100,6 +100,12 @@ class Backend(ABC):
 
     roost then claims each request for which it finds no node, and leaves `node_id` empty. Such a claim waits in the
     manager's queue instead of roost's. The manager may also add a node for it.
+    """
+
+    other_holders: str = ""
+    """What else may hold the cluster's GPUs, for people: "Ray actors and tasks".
+
+    Empty if roost cannot tell their amounts from those of its own leases.
     """
 
     @abstractmethod
@@ -195,6 +201,13 @@ class Backend(ABC):
         A feature of the manager that has no value is a label with the value `yes`.
         """
         return request
+
+    async def name_holders(self, node_ids: Collection[str]) -> Sequence[str]:
+        """Return the names of programs that hold GPUs of these nodes and are not roost's, as far as they are known.
+
+        Raises `BackendUnavailable`. The caller waits for 0.2 s at most.
+        """
+        return ()
 
     def report_agent(self, node_id: str) -> AgentReport:
         """Return what is known about the agent of this node. With an agent per kernel, nothing is known."""

@@ -104,6 +104,8 @@ def show_decision(decision: Mapping[str, Any], *, verb: str = "would go") -> Non
         out.print()
         for remedy in decision["remedies"]:
             out.print(f"{_capitalize(remedy)}.")
+    if others := decision.get("others"):
+        out.print(f"\n{_capitalize(clean(others['text']))}.")
     if decision["soonest"]:
         _show_soonest(out, decision["soonest"])
 

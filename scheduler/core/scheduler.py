@@ -45,6 +45,7 @@ from .idle import IdleCuller
 from .kernel_record import KernelRecord
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, no_node
+from .other_holders import find_others
 from .other_schedulers import OtherSchedulers
 from .owner_watch import OwnerWatch, owner_key
 from .queue import Queue
@@ -292,6 +293,7 @@ class Scheduler:
             since = {record.kernel_id: record.created_at for record in self._table.records.values()}
             # The kernels whose end would make room.
             document["soonest"] = find_soonest(decision, snapshot, leases, since)
+            document["others"] = await find_others(decision, snapshot, leases, self.backend)
         return document
 
     async def drain(self, node_id: str, on: bool = True) -> None:

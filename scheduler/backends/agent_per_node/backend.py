@@ -63,6 +63,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self, name: str, manager: ClusterManager[N], settings: AgentPerNodeSettings, context: BackendContext
     ) -> None:
         self.name = name
+        self.other_holders = manager.other_holders
         self._manager = manager
         self._membership = manager.membership
         self._pool = AgentPool(context.folder / "agents.json", context.agents, manager.start_agent)
@@ -216,6 +217,10 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     async def diagnose(self) -> list[Finding]:
         return [*await self._manager.diagnose(), *self._report_failures()]
+
+    async def name_holders(self, node_ids: Collection[str]) -> Sequence[str]:
+        nodes = self._membership.nodes
+        return await self._manager.name_holders([nodes[node_id] for node_id in node_ids if node_id in nodes])
 
     def report_agent(self, node_id: str) -> AgentReport:
         problem = self._pool.failures.get(node_id, "")

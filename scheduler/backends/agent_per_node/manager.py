@@ -55,6 +55,8 @@ class ClusterManager(Protocol[N]):
     """The manager's word for its process on a node, for messages to users."""
     claim_name: str
     """The manager's word for a lease, for messages to users."""
+    other_holders: str
+    """What else may hold the cluster's GPUs, for messages to users: "Ray actors and tasks"."""
     membership: Membership[N]
     """The nodes of the cluster, and the reader that reads them.
 
@@ -114,6 +116,9 @@ class ClusterManager(Protocol[N]):
 
     async def find(self, lease: Lease) -> bool:
         """True if the manager has the claim. Asks the manager now, instead of using the last reading."""
+
+    async def name_holders(self, nodes: Sequence[N]) -> Sequence[str]:
+        """Return the names of programs that hold GPUs of these nodes and are not roost's, as far as they are known."""
 
     async def start_agent(self, node_id: str) -> StartedAgent:
         """Start or find the agent of that node."""

@@ -56,6 +56,7 @@ class DaskManager:
     name = "Dask"
     daemon = "last nanny"
     claim_name = "lease in Dask's scheduler"
+    other_holders = "Dask tasks"
 
     def __init__(self, settings: RoostDaskBackend, key_pair: KeyPair) -> None:
         self._settings = settings
@@ -135,6 +136,9 @@ class DaskManager:
 
     async def find(self, lease: Lease) -> bool:
         return any(claim.id == lease.id for claim in await self.claims())
+
+    async def name_holders(self, nodes: Sequence[DaskNode]) -> Sequence[str]:
+        return ()
 
     async def start_agent(self, node_id: str) -> StartedAgent:
         answer = await self.ask("roost_agent", _START_AGENT_S, machine=node_id)

@@ -5,6 +5,7 @@
                                ├── reads the nodes twice a second: RayNode ──> Node     nodes
                                ├── claims: one detached placement group per kernel      placement_groups
                                ├── starts an agent by a task on its node                agent_task
+                               ├── names the actors that hold GPUs                      actors
                                └── warns of versions of Ray with known holes            known_holes
 
 Ray sends no events. Each change shows at the next reading.

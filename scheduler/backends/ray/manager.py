@@ -27,7 +27,7 @@ from roost.scheduler.backends.key_pair import KeyPair, load_service_key_pair
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 from roost.scheduler.messages import Finding
 
-from . import SPEC, agent_task, join, known_holes, nodes, placement_groups
+from . import SPEC, actors, agent_task, join, known_holes, nodes, placement_groups
 from .nodes import RayNode
 from .placement_groups import Group
 from .settings import RoostRayBackend
@@ -100,6 +100,7 @@ class RayManager:
     name = "Ray"
     daemon = "raylet"
     claim_name = "placement group"
+    other_holders = "Ray actors and tasks"
     build_node = staticmethod(nodes.build_node)
 
     def __init__(self, settings: RoostRayBackend, key_pair: KeyPair, calls: RayCalls | None = None) -> None:
@@ -163,6 +164,14 @@ class RayManager:
 
     async def find(self, lease: Lease) -> bool:
         return await self._ask(placement_groups.find, _name_group(lease)) is not None
+
+    async def name_holders(self, nodes: Sequence[RayNode]) -> Sequence[str]:
+        at = {node.daemon: node.id for node in nodes}
+        own = frozenset(self._group_ids.values())
+        return [
+            f"{actor.name}, pid {actor.pid} on {at[actor.node]}"
+            for actor in await self._ask(actors.read, at, own)
+        ]
 
     async def start_agent(self, node_id: str) -> StartedAgent:
         away, node = self.membership.away, self.membership.nodes.get(node_id)

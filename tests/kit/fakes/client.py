@@ -82,6 +82,7 @@ class StubClient:
         self.cluster: list[Node] = list(NODES)
         self.known: list[Kernel] = [RUNNING, SECOND, QUEUED]
         self.soonest: dict[str, Any] | None = None
+        self.others: dict[str, Any] | None = None
         self.ended: Kernel | None = None
         self.is_damaged = False
         self.happened: list[Event] = []
@@ -105,7 +106,7 @@ class StubClient:
         asked = Request(cpus=request.cpus, gpus=request.gpus, memory_bytes=request.memory_bytes)
         snapshot = Snapshot.of(self.cluster)
         document = build_explanation(get_policy("balanced").place(asked, snapshot), snapshot)
-        return self._answer({**document, "soonest": self.soonest}, "explain", request)
+        return self._answer({**document, "soonest": self.soonest, "others": self.others}, "explain", request)
 
     def kernels(self, *, with_use: bool = False) -> Answer:
         # The age of the constants above grows while the tests run, and "10 min" is wider than "90 s".

@@ -10,7 +10,11 @@ import pytest
 from roost.placement.model import Request
 from roost.provisioners.server_extension import waiting_report
 from roost.provisioners.server_extension.pending_start import PendingStart
-from roost.provisioners.server_extension.waiting_report import WaitingReport, describe_soonest
+from roost.provisioners.server_extension.waiting_report import (
+    WaitingReport,
+    describe_holders,
+    describe_soonest,
+)
 from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.messages import Kernel
 from roost.testing.deadlines import allow_s
@@ -70,3 +74,14 @@ def test_many_kernels_whose_end_makes_room() -> None:
     text = describe_soonest({"node_id": "n", "kernels": kernels}, 7_200.0)
     named = ", ".join(f"{number}aaaaaaa of ada (running for 2 h)" for number in range(3))
     assert text == f"There is room on n when these kernels end: {named} and 2 more."
+
+
+def test_others_than_roost_are_named_before_the_kernels() -> None:
+    """Without them the text would let a user end a kernel while actors of the same user hold the GPUs."""
+    others = {"text": "3 of 4 GPUs are held by Ray actors and tasks that roost did not start"}
+    soonest = {"node_id": "n", "kernels": [a_kernel("50fe0e35-35df", None)]}
+    ends = "There is room on n when kernel 50fe0e35 of ada ends."
+    assert describe_holders({"others": others, "soonest": None}, 0.0) == [f"{others['text']}."]
+    assert describe_holders({"others": others, "soonest": soonest}, 0.0) == [f"{others['text']}.", ends]
+    assert describe_holders({"soonest": soonest}, 0.0) == [ends]
+    assert describe_holders({"soonest": None}, 0.0) == []

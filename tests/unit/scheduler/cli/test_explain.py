@@ -86,6 +86,14 @@ def test_explain_names_the_fallback_and_counts_refusals(
     assert client.asked == [("nodes",), ("service",)]
 
 
+def test_explain_names_others_that_hold_gpus(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "3 of 4 GPUs are held by Ray actors and tasks that roost did not start (Trainer of job 01)"
+    client.others = {"text": text}
+    out = " ".join(run(capsys, "explain", "--gpus", "1")[1].split())
+    assert f"{text}." in out
+    assert document(capsys, "explain", "--gpus", "1")["decision"]["others"] == client.others
+
+
 def test_explain_lists_the_kernels_that_hold_scarce_resources(
     client: StubClient, capsys: pytest.CaptureFixture[str]
 ) -> None:

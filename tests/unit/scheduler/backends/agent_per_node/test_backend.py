@@ -46,6 +46,7 @@ class FakeManager:
     name = "Fake"
     daemon = "daemon"
     claim_name = "claim"
+    other_holders = "fake tasks"
 
     def __init__(self, *agents: FakeAgent) -> None:
         self.agents = {agent.name: agent for agent in agents}
@@ -107,6 +108,9 @@ class FakeManager:
 
     async def find(self, lease: Lease) -> bool:
         return lease.id in self.granted
+
+    async def name_holders(self, nodes: Sequence[FakeNode]) -> Sequence[str]:
+        return [f"task on {node.id}" for node in nodes]
 
     async def start_agent(self, node_id: str) -> StartedAgent:
         self.membership.check()
@@ -373,6 +377,11 @@ async def test_doctor_says_what_the_manager_says(opened: Opened) -> None:
     assert await opened.backend.diagnose() == []
     opened.manager.findings = [{"level": "warning", "what": "it is old", "do": "renew it"}]
     assert await opened.backend.diagnose() == opened.manager.findings
+
+
+async def test_the_manager_names_holders_of_nodes_that_are_there(opened: Opened) -> None:
+    assert opened.backend.other_holders == "fake tasks"
+    assert await opened.backend.name_holders(["here", "gone"]) == ["task on here"]
 
 
 async def test_doctor_names_the_nodes_on_which_no_agent_starts(opened: Opened) -> None:

@@ -1,0 +1,85 @@
+"""The GPUs that a cluster's own actors and tasks hold while a request waits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import pytest
+
+from roost.launchers.protocol.messages import Lease, Owner
+from roost.placement import Device, Node, Request, Snapshot, get_policy
+from roost.scheduler.core.other_holders import OtherHolders, find_others
+from roost.scheduler.errors import BackendUnavailable
+
+
+class Cluster:
+    """A backend that only names holders."""
+
+    other_holders = "Ray actors and tasks"
+
+    def __init__(self, *names: str, problem: str = "") -> None:
+        self.names, self.problem = names, problem
+        self.asked: list[str] = []
+
+    async def name_holders(self, node_ids: Collection[str]) -> Sequence[str]:
+        self.asked += sorted(node_ids)
+        if self.problem:
+            raise BackendUnavailable(self.problem)
+        return self.names
+
+
+def node(name: str, gpus: int, promised: float, **more: Any) -> Node:
+    devices = tuple(Device(id=str(number)) for number in range(gpus))
+    return Node(id=name, cpus=8, devices=devices, gpus_promised=promised, **more)
+
+
+def lease(node_id: str, gpus: float) -> Lease:
+    request = Request(gpus=gpus)
+    return Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=request, node_id=node_id)
+
+
+async def find(cluster: Any, nodes: list[Node], *leases: Lease, gpus: float = 2) -> OtherHolders | None:
+    snapshot = Snapshot.of(nodes)
+    decision = get_policy("balanced").place(Request(gpus=gpus), snapshot)
+    assert decision.placement is None
+    return await find_others(decision, snapshot, leases, cluster)
+
+
+async def test_actors_that_hold_gpus_are_counted_and_named() -> None:
+    """Two nodes of two GPUs: kernels have one, others have 2.5."""
+    cluster = Cluster("Trainer of job 01, pid 7 on a", "B", "C", "D")
+    found = await find(cluster, [node("a", 2, 2), node("b", 2, 1.5)], lease("b", 1))
+    assert found == {
+        "gpus": 2.5,
+        "of": 4,
+        "holders": list(cluster.names),
+        "text": "2.5 of 4 GPUs are held by Ray actors and tasks that roost did not start "
+        "(Trainer of job 01, pid 7 on a, B, C and 1 more)",
+    }
+    assert cluster.asked == ["a", "b"]
+
+
+async def test_one_gpu_is_held_by_something_without_a_name() -> None:
+    for cluster in (Cluster(), Cluster(problem="Ray is away")):
+        found = await find(cluster, [node("a", 2, 1)])
+        assert found is not None
+        assert found["text"] == "1 of 2 GPUs is held by Ray actors and tasks that roost did not start"
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        pytest.param([node("a", 2, 1)], id="only kernels"),
+        pytest.param([node("a", 2, 1), node("few", 1, 1)], id="never"),
+    ],
+)
+async def test_nobody_else_holds_gpus_that_the_request_could_have(nodes: list[Node]) -> None:
+    assert await find(Cluster("x"), nodes, lease("a", 1)) is None
+
+
+async def test_a_backend_that_cannot_tell_says_nothing() -> None:
+    cluster = Cluster("x")
+    cluster.other_holders = ""
+    assert await find(cluster, [node("a", 2, 2)]) is None
+    assert cluster.asked == []
