@@ -141,16 +141,7 @@ class Doctor:
             snapshot = await self._access.snapshot()
         except BackendUnavailable as away:
             return [*self._report_away(away), *_report_unreachable(unreachable - {self._access.backend.name})]
-        gone = {name for name in unreachable if name not in snapshot and name != self._access.backend.name}
-        found += _report_unreachable(unreachable - gone)
-        found += [
-            {
-                "level": "warning",
-                "what": f"node {name} has left the cluster: its kernels end with it",
-                "do": "",
-            }
-            for name in sorted(gone)
-        ]
+        found += _report_silent(unreachable, snapshot, self._access.backend.name)
         found += _report_lost(reading)
         found += _judge_limits(snapshot)
         found += _list_problems(snapshot)
@@ -189,6 +180,24 @@ def _report_unreachable(names: Set[str]) -> list[Finding]:
     return [
         {"level": "error", "what": f"the agent on {name} does not answer", "do": do} for name in sorted(names)
     ]
+
+
+def _report_silent(names: Set[str], snapshot: Snapshot, backend: str) -> list[Finding]:
+    """Return the findings about agents that do not answer. Only an agent on a node that should be well is an error.
+
+    The manager itself may be among the names, as the name of the backend.
+    """
+    found: list[Finding] = []
+    lost = {name for name in names if name not in snapshot and name != backend}
+    for name in sorted(lost):
+        what = f"node {name} has left the cluster: its kernels end, unless it is back soon"
+        found.append({"level": "warning", "what": what, "do": ""})
+    causes = {name: snapshot.node(name).drains_because for name in names - lost if name in snapshot}
+    closed = {name: cause for name, cause in sorted(causes.items()) if cause}
+    for name, cause in closed.items():
+        what = f"the agent on {name} does not answer: {cause}"
+        found.append({"level": "warning", "what": what, "do": ""})
+    return found + _report_unreachable(names - lost - closed.keys())
 
 
 def _report_lost(reading: Reading) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -18,7 +19,13 @@ import pytest
 from server import jupyter_server
 
 from kit.jupyter.front_end import errors, front_end
-from kit.jupyter.kernelspecs import kernelspecs
+from kit.jupyter.kernelspecs import (
+    IPYKERNEL,
+    kernelspecs,
+    roost_metadata,
+    search_one_folder,
+    write_kernelspec,
+)
 from kit.jupyter.notebook import Notebook, held_by
 from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
 from roost.bench.clusters.raylets import Machine, Raylets, why_not
@@ -200,6 +207,126 @@ async def test_a_node_that_is_stopped(notebooks: Callable[..., object], raylets:
     raylets.stop_node(node.address)
     await notebook.ended(service(), 10)
     assert wait_gone(pid, 60)
+
+
+async def test_doctor_about_a_node_that_has_left(notebooks: Callable[..., object], raylets: Raylets) -> None:
+    """The service knows that the node has left. Nobody is sent to that machine because of its agent."""
+    node = raylets.add_node(Machine(cpus=2, labels={"leaves": "yes"}))
+    notebook = await notebooks(labels={"leaves": "yes"})
+    said: list[str] = []
+
+    async def look() -> None:
+        while True:
+            said.extend(
+                finding["what"] for finding in await service().doctor() if finding["level"] == "error"
+            )
+            await asyncio.sleep(0.2)
+
+    looking = asyncio.create_task(look())
+    raylets.stop_node(node.address)
+    await notebook.ended(service(), 10)
+    await asyncio.sleep(1)
+    looking.cancel()
+    assert [what for what in said if node.address in what] == []
+
+
+HOLD = """
+import ray, sys, time
+ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)
+@ray.remote(num_cpus=0, num_gpus=1)
+class Trainer:
+    def ready(self):
+        return True
+trainers = [Trainer.remote() for _ in range(3)]
+ray.get([trainer.ready.remote() for trainer in trainers])
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+async def test_a_waiting_kernel_names_the_actors_that_hold_its_gpus(
+    raylets_runtime_dir: Path, raylets: Raylets
+) -> None:
+    """Actors have three of four GPUs. The explanation says so, and the notebook's text is made from it."""
+    command = [sys.executable, "-c", HOLD, raylets.address]
+    actors = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, cwd="/")
+    try:
+        assert actors.stdout is not None
+        while (line := await asyncio.wait_for(actors.stdout.readline(), allow_s(60))).strip() != b"held":
+            assert line, "the actors do not start"
+        until = time.monotonic() + allow_s(10)
+        while (decision := await service().explain(Request(gpus=2)))["placement"]:
+            assert time.monotonic() < until, "Ray does not show what the actors hold"
+            await asyncio.sleep(0.1)
+        others = decision["others"]
+        assert (others["gpus"], others["of"]) == (3, 4)
+        held_by = "3 of 4 GPUs are held by Ray actors and tasks that roost did not start"
+        assert others["text"].startswith(f"{held_by} (Trainer of job ")
+        assert len(others["holders"]) == 3
+        assert all(", pid " in each for each in others["holders"])
+    finally:
+        actors.kill()
+        await actors.communicate()
+
+
+async def test_doctor_about_nodes_whose_python_has_no_ipykernel(
+    raylets_runtime_dir: Path, raylets: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """doctor does not say that kernels can start. Each command that it prints is typed as it is printed."""
+    python = tmp_path / "bare python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    python.chmod(0o755)
+    data = search_one_folder(tmp_path / "data", monkeypatch)
+    write_kernelspec(data, "half", IPYKERNEL, metadata=roost_metadata(backend="ray", gpus=0.5))
+    (tmp_path / "jupyter_roost_config.py").write_text(f"c.RoostRayBackend.python = {str(python)!r}")
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    (bin_ / "roost").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m roost "$@"\n')
+    (bin_ / "roost").chmod(0o755)
+
+    def type_(line: str) -> tuple[int, str]:
+        done = subprocess.run(
+            line, shell=True, env={**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "COLUMNS": "1000"},
+            capture_output=True, text=True, timeout=allow_s(120), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    def diagnose(line: str) -> dict[str, dict[str, str]]:
+        findings = json.loads(type_(f"{line} --json")[1])["findings"]
+        return {finding["what"]: finding for finding in findings}
+
+    def find(findings: dict[str, dict[str, str]], text: str) -> dict[str, str]:
+        return next(finding for what, finding in findings.items() if text in what)
+
+    def command_in(text: str) -> str:
+        return text.partition("`")[2].partition("`")[0]
+
+    half = find(await asyncio.to_thread(diagnose, "roost doctor"), "kernelspec half")
+    assert half["level"] == "not asked", f"no service of Ray runs yet: {half}"
+    doctor = command_in(half["do"])
+    half = find(await asyncio.to_thread(diagnose, doctor), "kernelspec half")
+    assert half["level"] == "not asked", "no agent runs yet"
+    up = command_in(half["do"])
+    code, said = await asyncio.to_thread(type_, up)
+    assert code == 1
+    assert "No module named 'zmq'" in said
+    assert "install ipykernel into it" in said
+    findings = await asyncio.to_thread(diagnose, doctor)
+    half, failed = find(findings, "kernelspec half"), find(findings, "no agent of roost starts on")
+    assert (half["level"], failed["level"]) == ("not now", "error")
+    assert "install ipykernel into it" in half["what"]
+    assert "remove" not in half["do"]
+    assert command_in(half["do"]) == command_in(failed["do"]) == up
+    options = doctor.removeprefix("roost doctor")
+    node = raylets.nodes[1].address
+    assert (await asyncio.to_thread(type_, f"roost drain {node}{options}"))[0] == 0
+    drained = find(await asyncio.to_thread(diagnose, doctor), f"node {node} drains")
+    _, explained = await asyncio.to_thread(type_, f"roost explain --gpu-model A100 --gpus 1{options}")
+    off = command_in(drained["do"])
+    assert off in explained
+    assert (await asyncio.to_thread(type_, off)) == (0, f"{node} takes kernels again\n")
+    assert f"node {node} drains" not in await asyncio.to_thread(diagnose, doctor)
 
 
 async def test_a_node_that_drains(notebooks: Callable[..., object], raylets: Raylets) -> None:
