@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -218,6 +219,46 @@ def _await(question: Callable[[], T], complaint: str) -> T:
 def test_doctor_finds_nothing_wrong(shell: Shell) -> None:
     levels = {finding["level"] for finding in shell.answer("doctor")["findings"]}
     assert "error" not in levels
+
+
+def test_each_command_that_a_text_names_works_as_it_is_printed(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands of findings, remedies and errors are typed in a shell, in the order in which they were printed."""
+    (tmp_path / "roost").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m roost "$@"\n')
+    (tmp_path / "roost").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("COLUMNS", "1000")  # no line is broken
+    nodes = [node["id"] for node in shell.answer("nodes")["nodes"]]
+    for node in nodes:
+        shell.answer("drain", node)
+    texts = [
+        shell.run(*words)
+        for words in (
+            ("doctor",),
+            ("explain",),
+            ("drain", "no-such-node"),
+            ("stop",),
+            ("stop", "no-such-kernel"),
+            ("logs", "no-such-kernel"),
+        )
+    ]
+    printed = "\n".join(done.stdout + done.stderr for done in texts)
+    commands = list(dict.fromkeys(re.findall("`(roost [^`]*)`", printed)))
+    backend = "" if shell.backend == "local" else f" --backend {shell.backend}"
+    assert {
+        f"roost nodes{backend}",
+        f"roost kernels{backend}",
+        *(f"roost drain {node} --off{backend}" for node in nodes),
+    } <= set(commands)
+    for command in commands:
+        typed = subprocess.run(
+            ["sh", "-c", command], capture_output=True, text=True, timeout=allow_s(DEADLINE_S)
+        )
+        assert typed.returncode == 0, (command, typed.stdout, typed.stderr)
+    assert not any(node["is_draining"] for node in shell.answer("nodes")["nodes"])
+    assert shell.answer("explain")["decision"]["placement"]
 
 
 def test_recorded_decisions_can_be_simulated(shell: Shell, tmp_path: Path) -> None:
