@@ -166,7 +166,7 @@ def fill_environment(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def find_outlook_of(spec: RoostKernelspec) -> Outlook:
-    """Return what is expected of the next kernel of a kernelspec. This may take a minute."""
+    """Return the outlook of a kernelspec: can its next kernel start? This may take a minute."""
     return _check(spec, asks_scheduler=True)[0]
 
 

@@ -78,7 +78,7 @@ class LeaseReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentReport:
-    """What is known about the agent of a node without asking or starting it."""
+    """The known state of a node's agent. Nobody asks or starts the agent for it."""
 
     has_run: bool = False
     """True if the latest attempt to find or start the agent has succeeded."""
@@ -103,7 +103,7 @@ class Backend(ABC):
     """
 
     other_holders: str = ""
-    """What else may hold the cluster's GPUs, for people: "Ray actors and tasks".
+    """The other holders of the cluster's GPUs, for people: "Ray actors and tasks".
 
     Empty if roost cannot tell their amounts from those of its own leases.
     """
@@ -210,7 +210,7 @@ class Backend(ABC):
         return ()
 
     def report_agent(self, node_id: str) -> AgentReport:
-        """Return what is known about the agent of this node. With an agent per kernel, nothing is known."""
+        """Return the known state of this node's agent. With an agent per kernel, nothing is known."""
         return AgentReport()
 
     async def diagnose(self) -> list[Finding]:

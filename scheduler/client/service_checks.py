@@ -1,4 +1,4 @@
-"""Checks whether a scheduler or its cluster would refuse a policy or a request, and what it expects of a kernelspec."""
+"""Checks of policies, requests and kernelspecs: would the scheduler or its cluster refuse them?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ASK_OPERATOR = "ask the operator"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """What a scheduler expects of the next kernel of a kernelspec.
+    """The outlook of a kernelspec: can its next kernel start?
 
     `never`: no such kernel starts as things are set. `not now`: it would wait, be refused or fail now, and may start
     later. `not asked`: nobody knows without a start.
@@ -39,7 +39,7 @@ class Outlook:
     reason: str = ""
     """Why: a clause without a full stop. Empty if the kernel starts."""
     do: str = ""
-    """What to do about it; empty if nothing but waiting helps, or if the request itself must change."""
+    """The advice; empty if only waiting helps, or if the request itself must change."""
 
 
 def check_policy(policy: str, backend: str, options: Mapping[str, Any]) -> None:
@@ -76,7 +76,7 @@ def check_cluster(request: Request, backend: str, options: Mapping[str, Any]) ->
 
 
 def check_packages(backend: str, options: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` if a service that starts here lacks a package. One that runs has them all."""
+    """Raise `ConfigError` if a service that starts here would lack a package. A service that runs has all packages."""
     if not os.environ.get(PYTHON_VARIABLE) and not _has_service(backend, options):
         get_spec(backend).check_packages()
 
@@ -123,7 +123,7 @@ def find_outlook(
 
 
 def _judge_agent(client: Client, decision: Mapping[str, Any]) -> Outlook:
-    """Return the outlook by what is known about the agent of the node that is chosen now."""
+    """Return the outlook by the known state of the agent on the chosen node."""
     agent = decision.get("agent") or {}
     node_id = decision["placement"]["node_id"]
     if problem := agent.get("problem"):

@@ -56,7 +56,7 @@ class ClusterManager(Protocol[N]):
     claim_name: str
     """The manager's word for a lease, for messages to users."""
     other_holders: str
-    """What else may hold the cluster's GPUs, for messages to users: "Ray actors and tasks"."""
+    """The other holders of the cluster's GPUs, for messages to users: "Ray actors and tasks"."""
     membership: Membership[N]
     """The nodes of the cluster, and the reader that reads them.
 

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
-    """A live actor. `node` is Ray's id of its node, and `name` says for people what it is."""
+    """A live actor. `node` is Ray's id of its node, and `name` is a text for people."""
 
     name: str
     pid: int
