@@ -190,7 +190,7 @@ def _report_silent(names: Set[str], snapshot: Snapshot, backend: str) -> list[Fi
     found: list[Finding] = []
     lost = {name for name in names if name not in snapshot and name != backend}
     for name in sorted(lost):
-        what = f"node {name} has left the cluster: its kernels end, unless it is back soon"
+        what = f"node {name} has left the cluster, and its agent does not answer"
         found.append({"level": "warning", "what": what, "do": ""})
     causes = {name: snapshot.node(name).drains_because for name in names - lost if name in snapshot}
     closed = {name: cause for name, cause in sorted(causes.items()) if cause}

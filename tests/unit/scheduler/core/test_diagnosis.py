@@ -69,7 +69,7 @@ async def test_a_node_that_has_left_the_cluster_is_no_error_of_its_agent(
 
         monkeypatch.setattr(w.backend, "leases", leases)
         found = {each["what"]: each["level"] for each in await w.scheduler.doctor()}
-        assert found["node gone has left the cluster: its kernels end, unless it is back soon"] == "warning"
+        assert found["node gone has left the cluster, and its agent does not answer"] == "warning"
         assert found["1 kernel will end: its node b has left the cluster"] == "warning"
         assert found["the agent on here does not answer"] == "error"
         w.backend.lies["here"] = lambda node: replace(
