@@ -313,15 +313,6 @@ async def test_doctor_about_nodes_whose_python_has_no_ipykernel(
     assert "install ipykernel into it" in half["what"]
     assert "remove" not in half["do"]
     assert command_in(half["do"]) == command_in(failed["do"]) == up
-    options = doctor.removeprefix("roost doctor")
-    node = raylets.nodes[1].address
-    assert (await asyncio.to_thread(type_, f"roost drain {node}{options}"))[0] == 0
-    drained = find(await asyncio.to_thread(diagnose, doctor), f"node {node} drains")
-    _, explained = await asyncio.to_thread(type_, f"roost explain --gpu-model A100 --gpus 1{options}")
-    off = command_in(drained["do"])
-    assert off in explained
-    assert (await asyncio.to_thread(type_, off)) == (0, f"{node} takes kernels again\n")
-    assert f"node {node} drains" not in await asyncio.to_thread(diagnose, doctor)
 
 
 async def test_a_node_that_drains(notebooks: Callable[..., object], raylets: Raylets) -> None:

@@ -221,6 +221,7 @@ def test_doctor_finds_nothing_wrong(shell: Shell) -> None:
     assert "error" not in levels
 
 
+@pytest.mark.backends("local", "ray", why="on every cluster the same option is added")
 def test_each_command_that_a_text_names_works_as_it_is_printed(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
