@@ -95,6 +95,11 @@ class Backend(ABC):
     name: str
     address: str = ""
     """The cluster's address, for people. Empty if it is not known yet, or if there is nothing to show."""
+    cluster_id: str = ""
+    """The cluster's own identity, as it was joined last; empty if the cluster has none.
+
+    A user's services for one cluster are found by it, however the cluster was named.
+    """
     adds_nodes: bool = False
     """True if the manager has a queue of its own, which keeps claims that no node can take now.
 
@@ -107,6 +112,13 @@ class Backend(ABC):
 
     Empty if roost cannot tell their amounts from those of its own leases.
     """
+
+    def places(self) -> Sequence[str]:
+        """Return the addresses that name this cluster: `host:port`, or a URL. Called before `open`, and after it.
+
+        Before `open`, they are those of the settings, found without a question to the cluster. Blocks for milliseconds.
+        """
+        return (self.address,)
 
     @abstractmethod
     async def open(self) -> None:

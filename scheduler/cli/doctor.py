@@ -18,6 +18,7 @@ from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Finding
 
 from .nodes import describe_cluster
+from .services import find_twins
 from .options import connect_scheduler, print_answer, scheduler_options
 from .tables import build_table, open_console, print_table
 
@@ -59,6 +60,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
             {"level": "ok", "what": f"the scheduler of another world ({each.world}) runs", "do": ""}
             for each in client.find_elsewhere()
         ]
+        findings += find_twins(client)
         findings += _find_broken_settings(arguments)
         answers = True
     except (RoostError, DaemonError) as error:

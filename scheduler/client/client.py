@@ -258,6 +258,10 @@ class Client:
         """True if the service runs now. This does not start it."""
         return read_announcement(self._connection.folder) is not None
 
+    def service_folder(self) -> Path:
+        """Return the folder of the service, which may not run. Blocks for half a second at most."""
+        return self._connection.folder
+
     def find_elsewhere(self) -> list[Client]:
         """Return clients of the services that run for the same backend and options in other worlds of this user."""
         worlds = other_worlds(self.backend, self.options, self.world)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive, read_announcement
-from roost.launchers.daemon.private_files import FolderError
+from roost.launchers.daemon.private_files import FolderError, runtime_dir
 from roost.launchers.daemon.tasks import backoff, in_thread, join_shared, start_shared
 from roost.launchers.daemon.world import name_in_world
 from roost.launchers.protocol import rpc
@@ -22,10 +22,12 @@ from roost.scheduler.errors import (
     ConfigError,
     ManagerAway,
     RoostError,
+    ServedElsewhere,
     UnknownKernel,
     from_remote,
 )
 
+from .cluster_record import read_referral
 from .service_folder import PROTOCOL, service_command, service_folder
 from .this_owner import this_owner
 
@@ -40,6 +42,8 @@ _REJOIN_S = (0.3, 30.0)
 
 The pauses are long, so that an application with a call starts the next service first.
 """
+_MOST_REFERRALS = 4
+"""At most this many services refer to another one in a row. Each has found the next one running, or its record."""
 _LOOK_S = 1.0
 """How often a long pause looks whether that has happened."""
 
@@ -81,6 +85,8 @@ class ServiceConnection:
         self._joining: asyncio.Task[RpcClient] | None = None
         self._rejoining: asyncio.Task[None] | None = None
         self._has_joined = False
+        self._folder: Path | None = None
+        """The folder of the service that was found last. Later services of the same folder know the same kernels."""
 
     async def connect(self, deadline: float) -> RpcClient:
         """Return the live connection; raises `BackendUnavailable`. Concurrent callers share one attempt."""
@@ -96,7 +102,9 @@ class ServiceConnection:
 
     @property
     def folder(self) -> Path:
-        """The folder of the service. It may not exist."""
+        """The folder of the service. It may not exist. Blocks for half a second at most."""
+        if self._folder is not None and self._folder.parent == runtime_dir():
+            return self._folder
         return service_folder(self._backend, self._options, self._world)
 
     async def _join(self) -> RpcClient:
@@ -140,8 +148,8 @@ class ServiceConnection:
             folder = self.folder
             if self._is_elsewhere:
                 return self._find_elsewhere(folder)
-            argv, env = service_command(self._backend, folder, self._options)
-            ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
+            folder = self._start_service(folder)
+            self._folder = folder
         except FolderError as problem:
             raise ConfigError(f"{problem}.") from None
         except (DaemonError, OSError) as problem:
@@ -154,6 +162,25 @@ class ServiceConnection:
                 raise rpc.Disconnected(str(problem)) from None
             raise BackendUnavailable(f"No scheduler service ({self._backend}): {problem}") from None
         return f"ipc://{folder}/socket"
+
+    def _start_service(self, folder: Path) -> Path:
+        """Start the service of this folder, unless it runs. Return the folder of the service that serves the cluster.
+
+        A service that finds its cluster served already refers to that service, which may have ended meanwhile.
+        """
+        for _ in range(_MOST_REFERRALS):
+            argv, env = service_command(self._backend, folder, self._options)
+            try:
+                ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
+            except DaemonError as problem:
+                target = read_referral(folder) if problem.kind == ServedElsewhere.__name__ else None
+                if target is None:
+                    raise
+                log.info("%s", problem)
+                folder = target
+            else:
+                return folder
+        raise DaemonError(f"the services of several folders refer to each other, the last to {folder}")
 
     def _find_elsewhere(self, folder: Path) -> str:
         """Return the endpoint of another world's service.

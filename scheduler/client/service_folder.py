@@ -17,6 +17,8 @@ from roost.launchers.daemon.private_files import runtime_dir
 from roost.launchers.daemon.world import find_world, name_in_world
 from roost.scheduler.backends.registry import get_spec
 
+from .cluster_record import find_served
+
 PROTOCOL = 8
 """Version of the service's operations.
 
@@ -60,13 +62,19 @@ def find_service_world(backend: str) -> str:
 def service_folder(backend: str, options: Mapping[str, Any], world: str | None = None) -> Path:
     """Return the folder of the service for this backend, these options and this world.
 
-    `world` is the one of `find_service_world`, unless it is given. The service's socket in the folder is `socket`.
+    `world` is the one of `find_service_world`, unless it is given. The service's socket in the folder is `socket`. If
+    another service of this user serves the cluster that the options name, it is the folder of that service. Blocks for
+    half a second at most.
     """
     world = find_service_world(backend) if world is None else world
-    return runtime_dir() / name_in_world(_name_service(backend, options), world)
+    own = runtime_dir() / name_in_world(name_service(backend, options), world)
+    if not get_spec(backend).address_variable:
+        return own
+    return find_served(own, backend, options) or own
 
 
-def _name_service(backend: str, options: Mapping[str, Any]) -> str:
+def name_service(backend: str, options: Mapping[str, Any]) -> str:
+    """Return the name of the folder for these options, before another service for the same cluster is looked for."""
     get_spec(backend)  # raises for a name that is no backend, before it becomes part of a path
     name = f"scheduler-{backend}"
     if options:
@@ -78,7 +86,7 @@ def _name_service(backend: str, options: Mapping[str, Any]) -> str:
 
 def other_worlds(backend: str, options: Mapping[str, Any], world: str) -> list[str]:
     """Return the other worlds that have a folder of a service for this backend and these options."""
-    name = _name_service(backend, options)
+    name = name_service(backend, options)
     found = (folder.name.partition(".")[2] for folder in runtime_dir().glob(f"{name}.*"))
     return sorted(each for each in found if each != world)
 

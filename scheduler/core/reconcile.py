@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -56,6 +56,8 @@ class Reconciler:
     ) -> None:
         self.unreachable: Set[str] = frozenset()
         """The names of agents that could not report their leases: kernels that are not listed may live there."""
+        self.on_resync: Callable[[], None] = lambda: None
+        """Called after the backend has joined its cluster again."""
         self._access = access
         self._table = table
         self._ender = ender
@@ -205,6 +207,7 @@ class Reconciler:
                 self._table.queue.wake()
             elif event.kind == "resync":
                 self.soon()
+                self.on_resync()
             else:
                 self._on_lease(event)
 

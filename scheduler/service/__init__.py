@@ -6,6 +6,8 @@
                                                      ├──> DecisionLog: one line for each decision  decision_log
                                                      └──> Metrics for Prometheus, if wanted        metrics, metrics_port
 
+    served_cluster            leaves, if another service of the user serves the cluster
+
 `server` reads the settings, imports the one backend that it was started for, and puts all parts together.
 
 The service stands above `core` and `client`. `client/service_folder.py` names its folder and its command. `simulate`

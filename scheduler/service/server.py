@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, Hold, announce, announce_failure, hold
@@ -54,6 +55,7 @@ from roost.scheduler.policies.catalog import PolicyCatalog
 
 from .decision_log import DecisionLog
 from .input_checks import MOST_CHARACTERS, check_input
+from .served_cluster import ServedCluster
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ _PAGE = 200
 """At most this many kernels are in one answer, which may have 8 MiB."""
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """At most this many bytes fit into the path of a Unix socket."""
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 _COLLECT_AFTER = (5_000, 20, 20)
 """The arguments of `gc.set_threshold`. With Python's own, a service with many kernels spent 6 % of its time on it."""
 
@@ -224,10 +227,16 @@ OPERATIONS: Mapping[str, Route] = {
 }
 
 
-async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_settings: Section) -> None:
+async def serve(
+    folder: Path,
+    spec: BackendSpec,
+    settings: Settings,
+    own_settings: Section,
+    options: Mapping[str, Any] = NO_OPTIONS,
+) -> None:
     """Run the scheduler of `folder` until it is idle or asked to leave.
 
-    Raises `AlreadyRunning`, `RoostError`.
+    Raises `AlreadyRunning`, `RoostError`. `options` are those with which a client has chosen the service.
     """
     if len(os.fsencode(folder / "socket")) > _LONGEST_SOCKET:  # before an agent is started
         raise ConfigError(
@@ -245,6 +254,8 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
         spec.check_packages()
         # The backend's cluster library is imported here and nowhere else.
         backend = load_object(spec.create, f"the backend {spec.name}")(own_settings, context)
+        cluster = ServedCluster(folder, backend, options)
+        await cluster.check_settings()
         name = scheduler_name(folder)
         scheduler = Scheduler(backend, agents, settings, name=name, folder=folder)
         service = Service(scheduler, settings, spec)
@@ -258,6 +269,8 @@ async def serve(folder: Path, spec: BackendSpec, settings: Settings, own_setting
             if settings.metrics:
                 service.metrics_problem = serving.enter_context(start_metrics(scheduler, spec, settings))
             await scheduler.open()
+            cluster.claim(has_kernels=not scheduler.is_idle())
+            scheduler.reconciler.on_resync = cluster.renew
             path = folder / "socket"
             clear_place(path, log)
             path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
@@ -326,7 +339,7 @@ def main(arguments: list[str]) -> int:
     try:
         options = json.loads(os.environ.pop(OPTIONS_VARIABLE, "") or "{}")
         settings, own_settings = load_settings(given.backend, options)
-        asyncio.run(serve(given.folder, get_spec(given.backend), settings, own_settings))
+        asyncio.run(serve(given.folder, get_spec(given.backend), settings, own_settings, options))
     except (DaemonError, FolderError, RoostError, RpcError) as problem:
         announce_failure(type(problem).__name__, str(problem))
         print(problem, file=sys.stderr)

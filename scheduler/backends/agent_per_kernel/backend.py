@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -82,6 +82,9 @@ class AgentPerKernelBackend(Backend):
         """The nodes that differ from the snapshot."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._events = EventQueue()
+
+    def places(self) -> Sequence[str]:
+        return self._cluster.places()
 
     async def open(self) -> None:
         self._agents.listen(self._on_agent)
@@ -204,6 +207,7 @@ class AgentPerKernelBackend(Backend):
 
     async def _join(self) -> None:
         self.address = await self._cluster.join()
+        self.cluster_id = self._cluster.cluster_id
         self._away = ""
         await self._read_nodes()
         await self._read_pods()

@@ -189,6 +189,11 @@ class Api:
                 self._loaded = configuration, _build_pool(configuration)
             return self._loaded
 
+    def find_server(self) -> tuple[str, str]:
+        """Return the URL of the API server, and the context's namespace. Blocks; raises `ConfigError`."""
+        self._load()
+        return self.server, self.namespace
+
     def forget_connections(self) -> None:
         """Use new connections from now on: if one has fallen silent, the idle ones probably have too."""
         with self._lock:

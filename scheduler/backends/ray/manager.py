@@ -7,6 +7,7 @@ that live while Ray is away.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import os
@@ -27,7 +28,7 @@ from roost.scheduler.backends.key_pair import KeyPair, load_service_key_pair
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 from roost.scheduler.messages import Finding
 
-from . import SPEC, actors, agent_task, join, known_holes, nodes, placement_groups
+from . import SPEC, actors, agent_task, checks, join, known_holes, nodes, placement_groups
 from .nodes import RayNode
 from .placement_groups import Group
 from .settings import RoostRayBackend
@@ -108,6 +109,7 @@ class RayManager:
         self._key_pair = key_pair
         self._calls = calls or RayCalls()
         self._address = ""
+        self.cluster_id = ""
         self._group_ids: dict[str, str] = {}  # Ray's, by lease
         self._creating: dict[str, tuple[str, asyncio.Task[Group]]] = {}  # by group name, with the node's id
         self._anchors: dict[str, Any] = {}  # by raylet
@@ -203,10 +205,21 @@ class RayManager:
     async def diagnose(self) -> list[Finding]:
         return known_holes.find_holes(join.get_ray_version())
 
+    def places(self) -> Sequence[str]:
+        if self._address:  # more clusters may run on this machine by now
+            return (self._address, self._named())
+        with contextlib.suppress(RoostError):  # no cluster runs here, or several do
+            return (checks.resolve(self._named()),)
+        return ()
+
+    def _named(self) -> str:
+        return self._settings.address or os.environ.get(SPEC.address_variable, "")
+
     async def _join(self, known: str) -> str:
-        address = self._settings.address or os.environ.get(SPEC.address_variable) or known
+        address = self._named() or known
         join_ray = functools.partial(join.join, address, namespace=placement_groups.NAMESPACE)
         self._address = await self._calls.run(join_ray, deadline_s=_JOIN_S)
+        self.cluster_id = join.get_cluster_id()
         return self._address
 
     async def _fetch(self) -> Iterable[RayNode]:

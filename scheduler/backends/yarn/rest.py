@@ -82,14 +82,15 @@ class _Api(ResourceManager):  # type: ignore[misc,unused-ignore]
 class Rest:
     """Calls to the active ResourceManager. Every call raises `BackendUnavailable` if none answers.
 
-    `address` is the address that answered last.
+    `address` is the address that answered last, and `addresses` are all of them.
     """
 
     def __init__(self, settings: RoostYarnBackend) -> None:
         self.user = settings.user or getpass.getuser()
         session = _open_session(settings, self.user)
         self._session = session
-        self._apis = [_Api(address, session) for address in find_web_addresses(settings.address)]
+        self.addresses = find_web_addresses(settings.address)
+        self._apis = [_Api(address, session) for address in self.addresses]
         self.address = self._apis[0].address
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,6 +92,9 @@ class StubClient:
     def _answer(self, answer: Any, *asked: Any) -> Answer:
         self.asked.append(asked)
         return Answer(self.error or answer)
+
+    def service_folder(self) -> Path:
+        return Path("/nowhere/scheduler-ray")
 
     def find_elsewhere(self) -> list[StubClient]:
         return self.elsewhere

@@ -47,6 +47,7 @@ class FakeManager:
     daemon = "daemon"
     claim_name = "claim"
     other_holders = "fake tasks"
+    cluster_id = "fake-1"
 
     def __init__(self, *agents: FakeAgent) -> None:
         self.agents = {agent.name: agent for agent in agents}
@@ -60,6 +61,9 @@ class FakeManager:
         self.calls: list[str] = []
         self.held: dict[str, asyncio.Event] = {}
         self.membership: Membership[FakeNode] = Membership("Fake", join=self._join, fetch=self._fetch)
+
+    def places(self) -> Sequence[str]:
+        return ()
 
     async def close(self) -> None: ...
 

@@ -1,0 +1,111 @@
+"""The cluster that this service serves, among the services of this user."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from roost.launchers.daemon.daemon import is_alive
+from roost.launchers.daemon.tasks import in_thread
+from roost.scheduler.backends.base import Backend
+from roost.scheduler.client.cluster_record import (
+    ClusterRecord,
+    find_folders,
+    has_history,
+    refer,
+    write_place,
+    write_record,
+)
+from roost.scheduler.errors import RoostError, ServedElsewhere
+
+log = logging.getLogger(__name__)
+
+_SETTINGS_S = 5.0
+"""How long the backend may take to find the cluster that its settings name."""
+
+
+class ServedCluster:
+    """Writes the record of a service's cluster, unless another service of this user serves that cluster.
+
+    A service that serves kernels of its own goes on in any case, because nobody else would. `roost doctor` then names
+    both services.
+    """
+
+    def __init__(self, folder: Path, backend: Backend, options: Mapping[str, Any]) -> None:
+        self._folder = folder
+        self._backend = backend
+        self._options = options
+        self._written: ClusterRecord | None = None
+
+    async def check_settings(self) -> None:
+        """Refer to another service if the settings name a cluster that it serves, or that it has served.
+
+        The cluster is not asked, so it may be down. Raises `ServedElsewhere`.
+        """
+        if has_history(self._folder):
+            return
+        try:
+            places = await in_thread(self._backend.places, deadline_s=_SETTINGS_S)
+        except (RoostError, asyncio.TimeoutError):
+            return  # `open` raises the same error
+        self._refer(self._build_record(places), only_running=False)
+
+    def claim(self, *, has_kernels: bool) -> None:
+        """Write the record of the cluster that was joined. Raises `ServedElsewhere` if it is served already."""
+        record = self._build_record(self._backend.places())
+        with _locked(self._folder.parent):  # two services that start at once see each other's records
+            if not has_kernels:
+                self._refer(record, only_running=True)
+            self._write(record)
+
+    def renew(self) -> None:
+        """Write the record again after the cluster was joined again: it may have another address by now."""
+        self._write(self._build_record(self._backend.places()))
+
+    def _refer(self, record: ClusterRecord, *, only_running: bool) -> None:
+        for other in find_folders(record, but=self._folder):
+            if is_alive(other) or not only_running:
+                refer(self._folder, other)
+                raise ServedElsewhere(
+                    f"the service of {other} serves this cluster ({', '.join(record.places)}) already"
+                )
+
+    def _build_record(self, places: Sequence[str]) -> ClusterRecord:
+        given = str(self._options.get("address", ""))
+        spelled = dict.fromkeys(write_place(place) for place in (given, *places))
+        spelled.pop("", None)
+        return ClusterRecord(
+            backend=self._backend.name,
+            cluster_id=self._backend.cluster_id,
+            places=tuple(spelled),
+            options=dict(self._options),
+        )
+
+    def _write(self, record: ClusterRecord) -> None:
+        if record == self._written or not (record.places or record.cluster_id):
+            return
+        try:
+            write_record(self._folder, record)
+        except OSError as problem:
+            log.warning("other names of the cluster do not lead to this service: %s", problem)
+        else:
+            self._written = record
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of all services of the user. They hold it for milliseconds."""
+    descriptor = os.open(
+        folder / "clusters.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+    )
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

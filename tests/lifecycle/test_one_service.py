@@ -1,0 +1,108 @@
+"""One service for a cluster, however it is named: real Ray, real services, and the `roost` command in a shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import roost
+from kit.machine.daemons import daemon_pids, settle, wait_gone
+from roost.bench.clusters.raylets import Machine, Raylets, why_not
+from roost.scheduler.client.client import disconnect
+from roost.scheduler.client.running_services import find_services
+from roost.testing.deadlines import allow_s
+
+pytestmark = pytest.mark.backends("ray", why="a Ray cluster can be named in many ways")
+
+
+@pytest.fixture
+def cluster(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Raylets]:
+    """Start a Ray cluster on this machine whose kernels have the runtime folder of the test."""
+    if reason := why_not():
+        pytest.skip(reason)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with Raylets(Machine(cpus=2), environment={"ROOST_RUNTIME_DIR": str(runtime_dir)}) as cluster:
+        yield cluster
+        disconnect()
+        settle(runtime_dir)
+
+
+def shell(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `roost` in a shell with these variables."""
+    return subprocess.run(
+        [sys.executable, "-m", "roost", *argv],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=allow_s(120),
+        env={**os.environ, **environment},
+    )
+
+
+def read(*argv: str, **environment: str) -> Mapping[str, Any]:
+    """Return the JSON that `roost` prints in a shell with these variables."""
+    done = shell(*argv, "--json", **environment)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_every_name_of_a_cluster_leads_to_its_one_service(
+    cluster: Raylets, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # "The cluster of this machine" is the one that Ray itself would find.
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(cluster.address)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with roost.start_kernel(backend="ray", cpus=1) as kernel:
+        (service,) = find_services()
+        assert service.folder == runtime_dir / "scheduler-ray"
+        cell = kernel.execute(
+            "!roost kernels --backend ray --json".replace("roost", f"{sys.executable} -m roost")
+        )
+        (listed,) = json.loads(cell.stdout)["kernels"]
+        assert listed["id"] == kernel.id
+
+        host, _, port = cluster.address.rpartition(":")
+        for named in (f"{host}:{port}", f" {host.upper()}:{port}/"):
+            assert read("kernels", "--backend", "ray", RAY_ADDRESS=named)["kernels"], named
+        option = f"address={cluster.address}"
+        assert read("kernels", "--backend", "ray", "--backend-option", option)["kernels"]
+        file = tmp_path / "config" / "jupyter_roost_config.py"
+        file.parent.mkdir()
+        file.write_text(f"c.RoostRayBackend.address = {cluster.address!r}")
+        assert read("kernels", "--backend", "ray", JUPYTER_CONFIG_DIR=str(file.parent))["kernels"]
+
+        # An address with which only Ray knows that it is the same cluster: its GCS listens on every interface.
+        alias = f"127.0.0.1:{port}"
+        assert read("kernels", "--backend", "ray", RAY_ADDRESS=alias)["kernels"]
+        assert read("kernels", "--backend", "ray", RAY_ADDRESS=alias)["kernels"]
+        assert [each.pid for each in find_services()] == [service.pid]
+        assert daemon_pids(runtime_dir, "scheduler") == [service.pid]
+
+
+def test_the_service_that_a_shell_started_serves_jupyter_too(
+    cluster: Raylets, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read("kernels", "--backend", "ray", RAY_ADDRESS=cluster.address)["kernels"] == []
+    (service,) = find_services()
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(cluster.address)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with roost.start_kernel(backend="ray", cpus=1) as kernel:
+        (listed,) = read("kernels", "--backend", "ray", RAY_ADDRESS=cluster.address)["kernels"]
+        assert listed["id"] == kernel.id
+        assert [each.pid for each in find_services()] == [service.pid]
+        os.kill(service.pid, signal.SIGKILL)
+        wait_gone(service.pid)
+        (listed,) = read("kernels", "--backend", "ray")["kernels"]  # the next service knows the same kernels
+        assert listed["id"] == kernel.id
+        (next_service,) = find_services()
+        assert next_service.folder == service.folder
