@@ -7,7 +7,7 @@
     kernels.py      roost kernels, logs, stop
     explain.py      roost explain
     doctor.py       roost doctor, version
-    services.py     the findings of roost doctor about this user's services
+    services.py     roost restart-service; what roost doctor says about two services for one cluster
     jupyter.py      roost kernelspec install, list, remove; roost run
     events.py       roost events
     top.py          roost top

@@ -14,12 +14,13 @@ import roost
 from roost.launchers.daemon.daemon import DaemonError
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.running_services import find_services
+from roost.scheduler.client.typed_command import write_command
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Finding
 
 from .nodes import describe_cluster
-from .services import find_twins
 from .options import connect_scheduler, print_answer, scheduler_options
+from .services import find_twins
 from .tables import build_table, open_console, print_table
 
 _STYLES = {
@@ -65,8 +66,9 @@ def diagnose(arguments: argparse.Namespace) -> int:
         answers = True
     except (RoostError, DaemonError) as error:
         do = "fix this first: the other checks need the scheduler"
-        if pid := getattr(error, "fields", {}).get("pid"):
-            do = f"read this log; if the service hangs, `kill -9 {pid}` ends it, and the next command starts another"
+        if getattr(error, "fields", {}).get("pid"):
+            restart = write_command("restart-service", arguments.backend, scheduler_options(arguments))
+            do = f"read this log; if the service hangs, `{restart}` ends it and starts the next: kernels live on"
         findings.append({"level": "error", "what": str(error), "do": do})
     findings += setup_check.find_problems()
     # Last, because the scheduler that runs now checks their requests.

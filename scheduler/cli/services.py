@@ -1,18 +1,52 @@
-"""The services of this user, for `roost doctor`: several of them for one cluster."""
+"""`roost restart-service`; and for `roost doctor`: several services of this user for one cluster."""
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
-import shlex
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from roost.launchers.daemon.daemon import read_announcement
+from roost.placement.model.format import format_count
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client import cluster_record
+from roost.scheduler.client.call import wait_for
 from roost.scheduler.client.client import Client
+from roost.scheduler.client.service_restart import restart_service
+from roost.scheduler.client.typed_command import write_command
 from roost.scheduler.messages import Finding
+
+from .nodes import describe_cluster
+from .options import connect_scheduler, print_answer
+
+
+def restart(arguments: argparse.Namespace) -> int:
+    """End the service, start the next one, and print what was done. Kernels live on."""
+    client = connect_scheduler(arguments)
+    done = restart_service(client.service_folder(), client.backend, client.options, is_here=arguments.here)
+    service, kernels = wait_for(client.service()), len(wait_for(client.kernels()))
+    document = {**asdict(done), "backend": client.backend, "kernels": kernels}
+    lives = (
+        f"{format_count(kernels, 'kernel')} {'lives' if kernels == 1 else 'live'} on"
+        if kernels
+        else "no kernels"
+    )
+    where = describe_cluster(service)
+
+    def show() -> None:
+        if done.ended_pid is None:
+            print(f"No service of {where} was running. One runs now (pid {done.pid}): {lives}.")
+            return
+        how = "did not end and was killed" if done.was_killed else "has ended"
+        print(f"The service of {where} (pid {done.ended_pid}) {how}.")
+        after = f"after {done.took_s:.1f} s"
+        print(f"The next one (pid {done.pid}) serves {after}, with the settings of now: {lives}.")
+        if done.kept:
+            print(f"It has kept its environment. In this shell, --here changes {', '.join(done.kept)}.")
+
+    return print_answer(arguments, document, show)
 
 
 def find_twins(client: Client) -> list[Finding]:
@@ -26,7 +60,7 @@ def find_twins(client: Client) -> list[Finding]:
             f"which has answered, and that of {twin.name} (pid {pid})"
         )
         kernels, restart = (
-            write_command(command, client.backend, record.options)
+            _write_command(command, client.backend, record.options)
             for command in ("kernels", "restart-service")
         )
         if record.has_options(client.options):
@@ -37,12 +71,8 @@ def find_twins(client: Client) -> list[Finding]:
     return found
 
 
-def write_command(command: str, backend: str, options: Mapping[str, Any]) -> str:
-    """Return the command line that asks the service with these options, as a user types it in this shell."""
-    words = ["roost", command, "--backend", backend]
-    for name, value in options.items():
-        words += ["--backend-option", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+def _write_command(command: str, backend: str, options: Mapping[str, Any]) -> str:
+    """Return the command line for the service with these options, as a user types it in this shell."""
+    line = write_command(command, backend, options)
     variable = get_spec(backend).address_variable
-    if variable and "address" not in options and os.environ.get(variable):
-        words = ["env", "-u", variable, *words]
-    return shlex.join(words)
+    return f"env -u {variable} {line}" if os.environ.get(variable) and "address" not in options else line

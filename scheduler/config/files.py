@@ -17,6 +17,7 @@ from roost.scheduler.backends.spec import describe_unknown
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import check_input, read_input_json
 
+from .read_files import ReadFiles
 from .section import Memory, Section
 from .settings import Settings
 from .trait_errors import describe_refusal
@@ -25,16 +26,22 @@ CONFIG_NAME = "jupyter_roost_config"
 
 
 def load_settings(
-    backend: str, options: Mapping[str, Any], *, path: Sequence[str] | None = None
+    backend: str,
+    options: Mapping[str, Any],
+    *,
+    path: Sequence[str] | None = None,
+    read: ReadFiles | None = None,
 ) -> tuple[Settings, Section]:
     """Return the scheduler's settings and the backend's; raise `ConfigError`, which names the wrong key.
 
     Reads `config_file` if the options name one. Otherwise reads every `jupyter_roost_config` on `path`
     (default: Jupyter's); the value in the first folder of `path` wins. The other `options` are settings of
-    the backend and override its section in the files.
+    the backend and override its section in the files. `read` notes each file that is read or looked for, and those of
+    the operator's policies.
     """
+    read = ReadFiles() if read is None else read
     files = Path(config_file) if (config_file := options.get("config_file")) else None
-    config = _read_all(files, jupyter_config_path() if path is None else path)
+    config = _read_all(files, jupyter_config_path() if path is None else path, read)
     own = _load_section(backend)
     classes: dict[str, type[Section]] = {Settings.__name__: Settings, own.__name__: own}
     others = {get_spec(name).section: name for name in backend_names() if name != backend}
@@ -51,6 +58,10 @@ def load_settings(
     sections = {name: _build(section, config) for name, section in classes.items()}
     settings = sections[Settings.__name__]
     assert isinstance(settings, Settings)
+    for spec in (*settings.policies.values(), settings.default_policy):
+        file, _, _ = spec.rpartition(":")
+        if file.endswith(".py"):
+            read.note(Path(file))
     return settings, sections[own.__name__]
 
 
@@ -85,19 +96,27 @@ def _to_values(backend: str, section: type[Section], options: Mapping[str, Any])
     return values
 
 
-def _read_all(file: Path | None, path: Sequence[str]) -> Config:
+def _read_all(file: Path | None, path: Sequence[str], read: ReadFiles) -> Config:
     if file is not None and not file.is_file():
         raise ConfigError(f"there is no configuration file {file}.", config_file=str(file))
     names = (f"{CONFIG_NAME}.py", f"{CONFIG_NAME}.json")
     config = Config()
     for each in [file] if file else [Path(folder, name) for folder in reversed(path) for name in names]:
-        config.merge(_read(each))
+        read.note(each)
+        config.merge(_read(each, read))
     return config
 
 
-def _read(file: Path) -> Config:
+def _read(file: Path, read: ReadFiles) -> Config:
+    class PyLoader(PyFileConfigLoader):  # type: ignore[misc,unused-ignore]
+        """A loader that notes the files of `load_subconfig` too, which it makes loaders of its own class for."""
+
+        def _find_file(self) -> None:
+            super()._find_file()
+            read.note(Path(self.full_filename))
+
     is_json = file.suffix == ".json"
-    loader = JSONFileConfigLoader if is_json else PyFileConfigLoader
+    loader = JSONFileConfigLoader if is_json else PyLoader
     if os.path.lexists(file):  # a link that leads nowhere is no missing file
         (read_input_json if is_json else check_input)(file)
     try:

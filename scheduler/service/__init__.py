@@ -6,6 +6,7 @@
                                                      ├──> DecisionLog: one line for each decision  decision_log
                                                      └──> Metrics for Prometheus, if wanted        metrics, metrics_port
 
+    old_settings              whether the files of the settings have changed since
     served_cluster            leaves, if another service of the user serves the cluster
 
 `server` reads the settings, imports the one backend that it was started for, and puts all parts together.

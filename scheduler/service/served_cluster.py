@@ -59,6 +59,8 @@ class ServedCluster:
     def claim(self, *, has_kernels: bool) -> None:
         """Write the record of the cluster that was joined. Raises `ServedElsewhere` if it is served already."""
         record = self._build_record(self._backend.places())
+        if not record.places and not record.cluster_id:
+            return
         with _locked(self._folder.parent):  # two services that start at once see each other's records
             if not has_kernels:
                 self._refer(record, only_running=True)
@@ -88,7 +90,7 @@ class ServedCluster:
         )
 
     def _write(self, record: ClusterRecord) -> None:
-        if record == self._written or not (record.places or record.cluster_id):
+        if record == self._written:
             return
         try:
             write_record(self._folder, record)

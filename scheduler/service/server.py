@@ -43,7 +43,9 @@ from roost.scheduler.backends.base import Backend, BackendContext
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
 from roost.scheduler.client.service_folder import OPTIONS_VARIABLE, PROTOCOL
+from roost.scheduler.client.service_restart import CHECK_FLAG
 from roost.scheduler.config.files import load_settings
+from roost.scheduler.config.read_files import ReadFiles
 from roost.scheduler.config.section import Section
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.events import EventStream
@@ -55,6 +57,7 @@ from roost.scheduler.policies.catalog import PolicyCatalog
 
 from .decision_log import DecisionLog
 from .input_checks import MOST_CHARACTERS, check_input
+from .old_settings import OldSettings
 from .served_cluster import ServedCluster
 
 log = logging.getLogger(__name__)
@@ -72,8 +75,15 @@ _COLLECT_AFTER = (5_000, 20, 20)
 class Service:
     """The operations of one scheduler (`core`), for its clients. Runs until `left` is set."""
 
-    def __init__(self, scheduler: Scheduler, settings: Settings, spec: BackendSpec) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        settings: Settings,
+        spec: BackendSpec,
+        old_settings: OldSettings | None = None,
+    ) -> None:
         self.core = scheduler
+        self._old_settings = old_settings or OldSettings(ReadFiles(), spec.name, NO_OPTIONS)
         self._settings = settings
         self._spec = spec
         self._calls = 0
@@ -138,7 +148,7 @@ class Service:
                     value = await value
                 return {route.key: value} if route.key else value
             except RoostError as problem:
-                raise problem.to_remote() from None
+                raise (await self._old_settings.explain(problem)).to_remote() from None
             finally:
                 self._calls -= 1
                 self._watch_idleness()
@@ -160,11 +170,19 @@ class Service:
         kernel = self.core.kernel(kernel_id)
         return (await self.core.with_use([kernel]))[0] if with_use else kernel
 
+    async def check_policies(self, names: list[str]) -> dict[str, str]:
+        """Return the policies among `names` that a kernel cannot use, each with the reason."""
+        problems = await self.core.policies.find_problems(names)
+        if not problems or not (note := await self._old_settings.describe()):
+            return problems
+        return {name: f"{problem.rstrip('.')}.{note}" for name, problem in problems.items()}
+
     async def diagnose(self, fix: bool = False) -> list[Finding]:
         """Return the scheduler's findings, and a warning if the metrics are not served."""
-        found = await self.core.doctor(fix)
+        found = await self.core.doctor(fix) + await self._old_settings.find_problems()
         if self.metrics_problem:
-            do = "set c.RoostScheduler.metrics to a free address, and stop the service: the next client starts another"
+            command = self._old_settings.command
+            do = f"set c.RoostScheduler.metrics to a free address, and run `{command}`"
             found.append({"level": "warning", "what": self.metrics_problem, "do": do})
         return found
 
@@ -220,7 +238,7 @@ OPERATIONS: Mapping[str, Route] = {
     "warm": Route("core", Scheduler.warm),
     "up": Route("core.backend", Backend.warm_up, "nodes"),
     "add_policy": Route("core.policies", PolicyCatalog.add),
-    "check_policies": Route("core.policies", PolicyCatalog.find_problems, "problems"),
+    "check_policies": Route("", Service.check_policies, "problems"),
     "doctor": Route("", Service.diagnose, "findings"),
     "events": Route("core.events", EventStream.recent, "events"),
     "leave": Route("", Service.leave),
@@ -233,10 +251,12 @@ async def serve(
     settings: Settings,
     own_settings: Section,
     options: Mapping[str, Any] = NO_OPTIONS,
+    read: ReadFiles | None = None,
 ) -> None:
     """Run the scheduler of `folder` until it is idle or asked to leave.
 
-    Raises `AlreadyRunning`, `RoostError`. `options` are those with which a client has chosen the service.
+    Raises `AlreadyRunning`, `RoostError`. `options` are those with which a client has chosen the service,
+    and `read` has the files of its settings.
     """
     if len(os.fsencode(folder / "socket")) > _LONGEST_SOCKET:  # before an agent is started
         raise ConfigError(
@@ -258,7 +278,7 @@ async def serve(
         await cluster.check_settings()
         name = scheduler_name(folder)
         scheduler = Scheduler(backend, agents, settings, name=name, folder=folder)
-        service = Service(scheduler, settings, spec)
+        service = Service(scheduler, settings, spec, OldSettings(read or ReadFiles(), spec.name, options))
         decisions = DecisionLog(folder)
         scheduler.events.listen(decisions)
         serving = contextlib.ExitStack()
@@ -324,6 +344,17 @@ def scheduler_name(folder: Path) -> str:
     return name
 
 
+def check_settings(backend: str) -> int:
+    """Print what keeps a service with this environment from starting, if its settings do. Return the exit code."""
+    try:
+        load_settings(backend, json.loads(os.environ.get(OPTIONS_VARIABLE, "") or "{}"))
+        get_spec(backend).check_packages()
+    except RoostError as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    return 0
+
+
 def main(arguments: list[str]) -> int:
     """Run the service and return its exit code.
 
@@ -332,14 +363,18 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="roost.scheduler.service.server", description=__doc__)
     parser.add_argument("--backend", default=DEFAULT_BACKEND)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument(CHECK_FLAG, action="store_true", help="only read the settings")
     given = parser.parse_args(arguments)
+    if given.check:
+        return check_settings(given.backend)
     loosen()
     gc.set_threshold(*_COLLECT_AFTER)
     set_up_log()
     try:
         options = json.loads(os.environ.pop(OPTIONS_VARIABLE, "") or "{}")
-        settings, own_settings = load_settings(given.backend, options)
-        asyncio.run(serve(given.folder, get_spec(given.backend), settings, own_settings, options))
+        read = ReadFiles()
+        settings, own_settings = load_settings(given.backend, options, read=read)
+        asyncio.run(serve(given.folder, get_spec(given.backend), settings, own_settings, options, read))
     except (DaemonError, FolderError, RoostError, RpcError) as problem:
         announce_failure(type(problem).__name__, str(problem))
         print(problem, file=sys.stderr)

@@ -38,7 +38,7 @@ def test_doctor_fails_on_errors_only(
     client.error = no_answer("local", service_folder("local", {}), "did not answer `doctor` within 20 s")
     (finding,) = document(capsys, "doctor", code=1)["findings"]
     assert f"pid 7, log {service_folder('local', {})}/log" in finding["what"]
-    assert "`kill -9 7`" in finding["do"]
+    assert "`roost restart-service` ends it" in finding["do"]
 
 
 def test_doctor_reads_the_settings_of_the_next_scheduler(
@@ -176,7 +176,7 @@ def test_every_command_has_a_function() -> None:
         for action in parser._actions:  # argparse has no public way to its subparsers
             if isinstance(action.choices, dict):
                 pending += action.choices.values()
-    assert len(actions) == 27
+    assert len(actions) == 28
     assert len({commands.find_action(action) for action in actions}) == 19
 
 

@@ -12,10 +12,11 @@ import pytest
 
 from roost.scheduler.cli.commands import build_parser
 from roost.scheduler.cli.options import scheduler_options
-from roost.scheduler.cli.services import find_twins, write_command
+from roost.scheduler.cli.services import find_twins
 from roost.scheduler.client import cluster_record
 from roost.scheduler.client.client import Client
 from roost.scheduler.client.cluster_record import ClusterRecord, write_record
+from roost.scheduler.client.typed_command import write_command
 
 HEAD = "192.0.2.7:6379"
 
@@ -54,11 +55,18 @@ def test_one_service_is_no_finding(runtime_dir: Path) -> None:
     assert find_twins(Client("local")) == []
 
 
-def test_a_written_command_is_one_that_can_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_written_command_is_one_that_can_be_typed() -> None:
     options = {"address": "tcp://head:8786", "python": "/a b/python", "cpus": 2, "fork": False}
     words = shlex.split(write_command("kernels", "dask", options))
     arguments = build_parser().parse_args(words[1:])
     assert arguments.backend == "dask"
     assert scheduler_options(arguments) == options
+
+
+def test_a_variable_that_would_name_another_service_is_left_out(
+    twin: ClusterRecord, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record(runtime_dir / "scheduler-ray-1", replace(twin, options={}))
     monkeypatch.setenv("RAY_ADDRESS", HEAD)
-    assert write_command("kernels", "ray", {}) == "env -u RAY_ADDRESS roost kernels --backend ray"
+    (finding,) = find_twins(Client("ray"))
+    assert "`env -u RAY_ADDRESS roost kernels --backend ray`" in finding["do"]

@@ -1,0 +1,157 @@
+"""Ends a service in an orderly way, and starts the next one in its folder. Kernels live on, and clients join again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive, read_announcement
+from roost.launchers.daemon.process import is_running
+from roost.launchers.protocol import rpc
+from roost.scheduler.errors import BackendUnavailable, ConfigError, ServedElsewhere, from_remote
+
+from .cluster_record import read_referral
+from .service_folder import PYTHON_VARIABLE, service_command
+
+CHECK_FLAG = "--check"
+"""The argument with which the service's command only reads its settings, and prints what is wrong with them."""
+_CHECK_S = 30.0
+_END_S = 10.0
+"""How long a service may take to end before it is killed."""
+_KILLED_S = 5.0
+_START_S = 30.0
+_LOOK_AGAIN_S = 0.02
+_OF_SETTINGS = (
+    "JUPYTER_CONFIG_DIR",
+    "JUPYTER_CONFIG_PATH",
+    "JUPYTER_PREFER_ENV_PATH",
+    "HOME",
+    PYTHON_VARIABLE,
+)
+"""Variables that decide where the service looks for its settings, and in which Python."""
+_MODULE = "roost.scheduler.service.server"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """What `restart_service` has done."""
+
+    ended_pid: int | None
+    """The process of the service that has ended; None if none ran."""
+    was_killed: bool
+    pid: int
+    took_s: float
+    """How long no service has answered."""
+    kept: tuple[str, ...]
+    """The names of variables of the settings that the service has kept, and that differ from this process's."""
+
+
+def restart_service(
+    folder: Path, backend: str, options: Mapping[str, Any], *, is_here: bool = False
+) -> Restart:
+    """End the service of this folder, and start the next one with its Python, environment and options.
+
+    With `is_here`, or if none runs, they are those of this process, and `options`. Blocks for a minute at most. Raises
+    `ConfigError`, without ending anything, if the next service could not read its settings. Raises `BackendUnavailable`
+    if the next service cannot start.
+    """
+    announced = read_announcement(folder)
+    argv, env = service_command(backend, folder, options)
+    if announced is not None and not is_here:
+        argv, env = _read_command(announced["pid"], folder) or (argv, env)
+    _check_settings(argv, env)
+    began = time.monotonic()
+    was_killed = announced is not None and _end(folder, announced)
+    started = _start(folder, argv, env)
+    return Restart(
+        ended_pid=announced["pid"] if announced is not None else None,
+        was_killed=was_killed,
+        pid=started["pid"],
+        took_s=time.monotonic() - began,
+        kept=tuple(name for name in _OF_SETTINGS if env.get(name) != os.environ.get(name)),
+    )
+
+
+def _read_command(pid: int, folder: Path) -> tuple[list[str], dict[str, str]] | None:
+    """Return argv and environment of a service that runs; None if the system does not show them."""
+    try:
+        argv = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="surrogateescape").split("\0")[:-1]
+        lines = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="surrogateescape").split("\0")
+    except OSError:
+        return None
+    if _MODULE not in argv or str(folder) not in argv:
+        return None
+    return argv, dict(line.partition("=")[::2] for line in lines if "=" in line)
+
+
+def _check_settings(argv: Sequence[str], env: Mapping[str, str]) -> None:
+    try:
+        done = subprocess.run(
+            [*argv, CHECK_FLAG],
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            timeout=_CHECK_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise BackendUnavailable(
+            f"The next service could not start, so nothing was ended: {problem}."
+        ) from None
+    if done.returncode:
+        problem = done.stderr.strip().rpartition("\n")[2] or f"{argv[0]} ended with {done.returncode}"
+        raise ConfigError(f"{problem.rstrip('.')}: correct this first. The service that runs was not ended.")
+
+
+def _end(folder: Path, announced: Mapping[str, Any]) -> bool:
+    """End the service that has announced itself; return True if it had to be killed."""
+    pid, started_at = announced["pid"], float(announced.get("process_started_at", 0.0))
+
+    def has_ended() -> bool:
+        return not is_alive(folder) or (read_announcement(folder) or announced)["pid"] != pid
+
+    for signum, wait_s in ((signal.SIGTERM, _END_S), (signal.SIGKILL, _KILLED_S)):
+        if is_running(pid, started_at):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
+        if _wait_until(has_ended, wait_s):
+            return signum is signal.SIGKILL
+    raise BackendUnavailable(
+        f"The scheduler service (pid {pid}) does not end, even by SIGKILL: see its log.", pid=pid
+    )
+
+
+def _wait_until(is_true: Callable[[], bool], longest_s: float) -> bool:
+    """Wait until the question has the answer yes. Neither a lock nor the process of another parent has an event."""
+    deadline = time.monotonic() + longest_s
+    while not is_true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_AGAIN_S)
+    return True
+
+
+def _start(folder: Path, argv: list[str], env: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return the announcement of the next service. A client that has started one meanwhile is as good."""
+    try:
+        try:
+            return ensure(folder, argv, env=env, deadline_s=_START_S)
+        except DaemonError as problem:
+            target = read_referral(folder) if problem.kind == ServedElsewhere.__name__ else None
+            announced = read_announcement(target) if target is not None else None
+            if announced is None:
+                raise
+            return announced
+    except DaemonError as problem:
+        cause = from_remote(rpc.RemoteError(problem.kind or "BackendUnavailable", str(problem)))
+        what = f"No service runs now, and kernels live on. The next one cannot start: {cause}"
+        raise type(cause)(what) if isinstance(cause, ConfigError) else BackendUnavailable(what) from None
