@@ -42,7 +42,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
     Return 1 if one of them is an error, else 0.
     """
     from roost.provisioners import kernelspecs
-    from roost.provisioners.server_extension import setup_check
+    from roost.provisioners.server_extension import older_servers, setup_check
 
     findings: list[Finding] = []
     answers = False
@@ -70,7 +70,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
             restart = write_command("restart-service", arguments.backend, scheduler_options(arguments))
             do = f"read this log; if the service hangs, `{restart}` ends it and starts the next: kernels live on"
         findings.append({"level": "error", "what": str(error), "do": do})
-    findings += setup_check.find_problems()
+    findings += setup_check.find_problems() + older_servers.find_problems()
     # Last, because the scheduler that runs now checks their requests.
     findings += kernelspecs.find_problems(asks_schedulers=answers)
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))

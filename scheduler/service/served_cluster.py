@@ -37,8 +37,10 @@ class ServedCluster:
     both services.
     """
 
-    def __init__(self, folder: Path, backend: Backend, options: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, backend: Backend, options: Mapping[str, Any]) -> None:
+        """Make the cluster of the service of this folder. `name` is the backend's name in kernelspecs."""
         self._folder = folder
+        self._name = name
         self._backend = backend
         self._options = options
         self._written: ClusterRecord | None = None
@@ -83,7 +85,7 @@ class ServedCluster:
         spelled = dict.fromkeys(write_place(place) for place in (given, *places))
         spelled.pop("", None)
         return ClusterRecord(
-            backend=self._backend.name,
+            backend=self._name,
             cluster_id=self._backend.cluster_id,
             places=tuple(spelled),
             options=dict(self._options),

@@ -274,7 +274,7 @@ async def serve(
         spec.check_packages()
         # The backend's cluster library is imported here and nowhere else.
         backend = load_object(spec.create, f"the backend {spec.name}")(own_settings, context)
-        cluster = ServedCluster(folder, backend, options)
+        cluster = ServedCluster(folder, spec.name, backend, options)
         await cluster.check_settings()
         name = scheduler_name(folder)
         scheduler = Scheduler(backend, agents, settings, name=name, folder=folder)

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import roost
+from kit.clusters.hadoop_nodes.cluster import HadoopNodes
+from kit.clusters.kubelets.cluster import Kubelets
+from kit.clusters.kubernetes.shared_cluster import cluster_settings as kubernetes_settings
+from kit.clusters.yarn.shared_cluster import cluster_settings as yarn_settings
 from kit.machine.daemons import daemon_pids, settle, wait_gone
+from roost.bench.clusters.dask_machines import DaskMachines
 from roost.bench.clusters.raylets import Machine, Raylets, why_not
+from roost.scheduler.backends.registry import get_spec
+from roost.scheduler.backends.yarn.hadoop_conf import find_web_addresses
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.client.running_services import find_services
 from roost.testing.deadlines import allow_s
-
-pytestmark = pytest.mark.backends("ray", why="a Ray cluster can be named in many ways")
 
 
 @pytest.fixture
@@ -57,7 +63,7 @@ def read(*argv: str, **environment: str) -> Mapping[str, Any]:
 def test_every_name_of_a_cluster_leads_to_its_one_service(
     cluster: Raylets, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # "The cluster of this machine" is the one that Ray itself would find.
+    # The cluster of this machine is the one that Ray itself would find.
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text(cluster.address)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
@@ -106,3 +112,62 @@ def test_the_service_that_a_shell_started_serves_jupyter_too(
         assert listed["id"] == kernel.id
         (next_service,) = find_services()
         assert next_service.folder == service.folder
+
+
+def configure(
+    backend: str, settings: Mapping[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Write these settings where services find them, but without the address."""
+    section = get_spec(backend).section
+    others = {name: value for name, value in settings.items() if name != "address"}
+    (folder / "jupyter_roost_config.json").write_text(json.dumps({section: others}))
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(folder))
+
+
+def assert_one_service(backend: str, names: Iterable[str], runtime_dir: Path) -> None:
+    """Assert that all these values of the backend's variable lead to the service that the first one starts."""
+    variable, pids = get_spec(backend).address_variable, set[int]()
+    try:
+        for name in names:
+            assert read("nodes", "--backend", backend, **{variable: name})["nodes"], name
+            pids |= {service.pid for service in find_services()}
+    finally:
+        settle(runtime_dir)
+    assert len(pids) == 1
+
+
+def test_a_dask_cluster_has_one_service(
+    dask_cluster: DaskMachines, runtime_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text(json.dumps({"address": dask_cluster.address}))
+    plain = dask_cluster.address.removeprefix("tcp://")
+    assert_one_service("dask", (str(file), dask_cluster.address, plain, str(file)), runtime_dir)
+
+
+def test_a_kubernetes_namespace_has_one_service(
+    kubernetes_cluster: Kubelets, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    settings = kubernetes_settings(kubernetes_cluster, tmp_path)
+    configure("kubernetes", settings, tmp_path, monkeypatch)
+    copy = tmp_path / "another context"
+    text = Path(settings["address"]).read_text()
+    copy.write_text(text)
+    assert_one_service(
+        "kubernetes", (settings["address"], str(copy), f"{copy}:{settings['address']}"), runtime_dir
+    )
+
+
+def test_a_yarn_cluster_has_one_service(
+    yarn_cluster: HadoopNodes, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    settings = yarn_settings(yarn_cluster, tmp_path)
+    configure("yarn", settings, tmp_path, monkeypatch)
+    (address,) = find_web_addresses(settings["address"])
+    copy = tmp_path / "conf"
+    shutil.copytree(settings["address"], copy)
+    assert_one_service(
+        "yarn", (settings["address"], address, address.removeprefix("http://"), str(copy)), runtime_dir
+    )

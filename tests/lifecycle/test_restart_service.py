@@ -135,7 +135,7 @@ def test_a_start_that_fails_says_that_no_service_runs(
         "_read_command",
         lambda *_: ([sys.executable, "-c", "raise SystemExit('no luck')"], {}),
     )
-    with pytest.raises(Exception, match="No service runs now, and kernels live on.*no luck") as caught:
+    with pytest.raises(Exception, match=r"No service runs now, and kernels live on.*no luck") as caught:
         restart_service(client.service_folder(), "local", {})
     assert not isinstance(caught.value, ConfigError)
     assert wait_gone(before)

@@ -21,7 +21,7 @@ from roost.scheduler.service.served_cluster import ServedCluster
 class Named:
     """The part of a backend that names its cluster."""
 
-    name = "ray"
+    name = "Ray"  # for people
 
     def __init__(self, *places: str, cluster_id: str = "", problem: Exception | None = None) -> None:
         self.named: Sequence[str] = places
@@ -51,7 +51,7 @@ def folders(runtime_dir: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def served(folder: Path, backend: Named, **options: str) -> ServedCluster:
-    return ServedCluster(folder, cast(Backend, backend), options)
+    return ServedCluster(folder, "ray", cast(Backend, backend), options)
 
 
 async def test_the_settings_of_a_new_service_lead_to_the_running_one(folders: tuple[Path, Path]) -> None:
