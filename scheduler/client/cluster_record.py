@@ -220,11 +220,19 @@ def find_served(own: Path, backend: str, options: Mapping[str, Any]) -> Path | N
     return None
 
 
-def refer(own: Path, target: Path) -> None:
-    """Lead the clients of the folder `own` to the service of the folder `target`, for as long as that process lives."""
-    announced = read_announcement(target) or {}
-    process = [announced.get("pid"), announced.get("process_started_at")]
-    write_private_json(own / _REFERRAL, {"folder": target.name, "process": process})
+def refer(own: Path, target: Path, *, cluster_id: str = "") -> None:
+    """Lead the clients of the folder `own` to the service of the folder `target`, for as long as that process lives.
+
+    With a `cluster_id`, later services of `target` are meant too, as long as they serve that cluster.
+    """
+    found = {"folder": target.name, "process": _read_process(target), "cluster_id": cluster_id}
+    write_private_json(own / _REFERRAL, found)
+
+
+def _read_process(folder: Path) -> list[Any] | None:
+    """Return what identifies the process of a folder's service; None if none runs."""
+    announced = read_announcement(folder)
+    return [announced["pid"], announced.get("process_started_at")] if announced is not None else None
 
 
 def read_referral(own: Path) -> Path | None:
@@ -237,11 +245,14 @@ def read_referral(own: Path) -> Path | None:
 
 def _follow(own: Path) -> Path | None:
     target = read_referral(own)
-    announced = read_announcement(target) if target is not None else None
-    if announced is None:
+    process = _read_process(target) if target is not None else None
+    if target is None or process is None:
         return None
-    process = [announced.get("pid"), announced.get("process_started_at")]
-    return target if (read_json(own / _REFERRAL) or {}).get("process") == process else None
+    found = read_json(own / _REFERRAL) or {}
+    if found.get("process") == process:
+        return target
+    record = read_record(target) if found.get("cluster_id") else None
+    return target if record is not None and record.cluster_id == found["cluster_id"] else None
 
 
 def _without_address(options: Mapping[str, Any]) -> str:

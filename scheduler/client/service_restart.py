@@ -69,7 +69,9 @@ def restart_service(
     _check_settings(argv, env)
     began = time.monotonic()
     was_killed = announced is not None and _end(folder, announced)
-    started = _start(folder, argv, env)
+    serving, started = _start(folder, argv, env)
+    if announced is None and serving != folder:  # only now it is known which service was meant
+        return restart_service(serving, backend, options, is_here=is_here)
     return Restart(
         ended_pid=announced["pid"] if announced is not None else None,
         was_killed=was_killed,
@@ -142,17 +144,20 @@ def _wait_until(is_true: Callable[[], bool], longest_s: float) -> bool:
     return True
 
 
-def _start(folder: Path, argv: list[str], env: Mapping[str, str]) -> Mapping[str, Any]:
-    """Return the announcement of the next service. A client that has started one meanwhile is as good."""
+def _start(folder: Path, argv: list[str], env: Mapping[str, str]) -> tuple[Path, Mapping[str, Any]]:
+    """Return the announcement of the next service, and its folder.
+
+    A client that has started a service meanwhile is as good. Another service may serve the cluster.
+    """
     try:
         try:
-            return ensure(folder, argv, env=env, deadline_s=_START_S)
+            return folder, ensure(folder, argv, env=env, deadline_s=_START_S)
         except DaemonError as problem:
             target = read_referral(folder) if problem.kind == ServedElsewhere.__name__ else None
             announced = read_announcement(target) if target is not None else None
-            if announced is None:
+            if target is None or announced is None:
                 raise
-            return announced
+            return target, announced
     except DaemonError as problem:
         cause = from_remote(rpc.RemoteError(problem.kind or "BackendUnavailable", str(problem)))
         what = f"No service runs now, and kernels live on. The next one cannot start: {cause}"

@@ -75,7 +75,9 @@ class ServedCluster:
     def _refer(self, record: ClusterRecord, *, only_running: bool) -> None:
         for other in find_folders(record, but=self._folder):
             if is_alive(other) or not only_running:
-                refer(self._folder, other)
+                # Without an address, the name means another cluster after another setting.
+                is_named = bool(write_place(str(self._options.get("address", ""))))
+                refer(self._folder, other, cluster_id=record.cluster_id if is_named else "")
                 raise ServedElsewhere(
                     f"the service of {other} serves this cluster ({', '.join(record.places)}) already"
                 )

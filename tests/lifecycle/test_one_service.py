@@ -93,6 +93,13 @@ def test_every_name_of_a_cluster_leads_to_its_one_service(
         assert [each.pid for each in find_services()] == [service.pid]
         assert daemon_pids(runtime_dir, "scheduler") == [service.pid]
 
+        # A name that leads to the service restarts it, whether that is known before or not.
+        for named in (alias, f"127.0.0.9:{port}"):
+            (last,) = find_services()
+            done = read("restart-service", "--backend", "ray", RAY_ADDRESS=named)
+            assert (done["ended_pid"], done["kernels"]) == (last.pid, 1), named
+        assert len(find_services()) == 1
+
 
 def test_the_service_that_a_shell_started_serves_jupyter_too(
     cluster: Raylets, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -175,6 +175,19 @@ def test_a_referral_holds_while_the_same_process_serves(serve: Serve, runtime_di
         assert service_folder("ray", {}) == own
 
 
+def test_a_referral_for_an_address_holds_while_the_same_cluster_is_served(
+    serve: Serve, runtime_dir: Path
+) -> None:
+    own = runtime_dir / name_service("ray", {"address": "127.0.0.1:6379"})
+    own.mkdir(mode=0o700)
+    target = serve("scheduler-ray-1", record(HEAD, cluster_id="c"))
+    refer(own, target, cluster_id="c")
+    (target / "ready.json").write_text(json.dumps({"pid": os.getpid(), "process_started_at": 1.0}))
+    assert service_folder("ray", {"address": "127.0.0.1:6379"}) == target
+    write_record(target, record(HEAD, cluster_id="d"))
+    assert service_folder("ray", {"address": "127.0.0.1:6379"}) == own
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"backend": "ray"}', '{"backend": 1, "cluster_id": 1, "places": 1}']
 )
