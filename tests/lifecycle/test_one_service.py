@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -119,6 +121,38 @@ def test_the_service_that_a_shell_started_serves_jupyter_too(
         assert listed["id"] == kernel.id
         (next_service,) = find_services()
         assert next_service.folder == service.folder
+    cluster.kill_gcs()  # every name leads there while the cluster is down, too
+    for named in ({}, {"RAY_ADDRESS": cluster.address}):
+        read("kernels", "--backend", "ray", **named)
+        assert [each.pid for each in find_services()] == [next_service.pid], named
+
+
+def test_two_services_of_one_cluster_are_joined_as_doctor_says(cluster: Raylets, runtime_dir: Path) -> None:
+    """Two services have kernels, as after an upgrade from a roost that did not look for the other one."""
+    _, _, port = cluster.address.rpartition(":")
+    with roost.start_kernel(backend="ray", backend_options={"address": cluster.address}) as kernel:
+        (first,) = find_services()
+        record = first.folder / "cluster.json"
+        record.rename(record.with_suffix(".away"))
+        with roost.start_kernel(backend="ray", backend_options={"address": f"127.0.0.9:{port}"}):
+            assert len(find_services()) == 2
+            record.with_suffix(".away").rename(record)
+            named = {"RAY_ADDRESS": cluster.address}
+            (finding,) = _find_twins(named)
+            listing, restart = re.findall("`roost ([^`]+)`", finding["do"])
+            (other,) = read(*shlex.split(listing))["kernels"]
+            assert other["id"] != kernel.id
+            assert shell("stop", *shlex.split(listing)[1:], other["id"]).returncode == 0
+        done = read(*shlex.split(restart))
+        assert done["kernels"] == 1  # of the first service
+        assert _find_twins(named) == []
+        assert [service.folder for service in find_services()] == [first.folder]
+        assert kernel.execute("6 * 7", check=True).text == "42"
+
+
+def _find_twins(named: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    findings = json.loads(shell("doctor", "--backend", "ray", "--json", **named).stdout)["findings"]
+    return [each for each in findings if "two services of yours serve this cluster" in each["what"]]
 
 
 def configure(
