@@ -23,7 +23,7 @@ from .options import connect_scheduler, print_answer
 
 
 def restart(arguments: argparse.Namespace) -> int:
-    """End the service, start the next one, and print what was done. Kernels live on."""
+    """End the service, start the next one, and print both. Kernels live on."""
     client = connect_scheduler(arguments)
     done = restart_service(client.service_folder(), client.backend, client.options, is_here=arguments.here)
     service, kernels = wait_for(client.service()), len(wait_for(client.kernels()))

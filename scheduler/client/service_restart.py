@@ -21,7 +21,7 @@ from .cluster_record import read_referral
 from .service_folder import PYTHON_VARIABLE, service_command
 
 CHECK_FLAG = "--check"
-"""The argument with which the service's command only reads its settings, and prints what is wrong with them."""
+"""With this argument, the service's command only reads its settings, and prints their first problem."""
 _CHECK_S = 30.0
 _END_S = 10.0
 """How long a service may take to end before it is killed."""
@@ -41,7 +41,7 @@ _MODULE = "roost.scheduler.service.server"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restart:
-    """What `restart_service` has done."""
+    """The result of `restart_service`."""
 
     ended_pid: int | None
     """The process of the service that has ended; None if none ran."""

@@ -1,4 +1,4 @@
-"""The files that a process has read its settings from, and what has become of them since."""
+"""The files from which a process has read its settings, and their changes since then."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class FileChange:
 
     path: Path
     what: str
-    """What has happened, as a predicate: `has changed`, `is new` or `is gone`."""
+    """The change, as a predicate: `has changed`, `is new` or `is gone`."""
     at: float | None
     """When it was written, in seconds since the epoch; None if it is gone."""
 
@@ -29,7 +29,7 @@ class FileChange:
 
 
 class ReadFiles:
-    """The files of settings, also those that did not exist: one of them may exist by now.
+    """The files of settings. A file that did not exist is among them, because it may exist by now.
 
     Contents are compared, so a file that was only touched, or written as it was, has not changed.
     """

@@ -1,4 +1,4 @@
-"""A service among the services of its user: it serves its cluster, or leaves and refers to the one that does."""
+"""A service serves its cluster, or leaves and refers its clients to the service that serves it."""
 
 from __future__ import annotations
 
