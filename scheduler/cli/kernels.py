@@ -27,12 +27,30 @@ _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited
 
 
 def list_kernels(arguments: argparse.Namespace) -> int:
-    found = read_worlds(connect_worlds(arguments), with_use=not arguments.pending)
+    clients = connect_worlds(arguments)
+    found = read_worlds(clients, with_use=not arguments.pending)
     listed = [each for each in found if not arguments.pending or each[1].state == "queued"]
     worlds = {kernel.id: client.world for client, kernel in listed if client.is_elsewhere}
     kernels = [kernel for _, kernel in listed]
     document = {"kernels": [_to_document(kernel) for kernel in kernels]}
-    return print_answer(arguments, document, lambda: _show(kernels, worlds, is_queue=arguments.pending))
+
+    def show() -> None:
+        _show(kernels, worlds, is_queue=arguments.pending)
+        if not found and (count := _count_elsewhere(clients[0])):
+            are = "kernel of yours was" if count == 1 else "kernels of yours were"
+            print(
+                f"{count} {are} started on this cluster by other services: with other options, or on another machine."
+            )
+
+    return print_answer(arguments, document, show)
+
+
+def _count_elsewhere(client: Client) -> int:
+    """Return how many kernels this user has through other services; 0 if an older service does not know."""
+    try:
+        return wait_for(client.count_elsewhere())
+    except RoostError:
+        return 0
 
 
 def read_worlds(clients: Sequence[Client], *, with_use: bool = False) -> list[tuple[Client, Kernel]]:

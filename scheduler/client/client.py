@@ -139,6 +139,10 @@ class Client:
 
         return self._run(ask())
 
+    def count_elsewhere(self) -> Call[int]:
+        """Return how many kernels this user has on the cluster through other services, of any machine."""
+        return self._ask("elsewhere", itemgetter("kernels"), user=this_owner().user)
+
     def kernel(self, kernel_id: str, *, with_use: bool = False) -> Call[Kernel]:
         """Return one kernel with its connection; raises `UnknownKernel`. `with_use` is as in `kernels`."""
         also = {"with_use": True} if with_use else {}  # older services do not know it

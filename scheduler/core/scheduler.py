@@ -328,6 +328,10 @@ class Scheduler:
         """True if there is no kernel and no start."""
         return not self._table.records
 
+    async def count_elsewhere(self, user: str) -> int:
+        """Return how many kernels of this user other schedulers of the cluster have, on this machine or another."""
+        return len(await self._others.held_by(user, is_fresh=True))
+
     async def _held_elsewhere(self, request: Request, owner: Owner, but: str = "") -> Mapping[str, Request]:
         """Return the user's requests in other schedulers by kernel id; empty if no cap is per user."""
         if not has_user_cap(self._settings):

@@ -228,6 +228,7 @@ OPERATIONS: Mapping[str, Route] = {
     "stop": Route("core", Scheduler.stop),
     "signal": Route("core", Scheduler.signal),
     "kernels": Route("", Service.list_kernels),
+    "elsewhere": Route("core", Scheduler.count_elsewhere, "kernels"),
     "kernel": Route("", Service.read_kernel),
     "nodes": Route("core", Scheduler.nodes, "nodes"),
     "adopt": Route("core", Scheduler.adopt),
@@ -299,6 +300,7 @@ async def serve(
 
             def put_back() -> None:
                 write_private_json(folder / _NAME_FILE, name)
+                cluster.put_back()
                 decisions.close()  # the next line makes the file again
                 service.server.bind_again()
                 announce(folder, announced)

@@ -65,7 +65,7 @@ def read(*argv: str, **environment: str) -> Mapping[str, Any]:
 def test_every_name_of_a_cluster_leads_to_its_one_service(
     cluster: Raylets, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The cluster of this machine is the one that Ray itself would find.
+    # Ray itself finds the cluster of this machine by this file.
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text(cluster.address)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
@@ -101,6 +101,14 @@ def test_every_name_of_a_cluster_leads_to_its_one_service(
             done = read("restart-service", "--backend", "ray", RAY_ADDRESS=named)
             assert (done["ended_pid"], done["kernels"]) == (last.pid, 1), named
         assert len(find_services()) == 1
+
+        # Another service has the other options. It says that it does not list the kernel.
+        done = shell(
+            "kernels", "--backend", "ray", "--backend-option", "agent_idle_exit_s=60", RAY_ADDRESS=alias
+        )
+        assert "There are no kernels." in done.stdout
+        assert "1 kernel of yours was started on this cluster by other services" in done.stdout
+        assert len(find_services()) == 2
 
 
 def test_the_service_that_a_shell_started_serves_jupyter_too(

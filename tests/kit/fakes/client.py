@@ -78,6 +78,7 @@ class StubClient:
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.elsewhere: list[StubClient] = []
+        self.elsewhere_count = 0
         self.world, self.is_elsewhere = "", False
         self.asked: list[tuple[Any, ...]] = []
         self.cluster: list[Node] = list(NODES)
@@ -115,6 +116,9 @@ class StubClient:
     def kernels(self, *, with_use: bool = False) -> Answer:
         # The age of the constants above grows while the tests run, and "10 min" is wider than "90 s".
         return self._answer([replace(each, created_at=time.time() - 90) for each in self.known], "kernels")
+
+    def count_elsewhere(self) -> Answer:
+        return self._answer(self.elsewhere_count, "elsewhere")
 
     def kernel(self, kernel_id: str) -> Answer:
         return self._answer(

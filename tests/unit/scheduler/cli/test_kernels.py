@@ -76,6 +76,8 @@ def test_pending_kernels_say_what_they_wait_for(
     client.known = []
     assert run(capsys, "kernels", "--pending")[1] == "No kernel is queued.\n"
     assert run(capsys, "kernels")[1] == "There are no kernels.\n"
+    client.elsewhere_count = 2
+    assert "2 kernels of yours were started on this cluster by other services" in run(capsys, "kernels")[1]
 
 
 def test_the_log_of_an_ended_kernel_ends_with_the_reason(
