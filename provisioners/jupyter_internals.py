@@ -68,10 +68,15 @@ def added_launch_arguments(km: KernelManager, **added: Any) -> Iterator[None]:
 
 
 def record_random_ports(km: KernelManager) -> None:
-    """Record which ports are random, while they are 0. A restart with new ports chooses only these again.
+    """Record which ports a restart with new ports may choose again: those that are 0, and none if ports are cached.
 
-    jupyter_client 8.10: `ConnectionFileMixin._record_random_port_names`.
+    jupyter_client caches the ports of TCP by default. Its own provisioner then keeps them in every restart. Its
+    restarter asks for new ports in a kernel's first 10 s, but no client would follow the kernel there.
+
+    jupyter_client 8.10: `ConnectionFileMixin._record_random_port_names` and `_random_port_names`.
     """
+    if km.cache_ports and km._random_port_names is None:
+        km._random_port_names = []
     km._record_random_port_names()
 
 

@@ -95,7 +95,8 @@ async def test_the_connection_file_has_the_kernels_id(specs: KernelSpecManager) 
 
 
 async def test_a_killed_kernel_is_restarted_by_jupyters_restarter(specs: KernelSpecManager) -> None:
-    config = Config({"KernelRestarter": {"time_to_dead": 0.2, "random_ports_until_alive": False}})
+    """Its client finds the new process on the old ports, as with plain Jupyter."""
+    config = Config({"KernelRestarter": {"time_to_dead": 0.2}})
     async with kernel(specs, AsyncIOLoopKernelManager, manager={"config": config}) as (km, kc):
         restarted = asyncio.Event()
         km.add_restart_callback(restarted.set)

@@ -103,13 +103,14 @@ def test_added_arguments_are_put_into_the_command(tmp_path: Path) -> None:
     assert km.format_kernel_cmd(["{place}"])[-1] == "{place}"
 
 
-def test_recorded_ports_are_chosen_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("is_cached", "expected"), [(False, (5, 0)), (True, (5, 6))])
+def test_recorded_ports_are_chosen_again(tmp_path: Path, is_cached: bool, expected: tuple[int, int]) -> None:
     km = manager(tmp_path)
-    km.hb_port = 5
+    km.hb_port, km.cache_ports = 5, is_cached
     internals.record_random_ports(km)
     km.shell_port = 6
     km.cleanup_random_ports()
-    assert (km.hb_port, km.shell_port) == (5, 0)
+    assert (km.hb_port, km.shell_port) == expected
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(["curve"], True), ([], False)])

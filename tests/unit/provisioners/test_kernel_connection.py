@@ -15,7 +15,9 @@ from roost.scheduler.messages import PORT_NAMES
 
 
 def manager(transport: str, ip: str) -> Any:
-    return SimpleNamespace(transport=transport, ip=ip, _record_random_port_names=lambda: None)
+    return SimpleNamespace(
+        transport=transport, ip=ip, cache_ports=False, _record_random_port_names=lambda: None
+    )
 
 
 def test_ipc_is_refused_for_kernels_on_other_machines() -> None:

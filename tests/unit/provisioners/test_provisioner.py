@@ -90,8 +90,23 @@ async def test_restart_keeps_ports_keys_and_lease(service: FakeService, tmp_path
     ]
     assert (again.connection.key, again.connection.curve_publickey) == (first.connection.key, key.decode())
     assert not service.called("stop")
+    await km.shutdown_kernel(now=True)
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+async def test_new_ports_are_for_managers_that_do_not_cache_them(
+    service: FakeService, tmp_path: Path, is_cached: bool
+) -> None:
+    """The restarter of a kernel's first 10 s asks for new ports, and its clients stay where they are."""
+    km = manager(tmp_path)
+    assert km.cache_ports  # jupyter_client's default
+    km.cache_ports = is_cached
+    await km.start_kernel()
+    ports = km.ports
     await km.restart_kernel(now=True, newports=True)
-    assert all(getattr(the_start(service).connection, name) == 0 for name in PORT_NAMES)
+    asked = [getattr(the_start(service).connection, name) for name in PORT_NAMES]
+    assert asked == ([getattr(km, name) for name in PORT_NAMES] if is_cached else [0] * 5)
+    assert km.ports == ports or not is_cached
     await km.shutdown_kernel(now=True)
 
 
