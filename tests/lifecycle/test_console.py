@@ -1,46 +1,64 @@
-"""`roost attach` in a terminal: Jupyter's own console, on a kernel of another program."""
+"""Jupyter's own console in a terminal, on a kernel of another program: by `roost attach`, and by Jupyter itself."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 
 import pexpect
+import pytest
 
 import roost
 from kit.machine.daemons import settle
+from roost.provisioners.kernel_connection import to_jupyter
 from roost.scheduler.client.client import disconnect
 from roost.testing.deadlines import allow_s
 
 DEADLINE_S = 180
 PROMPT = r"In \["
-CODE = (
-    ("y = x + 1", PROMPT),
-    ("y * 100", f"4200[^$]*{PROMPT}"),
-    ("exit", pexpect.EOF),
-)
+CODE = (("y = x + 1", PROMPT), ("y * 100", f"4200[^$]*{PROMPT}"))
 """Each typed line, with a pattern of the answer that the terminal must show."""
+ROOT = Path(__file__).resolve().parents[2]
+JUPYTER_CONFIG = ROOT / "provisioners" / "jupyter_config"
+"""The folder of what a wheel installs for Jupyter's console. The tests run on an editable install."""
 
 
-async def test_a_console_works_on_a_kernel_and_leaves_it_alone(runtime_dir: Path) -> None:
+@pytest.mark.parametrize("is_by_file", [False, True], ids=["roost attach", "jupyter console"])
+async def test_a_console_works_on_a_kernel_and_leaves_it_alone(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_by_file: bool
+) -> None:
     async with roost.start_kernel() as kernel:
         await kernel.execute("x = 41", check=True)
-        await asyncio.to_thread(use_console, kernel.id)
+        command, leave = ["-m", "roost", "attach", kernel.id[:8]], "exit"
+        if is_by_file:
+            monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(JUPYTER_CONFIG))
+            file = tmp_path / "connection.json"
+            await asyncio.to_thread(write_connection, kernel.id, file)
+            command, leave = ["-m", "jupyter", "console", "--existing", str(file)], "exit(keep_kernel=True)"
+        await asyncio.to_thread(use_console, command, leave)
         result = await kernel.execute("x, y", check=True)
         assert result.outputs[0]["data"]["text/plain"] == "(41, 42)"
     disconnect()
     await asyncio.to_thread(settle, runtime_dir)
 
 
-def use_console(kernel_id: str) -> None:
-    command = ["-m", "roost", "attach", kernel_id[:8]]
+def write_connection(kernel_id: str, file: Path) -> None:
+    """Write the connection file of a kernel, as Jupyter has it in its runtime folder."""
+    with roost.attach(kernel_id) as attached:
+        connection = {**to_jupyter(attached.connection), "key": attached.connection.key}
+    assert connection["curve_secretkey"]
+    file.write_text(json.dumps(connection))
+
+
+def use_console(command: list[str], leave: str) -> None:
     console = pexpect.spawn(
         sys.executable, command, timeout=allow_s(DEADLINE_S), encoding="utf-8", dimensions=(40, 120)
     )
     try:
         console.expect(PROMPT)
-        for code, answer in CODE:
+        for code, answer in (*CODE, (leave, pexpect.EOF)):
             console.send(code)
             console.expect_exact(code[-1])  # the terminal has it
             console.send("\r")

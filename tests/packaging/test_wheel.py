@@ -46,7 +46,7 @@ ALLOWED = re.compile(
     r"|(bench|launchers|placement|provisioners|scheduler|testing)(/[a-z_]+)*/[a-z_]+\.py"
     r"|scheduler/backends/kubernetes/manifests(/own-pods)?/[a-z-]+\.yaml"
     r"|provisioners/server_extension/page/page\.(html|css|js))"
-    r"|roost-[^/]+\.data/data/etc/jupyter/jupyter_server_config\.d/roost\.json"
+    r"|roost-[^/]+\.data/data/etc/jupyter/(jupyter_server_config\.d/roost|jupyter_console_config)\.json"
     r"|roost-[^/]+\.data/data/share/jupyter/labextensions/roost/((package|install)\.json|static/[A-Za-z_]+\.js)"
     r"|roost-[^/]+\.dist-info/(METADATA|RECORD|WHEEL|entry_points\.txt|top_level\.txt|licenses/LICENSE)"
 )
@@ -153,7 +153,8 @@ def test_wheel_holds_the_packages_and_nothing_else(tree: Path) -> None:
     assert {name for name in names if name.endswith(".yaml")} == {
         f"roost/{path.relative_to(ROOT)}" for path in (ROOT / manifests).rglob("*.yaml")
     }
-    assert any(name.endswith(".data/data/etc/jupyter/jupyter_server_config.d/roost.json") for name in names)
+    for path in ("jupyter_server_config.d/roost.json", "jupyter_console_config.json"):
+        assert any(name.endswith(f".data/data/etc/jupyter/{path}") for name in names)
     assert len([name for name in names if "/server_extension/page/" in name]) == 3
     assert dict(points["console_scripts"]) == {
         "roost": "roost.scheduler.cli.main:main",
