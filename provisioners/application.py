@@ -1,8 +1,9 @@
-"""The application that holds a kernel: its name, and how it shows errors."""
+"""The application that holds a kernel: its name, and how it shows errors and messages."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,9 +74,46 @@ def is_adopted(km: Any, kernel_id: str) -> bool:
 
 def is_in_jupyter_server(km: Any) -> bool:
     """True if a Jupyter Server holds `km`. The check does not import Jupyter Server."""
-    kinds = type(getattr(km, "parent", None)).__mro__
-    names = {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in kinds}
-    return "jupyter_server.MappingKernelManager" in names
+    return "jupyter_server.MappingKernelManager" in _list_kinds(getattr(km, "parent", None))
+
+
+def is_in_console(km: Any) -> bool:
+    """True if Jupyter's console in a terminal holds `km`."""
+    return "jupyter_console.ZMQTerminalIPythonApp" in _list_kinds(getattr(km, "parent", None))
+
+
+def _list_kinds(holder: object) -> set[str]:
+    """Return the classes of an object, each with its top package."""
+    return {f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(holder).__mro__}
+
+
+def choose_start_level(km: Any) -> int:
+    """Return the level at which a start is logged.
+
+    nbconvert and Papermill show INFO beside their own output, which says nothing about a start.
+    """
+    return logging.INFO if is_in_jupyter_server(km) else logging.DEBUG
+
+
+def choose_watch_log(
+    km: Any, log: logging.Logger | logging.LoggerAdapter[Any]
+) -> logging.Logger | logging.LoggerAdapter[Any]:
+    """Return the log for what happens to a kernel while the application does something else.
+
+    In a console, where somebody types then, its warnings are only for debugging: Jupyter's console shows INFO. Warnings
+    of the connection with the service are not shown there either. Python prints them if nobody handles them.
+    """
+    if not is_in_console(km):
+        return log
+    logging.getLogger("roost").addHandler(logging.NullHandler())
+    return _QuietLog(log, {})
+
+
+class _QuietLog(logging.LoggerAdapter):  # type: ignore[type-arg] # Python 3.10 cannot subscript it
+    """A log for which warnings are only for debugging."""
+
+    def log(self, level: int, msg: object, *arguments: object, **options: Any) -> None:
+        super().log(logging.DEBUG if level == logging.WARNING else level, msg, *arguments, **options)
 
 
 def find_queue_timeout_s(km: Any) -> float | None:

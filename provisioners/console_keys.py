@@ -29,4 +29,4 @@ def init_kernel_client(app: JupyterConsoleApp) -> None:
     _init_kernel_client(app)
 
 
-JupyterConsoleApp.init_kernel_client = init_kernel_client  # type: ignore[method-assign]
+JupyterConsoleApp.init_kernel_client = init_kernel_client  # type: ignore[method-assign,assignment]

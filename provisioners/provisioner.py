@@ -47,6 +47,8 @@ from roost.scheduler.messages import (
 
 from .application import (
     CommandNotFound,
+    choose_start_level,
+    choose_watch_log,
     describe_application,
     find_holder,
     find_queue_timeout_s,
@@ -130,7 +132,8 @@ class RoostProvisioner(KernelProvisionerBase):
         self._options: StartOptions | None = None
         self._connection = Connection()
         self._exit: KernelExit | None = None  # of the latest launch, for `poll` and `wait`
-        self._exits = ExitWatch(self.log, self._is_end_expected, self._note_waiting)  # set by events
+        watch_log = choose_watch_log(self.parent, self.log)
+        self._exits = ExitWatch(watch_log, self._is_end_expected, self._note_waiting)  # set by events
         self.waiting: Kernel | None = None
         """The kernel as the service last described it, while its start runs."""
         self._logged_wait: tuple[float, str] = (-math.inf, "")
@@ -470,8 +473,9 @@ class RoostProvisioner(KernelProvisionerBase):
         if kernel.state == "exited":
             self._exits.read(self._exit, kernel)
         else:
-            self.log.info(
-                "kernel=%s node=%s %s as pid %d %s%s", self._id, kernel.node_id, kernel.how, kernel.pid,
+            self.log.log(
+                choose_start_level(self.parent), "kernel=%s node=%s %s as pid %d %s%s",
+                self._id, kernel.node_id, kernel.how, kernel.pid,
                 " ".join(f"{stage}={ms:.0f}ms" for stage, ms in kernel.timing_ms.items()),
                 f"; not forked, because {kernel.why_not_forked}" if kernel.why_not_forked else "",
             )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from jupyter_client.manager import KernelManager
+from jupyter_console.app import ZMQTerminalIPythonApp
 from traitlets.config import Configurable
 
 from kit.fakes.service import FakeService, exited
@@ -136,6 +137,33 @@ async def test_an_exit_is_pushed_and_logged(
     assert "last words" in caplog.text
     await km.shutdown_kernel(now=True)
     assert not service.kernels
+
+
+async def test_a_start_is_no_information_outside_a_jupyter_server(
+    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """nbconvert and Papermill would show it beside the output of a notebook."""
+    km = manager(tmp_path)
+    with caplog.at_level(logging.DEBUG):
+        await km.start_kernel()
+    (level,) = (each.levelno for each in caplog.records if f"kernel={km.kernel_id} node=" in each.message)
+    assert level == logging.DEBUG
+    await km.shutdown_kernel(now=True)
+
+
+async def test_an_exit_is_no_warning_in_a_console(
+    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody types in that terminal. Jupyter's console shows INFO."""
+    km = manager(tmp_path)
+    km.parent = console = ZMQTerminalIPythonApp(log_level=logging.DEBUG)
+    console.log.addHandler(caplog.handler)
+    await km.start_kernel()
+    service.exit(km.kernel_id, -9, "killed: out of memory", "last words\n")
+    assert await ended(km) == -9
+    (level,) = (each.levelno for each in caplog.records if "out of memory" in each.message)
+    assert level == logging.DEBUG
+    await km.shutdown_kernel(now=True)
 
 
 async def test_the_exit_of_an_earlier_launch_is_ignored(service: FakeService, tmp_path: Path) -> None:
