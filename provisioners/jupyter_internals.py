@@ -88,6 +88,25 @@ def make_url(km: KernelManager, channel: str) -> str:
     return km._make_url(channel)
 
 
+def open_sockets_by(km: KernelManager, make: Callable[..., Any]) -> None:
+    """Let `make` open the manager's own sockets from now on, those that Jupyter Server gives to its websockets.
+
+    It gets the usual method's arguments. May be repeated: the first `make` stays.
+
+    jupyter_client 8.10: `ConnectionFileMixin._create_connected_socket`.
+    """
+    if "_create_connected_socket" not in vars(km):
+        km._create_connected_socket = make  # type: ignore[method-assign]
+
+
+def open_socket(km: KernelManager, *arguments: Any, **options: Any) -> Any:
+    """Open a socket as the manager's class does.
+
+    jupyter_client 8.10: `ConnectionFileMixin._create_connected_socket`.
+    """
+    return type(km)._create_connected_socket(km, *arguments, **options)
+
+
 def declares_curve(km: KernelManager) -> bool:
     """True if the kernelspec says that the kernel can use CURVE.
 

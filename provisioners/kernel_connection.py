@@ -7,7 +7,8 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import zmq
@@ -19,7 +20,14 @@ from roost.scheduler.client.client import user_folder
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import PORT_NAMES, Connection, read_content
 
-from .jupyter_internals import added_launch_arguments, change_class, makes_own_context, record_random_ports
+from .jupyter_internals import (
+    added_launch_arguments,
+    change_class,
+    makes_own_context,
+    open_socket,
+    open_sockets_by,
+    record_random_ports,
+)
 
 DEFAULT_IPC_IP = "kernel-ipc"
 """jupyter_client's default address: socket files in the application's working directory."""
@@ -50,8 +58,20 @@ def set_up_sockets(context: zmq.Context[Any]) -> None:
     context.setsockopt(zmq.RCVHWM, _MOST_WAITING)
 
 
+@contextmanager
+def quick_sockets(context: zmq.Context[Any]) -> Iterator[None]:
+    """Set up the sockets that `context` creates in this block. Leave the context's options as they were."""
+    usual = context.sockopts
+    context.sockopts = dict(usual)
+    set_up_sockets(context)
+    try:
+        yield
+    finally:
+        context.sockopts = usual
+
+
 def hurry_clients(km: Any) -> None:
-    """Let the clients that a manager makes from now on connect again soon after a restart. May be repeated.
+    """Let the clients and sockets that a manager makes from now on connect again soon after a restart. May be repeated.
 
     A forked kernel serves its ports long before ZeroMQ's default pause has passed. If a client's shell socket is
     connected first, the output of the next cell is lost. A context that the program has given stays as it is.
@@ -59,6 +79,16 @@ def hurry_clients(km: Any) -> None:
     for name in ("client", "blocking_client"):
         if name not in vars(km):
             setattr(km, name, _override_maker(weakref.ref(km), name))
+    open_sockets_by(km, _override_opening(weakref.ref(km)))
+
+
+def _override_opening(manager: weakref.ref[Any]) -> Callable[..., Any]:
+    def open_quickly(*arguments: Any, **options: Any) -> Any:
+        km: Any = manager()
+        with quick_sockets(km.context):
+            return open_socket(km, *arguments, **options)
+
+    return open_quickly
 
 
 def _override_maker(manager: weakref.ref[Any], name: str) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ from typing import Any, cast
 from jupyter_client.manager import AsyncKernelManager
 
 from roost.provisioners.jupyter_internals import change_class, record_ports, renew_ready
-from roost.provisioners.kernel_connection import set_up_sockets
+from roost.provisioners.kernel_connection import quick_sockets
 from roost.scheduler.errors import LaunchError
 
 from .kernel_sockets import KernelSockets
@@ -99,13 +99,8 @@ class QuickManager(AsyncKernelManager):
 
     def _create_connected_socket(self, channel: str, *arguments: Any, **options: Any) -> Any:
         """Create a socket as roost's own clients do. Leave the context's options as they were."""
-        usual = self.context.sockopts
-        self.context.sockopts = dict(usual)
-        set_up_sockets(self.context)
-        try:
+        with quick_sockets(self.context):
             socket = super()._create_connected_socket(channel, *arguments, **options)
-        finally:
-            self.context.sockopts = usual
         self.sockets.add(socket, channel)
         return socket
 

@@ -46,6 +46,20 @@ def test_the_clients_of_a_manager_connect_again_soon(name: str) -> None:
     client.context.term()
 
 
+def test_the_sockets_that_a_manager_opens_connect_again_soon() -> None:
+    """A Jupyter Server without roost's extension, such as Kernel Gateway, gives them to its websockets."""
+    km = KernelManager(**{port: 50_000 + number for number, port in enumerate(PORT_NAMES)})
+    usual = dict(km.context.sockopts)
+    for _ in range(2):
+        hurry_clients(km)
+    for connect in (km.connect_shell, km.connect_iopub):
+        with connect() as socket:
+            assert (socket.reconnect_ivl, socket.reconnect_ivl_max) == (5, 100)
+            socket.linger = 0
+    assert dict(km.context.sockopts) == usual
+    km.context.term()
+
+
 def test_a_context_that_a_program_gives_its_client_is_left_alone() -> None:
     km = KernelManager(**{port: 50_000 + number for number, port in enumerate(PORT_NAMES)})
     hurry_clients(km)
