@@ -88,19 +88,19 @@ def make_url(km: KernelManager, channel: str) -> str:
     return km._make_url(channel)
 
 
-def open_sockets_by(km: KernelManager, make: Callable[..., Any]) -> None:
-    """Let `make` open the manager's own sockets from now on, those that Jupyter Server gives to its websockets.
+def open_sockets_by(km: Any, make: Callable[..., Any]) -> None:
+    """Let `make` open the sockets of a manager or client from now on. Jupyter Server gives a manager's to websockets.
 
     It gets the usual method's arguments. May be repeated: the first `make` stays.
 
     jupyter_client 8.10: `ConnectionFileMixin._create_connected_socket`.
     """
     if "_create_connected_socket" not in vars(km):
-        km._create_connected_socket = make  # type: ignore[method-assign]
+        km._create_connected_socket = make
 
 
-def open_socket(km: KernelManager, *arguments: Any, **options: Any) -> Any:
-    """Open a socket as the manager's class does.
+def open_socket(km: Any, *arguments: Any, **options: Any) -> Any:
+    """Open a socket as the class of a manager or client does.
 
     jupyter_client 8.10: `ConnectionFileMixin._create_connected_socket`.
     """

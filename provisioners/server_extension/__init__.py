@@ -4,6 +4,7 @@ extension.py        RoostExtension: its settings, and its parts in one server
 pending_starts.py   wraps the kernel manager: a start that waits does not block its caller
 waiting_starts.py   the starts that wait: listed, followed, withdrawn, begun again
 pending_start.py    one start that waits, the messages held for its kernel, and the connections of its clients
+early_client.py     a client of another extension that waits for the start
 client_message.py   a message that a client has sent, checked when it arrives
 held_messages.py    the messages that clients have sent to a waiting kernel
 connection.py       the websocket of a client, which answers for a waiting kernel

@@ -17,9 +17,10 @@ from roost.provisioners.jupyter_internals import (
     list_kernel,
     reset_connections,
 )
-from roost.scheduler.errors import LaunchError
+from roost.provisioners.kernel_connection import hurry_clients
 
 from .adopted_kernels import take_over_state
+from .early_client import let_wait
 from .pending_start import PendingStart
 from .quick_manager import make_quick
 from .reasons import describe
@@ -128,9 +129,8 @@ class WaitingStarts:
             connection.attach(start)
 
         def client(**options: Any) -> Any:
-            if not km.ready.done():
-                raise LaunchError(f"Kernel {start.kernel_id} has not started yet: wait for its `ready`.")
-            return type(km).client(km, **options)
+            made = type(km).client(km, **options)
+            return made if km.ready.done() else let_wait(made, km)
 
         km.client = client
 
@@ -140,6 +140,7 @@ class WaitingStarts:
         await asyncio.wait([start.task])
         reporting.cancel()
         start.km.__dict__.pop("client", None)
+        hurry_clients(start.km)
         if start.task.cancelled() or start.task.exception() is not None or start.problem:
             await self._clean_up(start)
             start.fail(start.problem or describe(start.task.exception()))

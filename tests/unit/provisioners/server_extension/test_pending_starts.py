@@ -106,12 +106,14 @@ def kernels(service: FakeService, tmp_path: Path) -> Iterator[Any]:
     made.context.destroy(linger=0)
 
 
-async def test_a_waiting_kernel_is_listed_and_has_no_client(kernels: Any, service: FakeService) -> None:
+async def test_a_waiting_kernel_is_listed_and_no_client_connects_with_it(
+    kernels: Any, service: FakeService
+) -> None:
     kernel_id = await kernels.start_kernel(kernel_name="roosted")
     assert kernels.kernel_model(kernel_id)["execution_state"] == "starting"
     assert kernels.started == ""
     with pytest.raises(LaunchError, match="has not started yet"):
-        kernels.get_kernel(kernel_id).client()
+        kernels.get_kernel(kernel_id).client().start_channels()
     while not service.called("start"):  # noqa: ASYNC110 - the first start in a process also imports
         await asyncio.sleep(0.01)
     assert service.called("start")[0].queue_timeout_s == 3600.0
