@@ -68,7 +68,7 @@ def added_launch_arguments(km: KernelManager, **added: Any) -> Iterator[None]:
 
 
 def record_random_ports(km: KernelManager) -> None:
-    """Record which ports a restart with new ports may choose again: those that are 0, and none if ports are cached.
+    """Record which ports a restart with new ports may choose again: all ports of 0, and none if ports are cached.
 
     jupyter_client caches the ports of TCP by default. Its own provisioner then keeps them in every restart. Its
     restarter asks for new ports in a kernel's first 10 s, but no client would follow the kernel there.
