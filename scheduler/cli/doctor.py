@@ -12,9 +12,9 @@ from rich.text import Text
 
 import roost
 from roost.launchers.daemon.daemon import DaemonError
+from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.running_services import find_services
-from roost.scheduler.client.typed_command import write_command
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Finding
 

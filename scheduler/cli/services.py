@@ -12,10 +12,10 @@ from roost.launchers.daemon.daemon import read_announcement
 from roost.placement.model.format import format_count
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client import cluster_record
+from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.client.client import Client
 from roost.scheduler.client.service_restart import restart_service
-from roost.scheduler.client.typed_command import write_command
 from roost.scheduler.messages import Finding
 
 from .nodes import describe_cluster

@@ -77,11 +77,10 @@ class Advice:
 
     def _list_options(self) -> list[str]:
         """Return the words that name the scheduler; none for the default backend without options."""
-        given = [] if self.backend == DEFAULT_BACKEND else ["--backend", self.backend]
-        for name, value in self.options.items():
-            if not self._is_in_environment(name, value):
-                given += ["--backend-option", f"{name}={_write_value(value)}"]
-        return given
+        options = {
+            name: value for name, value in self.options.items() if not self._is_in_environment(name, value)
+        }
+        return _name_scheduler(self.backend, options)
 
     def _is_in_environment(self, name: str, value: object) -> bool:
         """True if a command reads this option from the environment, as this process does."""
@@ -90,6 +89,25 @@ class Advice:
         except ConfigError:
             return False
         return name == "address" and bool(variable) and os.environ.get(variable, "").strip() == value
+
+
+def write_command(command: str, backend: str, options: Mapping[str, Any]) -> str:
+    """Return the command line for the scheduler of this backend with these options, whatever the environment has.
+
+    >>> write_command("restart-service", "ray", {"address": "head:6379"})
+    'roost restart-service --backend ray --backend-option address=head:6379'
+    """
+    from shlex import join
+
+    return join(["roost", command, *_name_scheduler(backend, options)])
+
+
+def _name_scheduler(backend: str, options: Mapping[str, Any]) -> list[str]:
+    """Return the arguments of a command for this scheduler."""
+    words = [] if backend == DEFAULT_BACKEND else ["--backend", backend]
+    for name, value in options.items():
+        words += ["--backend-option", f"{name}={_write_value(value)}"]
+    return words
 
 
 def _write_value(value: object) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from roost.launchers.daemon.tasks import in_thread
-from roost.scheduler.client.typed_command import write_command
+from roost.scheduler.client.advice import write_command
 from roost.scheduler.config.read_files import FileChange, ReadFiles
 from roost.scheduler.errors import ConfigError, LimitExceeded, NoNodeEver, NotAllowed, RoostError
 from roost.scheduler.messages import Finding

@@ -14,9 +14,9 @@ from roost.scheduler.cli.commands import build_parser
 from roost.scheduler.cli.options import scheduler_options
 from roost.scheduler.cli.services import find_twins
 from roost.scheduler.client import cluster_record
+from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.client import Client
 from roost.scheduler.client.cluster_record import ClusterRecord, write_record
-from roost.scheduler.client.typed_command import write_command
 
 HEAD = "192.0.2.7:6379"
 
