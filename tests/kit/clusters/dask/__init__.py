@@ -1,1 +1,1 @@
-"""A Dask cluster that tests share, and the records of its leases."""
+"""A Dask cluster that tests share, the records of its leases, and the values of its ledger."""
