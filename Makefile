@@ -88,8 +88,9 @@ lint: $(READY)
 	$(PY) -m ruff check $(CODE)
 	MYPYPATH=.typing $(PY) -m mypy -m roost -p roost.placement -p roost.scheduler -p roost.launchers -p roost.provisioners
 
+# Unit tests hardly wait: with more workers than CPUs, they would only be collected more often.
 check: lint
-	$(PYTEST) tests/unit -m 'not slow' $(SIDE_BY_SIDE) -n $(WORKERS)
+	$(PYTEST) tests/unit -m 'not slow' $(SIDE_BY_SIDE) -n logical --maxprocesses $(WORKERS)
 
 # tests/kit/machine/run_parts.py has the rule that says what is left to `make test-rest`.
 test: $(READY)
