@@ -93,6 +93,8 @@ def test_a_bad_file_of_a_user_is_one_sentence(tmp_path: Path, name: str, kind: s
     tmp_path.chmod(0o700)
     path = tmp_path / name
     BAD_FILES[kind](path)
+    if kind == "brackets" and name in ("pod.yaml", "kubeconfig"):
+        path.write_text("[\n" * 200_000)  # PyYAML takes seconds for as many in one line
     if not path.is_symlink():
         path.chmod(0o600)
     refusal = find_refusal(lambda: USERS_FILES[name](str(path)))
@@ -170,7 +172,7 @@ def test_a_bad_announcement_of_a_pod_is_none(tmp_path: Path) -> None:
         (LAUGHS, "items"),
         ("a: 2024-01-01", "which JSON does not have"),
         ("1: a", "is no text"),
-        ("[" * 2_000, "too many levels"),
+        ("[\n" * 2_000, "too many levels"),
     ],
 )  # fmt: skip
 def test_yaml_that_is_no_json_is_refused(tmp_path: Path, text: str, said: str) -> None:

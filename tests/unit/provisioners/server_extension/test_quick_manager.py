@@ -107,9 +107,11 @@ async def test_open_sockets_follow_the_kernel_to_other_ports(service: FakeServic
         process = replace(
             service.kernels[start.kernel_id].process, launch_id=start.launch_id, connection=connection
         )
-        return replace(
+        kernel = replace(
             service.kernels[start.kernel_id], launch_id=start.launch_id, process=process, state="running"
         )
+        service.kernels[start.kernel_id] = kernel  # its end is then reported for this launch
+        return kernel
 
     service.answers["start"] = start_elsewhere
     waiting = km.started

@@ -235,7 +235,7 @@ async def test_connections_without_a_request(tmp_path: Path, sent: bytes) -> Non
 
 async def test_a_request_must_come_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that sends a byte now and then is closed as well."""
-    monkeypatch.setattr(metrics_port, "REQUEST_S", 1.0)
+    monkeypatch.setattr(metrics_port, "REQUEST_S", 0.3)
 
     def is_closed(peer: socket.socket) -> bool:
         deadline = time.monotonic() + allow_s(30)
