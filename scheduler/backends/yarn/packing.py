@@ -19,17 +19,16 @@ _MODULES = (
     "launchers/daemon/open_files.py",
     "launchers/daemon/tasks.py",
     "launchers/protocol/__init__.py",
-    "placement/__init__.py",
     "launchers/protocol/process_log.py",
     "launchers/protocol/rpc.py",
     "launchers/protocol/rpc_server.py",
     "launchers/protocol/shared_values.py",
     "launchers/protocol/start_archive.py",
     "launchers/protocol/unfinished_handshakes.py",
+    "placement/model/json_codec.py",
 )
-_EMPTY = ("scheduler", "scheduler/backends", "scheduler/backends/yarn")
-"""The packages that contain the master's package. In the archive they are empty."""
-_MODEL = "placement/model"
+_EMPTY = ("placement", "placement/model", "scheduler", "scheduler/backends", "scheduler/backends/yarn")
+"""The packages of which the master needs one module or folder. In the archive their `__init__.py` is empty."""
 _MASTER = "scheduler/backends/yarn/master"
 _PROGRAM = f"""\
 from roost.{_MASTER.replace("/", ".")}.main import main
@@ -40,8 +39,7 @@ main()
 def pack_master(settings: MasterSettings) -> bytes:
     """Return an archive that Python can run. It has the master's keys, so only the master's user may read it."""
     root = Path(roost.__file__).parent
-    modules = [path for folder in (_MODEL, _MASTER) for path in sorted((root / folder).glob("*.py"))]
-    sources = (*(root / name for name in _MODULES), *modules)
+    sources = (*(root / name for name in _MODULES), *sorted((root / _MASTER).glob("*.py")))
     files = {f"roost/{path.relative_to(root)}": path.read_bytes() for path in sources}
     files |= {f"roost/{package}/__init__.py": b"" for package in _EMPTY}
     files |= {"__main__.py": _PROGRAM.encode(), SETTINGS_ENTRY: json.dumps(encode(settings)).encode()}
