@@ -9,9 +9,11 @@ from typing import Any
 from .json_codec import decode, encode
 from .request import Request
 from .validation import (
+    NOBODY,
     NOTHING,
     Check,
     check_amounts,
+    check_counts,
     check_fields,
     check_labels,
     check_names,
@@ -98,6 +100,7 @@ _CHECKS: Mapping[str, Check] = {
     "memory_bytes": check_whole,
     "memory_promised_bytes": check_whole,
     "kernels": check_whole,
+    "owners": check_counts,
     "cpus_used": if_known(check_number),
     "memory_used_bytes": if_known(check_whole),
     "metrics_age_s": if_known(check_number),
@@ -138,6 +141,8 @@ class Node:
     """The memory that is really used, None if unknown."""
     kernels: int = 0
     """How many kernels are known to run or start on the node."""
+    owners: Mapping[str, int] = field(default_factory=lambda: NOBODY, hash=False)
+    """How many leases each user holds on the node, by ``Request.owner``."""
     is_draining: bool = False
     """True if the node takes no new kernels."""
     drains_because: str = ""
@@ -188,6 +193,15 @@ class Node:
         """Return the amount of a custom resource that is not promised. It is 0 if the node has none."""
         return self.resources.get(name, 0.0) - self.resources_promised.get(name, 0.0)
 
+    def kernels_of(self, user: str) -> int:
+        """Return how many kernels of a user run or start on the node.
+
+        >>> node = Node(id="a").with_kernel(Request(owner="ada"))
+        >>> node.kernels_of("ada"), node.kernels_of("bob")
+        (1, 0)
+        """
+        return self.owners.get(user, 0)
+
     def fitting_devices(self, request: Request) -> tuple[Device, ...]:
         """Return the devices that the request accepts and that have its share free, in the node's order."""
         share = request.gpu_share - EPSILON
@@ -210,6 +224,7 @@ class Node:
             gpus_promised=0.0,
             resources_promised=NOTHING,
             kernels=0,
+            owners=NOBODY,
             is_draining=False,
             drains_because="",
             devices=tuple(replace(device, promised=0.0) for device in self.devices),
@@ -232,6 +247,9 @@ class Node:
         if request.resources:
             after = {name: plus(promised.get(name, 0.0), asked) for name, asked in request.resources.items()}
             promised = {name: held for name, held in {**promised, **after}.items() if held}
+        owners = self.owners
+        if request.owner:
+            owners = {**owners, request.owner: max(0, self.kernels_of(request.owner) + sign)}
         return replace(
             self,
             cpus_promised=plus(self.cpus_promised, request.cpus),
@@ -239,6 +257,7 @@ class Node:
             gpus_promised=plus(self.gpus_promised, request.gpus),
             resources_promised=promised,
             kernels=max(0, self.kernels + sign),
+            owners=owners,
             devices=tuple(
                 replace(d, promised=plus(d.promised, request.gpu_share)) if d.id in device_ids else d
                 for d in self.devices

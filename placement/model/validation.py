@@ -15,6 +15,8 @@ _FIELDS = {"cpu": "cpus", "cpus": "cpus", "gpu": "gpus", "gpus": "gpus", "memory
 
 NOTHING: dict[str, float] = {}
 """No custom resources. All requests and nodes share this object. Nobody writes to it."""
+NOBODY: dict[str, int] = {}
+"""No users. All nodes without kernels share this object. Nobody writes to it."""
 
 
 Check = Callable[[str, Any], Any]
@@ -88,6 +90,16 @@ def check_amounts(name: str, value: object) -> dict[str, float]:
     if not all(isinstance(key, str) and key.strip() for key in value):
         raise ValueError(f"{name} must have names that are text; got {dict(value)!r}.")
     return {key: check_number(f"{name} {key}", item) for key, item in value.items()} or NOTHING
+
+
+def check_counts(name: str, value: object) -> dict[str, int]:
+    """Return a checked copy of a mapping from names to whole numbers, without zeros. ``NOBODY`` if nothing is left."""
+    if value is NOBODY:
+        return NOBODY
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ValueError(f"{name} must map names to whole numbers, for example {{'ada': 1}}; got {value!r}.")
+    counts = {key: check_whole(f"{name} {key}", item) for key, item in value.items()}
+    return {key: count for key, count in counts.items() if count} or NOBODY
 
 
 def check_resources(name: str, value: object) -> dict[str, float]:

@@ -77,6 +77,7 @@ class Columns:
         if name not in _NAMES:
             raise AttributeError(name)
         column = getattr(self._source, name)[self._rows]
+        column.setflags(write=False)
         setattr(self, name, column)
         return column
 
@@ -130,6 +131,7 @@ class Table(Columns):
             column = column.astype(bool)
         elif len(column) > _FEW:
             column = column.copy()
+        column.setflags(write=False)
         setattr(self, name, column)
         return column
 

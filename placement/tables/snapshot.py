@@ -271,6 +271,16 @@ class Snapshot:
             return np.fromiter((node.resources.get(name, 0.0) for node in nodes), np.float64, len(rows))
         return np.fromiter((node.resource_free(name) for node in nodes), np.float64, len(rows))
 
+    def kernels_of(self, user: str) -> IntArray:
+        """Return (n,) how many kernels of a user run or start on each node. O(n) nodes are read on each call.
+
+        A filter or a scorer of a ``Pipeline`` must not read it: its answer must not depend on the user.
+        """
+        rows = range(len(self)) if self._whole is None else self._at.tolist()
+        if self._is_emptied:
+            return np.zeros(len(rows), dtype=np.int64)
+        return np.fromiter((self._root.raw(row).kernels_of(user) for row in rows), np.int64, len(rows))
+
     def accepted_devices(self, request: Request) -> BoolArray:
         """Return (n, d) True if the request accepts the model of the device."""
         if not request.gpu_models:

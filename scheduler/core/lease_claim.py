@@ -12,6 +12,7 @@ from typing import Any
 
 from roost.launchers.protocol.messages import JournalLimits, Launch
 from roost.placement import Decision, Node, Request, Snapshot
+from roost.placement.shipped_policies import SHIPPED
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver, NoNodeNow
 from roost.scheduler.messages import StartKernel
@@ -281,12 +282,15 @@ def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:
 def _line(record: KernelRecord) -> Hashable:
     """Return the key of the record's line in the queue. Equal requests share a line.
 
-    A request without amounts gets a line of its own.
+    A request without amounts gets a line of its own: it always fits. A policy of somebody else may look at the owner,
+    and count the owner's kernels. Its lines are therefore those of one owner, and it never decides on two equal
+    requests at the same moment.
     """
     request = record.request
-    if request.is_best_effort and not request.resources:
+    is_ours = request.policy in SHIPPED
+    if is_ours and request.is_best_effort and not request.resources:
         return record.kernel_id
-    return replace(request, environment="", owner="", near={})
+    return replace(request, environment="", owner="" if is_ours else request.owner, near={})
 
 
 def _promised(node: Node) -> tuple[Any, ...]:

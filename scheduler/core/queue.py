@@ -1,9 +1,9 @@
 """The queue: which starts wait for room, in which order, and for which reason.
 
-Requests that are equal apart from interpreter, owner and preferred labels form a line, first come first served. The
-first start of a line is its head. The heads of all lines are tried in the order of their arrival, and again on every
-change of the cluster. A node is reserved for a request that has waited long (`NodeHold`), so that small requests cannot
-starve a large one.
+Requests that are equal apart from interpreter, owner and preferred labels form a line, first come first served. Under
+a policy that roost does not ship, each owner has lines of its own. The first start of a line is its head. The heads of
+all lines are tried in the order of their arrival, and again on every change of the cluster. A node is reserved for a
+request that has waited long (`NodeHold`), so that small requests cannot starve a large one.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import uuid
@@ -19,24 +20,27 @@ from kit.machine.tiny_kernel import tiny
 from roost.placement import Decision, Request, Snapshot, get_policy
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.messages import StartKernel
+from roost.scheduler.messages import Kernel, StartKernel
 from roost.testing.deadlines import allow_s
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "first_gpu_last.py"
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 CONFIG = """
 c.RoostLocalBackend.gpus = 2
 c.RoostLocalBackend.gpu_model = "T4"
-c.RoostScheduler.policies = {"mine": "policies/first_gpu_last.py:FIRST_GPU_LAST"}
+c.RoostScheduler.policies = {
+    "mine": "policies/first_gpu_last.py:FIRST_GPU_LAST", "few": "policies/few_of_one_user.py:few_of_one_user"
+}
 c.RoostScheduler.policy_timeout_s = 20.0  # a busy machine is no failure here
 """
 
 
 @pytest.fixture
 def two_gpus(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Configure two GPUs, and the documentation's example as the policy `mine`. Return the runtime folder."""
+    """Configure two GPUs, and the documentation's examples as policies. Return the runtime folder."""
     home = tmp_path / "etc"
     (home / "policies").mkdir(parents=True)
-    (home / "policies" / EXAMPLE.name).write_text(EXAMPLE.read_text())
+    for name in ("first_gpu_last.py", "few_of_one_user.py"):
+        (home / "policies" / name).write_text((EXAMPLES / name).read_text())
     (home / "jupyter_roost_config.py").write_text(CONFIG)
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(home))
     yield runtime_dir
@@ -59,7 +63,7 @@ async def test_a_policy_from_a_file_decides_a_start(two_gpus: Path, tmp_path: Pa
         other = await connect().explain(Request(gpus=1, policy="balanced"))
         assert (other["policy"], other["placement"]["device_ids"]) == ("balanced", ["0"])
         # a restart stays within its lease: it needs no policy, so that none can be missing
-        (tmp_path / "etc" / "policies" / EXAMPLE.name).unlink()
+        (tmp_path / "etc" / "policies" / "first_gpu_last.py").unlink()
         kill(*daemon_pids(two_gpus, "scheduler"))
         await notebook.restart()
         assert await notebook.value("__import__('os').environ['CUDA_VISIBLE_DEVICES']") == "'1'"
@@ -102,6 +106,44 @@ def test_a_policy_that_never_returns_delays_nobody(two_gpus: Path, tmp_path: Pat
     os.kill(pid, signal.SIGTERM)
     assert wait_gone(pid, 5), "the service does not end while a policy holds its interpreter"
     assert not [child for child in children if not wait_gone(child.pid, 5)]
+
+
+@pytest.mark.parametrize("amounts", [{}, {"cpus": 0.01}])
+async def test_at_most_three_kernels_of_one_user_run_on_a_node(
+    two_gpus: Path, amounts: dict[str, float]
+) -> None:
+    """The starts of one user come at once. Those of another user do not wait behind them."""
+    client, request = connect(), Request(policy="few", **amounts)  # type: ignore[arg-type]
+
+    async def start(user: str) -> Kernel:
+        one = tiny()
+        return await client.start(replace(one, request=request, owner=replace(one.owner, user=user)))
+
+    async def wait_for(count: int) -> list[Kernel]:
+        """Wait until that many kernels of Ada run."""
+        while sum(each.done() for each in ada) < count:
+            pending = [each for each in ada if not each.done()]
+            done, _ = await asyncio.wait(pending, timeout=allow_s(60), return_when=asyncio.FIRST_COMPLETED)
+            assert done
+        return [each.result() for each in ada if each.done()]
+
+    ada = [asyncio.ensure_future(start("ada")) for _ in range(5)]
+    running = await wait_for(3)
+    bob = await start("bob")
+    assert bob.decision is not None
+    assert "policy few" not in (bob.decision["fallback"] or "")
+    (node,) = await client.nodes()
+    assert node["owners"] == {"ada": 3, "bob": 1}
+    waiting = [kernel for kernel in await client.kernels() if kernel.state == "queued"]
+    assert {kernel.position for kernel in waiting} == {1, 2}
+    assert all("runs 3 kernels of ada" in kernel.waits_for for kernel in waiting)
+    await client.stop(running[0].id)
+    await wait_for(4)
+    (node,) = await client.nodes()
+    assert node["owners"] == {"ada": 3, "bob": 1}
+    for kernel in await client.kernels():
+        await client.stop(kernel.id)
+    await asyncio.gather(*ada, return_exceptions=True)
 
 
 class SecondOnly:

@@ -111,9 +111,10 @@ class BackendContract(ContractSteps):
                 node.cpus_promised - was.cpus_promised,
                 node.memory_promised_bytes - was.memory_promised_bytes,
                 [device.promised for device in node.devices if device.id in lease.device_ids],
+                node.kernels_of("ada") - was.kernels_of("ada"),
             )
-            asked = 1, MEMORY_BYTES, [1.0] * request.gpu_count
-            found = f"(CPUs, bytes, devices) are {more} more, not {asked}; now {describe(snapshot)}"
+            asked = 1, MEMORY_BYTES, [1.0] * request.gpu_count, 1
+            found = f"(CPUs, bytes, devices, kernels of ada) are {more} more, not {asked}; now {describe(snapshot)}"
             expect(more == asked, COUNTS_LEASE, found)
             await self.release(backend, lease)
             await self.until(
@@ -123,6 +124,8 @@ class BackendContract(ContractSteps):
             devices = [device.promised for device in after.devices]
             free = [device.promised for device in was.devices]
             expect(devices == free, COUNTS_NO_MORE, f"the devices are promised by {devices}, not {free}")
+            found = f"ada has {after.owners}, before it was {was.owners}"
+            expect(after.owners == was.owners, COUNTS_NO_MORE, found)
 
     async def test_claims_and_releases_may_be_repeated(self, opener: Opener, scarce: Scarce) -> None:
         async with opener() as (backend, _):

@@ -254,6 +254,7 @@ class FakeAgent:
             cpus_used=self.cpus_used,
             memory_used_bytes=0,
             kernels=len(self.kernels),
+            owners=self.ledger.count_by_user(),
             metrics_age_s=0.0,
             warm=self.warm,
             problems=self.problems,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -134,6 +135,10 @@ class LeaseLedger:
     def promised_by_device(self) -> dict[str, float]:
         """Return the promised share of each device, 0 to 1."""
         return {device_id: float(share) for device_id, share in self._promised.by_device.items()}
+
+    def count_by_user(self) -> dict[str, int]:
+        """Return how many leases each user holds."""
+        return Counter(entry.lease.owner.user for entry in self._entries.values())
 
     def _choose_devices(self, request: Request, preferred: Sequence[str]) -> tuple[str, ...]:
         free_cpus = self.cpus - self.cpus_promised

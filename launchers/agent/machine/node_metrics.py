@@ -62,6 +62,7 @@ class NodeMetrics:
             cpus_used=self._cpus_used,
             memory_used_bytes=self._memory_used,
             kernels=kernels,
+            owners=ledger.count_by_user(),
             metrics_age_s=max(0.0, time.monotonic() - min(self._read_at, self.devices.read_at)),
         )
 

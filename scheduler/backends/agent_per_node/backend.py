@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic
@@ -298,6 +299,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     def _build_node(self, node: N, leases: Sequence[Lease]) -> Node:
         built = self._manager.build_node(node, leases, self._pool.status(node.id))
+        if leases:
+            built = replace(built, owners=Counter(lease.owner.user for lease in leases))
         if node.daemon not in self._pool.ended_daemons:
             return built
         # The manager still shows the node for some seconds.

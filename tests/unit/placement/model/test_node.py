@@ -203,12 +203,26 @@ def test_a_kernel_added_and_removed_gives_the_same_node() -> None:
         (Request(gpus=0.1, cpus=0.7), ["1"]),
         (Request(gpus=1, memory_bytes=GIB), ["0"]),
         (Request(resources={"licence": 0.1, "tpu": 0.1}), []),
+        (Request(cpus=1, owner="ada"), []),
     ):
         held = node.with_kernel(request, ids)
         assert held.kernels == 1
         assert held.without_kernel(request, ids) == node
     assert node.with_kernel(Request(gpus=1), ["0"]).devices[0].promised == 1.0
     assert node.without_kernel(Request(cpus=1)).cpus_promised == 0.0
+
+
+def test_kernels_are_counted_by_user() -> None:
+    ada, bob = Request(owner="ada"), Request(owner="bob")
+    node = Node(id="a", owners={"bob": 2, "eve": 0}).with_kernel(ada).with_kernel(ada).without_kernel(bob)
+    assert node.owners == {"ada": 2, "bob": 1}
+    assert [node.kernels_of(user) for user in ("ada", "bob", "eve", "")] == [2, 1, 0, 0]
+    assert Node.from_dict(json.loads(json.dumps(node.to_dict()))) == node
+    assert node != replace(node, owners={})
+    assert node.with_kernel(Request()).owners == node.owners
+    for wrong in ({"ada": -1}, {"ada": 1.5}, {7: 1}, ["ada"]):
+        with pytest.raises(ValueError, match="owners"):
+            Node(id="a", owners=wrong)
 
 
 def test_a_kernel_on_unknown_devices_counts_in_the_sum_only() -> None:
@@ -228,6 +242,7 @@ def test_as_empty_forgets_promises_and_keeps_the_totals() -> None:
         resources_promised={"licence": 1},
         devices=(Device(id="0", promised=1, used=0.5),),
         kernels=3,
+        owners={"ada": 3},
         is_draining=True,
         labels={"zone": "a"},
         taints=("spot",),

@@ -10,7 +10,7 @@ import pytest
 
 from roost.placement import Columns, Device, Node, Request, Snapshot
 from roost.placement.tables import changes
-from roost.placement.tables.columns import COLUMNS
+from roost.placement.tables.columns import COLUMNS, Table
 
 
 def _node(name: str, gpus: int = 0, **values: object) -> Node:
@@ -42,6 +42,28 @@ def test_columns_cannot_be_written() -> None:
     snapshot = Snapshot.of([_node("a")]).apply(upserts=[_node("a", kernels=1)])
     with pytest.raises(ValueError, match="read-only"):
         snapshot.columns.cpus_free[0] = 0
+
+
+def test_no_policy_can_write_into_what_it_gets() -> None:
+    """Neither in a part of a snapshot, nor in the table of which a pipeline scores a part."""
+    snapshot = Snapshot.of([_node("a"), _node("b", gpus=1)])
+    table = Table.of(snapshot.columns)
+    for columns in (snapshot.part(np.array([0])).columns, table.part(slice(0, 1)), table.part(np.array([0]))):
+        for name in COLUMNS:
+            with pytest.raises(ValueError, match="read-only"):
+                getattr(columns, name)[:] = 0
+
+
+def test_kernels_of_a_user_follow_changes() -> None:
+    first = Snapshot.of([_node("a"), _node("b"), _node("c")])
+    second = first.apply([first.node("b").with_kernel(Request(owner="ada"))])
+    assert second.version == 2
+    assert (first.kernels_of("ada").tolist(), second.kernels_of("ada").tolist()) == ([0, 0, 0], [0, 1, 0])
+    assert second.part(np.array([2, 1])).kernels_of("ada").tolist() == [0, 1]
+    assert second.as_empty().kernels_of("ada").tolist() == [0, 0, 0]
+    third = second.apply([replace(second.node("b"), owners={"bob": 1})])
+    assert third.kernels_of("ada").tolist() == [0, 0, 0]
+    assert third.kernels_of("bob").tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ def test_the_page_runs() -> None:
         elif language == "" and not text.startswith("$"):
             assert text == said
             compared += 1
-    assert compared == 3
-    for name in ("first_gpu_last", "ByTeam", "FirstThatIsQuiet"):
+    assert compared == 4
+    for name in ("first_gpu_last", "ByTeam", "FirstThatIsQuiet", "few_of_one_user"):
         own = build_policy(names[name], name)
         decision = own.place(Request(gpus=0.5, owner="student-1"), names["cluster"])
         assert decision.placement is not None
@@ -39,10 +39,12 @@ def test_the_page_runs() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", shipped, re.MULTILINE)) == set(SHIPPED)
 
 
-def test_the_example_is_the_page_s() -> None:
-    example = (DOCS / "examples" / "first_gpu_last.py").read_text()
-    first = BLOCK.findall((DOCS / "policies.md").read_text())[0][1]
-    assert first.strip() in example
+def test_the_examples_are_the_page_s() -> None:
+    blocks = [text for _, text in BLOCK.findall((DOCS / "policies.md").read_text())]
+    assert blocks[0].strip() in (DOCS / "examples" / "first_gpu_last.py").read_text()
+    (few,) = (text for text in blocks if "class FewOfOneUser" in text)
+    policy = few.partition("MOST = 3")[2].partition("shared = Node")[0].strip()
+    assert policy in (DOCS / "examples" / "few_of_one_user.py").read_text()
 
 
 def test_it_prefers_the_other_gpus_whatever_their_number() -> None:
