@@ -125,6 +125,8 @@ class _NotebookRun:
         self.is_complete = False
         self.error: dict[str, Any] | None = None
         self.signum = 0
+        self._is_idle = False
+        """True if the kernel has finished all that it was asked for."""
         self._client = client
         self._manager = manager
         self._scheduler = scheduler
@@ -155,7 +157,8 @@ class _NotebookRun:
                 if self._client.kc is not None:
                     self._client.kc.stop_channels()
                 if self._manager.has_kernel:
-                    await self._manager.shutdown_kernel(now=True)
+                    # An idle kernel may end by itself, so that its exit functions run.
+                    await self._manager.shutdown_kernel(now=not self._is_idle)
 
     def report(self, line: str) -> None:
         """Print a line on stderr, above the status line. Colours are left out if stderr is no terminal."""
@@ -194,11 +197,12 @@ class _NotebookRun:
         notebook = self._client.nb
         cells = enumerate(notebook.cells)
         to_run = [(index, cell) for index, cell in cells if cell.cell_type == "code" and cell.source.strip()]
+        self._is_idle = True
         for done, (index, cell) in enumerate(to_run, start=1):
             first_line = cell.source.strip().partition("\n")[0]
             self._show(f"[{done}/{len(to_run)}] {first_line}")
             started = time.monotonic()
-            status = "ended"
+            status, self._is_idle = "ended", False
             try:
                 count = self._client.code_cells_executed + 1
                 await self._client.async_execute_cell(cell, index, execution_count=count)
@@ -225,6 +229,7 @@ class _NotebookRun:
             finally:
                 seconds = round(time.monotonic() - started, 3)
                 self.cells.append({"index": index, "seconds": seconds, "status": status})
+            self._is_idle = status in ("ok", "error")
             if status != "ok":
                 return
             self.report(f"[{done}/{len(to_run)}] {seconds:7.2f} s  {first_line[:56]}")

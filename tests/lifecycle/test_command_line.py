@@ -96,6 +96,18 @@ def test_a_cells_error_is_shown_and_is_the_exit_code(shell: Shell, tmp_path: Pat
     assert counts == [1, 2, None]
 
 
+@pytest.mark.backends("local", why="the end of a kernel is the same everywhere")
+@pytest.mark.parametrize("last", ["6 * 7", "1 / 0"])
+def test_the_kernel_ends_by_itself_after_the_last_cell(shell: Shell, tmp_path: Path, last: str) -> None:
+    """Its exit functions run, and no event says that it was killed."""
+    code = f"import atexit, pathlib; atexit.register(pathlib.Path({str(tmp_path / 'done')!r}).touch)"
+    told = json.loads(shell.run("run", notebook(tmp_path, code, last), "--json").stdout)
+    assert (tmp_path / "done").exists()
+    events = [event for event in shell.answer("events")["events"] if event["kind"] in ("exited", "released")]
+    details = [event["detail"] for event in events if event["kernel"]["id"] == told["kernel"]["id"]]
+    assert details == ["the kernel exited with code 0"] * 2
+
+
 def test_a_notebook_without_code_is_written_too(shell: Shell, tmp_path: Path) -> None:
     done = shell.run("run", notebook(tmp_path))
     assert done.returncode == 0, done.stderr
