@@ -26,6 +26,14 @@ _DECIMALS = np.array(1e9)
 """Sums of scores are equal if they are equal to 9 decimals."""
 _MARGIN = np.array(0.5e-9)
 """Devices of one node with scores that differ by at most this are equal."""
+_KINDS = {
+    "b": "truth values",
+    "f": "numbers",
+    "i": "whole numbers",
+    "u": "whole numbers",
+    "O": "objects",
+    "U": "text",
+}
 _ZERO, _INFINITE, _REFUSED = np.array(0.0), np.array(np.inf), np.array(-np.inf)
 
 
@@ -127,7 +135,9 @@ class ClassScorer:
             for scorer, term in weigh_scores(request, snapshot, self._scorers, self._stale_after_s):
                 scored = term if term.ndim == 1 or devices is None else term[devices]
                 if not np.isfinite(scored).all():  # else the policy has no filter for GPUs
-                    raise _wrong_scores(scorer)
+                    raise _wrong_scores(
+                        scorer, "NaN or an infinite number", snapshot.columns.device_free.shape
+                    )
         totals = totals * _DECIMALS
         np.rint(totals, out=totals)
         totals /= _DECIMALS
@@ -140,9 +150,11 @@ def apply_filters(
     """Yield, for each filter, (n,) True if the node passes; None if all nodes pass."""
     for rule in filters:
         mask = rule.passes(request, snapshot)
-        if mask is not None and mask.shape != (len(snapshot),):
+        is_array = isinstance(mask, np.ndarray) and mask.dtype.kind == "b"
+        if mask is not None and not (is_array and mask.shape == (len(snapshot),)):
             raise ValueError(
-                f"filter {rule.name!r} must give one truth value per node; fix it or leave it out."
+                f"filter {rule.name!r} must give one truth value per node, in a numpy array of shape "
+                f"({len(snapshot)},); it gave {_describe(mask)}. Fix it or leave it out."
             )
         yield mask
 
@@ -157,8 +169,10 @@ def weigh_scores(
         scores = scorer.score(request, known)
         if scores is None:
             continue
+        if type(scores) is not np.ndarray or scores.dtype.char != "d":  # the usual case costs nothing
+            scores = _read_scores(scorer, scores, shape)
         if scores.shape != shape and scores.shape != shape[:1]:
-            raise _wrong_scores(scorer)
+            raise _wrong_scores(scorer, f"an array {scores.shape}", shape)
         if scores.ndim == 1 or request.gpus:  # without GPUs, scores of devices have no effect
             yield scorer, scores if weight == 1.0 else weight * scores
 
@@ -190,7 +204,27 @@ def _find_shortcut(part: object, method: str, name: str) -> Callable[[Request], 
     return getattr(part, name) if name in of_class and method in of_class else None
 
 
-def _wrong_scores(scorer: Scorer) -> ValueError:
+def _read_scores(scorer: Scorer, scores: object, shape: tuple[int, ...]) -> FloatArray:
+    """Return scores of another type as numbers that can be added up, or raise ``ValueError``."""
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "biuf":
+        raise _wrong_scores(scorer, _describe(scores), shape)
+    return np.asarray(scores, dtype=np.float64)
+
+
+def _wrong_scores(scorer: Scorer, given: str, shape: tuple[int, ...]) -> ValueError:
+    n, d = shape
     return ValueError(
-        f"scorer {scorer.name!r} must give one finite number per node, or per device; fix it or leave it out."
+        f"scorer {scorer.name!r} must give one finite number per node, or per device, in a numpy array of shape "
+        f"({n},) or ({n}, {d}); it gave {given}. Fix it or leave it out."
     )
+
+
+def _describe(result: object) -> str:
+    """Return what a scorer or a filter has given, as part of a sentence: ``a list``, ``an array (3, 2) of text``."""
+    if isinstance(result, np.ndarray):
+        return f"an array {result.shape} of {_KINDS.get(result.dtype.kind, str(result.dtype))}"
+    if isinstance(result, (str, bytes)):
+        return "a text"
+    if isinstance(result, (bool, int, float, np.generic)):
+        return f"one {type(result).__name__}"
+    return f"a {type(result).__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -222,9 +223,59 @@ def test_own_filters_apply_in_the_fallback_too() -> None:
     )
 
 
+class Gives:
+    """A scorer that gives always the same."""
+
+    name, needs_metrics = "gives", False
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+
+    def score(self, request: Request, snapshot: Snapshot) -> Any:
+        return self._given
+
+
 def test_an_error_names_the_wrong_scorer() -> None:
     with pytest.raises(ValueError, match="scorer 'fixed' must give one finite number per node"):
         Pipeline(name="p", scorers=((Fixed(float("nan")), 1.0),)).place(Request(), _nodes(a=1))
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ([1.0], "a list"),
+        ("1", "a text"),
+        (1.0, "one float"),
+        (np.float64(1), "one float64"),
+        ({"a": 1}, "a dict"),
+        (np.array(["1"]), "an array (1,) of text"),
+        (np.array([None]), "an array (1,) of objects"),
+        (np.ones(3), "an array (3,)"),
+        (np.array([np.inf]), "NaN or an infinite number"),
+    ],
+)
+def test_an_error_says_what_a_scorer_gave_and_must_give(given: object, named: str) -> None:
+    policy = Pipeline(name="p", scorers=((Gives(given), 1.0),))
+    with pytest.raises(ValueError, match=re.escape(f"of shape (1,) or (1, 0); it gave {named}. Fix it")):
+        policy.place(Request(), _nodes(a=1))
+
+
+def test_scores_of_truth_values_and_whole_numbers_add_up() -> None:
+    kinds = np.array([True, False]), np.array([True, True]), np.array([3, 4], dtype=np.int16)
+    policy = Pipeline(name="p", scorers=tuple((Gives(each), 1.0) for each in kinds))
+    assert _placed(policy.place(Request(), _nodes(a=1, b=1))).score == 5.0
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [([True], "a list"), (True, "one bool"), (np.ones(1), "an array (1,) of numbers")]
+)
+def test_an_error_says_what_a_filter_gave_and_must_give(given: object, named: str) -> None:
+    class Wrong(OnlyB):
+        def passes(self, request: Request, snapshot: Snapshot) -> Any:
+            return given
+
+    with pytest.raises(ValueError, match=re.escape(f"of shape (1,); it gave {named}. Fix it")):
+        Pipeline(name="p", scorers=(), filters=(Wrong(),)).place(Request(), _nodes(a=1))
 
 
 def test_an_error_names_the_wrong_filter() -> None:
