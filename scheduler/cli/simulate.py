@@ -63,7 +63,7 @@ def simulate(arguments: argparse.Namespace) -> int:
     if arguments.json == "-":
         print(document)
     else:
-        _show(comparison)
+        _show(comparison, has_ends=arguments.recorded or arguments.departures)
     try:
         if arguments.json not in (None, "-"):
             Path(arguments.json).write_text(document + "\n", encoding="utf-8")
@@ -92,7 +92,10 @@ def _read_tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
         raise ConfigError("no trace: name a file. Only --live uses the scheduler's decision log by default.")
     path = service_folder(arguments.backend, connect_scheduler(arguments).options) / FILE_NAME
     if not path.exists():
-        raise ConfigError("the scheduler has made no decision yet: name a trace.")
+        raise ConfigError(
+            f"the scheduler of the backend {arguments.backend} has made no decision yet: "
+            "name a trace, or another --backend."
+        )
     if arguments.empty:
         return read_trace(str(path)), ""
     tasks, running = read_ended(str(path))
@@ -124,15 +127,20 @@ def _read_nodes(arguments: argparse.Namespace) -> list[Node]:
     return [assume_promised_use(node) for node in nodes]
 
 
-def _show(comparison: Comparison) -> None:
+def _show(comparison: Comparison, *, has_ends: bool) -> None:
     """Print the table of a comparison, best policy first.
 
-    A cell that is too wide for the terminal is wrapped before its ±.
+    A cell that is too wide for the terminal is wrapped before its ±. `has_ends`: kernels end during the simulation, so
+    that the sum of all requests says nothing about the resources in use.
     """
+    name = RESOURCE_NAMES[comparison.resource]
     ends = {max(run.result.points) for run in next(iter(comparison.runs.values()))}
-    end = f"AT {max(ends)} %" if len(ends) == 1 else "AT THE END"
-    figures = {"AT 100 %": "allocated_at_100"} if max(ends) > 100 else {}
+    end = "AT THE END" if has_ends or len(ends) > 1 else f"AT {max(ends)} %"
+    figures = {"AT 100 %": "allocated_at_100"} if max(ends) > 100 and not has_ends else {}
     figures |= {end: "allocated_at_end", **_FIGURES}
+    meaning = f"AT: {name} allocated when requests for that much had arrived. "
+    if has_ends:
+        meaning = f"AT THE END: {name} allocated when the last request had arrived. "
     table = build_table("POLICY", *figures, right=list(figures))
     table.columns[0].no_wrap = True
     for policy in comparison.ranked():
@@ -147,7 +155,7 @@ def _show(comparison: Comparison) -> None:
     print_table(out, table)
     seeds = len(next(iter(comparison.runs.values())))
     out.print(
-        f"\nIn percent. AT: {RESOURCE_NAMES[comparison.resource]} allocated when requests for that much had arrived. "
+        f"\nIn percent. {meaning}"
         "REFUSED: share of the requested amount. REQUESTS: share of the requests that were refused. "
         "FRAGMENTED: free, but probably of no use to requests like these. P50, P99: time of a decision."
         + (f" Means of {seeds} seeds ± standard deviation." if seeds > 1 else ""),

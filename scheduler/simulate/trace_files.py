@@ -23,6 +23,8 @@ from roost.scheduler.service.decision_log import ASKED, older_file
 _MIB = 1 << 20
 _NODES = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
 _TASKS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli")
+_MORE_OF_TASKS = ("gpu_spec", "creation_time", "deletion_time", "qos", "pod_phase", "scheduled_time")
+"""The other columns of openb's tasks. The last three have no effect on a simulation."""
 MOST_NODES = 200_000
 MOST_TASKS = 1_000_000
 _MOST_LINE = 1_000_000
@@ -54,7 +56,8 @@ def _read(path: str) -> tuple[list[Arrival], set[int]]:
         files = [each for each in (older_file(file), file) if each == file or each.exists()]
         arrivals, running = _read_decisions(line for each in files for line in _json_lines(each))
     else:
-        arrivals = [_in_file(_task, *row) for row in _rows(file, _TASKS, "tasks", MOST_TASKS)]
+        rows = _rows(file, _TASKS, "tasks", MOST_TASKS, more=_MORE_OF_TASKS)
+        arrivals = [_in_file(_task, *row) for row in rows]
     if not arrivals:
         raise ConfigError(f"{path} has no tasks.")
     return arrivals, running
@@ -128,16 +131,24 @@ def _parse_node(what: str, specification: str, known: Mapping[str, Node]) -> Nod
 
 
 def _rows(
-    file: Path, columns: Sequence[str], what: str, most: int
+    file: Path, columns: Sequence[str], what: str, most: int, *, more: Sequence[str] = ()
 ) -> Iterator[tuple[dict[str, str], Path, int]]:
+    """Yield the rows with their lines. `columns` are needed, and `more` may be there."""
     with _open(file) as opened:
         reader = csv.DictReader(_lines(opened, file), restval="")
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        names = reader.fieldnames or ()
+        missing = [name for name in columns if name not in names]
         if missing:
             raise ConfigError(
                 f"{file} is not a list of {what}: it has no column {missing[0]} (needed: {', '.join(columns)})."
             )
+        if unread := [f"{name!r:.40}" for name in names if name not in (*columns, *more)]:
+            which = f"the column {unread[0]}" if len(unread) == 1 else f"the columns {', '.join(unread[:5])}"
+            instead = " Nodes with more properties come from --snapshot." if what == "nodes" else ""
+            raise ConfigError(f"{file} has {which}, which a simulation does not read: leave it out.{instead}")
         for number, row in enumerate(reader):
+            if None in row:
+                raise ConfigError(f"{file}, line {reader.line_num}: it has more values than columns.")
             if number == most:
                 raise ConfigError(f"{file} has more than {most:,} {what}: give fewer.")
             yield row, file, reader.line_num

@@ -125,6 +125,10 @@ def test_departures_and_recorded_times(simulate: Simulate) -> None:
         0,
         True,
     )
+    assert "AT THE END: GPUs allocated when the last request had arrived." in " ".join(out.split())
+    assert "AT 1" not in out
+    code, out, _ = simulate("tasks.csv", "--recorded", "--policy", "pack")
+    assert out.splitlines()[2].split()[:4] == ["POLICY", "AT", "THE", "END"]
     code, out, _ = simulate("tasks.csv", "--recorded", "--policy", "pack", "--json", "-")
     (run,) = json.loads(out)["policies"]["pack"]["runs"]
     assert (run["requests"], run["refused"]) == (40, 0.0)
@@ -217,7 +221,7 @@ def test_the_decision_log_is_the_default_trace(
     code, _, err = simulate(nodes=("--live",))
     assert (code, err) == (
         2,
-        "roost: the scheduler has made no decision yet: name a trace.\n",
+        "roost: the scheduler of the backend local has made no decision yet: name a trace, or another --backend.\n",
     )
     line = {
         "at": "2026-11-20T10:00:05.000+00:00",

@@ -79,6 +79,12 @@ def test_tasks_of_openb(tmp_path: Path) -> None:
         ),
         (f"{TIMED}a,1,1,1,1000,,,,9,5,\n", "line 2: deletion_time is before creation_time."),
         ("name,cpu_milli\n", "is not a list of tasks: it has no column memory_mib"),
+        (
+            f"{TASKS[:-1]},labels\na,1,1,0,0,zone=a\n",
+            "has the column 'labels', which a simulation does not read: leave it out.",
+        ),
+        (f"{TASKS[:-1]},qos,user,\n", "has the columns 'user', '', which a simulation does not read"),
+        (f"{TASKS}a,1,1,0,0,more\n", "line 2: it has more values than columns."),
         ("", "is not a list of tasks: it has no column name"),
         (TASKS, "has no tasks."),
         ('{"what": "placed"}\n', "line 1: this line is not from a decision log"),
@@ -95,6 +101,16 @@ def test_an_error_names_the_line(tmp_path: Path, text: str, said: str) -> None:
         read_trace(path)
     assert str(caught.value).startswith(path)
     assert said in str(caught.value)
+
+
+def test_columns_of_nodes_that_are_not_read_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, f"{NODES[:-1]},labels\na,1000,1024,0,,zone=a\n")
+    with pytest.raises(ConfigError) as caught:
+        read_nodes(path)
+    assert str(caught.value) == (
+        f"{path} has the column 'labels', which a simulation does not read: leave it out. "
+        "Nodes with more properties come from --snapshot."
+    )
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
