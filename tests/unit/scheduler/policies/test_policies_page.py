@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from roost.placement import Request, Snapshot, Workload
+from roost.placement import Pipeline, Request, Snapshot, Workload
 from roost.placement.shipped_policies import SHIPPED, build_policy
 
 DOCS = Path(__file__).parents[4] / "docs"
@@ -29,12 +29,16 @@ def test_the_page_runs() -> None:
             assert text == said
             compared += 1
     assert compared == 4
-    for name in ("first_gpu_last", "ByTeam", "FirstThatIsQuiet", "few_of_one_user"):
+    for name in ("first_gpu_last", "ByTeam", "FirstThatIsQuiet", "few_of_one_user", "PACK_FIRST_GPU_LAST"):
         own = build_policy(names[name], name)
         decision = own.place(Request(gpus=0.5, owner="student-1"), names["cluster"])
         assert decision.placement is not None
     half = names["first_gpu_last"](Workload()).place(Request(gpus=0.5), names["cluster"])
     assert half.placement.device_ids == ("1",)
+    assert names["PACK_FIRST_GPU_LAST"].place(Request(gpus=0.5), names["cluster"]).placement.device_ids == (
+        "1",
+    )
+    assert all(isinstance(build(Workload()), Pipeline) for build in SHIPPED.values())
     shipped = page.split("## The shipped policies")[1]
     assert set(re.findall(r"^\| `(\w+)` \|", shipped, re.MULTILINE)) == set(SHIPPED)
 
