@@ -28,7 +28,7 @@ _MODULES = (
     "placement/model/json_codec.py",
 )
 _EMPTY = ("placement", "placement/model", "scheduler", "scheduler/backends", "scheduler/backends/yarn")
-"""The packages of which the master needs one module or folder. In the archive their `__init__.py` is empty."""
+"""The packages that have a module or folder for the master. In the archive their `__init__.py` is empty."""
 _MASTER = "scheduler/backends/yarn/master"
 _PROGRAM = f"""\
 from roost.{_MASTER.replace("/", ".")}.main import main

@@ -45,7 +45,7 @@ def test_columns_cannot_be_written() -> None:
 
 
 def test_no_policy_can_write_into_what_it_gets() -> None:
-    """Neither in a part of a snapshot, nor in the table of which a pipeline scores a part."""
+    """A part of a snapshot is read-only, and so is a part of the table from which a pipeline scores nodes."""
     snapshot = Snapshot.of([_node("a"), _node("b", gpus=1)])
     table = Table.of(snapshot.columns)
     for columns in (snapshot.part(np.array([0])).columns, table.part(slice(0, 1)), table.part(np.array([0]))):

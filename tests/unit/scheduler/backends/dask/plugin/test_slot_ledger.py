@@ -1,4 +1,4 @@
-"""The ledger of leases in Dask's scheduler: what it grants and refuses, and what moves with a worker."""
+"""The ledger of leases in Dask's scheduler grants and refuses leases, and moves claims with their worker."""
 
 from __future__ import annotations
 
