@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ import write_page
 from page_tables import PageTable
 
 from roost.bench.report import Report
-from roost.testing.deadlines import allow_s
 
 ROOT = Path(__file__).parents[3]
 STARTS = PageTable(
@@ -172,14 +170,3 @@ def test_the_page_has_every_table_and_make_runs_every_benchmark() -> None:
     for table in tables:
         assert {len(names) for names in table.figures.values()} == {len(table.columns)}
         assert {column for pair in table.ratios.values() for column in pair} <= table.columns.keys()
-
-
-def test_no_script_imports_a_cluster_manager_for_its_tables() -> None:
-    code = "import sys, write_page; write_page.read_tables(); print(*sys.modules)"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, cwd=ROOT / "benchmarks", stdout=subprocess.PIPE, text=True, timeout=allow_s(60), check=True
-    )
-    loaded = set(done.stdout.split())
-    assert "on_ray" in loaded
-    assert not {"ray", "dask", "distributed", "kubernetes", "torch", "matplotlib"} & loaded

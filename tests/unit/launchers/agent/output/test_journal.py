@@ -230,7 +230,7 @@ def test_the_file_is_a_ring_as_well(length: int) -> None:
     memory_bytes = 500_000 if length > 1_000 else 50_000
     kernel = Publisher(memory_bytes, disk_bytes=8 * memory_bytes)
     published = []
-    for number in range(max(40, 24 * memory_bytes // length)):
+    for number in range(max(12, 24 * memory_bytes // length)):
         published += kernel.run(f"r{number}", "x" * (length + 7 * (number % 100)))
         if number % 1_000 == 37:
             kept = read_ids(kernel.journal)
