@@ -19,6 +19,7 @@ import zmq
 import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
+from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.placement.model.json_codec import WireError, decode, decode_arguments, encode_message
 
@@ -120,7 +121,7 @@ class RpcServer:
         self.endpoint = bytes(socket.getsockopt(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
         if self._keys is not None and self.endpoint.startswith("tcp:"):
             self._handshakes = UnfinishedHandshakes(socket)
-        spawn(self._serve(), self._tasks, log)
+        keep_running(self._serve, self._tasks, log, "the reading of calls")
         return self.endpoint
 
     def bind_again(self) -> None:

@@ -17,6 +17,7 @@ _MODULES = (
     "launchers/__init__.py",
     "launchers/daemon/__init__.py",
     "launchers/daemon/open_files.py",
+    "launchers/daemon/supervision.py",
     "launchers/daemon/tasks.py",
     "launchers/protocol/__init__.py",
     "launchers/protocol/process_log.py",
