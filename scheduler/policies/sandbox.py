@@ -41,8 +41,11 @@ _UNUSED_S = 600.0
 """A process that was not asked for so long ends. The next question starts another."""
 _ENDS_S = 5.0
 """How long `SandboxedPolicy.close` waits for the end of the process."""
-_MOST_BYTES = 256 << 20
-"""The longest answer. A refusal takes about 100 bytes, and an answer may refuse all nodes."""
+_CLOSED_S = 1.0
+"""How long after the end of its socket a process may take to end. Else its policy has closed the socket."""
+_MOST_BYTES = 1 << 20
+_MOST_BYTES_PER_NODE = 1 << 10
+"""An answer may have `_MOST_BYTES`, and so many more for each node: it may refuse all of them for several reasons."""
 _MANY_NODES = 1_000
 """If more nodes have changed, or an answer is as long, pickling and reading take place in a thread."""
 _LONG_BYTES = 100 * _MANY_NODES
@@ -261,7 +264,8 @@ class _PolicyProcess:
         self._writer.write(content)
         await self._within(LOAD_S, self._receive(), f"did not take the snapshot within {LOAD_S:g} s")
         self._sent, self._workload = snapshot, workload
-        answer = await self._within(timeout_s, self._receive(), f"did not answer within {timeout_s:g} s")
+        most = _MOST_BYTES + len(snapshot) * _MOST_BYTES_PER_NODE
+        answer = await self._within(timeout_s, self._receive(most), f"did not answer within {timeout_s:g} s")
         self._pause()
         return answer
 
@@ -292,15 +296,16 @@ class _PolicyProcess:
             if reading.done():
                 return reading.result()
         except (OSError, asyncio.IncompleteReadError):
-            await asyncio.wait([self._ended], timeout=_ENDS_S)  # its end is about to be known
+            late = "failed (its process closed the socket to the service)"
+            await asyncio.wait([self._ended], timeout=_CLOSED_S)  # its end is about to be known
         finally:
             reading.cancel()
         if self._ended.done():
             raise _ProcessFailed(f"failed (its process {describe_exit(self._ended.result())})")
         raise _ProcessFailed(late)
 
-    async def _receive(self) -> bytes:
+    async def _receive(self, most_bytes: int = _MOST_BYTES) -> bytes:
         length = int.from_bytes(await self._reader.readexactly(4), "big")
-        if length > _MOST_BYTES:
+        if length > most_bytes:
             raise _ProcessFailed(f"failed (its answer has {length} bytes)")
         return await self._reader.readexactly(length)

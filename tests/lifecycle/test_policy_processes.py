@@ -165,6 +165,11 @@ def write_to_the_snapshot(request: Request, snapshot: Snapshot) -> Decision:
     return PACK.place(request, snapshot)
 
 
+def answer_at_length(request: Request, snapshot: Snapshot) -> Decision:
+    terms = {f"term {number}": 0.0 for number in range(200_000)}
+    return Decision(request=request, policy="x", placement=Placement(node_id="small", terms=terms))
+
+
 LATE = "did not answer within 1 s"
 HARMFUL: dict[str, tuple[Answer, str]] = {
     "sleep": (lambda *_: time.sleep(1_000), LATE),
@@ -177,6 +182,11 @@ HARMFUL: dict[str, tuple[Answer, str]] = {
     "crash": (lambda *_: ctypes.string_at(0), "failed (its process was ended by SIGSEGV)"),
     "recursion": (recurse, "failed (RecursionError: maximum recursion depth exceeded"),
     "a lock held": (hold_a_lock, LATE),
+    "a closed socket": (
+        lambda *_: (os.closerange(3, 1_000), time.sleep(1_000)),
+        "failed (its process closed the socket",
+    ),
+    "a long answer": (answer_at_length, "failed (its answer has "),
     "the snapshot written": (write_to_the_snapshot, ""),
     "threads": (start_threads, ""),
 }
