@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,21 @@ def private_folder(path: Path) -> Path:
     if status.st_mode & 0o077:
         raise FolderError(f"{path} can be entered by other users; run: chmod 700 {path}")
     return path
+
+
+def state_folder(*names: str) -> Path:
+    """Create and return the folder `names` below the state folder: `$XDG_STATE_HOME/roost`, `~/.local/state/roost`.
+
+    Only this user can enter it and the folders above it that belong to roost. Raises `FolderError`.
+    """
+    folder = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"))
+    for name in ("roost", *names):
+        folder /= name
+        if is_own_folder(str(folder)) and not folder.is_symlink():
+            with suppress(OSError):  # an earlier version let others enter
+                folder.chmod(0o700)
+        private_folder(folder)
+    return folder
 
 
 def write_private(path: Path, content: bytes) -> None:

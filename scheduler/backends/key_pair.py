@@ -20,7 +20,7 @@ import zmq
 import zmq.utils.z85
 
 from roost.launchers.daemon.file_input import UnfitFile, read_document
-from roost.launchers.daemon.private_files import FolderError, private_folder, write_private_json
+from roost.launchers.daemon.private_files import FolderError, private_folder, state_folder, write_private_json
 from roost.launchers.protocol.rpc import ClientKeys, ServerKeys
 from roost.scheduler.errors import ConfigError
 
@@ -81,9 +81,12 @@ def load_key_pair(path: str, *, name: str, section: str) -> KeyPair:
     An empty path means the default file of the backend `name`. The error names `section`, the backend's section of
     the configuration.
     """
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    file = Path(path) if path else Path(state) / "roost" / f"{name}-identity.json"
-    return _read(file, f"set c.{section}.identity_file to a file in a folder of yours with mode 0700")
+    advice = f"set c.{section}.identity_file to a file in a folder of yours with mode 0700"
+    try:
+        file = Path(path) if path else state_folder() / f"{name}-identity.json"
+    except FolderError as problem:
+        raise ConfigError(f"no folder for the key pair: {problem}; {advice}.") from None
+    return _read(file, advice)
 
 
 def load_service_key_pair(folder: Path) -> KeyPair:

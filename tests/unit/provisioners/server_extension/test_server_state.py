@@ -15,6 +15,7 @@ import pytest
 from kit.machine.bad_files import BAD_FILES
 from kit.machine.killed_writer import die_while_writing
 from roost.provisioners.server_extension.server_state import ServerState, choose_server_name
+from roost.scheduler.backends.key_pair import load_key_pair
 
 HEADER = {"msg_id": "m", "session": "a client"}
 
@@ -95,6 +96,16 @@ def test_the_folder_is_private(state_home: Path) -> None:
     assert state.folder.is_relative_to(state_home)
     assert os.stat(state.folder).st_mode & 0o077 == 0
     assert all(os.stat(file).st_mode & 0o077 == 0 for file in state.folder.iterdir())
+    load_key_pair(
+        "", name="yarn", section="RoostYarnBackend"
+    )  # it is in the same folder, and must be private
+
+
+def test_a_folder_of_an_earlier_version_is_made_private(state_home: Path) -> None:
+    (state_home / "roost").mkdir(mode=0o755)
+    (state_home / "roost").chmod(0o755)
+    load_key_pair("", name="yarn", section="RoostYarnBackend")
+    assert os.stat(state_home / "roost").st_mode & 0o077 == 0
 
 
 def test_without_a_place_to_write_the_server_starts_all_the_same(
