@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from roost.launchers.daemon.tasks import cancel_all, join_shared, start_shared
+from roost.launchers.daemon.tasks import ask_all, cancel_all, join_shared, start_shared
 from roost.placement import NOWHERE, Decision, Policy, Request, Snapshot, Workload
 from roost.placement.shipped_policies import SHIPPED, list_installed
 from roost.scheduler.config.settings import Settings
@@ -21,6 +21,8 @@ from .recent_requests import RecentRequests
 from .sandbox import PolicyFailed, SandboxedPolicy
 
 FALLBACK = "balanced"
+_LOADED_AT_ONCE = 4
+"""At most so many policies are loaded at the same time for a check: each takes a process."""
 _MAX_PROBLEMS = 1_000
 """At most this many errors of unusable policies are kept, because clients can ask for any number of names."""
 
@@ -63,7 +65,7 @@ class PolicyCatalog:
     async def find_problems(self, names: list[str]) -> dict[str, str]:
         """Return the unusable policies among `names`, each with the reason."""
         wanted = sorted(set(names))
-        await asyncio.gather(*map(self.load, wanted))
+        await ask_all(self.load, wanted, most=_LOADED_AT_ONCE)
         problems = {}
         for name in wanted:
             try:

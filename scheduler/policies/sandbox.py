@@ -39,6 +39,8 @@ _RESTS_S = (1.0, 60.0)
 """First and longest time for which a policy is not asked after its process was ended."""
 _UNUSED_S = 600.0
 """A process that was not asked for so long ends. The next question starts another."""
+_UNASKED_S = 30.0
+"""The same for one that was never asked. `roost doctor` loads all configured policies."""
 _ENDS_S = 5.0
 """How long `SandboxedPolicy.close` waits for the end of the process."""
 _CLOSED_S = 1.0
@@ -79,6 +81,7 @@ class SandboxedPolicy:
     async def load(self) -> None:
         """Start the process. Raises `ConfigError` if the policy cannot be loaded."""
         self._process = await self._start()
+        self._timers.later(_UNASKED_S, self._end_unused, key="unused")
 
     async def place(
         self, request: Request, snapshot: Snapshot, avoid: Mapping[str, str], workload: Workload

@@ -301,6 +301,14 @@ async def test_an_unused_process_ends_and_the_next_question_starts_another(
         assert (await until_it_decides(found)).fallback is None
 
 
+async def test_a_policy_that_was_only_checked_keeps_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_UNASKED_S", 1.0)
+    async with policies(mine=placed("small", "0")) as found:
+        pid = process_of(found)
+        await until(lambda: not processes_of(pid), "the end of its process")
+        assert (await until_it_decides(found)).fallback is None
+
+
 async def test_a_cancelled_call_does_not_count_as_slow(tmp_path: Path) -> None:
     called, release = tmp_path / "called", tmp_path / "release"
 
