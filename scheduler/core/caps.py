@@ -28,27 +28,42 @@ def with_defaults(request: Request, settings: Settings) -> Request:
     )
 
 
-def admit(request: Request, user: str, held: Mapping[str, Request], settings: Settings) -> None:
-    """Raise `NotAllowed` or `LimitExceeded` if `user` may not have this request besides the kernels in `held`."""
+def check_alone(request: Request, user: str, settings: Settings) -> None:
+    """Raise `NotAllowed` or `LimitExceeded` if `user` may never have this request, even as the only kernel."""
     if user in settings.denied_users or (settings.allowed_users and user not in settings.allowed_users):
         raise NotAllowed(f"user {user!r} may not start kernels here; ask the operator.", user=user)
+    most = settings.max_kernels_per_user
+    if most is not None and most < 1:
+        raise LimitExceeded(
+            f"max_kernels_per_user allows {user} {format_count(most, 'kernel')}: ask the operator.",
+            cap="max_kernels_per_user",
+            allowed=most,
+            is_never=True,
+        )
+    for name in _AMOUNTS:
+        for per in ("kernel", "user"):
+            asked = getattr(request, name)
+            _check(per, name, asked, "one kernel asks for", "ask for less", settings, is_never=True)
+
+
+def check_beside(request: Request, user: str, held: Mapping[str, Request], settings: Settings) -> None:
+    """Raise `LimitExceeded` if `user` may not have this request now, besides the kernels in `held`."""
     most = settings.max_kernels_per_user
     if most is not None and len(held) >= most:
         raise LimitExceeded(
             f"{user} has {format_count(len(held), 'kernel')}, and max_kernels_per_user allows {most}: "
-            f"{'stop one first' if held else 'ask the operator'}{_named(held)}.",
+            f"stop one first{_named(held)}.",
             cap="max_kernels_per_user",
             allowed=most,
-            is_never=most < 1,
+            is_never=False,
         )
     for name in _AMOUNTS:
         asked = getattr(request, name)
-        _check("kernel", name, asked, asked, "one kernel asks for", "ask for less", settings)
-        if asked:
-            holders = [id_ for id_, other in held.items() if getattr(other, name)]
+        holders = [id_ for id_, other in held.items() if getattr(other, name)]
+        if asked and holders:
             total = asked + sum(getattr(held[id_], name) for id_ in holders)
-            do = f"ask for less{', or stop another kernel' if holders else ''}{_named(holders)}"
-            _check("user", name, asked, total, f"with this one {user} would have", do, settings)
+            do = f"ask for less, or stop another kernel{_named(holders)}"
+            _check("user", name, total, f"with this one {user} would have", do, settings, is_never=False)
 
 
 def has_user_cap(settings: Settings) -> bool:
@@ -86,8 +101,10 @@ def check_wait(user: str, waiting: Sequence[str], wait_s: float, settings: Setti
             )
 
 
-def _check(per: str, name: str, asked: float, amount: float, who: str, do: str, settings: Settings) -> None:
-    """Raise `LimitExceeded` if `amount` is too much. `asked` is the part of it that one kernel asks for."""
+def _check(
+    per: str, name: str, amount: float, who: str, do: str, settings: Settings, *, is_never: bool
+) -> None:
+    """Raise `LimitExceeded` if `amount` is more than the cap on `name` allows."""
     cap = f"max_{name.removesuffix('_bytes')}_per_{per}"
     allowed: float | None = getattr(settings, cap)
     if allowed is not None and amount > allowed + _EXACT:
@@ -96,7 +113,7 @@ def _check(per: str, name: str, asked: float, amount: float, who: str, do: str, 
             cap=cap,
             allowed=allowed,
             asked=amount,
-            is_never=asked > allowed + _EXACT,
+            is_never=is_never,
         )
 
 

@@ -28,16 +28,17 @@ from roost.scheduler.errors import (
     ConfigError,
     HeldElsewhere,
     LaunchError,
+    LimitExceeded,
     RoostError,
     UnknownKernel,
 )
 from roost.scheduler.messages import Finding, Kernel, KernelState, StartKernel
-from roost.scheduler.policies.catalog import PolicyCatalog
+from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
 from roost.scheduler.policies.explain import build_explanation, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
 
 from .backend_access import IN_TIME_S, BackendAccess, in_time
-from .caps import admit, check_wait, has_user_cap, with_defaults
+from .caps import check_alone, check_beside, check_wait, has_user_cap, with_defaults
 from .diagnosis import Doctor
 from .ender import KernelEnder
 from .events import EventStream
@@ -147,7 +148,14 @@ class Scheduler:
             if record.runs:
                 raise LaunchError(f"kernel {start.kernel_id} still runs; stop it before starting it again.")
         has_lease = record is not None and record.lease is not None
-        request = self._admit(start.request, start.owner, elsewhere, but=start.kernel_id, has_lease=has_lease)
+        try:
+            request = self._admit(
+                start.request, start.owner, elsewhere, but=start.kernel_id, has_lease=has_lease
+            )
+        except LimitExceeded as refusal:
+            if has_lease or refusal.fields["is_never"]:
+                raise
+            raise await self._find_lasting_refusal(start) or refusal from None
         if not has_lease:
             self._check_wait(start)
         self.owners.watch(start.owner)
@@ -279,13 +287,26 @@ class Scheduler:
         return [snapshot.node(node_id).to_dict() for node_id in snapshot.nodes]
 
     async def explain(self, request: Request, owner: Owner) -> dict[str, Any]:
-        """Return the decision for a request now, with its reasons; raise the error that a start would get."""
+        """Return the decision for a request now, with its reasons; raise the error that a start would get.
+
+        If no node could ever hold the request, return that decision although a cap is used up now: the user can
+        stop kernels, but that would not help.
+        """
         await self._load_policy(request)
-        request = self._admit(request, owner, await self._held_elsewhere(request, owner))
+        elsewhere = await self._held_elsewhere(request, owner)
+        request = self._check_alone(request, owner)
+        used_up: LimitExceeded | None = None
+        try:
+            self._check_beside(request, owner, elsewhere)
+        except LimitExceeded as refusal:
+            used_up = refusal
+        request = self.backend.to_placement(request)
         snapshot = await self._access.snapshot()
         decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)
         document["is_never"] &= not self.backend.adds_nodes
+        if used_up is not None and not document["is_never"]:
+            raise used_up
         if decision.placement is not None:
             document["agent"] = encode(self.backend.report_agent(decision.placement.node_id))
         if decision.placement is None and not decision.is_never:
@@ -338,7 +359,7 @@ class Scheduler:
             return {}
         held = await self._others.held_by(owner.user)
         try:
-            self._check_caps(request, owner, held, but)
+            self._check_beside(self._with_defaults(request, owner), owner, held, but)
         except RoostError:
             if held:  # these kernels may have ended meanwhile
                 return await self._others.held_by(owner.user, is_fresh=True)
@@ -359,27 +380,41 @@ class Scheduler:
         has_lease: bool = False,
     ) -> Request:
         """Return the request with the operator's defaults; raise if it is not allowed or not possible."""
-        request = self._check_caps(request, owner, elsewhere, but)
+        request = self._check_alone(request, owner, has_lease=has_lease)
+        self._check_beside(request, owner, elsewhere, but)
+        return self.backend.to_placement(request)
+
+    async def _find_lasting_refusal(self, start: StartKernel) -> RoostError | None:
+        """Return the error that no node could ever hold the request; None if one could, or if that is unknown."""
+        request = self.backend.to_placement(self._with_defaults(start.request, start.owner))
+        try:
+            decision = await self.policies.decide(FALLBACK, request, await self._access.snapshot())
+        except RoostError:
+            return None
+        return no_node(decision) if decision.is_never and not self.backend.adds_nodes else None
+
+    def _check_alone(self, request: Request, owner: Owner, *, has_lease: bool = False) -> Request:
+        """Return the request with the operator's defaults; raise if it is not possible without other kernels, too."""
+        request = self._with_defaults(request, owner)
+        check_alone(request, owner.user, self._settings)
         self.backend.check_request(request)
         if not has_lease:  # a restart keeps its lease, and needs no policy
             self.policies.check(request.policy)
-        return self.backend.to_placement(request)
+        return request
 
-    def _check_caps(
-        self, request: Request, owner: Owner, elsewhere: Mapping[str, Request], but: str
-    ) -> Request:
-        """Return the request with the operator's defaults, or raise if it exceeds a cap.
-
-        The kernel `but` is not counted.
-        """
-        request = replace(with_defaults(request, self._settings), owner=owner.user)
+    def _check_beside(
+        self, request: Request, owner: Owner, elsewhere: Mapping[str, Request], but: str = ""
+    ) -> None:
+        """Raise `LimitExceeded` if the request exceeds a cap now. The kernel `but` is not counted."""
         others = {kernel_id: each for kernel_id, each in elsewhere.items() if kernel_id != but} | {
             record.kernel_id: record.request
             for record in (self._table.records.values() if has_user_cap(self._settings) else ())
             if record.owner.user == owner.user and record.kernel_id != but
         }
-        admit(request, owner.user, others, self._settings)
-        return request
+        check_beside(request, owner.user, others, self._settings)
+
+    def _with_defaults(self, request: Request, owner: Owner) -> Request:
+        return replace(with_defaults(request, self._settings), owner=owner.user)
 
     async def _load_policy(self, request: Request) -> None:
         await self.policies.load(request.policy or self._settings.default_policy)

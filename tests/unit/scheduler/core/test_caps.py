@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,16 @@ from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Request
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import other_schedulers
-from roost.scheduler.core.caps import admit, check_wait, with_defaults
-from roost.scheduler.errors import LimitExceeded, NotAllowed
+from roost.scheduler.core.caps import check_alone, check_beside, check_wait, with_defaults
+from roost.scheduler.errors import ConfigError, LimitExceeded, NoNodeEver, NotAllowed
 
 GIB = 1 << 30
+
+
+def admit(request: Request, user: str, held: Mapping[str, Request], settings: Settings) -> None:
+    """Check a request as the scheduler does."""
+    check_alone(request, user, settings)
+    check_beside(request, user, held, settings)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,16 @@ GIB = 1 << 30
             Settings(max_cpus_per_user=3),
             Request(cpus=2),
             "ada would have 4 CPUs, .* another kernel \\(aaaaaaaa\\)",
+        ),
+        (
+            Settings(max_gpus_per_user=1),
+            Request(gpus=16),
+            "one kernel asks for 16 GPUs, and max_gpus_per_user allows 1 GPU: ask for less\\.$",
+        ),
+        (
+            Settings(max_kernels_per_user=1, max_gpus_per_kernel=2),
+            Request(gpus=16),
+            "one kernel asks for 16 GPUs, and max_gpus_per_kernel allows 2 GPUs: ask for less\\.$",
         ),
         (
             Settings(max_kernels_per_user=1),
@@ -134,6 +151,27 @@ async def test_caps_hold_in_the_scheduler_and_are_by_user(tmp_path: Path) -> Non
         assert (await w.start("a", "2")).state == "running"
         await w.scheduler.stop("a", 0)
         assert (await w.start("c")).state == "running"
+
+
+async def test_a_request_that_no_node_could_hold_says_so_before_a_cap_that_is_used_up(tmp_path: Path) -> None:
+    """The user would stop a kernel in vain."""
+    async with fake_world(tmp_path, cpus=2, settings=Settings(max_kernels_per_user=1)) as w:
+        ada = Owner(user="ada")
+        await w.start("a")
+        with pytest.raises(LimitExceeded, match="stop one first"):
+            await w.scheduler.explain(Request(cpus=1), ada)
+        decision = await w.scheduler.explain(Request(cpus=16), ada)
+        assert decision["is_never"]
+        assert "could ever hold 16 CPUs" in decision["reason"]
+        with pytest.raises(NoNodeEver, match="could ever hold 16 CPUs"):
+            await w.start("b", cpus=16)
+        with pytest.raises(ConfigError, match="unknown policy 'gone'"):
+            await w.scheduler.explain(Request(cpus=1, policy="gone"), ada)
+        w.backend.adds_nodes = True  # the next node may hold it
+        with pytest.raises(LimitExceeded, match="stop one first"):
+            await w.scheduler.explain(Request(cpus=16), ada)
+        with pytest.raises(LimitExceeded, match="stop one first"):
+            await w.start("b", cpus=16)
 
 
 async def test_kernels_of_another_service_on_the_cluster_count(tmp_path: Path) -> None:
