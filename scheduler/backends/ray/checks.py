@@ -34,6 +34,7 @@ _SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 """The start of every HTTP/2 connection, and so of gRPC, with empty settings (RFC 9113, 3.4)."""
 _GCS_PORT = "the port that `ray start --head` printed, 6379 by default"
+_NAMED_BY = "`--backend-option address=HOST:PORT`, c.RoostRayBackend.address or RAY_ADDRESS"
 _PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 
@@ -70,13 +71,12 @@ def resolve(address: str) -> str:
             return latest
     if not running:
         raise BackendUnavailable(
-            "no Ray cluster runs on this machine: name one by c.RoostRayBackend.address or RAY_ADDRESS (host:port, "
+            f"no Ray cluster runs on this machine: name one by {_NAMED_BY} (host:port, "
             f"{_GCS_PORT}), and let this machine be one of its nodes"
         )
     if len(running) > 1:
         raise ConfigError(
-            f"several Ray clusters run on this machine, {', '.join(running)}: "
-            "name one by c.RoostRayBackend.address or RAY_ADDRESS"
+            f"several Ray clusters run on this machine, {', '.join(running)}: name one by {_NAMED_BY}"
         )
     return running[0]
 

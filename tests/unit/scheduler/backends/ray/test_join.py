@@ -120,7 +120,10 @@ def test_without_ray_address_the_cluster_of_this_machine_is_used(
     no_ray_here += [(GCS, "a"), (GCS, "b")]
     assert checks.resolve("auto") == GCS
     no_ray_here.append(("10.0.0.2:6379", "c"))
-    with pytest.raises(ConfigError, match=r"several Ray clusters run .*, 10\.0\.0\.1:6379, 10\.0\.0\.2:6379"):
+    with pytest.raises(
+        ConfigError,
+        match=r"several Ray clusters run .*, 10\.0\.0\.1:6379, 10\.0\.0\.2:6379.* address=HOST:PORT",
+    ):
         checks.resolve("")
     latest.write_text("10.0.0.2:6379\n")
     assert checks.resolve("") == "10.0.0.2:6379"
