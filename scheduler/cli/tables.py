@@ -20,6 +20,13 @@ _UNBROKEN = 10_000
 """Width of lines in a pipe: programs such as grep need each row on one line."""
 
 
+class _CleanConsole(Console):
+    """A console that cleans each text and sentence, so that text from other programs cannot change the terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*map(_clean_cell, objects), **options)
+
+
 def open_console(*, moves_cursor: bool = False) -> Console:
     """Return stdout, as wide as the terminal or as COLUMNS says. In a pipe, lines are never broken.
 
@@ -27,7 +34,7 @@ def open_console(*, moves_cursor: bool = False) -> Console:
     """
     is_free = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     file = getattr(sys.stdout, "uncleaned", None) if moves_cursor else None
-    return Console(
+    return _CleanConsole(
         file=file, width=_UNBROKEN if is_free else None, highlight=False, markup=False, emoji=False
     )
 

@@ -86,6 +86,20 @@ def test_explain_names_the_fallback_and_counts_refusals(
     assert client.asked == [("nodes",), ("service",)]
 
 
+def test_texts_of_other_programs_cannot_colour_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """`roost` keeps the colours of its own tables, so `explain` must clean a policy's exception itself."""
+    only = Snapshot.of([Node(id="only", cpus=8, memory_bytes=1 << 30)])
+    document = build_explanation(get_policy("balanced").place(Request(cpus=1), only), only)
+    bad = "\x1b[2J\x1b[31mRED"
+    placement = {**document["placement"], "node_id": bad}
+    texts = {"fallback": bad, "policy": bad, "reason": bad, "warnings": [bad], "remedies": [bad]}
+    for changed in ({"placement": placement}, {"placement": None, "is_never": True}):
+        explain.show_decision({**document, **texts, **changed, "soonest": None})
+        out = capsys.readouterr().out
+        assert out.count("\\u001b[31mRED") >= 4
+        assert "\x1b" not in out
+
+
 def test_explain_names_others_that_hold_gpus(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
     text = "3 of 4 GPUs are held by Ray actors and tasks that roost did not start (Trainer of job 01)"
     client.others = {"text": text}
