@@ -51,6 +51,11 @@ def format_names(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def end_sentence(text: str) -> str:
+    """Return the text with a full stop, unless it ends as a sentence already: with one, or with a question."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 class ServiceFacts(TypedDict):
     """The answer of a service to a client that connects."""
 

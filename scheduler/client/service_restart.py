@@ -16,6 +16,7 @@ from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive, read_an
 from roost.launchers.daemon.process import is_running
 from roost.launchers.protocol import rpc
 from roost.scheduler.errors import BackendUnavailable, ConfigError, ServedElsewhere, from_remote
+from roost.scheduler.messages import end_sentence
 
 from .cluster_record import read_referral
 from .service_folder import PYTHON_VARIABLE, service_command
@@ -113,7 +114,7 @@ def _check_settings(argv: Sequence[str], env: Mapping[str, str]) -> None:
         done.returncode and CHECK_FLAG not in done.stderr
     ):  # else it is an older roost, which does not know the flag
         refusal = done.stderr.strip().rpartition("\n")[2] or f"{argv[0]} ended with {done.returncode}"
-        raise ConfigError(f"{refusal.rstrip('.')}: correct this first. The service that runs was not ended.")
+        raise ConfigError(f"{end_sentence(refusal)} Correct this first. The service that runs was not ended.")
 
 
 def _end(folder: Path, announced: Mapping[str, Any]) -> bool:

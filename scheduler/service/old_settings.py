@@ -11,7 +11,7 @@ from roost.launchers.daemon.tasks import in_thread
 from roost.scheduler.client.advice import write_command
 from roost.scheduler.config.read_files import FileChange, ReadFiles
 from roost.scheduler.errors import ConfigError, LimitExceeded, NoNodeEver, NotAllowed, RoostError
-from roost.scheduler.messages import Finding
+from roost.scheduler.messages import Finding, end_sentence
 
 _LOOK_S = 2.0
 """How long the files may take to read, on a file system that hangs."""
@@ -42,7 +42,7 @@ class OldSettings:
     async def explain(self, problem: RoostError) -> RoostError:
         """Return the error, with a sentence about changed files if another setting could be its remedy."""
         if isinstance(problem, _FROM_SETTINGS) and (note := await self.describe()):
-            problem.user_message = f"{problem.user_message.rstrip('.')}.{note}"
+            problem.user_message = f"{end_sentence(problem.user_message)}{note}"
         return problem
 
     async def describe(self) -> str:

@@ -52,7 +52,7 @@ from roost.scheduler.core.events import EventStream
 from roost.scheduler.core.owner_watch import OwnerWatch
 from roost.scheduler.core.scheduler import Scheduler
 from roost.scheduler.errors import ConfigError, RoostError
-from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, StartKernel
+from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, StartKernel, end_sentence
 from roost.scheduler.policies.catalog import PolicyCatalog
 
 from .decision_log import DecisionLog
@@ -175,7 +175,7 @@ class Service:
         problems = await self.core.policies.find_problems(names)
         if not problems or not (note := await self._old_settings.describe()):
             return problems
-        return {name: f"{problem.rstrip('.')}.{note}" for name, problem in problems.items()}
+        return {name: f"{end_sentence(problem)}{note}" for name, problem in problems.items()}
 
     async def diagnose(self, fix: bool = False) -> list[Finding]:
         """Return the scheduler's findings, and a warning if the metrics are not served."""

@@ -90,11 +90,14 @@ def test_a_changed_setting_is_noticed_and_a_restart_applies_it(client: Client, c
 
 def test_a_service_that_could_not_start_again_is_not_ended(client: Client, config: Path) -> None:
     before = read_pid(client)
-    config.write_text("c.RoostScheduler.max_gpu = 1")
+    config.write_text("c.RoostScheduler.max_gpu_per_user = 1")
     done = shell("restart-service")
     assert done.returncode == 2
-    assert "no option of c.RoostScheduler named max_gpu" in done.stderr
-    assert done.stderr.rstrip().endswith("correct this first. The service that runs was not ended.")
+    assert (
+        "no option of c.RoostScheduler named max_gpu_per_user: did you mean max_gpus_per_user? Correct"
+        in done.stderr
+    )
+    assert done.stderr.rstrip().endswith("? Correct this first. The service that runs was not ended.")
     assert read_pid(client) == before
 
 

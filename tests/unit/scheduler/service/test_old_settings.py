@@ -51,6 +51,8 @@ async def test_errors_that_may_follow_from_old_settings_say_so(settings: OldSett
         assert found.message == (
             f"unknown policy 'x'; known are y. The service is older than its settings: {file} is gone. Run `{COMMAND}`."
         )
+    guess = (await settings.explain(ConfigError("did you mean gpus?"))).user_message
+    assert guess.startswith("did you mean gpus? The service is older than its settings: ")
     for other in (UnknownKernel("There is no kernel x."), BackendUnavailable("It is away.")):
         assert (await settings.explain(other)).user_message == str(other)
 
