@@ -11,6 +11,7 @@ from roost.launchers.daemon.supervision import list_failures
 from roost.placement import Snapshot
 from roost.placement.model.format import format_count
 from roost.placement.model.node import MEMORY_ONLY
+from roost.placement.shipped_policies import ENTRY_POINTS
 from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.messages import Finding, format_names
 from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
@@ -23,8 +24,6 @@ from .owner_watch import OwnerWatch
 from .reconcile import Reading, Reconciler
 
 _FIX = "run `roost doctor --fix`"
-_AGREES = frozenset({"ok", "not now", "not asked"})
-"""The levels of findings beside which kernels, leases and processes may agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +67,7 @@ class Doctor:
             {"level": "error", "what": each.what, "do": _FIX, "fix": each.fix}
             for each in self._compare(reading)
         ]
+        agrees = not found
         for setting, problem in (await self._policies.check_configuration()).items():
             what, do = f"{setting}: {problem.rstrip('.')}", f"correct {setting}, or the file that it names"
             found.append({"level": "error", "what": what, "do": do})
@@ -77,19 +77,38 @@ class Doctor:
                 {"level": "error", "what": f"{what} fails, and is tried again ({problem})", "do": do}
             )
         found += self._find_forgotten()
-        found += await self._ask_cluster(reading)
+        about_cluster = await self._ask_cluster(reading)
+        found += about_cluster
+        found += await self._find_broken_packages()
         for name, problem in sorted(self._policies.failed.items()):
             do = f"correct it: until then {FALLBACK} ranks the nodes"
             found.append({"level": "warning", "what": f"policy {name} {problem}", "do": do})
-        if all(finding["level"] in _AGREES for finding in found):
-            kernels = format_count(len(self._table.records), "kernel")
-            if ended := sum(record.phase is Phase.EXITED for record in self._table.records.values()):
-                kernels += f" ({ended} ended)"
-            leases = format_count(len({lease.id for lease in reading.leases}), "lease")
-            running = sum(process.is_running for process in reading.processes.values())
-            processes = format_count(running, "process", "processes")
-            found.append({"level": "ok", "what": f"{kernels}, {leases} and {processes} agree", "do": ""})
+        if agrees and not any(each["level"] == "error" for each in about_cluster):
+            found += self._report_agreement(reading)
         return found
+
+    def _report_agreement(self, reading: Reading) -> list[Finding]:
+        """Return the finding that nothing disagrees; none if an agent is silent, or if leases are lost.
+
+        It is about kernels only: settings and drained nodes have findings of their own.
+        """
+        if self._find_unreachable(reading) or any(lease.state == "lost" for lease in reading.leases):
+            return []
+        kernels = format_count(len(self._table.records), "kernel")
+        if ended := sum(record.phase is Phase.EXITED for record in self._table.records.values()):
+            kernels += f" ({ended} ended)"
+        leases = format_count(len({lease.id for lease in reading.leases}), "lease")
+        running = sum(process.is_running for process in reading.processes.values())
+        processes = format_count(running, "process", "processes")
+        return [{"level": "ok", "what": f"{kernels}, {leases} and {processes} agree", "do": ""}]
+
+    async def _find_broken_packages(self) -> list[Finding]:
+        """Return a warning for each policy of an installed package that cannot be used."""
+        do = f"repair or remove the package that has this entry point of the group {ENTRY_POINTS}"
+        return [
+            {"level": "warning", "what": f"policy {name!r:.80}: {problem.rstrip('.')}", "do": do}
+            for name, problem in (await self._policies.check_installed()).items()
+        ]
 
     async def repair(self) -> list[Finding]:
         """Repair all disagreements. Return a finding for each repair, and then the findings of `diagnose`."""

@@ -23,6 +23,8 @@ from .sandbox import PolicyFailed, SandboxedPolicy
 FALLBACK = "balanced"
 _LOADED_AT_ONCE = 4
 """At most so many policies are loaded at the same time for a check: each takes a process."""
+_DEFAULT = "c.RoostScheduler.default_policy"
+_POLICIES = "c.RoostScheduler.policies"
 _MAX_PROBLEMS = 1_000
 """At most this many errors of unusable policies are kept, because clients can ask for any number of names."""
 
@@ -53,14 +55,13 @@ class PolicyCatalog:
                 self._problems[name] = problem
 
     def check(self, name: str) -> None:
-        """Raise `ConfigError` if `load` has found no usable policy of that name."""
-        if not self._may_ask(name):
-            raise ConfigError(
-                f"policy {name!r:.80} names a file or module: only the operator can do that, in "
-                "c.RoostScheduler.policies."
-            )
-        if self._spec(name) not in SHIPPED and name not in self._others:
-            raise self._problems.get(name) or ConfigError(f"policy {name!r:.80} is still loading; try again.")
+        """Raise `ConfigError` if `load` has found no usable policy of that name.
+
+        `fields` of the error has the `policy`, and the `setting` that names it, empty if a request names it.
+        """
+        problem = self._find_problem(name)
+        if problem:
+            raise ConfigError(problem, policy=name, setting=self._find_setting(name))
 
     async def find_problems(self, names: list[str]) -> dict[str, str]:
         """Return the unusable policies among `names`, each with the reason."""
@@ -76,10 +77,31 @@ class PolicyCatalog:
 
     async def check_configuration(self) -> dict[str, str]:
         """Return the problem of each unusable policy in the configuration, by the setting that names it."""
-        named = {f"c.RoostScheduler.policies[{name!r}]": name for name in self._settings.policies}
-        named = {"c.RoostScheduler.default_policy": self._settings.default_policy, **named}
+        named = {f"{_POLICIES}[{name!r}]": name for name in self._settings.policies}
+        named = {_DEFAULT: self._settings.default_policy, **named}
         problems = await self.find_problems(list(named.values()))
         return {setting: problems[name] for setting, name in named.items() if name in problems}
+
+    async def check_installed(self) -> dict[str, str]:
+        """Return the problem of each unusable policy of an installed package, by its name.
+
+        Each is loaded in a process of its own, which ends at once.
+        """
+        known = SHIPPED.keys() | self._settings.policies.keys() | self._others.keys()
+        wanted = sorted(list_installed().keys() - known - {self._settings.default_policy})
+        problems = await ask_all(self._try_installed, wanted, most=_LOADED_AT_ONCE)
+        return {name: problem for name, problem in zip(wanted, problems, strict=True) if problem}
+
+    async def _try_installed(self, name: str) -> str:
+        """Return why the policy of an installed package cannot be used; empty if it can."""
+        tried = self._make_process(PolicySource(name))
+        try:
+            await tried.load()
+        except ConfigError as problem:
+            return problem.user_message
+        finally:
+            await tried.close()
+        return ""
 
     async def add(self, name: str, pickled: str, python: str, token: str) -> None:
         """Add a client's policy, which `pickling` has packed with the version `python` of Python.
@@ -127,6 +149,22 @@ class PolicyCatalog:
             decision = policy.place(request, snapshot, avoid=avoid)
         return decision if decision.policy == name else decision.changed_to(policy=name)
 
+    def _find_problem(self, name: str) -> str:
+        if not self._may_ask(name):
+            return (
+                f"policy {name!r:.80} names a file or module: only the operator can do that, in {_POLICIES}."
+            )
+        if self._spec(name) in SHIPPED or name in self._others:
+            return ""
+        problem = self._problems.get(name)
+        return problem.user_message if problem else f"policy {name!r:.80} is still loading; try again."
+
+    def _find_setting(self, name: str) -> str:
+        """Return the setting that holds the policy's file, module or name; empty without one."""
+        if name in self._settings.policies:
+            return f"{_POLICIES}[{name!r}]"
+        return _DEFAULT if name == self._settings.default_policy else ""
+
     def get(self, name: str) -> Policy | SandboxedPolicy:
         """Return the policy that decides for this name; `check` must have passed."""
         spec = self._spec(name)
@@ -153,6 +191,8 @@ class PolicyCatalog:
         """Return why a client's policy cannot have that name; empty if it can."""
         if not name.strip():
             return "a name is needed"
+        if not name.isprintable():
+            return "it has a character that cannot be printed"
         if ":" in name:
             return "a colon is only for a module or a file"
         if name in SHIPPED:
@@ -171,11 +211,7 @@ class PolicyCatalog:
 
     async def _load_alone(self, source: PolicySource, token: str) -> ConfigError | None:
         name = source.name
-        loaded = SandboxedPolicy(
-            source,
-            timeout_s=self._settings.policy_timeout_s,
-            memory_bytes=self._settings.policy_memory,
-        )
+        loaded = self._make_process(source)
         try:
             await loaded.load()
         except ConfigError as problem:
@@ -187,3 +223,10 @@ class PolicyCatalog:
         if before is not None:
             await before.close()
         return None
+
+    def _make_process(self, source: PolicySource) -> SandboxedPolicy:
+        return SandboxedPolicy(
+            source,
+            timeout_s=self._settings.policy_timeout_s,
+            memory_bytes=self._settings.policy_memory,
+        )

@@ -117,6 +117,8 @@ async def test_which_policies_clients_may_add() -> None:
             "a:b": "a colon is only for",
             "": "a name is needed",
             " ": "a name is needed",
+            "bad name\n": "a character that cannot be printed",
+            "bell\a": "a character that cannot be printed",
         }.items():
             with pytest.raises(ConfigError, match=f"needs another name: .*{wrong}"):
                 await found.add(**given(name, mine))

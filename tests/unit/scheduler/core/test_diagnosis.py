@@ -13,6 +13,7 @@ from roost.placement import Request
 from roost.scheduler.backends.base import LeaseReading
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import diagnosis
+from roost.scheduler.errors import ConfigError
 
 LEASE = Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(), node_id="")
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
@@ -38,12 +39,45 @@ async def test_doctor_finds_policies_that_cannot_be_used(tmp_path: Path) -> None
     named = {"mine": "no_such_module:Mine", "other": "pack"}
     async with fake_world(tmp_path, settings=SOON.with_values(policies=named, default_policy="gone")) as w:
         w.scheduler.policies.failed["hers"] = "did not answer within 1 s"
-        default, mine, hers = await w.scheduler.doctor()
+        default, mine, hers, agree = await w.scheduler.doctor()
         assert [found["level"] for found in (default, mine, hers)] == ["error", "error", "warning"]
+        assert agree["what"] == "0 kernels, 0 leases and 0 processes agree", "the settings are another matter"
         assert default["what"].startswith("c.RoostScheduler.default_policy: unknown policy 'gone'; known are")
         assert mine["what"].startswith("c.RoostScheduler.policies['mine']: ")
         assert "no_such_module" in mine["what"]
         assert hers["what"] == "policy hers did not answer within 1 s"
+
+
+async def test_a_refusal_for_a_policy_names_the_setting(tmp_path: Path) -> None:
+    named = {"mine": "no_such_module:Mine"}
+    async with fake_world(tmp_path, settings=SOON.with_values(policies=named, default_policy="gone")) as w:
+        for policy, setting in {
+            "": "c.RoostScheduler.default_policy",
+            "mine": "c.RoostScheduler.policies['mine']",
+            "other": "",
+        }.items():
+            with pytest.raises(ConfigError) as refused:
+                await w.scheduler.explain(Request(policy=policy), Owner(user="ada"))
+            assert refused.value.fields == {"policy": policy or "gone", "setting": setting}
+
+
+async def test_doctor_names_a_broken_policy_of_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "theirs-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    points = "[roost.policies]\nbroken = no_such_module:MINE\nwell = their_policy:MINE\n"
+    (package / "entry_points.txt").write_text(points)
+    policy = "from roost.placement import get_policy\nMINE = get_policy('pack')\n"
+    (tmp_path / "their_policy.py").write_text(policy)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    async with fake_world(tmp_path / "world") as w:
+        (found,) = [each for each in await w.scheduler.doctor() if each["level"] != "ok"]
+        assert found["level"] == "warning"
+        assert found["what"].startswith("policy 'broken': ")
+        assert "no_such_module" in found["what"]
+        assert "roost.policies" in found["do"]
 
 
 async def test_doctor_names_a_task_of_the_service_that_fails(
@@ -51,7 +85,8 @@ async def test_doctor_names_a_task_of_the_service_that_fails(
 ) -> None:
     async with fake_world(tmp_path) as w:
         monkeypatch.setattr(diagnosis, "list_failures", lambda: {"the look at idle kernels": "KeyError: 'k'"})
-        (found,) = await w.scheduler.doctor()
+        found, agree = await w.scheduler.doctor()
+        assert agree["level"] == "ok"
         assert found["level"] == "error"
         assert found["what"] == "the look at idle kernels fails, and is tried again (KeyError: 'k')"
 
@@ -76,6 +111,7 @@ async def test_a_node_that_has_left_the_cluster_is_no_error_of_its_agent(
             node, is_draining=True, drains_because="its raylet has ended"
         )
         closed = {each["what"]: each["level"] for each in await w.scheduler.doctor()}
+        assert not [what for what in {**found, **closed} if what.endswith(" agree")], "an agent is silent"
         assert closed["the agent on here does not answer: its raylet has ended"] == "warning"
         assert "the agent on here does not answer" not in closed
         assert not [what for what in found if "agent on gone" in what or "agent on roost:" in what]
@@ -122,7 +158,10 @@ async def test_doctor_names_nodes_that_the_manager_has_closed(tmp_path: Path) ->
 async def test_a_drained_node_that_is_not_there_says_so(tmp_path: Path) -> None:
     async with fake_world(tmp_path) as w:
         w.scheduler._access.draining = {"my node"}
-        (found,) = await w.scheduler.doctor()
+        found, agree = await w.scheduler.doctor()
+        assert agree["what"] == "0 kernels, 0 leases and 0 processes agree", (
+            "a drained node is no disagreement"
+        )
         assert found["what"] == "node my node drains, and is not in the cluster now"
         assert found["do"] == "run `roost drain 'my node' --off` to use it again"
 
