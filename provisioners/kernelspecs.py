@@ -22,7 +22,13 @@ from roost.placement.model import Request
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.interpreter_probe import ProbeResult, probe
-from roost.scheduler.client.service_checks import Outlook, check_packages, check_policy, find_outlook
+from roost.scheduler.client.service_checks import (
+    Outlook,
+    check_packages,
+    check_policy,
+    find_outlook,
+    is_same_service,
+)
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Finding
 
@@ -135,10 +141,10 @@ def remove(name: str) -> str:
         raise ConfigError(f"{error.filename} could not be removed: {error.strerror}.") from None
 
 
-def find_problems(*, asks_schedulers: bool = True) -> list[Finding]:
+def find_problems(*, silent: tuple[str, Mapping[str, Any]] | None = None) -> list[Finding]:
     """Return the findings about kernelspecs and the provisioner's registration, for `roost doctor`.
 
-    Pass `asks_schedulers=False` if a scheduler does not answer. Otherwise each kernelspec waits for it again.
+    `silent` has the backend and the options of a scheduler that does not answer. Its kernelspecs do not ask it again.
     """
     from importlib.metadata import entry_points
 
@@ -148,7 +154,7 @@ def find_problems(*, asks_schedulers: bool = True) -> list[Finding]:
         found.append({"level": "error", "what": what, "do": f"install roost into {sys.prefix}"})
     specs = list_kernelspecs()
     for spec in specs:
-        outlook, advice = _check(spec, asks_scheduler=asks_schedulers)
+        outlook, advice = _check(spec, silent=silent)
         found.append(_report(spec, outlook))
         if advice:
             what, _, do = advice.rstrip(".").partition(": ")
@@ -167,7 +173,7 @@ def fill_environment(env: Mapping[str, str]) -> dict[str, str]:
 
 def find_outlook_of(spec: RoostKernelspec) -> Outlook:
     """Return the outlook of a kernelspec: can its next kernel start? This may take a minute."""
-    return _check(spec, asks_scheduler=True)[0]
+    return _check(spec)[0]
 
 
 def _report(spec: RoostKernelspec, outlook: Outlook) -> Finding:
@@ -189,7 +195,9 @@ def _report(spec: RoostKernelspec, outlook: Outlook) -> Finding:
     }
 
 
-def _check(spec: RoostKernelspec, *, asks_scheduler: bool) -> tuple[Outlook, str]:
+def _check(
+    spec: RoostKernelspec, *, silent: tuple[str, Mapping[str, Any]] | None = None
+) -> tuple[Outlook, str]:
     """Return the outlook of a kernelspec, and a sentence about kernels that could be forked with another command."""
     if spec.malformed:
         return _never(spec.malformed), ""
@@ -212,7 +220,7 @@ def _check(spec: RoostKernelspec, *, asks_scheduler: bool) -> tuple[Outlook, str
     advice = probed.why_not_forked if can_fork else ""
     if probed.problem and facts.runs_on_this_machine:
         return _never(probed.problem), advice
-    if not asks_scheduler:
+    if silent is not None and is_same_service(silent, (backend, options)):
         reason = "nobody has asked the scheduler, which does not answer"
         return Outlook(kind="not asked", reason=reason, do="mend that first"), advice
     asked = find_outlook(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from rich.text import Text
 
@@ -19,7 +20,7 @@ from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Finding
 
 from .nodes import describe_cluster
-from .options import connect_scheduler, print_answer, scheduler_options
+from .options import advise, connect_scheduler, print_answer, scheduler_options
 from .services import find_twins
 from .tables import build_table, open_console, print_table
 
@@ -45,7 +46,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
     from roost.provisioners.server_extension import older_servers, setup_check
 
     findings: list[Finding] = []
-    answers = False
+    silent: tuple[str, Mapping[str, Any]] | None = None
     try:
         client = connect_scheduler(arguments)
         service = wait_for(client.service())
@@ -63,8 +64,8 @@ def diagnose(arguments: argparse.Namespace) -> int:
         ]
         findings += find_twins(client)
         findings += _find_broken_settings(arguments)
-        answers = True
     except (RoostError, DaemonError) as error:
+        silent = (arguments.backend, advise(arguments).options)
         do = "fix this first: the other checks need the scheduler"
         if getattr(error, "fields", {}).get("pid"):
             restart = write_command("restart-service", arguments.backend, scheduler_options(arguments))
@@ -72,7 +73,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         findings.append({"level": "error", "what": str(error), "do": do})
     findings += setup_check.find_problems() + older_servers.find_problems()
     # Last, because the scheduler that runs now checks their requests.
-    findings += kernelspecs.find_problems(asks_schedulers=answers)
+    findings += kernelspecs.find_problems(silent=silent)
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))
     return 1 if any(finding["level"] == "error" for finding in findings) else 0
 

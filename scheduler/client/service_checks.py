@@ -14,9 +14,10 @@ from roost.placement.model import Request
 from roost.placement.model.format import format_age
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LimitExceeded, NotAllowed, RoostError
-from roost.scheduler.messages import Event
+from roost.scheduler.messages import Event, format_names
 
 from .call import wait_for
+from .running_services import find_services
 from .service_folder import PYTHON_VARIABLE, service_folder, with_address
 
 if TYPE_CHECKING:
@@ -81,6 +82,13 @@ def check_packages(backend: str, options: Mapping[str, Any]) -> None:
         get_spec(backend).check_packages()
 
 
+def is_same_service(one: tuple[str, Mapping[str, Any]], other: tuple[str, Mapping[str, Any]]) -> bool:
+    """True if both pairs of a backend and options select the same scheduler service."""
+    if one[0] != other[0]:
+        return False
+    return service_folder(one[0], with_address(*one)) == service_folder(other[0], with_address(*other))
+
+
 def find_outlook(
     request: Request, backend: str, options: Mapping[str, Any], *, kernel_name: str, changed_at: float
 ) -> Outlook:
@@ -92,10 +100,12 @@ def find_outlook(
     if not _has_service(backend, options):
         if get_spec(backend).runs_on_this_machine and _asks_for_nothing(request):
             return Outlook(kind="starts")  # its Python was tested, and any machine does
-        reason = f"no service of {backend} runs"
-        return Outlook(kind="not asked", reason=reason, do=f"run {client.advice.write('doctor')}")
+        return Outlook(
+            kind="not asked",
+            reason=_describe_missing(backend, options),
+            do=f"run {client.advice.write('doctor')}",
+        )
     try:
-        check_policy(request.policy, backend, options)
         decision = wait_for(client.explain(request))
         latest = _find_latest_start(wait_for(client.events(_EVENTS)), kernel_name, changed_at)
     except BackendUnavailable as problem:
@@ -107,7 +117,7 @@ def find_outlook(
     except NotAllowed as refusal:
         return Outlook(kind="never", reason=refusal.user_message.rstrip("."), do=_ASK_OPERATOR)
     except RoostError as refusal:
-        return Outlook(kind="never", reason=refusal.user_message.rstrip("."))
+        return Outlook(kind="never", reason=refusal.user_message.rstrip("."), do=_advise_on_policy(refusal))
     if decision["is_never"]:
         return Outlook(kind="never", reason=decision["reason"])
     if latest is not None and latest.kind == "failed":
@@ -120,6 +130,27 @@ def find_outlook(
     if latest is not None or get_spec(backend).runs_on_this_machine:
         return Outlook(kind="starts")
     return _judge_agent(client, decision)
+
+
+def _advise_on_policy(refusal: RoostError) -> str:
+    """Return the advice about a policy that cannot be used; empty for another refusal.
+
+    The kernelspec is not at fault, so its removal is no remedy.
+    """
+    if not refusal.fields.get("policy"):
+        return ""
+    other = "name another policy in kernel.json"
+    setting = refusal.fields.get("setting")
+    return f"correct {setting}, or the file that it names; or {other}" if setting else other
+
+
+def _describe_missing(backend: str, options: Mapping[str, Any]) -> str:
+    """Return that no service runs for these options, with the clusters of the services that run."""
+    named = with_address(backend, options)
+    wanted = f" with {' '.join(f'{name}={value}' for name, value in named.items())}" if named else ""
+    others = [each.address for each in find_services() if each.backend == backend and each.address]
+    only = f", only for {format_names(sorted(set(others)))}" if others else ""
+    return f"no service of {backend}{wanted} runs{only}"
 
 
 def _judge_agent(client: Client, decision: Mapping[str, Any]) -> Outlook:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
@@ -97,12 +98,12 @@ def test_install_and_doctor_name_the_command_to_write(make: Make, tmp_path: Path
     assert reason in found.why_not_forked
     command = f"write {sys.executable} -m ipykernel_launcher in argv"
     assert command in found.why_not_forked
-    findings = kernelspecs.find_problems(asks_schedulers=False)
+    findings = kernelspecs.find_problems(silent=("local", {}))
     warning = next(each for each in findings if each["level"] == "warning" and "roosted" in each["what"])
     assert reason in warning["what"]
     assert command in warning["do"]
     kernelspecs.install("wrapped", name="roosted", config={"fork": False}, may_replace=True)
-    findings = kernelspecs.find_problems(asks_schedulers=False)
+    findings = kernelspecs.find_problems(silent=("local", {}))
     assert not [each for each in findings if each["level"] == "warning" and "roosted" in each["what"]]
 
 
@@ -151,19 +152,26 @@ def test_install_and_doctor_refuse_the_same(
         [sys.executable, "-m", "json.tool", "{connection_file}"],
         metadata=roost_metadata(policy="pack"),
     )
-    service.answers["explain"] = lambda _: {"decision": {"placement": {"node_id": "a"}, "is_never": False}}
+
+    def explain(asked: Any) -> dict[str, Any]:
+        if asked.request.policy == "gone":
+            raise ConfigError("policy 'gone' is not known.", policy="gone", setting="")
+        return {"decision": {"placement": {"node_id": "a"}, "is_never": False}}
+
+    service.answers["explain"] = explain
     found = {finding["what"].partition(":")[0]: finding for finding in kernelspecs.find_problems()}
     for name, (_, _, said) in wrong.items():
         assert said in found[f"kernelspec {name}"]["what"]
         assert found[f"kernelspec {name}"]["level"] == "error"
     assert found["kernelspec shipped can start kernels"]["level"] == "ok"
-    assert [asked.names for asked in service.called("check_policies")] == [["gone"], ["gone"]]
-    unasked = {finding["what"] for finding in kernelspecs.find_problems(asks_schedulers=False)}
+    assert [asked.names for asked in service.called("check_policies")] == [["gone"]]
+    assert len(service.called("explain")) == 2
+    unasked = {finding["what"] for finding in kernelspecs.find_problems(silent=("local", {}))}
     assert (
         "kernelspec policy may start kernels: nobody has asked the scheduler, which does not answer"
         in unasked
     )
-    assert len(service.called("check_policies")) == 2
+    assert len(service.called("explain")) == 2
     assert not [spec.name for spec in kernelspecs.list_kernelspecs() if spec.name.startswith("new-")]
 
 

@@ -180,12 +180,15 @@ class FakeService:
 
 
 @contextmanager
-def fake_service(version: str = "", backend: str = "local") -> Iterator[FakeService]:
-    """Run a fake service of a backend, by default `local`, in this test's ROOST_RUNTIME_DIR."""
-    folder = service_folder.service_folder(backend, {})
+def fake_service(version: str = "", backend: str = "local", address: str = "") -> Iterator[FakeService]:
+    """Run a fake service of a backend, by default `local`, in this test's ROOST_RUNTIME_DIR.
+
+    With an `address`, it is the service of clients that give this option.
+    """
+    folder = service_folder.service_folder(backend, {"address": address} if address else {})
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
-        stack.enter_context(_held(folder))
+        stack.enter_context(_held(folder, backend, address))
         service = FakeService(folder, version)
         stack.callback(service.end)
         service.serve()
@@ -193,11 +196,12 @@ def fake_service(version: str = "", backend: str = "local") -> Iterator[FakeServ
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Path, backend: str, address: str) -> Iterator[None]:
     """Hold the daemon's lock as `daemon.hold` does, but without its signal handlers."""
     import fcntl
 
-    (folder / "ready.json").write_text(json.dumps({"pid": os.getpid()}))
+    facts = {"pid": os.getpid(), "backend": backend, "address": address}
+    (folder / "ready.json").write_text(json.dumps(facts))
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:

@@ -267,6 +267,18 @@ ONE = LimitExceeded(
             "ask for",
         ),
         (NotAllowed("user 'ada' may not start kernels here"), "error", "may not start", "ask the operator"),
+        (
+            ConfigError("/p.py is broken", policy="mine", setting="c.RoostScheduler.default_policy"),
+            "error",
+            "greedy: /p.py is broken",
+            "correct c.RoostScheduler.default_policy, or the file that it names; or name another policy in kernel.json",
+        ),
+        (
+            ConfigError("unknown policy 'x'", policy="x", setting=""),
+            "error",
+            "greedy: unknown policy 'x'",
+            "name another policy in kernel.json",
+        ),
         (ConfigError("no queue x"), "error", "greedy: no queue x", "kernelspec remove greedy"),
         (
             {
@@ -349,11 +361,34 @@ def test_a_kernelspec_whose_scheduler_does_not_run_is_not_asked(
     make("far", ["/only/there/python", "{connection_file}"], metadata=metadata)
     (found,) = [finding for finding in kernelspecs.find_problems() if "far" in finding["what"]]
     assert found["level"] == "not asked"
-    assert found["what"] == "kernelspec far may start kernels: no service of ray runs"
+    assert found["what"] == "kernelspec far may start kernels: no service of ray with address=h:1 runs"
     assert found["do"] == "run `roost doctor --backend ray --backend-option address=h:1`"
     assert service.called("explain") == []
     assert main.main(["kernelspec", "list"]) == 0
     assert "not asked" in capsys.readouterr().out
+
+
+def test_only_the_kernelspecs_of_a_silent_scheduler_are_not_asked(
+    make: Make, service: FakeService, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler of this machine and those of other addresses may well answer."""
+    monkeypatch.setenv("ROOST_SERVICE_PYTHON", "/a/python/with/ray")
+    argv = ["sh", "{connection_file}"]
+    make("here", argv, metadata=roost_metadata(gpus=1))
+    make("unnamed", argv, metadata=roost_metadata(gpus=1, backend="ray"))
+    make("near", argv, metadata=roost_metadata(gpus=1, backend="ray", backend_options={"address": "h:1"}))
+    make("far", argv, metadata=roost_metadata(gpus=1, backend="ray", backend_options={"address": "h:2"}))
+    service.answers["explain"] = lambda _: {"decision": THERE}
+    with fake_service(backend="ray", address="h:1") as other:
+        other.answers["explain"] = lambda _: {
+            "decision": {**THERE, "agent": {"has_run": True, "problem": ""}}
+        }
+        found = kernelspecs.find_problems(silent=("ray", {}))
+    said = {each["what"].split()[1]: each["what"] for each in found if each["what"].startswith("kernelspec")}
+    assert said["here"] == "kernelspec here can start kernels"
+    assert said["near"] == "kernelspec near can start kernels"
+    assert "nobody has asked the scheduler" in said["unnamed"]
+    assert said["far"].endswith("no service of ray with address=h:2 runs, only for h:1")
 
 
 @pytest.mark.parametrize(
@@ -503,7 +538,7 @@ def test_an_installed_kernelspec_of_any_form_is_one_sentence(make: Make, kernels
     assert "\n" not in str(refused.value)
     listed = [spec for spec in kernelspecs.list_kernelspecs() if spec.name == "plain"]
     assert all(spec.malformed for spec in listed)
-    findings = kernelspecs.find_problems(asks_schedulers=False)
+    findings = kernelspecs.find_problems(silent=("local", {}))
     assert sum("plain" in finding["what"] for finding in findings) == len(listed)
     if kind == "brackets":
         assert main.main(["kernelspec", "list"]) in (0, 1)

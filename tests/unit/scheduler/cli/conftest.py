@@ -13,7 +13,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> StubClient:
     """Return the stub client that `roost.connect` returns in this test. The terminal has 80 columns."""
     stub = StubClient()
     monkeypatch.setattr(roost, "connect", lambda backend, **options: stub)
-    monkeypatch.setattr("roost.provisioners.kernelspecs.find_problems", lambda asks_schedulers: [])
+    monkeypatch.setattr("roost.provisioners.kernelspecs.find_problems", lambda silent: [])
     monkeypatch.setattr("roost.provisioners.server_extension.setup_check.find_problems", list)
     monkeypatch.setenv("COLUMNS", "80")
     return stub
