@@ -25,5 +25,8 @@ def find_problems() -> list[Finding]:
     do = "run `jupyter server extension enable --sys-prefix roost`"
     if "roost" not in known:  # an editable installation leaves the file out that names it
         option = "--ServerApp.jpserver_extensions=\"{'roost': True}\""
-        do = f"install roost without --editable, or start servers with {option}"
+        do = (
+            "install roost without --editable, which `jupyter console --existing FILE` needs, too; "
+            f"or start servers with {option}"
+        )
     return [{"level": "warning", "what": what, "do": do}]

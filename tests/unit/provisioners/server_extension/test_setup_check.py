@@ -23,6 +23,7 @@ def test_an_extension_that_no_file_names_is_reported() -> None:
     (finding,) = find_problems()
     assert finding["level"] == "warning"
     assert "jpserver_extensions" in finding["do"], "Jupyter enables only what a file names"
+    assert "without --editable, which `jupyter console --existing FILE` needs" in finding["do"]
 
 
 def test_an_extension_that_is_off_is_reported(config_folder: Path) -> None:
