@@ -22,8 +22,13 @@ from .cluster_record import read_referral
 from .service_folder import PYTHON_VARIABLE, service_command
 
 CHECK_FLAG = "--check"
-"""With this argument, the service's command only reads its settings, and prints their first problem."""
-_CHECK_S = 30.0
+"""With this argument, the service's command only reads its settings and loads their policies.
+
+It prints the first problem as its last line.
+"""
+_UNKNOWN_FLAG = 2
+"""The exit code with which an older roost refuses `CHECK_FLAG`."""
+_CHECK_S = 45.0
 _END_S = 10.0
 """How long a service may take to end before it is killed."""
 _KILLED_S = 5.0
@@ -67,7 +72,7 @@ def restart_service(
     argv, env = service_command(backend, folder, options)
     if announced is not None and not is_here:
         argv, env = _read_command(announced["pid"], folder) or (argv, env)
-    _check_settings(argv, env)
+    _check_settings(argv, env, folder)
     began = time.monotonic()
     was_killed = announced is not None and _end(folder, announced)
     serving, started = _start(folder, argv, env)
@@ -94,10 +99,12 @@ def _read_command(pid: int, folder: Path) -> tuple[list[str], dict[str, str]] | 
     return argv, dict(line.partition("=")[::2] for line in lines if "=" in line)
 
 
-def _check_settings(argv: Sequence[str], env: Mapping[str, str]) -> None:
+def _check_settings(argv: Sequence[str], env: Mapping[str, str], folder: Path) -> None:
+    """Raise `ConfigError` if a service with this command and environment could not use its settings."""
     try:
         done = subprocess.run(
             [*argv, CHECK_FLAG],
+            cwd=folder if folder.is_dir() else "/",  # as the service: policies may be modules
             env=dict(env),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -110,10 +117,10 @@ def _check_settings(argv: Sequence[str], env: Mapping[str, str]) -> None:
         raise BackendUnavailable(
             f"The next service could not start, so nothing was ended: {problem}."
         ) from None
-    if (
-        done.returncode and CHECK_FLAG not in done.stderr
-    ):  # else it is an older roost, which does not know the flag
-        refusal = done.stderr.strip().rpartition("\n")[2] or f"{argv[0]} ended with {done.returncode}"
+    refusal = done.stderr.strip().rpartition("\n")[2]  # a policy may print lines before it
+    is_older = done.returncode == _UNKNOWN_FLAG and CHECK_FLAG in refusal
+    if done.returncode and not is_older:
+        refusal = refusal or f"{argv[0]} ended with {done.returncode}"
         raise ConfigError(f"{end_sentence(refusal)} Correct this first. The service that runs was not ended.")
 
 

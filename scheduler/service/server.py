@@ -54,6 +54,7 @@ from roost.scheduler.core.scheduler import Scheduler
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, StartKernel, end_sentence
 from roost.scheduler.policies.catalog import PolicyCatalog
+from roost.scheduler.policies.recent_requests import RecentRequests
 
 from .decision_log import DecisionLog
 from .input_checks import MOST_CHARACTERS, check_input
@@ -349,12 +350,24 @@ def scheduler_name(folder: Path) -> str:
 def check_settings(backend: str) -> int:
     """Print what keeps a service with this environment from starting, if its settings do. Return the exit code."""
     try:
-        load_settings(backend, json.loads(os.environ.get(OPTIONS_VARIABLE, "") or "{}"))
+        settings, _ = load_settings(backend, json.loads(os.environ.get(OPTIONS_VARIABLE, "") or "{}"))
         get_spec(backend).check_packages()
     except RoostError as problem:
         print(problem, file=sys.stderr)
         return 1
+    for setting, refusal in asyncio.run(check_policies(settings)).items():
+        print(f"{setting}: {refusal}", file=sys.stderr)
+        return 1
     return 0
+
+
+async def check_policies(settings: Settings) -> dict[str, str]:
+    """Load each policy that these settings name. Return the problems, by the setting that has each."""
+    policies = PolicyCatalog(settings, RecentRequests(None, clock=time.monotonic))
+    try:
+        return await policies.check_configuration()
+    finally:
+        await policies.close()
 
 
 def main(arguments: list[str]) -> int:
@@ -365,7 +378,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="roost.scheduler.service.server", description=__doc__)
     parser.add_argument("--backend", default=DEFAULT_BACKEND)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument(CHECK_FLAG, action="store_true", help="only read the settings")
+    parser.add_argument(CHECK_FLAG, action="store_true", help="only read the settings and load their policies")
     given = parser.parse_args(arguments)
     if given.check:
         return check_settings(given.backend)

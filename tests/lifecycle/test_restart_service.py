@@ -101,6 +101,22 @@ def test_a_service_that_could_not_start_again_is_not_ended(client: Client, confi
     assert read_pid(client) == before
 
 
+def test_a_policy_that_cannot_be_loaded_keeps_the_service_as_wrong_settings_do(
+    client: Client, config: Path
+) -> None:
+    before = read_pid(client)
+    policy = config.parent / "zone.py"
+    policy.write_text("print('loading --check')\ndef mine(:\n")
+    config.write_text("c.RoostScheduler.policies = {'file_zone': 'zone.py:mine'}")
+    with pytest.raises(ConfigError, match=r"policies\['file_zone'\].*SyntaxError.*was not ended\."):
+        restart_service(client.service_folder(), "local", {})
+    assert read_pid(client) == before
+    policy.write_text(
+        "print('loading --check')\nfrom roost.placement import get_policy\nmine = get_policy('pack')"
+    )
+    assert restart_service(client.service_folder(), "local", {}).ended_pid == before
+
+
 def test_the_next_service_has_the_environment_and_options_of_the_last(
     client: Client, config: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
