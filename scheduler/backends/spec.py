@@ -77,6 +77,11 @@ class BackendSpec:
 
     A backend without that setting has none.
     """
+    address_may_be_url: bool = True
+    """False if an address with `://` never names the cluster.
+
+    A client with such an address is led to no service that runs. The service that it starts refuses the address.
+    """
     runs_on_this_machine: bool = False
     """True if kernels share the application's files, network interfaces and Python.
 

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from roost.launchers.daemon.daemon import is_alive, read_announcement
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.daemon.tasks import start_thread
+from roost.scheduler.backends.registry import get_spec
 
 _RECORD = "cluster.json"
 _REFERRAL = "referral.json"
@@ -78,6 +79,12 @@ def write_place(address: str) -> str:
     host = _LOOPBACK if host in ("localhost", "::1") else host
     end = f":{port}{parts.path.rstrip('/')}"
     return f"[{host}]{end}" if ":" in host else host + end
+
+
+def read_place(backend: str, options: Mapping[str, Any]) -> str:
+    """Return the place that these options name; empty if they name none, or if the backend refuses their address."""
+    address = str(options.get("address", ""))
+    return write_place(address) if "://" not in address or get_spec(backend).address_may_be_url else ""
 
 
 def share_place(some: Iterable[str], others: Iterable[str]) -> bool:
@@ -210,7 +217,7 @@ def find_served(own: Path, backend: str, options: Mapping[str, Any]) -> Path | N
         return None
     if (referred := _follow(own)) is not None:
         return referred
-    place = write_place(str(options.get("address", "")))
+    place = read_place(backend, options)
     if not place:
         return None
     wanted = ClusterRecord(backend=backend, cluster_id="", places=(place,), options=options)

@@ -18,6 +18,7 @@ from roost.scheduler.client.cluster_record import (
     ClusterRecord,
     find_folders,
     has_history,
+    read_place,
     refer,
     write_place,
     write_record,
@@ -82,15 +83,15 @@ class ServedCluster:
         for other in find_folders(record, but=self._folder):
             if is_alive(other) or not only_running:
                 # Without an address, the name means another cluster after another setting.
-                is_named = bool(write_place(str(self._options.get("address", ""))))
+                is_named = bool(read_place(self._name, self._options))
                 refer(self._folder, other, cluster_id=record.cluster_id if is_named else "")
                 raise ServedElsewhere(
                     f"the service of {other} serves this cluster ({', '.join(record.places)}) already"
                 )
 
     def _build_record(self, places: Sequence[str]) -> ClusterRecord:
-        given = str(self._options.get("address", ""))
-        spelled = dict.fromkeys(write_place(place) for place in (given, *places))
+        given = read_place(self._name, self._options)
+        spelled = dict.fromkeys([given, *map(write_place, places)])
         spelled.pop("", None)
         return ClusterRecord(
             backend=self._name,

@@ -20,6 +20,7 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.ray.settings:RoostRayBackend",
     create="roost.scheduler.backends.ray.manager:create",
     address_variable="RAY_ADDRESS",
+    address_may_be_url=False,
     packages=("ray",),
     request_options=(
         RequestOption(

@@ -132,6 +132,15 @@ def test_a_name_without_a_service_leads_to_the_one_that_serves_its_cluster(serve
     assert service_folder("dask", {"address": f"tcp://{HEAD}"}) != running
 
 
+@pytest.mark.parametrize("scheme", ["ray", "http"])
+def test_an_address_that_the_backend_refuses_leads_to_no_service_that_runs(serve: Serve, scheme: str) -> None:
+    serve("scheduler-ray", record(HEAD))
+    serve("scheduler-dask", record(HEAD, backend="dask"))
+    refused = {"address": f"{scheme}://{HEAD}"}
+    assert service_folder("ray", refused).name == name_service("ray", refused)
+    assert service_folder("dask", {"address": f"tls://{HEAD}"}).name == "scheduler-dask"
+
+
 def test_a_folder_with_a_running_service_keeps_its_name(serve: Serve) -> None:
     serve("scheduler-ray", record(HEAD))
     own = serve(name_service("ray", {"address": HEAD}), record(HEAD, address=HEAD))

@@ -68,6 +68,17 @@ async def test_settings_that_cannot_be_read_are_left_to_the_start(folders: tuple
     await served(folders[0], Named(problem=ConfigError("no such file"))).check_settings()
 
 
+async def test_an_address_that_the_backend_refuses_is_left_to_the_start(folders: tuple[Path, Path]) -> None:
+    first, second = folders
+    served(first, Named("192.0.2.1:1", cluster_id="c")).claim(has_kernels=False)
+    refused = Named(problem=ConfigError("Ray Client's address"))
+    await served(second, refused, address="ray://192.0.2.1:1").check_settings()
+    without = served(second, Named(), address="ray://192.0.2.1:1")
+    await without.check_settings()
+    without.claim(has_kernels=False)
+    assert read_record(second) is None
+
+
 async def test_one_cluster_by_its_identity(folders: tuple[Path, Path]) -> None:
     first, second = folders
     served(first, Named("192.0.2.1:1", cluster_id="c")).claim(has_kernels=False)
