@@ -67,10 +67,11 @@ def diagnose(arguments: argparse.Namespace) -> int:
     except (RoostError, DaemonError) as error:
         silent = (arguments.backend, advise(arguments).options)
         do = "fix this first: the other checks need the scheduler"
-        if getattr(error, "fields", {}).get("pid"):
+        fields = getattr(error, "fields", {})
+        if fields.get("pid"):
             restart = write_command("restart-service", arguments.backend, scheduler_options(arguments))
             do = f"read this log; if the service hangs, `{restart}` ends it and starts the next: kernels live on"
-        findings.append({"level": "error", "what": str(error), "do": do})
+        findings.append({"level": "error", "what": fields.get("what", str(error)), "do": do})
     findings += setup_check.find_problems() + older_servers.find_problems()
     # Last, because the scheduler that runs now checks their requests.
     findings += kernelspecs.find_problems(silent=silent)

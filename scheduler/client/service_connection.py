@@ -48,11 +48,18 @@ _LOOK_S = 1.0
 """How often a long pause looks whether that has happened."""
 
 
+IF_IT_HANGS = "If it hangs, `roost restart-service` ends it and starts the next: kernels live on."
+"""What helps if a service does not answer, as a sentence."""
+
+
 def no_answer(backend: str, folder: Path, problem: str) -> BackendUnavailable:
-    """Return the error about a service that does not answer. It names the service's process and log."""
+    """Return the error about a service that does not answer. It names the service's process and log.
+
+    If the process is known, the error says what helps. Its field `what` is the same without that.
+    """
     pid = (read_announcement(folder) or {}).get("pid")
-    where = f"{backend}, pid {pid or 'unknown'}, log {folder / 'log'}"
-    return BackendUnavailable(f"The scheduler service ({where}) {problem}.", pid=pid)
+    what = f"The scheduler service ({backend}, pid {pid or 'unknown'}, log {folder / 'log'}) {problem}."
+    return BackendUnavailable(f"{what} {IF_IT_HANGS}" if pid else what, pid=pid, what=what)
 
 
 class ServiceConnection:

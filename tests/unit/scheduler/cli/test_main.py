@@ -38,7 +38,20 @@ def test_doctor_fails_on_errors_only(
     client.error = no_answer("local", service_folder("local", {}), "did not answer `doctor` within 20 s")
     (finding,) = document(capsys, "doctor", code=1)["findings"]
     assert f"pid 7, log {service_folder('local', {})}/log" in finding["what"]
+    assert "restart-service" not in finding["what"]
     assert "`roost restart-service` ends it" in finding["do"]
+
+
+def test_an_error_about_a_service_that_hangs_names_the_remedy(
+    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_connection, "read_announcement", lambda _: {"pid": 7})
+    client.error = no_answer("ray", service_folder("ray", {}), "did not answer in time")
+    _, _, err = run(capsys, "kernels", "--backend", "ray")
+    assert "did not answer in time. If it hangs, `roost restart-service --backend ray` ends it" in err
+    monkeypatch.setattr(service_connection, "read_announcement", lambda _: None)
+    client.error = no_answer("ray", service_folder("ray", {}), "did not answer in time")
+    assert "restart-service" not in run(capsys, "kernels", "--backend", "ray")[2], "there is none to end"
 
 
 def test_doctor_reads_the_settings_of_the_next_scheduler(
