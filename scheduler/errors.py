@@ -51,7 +51,10 @@ class RoostError(Exception):
 
 
 class ConfigError(RoostError):
-    """An option, a kernelspec or a setting is wrong."""
+    """An option, a kernelspec or a setting is wrong.
+
+    `fields["with_any_settings"]`: the same call is as wrong with any other settings of the operator.
+    """
 
 
 class PlacementError(RoostError):

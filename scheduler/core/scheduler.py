@@ -320,7 +320,7 @@ class Scheduler:
     async def drain(self, node_id: str, on: bool = True) -> None:
         """Place no more kernels on a node, or place kernels there again. Kernels on the node go on."""
         if node_id not in self._access.draining and node_id not in await self._access.snapshot():
-            raise ConfigError(f"there is no node {node_id}; see `roost nodes`.")
+            raise ConfigError(f"there is no node {node_id}; see `roost nodes`.", with_any_settings=True)
         self._access.drain(node_id, on)
         self.events.publish("nodes", detail=f"node {node_id} {'drains' if on else 'is open again'}")
         self._queue.wake()

@@ -61,10 +61,12 @@ class PolicyCatalog:
         """
         problem = self._find_problem(name)
         if problem:
-            raise ConfigError(problem, policy=name, setting=self._find_setting(name))
+            # A setting adds a name, but a file or a module is none.
+            fields = {} if self._may_ask(name) else {"with_any_settings": True}
+            raise ConfigError(problem, policy=name, setting=self._find_setting(name), **fields)
 
-    async def find_problems(self, names: list[str]) -> dict[str, str]:
-        """Return the unusable policies among `names`, each with the reason."""
+    async def find_problems(self, names: list[str]) -> dict[str, ConfigError]:
+        """Return the unusable policies among `names`, each with the error that a request for it gets."""
         wanted = sorted(set(names))
         await ask_all(self.load, wanted, most=_LOADED_AT_ONCE)
         problems = {}
@@ -72,7 +74,7 @@ class PolicyCatalog:
             try:
                 self.check(name)
             except ConfigError as problem:
-                problems[name] = problem.user_message
+                problems[name] = problem
         return problems
 
     async def check_configuration(self) -> dict[str, str]:
@@ -80,7 +82,7 @@ class PolicyCatalog:
         named = {f"{_POLICIES}[{name!r}]": name for name in self._settings.policies}
         named = {_DEFAULT: self._settings.default_policy, **named}
         problems = await self.find_problems(list(named.values()))
-        return {setting: problems[name] for setting, name in named.items() if name in problems}
+        return {setting: problems[name].user_message for setting, name in named.items() if name in problems}
 
     async def check_installed(self) -> dict[str, str]:
         """Return the problem of each unusable policy of an installed package, by its name.
@@ -115,7 +117,8 @@ class PolicyCatalog:
             )
         if python != PYTHON:
             raise ConfigError(
-                f"the scheduler service runs Python {PYTHON}: it cannot load a policy from Python {python}."
+                f"the scheduler service runs Python {PYTHON}: it cannot load a policy from Python {python}.",
+                with_any_settings=True,
             )
         if self._given.get(name) == token:
             return

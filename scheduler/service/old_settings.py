@@ -16,7 +16,7 @@ from roost.scheduler.messages import Finding, end_sentence
 _LOOK_S = 2.0
 """How long the files may take to read, on a file system that hangs."""
 _FROM_SETTINGS = (ConfigError, LimitExceeded, NotAllowed, NoNodeEver)
-"""The errors that another setting may avoid."""
+"""The errors that another setting may avoid, unless they say that none does."""
 
 
 class OldSettings:
@@ -41,7 +41,9 @@ class OldSettings:
 
     async def explain(self, problem: RoostError) -> RoostError:
         """Return the error, with a sentence about changed files if another setting could be its remedy."""
-        if isinstance(problem, _FROM_SETTINGS) and (note := await self.describe()):
+        if not isinstance(problem, _FROM_SETTINGS) or problem.fields.get("with_any_settings"):
+            return problem
+        if note := await self.describe():
             problem.user_message = f"{end_sentence(problem.user_message)}{note}"
         return problem
 

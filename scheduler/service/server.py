@@ -52,7 +52,7 @@ from roost.scheduler.core.events import EventStream
 from roost.scheduler.core.owner_watch import OwnerWatch
 from roost.scheduler.core.scheduler import Scheduler
 from roost.scheduler.errors import ConfigError, RoostError
-from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, StartKernel, end_sentence
+from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.recent_requests import RecentRequests
 
@@ -141,9 +141,7 @@ class Service:
         async def answer(*message: Any, **arguments: Any) -> Any:
             self._calls += 1
             try:
-                check_input(message[0] if message else None, arguments)
-                if request := message[0].request if message else arguments.get("request"):
-                    self._spec.check_options(request.options)
+                self._check_call(message[0] if message else None, arguments)
                 value = method(*message, **arguments)
                 if inspect.isawaitable(value):
                     value = await value
@@ -155,6 +153,16 @@ class Service:
                 self._watch_idleness()
 
         return answer
+
+    def _check_call(self, message: Any, arguments: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` for values and options that no settings allow."""
+        try:
+            check_input(message, arguments)
+            if request := message.request if message else arguments.get("request"):
+                self._spec.check_options(request.options)
+        except ConfigError as problem:
+            problem.fields["with_any_settings"] = True
+            raise
 
     async def list_kernels(self, with_use: bool = False, after: str = "") -> dict[str, Any]:
         """Return one page of kernels in the order of their ids, after the id `after`.
@@ -174,9 +182,10 @@ class Service:
     async def check_policies(self, names: list[str]) -> dict[str, str]:
         """Return the policies among `names` that a kernel cannot use, each with the reason."""
         problems = await self.core.policies.find_problems(names)
-        if not problems or not (note := await self._old_settings.describe()):
-            return problems
-        return {name: f"{end_sentence(problem)}{note}" for name, problem in problems.items()}
+        return {
+            name: (await self._old_settings.explain(problem)).user_message
+            for name, problem in problems.items()
+        }
 
     async def diagnose(self, fix: bool = False) -> list[Finding]:
         """Return the scheduler's findings, and a warning if the metrics are not served."""
@@ -378,7 +387,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="roost.scheduler.service.server", description=__doc__)
     parser.add_argument("--backend", default=DEFAULT_BACKEND)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument(CHECK_FLAG, action="store_true", help="only read the settings and load their policies")
+    parser.add_argument(
+        CHECK_FLAG, action="store_true", help="only read the settings and load their policies"
+    )
     given = parser.parse_args(arguments)
     if given.check:
         return check_settings(given.backend)
