@@ -69,6 +69,8 @@ class ServiceFacts(TypedDict):
     """The address of the cluster, for people; empty if the cluster has none."""
     network: str
     """The network namespace of the service."""
+    config_path: list[str]
+    """The folders in which the service has looked for its settings. Older services do not say."""
 
 
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0

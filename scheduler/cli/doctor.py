@@ -16,6 +16,7 @@ from roost.launchers.daemon.daemon import DaemonError
 from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.running_services import find_services
+from roost.scheduler.client.settings_path import find_other_path
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Finding
 
@@ -63,6 +64,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
             for each in client.find_elsewhere()
         ]
         findings += find_twins(client)
+        findings += find_other_path(service, arguments.backend, scheduler_options(arguments))
         findings += _find_broken_settings(arguments)
     except (RoostError, DaemonError) as error:
         silent = (arguments.backend, advise(arguments).options)

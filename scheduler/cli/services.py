@@ -15,7 +15,7 @@ from roost.scheduler.client import cluster_record
 from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.client.client import Client
-from roost.scheduler.client.service_restart import restart_service
+from roost.scheduler.client.service_restart import Restart, restart_service
 from roost.scheduler.messages import Finding
 
 from .nodes import describe_cluster
@@ -43,10 +43,24 @@ def restart(arguments: argparse.Namespace) -> int:
         print(f"The service of {where} (pid {done.ended_pid}) {how}.")
         after = f"after {done.took_s:.1f} s"
         print(f"The next one (pid {done.pid}) serves {after}, with the settings of now: {lives}.")
+        if done.path_now or done.path_before:
+            print(_describe_move(done))
         if done.kept:
             print(f"It has kept its environment. In this shell, --here changes {', '.join(done.kept)}.")
 
     return print_answer(arguments, document, show)
+
+
+def _describe_move(done: Restart) -> str:
+    """Return a sentence about the folders of settings that the next service does not share with the last one."""
+    new, old = ", ".join(done.path_now), ", ".join(done.path_before)
+    if new and old:
+        return f"It reads its settings from {new}, and the last one read them from {old}."
+    return (
+        f"It also reads settings from {new}."
+        if new
+        else f"It does not read the settings in {old}, as the last one did."
+    )
 
 
 def find_twins(client: Client) -> list[Finding]:

@@ -10,6 +10,7 @@
     service_folder.py        the folder of a service, and the command that starts it
     cluster_record.py        the cluster of each folder, by which all names of a cluster lead to one service
     service_restart.py       ends a service and starts the next one, for `roost restart-service`
+    settings_path.py         where a service reads its settings, compared with another process
     this_owner.py            this process as an owner of kernels
     running_services.py      the services that run, found without starting one
     service_checks.py        whether the scheduler or its cluster would refuse a policy or a request

@@ -20,6 +20,7 @@ from roost.scheduler.messages import end_sentence
 
 from .cluster_record import read_referral
 from .service_folder import PYTHON_VARIABLE, service_command
+from .settings_path import compare_paths, read_path
 
 CHECK_FLAG = "--check"
 """With this argument, the service's command only reads its settings and loads their policies.
@@ -34,8 +35,10 @@ _END_S = 10.0
 _KILLED_S = 5.0
 _START_S = 30.0
 _LOOK_AGAIN_S = 0.02
+_FOLDER_VARIABLE = "JUPYTER_CONFIG_DIR"
+"""Without this variable, the folder is in HOME."""
 _OF_SETTINGS = (
-    "JUPYTER_CONFIG_DIR",
+    _FOLDER_VARIABLE,
     "JUPYTER_CONFIG_PATH",
     "JUPYTER_PREFER_ENV_PATH",
     "HOME",
@@ -57,6 +60,10 @@ class Restart:
     """How long no service has answered."""
     kept: tuple[str, ...]
     """The names of variables of the settings that the service has kept, and that differ from this process's."""
+    path_before: tuple[str, ...] = ()
+    """Folders in which only the service that has ended looked for its settings."""
+    path_now: tuple[str, ...] = ()
+    """Folders in which only the next service looks for them."""
 
 
 def restart_service(
@@ -78,12 +85,25 @@ def restart_service(
     serving, started = _start(folder, argv, env)
     if announced is None and serving != folder:  # only now it is known which service was meant
         return restart_service(serving, backend, options, is_here=is_here)
+    path_before, path_now = compare_paths(read_path(announced or {}), read_path(started))
     return Restart(
         ended_pid=announced["pid"] if announced is not None else None,
         was_killed=was_killed,
         pid=started["pid"],
         took_s=time.monotonic() - began,
-        kept=tuple(name for name in _OF_SETTINGS if env.get(name) != os.environ.get(name)),
+        kept=_find_kept(env),
+        path_before=path_before,
+        path_now=path_now,
+    )
+
+
+def _find_kept(env: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of variables of the settings that differ in this process. One that has no effect is left out."""
+    has_folder = env.get(_FOLDER_VARIABLE) and os.environ.get(_FOLDER_VARIABLE)
+    return tuple(
+        name
+        for name in _OF_SETTINGS
+        if env.get(name) != os.environ.get(name) and not (name == "HOME" and has_folder)
     )
 
 

@@ -27,6 +27,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from jupyter_core.paths import jupyter_config_path
+
 from roost.launchers.daemon.daemon import DaemonError, Hold, announce, announce_failure, hold
 from roost.launchers.daemon.file_input import clear_place, take_json
 from roost.launchers.daemon.private_files import FolderError, write_private_json
@@ -111,6 +113,7 @@ class Service:
             "backend": self._spec.name,
             "address": self.core.backend.address,
             "network": read_namespace("net"),
+            "config_path": jupyter_config_path(),
         }
 
     def watch_folder(self, held: Hold, put_back: Callable[[], None]) -> None:

@@ -125,14 +125,33 @@ def test_the_next_service_has_the_environment_and_options_of_the_last(
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(runtime_dir / "elsewhere"))
     config.write_text("c.RoostScheduler.allowed_users = ['nobody-else']")
     kept = restart_service(folder, "local", {})
-    assert kept.kept == ("JUPYTER_CONFIG_DIR",)
+    assert (kept.kept, kept.path_before, kept.path_now) == (("JUPYTER_CONFIG_DIR",), (), ())
+    (warning,) = (
+        each
+        for each in json.loads(shell("doctor", "--json").stdout)["findings"]
+        if each["what"].startswith(
+            f"this service reads its settings from {config.parent}, and this shell from"
+        )
+    )
+    assert warning["do"].endswith("run `roost restart-service --here`: kernels live on")
     refused = shell("explain")
     assert refused.returncode == 1
     assert "may not start kernels" in refused.stderr
     here = restart_service(folder, "local", {}, is_here=True)
     assert here.ended_pid == kept.pid
     assert here.kept == ()
+    assert (here.path_before, here.path_now) == ((str(config.parent),), (str(runtime_dir / "elsewhere"),))
     assert shell("explain").returncode == 0
+
+
+def test_a_home_without_effect_on_the_settings_is_not_named(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restart_service(client.service_folder(), "local", {})
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert restart_service(client.service_folder(), "local", {}).kept == ()
+    monkeypatch.delenv("JUPYTER_CONFIG_DIR")
+    assert restart_service(client.service_folder(), "local", {}).kept == ("JUPYTER_CONFIG_DIR", "HOME")
 
 
 def test_a_service_that_hangs_is_killed(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

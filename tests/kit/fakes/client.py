@@ -80,6 +80,7 @@ class StubClient:
         self.elsewhere: list[StubClient] = []
         self.elsewhere_count = 0
         self.world, self.is_elsewhere = "", False
+        self.backend, self.options = "ray", dict[str, Any]()
         self.asked: list[tuple[Any, ...]] = []
         self.cluster: list[Node] = list(NODES)
         self.known: list[Kernel] = [RUNNING, SECOND, QUEUED]

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyter_core.paths import jupyter_config_path
 
 import roost
-from kit.fakes.client import StubClient, document, run
+from kit.fakes.client import Answer, StubClient, document, run
 from kit.fakes.service import fake_service
 from roost.scheduler.cli import commands, main
-from roost.scheduler.client import service_connection
+from roost.scheduler.client import service_connection, settings_path
 from roost.scheduler.client.service_connection import no_answer
 from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.errors import BackendUnavailable, KernelDied, RoostError
@@ -64,6 +65,38 @@ def test_doctor_reads_the_settings_of_the_next_scheduler(
     (found,) = (each for each in findings if each["level"] == "error")
     assert "no option of c.RoostScheduler named max_gpu" in found["what"]
     assert "keeps its earlier settings" in found["do"]
+
+
+@pytest.mark.parametrize("where", ["theirs", "ours", "nowhere"])
+def test_doctor_names_a_service_that_reads_its_settings_elsewhere(
+    client: StubClient,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    where: str,
+) -> None:
+    folders = {name: tmp_path / name for name in ("theirs", "ours", "nowhere")}
+    folders[where].mkdir()
+    (folders[where] / "jupyter_roost_config.py").write_text("")
+    path = [str(folders["theirs"]), *jupyter_config_path()[1:]]
+    monkeypatch.setattr(settings_path, "jupyter_config_path", lambda: [str(folders["ours"]), *path[1:]])
+    facts = {**client.service().answer, "config_path": path}
+    monkeypatch.setattr(client, "service", lambda: Answer(facts))
+    findings = document(capsys, "doctor", "--backend", "ray")["findings"]
+    found = [each for each in findings if "reads its settings" in each["what"]]
+    if where == "nowhere":
+        assert found == []
+        return
+    assert found == [
+        {
+            "level": "warning",
+            "what": f"this service reads its settings from {folders['theirs']}, and this shell from {folders['ours']}",
+            "do": "if it should read those of this shell, run `roost restart-service --backend ray --here`: "
+            "kernels live on",
+        }
+    ]
+    given = document(capsys, "doctor", "--backend", "ray", "--backend-option", "config_file=/x", code=1)
+    assert not [each for each in given["findings"] if "reads its settings" in each["what"]]
 
 
 def test_doctor_repairs_only_if_asked(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:
