@@ -90,6 +90,11 @@ class AgentSettings:
     """That daemon's name, for people."""
     daemon_grace_s: float = 660.0
     """If that daemon does not answer for this time, the leases are lost."""
+    python: str = ""
+    """The interpreter that the operator has chosen for the agent on a node; empty: the cluster manager's.
+
+    Nothing reads it but the comparison with the settings of an agent that runs.
+    """
     node: str = ""
     """A name that tells nodes on the same machine apart."""
     unit: str = "pod or container"

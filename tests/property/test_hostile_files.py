@@ -29,7 +29,7 @@ from roost.launchers.agent.warm.learnt_preloads import LearntPreloads
 from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.daemon import _read_ready
 from roost.launchers.daemon.tasks import Timers
-from roost.launchers.protocol.agent_settings import Forking
+from roost.launchers.protocol.agent_settings import AgentSettings, Forking
 from roost.launchers.protocol.messages import Connection, KernelProcess, Lease, Manager, Owner, Reserve
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Device, Node, Request
@@ -148,7 +148,7 @@ def open_server_state(file: Path) -> None:
 
 
 async def _pool(file: Path) -> None:
-    AgentPool(file, Agents(), cast(Any, None))
+    AgentPool(file, Agents(), cast(Any, None), AgentSettings())
 
 
 OWN: Mapping[str, tuple[Any, Callable[[Path], object]]] = {

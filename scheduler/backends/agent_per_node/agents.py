@@ -6,6 +6,8 @@ The file `agents.json` keeps their addresses. So the next service reaches live k
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, KeysView, Mapping
@@ -18,6 +20,7 @@ from roost.launchers.daemon.file_input import put_aside, take_json
 from roost.launchers.daemon.private_files import write_private_json
 from roost.launchers.daemon.tasks import join_shared, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import AgentEvent, Holdings, Lease
 from roost.placement import Node
 from roost.placement.model.json_codec import WireError, decode, encode
@@ -40,15 +43,27 @@ class _Saved:
 
     cluster: str
     agents: Mapping[str, StartedAgent]
+    settings: str = ""
+    """A digest of the settings that these agents were asked to have; empty if an older service has written this."""
+
+
+def _digest(settings: AgentSettings) -> str:
+    return hashlib.sha256(json.dumps(encode(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class AgentPool:
     """The agents of one cluster by node. `cluster` is the address of that cluster, empty if none was ever joined."""
 
     def __init__(
-        self, file: Path, agents: Agents, start_agent: Callable[[str], Coroutine[Any, Any, StartedAgent]]
+        self,
+        file: Path,
+        agents: Agents,
+        start_agent: Callable[[str], Coroutine[Any, Any, StartedAgent]],
+        settings: AgentSettings,
     ) -> None:
         self.cluster = ""
+        self._settings = self._noted_settings = _digest(settings)
+        """What the file says. It stays until each agent of other settings was found again, and has them if it could."""
         self._file = file
         self._agents = agents
         self._start_agent = start_agent
@@ -58,6 +73,7 @@ class AgentPool:
         self._status: dict[str, Node] = {}  # as connected agents last reported it
         self.ended_daemons: set[str] = set()  # as agents report, maybe seconds before the manager
         self._doubted: set[str] = set()  # start or find these again before the next call
+        self._outdated: set[str] = set()  # they may have the settings of an earlier service
         self._unreachable: set[str] = set()
         self._left: dict[str, float] = {}  # nodes that are not in the cluster, and since when
         self.failures: dict[str, str] = {}
@@ -183,9 +199,13 @@ class AgentPool:
 
     def put(self, node_id: str, agent: StartedAgent) -> None:
         self._doubted.discard(node_id)
+        self._outdated.discard(node_id)
         self.failures.pop(node_id, None)
-        if self._known.get(node_id) != agent:
+        is_settled = self._noted_settings != self._settings and not self._outdated
+        if is_settled or self._known.get(node_id) != agent:
             self._known[node_id] = agent
+            if is_settled:
+                self._noted_settings = self._settings
             if self._saving is None:  # many agents may come at once
                 self._saving = asyncio.get_running_loop().call_soon(self._save)
 
@@ -197,12 +217,14 @@ class AgentPool:
         for node_id, left_at in self._left.items():
             if now - left_at > after_s:
                 del self._known[node_id]
+                self._outdated.discard(node_id)
                 self._status.pop(node_id, None)
                 self._save()
 
     def forget_others(self, cluster: str) -> None:
         if self.cluster not in ("", cluster):
             self._known.clear()
+            self._outdated.clear()
         self.cluster = cluster
 
     def _find_node(self, endpoint: str) -> str:
@@ -240,11 +262,16 @@ class AgentPool:
         else:
             self._known.update(known.agents)
             self.cluster = known.cluster
+            if known.settings and known.settings != self._settings:
+                self._noted_settings = known.settings
+                self._outdated.update(known.agents)
+                self._doubted.update(known.agents)
 
     def _save(self) -> None:
         self._saving = None
         try:
-            write_private_json(self._file, {"cluster": self.cluster, "agents": encode(self._known)})
+            found = {"cluster": self.cluster, "agents": encode(self._known), "settings": self._noted_settings}
+            write_private_json(self._file, found)
         except OSError as problem:
             log.warning("%s cannot be written: %s", self._file, problem)
 

@@ -67,7 +67,9 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self.other_holders = manager.other_holders
         self._manager = manager
         self._membership = manager.membership
-        self._pool = AgentPool(context.folder / "agents.json", context.agents, manager.start_agent)
+        self._pool = AgentPool(
+            context.folder / "agents.json", context.agents, manager.start_agent, settings.agent_settings()
+        )
         self.address = self._pool.cluster
         self._table: NodeTable[N] = NodeTable(self._build_node)
         self._recovery = OutageRecovery(

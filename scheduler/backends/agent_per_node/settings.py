@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from traitlets import Float, Unicode
 
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.scheduler.config.shared_sections import EnforcementSettings, ForkingSettings
 
 
@@ -17,3 +18,14 @@ class AgentPerNodeSettings(ForkingSettings, EnforcementSettings):
     )
     manager_grace_s = Float(300.0, min=0.0, help="How long kernels live on when the whole cluster is lost.")
     agent_idle_exit_s = Float(3600.0, min=0.0, help="Agents leave after this time without leases.")
+
+    def agent_settings(self) -> AgentSettings:
+        """Return the settings of each agent. A backend adds what is known of the agent's node."""
+        return AgentSettings(
+            idle_exit_s=self.agent_idle_exit_s,
+            forking=self.forking(),
+            enforcement=self.enforcement(),
+            is_remote=True,
+            gpu_visibility="manager",
+            python=self.python,
+        )

@@ -11,7 +11,6 @@ from typing import Any
 import cloudpickle
 
 from roost.launchers.daemon import tasks
-from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.shared_values import VERSION, parse_version
 from roost.placement.model.json_codec import encode
 from roost.scheduler.backends import node_archive
@@ -39,15 +38,8 @@ async def install_plugins(client: Any, settings: RoostDaskBackend, public: str) 
             f"roost {there['version']} uses this Dask cluster already, and this is {VERSION}: upgrade roost"
         )
     archive, digest = node_archive.pack()
-    agent_settings = AgentSettings(
-        idle_exit_s=settings.agent_idle_exit_s,
-        forking=settings.forking(),
-        enforcement=settings.enforcement(),
-        is_remote=True,
-        gpu_visibility="manager",
-    )
     sent: dict[str, Any] = {
-        "settings": encode(agent_settings),
+        "settings": encode(settings.agent_settings()),
         "grace_s": settings.manager_grace_s,
         "python": settings.python,
     }

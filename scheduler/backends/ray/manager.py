@@ -14,10 +14,10 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.tasks import join_shared, start_shared
-from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
@@ -179,15 +179,11 @@ class RayManager:
         away, node = self.membership.away, self.membership.nodes.get(node_id)
         if away or node is None:
             raise BackendUnavailable(f"there is no agent on {node_id}: {away or 'no such node in Ray'}")
-        settings = AgentSettings(
+        settings = replace(
+            self._settings.agent_settings(),
             cpus=node.total.get("CPU", 0.0),
             memory_bytes=int(node.total.get("memory", 0)),
-            idle_exit_s=self._settings.agent_idle_exit_s,
-            forking=self._settings.forking(),
-            enforcement=self._settings.enforcement(),
             address=node.address,
-            is_remote=True,
-            gpu_visibility="manager",
         )
         reference = await self._ask(
             agent_task.start_on,

@@ -16,6 +16,7 @@ from kubernetes.client import Configuration
 from kit.machine.bad_files import BAD_FILES
 from roost.launchers.daemon.file_input import take_json
 from roost.launchers.daemon.tasks import Timers
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel import load_lease
 from roost.scheduler.backends.agent_per_kernel.pod_agent import read_address
@@ -82,7 +83,7 @@ SERVICES_FILES: Mapping[str, Callable[[Path], object]] = {
     "ends.json": lambda file: make_ender(file)._due,
     "drained.json": lambda file: BackendAccess(cast(Backend, None), Agents(), file).draining,
     "name.json": lambda file: scheduler_name(file.parent),
-    "agents.json": lambda file: AgentPool(file, Agents(), cast(Any, None)),
+    "agents.json": lambda file: AgentPool(file, Agents(), cast(Any, None), AgentSettings()),
 }
 
 

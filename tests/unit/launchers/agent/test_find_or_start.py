@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,12 @@ async def test_other_settings_wait_until_there_is_no_lease(
     await agent.release(LEASE.id)
     cpus, next_pid = await cpus_and_pid(other)
     assert cpus == 1
+    assert next_pid != pid
+
+
+async def test_another_interpreter_replaces_an_agent_without_a_lease(agent: AgentClient) -> None:
+    pid = agent_pid()
+    _, next_pid = await cpus_and_pid(replace(SETTINGS, python="/opt/python"))
     assert next_pid != pid
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,6 +57,7 @@ class FakeManager:
         self.refusal = ""
         self.broken = ""
         """Why no agent starts."""
+        self.started: list[str] = []
         self.left: set[str] = set()
         self.findings: list[Finding] = []
         self.calls: list[str] = []
@@ -122,6 +124,7 @@ class FakeManager:
             raise BackendUnavailable(f"there is no node {node_id}")
         if self.broken:
             raise BackendUnavailable(self.broken)
+        self.started.append(node_id)
         return StartedAgent(address=self.agents[node_id].address, daemon="1")
 
     async def diagnose(self) -> list[Finding]:
@@ -153,13 +156,13 @@ class FakeManager:
 class Opened:
     """An open backend, with its manager and the one agent."""
 
-    def __init__(self, folder: Path, agent: FakeAgent, manager: FakeManager) -> None:
+    def __init__(self, folder: Path, agent: FakeAgent, manager: FakeManager, **settings: Any) -> None:
         self.agent = agent
         self.manager = manager
         self.agents = Agents()
         context = BackendContext(agents=self.agents, folder=folder, restart_grace_s=10.0, idle_exit_s=60.0)
-        settings = AgentPerNodeSettings(manager_grace_s=60.0)
-        self.backend = AgentPerNodeBackend("fake", manager, settings, context)
+        own = AgentPerNodeSettings(manager_grace_s=60.0, **settings)
+        self.backend = AgentPerNodeBackend("fake", manager, own, context)
 
     async def event(self, kind: str) -> BackendEvent:
         """Return the next event of this kind, and skip all others."""
@@ -412,3 +415,28 @@ async def until_used(opened: Opened, cpus_used: float | None) -> Node:
         assert time.monotonic() < deadline, node
         await asyncio.sleep(0.01)
     return node
+
+
+async def test_agents_are_found_again_after_a_change_of_their_settings(
+    tmp_path: Path, agent: FakeAgent
+) -> None:
+    """The manager starts an agent with the new settings in place of one without kernels."""
+
+    async def count_starts(broken: str = "", **settings: Any) -> int:
+        manager = FakeManager(agent)
+        manager.broken = broken
+        opened = Opened(tmp_path, agent, manager, **settings)
+        try:
+            await opened.backend.open()
+            assert await opened.backend.warm_up() == 1
+        finally:
+            await opened.close()
+        return len(manager.started)
+
+    assert await count_starts() == 1
+    assert await count_starts() == 0
+    assert await count_starts(python="/opt/python") == 1
+    assert await count_starts(python="/opt/python") == 0
+    assert await count_starts(broken="no such program", preload=["pandas"]) == 0
+    assert await count_starts(preload=["pandas"]) == 1
+    assert await count_starts(preload=["pandas"]) == 0

@@ -1,4 +1,4 @@
-"""Leases that live kernels claim again. Ray grants the first free device, which may be another one."""
+"""Leases that live kernels claim again: Ray grants the first free device, which may be another one. And agents."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.key_pair import KeyPair
-from roost.scheduler.backends.ray import SPEC, manager, nodes, placement_groups
+from roost.scheduler.backends.ray import SPEC, agent_task, manager, nodes, placement_groups
 from roost.scheduler.backends.ray.manager import RayManager
 from roost.scheduler.backends.ray.nodes import RayNode
 from roost.scheduler.backends.ray.placement_groups import Group
 from roost.scheduler.backends.ray.settings import RoostRayBackend
-from roost.scheduler.errors import LeaseConflict
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 SERVICE = KeyPair("public", "secret")
 NODE = RayNode(
@@ -108,3 +109,23 @@ def test_a_kernel_joins_the_namespace_that_it_asks_for(options: dict[str, str], 
     ray_manager = RayManager(RoostRayBackend(), SERVICE, OneNode())  # type: ignore[arg-type]
     environment = ray_manager.environment(held, "192.0.2.1:6379")
     assert (environment["RAY_ADDRESS"], environment["RAY_NAMESPACE"]) == ("192.0.2.1:6379", namespace)
+
+
+async def test_an_agent_is_asked_to_have_the_chosen_interpreter() -> None:
+    """An agent that runs is compared with these settings, and one in another interpreter is replaced."""
+    asked: list[AgentSettings] = []
+
+    class Starting(OneNode):
+        async def ask(self, question: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+            if question is agent_task.start_on:
+                asked.append(arguments[1])
+            return await super().ask(question, *arguments)
+
+        async def answer(self, name: str, *_: object) -> Any:
+            return {"problem": "this is no node"}
+
+    ray_manager = RayManager(RoostRayBackend(python="/opt/python"), SERVICE, Starting())  # type: ignore[arg-type]
+    await ray_manager.membership.join("")
+    with pytest.raises(BackendUnavailable, match="this is no node"):
+        await ray_manager.start_agent("a")
+    assert [(settings.python, settings.address) for settings in asked] == [("/opt/python", "a")]
