@@ -49,7 +49,7 @@ _LOOK_S = 1.0
 
 
 IF_IT_HANGS = "If it hangs, `roost restart-service` ends it and starts the next: kernels live on."
-"""What helps if a service does not answer, as a sentence."""
+"""The remedy for a service that does not answer."""
 
 
 def no_answer(backend: str, folder: Path, problem: str) -> BackendUnavailable:

@@ -98,7 +98,7 @@ def restart_service(
 
 
 def _find_kept(env: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the names of variables of the settings that differ in this process. One that has no effect is left out."""
+    """Return the names of those variables that differ in this process and have an effect."""
     has_folder = env.get(_FOLDER_VARIABLE) and os.environ.get(_FOLDER_VARIABLE)
     return tuple(
         name

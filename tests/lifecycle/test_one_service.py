@@ -220,3 +220,23 @@ def test_a_yarn_cluster_has_one_service(
     assert_one_service(
         "yarn", (settings["address"], address, address.removeprefix("http://"), str(copy)), runtime_dir
     )
+
+
+def test_the_next_service_replaces_an_idle_agent_in_another_interpreter(
+    cluster: Raylets, runtime_dir: Path, tmp_path: Path
+) -> None:
+    config, python = tmp_path / "jupyter_roost_config.py", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o700)
+    named = {"RAY_ADDRESS": cluster.address, "JUPYTER_CONFIG_DIR": str(tmp_path)}
+    read("up", "--backend", "ray", **named)
+    before = daemon_pids(runtime_dir, "agent-ray")
+    read("restart-service", "--backend", "ray", **named)
+    read("up", "--backend", "ray", **named)
+    assert daemon_pids(runtime_dir, "agent-ray") == before, "nothing has changed"
+    config.write_text(f"c.RoostRayBackend.python = {str(python)!r}")
+    read("restart-service", "--backend", "ray", **named)
+    read("up", "--backend", "ray", **named)
+    after = daemon_pids(runtime_dir, "agent-ray")
+    assert len(after) == len(before) > 0
+    assert not set(after) & set(before)

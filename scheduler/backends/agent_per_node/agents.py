@@ -63,7 +63,7 @@ class AgentPool:
     ) -> None:
         self.cluster = ""
         self._settings = self._noted_settings = _digest(settings)
-        """What the file says. It stays until each agent of other settings was found again, and has them if it could."""
+        """The digest in the file. It stays until all agents were found again."""
         self._file = file
         self._agents = agents
         self._start_agent = start_agent

@@ -20,7 +20,7 @@ class AgentPerNodeSettings(ForkingSettings, EnforcementSettings):
     agent_idle_exit_s = Float(3600.0, min=0.0, help="Agents leave after this time without leases.")
 
     def agent_settings(self) -> AgentSettings:
-        """Return the settings of each agent. A backend adds what is known of the agent's node."""
+        """Return the settings of each agent. A backend adds the facts about the agent's node."""
         return AgentSettings(
             idle_exit_s=self.agent_idle_exit_s,
             forking=self.forking(),
