@@ -76,7 +76,7 @@ def resolve(settings: RoostDaskBackend, fallback: str = "") -> str:
         address = _read_scheduler_file(address)
     scheme, separator, where = address.rpartition("://")
     if not separator:
-        is_encrypted = settings.tls_ca_file or dask.config.get("distributed.comm.require-encryption")
+        is_encrypted = settings.tls_ca_file or dask.config.get("distributed.comm.require-encryption", False)
         scheme = "tls" if is_encrypted else "tcp"
     host, _, port = where.rpartition(":")
     if scheme not in ("tcp", "tls") or not host or not port.isdigit():
