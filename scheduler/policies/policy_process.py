@@ -34,6 +34,8 @@ from .policy_messages import PolicySource, Question, Setup
 log = logging.getLogger(f"{__package__}.policy_process")  # `__name__` is `__main__`
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+_NICENESS = 10
+"""With this niceness, a policy that computes without end leaves nine tenths of a contended core to kernel starts."""
 
 
 class _Answerer:
@@ -77,7 +79,7 @@ class _Answerer:
 
 def main(descriptor: int) -> None:
     """Load a policy and answer questions about it until the service closes the socket."""
-    _die_with_parent()
+    _stand_back()
     connection = socket.socket(fileno=descriptor)
     messages = connection.makefile("rb")
     setup = _receive(messages)
@@ -118,12 +120,13 @@ def _send(connection: socket.socket, content: dict[str, str] | bytes) -> None:
     connection.sendall(len(content).to_bytes(4, "big") + content)
 
 
-def _die_with_parent() -> None:
-    """Have the system end this process with the service, and before anything else if memory runs out. Linux only."""
+def _stand_back() -> None:
+    """Let everything else come first. Have the system end this process with the service, which works on Linux only."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
+    os.nice(_NICENESS)
 
 
 def _limit_memory(most_bytes: int) -> None:

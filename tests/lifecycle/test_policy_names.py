@@ -40,6 +40,7 @@ async def test_only_the_operator_names_a_file(tmp_path: Path) -> None:
         "c.RoostScheduler.policies = {'mine': 'policies/mine.py:MINE', 'not': 'policies/mine.py:NOT',\n"
         "  'none': 'policies/mine.py:NONE', 'gone': 'gone.py:X', 'needs': 'policies/mine.py:Needs', 'p': 'pack'}\n"
         "c.RoostScheduler.default_policy = 'policies/mine.py:MINE'\n"
+        "c.RoostScheduler.policy_timeout_s = 20\n"
     )
     settings, _ = load_settings("local", {"config_file": str(tmp_path / "config.py")})
     modules, path = set(sys.modules), list(sys.path)
@@ -66,7 +67,7 @@ async def test_only_the_operator_names_a_file(tmp_path: Path) -> None:
 async def test_a_fixed_file_is_loaded(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("MINE = ")
-    async with policies(Settings(policies={"mine": f"{file}:MINE"})) as found:
+    async with policies(Settings(policy_timeout_s=20, policies={"mine": f"{file}:MINE"})) as found:
         await found.load("mine")
         with pytest.raises(ConfigError, match=r"mine cannot be loaded \(SyntaxError"):
             found.check("mine")
@@ -85,7 +86,7 @@ async def test_a_policy_that_loads_too_slowly(tmp_path: Path, monkeypatch: pytes
         )
     )
     monkeypatch.setattr(sandbox, "LOAD_S", allow_s(3))
-    async with policies(Settings(policies={"mine": f"{file}:MINE"})) as found:
+    async with policies(Settings(policy_timeout_s=20, policies={"mine": f"{file}:MINE"})) as found:
         await asyncio.gather(found.load("mine"), found.load("mine"))
         with pytest.raises(ConfigError, match=r"mine did not load within .* s; choose another\."):
             found.check("mine")
@@ -99,7 +100,7 @@ async def test_a_policy_that_loads_too_slowly(tmp_path: Path, monkeypatch: pytes
 async def test_a_policy_whose_process_ends_while_it_loads(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("import os\nos._exit(9)\n")
-    async with policies(Settings(policies={"mine": f"{file}:MINE"})) as found:
+    async with policies(Settings(policy_timeout_s=20, policies={"mine": f"{file}:MINE"})) as found:
         await found.load("mine")
         with pytest.raises(ConfigError, match=r"policy mine failed \(its process exited with code 9\)\."):
             found.check("mine")
@@ -110,7 +111,7 @@ async def test_which_policies_clients_may_add() -> None:
     async with policies(Settings(allow_client_policies=False)) as found:
         with pytest.raises(NotAllowed, match="allow_client_policies"):
             await found.add(**given("mine", mine))
-    async with policies(Settings(policies={"taken": "pack"})) as found:
+    async with policies(Settings(policy_timeout_s=20, policies={"taken": "pack"})) as found:
         for name, wrong in {
             "balanced": "a shipped policy has this name",
             "taken": "the operator's configuration uses this name",

@@ -351,7 +351,9 @@ async def test_a_function_gets_the_workload(tmp_path: Path) -> None:
 
 
 async def test_a_start_falls_back_and_says_so(tmp_path: Path) -> None:
-    async with fake_world(tmp_path, gpus=2, settings=Settings(policies={"mine": f"{__name__}:BROKEN"})) as w:
+    async with fake_world(
+        tmp_path, gpus=2, settings=Settings(policy_timeout_s=20, policies={"mine": f"{__name__}:BROKEN"})
+    ) as w:
         kernel = await w.start("k", gpus=0.5, policy="mine")
         assert kernel.state == "running"
         assert kernel.decision is not None

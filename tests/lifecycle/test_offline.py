@@ -14,6 +14,7 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.policies.offline import explain_saved, read_snapshot
 
+PATIENT = Settings(policy_timeout_s=20)
 NODES = [
     Node(id="a", cpus=8, metrics_age_s=1, devices=(Device(id="0", model="T4", promised=0.25, used=0.3),)),
     Node(id="b", cpus=4, metrics_age_s=1, labels={"zone": "b"}, taints=("lab",), warm=("/usr/bin/python3",)),
@@ -71,12 +72,12 @@ def test_a_policy_may_be_a_file_or_a_module(
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     for spec in (f"{tmp_path}/mine.py:MINE", "mine:MINE"):
-        explanation = explain_saved(saved, Request(tolerates=("lab",), policy=spec))
+        explanation = explain_saved(saved, Request(tolerates=("lab",), policy=spec), PATIENT)
         assert (explanation["placement"]["node_id"], explanation["policy"]) == ("b", spec)
 
 
 def test_a_policy_may_be_one_of_the_operator(saved: str, tmp_path: Path) -> None:
-    settings = Settings(policies={"last": f"{tmp_path}/mine.py:MINE"})
+    settings = PATIENT.with_values(policies={"last": f"{tmp_path}/mine.py:MINE"})
     asked = Request(tolerates=("lab",), policy="last")
     assert explain_saved(saved, asked, settings)["placement"]["node_id"] == "b"
     with pytest.raises(ConfigError, match=r"unknown policy 'lost'; known are balanced, .*, last\."):
@@ -87,7 +88,7 @@ def test_a_policy_may_be_one_of_the_operator(saved: str, tmp_path: Path) -> None
 
 def test_a_policy_that_fails_is_named(saved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = f"{tmp_path}/mine.py:Broken"
-    explanation = explain_saved(saved, Request(policy=broken))
+    explanation = explain_saved(saved, Request(policy=broken), PATIENT)
     assert explanation["policy"] == broken
     assert "ZeroDivisionError: oops" in explanation["fallback"]
     for spec in ("nope", "no_such_module:X", f"{tmp_path}/none.py:X", f"{tmp_path}/mine.py:X"):
