@@ -32,7 +32,10 @@ from roost.launchers.protocol.rpc import RemoteError
 
 
 class RoostError(Exception):
-    """The base of roost's errors: `user_message` is for people, `fields` (JSON values) for programs."""
+    """The base of roost's errors: `user_message` is for people, `fields` (JSON values) for programs.
+
+    `fields["about_settings"]`: the end of the message, if the service has added that its settings are old.
+    """
 
     def __init__(self, user_message: str, **fields: Any) -> None:
         super().__init__(user_message)

@@ -45,6 +45,7 @@ class OldSettings:
             return problem
         if note := await self.describe():
             problem.user_message = f"{end_sentence(problem.user_message)}{note}"
+            problem.fields["about_settings"] = note
         return problem
 
     async def describe(self) -> str:

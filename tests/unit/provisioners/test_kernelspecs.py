@@ -266,6 +266,15 @@ ONE = LimitExceeded(
             "greedy: one",
             "ask for",
         ),
+        (
+            LimitExceeded(
+                "ada has 1 kernel, and a cap allows 1: stop one first. It is older: /c is new.",
+                about_settings=" It is older: /c is new.",
+            ),
+            "not now",
+            "greedy can start no kernel now: ada has 1 kernel, and a cap allows 1",
+            "stop one first",
+        ),
         (NotAllowed("user 'ada' may not start kernels here"), "error", "may not start", "ask the operator"),
         (
             ConfigError("/p.py is broken", policy="mine", setting="c.RoostScheduler.default_policy"),
