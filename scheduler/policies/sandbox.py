@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from roost.launchers.daemon.process import describe_exit
-from roost.launchers.daemon.tasks import Timers, in_thread, join_shared, start_shared
+from roost.launchers.daemon.tasks import Timers, backoff, in_thread, join_shared, start_shared
 from roost.placement import Decision, Request, Snapshot, Workload
 from roost.scheduler.errors import ConfigError
 
@@ -67,7 +67,7 @@ class SandboxedPolicy:
         self._turn = asyncio.Lock()
         self._process: _PolicyProcess | None = None
         self._loading: asyncio.Task[_PolicyProcess] | None = None
-        self._failures = 0
+        self._pauses = backoff(*_RESTS_S)
         self._why = ""
         self._rests_until = 0.0
         self._is_closed = False
@@ -111,7 +111,7 @@ class SandboxedPolicy:
                 self._check_open()
                 self._rest(str(problem))
                 raise PolicyFailed(str(problem)) from None
-            self._failures = 0
+            self._pauses = backoff(*_RESTS_S)
             self._timers.later(_UNUSED_S, self._end_unused, key="unused")
         try:
             if len(content) < _LONG_BYTES:
@@ -161,8 +161,7 @@ class SandboxedPolicy:
     def _rest(self, why: str) -> None:
         log.error("policy=%s %s", self._source.name, why)
         self._why = why
-        self._rests_until = time.monotonic() + min(_RESTS_S[0] * 2**self._failures, _RESTS_S[1])
-        self._failures += 1
+        self._rests_until = time.monotonic() + next(self._pauses)
 
 
 def _find_folder() -> str:
