@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.client_policies import CLUSTER, HALF, given, placed, policies
+from kit.fakes.client_policies import CLUSTER, HALF, given, install_package, placed, policies
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
@@ -144,10 +144,7 @@ async def test_which_policies_clients_may_add() -> None:
 async def test_installed_policies_are_found_and_keep_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "theirs-1.0.dist-info"
-    package.mkdir()
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (package / "entry_points.txt").write_text("[roost.policies]\ntheirs = their_policy:MINE\n")
+    install_package(tmp_path, theirs="their_policy:MINE")
     (tmp_path / "their_policy.py").write_text(PARTS)
     monkeypatch.syspath_prepend(str(tmp_path))
     async with policies() as found:

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from roost.placement import (
@@ -90,3 +91,12 @@ async def fallback_of(found: PolicyCatalog, name: str = "mine", request: Request
     assert decision.fallback is not None
     assert decision.fallback in decision.reason
     return decision.fallback
+
+
+def install_package(folder: Path, **points: str) -> None:
+    """Write the metadata of an installed package with these entry points for policies into a folder of `sys.path`."""
+    package = folder / "theirs-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    lines = [f"{name} = {spec}\n" for name, spec in points.items()]
+    (package / "entry_points.txt").write_text("".join(["[roost.policies]\n", *lines]))

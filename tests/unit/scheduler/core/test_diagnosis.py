@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.fakes.client_policies import install_package
 from kit.fakes.scheduler import fake_world
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Request
@@ -64,11 +65,7 @@ async def test_a_refusal_for_a_policy_names_the_setting(tmp_path: Path) -> None:
 async def test_doctor_names_a_broken_policy_of_a_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "theirs-1.0.dist-info"
-    package.mkdir()
-    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    points = "[roost.policies]\nbroken = no_such_module:MINE\nwell = their_policy:MINE\n"
-    (package / "entry_points.txt").write_text(points)
+    install_package(tmp_path, broken="no_such_module:MINE", well="their_policy:MINE")
     policy = "from roost.placement import get_policy\nMINE = get_policy('pack')\n"
     (tmp_path / "their_policy.py").write_text(policy)
     monkeypatch.syspath_prepend(str(tmp_path))
