@@ -214,8 +214,10 @@ class _PolicyProcess:
                     start_new_session=True,
                 )
             reader, writer = await asyncio.open_unix_connection(sock=ours)
-        except OSError as problem:
+        except BaseException as problem:
             ours.close()
+            if not isinstance(problem, OSError):
+                raise
             raise ConfigError(
                 f"policy {name} cannot be loaded: no process could start ({problem})."
             ) from None
