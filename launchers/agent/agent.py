@@ -18,7 +18,7 @@ from roost.launchers.daemon.daemon import Hold, announce
 from roost.launchers.daemon.file_input import clear_place
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.supervision import keep_running
-from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, join_shared, spawn, start_shared
+from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, join_shared, spawn
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.launch_checks import find_impossible
@@ -31,9 +31,11 @@ from roost.placement.model import Node
 
 from .launch.kernels import Kernels
 from .launch.launch_changes import adapt, build_node_environment
+from .launch.place import Place
 from .launch.start import EarlierFork, writing
 from .leases.address_report import report_address
 from .leases.address_watch import watch_address
+from .leases.lease_rules import LeaseRules
 from .leases.ledger import Conflict, LeaseLedger
 from .leases.manager_watch import ManagerWatch
 from .limits.limits import Limits, NotEnforced, name_group
@@ -43,7 +45,6 @@ from .machine.disk_room import DiskRoom
 from .machine.gpu_locks import GpuLocks
 from .machine.node_metrics import NodeMetrics
 from .machine.nvml import list_gpus
-from .machine.sessions import OwnSession, SharedSession, kill_outsiders
 from .machine.status_feed import StatusFeed
 from .warm.kernel_command import parse_ipykernel_command
 from .warm.learnt_preloads import LearntPreloads
@@ -51,20 +52,14 @@ from .warm.zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
 
-UNUSED_LEASE_S = 30.0
-"""How long a lease may be without a kernel. The scheduler that asked for it may have died."""
-STOP_GRACE_S = 2.0
-_SAME_SIGNAL_S = 0.05
 _AFTER_ANSWER_S = 0.01
 """How long after a launch the agent reports it to all subscribers. By then the launch has its answer."""
 _QUIET_GPU = 0.02
 """A GPU that is busy for less than this share of the time is quiet."""
 _SPARE_BYTES = 32 << 20
 """How much memory counts for one spare: more than a spare with the usual preloads takes."""
-_OUTSIDE_EXIT_S = 10.0  # after its node has left the cluster
 _ZYGOTE_LOG = "zygote.log"
 _REHEARSALS = "rehearsal-*"  # see zygote/rehearsal.py
-_IDLE = ""  # the key of the timer for idleness; other timers have lease ids as keys
 _LAUNCHED = "launched"  # with a lease id, the key of the timer for that report
 _SUBREAPER = (
     "{0} is set up as a subreaper: it ends all processes that its jobs leave behind, so kernels would end with it. "
@@ -82,25 +77,28 @@ class Agent:
         self,
         folder: Path,
         settings: AgentSettings,
+        place: Place,
         keys: ServerKeys,
         earlier_fork: EarlierFork | None = None,
     ) -> None:
         self._folder = folder
         self._settings = settings
+        self._place = place
         machine = self._machine = NodeMetrics(settings)
         devices = machine.devices.read()
         self._ledger = LeaseLedger(
             folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
         )
-        session = self._session = SharedSession() if settings.shares_session else OwnSession()
         clear_place(folder / _ZYGOTE_LOG, log)
-        self._usage, self._measuring = UsageMeter(session), asyncio.Lock()
+        self._usage, self._measuring = UsageMeter(place.session), asyncio.Lock()
+        self._timers = Timers()
+        feed = StatusFeed(self._status, self._report_status, self._timers)
         self._limits = Limits(
             name_group(folder),
             settings.enforcement,
-            session,
+            place.session,
             cpus=machine.cpus,
-            is_per_kernel=settings.is_per_kernel,
+            own_group=place.own_group,
             pages_out=settings.forking.page_out_after_s > 0,
             list_others=self._list_unlimited,
             on_near=lambda lease_id, sentence: self._publish("warned", lease_id=lease_id, reason=sentence),
@@ -110,7 +108,7 @@ class Agent:
             output=folder / _ZYGOTE_LOG,
             scratch=folder,
             on_spawned=self._limits.add_other,
-            on_problems=lambda: feed.begin(),  # reports them now
+            on_problems=feed.begin,  # reports them now
             learnt=LearntPreloads(folder / "preloads") if settings.forking.learn_preloads else None,
         )
         self._room = DiskRoom(folder, self._list_logs)
@@ -121,23 +119,28 @@ class Agent:
             self._limits,
             on_launched=self._on_launched,
             on_exited=self._on_exited,
-            is_per_kernel=settings.is_per_kernel,
-            session=session,
+            place=place,
             earlier_fork=earlier_fork,
         )
         after_s = settings.forking.page_out_after_s
         self._page_out = PageOut(after_s, self._kernels.forked_pids) if after_s else None
+        self.left = asyncio.Event()
+        self.leases = LeaseRules(
+            self._ledger,
+            self._kernels,
+            clear=self._limits.release,
+            publish=self._publish,
+            on_change=self._limit_spares,
+            leave=self.left.set,
+            idle_exit_s=settings.idle_exit_s,
+            exit_after_release_s=place.exit_after_release_s,
+        )
         self._managed = ManagerWatch(
-            folder / "manager.json", self._lose_all, lambda reason: self._publish("lost", reason=reason)
+            folder / "manager.json", self.leases.lose_all, lambda reason: self._publish("lost", reason=reason)
         )
         self._gpu_locks = GpuLocks(settings.node)
-        self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._idle_exit_s = settings.idle_exit_s
         self._begun: dict[tuple[str, str], asyncio.Task[KernelProcess | RemoteError]] = {}
-        self._releases: dict[str, asyncio.Task[None]] = {}
-        feed = StatusFeed(self._status, self._report_status, self._timers)
-        self.left = asyncio.Event()
         self.server = RpcServer(
             {
                 "reserve": Operation(self._reserve, messages.Reserve),
@@ -158,8 +161,7 @@ class Agent:
                 "leave": Operation(self._leave),
             },
             keys=keys,
-            # The agent of one kernel does not speak for its node.
-            on_subscribed=feed.begin if not settings.is_per_kernel else lambda: None,
+            on_subscribed=feed.begin if place.speaks_for_node else lambda: None,
         )
 
     def adopt(self) -> None:
@@ -171,11 +173,8 @@ class Agent:
             {entry.lease.id: (entry.lease, pids.get(entry.lease.id, 0)) for entry in self._ledger.entries()}
         )
         keep_running(self._limits.watch, self._tasks, log, "the watch of memory limits")
-        for entry in self._ledger.entries():
-            if not self._kernels.runs_in(entry.lease):
-                self._expire_later(entry.lease.id, entry.linger_s)
+        self.leases.adopt()
         self._managed.resume()
-        self._watch_idleness()
         if self._page_out is not None:
             keep_running(self._page_out.run, self._tasks, log, "the page-out of idle kernels")
 
@@ -192,7 +191,7 @@ class Agent:
                 settings.daemon_name,
                 self._folder,
                 settings.daemon_grace_s,
-                self._lose_all,
+                self.leases.lose_all,
             )
             keep_running(watch, self._tasks, log, "the watch of the manager's daemon")
 
@@ -229,6 +228,7 @@ class Agent:
     async def close(self) -> None:
         self._publish("leaving")
         self._timers.close()
+        await self.leases.close()
         await cancel_all(self._tasks)
         self._managed.close()
         await self._kernels.close()
@@ -250,11 +250,7 @@ class Agent:
         except Conflict as problem:
             raise RemoteError("conflict", str(problem)) from None
         if is_new:
-            log.info("lease=%s kernel=%s reserved", lease.id, lease.kernel_id)
-            self._expire_later(lease.id, max(UNUSED_LEASE_S, request.linger_s))
-            self._watch_idleness()
-            self._limit_spares()
-            self._publish("reserved", lease_id=lease.id)
+            self.leases.begin(request)
         if request.launch is not None:
             self._begin_launch(request.launch)
         return lease
@@ -278,7 +274,7 @@ class Agent:
     def _list_unlimited(self) -> set[int]:
         """Return the pids of the zygotes, and of all processes of kernels without limits."""
         pids = [pid for lease_id, pid in self._kernels.pids().items() if self._limits.get(lease_id) is None]
-        return {*self._zygotes.pids, *(member for member, _ in self._session.find_members(pids))}
+        return {*self._zygotes.pids, *(member for member, _ in self._place.session.find_members(pids))}
 
     def _limit_spares(self) -> None:
         """Limit the zygotes' spares to the number that fits in memory that is neither promised nor in use."""
@@ -288,7 +284,7 @@ class Agent:
 
     async def _release(self, lease_id: str) -> None:
         """Give a lease back and stop its kernel."""
-        await self._release_lease(lease_id)
+        await self.leases.release(lease_id)
 
     def _manage(self, manager: messages.Manager) -> None:
         if not is_running(manager.pid, manager.process_started_at):
@@ -298,8 +294,7 @@ class Agent:
             self.left.set()
             raise RemoteError("bad_request", _SUBREAPER.format(manager.name))
         self._managed.watch(manager)
-        self._idle_exit_s = self._settings.idle_exit_s
-        self._watch_idleness()
+        self.leases.stay()
 
     def _admit(self, client: str) -> None:
         self.server.admit(client)
@@ -327,15 +322,10 @@ class Agent:
         return await self._kernels.await_launch(kernel_id, launch_id)
 
     async def _launch(self, request: messages.Launch) -> KernelProcess:
-        entry = self._ledger.get(request.lease_id)
-        if entry is None or entry.lease.kernel_id != request.kernel_id:
-            raise RemoteError("no_lease", f"there is no lease {request.lease_id} for this kernel")
-        if request.lease_id in self._releases:
-            raise RemoteError("no_lease", f"lease {request.lease_id} is being released")
-        self._timers.cancel(request.lease_id)
+        lease = self.leases.occupy(request.lease_id, request.kernel_id)
         try:
-            self._limits.confine(entry.lease)
-            device_ids = await self._devices_of(entry.lease)
+            self._limits.confine(lease)
+            device_ids = await self._devices_of(lease)
             has_locks = self._gpu_locks.is_held
             has_bus_ids = self._settings.gpu_visibility == "bus" and bool(self._ledger.models)
             changed = adapt(request, self._settings, device_ids, has_bus_ids=has_bus_ids or has_locks)
@@ -343,9 +333,7 @@ class Agent:
         except NotEnforced as problem:
             raise RemoteError("not_enforced", str(problem)) from None
         finally:
-            # A failed launch leaves the lease without a kernel. A restarter may try again within `linger_s`.
-            if not self._kernels.runs_in(entry.lease):
-                self._expire_later(request.lease_id, entry.linger_s)
+            self.leases.let_expire(request.lease_id)
 
     def _signal(self, kernel_id: str, signum: int) -> dict[str, bool]:
         if not 0 <= signum < signal.NSIG:
@@ -427,88 +415,24 @@ class Agent:
         def report() -> None:
             self._publish("launched", lease_id=process.lease_id, kernel=process)
 
-        self._timers.cancel(process.lease_id)
         self._timers.later(_AFTER_ANSWER_S, report, key=(_LAUNCHED, process.lease_id))
 
     def _on_exited(self, process: KernelProcess) -> None:
         self._timers.cancel((_LAUNCHED, process.lease_id))  # its end is the newer report
-        entry = self._ledger.get(process.lease_id)
-        if entry is not None and process.lease_id not in self._releases:
-            self._expire_later(process.lease_id, entry.linger_s)
-        was_ended_with_group = self._settings.shares_session and process.exit_code == -signal.SIGTERM
-        if was_ended_with_group and not self.left.is_set():
-            # The manager of the container ends this agent by the same signal. That it does so is said first.
-            loop = asyncio.get_running_loop()
-            loop.call_later(_SAME_SIGNAL_S, lambda: self._publish_exit(process))
+        self.leases.let_expire(process.lease_id)
+
+        def report() -> None:
+            self._publish("exited", lease_id=process.lease_id, kernel=process)
+
+        if self.left.is_set():  # an end by the manager is reported already
+            report()
         else:
-            self._publish_exit(process)
-
-    def _publish_exit(self, process: KernelProcess) -> None:
-        self._publish("exited", lease_id=process.lease_id, kernel=process)
-
-    async def _release_lease(self, lease_id: str, grace_s: float = STOP_GRACE_S) -> None:
-        task = self._releases.get(lease_id)
-        if task is None:
-            task = self._releases[lease_id] = start_shared(self._end_lease(lease_id, grace_s))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(lambda _: self._releases.pop(lease_id, None))
-        await join_shared(task)  # all callers share one release, which goes on if they give up
-
-    async def _end_lease(self, lease_id: str, grace_s: float) -> None:
-        entry = self._ledger.get(lease_id)
-        if entry is None:
-            return
-        await self._kernels.release(entry.lease, grace_s)  # first, because the lease covers the kernel
-        await self._limits.release(lease_id)
-        self._timers.cancel(lease_id)
-        self._ledger.release(lease_id)
-        self._limit_spares()
-        log.info("lease=%s released", lease_id)
-        self._publish("released", lease_id=lease_id)
-        if self._settings.is_per_kernel:
-            asyncio.get_running_loop().call_later(0.05, self.left.set)  # after the answer has been sent
-        self._watch_idleness()
+            self._place.report_exit(process.exit_code, report)
 
     def terminate(self) -> None:
-        """Leave, because the machine or the cluster manager has sent a signal.
-
-        In a pod or container, report the lease as lost, because its kernel ends with the agent. Where the manager ends
-        a process group, it may kill this agent 0.25 s later: what only the agent can end, it ends first.
-        """
-        if self._settings.shares_session:
-            kill_outsiders()
-        if self._settings.is_per_kernel:
-            for entry in self._ledger.entries():  # the manager may know a better reason, and tell it first
-                self._publish("lost", lease_id=entry.lease.id, reason=f"its {self._settings.unit} was ended")
+        """Leave, because the machine or the cluster manager has sent a signal."""
+        self._place.terminate(self.leases)
         self.left.set()
-
-    async def end_all(self, grace_s: float = STOP_GRACE_S) -> None:
-        await asyncio.gather(
-            *(self._release_lease(entry.lease.id, grace_s) for entry in self._ledger.entries())
-        )
-
-    async def _lose_all(self, reason: str) -> None:
-        for entry in self._ledger.entries():  # first, so that no scheduler starts a kernel in a lost lease
-            self._publish("lost", lease_id=entry.lease.id, reason=reason)
-        await self.end_all()
-        self._idle_exit_s = _OUTSIDE_EXIT_S
-        self._watch_idleness()
-
-    def _expire_later(self, lease_id: str, delay_s: float) -> None:
-        """Release the lease after `delay_s`, unless a kernel runs in it by then."""
-        self._timers.later(delay_s, lambda: spawn(self._expire(lease_id), self._tasks, log), key=lease_id)
-
-    async def _expire(self, lease_id: str) -> None:
-        entry = self._ledger.get(lease_id)
-        if entry is not None and not self._kernels.runs_in(entry.lease):
-            await self._release_lease(lease_id)
-
-    def _watch_idleness(self) -> None:
-        """Leave after `idle_exit_s` without leases. Kernels cannot run without leases."""
-        self._timers.cancel(_IDLE)
-        if self._ledger.is_empty:
-            self._timers.later(self._idle_exit_s, self.left.set, key=_IDLE)
 
     def _report_status(self, status: Node) -> bool:
         self._publish("status", node=status)

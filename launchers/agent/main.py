@@ -11,6 +11,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,14 @@ from roost.launchers.protocol.shared_values import VERSION
 from roost.launchers.protocol.unfinished_handshakes import return_large_blocks
 from roost.placement.model.json_codec import decode, encode
 
-from .agent import STOP_GRACE_S, Agent
+from .agent import Agent
+from .launch.place import Place, find_place
 from .launch.start import EarlierFork
 
 log = logging.getLogger(__name__)
 
 NO_PORT_EXIT = 98
 """The exit code of an agent that found none of its ports free. It is EADDRINUSE on Linux."""
-_TAKEN_GRACE_S = 0.1  # a manager that ends a session may kill it 0.25 s after SIGTERM
 
 
 class NoFreePort(Exception):
@@ -46,6 +47,7 @@ class NoFreePort(Exception):
 async def serve(
     folder: Path,
     settings: AgentSettings,
+    place: Place,
     assignment: messages.Assignment | None = None,
     earlier_fork: EarlierFork | None = None,
 ) -> None:
@@ -60,7 +62,7 @@ async def serve(
         keys = ServerKeys(public=public, secret=secret, clients=frozenset([client_public]))
         if assignment is not None:
             keys, client_keys = assignment.keys, {}
-        agent = Agent(folder, settings, keys, earlier_fork)
+        agent = Agent(folder, settings, place, keys, earlier_fork)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(signum, agent.terminate)
@@ -69,7 +71,7 @@ async def serve(
                 agent.adopt()
             if assignment is not None:
                 await agent.begin(assignment)
-            endpoint = listen(agent.server, folder, settings)
+            endpoint = listen(agent.server, folder, place.ip, settings.ports)
             if assignment is not None and assignment.report_to:
                 agent.report(assignment, endpoint)
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
@@ -77,18 +79,18 @@ async def serve(
             agent.announce(announced)
             agent.watch_folder(held, announced)
             await agent.left.wait()
-            if settings.is_per_kernel:
-                await agent.end_all(_TAKEN_GRACE_S if settings.shares_session else STOP_GRACE_S)
+            await place.leave(agent.leases)
         finally:
             await agent.close()
 
 
-def listen(server: RpcServer, folder: Path, settings: AgentSettings) -> str:
-    """Bind the first free port of the settings, and return the endpoint. Raises `NoFreePort`.
+def listen(server: RpcServer, folder: Path, ip: str, ports: Sequence[int]) -> str:
+    """Bind the first of these ports that is free, or any if there are none, and return the endpoint.
 
-    An agent for this machine alone has no port, but a Unix socket in its folder. No other user can reach that socket.
+    An agent for this machine alone has no IP address, but a Unix socket in its folder. No other user can reach that
+    socket. Raises `NoFreePort`.
     """
-    if not settings.address and not settings.is_per_kernel:
+    if not ip:
         path = folder / "socket"
         clear_place(path, log)
         path.unlink(missing_ok=True)  # left by a killed agent: this process holds the folder
@@ -96,12 +98,12 @@ def listen(server: RpcServer, folder: Path, settings: AgentSettings) -> str:
             return server.start(f"ipc://{path}")
         except zmq.ZMQError as problem:
             raise NoFreePort(f"the agent cannot listen at {path}: {problem}") from None
-    host = f"tcp://{settings.address or '127.0.0.1'}"
+    host = f"tcp://{ip}"
     try:
-        return server.start(*(f"{host}:{port}" for port in settings.ports or ("*",)))
+        return server.start(*(f"{host}:{port}" for port in ports or ("*",)))
     except zmq.ZMQError as problem:
-        ports = ", ".join(map(str, settings.ports))
-        raise NoFreePort(f"the agent cannot listen at {host}, on port {ports or 'any'}: {problem}") from None
+        names = ", ".join(map(str, ports))
+        raise NoFreePort(f"the agent cannot listen at {host}, on port {names or 'any'}: {problem}") from None
 
 
 def main(
@@ -123,14 +125,15 @@ def main(
 
         given = fill_in(given)
     settings = decode(AgentSettings, given)
-    if not settings.is_remote and not settings.is_per_kernel:  # else kernels get this process's context
+    place = find_place(settings)
+    if not place.keeps_context:
         loosen()
     # Kernels would inherit the signals that the starter blocks. A worker of Ray blocks SIGINT, the interrupt.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     assignment = decode(messages.Assignment, assigned) if assigned else None
     earlier_fork = EarlierFork(PodKernel(**forked), output) if forked else None
     try:
-        asyncio.run(serve(folder, settings, assignment, earlier_fork))
+        asyncio.run(serve(folder, settings, place, assignment, earlier_fork))
     except (AlreadyRunning, NoFreePort) as problem:
         print(problem, file=sys.stderr)
         return NO_PORT_EXIT if isinstance(problem, NoFreePort) else 1

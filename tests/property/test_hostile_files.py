@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from kit.machine.real_agent import no_limits
 from roost.launchers.agent.launch.kernels import Kernels
+from roost.launchers.agent.launch.place import OnNode
 from roost.launchers.agent.leases.ledger import LeaseLedger
 from roost.launchers.agent.leases.manager_watch import ManagerWatch
 from roost.launchers.agent.machine.disk_room import DiskRoom
@@ -104,6 +105,7 @@ def adopt(file: Path) -> None:
             ZygotePool(Forking()),
             DiskRoom(home, list),
             no_limits(),
+            place=OnNode(AgentSettings()),
             on_launched=lambda _: None,
             on_exited=lambda _: None,
         )

@@ -10,5 +10,7 @@
              │  └── Reaper: exit codes, and what kernels leave behind                     child_reaper
              └──> Journal (`output`), and a folder with files for the next agent
 
-Only `agent.py` calls this room. It stands above `warm`, `machine`, `limits` and `output`.
+`place` has the differences between the agent of a node and the agent in a pod.
+
+Only the files above this folder call this room. It stands above all other rooms.
 """

@@ -17,7 +17,6 @@ import zmq
 
 from roost.launchers.agent.limits.limits import Limits
 from roost.launchers.agent.machine.disk_room import DiskRoom
-from roost.launchers.agent.machine.sessions import OwnSession, Session
 from roost.launchers.agent.output.journal import Journal, subscribe_to
 from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.file_input import (
@@ -35,6 +34,7 @@ from roost.launchers.protocol.rpc import MOST_SOCKETS, RemoteError
 from roost.placement.model.json_codec import WireError, decode, encode
 
 from .child_reaper import Reaper
+from .place import Place
 from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter, write_connection
 
 log = logging.getLogger(__name__)
@@ -85,8 +85,7 @@ class Kernels:
         *,
         on_launched: Callable[[KernelProcess], None],
         on_exited: Callable[[KernelProcess], None],
-        is_per_kernel: bool = False,
-        session: Session | None = None,
+        place: Place,
         earlier_fork: EarlierFork | None = None,
     ) -> None:
         self._folder = folder
@@ -99,16 +98,15 @@ class Kernels:
         self._on_launched = on_launched
         self._on_exited = on_exited
         self._kernels: dict[str, _TrackedKernel] = {}
-        self._session = session or OwnSession()
+        self._session = place.session
         self._reaper = Reaper(others=zygotes.on_reaped, session=self._session)
         self._starter = Starter(
             zygotes,
             self._reaper,
             self._on_started,
-            self._session,
+            place,
             room,
             limits,
-            is_per_kernel,
             earlier_fork,
         )
         make_own_folder(folder, log)

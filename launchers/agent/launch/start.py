@@ -57,6 +57,7 @@ from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.model.json_codec import encode
 
 from .child_reaper import Reaper
+from .place import Place
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,6 @@ _MOST_TRIES = 3
 _NO_PARENT = "1"
 """The value of JPY_PARENT_PID, which libraries take as the sign of a notebook. ipykernel does not watch process 1."""
 _NO_IPYKERNEL = "its command is not that of an interpreter with `-m ipykernel_launcher -f {connection_file}`"
-_FORKS_FIRST = "a pod or container forks only its first kernel, and only for its own Python"
 
 
 @dataclass(slots=True)
@@ -123,10 +123,9 @@ class Starter:
     zygotes: ZygotePool
     reaper: Reaper
     on_started: Callable[[KernelProcess, asyncio.Future[int]], None]
-    session: Session
+    place: Place
     room: DiskRoom
     limits: Limits
-    is_per_kernel: bool = False
     earlier_fork: EarlierFork | None = None
 
     async def start(self, folder: Path, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
@@ -161,7 +160,7 @@ class Starter:
     async def _start(
         self, folder: Path, request: Launch, device_ids: tuple[str, ...], log_fd: int
     ) -> KernelProcess:
-        child = _Child(folder, self.reaper, self.session, self.room)
+        child = _Child(folder, self.reaper, self.place.session, self.room)
         held = self.limits.get(request.lease_id)
         try:
             why_not_forked = ""
@@ -210,8 +209,8 @@ class Starter:
             return await self._take_over(earlier, child, request)
         if not request.may_fork:
             raise NotForked("its kernelspec sets `fork` to false")
-        if self.is_per_kernel:
-            raise NotForked(_FORKS_FIRST)
+        if self.place.why_never_forked:
+            raise NotForked(self.place.why_never_forked)
         command = parse_ipykernel_command(request.argv)
         if command is None:
             raise NotForked(_NO_IPYKERNEL)
@@ -285,8 +284,8 @@ class Starter:
                     connection_file,
                     log_fd,
                     entries=entries,
-                    ends_with_parent=self.is_per_kernel,
-                    shares_session=self.session.is_shared,
+                    ends_with_parent=self.place.ends_kernels,
+                    shares_session=self.place.session.is_shared,
                 )
             code = child.record(pid, is_ours=True)
             claims_until_end = claims.pop_all()

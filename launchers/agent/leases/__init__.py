@@ -1,9 +1,11 @@
 """The leases on this node: the agent's ledger, and the watches over what can end them.
 
     Agent ──> LeaseLedger: the leases that it has granted, as files                       ledger
-      │ ^
-      │ └── all leases are lost ──┬── ManagerWatch: the cluster manager's daemons         manager_watch
-      │                           └── watch_address: a daemon known by its address alone  address_watch
+      │          ^
+      ├──> LeaseRules: how each lease ends, and when the agent leaves                     lease_rules
+      │          ^
+      │          └── lose_all ──┬── ManagerWatch: the cluster manager's daemons           manager_watch
+      │                         └── watch_address: a daemon known by its address alone    address_watch
       └──> report_address: a pod's agent reports to the service where it listens          address_report
 
 If the agent itself decides (backend `local`), the ledger refuses a slice that is taken. Leases are lost when the node

@@ -25,7 +25,7 @@ from roost.placement.model import Request
 from roost.placement.model.format import format_bytes
 from roost.placement.model.node import MEMORY_ONLY
 
-from .cgroups import Cgroup, CgroupTree, NoCgroups, find_own_group
+from .cgroups import Cgroup, CgroupTree, NoCgroups
 from .confinement import (
     Confinement,
     GroupConfinement,
@@ -60,6 +60,7 @@ class NotEnforced(Exception):
 class Limits:
     """The limits of an agent's leases: a `Confinement` for each lease, by lease id.
 
+    `own_group` is the agent's own control group if the cluster manager limits it; then the agent sets no limits.
     `list_others` returns the pids of zygotes and of kernels without promises. They share one control group, so that
     together they get the CPU time of one CPU where CPUs are short. `on_near` is called with a lease id and a clause for
     a kernel that is about to use all its memory.
@@ -72,12 +73,11 @@ class Limits:
         session: Session,
         *,
         cpus: float,
-        is_per_kernel: bool,
+        own_group: Cgroup | None,
         pages_out: bool,
         list_others: Callable[[], Iterable[int]],
         on_near: Callable[[str, str], object],
         make_tree: Callable[[str], CgroupTree] = CgroupTree,
-        find_own_group: Callable[[], Cgroup] = find_own_group,
     ) -> None:
         self._settings = settings
         self._session = session
@@ -90,9 +90,9 @@ class Limits:
         self._tree: CgroupTree | None = None
         self._is_open = False
         self._why_not = ""
-        self._managed = find_own_group() if is_per_kernel else None
+        self._managed = own_group
         self._tasks: set[asyncio.Task[None]] = set()
-        if is_per_kernel:
+        if own_group is not None:
             return
         try:
             self._tree = make_tree(name)

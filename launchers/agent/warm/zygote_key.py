@@ -51,7 +51,7 @@ def build_key(
     return Key(python, flags, folder, variables, cpus=start.cpus, stack=tuple(start.limits["STACK"]))
 
 
-def is_per_kernel(name: str) -> bool:
+def varies_by_kernel(name: str) -> bool:
     """True if the environment variable `name` differs from kernel to kernel.
 
     Zygotes never get such variables.
@@ -60,7 +60,7 @@ def is_per_kernel(name: str) -> bool:
 
 
 def drop_per_kernel(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if not is_per_kernel(name)}
+    return {name: value for name, value in env.items() if not varies_by_kernel(name)}
 
 
 def select_import_environment(env: Mapping[str, str]) -> dict[str, str]:

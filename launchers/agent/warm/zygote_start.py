@@ -22,7 +22,7 @@ from roost.placement.model.json_codec import encode
 
 from .fingerprint import Fingerprint
 from .kernel_command import KernelCommand
-from .zygote_key import Key, is_per_kernel
+from .zygote_key import Key, varies_by_kernel
 
 SCRIPT = Path(__file__).parents[2] / "zygote" / "main.py"
 _READY_S = 60.0
@@ -74,7 +74,7 @@ class Zygote:
         return {
             name
             for name, value in self.variables.items()
-            if env.get(name) != value and not is_per_kernel(name)
+            if env.get(name) != value and not varies_by_kernel(name)
         }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from kit.machine.daemons import agent_folder
 from kit.machine.tiny_kernel import TINY_ARGV
 from roost.launchers.agent.find_or_start import find_or_start_agent
+from roost.launchers.agent.limits.cgroups import find_own_group
 from roost.launchers.agent.limits.limits import Limits
 from roost.launchers.agent.machine.sessions import OwnSession
 from roost.launchers.daemon.daemon import read_announcement
@@ -39,7 +40,7 @@ def no_limits() -> Limits:
         Enforcement(),
         OwnSession(),
         cpus=1,
-        is_per_kernel=True,
+        own_group=find_own_group(),
         pages_out=False,
         list_others=list,
         on_near=print,

@@ -23,12 +23,14 @@ from kit.machine.real_agent import no_limits
 from roost.launchers.agent.launch import kernels
 from roost.launchers.agent.launch.child_reaper import Reaper
 from roost.launchers.agent.launch.kernels import Kernels
+from roost.launchers.agent.launch.place import OnNode
 from roost.launchers.agent.launch.start import EarlierFork
 from roost.launchers.agent.machine.disk_room import DiskRoom
 from roost.launchers.agent.warm.fork_report import read_report
 from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.open_files import raise_limit
 from roost.launchers.daemon.process import start_time
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import (
     PORT_NAMES,
     Connection,
@@ -107,6 +109,7 @@ async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
         ZygotePool(),
         room,
         no_limits(),
+        place=OnNode(AgentSettings()),
         on_launched=launched.append,
         on_exited=exited.append,
     )
@@ -139,6 +142,7 @@ def make_kernels(folder: Path) -> Kernels:
         ZygotePool(),
         DiskRoom(folder, list),
         no_limits(),
+        place=OnNode(AgentSettings()),
         on_launched=lambda _: None,
         on_exited=lambda _: None,
     )
@@ -245,6 +249,7 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
         ZygotePool(),
         DiskRoom(runtime_dir, list),
         no_limits(),
+        place=OnNode(AgentSettings()),
         on_launched=print,
         on_exited=ended.put_nowait,
         earlier_fork=EarlierFork(kernel, context.socket(zmq.SUB) if has_listened else None),

@@ -43,12 +43,11 @@ def make(
         Enforcement(**settings),
         session or OwnSession(),
         cpus=1,
-        is_per_kernel=pod is not None,
+        own_group=pod,
         pages_out=False,
         list_others=list,
         on_near=on_near,
         make_tree=no_tree,
-        find_own_group=lambda: pod or Cgroup(Path("/nowhere"), Path("/nowhere"), is_v1=False),
     )
 
 
