@@ -18,7 +18,7 @@ from roost.launchers.daemon.daemon import Hold, announce
 from roost.launchers.daemon.file_input import clear_place
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.supervision import keep_running
-from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, join_shared, spawn
+from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.launch_checks import find_impossible
@@ -117,6 +117,7 @@ class Agent:
             self._zygotes,
             self._room,
             self._limits,
+            prepare=self._prepare,
             on_launched=self._on_launched,
             on_exited=self._on_exited,
             place=place,
@@ -140,7 +141,6 @@ class Agent:
         )
         self._gpu_locks = GpuLocks(settings.node)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._begun: dict[tuple[str, str], asyncio.Task[KernelProcess | RemoteError]] = {}
         self.server = RpcServer(
             {
                 "reserve": Operation(self._reserve, messages.Reserve),
@@ -149,7 +149,6 @@ class Agent:
                 "manage": Operation(self._manage, messages.Manager),
                 "admit": Operation(self._admit),
                 "launch": Operation(self._launch, messages.Launch),
-                "await_launch": Operation(self._await_launch),
                 "signal": Operation(self._signal),
                 "stop": Operation(self._kernels.stop),
                 "list": Operation(self._list),
@@ -300,40 +299,36 @@ class Agent:
         self.server.admit(client)
 
     def _begin_launch(self, request: messages.Launch) -> None:
-        """Launch a kernel, and only log a failure. Calls for the same launch get the error."""
+        """Launch a kernel, and only log a failure. A call with the same launch joins it and gets the error."""
 
-        async def launch() -> KernelProcess | RemoteError:
+        async def launch() -> None:
             try:
-                return await self._launch(request)
+                await self._launch(request)
             except RemoteError as problem:
                 log.info("kernel=%s its launch failed: %s", request.kernel_id, hide_output(problem))
-                return problem
 
-        key = request.kernel_id, request.launch_id
-        task = self._begun[key] = spawn(launch(), self._tasks, log)
-        task.add_done_callback(lambda _: self._begun.pop(key, None))
-
-    async def _await_launch(self, kernel_id: str, launch_id: str) -> KernelProcess:
-        begun = self._begun.get((kernel_id, launch_id))
-        if begun is not None and not self._kernels.has_launch(kernel_id, launch_id):
-            outcome = await join_shared(begun)
-            if isinstance(outcome, RemoteError):
-                raise outcome
-        return await self._kernels.await_launch(kernel_id, launch_id)
+        spawn(launch(), self._tasks, log)
 
     async def _launch(self, request: messages.Launch) -> KernelProcess:
         lease = self.leases.occupy(request.lease_id, request.kernel_id)
         try:
-            self._limits.confine(lease)
-            device_ids = await self._devices_of(lease)
-            has_locks = self._gpu_locks.is_held
-            has_bus_ids = self._settings.gpu_visibility == "bus" and bool(self._ledger.models)
-            changed = adapt(request, self._settings, device_ids, has_bus_ids=has_bus_ids or has_locks)
-            return await self._kernels.launch(changed, device_ids)
-        except NotEnforced as problem:
-            raise RemoteError("not_enforced", str(problem)) from None
+            return await self._kernels.launch(request, lease)
         finally:
             self.leases.let_expire(request.lease_id)
+
+    async def _prepare(
+        self, request: messages.Launch, lease: Lease
+    ) -> tuple[messages.Launch, tuple[str, ...]]:
+        """Set the limits of a new launch. Return the launch as this node needs it, and its devices."""
+        try:
+            self._limits.confine(lease)
+        except NotEnforced as problem:
+            raise RemoteError("not_enforced", str(problem)) from None
+        device_ids = await self._devices_of(lease)
+        has_locks = self._gpu_locks.is_held
+        has_bus_ids = self._settings.gpu_visibility == "bus" and bool(self._ledger.models)
+        changed = adapt(request, self._settings, device_ids, has_bus_ids=has_bus_ids or has_locks)
+        return changed, device_ids
 
     def _signal(self, kernel_id: str, signum: int) -> dict[str, bool]:
         if not 0 <= signum < signal.NSIG:

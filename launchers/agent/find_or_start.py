@@ -93,7 +93,7 @@ async def find_or_start_agent(
 
 def is_older(announced: Mapping[str, Any]) -> bool:
     """True if the agent with this announcement is older than this roost. Raises `DaemonError` if it is too new."""
-    if parse_version(str(announced["version"])) < parse_version(VERSION):
+    if parse_version(str(announced["version"])) < parse_version(VERSION) or announced["protocol"] < PROTOCOL:
         return True
     if announced["protocol"] != PROTOCOL:
         newer = f"has version {announced['version']}, newer than {VERSION}"

@@ -36,7 +36,7 @@ _MARGIN_S = 5.0
 class AgentClient:
     """One connection to an agent, on one event loop. Every call may be repeated on another connection.
 
-    Calls raise `RemoteError` (kinds: conflict, no_lease, no_launch, kernel_died, launch_timeout, bad_command,
+    Calls raise `RemoteError` (kinds: conflict, no_lease, kernel_died, launch_timeout, bad_command,
     unknown_kernel, no_space, no_descriptors, too_large, bad_request, internal), `Disconnected`, `Unauthorized` or
     `asyncio.TimeoutError`.
     """
@@ -82,15 +82,8 @@ class AgentClient:
         await self._client.call("admit", {"client": client}, timeout_s=_QUICK_S)
 
     async def launch(self, request: Launch) -> KernelProcess:
+        """Start a kernel and return its process. A repeated launch gets the answer or the error of the first one."""
         return await self._call(KernelProcess, "launch", request, timeout_s=request.deadline_s + _MARGIN_S)
-
-    async def await_launch(self, kernel_id: str, launch_id: str, deadline_s: float) -> KernelProcess:
-        """Return the process of a launch that has begun with its lease (`Reserve.launch`).
-
-        Raise what `launch` raises, or the `RemoteError` no_launch if the agent knows no such launch.
-        """
-        arguments = {"kernel_id": kernel_id, "launch_id": launch_id}
-        return await self._call(KernelProcess, "await_launch", arguments, timeout_s=deadline_s + _MARGIN_S)
 
     async def signal(self, kernel_id: str, signum: int) -> bool:
         """Send a signal to a kernel. Return False if the kernel has ended."""

@@ -27,7 +27,7 @@ from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
 from .shared_values import name_connection_file as name_connection_file
 
-PROTOCOL = 13
+PROTOCOL = 14
 """The version of this protocol. An agent and a client must have the same version.
 
 A new field in an answer or event needs no new version, because older clients ignore the field. A new field in a request
@@ -89,10 +89,7 @@ class Reserve:
     linger_s: float = 10.0
     """How long the lease outlives a kernel that ended by itself, so that Jupyter can restart that kernel."""
     launch: Launch | None = None
-    """The launch that the agent begins as soon as the ledger has the lease.
-
-    `AgentClient.await_launch`, and `AgentClient.launch` with the same launch, get its answer.
-    """
+    """The launch that the agent begins as soon as the ledger has the lease. `AgentClient.launch` then joins it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

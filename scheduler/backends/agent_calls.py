@@ -45,10 +45,6 @@ OnLost = Callable[[AgentAddress | None], Awaitable[object]]
 """Receives the address of an agent that is unreachable; None if `Resolve` failed."""
 
 
-class UnknownLaunch(LaunchError):
-    """The agent has not begun this launch: send it the launch."""
-
-
 class LeaseGone(LaunchError):
     """The agent does not know the lease: the agent gave it up, or the agent's files are gone."""
 
@@ -57,7 +53,6 @@ _ERRORS: dict[str, type[RoostError]] = {
     "conflict": LeaseConflict,
     "kernel_died": KernelDied,
     "launch_timeout": LaunchTimeout,
-    "no_launch": UnknownLaunch,
     "no_lease": LeaseGone,
     "unknown_kernel": UnknownKernel,
 }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import KernelProcess
 from roost.placement.model.last_entries import LastEntries
-from roost.scheduler.backends.agent_calls import LeaseGone, UnknownLaunch
+from roost.scheduler.backends.agent_calls import LeaseGone
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, LaunchTimeout, RoostError
 from roost.scheduler.messages import Kernel, StartKernel
@@ -108,10 +107,9 @@ class StartRunner:
 
     async def _bring_up(self, record: KernelRecord, start: StartKernel, deadline: float) -> KernelProcess:
         for pause_s in backoff(*_LEASE_GONE_S):
-            is_begun = record.lease is None or record.lease.state == "pending"  # a claim begins the launch
-            if is_begun:
+            if record.lease is None or record.lease.state == "pending":
                 await self._claimer.take(record, start, deadline)
-            elif record.lease is not None:  # a restart in the lease of an earlier launch
+            else:  # a restart in the lease of an earlier launch
                 record.launch(record.lease)
             assert record.lease is not None
             record.check_wanted()
@@ -124,7 +122,7 @@ class StartRunner:
             try:
                 process = self._find_reported(record, start)
                 if process is None:
-                    process = await self._launch(record.lease, start, launch_by, is_begun=is_begun)
+                    process = await self._launch(record.lease, start, launch_by)
                 else:
                     joining = self._join(record, record.lease, start)
                     self._access.wait_for(record.lease, spawn(joining, self._tasks, log))
@@ -189,12 +187,10 @@ class StartRunner:
         if is_wanted() and record.start is None:
             self._table.update(record, process)
 
-    async def _launch(
-        self, lease: Lease, start: StartKernel, deadline: float, *, is_begun: bool = False
-    ) -> KernelProcess:
-        """Launch the kernel in the lease. If the connection to the agent is lost, repeat the launch.
+    async def _launch(self, lease: Lease, start: StartKernel, deadline: float) -> KernelProcess:
+        """Launch the kernel in the lease, or join the launch that began with the claim.
 
-        If the launch `is_begun`, first ask for its outcome: that needs no environment, and is answered sooner.
+        If the connection to the agent is lost, repeat the launch.
         """
 
         def find_remaining_s() -> float:
@@ -209,12 +205,6 @@ class StartRunner:
             env = {**start.env, **self._access.backend.environment(lease)}
             return await agent.launch(replace(ready, lease_id=lease.id, env=env))
 
-        async def await_launch(agent: AgentClient) -> KernelProcess:
-            return await agent.await_launch(start.kernel_id, start.launch_id, find_remaining_s())
-
-        if is_begun:
-            with suppress(UnknownLaunch):
-                return await self._access.call(lease, await_launch)
         return await self._access.call(lease, launch)
 
     async def _undo(self, record: KernelRecord, error: RoostError, *, is_restart: bool) -> None:

@@ -118,20 +118,21 @@ async def test_starts_that_fail(agent: Session, argv: tuple[str, ...], kind: str
 async def test_the_outcome_of_a_launch_that_began_with_its_lease(agent: Session) -> None:
     launch = agent.build_launch("k", launch_id="one")
     await agent.reserve("k", launch=launch)
-    process = await agent.client.await_launch("k", "one", 20)
+    process = await agent.client.launch(launch)
     assert alive(process)
-    assert process == await agent.client.launch(launch) == await agent.client.await_launch("k", "one", 20)
-    with pytest.raises(RemoteError) as caught:
-        await agent.client.await_launch("k", "two", 20)
-    assert caught.value.kind == "no_launch"
+    assert process == await agent.client.launch(launch)
+    with pytest.raises(RemoteError, match="still runs") as caught:
+        await agent.launch("k", launch_id="two")
+    assert caught.value.kind == "bad_request"
     await agent.client.release("roost:k:1")
 
 
 async def test_a_launch_that_failed_with_its_lease_says_so_each_time(agent: Session) -> None:
-    await agent.reserve("k", launch=agent.build_launch("k", ("no-such-program",), launch_id="one"))
+    launch = agent.build_launch("k", ("no-such-program",), launch_id="one")
+    await agent.reserve("k", launch=launch)
     for _ in range(2):
         with pytest.raises(RemoteError, match="'no-such-program' was not found"):
-            await agent.client.await_launch("k", "one", 20)
+            await agent.client.launch(launch)
     await agent.client.release("roost:k:1")
 
 

@@ -20,7 +20,7 @@ import pytest
 import zmq
 from hypothesis import HealthCheck, Phase, given, settings
 
-from kit.machine.real_agent import no_limits
+from kit.machine.real_agent import as_it_is, no_limits
 from roost.launchers.agent.launch.kernels import Kernels
 from roost.launchers.agent.launch.place import OnNode
 from roost.launchers.agent.leases.ledger import LeaseLedger
@@ -106,6 +106,7 @@ def adopt(file: Path) -> None:
             DiskRoom(home, list),
             no_limits(),
             place=OnNode(AgentSettings()),
+            prepare=as_it_is,
             on_launched=lambda _: None,
             on_exited=lambda _: None,
         )

@@ -29,16 +29,12 @@ from roost.scheduler.backends.base import AgentAddress
 
 from .deadlines import allow_s
 
-_STAGES = {"await_launch": "launch"}
-"""The stages of operations that have no stage of their own name."""
-
 
 class FakeAgent:
     """An agent in this process. It has the real ledger and speaks the real protocol, but starts no kernels.
 
     A stage is the name of an operation, such as `reserve`, `launch` or `stop`. After `fail` or `hold`, the
-    calls of that stage fail or wait. The operation `await_launch` belongs to the stage
-    `launch`. The agent listens at `address`.
+    calls of that stage fail or wait. The agent listens at `address`.
     """
 
     def __init__(
@@ -64,13 +60,10 @@ class FakeAgent:
         self.cpus_used = 0.0
         self.signals: list[tuple[str, int]] = []
         self.kernels: dict[str, KernelProcess] = {}
-        self.begins_launches = True
-        """False: a launch that comes with its lease does not begin, as if the agent had ended meanwhile."""
         self._keys = [key.decode() for key in (*zmq.curve_keypair(), *zmq.curve_keypair())]
         self._begin()
 
     def _begin(self) -> None:
-        self._begun: dict[tuple[str, str], Launch] = {}
         cpus, memory_bytes, gpus = self._totals
         devices = [Device(id=str(index), model="T4") for index in range(gpus)]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -83,7 +76,6 @@ class FakeAgent:
             "release": self._release,
             "transfer": self.ledger.transfer,
             "launch": self._launch,
-            "await_launch": self._await_launch,
             "signal": self._signal,
             "stop": self._stop,
             "list": self._list,
@@ -93,8 +85,7 @@ class FakeAgent:
         }
         messages = {"reserve": Reserve, "launch": Launch}
         self.operations = {
-            name: Operation(self._handler(_STAGES.get(name, name), do), messages.get(name))
-            for name, do in operations.items()
+            name: Operation(self._handler(name, do), messages.get(name)) for name, do in operations.items()
         }
         self._listen()
 
@@ -174,8 +165,6 @@ class FakeAgent:
             raise RemoteError("conflict", str(problem)) from None
         if is_new:
             self.report(AgentEvent(kind="reserved", lease_id=lease.id))
-        if request.launch is not None and self.begins_launches:
-            self._begun[request.lease.kernel_id, request.launch.launch_id] = request.launch
         return lease
 
     def _release(self, lease_id: str) -> None:
@@ -211,14 +200,6 @@ class FakeAgent:
         self.kernels[request.kernel_id] = process
         self.report(AgentEvent(kind="launched", lease_id=request.lease_id, kernel=process))
         return process
-
-    def _await_launch(self, kernel_id: str, launch_id: str) -> KernelProcess:
-        known = self.kernels.get(kernel_id)
-        if known is not None and known.launch_id == launch_id:
-            return known
-        if (kernel_id, launch_id) not in self._begun:
-            raise RemoteError("no_launch", "there is no such launch")
-        return self._launch(self._begun[kernel_id, launch_id])
 
     def _signal(self, kernel_id: str, signum: int) -> dict[str, bool]:
         self.signals.append((kernel_id, signum))

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import shutil
 import signal
-from collections.abc import Callable, Container
+from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +40,7 @@ from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter, write_connectio
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Prepare = Callable[[Launch, Lease], Awaitable[tuple[Launch, tuple[str, ...]]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,10 @@ class _TrackedKernel:
 
 
 class Kernels:
-    """All kernels of an agent. `on_launched` and `on_exited` are called once per launch and exit."""
+    """All kernels of an agent. `on_launched` and `on_exited` are called once per launch and exit.
+
+    `prepare` is called once per launch, with its lease. It returns the launch as this node needs it, and its devices.
+    """
 
     def __init__(
         self,
@@ -83,6 +87,7 @@ class Kernels:
         room: DiskRoom,
         limits: Limits,
         *,
+        prepare: Prepare,
         on_launched: Callable[[KernelProcess], None],
         on_exited: Callable[[KernelProcess], None],
         place: Place,
@@ -95,6 +100,7 @@ class Kernels:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None  # of all journals
         self._earlier_fork = earlier_fork
         self._output = earlier_fork.output if earlier_fork else None
+        self._prepare = prepare
         self._on_launched = on_launched
         self._on_exited = on_exited
         self._kernels: dict[str, _TrackedKernel] = {}
@@ -132,28 +138,22 @@ class Kernels:
         kernel = self._in_lease(lease)
         return kernel is not None and not kernel.ended.is_set()
 
-    async def launch(self, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
-        """Start a kernel and return its process. A repeated call with the same launch id joins the first one.
+    async def launch(self, request: Launch, lease: Lease) -> KernelProcess:
+        """Start a kernel in the lease and return its process.
 
-        The kernel may have ended since the first call. Raises `RemoteError`.
+        A repeated call with the same launch id joins the first one, also if that has failed. The kernel may have ended
+        since the first call. Raises `RemoteError`.
         """
         known = self._kernels.get(request.kernel_id)
         if known is None or known.launch_id != request.launch_id:
             if known is not None and not known.ended.is_set():
                 raise RemoteError("bad_request", f"kernel {request.kernel_id} still runs; stop it first")
-            known = self._begin(request, device_ids)
-        return await _join(known)
-
-    async def await_launch(self, kernel_id: str, launch_id: str) -> KernelProcess:
-        """Return what `launch` returns or raises for a launch that has begun. Else raise `RemoteError`."""
-        if not self.has_launch(kernel_id, launch_id):
-            raise RemoteError("no_launch", f"this agent knows no launch {launch_id} of kernel {kernel_id}")
-        return await _join(self._kernels[kernel_id])
-
-    def has_launch(self, kernel_id: str, launch_id: str) -> bool:
-        """True if this is the latest launch of the kernel, in progress or done."""
-        known = self._kernels.get(kernel_id)
-        return known is not None and known.launch_id == launch_id
+            # Nothing waits between the look and the entry. Of two calls at once, the second one joins the first.
+            known = self._begin(request, lease)
+        process = await join_shared(
+            known.launched
+        )  # a caller that gives up must not cancel the others' start
+        return known.process or process
 
     def signal(self, kernel_id: str, signum: int) -> bool:
         return self._signal(self._kernels.get(kernel_id), signum)
@@ -317,7 +317,7 @@ class Kernels:
             self._context.term()
         self._reaper.close()
 
-    def _begin(self, request: Launch, device_ids: tuple[str, ...]) -> _TrackedKernel:
+    def _begin(self, request: Launch, lease: Lease) -> _TrackedKernel:
         earlier = self._kernels.pop(request.kernel_id, None)
         digest = hashlib.sha256(request.kernel_id.encode(errors="surrogatepass")).hexdigest()
         folder = self._folder / digest[:32]
@@ -328,7 +328,7 @@ class Kernels:
             launch_id=request.launch_id,
             lease_id=request.lease_id,
             folder=folder,
-            starting=asyncio.get_running_loop().create_task(self._starter.start(folder, request, device_ids)),
+            starting=asyncio.get_running_loop().create_task(self._start(folder, request, lease)),
             launched=asyncio.get_running_loop().create_future(),
             ended=asyncio.Event(),
             journal=Journal(request.journal) if earlier is None else earlier.journal,
@@ -336,6 +336,11 @@ class Kernels:
         self._kernels[request.kernel_id] = kernel
         kernel.starting.add_done_callback(lambda task: self._on_start_done(kernel, task))
         return kernel
+
+    async def _start(self, folder: Path, request: Launch, lease: Lease) -> KernelProcess:
+        # A part of the start, so that a release meanwhile cancels it: no kernel starts in a lease that is gone.
+        ready, device_ids = await self._prepare(request, lease)
+        return await self._starter.start(folder, ready, device_ids)
 
     def _on_start_done(self, kernel: _TrackedKernel, task: asyncio.Future[KernelProcess]) -> None:
         """Mark a kernel whose launch failed as ended. It stays listed, so that a repeated call gets the same error."""
@@ -435,11 +440,6 @@ class Kernels:
             return None
         self._output = None
         return output
-
-
-async def _join(kernel: _TrackedKernel) -> KernelProcess:
-    process = await join_shared(kernel.launched)  # a caller that gives up must not cancel the others' start
-    return kernel.process or process
 
 
 async def wait_for_end(process: KernelProcess, ended: asyncio.Event, deadline_s: float = DIES_S) -> None:

@@ -47,6 +47,11 @@ def no_limits() -> Limits:
     )
 
 
+async def as_it_is(launch: Launch, lease: Lease) -> tuple[Launch, tuple[str, ...]]:
+    """Prepare a launch for `Kernels`: change nothing, and give it no devices."""
+    return launch, ()
+
+
 SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
 
 

@@ -16,7 +16,8 @@ from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import read_json, write_private_json
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.launchers.protocol.messages import Lease, Owner, Reserve
+from roost.launchers.protocol.messages import PROTOCOL, Lease, Owner, Reserve
+from roost.launchers.protocol.shared_values import VERSION
 from roost.placement.model import Request
 from roost.placement.model.json_codec import WireError
 
@@ -102,3 +103,8 @@ def test_settings_that_one_version_lacks_are_no_difference() -> None:
 def test_a_newer_agent_is_refused() -> None:
     with pytest.raises(DaemonError, match="upgrade"):
         is_older({"version": "99.0", "protocol": 99})
+
+
+def test_an_agent_with_an_older_protocol_is_older() -> None:
+    assert is_older({"version": VERSION, "protocol": PROTOCOL - 1})
+    assert not is_older({"version": VERSION, "protocol": PROTOCOL})

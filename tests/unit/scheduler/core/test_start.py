@@ -83,14 +83,12 @@ async def test_a_repeated_start_gets_the_same_kernel(tmp_path: Path) -> None:
         assert len(w.agent.launched) == 1
 
 
-async def test_a_launch_that_did_not_begin_with_its_lease_is_sent(tmp_path: Path) -> None:
+async def test_a_start_calls_its_agent_twice(tmp_path: Path) -> None:
     async with fake_world(tmp_path) as w:
-        await w.start("begun")
-        assert w.agent.calls.count("launch") == 1
-        w.agent.begins_launches = False
-        assert (await w.start("sent")).state == "running"
-        assert w.agent.calls.count("launch") == 3
-        assert [launch.kernel_id for launch in w.agent.launched] == ["begun", "sent"]
+        w.agent.calls.clear()
+        assert (await w.start("k")).state == "running"
+        assert [call for call in w.agent.calls if call in ("reserve", "launch")] == ["reserve", "launch"]
+        assert [launch.kernel_id for launch in w.agent.launched] == ["k"]
 
 
 async def test_a_repeated_start_that_failed_is_told_the_same(tmp_path: Path) -> None:

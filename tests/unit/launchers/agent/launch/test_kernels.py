@@ -19,10 +19,11 @@ import pytest
 import zmq
 
 from kit.machine.container_agent import LEASE, a_launch
-from kit.machine.real_agent import no_limits
+from kit.machine.real_agent import as_it_is, no_limits
+from kit.machine.tiny_kernel import TINY_ARGV
 from roost.launchers.agent.launch import kernels
 from roost.launchers.agent.launch.child_reaper import Reaper
-from roost.launchers.agent.launch.kernels import Kernels
+from roost.launchers.agent.launch.kernels import Kernels, Prepare
 from roost.launchers.agent.launch.place import OnNode
 from roost.launchers.agent.launch.start import EarlierFork
 from roost.launchers.agent.machine.disk_room import DiskRoom
@@ -110,6 +111,7 @@ async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
         room,
         no_limits(),
         place=OnNode(AgentSettings()),
+        prepare=as_it_is,
         on_launched=launched.append,
         on_exited=exited.append,
     )
@@ -122,9 +124,9 @@ async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
         cwd="/",
         connection=Connection(),
     )
+    lease = Lease(id="lease", kernel_id="kernel", owner=Owner(user="ada"), request=Request())
     try:
-        assert (await held.launch(request)).is_running
-        lease = Lease(id="lease", kernel_id="kernel", owner=Owner(user="ada"), request=Request())
+        assert (await held.launch(request, lease)).is_running
         assert held.runs_in(lease)
         assert not held.runs_in(replace(lease, id="earlier"))
         await held.release(replace(lease, id="earlier"), 1.0)
@@ -135,7 +137,7 @@ async def test_a_start_cancelled_after_its_last_step_is_ended_by_a_release(
         await held.close()
 
 
-def make_kernels(folder: Path) -> Kernels:
+def make_kernels(folder: Path, prepare: Prepare = as_it_is) -> Kernels:
     """Return an agent's `Kernels` in this folder, without limits. Nothing receives their events."""
     return Kernels(
         folder / "kernels",
@@ -143,9 +145,55 @@ def make_kernels(folder: Path) -> Kernels:
         DiskRoom(folder, list),
         no_limits(),
         place=OnNode(AgentSettings()),
+        prepare=prepare,
         on_launched=lambda _: None,
         on_exited=lambda _: None,
     )
+
+
+@pytest.mark.parametrize("argv", [TINY_ARGV, ("no-such-program",)])
+async def test_a_launch_is_prepared_once_and_answers_each_call_the_same(
+    tmp_path: Path, argv: tuple[str, ...]
+) -> None:
+    prepared: list[str] = []
+
+    async def prepare(launch: Launch, lease: Lease) -> tuple[Launch, tuple[str, ...]]:
+        prepared.append(lease.id)
+        await asyncio.sleep(0)
+        return launch, ()
+
+    held = make_kernels(tmp_path, prepare)
+    try:
+        calls = [held.launch(a_launch(argv), LEASE) for _ in range(2)]
+        together = await asyncio.gather(*calls, return_exceptions=True)
+        later = await asyncio.gather(held.launch(a_launch(argv), LEASE), return_exceptions=True)
+        assert prepared == [LEASE.id]
+        assert [repr(each) for each in together] == 2 * [repr(later[0])]
+        assert isinstance(later[0], KernelProcess if argv == TINY_ARGV else RemoteError)
+    finally:
+        await held.release(LEASE, 0.0)
+        await held.close()
+
+
+async def test_a_release_ends_a_launch_that_is_still_prepared(tmp_path: Path) -> None:
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def prepare(launch: Launch, lease: Lease) -> tuple[Launch, tuple[str, ...]]:
+        begun.set()
+        await never.wait()
+        return launch, ()
+
+    held = make_kernels(tmp_path, prepare)
+    launching = asyncio.ensure_future(held.launch(a_launch(), LEASE))
+    try:
+        await asyncio.wait_for(begun.wait(), allow_s(10))
+        await asyncio.wait_for(held.release(LEASE, 0.0), allow_s(10))
+        await asyncio.wait([launching], timeout=allow_s(10))
+        assert launching.cancelled()
+        assert not held.runs_in(LEASE)
+        assert list((tmp_path / "kernels").iterdir()) == []
+    finally:
+        await held.close()
 
 
 @pytest.mark.parametrize(
@@ -250,6 +298,7 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
         DiskRoom(runtime_dir, list),
         no_limits(),
         place=OnNode(AgentSettings()),
+        prepare=as_it_is,
         on_launched=print,
         on_exited=ended.put_nowait,
         earlier_fork=EarlierFork(kernel, context.socket(zmq.SUB) if has_listened else None),
@@ -258,13 +307,15 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
         if is_known:
             held._reaper.reap()
         if has_listened:
-            assert (await asyncio.wait_for(held.launch(launch), allow_s(60))).pid == child.pid
+            assert (await asyncio.wait_for(held.launch(launch, LEASE), allow_s(60))).pid == child.pid
             end = await asyncio.wait_for(ended.get(), allow_s(60))
             assert (end.exit_code, end.reason) == (7, "the kernel exited with code 7")
-            assert await held.launch(launch) == end, "the service asks a second time, and has seen no event"
+            assert await held.launch(launch, LEASE) == end, (
+                "the service asks a second time, and has seen no event"
+            )
         else:
             with pytest.raises(RemoteError, match="the kernel exited with code 7 while it was starting"):
-                await asyncio.wait_for(held.launch(launch), allow_s(60))
+                await asyncio.wait_for(held.launch(launch, LEASE), allow_s(60))
     finally:
         await held.close()
         context.destroy(linger=0)
@@ -277,11 +328,11 @@ async def test_a_kernel_whose_port_is_taken_meanwhile_gets_others(tmp_path: Path
     held = make_kernels(tmp_path)
     try:
         if tries < 3:
-            process = await asyncio.wait_for(held.launch(request), allow_s(60))
+            process = await asyncio.wait_for(held.launch(request, LEASE), allow_s(60))
             assert process.is_running
         else:
             with pytest.raises(RemoteError, match="Address already in use"):
-                await asyncio.wait_for(held.launch(request), allow_s(60))
+                await asyncio.wait_for(held.launch(request, LEASE), allow_s(60))
         assert (tmp_path / "tries").read_text() == str(min(3, tries + 1))
     finally:
         for file in tmp_path.glob("pid-*"):
