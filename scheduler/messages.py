@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from roost.launchers.daemon.world import read_namespace as read_namespace
+from roost.launchers.protocol.execution import Execution
 from roost.launchers.protocol.kernel_message import MOST_ID_CHARACTERS as MOST_ID_CHARACTERS
 from roost.launchers.protocol.kernel_message import Header as Header
 from roost.launchers.protocol.kernel_message import UnreadableMessage as UnreadableMessage
@@ -78,23 +79,11 @@ DEFAULT_LAUNCH_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartKernel:
+class StartKernel(Execution):
     """A message that starts a kernel, or restarts it in its lease."""
 
-    kernel_id: str
-    """The kernel. It keeps its id over restarts."""
-    launch_id: str
-    """One start or restart of the kernel. A repeat with the same id is harmless."""
     request: Request
     owner: Owner
-    argv: tuple[str, ...]
-    """The command. It keeps `{connection_file}` as a placeholder."""
-    env: Mapping[str, str] = field(repr=False)
-    cwd: str
-    connection: Connection
-    may_fork: bool = True
-    context: ProcessContext = field(default_factory=ProcessContext)
-    """The application's own context, which applies to a kernel on the same machine."""
     launch_timeout_s: float = DEFAULT_LAUNCH_TIMEOUT_S
     """Limits queue and launch together, or only the launch if `queue_timeout_s` is given."""
     queue_timeout_s: float | None = None

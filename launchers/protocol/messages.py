@@ -7,12 +7,14 @@ waiting. The start times of processes are from `process.start_time` instead.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from roost.placement.model import Node, Request
 
+from .execution import Execution as Execution
 from .process_context import ProcessContext as ProcessContext
 from .rpc import ClientKeys, ServerKeys
 from .shared_values import LAST_LINE as LAST_LINE
@@ -120,31 +122,42 @@ class Manager:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
+class Launch(Execution):
     """A request to start a kernel in a lease."""
 
-    launch_id: str
-    """One start or restart of the kernel. A repeated launch with the same id gets the first one's answer."""
     lease_id: str
     """The lease in which the kernel runs."""
-    kernel_id: str
-    """The kernel. It keeps its id over restarts."""
-    argv: tuple[str, ...]
-    """The kernelspec's command, including `{connection_file}`, which the agent fills in."""
-    env: Mapping[str, str] = field(repr=False)
-    """The kernel's environment. It may have secrets. In a pod, the agent adds it to its own environment."""
-    cwd: str
-    """The working folder. In a pod where it does not exist, the kernel starts in the home folder."""
-    connection: Connection
-    """The kernel's keys and, if they are fixed, its ports. It is secret."""
-    may_fork: bool = True
-    """True if the kernel may be forked from a process that has imported ipykernel."""
-    context: ProcessContext = field(default_factory=ProcessContext)
-    """The context of the application, which the kernel gets. Where a part is not known, it gets the agent's."""
     deadline_s: float = 60.0
     """How long the kernel may take to listen on its ports."""
     journal: JournalLimits = field(default_factory=JournalLimits)
     """How much of the kernel's output the agent keeps."""
+
+    def build_process(
+        self,
+        pid: int,
+        started_at: float,
+        connection: Connection,
+        *,
+        timing_ms: Mapping[str, float],
+        device_ids: tuple[str, ...],
+        why_not_forked: str = "",
+    ) -> KernelProcess:
+        """Return the process that this launch has just started."""
+        return KernelProcess(
+            kernel_id=self.kernel_id,
+            launch_id=self.launch_id,
+            lease_id=self.lease_id,
+            pid=pid,
+            process_started_at=started_at,
+            how="exec" if why_not_forked else "forked",
+            why_not_forked=why_not_forked,
+            connection=connection,
+            launched_at=time.time(),
+            timing_ms=timing_ms,
+            device_ids=device_ids,
+            cwd=self.cwd,
+            journal=self.journal,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +178,16 @@ class PodKernel:
     """How long the fork took."""
     listening_ms: float = 0.0
     """How long it took until the kernel listened."""
+
+    def build_process(self, launch: Launch, device_ids: tuple[str, ...]) -> KernelProcess | None:
+        """Return the kernel as its agent will report it; None if another launch began it."""
+        if self.launch_id != launch.launch_id:
+            return None
+        connection = replace(launch.connection, ip=self.ip).with_ports(self.ports)
+        timing_ms = {"spawned": self.spawned_ms, "listening": self.listening_ms}
+        return launch.build_process(
+            self.pid, self.started_at, connection, timing_ms=timing_ms, device_ids=device_ids
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -174,7 +174,7 @@ class Backend(ABC):
         because then no kernel can run there.
         """
 
-    def reported_kernel(self, lease: Lease, launch_id: str) -> PodKernel | None:
+    def reported_kernel(self, launch: Launch) -> KernelProcess | None:
         """Return the kernel of this launch if its pod has reported it, and its agent does not answer yet; else None.
 
         The scheduler then does not wait for the agent.

@@ -7,10 +7,10 @@ import random
 import time
 from collections.abc import Hashable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from roost.launchers.protocol.messages import JournalLimits, Launch
+from roost.launchers.protocol.messages import Execution, JournalLimits, Launch
 from roost.placement import Decision, Node, Request, Snapshot
 from roost.placement.shipped_policies import SHIPPED
 from roost.scheduler.backends.base import Lease
@@ -38,21 +38,10 @@ _REFUSED = "refused this request a moment ago"
 _KEPT = "reserved for a kernel that has waited longer"
 
 
-def build_launch(start: StartKernel, deadline_s: float, journal: JournalLimits) -> Launch:
-    """Return the launch of a start, still without its lease."""
-    return Launch(
-        launch_id=start.launch_id,
-        lease_id="",
-        kernel_id=start.kernel_id,
-        argv=start.argv,
-        env=start.env,
-        cwd=start.cwd,
-        connection=start.connection,
-        may_fork=start.may_fork,
-        context=start.context,
-        deadline_s=deadline_s,
-        journal=journal,
-    )
+def build_launch(start: StartKernel, lease_id: str, deadline_s: float, journal: JournalLimits) -> Launch:
+    """Return the launch of a start in a lease."""
+    execution = {each.name: getattr(start, each.name) for each in fields(Execution)}
+    return Launch(**execution, lease_id=lease_id, deadline_s=deadline_s, journal=journal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +121,10 @@ class LeaseClaimer:
                 placed = time.monotonic()
                 record.timing_ms["queued"] = (looked - began) * 1e3
                 record.timing_ms["placed"] = (placed - looked) * 1e3
-                conflict = await self._claim(
-                    record,
-                    decision,
-                    build_launch(start, min(deadline - placed, start.launch_timeout_s), self.journal),
-                )
+                lease_id = self.table.lease_id(start.kernel_id, start.launch_id)
+                deadline_s = min(deadline - placed, start.launch_timeout_s)
+                launch = build_launch(start, lease_id, deadline_s, self.journal)
+                conflict = await self._claim(record, decision, launch)
                 if conflict is None:
                     record.timing_ms["leased"] = (time.monotonic() - placed) * 1e3
                     return
@@ -183,7 +171,7 @@ class LeaseClaimer:
         """
         placement = decision.placement
         wanted = Lease(
-            id=self.table.lease_id(record.kernel_id, record.launch_id),
+            id=launch.lease_id,
             kernel_id=record.kernel_id,
             node_id=placement.node_id if placement else "",
             device_ids=placement.device_ids if placement else (),
@@ -193,9 +181,7 @@ class LeaseClaimer:
             asked_at=record.created_at,
         )
         record.claim(wanted)
-        claiming = self.access.backend.claim(
-            replace(wanted, state="held"), replace(launch, lease_id=wanted.id)
-        )
+        claiming = self.access.backend.claim(replace(wanted, state="held"), launch)
         try:
             # The claim is sent first: its answer takes as long as the decision's description.
             granted, _ = await asyncio.gather(claiming, self._describe(record, decision))

@@ -120,7 +120,8 @@ class StartRunner:
                 record.lease = await self._access.backend.transfer(record.lease, record.owner)
             began = time.monotonic()
             try:
-                process = self._find_reported(record, start)
+                launch = build_launch(start, record.lease.id, start.launch_timeout_s, self._claimer.journal)
+                process = self._access.backend.reported_kernel(launch)
                 if process is None:
                     process = await self._launch(record.lease, start, launch_by)
                 else:
@@ -135,27 +136,6 @@ class StartRunner:
             record.timing_ms["launched"] = (time.monotonic() - began) * 1e3
             return process
         raise AssertionError("pauses never end")
-
-    def _find_reported(self, record: KernelRecord, start: StartKernel) -> KernelProcess | None:
-        """Return the launch's kernel if its pod has reported the kernel before the agent answers, else None."""
-        assert record.lease is not None
-        kernel = self._access.backend.reported_kernel(record.lease, start.launch_id)
-        if kernel is None:
-            return None
-        return KernelProcess(
-            kernel_id=start.kernel_id,
-            launch_id=start.launch_id,
-            lease_id=record.lease.id,
-            pid=kernel.pid,
-            process_started_at=kernel.started_at,
-            how="forked",
-            connection=replace(start.connection, ip=kernel.ip).with_ports(kernel.ports),
-            launched_at=time.time(),
-            timing_ms={"spawned": kernel.spawned_ms, "listening": kernel.listening_ms},
-            device_ids=record.lease.device_ids,
-            cwd=start.cwd,
-            journal=self._claimer.journal,
-        )
 
     async def _join(self, record: KernelRecord, lease: Lease, start: StartKernel) -> None:
         """Wait until the agent knows a kernel that its pod has reported. Note if the kernel has ended.
@@ -201,9 +181,9 @@ class StartRunner:
             return remaining_s
 
         async def launch(agent: AgentClient) -> KernelProcess:
-            ready = build_launch(start, find_remaining_s(), self._claimer.journal)
+            ready = build_launch(start, lease.id, find_remaining_s(), self._claimer.journal)
             env = {**start.env, **self._access.backend.environment(lease)}
-            return await agent.launch(replace(ready, lease_id=lease.id, env=env))
+            return await agent.launch(replace(ready, env=env))
 
         return await self._access.call(lease, launch)
 

@@ -173,20 +173,13 @@ class Starter:
                     why_not_forked += f": write {python} in its kernelspec's argv"
             if held is not None:
                 held.begin(child.pid)
-            process = KernelProcess(
-                kernel_id=request.kernel_id,
-                launch_id=request.launch_id,
-                lease_id=request.lease_id,
-                pid=child.pid,
-                process_started_at=child.started_at,
-                how="exec" if why_not_forked else "forked",
-                why_not_forked=why_not_forked,
-                connection=connection,
-                launched_at=time.time(),
+            process = request.build_process(
+                child.pid,
+                child.started_at,
+                connection,
                 timing_ms=timing_ms,
                 device_ids=device_ids,
-                cwd=request.cwd,
-                journal=request.journal,
+                why_not_forked=why_not_forked,
             )
             with writing(folder):
                 self.room.write(lambda: write_private_json(folder / "record.json", encode(process)))

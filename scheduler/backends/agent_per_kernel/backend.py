@@ -18,10 +18,10 @@ from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import (
     AgentAddress,
     AgentEvent,
+    KernelProcess,
     Launch,
     Lease,
     Owner,
-    PodKernel,
     Reserve,
 )
 from roost.placement import Node, Request, Snapshot
@@ -178,10 +178,11 @@ class AgentPerKernelBackend(Backend):
         await self._wait_for_agent(pod)
         return pod.address
 
-    def reported_kernel(self, lease: Lease, launch_id: str) -> PodKernel | None:
-        pod = self._pods.get(lease.id)
-        kernel = pod.kernel if pod is not None and lease.id in self._starting else None
-        return kernel if kernel is not None and kernel.launch_id == launch_id else None
+    def reported_kernel(self, launch: Launch) -> KernelProcess | None:
+        pod = self._pods.get(launch.lease_id)
+        if pod is None or pod.kernel is None or launch.lease_id not in self._starting:
+            return None
+        return pod.kernel.build_process(launch, pod.lease.device_ids)
 
     async def explain_loss(self, lease: Lease) -> str:
         return await self._cluster.explain_end(lease.id)
