@@ -30,7 +30,7 @@ from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.placement.model import Node
 
 from .launch.kernels import Kernels
-from .launch.launch_changes import adapt, build_node_environment
+from .launch.launch_changes import LaunchChanges, build_node_environment
 from .launch.place import Place
 from .launch.start import EarlierFork, writing
 from .leases.address_report import report_address
@@ -38,13 +38,11 @@ from .leases.address_watch import watch_address
 from .leases.lease_rules import LeaseRules
 from .leases.ledger import Conflict, LeaseLedger
 from .leases.manager_watch import ManagerWatch
-from .limits.limits import Limits, NotEnforced, name_group
+from .limits.limits import Limits, name_group
 from .limits.page_out import PageOut
 from .limits.usage import RunningKernel, UsageMeter
 from .machine.disk_room import DiskRoom
-from .machine.gpu_locks import GpuLocks
 from .machine.node_metrics import NodeMetrics
-from .machine.nvml import list_gpus
 from .machine.status_feed import StatusFeed
 from .warm.kernel_command import parse_ipykernel_command
 from .warm.learnt_preloads import LearntPreloads
@@ -112,12 +110,13 @@ class Agent:
             learnt=LearntPreloads(folder / "preloads") if settings.forking.learn_preloads else None,
         )
         self._room = DiskRoom(folder, self._list_logs)
+        self._changes = LaunchChanges(settings, self._limits, machine.devices, has_devices=bool(devices))
         self._kernels = Kernels(
             folder / "kernels",
             self._zygotes,
             self._room,
             self._limits,
-            prepare=self._prepare,
+            prepare=self._changes.prepare,
             on_launched=self._on_launched,
             on_exited=self._on_exited,
             place=place,
@@ -139,7 +138,6 @@ class Agent:
         self._managed = ManagerWatch(
             folder / "manager.json", self.leases.lose_all, lambda reason: self._publish("lost", reason=reason)
         )
-        self._gpu_locks = GpuLocks(settings.node)
         self._tasks: set[asyncio.Task[Any]] = set()
         self.server = RpcServer(
             {
@@ -236,7 +234,7 @@ class Agent:
         await self._limits.close(has_leases=not self._ledger.is_empty)
         await self.server.close()
         self._machine.devices.close()
-        self._gpu_locks.close()
+        self._changes.close()
 
     def _reserve(self, request: messages.Reserve) -> Lease:
         for name in (request.lease.id, request.lease.kernel_id):
@@ -316,20 +314,6 @@ class Agent:
         finally:
             self.leases.let_expire(request.lease_id)
 
-    async def _prepare(
-        self, request: messages.Launch, lease: Lease
-    ) -> tuple[messages.Launch, tuple[str, ...]]:
-        """Set the limits of a new launch. Return the launch as this node needs it, and its devices."""
-        try:
-            self._limits.confine(lease)
-        except NotEnforced as problem:
-            raise RemoteError("not_enforced", str(problem)) from None
-        device_ids = await self._devices_of(lease)
-        has_locks = self._gpu_locks.is_held
-        has_bus_ids = self._settings.gpu_visibility == "bus" and bool(self._ledger.models)
-        changed = adapt(request, self._settings, device_ids, has_bus_ids=has_bus_ids or has_locks)
-        return changed, device_ids
-
     def _signal(self, kernel_id: str, signum: int) -> dict[str, bool]:
         if not 0 <= signum < signal.NSIG:
             raise RemoteError("bad_request", f"{signum} is no signal")
@@ -392,17 +376,6 @@ class Agent:
 
     def _leave(self) -> None:
         self._timers.later(0.05, self.left.set)  # after the answer has been sent
-
-    async def _devices_of(self, lease: Lease) -> tuple[str, ...]:
-        """Return the ids of the devices that a kernel in this lease may use. Raises `RemoteError`."""
-        if self._settings.gpu_visibility != "locks" or not lease.request.gpus:
-            return lease.device_ids
-        visible, count = self._machine.devices.read(), lease.request.gpu_count
-        if not visible:
-            visible = await list_gpus()
-        if len(visible) <= count:  # the manager lets this process see its own alone
-            return tuple(device.id for device in visible)
-        return await self._gpu_locks.hold(visible, count)
 
     def _on_launched(self, process: KernelProcess) -> None:
         """Report the kernel soon: the scheduler that has launched it is to get its answer first."""

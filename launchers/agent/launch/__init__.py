@@ -1,10 +1,11 @@
 """The kernels of an agent: launched, watched, signalled and stopped.
 
-    Agent ──> adapt: the node's addresses, environment and devices                        launch_changes
-      │ ^
-      │ └── on_launched, on_exited ──┐
-      └──> Kernels ──> Starter ──────┤                                                    kernels, start
-             │  ^         ├──> a fork from a zygote (`warm`), with sockets that listen
+    Agent <── on_launched, on_exited ──┐
+      │                                │
+      └──> Kernels ──> Starter ────────┤                                                  kernels, start
+             │  ^         │
+             ├──│──> LaunchChanges: limits, addresses, environment and devices            launch_changes
+             │  │         ├──> a fork from a zygote (`warm`), with sockets that listen
              │  │         ├──> or the fork that a pod's first process has made
              │  │         └──> or exec of the kernelspec's argv, with claimed ports
              │  └── Reaper: exit codes, and what kernels leave behind                     child_reaper

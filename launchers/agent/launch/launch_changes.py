@@ -3,29 +3,67 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from roost.launchers.agent.limits.limits import Limits, NotEnforced
+from roost.launchers.agent.machine.gpu_locks import GpuLocks
+from roost.launchers.agent.machine.gpus import DeviceReader
+from roost.launchers.agent.machine.nvml import list_gpus
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.launchers.protocol.messages import Launch
+from roost.launchers.protocol.messages import Launch, Lease
+from roost.launchers.protocol.rpc import RemoteError
 
 
-def adapt(
-    request: Launch, settings: AgentSettings, device_ids: Sequence[str], *, has_bus_ids: bool
-) -> Launch:
-    """Return the launch with the changes that `AgentSettings` lists. `has_bus_ids`: the ids are those of NVML."""
-    connection, cwd, env = request.connection, request.cwd, dict(request.env)
-    if settings.address and connection.transport == "tcp":
-        connection = replace(connection, ip=settings.address)
-    if settings.is_remote:
-        cwd = next(filter(os.path.isdir, (cwd, os.path.expanduser("~"))), os.getcwd())
-        env = {**build_node_environment(), **env}
-    if has_bus_ids or settings.gpu_visibility == "manager":
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(device_ids)
-    if has_bus_ids:  # NVML numbers devices in PCI order, but CUDA's default order puts the fastest first
-        env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-    return replace(request, connection=connection, cwd=cwd, env=env)
+class LaunchChanges:
+    """Prepares launches for this node: the limits of their leases, addresses, environment and devices.
+
+    `has_devices`: the ledger chooses devices by the ids of NVML.
+    """
+
+    def __init__(
+        self, settings: AgentSettings, limits: Limits, devices: DeviceReader, *, has_devices: bool
+    ) -> None:
+        self._settings = settings
+        self._limits = limits
+        self._devices = devices
+        self._has_devices = has_devices
+        self._gpu_locks = GpuLocks(settings.node)
+
+    def close(self) -> None:
+        self._gpu_locks.close()
+
+    async def prepare(self, request: Launch, lease: Lease) -> tuple[Launch, tuple[str, ...]]:
+        """Return the launch with the changes that `AgentSettings` lists, and its devices. Raises `RemoteError`."""
+        try:
+            self._limits.confine(lease)
+        except NotEnforced as problem:
+            raise RemoteError("not_enforced", str(problem)) from None
+        device_ids = await self._choose_devices(lease)
+        settings = self._settings
+        connection, cwd, env = request.connection, request.cwd, dict(request.env)
+        if settings.address and connection.transport == "tcp":
+            connection = replace(connection, ip=settings.address)
+        if settings.is_remote:
+            cwd = next(filter(os.path.isdir, (cwd, os.path.expanduser("~"))), os.getcwd())
+            env = {**build_node_environment(), **env}
+        has_bus_ids = self._gpu_locks.is_held or (settings.gpu_visibility == "bus" and self._has_devices)
+        if has_bus_ids or settings.gpu_visibility == "manager":
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(device_ids)
+        if has_bus_ids:  # NVML numbers devices in PCI order, but CUDA's default order puts the fastest first
+            env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        return replace(request, connection=connection, cwd=cwd, env=env), device_ids
+
+    async def _choose_devices(self, lease: Lease) -> tuple[str, ...]:
+        """Return the ids of the devices that a kernel in this lease may use. Raises `RemoteError`."""
+        if self._settings.gpu_visibility != "locks" or not lease.request.gpus:
+            return lease.device_ids
+        visible, count = self._devices.read(), lease.request.gpu_count
+        if not visible:
+            visible = await list_gpus()
+        if len(visible) <= count:  # the manager lets this process see its own alone
+            return tuple(device.id for device in visible)
+        return await self._gpu_locks.hold(visible, count)
 
 
 def build_node_environment() -> dict[str, str]:
