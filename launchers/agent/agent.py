@@ -164,6 +164,7 @@ class Agent:
     def adopt(self) -> None:
         for left in self._folder.glob(_REHEARSALS):  # by a zygote of an earlier agent that was killed
             shutil.rmtree(left, ignore_errors=True)
+        # Kernels first: a kernel whose lease is gone ends, and no lease expires whose kernel lives.
         self._kernels.adopt(self._ledger)
         pids = self._kernels.pids()
         self._limits.adopt(

@@ -150,9 +150,8 @@ class Kernels:
                 raise RemoteError("bad_request", f"kernel {request.kernel_id} still runs; stop it first")
             # Nothing waits between the look and the entry. Of two calls at once, the second one joins the first.
             known = self._begin(request, lease)
-        process = await join_shared(
-            known.launched
-        )  # a caller that gives up must not cancel the others' start
+        # A caller that gives up must not cancel the others' start.
+        process = await join_shared(known.launched)
         return known.process or process
 
     def signal(self, kernel_id: str, signum: int) -> bool:
@@ -355,6 +354,7 @@ class Kernels:
                 kernel.launched.cancel()
 
     def _on_started(self, process: KernelProcess, code: asyncio.Future[int]) -> None:
+        # In the step that has recorded the start. A cancellation after it finds a kernel that runs.
         kernel = self._kernels[process.kernel_id]
         kernel.process = process
         kernel.launched.set_result(process)
@@ -362,6 +362,7 @@ class Kernels:
         reason = f": {process.why_not_forked}" if process.why_not_forked else ""
         log.info("kernel=%s pid=%d %s%s", process.kernel_id, process.pid, process.how, reason)
         self._on_launched(process)
+        # The code of a kernel that has ended already is handled in a later step, and so after its launch.
         code.add_done_callback(lambda future: self._on_end(kernel, future.result()))
         self._room.watch()
 
@@ -381,6 +382,7 @@ class Kernels:
             log_tail=tail(kernel.folder / "log", LOG_TAIL_BYTES),
         )
         record = encode(kernel.process)
+        # Recorded before it is reported: an agent that dies in between leaves a record that the next one lists.
         try:
             self._room.write(lambda: write_private_json(kernel.folder / "record.json", record))
         except OSError as problem:

@@ -34,6 +34,7 @@ async def watch_address(
     answered_at = clock()
     while True:
         is_there, now = await answers(address), clock()
+        # The folder decides before the answer: a daemon that was started again answers, too.
         if not folder.exists():
             reason = f"the {name} of its node was started again and has forgotten its container"
             break

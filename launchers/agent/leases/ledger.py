@@ -94,7 +94,7 @@ class LeaseLedger:
         """Grant a lease, or raise `Conflict`. `OSError` (a full disk) leaves the ledger unchanged."""
         lease = request.lease
         known = self._entries.get(lease.id)
-        if known is not None:
+        if known is not None:  # the caller has lost the first answer: the same devices again
             return known.lease
         if not request.is_granted:
             lease = replace(lease, device_ids=self._choose_devices(lease.request, lease.device_ids))
@@ -102,6 +102,7 @@ class LeaseLedger:
         return lease
 
     def release(self, lease_id: str) -> bool:
+        # The kernel has ended. If this agent dies before the file is gone, the next agent lets the lease expire.
         entry = self._entries.pop(lease_id, None)
         if entry is None:
             return False
@@ -178,6 +179,7 @@ class LeaseLedger:
     def _write(self, entry: Reserve) -> None:
         """Record a lease in its file, without the launch: the next agent needs neither its keys nor its environment."""
         entry = replace(entry, launch=None)
+        # The file comes first: a lease that anybody has seen granted is there for the next agent, too.
         write_private_json(self._path(entry.lease.id), encode(entry))
         self._note(entry)
 

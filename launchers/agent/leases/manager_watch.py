@@ -84,7 +84,8 @@ class ManagerWatch:
         if key in self._watches:
             self._watches[key][1].close()
         if self._losing is not None:
-            self._losing.cancel()  # the cluster is back within the grace
+            # The cluster is back within the grace. Releases that have begun go on: their leases are reported as lost.
+            self._losing.cancel()
         self.is_cut_off = False
         self._watches[key] = (manager, Watch(*key, lambda: self._ended(key)))
 
@@ -93,6 +94,7 @@ class ManagerWatch:
         watch.close()
         if self._watches:
             return
+        # Before the report, so that a scheduler that asks for the status at once sees a node that is draining.
         self.is_cut_off = True
         self.on_cut_off(f"{manager.name}'s last daemon here has ended")
         self._losing = asyncio.get_running_loop().create_task(self._lose(manager))
