@@ -1,1 +1,2 @@
-"""Parts of roost that start no kernels: a scheduler on fake nodes, a service, a client, and clients' policies."""
+"""Parts of roost that start no kernels: a scheduler on fake nodes, a cluster manager, a service, a
+client, and clients' policies."""
