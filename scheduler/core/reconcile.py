@@ -154,7 +154,7 @@ class Reconciler:
         `is_known` is True if the agent has answered; then `process` None means that there is no process.
         """
         record = self._table.get(lease.kernel_id)
-        if record is None and lease.id in self._table.released:
+        if record is None and (lease.id in self._table.released or self._is_unmissed(lease)):
             self._ender.release_soon(lease)
             return
         if record is None:
@@ -182,6 +182,10 @@ class Reconciler:
             self._table.update(record, process)
         elif is_known and record.process is None:
             self._timers.later(self._claim_grace_s, lambda: self._end_unclaimed(record))
+
+    def _is_unmissed(self, lease: Lease) -> bool:
+        """True if a lease is lost, and nobody waits for the reason: its holder has ended and does not come back."""
+        return lease.state == "lost" and not (lease.owner.can_adopt or self._owners.holds(lease.owner))
 
     def _drop_lost(self, before: dict[int, Lease | None], found: set[str]) -> None:
         for record in list(self._table.records.values()):
