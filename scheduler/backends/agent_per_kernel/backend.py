@@ -306,6 +306,8 @@ class AgentPerKernelBackend(Backend):
             self._lose(lease)
             return pod
         before = self._lease(known) if known is not None else None
+        # A pod that another service is still creating may have been taken for lost.
+        self._lost.pop(lease.id, None)
         self._pods[lease.id] = pod
         if known is None or known.lease.node_id != lease.node_id:
             self._redraw(lease.node_id, *([known.lease.node_id] if known else ()))
