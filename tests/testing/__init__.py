@@ -7,6 +7,13 @@
         def opener(self):
             return partial(open_backend, lambda agents: MyBackend(agents))
 
+`LeaseContract` is a mixin for the case that the news about leases are late, missing or wrong. It needs another fixture:
+
+    class TestMyLeases(LeaseContract):
+        @pytest.fixture
+        def faults_of_backend(self):
+            return PodFaults(MyCluster)
+
 `KernelLifecycle` is another one. It runs whole lives of kernels on an installed backend, which a fixture names:
 
     class TestMyKernels(KernelLifecycle):
@@ -23,6 +30,10 @@ from .contexts import backend_context
 from .contract import BackendContract, open_backend
 from .fake_agent import FakeAgent
 from .fake_backends import FakeBackend, FakePodCluster, local_backend, pod_backend
+from .lease_contract import LeaseContract
+from .local_faults import LocalFaults
+from .node_faults import NodeFaults
+from .pod_faults import PodFaults
 from .promises import BrokenPromise
 
 if TYPE_CHECKING:
@@ -35,6 +46,10 @@ __all__ = [
     "FakeBackend",
     "FakePodCluster",
     "KernelLifecycle",
+    "LeaseContract",
+    "LocalFaults",
+    "NodeFaults",
+    "PodFaults",
     "backend_context",
     "local_backend",
     "open_backend",

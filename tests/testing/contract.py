@@ -14,12 +14,13 @@ from dataclasses import replace
 
 import pytest
 
-from roost.launchers.protocol.messages import PORT_NAMES, Connection, Launch, Lease
+from roost.launchers.protocol.messages import Connection, Launch, Lease
 from roost.placement import Placement, Request
 from roost.scheduler.backends.base import Backend, BackendEvent
 from roost.scheduler.errors import LeaseConflict
 
 from .contract_steps import (
+    KERNEL,
     OWNER,
     ContractSteps,
     Opener,
@@ -60,13 +61,6 @@ __all__ = ["OWNER", "BackendContract", "Opener", "Scarce", "open_backend"]
 
 MEMORY_BYTES = 256 << 20
 """The memory of a request. It is enough for an agent in a container."""
-_KERNEL = f"""
-import json, socket, sys, time
-connection = json.load(open(sys.argv[1]))
-sockets = [socket.create_server((connection["ip"], connection[name])) for name in {PORT_NAMES}]
-time.sleep(3600)
-"""
-"""A program that listens on the ports of a kernel and does nothing else."""
 _SLOWER = 10.0
 Scarce = Callable[..., Request]
 """A function that returns a request for an amount of the scarce resource. Keywords are other fields of `Request`."""
@@ -263,7 +257,7 @@ class BackendContract(ContractSteps):
                 launch_id="1",
                 lease_id=lease.id,
                 kernel_id=K,
-                argv=(kernel_python, "-c", _KERNEL, "{connection_file}"),
+                argv=(kernel_python, "-c", KERNEL, "{connection_file}"),
                 env={"PATH": os.environ["PATH"]},
                 cwd="/",
                 connection=Connection(key="secret"),

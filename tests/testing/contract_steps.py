@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 import pytest_asyncio
 
-from roost.launchers.protocol.messages import Lease, Owner
+from roost.launchers.protocol.messages import PORT_NAMES, Lease, Owner
 from roost.placement import Placement, Request, Snapshot, get_policy
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend
@@ -36,6 +36,13 @@ from .promises import (
 OWNER = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
 Opener = Callable[[], AbstractAsyncContextManager[tuple[Backend, Agents]]]
 """A function that opens the backend. A second call opens the backend as another process would."""
+KERNEL = f"""
+import json, socket, sys, time
+connection = json.load(open(sys.argv[1]))
+sockets = [socket.create_server((connection["ip"], connection[name])) for name in {PORT_NAMES}]
+time.sleep(3600)
+"""
+"""A program that listens on the ports of a kernel and does nothing else."""
 _CLOSE_S = 30.0
 _SCHEDULER = "service-of-the-contract-suite"
 _LAUNCH_ID = uuid.uuid4().hex
