@@ -19,6 +19,7 @@ import pytest
 
 from kit.clusters.dask.shared_cluster import tls_files
 from kit.clusters.kubernetes.shared_cluster import cluster_settings
+from kit.clusters.ray.faults import RayFaults
 from kit.clusters.yarn.shared_cluster import cluster_settings as yarn_settings
 from kit.machine.daemons import agent_folder
 from roost.launchers.daemon import daemon
@@ -27,6 +28,7 @@ from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.dask import manager as dask
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.backends.kubernetes.backend import create as create_kubernetes
+from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.backends.local.settings import RoostLocalBackend
@@ -34,11 +36,16 @@ from roost.scheduler.backends.ray import join
 from roost.scheduler.backends.ray import manager as ray
 from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.backends.yarn.backend import create as create_yarn
+from roost.scheduler.backends.yarn.cluster import YarnCluster
 from roost.scheduler.backends.yarn.settings import RoostYarnBackend
 from roost.scheduler.errors import ConfigError
-from roost.testing import BackendContract, backend_context, open_backend
+from roost.testing import BackendContract, LeaseContract, backend_context, open_backend
 from roost.testing.contract import Opener
 from roost.testing.contract_steps import name_kernel
+from roost.testing.faults import Faults
+from roost.testing.local_faults import LocalFaults
+from roost.testing.node_faults import NodeFaults
+from roost.testing.pod_faults import PodFaults
 
 T4 = Callable[..., Request]
 
@@ -134,3 +141,28 @@ class TestBackend(BackendContract):
             assert len(granted) == 2
             for lease in granted:
                 await self.release(backend, lease)
+
+
+class TestLeases(LeaseContract):
+    """The contract about late, missing and wrong news of leases, for each real backend.
+
+    The cluster managers are real. The faults lie between them and roost.
+    """
+
+    @pytest.fixture
+    def opener(self, opener_of_kind: Opener) -> Opener:
+        return opener_of_kind
+
+    @pytest.fixture
+    def faults_of_backend(self, kind: str) -> Faults:
+        if kind == "local":
+            return LocalFaults()
+        if kind == "ray":
+            return RayFaults()
+        if kind in ("dask", "dask_tls"):
+            return NodeFaults(dask.DaskManager)
+        return PodFaults(KubernetesCluster if kind == "kubernetes" else YarnCluster)
+
+    @pytest.fixture
+    def kernel_python(self, kind: str) -> str:
+        return "python3" if kind == "kubernetes" else sys.executable
