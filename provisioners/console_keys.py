@@ -1,10 +1,11 @@
-"""Lets Jupyter's console attach to an encrypted kernel: `jupyter console --existing FILE`.
+"""Lets Jupyter's consoles attach to an encrypted kernel: `jupyter console --existing FILE`, and `qtconsole` and `run`.
 
-jupyter_client's console application reads the CURVE keys from a connection file, and does not pass them to its client
-(jupyter_client 8.10). Such a client never gets an answer, and reports nothing.
+jupyter_client's base of these applications reads the CURVE keys from a connection file, and does not pass them to its
+client (jupyter_client 8.10). Such a client never gets an answer, and reports nothing.
 
-Only Jupyter's console imports this module, by the name of a class in `jupyter_config/jupyter_console_config.json`,
-which the wheel installs.
+Only these applications import this module. The wheel installs a configuration for each (`jupyter_config/`). That of
+the console and of `jupyter run` names a class of this module. The Qt console ignores that setting, and imports the
+module in a configuration that is Python.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ class ConsoleKernelManager(KernelManager):
 
 def init_kernel_client(app: JupyterConsoleApp) -> None:
     """Make the client of a console application, with the keys of the connection file if it has any."""
-    if app.kernel_manager is None and app.curve_publickey is not None:
-        keys = {"curve_publickey": app.curve_publickey, "curve_secretkey": app.curve_secretkey}
-        app.kernel_client_class = functools.partial(app.kernel_client_class, **keys)  # type: ignore[assignment]
+    if app.kernel_manager is not None or app.curve_publickey is None:
+        _init_kernel_client(app)
+        return
+    without_keys = app.kernel_client_class
+    keys = {"curve_publickey": app.curve_publickey, "curve_secretkey": app.curve_secretkey}
+    app.kernel_client_class = functools.partial(without_keys, **keys)  # type: ignore[assignment]
     _init_kernel_client(app)
+    app.kernel_client_class = without_keys  # a later tab of the Qt console may show another kernel
 
 
 JupyterConsoleApp.init_kernel_client = init_kernel_client  # type: ignore[method-assign,assignment]

@@ -22,7 +22,7 @@ CODE = (("y = x + 1", PROMPT), ("y * 100", f"4200[^$]*{PROMPT}"))
 """Each typed line, with a pattern of the answer that the terminal must show."""
 ROOT = Path(__file__).resolve().parents[2]
 JUPYTER_CONFIG = ROOT / "provisioners" / "jupyter_config"
-"""The folder of what a wheel installs for Jupyter's console. The tests run on an editable install."""
+"""The folder of what a wheel installs for Jupyter's consoles. The tests run on an editable install."""
 
 
 @pytest.mark.parametrize("is_by_file", [False, True], ids=["roost attach", "jupyter console"])
@@ -40,6 +40,27 @@ async def test_a_console_works_on_a_kernel_and_leaves_it_alone(
         await asyncio.to_thread(use_console, command, leave)
         result = await kernel.execute("x, y", check=True)
         assert result.outputs[0]["data"]["text/plain"] == "(41, 42)"
+    disconnect()
+    await asyncio.to_thread(settle, runtime_dir)
+
+
+async def test_jupyter_run_works_on_a_kernel_by_its_file(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(JUPYTER_CONFIG))
+    async with roost.start_kernel() as kernel:
+        await kernel.execute("x = 41", check=True)
+        file = tmp_path / "connection.json"
+        await asyncio.to_thread(write_connection, kernel.id, file)
+        program = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "jupyter", "run", "--existing", str(file)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await asyncio.wait_for(program.communicate(b"x += 1; print(x)"), allow_s(DEADLINE_S))
+        assert (program.returncode, out) == (0, b"42\n")
+        result = await kernel.execute("x", check=True)
+        assert result.outputs[0]["data"]["text/plain"] == "42"
     disconnect()
     await asyncio.to_thread(settle, runtime_dir)
 

@@ -47,6 +47,7 @@ ALLOWED = re.compile(
     r"|scheduler/backends/kubernetes/manifests(/own-pods)?/[a-z-]+\.yaml"
     r"|provisioners/server_extension/page/page\.(html|css|js))"
     r"|roost-[^/]+\.data/data/etc/jupyter/(jupyter_server_config\.d/roost|jupyter_console_config)\.json"
+    r"|roost-[^/]+\.data/data/etc/jupyter/(jupyter_qtconsole_config\.py|jupyter run_config\.json)"
     r"|roost-[^/]+\.data/data/share/jupyter/labextensions/roost/((package|install)\.json|static/[A-Za-z_]+\.js)"
     r"|roost-[^/]+\.dist-info/(METADATA|RECORD|WHEEL|entry_points\.txt|top_level\.txt|licenses/LICENSE)"
 )
@@ -147,13 +148,19 @@ def test_wheel_holds_the_packages_and_nothing_else(tree: Path) -> None:
         points.read_string(archive.read(entry_points).decode())
     assert sorted(name for name in names if not ALLOWED.fullmatch(name)) == []
     expected = {f"roost/{path}".replace("//", "/") for path in _modules(tree)}
-    assert {name for name in names if name.endswith(".py")} == expected
+    modules = {name for name in names if name.endswith(".py") and ".data/data/etc/" not in name}
+    assert modules == expected
     assert "roost/py.typed" in names
     manifests = "scheduler/backends/kubernetes/manifests"
     assert {name for name in names if name.endswith(".yaml")} == {
         f"roost/{path.relative_to(ROOT)}" for path in (ROOT / manifests).rglob("*.yaml")
     }
-    for path in ("jupyter_server_config.d/roost.json", "jupyter_console_config.json"):
+    for path in (
+        "jupyter_server_config.d/roost.json",
+        "jupyter_console_config.json",
+        "jupyter_qtconsole_config.py",
+        "jupyter run_config.json",
+    ):
         assert any(name.endswith(f".data/data/etc/jupyter/{path}") for name in names)
     assert len([name for name in names if "/server_extension/page/" in name]) == 3
     assert dict(points["console_scripts"]) == {
