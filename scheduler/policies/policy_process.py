@@ -7,13 +7,11 @@ question gets an empty frame when the snapshot is up to date, and a frame of JSO
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
 import pickle
 import resource
-import signal
 import socket
 import sys
 from contextlib import suppress
@@ -21,6 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from roost.launchers.daemon.process import end_with_parent
 from roost.launchers.protocol.process_log import set_up_log
 from roost.placement import Policy, Snapshot
 from roost.placement.shipped_policies import build_policy
@@ -33,7 +32,6 @@ from .policy_messages import PolicySource, Question, Setup
 
 log = logging.getLogger(f"{__package__}.policy_process")  # `__name__` is `__main__`
 
-_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _NICENESS = 10
 """With this niceness, a policy that computes without end leaves nine tenths of a contended core to kernel starts."""
 
@@ -121,9 +119,8 @@ def _send(connection: socket.socket, content: dict[str, str] | bytes) -> None:
 
 
 def _stand_back() -> None:
-    """Let everything else come first. Have the system end this process with the service, which works on Linux only."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Let everything else come first. Have the system end this process with the service."""
+    end_with_parent()
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
     os.nice(_NICENESS)

@@ -4,7 +4,10 @@
         │
     request_streams ──→ one stream of requests for each seed
         │
-    comparison ──→ each stream is placed under each policy (`placement.trace_run`)
+    comparison ──→ each policy, one after the other, with the progress
+        │
+    policy_runs ──→ each stream is placed under a policy (`placement.trace_run`)
+    foreign_runs ──→ the same, in a process of its own, under a policy that roost does not ship
         │
     report ──→ the figures side by side, as JSON and as a picture
 

@@ -24,6 +24,7 @@ TASKS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec,creation_time,dele
     for i in range(40)
 )
 OWN_POLICY = """
+import os, time
 from roost.placement import Decision, Placement
 from roost.placement.shipped_policies import pack as mine
 
@@ -54,6 +55,23 @@ class Silent(Chooses):
 class Leaves(Broken):
     def place(self, request, snapshot, *, avoid=None):
         raise SystemExit(0)
+
+class Exits(Broken):
+    def place(self, request, snapshot, *, avoid=None):
+        os._exit(0)
+
+class Crashes(Broken):
+    def place(self, request, snapshot, *, avoid=None):
+        os.kill(os.getpid(), 11)
+
+class Closes(Broken):
+    def place(self, request, snapshot, *, avoid=None):
+        os.closerange(3, 1_000)
+        time.sleep(1_000)
+
+class Quits(Broken):
+    def __init__(self):
+        os._exit(3)
 """
 
 
@@ -309,6 +327,10 @@ def test_without_matplotlib_only_the_picture_is_missing(
         (("tasks.csv", "--policy", "mine.py:Full"), "policy mine.py:Full failed (ValueError: it chose n0, which"),
         (("tasks.csv", "--policy", "mine.py:Silent"), "policy mine.py:Silent failed (ValueError: it gave neither"),
         (("tasks.csv", "--policy", "mine.py:Leaves"), "policy mine.py:Leaves failed (SystemExit: 0)."),
+        (("tasks.csv", "--policy", "mine.py:Exits"), "policy mine.py:Exits failed (its process exited with code 0)."),
+        (("tasks.csv", "--policy", "mine.py:Crashes"), "policy mine.py:Crashes failed (its process was ended by SIGS"),
+        (("tasks.csv", "--policy", "mine.py:Closes"), "policy mine.py:Closes failed (its process closed the socket"),
+        (("tasks.csv", "--policy", "mine.py:Quits"), "policy mine.py:Quits failed (its process exited with"),
         (("tasks.csv", "--policy", "mine.py"), "policy mine.py is a file: give it as path/to/file.py:Name."),
         (("tasks.csv", "--demand", "0"), "--demand must be more than 0."),
         (("tasks.csv", "--seeds", "-" + "9" * 500), "--seeds must be more than 0"),
