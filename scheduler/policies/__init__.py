@@ -2,6 +2,7 @@
 
     core ──> PolicyCatalog.decide ──> a shipped policy                           catalog, roost.placement
       │           │        └────────> SandboxedPolicy: a foreign one             sandbox
+      │           │                      ├── lets others come first if it is slow session_niceness
       │           │                      │ socket: questions                      policy_messages
       │           │                      ▼         decisions, checked twice       decision_check
       │           │                   the policy's own process                    policy_process

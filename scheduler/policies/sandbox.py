@@ -2,7 +2,8 @@
 
 A thread would not do: the policy could hold the interpreter, or a lock that the service needs, and Python cannot end
 it. Each answer has a deadline, which includes the decision's explanation. A process that misses it is ended. Between
-its answers the process is stopped (SIGSTOP), so that threads of the policy take no processor time.
+its answers the process is stopped (SIGSTOP), so that threads of the policy take no processor time. A policy that
+computes for long gets less of a contended processor (`session_niceness`).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from roost.scheduler.errors import ConfigError
 from .decision_check import read_decision
 from .loader import format_error
 from .policy_messages import PolicySource, Question, Setup
+from .session_niceness import SessionNiceness
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,10 @@ T = TypeVar("T")
 
 LOAD_S = 15.0
 """How long loading a policy may take. A client waits longer for its answer."""
+_FREE_S = 0.05
+"""How long a policy may compute like other programs for an answer. Most answer within 2 ms."""
+_LOADS_FREE_S = 1.0
+"""The same for its loading, which takes 0.2 to 0.5 s of processor time."""
 _RESTS_S = (1.0, 60.0)
 """First and longest time for which a policy is not asked after its process was ended."""
 _UNUSED_S = 600.0
@@ -192,6 +198,7 @@ class _PolicyProcess:
         self._reader = reader
         self._writer = writer
         self._ended = asyncio.ensure_future(process.wait())
+        self._niceness = SessionNiceness(process.pid)
         self._sent: Snapshot | None = None
         self._workload: Workload | None = None
 
@@ -223,6 +230,7 @@ class _PolicyProcess:
             ) from None
         made = cls(process, reader, writer)
         try:
+            made._niceness.begin(_LOADS_FREE_S)
             writer.write(pickle.dumps(setup))
             answer = await made._within(
                 LOAD_S, made._receive(), f"did not load within {LOAD_S:g} s; choose another"
@@ -268,6 +276,7 @@ class _PolicyProcess:
         self._writer.write(content)
         await self._within(LOAD_S, self._receive(), f"did not take the snapshot within {LOAD_S:g} s")
         self._sent, self._workload = snapshot, workload
+        self._niceness.begin(_FREE_S)
         most = _MOST_BYTES + len(snapshot) * _MOST_BYTES_PER_NODE
         answer = await self._within(timeout_s, self._receive(most), f"did not answer within {timeout_s:g} s")
         self._pause()
@@ -275,6 +284,7 @@ class _PolicyProcess:
 
     def kill(self) -> None:
         """End the process and all others of its group."""
+        self._niceness.end()
         self._signal(signal.SIGKILL)
         self._writer.close()
 
@@ -284,6 +294,7 @@ class _PolicyProcess:
         await asyncio.wait([self._ended], timeout=_ENDS_S)
 
     def _pause(self) -> None:
+        self._niceness.end()
         self._signal(signal.SIGSTOP)
 
     def _signal(self, signum: int) -> None:

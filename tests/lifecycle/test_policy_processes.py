@@ -28,10 +28,12 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.policies import sandbox
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.recent_requests import RecentRequests
+from roost.scheduler.policies.session_niceness import SessionNiceness
 from roost.testing.deadlines import allow_s
 
 Answer = Callable[[Request, Snapshot], Any]
 PACK = get_policy("pack")
+AUTOGROUP = Path("/proc/self/autogroup")
 
 
 @pytest.fixture(autouse=True)
@@ -241,6 +243,50 @@ async def test_threads_of_a_policy_take_no_time_between_its_answers() -> None:
         state = Path(f"/proc/{pid}/stat")
         await until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "a stopped process")
         assert (await found.decide("mine", HALF, CLUSTER)).fallback is None
+
+
+@pytest.mark.skipif(
+    not AUTOGROUP.exists(), reason="this system shares processors among processes, not sessions"
+)
+async def test_other_sessions_come_first_while_a_policy_computes_for_long(tmp_path: Path) -> None:
+    """The niceness of its session counts for all processes and threads that the policy has started in it."""
+    release = tmp_path / "release"
+
+    def waits(request: Request, snapshot: Snapshot) -> Decision:
+        while not release.exists():
+            time.sleep(0.01)
+        return PACK.place(request, snapshot)
+
+    async with policies(mine=Always(waits)) as found:
+        session = Path(f"/proc/{process_of(found)}/autogroup")
+        assert session.read_text() != AUTOGROUP.read_text()
+        asked = asyncio.ensure_future(found.decide("mine", HALF, CLUSTER))
+        await until(lambda: session.read_text().endswith(" nice 10\n"), "less time for the policy")
+        release.touch()
+        assert (await asked).fallback is None
+    assert AUTOGROUP.read_text().endswith(" nice 0\n")
+
+
+@pytest.mark.skipif(
+    not AUTOGROUP.exists(), reason="this system shares processors among processes, not sessions"
+)
+async def test_a_session_that_came_last_comes_no_later_with_the_next_question() -> None:
+    program = await asyncio.create_subprocess_exec("sleep", "1000", start_new_session=True)
+    session, niceness = Path(f"/proc/{program.pid}/autogroup"), SessionNiceness(program.pid)
+    try:
+        niceness.begin(0.0)
+        await until(lambda: session.read_text().endswith(" nice 10\n"), "less time")
+        for _ in range(round(allow_s(100))):
+            niceness.begin(500.0)
+            if session.read_text().endswith(" nice 0\n"):
+                break
+            await asyncio.sleep(0.1)  # the system may refuse a change so early after another
+        else:
+            raise AssertionError(session.read_text())
+    finally:
+        niceness.end()
+        program.kill()
+        await program.wait()
 
 
 async def test_a_policy_that_is_late_once_is_asked_again(tmp_path: Path) -> None:
