@@ -25,7 +25,7 @@ PROGRESS_EVERY = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streams:
-    """What each policy runs. `streams` has the requests by seed."""
+    """The work of each policy. `streams` has the requests by seed."""
 
     nodes: Sequence[Node]
     streams: Mapping[int, Sequence[Arrival]]
