@@ -6,7 +6,8 @@
        ^        ├── local/                                  one node, this machine
        │        ├── agent_per_node/   <── ray/, dask/       one agent for each user and node
        │        └── agent_per_kernel/ <── kubernetes/, yarn/    one agent in each pod or container
-       ├── BackendEvent, EventQueue: nodes, leases, resync                                      base, event_queue
+       ├── LeaseBook: what the core wants of each lease, and what the cluster shows             lease_book
+       ├── BackendEvent, EventQueue: nodes, warnings, resync                                    base, event_queue
        └── AgentEvent <── Agents: connections to agents, which core and backends share          agent_calls
 
 `node_archive` brings the agent's code to a node. `key_pair` has the keys of the service for agents.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +21,8 @@ from roost.launchers.protocol.messages import Owner as Owner
 from roost.launchers.protocol.messages import PodKernel as PodKernel
 from roost.placement import Request, Snapshot
 from roost.scheduler.messages import Finding as Finding
+
+from .lease_book import LeaseBook
 
 if TYPE_CHECKING:
     from .agent_calls import Agents
@@ -41,21 +44,17 @@ class BackendContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendEvent:
-    """A change in the cluster, of one of six kinds."""
+    """A change in the cluster, of one of three kinds. What changes about a lease itself is in the `LeaseBook`."""
 
-    kind: Literal["nodes", "lease_held", "lease_pending", "lease_lost", "lease_warned", "resync"]
-    """`nodes`: the next snapshot differs. `lease_held`: a pending lease was granted; `lease` is that lease.
+    kind: Literal["nodes", "lease_warned", "resync"]
+    """`nodes`: the next snapshot differs. `lease_warned`: the manager will take the lease `lease_id` back soon.
 
-    `lease_pending`: the reason why a lease is pending has changed; `lease` has the new reason. `lease_lost`: the
-    manager has taken back the lease `lease_id`, for `reason`. `lease_warned`: the manager will take the lease
-    `lease_id` back soon, for `reason`. `resync`: events may be missing, so all leases must be read again.
+    `resync`: events may be missing, so all leases must be read again.
     """
     lease_id: str = ""
     """The lease that the event is about, if it is about one."""
     reason: str = ""
-    """Why: a clause without a full stop."""
-    lease: Lease | None = None
-    """The lease as it is now."""
+    """Why the lease will be taken back: a clause without a full stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +89,8 @@ class Backend(ABC):
     """The adapter to one cluster. All methods run on the scheduler's event loop and never block it.
 
     A method that needs the cluster raises `BackendUnavailable` within seconds if the cluster cannot be reached.
+    `claim` and `release` first write into `book` what the scheduler wants. The backend also writes there what the
+    cluster shows of each lease: before `claim`, `transfer` and `release` return, and whenever it learns of a change.
     """
 
     name: str
@@ -112,6 +113,11 @@ class Backend(ABC):
 
     Empty if roost cannot tell their amounts from those of its own leases.
     """
+
+    @cached_property
+    def book(self) -> LeaseBook:
+        """The leases of the cluster, as far as this service knows them."""
+        return LeaseBook()
 
     def places(self) -> Sequence[str]:
         """Return the addresses that name this cluster: `host:port`, or a URL. Called before `open`, and after it.

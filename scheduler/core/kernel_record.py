@@ -18,8 +18,9 @@ from enum import Enum, auto
 from typing import Any
 
 from roost.launchers.daemon.tasks import join_shared, start_shared
-from roost.launchers.protocol.messages import AgentEvent, KernelProcess, Lease, Owner
+from roost.launchers.protocol.messages import KernelProcess, Lease, Owner
 from roost.placement.model import Request
+from roost.scheduler.backends.lease_book import LeaseBook
 from roost.scheduler.messages import Kernel, KernelState, StartKernel
 
 from .queue import Queue, Ticket
@@ -102,6 +103,7 @@ class StartTask:
 class KernelRecord:
     """A kernel, or a kernel that starts."""
 
+    book: LeaseBook
     kernel_id: str
     launch_id: str
     owner: Owner
@@ -109,7 +111,8 @@ class KernelRecord:
     created_at: float
     kernel_name: str = ""
     phase: Phase = Phase.QUEUED
-    lease: Lease | None = None
+    lease_id: str = ""
+    """The lease that this kernel has or has claimed; empty while it has none."""
     process: KernelProcess | None = None
     ticket: Ticket | None = None
     start: StartTask | None = None
@@ -130,9 +133,14 @@ class KernelRecord:
     An adoption does not reset this. The end of an owner that held the kernel for a short time only does not
     change it, because that owner's clients had no time to come back.
     """
-    held_back: list[AgentEvent] | None = None
-    """Events of the agent that wait until the manager has given the reason for a lost lease; None if none must wait."""
+    held_back: list[Callable[[], None]] | None = None
+    """What to do once the manager has given the reason for a lost lease; None if nothing waits for that."""
     lease_changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+    @property
+    def lease(self) -> Lease | None:
+        """The lease as the book has it; None if the kernel has none."""
+        return self.book.get(self.lease_id)
 
     @property
     def runs(self) -> bool:
@@ -160,21 +168,21 @@ class KernelRecord:
     def claim(self, lease: Lease) -> None:
         """Note the lease that is claimed next, so that an undo finds it."""
         self._go(Phase.CLAIMING)
-        self.lease, self.decision = lease, None
+        self.book.want(lease)
+        self.lease_id, self.decision = lease.id, None
 
-    def wait_for_manager(self, lease: Lease) -> None:
+    def wait_for_manager(self) -> None:
         """Note that the manager has accepted the claim and will grant the lease later."""
         self._go(Phase.PENDING)
-        self.lease = lease
 
     def refuse(self) -> None:
         """Go back to the queue: the manager refused the claim, or took the lease back before launch."""
         self._go(Phase.QUEUED)
-        self.lease = None
+        self.lease_id = ""
 
-    def launch(self, lease: Lease) -> None:
+    def launch(self) -> None:
         self._go(Phase.LAUNCHING)
-        self.lease, self.process = lease, None
+        self.process = None
 
     def run(self, process: KernelProcess) -> None:
         self._go(Phase.RUNNING)
@@ -197,10 +205,6 @@ class KernelRecord:
     def is_waiting(self) -> bool:
         """True if the kernel's start waits for a lease."""
         return self.start is not None and (self.lease is None or self.lease.state == "pending")
-
-    def update_lease(self, lease: Lease) -> None:
-        self.lease = lease
-        self.lease_changed.set()
 
     def _go(self, phase: Phase) -> None:
         if phase is not self.phase and phase not in _NEXT[self.phase]:

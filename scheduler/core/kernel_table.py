@@ -11,6 +11,7 @@ from typing import Literal
 from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.placement.model import Request
 from roost.placement.model.last_entries import LastEntries
+from roost.scheduler.backends.lease_book import LeaseBook
 from roost.scheduler.messages import EventKind, Kernel, KernelState, StartKernel
 
 from .events import EventStream
@@ -18,7 +19,7 @@ from .kernel_record import KernelRecord, Phase
 from .queue import Queue
 
 _REMEMBERED = 500
-"""At most this many ended kernels, and released leases, are remembered."""
+"""At most this many ended kernels are remembered."""
 
 Listener = Callable[[KernelRecord], None]
 
@@ -29,17 +30,16 @@ Change = Literal["ran", "exited", "dropped"]
 class KernelTable:
     """All kernels: `records` has their records by kernel id, and `ended` has the last kernels that are gone.
 
-    `name` marks the leases of this scheduler. `released` has the ids of released leases, which a manager may still
-    show.
+    `name` marks the leases of this scheduler in the `book`.
     """
 
-    def __init__(self, queue: Queue, events: EventStream, *, name: str) -> None:
+    def __init__(self, queue: Queue, events: EventStream, book: LeaseBook, *, name: str) -> None:
         self.records: dict[str, KernelRecord] = {}
         self.ended = LastEntries[str, Kernel](_REMEMBERED)
-        self.released = LastEntries[str, None](_REMEMBERED)
         self._listeners: dict[Change, list[Listener]] = {"ran": [], "exited": [], "dropped": []}
         self.queue = queue
         self.events = events
+        self.book = book
         self._name = name
 
     def listen(self, change: Change, listener: Listener) -> None:
@@ -65,12 +65,13 @@ class KernelTable:
         parts = lease_id.split(":")
         for length in range(2, len(parts)):  # the id of a kernel may have colons
             record = self.records.get(":".join(parts[1:length]))
-            if record is not None and record.lease is not None and record.lease.id == lease_id:
+            if record is not None and record.lease_id == lease_id:
                 return record
         return None
 
     def add(self, start: StartKernel, request: Request) -> KernelRecord:
         record = KernelRecord(
+            book=self.book,
             kernel_id=start.kernel_id,
             launch_id=start.launch_id,
             owner=start.owner,
@@ -83,13 +84,14 @@ class KernelTable:
     def add_found(self, lease: Lease) -> KernelRecord:
         """Add a record for a lease that an earlier scheduler has left."""
         record = KernelRecord(
+            book=self.book,
             kernel_id=lease.kernel_id,
             launch_id=lease.id.removeprefix(self._prefix(lease.kernel_id)),
             owner=lease.owner,
             request=lease.request,
             created_at=lease.asked_at or time.time(),
             phase=Phase.PENDING if lease.state == "pending" else Phase.UNCLAIMED,
-            lease=lease,
+            lease_id=lease.id,
         )
         self.records[lease.kernel_id] = record
         return record
@@ -138,9 +140,9 @@ class KernelTable:
         record.reason = record.reason or own or reason
         # Noted before the event: a client that gets the event may ask for the kernel at once.
         self.ended[record.kernel_id] = replace(record.view(self.queue), state="exited")
-        if record.lease is not None:
-            # A reading that has begun before may still have this lease. It must not be taken for a kernel found again.
-            self.released[record.lease.id] = None
+        if record.lease_id:
+            if not self.book.is_released(record.lease_id):
+                self.book.drop(record.lease_id)
             self.events.publish("released", self.ended[record.kernel_id], record.reason)
         self._report("dropped", record)
 

@@ -58,20 +58,19 @@ class LeaseClaimer:
         """Take a lease and wait until it is held. Raises `PlacementError`, `LaunchError` and `BackendUnavailable`."""
         skipped = _Skipped()
         if record.lease is not None:  # pending, of an earlier scheduler: the answer is the same
-            record.lease = await self.access.backend.claim(record.lease)
+            await self.access.backend.claim(record.lease)
         while True:
             if record.lease is None:
                 await self._queue_and_claim(record, start, deadline, skipped)
+            assert record.lease is not None
             try:
-                assert record.lease is not None
-                if record.lease.state == "pending":
+                if record.lease.state != "held":
                     await self._wait_until_held(record, start, deadline)
             except LeaseConflict as problem:
-                assert record.lease is not None
                 await self.access.backend.release(record.lease)  # the next claim has the same lease id
                 self._refuse(record, str(problem))
             else:
-                record.launch(record.lease)
+                record.launch()
                 self.table.publish("leased", record)
                 return
 
@@ -181,18 +180,14 @@ class LeaseClaimer:
             asked_at=record.created_at,
         )
         record.claim(wanted)
-        claiming = self.access.backend.claim(replace(wanted, state="held"), launch)
+        claiming = self.access.backend.claim(wanted, launch)
         try:
             # The claim is sent first: its answer takes as long as the decision's description.
-            granted, _ = await asyncio.gather(claiming, self._describe(record, decision))
+            await asyncio.gather(claiming, self._describe(record, decision))
         except LeaseConflict as problem:
+            self.table.book.release(wanted.id)
             self._refuse(record, str(problem))
             return problem
-        if granted.state == "held":
-            record.lease = granted
-        else:
-            # An event about the lease can arrive before the answer to the claim: then the event is newer.
-            record.wait_for_manager(granted if record.lease is wanted else record.lease or granted)
         return None
 
     async def _describe(self, record: KernelRecord, decision: Decision) -> None:
@@ -202,7 +197,7 @@ class LeaseClaimer:
     async def _wait_until_held(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
         """Wait for a pending lease. Raises `LeaseConflict` if it is lost and another claim may succeed."""
         assert record.lease is not None
-        record.wait_for_manager(record.lease)
+        record.wait_for_manager()
         self.table.publish("queued", record, record.lease.reason)
         began = time.monotonic()
         while record.lease.state == "pending":

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, ask_all, cancel_all, spawn
 from roost.launchers.protocol.messages import AgentEvent, KernelProcess, Lease
 from roost.launchers.protocol.rpc import RpcError
-from roost.scheduler.backends.base import BackendEvent
 from roost.scheduler.errors import RoostError
 
 from .backend_access import BackendAccess
@@ -33,10 +33,12 @@ _REASON_S = 3.0
 class Reading:
     """The result of reading a cluster: its leases, and the kernel processes in them by lease id.
 
+    `shown` has the ids of all leases, also of those that were not asked for.
     `unanswered` has the ids of leases whose agent has not answered. `unreachable` names agents that have not answered.
     """
 
     leases: Sequence[Lease]
+    shown: Set[str]
     processes: Mapping[str, KernelProcess]
     unanswered: Set[str]
     unreachable: Set[str]
@@ -73,6 +75,7 @@ class Reconciler:
     async def open(self) -> None:
         """Read back the kernels of earlier schedulers. The backend must be open."""
         self._access.agents.listen(self._on_agent)
+        self._table.book.listen(self._on_lease)
         await self._read_back()
         keep_running(self._follow_backend, self._tasks, log, "the reading of the cluster's events")
 
@@ -104,6 +107,7 @@ class Reconciler:
         names = {lease.node_id or lease.id for lease in leases if lease.id in unanswered}
         return Reading(
             leases=leases,
+            shown={lease.id for lease in reading.leases},
             processes={lease_id: process for lease_id, process in found.items() if process is not None},
             unanswered=unanswered,
             unreachable=names | reading.unreachable,
@@ -125,12 +129,8 @@ class Reconciler:
                 await self._reconcile()
 
     async def _reconcile(self) -> None:
-        # Leases are compared with the records as they were before the reading: a lease taken meanwhile is not in it.
-        before = {
-            id(r): r.lease
-            for r in self._table.records.values()
-            if r.start is None or r.phase is Phase.PENDING
-        }
+        book = self._table.book
+        before = [lease.id for lease in book]  # a lease that is claimed meanwhile may miss in the reading
         self._unknown = []
         try:
             reading = await self.read(only_own=True)
@@ -142,8 +142,11 @@ class Reconciler:
             # An agent that was too slow for the backend may have answered the core: then its lease has no owner.
             self.soon(RETRY_S)
         for lease in reading.leases:
+            book.show(lease)
             self._match(lease, reading.processes.get(lease.id), is_known=lease.id not in reading.unanswered)
-        self._drop_lost(before, {lease.id for lease in reading.leases})
+        for lease_id in before:
+            if lease_id not in reading.shown:
+                book.miss(lease_id)
         for event in events:
             self._on_event(event)
         self._table.queue.wake()
@@ -154,7 +157,7 @@ class Reconciler:
         `is_known` is True if the agent has answered; then `process` None means that there is no process.
         """
         record = self._table.get(lease.kernel_id)
-        if record is None and (lease.id in self._table.released or self._is_unmissed(lease)):
+        if record is None and (self._table.book.is_released(lease.id) or self._is_unmissed(lease)):
             self._ender.release_soon(lease)
             return
         if record is None:
@@ -163,21 +166,16 @@ class Reconciler:
             if self._ender.is_due(lease, process):
                 self._ender.stop_soon(record, "stopped")
                 return
-        elif record.phase is Phase.PENDING and record.lease is not None and record.lease.id == lease.id:
-            record.update_lease(lease)
         elif record.start is not None or record.lease is None or record.phase is Phase.ENDING:
             return  # a start under way finds out by itself
-        elif record.lease.id != lease.id:
+        elif record.lease_id != lease.id:
             self._ender.release_soon(lease)  # of an earlier start
             return
-        if record.start is not None:
-            return
-        record.lease = lease  # more may be known of it now
         if not record.owner.pid:
             record.owner = lease.owner
             self._owners.watch(lease.owner)
         if lease.state == "lost":
-            self._ender.stop_soon(record, lease.reason)
+            self._ender.stop_soon(record, _describe_loss(lease.reason))
         elif process is not None:
             self._table.update(record, process)
         elif is_known and record.process is None:
@@ -186,20 +184,6 @@ class Reconciler:
     def _is_unmissed(self, lease: Lease) -> bool:
         """True if a lease is lost, and nobody waits for the reason: its holder has ended and does not come back."""
         return lease.state == "lost" and not (lease.owner.can_adopt or self._owners.holds(lease.owner))
-
-    def _drop_lost(self, before: dict[int, Lease | None], found: set[str]) -> None:
-        for record in list(self._table.records.values()):
-            lease = before.get(id(record))
-            if lease is None or lease is not record.lease or lease.id in found:
-                continue
-            if record.held_back is not None:
-                continue  # `_read_loss` notes the reason first, and then reads again
-            if record.start is None:
-                self._table.drop(record, "its lease is gone")
-                self._table.released.pop(lease.id, None)  # nobody released it: it may be found again
-            elif record.phase is Phase.PENDING:
-                lost = replace(lease, state="lost", reason="its lease is gone")
-                record.update_lease(lost)  # its start claims another
 
     def _end_unclaimed(self, record: KernelRecord) -> None:
         if record.start is None and record.process is None:
@@ -212,25 +196,29 @@ class Reconciler:
             elif event.kind == "resync":
                 self.soon()
                 self.on_resync()
-            else:
-                self._on_lease(event)
+            elif (record := self._table.with_lease(event.lease_id)) is not None:
+                record.warning = event.reason
+                self._table.publish("warned", record, event.reason)
 
-    def _on_lease(self, event: BackendEvent) -> None:
-        """Handle an event of the manager about a lease: a warning, a change of a pending lease, or a loss."""
-        record = self._table.with_lease(event.lease_id)
-        if record is None or record.lease is None:
-            return
-        if event.kind == "lease_warned":
-            record.warning = event.reason
-            self._table.publish("warned", record, event.reason)
-        elif record.phase in (Phase.CLAIMING, Phase.PENDING) and record.start is not None:
-            record.update_lease(event.lease or replace(record.lease, state="lost", reason=event.reason))
-            if event.kind == "lease_pending":
-                self._table.publish("queued", record, event.reason)
-        elif event.kind == "lease_lost":
-            self._ender.stop_soon(record, _describe_loss(event.reason))
-        elif event.lease is not None and record.start is None:
-            record.lease = event.lease
+    def _on_lease(self, lease: Lease) -> None:
+        """Follow what the cluster shows of a lease: a grant, why it is still pending, or a loss."""
+        record = self._table.with_lease(lease.id)
+        is_shown = self._table.book.is_shown(lease.id)
+        if record is None:
+            if not is_shown or (lease.state == "lost" and not self._table.is_own(lease)):
+                self._table.book.drop(lease.id)
+        elif record.held_back is not None:  # the reason of the loss is noted first
+            record.held_back.append(partial(self._on_lease, lease))
+        elif record.start is not None and record.phase in (Phase.CLAIMING, Phase.PENDING):
+            record.lease_changed.set()
+            if record.phase is Phase.PENDING and lease.state == "pending":
+                self._table.publish("queued", record, lease.reason)
+        elif not is_shown:
+            if record.start is None:  # else its agent says that it knows no such lease
+                self._table.drop(record, lease.reason)
+        elif lease.state == "lost":
+            self._ender.stop_soon(record, _describe_loss(lease.reason))
+        elif lease.state == "held" and record.phase is Phase.PENDING:
             self.soon()  # its agent answers now, and may have a kernel
 
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
@@ -246,11 +234,10 @@ class Reconciler:
         if record is None and self._unknown is not None and event.kind != "released":
             self._unknown.append(event)
         elif record is not None and record.held_back is not None:
-            record.held_back.append(event)
+            record.held_back.append(partial(self._on_event, event))
         elif event.kernel is not None:
             self._on_process(event.kernel)
         elif event.kind == "released":
-            self._table.released[event.lease_id] = None
             if record is not None and record.start is None:
                 self._table.drop(record, "its lease was given back")
         elif event.kind == "warned" and record is not None:
@@ -270,15 +257,15 @@ class Reconciler:
             reason = record.warning or reason
         if record.start is None:
             record.reason = record.reason or _describe_loss(reason)
-        events, record.held_back = record.held_back or [], None
-        for event in events:
-            self._on_event(event)
+        waiting, record.held_back = record.held_back or [], None
+        for go_on in waiting:
+            go_on()
         if self._table.holds(record):
             self.soon()  # the agent may have left without a word about its lease
 
     def _on_process(self, process: KernelProcess) -> None:
         record = self._table.get(process.kernel_id)
-        if record is None or record.lease is None or record.lease.id != process.lease_id:
+        if record is None or record.lease_id != process.lease_id:
             return
         if record.start is None:
             self._table.update(record, process)

@@ -80,7 +80,7 @@ class Scheduler:
         self._timers = Timers()
         self._queue = Queue(on_moved=self._on_moved, timers=self._timers)
         self._access = BackendAccess(backend, agents, folder / "drained.json" if folder else None)
-        self._table = KernelTable(self._queue, self.events, name=name)
+        self._table = KernelTable(self._queue, self.events, backend.book, name=name)
         due = folder / "ends.json" if folder else None
         self._ender = KernelEnder(self._access, self._table, self._timers, due)
         self.owners = OwnerWatch(self._table, self._ender, self._timers, settings)
@@ -263,8 +263,7 @@ class Scheduler:
             record.adopted_at = time.monotonic()
             record.owner = replace(owner, user=holder.user)
             if (lease := record.lease) is not None and lease.state == "held":
-                transferred = await self.backend.transfer(lease, record.owner)
-                record.lease = transferred if record.lease is lease else record.lease
+                await self.backend.transfer(lease, record.owner)
         kernel = record.view(self._queue, with_connection=True)
         if record.unheld_since is None or record.unheld_since == -math.inf:
             return kernel

@@ -72,7 +72,7 @@ class StartRunner:
 
     async def _run(self, record: KernelRecord, start: StartKernel, task: StartTask) -> Kernel:
         lease_id = self._table.lease_id(start.kernel_id, start.launch_id)
-        is_restart = record.lease is not None and record.lease.id != lease_id  # of an earlier launch
+        is_restart = record.lease_id not in ("", lease_id)  # which is of an earlier launch
         deadline = time.monotonic() + start.wait_s
         try:
             try:
@@ -110,14 +110,14 @@ class StartRunner:
             if record.lease is None or record.lease.state == "pending":
                 await self._claimer.take(record, start, deadline)
             else:  # a restart in the lease of an earlier launch
-                record.launch(record.lease)
+                record.launch()
             assert record.lease is not None
             record.check_wanted()
             launch_by = (
                 deadline if start.queue_timeout_s is None else time.monotonic() + start.launch_timeout_s
             )
             if record.lease.owner != record.owner:  # a restart by another application
-                record.lease = await self._access.backend.transfer(record.lease, record.owner)
+                await self._access.backend.transfer(record.lease, record.owner)
             began = time.monotonic()
             try:
                 launch = build_launch(start, record.lease.id, start.launch_timeout_s, self._claimer.journal)
@@ -144,8 +144,7 @@ class StartRunner:
         """
 
         def is_wanted() -> bool:
-            has_lease = record.lease is not None and record.lease.id == lease.id
-            return has_lease and record.launch_id == start.launch_id
+            return record.lease_id == lease.id and record.launch_id == start.launch_id
 
         for pause_s in backoff(*_JOIN_AGAIN_S):
             try:

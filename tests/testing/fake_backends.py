@@ -51,6 +51,8 @@ class FakeBackend(Backend):
         local: RoostLocalBackend | None = None,
     ) -> None:
         self._parts = {fake.name: local_backend(fake, settings, agents, local) for fake in fakes}
+        for part in self._parts.values():
+            part.book = self.book
         self.lies: dict[str, Callable[[Node], Node]] = {}
 
     async def open(self) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,6 @@ from roost.launchers.protocol.messages import (
     Reserve,
 )
 from roost.placement import Node, Request, Snapshot
-from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.backends.agent_calls import AgentCaller, Agents, until_listening
 from roost.scheduler.backends.base import Backend, BackendEvent, Finding, LeaseReading
 from roost.scheduler.backends.event_queue import EventQueue
@@ -42,9 +41,22 @@ _AGENT_S = 5.0
 _ANSWERS_S = 1.0
 """How long a reading of all pods waits for the agents of pods that it has found."""
 _CLOSE_S = 5.0
-_REMEMBERED = 500
-"""At most this many lost leases, and this many releases, are remembered."""
 _STARTING = "its agent is starting"
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is known of a pod besides its lease."""
+
+    address: AgentAddress | None = None
+    kernel: PodKernel | None = None
+    is_granted: bool = False
+    waits_for: str = ""
+    """The manager's reason why the pod is not granted, or its agent does not listen yet."""
+    is_noted: bool = False
+    """True if the pod's agent has noted the lease, as far as this process knows."""
+    noting: asyncio.Task[Any] | None = None
+    """Set while the agent is asked to do so."""
 
 
 class AgentPerKernelBackend(Backend):
@@ -68,13 +80,8 @@ class AgentPerKernelBackend(Backend):
         self._away = "it has not been joined yet"
         self._creating: dict[str, asyncio.Task[Lease]] = {}
         cluster.creating = self._creating.keys()
-        self._pods: dict[str, Pod] = {}
-        self._starting: set[str] = set()
-        """Ids of the leases that their agents have not noted yet, as far as this process knows."""
-        self._lost = LastEntries[str, Lease](_REMEMBERED)
-        """Leases whose pods have ended. A reading shows them with the reason, until they are released."""
-        self._releasing = LastEntries[str, None](_REMEMBERED)
-        self._noting: dict[str, asyncio.Task[Any]] = {}
+        self._pods: dict[str, _Known] = {}
+        """The pods that have not ended, by lease id."""
         self._nodes: dict[str, Node] = {}
         """The nodes by name, without the resources that roost's pods take."""
         self._snapshot = Snapshot.of([])
@@ -106,9 +113,9 @@ class AgentPerKernelBackend(Backend):
             raise BackendUnavailable(self._describe_away())
         if self._differs:
             nodes = {name: self._nodes[name] for name in self._differs & self._nodes.keys()}
-            for lease in (pod.lease for pod in self._pods.values()):
-                if lease.node_id in nodes and lease.state != "lost":
-                    nodes[lease.node_id] = nodes[lease.node_id].with_kernel(lease.request, lease.device_ids)
+            for name in nodes:
+                for lease in self.book.on(name):
+                    nodes[name] = nodes[name].with_kernel(lease.request, lease.device_ids)
             self._snapshot = self._snapshot.apply(nodes.values(), self._differs - nodes.keys())
             self._differs.clear()
         return self._snapshot
@@ -117,10 +124,10 @@ class AgentPerKernelBackend(Backend):
         return self._events.read()
 
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
-        known = self._pods.get(lease.id)
-        if known is not None:
-            return self._lease(known)
-        self._releasing.pop(lease.id, None)
+        self.book.want(lease)
+        known = self.book.get(lease.id)
+        if known is not None and self.book.is_shown(lease.id):
+            return known
         creating = self._creating.get(lease.id)
         if creating is None:
             creating = self._creating[lease.id] = start_shared(self._create(lease, launch))
@@ -135,16 +142,15 @@ class AgentPerKernelBackend(Backend):
             raise
         finally:
             del self._creating[lease.id]
-        self._starting.add(lease.id)
-        return self._lease(self._note(pod))
+        return self._note(pod)
 
     async def release(self, lease: Lease) -> None:
-        self._releasing[lease.id] = None
+        self.book.release(lease.id)
         pod = self._pods.get(lease.id)
         if pod is not None and pod.address is not None:
             # The agent interrupts its kernel's children too, and writes the last lines. A manager only kills.
             try:
-                await asyncio.wait_for(self._caller(pod).call(lambda a: a.release(lease.id)), _AGENT_S)
+                await asyncio.wait_for(self._caller(lease).call(lambda a: a.release(lease.id)), _AGENT_S)
             except (RoostError, asyncio.TimeoutError) as problem:
                 log.info("lease=%s its pod is deleted without its agent: %s", lease.id, problem)
         await self._delete(lease.id)
@@ -154,17 +160,17 @@ class AgentPerKernelBackend(Backend):
         pod = self._pods.get(lease.id)
         if pod is not None:
             await self._cluster.update(transferred)
-            self._pods[lease.id] = replace(pod, lease=replace(pod.lease, owner=owner))
+            if (shown := self.book.get(lease.id)) is not None:
+                self.book.show(replace(shown, owner=owner))
             if pod.address is not None:
                 await self._wait_for_agent(pod)
-                await self._caller(pod).call(lambda agent: agent.transfer(lease.id, owner))
+                await self._caller(lease).call(lambda agent: agent.transfer(lease.id, owner))
         return transferred
 
     async def leases(self) -> LeaseReading:
         if not self._away:
             await self._read_pods()
-        leases = (*map(self._lease, self._pods.values()), *self._lost.values())
-        return LeaseReading(leases=leases, unreachable=frozenset({self.name} if self._away else ()))
+        return LeaseReading(leases=tuple(self.book), unreachable=frozenset({self.name} if self._away else ()))
 
     async def agent(self, lease: Lease) -> AgentAddress:
         pod = self._pods.get(lease.id)
@@ -173,16 +179,16 @@ class AgentPerKernelBackend(Backend):
             raise UnknownKernel(problem, kernel_id=lease.kernel_id)
         if pod.address is None:
             raise BackendUnavailable(
-                f"kernel {lease.kernel_id} has no agent yet: {pod.lease.reason or _STARTING}"
+                f"kernel {lease.kernel_id} has no agent yet: {pod.waits_for or _STARTING}"
             )
         await self._wait_for_agent(pod)
         return pod.address
 
     def reported_kernel(self, launch: Launch) -> KernelProcess | None:
-        pod = self._pods.get(launch.lease_id)
-        if pod is None or pod.kernel is None or launch.lease_id not in self._starting:
+        pod, lease = self._pods.get(launch.lease_id), self.book.get(launch.lease_id)
+        if pod is None or pod.kernel is None or pod.is_noted or lease is None:
             return None
-        return pod.kernel.build_process(launch, pod.lease.device_ids)
+        return pod.kernel.build_process(launch, lease.device_ids)
 
     async def explain_loss(self, lease: Lease) -> str:
         return await self._cluster.explain_end(lease.id)
@@ -221,7 +227,7 @@ class AgentPerKernelBackend(Backend):
                 if self._away:
                     await self._join()
                     pauses = backoff(*_REJOIN_S)
-                    self._publish_pending()
+                    self._judge_all()
                     self._events.put(BackendEvent(kind="resync"))
                 async for change in self._cluster.changes():
                     await self._on_change(change)
@@ -232,34 +238,24 @@ class AgentPerKernelBackend(Backend):
                     log.warning("%s is away: %s", self.name, problem)
                 before, self._away = self._away, str(problem)
                 if self._away != before:
-                    self._publish_pending()
+                    self._judge_all()
                 await asyncio.sleep(next(pauses))
 
     def _describe_away(self) -> str:
         return f"{self.name} is away, its kernels live on: {self._away}"
 
-    def _publish_pending(self) -> None:
-        """Publish why leases are pending, because the manager is away or back."""
-        for pod in self._pods.values():
-            if pod.lease.state == "pending":
-                self._publish_reason(self._lease(pod))
-
-    def _publish_reason(self, lease: Lease) -> None:
-        event = BackendEvent(kind="lease_pending", lease_id=lease.id, reason=lease.reason, lease=lease)
-        self._events.put(event)
-
-    def _publish_held(self, lease: Lease) -> None:
-        self._events.put(BackendEvent(kind="lease_held", lease_id=lease.id, lease=lease))
+    def _judge_all(self) -> None:
+        """Show anew why leases are pending, because the manager is away or back."""
+        for lease in [lease for lease in self.book if lease.id in self._pods]:
+            self._judge(lease)
 
     async def _on_change(self, change: PodChange) -> None:
         if change.kind == "pod" and change.pod is not None:
             self._note(change.pod)
         elif change.kind == "gone":
-            if (pod := self._pods.get(change.lease_id)) is not None:
-                self._lose(replace(pod.lease, state="lost", reason=change.reason))
-            self._releasing.pop(change.lease_id, None)
+            self._lose(change.lease_id, change.reason)
         elif change.kind == "warning":
-            if change.lease_id in self._pods and change.lease_id not in self._releasing:
+            if change.lease_id in self._pods and not self.book.is_released(change.lease_id):
                 event = BackendEvent(kind="lease_warned", lease_id=change.lease_id, reason=change.reason)
                 self._events.put(event)
         elif change.kind == "nodes":
@@ -279,100 +275,97 @@ class AgentPerKernelBackend(Backend):
         before = set(self._pods)
         found = {pod.lease.id: pod for pod in await self._cluster.pods()}
         for lease_id in before & self._pods.keys() - found.keys():
-            reason = f"its {self._cluster.unit} is gone"
-            self._lose(replace(self._pods[lease_id].lease, state="lost", reason=reason))
+            self._lose(lease_id, f"its {self._cluster.unit} is gone")
         for pod in found.values():
             self._note(pod)
-        await self._reserve_again(pod for pod in found.values() if pod.lease.id not in before)
+        await self._reserve_again([lease_id for lease_id in found if lease_id not in before])
 
-    async def _reserve_again(self, pods: Iterable[Pod]) -> None:
+    async def _reserve_again(self, lease_ids: Sequence[str]) -> None:
         """Wait, for `_ANSWERS_S` at most, until the agents of pods that were just found have noted their leases.
 
         Their agents may have started while no scheduler ran. An agent that does not answer may have a kernel: its lease
-        stays held.
+        counts as held.
         """
-        held = [pod.lease.id for pod in pods if pod.address is not None and pod.lease.state == "held"]
-        if noting := [self._noting[lease_id] for lease_id in held if lease_id in self._noting]:
+        pods = [self._pods[lease_id] for lease_id in lease_ids if lease_id in self._pods]
+        held = [pod for pod in pods if pod.address is not None and pod.is_granted]
+        if noting := [pod.noting for pod in held if pod.noting is not None]:
             await asyncio.wait(noting, timeout=_ANSWERS_S)
-        self._starting.difference_update(held)
+        for pod in held:
+            pod.is_noted = True
+        for lease_id in lease_ids:
+            if (lease := self.book.get(lease_id)) is not None and lease_id in self._pods:
+                self._judge(lease)
 
-    def _note(self, pod: Pod) -> Pod:
-        """Note a pod that the cluster reports, and publish the news about its lease."""
+    def _note(self, pod: Pod) -> Lease:
+        """Note a pod that the cluster reports, unless its lease is released. Return the lease, as it is shown now."""
         lease = pod.lease
-        if lease.id in self._releasing:  # a pod that ends still changes
-            return pod
-        known = self._pods.get(lease.id)
+        if self.book.is_released(lease.id):  # a pod that ends still changes
+            return lease
         if lease.state == "lost":
-            self._lose(lease)
-            return pod
-        before = self._lease(known) if known is not None else None
-        # A pod that another service is still creating may have been taken for lost.
-        self._lost.pop(lease.id, None)
-        self._pods[lease.id] = pod
-        if known is None or known.lease.node_id != lease.node_id:
-            self._redraw(lease.node_id, *([known.lease.node_id] if known else ()))
-        if pod.address is None or known is None:
-            self._starting.add(lease.id)
-        if pod.address is not None and lease.id in self._starting and lease.id not in self._noting:
-            self._noting[lease.id] = spawn(self._reserve(pod), self._tasks, log)
-        now = self._lease(pod)
-        if before is not None and now.state == "pending" and now.reason != before.reason:
-            self._publish_reason(now)
-        if now.state == "held" and lease.id in self._starting and (before is None or before.state != "held"):
-            self._publish_held(now)
-        return pod
+            self._forget(lease.id)
+            self.book.show(lease)
+            return lease
+        before = self.book.get(lease.id)
+        known = self._pods.get(lease.id)
+        if known is None:
+            known = self._pods[lease.id] = _Known()
+            self._redraw(lease.node_id)
+        elif before is not None and before.node_id != lease.node_id:
+            self._redraw(lease.node_id, before.node_id)
+        known.address, known.kernel = pod.address, pod.kernel
+        known.is_granted, known.waits_for = lease.state == "held", lease.reason
+        if pod.address is None:
+            known.is_noted = False
+        elif not known.is_noted and known.noting is None:
+            known.noting = spawn(self._reserve(lease), self._tasks, log)
+        return self._judge(lease)
 
-    async def _reserve(self, pod: Pod) -> None:
+    async def _reserve(self, lease: Lease) -> None:
         """Have the pod's agent note the lease, as soon as the agent listens. From then on the lease is held."""
-        lease_id = pod.lease.id
+        pod = self._pods[lease.id]
 
         def is_wanted() -> bool:
-            return lease_id in self._pods and lease_id in self._starting
+            return self._pods.get(lease.id) is pod and not pod.is_noted
 
         async def reserve() -> bool:
-            lease = replace(self._pods[lease_id].lease, state="held", reason="")
-            asked = Reserve(lease=lease, is_granted=True, linger_s=self._linger_s)
+            noted = replace(self.book.get(lease.id) or lease, state="held", reason="")
+            asked = Reserve(lease=noted, is_granted=True, linger_s=self._linger_s)
             try:
-                await self._caller(pod).call(partial(AgentClient.reserve, request=asked))
+                await self._caller(lease).call(partial(AgentClient.reserve, request=asked))
             except RoostError as problem:
-                log.debug("lease=%s its agent does not answer yet: %s", lease_id, problem)
+                log.debug("lease=%s its agent does not answer yet: %s", lease.id, problem)
                 return False
             return True
 
         try:
             await until_listening(reserve, is_wanted)
         finally:
-            self._noting.pop(lease_id, None)
+            pod.noting = None
         if is_wanted():
-            self._starting.discard(lease_id)
-            if self._pods[lease_id].kernel is None:
-                self._publish_held(self._lease(self._pods[lease_id]))
+            pod.is_noted = True
+            self._judge(self.book.get(lease.id) or lease)
 
-    def _lease(self, pod: Pod) -> Lease:
-        """Return the pod's lease as the scheduler sees it: held once its kernel listens, or the agent has noted it."""
-        if pod.lease.state == "pending" and self._away and pod.kernel is None:
-            return replace(pod.lease, reason=self._describe_away())
-        if pod.lease.id in self._starting and pod.kernel is None:
-            return replace(pod.lease, state="pending", reason=pod.lease.reason or _STARTING)
-        return replace(pod.lease, state="held", reason="") if pod.address is not None else pod.lease
+    def _judge(self, lease: Lease) -> Lease:
+        """Show the pod's lease, and return it: held once its kernel listens, or its agent has noted the lease."""
+        pod = self._pods[lease.id]
+        if pod.kernel is None and self._away and not pod.is_granted:
+            lease = replace(lease, state="pending", reason=self._describe_away())
+        elif pod.kernel is None and not pod.is_noted:
+            lease = replace(lease, state="pending", reason=pod.waits_for or _STARTING)
+        else:
+            lease = replace(lease, state="held", reason="")
+        self.book.show(lease)
+        return lease
 
-    def _lose(self, lost: Lease) -> None:
-        """Record that a pod has ended.
-
-        Publish the loss of its lease, unless this scheduler has released the lease.
-        """
-        if lost.id in self._pods and lost.id not in self._releasing:
-            event = BackendEvent(kind="lease_lost", lease_id=lost.id, reason=lost.reason, lease=lost)
-            self._events.put(event)
-        self._forget(lost.id)
-        if lost.id not in self._releasing:
-            self._lost[lost.id] = lost
+    def _lose(self, lease_id: str, reason: str) -> None:
+        """Show that the pod of this lease has ended, and why."""
+        if lease_id in self._pods:
+            self._forget(lease_id)
+            self.book.lose(lease_id, reason)
 
     def _forget(self, lease_id: str) -> None:
-        self._starting.discard(lease_id)
-        self._lost.pop(lease_id, None)
-        if (pod := self._pods.pop(lease_id, None)) is not None:
-            self._redraw(pod.lease.node_id)
+        if self._pods.pop(lease_id, None) is not None and (lease := self.book.get(lease_id)) is not None:
+            self._redraw(lease.node_id)
 
     def _redraw(self, *node_ids: str) -> None:
         self._differs |= set(node_ids)
@@ -380,34 +373,36 @@ class AgentPerKernelBackend(Backend):
 
     # The agents
 
-    async def _wait_for_agent(self, pod: Pod) -> None:
+    async def _wait_for_agent(self, pod: _Known) -> None:
         """If the pod has reported its kernel, wait for a short time until its agent answers too."""
-        if pod.kernel is not None and (noting := self._noting.get(pod.lease.id)) is not None:
-            await asyncio.wait([noting], timeout=_AGENT_S)
+        if pod.kernel is not None and pod.noting is not None:
+            await asyncio.wait([pod.noting], timeout=_AGENT_S)
 
-    def _caller(self, pod: Pod) -> AgentCaller:
+    def _caller(self, lease: Lease) -> AgentCaller:
         async def resolve() -> AgentAddress:
-            known = self._pods.get(pod.lease.id)
+            known = self._pods.get(lease.id)
             if known is None or known.address is None:
-                return await self.agent(pod.lease)  # raises
+                return await self.agent(lease)  # raises
             return known.address
 
         async def nothing(_: AgentAddress | None) -> None:
             return None
 
         return AgentCaller(
-            self._agents, resolve, name=f"the agent of kernel {pod.lease.kernel_id}", on_lost=nothing
+            self._agents, resolve, name=f"the agent of kernel {lease.kernel_id}", on_lost=nothing
         )
 
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
-        is_release = event is not None and event.kind == "released" and event.lease_id in self._pods
-        if is_release and event is not None and event.lease_id not in self._releasing:
-            spawn(self._delete(event.lease_id), self._tasks, log)  # released by the agent's own rules
+        if event is None or event.kind != "released" or event.lease_id not in self._pods:
+            return
+        if not self.book.is_released(event.lease_id):
+            self.book.release(event.lease_id)  # by the rules that the scheduler has given to the agent
+            spawn(self._delete(event.lease_id), self._tasks, log)
 
     async def _delete(self, lease_id: str) -> None:
-        self._releasing[lease_id] = None
         if (creating := self._creating.get(lease_id)) is not None:
             await asyncio.wait([creating])
         await self._cluster.delete(lease_id)
         await self._read_nodes()  # a pod that ends keeps its resources for a while
         self._forget(lease_id)
+        self.book.miss(lease_id)

@@ -39,7 +39,7 @@ from roost.scheduler.messages import Finding, format_names
 from .agents import AgentPool
 from .manager import ClusterManager
 from .membership import N
-from .node_table import Leases, NodeTable
+from .node_table import NodeTable
 from .outage import OutageRecovery
 from .settings import AgentPerNodeSettings
 
@@ -71,9 +71,10 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             context.folder / "agents.json", context.agents, manager.start_agent, settings.agent_settings()
         )
         self.address = self._pool.cluster
-        self._table: NodeTable[N] = NodeTable(self._build_node)
+        self._table: NodeTable[N] = NodeTable(self.book, self._build_node)
         self._recovery = OutageRecovery(
             manager,
+            self.book,
             self._table,
             self._pool,
             settings.manager_grace_s,
@@ -82,8 +83,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         )
         self._restart_grace_s = context.restart_grace_s
         self._manager_grace_s = settings.manager_grace_s
-        self._claiming: set[str] = set()  # ids of leases
-        self._releases = 0  # how many the agents have reported
         self._is_open = True
         self._tasks: set[asyncio.Task[Any]] = set()
         self._events = EventQueue()
@@ -122,10 +121,10 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return self._events.read()
 
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
+        self.book.want(lease)
         node = self._membership.nodes.get(lease.node_id)
         if node is None:
             raise LeaseConflict(f"there is no node {lease.node_id} any more")
-        self._claiming.add(lease.id)
         address = start_shared(self._pool.address(node.id))  # starts the agent while the manager decides
         try:
             device_ids = await self._manager.claim(lease, node, self._table.has_room)
@@ -140,21 +139,19 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             raise
         finally:
             address.cancel()
-            self._claiming.discard(lease.id)
-        self._table.leases[held.id] = held
+        self.book.show(held)
         self._membership.expire()
         self._update([node.id])
         return held
 
     async def release(self, lease: Lease) -> None:
-        self._table.leases.pop(lease.id, None)
+        self.book.release(lease.id)
         try:
             if lease.node_id:  # else its node has left, and the kernel with it
                 await self._pool.call(lease.node_id, lambda agent: agent.release(lease.id))
         except BackendUnavailable:
             is_there = self._membership.away or lease.node_id in self._membership.nodes
             if is_there and lease.node_id in self._pool.nodes:  # else no agent ever was there to end a kernel
-                self._table.leases[lease.id] = lease
                 raise
         await self._release_claim(lease)
 
@@ -162,12 +159,10 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._pool.forget_kept(lease.node_id)
         await self._pool.call(lease.node_id, lambda agent: agent.transfer(lease.id, owner))
         transferred = replace(lease, owner=owner)
-        if lease.id in self._table.leases:
-            self._table.leases[lease.id] = transferred
+        self.book.show(transferred)
         return transferred
 
     async def leases(self) -> LeaseReading:
-        before = set(self._table.leases)
         agent_nodes = frozenset(self._pool.nodes)
         # The claims are complete for all nodes but these. There, the agents know more than the manager.
         incomplete = agent_nodes if self._membership.away else self._recovery.expected
@@ -182,20 +177,21 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 unreachable.add(node_id)
             else:
                 processes |= held.by_lease()
-            noted = self._table.leases.on(node_id) if held is None else held.leases
+            noted = self.book.on(node_id) if held is None else held.leases
             found.update({lease.id: lease for lease in noted if lease.id in claims or node_id in incomplete})
         for claim in claims.values():
             if claim.id in found:
                 continue
             if _is_placed(claim, agent_nodes):  # no agent has noted it
-                found[claim.id] = self._table.leases.get(claim.id) or replace(claim, state="held", reason="")
+                known = self.book.get(claim.id) if self.book.is_shown(claim.id) else None
+                found[claim.id] = known or replace(claim, state="held", reason="")
                 if claim.node_id not in unreachable:
                     processes[claim.id] = None
             else:
                 found[claim.id] = replace(claim, node_id="")
-        placed_leases = [lease for lease in found.values() if lease.node_id]
-        meanwhile = [lease for lease in self._table.leases.values() if lease.id not in before]
-        self._table.leases = Leases([*placed_leases, *meanwhile])
+        for lease in found.values():
+            if lease.node_id:
+                self.book.show(lease)
         self._update(list(self._membership.nodes))
         return LeaseReading(
             leases=tuple(found.values()),
@@ -207,7 +203,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         is_known = (
             lease.node_id in self._membership.nodes
             or lease.node_id in self._recovery.expected
-            or lease.id in self._table.leases
+            or lease.id in self.book
         )
         if not self._membership.away and not is_known:
             problem = f"its node {lease.node_id} has left the {self._manager.name} cluster"
@@ -333,14 +329,12 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         elif event.kind == "lost":
             self._lose(event.lease_id, event.reason)
         elif event.kind == "released":
-            self._releases += 1
-            lease = self._table.leases.pop(event.lease_id, None)
-            if lease is not None:  # by the agent's own rules: `release` removes a lease first
+            lease = self.book.get(event.lease_id)
+            if lease is not None and not self.book.is_released(lease.id):
+                self.book.release(lease.id)  # by the rules that the scheduler has given to the agent
                 self._spawn(self._release_expired(lease))
-        elif event.kind == "reserved":
-            is_known = event.lease_id in self._table.leases or event.lease_id in self._claiming
-            if not is_known:
-                self._spawn(self._learn(node_id))
+        elif event.kind == "reserved" and event.lease_id not in self.book:
+            self._spawn(self._learn(node_id))
 
     async def _end(self, lease: Lease) -> None:
         try:
@@ -355,10 +349,10 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             log.warning("lease=%s its claim is not given back yet: %s", lease.id, problem)
 
     async def _release_claim(self, lease: Lease) -> None:
-        self._table.leases.pop(lease.id, None)
         if not self._membership.away:  # else the claim went with the cluster, or is found when that is back
             await self._manager.release(lease)
             self._membership.expire()
+        self.book.miss(lease.id)
         self._update([lease.node_id])
 
     async def _held_on(self, node_id: str) -> Holdings | None:
@@ -370,19 +364,14 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     async def _learn(self, node_id: str) -> None:
         """Record the leases of other schedulers on a node, because they take shares of its devices."""
-        while True:
-            releases = self._releases
-            held = await self._pool.held_on(node_id)
-            if releases == self._releases:  # else the answer may have a lease that was released meanwhile
-                break
+        held = await self._pool.held_on(node_id)
         for lease in held.leases if held else ():
-            self._table.leases.setdefault(lease.id, lease)
+            self.book.show(lease)
         self._update([node_id])
 
     def _lose(self, lease_id: str, reason: str) -> None:
-        lease = self._table.leases.pop(lease_id, None)
-        self._events.put(BackendEvent(kind="lease_lost", lease_id=lease_id, reason=reason))
-        if lease is not None:
+        self.book.lose(lease_id, reason)
+        if (lease := self.book.get(lease_id)) is not None:
             self._update([lease.node_id])
 
     def _spawn(self, coroutine: Any) -> None:

@@ -1,14 +1,15 @@
-"""The nodes and leases of one cluster, and the snapshot that is built from them."""
+"""The snapshot of one cluster, which is built from its nodes and leases."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Generic
 
 from roost.placement import Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Lease
+from roost.scheduler.backends.lease_book import LeaseBook
 
 from .membership import N
 
@@ -16,50 +17,12 @@ _ANY_POLICY = get_policy("pack")
 """A policy whose filters decide if a request fits. Its ranking does not matter on one node."""
 
 
-class Leases(MutableMapping[str, Lease]):
-    """Leases by id. `on` finds the leases of one node without a search through all leases."""
-
-    def __init__(self, leases: Iterable[Lease] = ()) -> None:
-        self._by_id: dict[str, Lease] = {}
-        self._by_node: dict[str, dict[str, Lease]] = {}
-        for lease in leases:
-            self[lease.id] = lease
-
-    def nodes(self) -> list[str]:
-        """Return the ids of the nodes with leases."""
-        return list(self._by_node)
-
-    def on(self, node_id: str) -> list[Lease]:
-        return list(self._by_node.get(node_id, {}).values())
-
-    def __getitem__(self, lease_id: str) -> Lease:
-        return self._by_id[lease_id]
-
-    def __setitem__(self, lease_id: str, lease: Lease) -> None:
-        if lease_id in self._by_id and self._by_id[lease_id].node_id != lease.node_id:
-            del self[lease_id]
-        self._by_id[lease_id] = self._by_node.setdefault(lease.node_id, {})[lease_id] = lease
-
-    def __delitem__(self, lease_id: str) -> None:
-        node_id = self._by_id.pop(lease_id).node_id
-        of_node = self._by_node[node_id]
-        del of_node[lease_id]
-        if not of_node:
-            del self._by_node[node_id]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._by_id)
-
-    def __len__(self) -> int:
-        return len(self._by_id)
-
-
 class NodeTable(Generic[N]):
-    """The known `leases` of all schedulers by id, and the snapshot that `update` keeps up to date."""
+    """The snapshot that `update` keeps up to date, with the leases of all schedulers that `book` has."""
 
-    def __init__(self, build_node: Callable[[N, Sequence[Lease]], Node]) -> None:
+    def __init__(self, book: LeaseBook, build_node: Callable[[N, Sequence[Lease]], Node]) -> None:
+        self._book = book
         self._build_node = build_node
-        self.leases = Leases()
         self._snapshot = Snapshot.of([])
         self._measured_at = time.monotonic()
 
@@ -70,7 +33,7 @@ class NodeTable(Generic[N]):
     def update(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
         """Rebuild these nodes of the snapshot; remove those missing in `nodes`. Return True if it changed."""
         built = [
-            self._build_node(nodes[name], self.leases.on(name))
+            self._build_node(nodes[name], self._book.on(name))
             for name in dict.fromkeys(node_ids)
             if name in nodes
         ]

@@ -17,6 +17,7 @@ from typing import Generic
 
 from roost.launchers.daemon.tasks import ask_all
 from roost.scheduler.backends.base import Lease
+from roost.scheduler.backends.lease_book import LeaseBook
 from roost.scheduler.errors import LeaseConflict
 
 from .agents import AgentPool
@@ -36,6 +37,7 @@ class OutageRecovery(Generic[N]):
     """Restores leases after an outage."""
 
     manager: ClusterManager[N]
+    book: LeaseBook
     table: NodeTable[N]
     pool: AgentPool
     grace_s: float
@@ -100,16 +102,16 @@ class OutageRecovery(Generic[N]):
                 self._expected.pop(node_id, None)
             # Managers grant the first free device. In this order, each lease gets its own device again.
             for lease in sorted(held.leases if held else (), key=lambda lease: lease.device_ids):
-                self.table.leases[lease.id] = lease
-                if node is not None and lease.id not in claimed:
+                is_wanted = self.book.show(lease)
+                if is_wanted and node is not None and lease.id not in claimed:
                     await self._claim_again(lease, node)
 
     async def find_lost(self) -> None:
         """Report the leases whose node or claim is gone, although roost did not give them back."""
         misses: dict[str, int] = {}
-        for node_id in self.table.leases.nodes():
+        for node_id in self.book.nodes():
             node = self.manager.membership.nodes.get(node_id)
-            leases = self.table.leases.on(node_id)
+            leases = [lease for lease in self.book.on(node_id) if not self.book.is_released(lease.id)]
             unclaimed = leases if node is None else self.manager.unclaimed(leases, node)
             if not unclaimed or node_id in self.expected:
                 continue

@@ -96,9 +96,12 @@ class LocalBackend(Backend):
         return self._events.read()
 
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
+        self.book.want(lease)
         if lease.node_id not in self._snapshot:
             raise LeaseConflict(f"there is no node {lease.node_id} any more")
-        reserve = Reserve(lease=lease, linger_s=self._context.restart_grace_s, launch=launch)
+        reserve = Reserve(
+            lease=replace(lease, state="held"), linger_s=self._context.restart_grace_s, launch=launch
+        )
         self._known.setdefault(lease.id, None)
         try:
             held = await self._caller.call(lambda agent: agent.reserve(reserve))
@@ -112,14 +115,19 @@ class LocalBackend(Backend):
             if lease.node_id in self._snapshot:
                 node = self._snapshot.node(lease.node_id)
                 self._snapshot = self._snapshot.apply([node.with_kernel(held.request, held.device_ids)])
+        self.book.show(held)
         return held
 
     async def release(self, lease: Lease) -> None:
+        self.book.release(lease.id)
         await self._caller.call(lambda agent: agent.release(lease.id))
+        self.book.miss(lease.id)
 
     async def transfer(self, lease: Lease, owner: Owner) -> Lease:
         await self._caller.call(lambda agent: agent.transfer(lease.id, owner))
-        return replace(lease, owner=owner)
+        transferred = replace(lease, owner=owner)
+        self.book.show(transferred)
+        return transferred
 
     async def leases(self) -> LeaseReading:
         holdings = await self._caller.call(lambda agent: agent.holdings())
@@ -188,6 +196,8 @@ class LocalBackend(Backend):
                 self._changes += 1
                 self._is_stale = True
         elif event.kind == "released":
+            self.book.release(event.lease_id)  # by the rules that the scheduler has given to the agent
+            self.book.miss(event.lease_id)
             lease = self._known.pop(event.lease_id, None)
             self._changes += 1
             if lease is None or lease.node_id not in self._snapshot:

@@ -10,6 +10,7 @@ import pytest
 from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement.model import Request
+from roost.scheduler.backends.lease_book import LeaseBook
 from roost.scheduler.core.events import EventStream
 from roost.scheduler.core.kernel_record import _NEXT, _STATE, KernelRecord, Phase
 from roost.scheduler.core.kernel_table import KernelTable
@@ -22,7 +23,13 @@ LEASE = Lease(
 
 def record(phase: Phase) -> KernelRecord:
     return KernelRecord(
-        kernel_id="k", launch_id="1", owner=LEASE.owner, request=LEASE.request, created_at=0.0, phase=phase
+        book=LeaseBook(),
+        kernel_id="k",
+        launch_id="1",
+        owner=LEASE.owner,
+        request=LEASE.request,
+        created_at=0.0,
+        phase=phase,
     )
 
 
@@ -45,25 +52,28 @@ def test_every_phase_has_a_state_and_an_end() -> None:
 
 def test_a_pending_lease_counts_as_a_place_in_the_queue() -> None:
     queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0, timers=Timers())
-    kernel = record(Phase.CLAIMING)
-    kernel.wait_for_manager(LEASE)
+    kernel = record(Phase.QUEUED)
+    kernel.claim(LEASE)
+    kernel.book.show(LEASE)
+    kernel.wait_for_manager()
     shown = kernel.view(queue)
     assert (shown.state, shown.position, shown.waits_for) == ("queued", 1, "image")
 
 
 async def test_a_kernel_with_a_lease_waits_no_longer_for_what_it_was_queued_for() -> None:
     queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0, timers=Timers())
-    kernel = record(Phase.CLAIMING)
+    kernel = record(Phase.QUEUED)
     kernel.ticket = queue.join(kernel.kernel_id, "line")
     queue.explain(kernel.ticket, "no node has room")
     assert kernel.view(queue).waits_for == "no node has room"
-    kernel.update_lease(replace(LEASE, state="granted", reason=""))
+    kernel.claim(LEASE)
+    kernel.book.show(replace(LEASE, state="held", reason=""))
     assert kernel.view(queue).waits_for == ""
 
 
 def test_a_record_is_found_by_its_lease() -> None:
     queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0, timers=Timers())
-    table = KernelTable(queue, EventStream(), name="ada@host:1")
+    table = KernelTable(queue, EventStream(), LeaseBook(), name="ada@host:1")
     for kernel_id in ("k", "k:1", "k:1:2"):
         id_ = table.lease_id(kernel_id, "launch:1")
         found = table.add_found(Lease(id=id_, kernel_id=kernel_id, owner=LEASE.owner, request=LEASE.request))

@@ -177,7 +177,7 @@ async def test_a_lease_whose_node_has_left_is_given_back(
         w.scheduler.reconciler.soon()
         await w.told("released")
         assert released == [""]
-        assert w.kernel("k").reason == "its node has left the cluster"
+        assert w.kernel("k").reason == "its lease is lost: its node has left the cluster"
 
 
 async def test_the_owner_that_only_a_slow_agent_knows_is_read_later(

@@ -341,7 +341,7 @@ async def test_a_pod_that_has_vanished_is_called_by_its_managers_word(
         await pod_cluster.forget("roost:k:s/1")
         w.scheduler.reconciler.soon()
         await w.told("released")
-        assert w.kernel("k").reason == f"its {unit or 'pod'} is gone"
+        assert w.kernel("k").reason == f"its lease is lost: its {unit or 'pod'} is gone"
 
 
 async def test_a_lease_that_its_agent_releases_takes_its_pod_along(pod_cluster: FakePodCluster) -> None:

@@ -38,6 +38,8 @@ class Opened:
         context = BackendContext(agents=self.agents, folder=folder, restart_grace_s=10.0, idle_exit_s=60.0)
         own = AgentPerNodeSettings(manager_grace_s=60.0, **settings)
         self.backend = AgentPerNodeBackend("fake", manager, own, context)
+        self._shown: list[Lease] = []
+        self.backend.book.listen(self._shown.append)
 
     async def event(self, kind: str) -> BackendEvent:
         """Return the next event of this kind, and skip all others."""
@@ -46,6 +48,11 @@ class Opened:
             event = await asyncio.wait_for(anext(events), allow_s(60))
             if event.kind == kind:
                 return event
+
+    async def lost(self) -> Lease:
+        """Wait until a lease is lost, and return it."""
+        await until(lambda: any(lease.state == "lost" for lease in self._shown))
+        return next(lease for lease in self._shown if lease.state == "lost")
 
     async def close(self) -> None:
         await self.backend.close()
@@ -115,16 +122,16 @@ async def test_a_lease_whose_agent_lives_is_held_although_the_manager_lost_its_n
 async def test_a_lease_is_lost_when_its_claim_was_removed(opened: Opened) -> None:
     await opened.backend.claim(LEASE)
     opened.manager.granted.clear()
-    lost = await opened.event("lease_lost")
-    assert (lost.lease_id, lost.reason) == (LEASE.id, "its claim was removed")
+    lost = await opened.lost()
+    assert (lost.id, lost.reason) == (LEASE.id, "its claim was removed")
 
 
 async def test_a_lease_is_lost_when_its_node_left_and_its_agent_does_not_hold_it(opened: Opened) -> None:
     await opened.backend.claim(LEASE)
     opened.agent.ledger.release(LEASE.id)
     opened.manager.left.add("here")
-    lost = await opened.event("lease_lost")
-    assert (lost.lease_id, lost.reason) == (LEASE.id, "its node here has left the Fake cluster")
+    lost = await opened.lost()
+    assert (lost.id, lost.reason) == (LEASE.id, "its node here has left the Fake cluster")
     assert opened.manager.granted == {}
 
 
@@ -168,7 +175,7 @@ async def test_a_lease_whose_slice_was_taken_in_an_outage_is_lost_and_its_kernel
     await until(lambda: bool(opened.manager.membership.away))
     opened.manager.granted.clear()
     opened.manager.problem, opened.manager.refusal = "", "it is full"
-    lost = await opened.event("lease_lost")
+    lost = await opened.lost()
     assert lost.reason == "the Fake cluster came back without room for it: it is full"
     await until(lambda: not opened.agent.held_leases())
 
