@@ -60,7 +60,7 @@ def measure_reading(rounds: int) -> dict[str, list[float]]:
     return {
         "decode": time_calls(rounds, lambda: nodes.decode(content, known)),
         "first decode": time_calls(rounds, lambda: nodes.decode(content)),
-        "build_node": time_calls(rounds, lambda: [nodes.build_node(node, (), None) for node in known]),
+        "build_node": time_calls(rounds, lambda: [nodes.build_node(node, None) for node in known]),
     }
 
 

@@ -26,7 +26,7 @@ from roost.launchers.protocol.messages import KernelProcess, KernelUse, Lease
 from roost.launchers.protocol.process_context import UNKNOWN, ProcessContext
 from roost.launchers.protocol.process_log import hide_output
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
-from roost.launchers.protocol.rpc_server import Operation, RpcServer
+from roost.launchers.protocol.rpc_server import PEER, Operation, RpcServer
 from roost.placement.model import Node
 
 from .launch.kernels import Kernels
@@ -50,15 +50,12 @@ from .warm.zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
 
-_AFTER_ANSWER_S = 0.01
-"""How long after a launch the agent reports it to all subscribers. By then the launch has its answer."""
 _QUIET_GPU = 0.02
 """A GPU that is busy for less than this share of the time is quiet."""
 _SPARE_BYTES = 32 << 20
 """How much memory counts for one spare: more than a spare with the usual preloads takes."""
 _ZYGOTE_LOG = "zygote.log"
 _REHEARSALS = "rehearsal-*"  # see zygote/rehearsal.py
-_LAUNCHED = "launched"  # with a lease id, the key of the timer for that report
 _SUBREAPER = (
     "{0} is set up as a subreaper: it ends all processes that its jobs leave behind, so kernels would end with it. "
     "Start {0} without that"
@@ -328,7 +325,7 @@ class Agent:
         return {"text": self._kernels.log_text(kernel_id, max(0, min(tail_bytes, 1 << 20)))}
 
     def _status(self) -> Node:
-        status = self._machine.status(self._ledger, kernels=self._kernels.running_count)
+        status = self._machine.status(self._ledger)
         self._limit_spares()
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
         problems = self._zygotes.problems() + (self._page_out.problems() if self._page_out else [])
@@ -379,15 +376,11 @@ class Agent:
         self._timers.later(0.05, self.left.set)  # after the answer has been sent
 
     def _on_launched(self, process: KernelProcess) -> None:
-        """Report the kernel soon: the scheduler that has launched it is to get its answer first."""
-
-        def report() -> None:
-            self._publish("launched", lease_id=process.lease_id, kernel=process)
-
-        self._timers.later(_AFTER_ANSWER_S, report, key=(_LAUNCHED, process.lease_id))
+        """Report the kernel to all but the scheduler that has launched it, which gets it as its answer."""
+        event = messages.AgentEvent(kind="launched", lease_id=process.lease_id, kernel=process)
+        self.server.publish(event, but=PEER.get())
 
     def _on_exited(self, process: KernelProcess) -> None:
-        self._timers.cancel((_LAUNCHED, process.lease_id))  # its end is the newer report
         self.leases.let_expire(process.lease_id)
 
         def report() -> None:
@@ -408,4 +401,8 @@ class Agent:
         return bool(self.server.subscribers)
 
     def _publish(self, kind: Any, **fields: Any) -> None:
+        if kind in ("reserved", "released") and self._place.speaks_for_node:
+            fields["node"] = (
+                self._status()
+            )  # arrives before the answer to the call that has changed the ledger
         self.server.publish(messages.AgentEvent(kind=kind, **fields))

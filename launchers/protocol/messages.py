@@ -231,4 +231,7 @@ class AgentEvent:
     kernel: KernelProcess | None = None
     """The kernel that was launched or has exited."""
     node: Node | None = None
-    """The status of the node, in a `status`."""
+    """The node with its real use and its promises, in a `status`, and where leases are `reserved` and `released`.
+
+    The agent of one kernel does not know its node.
+    """

@@ -44,6 +44,8 @@ _KEY_LENGTH = 40
 """How many characters a CURVE key has in Z85."""
 CALLER: ContextVar[str] = ContextVar("CALLER")
 """The public key of the client that made the current call. Empty at a server without keys."""
+PEER: ContextVar[bytes] = ContextVar("PEER", default=b"")
+"""The connection of the current call, also in tasks that the call has started. Empty outside of calls."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -161,15 +163,15 @@ class RpcServer:
         self._socket.curve_server = True
         self._socket.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
 
-    def publish(self, event: object) -> None:
-        """Push an event to every subscriber. Drop subscribers that have disconnected or do not read."""
+    def publish(self, event: object, *, but: bytes = b"") -> None:
+        """Push an event to every subscriber but this one. Drop subscribers that have disconnected or do not read."""
         if not self.subscribers:
             return
         payload = pack({"event": encode_message(event)})
         if len(payload) > MOST_BYTES:
             log.error("an event is dropped: %s", describe_excess("it", len(payload)))
             return
-        for peer in list(self.subscribers):
+        for peer in self.subscribers - {but}:
             if not self._send(peer, payload):
                 self.subscribers.discard(peer)
 
@@ -195,7 +197,8 @@ class RpcServer:
             spawn(self._answer(frames[0].bytes, frames[1].bytes, str(key)), self._tasks, log)
 
     async def _answer(self, peer: bytes, payload: bytes, key: str) -> None:
-        CALLER.set(key)  # for this task alone
+        CALLER.set(key)  # for this task and those that it starts
+        PEER.set(peer)
         number: Any = None
         name = ""
         try:

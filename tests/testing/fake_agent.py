@@ -22,7 +22,7 @@ from roost.launchers.protocol.messages import (
     Reserve,
 )
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, ServerKeys
-from roost.launchers.protocol.rpc_server import Operation, RpcServer
+from roost.launchers.protocol.rpc_server import PEER, Operation, RpcServer
 from roost.placement import Device, Node
 from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.base import AgentAddress
@@ -164,7 +164,7 @@ class FakeAgent:
         except Conflict as problem:
             raise RemoteError("conflict", str(problem)) from None
         if is_new:
-            self.report(AgentEvent(kind="reserved", lease_id=lease.id))
+            self.report(AgentEvent(kind="reserved", lease_id=lease.id, node=self._status()))
         return lease
 
     def _release(self, lease_id: str) -> None:
@@ -175,7 +175,7 @@ class FakeAgent:
                 self.end(process.kernel_id, -15)
             self.kernels.pop(entry.lease.kernel_id, None)
             self.ledger.release(lease_id)
-            self.report(AgentEvent(kind="released", lease_id=lease_id))
+            self.report(AgentEvent(kind="released", lease_id=lease_id, node=self._status()))
 
     def _launch(self, request: Launch) -> KernelProcess:
         entry = self.ledger.get(request.lease_id)
@@ -198,7 +198,8 @@ class FakeAgent:
             launched_at=0.0,
         )
         self.kernels[request.kernel_id] = process
-        self.report(AgentEvent(kind="launched", lease_id=request.lease_id, kernel=process))
+        event = AgentEvent(kind="launched", lease_id=request.lease_id, kernel=process)
+        self.report(event, but=PEER.get())
         return process
 
     def _signal(self, kernel_id: str, signum: int) -> dict[str, bool]:
@@ -232,18 +233,19 @@ class FakeAgent:
             cpus_promised=self.ledger.cpus_promised,
             memory_promised_bytes=self.ledger.memory_promised_bytes,
             gpus_promised=self.ledger.gpus_promised,
+            resources_promised=self.ledger.resources_promised,
             cpus_used=self.cpus_used,
             memory_used_bytes=0,
-            kernels=len(self.kernels),
+            kernels=len(self.ledger.entries()),
             owners=self.ledger.count_by_user(),
             metrics_age_s=0.0,
             warm=self.warm,
             problems=self.problems,
         )
 
-    def report(self, event: AgentEvent) -> None:
-        """Publish an event to all subscribers."""
-        self._server.publish(encode(event))
+    def report(self, event: AgentEvent, but: bytes = b"") -> None:
+        """Publish an event to all subscribers, except the connection `but`."""
+        self._server.publish(encode(event), but=but)
 
     def report_status(self) -> None:
         """Report the node's real use, as a real agent does when that has changed."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from traitlets import Unicode
@@ -79,19 +78,8 @@ class SimulatedManager:
     async def read_metrics(self) -> Collection[str]:
         return ()
 
-    def build_node(self, node: SimulatedNode, leases: Sequence[Lease], status: Node | None) -> Node:
-        shares = defaultdict[str, float](float)
-        for lease in leases:
-            for device_id in lease.device_ids:
-                shares[device_id] += lease.request.gpu_share
-        return replace(
-            node.empty,
-            cpus_promised=sum(lease.request.cpus for lease in leases),
-            memory_promised_bytes=sum(lease.request.memory_bytes for lease in leases),
-            gpus_promised=sum(lease.request.gpus for lease in leases),
-            kernels=len(leases),
-            devices=tuple(replace(device, promised=shares[device.id]) for device in node.empty.devices),
-        )
+    def build_node(self, node: SimulatedNode, status: Node | None) -> Node:
+        return status or node.empty
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
         return {}

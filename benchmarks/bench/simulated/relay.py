@@ -29,8 +29,9 @@ class RelayedAgent(FakeAgent):
     def _listen(self) -> None:
         self.address = AgentAddress(endpoint=f"{SCHEME}{self.name}", keys=_NO_KEYS)
 
-    def report(self, event: AgentEvent) -> None:
-        self.publish({"agent": self.name, "event": encode_message(event)})
+    def report(self, event: AgentEvent, but: bytes = b"") -> None:
+        if not but:  # else the only subscriber has its answer
+            self.publish({"agent": self.name, "event": encode_message(event)})
 
     async def close(self) -> None:
         """Do nothing: nothing is open."""

@@ -130,10 +130,6 @@ class Kernels:
         running = (kernel.process for kernel in self._kernels.values() if not kernel.ended.is_set())
         return {process.lease_id: process.pid for process in running if process is not None}
 
-    @property
-    def running_count(self) -> int:
-        return sum(not kernel.ended.is_set() for kernel in self._kernels.values())
-
     def runs_in(self, lease: Lease) -> bool:
         kernel = self._in_lease(lease)
         return kernel is not None and not kernel.ended.is_set()

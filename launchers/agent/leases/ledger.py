@@ -39,6 +39,7 @@ class _Promised:
         self.cpus = Fraction(0)
         self.memory_bytes = 0
         self.gpus = Fraction(0)
+        self.resources: dict[str, Fraction] = {}
         self.by_device = dict.fromkeys(device_ids, Fraction(0))
 
     def count(self, lease: Lease, times: int) -> None:
@@ -47,6 +48,8 @@ class _Promised:
         self.cpus += times * Fraction(request.cpus)
         self.memory_bytes += times * request.memory_bytes
         self.gpus += times * Fraction(request.gpus)
+        for name, amount in request.resources.items():
+            self.resources[name] = self.resources.get(name, Fraction(0)) + times * Fraction(amount)
         for device_id in lease.device_ids:
             share = self.by_device.get(device_id, Fraction(0))
             self.by_device[device_id] = share + times * Fraction(request.gpu_share)
@@ -132,6 +135,10 @@ class LeaseLedger:
     @property
     def gpus_promised(self) -> float:
         return float(self._promised.gpus)
+
+    @property
+    def resources_promised(self) -> dict[str, float]:
+        return {name: float(amount) for name, amount in self._promised.resources.items() if amount}
 
     def promised_by_device(self) -> dict[str, float]:
         """Return the promised share of each device, 0 to 1."""

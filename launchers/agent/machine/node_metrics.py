@@ -44,7 +44,7 @@ class NodeMetrics:
         self._device_status = self.devices.read()
         psutil.cpu_percent()  # the first call starts the interval that the next call measures
 
-    def status(self, ledger: LeaseLedger, *, kernels: int) -> Node:
+    def status(self, ledger: LeaseLedger) -> Node:
         self._measure()
         promised = ledger.promised_by_device()
         return Node(
@@ -59,9 +59,10 @@ class NodeMetrics:
             cpus_promised=ledger.cpus_promised,
             memory_promised_bytes=ledger.memory_promised_bytes,
             gpus_promised=ledger.gpus_promised,
+            resources_promised=ledger.resources_promised,
             cpus_used=self._cpus_used,
             memory_used_bytes=self._memory_used,
-            kernels=kernels,
+            kernels=len(ledger.entries()),
             owners=ledger.count_by_user(),
             metrics_age_s=max(0.0, time.monotonic() - min(self._read_at, self.devices.read_at)),
         )

@@ -22,6 +22,7 @@ from roost.launchers.protocol.messages import (
     Launch,
     Lease,
     Owner,
+    PodKernel,
     Reserve,
 )
 from roost.placement import Node, Request, Snapshot

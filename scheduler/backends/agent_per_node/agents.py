@@ -96,10 +96,9 @@ class AgentPool:
 
         def on_agent(endpoint: str, event: AgentEvent | None) -> None:
             node_id = self._find_node(endpoint)
-            if event is not None and event.node is not None:
-                if node_id:
-                    self.note_status(node_id, event.node)
-            else:
+            if event is not None and event.node is not None and node_id:
+                self.note_status(node_id, event.node)
+            if event is None or event.kind != "status":
                 self.forget_kept(node_id)
                 if event is None:
                     self._doubt(node_id)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic
@@ -71,7 +70,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             context.folder / "agents.json", context.agents, manager.start_agent, settings.agent_settings()
         )
         self.address = self._pool.cluster
-        self._table: NodeTable[N] = NodeTable(self.book, self._build_node)
+        self._table: NodeTable[N] = NodeTable(self._build_node)
         self._recovery = OutageRecovery(
             manager,
             self.book,
@@ -203,7 +202,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         is_known = (
             lease.node_id in self._membership.nodes
             or lease.node_id in self._recovery.expected
-            or lease.id in self.book
+            or lease.id in [noted.id for noted in self.book.on(lease.node_id)]
         )
         if not self._membership.away and not is_known:
             problem = f"its node {lease.node_id} has left the {self._manager.name} cluster"
@@ -295,10 +294,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         measured = () if self._membership.away else await self._manager.read_metrics()
         self._table.update_metrics(self._membership.nodes, measured)
 
-    def _build_node(self, node: N, leases: Sequence[Lease]) -> Node:
-        built = self._manager.build_node(node, leases, self._pool.status(node.id))
-        if leases:
-            built = replace(built, owners=Counter(lease.owner.user for lease in leases))
+    def _build_node(self, node: N) -> Node:
+        built = self._manager.build_node(node, self._pool.status(node.id))
         if node.daemon not in self._pool.ended_daemons:
             return built
         # The manager still shows the node for some seconds.
@@ -321,10 +318,12 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             self._events.put(BackendEvent(kind="nodes"))
 
     def _on_agent(self, node_id: str, event: AgentEvent | None) -> None:
-        if event is None or event.kind == "status":
-            # The real use has changed. No queued start waits for that, so there is no event.
+        if event is None or event.node is not None:
+            # Of these changes only a release makes room for a start that waits, and its claim is released next.
             self._table.update(self._membership.nodes, [node_id])
-        elif event.kind == "lost" and not event.lease_id:
+        if event is None or event.kind == "status":
+            return
+        if event.kind == "lost" and not event.lease_id:
             self._update([node_id])  # its daemon has ended
         elif event.kind == "lost":
             self._lose(event.lease_id, event.reason)

@@ -81,11 +81,12 @@ class ClusterManager(Protocol[N]):
     async def read_metrics(self) -> Collection[str]:
         """Read the resources that are really used; return the ids of nodes with such figures."""
 
-    def build_node(self, node: N, leases: Sequence[Lease], status: Node | None) -> Node:
-        """Return the node for placement, with the known leases on it and the status that its agent reported.
+    def build_node(self, node: N, status: Node | None) -> Node:
+        """Return the node for placement, with the `status` that its agent has reported.
 
-        `leases` are those of this service. Count them, and everything else that the manager has promised to others:
-        tasks, and other services' claims. A feature that has no value is a label with the value `yes`.
+        It is None while the agent is not connected. It has the real use and the promises of all leases there, which
+        may be newer than the manager's figures. Count them, and everything else that the manager has promised: tasks,
+        and claims that no agent has noted. A feature that has no value is a label with the value `yes`.
         """
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""The snapshot of one cluster, which is built from its nodes and leases."""
+"""The snapshot of one cluster, which is built from its nodes and their agents' reports."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from dataclasses import replace
 from typing import Generic
 
 from roost.placement import Device, Node, Request, Snapshot, get_policy
-from roost.scheduler.backends.base import Lease
-from roost.scheduler.backends.lease_book import LeaseBook
 
 from .membership import N
 
@@ -18,10 +16,9 @@ _ANY_POLICY = get_policy("pack")
 
 
 class NodeTable(Generic[N]):
-    """The snapshot that `update` keeps up to date, with the leases of all schedulers that `book` has."""
+    """The snapshot that `update` keeps up to date."""
 
-    def __init__(self, book: LeaseBook, build_node: Callable[[N, Sequence[Lease]], Node]) -> None:
-        self._book = book
+    def __init__(self, build_node: Callable[[N], Node]) -> None:
         self._build_node = build_node
         self._snapshot = Snapshot.of([])
         self._measured_at = time.monotonic()
@@ -32,11 +29,7 @@ class NodeTable(Generic[N]):
 
     def update(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
         """Rebuild these nodes of the snapshot; remove those missing in `nodes`. Return True if it changed."""
-        built = [
-            self._build_node(nodes[name], self._book.on(name))
-            for name in dict.fromkeys(node_ids)
-            if name in nodes
-        ]
+        built = [self._build_node(nodes[name]) for name in dict.fromkeys(node_ids) if name in nodes]
         before = self._snapshot
         changed = [node for node in built if node.id not in before or before.node(node.id) != node]
         gone = [name for name in node_ids if name not in nodes and name in before]

@@ -100,7 +100,7 @@ class DaskManager:
         self._metrics = await self.ask("roost_metrics")
         return self._metrics
 
-    def build_node(self, node: DaskNode, leases: Sequence[Lease], status: Node | None) -> Node:
+    def build_node(self, node: DaskNode, status: Node | None) -> Node:
         return nodes.build_node(node, status, self._metrics.get(node.id))
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:

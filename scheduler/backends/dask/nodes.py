@@ -82,6 +82,7 @@ def build_node(node: DaskNode, status: Node | None, used: Mapping[str, float] | 
         cpus_used=status.cpus_used if status else used["cpus"] if used else None,
         memory_used_bytes=status.memory_used_bytes if status else int(used["memory_bytes"]) if used else None,
         kernels=len(node.leases),
+        owners=status.owners if status else {},
         is_draining=bool(node.drains_because),
         drains_because=node.drains_because,
         warm=status.warm if status else (),

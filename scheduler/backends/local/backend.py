@@ -63,8 +63,9 @@ class LocalBackend(Backend):
         self._snapshot = Snapshot.of([])
         self._taken_at = 0.0
         self._is_stale = True
-        self._changes = 0
-        self._known: dict[str, Lease | None] = {}  # None: requested, but not answered yet
+        self._endpoint = ""
+        self._pushes = 0
+        """How many times the agent has reported the node."""
         self._events = EventQueue()
         self._caller = AgentCaller(
             context.agents,
@@ -102,19 +103,11 @@ class LocalBackend(Backend):
         reserve = Reserve(
             lease=replace(lease, state="held"), linger_s=self._context.restart_grace_s, launch=launch
         )
-        self._known.setdefault(lease.id, None)
         try:
             held = await self._caller.call(lambda agent: agent.reserve(reserve))
         except BaseException:
-            self._known.pop(lease.id, None)
             self._is_stale = True
             raise
-        if self._known.get(lease.id) is None:
-            self._changes += 1
-            self._known[lease.id] = held
-            if lease.node_id in self._snapshot:
-                node = self._snapshot.node(lease.node_id)
-                self._snapshot = self._snapshot.apply([node.with_kernel(held.request, held.device_ids)])
         self.book.show(held)
         return held
 
@@ -169,65 +162,33 @@ class LocalBackend(Backend):
             endpoint, keys = await self._find_agent(settings)
         except DaemonError as problem:
             raise BackendUnavailable(f"the agent of this machine cannot be started: {problem}") from problem
+        self._endpoint = endpoint
         return AgentAddress(endpoint=endpoint, keys=keys)
 
     async def _refresh(self) -> None:
-        changes = self._changes
+        pushes = self._pushes
         status = await self._caller.call(lambda agent: agent.status())
+        if pushes == self._pushes:  # else a report that came meanwhile is as new or newer
+            self._take(status)
+
+    def _take(self, status: Node) -> None:
         node = replace(status, labels=self._settings.labels, taints=tuple(self._settings.taints))
         self._snapshot = self._snapshot.apply([node], removed=set(self._snapshot.nodes) - {node.id})
-        self._taken_at = time.monotonic()
-        # An event that arrived while the agent answered may be newer than the answer.
-        self._is_stale = changes != self._changes
+        self._taken_at, self._is_stale = time.monotonic(), False
 
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
-        """Update the snapshot after an agent's event, or mark it as out of date if the event's lease is unknown here.
-
-        `event` is None if the connection to the agent is lost.
-        """
+        """Follow an agent's event. `event` is None if the connection to the agent is lost."""
+        if endpoint != self._endpoint:
+            return
         if event is None:
             self._is_stale, self._finding = True, None
-            self._known.clear()
+            self._events.put(BackendEvent(kind="nodes"))
         elif event.node is not None:
-            self._note_use(event.node)
+            self._pushes += 1
+            self._take(event.node)
+        if event is None or event.kind != "released":
             return
-        elif event.kind == "reserved":
-            if event.lease_id not in self._known:
-                self._changes += 1
-                self._is_stale = True
-        elif event.kind == "released":
-            self.book.release(event.lease_id)  # by the rules that the scheduler has given to the agent
-            self.book.miss(event.lease_id)
-            lease = self._known.pop(event.lease_id, None)
-            self._changes += 1
-            if lease is None or lease.node_id not in self._snapshot:
-                self._is_stale = True
-            else:
-                node = self._snapshot.node(lease.node_id)
-                self._snapshot = self._snapshot.apply([node.without_kernel(lease.request, lease.device_ids)])
-        else:
-            return
+        # Only a release makes room for a start that waits.
+        self.book.release(event.lease_id)  # by the rules that the scheduler has given to the agent
+        self.book.miss(event.lease_id)
         self._events.put(BackendEvent(kind="nodes"))
-
-    def _note_use(self, status: Node) -> None:
-        """Take the real use from the agent's status. Its promises may be older or newer than the snapshot's."""
-        if status.id not in self._snapshot:
-            return
-        node = self._snapshot.node(status.id)
-        if [device.id for device in node.devices] != [device.id for device in status.devices]:
-            self._is_stale = True
-            return
-        pairs = zip(status.devices, node.devices, strict=True)
-        devices = tuple(replace(measured, promised=known.promised) for measured, known in pairs)
-        facts = (
-            "cpus_used",
-            "memory_used_bytes",
-            "is_draining",
-            "warm",
-            "enforcement",
-            "problems",
-            "metrics_age_s",
-        )
-        reported = {name: getattr(status, name) for name in facts}
-        self._snapshot = self._snapshot.apply([replace(node, devices=devices, **reported)])
-        self._taken_at = time.monotonic()

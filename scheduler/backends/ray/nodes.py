@@ -15,7 +15,6 @@ from typing import Any
 
 from roost.placement import Node
 from roost.scheduler.backends.agent_per_node.node_table import build_device
-from roost.scheduler.backends.base import Lease
 
 log = logging.getLogger(__name__)
 
@@ -169,25 +168,21 @@ def find_custom_resources(resources: Iterable[str]) -> list[str]:
     ]
 
 
-def build_node(node: RayNode, leases: Iterable[Lease], status: Node | None) -> Node:
+def build_node(node: RayNode, status: Node | None) -> Node:
     """Return the node for placement. GPUs that others hold are known only as a sum (`gpus_promised`)."""
-    held = list(leases)
+    noted = status or Node(id=node.id)
     total, free = node.total, node.free
     gpus = int(total.get("GPU", 0.0))
-    shares: dict[str, float] = {}
-    for lease in held:
-        for device_id in lease.device_ids:
-            shares[device_id] = shares.get(device_id, 0.0) + lease.request.gpu_share
+    shares = {device.id: device.promised for device in noted.devices if device.promised}
     known = list(shares)[:gpus]
     spare = (str(number) for number in range(2 * gpus) if str(number) not in shares)
     device_ids = sorted([*known, *(next(spare) for _ in range(gpus - len(known)))], key=_sort_key)
-    seen = status.devices if status is not None else ()
 
-    def promised(name: str, by_leases: float) -> float:
-        """Return a promised amount: Ray's figure, which is 0.1 s late, or the known leases' sum if that is larger."""
+    def promised(name: str, noted: float) -> float:
+        """Return a promised amount: Ray's figure, which is 0.1 s late, or the agent's if that is larger."""
         if free is None:
-            return by_leases
-        return max(by_leases, round(total.get(name, 0.0) - free.get(name, 0.0), 4))  # Ray counts in 1/10,000
+            return noted
+        return max(noted, round(total.get(name, 0.0) - free.get(name, 0.0), 4))  # Ray counts in 1/10,000
 
     resources = {name: amount for name, amount in total.items() if name not in _RAYS_OWN}
     return Node(
@@ -197,26 +192,26 @@ def build_node(node: RayNode, leases: Iterable[Lease], status: Node | None) -> N
         cpus=total.get("CPU", 0.0),
         memory_bytes=int(total.get("memory", 0)),
         devices=tuple(
-            build_device(device_id, seen, promised=shares.get(device_id, 0.0), model=node.model)
+            build_device(device_id, noted.devices, promised=shares.get(device_id, 0.0), model=node.model)
             for device_id in device_ids
         ),
-        cpus_promised=promised("CPU", sum(lease.request.cpus for lease in held)),
-        memory_promised_bytes=int(promised("memory", sum(lease.request.memory_bytes for lease in held))),
-        gpus_promised=promised("GPU", sum(lease.request.gpus for lease in held)),
+        cpus_promised=promised("CPU", noted.cpus_promised),
+        memory_promised_bytes=int(promised("memory", noted.memory_promised_bytes)),
+        gpus_promised=promised("GPU", noted.gpus_promised),
         resources=resources,
         resources_promised={
-            name: max(0.0, promised(name, sum(lease.request.resources.get(name, 0.0) for lease in held)))
-            for name in resources
+            name: max(0.0, promised(name, noted.resources_promised.get(name, 0.0))) for name in resources
         },
-        cpus_used=status.cpus_used if status else None,
-        memory_used_bytes=status.memory_used_bytes if status else None,
-        kernels=len(held),
+        cpus_used=noted.cpus_used,
+        memory_used_bytes=noted.memory_used_bytes,
+        kernels=noted.kernels,
+        owners=noted.owners,
         is_draining=bool(node.drains_because),
         drains_because=node.drains_because,
-        warm=status.warm if status else (),
-        enforcement=status.enforcement if status else "",
-        problems=status.problems if status else (),
-        metrics_age_s=status.metrics_age_s if status else None,
+        warm=noted.warm,
+        enforcement=noted.enforcement,
+        problems=noted.problems,
+        metrics_age_s=noted.metrics_age_s,
     )
 
 

@@ -62,11 +62,18 @@ class FakeManager:
     async def read_metrics(self) -> Collection[str]:
         return ()
 
-    def build_node(self, node: FakeNode, leases: Sequence[Lease], status: Node | None) -> Node:
-        built = Node(id=node.id, cpus=4, cpus_promised=sum(lease.request.cpus for lease in leases))
+    def build_node(self, node: FakeNode, status: Node | None) -> Node:
+        built = Node(id=node.id, cpus=4)
         if status is None:
             return built
-        return replace(built, cpus_used=status.cpus_used, metrics_age_s=status.metrics_age_s)
+        return replace(
+            built,
+            cpus_promised=status.cpus_promised,
+            kernels=status.kernels,
+            owners=status.owners,
+            cpus_used=status.cpus_used,
+            metrics_age_s=status.metrics_age_s,
+        )
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
         return {"FAKE_ADDRESS": address}

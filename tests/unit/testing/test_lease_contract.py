@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -19,6 +20,7 @@ from roost.scheduler.backends.agent_per_node import backend as agent_per_node
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
 from roost.scheduler.backends.base import Backend, BackendEvent, LeaseReading
+from roost.scheduler.backends.lease_book import LeaseBook
 from roost.scheduler.config.settings import Settings
 from roost.testing import (
     BrokenPromise,
@@ -175,19 +177,31 @@ class KeepsLateGrants(Kept):
             await super().release(lease)
 
 
+class BookOfClaims(LeaseBook):
+    """A book that has a found lease on the node for which an earlier service has claimed it."""
+
+    claimed: ClassVar[dict[str, str]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own: set[str] = set()
+
+    def want(self, lease: Lease) -> None:
+        self.own.add(lease.id)
+        self.claimed[lease.id] = lease.node_id
+        super().want(lease)
+
+    def show(self, lease: Lease) -> bool:
+        is_found = lease.id in self.claimed.keys() - self.own
+        return super().show(replace(lease, node_id=self.claimed[lease.id]) if is_found else lease)
+
+
 class StaysOnNode(Kept):
-    """It lists each lease on the node where it was first."""
+    """It finds each lease on the node where it was first."""
 
     def __init__(self, cluster: FakePodCluster, agents: Agents) -> None:
+        self.book = BookOfClaims()
         super().__init__(cluster, agents)
-        self.first: dict[str, str] = {}
-
-    async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
-        self.first[lease.id] = lease.node_id
-        return await super().claim(lease, launch)
-
-    def change(self, reading: LeaseReading) -> Iterable[Lease]:
-        return [replace(lease, node_id=self.first.get(lease.id, lease.node_id)) for lease in reading.leases]
 
 
 BROKEN = [

@@ -53,7 +53,7 @@ def test_a_container_is_as_large_as_its_limits(version: str, tmp_path: Path) -> 
     measured = NodeMetrics(AgentSettings(gpus=0), cgroups=cgroups)
     assert (measured.cpus, measured.memory_bytes) == (0.5, 1_000_000)
     ledger = LeaseLedger(tmp_path / "l", cpus=1, memory_bytes=1, devices=())
-    assert measured.status(ledger, kernels=0).memory_used_bytes == 400_000
+    assert measured.status(ledger).memory_used_bytes == 400_000
 
 
 def test_without_limits_the_machine_counts(tmp_path: Path) -> None:
@@ -123,11 +123,11 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nvml]:
 def test_gpus_that_hang_keep_their_last_state(nvml: Nvml, tmp_path: Path) -> None:
     measured = NodeMetrics(AgentSettings(cpus=1, memory_bytes=1), max_age_s=0.0)
     ledger = LeaseLedger(tmp_path, cpus=1, memory_bytes=1, devices=measured.devices.read())
-    before = measured.status(ledger, kernels=0)
+    before = measured.status(ledger)
     assert [(device.id, device.used) for device in before.devices] == [("GPU-a", 0.5), ("GPU-b", 0.5)]
     nvml.answers.clear()
     read_at = measured.devices.read_at
-    after = measured.status(ledger, kernels=0)
+    after = measured.status(ledger)
     assert after.devices == before.devices
     assert measured.devices.read_at == read_at
     assert after.metrics_age_s is not None
@@ -151,9 +151,7 @@ def test_gpus_that_answer_too_late_are_not_used(nvml: Nvml, tmp_path: Path) -> N
         if thread.name == "nvml":
             thread.join(allow_s(60))
     assert len(measured.devices.read()) == 2
-    assert measured.status(ledger, kernels=0).devices == (), (
-        "devices that the ledger does not know are not offered"
-    )
+    assert measured.status(ledger).devices == (), "devices that the ledger does not know are not offered"
     measured.devices.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.local import backend as module
 from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.config.settings import Settings
+from roost.scheduler.errors import LeaseConflict
 from roost.testing.deadlines import allow_s
 from roost.testing.fake_backends import local_backend
 
@@ -59,16 +61,32 @@ async def test_the_agent_reports_the_use_and_is_not_asked_for_it(
     assert agent.calls == []
 
 
-async def test_a_report_of_the_use_changes_no_promise(backend: LocalBackend, agent: FakeAgent) -> None:
-    """The report may have left the agent before a lease, or after it."""
+async def test_the_promises_are_known_when_a_call_returns_and_nobody_asks_for_them(
+    backend: LocalBackend, agent: FakeAgent
+) -> None:
+    agent.calls.clear()
     held = await backend.claim(LEASE)
-    (device,) = (await until(backend, lambda node: node.kernels == 1)).devices
-    assert device.promised == 0.5
-    agent.ledger.release(held.id)
-    agent.cpus_used = 1.0
-    agent.report_status()
-    node = await until(backend, lambda node: node.cpus_used == 1.0)
-    assert [each.promised for each in node.devices] == [0.5]
+    node = (await backend.snapshot()).node("here")
+    assert (node.kernels, node.owners, node.devices[0].promised) == (1, {"ada": 1}, 0.5)
+    await backend.release(held)
+    node = (await backend.snapshot()).node("here")
+    assert (node.kernels, node.owners, node.devices[0].promised) == (0, {}, 0.0)
+    assert agent.calls == ["reserve", "release"]
+
+
+async def test_a_report_is_not_replaced_by_an_older_answer(backend: LocalBackend, agent: FakeAgent) -> None:
+    """The answer to a question may be read after a report that the agent has sent later."""
+    goes_on = agent.hold("status")
+    with pytest.raises(LeaseConflict):
+        await backend.claim(replace(LEASE, request=Request(gpus=2)))  # so that the agent is asked
+    asking = asyncio.ensure_future(backend.snapshot())
+    await agent.called("status")
+    agent.held.clear()
+    held = await backend.claim(LEASE)
+    agent.ledger.release(held.id)  # silently: the answer would not have it
+    goes_on.set()
+    await asking
+    assert (await backend.snapshot()).node("here").kernels == 1
 
 
 async def test_the_use_does_not_grow_old_while_the_agent_reports_changes(

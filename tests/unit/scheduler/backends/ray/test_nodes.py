@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from roost.launchers.protocol.messages import Owner
-from roost.placement import Request
-from roost.scheduler.backends.base import Lease
+from roost.placement import Node, Request
 from roost.scheduler.backends.ray import nodes, placement_groups
 
 GROUP = "5ad02b1d3b8d7c2ae1b02e9f7e3a01000000"
@@ -30,15 +28,7 @@ def raylet(resources: dict[str, float]) -> dict[str, Any]:
 def test_custom_resources_exclude_rays_own_and_those_of_groups() -> None:
     assert nodes.find_custom_resources(RESOURCES) == ["licence", "a_group_of_seats"]
     (node,) = nodes.decode_public([raylet(RESOURCES)])
-    lease = Lease(
-        id="roost:k:1",
-        kernel_id="k",
-        node_id=node.id,
-        device_ids=(),
-        request=Request(resources={"licence": 0.5}),
-        owner=Owner(user="ada"),
-    )
-    known = nodes.build_node(node, [lease], None)
+    known = nodes.build_node(node, Node(id="host", resources_promised={"licence": 0.5}))
     assert known.resources == {"licence": 2.0, "a_group_of_seats": 3.0}
     assert (known.resource_free("licence"), known.resource_free("a_group_of_seats")) == (1.5, 3.0)
 
@@ -73,6 +63,6 @@ def test_an_ended_raylet_is_left_out_beside_the_next_one_at_its_address(
         lives.close()
         (node,) = nodes.read()
         assert (node.id, node.daemon, node.is_held_up) == ("127.0.0.1", "new", True)
-        assert "earlier raylet" in nodes.build_node(node, [], None).drains_because
+        assert "earlier raylet" in nodes.build_node(node, None).drains_because
         raylets[0]["Alive"] = False
         assert [(node.id, node.is_held_up) for node in nodes.read()] == [("127.0.0.1", False)]
