@@ -16,6 +16,7 @@ for owner in (ip, kernel):
         if name not in (
             "db",
             "ident",
+            "_parent_ident",  # of ipykernel 6: the sessions of clients
             "starting_dir",
             "last_execution_result",
             "session",
