@@ -86,19 +86,20 @@ class KernelEnder:
         try:
             if record.start is not None:
                 await record.start.take_back()
-            if record.lease is not None and self._table.holds(record):
+            lease = record.lease  # kept, because the cluster may lose it and the record be dropped meanwhile
+            if lease is not None and self._table.holds(record):
                 record.finish()
                 if record.process is None or record.runs:
                     record.reason = reason
                 if record.runs:
-                    record.process = await self._access.end_process(record.lease, grace_s) or record.process
-                await self._access.backend.release(record.lease)
-                self._note_due(record.lease.id, None)
+                    record.process = await self._access.end_process(lease, grace_s) or record.process
+                await self._access.backend.release(lease)
+                self._note_due(lease.id, None)
             self._table.drop(record, reason)
             return self._table.ended[record.kernel_id]
         except RoostError:
-            if record.lease is not None:
-                self._note_due(record.lease.id, record.launch_id)
+            if record.lease_id:
+                self._note_due(record.lease_id, record.launch_id)
             self._stop_later(record, reason)
             raise
         finally:

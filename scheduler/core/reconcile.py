@@ -248,12 +248,13 @@ class Reconciler:
 
     async def _read_loss(self, record: KernelRecord, reason: str) -> None:
         """Ask the manager why a lease is lost, note the reason, then handle the events held back."""
-        assert record.lease is not None
+        lease = record.lease
+        assert lease is not None
         try:
-            asked = self._access.backend.explain_loss(record.lease)
+            asked = self._access.backend.explain_loss(lease)
             reason = await asyncio.wait_for(asked, _REASON_S) or record.warning or reason
         except (RoostError, asyncio.TimeoutError) as problem:
-            log.info("lease=%s the manager does not say why it is lost: %r", record.lease.id, problem)
+            log.info("lease=%s the manager does not say why it is lost: %r", lease.id, problem)
             reason = record.warning or reason
         if record.start is None:
             record.reason = record.reason or _describe_loss(reason)
