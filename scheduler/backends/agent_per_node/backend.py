@@ -167,7 +167,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         incomplete = agent_nodes if self._membership.away else self._recovery.expected
         claims = {} if self._membership.away else {lease.id: lease for lease in await self._manager.claims()}
         placed = {lease.node_id for lease in claims.values() if _is_placed(lease, agent_nodes)}
-        node_ids = sorted(placed | incomplete)
+        node_ids = sorted(placed | incomplete | set(self.book.nodes()))
         found: dict[str, Lease] = {}
         unreachable = set[str]()
         processes: dict[str, KernelProcess | None] = {}
@@ -176,8 +176,17 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 unreachable.add(node_id)
             else:
                 processes |= held.by_lease()
-            noted = self.book.on(node_id) if held is None else held.leases
-            found.update({lease.id: lease for lease in noted if lease.id in claims or node_id in incomplete})
+            for lease in self.book.on(node_id) if held is None else held.leases:
+                claim = claims.get(lease.id)
+                if claim is not None and not _is_placed(claim, agent_nodes):
+                    continue
+                # A lease may be claimed after the claims were read. Without a claim, its kernel must be ended.
+                is_sure = claim is not None or node_id in incomplete or held is None
+                if is_sure or await self._manager.find(lease):
+                    found[lease.id] = lease
+                else:
+                    reason = f"its {self._manager.claim_name} was removed"
+                    found[lease.id] = replace(lease, state="lost", reason=reason)
         for claim in claims.values():
             if claim.id in found:
                 continue
@@ -189,7 +198,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             else:
                 found[claim.id] = replace(claim, node_id="")
         for lease in found.values():
-            if lease.node_id:
+            if lease.state == "held":
                 self.book.show(lease)
         self._update(list(self._membership.nodes))
         return LeaseReading(
