@@ -144,6 +144,13 @@ class LeaseLedger:
         """Return the promised share of each device, 0 to 1."""
         return {device_id: float(share) for device_id, share in self._promised.by_device.items()}
 
+    def list_unseen(self) -> dict[str, float]:
+        """Return the promised shares of devices that a manager has granted by names that this machine does not know."""
+        granted = {
+            name for entry in self._entries.values() if entry.is_granted for name in entry.lease.device_ids
+        }
+        return {name: float(self._promised.by_device[name]) for name in granted - self.models.keys()}
+
     def count_by_user(self) -> dict[str, int]:
         """Return how many leases each user holds."""
         return Counter(entry.lease.owner.user for entry in self._entries.values())

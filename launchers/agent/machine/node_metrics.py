@@ -14,7 +14,7 @@ import psutil
 
 from roost.launchers.agent.leases.ledger import LeaseLedger
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.placement.model import Node
+from roost.placement.model import Device, Node
 
 from .gpus import DeviceReader
 
@@ -47,15 +47,17 @@ class NodeMetrics:
     def status(self, ledger: LeaseLedger) -> Node:
         self._measure()
         promised = ledger.promised_by_device()
+        seen = [
+            replace(device, promised=min(1.0, promised.get(device.id, 0.0)))
+            for device in self._device_status
+            if device.id in ledger.models  # a device that appeared later cannot be granted
+        ]
+        unseen = [Device(id=name, promised=min(1.0, share)) for name, share in ledger.list_unseen().items()]
         return Node(
             id=self.hostname,
             cpus=self.cpus,
             memory_bytes=self.memory_bytes,
-            devices=tuple(
-                replace(device, promised=min(1.0, promised.get(device.id, 0.0)))
-                for device in self._device_status
-                if device.id in ledger.models  # a device that appeared later cannot be granted
-            ),
+            devices=(*seen, *unseen),
             cpus_promised=ledger.cpus_promised,
             memory_promised_bytes=ledger.memory_promised_bytes,
             gpus_promised=ledger.gpus_promised,

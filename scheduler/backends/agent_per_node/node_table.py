@@ -59,8 +59,10 @@ class NodeTable(Generic[N]):
 def build_device(name: str, seen: Sequence[Device], *, promised: float, model: str = "") -> Device:
     """Return the device called `name`, with the facts that the node's agent has `seen`.
 
-    `name` is the id or the index of a device in `seen`. `promised` is the promised share of the device.
+    `name` is the id or the index of a device in `seen`. `promised` is the promised share of the device. A device
+    without facts is one that the agent has not seen, but has noted as promised.
     """
+    seen = [device for device in seen if device.model or device.memory_bytes]
     found = next((device for device in seen if device.id == name), None)
     if found is None and name.isdigit() and int(name) < len(seen):
         found = seen[int(name)]
