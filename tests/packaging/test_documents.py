@@ -11,7 +11,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("launchers", "placement", "provisioners", "scheduler")
 FOLDERS = (*PRODUCT, "benchmarks", "docs", "tests")
 DOCUMENTS = (
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+    *(
+        ROOT / name
+        for name in (
+            "README.md",
+            "CONTRIBUTING.md",
+            "SECURITY.md",
+            "benchmarks/README.md",
+            "scheduler/core/README.md",
+        )
+    ),
     *sorted((ROOT / "docs").rglob("*.md")),
 )
 """The changelog is none of them, because it names modules that have moved."""
