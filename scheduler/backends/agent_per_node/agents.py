@@ -79,8 +79,6 @@ class AgentPool:
         self.failures: dict[str, str] = {}
         """Why the latest attempt to start an agent has failed, by node. An attempt that succeeds removes the entry."""
         self._starting: dict[str, asyncio.Task[StartedAgent]] = {}
-        self._keeping: set[str] = set()  # nodes whose answer `held_on` will keep
-        self._kept: dict[str, Holdings] = {}
         self._load()
 
     @property
@@ -98,12 +96,10 @@ class AgentPool:
             node_id = self._find_node(endpoint)
             if event is not None and event.node is not None and node_id:
                 self.note_status(node_id, event.node)
-            if event is None or event.kind != "status":
-                self.forget_kept(node_id)
-                if event is None:
-                    self._doubt(node_id)
-                elif event.kind == "lost" and not event.lease_id and node_id:
-                    self.ended_daemons.add(self._known[node_id].daemon)
+            if event is None:
+                self._doubt(node_id)
+            elif event.kind == "lost" and not event.lease_id and node_id:
+                self.ended_daemons.add(self._known[node_id].daemon)
             listener(node_id, event)
 
         self._agents.listen(on_agent)
@@ -140,37 +136,18 @@ class AgentPool:
         caller = AgentCaller(self._agents, partial(self.address, node_id), name=name, on_lost=self._on_lost)
         return await caller.call(call)
 
-    async def held_on(self, node_id: str, *, keep: bool = False) -> Holdings | None:
-        """Return the leases and kernels of a node's agent; None if the agent is unreachable.
-
-        With `keep`, the answer is kept so that `take_kept` can return it once more.
-        """
-        if keep:
-            self._keeping.add(node_id)
+    async def held_on(self, node_id: str) -> Holdings | None:
+        """Return the leases and kernels of a node's agent; None if the agent is unreachable."""
         try:
             call = self.call(node_id, lambda agent: agent.holdings())
             held = await asyncio.wait_for(call, _ANSWER_S)
             self._unreachable.discard(node_id)
-            held = replace(held, leases=tuple(_put_on(node_id, lease) for lease in held.leases))
-            if keep and node_id in self._keeping:
-                self._kept[node_id] = held
-            return held
+            return replace(held, leases=tuple(_put_on(node_id, lease) for lease in held.leases))
         except (RoostError, asyncio.TimeoutError) as problem:
             level = logging.DEBUG if node_id in self._unreachable else logging.WARNING
             log.log(level, "node=%s its agent is unreachable: %s", node_id, str(problem) or "it is slow")
             self._unreachable.add(node_id)
             return None
-        finally:
-            self._keeping.discard(node_id)
-
-    def take_kept(self, node_id: str) -> Holdings | None:
-        """Remove and return the `Holdings` that `held_on` kept; None if there are none, or if they may be outdated."""
-        return self._kept.pop(node_id, None)
-
-    def forget_kept(self, node_id: str) -> None:
-        """Drop the kept answer of this node's agent, because its leases or kernels have changed."""
-        self._keeping.discard(node_id)
-        self._kept.pop(node_id, None)
 
     def note_status(self, node_id: str, status: Node) -> None:
         """Keep the status that the node's agent reports."""

@@ -15,7 +15,6 @@ from typing import Any, Generic
 from roost.launchers.daemon.tasks import ask_all, cancel_all, spawn, start_shared
 from roost.launchers.protocol.messages import (
     AgentEvent,
-    Holdings,
     KernelProcess,
     Launch,
     Owner,
@@ -155,7 +154,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         await self._release_claim(lease)
 
     async def transfer(self, lease: Lease, owner: Owner) -> Lease:
-        self._pool.forget_kept(lease.node_id)
         await self._pool.call(lease.node_id, lambda agent: agent.transfer(lease.id, owner))
         transferred = replace(lease, owner=owner)
         self.book.show(transferred)
@@ -171,7 +169,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         found: dict[str, Lease] = {}
         unreachable = set[str]()
         processes: dict[str, KernelProcess | None] = {}
-        for node_id, held in zip(node_ids, await ask_all(self._held_on, node_ids), strict=True):
+        for node_id, held in zip(node_ids, await ask_all(self._pool.held_on, node_ids), strict=True):
             if held is None:
                 unreachable.add(node_id)
             else:
@@ -362,13 +360,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             self._membership.expire()
         self.book.miss(lease.id)
         self._update([lease.node_id])
-
-    async def _held_on(self, node_id: str) -> Holdings | None:
-        """Return the leases and kernels of a node's agent; None if the agent is unreachable.
-
-        The agent is not asked if the recovery from an outage has just asked it.
-        """
-        return self._pool.take_kept(node_id) or await self._pool.held_on(node_id)
 
     async def _learn(self, node_id: str) -> None:
         """Record the leases of other schedulers on a node, because they take shares of its devices."""

@@ -91,7 +91,7 @@ class OutageRecovery(Generic[N]):
 
     async def _restore(self, node_ids: Sequence[str]) -> None:
         claimed = {lease.id for lease in await self.manager.claims() if lease.state == "held"}
-        readings = await ask_all(lambda node_id: self.pool.held_on(node_id, keep=True), node_ids)
+        readings = await ask_all(self.pool.held_on, node_ids)
         for node_id, held in zip(node_ids, readings, strict=True):
             node = self.manager.membership.nodes.get(node_id)
             if node is not None and not self.manager.can_take_on(node):

@@ -196,31 +196,6 @@ async def test_the_next_service_serves_live_kernels_while_the_manager_is_away(
         await second.close()
 
 
-@pytest.mark.parametrize("is_changed", [False, True])
-async def test_agents_are_asked_again_after_a_recovery_only_if_something_has_changed(
-    tmp_path: Path, opened: Opened, is_changed: bool
-) -> None:
-    await opened.backend.claim(LEASE)
-    leases = [LEASE]
-    manager = FakeManager(opened.agent)
-    manager.granted = opened.manager.granted
-    second = Opened(tmp_path, opened.agent, manager)
-    opened.agent.calls.clear()
-    await second.backend.open()
-    try:
-        assert opened.agent.calls.count("list") == 1
-        if is_changed:
-            leases.append(replace(LEASE, id="roost:other:s/1", kernel_id="other"))
-            await opened.backend.claim(leases[1])
-            await second.backend.warm_up()  # its answer arrives after the event
-        opened.agent.calls.clear()
-        for asked in (int(is_changed), int(is_changed) + 1):
-            assert set((await second.backend.leases()).leases) == set(leases)
-            assert opened.agent.calls.count("list") == asked
-    finally:
-        await second.close()
-
-
 async def test_an_agent_that_does_not_answer_is_unreachable_and_its_lease_stays(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
