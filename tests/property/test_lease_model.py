@@ -13,8 +13,9 @@ import random
 import shutil
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,18 +35,21 @@ from kit.fakes.network import LinkedAgent, Network, Service
 from kit.fakes.virtual_time import VirtualLoop
 from roost.launchers.daemon.tasks import cancel_all
 from roost.launchers.protocol import agent_client
-from roost.launchers.protocol.messages import Connection, Lease, Owner
+from roost.launchers.protocol.messages import Connection, Launch, Lease, Owner
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_calls import Agents
+from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend, Pod, PodChange, PodCluster
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
+from roost.scheduler.backends.base import Backend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.queue import Queue
 from roost.scheduler.core.scheduler import Scheduler
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 from roost.scheduler.messages import Event, StartKernel
-from roost.testing import backend_context
+from roost.testing import FakeAgent, backend_context
+from roost.testing.fake_backends import FakePodCluster
 
 CPUS = 2.0
 """Each node has room for two of the largest requests, or for four of the smallest."""
@@ -62,25 +66,80 @@ ME = Owner(
 )
 
 
-class Ledger:
-    """What the manager has granted, to all services: it outlives them."""
+class World(ABC):
+    """The cluster, which outlives all services. While it `is_away`, no service reaches its manager."""
 
-    def __init__(self) -> None:
-        self.granted: dict[str, Lease] = {}
+    def __init__(self, network: Network, folder: Path) -> None:
+        self.network = network
+        self.folder = folder
         self.is_away = False
 
+    @abstractmethod
+    def open_backend(self, service: Service, agents: Agents, folder: Path) -> Backend:
+        """Return a service's backend."""
+
+    @abstractmethod
+    def granted(self) -> dict[str, Lease]:
+        """Return the leases that the manager has granted, or will grant."""
+
+    @abstractmethod
+    def take_back(self, lease_id: str) -> None:
+        """Let the manager take a lease back, or forget it."""
+
+    @abstractmethod
+    def crash(self, agent: LinkedAgent) -> None:
+        """End an agent."""
+
+    @abstractmethod
+    def agents(self) -> list[LinkedAgent]:
+        """Return the agents that run, or will run again."""
+
+    async def travel(self, service: Service) -> None:
+        """Wait until a message between a service and the manager has arrived."""
+        await self.network.travel()
+        if service.is_dead or self.is_away:
+            raise BackendUnavailable("it is away")
+
+
+class Nodes(World):
+    """A cluster with one agent on each node."""
+
+    def __init__(self, network: Network, folder: Path) -> None:
+        super().__init__(network, folder)
+        self.claims: dict[str, Lease] = {}
+        for name in NODES:
+            LinkedAgent(folder / name, name=name, cpus=CPUS).join(network, name)
+
+    def open_backend(self, service: Service, agents: Agents, folder: Path) -> Backend:
+        settings = AgentPerNodeSettings(manager_grace_s=60.0)
+        manager = ModelManager(service, self)
+        return AgentPerNodeBackend("fake", manager, settings, backend_context(agents, folder))
+
+    def granted(self) -> dict[str, Lease]:
+        return self.claims
+
+    def take_back(self, lease_id: str) -> None:
+        del self.claims[lease_id]
+
+    def crash(self, agent: LinkedAgent) -> None:
+        agent.crash()
+
+    def agents(self) -> list[LinkedAgent]:
+        return list(self.network.agents.values())
+
     def free_on(self, node_id: str) -> float:
-        return CPUS - sum(each.request.cpus for each in self.granted.values() if each.node_id == node_id)
+        return CPUS - sum(each.request.cpus for each in self.claims.values() if each.node_id == node_id)
 
 
 class ModelManager(FakeManager):
     """One service's view of the manager. Each call takes a while to arrive, and so does its answer."""
 
-    def __init__(self, service: Service, ledger: Ledger) -> None:
-        super().__init__(*service.network.agents.values())
-        self.granted = ledger.granted
+    def __init__(self, service: Service, world: Nodes) -> None:
+        super().__init__()
+        self.agents = dict(service.network.agents)
         self._service = service
-        self._ledger = ledger
+        self._world = world
+        self.granted = world.claims
 
     async def wait_for_change(self) -> None:
         await asyncio.sleep(0.5)
@@ -88,77 +147,198 @@ class ModelManager(FakeManager):
     async def claim(
         self, lease: Lease, node: FakeNode, has_room: HasRoom, *, again: bool = False
     ) -> tuple[str, ...]:
-        await self._arrive()
-        if lease.id not in self.granted:
-            if self._ledger.free_on(node.id) < lease.request.cpus:
-                await self._answer()
-                raise LeaseConflict(f"{node.id} is full")
-            self.granted[lease.id] = replace(lease, state="held", reason="")
-        await self._answer()
+        await self._travel()
+        has_room_now = self._world.free_on(node.id) >= lease.request.cpus
+        if lease.id in self.granted or has_room_now:
+            self.granted.setdefault(lease.id, replace(lease, state="held", reason=""))
+        await self._travel()
+        if not has_room_now and lease.id not in self.granted:
+            raise LeaseConflict(f"{node.id} is full")
         return ()
 
     async def release(self, lease: Lease) -> None:
-        await self._arrive()
+        await self._travel()
         self.granted.pop(lease.id, None)
-        await self._answer()
+        await self._travel()
 
     async def claims(self) -> Sequence[Lease]:
-        await self._arrive()
+        await self._travel()
         found = list(self.granted.values())
-        await self._answer()
+        await self._travel()
         return found
 
     async def find(self, lease: Lease) -> bool:
-        await self._arrive()
+        await self._travel()
         found = lease.id in self.granted
-        await self._answer()
+        await self._travel()
         return found
 
     async def start_agent(self, node_id: str) -> StartedAgent:
-        await self._arrive()
+        await self._travel()
         agent = self._service.network.agents[node_id]
         agent.revive()
-        await self._answer()
+        await self._travel()
         return StartedAgent(address=self._service.address(agent), daemon="1")
 
     def build_node(self, node: FakeNode, status: Node | None) -> Node:
-        promised = CPUS - self._ledger.free_on(node.id)
+        promised = CPUS - self._world.free_on(node.id)
         return replace(super().build_node(node, status), cpus=CPUS, cpus_promised=promised)
 
-    async def _arrive(self) -> None:
-        await self._service.network.travel()
-        self._check()
-
-    async def _answer(self) -> None:
-        await self._service.network.travel()
-        self._check()
-
-    def _check(self) -> None:
-        if self._service.is_dead or self._ledger.is_away:
-            raise BackendUnavailable("it is away")
+    async def _travel(self) -> None:
+        await self._world.travel(self._service)
 
     async def _join(self, address: str) -> str:
-        await self._arrive()
+        await self._travel()
         return "fake:1"
 
     async def _fetch(self) -> Iterable[FakeNode]:
-        await self._arrive()
+        await self._travel()
         return [FakeNode(id=name) for name in self.agents]
+
+
+class Pods(World):
+    """A cluster with one agent in each pod. A pod is pending for a while, and its agent ends with it."""
+
+    def __init__(self, network: Network, folder: Path) -> None:
+        super().__init__(network, folder)
+        self.cluster = LinkedPods(self, folder, [Node(id=name, cpus=CPUS) for name in NODES])
+
+    def open_backend(self, service: Service, agents: Agents, folder: Path) -> Backend:
+        return AgentPerKernelBackend(ModelPods(service, self), agents, linger_s=10.0)
+
+    def granted(self) -> dict[str, Lease]:
+        return {lease_id: pod.lease for lease_id, pod in self.cluster.all().items()}
+
+    def take_back(self, lease_id: str) -> None:
+        self.cluster.evict(lease_id)
+
+    def crash(self, agent: LinkedAgent) -> None:
+        self.cluster.evict(self.cluster.lease_of(agent))
+
+    def agents(self) -> list[LinkedAgent]:
+        return [agent for agent in self.cluster.agents.values() if isinstance(agent, LinkedAgent)]
+
+
+class LinkedPods(FakePodCluster):
+    """The pods, with agents that have no sockets."""
+
+    def __init__(self, world: Pods, folder: Path, nodes: Sequence[Node]) -> None:
+        super().__init__(folder, nodes, pending_reason="its image is being pulled")
+        self._world = world
+        self.made: dict[str, LinkedAgent] = {}
+        """The latest agent of each lease, also if it has ended."""
+        self._expiring: dict[str, asyncio.Task[None]] = {}
+
+    def make_agent(self, lease_id: str, node_id: str) -> FakeAgent:
+        number = next(self._numbers)
+        agent = LinkedAgent(self._folder / f"pod-{number}", name=node_id, cpus=CPUS)
+        agent.join(self._world.network, f"pod-{number}")
+        self.made[lease_id] = agent
+        self._expiring[lease_id] = asyncio.get_running_loop().create_task(agent.expire(EXPIRES_S))
+        return agent
+
+    async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
+        is_new = lease.id not in self._pods
+        pod = await super().create(lease, launch)
+        if is_new:
+            asyncio.get_running_loop().call_later(self._world.network.delay_s(), self._grant_soon, lease.id)
+        return pod
+
+    def _grant_soon(self, lease_id: str) -> None:
+        if lease_id in self._pods:
+            self.grant(lease_id)
+
+    def all(self) -> dict[str, Pod]:
+        return self._pods
+
+    def lease_of(self, agent: LinkedAgent) -> str:
+        return next(lease_id for lease_id, each in self.agents.items() if each is agent)
+
+    def evict(self, lease_id: str) -> None:
+        pod = self._pods.pop(lease_id)
+        lost = replace(pod.lease, state="lost", reason="it was evicted")
+        self._report(PodChange(kind="pod", pod=replace(pod, lease=lost)))
+        self._end_agent(lease_id)
+
+    async def _close_agent(self, lease_id: str) -> None:
+        self._end_agent(lease_id)
+
+    def _end_agent(self, lease_id: str) -> None:
+        agent = self.agents.pop(lease_id, None)
+        if isinstance(agent, LinkedAgent):
+            agent.crash()
+            self._expiring.pop(lease_id).cancel()
+
+
+class ModelPods(PodCluster):
+    """One service's view of the pods. Each call takes a while to arrive, and so does its answer, or a change."""
+
+    name = "fake_pods"
+
+    def __init__(self, service: Service, world: Pods) -> None:
+        self._service = service
+        self._world = world
+        self._cluster = world.cluster
+
+    async def join(self) -> str:
+        await self._travel()
+        return "fake:1"
+
+    async def close(self) -> None: ...
+
+    async def nodes(self) -> Sequence[Node]:
+        await self._travel()
+        return await self._cluster.nodes()
+
+    async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
+        await self._travel()
+        pod = await self._cluster.create(lease, launch)
+        await self._travel()
+        return self._see(pod)
+
+    async def delete(self, lease_id: str) -> None:
+        await self._travel()
+        await self._cluster.delete(lease_id)
+        await self._travel()
+
+    async def update(self, lease: Lease) -> None:
+        await self._travel()
+        await self._cluster.update(lease)
+
+    async def pods(self) -> Sequence[Pod]:
+        await self._travel()
+        found = await self._cluster.pods()
+        await self._travel()
+        return [self._see(pod) for pod in found if pod.lease.id not in self.creating]
+
+    async def changes(self) -> AsyncIterator[PodChange]:
+        async for change in self._cluster.changes():
+            await self._travel()
+            lease_id = change.pod.lease.id if change.pod is not None else change.lease_id
+            if not lease_id or lease_id not in self.creating:
+                yield replace(change, pod=self._see(change.pod) if change.pod is not None else None)
+
+    async def _travel(self) -> None:
+        await self._world.travel(self._service)
+
+    def _see(self, pod: Pod) -> Pod:
+        if pod.address is None:
+            return pod
+        return replace(pod, address=self._service.address(self._cluster.made[pod.lease.id]))
 
 
 class RunningModel:
     """One service: a scheduler on its backend, until it is closed or killed."""
 
-    def __init__(self, network: Network, ledger: Ledger, folder: Path, name: str) -> None:
-        self.service = Service(network, name)
+    def __init__(self, world: World, name: str) -> None:
+        self.service = Service(world.network, name)
         self.tasks: set[asyncio.Task[Any]] = set()
         self.events: list[Event] = []
+        folder = world.folder / f"service-{name}"
         folder.mkdir(exist_ok=True)
         agents = Agents()
-        context = backend_context(agents, folder)
-        own = AgentPerNodeSettings(manager_grace_s=60.0)
-        self.backend = AgentPerNodeBackend("fake", ModelManager(self.service, ledger), own, context)
-        self.scheduler = Scheduler(self.backend, agents, Settings(restart_grace_s=10.0), name=name)
+        backend = world.open_backend(self.service, agents, folder)
+        self.scheduler = Scheduler(backend, agents, Settings(restart_grace_s=10.0), name=name)
         self.scheduler.events.listen(self.events.append)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -206,6 +386,8 @@ class Errors(logging.Handler):
 class Leases(RuleBasedStateMachine):
     """What can happen to kernels and leases on two nodes, under two services."""
 
+    kind: type[World]
+
     @initialize(seed=st.integers(0, 2**32 - 1))
     def begin(self, seed: int) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="roost-model-"))
@@ -218,17 +400,12 @@ class Leases(RuleBasedStateMachine):
         self.patch.setattr(agent_client, "RpcClient", self.network.open)
         self.errors = Errors()
         logging.getLogger("roost").addHandler(self.errors)
-        self.ledger = Ledger()
-        self.expiring: list[asyncio.Task[None]] = []
-        for name in NODES:
-            agent = LinkedAgent(self.folder / name, name=name, cpus=CPUS)
-            agent.network = self.network
-            self.network.agents[name] = agent
-            self.expiring.append(self.loop.create_task(agent.expire(EXPIRES_S)))
+        self.world = self.kind(self.network, self.folder)
+        self.expiring = [self.loop.create_task(agent.expire(EXPIRES_S)) for agent in self.world.agents()]
         self.services: dict[str, RunningModel] = {}
         self.launches = Counter[str]()
-        self.forgot_at = 0.0
-        """When the manager has last forgotten a claim: a kernel may then run beside the next holder for a while."""
+        self.took_back_at = 0.0
+        """When a lease was last taken back: its kernel may then run beside the next holder's for a while."""
         for name in NAMES:
             self.run(self.open(name))
 
@@ -237,12 +414,12 @@ class Leases(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, Any]) -> None:
         self.loop.run_until_complete(work)
         self.check_slices()
-        assert self.errors.found == []
+        assert not self.errors.found, "\n".join(self.errors.found)
 
     async def open(self, name: str) -> None:
         """Open a service, as often as it takes: its client tries again while the manager is away."""
         while name not in self.services:
-            service = RunningModel(self.network, self.ledger, self.folder / f"service-{name}", name)
+            service = RunningModel(self.world, name)
             try:
                 await service.scheduler.open()
             except BackendUnavailable:
@@ -262,15 +439,17 @@ class Leases(RuleBasedStateMachine):
 
     def check_slices(self) -> None:
         """No slice is given twice."""
-        for name, agent in self.network.agents.items():
-            assert self.ledger.free_on(name) >= 0, self.ledger.granted
-            if self.loop.now - self.forgot_at > SETTLES_S:
-                leases = {entry.lease.id: entry.lease for entry in agent.ledger.entries()}
-                running = [kernel for kernel in agent.kernels.values() if kernel.is_running]
-                used = sum(
-                    leases[kernel.lease_id].request.cpus for kernel in running if kernel.lease_id in leases
-                )
-                assert used <= CPUS, running
+        granted, used = Counter[str](), Counter[str]()
+        for lease in self.world.granted().values():
+            granted[lease.node_id] += lease.request.cpus
+        for agent in self.world.agents():
+            for entry in agent.ledger.entries():
+                kernel = agent.kernels.get(entry.lease.kernel_id)
+                if kernel is not None and kernel.is_running:
+                    used[agent.name] += entry.lease.request.cpus
+        assert max(granted.values(), default=0) <= CPUS, granted
+        if self.loop.now - self.took_back_at > SETTLES_S:
+            assert max(used.values(), default=0) <= CPUS, used
 
     # What clients do
 
@@ -305,34 +484,40 @@ class Leases(RuleBasedStateMachine):
 
     # What happens
 
-    @rule(at=st.sampled_from(NODES), number=st.integers(0, 5))
-    def kernel_ends(self, at: str, number: int) -> None:
-        agent = self.network.agents[at]
-        running = [kernel.kernel_id for kernel in agent.kernels.values() if kernel.is_running]
-        if agent.is_up and running:
-            self.run(self.act(lambda: agent.end(running[number % len(running)])))
+    def agent(self, number: int) -> LinkedAgent | None:
+        agents = self.world.agents()
+        return agents[number % len(agents)] if agents else None
 
-    @rule(at=st.sampled_from(NODES))
-    def agent_crashes(self, at: str) -> None:
-        self.run(self.act(self.network.agents[at].crash))
+    @rule(at=st.integers(0, 5), number=st.integers(0, 5))
+    def kernel_ends(self, at: int, number: int) -> None:
+        if (agent := self.agent(at)) is not None:
+            running = [kernel.kernel_id for kernel in agent.kernels.values() if kernel.is_running]
+            if agent.is_up and running:
+                self.run(self.act(lambda: agent.end(running[number % len(running)])))
 
-    @rule(at=st.sampled_from(NODES))
-    def connections_break(self, at: str) -> None:
-        self.run(self.act(lambda: self.network.cut(self.network.agents[at])))
+    @rule(at=st.integers(0, 5))
+    def agent_crashes(self, at: int) -> None:
+        if (agent := self.agent(at)) is not None:
+            self.run(self.act(lambda: self.world.crash(agent)))
+
+    @rule(at=st.integers(0, 5))
+    def connections_break(self, at: int) -> None:
+        if (agent := self.agent(at)) is not None:
+            self.run(self.act(lambda: self.network.cut(agent)))
 
     @rule(seconds=st.sampled_from([0.1, 3.0, 30.0]))
     def manager_leaves(self, seconds: float) -> None:
         def come_back() -> None:
-            self.ledger.is_away = False
+            self.world.is_away = False
 
-        self.ledger.is_away = True
+        self.world.is_away = True
         self.loop.call_later(seconds, come_back)
 
     @rule(number=st.integers(0, 5))
-    def manager_forgets(self, number: int) -> None:
-        if self.ledger.granted:
-            self.forgot_at = self.loop.now
-            del self.ledger.granted[list(self.ledger.granted)[number % len(self.ledger.granted)]]
+    def lease_is_taken_back(self, number: int) -> None:
+        if granted := list(self.world.granted()):
+            self.took_back_at = self.loop.now
+            self.run(self.act(lambda: self.world.take_back(granted[number % len(granted)])))
 
     @rule(name=st.sampled_from(NAMES))
     def service_dies(self, name: str) -> None:
@@ -358,7 +543,7 @@ class Leases(RuleBasedStateMachine):
         if not hasattr(self, "loop"):
             return
         try:
-            self.ledger.is_away = False
+            self.world.is_away = False
             self.run(self.settle())
         finally:
             logging.getLogger("roost").removeHandler(self.errors)
@@ -370,7 +555,7 @@ class Leases(RuleBasedStateMachine):
     async def settle(self) -> None:
         for name in NAMES:
             await self.open(name)
-        for agent in self.network.agents.values():
+        for agent in self.world.agents():
             agent.revive()
         await asyncio.sleep(SETTLES_S)
         for service in self.services.values():
@@ -380,33 +565,36 @@ class Leases(RuleBasedStateMachine):
             for kernel in service.scheduler.kernels():
                 await service.scheduler.stop(kernel.id, 0.0)
         await asyncio.sleep(60.0)
-        assert self.ledger.granted == {}
-        assert [agent.held_leases() for agent in self.network.agents.values()] == [[], []]
+        assert self.world.granted() == {}
+        assert [agent.held_leases() for agent in self.world.agents() if agent.held_leases()] == []
         for name in NAMES:
             await self.kill(name)
-        for task in self.expiring:
-            task.cancel()
-        await asyncio.wait(self.expiring)
 
     def check_agreement(self, services: Collection[RunningModel]) -> None:
         """No kernel without a lease, no lease without a kernel, on all three sides."""
         kernels = {kernel.lease_id: kernel for each in services for kernel in each.scheduler.kernels()}
-        noted = {lease_id for agent in self.network.agents.values() for lease_id in agent.held_leases()}
-        running = {
-            kernel.lease_id
-            for agent in self.network.agents.values()
-            for kernel in agent.kernels.values()
-            if kernel.is_running
-        }
-        sides = set(kernels), set(self.ledger.granted), noted, running
+        agents = self.world.agents()
+        noted = {lease_id for agent in agents for lease_id in agent.held_leases()}
+        on_nodes = [kernel for agent in agents for kernel in agent.kernels.values() if kernel.is_running]
+        running = {kernel.lease_id for kernel in on_nodes}
+        sides = set(kernels), set(self.world.granted()), noted, running
         assert sides[0] == sides[1] == sides[2], sides
         assert running == {lease_id for lease_id, kernel in kernels.items() if kernel.state == "running"}
 
 
-def test_leases_and_kernels_agree_after_any_faults() -> None:
+class LeasesOnNodes(Leases):
+    kind = Nodes
+
+
+class LeasesInPods(Leases):
+    kind = Pods
+
+
+@pytest.mark.parametrize("machine", [LeasesOnNodes, LeasesInPods])
+def test_leases_and_kernels_agree_after_any_faults(machine: type[Leases]) -> None:
     """`ROOST_ROUNDS=100` tries a hundred times as many cases."""
     run_state_machine_as_test(
-        Leases,
+        machine,
         settings=settings(
             max_examples=100 * int(os.environ.get("ROOST_ROUNDS", "1")),
             stateful_step_count=30,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +132,7 @@ class FakePodCluster(PodCluster):
         self._folder = folder
         self._nodes = {node.id: node for node in nodes}
         self._pods: dict[str, Pod] = {}
+        self._numbers = itertools.count()
         self._watches: list[asyncio.Queue[PodChange | None]] = []
 
     async def join(self) -> str:
@@ -169,20 +171,20 @@ class FakePodCluster(PodCluster):
     def grant(self, lease_id: str) -> Pod:
         """Grant a pending pod: its agent listens from now on."""
         pod = self._pods[lease_id]
-        agent = self.agents[lease_id] = FakeAgent(
-            self._folder / f"pod-{len(self.agents)}", name=pod.lease.node_id
-        )
+        agent = self.agents[lease_id] = self.make_agent(lease_id, pod.lease.node_id)
         return self._put(Pod(lease=replace(pod.lease, state="held", reason=""), address=agent.address))
 
     def report_kernel(self, lease_id: str, kernel: PodKernel) -> FakeAgent:
         """Report a pending pod's kernel, and return the agent. It answers once its event `held["reserve"]` is set."""
         pod = self._pods[lease_id]
-        agent = self.agents[lease_id] = FakeAgent(
-            self._folder / f"pod-{len(self.agents)}", name=pod.lease.node_id
-        )
+        agent = self.agents[lease_id] = self.make_agent(lease_id, pod.lease.node_id)
         agent.hold("reserve")
         self._put(replace(pod, address=agent.address, kernel=kernel))
         return agent
+
+    def make_agent(self, lease_id: str, node_id: str) -> FakeAgent:
+        """Return the agent of a new pod."""
+        return FakeAgent(self._folder / f"pod-{next(self._numbers)}", name=node_id)
 
     def add_node(self, node: Node) -> None:
         """Add a node, and grant the pods that have none."""

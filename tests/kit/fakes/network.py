@@ -33,7 +33,7 @@ class Network:
 
     def open(self, endpoint: str, **options: Any) -> Link:
         """Return a connection to the agent at this endpoint, in place of `RpcClient(endpoint, **options)`."""
-        _, service, agent = endpoint.split(":")
+        _, service, agent = endpoint.split("/")
         return Link(self.services[service], self.agents[agent], options["on_event"], options["on_lost"])
 
     def delay_s(self) -> float:
@@ -53,10 +53,16 @@ class LinkedAgent(FakeAgent):
     """A fake agent that `Link`s reach. While it is not `is_up`, nobody can connect to it."""
 
     network: Network
+    key = ""
+    """The name of this agent in the network: that of its node, or that of its lease."""
     is_up = True
 
     def _listen(self) -> None:
         self.address = AgentAddress(endpoint="", keys=_NO_KEYS)  # each service has one of its own
+
+    def join(self, network: Network, key: str) -> None:
+        self.network, self.key = network, key
+        network.agents[key] = self
 
     def report(self, event: AgentEvent, but: bytes = b"") -> None:
         for link in [link for link in self.network.links if link.agent is self and link.is_subscribed]:
@@ -100,7 +106,7 @@ class Service:
         network.services[name] = self
 
     def address(self, agent: LinkedAgent) -> AgentAddress:
-        return AgentAddress(endpoint=f"model:{self.name}:{agent.name}", keys=_NO_KEYS)
+        return AgentAddress(endpoint=f"model/{self.name}/{agent.key}", keys=_NO_KEYS)
 
     def kill(self) -> None:
         self.is_dead = True
