@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from roost.launchers.daemon.tasks import backoff, cancel_all, spawn
+from roost.launchers.daemon.tasks import backoff, cancel_all, join_shared, spawn, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import KernelProcess
 from roost.placement.model.last_entries import LastEntries
@@ -193,9 +193,9 @@ class StartRunner:
         keeps_lease = is_restart and lease is not None and lease.state == "held"
         try:
             if lease is not None and keeps_lease:
-                await asyncio.shield(self._access.end_process(lease, 0.0))
+                await join_shared(start_shared(self._access.end_process(lease, 0.0)))
             elif lease is not None:
-                await asyncio.shield(self._access.backend.release(lease))
+                await join_shared(start_shared(self._access.backend.release(lease)))
         except RoostError as problem:
             log.error("kernel=%s its lease is not released yet: %s", record.kernel_id, problem)
             self._reconciler.soon()
