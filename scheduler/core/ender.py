@@ -85,7 +85,7 @@ class KernelEnder:
     async def _stop(self, record: KernelRecord, grace_s: float, reason: str) -> Kernel:
         try:
             if record.start is not None:
-                await record.start.take_back()
+                await record.start.take_back(reason)
             lease = record.lease  # kept, because the cluster may lose it and the record be dropped meanwhile
             if lease is not None and self._table.holds(record):
                 record.finish()
@@ -96,8 +96,8 @@ class KernelEnder:
                 await self._access.backend.release(lease)
                 self._note_due(lease.id, None)
             self._table.drop(record, reason)
-            return self._table.ended[record.kernel_id]
-        except RoostError:
+            return self._table.show_ended(record)
+        except Exception:
             if record.lease_id:
                 self._note_due(record.lease_id, record.launch_id)
             self._stop_later(record, reason)

@@ -6,7 +6,8 @@ Everything here can be read back from leases and agents. Each transition has one
        ↑         │  └─→ PENDING ─↗         │
        └─────────┴────────┴────────────────┘      the manager refused, or the lease was lost before the launch
     UNCLAIMED    a lease without a process, found after the scheduler's restart
-    ENDING       from every phase; the record is dropped once its lease is released
+    ENDING       from every phase; the record is dropped once its lease is released, unless that fails and a new start
+                 of the kernel comes first: it goes on in the lease, or in the queue if the lease is released
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _NEXT: Mapping[Phase, frozenset[Phase]] = {
     Phase.RUNNING: frozenset({Phase.EXITED, Phase.ENDING}),
     Phase.EXITED: frozenset({Phase.LAUNCHING, Phase.RUNNING, Phase.ENDING}),
     Phase.UNCLAIMED: frozenset(set(Phase) - {Phase.CLAIMING, Phase.UNCLAIMED}),
-    Phase.ENDING: frozenset({Phase.EXITED, Phase.LAUNCHING}),
+    Phase.ENDING: frozenset({Phase.QUEUED, Phase.EXITED, Phase.LAUNCHING}),
 }
 
 
@@ -68,6 +69,8 @@ class StartTask:
         self.late_exit: KernelProcess | None = None
         self._is_begun = False
         self.is_taken_back = False
+        self.reason = ""
+        """Why the start was taken back, if its client did not ask for that."""
         self._task = start_shared(self._run(run))
 
     async def _run(self, run: Callable[[StartTask], Coroutine[Any, Any, Kernel]]) -> Kernel:
@@ -84,8 +87,9 @@ class StartTask:
     async def ended(self) -> None:
         await asyncio.wait([self._task])
 
-    async def take_back(self) -> None:
+    async def take_back(self, reason: str = "") -> None:
         """Cancel the start, and wait until everything that it took is given back. May be repeated."""
+        self.reason = self.reason or reason
         if not self.is_taken_back:
             self.is_taken_back = True
             if self._is_begun:  # a task cancelled before its first step could not undo anything

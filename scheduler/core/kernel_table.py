@@ -139,12 +139,16 @@ class KernelTable:
         own = record.process.reason if record.process is not None and not record.runs else ""
         record.reason = record.reason or own or reason
         # Noted before the event: a client that gets the event may ask for the kernel at once.
-        self.ended[record.kernel_id] = replace(record.view(self.queue), state="exited")
+        self.ended[record.kernel_id] = self.show_ended(record)
         if record.lease_id:
             if not self.book.is_released(record.lease_id):
                 self.book.drop(record.lease_id)
             self.events.publish("released", self.ended[record.kernel_id], record.reason)
         self._report("dropped", record)
+
+    def show_ended(self, record: KernelRecord) -> Kernel:
+        """Return a kernel that is gone as users see it."""
+        return replace(record.view(self.queue), state="exited")
 
     def count(self) -> Counter[tuple[KernelState, str]]:
         """Return how many kernels there are in each state, by user."""

@@ -130,7 +130,7 @@ class Reconciler:
 
     async def _reconcile(self) -> None:
         book = self._table.book
-        before = [lease.id for lease in book]  # a lease that is claimed meanwhile may miss in the reading
+        before = {lease.id: lease for lease in book}
         self._unknown = []
         try:
             reading = await self.read(only_own=True)
@@ -142,10 +142,12 @@ class Reconciler:
             # An agent that was too slow for the backend may have answered the core: then its lease has no owner.
             self.soon(RETRY_S)
         for lease in reading.leases:
-            book.show(lease)
+            # What an event or an answer has shown meanwhile is newer than the reading.
+            if book.get(lease.id) is before.get(lease.id):
+                book.show(lease)
             self._match(lease, reading.processes.get(lease.id), is_known=lease.id not in reading.unanswered)
-        for lease_id in before:
-            if lease_id not in reading.shown:
+        for lease_id, lease in before.items():  # a lease that was claimed meanwhile may miss in the reading
+            if lease_id not in reading.shown and book.get(lease_id) is lease:
                 book.miss(lease_id)
         for event in events:
             self._on_event(event)
@@ -157,7 +159,12 @@ class Reconciler:
         `is_known` is True if the agent has answered; then `process` None means that there is no process.
         """
         record = self._table.get(lease.kernel_id)
-        if record is None and (self._table.book.is_released(lease.id) or self._is_unmissed(lease)):
+        is_released = self._table.book.is_released(lease.id)
+        if is_released and (record is None or record.lease_id != lease.id):
+            self._ender.release_soon(lease)  # again: that has failed, or the cluster shows the lease late
+            return
+        lease = self._table.book.get(lease.id) or lease
+        if record is None and self._is_unmissed(lease):
             self._ender.release_soon(lease)
             return
         if record is None:
@@ -204,8 +211,11 @@ class Reconciler:
         """Follow what the cluster shows of a lease: a grant, why it is still pending, or a loss."""
         record = self._table.with_lease(lease.id)
         is_shown = self._table.book.is_shown(lease.id)
-        if record is None:
-            if not is_shown or (lease.state == "lost" and not self._table.is_own(lease)):
+        if record is None and is_shown and self._table.is_own(lease):
+            if self._unknown is None:  # else the reading under way finds it
+                self.soon()  # of an earlier service, whose claim has arrived late
+        elif record is None:
+            if not is_shown or lease.state == "lost":  # another service's
                 self._table.book.drop(lease.id)
         elif record.held_back is not None:  # the reason of the loss is noted first
             record.held_back.append(partial(self._on_lease, lease))
@@ -238,7 +248,8 @@ class Reconciler:
         elif event.kernel is not None:
             self._on_process(event.kernel)
         elif event.kind == "released":
-            if record is not None and record.start is None:
+            # While the kernel is ended, the manager must still release the lease, and that may have to be repeated.
+            if record is not None and record.start is None and record.end is None:
                 self._table.drop(record, "its lease was given back")
         elif event.kind == "warned" and record is not None:
             self._table.publish("warned", record, event.reason)
@@ -253,7 +264,9 @@ class Reconciler:
         try:
             asked = self._access.backend.explain_loss(lease)
             reason = await asyncio.wait_for(asked, _REASON_S) or record.warning or reason
-        except (RoostError, asyncio.TimeoutError) as problem:
+        except Exception as problem:
+            if not isinstance(problem, (RoostError, asyncio.TimeoutError)):
+                log.exception("lease=%s its loss cannot be explained", lease.id)
             log.info("lease=%s the manager does not say why it is lost: %r", lease.id, problem)
             reason = record.warning or reason
         if record.start is None:

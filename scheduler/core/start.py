@@ -87,7 +87,8 @@ class StartRunner:
             except asyncio.CancelledError:
                 if self._is_closing:
                     raise
-                error: RoostError = Cancelled(f"the start of kernel {start.kernel_id} was taken back.")
+                why = f": {task.reason}" if task.reason else ""
+                error: RoostError = Cancelled(f"the start of kernel {start.kernel_id} was taken back{why}.")
             except RoostError as problem:
                 error = problem
             except Exception as problem:  # a defect, ours or a policy's: nothing may stay behind
@@ -107,6 +108,11 @@ class StartRunner:
 
     async def _bring_up(self, record: KernelRecord, start: StartKernel, deadline: float) -> KernelProcess:
         for pause_s in backoff(*_LEASE_GONE_S):
+            if record.lease is not None and self._table.book.is_released(record.lease_id):
+                await self._access.backend.release(
+                    record.lease
+                )  # an earlier end of the kernel has failed there
+                record.refuse()
             if record.lease is None or record.lease.state == "pending":
                 await self._claimer.take(record, start, deadline)
             else:  # a restart in the lease of an earlier launch

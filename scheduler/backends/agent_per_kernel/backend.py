@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _REJOIN_S = (0.5, 5.0)
 """First and longest pause between two attempts to join a manager that is away."""
+_DELETE_AGAIN_S = (1.0, 30.0)
+"""First and longest pause between two attempts to delete a pod whose lease is released."""
 _AGENT_S = 5.0
 """How long an agent in a pod may take to answer before the pod is deleted without it."""
 _ANSWERS_S = 1.0
@@ -89,6 +91,8 @@ class AgentPerKernelBackend(Backend):
         self._differs: set[str] = set()
         """The nodes that differ from the snapshot."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._deleting: set[str] = set()
+        """The leases whose pods are deleted in the background."""
         self._events = EventQueue()
 
     def places(self) -> Sequence[str]:
@@ -279,6 +283,8 @@ class AgentPerKernelBackend(Backend):
             self._lose(lease_id, f"its {self._cluster.unit} is gone")
         for pod in found.values():
             self._note(pod)
+            if self.book.is_released(pod.lease.id) and pod.lease.id not in self._pods:
+                self._delete_soon(pod.lease.id)  # it was created although its creation seemed to have failed
         await self._reserve_again([lease_id for lease_id in found if lease_id not in before])
 
     async def _reserve_again(self, lease_ids: Sequence[str]) -> None:
@@ -398,7 +404,29 @@ class AgentPerKernelBackend(Backend):
             return
         if not self.book.is_released(event.lease_id):
             self.book.release(event.lease_id)  # by the rules that the scheduler has given to the agent
-            spawn(self._delete(event.lease_id), self._tasks, log)
+            self._delete_soon(event.lease_id)
+
+    def _delete_soon(self, lease_id: str) -> None:
+        """Delete a pod whose lease is released. Try again until that succeeds. May be repeated."""
+        if lease_id not in self._deleting:
+            self._deleting.add(lease_id)
+            spawn(self._delete_again(lease_id), self._tasks, log)
+
+    async def _delete_again(self, lease_id: str) -> None:
+        try:
+            for pause_s in backoff(*_DELETE_AGAIN_S):
+                try:
+                    await self._delete(lease_id)
+                    return
+                except RoostError as problem:
+                    log.warning(
+                        "lease=%s its %s is not deleted yet: %s", lease_id, self._cluster.unit, problem
+                    )
+                await asyncio.sleep(pause_s)
+                if not self.book.is_released(lease_id):  # it was claimed again
+                    return
+        finally:
+            self._deleting.discard(lease_id)
 
     async def _delete(self, lease_id: str) -> None:
         if (creating := self._creating.get(lease_id)) is not None:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic
 
-from roost.launchers.daemon.tasks import ask_all, cancel_all, spawn, start_shared
+from roost.launchers.daemon.tasks import ask_all, backoff, cancel_all, spawn, start_shared
 from roost.launchers.protocol.messages import (
     AgentEvent,
     KernelProcess,
@@ -49,6 +49,8 @@ _METRICS_S = 5.0
 _METRICS_SHARE = 20.0
 """At least this many times its own CPU time passes between two of these readings: 5 % of a core at most."""
 _REJOIN_S = 1.0
+_RELEASE_AGAIN_S = (1.0, 30.0)
+"""First and longest pause between two attempts to give back the claim of a lease that its agent has released."""
 _FORGET_S = 60.0  # how long the agent of a node that left is remembered after the grace of its kernels
 
 
@@ -349,10 +351,15 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             log.warning("lease=%s its kernel is not ended yet: %s", lease.id, problem)
 
     async def _release_expired(self, lease: Lease) -> None:
-        try:
-            await self._release_claim(lease)
-        except RoostError as problem:
-            log.warning("lease=%s its claim is not given back yet: %s", lease.id, problem)
+        for pause_s in backoff(*_RELEASE_AGAIN_S):
+            try:
+                await self._release_claim(lease)
+                return
+            except RoostError as problem:
+                log.warning("lease=%s its claim is not given back yet: %s", lease.id, problem)
+            await asyncio.sleep(pause_s)
+            if not self.book.is_released(lease.id):  # it was claimed again
+                return
 
     async def _release_claim(self, lease: Lease) -> None:
         if not self._membership.away:  # else the claim went with the cluster, or is found when that is back

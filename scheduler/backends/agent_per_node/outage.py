@@ -18,7 +18,7 @@ from typing import Generic
 from roost.launchers.daemon.tasks import ask_all
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.lease_book import LeaseBook
-from roost.scheduler.errors import LeaseConflict
+from roost.scheduler.errors import LeaseConflict, RoostError
 
 from .agents import AgentPool
 from .manager import ClusterManager
@@ -87,7 +87,14 @@ class OutageRecovery(Generic[N]):
         """Claim again the leases of live kernels on these nodes. A node that is not in the cluster yet is expected."""
         node_ids = list(node_ids)
         with self.restoring(node_ids):
-            await self._restore(node_ids)
+            try:
+                await self._restore(node_ids)
+            except (
+                RoostError
+            ):  # the manager has left again: until it is back, none of these leases is missing
+                for node_id in node_ids:
+                    self.expect(node_id)
+                raise
 
     async def _restore(self, node_ids: Sequence[str]) -> None:
         claimed = {lease.id for lease in await self.manager.claims() if lease.state == "held"}
