@@ -5,7 +5,7 @@ and `Backend.release`. The backend writes what the cluster shows of the lease:
 
                 shown: nothing           pending              held                 lost
     wanted      its claim is under way   its start waits      its kernel may run   its holder gets the reason, once
-    released    late news is ignored     is being given back  is being given back  late news is ignored
+    released    late news is ignored     is being given back  is being given back  is being given back
 
 A lease that the cluster shows and nobody here has claimed is wanted: an earlier service or another one has claimed it.
 """

@@ -200,6 +200,7 @@ class LeaseClaimer:
         record.wait_for_manager()
         self.table.publish("queued", record, record.lease.reason)
         began = time.monotonic()
+        # The lease is read from the book: news about it may have come before the claim's answer.
         while record.lease.state == "pending":
             record.lease_changed.clear()
             try:
