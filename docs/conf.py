@@ -41,6 +41,7 @@ PAGES_OUTSIDE = {
     "../CONTRIBUTING.md": "project/contributing.md",
     "../CHANGELOG.md": "project/changelog.md",
     "../benchmarks/README.md": "project/how_benchmarks_work.md",
+    "../scheduler/core/README.md": "project/life_of_a_lease.md",
 }
 _CODE = re.compile(r"(``.+?``|`[^`]+`|\*\w[^*]*\w\*)")
 """Parts of a docstring's line that stay as they are: code and *emphasis*."""
