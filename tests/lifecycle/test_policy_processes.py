@@ -226,13 +226,18 @@ def process_of(found: PolicyCatalog, name: str = "mine") -> int:
 
 def processes_of(group: int) -> list[int]:
     """Return the processes of the group that have not ended."""
-    found = []
+    return list(states_of(group))
+
+
+def states_of(group: int) -> dict[int, str]:
+    """Return the state of each process of the group that has not ended, as in `ps`: `T` is stopped."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
                 state, _, pgid = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
                 if int(pgid) == group and state not in "ZX":
-                    found.append(int(entry.name))
+                    found[int(entry.name)] = state
     return found
 
 
@@ -243,6 +248,37 @@ async def test_threads_of_a_policy_take_no_time_between_its_answers() -> None:
         state = Path(f"/proc/{pid}/stat")
         await until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "a stopped process")
         assert (await found.decide("mine", HALF, CLUSTER)).fallback is None
+
+
+async def test_a_policy_that_computes_for_long_is_stopped_again_and_again(tmp_path: Path) -> None:
+    """So are its children. Then it answers, and is stopped until the next question."""
+    release = tmp_path / "release"
+
+    def computes(request: Request, snapshot: Snapshot) -> Decision:
+        if not release.exists() and not os.fork():
+            while True:
+                pass
+        while not release.exists():
+            pass
+        return PACK.place(request, snapshot)
+
+    async with policies(mine=Always(computes)) as found:
+        group = process_of(found)
+        asked = asyncio.ensure_future(found.decide("mine", HALF, CLUSTER))
+        turns = list[bool]()  # whether both processes were stopped, or ran, without repetitions
+        while len(turns) < 10:
+            assert not asked.done(), turns
+            states = states_of(group)
+            is_stopped = set(states.values()) == {"T"}
+            if len(states) == 2 and (is_stopped or "T" not in states.values()) and turns[-1:] != [is_stopped]:
+                turns.append(is_stopped)
+            await asyncio.sleep(0.001)
+        release.touch()
+        assert (await asked).fallback is None
+        await until(lambda: set(states_of(group).values()) == {"T"}, "stopped processes")
+        for _ in range(20):
+            await asyncio.sleep(0.005)  # two turns and more
+            assert set(states_of(group).values()) == {"T"}
 
 
 @pytest.mark.skipif(

@@ -1,0 +1,45 @@
+"""Stops and continues a policy's processes in turn while it computes for long.
+
+Stopped processes leave the processors to others, whatever the system's scheduler does. The stops reach the process
+group, as the end of a late policy does. A low priority is no substitute: beside two other busy programs, an honest
+policy that needs 0.1 s would not get its time before its deadline.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+from roost.launchers.daemon.tasks import Timers
+
+RUNS_S = 0.002
+"""How long the processes run in each turn."""
+STOPS_S = 0.008
+"""How long they are stopped then. The service wakes up twice in each turn, so shorter turns would cost it more."""
+
+
+class DutyCycle:
+    """The turns of one policy. `send` sends a signal to all processes of its group.
+
+    Its processes must run at `begin`. They may be stopped at `end`.
+    """
+
+    def __init__(self, send: Callable[[int], object], timers: Timers | None = None) -> None:
+        self._send = send
+        self._timers = timers or Timers()
+
+    def begin(self, free_s: float) -> None:
+        """Let the policy compute without stops for `free_s`, and then in turns."""
+        self._timers.later(free_s, self._stop, key="turn")
+
+    def end(self) -> None:
+        """The policy has answered, or its process is about to end."""
+        self._timers.close()
+
+    def _stop(self) -> None:
+        self._send(signal.SIGSTOP)
+        self._timers.later(STOPS_S, self._run, key="turn")
+
+    def _run(self) -> None:
+        self._send(signal.SIGCONT)
+        self._timers.later(RUNS_S, self._stop, key="turn")
