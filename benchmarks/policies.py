@@ -3,7 +3,8 @@
 decision    a shipped policy in the service (`pack`), and the same policy as a foreign one in its own process, on
             1,000 and 10,000 nodes of which one has changed
 start       start_kernel() called → first reply, while nothing else runs (`calm`), and while another user has just
-            asked a policy that misbehaves (`beside KIND`). Each start meets a policy that was not asked before
+            asked a policy that misbehaves (`beside KIND`). Each start meets a policy that was not asked before,
+            0.3 s after its request, so that the policy is past its free time
 end         SIGTERM → the end of the service, while a policy holds its interpreter
 
 Claims: a foreign decision ≤ 5 ms; a start beside each kind ≤ 1.2 × calm; end ≤ 5,000 ms; no decision of a shipped

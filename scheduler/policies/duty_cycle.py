@@ -1,8 +1,8 @@
 """Stops and continues a policy's processes in turn while it computes for long.
 
 Stopped processes leave the processors to others, whatever the system's scheduler does. The stops reach the process
-group, as the end of a late policy does. A low priority is no substitute: beside two other busy programs, an honest
-policy that needs 0.1 s would not get its time before its deadline.
+group, as the end of a late policy does. A low priority of the whole session is no substitute: on a busy machine, an
+honest policy that needs 0.1 s then took up to 4 s.
 """
 
 from __future__ import annotations

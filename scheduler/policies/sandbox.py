@@ -3,8 +3,7 @@
 A thread would not do: the policy could hold the interpreter, or a lock that the service needs, and Python cannot end
 it. Each answer has a deadline, which includes the decision's explanation. A process that misses it is ended. Between
 its answers the process is stopped (SIGSTOP), so that threads of the policy take no processor time. A policy that
-computes for long gets less of a contended processor (`session_niceness`), and is stopped most of the time
-(`duty_cycle`).
+computes for long is stopped most of the time (`duty_cycle`).
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from .decision_check import read_decision
 from .duty_cycle import DutyCycle
 from .loader import format_error
 from .policy_messages import PolicySource, Question, Setup
-from .session_niceness import SessionNiceness
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +37,10 @@ T = TypeVar("T")
 
 LOAD_S = 15.0
 """How long loading a policy may take. A client waits longer for its answer."""
-_FREE_S = 0.05
-"""How long a policy may compute like other programs for an answer. Most answer within 2 ms."""
-_UNSTOPPED_S = 0.2
-"""How long a policy may compute for an answer without stops."""
-_LOADS_FREE_S = 1.0
-"""How long it may load like other programs. Loading takes 0.2 to 0.5 s of processor time."""
+_FREE_S = 0.2
+"""How long a policy may compute for an answer without stops. Most answer within 2 ms."""
+_LOADS_FREE_S = 3.0
+"""The same for its loading, which takes 0.2 to 0.5 s of processor time."""
 _RESTS_S = (1.0, 60.0)
 """First and longest time for which a policy is not asked after its process was ended."""
 _UNUSED_S = 600.0
@@ -202,7 +198,6 @@ class _PolicyProcess:
         self._reader = reader
         self._writer = writer
         self._ended = asyncio.ensure_future(process.wait())
-        self._niceness = SessionNiceness(process.pid)
         self._duty = DutyCycle(self._signal)
         self._sent: Snapshot | None = None
         self._workload: Workload | None = None
@@ -235,7 +230,7 @@ class _PolicyProcess:
             ) from None
         made = cls(process, reader, writer)
         try:
-            made._niceness.begin(_LOADS_FREE_S)
+            made._duty.begin(_LOADS_FREE_S)
             writer.write(pickle.dumps(setup))
             answer = await made._within(
                 LOAD_S, made._receive(), f"did not load within {LOAD_S:g} s; choose another"
@@ -281,8 +276,7 @@ class _PolicyProcess:
         self._writer.write(content)
         await self._within(LOAD_S, self._receive(), f"did not take the snapshot within {LOAD_S:g} s")
         self._sent, self._workload = snapshot, workload
-        self._niceness.begin(_FREE_S)
-        self._duty.begin(_UNSTOPPED_S)
+        self._duty.begin(_FREE_S)
         most = _MOST_BYTES + len(snapshot) * _MOST_BYTES_PER_NODE
         answer = await self._within(timeout_s, self._receive(most), f"did not answer within {timeout_s:g} s")
         self._pause()
@@ -290,7 +284,6 @@ class _PolicyProcess:
 
     def kill(self) -> None:
         """End the process and all others of its group."""
-        self._niceness.end()
         self._duty.end()
         self._signal(signal.SIGKILL)
         self._writer.close()
@@ -301,7 +294,6 @@ class _PolicyProcess:
         await asyncio.wait([self._ended], timeout=_ENDS_S)
 
     def _pause(self) -> None:
-        self._niceness.end()
         self._duty.end()
         self._signal(signal.SIGSTOP)
 
