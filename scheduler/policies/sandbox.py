@@ -28,6 +28,7 @@ from roost.scheduler.errors import ConfigError
 
 from .decision_check import read_decision
 from .duty_cycle import DutyCycle
+from .group_guard import GroupGuard
 from .loader import format_error
 from .policy_messages import PolicySource, Question, Setup
 
@@ -198,6 +199,8 @@ class _PolicyProcess:
         self._reader = reader
         self._writer = writer
         self._ended = asyncio.ensure_future(process.wait())
+        self._ended.add_done_callback(lambda _: self._end_group())  # it may have children
+        self._guard: GroupGuard | None = None
         self._duty = DutyCycle(self._signal)
         self._sent: Snapshot | None = None
         self._workload: Workload | None = None
@@ -230,6 +233,7 @@ class _PolicyProcess:
             ) from None
         made = cls(process, reader, writer)
         try:
+            made._guard = await GroupGuard.start(process.pid)
             made._duty.begin(_LOADS_FREE_S)
             writer.write(pickle.dumps(setup))
             answer = await made._within(
@@ -241,6 +245,10 @@ class _PolicyProcess:
             await made.end()
             if isinstance(problem, _ProcessFailed):
                 raise ConfigError(f"policy {name} {problem}.") from None
+            if isinstance(problem, OSError):
+                raise ConfigError(
+                    f"policy {name} cannot be loaded: no shell could start ({problem})."
+                ) from None
             raise
         made._pause()
         return made
@@ -285,13 +293,19 @@ class _PolicyProcess:
     def kill(self) -> None:
         """End the process and all others of its group."""
         self._duty.end()
-        self._signal(signal.SIGKILL)
+        self._end_group()
         self._writer.close()
 
     async def end(self) -> None:
         """End the process, and wait until it has ended."""
         self.kill()
-        await asyncio.wait([self._ended], timeout=_ENDS_S)
+        endings = [self._ended] if self._guard is None else [self._ended, self._guard.ended]
+        await asyncio.wait(endings, timeout=_ENDS_S)
+
+    def _end_group(self) -> None:
+        self._signal(signal.SIGKILL)
+        if self._guard is not None:
+            self._guard.end()
 
     def _pause(self) -> None:
         self._duty.end()

@@ -1,0 +1,42 @@
+"""Ends a policy's processes with the service, however the service ends.
+
+Between two questions these processes are stopped, so they cannot notice the end of the service. A shell outside their
+process group waits for it. The shell holds one end of a pipe, and the service alone holds the other end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+_SCRIPT = 'read -r _; kill -s KILL -- "-$0"'
+"""Wait for the end of the pipe, then end the process group `$0`. SIGKILL ends stopped processes too."""
+
+
+class GroupGuard:
+    """The shell that waits for the end of the service. It takes less than 1 MB. `start` creates one."""
+
+    def __init__(self, shell: asyncio.subprocess.Process) -> None:
+        self._shell = shell
+        self.ended: asyncio.Future[int] = asyncio.ensure_future(shell.wait())
+
+    @classmethod
+    async def start(cls, group: int) -> GroupGuard:
+        """Guard a process group, given by its number. Raises `OSError` if no shell can start."""
+        shell = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            _SCRIPT,
+            str(group),
+            cwd="/",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        return cls(shell)
+
+    def end(self) -> None:
+        """Let the group be: it has ended, and another group may get its number. May be called again."""
+        with suppress(ProcessLookupError):
+            self._shell.kill()
