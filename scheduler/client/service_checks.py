@@ -23,7 +23,7 @@ from .service_folder import PYTHON_VARIABLE, service_folder, with_address
 if TYPE_CHECKING:
     from .client import Client
 
-_EVENTS = 300
+_EVENTS = 1_000
 """At most this many of the service's latest events are searched for starts."""
 _ASK_OPERATOR = "ask the operator"
 
@@ -160,10 +160,9 @@ def _judge_agent(client: Client, decision: Mapping[str, Any]) -> Outlook:
     node_id = decision["placement"]["node_id"]
     if problem := agent.get("problem"):
         return Outlook(kind="not now", reason=problem, do=f"mend that, then run {client.advice.write('up')}")
-    if agent.get("has_run"):
-        return Outlook(kind="starts")
-    if get_spec(client.backend).has_agent_per_kernel:
-        reason = "no kernel of it has started yet, so nobody has seen its Python there"
+    if agent.get("has_run") or get_spec(client.backend).has_agent_per_kernel:
+        # The agent may run on another Python. The starts of an earlier service are not known.
+        reason = "the service knows no start of it, so nobody has seen its Python there"
         return Outlook(kind="not asked", reason=reason, do="start one: what fails is then known")
     do = f"run {client.advice.write('up')}: it starts an agent on each node, and says what fails"
     return Outlook(kind="not asked", reason=f"no agent of roost runs on {node_id} yet", do=do)

@@ -392,6 +392,7 @@ def test_only_the_kernelspecs_of_a_silent_scheduler_are_not_asked(
         other.answers["explain"] = lambda _: {
             "decision": {**THERE, "agent": {"has_run": True, "problem": ""}}
         }
+        other.answers["events"] = lambda _: {"events": [_event("running", name="near")]}
         found = kernelspecs.find_problems(silent=("ray", {}))
     said = {each["what"].split()[1]: each["what"] for each in found if each["what"].startswith("kernelspec")}
     assert said["here"] == "kernelspec here can start kernels"
@@ -403,7 +404,12 @@ def test_only_the_kernelspecs_of_a_silent_scheduler_are_not_asked(
 @pytest.mark.parametrize(
     ("agent", "level", "said", "do"),
     [
-        ({"has_run": True, "problem": ""}, "ok", "can start kernels", ""),
+        (
+            {"has_run": True, "problem": ""},
+            "not asked",
+            "the service knows no start of it, so nobody has seen its Python there",
+            "start one",
+        ),
         (
             {"has_run": False, "problem": ""},
             "not asked",
