@@ -80,9 +80,9 @@ class AgentReport:
     """The known state of a node's agent. Nobody asks or starts the agent for it."""
 
     has_run: bool = False
-    """True if the latest attempt to find or start the agent has succeeded."""
+    """True if the latest attempt to find or start the agent has succeeded, or if an earlier agent is connected."""
     problem: str = ""
-    """Why that attempt has failed, as a clause; empty if it has not, or without an attempt."""
+    """Why that attempt has failed, as a clause; empty if `has_run`, or without an attempt."""
 
 
 class Backend(ABC):

@@ -233,24 +233,23 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return await self._manager.name_holders([nodes[node_id] for node_id in node_ids if node_id in nodes])
 
     def report_agent(self, node_id: str) -> AgentReport:
+        if self._has_earlier_agent(node_id):
+            return AgentReport(has_run=True)
         problem = self._pool.failures.get(node_id, "")
         return AgentReport(has_run=node_id in self._pool.nodes and not problem, problem=problem)
 
+    def _has_earlier_agent(self, node_id: str) -> bool:
+        """True if the latest attempt to start an agent has failed, but an agent from before is connected."""
+        return node_id in self._pool.failures and self._pool.status(node_id) is not None
+
     def _report_failures(self) -> list[Finding]:
         """Return a finding for each cause why agents of nodes did not start at the latest attempt."""
-        by_cause: dict[str, list[str]] = {}
+        by_cause: dict[tuple[str, bool], list[str]] = {}
         for node_id, problem in sorted(self._pool.failures.items()):
             if node_id in self._membership.nodes:
-                by_cause.setdefault(problem.removeprefix(f"no agent on {node_id}: "), []).append(node_id)
-        do = "mend that, then run `roost up`: it starts the agents of all nodes"
-        return [
-            {
-                "level": "error",
-                "what": f"no agent of roost starts on {format_names(nodes)}: {cause}",
-                "do": do,
-            }
-            for cause, nodes in by_cause.items()
-        ]
+                cause = problem.removeprefix(f"no agent on {node_id}: ")
+                by_cause.setdefault((cause, self._has_earlier_agent(node_id)), []).append(node_id)
+        return [_describe_failure(cause, nodes, is_served) for (cause, is_served), nodes in by_cause.items()]
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         return self._manager.environment(lease, self.address)
@@ -382,6 +381,16 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     def _spawn(self, coroutine: Any) -> None:
         spawn(coroutine, self._tasks, log)
+
+
+def _describe_failure(cause: str, nodes: Sequence[str], is_served: bool) -> Finding:
+    """Return the finding about nodes on which no agent has started. An earlier agent may serve them."""
+    names = format_names(nodes)
+    if is_served:
+        what = f"earlier agents serve {names}, with their own settings, because no new agent starts there: {cause}"
+        return {"level": "warning", "what": what, "do": "mend that, then run `roost up`"}
+    do = "mend that, then run `roost up`: it starts the agents of all nodes"
+    return {"level": "error", "what": f"no agent of roost starts on {names}: {cause}", "do": do}
 
 
 def _is_placed(claim: Lease, agent_nodes: Collection[str]) -> bool:

@@ -271,6 +271,33 @@ async def test_doctor_names_the_nodes_on_which_no_agent_starts(opened: Opened) -
     assert opened.backend.report_agent("here") == AgentReport(has_run=True)
 
 
+async def test_an_earlier_agent_serves_its_node_while_no_new_one_starts(
+    tmp_path: Path, agent: FakeAgent
+) -> None:
+    """The settings have changed, and no agent can start with them. Kernels start on the earlier agent."""
+    first = Opened(tmp_path, agent, FakeManager(agent))
+    await first.backend.open()
+    await first.backend.warm_up()
+    await first.close()
+    later = Opened(tmp_path, agent, FakeManager(agent), agent_idle_exit_s=1.0)
+    later.manager.broken = "no agent on here: python3 on that node cannot run roost's agent"
+    await later.backend.open()
+    try:
+        assert await later.backend.warm_up() == 1
+        await later.backend.claim(LEASE)
+        (found,) = await later.backend.diagnose()
+        assert found["level"] == "warning"
+        assert found["what"].startswith("earlier agents serve here, with their own settings, because no new")
+        assert "python3 on that node cannot run" in found["what"]
+        assert later.backend.report_agent("here") == AgentReport(has_run=True)
+        await agent.close()
+        await until(lambda: later.backend.report_agent("here") == AgentReport(problem=later.manager.broken))
+        (found,) = await later.backend.diagnose()
+        assert found["level"] == "error"
+    finally:
+        await later.close()
+
+
 async def until_used(opened: Opened, cpus_used: float | None) -> Node:
     """Wait until the snapshot has this use of CPUs. Return the node."""
     deadline = time.monotonic() + allow_s(60)
