@@ -16,7 +16,6 @@ from roost.provisioners.jupyter_internals import change_class
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.backends.registry import get_spec
 
-from .server_end import ServerEnd
 from .server_state import ServerState, choose_server_name
 from .warm_up import start_warm_up
 
@@ -100,6 +99,8 @@ class RoostExtension(LoggingConfigurable):
         if self._has_gateway_client():
             self.log.info("roost: this server's kernels run behind a gateway, so the extension does nothing.")
             return
+        from .server_end import ServerEnd  # `roost doctor` loads this module without Jupyter Server
+
         ServerEnd(self.serverapp).add()
         self._add_pending_starts()
         self._add_pages()

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
+from importlib.metadata import packages_distributions, requires
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -188,6 +189,27 @@ def test_the_client_side_never_loads_the_service() -> None:
             seen.add(name)
             pending += [*imports(path, at_import=True), name.rpartition(".")[0]]
     assert {n for n in seen if SERVICE_SIDE.fullmatch(n) and not SHARED_MODEL.fullmatch(n)} == set()
+
+
+def test_the_command_needs_what_roost_requires() -> None:
+    """The `roost` command works without Jupyter Server, and names the extra that a subcommand needs."""
+    needed = {re.split(r"[^\w.-]", each)[0].lower() for each in requires("roost") or () if ";" not in each}
+    ours = {module for module, names in packages_distributions().items() if needed & {*map(str.lower, names)}}
+    assert {"rich", "zmq"} <= ours
+    asked_for = {"jupyter_console", "matplotlib"}  # the subcommand that needs it catches the ImportError
+    reasons: dict[str, str] = {}
+    pending = sources("scheduler/cli")
+    while pending:
+        path = pending.pop()
+        names = imports(path, at_import=_name_folder(path) != CLI)
+        names |= {name.rpartition(".")[0] for name in names if name.startswith("roost.")}
+        for name in names - reasons.keys():
+            reasons[name] = f"{path.relative_to(ROOT)} imports {name}"
+            if name.startswith("roost."):
+                below = ROOT.joinpath(*name.split(".")[1:])
+                pending.append(below / "__init__.py" if below.is_dir() else below.with_suffix(".py"))
+    known = {*sys.stdlib_module_names, "roost", *ours, *asked_for}
+    assert [reason for name, reason in reasons.items() if name.split(".")[0] not in known] == []
 
 
 def test_placement_is_pure() -> None:

@@ -22,6 +22,8 @@ from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.errors import BackendUnavailable, KernelDied, RoostError
 from roost.testing.deadlines import allow_s
 
+TESTS = Path(__file__).resolve().parents[3]
+
 
 def test_doctor_fails_on_errors_only(
     client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -65,6 +67,23 @@ def test_doctor_reads_the_settings_of_the_next_scheduler(
     (found,) = (each for each in findings if each["level"] == "error")
     assert "no option of c.RoostScheduler named max_gpu" in found["what"]
     assert "keeps its earlier settings" in found["do"]
+
+
+def test_doctor_works_without_jupyter_server(runtime_dir: Path) -> None:
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(["anyio", "jupyter_server", "nbclient", "nbformat"]))  # as if not installed
+import roost
+from kit.fakes.client import StubClient
+from roost.scheduler.cli.main import main
+roost.connect = lambda *_, **options: StubClient()
+sys.exit(main(["doctor"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=allow_s(60), cwd=TESTS
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "install the driver" in done.stdout
 
 
 @pytest.mark.parametrize("where", ["theirs", "ours", "nowhere"])
