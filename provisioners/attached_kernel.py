@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import math
 import queue
 import signal
 import time
@@ -14,11 +14,12 @@ from jupyter_client.blocking.client import BlockingKernelClient
 
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.client import Client, connect
-from roost.scheduler.errors import BackendUnavailable, KernelDied, LaunchTimeout, UnknownKernel
+from roost.scheduler.errors import BackendUnavailable, LaunchTimeout, UnknownKernel
 from roost.scheduler.messages import Connection, Kernel
 
 from .execution import Result, add_output, build_result
 from .kernel_connection import accept_odd_messages, find_context, to_jupyter
+from .launch_end import LaunchEnd, check_lives
 from .other_worlds import find_elsewhere_blocking
 from .request_options import read_seconds
 
@@ -32,6 +33,10 @@ class AttachedKernel:
         self._service = service
         self._kernel = kernel
         self._clients: list[BlockingKernelClient] = []
+        self._own: BlockingKernelClient | None = None
+        """The client of `execute`, one of `_clients`."""
+        self._answered = ""
+        """The launch that has answered `_own`."""
 
     @property
     def id(self) -> str:
@@ -53,45 +58,56 @@ class AttachedKernel:
         """Execute code after all earlier requests to the kernel, and return the result.
 
         The result has the error that the code raised, if any; with `check`, this method raises that error.
-        Raises `TimeoutError` after `timeout_s`; the code then goes on in the kernel.
+        Raises `TimeoutError` after `timeout_s`; the code then goes on in the kernel. Raises `KernelDied` if the kernel
+        has ended, or if it ends or is restarted before the code has ended.
         """
         if timeout_s is not None:
             read_seconds("timeout_s", timeout_s)
-        if not self._clients:
-            self.client()
-        outputs: list[dict[str, Any]] = []
-        options: dict[str, Any] = {"allow_stdin": False, "stop_on_error": False, "timeout": timeout_s}
-        hook = functools.partial(add_output, outputs)
-        try:
-            reply = self._clients[0].execute_interactive(code, output_hook=hook, **options)
-        except TimeoutError:
-            raise TimeoutError(f"The code did not end within {timeout_s} s. It goes on.") from None
-        result = build_result(outputs, reply["content"])
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with LaunchEnd(self._service, self.id) as ending:
+            if self._own is None:
+                self._own = self.client()
+            elif self._answered != ending.launch_id:
+                _wait_until_subscribed(self._own)
+            self._answered = ending.launch_id
+            try:
+                result = _execute(self._own, code, ending, deadline)
+            except TimeoutError:
+                raise TimeoutError(f"The code did not end within {timeout_s} s. It goes on.") from None
         if check and result.error is not None:
             raise result.error
         return result
 
     def client(self) -> BlockingKernelClient:
-        """Return a new jupyter_client that is connected to the kernel. `close` closes it."""
+        """Return a new jupyter_client that is connected to the kernel. `close` closes it.
+
+        Raises `KernelDied` if the kernel has ended.
+        """
+        check_lives(self._service.kernel(self.id).result())
         client = BlockingKernelClient(context=find_context(zmq.Context))
         client.load_connection_info(to_jupyter(self.connection))
         client.session.session = uuid.uuid4().hex
         accept_odd_messages(client)
         client.start_channels(hb=False)
+        try:
+            _wait_until_subscribed(client)
+        except BaseException:
+            client.stop_channels()
+            raise
         self._clients.append(client)
-        _wait_until_subscribed(client)
         return client
 
     def interrupt(self) -> None:
         """Interrupt the code that the kernel executes, as its kernelspec says. Another application may have sent it."""
         if self.connection.interrupt_mode == "message":
-            client = self._clients[0] if self._clients else self.client()
+            client = self._own = self._own or self.client()
             client.control_channel.send(client.session.msg("interrupt_request", content={}))
         else:
             self._service.signal(self.id, signal.SIGINT).result()
 
     def close(self) -> None:
         """Close the connections. The kernel goes on. May be repeated."""
+        self._own = None
         while self._clients:
             self._clients.pop().stop_channels()
 
@@ -117,8 +133,7 @@ def attach(kernel_id: str, backend: str = DEFAULT_BACKEND, **backend_options: An
         if other is None:
             raise
         service, kernel = other, other.kernel(kernel_id).result()
-    if kernel.state == "exited":
-        raise KernelDied(f"Kernel {kernel_id} has ended: {kernel.reason}.", exit_code=kernel.exit_code)
+    check_lives(kernel)
     if kernel.connection is None:
         raise BackendUnavailable(
             f"Kernel {kernel_id} is {kernel.state}: there is nothing to connect with yet."
@@ -143,5 +158,34 @@ def _wait_until_subscribed(client: BlockingKernelClient) -> None:
         except queue.Empty:
             continue
         return
-    client.stop_channels()
     raise LaunchTimeout(f"The kernel did not answer within {_ANSWER_S:g} s.")
+
+
+def _execute(client: BlockingKernelClient, code: str, ending: LaunchEnd, deadline: float | None) -> Result:
+    """Execute code and return its result. Raises `KernelDied` at the end of the launch, and `TimeoutError`."""
+    outputs: list[dict[str, Any]] = []
+    reply: dict[str, Any] | None = None
+    is_idle = False
+    iopub, shell = client.iopub_channel, client.shell_channel
+    poller = zmq.Poller()
+    for source in (iopub.socket, shell.socket, ending.fileno()):
+        poller.register(source, zmq.POLLIN)
+    request_id = client.execute(code, allow_stdin=False, stop_on_error=False)
+    while reply is None or not is_idle:
+        left_s = None if deadline is None else deadline - time.monotonic()
+        if left_s is not None and left_s <= 0:
+            raise TimeoutError
+        ready = dict(poller.poll(None if left_s is None else math.ceil(left_s * 1000)))
+        if iopub.socket in ready:
+            message = iopub.get_msg(timeout=0)
+            if message["parent_header"].get("msg_id") == request_id:
+                add_output(outputs, message)
+                is_status = message["header"]["msg_type"] == "status"
+                is_idle |= is_status and message["content"]["execution_state"] == "idle"
+        elif shell.socket in ready:
+            message = shell.get_msg(timeout=0)
+            if message["parent_header"].get("msg_id") == request_id:
+                reply = message["content"]
+        elif ready:  # after the messages that have arrived
+            raise ending.explain()
+    return build_result(outputs, reply)

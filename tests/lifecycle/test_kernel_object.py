@@ -371,3 +371,30 @@ def test_a_kernel_that_has_ended_has_no_new_client() -> None:
             kernel.client()
     with pytest.raises(roost.KernelDied):
         kernel.client()
+
+
+@on_this_machine
+def test_an_attached_program_notices_that_the_kernel_ends() -> None:
+    with roost.start_kernel("roosted") as kernel, roost.attach(kernel.id) as attached:
+        with pytest.raises(roost.KernelDied, match="code 7") as died:
+            attached.execute("import os; os._exit(7)", timeout_s=allow_s(30))
+        assert died.value.fields["exit_code"] == 7
+        for use in (lambda: attached.execute("1", timeout_s=allow_s(30)), attached.client):
+            with pytest.raises(roost.KernelDied, match="code 7"):
+                use()
+
+
+@on_this_machine
+def test_an_attached_program_notices_a_restart() -> None:
+    with roost.start_kernel("roosted") as kernel, roost.attach(kernel.id) as attached:
+        attached.execute("x = 1")
+        restart = threading.Timer(0.5, kernel.restart)
+        restart.start()
+        with pytest.raises(roost.KernelDied):
+            attached.execute(SLEEP, timeout_s=allow_s(30))
+        restart.join()
+        assert attached.execute("'x' in globals()", timeout_s=allow_s(30)).text == "False"
+        with pytest.raises(TimeoutError, match="goes on"):
+            attached.execute(SLEEP, timeout_s=0.1)
+        attached.interrupt()
+        assert attached.execute("6 * 7", timeout_s=allow_s(30)).text == "42"
