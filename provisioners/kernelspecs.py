@@ -277,7 +277,7 @@ def read_kernelspec(specs: KernelSpecManager, name: str) -> KernelSpec:
             raise ConfigError(f"Kernelspec {name!r} needs a provisioner that is not installed.") from None
         if not known:
             raise ConfigError(
-                f"There is no kernelspec {name!r}, nor any other: pip install ipykernel"
+                f"There is no kernelspec {name!r}, nor any other: run `pip install ipykernel`."
             ) from None
         raise ConfigError(
             f"There is no kernelspec {name!r}: choose one of {', '.join(sorted(known))}."

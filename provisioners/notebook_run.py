@@ -49,7 +49,7 @@ def run_notebook(
         import nbformat
         from nbclient import NotebookClient
     except ImportError:
-        raise ConfigError("Running a notebook needs nbclient: pip install nbclient") from None
+        raise ConfigError("Running a notebook needs nbclient: run `pip install nbclient`.") from None
     path = Path(notebook)
     try:
         document = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call,unused-ignore]

@@ -14,7 +14,7 @@ _CLUSTER_MODE = re.compile(
 )
 _REFUSAL = (
     "Spark's cluster mode would run this kernel in a container that roost does not lease: "
-    "use --deploy-mode client."
+    "use `--deploy-mode client`."
 )
 
 

@@ -69,7 +69,8 @@ def _private_folder_in_safe_place(path: Path) -> Path:
         mode = parent.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             problem = f"other users can replace {path}, because all may write to {parent}"
-            raise FolderError(f"{problem}; run: chmod +t {parent}, or set ROOST_RUNTIME_DIR to another place")
+            remedy = f"{_write_command('+t', parent)}, or set ROOST_RUNTIME_DIR to another place"
+            raise FolderError(f"{problem}; {remedy}")
     return path
 
 
@@ -107,8 +108,15 @@ def private_folder(path: Path) -> Path:
     if status.st_uid != os.getuid():
         raise FolderError(f"{path} belongs to another user; set ROOST_RUNTIME_DIR to a folder of your own")
     if status.st_mode & 0o077:
-        raise FolderError(f"{path} can be entered by other users; run: chmod 700 {path}")
+        raise FolderError(f"{path} can be entered by other users; {_write_command('700', path)}")
     return path
+
+
+def _write_command(mode: str, path: Path) -> str:
+    """Return the advice to run `chmod`. The backticks keep a full stop behind it out of the command."""
+    from shlex import quote  # here, because each application imports this module
+
+    return f"run `chmod {mode} {quote(str(path))}`"
 
 
 def state_folder(*names: str) -> Path:

@@ -34,7 +34,7 @@ def get_spec(name: str) -> BackendSpec:
         if not found:
             raise ConfigError(
                 "roost's installation registers no backends: install roost again (in a checkout: "
-                "pip install --no-deps --editable .)."
+                "`pip install --no-deps --editable .`)."
             )
         raise ConfigError(f"there is no backend {name!r:.40}; known are {', '.join(backend_names())}.")
     points = found[name]

@@ -158,7 +158,7 @@ def describe_unknown(what: str, name: object, known: Iterable[str]) -> str:
 
 def describe_extra(name: str) -> str:
     """Return how to install an extra of roost's, as a clause."""
-    return f"install roost with the extra `{name}` (in a checkout: pip install '.[{name}]')"
+    return f"install roost with the extra `{name}` (in a checkout: `pip install '.[{name}]'`)"
 
 
 def _error(sentence: str) -> Exception:

@@ -183,7 +183,7 @@ def _load_pyplot(path: str) -> Any:
     try:
         import matplotlib as mpl
     except ImportError:
-        print("roost: no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
+        print("roost: no plot: matplotlib is not installed (`pip install matplotlib`)", file=sys.stderr)
         return None
     mpl.use("Agg")
     from matplotlib import pyplot

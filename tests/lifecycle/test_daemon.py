@@ -243,9 +243,10 @@ def test_a_daemon_starts_while_others_call_is_alive(
 
 def test_folders_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert private_folder(tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "open").mkdir(mode=0o755)
-    with pytest.raises(FolderError, match="chmod 700"):
-        private_folder(tmp_path / "open")
+    (tmp_path / "open to all").mkdir(mode=0o755)
+    with pytest.raises(FolderError) as refused:
+        private_folder(tmp_path / "open to all")
+    assert str(refused.value).endswith(f"; run `chmod 700 '{tmp_path}/open to all'`")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     with pytest.raises(FolderError, match="not a folder"):
         private_folder(tmp_path / "link")
@@ -267,7 +268,7 @@ def test_the_runtime_folder_must_not_be_in_a_folder_of_all_users(
     monkeypatch.setenv("ROOST_RUNTIME_DIR", str(shared / "team" / "own"))
     (shared / "team").mkdir(parents=True)
     shared.chmod(0o777)
-    with pytest.raises(FolderError, match=rf"other users can replace .*; run: chmod \+t {shared}, or set"):
+    with pytest.raises(FolderError, match=rf"other users can replace .*; run `chmod \+t {shared}`, or set"):
         find_runtime_dir()
     shared.chmod(0o1777)
     assert find_runtime_dir() == shared / "team" / "own"

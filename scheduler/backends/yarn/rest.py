@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -266,7 +267,7 @@ def _kerberos() -> Any:
 def _read_password(path: str) -> str:
     try:
         if Path(path).stat().st_mode & 0o077:
-            raise ConfigError(f"{path} can be read by other users; run: chmod 600 {path}")
+            raise ConfigError(f"{path} can be read by other users; run `chmod 600 {quote(path)}`.")
         return read_text(path, may_be_link=True).strip()
     except UnfitFile as problem:
         raise ConfigError(f"c.RoostYarnBackend.password_file: {problem}.") from None

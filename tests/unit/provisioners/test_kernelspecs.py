@@ -85,7 +85,7 @@ def test_an_executable_that_is_not_python_is_refused(tmp_path: Path, script: str
         ("python3", "..", "not a valid kernel name"),
         ("absent", "a", "not installed"),
         ("taken", "a", "'elsewhere'"),
-        ("driver-elsewhere", "a", "use --deploy-mode client"),
+        ("driver-elsewhere", "a", "use `--deploy-mode client`"),
     ],
 )
 def test_refusals(make: Make, monkeypatch: pytest.MonkeyPatch, source: str, name: str, said: str) -> None:
@@ -471,7 +471,9 @@ def test_a_machine_without_any_kernelspec_gets_the_command_that_helps() -> None:
         def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
             raise NoSuchKernel(kernel_name)
 
-    with pytest.raises(ConfigError, match="no kernelspec 'python3', nor any other: pip install ipykernel"):
+    with pytest.raises(
+        ConfigError, match="no kernelspec 'python3', nor any other: run `pip install ipykernel`"
+    ):
         kernelspecs.read_kernelspec(NoSpecs(), "python3")
 
 

@@ -27,7 +27,7 @@ DOCS = Path(__file__).parents[3] / "docs"
     ],
 )
 def test_cluster_mode_is_refused(argv: list[str], env: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="use --deploy-mode client") as refusal:
+    with pytest.raises(ConfigError, match="use `--deploy-mode client`") as refusal:
         check_deploy_mode(argv, env)
     assert "does not lease" in refusal.value.user_message
 

@@ -20,6 +20,8 @@ IN_BACKTICKS = re.compile(r"`((?:roost|jupyter) [^`]*)`")
 BARE = re.compile(
     r"(?<![`.\w-])roost (?:attach|doctor|drain|events|explain|kernels|kernelspec|logs|nodes|stop|up)\b"
 )
+SHELL = re.compile(r"\b(?:chmod|chown|export|kill|mkdir|pip install|rm|sudo) ['{\w./+-]|[:;] run: ")
+"""A command of the shell."""
 HELP = "commands.py"
 """The help of options, which argparse prints."""
 WRITER = "advice.py"
@@ -78,6 +80,13 @@ def test_each_command_parses_as_it_is_printed(command: str, backend: str) -> Non
 def test_no_text_names_a_command_without_backticks() -> None:
     """`Advice` completes only commands in backticks."""
     bare = {text for file, text in TEXTS if file != HELP and BARE.search(IN_BACKTICKS.sub("", text))}
+    assert bare == set()
+
+
+def test_no_shell_command_stands_without_backticks() -> None:
+    """A full stop behind it would become a part of the command."""
+    texts = {text for file, text in TEXTS if file != HELP and "\n" not in text}
+    bare = {text for text in texts if SHELL.search(re.sub(r"`[^`]*`", "", text))}
     assert bare == set()
 
 

@@ -306,7 +306,7 @@ def test_without_matplotlib_only_the_picture_is_missing(
     code, out, err = simulate("tasks.csv", "--policy", "pack", "--plot", "o.png", "--json", "o.json")
     assert code == 1
     assert "\npack " in out
-    assert "no plot: matplotlib is not installed (pip install matplotlib)" in err
+    assert "no plot: matplotlib is not installed (`pip install matplotlib`)" in err
     assert (files / "o.json").exists()
     assert not (files / "o.png").exists()
 
