@@ -25,11 +25,13 @@ from .settings_path import compare_paths, read_path
 CHECK_FLAG = "--check"
 """With this argument, the service's command only reads its settings and loads their policies.
 
-It prints the first problem as its last line.
+It prints the name of each file that it reads, after `READS`, and the first problem as its last line.
 """
+READS = "roost reads "
 _UNKNOWN_FLAG = 2
 """The exit code with which an older roost refuses `CHECK_FLAG`."""
 _CHECK_S = 45.0
+_KEPT = "Correct this first. The service that runs was not ended."
 _END_S = 10.0
 """How long a service may take to end before it is killed."""
 _KILLED_S = 5.0
@@ -133,15 +135,28 @@ def _check_settings(argv: Sequence[str], env: Mapping[str, str], folder: Path) -
             errors="replace",
             timeout=_CHECK_S,
         )
-    except (OSError, subprocess.TimeoutExpired) as problem:
+    except subprocess.TimeoutExpired as problem:
+        printed: Any = problem.stderr or ""  # bytes in most versions of Python, although `text` is set
+        file = _find_last_read(printed.decode(errors="replace") if isinstance(printed, bytes) else printed)
+        raise ConfigError(f"{file or 'The settings'} cannot be read within {_CHECK_S:g} s. {_KEPT}") from None
+    except OSError as problem:
         raise BackendUnavailable(
             f"The next service could not start, so nothing was ended: {problem}."
         ) from None
     refusal = done.stderr.strip().rpartition("\n")[2]  # a policy may print lines before it
+    if refusal.startswith(READS):
+        refusal = ""
     is_older = done.returncode == _UNKNOWN_FLAG and CHECK_FLAG in refusal
     if done.returncode and not is_older:
-        refusal = refusal or f"{argv[0]} ended with {done.returncode}"
-        raise ConfigError(f"{end_sentence(refusal)} Correct this first. The service that runs was not ended.")
+        file = _find_last_read(done.stderr) or f"The check of the settings by {argv[0]}"
+        refusal = refusal or f"{file} ends Python with exit code {done.returncode}, without a message"
+        raise ConfigError(f"{end_sentence(refusal)} {_KEPT}")
+
+
+def _find_last_read(printed: str) -> str:
+    """Return the file that the check has read last; empty if it printed none, as in an older roost."""
+    files = [line.removeprefix(READS) for line in printed.splitlines() if line.startswith(READS)]
+    return files[-1] if files else ""
 
 
 def _end(folder: Path, announced: Mapping[str, Any]) -> bool:

@@ -123,6 +123,8 @@ def _read(file: Path, read: ReadFiles) -> Config:
         config = loader(file.name, path=str(file.parent)).load_config()
     except ConfigFileNotFound:
         return Config()
+    except SystemExit as problem:
+        raise ConfigError(f"{file} cannot be read: it ends Python ({problem!r:.80}).") from None
     except Exception as problem:  # noqa: BLE001 - a configuration file is anybody's Python
         reason = " ".join(str(problem).split())[:500]
         raise ConfigError(f"{file} cannot be read: {type(problem).__name__}: {reason}") from None

@@ -45,7 +45,7 @@ from roost.scheduler.backends.base import Backend, BackendContext
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
 from roost.scheduler.client.service_folder import OPTIONS_VARIABLE, PROTOCOL
-from roost.scheduler.client.service_restart import CHECK_FLAG
+from roost.scheduler.client.service_restart import CHECK_FLAG, READS
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.read_files import ReadFiles
 from roost.scheduler.config.section import Section
@@ -359,10 +359,20 @@ def scheduler_name(folder: Path) -> str:
     return name
 
 
+class _ShownFiles(ReadFiles):
+    """Files of settings, each printed before it is read. The last one is named if the check does not end well."""
+
+    def note(self, path: Path) -> None:
+        super().note(path)
+        if path.exists():
+            print(f"{READS}{path}", file=sys.stderr, flush=True)
+
+
 def check_settings(backend: str) -> int:
     """Print what keeps a service with this environment from starting, if its settings do. Return the exit code."""
     try:
-        settings, _ = load_settings(backend, json.loads(os.environ.get(OPTIONS_VARIABLE, "") or "{}"))
+        options = json.loads(os.environ.get(OPTIONS_VARIABLE, "") or "{}")
+        settings, _ = load_settings(backend, options, read=_ShownFiles())
         get_spec(backend).check_packages()
     except RoostError as problem:
         print(problem, file=sys.stderr)

@@ -101,6 +101,25 @@ def test_a_service_that_could_not_start_again_is_not_ended(client: Client, confi
     assert read_pid(client) == before
 
 
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("import sys; sys.exit(3)", r"cannot be read: it ends Python \(SystemExit\(3\)\)\."),
+        ("import os; os._exit(3)", r"ends Python with exit code 3, without a message\."),
+        ("import time; time.sleep(1000)", r"cannot be read within 5 s\."),
+    ],
+)
+def test_settings_that_end_or_delay_python_are_named(
+    client: Client, config: Path, monkeypatch: pytest.MonkeyPatch, code: str, problem: str
+) -> None:
+    before = read_pid(client)
+    config.write_text(code)
+    monkeypatch.setattr(service_restart, "_CHECK_S", 5.0 if "sleep" in code else allow_s(45))
+    with pytest.raises(ConfigError, match=f"^{config} {problem} Correct this first. .* not ended\\.$"):
+        restart_service(client.service_folder(), "local", {})
+    assert read_pid(client) == before
+
+
 def test_a_policy_that_cannot_be_loaded_keeps_the_service_as_wrong_settings_do(
     client: Client, config: Path
 ) -> None:

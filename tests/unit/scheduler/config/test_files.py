@@ -98,6 +98,11 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
             "c.RoostScheduler is wrong: default_cpus = nan is not possible: give a number",
         ),
         ("raise RuntimeError('oops')", "RuntimeError: oops"),
+        (
+            "import sys; sys.exit(3)",
+            r"/jupyter_roost_config.py cannot be read: it ends Python .SystemExit.3..\.$",
+        ),
+        ("exit()", r"it ends Python .SystemExit.None..\.$"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, said: str) -> None:
