@@ -129,13 +129,19 @@ class Reconciler:
                 await self._reconcile()
 
     async def _reconcile(self) -> None:
-        book = self._table.book
-        before = {lease.id: lease for lease in book}
+        before = {lease.id: lease for lease in self._table.book}
         self._unknown = []
         try:
-            reading = await self.read(only_own=True)
+            self._apply(await self.read(only_own=True), before)
         finally:
             events, self._unknown = self._unknown, None
+        for event in events:
+            self._on_event(event)
+        self._table.queue.wake()
+
+    def _apply(self, reading: Reading, before: Mapping[str, Lease]) -> None:
+        """Note what a reading shows. `before` are the leases that the book had when the reading began."""
+        book = self._table.book
         if reading.unreachable:
             log.warning("agents are unreachable: %s", ", ".join(sorted(reading.unreachable)))
         if reading.unreachable or not all(lease.owner.pid for lease in reading.leases):
@@ -149,9 +155,6 @@ class Reconciler:
         for lease_id, lease in before.items():  # a lease that was claimed meanwhile may miss in the reading
             if lease_id not in reading.shown and book.get(lease_id) is lease:
                 book.miss(lease_id)
-        for event in events:
-            self._on_event(event)
-        self._table.queue.wake()
 
     def _match(self, lease: Lease, process: KernelProcess | None, *, is_known: bool) -> None:
         """Compare one lease with its record, and correct the record or end the lease.

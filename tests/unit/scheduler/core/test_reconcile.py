@@ -70,6 +70,19 @@ async def test_a_successor_reads_kernels_back(tmp_path: Path) -> None:
     await agent.close()
 
 
+async def test_a_successor_reads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        await w.start("k")
+        await w.start("other")
+    asked: list[float] = []
+    monkeypatch.setattr(reconcile.Reconciler, "soon", lambda _, delay_s=0.0: asked.append(delay_s))
+    async with scheduler_on([agent]) as w:
+        assert {kernel.id for kernel in w.scheduler.kernels()} == {"k", "other"}
+        assert 0.0 not in asked, "what a reading finds is no reason for another one"
+    await agent.close()
+
+
 @pytest.mark.parametrize("tells", [True, False])
 async def test_an_agent_that_told_its_processes_with_its_leases_is_not_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tells: bool
