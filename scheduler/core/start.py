@@ -196,7 +196,8 @@ class StartRunner:
         """Give back what the start has taken. A restart keeps its lease, which the agent releases after a grace."""
         self.failed[record.kernel_id, record.launch_id] = error
         lease = record.lease
-        keeps_lease = is_restart and lease is not None and lease.state == "held"
+        is_held = lease is not None and lease.state == "held" and not self._table.book.is_released(lease.id)
+        keeps_lease = is_restart and is_held
         try:
             if lease is not None and keeps_lease:
                 await join_shared(start_shared(self._access.end_process(lease, 0.0)))
