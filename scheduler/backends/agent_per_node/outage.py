@@ -107,11 +107,15 @@ class OutageRecovery(Generic[N]):
                 self.expect(node_id)
             else:
                 self._expected.pop(node_id, None)
+            again: list[Lease] = []
             # Managers grant the first free device. In this order, each lease gets its own device again.
             for lease in sorted(held.leases if held else (), key=lambda lease: lease.device_ids):
                 is_wanted = self.book.show(lease)
                 if is_wanted and node is not None and lease.id not in claimed:
                     await self._claim_again(lease, node)
+                    again.append(lease)
+            if again:
+                await self._give_back_released(node_id, again)
 
     async def find_lost(self) -> None:
         """Report the leases whose node or claim is gone, although roost did not give them back."""
@@ -143,6 +147,15 @@ class OutageRecovery(Generic[N]):
         """Return the ids of the leases that the node's agent has noted."""
         held = await self.pool.held_on(node_id)
         return {lease.id for lease in held.leases} if held else set()
+
+    async def _give_back_released(self, node_id: str, leases: Iterable[Lease]) -> None:
+        """Give back those claims whose leases another service has released while they were claimed again."""
+        if (held := await self.pool.held_on(node_id)) is None:
+            return
+        noted = {lease.id for lease in held.leases}
+        for lease in [lease for lease in leases if lease.id not in noted]:
+            await self.manager.release(lease)
+            self.book.miss(lease.id)
 
     async def _claim_again(self, lease: Lease, node: N) -> None:
         try:
