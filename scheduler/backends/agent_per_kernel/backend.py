@@ -369,6 +369,8 @@ class AgentPerKernelBackend(Backend):
         if lease_id in self._pods:
             self._forget(lease_id)
             self.book.lose(lease_id, reason)
+            if self.book.is_released(lease_id):  # `lose` ignores it
+                self.book.miss(lease_id)
 
     def _forget(self, lease_id: str) -> None:
         if self._pods.pop(lease_id, None) is not None and (lease := self.book.get(lease_id)) is not None:
@@ -435,3 +437,7 @@ class AgentPerKernelBackend(Backend):
         await self._read_nodes()  # a pod that ends keeps its resources for a while
         self._forget(lease_id)
         self.book.miss(lease_id)
+        if (lease := self.book.get(lease_id)) is not None:
+            self._redraw(
+                lease.node_id
+            )  # the pod may have been forgotten before, and its lease counted until now

@@ -430,3 +430,27 @@ async def test_a_backend_closes_once_its_creations_have_ended(tmp_path: Path) ->
         assert (await claiming).id == "l"
         await closing
     await cluster.shut_down()
+
+
+async def test_a_pod_that_is_gone_before_its_deletion_returns_takes_no_room(
+    pod_cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever places a kernel meanwhile must not fix the room of the pod in the snapshot."""
+    async with scheduler_on([], pods=pod_cluster) as w:
+        kernel = await w.start("k", cpus=1)
+        delete, is_gone, goes_on = pod_cluster.delete, asyncio.Event(), asyncio.Event()
+
+        async def delete_slowly(lease_id: str) -> None:
+            await delete(lease_id)
+            is_gone.set()
+            await goes_on.wait()
+
+        monkeypatch.setattr(pod_cluster, "delete", delete_slowly)
+        stopping = asyncio.ensure_future(w.scheduler.stop("k", 0))
+        await is_gone.wait()
+        for _ in range(20):  # the change has arrived, and a snapshot was taken after it
+            await asyncio.sleep(0)
+            await w.backend.snapshot()
+        goes_on.set()
+        await stopping
+        assert (await w.backend.snapshot()).node(kernel.node_id).cpus_promised == 0
