@@ -93,7 +93,14 @@ class KernelEnder:
                     record.reason = reason
                 if record.runs:
                     record.process = await self._access.end_process(lease, grace_s) or record.process
-                await self._access.backend.release(lease)
+                try:
+                    await self._access.backend.release(lease)
+                except RoostError:
+                    if self._table.holds(record):
+                        raise
+                    self.release_soon(
+                        lease
+                    )  # the agent has released it, so only its claim is left: try again
                 self._note_due(lease.id, None)
             self._table.drop(record, reason)
             return self._table.show_ended(record)

@@ -251,8 +251,7 @@ class Reconciler:
         elif event.kernel is not None:
             self._on_process(event.kernel)
         elif event.kind == "released":
-            # While the kernel is ended, the manager must still release the lease, and that may have to be repeated.
-            if record is not None and record.start is None and record.end is None:
+            if record is not None and record.start is None:
                 self._table.drop(record, "its lease was given back")
         elif event.kind == "warned" and record is not None:
             self._table.publish("warned", record, event.reason)
