@@ -435,9 +435,8 @@ class AgentPerKernelBackend(Backend):
             await asyncio.wait([creating])
         await self._cluster.delete(lease_id)
         await self._read_nodes()  # a pod that ends keeps its resources for a while
-        self._forget(lease_id)
+        self._pods.pop(lease_id, None)
         self.book.miss(lease_id)
+        # Also if the pod was gone before: its lease has counted until now.
         if (lease := self.book.get(lease_id)) is not None:
-            self._redraw(
-                lease.node_id
-            )  # the pod may have been forgotten before, and its lease counted until now
+            self._redraw(lease.node_id)

@@ -183,12 +183,11 @@ class LocalBackend(Backend):
         if event is None:
             self._is_stale, self._finding = True, None
             self._events.put(BackendEvent(kind="nodes"))
-        elif event.node is not None:
+            return
+        if event.node is not None:
             self._pushes += 1
             self._take(event.node)
-        if event is None or event.kind != "released":
-            return
-        # Only a release makes room for a start that waits.
-        self.book.release(event.lease_id)  # by the rules that the scheduler has given to the agent
-        self.book.miss(event.lease_id)
-        self._events.put(BackendEvent(kind="nodes"))
+        if event.kind == "released":  # only this makes room for a start that waits
+            self.book.release(event.lease_id)  # by the rules that the scheduler has given to the agent
+            self.book.miss(event.lease_id)
+            self._events.put(BackendEvent(kind="nodes"))
