@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-_SCRIPT = 'read -r _; kill -s KILL -- "-$0"'
+_SCRIPT = """\
+read -r _
+kill -s KILL -- "-$0"
+"""
 """Wait for the end of the pipe, then end the process group `$0`. SIGKILL ends stopped processes too."""
 
 

@@ -184,7 +184,7 @@ print(settings.__name__, "numpy" in sys.modules, {name!r} != "local" and {name!r
 def test_a_missing_package_is_one_sentence() -> None:
     replace(SPEC, packages=("json", "traitlets")).check_packages()
     with pytest.raises(
-        ConfigError, match=r"the backend demo needs the package no_such: .* '\.\[demo\]'\)\.$"
+        ConfigError, match=r"the backend demo needs the package no_such: .* `.* '\.\[demo\]'`\)\.$"
     ):
         replace(SPEC, packages=("json", "no_such")).check_packages()
 
