@@ -167,6 +167,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         incomplete = agent_nodes if self._membership.away else self._recovery.expected
         claims = {} if self._membership.away else {lease.id: lease for lease in await self._manager.claims()}
         placed = {lease.node_id for lease in claims.values() if _is_placed(lease, agent_nodes)}
+        held_before = {lease.id for lease in self.book if lease.state == "held"}
         node_ids = sorted(placed | incomplete | set(self.book.nodes()))
         found: dict[str, Lease] = {}
         unreachable = set[str]()
@@ -190,13 +191,15 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         for claim in claims.values():
             if claim.id in found:
                 continue
-            if _is_placed(claim, agent_nodes):  # no agent has noted it
-                known = self.book.get(claim.id) if self.book.is_shown(claim.id) else None
-                found[claim.id] = known or replace(claim, state="held", reason="")
+            if not _is_placed(claim, agent_nodes):
+                found[claim.id] = replace(claim, node_id="")
+            elif claim.id in held_before:  # the connection broke before its agent could say so
+                reason = claim.reason if claim.state == "lost" else "its agent has given it back"
+                found[claim.id] = replace(claim, state="lost", reason=reason)
+            else:  # its agent has not noted it yet
+                found[claim.id] = replace(claim, state="pending", reason="")
                 if claim.node_id not in unreachable:
                     processes[claim.id] = None
-            else:
-                found[claim.id] = replace(claim, node_id="")
         for lease in found.values():
             if lease.state == "held":
                 self.book.show(lease)

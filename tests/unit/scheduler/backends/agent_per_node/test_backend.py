@@ -126,6 +126,22 @@ async def test_a_lease_is_lost_when_its_claim_was_removed(opened: Opened) -> Non
     assert (lost.id, lost.reason) == (LEASE.id, "its claim was removed")
 
 
+async def test_a_lease_is_lost_when_its_agent_gave_it_back_and_nobody_heard_of_it(opened: Opened) -> None:
+    await opened.backend.claim(LEASE)
+    opened.agent.ledger.release(LEASE.id)  # its connection broke, and took the event with it
+    (lost,) = (await opened.backend.leases()).leases
+    assert (lost.state, lost.reason) == ("lost", "its agent has given it back")
+
+
+async def test_a_claim_that_its_agent_has_not_noted_yet_is_pending(opened: Opened) -> None:
+    """Another service has just made it, or an earlier one died before it told the agent."""
+    opened.manager.granted[LEASE.id] = LEASE
+    for _ in range(2):
+        reading = await opened.backend.leases()
+        assert reading.leases == (replace(LEASE, state="pending"),)
+        assert reading.processes == {LEASE.id: None}
+
+
 async def test_a_lease_is_lost_when_its_node_left_and_its_agent_does_not_hold_it(opened: Opened) -> None:
     await opened.backend.claim(LEASE)
     opened.agent.ledger.release(LEASE.id)
