@@ -70,10 +70,12 @@ def start_server(requests_seen: list[str]) -> Iterator[Callable[[Answer], str]]:
         yield lambda answer: servers.enter_context(serve(answer, requests_seen))
 
 
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+@pytest.fixture
+def dead_address() -> Iterator[str]:
+    """Yield an address that refuses connections. Its port stays taken, so that no server gets it."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
 async def ask(address: str, **settings: str) -> object:
@@ -85,11 +87,11 @@ async def ask(address: str, **settings: str) -> object:
 
 
 async def test_the_active_one_of_several_is_asked(
-    start_server: Callable[[Answer], str], requests_seen: list[str]
+    start_server: Callable[[Answer], str], requests_seen: list[str], dead_address: str
 ) -> None:
     """A standby ResourceManager reports its state when it is asked. It redirects all other calls."""
     addresses = ",".join(
-        [free_address(), start_server(STANDBY), start_server(INFO_OF_STANDBY), start_server(INFO)]
+        [dead_address, start_server(STANDBY), start_server(INFO_OF_STANDBY), start_server(INFO)]
     )
     assert await ask(addresses, user="ada") == 7
     assert requests_seen == ["/ws/v1/cluster/info?user.name=ada "] * 3
@@ -117,9 +119,9 @@ async def test_other_answers_become_sentences(
         await ask(start_server(answer))
 
 
-async def test_a_refused_connection_is_named() -> None:
+async def test_a_refused_connection_is_named(dead_address: str) -> None:
     with pytest.raises(BackendUnavailable, match=r"no active ResourceManager.*refuses connections"):
-        await ask(free_address())
+        await ask(dead_address)
 
 
 @pytest.mark.parametrize(
