@@ -19,6 +19,7 @@ from roost.launchers.daemon.file_input import clear_place
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn
+from roost.launchers.machine_book.book import Conflict, MachineBook
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.launch_checks import find_impossible
@@ -36,7 +37,8 @@ from .launch.start import EarlierFork, writing
 from .leases.address_report import report_address
 from .leases.address_watch import watch_address
 from .leases.lease_rules import LeaseRules
-from .leases.ledger import Conflict, LeaseLedger
+from .leases.ledger import LeaseLedger
+from .leases.machine_share import MachineShare
 from .leases.manager_watch import ManagerWatch
 from .limits.limits import Limits, name_group
 from .limits.page_out import PageOut
@@ -84,6 +86,8 @@ class Agent:
         self._ledger = LeaseLedger(
             folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
         )
+        book = _open_book(folder, machine) if settings.divides_machine else None
+        self._share = MachineShare(self._ledger, book)
         clear_place(folder / _ZYGOTE_LOG, log)
         self._usage, self._measuring = UsageMeter(place.session), asyncio.Lock()
         self._timers = Timers()
@@ -117,6 +121,7 @@ class Agent:
             on_launched=self._on_launched,
             on_exited=self._on_exited,
             place=place,
+            book=book,
             earlier_fork=earlier_fork,
         )
         after_s = settings.forking.page_out_after_s
@@ -125,7 +130,7 @@ class Agent:
         self.leases = LeaseRules(
             self._ledger,
             self._kernels,
-            clear=self._limits.release,
+            clear=self._clear,
             publish=self._publish,
             on_change=self._limit_spares,
             leave=self.left.set,
@@ -168,7 +173,14 @@ class Agent:
             {entry.lease.id: (entry.lease, pids.get(entry.lease.id, 0)) for entry in self._ledger.entries()}
         )
         keep_running(self._limits.watch, self._tasks, log, "the watch of memory limits")
+        with writing(self._folder):
+            taken = self._share.adopt(self._kernels.running())
         self.leases.adopt()
+        for lease_id in taken:
+            log.warning(
+                "lease=%s is given back: another user has taken its slice, while no agent was here", lease_id
+            )
+            spawn(self.leases.release(lease_id), self._tasks, log)
         self._managed.resume()
         if self._page_out is not None:
             keep_running(self._page_out.run, self._tasks, log, "the page-out of idle kernels")
@@ -177,7 +189,7 @@ class Agent:
         """Record the assigned lease and begin its launch, unless the ledger has the lease. Raises `RemoteError`."""
         if assignment.reserve.lease.id in self._ledger:
             return
-        self._reserve(assignment.reserve)
+        await self._reserve(assignment.reserve)
         settings = self._settings
         if settings.daemon_address:
             watch = partial(
@@ -231,17 +243,24 @@ class Agent:
         await self._zygotes.close()
         await self._limits.close(has_leases=not self._ledger.is_empty)
         await self.server.close()
+        self._share.close()
         self._machine.devices.close()
         self._changes.close()
 
-    def _reserve(self, request: messages.Reserve) -> Lease:
+    async def _reserve(self, request: messages.Reserve) -> Lease:
         for name in (request.lease.id, request.lease.kernel_id):
             if not name.isprintable():  # it would forge lines in the log
                 raise RemoteError("bad_request", f"an id has characters that cannot be shown: {name!a:.80}")
-        is_new = self._ledger.get(request.lease.id) is None
+        is_new = False
+
+        def record(granted: messages.Reserve) -> Lease:
+            nonlocal is_new
+            is_new = granted.lease.id not in self._ledger
+            return self._reserve_in_ledger(granted)
+
         try:
             with writing(self._folder):
-                lease = self._reserve_in_ledger(request)
+                lease = await self._share.reserve(request, record)
         except Conflict as problem:
             raise RemoteError("conflict", str(problem)) from None
         if is_new:
@@ -258,6 +277,11 @@ class Agent:
                 raise
             raise Conflict(f"{self._folder} was deleted, and is restored within seconds") from None
 
+    async def _clear(self, lease_id: str) -> None:
+        """Remove what a lease has besides its entry in the ledger."""
+        await self._limits.release(lease_id)
+        self._share.give_back(lease_id)
+
     def _transfer(self, lease_id: str, owner: messages.Owner) -> None:
         with writing(self._folder):
             self._room.write(lambda: self._ledger.transfer(lease_id, owner))
@@ -273,12 +297,13 @@ class Agent:
 
     def _limit_spares(self) -> None:
         """Limit the zygotes' spares to the number that fits in memory that is neither promised nor in use."""
-        room_bytes = self._machine.find_free_memory(self._ledger)
+        room_bytes = self._machine.find_free_memory(self._ledger, self._share.look())
         zygotes = max(1, len(self._zygotes.interpreters()))
         self._zygotes.limit_spares(room_bytes // _SPARE_BYTES // zygotes)
 
     async def _release(self, lease_id: str) -> None:
         """Give a lease back and stop its kernel."""
+        self._share.withdraw(lease_id)
         await self.leases.release(lease_id)
 
     def _manage(self, manager: messages.Manager) -> None:
@@ -325,10 +350,11 @@ class Agent:
         return {"text": self._kernels.log_text(kernel_id, max(0, min(tail_bytes, 1 << 20)))}
 
     def _status(self) -> Node:
-        status = self._machine.status(self._ledger)
+        status = self._machine.status(self._ledger, self._share.look())
         self._limit_spares()
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
-        problems = self._zygotes.problems() + (self._page_out.problems() if self._page_out else [])
+        problems = [*self._zygotes.problems(), *self._share.problems()]
+        problems += self._page_out.problems() if self._page_out else []
         return replace(
             status,
             warm=warm,
@@ -406,3 +432,12 @@ class Agent:
                 self._status()
             )  # arrives before the answer to the call that has changed the ledger
         self.server.publish(messages.AgentEvent(kind=kind, **fields))
+
+
+def _open_book(folder: Path, machine: NodeMetrics) -> MachineBook:
+    return MachineBook(
+        str(folder),
+        cpus=machine.measured_cpus,
+        memory_bytes=machine.measured_bytes,
+        parents=machine.devices.parents,
+    )

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 log = logging.getLogger(__name__)
@@ -66,12 +67,22 @@ def start_time(pid: int) -> float:
         return 0.0
 
 
+def current_start_time() -> float:
+    """Return the `start_time` of a process that would start now."""
+    return _find_boot() * _BETWEEN_BOOTS_S + time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 def is_running(pid: int, started_at: float) -> bool:
     """True if the process with this pid and start time runs. A zombie does not run."""
     found = start_time(pid) if pid > 0 and started_at > 0 else 0.0
     if started_at < _BETWEEN_BOOTS_S:
         found %= _BETWEEN_BOOTS_S  # an earlier version, or a script without roost, has noted it
-    return found > 0 and abs(found - started_at) < _START_TOLERANCE_S
+    return found > 0 and is_same_start(found, started_at)
+
+
+def is_same_start(one: float, other: float) -> bool:
+    """True if two values of `start_time` of one pid are those of one process."""
+    return abs(one - other) < _START_TOLERANCE_S
 
 
 def signal_group(pid: int, signum: int) -> bool:

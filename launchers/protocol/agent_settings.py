@@ -65,6 +65,8 @@ class AgentSettings:
     A kernel's environment is then added to the agent's own. A kernel starts in the home folder if its working folder
     does not exist on this machine.
     """
+    divides_machine: bool = False
+    """True if no cluster manager divides the machine: then its agents do, through the machine's book."""
     gpu_visibility: Literal["bus", "manager", "inherit", "locks"] = "bus"
     """How a kernel's environment names its devices.
 

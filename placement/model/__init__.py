@@ -4,7 +4,8 @@
     Node, Device ── what a machine has, has promised and uses                  node.py
         │  checked when they are made                                          validation.py
         ├─ strict JSON between processes, lenient for answers                  json_codec.py
-        └─ amounts and sizes in sentences                                      format.py
+        ├─ amounts and sizes in sentences                                      format.py
+        └─ amounts of memory, as people write them                             memory_size.py
 
 `LastEntries` is a dict that forgets its oldest entries (last_entries.py).
 

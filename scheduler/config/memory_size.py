@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import re
-
 from roost.placement.model.format import format_bytes
+from roost.placement.model.memory_size import read_bytes
 from roost.scheduler.errors import ConfigError
 
-_PREFIXES = ("", "k", "m", "g", "t", "p")
-_AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(?:([kmgtp])(i?b|i)?|b)?", re.ASCII)
-_LARGEST_BYTES = 1 << 60
 _LEAST_KERNEL_BYTES = 16 << 20
 """A kernel with less memory ends before it has started."""
 
 
 def parse_bytes(text: str | int | float) -> int:
-    """Return the bytes in `text`; raises `ConfigError`.
-
-    `KiB` and a bare `k` are 1024 bytes, as in Docker; `kB` and `KB` are 1000 bytes. A number without unit is in bytes.
-    A fraction of a byte is cut off.
-    """
-    match = None if isinstance(text, bool) else _AMOUNT.fullmatch(str(text).strip().lower())
-    if match is not None:
-        number, prefix, suffix = match.groups("")
-        amount = float(number) * (1000 if suffix == "b" else 1024) ** _PREFIXES.index(prefix)
-        if amount <= _LARGEST_BYTES:
-            return int(amount)
-    raise ConfigError(f"{str(text)[:40]!r} is not an amount of memory: write 8GiB, 512MB, 2g or bytes.")
+    """Return the bytes in `text`, as `read_bytes` does. Raises `ConfigError`."""
+    try:
+        return read_bytes(text)
+    except ValueError as problem:
+        raise ConfigError(str(problem)) from None
 
 
 def check_kernel_memory(name: str, size: int) -> int:

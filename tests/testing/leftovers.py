@@ -19,6 +19,7 @@ import psutil
 from .deadlines import allow_s
 
 VARIABLE = "ROOST_RUNTIME_DIR"
+_MACHINE = "ROOST_MACHINE_DIR"
 GRACE_S = 60.0
 """How long processes may take to end after their test."""
 
@@ -94,19 +95,22 @@ def await_end(found: list[psutil.Process], timeout_s: float) -> None:
 def private_runtime_dir() -> Iterator[str]:
     """Make a private folder under /tmp, and set ROOST_RUNTIME_DIR of this process to it. Yield the folder.
 
-    Its name is short, because socket paths end at 107 bytes. At the end, processes with this folder have GRACE_S to
-    end. Processes that are still there are killed by pid and named in an AssertionError.
+    The machine's book is there too, so that its agents have the machine for themselves. The folder's name is short,
+    because socket paths end at 107 bytes. At the end, processes with this folder have GRACE_S to end. Processes that
+    are still there are killed by pid and named in an AssertionError.
     """
     folder = tempfile.mkdtemp(prefix="r-", dir="/tmp")
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = folder
+    names = (VARIABLE, _MACHINE)
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, folder))
     try:
         yield folder
     finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
         await_end(processes(folder), GRACE_S)
         left = end(folder)
         shutil.rmtree(folder, ignore_errors=True)

@@ -29,6 +29,7 @@ from roost.launchers.daemon.file_input import (
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
 from roost.launchers.daemon.tasks import join_shared
+from roost.launchers.machine_book.book import MachineBook
 from roost.launchers.protocol.messages import Connection, JournalPage, KernelProcess, Launch, Lease
 from roost.launchers.protocol.rpc import MOST_SOCKETS, RemoteError
 from roost.placement.model.json_codec import WireError, decode, encode
@@ -91,6 +92,7 @@ class Kernels:
         on_launched: Callable[[KernelProcess], None],
         on_exited: Callable[[KernelProcess], None],
         place: Place,
+        book: MachineBook | None = None,
         earlier_fork: EarlierFork | None = None,
     ) -> None:
         self._folder = folder
@@ -113,6 +115,7 @@ class Kernels:
             place,
             room,
             limits,
+            book,
             earlier_fork,
         )
         make_own_folder(folder, log)
@@ -127,8 +130,12 @@ class Kernels:
 
     def pids(self) -> dict[str, int]:
         """Return the pids of the kernels that run, by lease id."""
+        return {lease_id: process.pid for lease_id, process in self.running().items()}
+
+    def running(self) -> dict[str, KernelProcess]:
+        """Return the processes of the kernels that run, by lease id."""
         running = (kernel.process for kernel in self._kernels.values() if not kernel.ended.is_set())
-        return {process.lease_id: process.pid for process in running if process is not None}
+        return {process.lease_id: process for process in running if process is not None}
 
     def runs_in(self, lease: Lease) -> bool:
         kernel = self._in_lease(lease)

@@ -38,6 +38,7 @@ from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.open_files import restore_limit
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import describe_exit, start_time
+from roost.launchers.machine_book.book import MachineBook
 from roost.launchers.protocol.launch_checks import find_impossible
 from roost.launchers.protocol.messages import (
     LAST_LINE,
@@ -78,9 +79,11 @@ class _Child:
     """The process of a start. `pid` is 0 until there is one."""
 
     folder: Path
+    lease_id: str
     reaper: Reaper
     session: Session
     room: DiskRoom
+    book: MachineBook | None
     pid: int = 0
     started_at: float = 0.0
     code: asyncio.Future[int] | None = None
@@ -93,6 +96,8 @@ class _Child:
         noted = {"pid": pid, "started_at": self.started_at}
         with writing(self.folder):
             self.room.write(lambda: write_private_json(self.folder / "starting.json", noted))
+            if self.book is not None:
+                self.book.name_process(self.lease_id, pid, self.started_at)
         return self.code
 
     async def end(self) -> int | None:
@@ -126,6 +131,7 @@ class Starter:
     place: Place
     room: DiskRoom
     limits: Limits
+    book: MachineBook | None = None
     earlier_fork: EarlierFork | None = None
 
     async def start(self, folder: Path, request: Launch, device_ids: tuple[str, ...] = ()) -> KernelProcess:
@@ -146,6 +152,8 @@ class Starter:
         with writing(folder):
             self.room.write(lambda: folder.mkdir(mode=0o700, exist_ok=True))
             log_fd = self.room.write(lambda: os.open(folder / "log", flags, 0o600))
+            if self.book is not None:
+                self.book.begin_launch(request.lease_id)
         try:
             return await asyncio.wait_for(
                 self._start(folder, request, device_ids, log_fd), request.deadline_s
@@ -160,7 +168,7 @@ class Starter:
     async def _start(
         self, folder: Path, request: Launch, device_ids: tuple[str, ...], log_fd: int
     ) -> KernelProcess:
-        child = _Child(folder, self.reaper, self.place.session, self.room)
+        child = _Child(folder, request.lease_id, self.reaper, self.place.session, self.room, self.book)
         held = self.limits.get(request.lease_id)
         try:
             why_not_forked = ""

@@ -21,15 +21,12 @@ from roost.launchers.daemon.file_input import (
     read_document,
 )
 from roost.launchers.daemon.private_files import remove_unfinished, write_private_json
+from roost.launchers.machine_book.book import ALONE, Conflict, View
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import EPSILON, Device, Request
 from roost.placement.model.json_codec import WireError, decode, encode
 
 log = logging.getLogger(__name__)
-
-
-class Conflict(Exception):
-    """The ledger cannot grant a lease now. The text names the resource that is short."""
 
 
 class _Promised:
@@ -95,14 +92,31 @@ class LeaseLedger:
 
     def reserve(self, request: Reserve) -> Lease:
         """Grant a lease, or raise `Conflict`. `OSError` (a full disk) leaves the ledger unchanged."""
-        lease = request.lease
-        known = self._entries.get(lease.id)
+        known = self._entries.get(request.lease.id)
         if known is not None:  # the caller has lost the first answer: the same devices again
             return known.lease
-        if not request.is_granted:
-            lease = replace(lease, device_ids=self._choose_devices(lease.request, lease.device_ids))
+        lease = request.lease if request.is_granted else self.choose(request.lease)
         self._write(replace(request, lease=lease))
         return lease
+
+    def choose(self, lease: Lease, view: View = ALONE) -> Lease:
+        """Return the lease with its devices, which are free here and in the `view` of the machine.
+
+        Raises `Conflict`. Devices that the lease has already are preferred.
+        """
+        return replace(lease, device_ids=self._choose_devices(lease.request, lease.device_ids, view))
+
+    def is_excessive(self, lease: Lease, view: View) -> bool:
+        """True if the ledger and the `view` of the machine together promise more than there is of what a lease has."""
+        request = lease.request
+        return bool(
+            (request.cpus and self._promised.cpus + view.cpus > self.cpus + EPSILON)
+            or (request.memory_bytes and self._promised.memory_bytes + view.memory_bytes > self.memory_bytes)
+            or any(
+                self._promised.by_device[each] + view.devices.get(each, 0) > 1 + EPSILON
+                for each in lease.device_ids
+            )
+        )
 
     def release(self, lease_id: str) -> bool:
         # The kernel has ended. If this agent dies before the file is gone, the next agent lets the lease expire.
@@ -155,18 +169,22 @@ class LeaseLedger:
         """Return how many leases each user holds."""
         return Counter(entry.lease.owner.user for entry in self._entries.values())
 
-    def _choose_devices(self, request: Request, preferred: Sequence[str]) -> tuple[str, ...]:
-        free_cpus = self.cpus - self.cpus_promised
+    def _choose_devices(self, request: Request, preferred: Sequence[str], view: View) -> tuple[str, ...]:
+        free_cpus = self.cpus - float(self._promised.cpus + view.cpus)
         if request.cpus and request.cpus > free_cpus + EPSILON:
             raise Conflict(f"{request.cpus:g} CPUs asked for, {max(free_cpus, 0):g} free")
-        free_bytes = self.memory_bytes - self.memory_promised_bytes
+        free_bytes = self.memory_bytes - self.memory_promised_bytes - view.memory_bytes
         if request.memory_bytes and request.memory_bytes > free_bytes:
             raise Conflict(f"{request.memory_bytes} bytes of memory asked for, {max(free_bytes, 0)} free")
         for name, amount in request.resources.items():
             raise Conflict(f"{amount:g} {name} asked for, this machine has none")
+        view.check(request)
         if not request.gpus:
             return ()
-        free = {device_id: 1.0 - promised for device_id, promised in self.promised_by_device().items()}
+        free = {
+            device_id: 1.0 - float(promised + view.devices.get(device_id, 0))
+            for device_id, promised in self._promised.by_device.items()
+        }
         fitting = [
             device.id
             for device in self._devices

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,16 +23,30 @@ class DeviceReader:
 
     `declared` is a number of GPUs whose real use is unknown. If it is None, a thread asks NVML, because a GPU that fell
     off the bus may never answer. `read_at` is the monotonic time of the last answer (`math.inf`: not measured).
+
+    Several users of a machine must call each device by one name. With `ids`, these are the devices: root has declared
+    them. With `is_shared`, NVML is asked all the same, and of its devices the first `declared` ones count.
     """
 
     def __init__(
-        self, declared: int | None = None, model: str = "", *, first_wait_s: float = _FIRST_WAIT_S
+        self,
+        declared: int | None = None,
+        model: str = "",
+        *,
+        ids: Sequence[str] | None = None,
+        is_shared: bool = False,
+        first_wait_s: float = _FIRST_WAIT_S,
     ) -> None:
         self.read_at = math.inf
+        self.parents: dict[str, str] = {}
+        """The GPU of each device that is a slice of one."""
         self.memory_by_pid: dict[int, int] = {}
         """The bytes of memory of all GPUs that each process used at the last reading."""
-        self._last = tuple(Device(id=str(index), model=model) for index in range(declared or 0))
-        self._is_measured = declared is None
+        names = list(map(str, range(declared or 0))) if ids is None else list(ids)[:declared]
+        self._named = tuple(Device(id=name, model=model) for name in names)
+        self._last = self._named
+        self._ids, self._most = ids, declared
+        self._is_measured = declared is None or is_shared
         self._nvml: Any = None
         self._reader: threading.Thread | None = None
         self.read(first_wait_s)
@@ -63,7 +77,14 @@ class DeviceReader:
                 self._nvml = pynvml
             started_at = time.monotonic()
             self._processes: dict[int, int] = {}
-            self._last, self.read_at = self._list(), started_at
+            found = self._list()
+            if self._ids is not None:
+                known = {device.id: device for device in found}
+                self._last = tuple(known.get(device.id, device) for device in self._named)
+            elif found or self._most is None:
+                self._last = found[: self._most]
+            if found or self._most is None:
+                self.read_at = started_at
             self.memory_by_pid = self._processes
         except Exception as problem:  # noqa: BLE001 - NVML's own error tree, or no such module
             log.debug("no NVML here: %s", problem)
@@ -86,7 +107,11 @@ class DeviceReader:
             return [self._describe(gpu)]
         slots = range(self._ask(nvml.nvmlDeviceGetMaxMigDeviceCount, gpu) or 0)
         slices = (self._ask(nvml.nvmlDeviceGetMigDeviceHandleByIndex, gpu, slot) for slot in slots)
-        return [self._describe(part) for part in slices if part is not None]
+        parts = [self._describe(part) for part in slices if part is not None]
+        self.parents |= dict.fromkeys(
+            (part.id for part in parts), _text(self._ask(nvml.nvmlDeviceGetUUID, gpu))
+        )
+        return parts
 
     def _describe(self, handle: Any) -> Device:
         nvml = self._nvml

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 
 from roost.launchers.agent.leases.ledger import LeaseLedger
+from roost.launchers.machine_book.book import ALONE, View
+from roost.launchers.machine_book.rules import BadRules, MachineRules, read_rules
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.placement.model import Device, Node
 
@@ -32,35 +34,42 @@ class NodeMetrics:
         cgroups: Sequence[Path] | None = None,
         max_age_s: float = _METRICS_MAX_AGE_S,
     ) -> None:
-        self.devices = devices or DeviceReader(settings.gpus, settings.gpu_model)
+        self.devices = devices or _open_devices(settings)
         cgroups = find_cgroups() if cgroups is None else cgroups
-        self.cpus = settings.cpus if settings.cpus is not None else count_cpus(cgroups)
-        limit_bytes, self._limited_by = find_memory_limit(cgroups)
+        self.measured_cpus = count_cpus(cgroups)
+        self.measured_bytes, self._limited_by = find_memory_limit(cgroups)
+        self.cpus = self.measured_cpus if settings.cpus is None else settings.cpus
+        self.memory_bytes = self.measured_bytes if settings.memory_bytes is None else settings.memory_bytes
         self._max_age_s = max_age_s
-        self.memory_bytes = settings.memory_bytes if settings.memory_bytes is not None else limit_bytes
         self.hostname = socket.gethostname()
         self._read_at = -math.inf
         self._cpus_used, self._memory_used = 0.0, 0
         self._device_status = self.devices.read()
         psutil.cpu_percent()  # the first call starts the interval that the next call measures
 
-    def status(self, ledger: LeaseLedger) -> Node:
+    def status(self, ledger: LeaseLedger, view: View = ALONE) -> Node:
+        """Return the machine, with the promises of the ledger and of others in the `view` of the machine."""
         self._measure()
         promised = ledger.promised_by_device()
+        shares = {device_id: float(view.devices.get(device_id, 0)) for device_id in ledger.models}
+        cpus, memory = view.room("cpus"), view.room("memory")
+        cpus_most, memory_most = min(self.cpus, cpus.most), int(min(self.memory_bytes, memory.most))
         seen = [
-            replace(device, promised=min(1.0, promised.get(device.id, 0.0)))
+            replace(device, promised=min(1.0, promised.get(device.id, 0.0) + shares[device.id]))
             for device in self._device_status
             if device.id in ledger.models  # a device that appeared later cannot be granted
         ]
         unseen = [Device(id=name, promised=min(1.0, share)) for name, share in ledger.list_unseen().items()]
         return Node(
             id=self.hostname,
-            cpus=self.cpus,
-            memory_bytes=self.memory_bytes,
+            cpus=cpus_most,
+            memory_bytes=memory_most,
             devices=(*seen, *unseen),
-            cpus_promised=ledger.cpus_promised,
-            memory_promised_bytes=ledger.memory_promised_bytes,
-            gpus_promised=ledger.gpus_promised,
+            cpus_promised=max(ledger.cpus_promised + float(view.cpus), cpus_most - cpus.left),
+            memory_promised_bytes=int(
+                max(ledger.memory_promised_bytes + view.memory_bytes, memory_most - memory.left)
+            ),
+            gpus_promised=ledger.gpus_promised + sum(shares.values()),
             resources_promised=ledger.resources_promised,
             cpus_used=self._cpus_used,
             memory_used_bytes=self._memory_used,
@@ -69,9 +78,9 @@ class NodeMetrics:
             metrics_age_s=max(0.0, time.monotonic() - min(self._read_at, self.devices.read_at)),
         )
 
-    def find_free_memory(self, ledger: LeaseLedger) -> int:
+    def find_free_memory(self, ledger: LeaseLedger, view: View = ALONE) -> int:
         """Return the bytes of memory that are not promised, and were not in use when the machine was last measured."""
-        return self.memory_bytes - max(ledger.memory_promised_bytes, self._memory_used)
+        return self.memory_bytes - max(ledger.memory_promised_bytes + view.memory_bytes, self._memory_used)
 
     def _measure(self) -> None:
         now = time.monotonic()
@@ -82,6 +91,17 @@ class NodeMetrics:
             self._cpus_used = min(busy, self.cpus)
             self._memory_used = min(measure_used_memory(self._limited_by), self.memory_bytes)
             self._device_status = self.devices.read()
+
+
+def _open_devices(settings: AgentSettings) -> DeviceReader:
+    if not settings.divides_machine:
+        return DeviceReader(settings.gpus, settings.gpu_model)
+    try:
+        rules = read_rules()
+    except BadRules:  # nothing is granted until they are mended
+        rules = MachineRules()
+    model = rules.gpu_model or settings.gpu_model
+    return DeviceReader(settings.gpus, model, ids=rules.gpu_ids, is_shared=True)
 
 
 def count_cpus(cgroups: Sequence[Path]) -> float:

@@ -157,6 +157,7 @@ class LocalBackend(Backend):
             idle_exit_s=self._context.idle_exit_s,
             forking=self._settings.forking(),
             enforcement=self._settings.enforcement(),
+            divides_machine=True,
         )
         try:
             endpoint, keys = await self._find_agent(settings)

@@ -52,7 +52,7 @@ async def as_it_is(launch: Launch, lease: Lease) -> tuple[Launch, tuple[str, ...
     return launch, ()
 
 
-SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60)
+SETTINGS = AgentSettings(cpus=4, memory_bytes=1000, gpus=2, idle_exit_s=60, divides_machine=True)
 
 
 class Session:

@@ -1,0 +1,130 @@
+"""The agent's part of the machine's book: each lease that it grants is a promise there, beside those of other users."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from roost.launchers.machine_book.book import ALONE, Conflict, MachineBook, View
+from roost.launchers.machine_book.rules import BadRules
+from roost.launchers.protocol.messages import KernelProcess, Lease, Reserve
+
+from .ledger import LeaseLedger
+
+log = logging.getLogger(__name__)
+
+_FASTER = "another user's kernel has just taken it"
+
+
+class MachineShare:
+    """Grants leases of a ledger, as far as the other agents of the machine leave room.
+
+    `book` is None for an agent whose cluster manager divides the machine.
+    """
+
+    def __init__(self, ledger: LeaseLedger, book: MachineBook | None) -> None:
+        self._ledger = ledger
+        self._book = book
+        self._view = ALONE
+        self._said = ""
+        self._waiting: dict[str, int] = {}
+        """How many calls wait for each lease, by its id."""
+        self._withdrawn: set[str] = set()
+
+    def close(self) -> None:
+        if self._book is not None:
+            self._book.close()
+
+    def look(self) -> View:
+        """Return what others have promised. If the rules cannot be read, return what was known before."""
+        if self._book is not None:
+            try:
+                self._view, self._said = self._book.look(), ""
+            except BadRules as problem:
+                if str(problem) != self._said:
+                    self._said = str(problem)
+                    log.error("%s", problem)
+        return self._view
+
+    def problems(self) -> tuple[str, ...]:
+        """Return what keeps this agent from granting anything, as sentences without a full stop."""
+        return (self._said,) if self._said else ()
+
+    async def reserve(self, request: Reserve, record: Callable[[Reserve], Lease]) -> Lease:
+        """Grant a lease and `record` it in the ledger, or raise `Conflict`. Raises what `record` raises.
+
+        If nobody else has the book at this moment, nothing waits between the call and its result.
+        """
+        lease = request.lease
+        if self._book is None or request.is_granted or lease.request.is_best_effort:
+            return record(request)
+        self._waiting[lease.id] = self._waiting.get(lease.id, 0) + 1
+        try:
+            async with self._book.turn():
+                if lease.id in self._withdrawn:
+                    raise Conflict("it was given back while it waited for its turn")
+                if lease.id in self._ledger:
+                    return record(request)
+                lease = self._promise(self._book, lease)
+                try:
+                    return record(replace(request, lease=lease))
+                except BaseException:
+                    self._book.give_back(lease.id)
+                    raise
+        finally:
+            self._waiting[lease.id] -= 1
+            if not self._waiting[lease.id]:
+                del self._waiting[lease.id]
+                self._withdrawn.discard(lease.id)
+
+    def withdraw(self, lease_id: str) -> None:
+        """Grant no lease of this id to those who wait for it now."""
+        if lease_id in self._waiting:
+            self._withdrawn.add(lease_id)
+
+    def adopt(self, running: Mapping[str, KernelProcess]) -> list[str]:
+        """Promise the leases of an earlier agent again. Return those whose slice another agent has promised meanwhile.
+
+        `running` has the kernels that run, by lease id. Their promises have outlived the agent. Raises `OSError`.
+        """
+        taken: list[str] = []
+        for entry in self._ledger.entries() if self._book is not None else ():
+            lease = entry.lease
+            if self._book is None or entry.is_granted or lease.request.is_best_effort:
+                continue
+            self._write(self._book, lease)
+            if (process := running.get(lease.id)) is not None:
+                self._book.name_process(lease.id, process.pid, process.process_started_at)
+            elif self._ledger.is_excessive(lease, self.look()):
+                taken.append(lease.id)
+        return taken
+
+    def give_back(self, lease_id: str) -> None:
+        if self._book is not None:
+            self._book.give_back(lease_id)
+
+    def _promise(self, book: MachineBook, lease: Lease) -> Lease:
+        """Choose devices for a lease, and write its promise. Raises `Conflict`."""
+        try:
+            lease = self._ledger.choose(lease, book.look())
+            self._write(book, lease)
+            try:
+                again = self._ledger.choose(lease, book.look(besides=lease.id))
+                if set(again.device_ids) != set(lease.device_ids):
+                    raise Conflict(_FASTER)
+            except BaseException:
+                book.give_back(lease.id)
+                raise
+        except BadRules as problem:
+            raise Conflict(str(problem)) from None
+        return lease
+
+    def _write(self, book: MachineBook, lease: Lease) -> None:
+        book.promise(
+            lease.id,
+            cpus=lease.request.cpus,
+            memory_bytes=lease.request.memory_bytes,
+            devices=dict.fromkeys(lease.device_ids, lease.request.gpu_share),
+            since=lease.asked_at,
+        )

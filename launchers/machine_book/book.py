@@ -1,0 +1,426 @@
+"""`MachineBook`: the promises of all agents of this machine, and what they leave to this one.
+
+    turn ──> lock ──> look: read all files ──> the caller checks ──> promise: write the own file ──> look again
+             │ held by another for 1 s                                                                  │
+             └──> go on without it                                    withdraw, if somebody was faster <┘
+
+The lock makes a turn fast, and the second look makes it safe: of two agents without the lock that write before they
+read, at least one sees the other's promise. Therefore nobody can stop others by holding the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from hashlib import sha256
+from pathlib import Path
+
+from roost.launchers.daemon.file_input import UnfitFile
+from roost.launchers.daemon.process import current_start_time, start_time
+from roost.placement.model import EPSILON, Request
+from roost.placement.model.format import format_amount, format_bytes
+
+from .lock import DEADLINE_S, FolderLock, find_holders
+from .places import Place, find_place, list_places
+from .promise import (
+    NAME,
+    NamedProcess,
+    Promise,
+    find_pid_namespace,
+    lives,
+    name_file,
+    read_promise,
+    without_dead,
+    write_promise,
+)
+from .rules import Amounts, MachineRules, RulesReader
+
+log = logging.getLogger(__name__)
+
+MOST_OF_USER = 4096
+"""At most this many promises of one user count, the oldest first."""
+_SETTLED_NS = 50_000_000
+"""A folder that has not changed for so long shows each later change by another time."""
+_WITHOUT = MachineRules()
+
+
+class Conflict(Exception):
+    """A slice cannot be promised now. The text names the resource that is short."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A promise in the book, with its user and its file."""
+
+    uid: int
+    path: Path
+    promise: Promise
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A file or promise that does not count, and why, as a predicate."""
+
+    path: Path
+    uid: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What the rules leave to this user, of one resource."""
+
+    most: float = float("inf")
+    """What the rules allow if nobody holds anything."""
+    left: float = float("inf")
+    why: str = ""
+    """What leaves so little, as a clause."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What others than this agent have promised on this machine, and what the rules leave to its user."""
+
+    others: tuple[Held, ...] = ()
+    cpus: Fraction = Fraction(0)
+    memory_bytes: int = 0
+    devices: Mapping[str, Fraction] = field(default_factory=dict)
+    """The promised share of each device. That of a GPU includes its slices, and that of a slice its GPU."""
+    rooms: Mapping[str, Room] = field(default_factory=dict)
+    """By resource: cpus, memory, gpus. A resource without an entry has no limit."""
+    shows_names: bool = False
+
+    def room(self, resource: str) -> Room:
+        return self.rooms.get(resource, Room())
+
+    def check(self, request: Request) -> None:
+        """Raise `Conflict` if the rules do not leave this user enough for a request."""
+        asked = {"cpus": request.cpus, "memory": request.memory_bytes, "gpus": request.gpus}
+        for resource, amount in asked.items():
+            room = self.room(resource)
+            if amount and amount > room.left + EPSILON:
+                raise Conflict(f"{_format(resource, amount)} asked for, {room.why}")
+
+
+ALONE = View()
+"""The view of an agent that shares its machine with nobody."""
+
+
+class MachineBook:
+    """The book of this machine, for the agent that owns `owner` (any text that names it, such as its folder).
+
+    `cpus` and `memory_bytes` are what the machine has. `parents` names the GPU of each device that is a slice of one.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        *,
+        cpus: float,
+        memory_bytes: int,
+        parents: Mapping[str, str] | None = None,
+        find: Callable[[], Place] = find_place,
+        list_folders: Callable[[], Sequence[Path]] = list_places,
+        rules: RulesReader | None = None,
+        uid: int | None = None,
+    ) -> None:
+        self._owner = owner
+        self._machine = Amounts(cpus=cpus, memory_bytes=memory_bytes)
+        self._parents = dict(parents or {})
+        self._find = find
+        self._list_folders = list_folders
+        self._rules = rules or RulesReader()
+        self._uid = os.getuid() if uid is None else uid
+        self._agent = NamedProcess(pid=os.getpid(), started_at=start_time(os.getpid()))
+        self._namespace = find_pid_namespace()
+        self._mine: dict[str, Promise] = {}
+        """By lease id."""
+        self._lock: FolderLock | None = None
+        self._readers: dict[Path, _FolderReader] = {}
+        self._said = ""
+
+    @property
+    def is_shared(self) -> bool:
+        """True if there is a folder that all users of the machine share."""
+        return self._find().folder is not None
+
+    def close(self) -> None:
+        """Close the lock. Promises stay: their kernels live on."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    # What all have promised
+
+    def look(self, *, besides: str = "") -> View:
+        """Read the book, and leave out the own promise for the lease `besides`. Raises `BadRules`."""
+        rules = self._rules.current()
+        counted, _ = self.read_all(rules)
+        names = {promise.name for promise in self._mine.values()}
+        if besides in self._mine:
+            counted = [each for each in counted if each.promise.name != self._mine[besides].name]
+        others = tuple(each for each in counted if each.promise.name not in names)
+        cpus = sum((Fraction(each.promise.cpus) for each in others), Fraction(0))
+        return View(
+            others=others,
+            cpus=cpus,
+            memory_bytes=sum(each.promise.memory_bytes for each in others),
+            devices=self._sum_devices(others),
+            rooms=self._find_rooms(rules, counted),
+            shows_names=rules.shows_names,
+        )
+
+    def read_all(self, rules: MachineRules = _WITHOUT) -> tuple[list[Held], list[Stranger]]:
+        """Return the promises that count, and the files that do not. Own promises whose files are gone are put back."""
+        found: list[Held] = []
+        strangers: list[Stranger] = []
+        for folder in self._list_folders():
+            reader = self._readers.setdefault(folder, _FolderReader(folder))
+            held, unfit = reader.read()
+            found += held
+            strangers += unfit
+        self._put_back({each.path for each in found})
+        known: dict[int, dict[NamedProcess, bool]] = {}
+        by_user: dict[int, list[Held]] = {}
+        for each in found:
+            if lives(each.promise, each.uid, self._namespace, known.setdefault(each.uid, {})):
+                by_user.setdefault(each.uid, []).append(each)
+            elif each.promise.pid_namespace != self._namespace:
+                strangers.append(Stranger(each.path, each.uid, "was made in another container"))
+            else:
+                strangers.append(Stranger(each.path, each.uid, "is left by processes that have ended"))
+        counted: list[Held] = []
+        for uid, of_user in by_user.items():
+            within, above = (of_user, []) if uid == self._uid else _keep_within(of_user, rules.limit_of(uid))
+            counted += within
+            strangers += [Stranger(each.path, uid, "claims more than its user may hold") for each in above]
+        return counted, strangers
+
+    def _sum_devices(self, others: Iterable[Held]) -> dict[str, Fraction]:
+        shares: dict[str, Fraction] = {}
+        parents = dict(self._parents)
+        for each in others:
+            parents |= each.promise.parents
+            for device_id, share in each.promise.devices.items():
+                shares[device_id] = shares.get(device_id, Fraction(0)) + Fraction(share)
+        summed = dict(shares)
+        for part, gpu in parents.items():
+            summed[gpu] = summed.get(gpu, Fraction(0)) + shares.get(part, Fraction(0))
+            summed[part] = summed.get(part, Fraction(0)) + shares.get(gpu, Fraction(0))
+        return {device_id: share for device_id, share in summed.items() if share}
+
+    def _find_rooms(self, rules: MachineRules, counted: Sequence[Held]) -> dict[str, Room]:
+        if rules == _WITHOUT:
+            return {}
+        rooms: dict[str, Room] = {}
+
+        def limit(whose: str, held_by: Iterable[Held], limits: Amounts) -> None:
+            held = _sum_amounts(held_by)
+            for resource, most in limits:
+                if most is not None:
+                    left = most - held[resource]
+                    why = f"{whose} {_format(resource, held[resource])} of {_format(resource, most)}"
+                    before = rooms.get(resource, Room())
+                    rooms[resource] = Room(
+                        most=min(most, before.most),
+                        left=min(left, before.left),
+                        why=why if left < before.left else before.why,
+                    )
+
+        limit("all users of this machine hold", counted, _subtract(rules, self._machine))
+        limit("you hold", (each for each in counted if each.uid == self._uid), rules.limit_of(self._uid))
+        for name, limits in rules.groups_of(self._uid).items():
+            members = (each for each in counted if name in rules.groups_of(each.uid))
+            limit(f"the members of the group {name} hold", members, limits)
+        return rooms
+
+    # What this agent promises
+
+    @contextlib.asynccontextmanager
+    async def turn(self, deadline_s: float = DEADLINE_S) -> AsyncIterator[None]:
+        """Have the book alone in the block. If another holds its lock for `deadline_s`, go on without it.
+
+        After `promise`, the caller looks again: without the lock, another agent may have been as fast.
+        """
+        lock = self._open_lock()
+        has_lock = lock is not None and await lock.take(deadline_s)
+        if lock is not None and not has_lock:
+            holders = ", ".join(find_holders(lock.folder)) or "a process that cannot be seen"
+            log.warning("the lock on %s is held for more than %g s by %s", lock.folder, deadline_s, holders)
+        try:
+            yield
+        finally:
+            if has_lock and lock is not None:
+                lock.release()
+
+    def promise(
+        self,
+        lease_id: str,
+        *,
+        cpus: float,
+        memory_bytes: int,
+        devices: Mapping[str, float],
+        since: float = 0.0,
+    ) -> None:
+        """Promise a slice: write its file. Does nothing where nobody shares a book. Raises `OSError`."""
+        digest = sha256(f"{self._owner}\n{lease_id}".encode(errors="surrogatepass")).hexdigest()
+        self._write(
+            lease_id,
+            Promise(
+                name=name_file(self._uid, digest),
+                agent=self._agent,
+                pid_namespace=self._namespace,
+                cpus=cpus,
+                memory_bytes=memory_bytes,
+                devices=devices,
+                parents={each: self._parents[each] for each in devices if each in self._parents},
+                since=since or time.time(),
+            ),
+        )
+
+    def begin_launch(self, lease_id: str) -> None:
+        """Note that the kernel's process begins from now on. Does nothing for a lease without a promise."""
+        if (known := self._mine.get(lease_id)) is not None:
+            self._write(
+                lease_id, replace(without_dead(known, self._uid), launching_since=current_start_time())
+            )
+
+    def name_process(self, lease_id: str, pid: int, started_at: float) -> None:
+        """Note a process of the kernel, which keeps the promise alive if this agent dies."""
+        if (known := self._mine.get(lease_id)) is not None:
+            process = NamedProcess(pid=pid, started_at=started_at)
+            self._write(lease_id, replace(known, processes=(*known.processes, process), launching_since=0.0))
+
+    def give_back(self, lease_id: str) -> None:
+        """End a promise. May be repeated."""
+        if (known := self._mine.pop(lease_id, None)) is not None:
+            for folder in self._list_folders():
+                with contextlib.suppress(FileNotFoundError):
+                    (folder / known.name).unlink()
+
+    def _write(self, lease_id: str, promise: Promise) -> None:
+        folder = self._find().folder
+        if folder is not None:
+            write_promise(folder, promise)
+            self._mine[lease_id] = promise
+
+    def _put_back(self, seen: set[Path]) -> None:
+        """Write own promises again that somebody has removed, or whose folder is not the book's any more."""
+        folder = self._find().folder
+        for promise in self._mine.values() if folder is not None else ():
+            if folder is not None and folder / promise.name not in seen:
+                log.warning("%s was removed, and is written again", folder / promise.name)
+                with contextlib.suppress(OSError):
+                    write_promise(folder, promise)
+
+    def _open_lock(self) -> FolderLock | None:
+        place = self._find()
+        if self._lock is not None and self._lock.folder != place.folder:
+            self.close()
+        if place.folder is None:
+            if self._said != place.why:
+                self._said = place.why
+                log.warning("nobody divides this machine between its users: %s", place.why)
+        elif self._lock is None:
+            try:
+                self._lock = FolderLock(place.folder)
+            except OSError as problem:
+                log.warning("the book of this machine cannot be locked: %s", problem)
+        return self._lock
+
+
+class _FolderReader:
+    """Reads the promises of one folder. A file is read again only after it has changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._changed_ns = -1
+        """When the folder had changed last, at the last reading; -1 if a later change may have the same time."""
+        self._files: dict[str, tuple[object, Held | Stranger]] = {}
+
+    def read(self) -> tuple[list[Held], list[Stranger]]:
+        """Return the promises of the folder, dead ones included, and the files that are none. Never raises."""
+        try:
+            changed_ns = self._folder.stat().st_mtime_ns
+            if changed_ns != self._changed_ns:
+                now_ns = time.time_ns()
+                self._files = self._list()
+                self._changed_ns = changed_ns if now_ns - changed_ns > _SETTLED_NS else -1
+        except OSError as problem:
+            log.debug("%s cannot be read: %s", self._folder, problem)
+            self._files, self._changed_ns = {}, -1
+        entries = [entry for _, entry in self._files.values()]
+        return (
+            [each for each in entries if isinstance(each, Held)],
+            [each for each in entries if isinstance(each, Stranger)],
+        )
+
+    def _list(self) -> dict[str, tuple[object, Held | Stranger]]:
+        by_user: dict[int, list[tuple[int, str, os.stat_result]]] = {}
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if NAME.fullmatch(entry.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = entry.stat(follow_symlinks=False)
+                        by_user.setdefault(status.st_uid, []).append((status.st_ctime_ns, entry.name, status))
+        files: dict[str, tuple[object, Held | Stranger]] = {}
+        for of_user in by_user.values():
+            for _, name, status in sorted(of_user)[:MOST_OF_USER]:
+                state = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+                known = self._files.get(name)
+                if known is None or known[0] != state:
+                    with contextlib.suppress(FileNotFoundError):
+                        files[name] = (state, self._read(self._folder / name, status.st_uid))
+                else:
+                    files[name] = known
+        return files
+
+    def _read(self, path: Path, uid: int) -> Held | Stranger:
+        try:
+            owner, promise = read_promise(path)
+        except UnfitFile as problem:
+            return Stranger(path, uid, problem.reason)
+        return Held(owner, path, promise)
+
+
+def _keep_within(of_user: Sequence[Held], limits: Amounts) -> tuple[list[Held], list[Held]]:
+    """Return those promises of a user that are within the user's limits, the oldest first, and the others."""
+    if limits == Amounts():
+        return list(of_user), []
+    within: list[Held] = []
+    above: list[Held] = []
+    for each in sorted(of_user, key=lambda held: (held.promise.since, held.promise.name)):
+        sums = _sum_amounts([*within, each])
+        fits = all(most is None or sums[resource] <= most for resource, most in limits)
+        (within if fits else above).append(each)
+    return within, above
+
+
+def _sum_amounts(held: Iterable[Held]) -> dict[str, Fraction]:
+    sums = {"cpus": Fraction(0), "memory": Fraction(0), "gpus": Fraction(0)}
+    for each in held:
+        sums["cpus"] += Fraction(each.promise.cpus)
+        sums["memory"] += each.promise.memory_bytes
+        sums["gpus"] += sum(map(Fraction, each.promise.devices.values()), Fraction(0))
+    return sums
+
+
+def _subtract(rules: MachineRules, machine: Amounts) -> Amounts:
+    """Return what the machine has for kernels: its totals, without the reserve for the system."""
+    cpus = machine.cpus if rules.totals.cpus is None else rules.totals.cpus
+    memory_bytes = machine.memory_bytes if rules.totals.memory_bytes is None else rules.totals.memory_bytes
+    return Amounts(
+        cpus=max(0.0, (cpus or 0.0) - (rules.reserve.cpus or 0.0)),
+        memory_bytes=max(0, (memory_bytes or 0) - (rules.reserve.memory_bytes or 0)),
+    )
+
+
+def _format(resource: str, amount: float | Fraction) -> str:
+    if resource == "memory":
+        return f"{format_bytes(float(amount))} of memory"
+    return f"{format_amount(float(amount))} {'CPUs' if resource == 'cpus' else 'GPUs'}"

@@ -1,0 +1,86 @@
+"""The lock on the book: `flock` on its folder, which needs no file that a user could own, plant or remove."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from roost.launchers.daemon.tasks import backoff
+
+DEADLINE_S = 1.0
+"""How long an agent waits for the lock."""
+_AGAIN_S = (0.001, 0.02)
+"""First and longest pause between two attempts. The lock is held for less than a millisecond."""
+
+
+class FolderLock:
+    """The lock on a folder. Raises `OSError` if the folder cannot be opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    async def take(self, deadline_s: float = DEADLINE_S) -> bool:
+        """Take the lock. Return False if another process has held it for `deadline_s`."""
+        give_up_at = asyncio.get_running_loop().time() + deadline_s
+        for pause_s in backoff(*_AGAIN_S):
+            if self.try_take():
+                return True
+            if asyncio.get_running_loop().time() >= give_up_at:
+                return False
+            await asyncio.sleep(pause_s)
+        return False
+
+    def try_take(self) -> bool:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Let go. Does nothing if the lock is not taken."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Let go, and close the folder. May be repeated."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def find_holders(folder: Path, locks: Path = Path("/proc/locks")) -> list[str]:
+    """Return who holds the lock on a folder: `process 17 (backup) of the user with uid 1001`."""
+    try:
+        status = folder.stat()
+        lines = locks.read_text().splitlines()
+    except OSError:
+        return []
+    device = status.st_dev
+    wanted = f"{os.major(device):02x}:{os.minor(device):02x}:{status.st_ino}"
+    return [_describe(pid) for pid in _find_pids(lines, wanted)]
+
+
+def _find_pids(lines: list[str], wanted: str) -> Iterator[int]:
+    for line in lines:
+        fields = (
+            line.split()
+        )  # proc_locks(5): 1: FLOCK ADVISORY WRITE 17 00:19:4711 0 EOF; "->" marks one that waits
+        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == wanted:
+            with contextlib.suppress(ValueError):
+                yield int(fields[4])
+
+
+def _describe(pid: int) -> str:
+    try:
+        uid = os.stat(f"/proc/{pid}").st_uid
+        with open(f"/proc/{pid}/comm", errors="replace") as file:
+            name = file.read(64).strip()
+    except OSError:
+        return f"process {pid}" if pid > 0 else "a process of another container"
+    shown = name if name.isprintable() else ascii(name)[1:-1]
+    return f"process {pid} ({shown}) of the user with uid {uid}"
