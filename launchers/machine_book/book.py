@@ -17,7 +17,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from hashlib import sha256
 from pathlib import Path
 
 from roost.launchers.daemon.file_input import UnfitFile
@@ -34,6 +33,7 @@ from .promise import (
     find_pid_namespace,
     lives,
     name_file,
+    name_files,
     read_promise,
     without_dead,
     write_promise,
@@ -128,6 +128,7 @@ class MachineBook:
         list_folders: Callable[[], Sequence[Path]] = list_places,
         rules: RulesReader | None = None,
         uid: int | None = None,
+        deadline_s: float = DEADLINE_S,
     ) -> None:
         self._owner = owner
         self._machine = Amounts(cpus=cpus, memory_bytes=memory_bytes)
@@ -138,6 +139,7 @@ class MachineBook:
         self._uid = os.getuid() if uid is None else uid
         self._agent = NamedProcess(pid=os.getpid(), started_at=start_time(os.getpid()))
         self._namespace = find_pid_namespace()
+        self._deadline_s = deadline_s
         self._mine: dict[str, Promise] = {}
         """By lease id."""
         self._lock: FolderLock | None = None
@@ -242,16 +244,18 @@ class MachineBook:
     # What this agent promises
 
     @contextlib.asynccontextmanager
-    async def turn(self, deadline_s: float = DEADLINE_S) -> AsyncIterator[None]:
-        """Have the book alone in the block. If another holds its lock for `deadline_s`, go on without it.
+    async def turn(self) -> AsyncIterator[None]:
+        """Have the book alone in the block. If another holds its lock for `DEADLINE_S`, go on without it.
 
         After `promise`, the caller looks again: without the lock, another agent may have been as fast.
         """
         lock = self._open_lock()
-        has_lock = lock is not None and await lock.take(deadline_s)
+        has_lock = lock is not None and await lock.take(self._deadline_s)
         if lock is not None and not has_lock:
             holders = ", ".join(find_holders(lock.folder)) or "a process that cannot be seen"
-            log.warning("the lock on %s is held for more than %g s by %s", lock.folder, deadline_s, holders)
+            log.warning(
+                "the lock on %s is held for more than %g s by %s", lock.folder, self._deadline_s, holders
+            )
         try:
             yield
         finally:
@@ -268,11 +272,10 @@ class MachineBook:
         since: float = 0.0,
     ) -> None:
         """Promise a slice: write its file. Does nothing where nobody shares a book. Raises `OSError`."""
-        digest = sha256(f"{self._owner}\n{lease_id}".encode(errors="surrogatepass")).hexdigest()
         self._write(
             lease_id,
             Promise(
-                name=name_file(self._uid, digest),
+                name=name_file(self._uid, self._owner, lease_id),
                 agent=self._agent,
                 pid_namespace=self._namespace,
                 cpus=cpus,
@@ -302,6 +305,16 @@ class MachineBook:
             for folder in self._list_folders():
                 with contextlib.suppress(FileNotFoundError):
                     (folder / known.name).unlink()
+
+    def forget_earlier(self) -> None:
+        """Remove the files of earlier agents with the same name that are no promises of this one. Call it once."""
+        beginning = name_files(self._uid, self._owner)
+        mine = {promise.name for promise in self._mine.values()}
+        for folder in self._list_folders():
+            for path in (*folder.glob(f"{beginning}*.json"), *folder.glob(f".{beginning}*.tmp")):
+                if path.name not in mine:
+                    with contextlib.suppress(OSError):  # a stranger has taken the name
+                        path.unlink()
 
     def _write(self, lease_id: str, promise: Promise) -> None:
         folder = self._find().folder

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
 from roost.launchers.daemon.file_input import UnfitFile, open_checked
@@ -118,8 +119,18 @@ def write_promise(folder: Path, promise: Promise) -> None:
         raise
 
 
-def name_file(uid: int, digest: str) -> str:
-    return f"roost-{uid}-{digest[:32]}.json"
+def name_file(uid: int, owner: str, lease_id: str) -> str:
+    """Return the name of the file for a lease of the agent that `owner` names. Files of one agent begin alike."""
+    return f"{name_files(uid, owner)}{_digest(lease_id)[:20]}.json"
+
+
+def name_files(uid: int, owner: str) -> str:
+    """Return the beginning of the names of all files of the agent that `owner` names."""
+    return f"roost-{uid}-{_digest(owner)[:12]}"
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 # Who lives

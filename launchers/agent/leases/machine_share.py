@@ -98,6 +98,8 @@ class MachineShare:
                 self._book.name_process(lease.id, process.pid, process.process_started_at)
             elif self._ledger.is_excessive(lease, self.look()):
                 taken.append(lease.id)
+        if self._book is not None:
+            self._book.forget_earlier()
         return taken
 
     def give_back(self, lease_id: str) -> None:

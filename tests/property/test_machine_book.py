@@ -1,0 +1,327 @@
+"""The machine's book under agents that run at the same time, and that are killed between any two system calls.
+
+Real files, real locks. Each agent runs in a thread, which stops before each system call on the book or on the agent's
+own ledger. Hypothesis chooses which agent goes on, and which one is killed. The processes alone are pretended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from roost.launchers.agent.leases.ledger import LeaseLedger
+from roost.launchers.agent.leases.machine_share import MachineShare
+from roost.launchers.machine_book import promise as promises
+from roost.launchers.machine_book.book import Conflict, MachineBook
+from roost.launchers.machine_book.places import Place
+from roost.launchers.machine_book.promise import NamedProcess
+from roost.launchers.protocol.messages import KernelProcess, Lease, Owner, Reserve
+from roost.placement.model import Device, Request
+
+DEVICES = ("0", "1")
+CPUS = 2.0
+AGENTS = 3
+SHARES = (0.25, 0.5, 1.0, 2.0)
+
+
+class Killed(BaseException):
+    """What a killed thread meets at its next system call. It has no further effect."""
+
+
+class Steps(threading.local):
+    """The step of this thread, if it is an agent's."""
+
+    step: Step | None = None
+
+
+STEPS = Steps()
+_EVENTS = frozenset({"open", "os.scandir", "os.rename", "os.remove", "fcntl.flock"})
+
+
+def _stop_before(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in _EVENTS and STEPS.step is not None:
+        STEPS.step.pause()
+
+
+sys.addaudithook(_stop_before)
+
+
+class Step:
+    """Work in a thread that stops before each system call, until `go_on`."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.is_over = False
+        self._is_killed = False
+        self._may_go_on, self._has_stopped = threading.Semaphore(0), threading.Semaphore(0)
+        self._work = work
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._has_stopped.acquire()
+
+    def pause(self) -> None:
+        if not self._is_killed:
+            self._has_stopped.release()
+            self._may_go_on.acquire()
+        if self._is_killed:
+            raise Killed
+
+    def go_on(self) -> None:
+        """Make one system call, and run up to the next one."""
+        self._may_go_on.release()
+        self._has_stopped.acquire()
+        if self._error is not None:
+            raise self._error
+
+    def kill(self) -> None:
+        """End the thread here: none of its further system calls has an effect."""
+        self._is_killed = True
+        if not self.is_over:
+            self._may_go_on.release()
+            self._thread.join()
+
+    def _run(self) -> None:
+        STEPS.step = self
+        try:
+            self._work()
+        except Killed:
+            pass
+        except BaseException as problem:  # noqa: BLE001 - it is raised in the test
+            self._error = problem
+        finally:
+            STEPS.step = None
+            self.is_over = True
+            self._has_stopped.release()
+
+
+class Processes:
+    """The processes of the machine, by pid. A kernel leads a session."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.alive: dict[int, float] = {}
+        self.kernels: dict[int, Lease] = {}
+
+    def begin(self) -> NamedProcess:
+        self.now += 1.0
+        pid = int(self.now)
+        self.alive[pid] = self.now
+        return NamedProcess(pid=pid, started_at=self.now)
+
+    def end(self, pid: int) -> None:
+        self.alive.pop(pid, None)
+        self.kernels.pop(pid, None)
+
+    def find_launched(self, uid: int, since: float) -> Iterator[int]:
+        return (pid for pid in self.kernels if self.alive[pid] >= since)
+
+
+class Agent:
+    """An agent: its ledger and its part of the book. `held` are the leases that somebody has been told of."""
+
+    def __init__(self, folder: Path, book_folder: Path, processes: Processes) -> None:
+        self.processes = processes
+        self.process = processes.begin()
+        self.folder = folder
+        devices = [Device(id=each) for each in DEVICES]
+        self.ledger = LeaseLedger(folder, cpus=CPUS, memory_bytes=100, devices=devices)
+        self.book = MachineBook(
+            str(folder),
+            cpus=CPUS,
+            memory_bytes=100,
+            find=lambda: Place(book_folder, "chosen"),
+            list_folders=lambda: (book_folder,),
+            deadline_s=0.0,
+        )
+        self.book._agent = self.process
+        self.share = MachineShare(self.ledger, self.book)
+        self.held: dict[str, Lease] = {entry.lease.id: entry.lease for entry in self.ledger.entries()}
+        self.step: Step | None = None
+        running = {
+            lease.id: KernelProcess(
+                kernel_id=lease.kernel_id, launch_id="", lease_id=lease.id, pid=pid,
+                process_started_at=processes.alive[pid], connection=None,
+            )
+            for pid, lease in processes.kernels.items()
+            if lease.id in self.ledger
+        }  # fmt: skip
+        for lease_id in self.share.adopt(running):
+            self.release(lease_id)
+
+    def reserve(self, lease: Lease) -> None:
+        async def ask() -> None:
+            self.held[lease.id] = await self.share.reserve(Reserve(lease=lease), self.ledger.reserve)
+
+        with suppress(Conflict):
+            asyncio.run(ask())
+
+    def launch(self, lease: Lease) -> None:
+        self.book.begin_launch(lease.id)
+        process = self.processes.begin()
+        self.processes.kernels[process.pid] = lease
+        self.book.name_process(lease.id, process.pid, process.started_at)
+
+    def release(self, lease_id: str) -> None:
+        """End the kernel, then the promise, then the entry, as an agent does."""
+        for pid in [pid for pid, lease in self.processes.kernels.items() if lease.id == lease_id]:
+            self.processes.end(pid)
+        self.held.pop(lease_id, None)
+        self.share.give_back(lease_id)
+        self.ledger.release(lease_id)
+
+
+class Machine(RuleBasedStateMachine):
+    """Agents that reserve, launch, release and are killed, in any order of their system calls."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="roost-book-"))
+        self.processes = Processes()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(promises, "start_time", lambda pid: self.processes.alive.get(pid, 0.0))
+        self.patch.setattr(promises, "_is_hidden", lambda pid: False)
+        self.patch.setattr(promises, "_uid_of", lambda pid: os.getuid())
+        self.patch.setattr(promises, "_find_launched", self.processes.find_launched)
+        self.patch.setattr("roost.launchers.machine_book.book.current_start_time", lambda: self.processes.now)
+        (self.folder / "book").mkdir()
+        self.number = 0
+        self.agents = [self.start(number) for number in range(AGENTS)]
+
+    def start(self, number: int) -> Agent:
+        return Agent(self.folder / f"agent-{number}", self.folder / "book", self.processes)
+
+    def work(self, at: int, work: Callable[[Agent], None]) -> None:
+        agent = self.agents[at]
+        if agent.step is None:
+            agent.step = Step(lambda: work(agent))
+            self.tidy(agent)
+
+    def tidy(self, agent: Agent) -> None:
+        if agent.step is not None and agent.step.is_over:
+            agent.step = None
+        self.check()
+
+    @rule(at=st.integers(0, AGENTS - 1), gpus=st.sampled_from(SHARES), cpus=st.sampled_from([0.0, 1.0]))
+    def reserve(self, at: int, gpus: float, cpus: float) -> None:
+        self.number += 1
+        lease = Lease(
+            id=f"l{self.number}", kernel_id=f"k{self.number}", owner=Owner(user="ada"),
+            request=Request(gpus=gpus, cpus=cpus), state="held",
+        )  # fmt: skip
+        self.work(at, lambda agent: agent.reserve(lease))
+
+    @rule(at=st.integers(0, AGENTS - 1), which=st.integers(0, 5))
+    def launch(self, at: int, which: int) -> None:
+        if held := list(self.agents[at].held.values()):
+            self.work(at, lambda agent: agent.launch(held[which % len(held)]))
+
+    @rule(at=st.integers(0, AGENTS - 1), which=st.integers(0, 5))
+    def release(self, at: int, which: int) -> None:
+        if held := list(self.agents[at].held):
+            self.work(at, lambda agent: agent.release(held[which % len(held)]))
+
+    @rule(at=st.integers(0, AGENTS - 1), steps=st.integers(1, 8))
+    def go_on(self, at: int, steps: int) -> None:
+        for _ in range(steps):
+            agent = self.agents[at]
+            if agent.step is not None:
+                agent.step.go_on()
+                self.tidy(agent)
+
+    @precondition(lambda self: self.processes.kernels)
+    @rule(which=st.integers(0, 5))
+    def kernel_dies(self, which: int) -> None:
+        pids = list(self.processes.kernels)
+        self.processes.end(pids[which % len(pids)])
+
+    @rule(at=st.integers(0, AGENTS - 1))
+    def agent_is_killed(self, at: int) -> None:
+        agent = self.agents[at]
+        self.processes.end(agent.process.pid)
+        if agent.step is not None:
+            agent.step.kill()
+        agent.book.close()
+        self.check()
+
+        self.agents[at] = self.start(at)
+        self.check()
+
+    def check(self) -> None:
+        """No device and no CPU is given twice: neither to kernels that live, nor by agents that live."""
+        held = {
+            id(agent): dict(agent.held) for agent in self.agents if agent.process.pid in self.processes.alive
+        }
+        leases = {lease.id: lease for of_agent in held.values() for lease in of_agent.values()}
+        leases |= {lease.id: lease for lease in self.processes.kernels.values()}
+        shares, cpus = Counter[str](), Fraction(0)
+        for lease in leases.values():
+            cpus += Fraction(lease.request.cpus)
+            for device_id in lease.device_ids:
+                shares[device_id] += Fraction(lease.request.gpu_share)
+        assert max(shares.values(), default=0) <= 1, leases
+        assert cpus <= CPUS, leases
+
+    def teardown(self) -> None:
+        if not hasattr(self, "folder"):
+            return
+        try:
+            for agent in self.agents:
+                while agent.step is not None:
+                    agent.step.go_on()
+                    self.tidy(agent)
+            for agent in self.agents:
+                for lease_id in [entry.lease.id for entry in agent.ledger.entries()]:
+                    agent.release(lease_id)
+            assert list((self.folder / "book").glob("roost-*")) == []
+            everything = Lease(
+                id="all",
+                kernel_id="all",
+                owner=Owner(user="ada"),
+                request=Request(gpus=len(DEVICES)),
+                state="held",
+            )
+            self.agents[0].reserve(everything)
+            assert "all" in self.agents[0].held, "something is lost"
+        finally:
+            for agent in self.agents:
+                if agent.step is not None:
+                    agent.step.kill()
+                agent.book.close()
+            self.patch.undo()
+            shutil.rmtree(self.folder)
+
+
+def test_nothing_is_promised_twice_whoever_is_killed_when() -> None:
+    """`ROOST_ROUNDS=100` tries a hundred times as many cases, and others each time."""
+    rounds = int(os.environ.get("ROOST_ROUNDS", "0"))
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=100 * max(1, rounds),
+            derandomize=not rounds,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
