@@ -46,6 +46,8 @@ MOST_OF_USER = 4096
 """At most this many promises of one user count, the oldest first."""
 _SETTLED_NS = 50_000_000
 """A folder that has not changed for so long shows each later change by another time."""
+_READ_AGAIN = 5
+"""How many times a promise is read again that changes while it is judged."""
 _WITHOUT = MachineRules()
 
 
@@ -179,29 +181,46 @@ class MachineBook:
 
     def read_all(self, rules: MachineRules = _WITHOUT) -> tuple[list[Held], list[Stranger]]:
         """Return the promises that count, and the files that do not. Own promises whose files are gone are put back."""
-        found: list[Held] = []
+        seen: set[Path] = set()
         strangers: list[Stranger] = []
+        by_user: dict[int, list[Held]] = {}
+        known: dict[int, dict[NamedProcess, bool]] = {}
         for folder in self._list_folders():
             reader = self._readers.setdefault(folder, _FolderReader(folder))
             held, unfit = reader.read()
-            found += held
             strangers += unfit
-        self._put_back({each.path for each in found})
-        known: dict[int, dict[NamedProcess, bool]] = {}
-        by_user: dict[int, list[Held]] = {}
-        for each in found:
-            if lives(each.promise, each.uid, self._namespace, known.setdefault(each.uid, {})):
-                by_user.setdefault(each.uid, []).append(each)
-            elif each.promise.pid_namespace != self._namespace:
-                strangers.append(Stranger(each.path, each.uid, "was made in another container"))
-            else:
-                strangers.append(Stranger(each.path, each.uid, "is left by processes that have ended"))
+            for each in held:
+                seen.add(each.path)
+                judged = self._judge(reader, each, known.setdefault(each.uid, {}))
+                if isinstance(judged, Held):
+                    by_user.setdefault(each.uid, []).append(judged)
+                elif judged is not None:
+                    strangers.append(judged)
+        self._put_back(seen)
         counted: list[Held] = []
         for uid, of_user in by_user.items():
             within, above = (of_user, []) if uid == self._uid else _keep_within(of_user, rules.limit_of(uid))
             counted += within
             strangers += [Stranger(each.path, uid, "claims more than its user may hold") for each in above]
         return counted, strangers
+
+    def _judge(
+        self, reader: _FolderReader, held: Held, known: dict[NamedProcess, bool]
+    ) -> Held | Stranger | None:
+        """Return the promise if it lives, as it is now. Return why it does not count, or None if it is gone."""
+        for _ in range(_READ_AGAIN):
+            if held.promise.pid_namespace != self._namespace:
+                return Stranger(held.path, held.uid, "was made in another container")
+            if lives(held.promise, held.uid, known):
+                return held
+            # Its agent may have named a kernel after the file was read, and have ended then.
+            newer = reader.read_newer(held)
+            if newer is held:
+                return Stranger(held.path, held.uid, "is left by processes that have ended")
+            if not isinstance(newer, Held):
+                return newer
+            held = newer
+        return held  # somebody changes it all the time, so somebody lives
 
     def _sum_devices(self, others: Iterable[Held]) -> dict[str, Fraction]:
         shares: dict[str, Fraction] = {}
@@ -384,21 +403,40 @@ class _FolderReader:
         files: dict[str, tuple[object, Held | Stranger]] = {}
         for of_user in by_user.values():
             for _, name, status in sorted(of_user)[:MOST_OF_USER]:
-                state = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
                 known = self._files.get(name)
-                if known is None or known[0] != state:
-                    with contextlib.suppress(FileNotFoundError):
-                        files[name] = (state, self._read(self._folder / name, status.st_uid))
-                else:
+                if known is not None and known[0] == _state_of(status):
                     files[name] = known
+                else:
+                    with contextlib.suppress(FileNotFoundError):
+                        files[name] = _state_of(status), _read(self._folder / name, status.st_uid)
         return files
 
-    def _read(self, path: Path, uid: int) -> Held | Stranger:
+    def read_newer(self, held: Held) -> Held | Stranger | None:
+        """Return `held` itself if its file has not changed since it was read; else the file as it is now, or None."""
+        name = held.path.name
         try:
-            owner, promise = read_promise(path)
-        except UnfitFile as problem:
-            return Stranger(path, uid, problem.reason)
-        return Held(owner, path, promise)
+            state = _state_of(held.path.lstat())
+            if self._files.get(name, (None,))[0] == state:
+                return held
+            newer = _read(held.path, held.uid)
+        except FileNotFoundError:
+            self._files.pop(name, None)
+            return None
+        self._files[name] = state, newer
+        return newer
+
+
+def _state_of(status: os.stat_result) -> object:
+    """Return what changes with each write of a file."""
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+
+
+def _read(path: Path, uid: int) -> Held | Stranger:
+    try:
+        owner, promise = read_promise(path)
+    except UnfitFile as problem:
+        return Stranger(path, uid, problem.reason)
+    return Held(owner, path, promise)
 
 
 def _keep_within(of_user: Sequence[Held], limits: Amounts) -> tuple[list[Held], list[Held]]:

@@ -136,14 +136,11 @@ def _digest(text: str) -> str:
 # Who lives
 
 
-def lives(promise: Promise, uid: int, namespace: str, known: dict[NamedProcess, bool]) -> bool:
-    """True if the promise of this user counts: its agent lives, or a process of its kernel.
+def lives(promise: Promise, uid: int, known: dict[NamedProcess, bool]) -> bool:
+    """True if the agent of a user's promise lives, or a process of its kernel. The pids must be of this namespace.
 
-    `namespace` is the namespace of this process's pids: pids of another one mean nothing here. `known` is filled with
-    what was found out about processes of this user.
+    `known` is filled with what was found out about processes of this user.
     """
-    if promise.pid_namespace != namespace:
-        return False
     for process in (promise.agent, *promise.processes):
         if process not in known:
             known[process] = _lives(process, uid)

@@ -43,6 +43,9 @@ DEVICES = ("0", "1")
 CPUS = 2.0
 AGENTS = 3
 SHARES = (0.25, 0.5, 1.0, 2.0)
+AT = st.integers(0, AGENTS - 1)
+HOW_FAR = st.sampled_from([0, 1, 2, 3, 5, 8, 1000, 1000, 1000])
+"""How many system calls to make at once; 1000: all."""
 
 
 class Killed(BaseException):
@@ -55,13 +58,13 @@ class Steps(threading.local):
     step: Step | None = None
 
 
-STEPS = Steps()
+_THREAD = Steps()
 _EVENTS = frozenset({"open", "os.scandir", "os.rename", "os.remove", "fcntl.flock"})
 
 
 def _stop_before(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in _EVENTS and STEPS.step is not None:
-        STEPS.step.pause()
+    if event in _EVENTS and _THREAD.step is not None:
+        _THREAD.step.pause()
 
 
 sys.addaudithook(_stop_before)
@@ -102,7 +105,7 @@ class Step:
             self._thread.join()
 
     def _run(self) -> None:
-        STEPS.step = self
+        _THREAD.step = self
         try:
             self._work()
         except Killed:
@@ -110,7 +113,7 @@ class Step:
         except BaseException as problem:  # noqa: BLE001 - it is raised in the test
             self._error = problem
         finally:
-            STEPS.step = None
+            _THREAD.step = None
             self.is_over = True
             self._has_stopped.release()
 
@@ -161,7 +164,7 @@ class Agent:
         running = {
             lease.id: KernelProcess(
                 kernel_id=lease.kernel_id, launch_id="", lease_id=lease.id, pid=pid,
-                process_started_at=processes.alive[pid], connection=None,
+                process_started_at=processes.alive[pid], connection=None, how="forked", launched_at=0.0,
             )
             for pid, lease in processes.kernels.items()
             if lease.id in self.ledger
@@ -182,6 +185,19 @@ class Agent:
         self.processes.kernels[process.pid] = lease
         self.book.name_process(lease.id, process.pid, process.started_at)
 
+    @property
+    def is_alive(self) -> bool:
+        return self.process.pid in self.processes.alive
+
+    def kill(self) -> None:
+        """Do what SIGKILL does. May be repeated."""
+        self.processes.end(self.process.pid)
+        self.held = {}
+        if self.step is not None:
+            self.step.kill()
+            self.step = None
+        self.book.close()
+
     def release(self, lease_id: str) -> None:
         """End the kernel, then the promise, then the entry, as an agent does."""
         for pid in [pid for pid, lease in self.processes.kernels.items() if lease.id == lease_id]:
@@ -189,6 +205,11 @@ class Agent:
         self.held.pop(lease_id, None)
         self.share.give_back(lease_id)
         self.ledger.release(lease_id)
+
+
+def build_lease(name: str, **amounts: float) -> Lease:
+    request = Request(**amounts)  # type: ignore[arg-type]
+    return Lease(id=name, kernel_id=name, owner=Owner(user="ada"), request=request, state="held")
 
 
 class Machine(RuleBasedStateMachine):
@@ -211,43 +232,44 @@ class Machine(RuleBasedStateMachine):
     def start(self, number: int) -> Agent:
         return Agent(self.folder / f"agent-{number}", self.folder / "book", self.processes)
 
-    def work(self, at: int, work: Callable[[Agent], None]) -> None:
+    def work(self, at: int, steps: int, work: Callable[[Agent], None]) -> None:
+        """Begin work of an agent that is idle, and make this many of its system calls."""
         agent = self.agents[at]
-        if agent.step is None:
+        if agent.is_alive and agent.step is None:
             agent.step = Step(lambda: work(agent))
             self.tidy(agent)
+            self.go_on(agent, steps)
+
+    def go_on(self, agent: Agent, steps: int) -> None:
+        for _ in range(steps):
+            if agent.step is not None:
+                agent.step.go_on()
+                self.tidy(agent)
 
     def tidy(self, agent: Agent) -> None:
         if agent.step is not None and agent.step.is_over:
             agent.step = None
         self.check()
 
-    @rule(at=st.integers(0, AGENTS - 1), gpus=st.sampled_from(SHARES), cpus=st.sampled_from([0.0, 1.0]))
-    def reserve(self, at: int, gpus: float, cpus: float) -> None:
+    @rule(at=AT, gpus=st.sampled_from(SHARES), cpus=st.sampled_from([0.0, 1.0]), steps=HOW_FAR)
+    def reserve(self, at: int, gpus: float, cpus: float, steps: int) -> None:
         self.number += 1
-        lease = Lease(
-            id=f"l{self.number}", kernel_id=f"k{self.number}", owner=Owner(user="ada"),
-            request=Request(gpus=gpus, cpus=cpus), state="held",
-        )  # fmt: skip
-        self.work(at, lambda agent: agent.reserve(lease))
+        lease = build_lease(f"{self.number}", gpus=gpus, cpus=cpus)
+        self.work(at, steps, lambda agent: agent.reserve(lease))
 
-    @rule(at=st.integers(0, AGENTS - 1), which=st.integers(0, 5))
-    def launch(self, at: int, which: int) -> None:
+    @rule(at=AT, which=st.integers(0, 5), steps=HOW_FAR)
+    def launch(self, at: int, which: int, steps: int) -> None:
         if held := list(self.agents[at].held.values()):
-            self.work(at, lambda agent: agent.launch(held[which % len(held)]))
+            self.work(at, steps, lambda agent: agent.launch(held[which % len(held)]))
 
-    @rule(at=st.integers(0, AGENTS - 1), which=st.integers(0, 5))
-    def release(self, at: int, which: int) -> None:
+    @rule(at=AT, which=st.integers(0, 5), steps=HOW_FAR)
+    def release(self, at: int, which: int, steps: int) -> None:
         if held := list(self.agents[at].held):
-            self.work(at, lambda agent: agent.release(held[which % len(held)]))
+            self.work(at, steps, lambda agent: agent.release(held[which % len(held)]))
 
-    @rule(at=st.integers(0, AGENTS - 1), steps=st.integers(1, 8))
-    def go_on(self, at: int, steps: int) -> None:
-        for _ in range(steps):
-            agent = self.agents[at]
-            if agent.step is not None:
-                agent.step.go_on()
-                self.tidy(agent)
+    @rule(at=AT, steps=HOW_FAR)
+    def time_passes(self, at: int, steps: int) -> None:
+        self.go_on(self.agents[at], steps)
 
     @precondition(lambda self: self.processes.kernels)
     @rule(which=st.integers(0, 5))
@@ -255,17 +277,16 @@ class Machine(RuleBasedStateMachine):
         pids = list(self.processes.kernels)
         self.processes.end(pids[which % len(pids)])
 
-    @rule(at=st.integers(0, AGENTS - 1))
+    @rule(at=AT)
     def agent_is_killed(self, at: int) -> None:
-        agent = self.agents[at]
-        self.processes.end(agent.process.pid)
-        if agent.step is not None:
-            agent.step.kill()
-        agent.book.close()
+        self.agents[at].kill()
         self.check()
 
-        self.agents[at] = self.start(at)
-        self.check()
+    @rule(at=AT)
+    def agent_starts(self, at: int) -> None:
+        if not self.agents[at].is_alive:
+            self.agents[at] = self.start(at)
+            self.check()
 
     def check(self) -> None:
         """No device and no CPU is given twice: neither to kernels that live, nor by agents that live."""
@@ -287,27 +308,23 @@ class Machine(RuleBasedStateMachine):
             return
         try:
             for agent in self.agents:
-                while agent.step is not None:
-                    agent.step.go_on()
-                    self.tidy(agent)
-            for agent in self.agents:
-                for lease_id in [entry.lease.id for entry in agent.ledger.entries()]:
-                    agent.release(lease_id)
-            assert list((self.folder / "book").glob("roost-*")) == []
-            everything = Lease(
-                id="all",
-                kernel_id="all",
-                owner=Owner(user="ada"),
-                request=Request(gpus=len(DEVICES)),
-                state="held",
-            )
-            self.agents[0].reserve(everything)
-            assert "all" in self.agents[0].held, "something is lost"
+                self.go_on(agent, 1000)
+                agent.kill()
+            for pid in list(self.processes.kernels):
+                self.processes.end(pid)
+            last = self.start(AGENTS)
+            last.reserve(build_lease("all", gpus=len(DEVICES), cpus=CPUS))
+            assert "all" in last.held, "a promise outlives all its processes"
+            last.kill()
+            for number in (*range(AGENTS), AGENTS):
+                agent = self.start(number)
+                for entry in agent.ledger.entries():
+                    agent.release(entry.lease.id)
+                agent.kill()
+            assert sorted((self.folder / "book").iterdir()) == []
         finally:
             for agent in self.agents:
-                if agent.step is not None:
-                    agent.step.kill()
-                agent.book.close()
+                agent.kill()
             self.patch.undo()
             shutil.rmtree(self.folder)
 
