@@ -329,13 +329,39 @@ class Machine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    machine = Machine()
+    machine.begin()
+    yield machine
+    machine.teardown()
+
+
+@pytest.mark.parametrize("calls", range(9))
+def test_a_kernel_keeps_its_device_if_its_agent_dies_during_the_launch(machine: Machine, calls: int) -> None:
+    machine.reserve(at=0, gpus=1.0, cpus=0.0, steps=1000)
+    machine.launch(at=0, which=0, steps=calls)
+    machine.agent_is_killed(at=0)
+    machine.reserve(at=1, gpus=1.0, cpus=0.0, steps=1000)
+    assert bool(machine.agents[1].held) != bool(machine.processes.kernels)
+
+
+def test_a_lease_without_a_kernel_is_given_back_if_its_device_was_taken_meanwhile(machine: Machine) -> None:
+    machine.reserve(at=0, gpus=1.0, cpus=0.0, steps=1000)
+    machine.agent_is_killed(at=0)
+    machine.reserve(at=1, gpus=1.0, cpus=0.0, steps=1000)
+    assert machine.agents[1].held
+    machine.agent_starts(at=0)
+    assert not machine.agents[0].held
+
+
 def test_nothing_is_promised_twice_whoever_is_killed_when() -> None:
     """`ROOST_ROUNDS=100` tries a hundred times as many cases, and others each time."""
     rounds = int(os.environ.get("ROOST_ROUNDS", "0"))
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=100 * max(1, rounds),
+            max_examples=200 * max(1, rounds),
             derandomize=not rounds,
             stateful_step_count=40,
             deadline=None,
