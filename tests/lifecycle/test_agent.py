@@ -53,7 +53,7 @@ async def test_a_kernel_from_lease_to_release(agent: Session, runtime_dir: Path)
     status = await agent.client.status()
     assert (status.kernels, status.cpus_promised, status.gpus_promised) == (1, 1, 0.5)
     assert await agent.client.logs("k", 100) == "up\n"
-    for path in runtime_dir.rglob("*"):
+    for path in agent_folder(runtime_dir).rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, f"{path} is open to others"
     await agent.client.release(lease_id)
     assert not alive(process)
@@ -190,6 +190,23 @@ async def test_the_next_agent_adopts_the_kernels_of_a_killed_agent(agent: Sessio
         relaunched = await again.launch("busy", connection=process.connection)
         assert relaunched.connection == process.connection
         assert relaunched.pid != process.pid
+
+
+async def test_a_kernel_that_its_agent_had_no_time_to_note_is_ended(agent: Session) -> None:
+    """An agent can be killed between the beginning of a kernel's process and its note of it."""
+    await agent.reserve("starting")
+    slow = asyncio.create_task(
+        agent.launch("starting", (sys.executable, "-c", "import signal; signal.pause()"))
+    )
+    unfinished = await _wait_for_pid("starting")
+    os.kill(agent_pid(), signal.SIGKILL)
+    with pytest.raises(Exception, match="lost"):
+        await slow
+    (_folder("starting") / "starting.json").unlink()
+    assert is_running(unfinished, start_time(unfinished))
+    async with agent_session() as again:
+        assert (await again.client.holdings()).kernels == ()
+        assert not await _group_lives(unfinished)
 
 
 def _folder(name: str) -> Path:

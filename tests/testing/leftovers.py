@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -95,14 +96,15 @@ def await_end(found: list[psutil.Process], timeout_s: float) -> None:
 def private_runtime_dir() -> Iterator[str]:
     """Make a private folder under /tmp, and set ROOST_RUNTIME_DIR of this process to it. Yield the folder.
 
-    The machine's book is there too, so that its agents have the machine for themselves. The folder's name is short,
+    The machine's book is in it too, so that its agents have the machine for themselves. The folder's name is short,
     because socket paths end at 107 bytes. At the end, processes with this folder have GRACE_S to end. Processes that
     are still there are killed by pid and named in an AssertionError.
     """
     folder = tempfile.mkdtemp(prefix="r-", dir="/tmp")
-    names = (VARIABLE, _MACHINE)
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, folder))
+    machine = Path(folder, "machine")
+    machine.mkdir()
+    before = {name: os.environ.get(name) for name in (VARIABLE, _MACHINE)}
+    os.environ.update({VARIABLE: folder, _MACHINE: str(machine)})
     try:
         yield folder
     finally:

@@ -17,6 +17,7 @@ import zmq
 
 from roost.launchers.agent.limits.limits import Limits
 from roost.launchers.agent.machine.disk_room import DiskRoom
+from roost.launchers.agent.machine.sessions import find_by_output
 from roost.launchers.agent.output.journal import Journal, subscribe_to
 from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.file_input import (
@@ -255,14 +256,13 @@ class Kernels:
                     reason = f"its record names no possible connection: {problem}"
                     self._put_aside(folder / "record.json", f"names no possible connection: {problem}")
             if process is not None:
-                pid = process.pid
-                lives = process.is_running and is_running(pid, process.process_started_at)
+                pid, started_at = process.pid, process.process_started_at if process.is_running else 0.0
             else:
                 pid, started_at = self._read_starting(folder / "starting.json")
-                lives = is_running(pid, started_at)
-            if lives:
-                log.warning("pid=%d ended: %s", pid, reason)
-                signal_group(pid, signal.SIGKILL)
+            # The agent may have died between the beginning of the kernel's process and its note.
+            for left in (pid,) if is_running(pid, started_at) else find_by_output(folder / "log"):
+                log.warning("pid=%d ended: %s", left, reason)
+                signal_group(left, signal.SIGKILL)
             shutil.rmtree(folder, ignore_errors=True)
 
     def _read_file(self, path: Path, kind: type[T]) -> T | None:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Protocol
 
 import psutil
@@ -90,6 +91,18 @@ class SharedSession:
     def find_members(self, kernels: Collection[int]) -> Iterator[tuple[int, int]]:
         for pid in kernels:
             yield from ((process.pid, pid) for process in _find_descendants())
+
+
+def find_by_output(file: Path) -> Iterator[int]:
+    """Yield the leaders of sessions of this user whose standard output is this file."""
+    try:
+        wanted = file.stat()
+    except OSError:
+        return
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) == pid and os.path.samestat(os.stat(f"/proc/{pid}/fd/1"), wanted):
+                yield pid
 
 
 def kill_outsiders() -> None:
