@@ -1,0 +1,279 @@
+"""Unix users who race for the slices of one machine, and somebody who looks at their kernels from outside.
+
+Run as root: `python -m kit.machine.racing_users WAY USERS ROUNDS KILLS`. WAY is where the book is: `installed`,
+`shared` or `chosen` (`places.Place`). Each user has an agent, and starts and stops kernels at random. KILLS agents are
+killed at random moments. Prints the result as JSON. `race` runs all this in a mount namespace with a /run of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import roost
+
+FIRST_UID = 3001
+CPUS, MEMORY_BYTES, GPUS = 4, 1000, 4
+KIT = Path(__file__).parents[2]
+_MARK = "ROOST_RACE"
+"""The variable that shows what a kernel holds: share of each device, CPUs, bytes."""
+_NAMESPACE = """
+mount -t tmpfs -o mode=755 tmpfs /run && mkdir /run/lock && chmod 1777 /run/lock && exec "$@"
+"""
+_READY_S = 120.0
+_MOST_S = 3600.0
+
+
+def race(way: str, *, users: int, rounds: int, kills: int) -> dict[str, Any]:
+    """Run a race in a mount namespace, and return its result."""
+    program = [sys.executable, "-m", "kit.machine.racing_users", way, str(users), str(rounds), str(kills)]
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", _NAMESPACE, "sh", *program],
+        env={**os.environ, "PYTHONPATH": str(KIT)},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=_MOST_S,
+    )
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+# One user
+
+
+async def act(rounds: int, seed: int) -> Counter[str]:
+    """Start and stop kernels as the user of this process. Return how many starts were granted and refused."""
+    from kit.machine.tiny_kernel import TINY_ARGV
+    from roost.launchers.agent.find_or_start import find_or_start_agent
+    from roost.launchers.daemon.daemon import DaemonError
+    from roost.launchers.protocol.agent_client import AgentClient
+    from roost.launchers.protocol.agent_settings import AgentSettings, Enforcement
+    from roost.launchers.protocol.messages import Connection, Launch, Lease, Owner, Reserve
+    from roost.launchers.protocol.rpc import RemoteError, RpcError
+    from roost.placement.model import Request
+
+    settings = AgentSettings(
+        cpus=CPUS, memory_bytes=MEMORY_BYTES, gpus=GPUS, divides_machine=True, enforcement=Enforcement(enforce="never")
+    )  # fmt: skip
+    dice, counts = random.Random(seed), Counter[str]()
+    client: AgentClient | None = None
+
+    async def connect() -> AgentClient:
+        nonlocal client
+        if client is None:
+            client = AgentClient(*await find_or_start_agent(settings))
+            await client.connect()
+        return client
+
+    async def one(number: int) -> None:
+        nonlocal client
+        share = dice.choice([0.0, 0.25, 0.5, 0.5, 1.0, 2.0])
+        request = Request(gpus=share, cpus=dice.choice([0, 1, 2]), memory_bytes=dice.choice([0, 100, 500]))
+        name = f"{os.getuid()}-{number}"
+        lease = Lease(id=name, kernel_id=name, owner=Owner(user=str(os.getuid())), request=request)
+        launch = Launch(
+            launch_id="1", lease_id=name, kernel_id=name, argv=TINY_ARGV, cwd="/", connection=Connection(key="k"),
+            env={"PATH": os.environ["PATH"], _MARK: f"{request.gpu_share}:{request.cpus}:{request.memory_bytes}"},
+        )  # fmt: skip
+        for _ in range(100):  # an agent that is killed is started again
+            try:
+                agent = await connect()
+                try:
+                    await agent.reserve(Reserve(lease=lease, linger_s=0.5, launch=launch))
+                    await agent.launch(launch)
+                    counts["granted"] += 1
+                    await asyncio.sleep(dice.choice([0.0, 0.02, 0.1]))
+                except RemoteError as refusal:
+                    counts[refusal.kind] += 1
+                await agent.release(name)
+                return
+            except (RpcError, DaemonError, asyncio.TimeoutError, OSError):
+                counts["lost"] += 1
+                if client is not None:
+                    await client.close()
+                client = None
+                await asyncio.sleep(0.02)
+
+    await connect()
+    print("ready", flush=True)
+    sys.stdin.read()
+    left = iter(range(rounds))
+
+    async def work() -> None:
+        for number in left:
+            await one(number)
+
+    await asyncio.gather(*(work() for _ in range(2)))
+    agent = await connect()
+    counts["left"] = len((await agent.holdings()).leases)
+    with suppress(RpcError):
+        await agent.leave()
+    await agent.close()
+    return counts
+
+
+# The look from outside
+
+
+def find_kernels() -> Iterator[tuple[int, str, str]]:
+    """Yield pid, devices and mark of each kernel of a race."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            environ = Path(f"/proc/{name}/environ").read_bytes().decode(errors="replace")
+            values = dict(pair.partition("=")[::2] for pair in environ.split("\0"))
+            if _MARK in values and os.getsid(int(name)) == int(name):
+                yield int(name), values.get("CUDA_VISIBLE_DEVICES", ""), values[_MARK]
+
+
+def look() -> tuple[int, str]:
+    """Return how many kernels live, and what is held more than once; empty if nothing is."""
+    found = [(pid, *held, _start_of(pid)) for pid, *held in find_kernels()]
+    # One that has ended meanwhile may have made room for one that was seen later.
+    found = [each for each in found if each[3] and _start_of(each[0]) == each[3]]
+    sums: Counter[str] = Counter()
+    for _, devices, mark, _ in found:
+        share, cpus, memory_bytes = map(Fraction, mark.split(":"))
+        sums["cpus"] += cpus / CPUS
+        sums["memory"] += memory_bytes / MEMORY_BYTES
+        for device in devices.split(",") if share else ():
+            sums[f"GPU {device}"] += share
+    return len(found), ", ".join(f"{name}: {float(total):g}" for name, total in sums.items() if total > 1)
+
+
+def _start_of(pid: int) -> str:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+# All together
+
+
+def run(way: str, users: int, rounds: int, kills: int) -> dict[str, Any]:
+    home = Path(tempfile.mkdtemp(prefix="roost-race-", dir="/tmp"))
+    home.chmod(0o755)
+    open_to_all(Path(sys.base_prefix), Path(sys.prefix), Path(roost.__path__[0]), KIT)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ["PYTHONPATH"]}
+    if way == "installed":
+        Path("/run/roost").mkdir()
+        Path("/run/roost").chmod(0o1777)
+        book = Path("/run/roost")
+    elif way == "shared":
+        book = Path("/run/lock")
+    else:
+        book = home / "book"
+        book.mkdir()
+        book.chmod(0o1777)
+        environment["ROOST_MACHINE_DIR"] = str(book)
+    dice = random.Random(rounds)
+    racers = [_start_user(number, home, rounds, environment) for number in range(users)]
+    looks, most, wrong, killed = 0, 0, Counter[str](), 0
+    try:
+        for racer in racers:
+            assert racer.stdout is not None
+            assert racer.stdout.readline() == "ready\n"
+        began = time.monotonic()
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.close()
+            racer.stdin = None
+        next_kill = began
+        while any(racer.poll() is None for racer in racers):
+            count, excess = look()
+            looks, most = looks + 1, max(most, count)
+            if excess:
+                wrong[excess] += 1
+            if killed < kills and time.monotonic() > next_kill:
+                killed += _kill_agent(home, dice)
+                next_kill = time.monotonic() + dice.uniform(0.05, 0.6)
+            time.sleep(0.002)
+        took_s = time.monotonic() - began
+        results = [json.loads(racer.communicate()[0] or "{}") for racer in racers]
+        for _ in range(100):  # leases of killed agents expire, and agents that have left end
+            left = [path.name for path in book.glob("*roost-*")]
+            if not left:
+                break
+            time.sleep(0.1)
+    finally:
+        for racer in racers:
+            racer.kill()
+        for pid in (*(pid for pid, *_ in find_kernels()), *_find_agents(home)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(home, ignore_errors=True)
+    return {
+        "users": results, "looks": looks, "most_kernels": most, "held_twice": dict(wrong), "killed": killed,
+        "took_s": round(took_s, 1), "left": left,
+    }  # fmt: skip
+
+
+def open_to_all(*folders: Path) -> None:
+    """In this mount namespace, let all users enter these folders, also those in a home folder like /root."""
+    for folder in folders:
+        closed = [parent for parent in folder.parents if not parent.stat().st_mode & stat.S_IXOTH]
+        if not closed:
+            continue
+        aside = tempfile.mkdtemp(prefix="roost-race-", dir="/run")
+        for command in (
+            ["mount", "--bind", folder, aside],
+            ["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", closed[-1]],
+            ["mkdir", "-p", folder],
+            ["mount", "--move", aside, folder],
+        ):
+            subprocess.run(command, check=True)
+        os.rmdir(aside)
+
+
+def _start_user(number: int, home: Path, rounds: int, environment: dict[str, str]) -> subprocess.Popen[str]:
+    uid, own = FIRST_UID + number, home / str(FIRST_UID + number)
+    own.mkdir(mode=0o700)
+    os.chown(own, uid, uid)
+    return subprocess.Popen(
+        [sys.executable, "-m", "kit.machine.racing_users", str(rounds), str(number)],
+        user=uid, group=uid, extra_groups=[], cwd="/", text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**environment, "HOME": str(own), "ROOST_RUNTIME_DIR": str(own / "run")},
+    )  # fmt: skip
+
+
+def _kill_agent(home: Path, dice: random.Random) -> int:
+    """Kill an agent. Return how many were killed."""
+    if pids := _find_agents(home):
+        with suppress(ProcessLookupError):
+            os.kill(dice.choice(pids), signal.SIGKILL)
+            return 1
+    return 0
+
+
+def _find_agents(home: Path) -> list[int]:
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
+            if b"roost.launchers.agent.main" in words and any(os.fsencode(home) in word for word in words):
+                found.append(int(name))
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(json.dumps(asyncio.run(act(int(sys.argv[1]), int(sys.argv[2])))))
+    else:
+        print(json.dumps(run(sys.argv[1], *map(int, sys.argv[2:]))))
