@@ -1,8 +1,9 @@
 """Unix users who race for the slices of one machine, and somebody who looks at their kernels from outside.
 
 Run as root: `python -m kit.machine.racing_users WAY USERS ROUNDS KILLS`. WAY is where the book is: `installed`,
-`shared` or `chosen` (`places.Place`). Each user has an agent, and starts and stops kernels at random. KILLS agents are
-killed at random moments. Prints the result as JSON. `race` runs all this in a mount namespace with a /run of its own.
+`shared` or `chosen` (`places.Place`), or `alone`: without a book. Each user has an agent, and starts and stops kernels
+at random. KILLS agents are killed at random moments. Prints the result as JSON. `race` runs all this in a mount
+namespace with a /run of its own.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def race(way: str, *, users: int, rounds: int, kills: int) -> dict[str, Any]:
 # One user
 
 
-async def act(rounds: int, seed: int) -> Counter[str]:
+async def act(rounds: int, seed: int, has_book: bool) -> Counter[str]:
     """Start and stop kernels as the user of this process. Return how many starts were granted and refused."""
     from kit.machine.tiny_kernel import TINY_ARGV
     from roost.launchers.agent.find_or_start import find_or_start_agent
@@ -68,9 +69,8 @@ async def act(rounds: int, seed: int) -> Counter[str]:
     from roost.launchers.protocol.rpc import RemoteError, RpcError
     from roost.placement.model import Request
 
-    settings = AgentSettings(
-        cpus=CPUS, memory_bytes=MEMORY_BYTES, gpus=GPUS, divides_machine=True, enforcement=Enforcement(enforce="never")
-    )  # fmt: skip
+    amounts: dict[str, Any] = {"cpus": CPUS, "memory_bytes": MEMORY_BYTES, "gpus": GPUS}
+    settings = AgentSettings(**amounts, divides_machine=has_book, enforcement=Enforcement(enforce="never"))
     dice, counts = random.Random(seed), Counter[str]()
     client: AgentClient | None = None
 
@@ -184,7 +184,7 @@ def run(way: str, users: int, rounds: int, kills: int) -> dict[str, Any]:
         book.chmod(0o1777)
         environment["ROOST_MACHINE_DIR"] = str(book)
     dice = random.Random(rounds)
-    racers = [_start_user(number, home, rounds, environment) for number in range(users)]
+    racers = [_start_user(number, home, rounds, environment, way != "alone") for number in range(users)]
     looks, most, wrong, killed = 0, 0, Counter[str](), 0
     try:
         for racer in racers:
@@ -242,12 +242,14 @@ def open_to_all(*folders: Path) -> None:
         os.rmdir(aside)
 
 
-def _start_user(number: int, home: Path, rounds: int, environment: dict[str, str]) -> subprocess.Popen[str]:
+def _start_user(
+    number: int, home: Path, rounds: int, environment: dict[str, str], has_book: bool
+) -> subprocess.Popen[str]:
     uid, own = FIRST_UID + number, home / str(FIRST_UID + number)
     own.mkdir(mode=0o700)
     os.chown(own, uid, uid)
     return subprocess.Popen(
-        [sys.executable, "-m", "kit.machine.racing_users", str(rounds), str(number)],
+        [sys.executable, "-m", "kit.machine.racing_users", str(rounds), str(number), str(int(has_book))],
         user=uid, group=uid, extra_groups=[], cwd="/", text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env={**environment, "HOME": str(own), "ROOST_RUNTIME_DIR": str(own / "run")},
     )  # fmt: skip
@@ -273,7 +275,7 @@ def _find_agents(home: Path) -> list[int]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        print(json.dumps(asyncio.run(act(int(sys.argv[1]), int(sys.argv[2])))))
+    if len(sys.argv) == 4:
+        print(json.dumps(asyncio.run(act(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1"))))
     else:
         print(json.dumps(run(sys.argv[1], *map(int, sys.argv[2:]))))
