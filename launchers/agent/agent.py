@@ -297,7 +297,7 @@ class Agent:
 
     def _limit_spares(self) -> None:
         """Limit the zygotes' spares to the number that fits in memory that is neither promised nor in use."""
-        room_bytes = self._machine.find_free_memory(self._ledger, self._share.look())
+        room_bytes = self._machine.find_free_memory(self._ledger, self._share.view)
         zygotes = max(1, len(self._zygotes.interpreters()))
         self._zygotes.limit_spares(room_bytes // _SPARE_BYTES // zygotes)
 

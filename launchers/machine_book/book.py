@@ -289,8 +289,12 @@ class MachineBook:
         memory_bytes: int,
         devices: Mapping[str, float],
         since: float = 0.0,
+        launches: bool = False,
     ) -> None:
-        """Promise a slice: write its file. Does nothing where nobody shares a book. Raises `OSError`."""
+        """Promise a slice: write its file. Does nothing where nobody shares a book. Raises `OSError`.
+
+        `launches`: its kernel begins next, as after `begin_launch`.
+        """
         self._write(
             lease_id,
             Promise(
@@ -302,12 +306,14 @@ class MachineBook:
                 devices=devices,
                 parents={each: self._parents[each] for each in devices if each in self._parents},
                 since=since or time.time(),
+                launching_since=current_start_time() if launches else 0.0,
             ),
         )
 
     def begin_launch(self, lease_id: str) -> None:
         """Note that the kernel's process begins from now on. Does nothing for a lease without a promise."""
-        if (known := self._mine.get(lease_id)) is not None:
+        known = self._mine.get(lease_id)
+        if known is not None and not known.launching_since:
             self._write(
                 lease_id, replace(without_dead(known, self._uid), launching_since=current_start_time())
             )

@@ -26,7 +26,8 @@ class MachineShare:
     def __init__(self, ledger: LeaseLedger, book: MachineBook | None) -> None:
         self._ledger = ledger
         self._book = book
-        self._view = ALONE
+        self.view = ALONE
+        """What others have promised, as of the last look."""
         self._said = ""
         self._waiting: dict[str, int] = {}
         """How many calls wait for each lease, by its id."""
@@ -40,12 +41,12 @@ class MachineShare:
         """Return what others have promised. If the rules cannot be read, return what was known before."""
         if self._book is not None:
             try:
-                self._view, self._said = self._book.look(), ""
+                self.view, self._said = self._book.look(), ""
             except BadRules as problem:
                 if str(problem) != self._said:
                     self._said = str(problem)
                     log.error("%s", problem)
-        return self._view
+        return self.view
 
     def problems(self) -> tuple[str, ...]:
         """Return what keeps this agent from granting anything, as sentences without a full stop."""
@@ -66,7 +67,7 @@ class MachineShare:
                     raise Conflict("it was given back while it waited for its turn")
                 if lease.id in self._ledger:
                     return record(request)
-                lease = self._promise(self._book, lease)
+                lease = self._promise(self._book, lease, launches=request.launch is not None)
                 try:
                     return record(replace(request, lease=lease))
                 except BaseException:
@@ -106,11 +107,11 @@ class MachineShare:
         if self._book is not None:
             self._book.give_back(lease_id)
 
-    def _promise(self, book: MachineBook, lease: Lease) -> Lease:
+    def _promise(self, book: MachineBook, lease: Lease, *, launches: bool) -> Lease:
         """Choose devices for a lease, and write its promise. Raises `Conflict`."""
         try:
             lease = self._ledger.choose(lease, book.look())
-            self._write(book, lease)
+            self._write(book, lease, launches=launches)
             try:
                 again = self._ledger.choose(lease, book.look(besides=lease.id))
                 if set(again.device_ids) != set(lease.device_ids):
@@ -122,11 +123,12 @@ class MachineShare:
             raise Conflict(str(problem)) from None
         return lease
 
-    def _write(self, book: MachineBook, lease: Lease) -> None:
+    def _write(self, book: MachineBook, lease: Lease, *, launches: bool = False) -> None:
         book.promise(
             lease.id,
             cpus=lease.request.cpus,
             memory_bytes=lease.request.memory_bytes,
             devices=dict.fromkeys(lease.device_ids, lease.request.gpu_share),
             since=lease.asked_at,
+            launches=launches,
         )
