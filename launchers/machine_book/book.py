@@ -48,6 +48,10 @@ _SETTLED_NS = 50_000_000
 """A folder that has not changed for so long shows each later change by another time."""
 _READ_AGAIN = 5
 """How many times a promise is read again that changes while it is judged."""
+LEFT_BEHIND = "is left by processes that have ended"
+OF_OTHER_CONTAINER = "was made in another container"
+ABOVE_LIMIT = "claims more than its user may hold"
+"""Why a good promise does not count."""
 _WITHOUT = MachineRules()
 
 
@@ -201,7 +205,7 @@ class MachineBook:
         for uid, of_user in by_user.items():
             within, above = (of_user, []) if uid == self._uid else _keep_within(of_user, rules.limit_of(uid))
             counted += within
-            strangers += [Stranger(each.path, uid, "claims more than its user may hold") for each in above]
+            strangers += [Stranger(each.path, uid, ABOVE_LIMIT) for each in above]
         return counted, strangers
 
     def _judge(
@@ -210,13 +214,13 @@ class MachineBook:
         """Return the promise if it lives, as it is now. Return why it does not count, or None if it is gone."""
         for _ in range(_READ_AGAIN):
             if held.promise.pid_namespace != self._namespace:
-                return Stranger(held.path, held.uid, "was made in another container")
+                return Stranger(held.path, held.uid, OF_OTHER_CONTAINER)
             if lives(held.promise, held.uid, known):
                 return held
             # Its agent may have named a kernel after the file was read, and have ended then.
             newer = reader.read_newer(held)
             if newer is held:
-                return Stranger(held.path, held.uid, "is left by processes that have ended")
+                return Stranger(held.path, held.uid, LEFT_BEHIND)
             if not isinstance(newer, Held):
                 return newer
             held = newer
@@ -253,7 +257,7 @@ class MachineBook:
                         why=why if left < before.left else before.why,
                     )
 
-        limit("all users of this machine hold", counted, _subtract(rules, self._machine))
+        limit("all users of this machine hold", counted, rules.find_room(self._machine))
         limit("you hold", (each for each in counted if each.uid == self._uid), rules.limit_of(self._uid))
         for name, limits in rules.groups_of(self._uid).items():
             members = (each for each in counted if name in rules.groups_of(each.uid))
@@ -465,16 +469,6 @@ def _sum_amounts(held: Iterable[Held]) -> dict[str, Fraction]:
         sums["memory"] += each.promise.memory_bytes
         sums["gpus"] += sum(map(Fraction, each.promise.devices.values()), Fraction(0))
     return sums
-
-
-def _subtract(rules: MachineRules, machine: Amounts) -> Amounts:
-    """Return what the machine has for kernels: its totals, without the reserve for the system."""
-    cpus = machine.cpus if rules.totals.cpus is None else rules.totals.cpus
-    memory_bytes = machine.memory_bytes if rules.totals.memory_bytes is None else rules.totals.memory_bytes
-    return Amounts(
-        cpus=max(0.0, (cpus or 0.0) - (rules.reserve.cpus or 0.0)),
-        memory_bytes=max(0, (memory_bytes or 0) - (rules.reserve.memory_bytes or 0)),
-    )
 
 
 def _format(resource: str, amount: float | Fraction) -> str:

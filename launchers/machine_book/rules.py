@@ -12,7 +12,7 @@ import pwd
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from grp import getgrgid
+from grp import getgrgid, getgrnam
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,31 @@ class MachineRules:
     shows_names: bool = False
     """True if a user may see the names of others who hold something."""
 
+    def find_totals(self, machine: Amounts) -> Amounts:
+        """Return what this machine has. `machine` has the measured CPUs and memory."""
+        return Amounts(
+            cpus=machine.cpus if self.totals.cpus is None else self.totals.cpus,
+            memory_bytes=(
+                machine.memory_bytes if self.totals.memory_bytes is None else self.totals.memory_bytes
+            ),
+            gpus=self.totals.gpus,
+        )
+
+    def find_room(self, machine: Amounts) -> Amounts:
+        """Return the CPUs and the memory for kernels: the totals without the reserve for the system."""
+        totals = self.find_totals(machine)
+        return Amounts(
+            cpus=max(0.0, (totals.cpus or 0.0) - (self.reserve.cpus or 0.0)),
+            memory_bytes=max(0, (totals.memory_bytes or 0) - (self.reserve.memory_bytes or 0)),
+        )
+
     def limit_of(self, uid: int) -> Amounts:
         """Return what this user may hold."""
-        for name in (_name_user(uid), str(uid), EVERYBODY):
-            if name in self.users:
-                return self.users[name]
-        return Amounts()
+        return self.users.get(self.find_table(uid), Amounts())
+
+    def find_table(self, uid: int) -> str:
+        """Return the name of the table in `users` that applies to this user; empty if none does."""
+        return next((name for name in (name_user(uid), str(uid), EVERYBODY) if name in self.users), "")
 
     def groups_of(self, uid: int) -> dict[str, Amounts]:
         """Return the limits of the groups to which this user belongs."""
@@ -75,8 +94,11 @@ class MachineRules:
         return {name: limit for name, limit in self.groups.items() if name in names}
 
 
-def read_rules(file: Path = FILE, *, root: int = 0) -> MachineRules:
-    """Return the rules in a file that only root can change; no rules if there is none. Raises `BadRules`."""
+def read_rules(file: Path = FILE, *, root: int | None = 0) -> MachineRules:
+    """Return the rules in a file that only root can change; no rules if there is none. Raises `BadRules`.
+
+    `root` is the uid that must own the file. None: anybody may own and change it, as a draft.
+    """
     try:
         status = file.lstat()
         text = read_text(file, most_bytes=_MOST_BYTES)
@@ -86,7 +108,8 @@ def read_rules(file: Path = FILE, *, root: int = 0) -> MachineRules:
         raise BadRules(str(problem)) from None
     except OSError as problem:
         raise BadRules(f"{file} cannot be read: {problem.strerror}") from None
-    if status.st_uid != root or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    is_open = status.st_uid != root or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if root is not None and is_open:
         raise BadRules(
             f"{file} can be changed by others than root: run `chown root:root {file}; chmod 644 {file}`"
         )
@@ -94,6 +117,12 @@ def read_rules(file: Path = FILE, *, root: int = 0) -> MachineRules:
         return _build(_load(text))
     except BadRules as problem:
         raise BadRules(f"{file}: {problem}") from None
+
+
+def list_unknown(rules: MachineRules) -> list[str]:
+    """Return the tables of limits for users and groups that the system does not know, such as `users.ada`."""
+    tables = [f"users.{name}" for name in rules.users if name != EVERYBODY and not _is_user(name)]
+    return tables + [f"groups.{name}" for name in rules.groups if not _is_group(name)]
 
 
 def find_groups(uid: int) -> set[str]:
@@ -112,11 +141,24 @@ def find_groups(uid: int) -> set[str]:
     return found
 
 
-def _name_user(uid: int) -> str:
+def name_user(uid: int) -> str:
+    """Return the name of a user; the uid if the system knows none."""
     try:
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
+    except (KeyError, OverflowError):
         return str(uid)
+
+
+def _is_user(name: str) -> bool:
+    with contextlib.suppress(KeyError, OverflowError, ValueError):
+        return bool(pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name))
+    return False
+
+
+def _is_group(name: str) -> bool:
+    with contextlib.suppress(KeyError, OverflowError, ValueError):
+        return bool(getgrgid(int(name)) if name.isdecimal() else getgrnam(name))
+    return False
 
 
 def _load(text: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@
     kernels.py      roost kernels, logs, stop
     explain.py      roost explain
     doctor.py       roost doctor, version
+    machine.py      roost machine install, check
     services.py     roost restart-service; what roost doctor says about two services for one cluster
     jupyter.py      roost kernelspec install, list, remove; roost run
     events.py       roost events

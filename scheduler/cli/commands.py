@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_cluster_commands(commands)
     _add_simulate(commands)
     _add_kernelspec(commands)
+    _add_machine(commands)
     _add_run(commands)
     _add_bench(commands)
     doctor = _add_command(commands, "doctor", "doctor:diagnose", "find problems and their remedies")
@@ -171,6 +172,19 @@ def _add_kernelspec(commands: Subparsers) -> None:
     _add_command(actions, "list", "jupyter:list_all", what)
     remove = _add_command(actions, "remove", "jupyter:remove", "remove kernelspecs of roost")
     remove.add_argument("names", metavar="NAME", nargs="+")
+
+
+def _add_machine(commands: Subparsers) -> None:
+    what = "let several users share this machine, and show what they may hold"
+    parent = commands.add_parser("machine", help=what, description=f"{what.capitalize()}.")
+    actions = parent.add_subparsers(title="actions", metavar="ACTION", required=True)
+    what = "make the folder in which all users' agents divide this machine; for root, and may be repeated"
+    install = _add_command(actions, "install", "machine:install", what)
+    install.add_argument("--dry-run", action="store_true", help="show what would be written; for everybody")
+    what = "show the totals, the reserve and the limits of this machine"
+    check = _add_command(actions, "check", "machine:check", what)
+    check.add_argument("--file", metavar="FILE", help="read this draft, not /etc/roost/machine.toml")
+    check.add_argument("--user", metavar="NAME", default="", help="show the limits of this user (your own)")
 
 
 def _add_run(commands: Subparsers) -> None:

@@ -1,0 +1,229 @@
+"""`roost machine install` and `roost machine check`, in folders of the test."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kit.fakes.client import document, run
+from roost.scheduler.cli import machine
+from roost.scheduler.cli.machine import Installation, run_installation
+from roost.scheduler.errors import NotAllowed, RoostError
+
+RULES = """
+cpus = 30
+memory = "64GiB"
+gpus = ["GPU-a", "GPU-b"]
+show_names = true
+reserve = { cpus = 2, memory = "8GiB" }
+[users."*"]
+cpus = 4
+[users.root]
+gpus = 1.5
+[groups.0]
+memory = "16GiB"
+"""
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Installation:
+    """Return an installation below the folder of the test, for this user, on a machine with systemd."""
+    owner = (os.getuid(), os.getgid())
+    return Installation(
+        folder=tmp_path / "run" / "roost",
+        tmpfiles=tmp_path / "etc" / "tmpfiles.d" / "roost.conf",
+        owner=owner,
+        systemd=tmp_path,
+    )
+
+
+@pytest.fixture
+def as_root(monkeypatch: pytest.MonkeyPatch, installation: Installation) -> None:
+    """Let the command believe that root has called it."""
+    installation.folder.parent.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+
+def install(installation: Installation, capsys: pytest.CaptureFixture[str], *, dry_run: bool = False) -> str:
+    assert run_installation(argparse.Namespace(dry_run=dry_run, json=False), installation) == 0
+    return capsys.readouterr().out
+
+
+def state_of(installation: Installation) -> tuple[str, str]:
+    return installation.tmpfiles.read_text(), f"{installation.folder.lstat().st_mode:o}"
+
+
+@pytest.mark.usefixtures("as_root")
+def test_the_installation_may_be_repeated(
+    installation: Installation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = install(installation, capsys)
+    assert f"Made the folder {installation.folder}, mode 1777" in out
+    assert "/etc/roost/machine.toml" in out
+    made = state_of(installation)
+    assert made == (f"d {installation.folder} 1777 root root -\n", "41777")
+    assert installation.tmpfiles.stat().st_mode & 0o777 == 0o644
+    (installation.folder / "promise").write_text("kept")
+    out = install(installation, capsys)
+    assert "nothing is to do" in out
+    assert "Made" not in out
+    assert state_of(installation) == made
+    assert (installation.folder / "promise").read_text() == "kept"
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("umask", [0o077, 0o000])
+def test_no_umask_changes_the_result(
+    umask: int, installation: Installation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = os.umask(umask)
+    try:
+        install(installation, capsys)
+    finally:
+        os.umask(before)
+    assert state_of(installation)[1] == "41777"
+    assert installation.tmpfiles.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("mode", [0o755, 0o777, 0o1755, 0o2777])
+def test_a_wrong_mode_is_mended(
+    mode: int, installation: Installation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installation.folder.mkdir()
+    installation.folder.chmod(mode)
+    out = install(installation, capsys)
+    assert f"it had mode {mode:o}" in out
+    assert state_of(installation)[1] == "41777"
+
+
+@pytest.mark.usefixtures("as_root")
+def test_an_old_line_is_replaced(installation: Installation, capsys: pytest.CaptureFixture[str]) -> None:
+    installation.tmpfiles.parent.mkdir(parents=True)
+    installation.tmpfiles.write_text("d /run/roost 0755 root root -\n")
+    assert "Wrote" in install(installation, capsys)
+    assert state_of(installation)[0] == installation.line
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.usefixtures("as_root")
+def test_a_wrong_owner_is_mended(installation: Installation, capsys: pytest.CaptureFixture[str]) -> None:
+    installation.folder.mkdir()
+    os.chown(installation.folder, 12345, 12345)
+    assert "owner 12345:12345" in install(installation, capsys)
+    assert installation.folder.stat().st_uid == 0
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("kind", ["file", "link", "pipe"])
+def test_something_else_than_a_folder_is_refused_before_anything_is_written(
+    kind: str, installation: Installation, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir(mode=0o700)
+    {
+        "file": lambda: installation.folder.write_text("x"),
+        "link": lambda: installation.folder.symlink_to(target),
+        "pipe": lambda: os.mkfifo(installation.folder),
+    }[kind]()
+    with pytest.raises(RoostError, match=r"is (a link|no folder): remove it, then run this command again\.$"):
+        run_installation(argparse.Namespace(dry_run=False, json=False), installation)
+    assert not installation.tmpfiles.exists()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o700
+
+
+def test_a_dry_run_shows_all_that_would_be_written_and_changes_nothing(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    out = install(installation, capsys, dry_run=True)
+    assert f"Would write {installation.tmpfiles} with the line `{installation.line.strip()}`." in out
+    assert f"Would make the folder {installation.folder}, mode 1777, owner root:root." in out
+    assert not installation.folder.exists()
+    assert not installation.tmpfiles.exists()
+
+
+def test_without_root_one_sentence_says_what_to_type(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(NotAllowed, match=r"^Only root can do this: run `sudo /.* machine install`\.$"):
+        run_installation(argparse.Namespace(dry_run=False, json=False), installation)
+    assert not installation.folder.exists()
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize(("program", "is_named"), [("/bin/systemd-tmpfiles", False), (None, True)])
+def test_without_systemd_the_command_must_be_run_again(
+    program: str | None,
+    is_named: bool,
+    installation: Installation,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    without = replace(installation, systemd=tmp_path / "none", find_program=lambda name: program)
+    assert ("run this command again after each boot" in install(without, capsys)) is is_named
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_folder_that_cannot_be_written_is_one_sentence(installation: Installation) -> None:
+    installation.tmpfiles.parent.parent.write_text("no folder")
+    with pytest.raises(RoostError, match=r"^Cannot write .*\.$"):
+        run_installation(argparse.Namespace(dry_run=False, json=False), installation)
+
+
+# roost machine check
+
+
+def test_the_rules_are_shown_for_a_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draft = tmp_path / "machine.toml"
+    draft.write_text(RULES)
+    shown = document(capsys, "machine", "check", "--file", str(draft), "--user", "root")
+    assert shown["totals"] == {"cpus": 30, "memory_bytes": 64 << 30, "gpus": 2}
+    assert shown["for_kernels"] == {"cpus": 28, "memory_bytes": 56 << 30, "gpus": 2}
+    assert shown["gpu_ids"] == ["GPU-a", "GPU-b"]
+    user = shown["user"]
+    assert (user["name"], user["table"]) == ("root", "root")
+    assert user["limits"] == {"cpus": None, "memory_bytes": None, "gpus": 1.5}
+    assert user["groups"] == {"0": {"cpus": None, "memory_bytes": 16 << 30, "gpus": None}}
+    assert shown["warnings"] == []
+    code, out, _ = run(capsys, "machine", "check", "--file", str(draft), "--user", "4711")
+    assert code == 0
+    assert "To user 4711, the table users.* applies." in out
+
+
+def test_a_limit_for_nobody_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draft = tmp_path / "machine.toml"
+    draft.write_text('[users.adda]\ncpus = 1\n[users."*"]\ncpus = 1\n[groups."*"]\ncpus = 1\n[groups.0]\n')
+    warnings = document(capsys, "machine", "check", "--file", str(draft))["warnings"]
+    assert [each.split()[2] for each in warnings] == ["users.adda", "groups.*"]
+
+
+def test_a_bad_file_gives_its_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draft = tmp_path / "machine.toml"
+    draft.write_text("cpu = 3")
+    code, out, problem = run(capsys, "machine", "check", "--file", str(draft))
+    assert (code, out) == (1, "")
+    assert problem.startswith(f"roost: {draft}: there is no setting `cpu`; known are")
+    assert problem.count("\n") == 1
+    code, _, problem = run(capsys, "machine", "check", "--file", str(tmp_path / "none"))
+    assert (code, problem) == (1, f"roost: {tmp_path / 'none'} does not exist.\n")
+
+
+def test_without_a_file_nothing_is_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "FILE", tmp_path / "machine.toml")
+    code, out, _ = run(capsys, "machine", "check")
+    assert code == 0
+    assert "does not exist: nothing is limited." in out
+
+
+def test_an_unknown_user_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, problem = run(capsys, "machine", "check", "--user", "no-such-user")
+    assert (code, problem) == (2, "roost: There is no user 'no-such-user' on this machine.\n")
