@@ -8,6 +8,8 @@
     explain.py      roost explain
     doctor.py       roost doctor, version
     machine.py      roost machine install, check
+    machine_findings.py  what roost doctor finds in the machine's book, and removes there
+    outside_use.py  what roost doctor says about GPUs and memory that other programs use
     services.py     roost restart-service; what roost doctor says about two services for one cluster
     jupyter.py      roost kernelspec install, list, remove; roost run
     events.py       roost events

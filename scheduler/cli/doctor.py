@@ -13,6 +13,7 @@ from rich.text import Text
 
 import roost
 from roost.launchers.daemon.daemon import DaemonError
+from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.running_services import find_services
@@ -54,9 +55,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         is_fix = arguments.fix and not arguments.dry_run
         reported = wait_for(client.doctor(fix=is_fix), _FIX_S if is_fix else ANSWER_S)
         if arguments.dry_run:
-            reported = [
-                {**each, "do": f"would do: {each['fix']}"} if "fix" in each else each for each in reported
-            ]
+            reported = _show_plans(reported)
         findings += reported
         findings.append({"level": "ok", "what": f"the cluster is {describe_cluster(service)}", "do": ""})
         findings += [
@@ -74,11 +73,26 @@ def diagnose(arguments: argparse.Namespace) -> int:
             restart = write_command("restart-service", arguments.backend, scheduler_options(arguments))
             do = f"read this log; if the service hangs, `{restart}` ends it and starts the next: kernels live on"
         findings.append({"level": "error", "what": fields.get("what", str(error)), "do": do})
+    if arguments.backend == DEFAULT_BACKEND:  # the machine's book divides this machine, and no cluster
+        findings += _examine_book(arguments)
     findings += setup_check.find_problems() + older_servers.find_problems()
     # Last, because the scheduler that runs now checks their requests.
     findings += kernelspecs.find_problems(silent=silent)
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))
     return 1 if any(finding["level"] == "error" for finding in findings) else 0
+
+
+def _examine_book(arguments: argparse.Namespace) -> list[Finding]:
+    """Return the findings about the machine's book, and repair it if asked."""
+    from . import machine_findings
+
+    found = machine_findings.find_problems(fix=arguments.fix and not arguments.dry_run)
+    return _show_plans(found) if arguments.dry_run else found
+
+
+def _show_plans(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings with what a repair would do, in the place of the advice."""
+    return [{**each, "do": f"would do: {each['fix']}"} if "fix" in each else each for each in findings]
 
 
 def _find_broken_settings(arguments: argparse.Namespace) -> list[Finding]:
