@@ -87,7 +87,7 @@ class Agent:
             folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
         )
         book = _open_book(folder, machine) if settings.divides_machine else None
-        self._share = MachineShare(self._ledger, book)
+        self._share = MachineShare(self._ledger, book, gpu_ids=machine.devices.ids)
         clear_place(folder / _ZYGOTE_LOG, log)
         self._usage, self._measuring = UsageMeter(place.session), asyncio.Lock()
         self._timers = Timers()
@@ -351,6 +351,8 @@ class Agent:
 
     def _status(self) -> Node:
         status = self._machine.status(self._ledger, self._share.look())
+        if self._share.is_outdated:
+            self.leases.leave_when_empty()
         self._limit_spares()
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
         problems = [*self._zygotes.problems(), *self._share.problems()]

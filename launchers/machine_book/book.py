@@ -100,6 +100,8 @@ class View:
     rooms: Mapping[str, Room] = field(default_factory=dict)
     """By resource: cpus, memory, gpus. A resource without an entry has no limit."""
     shows_names: bool = False
+    gpu_ids: tuple[str, ...] | None = None
+    """The ids of the GPUs that root declares now; None: those of NVML."""
 
     def room(self, resource: str) -> Room:
         return self.rooms.get(resource, Room())
@@ -181,6 +183,7 @@ class MachineBook:
             devices=self._sum_devices(others),
             rooms=self._find_rooms(rules, counted),
             shows_names=rules.shows_names,
+            gpu_ids=rules.gpu_ids,
         )
 
     def read_all(self, rules: MachineRules = _WITHOUT) -> tuple[list[Held], list[Stranger]]:

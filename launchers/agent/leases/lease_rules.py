@@ -27,6 +27,7 @@ UNUSED_LEASE_S = 30.0
 """How long a lease may be without a kernel. The scheduler that asked for it may have died."""
 STOP_GRACE_S = 2.0
 _OUTSIDE_EXIT_S = 10.0  # after its node has left the cluster
+_OUTDATED_EXIT_S = 1.0  # after its devices have changed; the next agent takes them up
 _IDLE = ""  # the key of the timer for idleness; other timers have lease ids as keys
 
 
@@ -136,6 +137,12 @@ class LeaseRules:
         """Wait for leases as long as usual again, because the node belongs to its cluster."""
         self._exit_s = self._usual_exit_s
         self._watch_idleness()
+
+    def leave_when_empty(self) -> None:
+        """Leave soon after the last lease, because the next agent of this machine can grant more. May be repeated."""
+        if self._exit_s > _OUTDATED_EXIT_S:
+            self._exit_s = _OUTDATED_EXIT_S
+            self._watch_idleness()
 
     async def _end(self, lease_id: str, grace_s: float) -> None:
         entry = self._ledger.get(lease_id)

@@ -14,18 +14,26 @@ from .ledger import LeaseLedger
 
 log = logging.getLogger(__name__)
 
+_OTHER_GPUS = (
+    "/etc/roost/machine.toml names other GPUs than when the agent of this machine began: "
+    "stop your kernels here, and the next agent takes these GPUs up"
+)
 _FASTER = "another user's kernel has just taken it"
 
 
 class MachineShare:
     """Grants leases of a ledger, as far as the other agents of the machine leave room.
 
-    `book` is None for an agent whose cluster manager divides the machine.
+    `book` is None for an agent whose cluster manager divides the machine. `gpu_ids` are those that root had declared
+    when the agent began.
     """
 
-    def __init__(self, ledger: LeaseLedger, book: MachineBook | None) -> None:
+    def __init__(
+        self, ledger: LeaseLedger, book: MachineBook | None, *, gpu_ids: tuple[str, ...] | None = None
+    ) -> None:
         self._ledger = ledger
         self._book = book
+        self._gpu_ids = gpu_ids
         self.view = ALONE
         """What others have promised, as of the last look."""
         self._said = ""
@@ -48,9 +56,18 @@ class MachineShare:
                     log.error("%s", problem)
         return self.view
 
+    @property
+    def is_outdated(self) -> bool:
+        """True if root has declared other GPUs since the agent began, as was seen at the last look.
+
+        Only the next agent can grant them: an agent's devices are those of its start.
+        """
+        return self._book is not None and self.view is not ALONE and self.view.gpu_ids != self._gpu_ids
+
     def problems(self) -> tuple[str, ...]:
-        """Return what keeps this agent from granting anything, as sentences without a full stop."""
-        return (self._said,) if self._said else ()
+        """Return what keeps this agent from granting leases, as sentences without a full stop."""
+        found = (self._said, _OTHER_GPUS if self.is_outdated else "")
+        return tuple(filter(None, found))
 
     async def reserve(self, request: Reserve, record: Callable[[Reserve], Lease]) -> Lease:
         """Grant a lease and `record` it in the ledger, or raise `Conflict`. Raises what `record` raises.
@@ -110,7 +127,10 @@ class MachineShare:
     def _promise(self, book: MachineBook, lease: Lease, *, launches: bool) -> Lease:
         """Choose devices for a lease, and write its promise. Raises `Conflict`."""
         try:
-            lease = self._ledger.choose(lease, book.look())
+            view = book.look()
+            if lease.request.gpus and view.gpu_ids != self._gpu_ids:
+                raise Conflict(_OTHER_GPUS)
+            lease = self._ledger.choose(lease, view)
             self._write(book, lease, launches=launches)
             try:
                 again = self._ledger.choose(lease, book.look(besides=lease.id))

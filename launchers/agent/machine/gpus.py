@@ -45,7 +45,9 @@ class DeviceReader:
         names = list(map(str, range(declared or 0))) if ids is None else list(ids)[:declared]
         self._named = tuple(Device(id=name, model=model) for name in names)
         self._last = self._named
-        self._ids, self._most = ids, declared
+        self.ids = None if ids is None else tuple(ids)
+        """The ids that root has declared; None: those of NVML."""
+        self._most = declared
         self._is_measured = declared is None or is_shared
         self._nvml: Any = None
         self._reader: threading.Thread | None = None
@@ -78,7 +80,7 @@ class DeviceReader:
             started_at = time.monotonic()
             self._processes: dict[int, int] = {}
             found = self._list()
-            if self._ids is not None:
+            if self.ids is not None:
                 known = {device.id: device for device in found}
                 self._last = tuple(known.get(device.id, device) for device in self._named)
             elif found or self._most is None:

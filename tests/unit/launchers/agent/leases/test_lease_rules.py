@@ -158,3 +158,17 @@ async def test_an_agent_that_never_gets_a_lease_leaves_when_it_is_idle(tmp_path:
     async with a_world(tmp_path, idle_exit_s=0.0) as w:
         w.rules.adopt()
         await w.until(lambda: w.steps == [("leave", "")])
+
+
+async def test_an_agent_with_outdated_devices_leaves_after_its_last_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_rules, "_OUTDATED_EXIT_S", 0.0)
+    async with a_world(tmp_path) as w:
+        w.running.add("used")
+        w.reserve("used")
+        w.rules.leave_when_empty()
+        w.rules.leave_when_empty()
+        await w.rules.release("used")
+        await w.until(lambda: ("leave", "") in w.steps)
+        assert w.steps.index(("leave", "")) > w.steps.index(("released", "used"))
