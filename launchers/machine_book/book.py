@@ -189,6 +189,7 @@ class MachineBook:
     def read_all(self, rules: MachineRules = _WITHOUT) -> tuple[list[Held], list[Stranger]]:
         """Return the promises that count, and the files that do not. Own promises whose files are gone are put back."""
         seen: set[Path] = set()
+        names: set[str] = set()
         strangers: list[Stranger] = []
         by_user: dict[int, list[Held]] = {}
         known: dict[int, dict[NamedProcess, bool]] = {}
@@ -198,8 +199,11 @@ class MachineBook:
             strangers += unfit
             for each in held:
                 seen.add(each.path)
+                if each.promise.name in names:
+                    continue  # its agent has written it again in a better folder, which root has made meanwhile
                 judged = self._judge(reader, each, known.setdefault(each.uid, {}))
                 if isinstance(judged, Held):
+                    names.add(judged.promise.name)
                     by_user.setdefault(each.uid, []).append(judged)
                 elif judged is not None:
                     strangers.append(judged)

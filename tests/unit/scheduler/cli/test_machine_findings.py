@@ -37,7 +37,7 @@ DEAD = NamedProcess(pid=1 << 22, started_at=1.0)
 
 def build_promise(number: int, *, agent: NamedProcess = HERE, **values: object) -> Promise:
     fields = {"pid_namespace": find_pid_namespace(), "cpus": 1.0, "since": time.time(), **values}
-    return Promise(name=name_file(UID, f"{number:032x}"), agent=agent, **fields)  # type: ignore[arg-type]
+    return Promise(name=name_file(UID, "agent", str(number)), agent=agent, **fields)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_lock_that_is_held_names_its_holder_and_stops_the_repair(folder: Path)
 
 
 def test_unfinished_files_of_dead_writers_are_removed(folder: Path) -> None:
-    name = name_file(UID, "0" * 32)
+    name = name_file(UID, "agent", "0")
     old, young, live = (folder / f".{name}.{pid}.tmp" for pid in (DEAD.pid, DEAD.pid + 1, os.getpid()))
     for path in (old, young, live):
         path.write_text("{")
@@ -193,7 +193,7 @@ def test_unfinished_files_of_dead_writers_are_removed(folder: Path) -> None:
 
 def plant(folder: Path, uid: int, number: int) -> None:
     """Write a dead promise of another user, as that user would."""
-    dead = replace(build_promise(number, agent=DEAD), name=name_file(uid, f"{number:032x}"))
+    dead = replace(build_promise(number, agent=DEAD), name=name_file(uid, "agent", str(number)))
     write_promise(folder, dead)
     os.chown(folder / dead.name, uid, uid)
 
@@ -225,8 +225,8 @@ def test_many_strangers_are_at_most_five_lines(folder: Path) -> None:
 
 def test_foreign_files_are_named_with_their_owner(folder: Path) -> None:
     (folder / "notes.txt").write_text("x")
-    (folder / name_file(UID, "1" * 32)).symlink_to("/etc/passwd")
-    (folder / name_file(UID, "2" * 32)).write_text("[" * 10_000)
+    (folder / name_file(UID, "agent", "1")).symlink_to("/etc/passwd")
+    (folder / name_file(UID, "agent", "2")).write_text("[" * 10_000)
     (finding,) = find(make_doctor(folder))
     assert finding["level"] == "warning"
     assert finding["what"].startswith(f"3 files of the user with uid {UID} in {folder} do not count: ")
