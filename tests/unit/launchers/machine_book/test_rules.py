@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from roost.launchers.machine_book.rules import (
     read_rules,
 )
 
+PAGE = Path(__file__).resolve().parents[4] / "docs" / "several_users.md"
 UID = os.getuid()
 GIB = 1 << 30
 GOOD = """
@@ -87,6 +89,18 @@ def test_a_good_file(file: Path) -> None:
     assert (rules.gpu_model, rules.shows_names) == ("H100", True)
     assert rules.find_room(Amounts(cpus=99, memory_bytes=1)) == Amounts(cpus=28, memory_bytes=56 * GIB)
     assert list_unknown(rules) == []
+
+
+def test_the_example_in_the_documentation_is_good(file: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    file.write_text(example)
+    rules = read_rules(file, root=UID)
+    assert rules.totals == Amounts(cpus=32, memory_bytes=128 * GIB, gpus=4)
+    assert rules.reserve == Amounts(cpus=2, memory_bytes=8 * GIB)
+    assert rules.limit_of(5000) == Amounts(gpus=1, memory_bytes=32 * GIB)
+    assert rules.limit_of(1001) == Amounts(gpus=2)
+    assert rules.groups_of(1001) == {"students": Amounts(cpus=16, gpus=2)}
+    assert rules.shows_names
 
 
 def test_without_a_file_nothing_is_limited(tmp_path: Path) -> None:
