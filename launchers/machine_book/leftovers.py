@@ -1,6 +1,6 @@
-"""What dead agents have left in the folders of the book, and how it is removed. A promise that counts stays.
+"""The files that dead agents have left in the folders of the book, and their removal. A promise that counts stays.
 
-`roost doctor --fix` calls this. Agents do not: to them, what is left does not count.
+`roost doctor --fix` calls this. Agents leave such files alone, and do not count them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def remove_dead(path: Path, uid: int) -> bool:
     if owner != uid or promise.pid_namespace != namespace or lives(promise, uid, namespace, {}):
         return False
     # The next agent of the user may write the promise again at this moment, without the lock. Each write makes
-    # another file of the same name. So the file is moved first, and put back if it is not the one that was read.
+    # another file of the same name. So the file is moved first, and put back if another file has come in between.
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     path.rename(aside)
     is_same = aside.lstat().st_ino == before.st_ino

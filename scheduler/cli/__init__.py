@@ -8,8 +8,8 @@
     explain.py      roost explain
     doctor.py       roost doctor, version
     machine.py      roost machine install, check
-    machine_findings.py  what roost doctor finds in the machine's book, and removes there
-    outside_use.py  what roost doctor says about GPUs and memory that other programs use
+    book_doctor.py  the findings of roost doctor in the machine's book
+    outside_use.py  GPUs and memory that other programs use, for roost doctor
     services.py     roost restart-service; what roost doctor says about two services for one cluster
     jupyter.py      roost kernelspec install, list, remove; roost run
     events.py       roost events

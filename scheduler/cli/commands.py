@@ -175,7 +175,7 @@ def _add_kernelspec(commands: Subparsers) -> None:
 
 
 def _add_machine(commands: Subparsers) -> None:
-    what = "let several users share this machine, and show what they may hold"
+    what = "let several users share this machine, and show their limits"
     parent = commands.add_parser("machine", help=what, description=f"{what.capitalize()}.")
     actions = parent.add_subparsers(title="actions", metavar="ACTION", required=True)
     what = "make the folder in which all users' agents divide this machine; for root, and may be repeated"

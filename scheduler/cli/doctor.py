@@ -84,9 +84,9 @@ def diagnose(arguments: argparse.Namespace) -> int:
 
 def _examine_book(arguments: argparse.Namespace) -> list[Finding]:
     """Return the findings about the machine's book, and repair it if asked."""
-    from . import machine_findings
+    from . import book_doctor
 
-    found = machine_findings.find_problems(fix=arguments.fix and not arguments.dry_run)
+    found = book_doctor.find_problems(fix=arguments.fix and not arguments.dry_run)
     return _show_plans(found) if arguments.dry_run else found
 
 

@@ -45,7 +45,7 @@ def _read(file: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing that the installation does, and what a dry run says of it."""
+    """One step of the installation, with its sentences for people."""
 
     done: str
     planned: str
@@ -75,7 +75,7 @@ class Installation:
         return self.systemd.exists() or self.find_program("systemd-tmpfiles") is not None
 
     def find_steps(self) -> list[Step]:
-        """Return what is still to do. Raises `RoostError` if something else stands where the folder belongs."""
+        """Return the missing steps. Raises `RoostError` if something else stands where the folder belongs."""
         steps: list[Step] = []
         if _read(self.tmpfiles) != self.line:
             what = f"{self.tmpfiles} with the line `{self.line.rstrip()}`"
@@ -118,7 +118,7 @@ def install(arguments: argparse.Namespace) -> int:
 
 
 def run_installation(arguments: argparse.Namespace, installation: Installation) -> int:
-    """Make what is missing, and print it. With `--dry-run`, print it only. May be repeated. Raises `RoostError`."""
+    """Run the missing steps and print them. With `--dry-run`, print them only. May be repeated. Raises `RoostError`."""
     steps = installation.find_steps()
     if not arguments.dry_run:
         if os.geteuid() != 0:

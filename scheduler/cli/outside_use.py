@@ -19,7 +19,7 @@ _COUNTS = "it counts as used, not as promised"
 
 
 def find_outside_use(counted: Sequence[Held]) -> list[Finding]:
-    """Return what programs outside roost use beside these promises, as far as it is measured."""
+    """Return findings about programs outside roost that use this machine beside these promises."""
     named = {
         process.pid
         for held in counted

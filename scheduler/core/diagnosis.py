@@ -251,7 +251,7 @@ def _list_problems(snapshot: Snapshot) -> list[Finding]:
     for node_id in snapshot.nodes:
         for problem in snapshot.node(node_id).problems:
             nodes.setdefault(problem, []).append(node_id)
-    do = "correct the setting or the machine: until then, kernels start later or take more memory"
+    do = "correct the setting or the machine: until then, kernels start later, take more memory or wait"
     return [
         {"level": "warning", "what": f"on {format_names(where)}, {problem}", "do": do}
         for problem, where in nodes.items()

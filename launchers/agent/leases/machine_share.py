@@ -24,8 +24,8 @@ _FASTER = "another user's kernel has just taken it"
 class MachineShare:
     """Grants leases of a ledger, as far as the other agents of the machine leave room.
 
-    `book` is None for an agent whose cluster manager divides the machine. `gpu_ids` are those that root had declared
-    when the agent began.
+    `book` is None for an agent whose cluster manager divides the machine. `gpu_ids` are the GPUs that root
+    had declared when the agent began.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The rules in `/etc/roost/machine.toml`: what they say, and one sentence for each mistake."""
+"""The rules in `/etc/roost/machine.toml`: their meaning, and one sentence for each mistake."""
 
 from __future__ import annotations
 

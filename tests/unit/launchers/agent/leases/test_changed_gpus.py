@@ -1,4 +1,4 @@
-"""GPUs that root declares anew while an agent runs: it grants none of them, and says what to do."""
+"""Other GPUs that root declares while an agent runs: the agent grants none of them, and names the remedy."""
 
 from __future__ import annotations
 

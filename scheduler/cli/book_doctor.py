@@ -1,6 +1,6 @@
-"""What `roost doctor` finds in the machine's book, and what it removes there. It needs no service.
+"""The findings of `roost doctor` in the machine's book, and the repairs there. They need no service.
 
-read the folders ──> remove what is dead (--fix) ──> read again ──> findings
+read the folders ──> remove dead promises (--fix) ──> read again ──> findings
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class BookState:
 
 
 class BookDoctor:
-    """Reads the book of this machine. `fix` removes what dead processes of this user have left; root's, everybody's."""
+    """A reader of this machine's book, which can remove the files of dead processes: its user's; for root, all."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class BookDoctor:
             lock.close()
 
     def _report_strangers(self, state: BookState) -> list[Finding]:
-        """Return findings about what does not count: a line for each user and kind, but at most `_MOST_LINES`."""
+        """Return findings about files that do not count: one for each user and kind, but at most `_MOST_LINES`."""
         groups: dict[tuple[int, str], list[Stranger]] = {}
         strangers = [*state.strangers, *self._list_foreign(state.place)]
         strangers += [Stranger(path, uid, _UNFINISHED) for path, uid in state.unfinished]
@@ -180,7 +180,7 @@ class BookDoctor:
         return [Stranger(path, uid, "is no promise") for path, uid in find_foreign(place.folder)]
 
     def _describe_group(self, uid: int, kind: str, group: Sequence[Stranger]) -> tuple[int, Finding]:
-        """Return a finding about files of one user, and its rank: what this user can mend comes first."""
+        """Return a finding about files of one user, and its rank. The lowest rank is that of files which this user can remove."""
         first = group[0]
         noun = "promise" if kind in (LEFT_BEHIND, OF_OTHER_CONTAINER, ABOVE_LIMIT) else "file"
         whose = f"{format_count(len(group), noun)} of the user with uid {uid} in {first.path.parent}"

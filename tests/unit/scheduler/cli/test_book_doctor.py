@@ -1,4 +1,4 @@
-"""What `roost doctor` says about the machine's book, and what `--fix` removes. Folders of the test, real processes."""
+"""The findings of `roost doctor` in the machine's book, and its repairs. Folders of the test, real processes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from roost.launchers.machine_book.promise import (
     write_promise,
 )
 from roost.launchers.machine_book.rules import BadRules, MachineRules, RulesReader
-from roost.scheduler.cli import machine_findings
-from roost.scheduler.cli.machine_findings import BookDoctor
+from roost.scheduler.cli import book_doctor
+from roost.scheduler.cli.book_doctor import BookDoctor
 from roost.scheduler.cli.outside_use import describe_gpu_use, describe_memory_use, find_outside_use
 from roost.scheduler.messages import Finding
 
@@ -268,7 +268,7 @@ def test_bad_rules_are_an_error(folder: Path, tmp_path: Path) -> None:
     )
 
 
-# What programs outside roost use
+# Programs outside roost
 
 
 def test_programs_on_gpus_are_named_with_their_amounts() -> None:
@@ -302,7 +302,7 @@ def test_the_command_repairs_only_if_asked(
 ) -> None:
     write_promise(folder, build_promise(1, agent=DEAD))
     doctor = make_doctor(folder)
-    monkeypatch.setattr(machine_findings, "find_problems", doctor.find_problems)
+    monkeypatch.setattr(book_doctor, "find_problems", doctor.find_problems)
     for options in ((), ("--dry-run",), ("--fix", "--dry-run")):
         findings = document(capsys, "doctor", *options)["findings"]
         (dead,) = (each for each in findings if "have ended" in each["what"])
@@ -323,7 +323,7 @@ def test_the_book_is_no_matter_of_clusters(
         asked.append(fix)
         return []
 
-    monkeypatch.setattr(machine_findings, "find_problems", find_problems)
+    monkeypatch.setattr(book_doctor, "find_problems", find_problems)
     document(capsys, "doctor", "--backend", "ray")
     assert asked == []
     document(capsys, "doctor")
