@@ -57,7 +57,7 @@ def remove_dead(path: Path, uid: int) -> bool:
     except (FileNotFoundError, UnfitFile):
         return False
     namespace = find_pid_namespace()
-    if owner != uid or promise.pid_namespace != namespace or lives(promise, uid, namespace, {}):
+    if owner != uid or promise.pid_namespace != namespace or lives(promise, uid, {}):
         return False
     # The next agent of the user may write the promise again at this moment, without the lock. Each write makes
     # another file of the same name. So the file is moved first, and put back if another file has come in between.

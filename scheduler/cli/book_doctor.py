@@ -180,7 +180,7 @@ class BookDoctor:
         return [Stranger(path, uid, "is no promise") for path, uid in find_foreign(place.folder)]
 
     def _describe_group(self, uid: int, kind: str, group: Sequence[Stranger]) -> tuple[int, Finding]:
-        """Return a finding about files of one user, and its rank. The lowest rank is that of files which this user can remove."""
+        """Return a finding about files of one user, and its rank: 0 for files that this user can remove."""
         first = group[0]
         noun = "promise" if kind in (LEFT_BEHIND, OF_OTHER_CONTAINER, ABOVE_LIMIT) else "file"
         whose = f"{format_count(len(group), noun)} of the user with uid {uid} in {first.path.parent}"

@@ -179,9 +179,7 @@ def check(arguments: argparse.Namespace) -> int:
             "limits": _list_amounts(rules.limit_of(uid)),
             "groups": {name: _list_amounts(limits) for name, limits in rules.groups_of(uid).items()},
         },
-        "warnings": [
-            f"the table {table} is for nobody whom this machine knows" for table in list_unknown(rules)
-        ],
+        "warnings": _find_warnings(file, rules, is_draft=bool(arguments.file)),
     }
     return print_answer(arguments, document, lambda: _show_rules(document))
 
@@ -203,6 +201,16 @@ def _read_file(given: str | None) -> tuple[Path, MachineRules]:
         return file, read_rules(file, root=None if given else 0)
     except BadRules as problem:
         raise RoostError(f"{problem}.") from None
+
+
+def _find_warnings(file: Path, rules: MachineRules, *, is_draft: bool) -> list[str]:
+    found = [f"the table {table} is for nobody whom this machine knows" for table in list_unknown(rules)]
+    if not is_draft and file.exists():
+        can_all_read = file.stat().st_mode & stat.S_IROTH and file.parent.stat().st_mode & stat.S_IXOTH
+        if not can_all_read:
+            remedy = f"`chmod 755 {quote(str(file.parent))}; chmod 644 {quote(str(file))}`"
+            found.append(f"others cannot read {file}, so their agents grant nothing: run {remedy}")
+    return found
 
 
 def _measure() -> Amounts:

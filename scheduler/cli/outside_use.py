@@ -26,7 +26,7 @@ def find_outside_use(counted: Sequence[Held]) -> list[Finding]:
         for process in (held.promise.agent, *held.promise.processes)
         if held.promise.pid_namespace
     }
-    outside = _Outside(named)
+    outside = Outside(named)
     reader = DeviceReader(first_wait_s=_NVML_S)
     reader.close()
     found = describe_gpu_use(outside.choose(reader.memory_by_pid), reader.memory_by_pid)
@@ -59,7 +59,7 @@ def describe_memory_use(promised: int, used: int, total: int) -> list[Finding]:
     return [{"level": "warning", "what": what, "do": f"end programs, or raise the reserve: {_COUNTS}"}]
 
 
-class _Outside:
+class Outside:
     """Tells the processes of roost's agents and kernels from others, by their session and their ancestors."""
 
     def __init__(self, named: set[int]) -> None:

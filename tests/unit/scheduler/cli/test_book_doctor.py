@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +29,7 @@ from roost.launchers.machine_book.promise import (
 from roost.launchers.machine_book.rules import BadRules, MachineRules, RulesReader
 from roost.scheduler.cli import book_doctor
 from roost.scheduler.cli.book_doctor import BookDoctor
-from roost.scheduler.cli.outside_use import describe_gpu_use, describe_memory_use, find_outside_use
+from roost.scheduler.cli.outside_use import Outside, describe_gpu_use, describe_memory_use, find_outside_use
 from roost.scheduler.messages import Finding
 
 UID = os.getuid()
@@ -288,6 +291,25 @@ def test_memory_is_a_warning_only_if_promises_and_use_exceed_it() -> None:
     assert finding["what"] == (
         "4 GiB of memory are promised to kernels, and programs outside roost use about 5 GiB: there are 8 GiB"
     )
+
+
+def test_processes_of_kernels_and_their_children_are_roosts() -> None:
+    """A kernel leads a session. Its child may lead another one."""
+    code = "import subprocess, sys; print(subprocess.Popen(['sleep', '60'], start_new_session=True).pid, flush=True)"
+    command = [sys.executable, "-c", f"{code}; sys.stdin.read()"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True, text=True) as kernel:
+        assert kernel.stdout is not None
+        child = int(kernel.stdout.readline())
+        try:
+            outside = Outside({kernel.pid})
+            assert outside.is_roost(kernel.pid)
+            assert outside.is_roost(child)
+            assert outside.choose([kernel.pid, child, os.getpid(), DEAD.pid]) == [os.getpid()]
+            assert Outside(set()).choose([kernel.pid, child]) == sorted([kernel.pid, child])
+        finally:
+            os.kill(child, signal.SIGKILL)
+            kernel.kill()
 
 
 def test_this_machine_can_be_measured() -> None:

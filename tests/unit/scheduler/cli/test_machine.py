@@ -224,6 +224,21 @@ def test_without_a_file_nothing_is_limited(
     assert "does not exist: nothing is limited." in out
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="the file must belong to root")
+def test_rules_that_others_cannot_read_are_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "roost" / "machine.toml"
+    file.parent.mkdir(mode=0o755)
+    file.write_text("cpus = 1")
+    monkeypatch.setattr(machine, "FILE", file)
+    for mode, folder_mode, is_warned in ((0o644, 0o755, False), (0o600, 0o755, True), (0o644, 0o700, True)):
+        file.chmod(mode)
+        file.parent.chmod(folder_mode)
+        warnings = document(capsys, "machine", "check")["warnings"]
+        assert [f"others cannot read {file}" in each for each in warnings] == [True] * is_warned
+
+
 def test_an_unknown_user_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, problem = run(capsys, "machine", "check", "--user", "no-such-user")
     assert (code, problem) == (2, "roost: There is no user 'no-such-user' on this machine.\n")
