@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kit.fakes.client import StubClient, document
 from roost.launchers.daemon.process import start_time
+from roost.launchers.machine_book.book import Held
 from roost.launchers.machine_book.leftovers import remove_dead
 from roost.launchers.machine_book.places import Place
 from roost.launchers.machine_book.promise import (
@@ -27,7 +29,7 @@ from roost.launchers.machine_book.promise import (
     write_promise,
 )
 from roost.launchers.machine_book.rules import BadRules, MachineRules, RulesReader
-from roost.scheduler.cli import book_doctor
+from roost.scheduler.cli import book_doctor, outside_use
 from roost.scheduler.cli.book_doctor import BookDoctor
 from roost.scheduler.cli.outside_use import Outside, describe_gpu_use, describe_memory_use, find_outside_use
 from roost.scheduler.messages import Finding
@@ -310,6 +312,18 @@ def test_processes_of_kernels_and_their_children_are_roosts() -> None:
         finally:
             os.kill(child, signal.SIGKILL)
             kernel.kill()
+
+
+def test_a_kernel_on_a_gpu_is_no_program_outside_roost(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {os.getpid(): 3 << 30, DEAD.pid: 5 << 30}
+    reader = SimpleNamespace(memory_by_pid=used, close=lambda: None)
+    monkeypatch.setattr(outside_use, "DeviceReader", lambda first_wait_s: reader)
+    (finding,) = (each for each in find_outside_use([]) if "GPU" in each["what"])
+    assert "1 program outside roost uses GPUs, 3 GiB of their memory" in finding["what"], (
+        "the dead one is none"
+    )
+    kernel = Held(UID, Path("/"), build_promise(1, agent=DEAD, processes=(HERE,)))
+    assert [each for each in find_outside_use([kernel]) if "GPU" in each["what"]] == []
 
 
 def test_this_machine_can_be_measured() -> None:
