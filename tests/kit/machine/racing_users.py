@@ -32,7 +32,7 @@ FIRST_UID = 3001
 CPUS, MEMORY_BYTES, GPUS = 4, 1000, 4
 KIT = Path(__file__).parents[2]
 _MARK = "ROOST_RACE"
-"""The variable that shows what a kernel holds: share of each device, CPUs, bytes."""
+"""The variable that shows the kernel's race, and what it holds: share of each device, CPUs, bytes."""
 _NAMESPACE = """
 mount -t tmpfs -o mode=755 tmpfs /run && mkdir /run/lock && chmod 1777 /run/lock && exec "$@"
 """
@@ -72,6 +72,7 @@ async def act(rounds: int, seed: int, has_book: bool) -> Counter[str]:
     amounts: dict[str, Any] = {"cpus": CPUS, "memory_bytes": MEMORY_BYTES, "gpus": GPUS}
     settings = AgentSettings(**amounts, divides_machine=has_book, enforcement=Enforcement(enforce="never"))
     dice, counts = random.Random(seed), Counter[str]()
+    race_name = Path(os.environ["ROOST_RUNTIME_DIR"]).parents[1].name
     client: AgentClient | None = None
 
     async def connect() -> AgentClient:
@@ -89,7 +90,7 @@ async def act(rounds: int, seed: int, has_book: bool) -> Counter[str]:
         lease = Lease(id=name, kernel_id=name, owner=Owner(user=str(os.getuid())), request=request)
         launch = Launch(
             launch_id="1", lease_id=name, kernel_id=name, argv=TINY_ARGV, cwd="/", connection=Connection(key="k"),
-            env={"PATH": os.environ["PATH"], _MARK: f"{request.gpu_share}:{request.cpus}:{request.memory_bytes}"},
+            env={"PATH": os.environ["PATH"], _MARK: f"{race_name}:{request.gpu_share}:{request.cpus}:{request.memory_bytes}"},
         )  # fmt: skip
         for _ in range(100):  # an agent that is killed is started again
             try:
@@ -131,19 +132,20 @@ async def act(rounds: int, seed: int, has_book: bool) -> Counter[str]:
 # The look from outside
 
 
-def find_kernels() -> Iterator[tuple[int, str, str]]:
-    """Yield pid, devices and mark of each kernel of a race."""
+def find_kernels(race_name: str) -> Iterator[tuple[int, str, str]]:
+    """Yield pid, devices and amounts of each kernel of a race."""
     for name in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):
             environ = Path(f"/proc/{name}/environ").read_bytes().decode(errors="replace")
             values = dict(pair.partition("=")[::2] for pair in environ.split("\0"))
-            if _MARK in values and os.getsid(int(name)) == int(name):
-                yield int(name), values.get("CUDA_VISIBLE_DEVICES", ""), values[_MARK]
+            of_race, _, amounts = values.get(_MARK, "").partition(":")
+            if of_race == race_name and os.getsid(int(name)) == int(name):
+                yield int(name), values.get("CUDA_VISIBLE_DEVICES", ""), amounts
 
 
-def look() -> tuple[int, str]:
+def look(race_name: str) -> tuple[int, str]:
     """Return how many kernels live, and what is held more than once; empty if nothing is."""
-    found = [(pid, *held, _start_of(pid)) for pid, *held in find_kernels()]
+    found = [(pid, *held, _start_of(pid)) for pid, *held in find_kernels(race_name)]
     # One that has ended meanwhile may have made room for one that was seen later.
     found = [each for each in found if each[3] and _start_of(each[0]) == each[3]]
     sums: Counter[str] = Counter()
@@ -197,7 +199,7 @@ def run(way: str, users: int, rounds: int, kills: int) -> dict[str, Any]:
             racer.stdin = None
         next_kill = began
         while any(racer.poll() is None for racer in racers):
-            count, excess = look()
+            count, excess = look(home.name)
             looks, most = looks + 1, max(most, count)
             if excess:
                 wrong[excess] += 1
@@ -215,7 +217,7 @@ def run(way: str, users: int, rounds: int, kills: int) -> dict[str, Any]:
     finally:
         for racer in racers:
             racer.kill()
-        for pid in (*(pid for pid, *_ in find_kernels()), *_find_agents(home)):
+        for pid in (*(pid for pid, *_ in find_kernels(home.name)), *_find_agents(home)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(home, ignore_errors=True)
