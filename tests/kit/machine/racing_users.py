@@ -75,6 +75,9 @@ async def act(rounds: int, seed: int, has_book: bool) -> Counter[str]:
     race_name = Path(os.environ["ROOST_RUNTIME_DIR"]).parents[1].name
     client: AgentClient | None = None
 
+    def amounts_of(request: Request) -> str:
+        return f"{request.gpu_share}:{request.cpus}:{request.memory_bytes}"
+
     async def connect() -> AgentClient:
         nonlocal client
         if client is None:
@@ -90,7 +93,7 @@ async def act(rounds: int, seed: int, has_book: bool) -> Counter[str]:
         lease = Lease(id=name, kernel_id=name, owner=Owner(user=str(os.getuid())), request=request)
         launch = Launch(
             launch_id="1", lease_id=name, kernel_id=name, argv=TINY_ARGV, cwd="/", connection=Connection(key="k"),
-            env={"PATH": os.environ["PATH"], _MARK: f"{race_name}:{request.gpu_share}:{request.cpus}:{request.memory_bytes}"},
+            env={"PATH": os.environ["PATH"], _MARK: f"{race_name}:{amounts_of(request)}"},
         )  # fmt: skip
         for _ in range(100):  # an agent that is killed is started again
             try:
