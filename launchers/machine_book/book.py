@@ -247,7 +247,7 @@ class MachineBook:
         return {device_id: share for device_id, share in summed.items() if share}
 
     def _find_rooms(self, rules: MachineRules, counted: Sequence[Held]) -> dict[str, Room]:
-        if rules == _WITHOUT:
+        if not rules.is_given:
             return {}
         rooms: dict[str, Room] = {}
 

@@ -6,10 +6,12 @@ They stand in `/etc/roost/machine.toml`. A user's own configuration can only low
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import pwd
 import stat
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from grp import getgrgid, getgrnam
@@ -22,6 +24,8 @@ from roost.placement.model.memory_size import read_bytes
 FILE = Path("/etc/roost/machine.toml")
 _MOST_BYTES = 1 << 20
 _MOST_GPUS = 1024
+_FRESH_S = 60.0
+"""How long the name and the groups of a user count as known."""
 EVERYBODY = "*"
 """The name of a table of limits for each user that has no table of its own."""
 
@@ -46,6 +50,8 @@ class Amounts:
 class MachineRules:
     """The rules of `/etc/roost/machine.toml`. Without that file, nothing is limited."""
 
+    is_given: bool = False
+    """True if there is a file, which may be empty: then nobody's configuration can raise what the machine has."""
     totals: Amounts = Amounts()
     """What the machine has. `gpus` is the number of declared GPUs."""
     reserve: Amounts = Amounts()
@@ -125,28 +131,29 @@ def list_unknown(rules: MachineRules) -> list[str]:
     return tables + [f"groups.{name}" for name in rules.groups if not _is_group(name)]
 
 
-def find_groups(uid: int) -> set[str]:
-    """Return the names and gids of a user's groups; none if the system does not know the user."""
-    try:
-        user = pwd.getpwuid(uid)
-        gids = os.getgrouplist(user.pw_name, user.pw_gid)
-    except (KeyError, OSError):
-        return set()
-    found = {str(gid) for gid in gids}
-    for gid in gids:
-        try:
-            found.add(getgrgid(gid).gr_name)
-        except KeyError:
-            continue
-    return found
+def find_groups(uid: int) -> frozenset[str]:
+    """Return the names and gids of a user's groups, as of a minute ago; none if the system does not know the user."""
+    return _look_up(uid, time.monotonic() // _FRESH_S)[1]
 
 
 def name_user(uid: int) -> str:
-    """Return the name of a user; the uid if the system knows none."""
+    """Return the name of a user, as of a minute ago; the uid if the system knows none."""
+    return _look_up(uid, time.monotonic() // _FRESH_S)[0]
+
+
+@functools.lru_cache(maxsize=1024)
+def _look_up(uid: int, minute: float) -> tuple[str, frozenset[str]]:
+    """Return a user's name, and the names and gids of the user's groups. The system may ask a server for them."""
     try:
-        return pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        return str(uid)
+        user = pwd.getpwuid(uid)
+        gids = os.getgrouplist(user.pw_name, user.pw_gid)
+    except (KeyError, OverflowError, OSError):
+        return str(uid), frozenset()
+    names = set[str]()
+    for gid in gids:
+        with contextlib.suppress(KeyError):
+            names.add(getgrgid(gid).gr_name)
+    return user.pw_name, frozenset(names | set(map(str, gids)))
 
 
 def _is_user(name: str) -> bool:
@@ -183,6 +190,7 @@ def _build(document: dict[str, Any]) -> MachineRules:
     reserve = _read_amounts(_table(document, "reserve"), "reserve", ("cpus", "memory"))
     totals = _read_amounts({each: document[each] for each in ("cpus", "memory") if each in document}, "")
     return MachineRules(
+        is_given=True,
         totals=Amounts(
             cpus=totals.cpus,
             memory_bytes=totals.memory_bytes,

@@ -74,6 +74,7 @@ def users(monkeypatch: pytest.MonkeyPatch) -> None:
         return grp.struct_group((name, "x", gid, []))
 
     names = {gid: name for name, gid in groups.items()}
+    monkeypatch.setattr(module, "_look_up", module._look_up.__wrapped__)
     monkeypatch.setattr(module.pwd, "getpwuid", by_uid)
     monkeypatch.setattr(module.pwd, "getpwnam", by_name)
     monkeypatch.setattr(module, "getgrgid", lambda gid: group(names[gid], gid))
