@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kit.machine.racing_users import race
+from kit.machine.racing_users import KIT, race
 from roost.launchers.daemon.process import start_time
 from roost.launchers.machine_book.book import MOST_OF_USER, MachineBook
 from roost.launchers.machine_book.lock import DEADLINE_S, find_holders
@@ -254,3 +255,46 @@ async def test_who_holds_the_lock_for_ever_is_named_and_stops_nobody(
     assert len(strangers.book.read_all()[0]) == 1
     strangers.book.give_back("mine")
     assert list(strangers.folder.glob("roost-*")) == []
+
+
+HIDDEN = """
+import os, subprocess, sys, tempfile
+from pathlib import Path
+
+import roost
+from kit.machine.racing_users import KIT, open_to_all
+
+subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
+open_to_all(Path(sys.base_prefix), Path(sys.prefix), Path(roost.__path__[0]), KIT)
+os.setgroups([])
+os.setgid(3002)
+os.setuid(3002)
+from roost.launchers.machine_book.book import MachineBook
+from roost.launchers.machine_book.places import Place
+
+folder = Path(sys.argv[1])
+assert not os.path.exists(f"/proc/{sys.argv[2]}"), "the process is seen"
+book = MachineBook("b", cpus=1, memory_bytes=1, find=lambda: Place(folder, "chosen"), list_folders=lambda: [folder])
+print(len(book.look().others))
+sys.stdin.readline()
+print(len(book.look().others))
+"""
+
+
+def test_a_process_that_may_not_be_seen_counts_as_alive(strangers: Strangers) -> None:
+    path, content = strangers.build()
+    strangers.plant(path, content)
+    for parent in (strangers.folder, *strangers.folder.parents[:3]):
+        os.chmod(parent, os.stat(parent).st_mode | 0o005)
+    command = [sys.executable, "-c", HIDDEN, str(strangers.folder), str(strangers.living.pid)]
+    with subprocess.Popen(
+        ["unshare", "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(KIT)},
+    ) as user:  # fmt: skip
+        assert user.stdin is not None
+        assert user.stdout is not None
+        assert user.stdout.readline() == "1\n"
+        strangers.living.kill()
+        strangers.living.wait()
+        print(file=user.stdin, flush=True)
+        assert user.stdout.readline() == "0\n"

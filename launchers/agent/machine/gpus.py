@@ -44,7 +44,9 @@ class DeviceReader:
         """The bytes of memory of all GPUs that each process used at the last reading."""
         names = list(map(str, range(declared or 0))) if ids is None else list(ids)[:declared]
         self._named = tuple(Device(id=name, model=model) for name in names)
-        self._last = self._named
+        # A machine that has GPUs has other names for them than indexes: then wait for these names.
+        waits = is_shared and ids is None
+        self._last = () if waits else self._named
         self.ids = None if ids is None else tuple(ids)
         """The ids that root has declared; None: those of NVML."""
         self._most = declared
@@ -83,14 +85,15 @@ class DeviceReader:
             if self.ids is not None:
                 known = {device.id: device for device in found}
                 self._last = tuple(known.get(device.id, device) for device in self._named)
-            elif found or self._most is None:
-                self._last = found[: self._most]
+            else:
+                self._last = found[: self._most] or self._named
             if found or self._most is None:
                 self.read_at = started_at
             self.memory_by_pid = self._processes
         except Exception as problem:  # noqa: BLE001 - NVML's own error tree, or no such module
             log.debug("no NVML here: %s", problem)
-            self._is_measured = self._nvml is not None
+            if self._nvml is None:
+                self._last, self._is_measured = self._named, False
 
     def _list(self) -> tuple[Device, ...]:
         found: dict[str, Device] = {}

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -169,3 +170,59 @@ def test_declared_gpus_are_not_measured(nvml: Nvml) -> None:
         ("0", "T4", None),
         ("1", "T4", None),
     ]
+
+
+def test_users_of_one_machine_call_a_gpu_by_the_name_that_nvml_gives_it(nvml: Nvml) -> None:
+    """A user's configuration lowers their number, and names none."""
+    for declared, expected in ((None, ["GPU-a", "GPU-b"]), (1, ["GPU-a"]), (7, ["GPU-a", "GPU-b"]), (0, [])):
+        reader = DeviceReader(declared, is_shared=True)
+        assert [device.id for device in reader.read()] == expected
+        assert [device.used for device in reader.read()] == [0.5] * len(expected)
+        reader.close()
+
+
+def test_root_declares_the_gpus_of_all_users(nvml: Nvml) -> None:
+    reader = DeviceReader(None, "H100", ids=["GPU-b", "GPU-z"], is_shared=True)
+    found = [(device.id, device.model, device.used) for device in reader.read()]
+    assert found == [("GPU-b", "T4", 0.5), ("GPU-z", "H100", None)]
+    reader.close()
+
+
+def test_a_user_declares_gpus_by_index_only_where_nvml_has_none(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml.answers.clear()
+    reader = DeviceReader(2, is_shared=True, first_wait_s=0.05)
+    assert reader.read() == (), "they may have other names"
+    nvml.answers.set()
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert [device.id for device in DeviceReader(2, is_shared=True).read()] == ["0", "1"]
+
+
+class MigNvml(Nvml):
+    """A stand-in with two GPUs, of which the first has two slices."""
+
+    def nvmlDeviceGetMigMode(self, gpu: Any) -> tuple[int, int]:  # noqa: N802
+        return (int(gpu == 0), 0)
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, gpu: Any) -> int:  # noqa: N802
+        return 3
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu: Any, slot: int) -> str:  # noqa: N802
+        if slot == 2:
+            raise self.NVMLError("not found")
+        return f"MIG-{slot}"
+
+    def nvmlDeviceGetUUID(self, gpu: Any) -> str:  # noqa: N802
+        return gpu if isinstance(gpu, str) else super().nvmlDeviceGetUUID(gpu)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, gpu: Any) -> list[SimpleNamespace]:  # noqa: N802
+        return []
+
+
+def test_the_gpu_of_each_slice_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", MigNvml("GPU-a", "GPU-b"))  # type: ignore[arg-type]
+    reader = DeviceReader(is_shared=True)
+    assert [device.id for device in reader.read()] == ["MIG-0", "MIG-1", "GPU-b"]
+    assert reader.parents == {"MIG-0": "GPU-a", "MIG-1": "GPU-a"}
+    reader.close()

@@ -1,0 +1,269 @@
+"""Two agents share a book: what the promises of one leave to the other."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roost.launchers.agent.leases.ledger import LeaseLedger
+from roost.launchers.agent.leases.machine_share import MachineShare
+from roost.launchers.daemon.process import start_time
+from roost.launchers.machine_book.book import Conflict, MachineBook
+from roost.launchers.machine_book.lock import FolderLock
+from roost.launchers.machine_book.places import Place
+from roost.launchers.machine_book.rules import Amounts, BadRules, MachineRules, RulesReader
+from roost.launchers.protocol.messages import Lease, Owner, Reserve
+from roost.placement.model import Device, Request
+from roost.testing.deadlines import allow_s
+
+
+class Agent:
+    """An agent's ledger over its part of the book."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        rules: Callable[[], MachineRules],
+        devices: tuple[str, ...],
+        parents: dict[str, str],
+    ) -> None:
+        self.ledger = LeaseLedger(
+            folder / name, cpus=4, memory_bytes=100, devices=[Device(id=each) for each in devices]
+        )
+        self.book = MachineBook(
+            name,
+            cpus=4,
+            memory_bytes=100,
+            parents=parents,
+            find=lambda: Place(folder / "book", "chosen"),
+            list_folders=lambda: (folder / "book",),
+            rules=RulesReader(rules),
+            deadline_s=0.2,
+        )
+        self.share = MachineShare(self.ledger, self.book)
+
+    async def reserve(self, name: str, **amounts: Any) -> tuple[str, ...]:
+        """Grant a lease, and return its devices."""
+        lease = Lease(
+            id=name, kernel_id=name, owner=Owner(user="ada"), request=Request(**amounts), state="held"
+        )
+        return (await self.share.reserve(Reserve(lease=lease), self.ledger.reserve)).device_ids
+
+    def release(self, name: str) -> None:
+        self.share.give_back(name)
+        self.ledger.release(name)
+
+
+class Machine:
+    """A machine with a book. Its agents have GPUs 0 and 1."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.book = folder / "book"
+        self.book.mkdir()
+        self.rules = MachineRules()
+        self.problem = ""
+        self._agents: list[Agent] = []
+
+    def agent(
+        self, name: str, devices: tuple[str, ...] = ("0", "1"), parents: dict[str, str] | None = None
+    ) -> Agent:
+        self._agents.append(Agent(self.folder, name, self._read_rules, devices, parents or {}))
+        return self._agents[-1]
+
+    def _read_rules(self) -> MachineRules:
+        if self.problem:
+            raise BadRules(self.problem)
+        return self.rules
+
+    def close(self) -> None:
+        for agent in self._agents:
+            agent.share.close()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(tmp_path)
+    yield machine
+    machine.close()
+
+
+async def test_what_one_has_the_other_has_not(machine: Machine) -> None:
+    one, other = machine.agent("one"), machine.agent("other")
+    assert await one.reserve("a", gpus=1, cpus=3, memory_bytes=60) == ("0",)
+    assert await other.reserve("b", gpus=1) == ("1",)
+    with pytest.raises(Conflict, match="1 GPUs asked for, 0 devices have that much free"):
+        await other.reserve("c", gpus=1)
+    with pytest.raises(Conflict, match="2 CPUs asked for, 1 free"):
+        await other.reserve("d", cpus=2)
+    with pytest.raises(Conflict, match="50 bytes of memory asked for, 40 free"):
+        await other.reserve("e", memory_bytes=50)
+    one.release("a")
+    assert await other.reserve("c", gpus=1, cpus=4, memory_bytes=100) == ("0",)
+
+
+async def test_shares_of_several_users_fill_one_device_first(machine: Machine) -> None:
+    one, other = machine.agent("one"), machine.agent("other")
+    assert await one.reserve("a", gpus=0.25) == ("0",)
+    assert await other.reserve("b", gpus=0.5) == ("0",)
+    assert await one.reserve("c", gpus=0.5) == ("1",)
+    assert await other.reserve("d", gpus=0.25) == ("0",)
+
+
+async def test_a_request_without_amounts_is_no_promise(machine: Machine) -> None:
+    await machine.agent("one").reserve("a")
+    assert list(machine.book.iterdir()) == []
+
+
+async def test_a_repeated_request_gets_the_same_answer(machine: Machine) -> None:
+    one = machine.agent("one")
+    assert await one.reserve("a", gpus=1) == await one.reserve("a", gpus=1) == ("0",)
+    assert len(list(machine.book.iterdir())) == 1
+
+
+async def test_a_slice_and_its_gpu_exclude_each_other(machine: Machine) -> None:
+    """The second agent began before the GPU was split."""
+    sliced = machine.agent("sliced", ("MIG-a", "MIG-b"), {"MIG-a": "GPU", "MIG-b": "GPU"})
+    whole = machine.agent("whole", ("GPU",))
+    assert await whole.reserve("w", gpus=0.5) == ("GPU",)
+    with pytest.raises(Conflict):
+        await sliced.reserve("s", gpus=1)
+    whole.release("w")
+    assert await sliced.reserve("s", gpus=1) == ("MIG-a",)
+    with pytest.raises(Conflict):
+        await whole.reserve("w", gpus=0.1)
+    assert await sliced.reserve("t", gpus=1) == ("MIG-b",)
+
+
+async def test_the_totals_are_roots_and_the_reserve_is_kept(machine: Machine) -> None:
+    machine.rules = MachineRules(
+        is_given=True, totals=Amounts(cpus=3, memory_bytes=100), reserve=Amounts(cpus=1, memory_bytes=30)
+    )
+    one = machine.agent("one")
+    with pytest.raises(Conflict, match="3 CPUs asked for, all users of this machine hold 0 CPUs of 2 CPUs"):
+        await one.reserve("a", cpus=3)
+    await one.reserve("b", cpus=2, memory_bytes=70)
+    with pytest.raises(
+        Conflict, match="all users of this machine hold 70 bytes of memory of 70 bytes of memory"
+    ):
+        await one.reserve("c", memory_bytes=1)
+
+
+async def test_the_limit_of_a_user_is_for_all_agents_of_the_user(machine: Machine) -> None:
+    machine.rules = MachineRules(is_given=True, users={"*": Amounts(gpus=1)})
+    one, other = machine.agent("one"), machine.agent("other")
+    await one.reserve("a", gpus=0.5)
+    await other.reserve("b", gpus=0.5)
+    with pytest.raises(Conflict, match=r"0.25 GPUs asked for, you hold 1 GPUs of 1 GPUs"):
+        await one.reserve("c", gpus=0.25)
+
+
+async def test_the_limit_of_a_group_is_for_its_members_together(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.launchers.machine_book.rules.find_groups", lambda uid: {"students"})
+    machine.rules = MachineRules(
+        is_given=True, groups={"students": Amounts(cpus=2), "staff": Amounts(cpus=0)}
+    )
+    one, other = machine.agent("one"), machine.agent("other")
+    await one.reserve("a", cpus=1)
+    await other.reserve("b", cpus=1)
+    with pytest.raises(Conflict, match="the members of the group students hold 2 CPUs of 2 CPUs"):
+        await one.reserve("c", cpus=1)
+
+
+async def test_while_the_rules_are_wrong_nothing_is_promised(machine: Machine) -> None:
+    one = machine.agent("one")
+    machine.problem = "machine.toml: it is wrong"
+    with pytest.raises(Conflict, match=r"machine\.toml: it is wrong"):
+        await one.reserve("a", cpus=1)
+    await one.reserve("b")
+    one.share.look()
+    assert one.share.problems() == ("machine.toml: it is wrong",)
+
+
+async def test_who_waits_for_the_lock_may_be_told_to_give_up(machine: Machine) -> None:
+    one = machine.agent("one")
+    lock = FolderLock(machine.book)
+    assert lock.try_take()
+    waiting = asyncio.ensure_future(one.reserve("a", cpus=1))
+    await asyncio.sleep(0)
+    one.share.withdraw("a")
+    lock.close()
+    with pytest.raises(Conflict, match="given back while it waited"):
+        await asyncio.wait_for(waiting, allow_s(60))
+    assert list(machine.book.iterdir()) == []
+    await one.reserve("a", cpus=1)
+
+
+async def test_a_promise_is_written_again_if_somebody_removes_it(machine: Machine) -> None:
+    one, other = machine.agent("one"), machine.agent("other")
+    await one.reserve("a", gpus=1)
+    (path,) = machine.book.iterdir()
+    path.unlink()
+    one.share.look()
+    assert path.exists()
+    assert await other.reserve("b", gpus=1) == ("1",)
+
+
+async def test_a_promise_outlives_its_agent_with_its_kernel(machine: Machine) -> None:
+    one, other = machine.agent("one"), machine.agent("other")
+    await one.reserve("a", gpus=2)
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as kernel:  # noqa: ASYNC220
+        one.book.begin_launch("a")
+        one.book.name_process("a", kernel.pid, start_time(kernel.pid))
+        (path,) = machine.book.iterdir()
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "agent": {"pid": 4_000_000, "started_at": 1.0}}))
+        one.book._mine.clear()
+        with pytest.raises(Conflict):
+            await other.reserve("b", gpus=1)
+        kernel.kill()
+    assert await other.reserve("b", gpus=1) == ("0",)
+
+
+async def test_a_promise_of_another_boot_is_over(machine: Machine) -> None:
+    one, other = machine.agent("one"), machine.agent("other")
+    await one.reserve("a", gpus=2)
+    (path,) = machine.book.iterdir()
+    content = json.loads(path.read_text())
+    agent = {"pid": os.getpid(), "started_at": start_time(os.getpid()) + 1e9}
+    path.write_text(json.dumps({**content, "agent": agent}))
+    one.book._mine.clear()
+    assert await other.reserve("b", gpus=1) == ("0",)
+
+
+async def test_all_users_may_read_a_promise_and_nobody_may_change_it(machine: Machine) -> None:
+    before = os.umask(0o077)
+    try:
+        await machine.agent("one").reserve("a", gpus=1)
+    finally:
+        os.umask(before)
+    (path,) = machine.book.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o644
+    content = path.read_text()
+    assert "ada" not in content, "it names no user"
+    assert '"a"' not in content, "nor the lease"
+    assert json.loads(content)["since"] <= time.time()
+
+
+async def test_where_nobody_shares_a_book_an_agent_has_the_machine_alone(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = machine.agent("one")
+    one.book._find = lambda: Place(None, "nobody", "/tmp is private to this user or service")
+    assert await one.reserve("a", gpus=2) == ("0", "1")
+    assert await one.reserve("b") == ()
+    assert caplog.text.count("nobody divides this machine between its users: /tmp is private") == 1
+    one.release("a")
+    assert replace(one.share.look()).others == ()
