@@ -91,7 +91,7 @@ class Agent:
         clear_place(folder / _ZYGOTE_LOG, log)
         self._usage, self._measuring = UsageMeter(place.session), asyncio.Lock()
         self._timers = Timers()
-        feed = StatusFeed(self._status, self._report_status, self._timers)
+        feed = self._feed = StatusFeed(self._status, self._report_status, self._timers)
         self._limits = Limits(
             name_group(folder),
             settings.enforcement,
@@ -160,7 +160,7 @@ class Agent:
                 "leave": Operation(self._leave),
             },
             keys=keys,
-            on_subscribed=feed.begin if place.speaks_for_node else lambda: None,
+            on_subscribed=self._on_subscribed if place.speaks_for_node else lambda: None,
         )
 
     def adopt(self) -> None:
@@ -424,8 +424,14 @@ class Agent:
         self._place.terminate(self.leases)
         self.left.set()
 
+    def _on_subscribed(self) -> None:
+        self._share.watch(lambda: self._report_status(self._status()))
+        self._feed.begin()
+
     def _report_status(self, status: Node) -> bool:
         self._publish("status", node=status)
+        if not self.server.subscribers:
+            self._share.unwatch()
         return bool(self.server.subscribers)
 
     def _publish(self, kind: Any, **fields: Any) -> None:

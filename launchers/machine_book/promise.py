@@ -149,6 +149,11 @@ def lives(promise: Promise, uid: int, known: dict[NamedProcess, bool]) -> bool:
     return promise.launching_since > 0 and any(_find_launched(uid, promise.launching_since))
 
 
+def find_living(promise: Promise, uid: int) -> Iterator[NamedProcess]:
+    """Yield the processes that keep this user's promise alive, its agent first."""
+    return (process for process in (promise.agent, *promise.processes) if _lives(process, uid))
+
+
 def _lives(process: NamedProcess, uid: int) -> bool:
     if process.pid <= 0:
         return False

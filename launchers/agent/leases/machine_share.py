@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from roost.launchers.machine_book.book import ALONE, Conflict, MachineBook, View
+from roost.launchers.machine_book.others import OthersWatch
 from roost.launchers.machine_book.rules import BadRules
 from roost.launchers.protocol.messages import KernelProcess, Lease, Reserve
 
@@ -36,24 +38,33 @@ class MachineShare:
         self._gpu_ids = gpu_ids
         self.view = ALONE
         """What others have promised, as of the last look."""
+        self._watch: OthersWatch | None = None
+        self._on_change: Callable[[], object] = lambda: None
         self._said = ""
         self._waiting: dict[str, int] = {}
         """How many calls wait for each lease, by its id."""
         self._withdrawn: set[str] = set()
 
     def close(self) -> None:
+        self.unwatch()
         if self._book is not None:
             self._book.close()
 
     def look(self) -> View:
         """Return what others have promised. If the rules cannot be read, return what was known before."""
         if self._book is not None:
+            before = self.view
             try:
                 self.view, self._said = self._book.look(), ""
             except BadRules as problem:
                 if str(problem) != self._said:
                     self._said = str(problem)
                     log.error("%s", problem)
+            if self._watch is not None:
+                self._watch.follow(self.view.others)
+                if _list_amounts(before) != _list_amounts(self.view):
+                    # Each such look ends in a report: the look that an event causes may find no difference any more.
+                    asyncio.get_running_loop().call_soon(self._report)
         return self.view
 
     @property
@@ -63,6 +74,23 @@ class MachineShare:
         Only the next agent can grant them: an agent's devices are those of its start.
         """
         return self._book is not None and self.view is not ALONE and self.view.gpu_ids != self._gpu_ids
+
+    def watch(self, on_change: Callable[[], object]) -> None:
+        """Call `on_change` from now on whenever the others hold more or less than before. May be repeated."""
+        self._on_change = on_change
+        if self._book is not None and self._watch is None:
+            self._watch = OthersWatch(self.look)
+            self._watch.follow(self.view.others)
+
+    def unwatch(self) -> None:
+        """Watch the others no more. May be repeated."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _report(self) -> None:
+        if self._watch is not None:
+            self._on_change()
 
     def problems(self) -> tuple[str, ...]:
         """Return what keeps this agent from granting leases, as sentences without a full stop."""
@@ -152,3 +180,9 @@ class MachineShare:
             since=lease.asked_at,
             launches=launches,
         )
+
+
+def _list_amounts(view: View) -> tuple[object, ...]:
+    """Return what decides how much the others leave."""
+    most = {resource: room.most for resource, room in view.rooms.items()}
+    return view.cpus, view.memory_bytes, view.devices, most

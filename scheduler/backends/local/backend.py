@@ -14,6 +14,7 @@ from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import AgentEvent, Launch, Owner, Reserve
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Snapshot
+from roost.placement.model import EPSILON
 from roost.scheduler.backends.agent_calls import AgentCaller
 from roost.scheduler.backends.base import (
     AgentAddress,
@@ -169,13 +170,17 @@ class LocalBackend(Backend):
     async def _refresh(self) -> None:
         pushes = self._pushes
         status = await self._caller.call(lambda agent: agent.status())
-        if pushes == self._pushes:  # else a report that came meanwhile is as new or newer
-            self._take(status)
+        # A report that came meanwhile is as new or newer.
+        if pushes == self._pushes and self._take(status):
+            self._events.put(BackendEvent(kind="nodes"))
 
-    def _take(self, status: Node) -> None:
+    def _take(self, status: Node) -> bool:
+        """Note what the agent reports. Return True if a start that waits may have room now."""
         node = replace(status, labels=self._settings.labels, taints=tuple(self._settings.taints))
+        known = self._snapshot.node(node.id) if node.id in self._snapshot else None
         self._snapshot = self._snapshot.apply([node], removed=set(self._snapshot.nodes) - {node.id})
         self._taken_at, self._is_stale = time.monotonic(), False
+        return known is not None and has_more_room(known, node)
 
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
         """Follow an agent's event. `event` is None if the connection to the agent is lost."""
@@ -185,10 +190,24 @@ class LocalBackend(Backend):
             self._is_stale, self._finding = True, None
             self._events.put(BackendEvent(kind="nodes"))
             return
+        has_room = event.kind == "released"
         if event.node is not None:
             self._pushes += 1
-            self._take(event.node)
-        if event.kind == "released":  # only this makes room for a start that waits
+            has_room |= self._take(event.node)
+        if event.kind == "released":
             self.book.release(event.lease_id)  # by the rules that the scheduler has given to the agent
             self.book.miss(event.lease_id)
+        if has_room:
             self._events.put(BackendEvent(kind="nodes"))
+
+
+def has_more_room(before: Node, after: Node) -> bool:
+    """True if a request may fit into a node that did not fit before: an own kernel has ended, or another user's."""
+    free = {device.id: device.free for device in before.devices}
+    return (
+        after.cpus_free > before.cpus_free + EPSILON
+        or after.memory_free_bytes > before.memory_free_bytes
+        or after.gpus_free > before.gpus_free + EPSILON
+        or any(device.free > free.get(device.id, 0.0) + EPSILON for device in after.devices)
+        or (before.is_draining and not after.is_draining)
+    )
