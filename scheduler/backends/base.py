@@ -21,11 +21,16 @@ from roost.launchers.protocol.messages import Owner as Owner
 from roost.launchers.protocol.messages import PodKernel as PodKernel
 from roost.placement import Request, Snapshot
 from roost.scheduler.messages import Finding as Finding
+from roost.scheduler.messages import format_names
 
 from .lease_book import LeaseBook
 
 if TYPE_CHECKING:
     from .agent_calls import Agents
+
+
+Resource = Literal["gpus", "memory", "cpus"]
+"""A resource of nodes of which others than roost's kernels may hold a part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +114,7 @@ class Backend(ABC):
     """
 
     other_holders: str = ""
-    """The other holders of the cluster's GPUs, for people: "Ray actors and tasks".
+    """The other holders of what the nodes have, to complete "held by": "Ray actors and tasks that roost did not start".
 
     Empty if roost cannot tell their amounts from those of its own leases.
     """
@@ -220,12 +225,16 @@ class Backend(ABC):
         """
         return request
 
-    async def name_holders(self, node_ids: Collection[str]) -> Sequence[str]:
-        """Return the names of programs that hold GPUs of these nodes and are not roost's, as far as they are known.
+    async def name_holders(self, node_ids: Collection[str], resource: Resource) -> Sequence[str]:
+        """Return the names of others that hold a resource of these nodes, as far as they are known.
 
         Raises `BackendUnavailable`. The caller waits for 0.2 s at most.
         """
         return ()
+
+    def describe_holders(self, names: Sequence[str]) -> str:
+        """Return a phrase that completes "held by". `names` are those of `name_holders`."""
+        return f"{self.other_holders} ({format_names(names)})" if names else self.other_holders
 
     def report_agent(self, node_id: str) -> AgentReport:
         """Return the known state of this node's agent. With an agent per kernel, nothing is known."""

@@ -1,65 +1,122 @@
-"""The GPUs that others than roost hold while a request waits: a cluster's own actors and tasks."""
+"""What others than this cluster's known leases hold while a request waits: a cluster's own programs, or other users."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TypedDict
 
-from roost.placement import Decision, Snapshot
-from roost.placement.model.format import format_amount, format_count
-from roost.scheduler.backends.base import Backend, Lease
+from roost.placement import Decision, Node, Request, Snapshot
+from roost.placement.model.format import format_amount, format_bytes, format_count
+from roost.scheduler.backends.base import Backend, Lease, Resource
 from roost.scheduler.errors import RoostError
-from roost.scheduler.messages import format_names
 
 _NAMED_S = 0.2
 """How long the cluster may take to name the holders. A notebook waits half a second for the whole explanation."""
-_EXACT = 1e-3
-"""The difference between two sums of shares that counts as none."""
 
 
 class OtherHolders(TypedDict):
-    """The GPUs that others hold on the nodes that could take the request if they were empty."""
+    """What others hold of one resource, on the nodes that could take the request if they were empty."""
 
-    gpus: float
-    of: int
-    """All GPUs of these nodes."""
+    resource: Resource
+    amount: float
+    of: float
+    """All that these nodes have."""
     holders: list[str]
     """Some of the holders, as far as the cluster names them."""
     text: str
     """All of this as a clause."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A resource, as nodes and requests have it. The filter `filter` refuses nodes that lack it."""
+
+    filter: str
+    resource: Resource
+    exact: float
+    """The difference between two sums that counts as none."""
+    total: Callable[[Node], float]
+    promised: Callable[[Node], float]
+    asked: Callable[[Request], float]
+    describe: Callable[[float, float], str]
+
+
+def _describe_count(word: str) -> Callable[[float, float], str]:
+    def describe(held: float, total: float) -> str:
+        return f"{format_amount(held)} of {format_count(total, word)} {'is' if held <= 1 else 'are'}"
+
+    return describe
+
+
+_KINDS = (
+    _Kind(
+        filter="gpu",
+        resource="gpus",
+        exact=1e-3,
+        total=lambda node: node.gpus,
+        promised=lambda node: node.gpus_promised,
+        asked=lambda request: request.gpus,
+        describe=_describe_count("GPU"),
+    ),
+    _Kind(
+        filter="memory",
+        resource="memory",
+        exact=1 << 20,
+        total=lambda node: node.memory_bytes,
+        promised=lambda node: node.memory_promised_bytes,
+        asked=lambda request: request.memory_bytes,
+        describe=lambda held, total: f"{format_bytes(held)} of {format_bytes(total)} of memory is",
+    ),
+    _Kind(
+        filter="cpu",
+        resource="cpus",
+        exact=1e-3,
+        total=lambda node: node.cpus,
+        promised=lambda node: node.cpus_promised,
+        asked=lambda request: request.cpus,
+        describe=_describe_count("CPU"),
+    ),
+)
+"""In the order in which the text names one of them."""
+
+
 async def find_others(
     decision: Decision, snapshot: Snapshot, leases: Iterable[Lease], backend: Backend
 ) -> OtherHolders | None:
-    """Return who holds the GPUs that a request lacks, besides the kernels in `leases`; None if nobody does.
+    """Return who holds what a request lacks, besides the kernels in `leases`; None if nobody does.
 
     None too if the backend does not tell what else its cluster runs.
     """
     if not backend.other_holders:
         return None
     never = {refusal.node_id for refusal in decision.refusals if refusal.when == "never"}
-    full = {refusal.node_id for refusal in decision.refusals if refusal.filter == "gpu"} - never
-    by_kernels: defaultdict[str, float] = defaultdict(float)
+    leases = list(leases)
+    for kind in _KINDS:
+        full = {refusal.node_id for refusal in decision.refusals if refusal.filter == kind.filter} - never
+        held = {node_id: snapshot.node(node_id) for node_id in full}
+        by_others = _sum_by_others(kind, held, leases)
+        if by_others:
+            total = sum(kind.total(node) for node in held.values())
+            return await _describe(kind, by_others, total, backend)
+    return None
+
+
+def _sum_by_others(kind: _Kind, nodes: dict[str, Node], leases: Iterable[Lease]) -> dict[str, float]:
+    """Return what others hold on each node where they hold something."""
+    amounts = {node_id: kind.promised(node) for node_id, node in nodes.items()}
     for lease in leases:
-        by_kernels[lease.node_id] += lease.request.gpus
-    held: dict[str, float] = {}
-    for node_id in full:
-        by_others = snapshot.node(node_id).gpus_promised - by_kernels[node_id]
-        if by_others > _EXACT:
-            held[node_id] = by_others
-    if not held:
-        return None
-    gpus, total = round(sum(held.values()), 3), sum(snapshot.node(node_id).gpus for node_id in full)
+        if lease.node_id in amounts:
+            amounts[lease.node_id] -= kind.asked(lease.request)
+    return {node_id: amount for node_id, amount in amounts.items() if amount > kind.exact}
+
+
+async def _describe(kind: _Kind, held: dict[str, float], total: float, backend: Backend) -> OtherHolders:
+    amount = round(sum(held.values()), 3)
     named: list[str] = []
     with suppress(RoostError, asyncio.TimeoutError):
-        named = list(await asyncio.wait_for(backend.name_holders(held.keys()), _NAMED_S))
-    verb = "is" if gpus <= 1 else "are"
-    held_by = f"{verb} held by {backend.other_holders} that roost did not start"
-    text = f"{format_amount(gpus)} of {format_count(total, 'GPU')} {held_by}"
-    if named:
-        text += f" ({format_names(named)})"
-    return {"gpus": gpus, "of": total, "holders": named, "text": text}
+        named = list(await asyncio.wait_for(backend.name_holders(held.keys(), kind.resource), _NAMED_S))
+    text = f"{kind.describe(amount, total)} held by {backend.describe_holders(named)}"
+    return {"resource": kind.resource, "amount": amount, "of": total, "holders": named, "text": text}

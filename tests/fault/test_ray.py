@@ -254,7 +254,7 @@ async def test_a_waiting_kernel_names_the_actors_that_hold_its_gpus(
             assert time.monotonic() < until, "Ray does not show what the actors hold"
             await asyncio.sleep(0.1)
         others = decision["others"]
-        assert (others["gpus"], others["of"]) == (3, 4)
+        assert (others["resource"], others["amount"], others["of"]) == ("gpus", 3, 4)
         held_by = "3 of 4 GPUs are held by Ray actors and tasks that roost did not start"
         assert others["text"].startswith(f"{held_by} (Trainer of job ")
         assert len(others["holders"]) == 3

@@ -56,7 +56,7 @@ class DaskManager:
     name = "Dask"
     daemon = "last nanny"
     claim_name = "lease in Dask's scheduler"
-    other_holders = "Dask tasks"
+    other_holders = "Dask tasks that roost did not start"
 
     def __init__(self, settings: RoostDaskBackend, key_pair: KeyPair) -> None:
         self._settings = settings

@@ -101,7 +101,7 @@ class RayManager:
     name = "Ray"
     daemon = "raylet"
     claim_name = "placement group"
-    other_holders = "Ray actors and tasks"
+    other_holders = "Ray actors and tasks that roost did not start"
     build_node = staticmethod(nodes.build_node)
 
     def __init__(self, settings: RoostRayBackend, key_pair: KeyPair, calls: RayCalls | None = None) -> None:

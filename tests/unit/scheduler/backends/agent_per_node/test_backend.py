@@ -267,7 +267,7 @@ async def test_doctor_says_what_the_manager_says(opened: Opened) -> None:
 
 async def test_the_manager_names_holders_of_nodes_that_are_there(opened: Opened) -> None:
     assert opened.backend.other_holders == "fake tasks"
-    assert await opened.backend.name_holders(["here", "gone"]) == ["task on here"]
+    assert await opened.backend.name_holders(["here", "gone"], "gpus") == ["task on here"]
 
 
 async def test_doctor_names_the_nodes_on_which_no_agent_starts(opened: Opened) -> None:
