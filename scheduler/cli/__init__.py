@@ -14,6 +14,7 @@
     jupyter.py      roost kernelspec install, list, remove; roost run
     events.py       roost events
     top.py          roost top
+    holders.py      roost top --all
     attach.py       roost attach, output
     simulate.py     roost simulate
     bench.py        roost bench

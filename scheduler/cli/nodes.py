@@ -10,8 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from roost.placement.model.format import format_amount, format_bytes, format_count
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.call import wait_for
 
+from .holders import describe_others, read_all_holders
 from .options import connect_scheduler, print_answer
 from .tables import build_table, open_console, print_table
 
@@ -28,7 +30,13 @@ def list_nodes(arguments: argparse.Namespace) -> int:
     nodes, service = wait_for(client.nodes()), wait_for(client.service())
     cluster = {"backend": service["backend"], "address": service["address"]}
     document = {"cluster": cluster, "nodes": nodes}
-    return print_answer(arguments, document, lambda: show_nodes(nodes, describe_cluster(service)))
+
+    def show() -> None:
+        show_nodes(nodes, describe_cluster(service))
+        if get_spec(arguments.backend).runs_on_this_machine and (held := describe_others(read_all_holders())):
+            open_console().print(f"Other users hold {held}: see `roost top --all`.", style="dim")
+
+    return print_answer(arguments, document, show)
 
 
 def drain(arguments: argparse.Namespace) -> int:

@@ -98,6 +98,9 @@ async def test_a_start_begins_when_another_agent_holds_the_gpu_no_more(
         await until_queued(client, "mine")
         text = (await client.explain(Request(gpus=2)))["others"]["text"]
         assert SENTENCE.fullmatch(text), text
+        (node,) = await client.nodes()
+        assert sorted(device["promised"] for device in node["devices"]) == [0, 1]
+        assert (node["gpus_promised"], node["kernels"]) == (1, 0)
         began = time.monotonic()
         if way == "stopped":
             await other.stop()
@@ -121,7 +124,9 @@ async def test_a_start_that_needs_cpus_waits_with_a_reason_too(client: Client, r
         }
         for amounts, request in held.items():
             text = (await client.explain(request))["others"]["text"]
-            assert text.startswith(f"{amounts} held by a kernel of yours in another runtime folder since "), text
+            assert text.startswith(f"{amounts} held by a kernel of yours in another runtime folder since "), (
+                text
+            )
         (node,) = await client.nodes()
         assert (node["cpus_promised"], node["memory_promised_bytes"]) == (6.5, 60 << 30)
         await other.stop()
