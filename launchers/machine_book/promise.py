@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import select
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -170,10 +171,26 @@ def _is_hidden(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except PermissionError:
-        return True
+        return not has_ended(pid)
     except (OSError, OverflowError):
         return False
     return False  # it has begun meanwhile
+
+
+def has_ended(pid: int) -> bool:
+    """True if a process has ended, even if its parent has not noticed. Any user may ask this of any process."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    except (AttributeError, OSError):  # there are no pidfds here, or no descriptors
+        return False
+    try:
+        ends = select.poll()
+        ends.register(descriptor, select.POLLIN)
+        return bool(ends.poll(0))
+    finally:
+        os.close(descriptor)
 
 
 def _uid_of(pid: int) -> int | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.machine.daemons import wait_gone
 from roost.launchers.daemon.inotify import Inotify
 from roost.launchers.daemon.process import start_time
 from roost.launchers.machine_book import others as module
@@ -22,6 +23,7 @@ from roost.launchers.machine_book.promise import (
     NamedProcess,
     Promise,
     find_pid_namespace,
+    has_ended,
     name_file,
     write_promise,
 )
@@ -171,6 +173,17 @@ async def test_the_end_of_an_agent_without_a_kernel_ends_its_promises(others: Ot
     assert len(list_descriptors()) == reader.watch.descriptors == 3, "one for each agent, one for all files"
     others.kill(agent)
     await reader.until_cpus(1)
+
+
+def test_a_process_that_this_user_must_not_see_has_ended_once_it_is_a_zombie(others: Others) -> None:
+    """With `hidepid`, a signal cannot tell a zombie from a living process."""
+    runs, zombie = others.begin(), others.begin()
+    zombie.kill()
+    assert wait_gone(zombie.pid)
+    assert not has_ended(runs.pid)
+    assert has_ended(zombie.pid)
+    zombie.wait(allow_s(30))
+    assert has_ended(zombie.pid)
 
 
 async def test_a_promise_lasts_until_its_last_process_has_ended(others: Others, reader: Reader) -> None:
