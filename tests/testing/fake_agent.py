@@ -14,6 +14,7 @@ import zmq
 from roost.launchers.agent.leases.ledger import Conflict, LeaseLedger
 from roost.launchers.protocol.messages import (
     AgentEvent,
+    Holder,
     Holdings,
     KernelProcess,
     KernelUse,
@@ -58,6 +59,8 @@ class FakeAgent:
         self.warm: tuple[str, ...] = ()
         self.problems: tuple[str, ...] = ()
         self.cpus_used = 0.0
+        self.others: tuple[Holder, ...] = ()
+        """What other agents of the machine hold. The status counts it, but `reserve` does not."""
         self.signals: list[tuple[str, int]] = []
         self.kernels: dict[str, KernelProcess] = {}
         self._keys = [key.decode() for key in (*zmq.curve_keypair(), *zmq.curve_keypair())]
@@ -81,6 +84,7 @@ class FakeAgent:
             "list": self._list,
             "logs": self._logs,
             "status": self._status,
+            "others": lambda: self.others,
             "stats": lambda: tuple(self.use.values()),
         }
         messages = {"reserve": Reserve, "launch": Launch}
@@ -222,6 +226,9 @@ class FakeAgent:
 
     def _status(self) -> Node:
         promised = self.ledger.promised_by_device()
+        for holder in self.others:
+            for device_id, share in holder.devices.items():
+                promised[device_id] += share
         return Node(
             id=self.name,
             cpus=self.ledger.cpus,
@@ -230,9 +237,10 @@ class FakeAgent:
                 Device(id=device_id, model=model, promised=promised[device_id], used=0.0)
                 for device_id, model in self.ledger.models.items()
             ),
-            cpus_promised=self.ledger.cpus_promised,
-            memory_promised_bytes=self.ledger.memory_promised_bytes,
-            gpus_promised=self.ledger.gpus_promised,
+            cpus_promised=self.ledger.cpus_promised + sum(each.cpus for each in self.others),
+            memory_promised_bytes=self.ledger.memory_promised_bytes
+            + sum(each.memory_bytes for each in self.others),
+            gpus_promised=sum(promised.values()),
             resources_promised=self.ledger.resources_promised,
             cpus_used=self.cpus_used,
             memory_used_bytes=0,
