@@ -59,7 +59,7 @@ class OthersWatch:
         self._processes: dict[NamedProcess, int] = {}
         """The descriptor of each process that is watched."""
         self._followed: tuple[Held, ...] = ()
-        """What is watched completely. Empty after an event, so that the next `follow` watches again what has ended."""
+        """The promises of the last `follow`, if all are watched. Empty after an event: then a watch has ended."""
 
     @property
     def descriptors(self) -> int:

@@ -116,7 +116,7 @@ class AgentClient:
         return await self._call(Node, "status")
 
     async def others(self) -> list[Holder]:
-        """Return what other agents have promised of this machine, the oldest first."""
+        """Return the promises of the other agents of this machine, the oldest first."""
         answer = await self._client.call("others", timeout_s=_QUICK_S)
         return [decode(Holder, each, ignore_unknown=True) for each in answer]
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 Resource = Literal["gpus", "memory", "cpus"]
-"""A resource of nodes of which others than roost's kernels may hold a part."""
+"""A resource of nodes. Others than roost may hold a part of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What the kernels of all users hold on this machine, read from the machine's book: `roost top --all`."""
+"""`roost top --all`: the promises of all users, read from the machine's book."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .tables import build_table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """What all users hold, and why that may be incomplete, as a clause."""
+    """The holders of all users. `problem` is a clause that says why some may be missing."""
 
     holders: tuple[Holder, ...] = ()
     problem: str = ""
@@ -58,7 +58,7 @@ def read_all_holders() -> Holdings:
 
 
 def describe_others(found: Holdings) -> str:
-    """Return the sums of what other users hold, as a list for people; empty if they hold nothing."""
+    """Return the sums of the promises to other users, as a list for people; empty without promises."""
     others = [each for each in found.holders if not each.is_own]
     cpus = sum(each.cpus for each in others)
     memory_bytes = sum(each.memory_bytes for each in others)
@@ -70,7 +70,7 @@ def describe_others(found: Holdings) -> str:
 
 
 def build_holders(found: Holdings) -> Table:
-    """Return a table of what all users hold, the oldest first."""
+    """Return a table of all holders, the oldest first."""
     table = build_table("USER", "CPUS", "MEMORY", "GPUS", "SINCE", right=("CPUS", "MEMORY"))
     now = time.time()
     for each in found.holders:
@@ -85,7 +85,7 @@ def build_holders(found: Holdings) -> Table:
 
 
 def _format_devices(devices: Mapping[str, float]) -> str:
-    """Return the ids of GPUs, with the shares of those that are not held as a whole: `0, 1 (50%)`."""
+    """Return the ids of GPUs, and each share that is less than a GPU: `0, 1 (50%)`."""
     parts = (
         device_id if share > 1 - EPSILON else f"{device_id} ({share:.0%})"
         for device_id, share in sorted(devices.items())

@@ -10,7 +10,7 @@
                     │        └── OwnerWatch, IdleCuller, Reconciler              owner_watch, idle
                     ├──> Reconciler <── events of the backend and of agents      reconcile
                     │        └──> corrects the table, wakes the queue
-                    ├──> find_others: what others than roost's kernels hold      other_holders
+                    ├──> find_others: resources that others than roost hold      other_holders
                     └──> UseReader, Doctor: what kernels use, what disagrees     use, diagnosis
     all of them
       ├──> KernelTable of KernelRecords, with their phases                       kernel_table, kernel_record

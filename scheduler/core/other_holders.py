@@ -1,4 +1,4 @@
-"""What others than this cluster's known leases hold while a request waits: a cluster's own programs, or other users."""
+"""The resources that others than roost hold while a request waits: a cluster's own programs, or other users."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMED_S = 0.2
 
 
 class OtherHolders(TypedDict):
-    """What others hold of one resource, on the nodes that could take the request if they were empty."""
+    """One resource that others hold, on the nodes that could take the request if they were empty."""
 
     resource: Resource
     amount: float
@@ -86,7 +86,7 @@ _KINDS = (
 async def find_others(
     decision: Decision, snapshot: Snapshot, leases: Iterable[Lease], backend: Backend
 ) -> OtherHolders | None:
-    """Return who holds what a request lacks, besides the kernels in `leases`; None if nobody does.
+    """Return the other holders of a resource that a request lacks, besides the kernels in `leases`; None if there are none.
 
     None too if the backend does not tell what else its cluster runs.
     """
@@ -105,7 +105,7 @@ async def find_others(
 
 
 def _sum_by_others(kind: _Kind, nodes: dict[str, Node], leases: Iterable[Lease]) -> dict[str, float]:
-    """Return what others hold on each node where they hold something."""
+    """Return the amounts that others hold, by node."""
     amounts = {node_id: kind.promised(node) for node_id, node in nodes.items()}
     for lease in leases:
         if lease.node_id in amounts:

@@ -1,6 +1,6 @@
-"""Two agents that share the machine's book, as those of two users do. A start waits for what the other agent holds.
+"""Two agents that share the machine's book, as the agents of two users do. A start waits for the other agent's GPU.
 
-Both agents belong to this user, who has two runtime folders.
+Both agents belong to this user, in two runtime folders.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class FakeAgent:
         self.problems: tuple[str, ...] = ()
         self.cpus_used = 0.0
         self.others: tuple[Holder, ...] = ()
-        """What other agents of the machine hold. The status counts it, but `reserve` does not."""
+        """The promises of other agents of the machine. The status counts them, but `reserve` does not."""
         self.signals: list[tuple[str, int]] = []
         self.kernels: dict[str, KernelProcess] = {}
         self._keys = [key.decode() for key in (*zmq.curve_keypair(), *zmq.curve_keypair())]

@@ -1,4 +1,4 @@
-"""Who else holds parts of this machine, for people: names come from uids, never from a file that a stranger wrote."""
+"""The other holders of this machine, for people. Names come from uids, never from the file of a stranger."""
 
 from __future__ import annotations
 

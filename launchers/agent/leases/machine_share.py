@@ -94,7 +94,7 @@ class MachineShare:
             self._on_change()
 
     def list_holders(self) -> tuple[Holder, ...]:
-        """Return what others have promised of this machine, the oldest first."""
+        """Return the promises of others, the oldest first."""
         view = self.look()
         return list_holders(view.others, shows_names=view.shows_names)
 

@@ -129,7 +129,7 @@ def list_descriptors() -> list[str]:
 
 
 def list_inherited() -> str:
-    """Return the descriptors of a process that this one starts, and that inherits what it may."""
+    """Return the descriptors of a new child of this process."""
     return subprocess.check_output(["ls", "-l", "/proc/self/fd"], text=True, close_fds=False)
 
 
@@ -190,7 +190,7 @@ async def test_a_promise_lasts_until_its_last_process_has_ended(others: Others, 
     agent, kernel, worker = others.begin(), others.begin(), others.begin()
     others.promise(agent, kernel, worker)
     await reader.settle()
-    others.kill(kernel)  # not the one that is watched
+    others.kill(kernel)  # the watch follows the agent
     for process in (agent, worker):
         assert reader.view.cpus == 1
         looks = reader.looks

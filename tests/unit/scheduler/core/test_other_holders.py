@@ -1,4 +1,4 @@
-"""What a cluster's own actors and tasks, and other users, hold while a request waits."""
+"""The resources that a cluster's own programs and other users hold while a request waits."""
 
 from __future__ import annotations
 

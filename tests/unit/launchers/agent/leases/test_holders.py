@@ -1,4 +1,4 @@
-"""Who else holds parts of this machine: names come from uids, and times are never later than now."""
+"""The other holders of this machine: names come from uids, and times are never later than now."""
 
 from __future__ import annotations
 

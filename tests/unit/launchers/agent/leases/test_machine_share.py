@@ -16,7 +16,7 @@ from roost.testing.deadlines import allow_s
 
 
 class Agent:
-    """An agent that reports each change of what others hold."""
+    """An agent that reports each change of the others' promises."""
 
     def __init__(self, folder: Path, name: str) -> None:
         place = Place(folder / "book", "chosen")

@@ -122,7 +122,7 @@ def test_a_node_has_more_room_if_any_amount_is_freer() -> None:
     assert not has_more_room(node, replace(node, cpus_promised=3, kernels=1, cpus_used=1.0))
     assert has_more_room(one_gpu, node)
     assert not has_more_room(node, one_gpu)
-    assert has_more_room(one_gpu, other_gpu), "a start may need the one that is free now"
+    assert has_more_room(one_gpu, other_gpu), "a start may need the GPU that is free now"
     assert has_more_room(replace(node, is_draining=True), node)
     assert has_more_room(node, replace(node, cpus=5)), "root has changed the totals"
 
