@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 from roost.launchers.daemon.inotify import ATTRIB, DELETE_SELF, DONT_FOLLOW, MOVE_SELF, ONESHOT, Inotify
@@ -21,8 +22,6 @@ from roost.launchers.daemon.tasks import Timers
 
 from .book import Held
 from .promise import NamedProcess, find_living
-
-log = logging.getLogger(__name__)
 
 # A file that is replaced or removed loses its name, which ATTRIB reports. DELETE_SELF may come much later: it waits
 # until nobody has the file open. ONESHOT: a user who changes a file all the time wakes this process once in a pause.
@@ -34,9 +33,9 @@ _PAUSE_S = 0.05
 _AGAIN_S = 5.0
 """How often `on_change` is called while something cannot be watched."""
 MOST = 256
-"""At most this many promises are watched. Each may take a descriptor, and the kernels need descriptors too.
+"""At most this many promises are watched: each may take a descriptor. The others are looked at again every 5 s.
 
-A stranger with thousands of promises therefore makes everybody look again every 5 s, and does no more harm.
+Each user gets as many of the watches as each other one, so that a stranger with thousands of promises takes few.
 """
 
 
@@ -70,11 +69,11 @@ class OthersWatch:
         """Watch these promises, and no others. Costs nothing if they are those of the call before."""
         others = tuple(others)
         if not others:
-            self.close()
+            self._leave_all()
             return
         if others == self._followed:
             return
-        watched = others[: self._most]
+        watched = _choose(others, self._most)
         is_complete = self._follow_files({each.path for each in watched})
         is_complete &= self._follow_processes(watched)
         is_complete &= len(watched) == len(others)
@@ -84,9 +83,18 @@ class OthersWatch:
         elif "again" not in self._timers:
             self._timers.later(self._again_s, self._report, key="again")
 
+    def call_soon(self) -> None:
+        """Call `on_change` soon, as after an event. Calls that come together cause one."""
+        if "soon" not in self._timers:
+            self._timers.later(0.0 if "pause" not in self._timers else _PAUSE_S, self._report, key="soon")
+
     def close(self) -> None:
-        """Watch nothing. May be repeated, and `follow` may be called again."""
+        """Watch nothing, and call nothing. May be repeated, and `follow` may be called again."""
         self._timers.close()
+        self._leave_all()
+
+    def _leave_all(self) -> None:
+        self._timers.cancel("again")
         self._followed = ()
         for process in tuple(self._processes):
             self._leave(process)
@@ -109,8 +117,9 @@ class OthersWatch:
         for path in new:
             if (watch := self._files.add(path, _CHANGES)) >= 0:
                 self._watches[path] = watch
-        if new & self._watches.keys():
-            self._report_soon()  # to look once more: a change between the last look and now has sent no event
+        # A change between the last look and now has sent no event, so look once more.
+        if any(path in self._watches or not os.path.lexists(path) for path in new):
+            self.call_soon()
         return len(self._watches) == len(paths)
 
     def _follow_processes(self, watched: Iterable[Held]) -> bool:
@@ -139,7 +148,7 @@ class OthersWatch:
         with contextlib.suppress(AttributeError, OSError, OverflowError):
             self._processes[process] = descriptor = os.pidfd_open(process.pid)
             asyncio.get_running_loop().add_reader(descriptor, self._note_end, process)
-            self._report_soon()  # to look once more: another process may have got its pid meanwhile
+            self.call_soon()  # to look once more: another process may have got its pid meanwhile
             return True
         return False
 
@@ -150,7 +159,8 @@ class OthersWatch:
 
     def _note_end(self, process: NamedProcess) -> None:
         self._leave(process)
-        self._report_soon()
+        self._followed = ()
+        self.call_soon()
 
     def _read_files(self) -> None:
         assert self._files is not None
@@ -159,13 +169,22 @@ class OthersWatch:
         for path in ended:  # the next `follow` watches it again, if the promise is still there
             del self._watches[path]
         if ended or _OVERFLOW in events:
-            self._report_soon()
-
-    def _report_soon(self) -> None:
-        self._followed = ()
-        if "soon" not in self._timers:
-            self._timers.later(0.0 if "pause" not in self._timers else _PAUSE_S, self._report, key="soon")
+            self._followed = ()
+            self.call_soon()
 
     def _report(self) -> None:
         self._timers.later(_PAUSE_S, lambda: None, key="pause")
         self._on_change()
+
+
+def _choose(others: Sequence[Held], most: int) -> Sequence[Held]:
+    """Return at most this many promises: the first one of each user, then the second one of each user, and so on."""
+    if len(others) <= most:
+        return others
+    seen: Counter[int] = Counter()
+    ranked: list[tuple[int, Held]] = []
+    for each in others:
+        ranked.append((seen[each.uid], each))
+        seen[each.uid] += 1
+    ranked.sort(key=itemgetter(0))
+    return [each for _, each in ranked[:most]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -41,6 +40,8 @@ class MachineShare:
         """What others have promised, as of the last look."""
         self._watch: OthersWatch | None = None
         self._on_change: Callable[[], object] = lambda: None
+        self._is_unreported = False
+        """True if others hold more or less than at the last call of `_on_change`."""
         self._said = ""
         self._waiting: dict[str, int] = {}
         """How many calls wait for each lease, by its id."""
@@ -65,7 +66,8 @@ class MachineShare:
                 self._watch.follow(self.view.others)
                 if _list_amounts(before) != _list_amounts(self.view):
                     # Each such look ends in a report: the look that an event causes may find no difference any more.
-                    asyncio.get_running_loop().call_soon(self._report)
+                    self._is_unreported = True
+                    self._watch.call_soon()
         return self.view
 
     @property
@@ -80,7 +82,7 @@ class MachineShare:
         """Call `on_change` from now on whenever the others hold more or less than before. May be repeated."""
         self._on_change = on_change
         if self._book is not None and self._watch is None:
-            self._watch = OthersWatch(self.look)
+            self._watch = OthersWatch(self._look_and_report)
             self._watch.follow(self.view.others)
 
     def unwatch(self) -> None:
@@ -89,8 +91,10 @@ class MachineShare:
             self._watch.close()
             self._watch = None
 
-    def _report(self) -> None:
-        if self._watch is not None:
+    def _look_and_report(self) -> None:
+        self.look()
+        if self._is_unreported:
+            self._is_unreported = False  # first, because `on_change` may look too
             self._on_change()
 
     def list_holders(self) -> tuple[Holder, ...]:

@@ -16,7 +16,7 @@ from kit.machine.daemons import wait_gone
 from roost.launchers.daemon.inotify import Inotify
 from roost.launchers.daemon.process import start_time
 from roost.launchers.machine_book import others as module
-from roost.launchers.machine_book.book import MachineBook, View
+from roost.launchers.machine_book.book import Held, MachineBook, View
 from roost.launchers.machine_book.others import OthersWatch
 from roost.launchers.machine_book.places import Place
 from roost.launchers.machine_book.promise import (
@@ -210,6 +210,19 @@ async def test_a_change_between_the_look_and_the_watch_is_noticed(others: Others
     await reader.until_cpus(0)
 
 
+async def test_a_promise_of_a_watched_agent_that_ends_at_once_is_noticed(
+    others: Others, reader: Reader
+) -> None:
+    agent = others.begin()
+    others.promise(agent)
+    await reader.settle()
+    promise = others.promise(agent)
+    reader.view = reader._book.look()
+    (others.folder / promise.name).unlink()
+    reader.watch.follow(reader.view.others)
+    await reader.until_cpus(1)
+
+
 async def test_without_promises_nothing_is_open(others: Others, reader: Reader) -> None:
     await reader.settle()
     assert (list_descriptors(), reader.watch.descriptors) == ([], 0)
@@ -278,6 +291,14 @@ async def test_what_cannot_be_watched_is_looked_at_again_and_again(others: Other
             await reader.until_cpus(cpus)
     finally:
         reader.watch.close()
+
+
+def test_a_user_with_many_promises_leaves_watches_to_others() -> None:
+    promise = Promise(name="", agent=NamedProcess(pid=1, started_at=1.0))
+    held = [Held(uid, Path(f"{uid}-{number}"), promise) for uid in (1, 2) for number in range(9)]
+    chosen = module._choose([*held, Held(3, Path("3-0"), promise)], 6)
+    assert [each.path.name for each in chosen] == ["1-0", "2-0", "3-0", "1-1", "2-1", "1-2"]
+    assert module._choose(held[:6], 6) == held[:6]
 
 
 @pytest.mark.parametrize("lacking", ["inotify", "pidfd"])

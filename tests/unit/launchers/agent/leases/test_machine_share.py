@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,9 +11,20 @@ import pytest
 
 from roost.launchers.agent.leases.ledger import LeaseLedger
 from roost.launchers.agent.leases.machine_share import MachineShare
+from roost.launchers.machine_book import others
 from roost.launchers.machine_book.book import MachineBook
 from roost.launchers.machine_book.places import Place
+from roost.launchers.machine_book.rules import Amounts, MachineRules, RulesReader
 from roost.testing.deadlines import allow_s
+
+
+class Rules(RulesReader):
+    """Rules that change when a test says so."""
+
+    rules = MachineRules()
+
+    def current(self) -> MachineRules:
+        return self.rules
 
 
 class Agent:
@@ -20,8 +32,14 @@ class Agent:
 
     def __init__(self, folder: Path, name: str) -> None:
         place = Place(folder / "book", "chosen")
+        self.rules = Rules()
         self.book = MachineBook(
-            name, cpus=4, memory_bytes=100, find=lambda: place, list_folders=lambda: (folder / "book",)
+            name,
+            cpus=4,
+            memory_bytes=100,
+            find=lambda: place,
+            list_folders=lambda: (folder / "book",),
+            rules=self.rules,
         )
         ledger = LeaseLedger(folder / name, cpus=4, memory_bytes=100, devices=[])
         self.share = MachineShare(ledger, self.book)
@@ -78,6 +96,14 @@ async def test_a_change_that_another_look_finds_first_is_reported_too(mine: Agen
     await mine.until([0])
 
 
+async def test_other_rules_of_the_machine_are_reported(mine: Agent) -> None:
+    mine.share.watch(mine.report)
+    mine.share.look()
+    mine.rules.rules = MachineRules(is_given=True, totals=Amounts(cpus=2))
+    assert mine.share.look().room("cpus").most == 2
+    await mine.until([0])
+
+
 async def test_own_promises_and_processes_of_kernels_are_no_change(mine: Agent, other: Agent) -> None:
     other.promise(1)
     mine.share.look()
@@ -113,3 +139,27 @@ async def test_an_agent_without_a_book_watches_nothing(tmp_path: Path) -> None:
     assert share.list_holders() == ()
     share.unwatch()
     share.close()
+
+
+async def test_a_stranger_who_changes_a_promise_all_the_time_causes_few_reports(
+    mine: Agent, other: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look finds another amount, and at each second look the promise is gone."""
+    changes = itertools.count(1)
+
+    def report_and_change() -> None:
+        mine.report()
+        if (change := next(changes)) % 2:
+            other.book.give_back("lease")
+        else:
+            other.promise(change)
+        mine.share.look()
+
+    monkeypatch.setattr(others, "_PAUSE_S", 1e6)
+    mine.share.watch(report_and_change)
+    other.promise(1)
+    mine.share.look()
+    await mine.until([1])
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert mine.reports == [1]
