@@ -86,7 +86,7 @@ _KINDS = (
 async def find_others(
     decision: Decision, snapshot: Snapshot, leases: Iterable[Lease], backend: Backend
 ) -> OtherHolders | None:
-    """Return the other holders of a resource that a request lacks, besides the kernels in `leases`; None if there are none.
+    """Return the other holders of a resource that a request lacks, besides the kernels in `leases`; else None.
 
     None too if the backend does not tell what else its cluster runs.
     """

@@ -66,14 +66,15 @@ class OtherAgent:
 
 
 @asynccontextmanager
-async def other_agent(machine: Path, **wish: float) -> AsyncIterator[OtherAgent]:
-    """Start an agent in another runtime folder, with the book in `machine`, and a kernel that holds `wish`."""
+async def other_agent(**wish: float) -> AsyncIterator[OtherAgent]:
+    """Start an agent in another runtime folder, with the test's book, and a kernel that holds `wish`."""
+    own = {name: os.environ[name] for name in ("ROOST_RUNTIME_DIR", "ROOST_MACHINE_DIR")}
     with private_runtime_dir(), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ROOST_MACHINE_DIR", str(machine))
+        patch.setenv("ROOST_MACHINE_DIR", own["ROOST_MACHINE_DIR"])
         async with agent_session(OTHERS) as session:
             await session.reserve("theirs", **wish)
             other = OtherAgent(session, agent_pid(), await session.launch("theirs"))
-            patch.setenv("ROOST_RUNTIME_DIR", str(machine))
+            patch.setenv("ROOST_RUNTIME_DIR", own["ROOST_RUNTIME_DIR"])
             try:
                 yield other
             finally:
@@ -90,10 +91,8 @@ async def until_queued(client: Client, kernel_id: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["stopped", "killed"])
-async def test_a_start_begins_when_another_agent_holds_the_gpu_no_more(
-    way: str, client: Client, runtime_dir: Path
-) -> None:
-    async with other_agent(runtime_dir, gpus=1) as other:
+async def test_a_start_begins_when_another_agent_holds_the_gpu_no_more(way: str, client: Client) -> None:
+    async with other_agent(gpus=1) as other:
         start = client.start(tiny("mine", gpus=2))
         await until_queued(client, "mine")
         text = (await client.explain(Request(gpus=2)))["others"]["text"]
@@ -114,8 +113,8 @@ async def test_a_start_begins_when_another_agent_holds_the_gpu_no_more(
         await client.stop("mine")
 
 
-async def test_a_start_that_needs_cpus_waits_with_a_reason_too(client: Client, runtime_dir: Path) -> None:
-    async with other_agent(runtime_dir, cpus=6.5, memory_bytes=60 << 30) as other:
+async def test_a_start_that_needs_cpus_waits_with_a_reason_too(client: Client) -> None:
+    async with other_agent(cpus=6.5, memory_bytes=60 << 30) as other:
         start = client.start(tiny("mine", cpus=2))
         await until_queued(client, "mine")
         held = {
