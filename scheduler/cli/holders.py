@@ -85,9 +85,9 @@ def build_holders(found: Holdings) -> Table:
 
 
 def _format_devices(devices: Mapping[str, float]) -> str:
-    """Return the ids of GPUs, and each share that is less than a GPU: `0, 1 (50%)`."""
-    parts = (
-        device_id if share > 1 - EPSILON else f"{device_id} ({share:.0%})"
+    """Return the sum of the shares, the ids, and each share that is less than a GPU: `1.5 (0, 1: 50%)`."""
+    ids = [
+        device_id if share > 1 - EPSILON else f"{device_id}: {share:.0%}"
         for device_id, share in sorted(devices.items())
-    )
-    return ", ".join(parts)
+    ]
+    return f"{format_amount(sum(devices.values()))} ({', '.join(ids)})" if ids else ""

@@ -68,7 +68,7 @@ def test_the_holders_are_listed_from_the_oldest(
     assert [line.split("  ") for line in _squeeze(out)] == [
         ["USER", "CPUS", "MEMORY", "GPUS", "SINCE"],
         ["another user", "2.5", "3 GiB", "-", "2026-03-05 10:14"],
-        [pwd.getpwuid(os.getuid()).pw_name, "-", "-", "GPU-5ad, GPU-7 (25%)", "2026-03-05 10:15"],
+        [pwd.getpwuid(os.getuid()).pw_name, "-", "-", "1.25 (GPU-5ad, GPU-7: 25%)", "2026-03-05 10:15"],
     ]
     allow(monkeypatch, replace(MachineRules(), shows_names=True))
     assert _squeeze(run(capsys, "top", "--all")[1])[1].startswith("uid 987654321  2.5")
