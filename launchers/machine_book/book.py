@@ -22,7 +22,7 @@ from pathlib import Path
 from roost.launchers.daemon.file_input import UnfitFile
 from roost.launchers.daemon.process import current_start_time, start_time
 from roost.placement.model import EPSILON, Request
-from roost.placement.model.format import format_amount, format_bytes
+from roost.placement.model.format import format_amount, format_bytes, format_count
 
 from .lock import DEADLINE_S, FolderLock, find_holders
 from .places import Place, find_place, list_places
@@ -256,7 +256,7 @@ class MachineBook:
             for resource, most in limits:
                 if most is not None:
                     left = most - held[resource]
-                    why = f"{whose} {_format(resource, held[resource])} of {_format(resource, most)}"
+                    why = f"{whose} {_format_pair(resource, held[resource], most)}"
                     before = rooms.get(resource, Room())
                     rooms[resource] = Room(
                         most=min(most, before.most),
@@ -481,4 +481,9 @@ def _sum_amounts(held: Iterable[Held]) -> dict[str, Fraction]:
 def _format(resource: str, amount: float | Fraction) -> str:
     if resource == "memory":
         return f"{format_bytes(float(amount))} of memory"
-    return f"{format_amount(float(amount))} {'CPUs' if resource == 'cpus' else 'GPUs'}"
+    return format_count(float(amount), "CPU" if resource == "cpus" else "GPU")
+
+
+def _format_pair(resource: str, held: float | Fraction, most: float | Fraction) -> str:
+    number = format_bytes(float(held)) if resource == "memory" else format_amount(float(held))
+    return f"{number} of at most {_format(resource, most)}"
