@@ -46,6 +46,8 @@ MOST_OF_USER = 4096
 """At most this many promises of one user count, the oldest first."""
 _SETTLED_NS = 50_000_000
 """A folder that has not changed for so long shows each later change by another time."""
+_NAMES = 8
+"""How many names are tried for a promise's file."""
 _READ_AGAIN = 5
 """How many times a promise is read again that changes while it is judged."""
 LEFT_BEHIND = "is left by processes that have ended"
@@ -354,9 +356,18 @@ class MachineBook:
 
     def _write(self, lease_id: str, promise: Promise) -> None:
         folder = self._find().folder
-        if folder is not None:
-            write_promise(folder, promise)
-            self._mine[lease_id] = promise
+        number = 0
+        while folder is not None:
+            try:
+                write_promise(folder, promise)
+            except PermissionError:  # a stranger has a file of this name
+                number += 1
+                if number == _NAMES:
+                    raise
+                promise = replace(promise, name=name_file(self._uid, self._owner, lease_id, number))
+            else:
+                self._mine[lease_id] = promise
+                return
 
     def _put_back(self, seen: set[Path]) -> None:
         """Write own promises again that somebody has removed, or whose folder is not the book's any more."""

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from roost.launchers.daemon.file_input import UnfitFile
 
-from .promise import NAME, find_pid_namespace, lives, read_promise
+from .promise import NAME, find_pid_namespace, lives, name_unfinished, read_promise
 
-_UNFINISHED = re.compile(rf"\.{NAME.pattern}\.(\d{{1,10}})\.tmp")
+_UNFINISHED = re.compile(rf"\.{NAME.pattern}\.(\d{{1,10}})(?:-[0-9a-f]{{16}})?\.tmp")
 """The name of a promise's file that is being written, with the uid of its user and the pid of its writer."""
 _WRITTEN_S = 60.0
 """A file that has not changed for this long is not being written. Its writer may have a pid of another container."""
@@ -61,7 +61,7 @@ def remove_dead(path: Path, uid: int) -> bool:
         return False
     # The next agent of the user may write the promise again at this moment, without the lock. Each write makes
     # another file of the same name. So the file is moved first, and put back if another file has come in between.
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(name_unfinished(path.name))
     path.rename(aside)
     is_same = aside.lstat().st_ino == before.st_ino
     if not is_same:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import select
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -104,10 +105,8 @@ def read_promise(path: Path) -> tuple[int, Promise]:
 
 def write_promise(folder: Path, promise: Promise) -> None:
     """Write a promise's file, which all users may read, as a whole or not at all. Raises `OSError`."""
-    temporary = folder / f".{promise.name}.{os.getpid()}.tmp"
+    temporary = folder / name_unfinished(promise.name)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()  # of this process, whose write was interrupted
     descriptor = os.open(temporary, flags, 0o644)
     try:
         with open(descriptor, "wb") as file:
@@ -120,9 +119,17 @@ def write_promise(folder: Path, promise: Promise) -> None:
         raise
 
 
-def name_file(uid: int, owner: str, lease_id: str) -> str:
-    """Return the name of the file for a lease of the agent that `owner` names. Files of one agent begin alike."""
-    return f"{name_files(uid, owner)}{_digest(lease_id)[:20]}.json"
+def name_file(uid: int, owner: str, lease_id: str, number: int = 0) -> str:
+    """Return the name of the file for a lease of the agent that `owner` names. Files of one agent begin alike.
+
+    Each `number` gives another name: a stranger may have taken the first one.
+    """
+    return f"{name_files(uid, owner)}{_digest(f'{number} {lease_id}')[:20]}.json"
+
+
+def name_unfinished(name: str) -> str:
+    """Return a name for a promise's file that is being written. Nobody can guess it, and take it before."""
+    return f".{name}.{os.getpid()}-{secrets.token_hex(8)}.tmp"
 
 
 def name_files(uid: int, owner: str) -> str:

@@ -210,6 +210,31 @@ def test_what_is_above_the_limit_of_its_user_does_not_count(tmp_path: Path) -> N
         assert reasons == ["claims more than its user may hold"] * 2
 
 
+def test_a_stranger_who_takes_the_name_of_a_promise_stops_nobody(strangers: Strangers) -> None:
+    """Root may replace any file, so that the agent is another user here."""
+    strangers.folder.chmod(0o1777)
+    for parent in strangers.folder.parents[:3]:
+        os.chmod(parent, os.stat(parent).st_mode | 0o055)
+    taken = strangers.plant(strangers.folder / name_file(3002, "mine", "again"), "")
+    os.seteuid(3002)
+    try:
+        own = MachineBook(
+            "mine",
+            cpus=4,
+            memory_bytes=1000,
+            find=lambda: Place(strangers.folder, "chosen"),
+            list_folders=lambda: (strangers.folder,),
+            uid=3002,
+        )
+        own.promise("again", cpus=1, memory_bytes=0, devices={})
+        own.begin_launch("again")
+        assert len(list(strangers.folder.iterdir())) == 2
+        own.give_back("again")
+    finally:
+        os.seteuid(0)
+    assert list(strangers.folder.iterdir()) == [taken]
+
+
 def test_ten_thousand_files_stop_nobody(strangers: Strangers) -> None:
     for number in range(10_000):
         path, content = strangers.build(name_file(OTHER, "agent", str(number)), devices={}, cpus=0.0)
@@ -231,7 +256,7 @@ def hold_as_another_user(folder: Path) -> subprocess.Popen[bytes]:
         "sys.stdin.read()"
     )
     for parent in (folder, *folder.parents[:3]):
-        os.chmod(parent, os.stat(parent).st_mode | 0o005)
+        os.chmod(parent, os.stat(parent).st_mode | 0o055)
     holder = subprocess.Popen(
         ["/usr/bin/python3", "-c", code, str(folder)],
         user=OTHER, group=OTHER, extra_groups=[], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -285,7 +310,7 @@ def test_a_process_that_may_not_be_seen_counts_as_alive(strangers: Strangers) ->
     path, content = strangers.build()
     strangers.plant(path, content)
     for parent in (strangers.folder, *strangers.folder.parents[:3]):
-        os.chmod(parent, os.stat(parent).st_mode | 0o005)
+        os.chmod(parent, os.stat(parent).st_mode | 0o055)
     command = [sys.executable, "-c", HIDDEN, str(strangers.folder), str(strangers.living.pid)]
     with subprocess.Popen(
         ["unshare", "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
