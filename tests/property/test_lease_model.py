@@ -604,3 +604,13 @@ def test_leases_and_kernels_agree_after_any_faults(machine: type[Leases]) -> Non
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_a_pod_may_end_before_its_agent_is_asked() -> None:
+    """The fault in which this was found."""
+    state = LeasesInPods()
+    state.begin(seed=723)
+    state.start(cpus=0.5, kernel_ids=["k0", "k1", "k2", "k3"], name="s")
+    state.start(cpus=0.5, kernel_ids=["k0"], name="s")
+    state.agent_crashes(at=0)
+    state.teardown()

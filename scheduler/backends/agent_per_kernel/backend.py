@@ -324,12 +324,14 @@ class AgentPerKernelBackend(Backend):
         if pod.address is None:
             known.is_noted = False
         elif not known.is_noted and known.noting is None:
-            known.noting = spawn(self._reserve(lease), self._tasks, log)
+            known.noting = spawn(self._reserve(lease, known), self._tasks, log)
         return self._judge(lease)
 
-    async def _reserve(self, lease: Lease) -> None:
-        """Have the pod's agent note the lease, as soon as the agent listens. From then on the lease is held."""
-        pod = self._pods[lease.id]
+    async def _reserve(self, lease: Lease, pod: _Known) -> None:
+        """Have the pod's agent note the lease, as soon as the agent listens. From then on the lease is held.
+
+        The pod may be gone before the first step.
+        """
 
         def is_wanted() -> bool:
             return self._pods.get(lease.id) is pod and not pod.is_noted
