@@ -1,4 +1,4 @@
-"""The cost of the machine's book at a start. A kernel that asks for CPUs is a promise there, one that does not is none.
+"""The cost of the machine's book at a start. A kernel that asks for CPUs is a promise in the book; another is not.
 
 without    start_kernel() called → first reply, of a kernel without a promise
 with       the same of a kernel with a promise
@@ -56,8 +56,8 @@ TABLE = PageTable(
     rows={
         "start → first reply, without a promise": "without/pair",
         "the same with a promise": "with/pair",
-        "what a promise adds": "added/pair",
-        "what it adds while others hold 50": "added/crowded",
+        "the time that a promise adds": "added/pair",
+        "the same while others hold 50 promises": "added/crowded",
         "CPU time of the agent in an idle second": "idle/agent",
     },
 )

@@ -1,4 +1,4 @@
-"""`MachineBook`: the promises of all agents of this machine, and what they leave to this one.
+"""`MachineBook`: the promises of all agents of this machine, and the room that they leave to this one.
 
     turn ──> lock ──> look: read all files ──> the caller checks ──> promise: write the own file ──> look again
              │ held by another for 1 s                                                                  │
@@ -81,18 +81,18 @@ class Stranger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """What the rules leave to this user, of one resource."""
+    """The room that the rules leave to this user, of one resource."""
 
     most: float = float("inf")
-    """What the rules allow if nobody holds anything."""
+    """The amount that the rules allow if nobody holds anything."""
     left: float = float("inf")
     why: str = ""
-    """What leaves so little, as a clause."""
+    """The rule that leaves so little, as a clause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What others than this agent have promised on this machine, and what the rules leave to its user."""
+    """The promises of other agents on this machine, and the room that the rules leave to this agent's user."""
 
     others: tuple[Held, ...] = ()
     cpus: Fraction = Fraction(0)
@@ -167,7 +167,7 @@ class MachineBook:
             self._lock.close()
             self._lock = None
 
-    # What all have promised
+    # The promises of all
 
     def look(self, *, besides: str = "") -> View:
         """Read the book, and leave out the own promise for the lease `besides`. Raises `BadRules`."""
@@ -273,7 +273,7 @@ class MachineBook:
             limit(f"the members of the group {name} hold", members, limits)
         return rooms
 
-    # What this agent promises
+    # The promises of this agent
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:

@@ -147,7 +147,7 @@ def _digest(text: str) -> str:
 def lives(promise: Promise, uid: int, known: dict[NamedProcess, bool]) -> bool:
     """True if the agent of a user's promise lives, or a process of its kernel. The pids must be of this namespace.
 
-    `known` is filled with what was found out about processes of this user.
+    Each process that was looked for is added to `known`, with True if it lives.
     """
     for process in (promise.agent, *promise.processes):
         if process not in known:

@@ -1,4 +1,4 @@
-"""What root allows on this machine: totals, a reserve for the system, and limits of users and groups.
+"""Root's rules for this machine: totals, a reserve for the system, and limits of users and groups.
 
 They stand in `/etc/roost/machine.toml`. A user's own configuration can only lower them.
 """
@@ -53,11 +53,11 @@ class MachineRules:
     is_given: bool = False
     """True if there is a file, which may be empty: then nobody's configuration can raise what the machine has."""
     totals: Amounts = Amounts()
-    """What the machine has. `gpus` is the number of declared GPUs."""
+    """The amounts of the machine. `gpus` is the number of declared GPUs."""
     reserve: Amounts = Amounts()
-    """What is kept for the system."""
+    """The amounts that are kept for the system."""
     gpu_ids: tuple[str, ...] | None = None
-    """The ids of the GPUs that all agents use; None: those that NVML lists."""
+    """The ids of the GPUs that all agents use; None: NVML lists them."""
     gpu_model: str = ""
     users: Mapping[str, Amounts] = field(default_factory=dict)
     """The limit of each user, by name or uid."""

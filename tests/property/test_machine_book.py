@@ -49,7 +49,7 @@ HOW_FAR = st.sampled_from([0, 1, 2, 4, 5, 6, 8, 1000, 1000, 1000, 1000])
 
 
 class Killed(BaseException):
-    """What a killed thread meets at its next system call. It has no further effect."""
+    """The error that ends a killed thread at its next system call."""
 
 
 class Steps(threading.local):

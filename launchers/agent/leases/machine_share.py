@@ -37,7 +37,7 @@ class MachineShare:
         self._book = book
         self._gpu_ids = gpu_ids
         self.view = ALONE
-        """What others have promised, as of the last look."""
+        """The promises of others, as of the last look."""
         self._watch: OthersWatch | None = None
         self._on_change: Callable[[], object] = lambda: None
         self._is_unreported = False
@@ -53,7 +53,7 @@ class MachineShare:
             self._book.close()
 
     def look(self) -> View:
-        """Return what others have promised. If the rules cannot be read, return what was known before."""
+        """Return the promises of others. If the rules cannot be read, return those of the look before."""
         if self._book is not None:
             before = self.view
             try:

@@ -25,7 +25,7 @@ class DeviceReader:
     off the bus may never answer. `read_at` is the monotonic time of the last answer (`math.inf`: not measured).
 
     Several users of a machine must call each device by one name. With `ids`, these are the devices: root has declared
-    them. With `is_shared`, NVML is asked all the same, and of its devices the first `declared` ones count.
+    them. With `is_shared`, NVML is asked in any case, and the first `declared` of its devices count.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ FIRST_UID = 3001
 CPUS, MEMORY_BYTES, GPUS = 4, 1000, 4
 KIT = Path(__file__).parents[2]
 _MARK = "ROOST_RACE"
-"""The variable that shows the kernel's race, and what it holds: share of each device, CPUs, bytes."""
+"""The variable that shows the kernel's race and its amounts: share of each device, CPUs, bytes."""
 _NAMESPACE = """
 mount -t tmpfs -o mode=755 tmpfs /run && mkdir /run/lock && chmod 1777 /run/lock && exec "$@"
 """
@@ -147,9 +147,9 @@ def find_kernels(race_name: str) -> Iterator[tuple[int, str, str]]:
 
 
 def look(race_name: str) -> tuple[int, str]:
-    """Return how many kernels live, and what is held more than once; empty if nothing is."""
+    """Return the number of live kernels, and the slices that are held more than once; empty if there are none."""
     found = [(pid, *held, _start_of(pid)) for pid, *held in find_kernels(race_name)]
-    # One that has ended meanwhile may have made room for one that was seen later.
+    # A kernel that has ended meanwhile may have made room for another one, which was seen later.
     found = [each for each in found if each[3] and _start_of(each[0]) == each[3]]
     sums: Counter[str] = Counter()
     for _, devices, mark, _ in found:
