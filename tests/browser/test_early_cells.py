@@ -129,6 +129,7 @@ def test_three_cells_keep_their_order_and_their_code(lab: Lab, take: Take, kerne
     assert lab.page.locator(".roost-waits").count() == 1
     lab.cell(3).locator(".cm-content").click()
     lab.press("Escape", "m", "Enter")
+    lab.page.locator(".jp-MarkdownCell .cm-focused").wait_for(timeout=allow_s(CELL_S * 1000))
     lab.page.keyboard.insert_text("# a heading")
     lab.press("Shift+Enter")
     lab.page.locator(".jp-MarkdownOutput h1").wait_for(timeout=allow_s(CELL_S * 1000))  # text does not wait
@@ -344,7 +345,14 @@ def test_the_setting_turns_it_off(lab: Lab, page_config: Callable[..., None]) ->
     assert lab.prompt_of(0) == "[ ]:"
     held.release()
     lab.wait_for_session()
-    lab.run(1, "print('ran')")
+
+    def is_taken() -> bool:
+        """Run a cell, which JupyterLab drops too while it is slow to notice the session."""
+        lab.run(1, "print('ran')")
+        lab.page.wait_for_timeout(DROPPED_S * 1000)
+        return lab.prompt_of(1) != "[ ]:"
+
+    until(is_taken, OPEN_S)
     assert lab.output(1, "ran").strip() == "ran"
     assert "dropped" not in lab.text(0)
 
