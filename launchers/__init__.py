@@ -10,6 +10,6 @@
 - `zygote`: a warm process, in the kernel's own Python, from which ipykernels are forked
 
 `daemon` and `zygote` are ground floors. Above `daemon` stand `machine_book` and `protocol`, and above those `agent`.
-`zygote` imports no other part of roost. The other four need only `roost.placement.model` and the packages that ipykernel brings. Therefore
-they can be sent to a node that has ipykernel and nothing else.
+`zygote` imports no other part of roost. The other four need only `roost.placement.model` and the packages that
+ipykernel brings. Therefore they can be sent to a node that has ipykernel and nothing else.
 """

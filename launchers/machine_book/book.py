@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from pathlib import Path
 
 from roost.launchers.daemon.file_input import UnfitFile
@@ -46,6 +46,7 @@ MOST_OF_USER = 4096
 """At most this many promises of one user count, the oldest first."""
 _SETTLED_NS = 50_000_000
 """A folder that has not changed for so long shows each later change by another time."""
+_RESOURCES = ("cpus", "memory", "gpus")
 _NAMES = 8
 """How many names are tried for a promise's file."""
 _READ_AGAIN = 5
@@ -95,9 +96,9 @@ class View:
     """The promises of other agents on this machine, and the room that the rules leave to this agent's user."""
 
     others: tuple[Held, ...] = ()
-    cpus: Fraction = Fraction(0)
+    cpus: float = 0.0
     memory_bytes: int = 0
-    devices: Mapping[str, Fraction] = field(default_factory=dict)
+    devices: Mapping[str, float] = field(default_factory=dict)
     """The promised share of each device. That of a GPU includes its slices, and that of a slice its GPU."""
     rooms: Mapping[str, Room] = field(default_factory=dict)
     """By resource: cpus, memory, gpus. A resource without an entry has no limit."""
@@ -177,10 +178,9 @@ class MachineBook:
         if besides in self._mine:
             counted = [each for each in counted if each.promise.name != self._mine[besides].name]
         others = tuple(each for each in counted if each.promise.name not in names)
-        cpus = sum((Fraction(each.promise.cpus) for each in others), Fraction(0))
         return View(
             others=others,
-            cpus=cpus,
+            cpus=math.fsum(each.promise.cpus for each in others),
             memory_bytes=sum(each.promise.memory_bytes for each in others),
             devices=self._sum_devices(others),
             rooms=self._find_rooms(rules, counted),
@@ -235,17 +235,18 @@ class MachineBook:
             held = newer
         return held  # somebody changes it all the time, so somebody lives
 
-    def _sum_devices(self, others: Iterable[Held]) -> dict[str, Fraction]:
-        shares: dict[str, Fraction] = {}
+    def _sum_devices(self, others: Iterable[Held]) -> dict[str, float]:
+        shares: dict[str, list[float]] = {}
         parents = dict(self._parents)
         for each in others:
             parents |= each.promise.parents
             for device_id, share in each.promise.devices.items():
-                shares[device_id] = shares.get(device_id, Fraction(0)) + Fraction(share)
-        summed = dict(shares)
+                shares.setdefault(device_id, []).append(share)
+        by_device = {device_id: math.fsum(of_device) for device_id, of_device in shares.items()}
+        summed = dict(by_device)
         for part, gpu in parents.items():
-            summed[gpu] = summed.get(gpu, Fraction(0)) + shares.get(part, Fraction(0))
-            summed[part] = summed.get(part, Fraction(0)) + shares.get(gpu, Fraction(0))
+            summed[gpu] = summed.get(gpu, 0.0) + by_device.get(part, 0.0)
+            summed[part] = summed.get(part, 0.0) + by_device.get(gpu, 0.0)
         return {device_id: share for device_id, share in summed.items() if share}
 
     def _find_rooms(self, rules: MachineRules, counted: Sequence[Held]) -> dict[str, Room]:
@@ -473,28 +474,34 @@ def _keep_within(of_user: Sequence[Held], limits: Amounts) -> tuple[list[Held], 
         return list(of_user), []
     within: list[Held] = []
     above: list[Held] = []
+    sums = dict.fromkeys(_RESOURCES, 0.0)
     for each in sorted(of_user, key=lambda held: (held.promise.since, held.promise.name)):
-        sums = _sum_amounts([*within, each])
-        fits = all(most is None or sums[resource] <= most for resource, most in limits)
-        (within if fits else above).append(each)
+        own = _amounts_of(each)
+        if all(most is None or sums[name] + own[name] <= most + EPSILON for name, most in limits):
+            within.append(each)
+            sums = {name: sums[name] + own[name] for name in sums}
+        else:
+            above.append(each)
     return within, above
 
 
-def _sum_amounts(held: Iterable[Held]) -> dict[str, Fraction]:
-    sums = {"cpus": Fraction(0), "memory": Fraction(0), "gpus": Fraction(0)}
-    for each in held:
-        sums["cpus"] += Fraction(each.promise.cpus)
-        sums["memory"] += each.promise.memory_bytes
-        sums["gpus"] += sum(map(Fraction, each.promise.devices.values()), Fraction(0))
-    return sums
+def _sum_amounts(held: Iterable[Held]) -> dict[str, float]:
+    amounts = [_amounts_of(each) for each in held]
+    return {name: math.fsum(each[name] for each in amounts) for name in _RESOURCES}
 
 
-def _format(resource: str, amount: float | Fraction) -> str:
+def _amounts_of(held: Held) -> dict[str, float]:
+    promise = held.promise
+    gpus = math.fsum(promise.devices.values())
+    return {"cpus": promise.cpus, "memory": promise.memory_bytes, "gpus": gpus}
+
+
+def _format(resource: str, amount: float) -> str:
     if resource == "memory":
         return f"{format_bytes(float(amount))} of memory"
     return format_count(float(amount), "CPU" if resource == "cpus" else "GPU")
 
 
-def _format_pair(resource: str, held: float | Fraction, most: float | Fraction) -> str:
+def _format_pair(resource: str, held: float, most: float) -> str:
     number = format_bytes(float(held)) if resource == "memory" else format_amount(float(held))
     return f"{number} of at most {_format(resource, most)}"
