@@ -448,5 +448,6 @@ def _open_book(folder: Path, machine: NodeMetrics) -> MachineBook:
         str(folder),
         cpus=machine.measured_cpus,
         memory_bytes=machine.measured_bytes,
+        devices=[device.id for device in machine.devices.read()],
         parents=machine.devices.parents,
     )

@@ -125,7 +125,8 @@ ALONE = View()
 class MachineBook:
     """The book of this machine, for the agent that owns `owner` (any text that names it, such as its folder).
 
-    `cpus` and `memory_bytes` are what the machine has. `parents` names the GPU of each device that is a slice of one.
+    `cpus` and `memory_bytes` are what the machine has, and `devices` the ids of its devices. `parents` names the GPU of
+    each device that is a slice of one.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class MachineBook:
         *,
         cpus: float,
         memory_bytes: int,
+        devices: Iterable[str] = (),
         parents: Mapping[str, str] | None = None,
         find: Callable[[], Place] = find_place,
         list_folders: Callable[[], Sequence[Path]] = list_places,
@@ -143,6 +145,7 @@ class MachineBook:
     ) -> None:
         self._owner = owner
         self._machine = Amounts(cpus=cpus, memory_bytes=memory_bytes)
+        self._devices = frozenset(devices)
         self._parents = dict(parents or {})
         self._find = find
         self._list_folders = list_folders
@@ -239,7 +242,12 @@ class MachineBook:
         shares: dict[str, list[float]] = {}
         parents = dict(self._parents)
         for each in others:
-            parents |= each.promise.parents
+            # What a stranger says of devices that this agent knows does not count, so each device takes one GPU.
+            parents |= {
+                part: gpu
+                for part, gpu in each.promise.parents.items()
+                if part in each.promise.devices and part not in self._devices
+            }
             for device_id, share in each.promise.devices.items():
                 shares.setdefault(device_id, []).append(share)
         by_device = {device_id: math.fsum(of_device) for device_id, of_device in shares.items()}
@@ -307,7 +315,8 @@ class MachineBook:
     ) -> None:
         """Promise a slice: write its file. Does nothing where nobody shares a book. Raises `OSError`.
 
-        `launches`: its kernel begins next, as after `begin_launch`.
+        `since`: when it was made; 0: as an earlier agent has noted it, or now. `launches`: its kernel begins next, as
+        after `begin_launch`.
         """
         self._write(
             lease_id,
@@ -319,10 +328,17 @@ class MachineBook:
                 memory_bytes=memory_bytes,
                 devices=devices,
                 parents={each: self._parents[each] for each in devices if each in self._parents},
-                since=since or time.time(),
+                since=since or self._find_since(name_file(self._uid, self._owner, lease_id)),
                 launching_since=current_start_time() if launches else 0.0,
             ),
         )
+
+    def _find_since(self, name: str) -> float:
+        """Return when an earlier agent has made the promise in this file; else the time now."""
+        for folder in self._list_folders():
+            with contextlib.suppress(OSError, UnfitFile):
+                return read_promise(folder / name)[1].since
+        return time.time()
 
     def begin_launch(self, lease_id: str) -> None:
         """Note that the kernel's process begins from now on. Does nothing for a lease without a promise."""
@@ -425,7 +441,7 @@ class _FolderReader:
         by_user: dict[int, list[tuple[int, str, os.stat_result]]] = {}
         with os.scandir(self._folder) as entries:
             for entry in entries:
-                if NAME.fullmatch(entry.name):
+                if entry.name.startswith("roost-") and NAME.fullmatch(entry.name):
                     with contextlib.suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
                         by_user.setdefault(status.st_uid, []).append((status.st_ctime_ns, entry.name, status))

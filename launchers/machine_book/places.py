@@ -29,7 +29,7 @@ class Place:
     folder: Path | None
     way: Way
     why: str = ""
-    """Why nobody arbitrates, as a clause."""
+    """Why no better way was found, as a clause: why nobody arbitrates, or why root's folder does not count."""
 
 
 def find_place(
@@ -47,6 +47,7 @@ def find_place(
         return Place(installed, "installed")
     if chosen := os.environ.get(_VARIABLE):
         return Place(Path(chosen), "chosen")
+    unfit = f"{installed} is no folder of root's with mode 1777" if os.path.lexists(installed) else ""
     problem = ""
     for folder in shared:
         if not _is_safe(folder, root):
@@ -54,7 +55,7 @@ def find_place(
         elif is_private(folder, mounts):
             problem = f"{folder} is private to this user or service"
         else:
-            return Place(folder, "shared")
+            return Place(folder, "shared", unfit)
     return Place(None, "nobody", problem)
 
 
@@ -63,11 +64,12 @@ def list_places(
 ) -> tuple[Path, ...]:
     """Return all folders in which an agent of this machine may have its promises, the best first.
 
-    Root may make its folder while agents have theirs elsewhere. Promises are therefore read from all of them.
+    Root may make its folder while agents have theirs in a shared one. Promises are therefore read from both.
     """
     if (chosen := os.environ.get(_VARIABLE)) and not _is_safe(installed, root):
         return (Path(chosen),)
-    return tuple(folder for folder in (installed, *shared) if _is_safe(folder, root))
+    best_shared = [folder for folder in shared if _is_safe(folder, root)][:1]
+    return (installed, *best_shared) if _is_safe(installed, root) else tuple(best_shared)
 
 
 def is_private(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:

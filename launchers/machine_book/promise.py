@@ -113,6 +113,10 @@ def write_promise(folder: Path, promise: Promise) -> None:
             os.fchmod(descriptor, 0o644)  # whatever the umask is
             file.write(json.dumps(encode(promise)).encode())
         os.replace(temporary, folder / promise.name)
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise type(problem)(problem.errno, problem.strerror, str(folder)) from None
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -24,6 +24,8 @@ from roost.placement.model.memory_size import read_bytes
 FILE = Path("/etc/roost/machine.toml")
 _MOST_BYTES = 1 << 20
 _MOST_GPUS = 1024
+_LARGEST = 1_000_000
+"""The largest number of CPUs or GPUs."""
 _FRESH_S = 60.0
 """How long the name and the groups of a user count as known."""
 EVERYBODY = "*"
@@ -177,7 +179,7 @@ def _load(text: str) -> dict[str, Any]:
         raise BadRules("it cannot be read without the package tomli: run `pip install tomli`")
     try:
         document: dict[str, Any] = toml.loads(text)
-    except (toml.TOMLDecodeError, RecursionError) as problem:
+    except (ValueError, RecursionError) as problem:  # a number with thousands of digits is a ValueError, too
         raise BadRules(f"it is not TOML: {problem}") from None
     return document
 
@@ -232,7 +234,9 @@ def _read_amounts(
                 found["memory_bytes"] = read_bytes(value)
             except ValueError as problem:
                 raise BadRules(f"`{prefix}memory`: {str(problem).rstrip('.')}") from None
-        elif is_number and 0 <= value < float("inf"):
+        elif is_number and value > _LARGEST and value != float("inf"):
+            raise BadRules(f"`{prefix}{name}` is more than any machine has")
+        elif is_number and 0 <= value <= _LARGEST:
             found[name] = float(value)
         else:
             raise BadRules(f"`{prefix}{name}` must be a number, 0 or more; it is {value!r:.40}")

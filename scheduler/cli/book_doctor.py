@@ -226,7 +226,12 @@ def _describe_way(place: Place) -> list[Finding]:
         what = f"nobody divides this machine between its users: {place.why}"
         do = f"if others use roost here, run {write_root_command('machine install')}"
         return [{"level": "warning", "what": what, "do": do}]
-    return [{"level": "ok", "what": what, "do": ""}]
+    found: list[Finding] = [{"level": "ok", "what": what, "do": ""}]
+    if place.way == "shared" and place.why:
+        found.append(
+            {"level": "warning", "what": place.why, "do": f"run {write_root_command('machine install')}"}
+        )
+    return found
 
 
 def _report_rules(state: BookState) -> Iterator[Finding]:

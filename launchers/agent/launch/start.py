@@ -395,5 +395,8 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as problem:
         if problem.errno in NO_ROOM:
-            raise RemoteError("no_space", f"no space left for {folder}: free some, then try again") from None
+            # Without a name, or with one in the folder, it is the folder. Else it is that of the machine's book.
+            is_here = str(problem.filename or folder).startswith(str(folder))
+            full = folder if is_here else problem.filename
+            raise RemoteError("no_space", f"no space left for {full}: free some, then try again") from None
         raise RemoteError("internal", f"cannot write to {folder}: {problem.strerror or problem}") from None

@@ -187,7 +187,6 @@ class MachineShare:
             cpus=lease.request.cpus,
             memory_bytes=lease.request.memory_bytes,
             devices=dict.fromkeys(lease.device_ids, lease.request.gpu_share),
-            since=lease.asked_at,
             launches=launches,
         )
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 
 from roost.launchers.agent.leases.ledger import LeaseLedger
-from roost.launchers.machine_book.book import ALONE, View
-from roost.launchers.machine_book.rules import BadRules, MachineRules, read_rules
+from roost.launchers.machine_book.book import ALONE, Room, View
+from roost.launchers.machine_book.rules import Amounts, BadRules, MachineRules, read_rules
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.placement.model import Device, Node
 
@@ -34,12 +34,14 @@ class NodeMetrics:
         cgroups: Sequence[Path] | None = None,
         max_age_s: float = _METRICS_MAX_AGE_S,
     ) -> None:
-        self.devices = devices or _open_devices(settings)
+        rules = _read_rules() if settings.divides_machine else MachineRules()
+        self.devices = devices or _open_devices(settings, rules)
         cgroups = find_cgroups() if cgroups is None else cgroups
         self.measured_cpus = count_cpus(cgroups)
         self.measured_bytes, self._limited_by = find_memory_limit(cgroups)
-        self.cpus = self.measured_cpus if settings.cpus is None else settings.cpus
-        self.memory_bytes = self.measured_bytes if settings.memory_bytes is None else settings.memory_bytes
+        totals = rules.find_totals(Amounts(cpus=self.measured_cpus, memory_bytes=self.measured_bytes))
+        self.cpus = _lower(totals.cpus or 0.0, settings.cpus, rules.is_given)
+        self.memory_bytes = int(_lower(totals.memory_bytes or 0, settings.memory_bytes, rules.is_given))
         self._max_age_s = max_age_s
         self.hostname = socket.gethostname()
         self._read_at = -math.inf
@@ -51,25 +53,28 @@ class NodeMetrics:
         """Return the machine, with the promises of the ledger and of others in the `view` of the machine."""
         self._measure()
         promised = ledger.promised_by_device()
-        shares = {device_id: float(view.devices.get(device_id, 0)) for device_id in ledger.models}
-        cpus, memory = view.room("cpus"), view.room("memory")
-        cpus_most, memory_most = min(self.cpus, cpus.most), int(min(self.memory_bytes, memory.most))
         seen = [
-            replace(device, promised=min(1.0, promised.get(device.id, 0.0) + shares[device.id]))
+            replace(
+                device, promised=min(1.0, promised.get(device.id, 0.0) + view.devices.get(device.id, 0.0))
+            )
             for device in self._device_status
             if device.id in ledger.models  # a device that appeared later cannot be granted
         ]
+        by_others = sum(view.devices.get(device.id, 0.0) for device in seen)
+        cpus, cpus_promised = _limit(self.cpus, ledger.cpus_promised + view.cpus, view.room("cpus"))
+        memory_bytes, memory_promised = _limit(
+            self.memory_bytes, ledger.memory_promised_bytes + view.memory_bytes, view.room("memory")
+        )
+        seen = _limit_devices(seen, view.room("gpus"))
         unseen = [Device(id=name, promised=min(1.0, share)) for name, share in ledger.list_unseen().items()]
         return Node(
             id=self.hostname,
-            cpus=cpus_most,
-            memory_bytes=memory_most,
+            cpus=cpus,
+            memory_bytes=int(memory_bytes),
             devices=(*seen, *unseen),
-            cpus_promised=max(ledger.cpus_promised + float(view.cpus), cpus_most - cpus.left),
-            memory_promised_bytes=int(
-                max(ledger.memory_promised_bytes + view.memory_bytes, memory_most - memory.left)
-            ),
-            gpus_promised=ledger.gpus_promised + sum(shares.values()),
+            cpus_promised=cpus_promised,
+            memory_promised_bytes=int(memory_promised),
+            gpus_promised=ledger.gpus_promised + by_others,
             resources_promised=ledger.resources_promised,
             cpus_used=self._cpus_used,
             memory_used_bytes=self._memory_used,
@@ -93,15 +98,44 @@ class NodeMetrics:
             self._device_status = self.devices.read()
 
 
-def _open_devices(settings: AgentSettings) -> DeviceReader:
+def _read_rules() -> MachineRules:
+    try:
+        return read_rules()
+    except BadRules:  # nothing is granted until they are mended
+        return MachineRules()
+
+
+def _open_devices(settings: AgentSettings, rules: MachineRules) -> DeviceReader:
     if not settings.divides_machine:
         return DeviceReader(settings.gpus, settings.gpu_model)
-    try:
-        rules = read_rules()
-    except BadRules:  # nothing is granted until they are mended
-        rules = MachineRules()
     model = rules.gpu_model or settings.gpu_model
     return DeviceReader(settings.gpus, model, ids=rules.gpu_ids, is_shared=True)
+
+
+def _lower(total: float, own: float | None, is_ruled: bool) -> float:
+    """Return a total with the user's own setting for it, which can only lower a total of root's."""
+    if own is None:
+        return total
+    return min(own, total) if is_ruled else own
+
+
+def _limit(total: float, promised: float, room: Room) -> tuple[float, float]:
+    """Return a total and what is promised of it, as they are for a user with this room."""
+    if room == Room():
+        return total, promised
+    most = min(total, room.most)
+    return most, max(0.0, most - min(total - promised, room.left))
+
+
+def _limit_devices(devices: list[Device], room: Room) -> list[Device]:
+    """Return the devices as they are for a user with this room: no more than the user may hold, the freest ones."""
+    if room == Room():
+        return devices
+    shown = [replace(device, promised=min(1.0, max(device.promised, 1.0 - room.left))) for device in devices]
+    if len(shown) <= room.most:
+        return shown
+    freest = sorted(shown, key=lambda device: device.promised)[: math.ceil(room.most)]
+    return [device for device in shown if device in freest]
 
 
 def count_cpus(cgroups: Sequence[Path]) -> float:

@@ -16,13 +16,16 @@ import pytest
 
 from roost.launchers.agent.leases.ledger import LeaseLedger
 from roost.launchers.agent.leases.machine_share import MachineShare
+from roost.launchers.agent.machine.gpus import DeviceReader
+from roost.launchers.agent.machine.node_metrics import NodeMetrics
 from roost.launchers.daemon.process import start_time
-from roost.launchers.machine_book.book import Conflict, MachineBook
+from roost.launchers.machine_book.book import Conflict, MachineBook, Room
 from roost.launchers.machine_book.lock import FolderLock
 from roost.launchers.machine_book.places import Place
 from roost.launchers.machine_book.rules import Amounts, BadRules, MachineRules, RulesReader
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
-from roost.placement.model import Device, Request
+from roost.placement.model import Device, Node, Request
 from roost.testing.deadlines import allow_s
 
 
@@ -40,10 +43,12 @@ class Agent:
         self.ledger = LeaseLedger(
             folder / name, cpus=4, memory_bytes=100, devices=[Device(id=each) for each in devices]
         )
+        self.devices = devices
         self.book = MachineBook(
             name,
             cpus=4,
             memory_bytes=100,
+            devices=devices,
             parents=parents,
             find=lambda: Place(folder / "book", "chosen"),
             list_folders=lambda: (folder / "book",),
@@ -58,6 +63,12 @@ class Agent:
             id=name, kernel_id=name, owner=Owner(user="ada"), request=Request(**amounts), state="held"
         )
         return (await self.share.reserve(Reserve(lease=lease), self.ledger.reserve)).device_ids
+
+    def status(self) -> Node:
+        """Return the node as the agent's user sees it."""
+        reader = DeviceReader(len(self.devices))
+        settings = AgentSettings(cpus=4, memory_bytes=100)
+        return NodeMetrics(settings, devices=reader, cgroups=()).status(self.ledger, self.share.look())
 
     def release(self, name: str) -> None:
         self.share.give_back(name)
@@ -143,6 +154,65 @@ async def test_a_slice_and_its_gpu_exclude_each_other(machine: Machine) -> None:
     with pytest.raises(Conflict):
         await whole.reserve("w", gpus=0.1)
     assert await sliced.reserve("t", gpus=1) == ("MIG-b",)
+
+
+async def test_a_stranger_cannot_call_a_known_device_a_slice_of_another(machine: Machine) -> None:
+    """Else the promise of one device would take two."""
+    one, other = machine.agent("one"), machine.agent("other", ("MIG-x",), {"MIG-x": "1"})
+    await other.reserve("a", gpus=1)
+    (path,) = machine.book.iterdir()
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "devices": {"0": 1.0}, "parents": {"0": "1", "1": "0"}}))
+    assert await one.reserve("b", gpus=1) == ("1",)
+
+
+async def test_to_a_user_with_limits_the_machine_is_as_large_as_the_limits(machine: Machine) -> None:
+    machine.rules = MachineRules(is_given=True, users={"*": Amounts(cpus=1, memory_bytes=30, gpus=1)})
+    one = machine.agent("one")
+    node = one.status()
+    assert (node.cpus, node.memory_bytes, len(node.devices)) == (1, 30, 1)
+    assert (node.cpus_promised, node.memory_promised_bytes, node.devices[0].promised) == (0, 0, 0)
+    await one.reserve("a", gpus=0.5, cpus=0.5, memory_bytes=10)
+    node = one.status()
+    assert (node.cpus_promised, node.memory_promised_bytes) == (0.5, 10)
+    assert [device.promised for device in node.devices] == [0.5]
+    assert await one.reserve("b", gpus=0.5) == ("0",)
+    assert [device.promised for device in one.status().devices] == [1.0]
+
+
+async def test_what_others_hold_is_no_part_of_ones_own_limit(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others hold as much as each may, and half of the machine is free."""
+    other = machine.agent("other")
+    await other.reserve("a", gpus=1, cpus=2, memory_bytes=50)
+    view = machine.agent("one").book.look()
+    limited = replace(
+        view,
+        rooms={
+            "cpus": Room(most=2, left=2),
+            "memory": Room(most=50, left=50),
+            "gpus": Room(most=1, left=1),
+        },
+    )
+    one = machine.agent("one")
+    monkeypatch.setattr(one.share, "look", lambda: limited)
+    node = one.status()
+    assert (node.cpus, node.cpus_promised) == (2, 0)
+    assert (node.memory_bytes, node.memory_promised_bytes) == (50, 0)
+    assert [(device.id, device.promised) for device in node.devices] == [("1", 0.0)]
+
+
+async def test_a_promise_shows_since_when_it_holds_also_after_its_agent(machine: Machine) -> None:
+    one = machine.agent("one")
+    before = time.time()
+    await one.reserve("a", cpus=1)
+    (path,) = machine.book.iterdir()
+    since = json.loads(path.read_text())["since"]
+    assert before <= since <= time.time()
+    again = machine.agent("one")
+    assert again.share.adopt({}) == []
+    assert json.loads(path.read_text())["since"] == since
 
 
 async def test_the_totals_are_roots_and_the_reserve_is_kept(machine: Machine) -> None:

@@ -159,6 +159,8 @@ def test_limits_for_nobody_are_listed(file: Path) -> None:
         ("[reserve]\ngpus = 1", "there is no setting `reserve.gpus`; known are cpus, memory"),
         ("cpus = -1", "`cpus` must be a number, 0 or more; it is -1"),
         ("cpus = nan", "`cpus` must be a number, 0 or more; it is nan"),
+        (f"cpus = 1{400 * '0'}", "`cpus` is more than any machine has"),
+        (f"[users.ada]\ngpus = 1{5000 * '0'}", "it is not TOML"),
         ("cpus = inf", "`cpus` must be a number, 0 or more; it is inf"),
         ("cpus = true", "`cpus` must be a number, 0 or more; it is True"),
         ('[users.ada]\ncpus = "4"', "`users.ada.cpus` must be a number, 0 or more; it is '4'"),
