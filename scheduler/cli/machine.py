@@ -179,7 +179,10 @@ def check(arguments: argparse.Namespace) -> int:
             "limits": _list_amounts(rules.limit_of(uid)),
             "groups": {name: _list_amounts(limits) for name, limits in rules.groups_of(uid).items()},
         },
-        "warnings": _find_warnings(file, rules, is_draft=bool(arguments.file)),
+        "warnings": [
+            *_find_warnings(file, rules, is_draft=bool(arguments.file)),
+            *_find_useless(rules, machine),
+        ],
     }
     return print_answer(arguments, document, lambda: _show_rules(document))
 
@@ -201,6 +204,20 @@ def _read_file(given: str | None) -> tuple[Path, MachineRules]:
         return file, read_rules(file, root=None if given else 0)
     except BadRules as problem:
         raise RoostError(f"{problem}.") from None
+
+
+def _find_useless(rules: MachineRules, machine: Amounts) -> list[str]:
+    """Return what in the rules has no effect, or leaves nothing."""
+    room = replace(rules.find_room(machine), gpus=rules.totals.gpus)
+    most = dict(room)
+    found = [f"the reserve leaves no {name} for kernels" for name in ("cpus", "memory") if most[name] == 0]
+    tables = {f"users.{name}": limits for name, limits in rules.users.items()}
+    tables |= {f"groups.{name}": limits for name, limits in rules.groups.items()}
+    for table, limits in tables.items():
+        for name, amount in limits:
+            if amount is not None and most[name] is not None and amount > most[name]:
+                found.append(f"{table}.{name} is more than this machine has for kernels")
+    return found
 
 
 def _find_warnings(file: Path, rules: MachineRules, *, is_draft: bool) -> list[str]:

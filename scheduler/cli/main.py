@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = sys.stdout
     sys.stdout = CleanOutput(out)
     try:
-        return action(arguments)
+        code = action(arguments)
+        out.flush()
+        return code
     except (RoostError, DaemonError, FolderError) as error:
         print(f"roost: {clean(advise(arguments).complete(str(error)))}", file=sys.stderr)
         if log_tail := getattr(error, "fields", {}).get("log_tail"):

@@ -204,6 +204,19 @@ def test_a_limit_for_nobody_is_a_warning(tmp_path: Path, capsys: pytest.CaptureF
     assert [each.split()[2] for each in warnings] == ["users.adda", "groups.*"]
 
 
+def test_what_has_no_effect_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draft = tmp_path / "machine.toml"
+    draft.write_text(
+        'cpus = 4\nmemory = "8GiB"\ngpus = 1\n[reserve]\ncpus = 4\n'
+        '[users.root]\ngpus = 2\n[groups.0]\nmemory = "9GiB"\n'
+    )
+    assert document(capsys, "machine", "check", "--file", str(draft))["warnings"] == [
+        "the reserve leaves no cpus for kernels",
+        "users.root.gpus is more than this machine has for kernels",
+        "groups.0.memory is more than this machine has for kernels",
+    ]
+
+
 def test_a_bad_file_gives_its_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draft = tmp_path / "machine.toml"
     draft.write_text("cpu = 3")
