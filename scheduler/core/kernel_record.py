@@ -56,9 +56,9 @@ _NEXT: Mapping[Phase, frozenset[Phase]] = {
     Phase.PENDING: frozenset({Phase.QUEUED, Phase.LAUNCHING, Phase.RUNNING, Phase.EXITED, Phase.ENDING}),
     Phase.LAUNCHING: frozenset({Phase.QUEUED, Phase.RUNNING, Phase.EXITED, Phase.ENDING}),
     Phase.RUNNING: frozenset({Phase.EXITED, Phase.ENDING}),
-    Phase.EXITED: frozenset({Phase.LAUNCHING, Phase.RUNNING, Phase.ENDING}),
+    Phase.EXITED: frozenset({Phase.PENDING, Phase.LAUNCHING, Phase.RUNNING, Phase.ENDING}),
     Phase.UNCLAIMED: frozenset(set(Phase) - {Phase.CLAIMING, Phase.UNCLAIMED}),
-    Phase.ENDING: frozenset({Phase.QUEUED, Phase.EXITED, Phase.LAUNCHING}),
+    Phase.ENDING: frozenset({Phase.QUEUED, Phase.EXITED, Phase.PENDING, Phase.LAUNCHING}),
 }
 
 

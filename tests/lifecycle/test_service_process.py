@@ -69,7 +69,7 @@ def test_a_wrong_configuration_is_said_by_the_starter(runtime_dir: Path, tmp_pat
     with pytest.raises(daemon.DaemonError, match=r"^there is no option of c\.RoostScheduler named") as caught:
         ensure({"config_file": str(file)})
     assert caught.value.kind == "ConfigError"
-    assert list(runtime_dir.iterdir()) == []
+    assert [path.name for path in runtime_dir.iterdir()] == ["machine"]
 
 
 def test_a_runtime_folder_that_is_too_deep_is_said_by_the_starter(

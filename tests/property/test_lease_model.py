@@ -614,3 +614,31 @@ def test_a_pod_may_end_before_its_agent_is_asked() -> None:
     state.start(cpus=0.5, kernel_ids=["k0"], name="s")
     state.agent_crashes(at=0)
     state.teardown()
+
+
+def test_a_kernel_may_be_restarted_while_its_lease_is_pending_again() -> None:
+    """Its pod's agent had crashed. This too was found so."""
+    state = LeasesInPods()
+    state.begin(seed=16468644)
+    state.agent_crashes(at=0)
+    state.agent_crashes(at=0)
+    state.start(cpus=1.0, kernel_ids=["k2", "k4"], name="s")
+    for _ in range(4):
+        state.agent_crashes(at=0)
+    state.start(cpus=1.0, kernel_ids=["k1", "k5", "k4", "k3"], name="s")
+    state.agent_crashes(at=1)
+    state.start(cpus=0.5, kernel_ids=["k1", "k4", "k2", "k5"], name="s")
+    state.start(cpus=1.0, kernel_ids=["k0", "k5", "k1", "k4"], name="s")
+    state.kernel_ends(at=3, number=5)
+    state.agent_crashes(at=3)
+    state.kernel_ends(at=0, number=4)
+    state.kernel_ends(at=0, number=3)
+    state.start(cpus=0.5, kernel_ids=["k4", "k5", "k0", "k2"], name="s")
+    state.agent_crashes(at=0)
+    state.start(cpus=1.0, kernel_ids=["k5"], name="s")
+    state.agent_crashes(at=1)
+    state.start(cpus=0.5, kernel_ids=["k0", "k2"], name="t")
+    state.kernel_ends(at=4, number=5)
+    state.agent_crashes(at=3)
+    state.start(cpus=1.0, kernel_ids=["k4"], name="s")
+    state.teardown()
