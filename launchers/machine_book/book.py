@@ -372,8 +372,10 @@ class MachineBook:
                         path.unlink()
 
     def _write(self, lease_id: str, promise: Promise) -> None:
-        folder = self._find().folder
-        number = 0
+        place = self._find()
+        folder, number = place.folder, 0
+        if folder is not None and place.way == "chosen":
+            folder.mkdir(mode=0o700, exist_ok=True)
         while folder is not None:
             try:
                 write_promise(folder, promise)

@@ -26,7 +26,9 @@ pytestmark = pytest.mark.fault
 
 
 @pytest.fixture
-def small_disk(runtime_dir: Path) -> Iterator[Path]:
+def small_disk(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Mount a small disk at the runtime folder. The machine's book is on another one, as /run is."""
+    monkeypatch.setenv("ROOST_MACHINE_DIR", str(tmp_path / "machine"))
     with mounted(runtime_dir, 2 << 20):
         yield runtime_dir
 
