@@ -103,6 +103,12 @@ class KernelTable:
         known = record.process
         if known is not None and known.launch_id == process.launch_id and not known.is_running:
             return  # the event of its end can overtake an answer that was read before the end
+        if (
+            known is not None
+            and known.launch_id != process.launch_id
+            and process.launched_at < known.launched_at
+        ):
+            return  # an answer that was read before a restart can be overtaken by it
         if not process.is_running:
             # A record that was read back may have an earlier launch, and `exited` ignores the ends of other launches.
             record.launch_id = process.launch_id

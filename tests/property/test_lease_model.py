@@ -642,3 +642,24 @@ def test_a_kernel_may_be_restarted_while_its_lease_is_pending_again() -> None:
     state.agent_crashes(at=3)
     state.start(cpus=1.0, kernel_ids=["k4"], name="s")
     state.teardown()
+
+
+def test_an_answer_from_before_a_restart_may_come_after_it() -> None:
+    """It says that the kernel has ended, which is not true any more. This too was found so."""
+    state = LeasesOnNodes()
+    state.begin(seed=8060284)
+    state.agent_crashes(at=0)
+    state.start(cpus=0.5, kernel_ids=["k0"], name="s")
+    for _ in range(3):
+        state.agent_crashes(at=0)
+    state.start(cpus=1.0, kernel_ids=["k0", "k1", "k2", "k3"], name="t")
+    for _ in range(10):
+        state.agent_crashes(at=0)
+    state.kernel_ends(at=0, number=0)
+    state.start(cpus=0.5, kernel_ids=["k0", "k1", "k2", "k3"], name="s")
+    state.agent_crashes(at=1)
+    state.kernel_ends(at=0, number=0)
+    for _ in range(5):
+        state.agent_crashes(at=0)
+    state.start(cpus=0.5, kernel_ids=["k0"], name="t")
+    state.teardown()

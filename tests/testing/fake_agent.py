@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -199,7 +200,7 @@ class FakeAgent:
             process_started_at=1.0,
             how="exec",
             connection=replace(request.connection, shell_port=50_000),
-            launched_at=0.0,
+            launched_at=time.monotonic(),
         )
         self.kernels[request.kernel_id] = process
         event = AgentEvent(kind="launched", lease_id=request.lease_id, kernel=process)
