@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kit.machine.racing_users import KIT, race
+from kit.machine.racing_users import KIT, race, skip_without_namespaces
 from roost.launchers.daemon.process import start_time
 from roost.launchers.machine_book.book import MOST_OF_USER, MachineBook
 from roost.launchers.machine_book.lock import DEADLINE_S, find_holders
@@ -312,6 +312,7 @@ print(len(book.look().others))
 
 
 def test_a_process_that_may_not_be_seen_counts_as_alive(strangers: Strangers) -> None:
+    skip_without_namespaces()
     path, content = strangers.build()
     strangers.plant(path, content)
     for parent in (strangers.folder, *strangers.folder.parents[:3]):
