@@ -30,10 +30,9 @@ from roost.bench.world import (
     elapsed_ms,
     execute,
     kernels,
-    make_manager,
     open_client,
     private_world,
-    start,
+    time_start,
     wait_until_forked,
     write_config,
     write_kernelspec,
@@ -68,17 +67,7 @@ TABLE = PageTable(
 
 
 async def measure_start(name: str) -> dict[str, float]:
-    """Start a kernel of one kernelspec and stop it. Return milliseconds by stage."""
-    await asyncio.sleep(0.3)  # a spare is forked meanwhile
-    manager = make_manager(name, {})
-    began = time.perf_counter()
-    await start(manager)
-    try:
-        async with open_client(manager) as client:
-            await execute(client)
-        return {"start": elapsed_ms(began)}
-    finally:
-        await manager.shutdown_kernel(now=True)
+    return {"start": await time_start(name)}
 
 
 async def measure_neighbour(client: AsyncKernelClient) -> dict[str, float]:

@@ -15,7 +15,6 @@ import asyncio
 import itertools
 import os
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,12 +28,8 @@ import roost
 from roost.bench.report import Report, interleave, parser
 from roost.bench.world import (
     ROOST,
-    elapsed_ms,
-    execute,
-    make_manager,
-    open_client,
     private_world,
-    start,
+    time_start,
     wait_until_forked,
     write_config,
     write_kernelspec,
@@ -64,22 +59,8 @@ TABLE = PageTable(
 _first = itertools.cycle([("free", "promised"), ("promised", "free")])
 
 
-async def measure_start(name: str) -> float:
-    """Start a kernel of one kernelspec and stop it. Return milliseconds until its first reply."""
-    await asyncio.sleep(0.15)  # a spare is forked meanwhile
-    manager = make_manager(name, {})
-    began = time.perf_counter()
-    await start(manager)
-    try:
-        async with open_client(manager) as client:
-            await execute(client)
-        return elapsed_ms(began)
-    finally:
-        await manager.shutdown_kernel(now=True)
-
-
 async def measure_pair() -> dict[str, float]:
-    took = {name: await measure_start(name) for name in next(_first)}
+    took = {name: await time_start(name, pause_s=0.15) for name in next(_first)}
     return {
         "without": took["free"],
         "with": took["promised"],

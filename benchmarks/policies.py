@@ -30,13 +30,10 @@ from roost.bench.report import Report, interleave, parser
 from roost.bench.world import (
     ROOST,
     elapsed_ms,
-    execute,
-    make_manager,
     name_part,
-    open_client,
     private_world,
     processes,
-    start,
+    time_start,
     wait_until_forked,
     write_config,
 )
@@ -144,22 +141,8 @@ async def measure_decisions(report: Report, count: int, rounds: int) -> None:
         await catalog.close()
 
 
-async def start_once() -> float:
-    """Start a kernel and stop it. Return the milliseconds until its first reply."""
-    await asyncio.sleep(0.3)  # a spare is forked meanwhile
-    manager = make_manager("kernel", {})
-    began = time.perf_counter()
-    await start(manager)
-    try:
-        async with open_client(manager) as client:
-            await execute(client)
-        return elapsed_ms(began)
-    finally:
-        await manager.shutdown_kernel(now=True)
-
-
 async def measure_calm(kind: str) -> dict[str, float]:
-    return {f"start, {kind}": await start_once()}
+    return {f"start, {kind}": await time_start("kernel")}
 
 
 def measure_beside(kind: str, rounds: int) -> Callable[[], Awaitable[dict[str, float]]]:

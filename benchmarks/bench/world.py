@@ -266,6 +266,23 @@ def make_manager(name: str, options: Mapping[str, Any], **traits: Any) -> AsyncK
     return AsyncKernelManager(kernel_name=name, config=config, **traits)
 
 
+async def time_start(name: str, *, pause_s: float = 0.3) -> float:
+    """Start a kernel of one kernelspec and stop it. Return the milliseconds until its first reply.
+
+    It starts after a pause, in which a spare is forked.
+    """
+    await asyncio.sleep(pause_s)
+    manager = make_manager(name, {})
+    began = time.perf_counter()
+    await start(manager)
+    try:
+        async with open_client(manager) as client:
+            await execute(client)
+        return elapsed_ms(began)
+    finally:
+        await manager.shutdown_kernel(now=True)
+
+
 async def wait_until_forked(
     name: str, *, backend: str = "local", within_s: float = 60.0, options: Mapping[str, Any] | None = None
 ) -> bool:

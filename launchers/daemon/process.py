@@ -85,6 +85,18 @@ def is_same_start(one: float, other: float) -> bool:
     return abs(one - other) < _START_TOLERANCE_S
 
 
+def describe_process(pid: int) -> str:
+    """Return `process 17 (backup) of the user with uid 1001`, as far as it can be seen."""
+    try:
+        uid = os.stat(f"/proc/{pid}").st_uid
+        with open(f"/proc/{pid}/comm", errors="replace") as file:
+            name = file.read(64).strip()
+    except OSError:
+        return f"process {pid}"
+    shown = name if name.isprintable() else ascii(name)[1:-1]
+    return f"process {pid} ({shown}) of the user with uid {uid}"
+
+
 def signal_group(pid: int, signum: int) -> bool:
     """Send `signum` to the process group that `pid` leads, else to `pid` alone. Return False if there is no process."""
     with contextlib.suppress(ProcessLookupError, PermissionError):

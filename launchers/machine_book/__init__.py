@@ -8,6 +8,7 @@ It is a folder, not a process. Each promise is a file that belongs to the user w
 
 - `book`: `MachineBook`, which an agent asks for room
 - `promise`: one promise, and the form of its file
+- `folder_reader`: the promises in one folder, as they were read last
 - `places`: the folder of the book
 - `lock`: the lock on that folder
 - `rules`: what root allows on this machine, in `/etc/roost/machine.toml`

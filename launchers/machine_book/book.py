@@ -24,10 +24,10 @@ from roost.launchers.daemon.process import current_start_time, start_time
 from roost.placement.model import EPSILON, Request
 from roost.placement.model.format import format_amount, format_bytes, format_count
 
+from .folder_reader import FolderReader, Held, Stranger
 from .lock import DEADLINE_S, FolderLock, find_holders
 from .places import Place, find_place, list_places
 from .promise import (
-    NAME,
     NamedProcess,
     Promise,
     find_pid_namespace,
@@ -42,10 +42,6 @@ from .rules import Amounts, MachineRules, RulesReader
 
 log = logging.getLogger(__name__)
 
-MOST_OF_USER = 4096
-"""At most this many promises of one user count, the oldest first."""
-_SETTLED_NS = 50_000_000
-"""A folder that has not changed for so long shows each later change by another time."""
 _RESOURCES = ("cpus", "memory", "gpus")
 _NAMES = 8
 """How many names are tried for a promise's file."""
@@ -60,24 +56,6 @@ _WITHOUT = MachineRules()
 
 class Conflict(Exception):
     """A slice cannot be promised now. The text names the resource that is short."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A promise in the book, with its user and its file."""
-
-    uid: int
-    path: Path
-    promise: Promise
-
-
-@dataclass(frozen=True, slots=True)
-class Stranger:
-    """A file or promise that does not count, and why, as a predicate."""
-
-    path: Path
-    uid: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,13 +135,8 @@ class MachineBook:
         self._mine: dict[str, Promise] = {}
         """By lease id."""
         self._lock: FolderLock | None = None
-        self._readers: dict[Path, _FolderReader] = {}
+        self._readers: dict[Path, FolderReader] = {}
         self._said = ""
-
-    @property
-    def is_shared(self) -> bool:
-        """True if there is a folder that all users of the machine share."""
-        return self._find().folder is not None
 
     def close(self) -> None:
         """Close the lock. Promises stay: their kernels live on."""
@@ -199,7 +172,7 @@ class MachineBook:
         by_user: dict[int, list[Held]] = {}
         known: dict[int, dict[NamedProcess, bool]] = {}
         for folder in self._list_folders():
-            reader = self._readers.setdefault(folder, _FolderReader(folder))
+            reader = self._readers.setdefault(folder, FolderReader(folder))
             held, unfit = reader.read()
             strangers += unfit
             for each in held:
@@ -221,7 +194,7 @@ class MachineBook:
         return counted, strangers
 
     def _judge(
-        self, reader: _FolderReader, held: Held, known: dict[NamedProcess, bool]
+        self, reader: FolderReader, held: Held, known: dict[NamedProcess, bool]
     ) -> Held | Stranger | None:
         """Return the promise if it lives, as it is now. Return why it does not count, or None if it is gone."""
         for _ in range(_READ_AGAIN):
@@ -413,79 +386,6 @@ class MachineBook:
         return self._lock
 
 
-class _FolderReader:
-    """Reads the promises of one folder. A file is read again only after it has changed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._changed_ns = -1
-        """When the folder had changed last, at the last reading; -1 if a later change may have the same time."""
-        self._files: dict[str, tuple[object, Held | Stranger]] = {}
-
-    def read(self) -> tuple[list[Held], list[Stranger]]:
-        """Return the promises of the folder, dead ones included, and the files that are none. Never raises."""
-        try:
-            changed_ns = self._folder.stat().st_mtime_ns
-            if changed_ns != self._changed_ns:
-                now_ns = time.time_ns()
-                self._files = self._list()
-                self._changed_ns = changed_ns if now_ns - changed_ns > _SETTLED_NS else -1
-        except OSError as problem:
-            log.debug("%s cannot be read: %s", self._folder, problem)
-            self._files, self._changed_ns = {}, -1
-        entries = [entry for _, entry in self._files.values()]
-        return (
-            [each for each in entries if isinstance(each, Held)],
-            [each for each in entries if isinstance(each, Stranger)],
-        )
-
-    def _list(self) -> dict[str, tuple[object, Held | Stranger]]:
-        by_user: dict[int, list[tuple[int, str, os.stat_result]]] = {}
-        with os.scandir(self._folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("roost-") and NAME.fullmatch(entry.name):
-                    with contextlib.suppress(FileNotFoundError):
-                        status = entry.stat(follow_symlinks=False)
-                        by_user.setdefault(status.st_uid, []).append((status.st_ctime_ns, entry.name, status))
-        files: dict[str, tuple[object, Held | Stranger]] = {}
-        for of_user in by_user.values():
-            for _, name, status in sorted(of_user)[:MOST_OF_USER]:
-                known = self._files.get(name)
-                if known is not None and known[0] == _state_of(status):
-                    files[name] = known
-                else:
-                    with contextlib.suppress(FileNotFoundError):
-                        files[name] = _state_of(status), _read(self._folder / name, status.st_uid)
-        return files
-
-    def read_newer(self, held: Held) -> Held | Stranger | None:
-        """Return `held` itself if its file has not changed since it was read; else the file as it is now, or None."""
-        name = held.path.name
-        try:
-            state = _state_of(held.path.lstat())
-            if self._files.get(name, (None,))[0] == state:
-                return held
-            newer = _read(held.path, held.uid)
-        except FileNotFoundError:
-            self._files.pop(name, None)
-            return None
-        self._files[name] = state, newer
-        return newer
-
-
-def _state_of(status: os.stat_result) -> object:
-    """Return what changes with each write of a file."""
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
-
-
-def _read(path: Path, uid: int) -> Held | Stranger:
-    try:
-        owner, promise = read_promise(path)
-    except UnfitFile as problem:
-        return Stranger(path, uid, problem.reason)
-    return Held(owner, path, promise)
-
-
 def _keep_within(of_user: Sequence[Held], limits: Amounts) -> tuple[list[Held], list[Held]]:
     """Return those promises of a user that are within the user's limits, the oldest first, and the others."""
     if limits == Amounts():
@@ -516,10 +416,10 @@ def _amounts_of(held: Held) -> dict[str, float]:
 
 def _format(resource: str, amount: float) -> str:
     if resource == "memory":
-        return f"{format_bytes(float(amount))} of memory"
-    return format_count(float(amount), "CPU" if resource == "cpus" else "GPU")
+        return f"{format_bytes(amount)} of memory"
+    return format_count(amount, "CPU" if resource == "cpus" else "GPU")
 
 
 def _format_pair(resource: str, held: float, most: float) -> str:
-    number = format_bytes(float(held)) if resource == "memory" else format_amount(float(held))
+    number = format_bytes(held) if resource == "memory" else format_amount(held)
     return f"{number} of at most {_format(resource, most)}"

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from roost.launchers.daemon.process import describe_process
 from roost.launchers.daemon.tasks import backoff
 
 DEADLINE_S = 1.0
@@ -62,25 +63,16 @@ def find_holders(folder: Path, locks: Path = Path("/proc/locks")) -> list[str]:
         return []
     device = status.st_dev
     wanted = f"{os.major(device):02x}:{os.minor(device):02x}:{status.st_ino}"
-    return [_describe(pid) for pid in _find_pids(lines, wanted)]
+    return [
+        describe_process(pid) if pid > 0 else "a process of another container"
+        for pid in _find_pids(lines, wanted)
+    ]
 
 
 def _find_pids(lines: list[str], wanted: str) -> Iterator[int]:
     for line in lines:
-        fields = (
-            line.split()
-        )  # proc_locks(5): 1: FLOCK ADVISORY WRITE 17 00:19:4711 0 EOF; "->" marks one that waits
+        # proc_locks(5): 1: FLOCK ADVISORY WRITE 17 00:19:4711 0 EOF; "->" marks one that waits
+        fields = line.split()
         if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == wanted:
             with contextlib.suppress(ValueError):
                 yield int(fields[4])
-
-
-def _describe(pid: int) -> str:
-    try:
-        uid = os.stat(f"/proc/{pid}").st_uid
-        with open(f"/proc/{pid}/comm", errors="replace") as file:
-            name = file.read(64).strip()
-    except OSError:
-        return f"process {pid}" if pid > 0 else "a process of another container"
-    shown = name if name.isprintable() else ascii(name)[1:-1]
-    return f"process {pid} ({shown}) of the user with uid {uid}"

@@ -20,7 +20,7 @@ from pathlib import Path
 from roost.launchers.daemon.inotify import ATTRIB, DELETE_SELF, DONT_FOLLOW, MOVE_SELF, ONESHOT, Inotify
 from roost.launchers.daemon.tasks import Timers
 
-from .book import Held
+from .folder_reader import Held
 from .promise import NamedProcess, find_living
 
 # A file that is replaced or removed loses its name, which ATTRIB reports. DELETE_SELF may come much later: it waits

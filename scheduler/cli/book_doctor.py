@@ -13,14 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roost.launchers.daemon.file_input import show_path
-from roost.launchers.machine_book.book import (
-    ABOVE_LIMIT,
-    LEFT_BEHIND,
-    OF_OTHER_CONTAINER,
-    Held,
-    MachineBook,
-    Stranger,
-)
+from roost.launchers.machine_book.book import ABOVE_LIMIT, LEFT_BEHIND, OF_OTHER_CONTAINER, MachineBook
+from roost.launchers.machine_book.folder_reader import Held, Stranger
 from roost.launchers.machine_book.leftovers import find_foreign, find_unfinished, remove_dead
 from roost.launchers.machine_book.lock import DEADLINE_S, FolderLock, find_holders
 from roost.launchers.machine_book.places import Place, find_place, list_places

@@ -9,7 +9,8 @@ import psutil
 
 from roost.launchers.agent.machine.gpus import DeviceReader
 from roost.launchers.agent.machine.node_metrics import find_cgroups, find_memory_limit, measure_used_memory
-from roost.launchers.machine_book.book import Held
+from roost.launchers.daemon.process import describe_process
+from roost.launchers.machine_book.folder_reader import Held
 from roost.placement.model.format import format_bytes, format_count
 from roost.scheduler.messages import Finding, format_names
 
@@ -42,7 +43,7 @@ def describe_gpu_use(pids: Sequence[int], memory_by_pid: Mapping[int, int]) -> l
         return []
     used = sum(memory_by_pid[pid] for pid in pids)
     amount = f"{format_bytes(used)} of their memory" if used else "unknown how much of their memory"
-    who = format_names([_describe(pid) for pid in pids])
+    who = format_names([describe_process(pid) for pid in pids])
     verb = "uses" if len(pids) == 1 else "use"
     what = f"{format_count(len(pids), 'program')} outside roost {verb} GPUs, {amount}: {who}"
     return [{"level": "warning", "what": what, "do": f"look whether kernels find enough there: {_COUNTS}"}]
@@ -99,11 +100,3 @@ def _measure(pids: Iterable[int]) -> int:
             continue
         total += (resident - shared) * os.sysconf("SC_PAGE_SIZE")
     return total
-
-
-def _describe(pid: int) -> str:
-    try:
-        name, uid = psutil.Process(pid).name(), os.stat(f"/proc/{pid}").st_uid
-    except (OSError, psutil.Error):
-        return f"process {pid}"
-    return f"process {pid} ({name}) of the user with uid {uid}"

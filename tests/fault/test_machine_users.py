@@ -15,7 +15,8 @@ import pytest
 
 from kit.machine.racing_users import KIT, race, skip_without_namespaces
 from roost.launchers.daemon.process import start_time
-from roost.launchers.machine_book.book import MOST_OF_USER, MachineBook
+from roost.launchers.machine_book.book import MachineBook
+from roost.launchers.machine_book.folder_reader import MOST_OF_USER
 from roost.launchers.machine_book.lock import DEADLINE_S, find_holders
 from roost.launchers.machine_book.places import Place
 from roost.launchers.machine_book.promise import MOST_BYTES, find_pid_namespace, name_file

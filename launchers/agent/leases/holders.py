@@ -7,7 +7,7 @@ import pwd
 import time
 from collections.abc import Iterable
 
-from roost.launchers.machine_book.book import Held
+from roost.launchers.machine_book.folder_reader import Held
 from roost.launchers.protocol.messages import Holder
 
 

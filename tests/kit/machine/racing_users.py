@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 
 import roost
+from roost.launchers.daemon.process import start_time
 
 FIRST_UID = 3001
 CPUS, MEMORY_BYTES, GPUS = 4, 1000, 4
@@ -158,9 +159,9 @@ def find_kernels(race_name: str) -> Iterator[tuple[int, str, str]]:
 
 def look(race_name: str) -> tuple[int, str]:
     """Return the number of live kernels, and the slices that are held more than once; empty if there are none."""
-    found = [(pid, *held, _start_of(pid)) for pid, *held in find_kernels(race_name)]
+    found = [(pid, *held, start_time(pid)) for pid, *held in find_kernels(race_name)]
     # A kernel that has ended meanwhile may have made room for another one, which was seen later.
-    found = [each for each in found if each[3] and _start_of(each[0]) == each[3]]
+    found = [each for each in found if each[3] and start_time(each[0]) == each[3]]
     sums: Counter[str] = Counter()
     for _, devices, mark, _ in found:
         share, cpus, memory_bytes = map(Fraction, mark.split(":"))
@@ -169,14 +170,6 @@ def look(race_name: str) -> tuple[int, str]:
         for device in devices.split(",") if share else ():
             sums[f"GPU {device}"] += share
     return len(found), ", ".join(f"{name}: {float(total):g}" for name, total in sums.items() if total > 1)
-
-
-def _start_of(pid: int) -> str:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
 
 
 # All together

@@ -16,7 +16,8 @@ from kit.machine.daemons import wait_gone
 from roost.launchers.daemon.inotify import Inotify
 from roost.launchers.daemon.process import start_time
 from roost.launchers.machine_book import others as module
-from roost.launchers.machine_book.book import Held, MachineBook, View
+from roost.launchers.machine_book.book import MachineBook, View
+from roost.launchers.machine_book.folder_reader import Held
 from roost.launchers.machine_book.others import OthersWatch
 from roost.launchers.machine_book.places import Place
 from roost.launchers.machine_book.promise import (

@@ -18,7 +18,7 @@ import pytest
 
 from kit.fakes.client import StubClient, document
 from roost.launchers.daemon.process import start_time
-from roost.launchers.machine_book.book import Held
+from roost.launchers.machine_book.folder_reader import Held
 from roost.launchers.machine_book.leftovers import remove_dead
 from roost.launchers.machine_book.places import Place
 from roost.launchers.machine_book.promise import (

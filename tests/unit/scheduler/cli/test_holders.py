@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from kit.fakes.client import StubClient, document, run
-from roost.launchers.machine_book.book import Held, MachineBook
+from roost.launchers.machine_book.book import MachineBook
+from roost.launchers.machine_book.folder_reader import Held
 from roost.launchers.machine_book.places import Place
 from roost.launchers.machine_book.rules import BadRules, MachineRules
 from roost.scheduler.cli import holders as module

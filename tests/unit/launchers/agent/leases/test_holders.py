@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from roost.launchers.agent.leases.holders import list_holders
-from roost.launchers.machine_book.book import Held
+from roost.launchers.machine_book.folder_reader import Held
 from roost.launchers.machine_book.promise import NamedProcess, Promise
 from roost.launchers.protocol.messages import Holder
 
