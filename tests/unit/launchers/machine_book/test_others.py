@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -118,15 +119,24 @@ async def reader(tmp_path: Path) -> AsyncIterator[Reader]:
     reader.watch.close()
 
 
-def list_descriptors() -> list[str]:
-    """Return the descriptors of this process that a watch may have opened."""
-    links = []
+@pytest.fixture
+def list_opened() -> Callable[[], list[str]]:
+    """Return a function that lists the descriptors that a watch may have opened since the test began."""
+    before = _list_descriptors()
+
+    def list_opened() -> list[str]:
+        opened = _list_descriptors().items() - before.items()
+        return sorted(link for _, link in opened if "inotify" in link or "pidfd" in link)
+
+    return list_opened
+
+
+def _list_descriptors() -> dict[str, str]:
+    links = {}
     for name in os.listdir("/proc/self/fd"):
-        try:
-            links.append(os.readlink(f"/proc/self/fd/{name}"))
-        except FileNotFoundError:  # of the listing itself
-            continue
-    return sorted(link for link in links if "inotify" in link or "pidfd" in link)
+        with contextlib.suppress(FileNotFoundError):  # of the listing itself
+            links[name] = os.readlink(f"/proc/self/fd/{name}")
+    return links
 
 
 def list_inherited() -> str:
@@ -166,12 +176,14 @@ async def test_a_file_that_somebody_has_open_is_noticed_when_it_is_removed(
         os.close(descriptor)
 
 
-async def test_the_end_of_an_agent_without_a_kernel_ends_its_promises(others: Others, reader: Reader) -> None:
+async def test_the_end_of_an_agent_without_a_kernel_ends_its_promises(
+    list_opened: Callable[[], list[str]], others: Others, reader: Reader
+) -> None:
     agent, other = others.begin(), others.begin()
     for each in (agent, agent, other):
         others.promise(each)
     await reader.settle()
-    assert len(list_descriptors()) == reader.watch.descriptors == 3, "one for each agent, one for all files"
+    assert len(list_opened()) == reader.watch.descriptors == 3, "one for each agent, one for all files"
     others.kill(agent)
     await reader.until_cpus(1)
 
@@ -224,26 +236,30 @@ async def test_a_promise_of_a_watched_agent_that_ends_at_once_is_noticed(
     await reader.until_cpus(1)
 
 
-async def test_without_promises_nothing_is_open(others: Others, reader: Reader) -> None:
+async def test_without_promises_nothing_is_open(
+    list_opened: Callable[[], list[str]], others: Others, reader: Reader
+) -> None:
     await reader.settle()
-    assert (list_descriptors(), reader.watch.descriptors) == ([], 0)
+    assert (list_opened(), reader.watch.descriptors) == ([], 0)
     promise = others.promise(others.begin())
     reader.look()
-    assert list_descriptors() != []
+    assert list_opened() != []
     (others.folder / promise.name).unlink()
     await reader.until_cpus(0)
-    assert (list_descriptors(), reader.watch.descriptors) == ([], 0)
+    assert (list_opened(), reader.watch.descriptors) == ([], 0)
     others.promise(others.begin())
     reader.look()
     reader.watch.close()
     reader.watch.close()
-    assert (list_descriptors(), reader.watch.descriptors) == ([], 0)
+    assert (list_opened(), reader.watch.descriptors) == ([], 0)
 
 
-async def test_a_started_process_inherits_no_descriptor(others: Others, reader: Reader) -> None:
+async def test_a_started_process_inherits_no_descriptor(
+    list_opened: Callable[[], list[str]], others: Others, reader: Reader
+) -> None:
     others.promise(others.begin())
     await reader.settle()
-    assert len(list_descriptors()) == 2
+    assert len(list_opened()) == 2
     listed = list_inherited()
     assert "pipe" in listed
     assert "pidfd" not in listed
@@ -281,12 +297,14 @@ async def test_a_stranger_who_touches_a_file_all_the_time_keeps_nobody_busy(
     assert "soon" in reader.watch._timers, "the touch is noticed, and waits for the end of the pause"
 
 
-async def test_what_cannot_be_watched_is_looked_at_again_and_again(others: Others, tmp_path: Path) -> None:
+async def test_what_cannot_be_watched_is_looked_at_again_and_again(
+    list_opened: Callable[[], list[str]], others: Others, tmp_path: Path
+) -> None:
     promises = [others.promise(others.begin()) for _ in range(3)]
     reader = Reader(tmp_path, most=2, again_s=0.01)
     reader.look()
     try:
-        assert len(list_descriptors()) == reader.watch.descriptors == 3
+        assert len(list_opened()) == reader.watch.descriptors == 3
         for cpus in (2, 1, 0):
             (others.folder / promises[cpus].name).unlink()
             await reader.until_cpus(cpus)
