@@ -351,7 +351,12 @@ class Agent:
         return {"text": self._kernels.log_text(kernel_id, max(0, min(tail_bytes, 1 << 20)))}
 
     def _status(self) -> Node:
-        status = self._machine.status(self._ledger, self._share.look())
+        self._share.look()
+        return self._describe()
+
+    def _describe(self) -> Node:
+        """Return the node, with what others held at the last look."""
+        status = self._machine.status(self._ledger, self._share.view)
         if self._share.is_outdated:
             self.leases.leave_when_empty()
         self._limit_spares()
@@ -436,10 +441,9 @@ class Agent:
         return bool(self.server.subscribers)
 
     def _publish(self, kind: Any, **fields: Any) -> None:
+        # The node arrives before the answer to the call that has changed the ledger. A grant has just looked.
         if kind in ("reserved", "released") and self._place.speaks_for_node:
-            fields["node"] = (
-                self._status()
-            )  # arrives before the answer to the call that has changed the ledger
+            fields["node"] = self._describe() if kind == "reserved" else self._status()
         self.server.publish(messages.AgentEvent(kind=kind, **fields))
 
 

@@ -136,6 +136,8 @@ class MachineBook:
         """By lease id."""
         self._lock: FolderLock | None = None
         self._readers: dict[Path, FolderReader] = {}
+        self._last: tuple[MachineRules, list[Held]] = _WITHOUT, []
+        """The rules and the promises of the last look."""
         self._said = ""
 
     def close(self) -> None:
@@ -146,13 +148,21 @@ class MachineBook:
 
     # The promises of all
 
-    def look(self, *, besides: str = "") -> View:
-        """Read the book, and leave out the own promise for the lease `besides`. Raises `BadRules`."""
+    def look(self) -> View:
+        """Read the book. Raises `BadRules`."""
         rules = self._rules.current()
-        counted, _ = self.read_all(rules)
+        self._last = rules, self.read_all(rules)[0]
+        return self._build_view(*self._last)
+
+    def last_without(self, lease_id: str) -> View:
+        """Return the view of the last `look`, but without the own promise for this lease."""
+        rules, counted = self._last
+        if (own := self._mine.get(lease_id)) is not None:  # else nobody shares a book here
+            counted = [each for each in counted if each.promise.name != own.name]
+        return self._build_view(rules, counted)
+
+    def _build_view(self, rules: MachineRules, counted: Sequence[Held]) -> View:
         names = {promise.name for promise in self._mine.values()}
-        if besides in self._mine:
-            counted = [each for each in counted if each.promise.name != self._mine[besides].name]
         others = tuple(each for each in counted if each.promise.name not in names)
         return View(
             others=others,

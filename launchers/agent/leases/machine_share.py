@@ -55,19 +55,24 @@ class MachineShare:
     def look(self) -> View:
         """Return the promises of others. If the rules cannot be read, return those of the look before."""
         if self._book is not None:
-            before = self.view
             try:
-                self.view, self._said = self._book.look(), ""
+                self._look(self._book)
             except BadRules as problem:
                 if str(problem) != self._said:
                     self._said = str(problem)
                     log.error("%s", problem)
-            if self._watch is not None:
-                self._watch.follow(self.view.others)
-                if _list_amounts(before) != _list_amounts(self.view):
-                    # Each such look ends in a report: the look that an event causes may find no difference any more.
-                    self._is_unreported = True
-                    self._watch.call_soon()
+        return self.view
+
+    def _look(self, book: MachineBook) -> View:
+        """Look, and follow what others hold. Raises `BadRules`."""
+        before = self.view
+        self.view, self._said = book.look(), ""
+        if self._watch is not None:
+            self._watch.follow(self.view.others)
+            if _list_amounts(before) != _list_amounts(self.view):
+                # Each such look ends in a report: the look that an event causes may find no difference any more.
+                self._is_unreported = True
+                self._watch.call_soon()
         return self.view
 
     @property
@@ -165,13 +170,14 @@ class MachineShare:
     def _promise(self, book: MachineBook, lease: Lease, *, launches: bool) -> Lease:
         """Choose devices for a lease, and write its promise. Raises `Conflict`."""
         try:
-            view = book.look()
+            view = self._look(book)
             if lease.request.gpus and view.gpu_ids != self._gpu_ids:
                 raise Conflict(_OTHER_GPUS)
             lease = self._ledger.choose(lease, view)
             self._write(book, lease, launches=launches)
             try:
-                again = self._ledger.choose(lease, book.look(besides=lease.id))
+                self._look(book)
+                again = self._ledger.choose(lease, book.last_without(lease.id))
                 if set(again.device_ids) != set(lease.device_ids):
                     raise Conflict(_FASTER)
             except BaseException:
