@@ -43,11 +43,11 @@ def fill(path: Path) -> None:
 
 async def test_a_full_file_system_has_room_for_small_files(small_folder: Path) -> None:
     """Files other than logs fill the file system, so the agent gives up its reserve of disk space."""
-    room = DiskRoom(small_folder, list)
-    fill(small_folder / "others")
-    with pytest.raises(OSError, match="No space"):
-        write_private(small_folder / "lease", b"lease")
-    room.write(lambda: write_private(small_folder / "lease", b"lease"))
+    with contextlib.closing(DiskRoom(small_folder, list)) as room:
+        fill(small_folder / "others")
+        with pytest.raises(OSError, match="No space"):
+            write_private(small_folder / "lease", b"lease")
+        room.write(lambda: write_private(small_folder / "lease", b"lease"))
     assert (small_folder / "lease").read_bytes() == b"lease"
 
 
