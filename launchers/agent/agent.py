@@ -19,7 +19,7 @@ from roost.launchers.daemon.file_input import clear_place
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn
-from roost.launchers.machine_book.book import Conflict, MachineBook
+from roost.launchers.machine_book.book import Conflict
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.launch_checks import find_impossible
@@ -86,7 +86,7 @@ class Agent:
         self._ledger = LeaseLedger(
             folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
         )
-        book = _open_book(folder, machine) if settings.divides_machine else None
+        book = machine.open_book(str(folder)) if settings.divides_machine else None
         self._share = MachineShare(self._ledger, book, gpu_ids=machine.devices.ids)
         clear_place(folder / _ZYGOTE_LOG, log)
         self._usage, self._measuring = UsageMeter(place.session), asyncio.Lock()
@@ -445,13 +445,3 @@ class Agent:
         if kind in ("reserved", "released") and self._place.speaks_for_node:
             fields["node"] = self._describe() if kind == "reserved" else self._status()
         self.server.publish(messages.AgentEvent(kind=kind, **fields))
-
-
-def _open_book(folder: Path, machine: NodeMetrics) -> MachineBook:
-    return MachineBook(
-        str(folder),
-        cpus=machine.measured_cpus,
-        memory_bytes=machine.measured_bytes,
-        devices=[device.id for device in machine.devices.read()],
-        parents=machine.devices.parents,
-    )

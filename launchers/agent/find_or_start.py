@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import PROTOCOL, Manager
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.shared_values import VERSION, parse_version
+from roost.placement.model import Node
 from roost.placement.model.json_codec import WireError, decode, encode
 
 log = logging.getLogger(__name__)
@@ -107,20 +108,30 @@ def find_differences(announced: Mapping[str, Any], settings: AgentSettings) -> d
     return {key: value for key, value in announced.items() if key in mine and mine[key] != value}
 
 
-async def _main(name: str, settings: str, manager: str, clients: str) -> str:
-    wanted, watched = decode(AgentSettings, json.loads(settings)), decode(Manager, json.loads(manager))
-    endpoint, keys = await find_or_start_agent(wanted, name=name, manager=watched)
+async def find_for_clients(
+    settings: AgentSettings, clients: Sequence[str], *, name: str, manager: Manager | None = None
+) -> tuple[str, str, Node]:
+    """Find or start an agent that accepts these clients, which are public keys. Raises `DaemonError`.
+
+    Return the agent's endpoint, its public key and its node.
+    """
+    endpoint, keys = await find_or_start_agent(settings, name=name, manager=manager)
     client = AgentClient(endpoint, keys)
     try:
         await client.connect()
-        for admitted in json.loads(clients):
+        for admitted in clients:
             await client.admit(admitted)
-        devices = (await client.status()).devices
+        return endpoint, keys.server, await client.status()
     except (RpcError, asyncio.TimeoutError) as problem:
         raise DaemonError(f"the agent at {endpoint} has left again: {problem}") from None
     finally:
         await client.close()
-    return json.dumps({"endpoint": endpoint, "public": keys.server, "devices": encode(devices)})
+
+
+async def _main(name: str, settings: str, manager: str, clients: str) -> str:
+    wanted, watched = decode(AgentSettings, json.loads(settings)), decode(Manager, json.loads(manager))
+    endpoint, public, node = await find_for_clients(wanted, json.loads(clients), name=name, manager=watched)
+    return json.dumps({"endpoint": endpoint, "public": public, "devices": encode(node.devices)})
 
 
 async def _holds_something(client: AgentClient) -> bool:

@@ -4,13 +4,14 @@
        │
     core ──> Backend: snapshot, claim, release, leases, agent                                   base
        ^        ├── local/                                  one node, this machine
-       │        ├── agent_per_node/   <── ray/, dask/       one agent for each user and node
+       │        ├── agent_per_node/   <── ray/, dask/, ssh/ one agent for each user and node
        │        └── agent_per_kernel/ <── kubernetes/, yarn/    one agent in each pod or container
        ├── LeaseBook: what the core wants of each lease, and what the cluster shows             lease_book
        ├── BackendEvent, EventQueue: nodes, warnings, resync                                    base, event_queue
        └── AgentEvent <── Agents: connections to agents, which core and backends share          agent_calls
 
-`node_archive` brings the agent's code to a node. `key_pair` has the keys of the service for agents.
+`node_archive` brings the agent's code to a node. `key_pair` has the keys of the service for agents. `holders` describes
+other users' promises on a machine.
 
 The files of this folder stand below `config`, and the folders in it above `config`. A backend and its cluster library
 are imported in the service, and when a new kernelspec is checked (`BackendSpec.check`). A backend in another package

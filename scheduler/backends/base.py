@@ -113,6 +113,12 @@ class Backend(ABC):
     manager's queue instead of roost's. The manager may also add a node for it.
     """
 
+    is_still_reading: bool = False
+    """True while snapshots may lack nodes, because roost has not read all of them yet.
+
+    Until then no request is refused for good.
+    """
+
     other_holders: str = ""
     """The other holders of what the nodes have, to complete "held by": "Ray actors and tasks that roost did not start".
 

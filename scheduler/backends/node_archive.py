@@ -104,6 +104,53 @@ def _compile(source: bytes, name: str) -> bytes:
     return importlib.util.MAGIC_NUMBER + unchecked + marshal.dumps(code)
 
 
+def find_base(variables: Mapping[str, str]) -> str:
+    """Return the folder of this user's agents on a node."""
+    import os
+
+    return variables.get("ROOST_RUNTIME_DIR") or f"/tmp/roost-{os.getuid()}"
+
+
+def check_base(base: str) -> str:
+    """Make the folder if need be. Return why it cannot be used, as a clause, or an empty text."""
+    import os
+    import stat
+
+    os.makedirs(base, mode=0o700, exist_ok=True)
+    status = os.lstat(base)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        return f"{base} is not a private folder of the cluster's user: set ROOST_RUNTIME_DIR"
+    return ""
+
+
+def find_code(base: str, digest: str) -> str:
+    """Return the folder with the unpacked archive of this digest; empty if there is none."""
+    import os
+
+    code = os.path.join(base, f"code-{digest}")
+    return code if os.path.isdir(code) else ""
+
+
+def unpack(archive: bytes, base: str, digest: str) -> str:
+    """Unpack an archive, as a whole or not at all. Return its folder. Raises `OSError`."""
+    import io
+    import os
+    import shutil
+    import tempfile
+    import zipfile
+
+    code = os.path.join(base, f"code-{digest}")
+    fresh = tempfile.mkdtemp(prefix=".code-", dir=base)
+    try:
+        zipfile.ZipFile(io.BytesIO(archive)).extractall(fresh)
+        os.rename(fresh, code)
+    except OSError:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if not os.path.isdir(code):  # else another process was faster
+            raise
+    return code
+
+
 def bring_up(
     archive: bytes,
     digest: str,
@@ -121,30 +168,16 @@ def bring_up(
     `clients`, which are public keys. `variables` is the environment of the manager's daemon. The agent gets it, and the
     kernels' environments are added to it.
     """
-    import io
     import json
     import os
-    import shutil
-    import stat
     import subprocess
     import sys
-    import tempfile
-    import zipfile
 
     env = {name: value for name, value in variables.items() if name != "CUDA_VISIBLE_DEVICES"}
-    base = env.get("ROOST_RUNTIME_DIR") or f"/tmp/roost-{os.getuid()}"
-    os.makedirs(base, mode=0o700, exist_ok=True)
-    status = os.lstat(base)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        return {"problem": f"{base} is not a private folder of the cluster's user: set ROOST_RUNTIME_DIR"}
-    code = os.path.join(base, f"code-{digest}")
-    if not os.path.isdir(code):
-        fresh = tempfile.mkdtemp(prefix=".code-", dir=base)
-        zipfile.ZipFile(io.BytesIO(archive)).extractall(fresh)
-        try:
-            os.rename(fresh, code)
-        except OSError:  # another process was faster
-            shutil.rmtree(fresh, ignore_errors=True)
+    base = find_base(env)
+    if problem := check_base(base):
+        return {"problem": problem}
+    code = find_code(base, digest) or unpack(archive, base, digest)
     paths = [code, *filter(None, [env.get("PYTHONPATH")])]
     with open(f"/proc/{manager['pid']}/stat", "rb") as file:
         ticks = int(file.read().rpartition(b")")[2].split()[19])

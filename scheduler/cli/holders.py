@@ -16,7 +16,7 @@ from roost.launchers.machine_book.rules import BadRules, MachineRules, RulesRead
 from roost.launchers.protocol.messages import Holder
 from roost.placement.model import EPSILON
 from roost.placement.model.format import format_amount, format_bytes, format_count
-from roost.scheduler.backends.local.holders import format_since
+from roost.scheduler.backends.holders import format_since
 
 from .tables import build_table
 

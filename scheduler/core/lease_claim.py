@@ -112,7 +112,7 @@ class LeaseClaimer:
                 decision = await self._decide(ticket, request, snapshot, skipped)
                 has_tried = True
                 if decision.placement is None and not self.access.backend.adds_nodes:
-                    if decision.is_never:
+                    if decision.is_never and not self.access.backend.is_still_reading:
                         raise no_node(decision)
                     ticket.hold = find_hold(decision, snapshot)
                     queue.explain(ticket, decision.reason)

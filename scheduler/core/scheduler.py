@@ -303,7 +303,7 @@ class Scheduler:
         snapshot = await self._access.snapshot()
         decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)
-        document["is_never"] &= not self.backend.adds_nodes
+        document["is_never"] &= not (self.backend.adds_nodes or self.backend.is_still_reading)
         if used_up is not None and not document["is_never"]:
             raise used_up
         if decision.placement is not None:
@@ -390,7 +390,8 @@ class Scheduler:
             decision = await self.policies.decide(FALLBACK, request, await self._access.snapshot())
         except RoostError:
             return None
-        return no_node(decision) if decision.is_never and not self.backend.adds_nodes else None
+        is_open = self.backend.adds_nodes or self.backend.is_still_reading
+        return no_node(decision) if decision.is_never and not is_open else None
 
     def _check_alone(self, request: Request, owner: Owner, *, has_lease: bool = False) -> Request:
         """Return the request with the operator's defaults; raise if it is not possible without other kernels, too."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from roost.launchers.agent.leases.ledger import LeaseLedger
-from roost.launchers.machine_book.book import ALONE, Room, View
+from roost.launchers.machine_book.book import ALONE, MachineBook, Room, View
 from roost.launchers.machine_book.rules import Amounts, BadRules, MachineRules, read_rules
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.placement.model import Device, Node
@@ -48,6 +48,16 @@ class NodeMetrics:
         self._cpus_used, self._memory_used = 0.0, 0
         self._device_status = self.devices.read()
         psutil.cpu_percent()  # the first call starts the interval that the next call measures
+
+    def open_book(self, owner: str) -> MachineBook:
+        """Return the book of this machine, for the agent that `owner` names."""
+        return MachineBook(
+            owner,
+            cpus=self.measured_cpus,
+            memory_bytes=self.measured_bytes,
+            devices=[device.id for device in self.devices.read()],
+            parents=self.devices.parents,
+        )
 
     def status(self, ledger: LeaseLedger, view: View = ALONE) -> Node:
         """Return the machine, with the promises of the ledger and of others in the `view` of the machine."""

@@ -86,6 +86,11 @@ class AgentPool:
         """The ids of all nodes with a known agent, as a view that follows later changes."""
         return self._known.keys()
 
+    @property
+    def connected(self) -> KeysView[str]:
+        """The ids of the nodes whose agents are connected and have reported, as a view that follows later changes."""
+        return self._status.keys()
+
     def listen(self, listener: Callable[[str, AgentEvent | None], None]) -> None:
         """Call `listener` with a node's id and each event of its agent, or None when the connection to it is lost.
 
@@ -192,10 +197,15 @@ class AgentPool:
         self._left = {name: self._left.get(name, now) for name in self._known if name not in present}
         for node_id, left_at in self._left.items():
             if now - left_at > after_s:
-                del self._known[node_id]
-                self._outdated.discard(node_id)
-                self._status.pop(node_id, None)
-                self._save()
+                self.forget(node_id)
+
+    def forget(self, node_id: str) -> None:
+        """Forget the agent of a node: it has left, and nobody will ask for it."""
+        if self._known.pop(node_id, None) is not None:
+            self._outdated.discard(node_id)
+            self._doubted.discard(node_id)
+            self._status.pop(node_id, None)
+            self._save()
 
     def forget_others(self, cluster: str) -> None:
         if self.cluster not in ("", cluster):

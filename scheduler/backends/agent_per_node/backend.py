@@ -133,7 +133,12 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             granted = replace(lease, device_ids=device_ids, state="held", reason="")
             if launch is not None:
                 launch = replace(launch, env={**launch.env, **self.environment(granted)})
-            reserve = Reserve(lease=granted, linger_s=self._restart_grace_s, is_granted=True, launch=launch)
+            reserve = Reserve(
+                lease=granted,
+                linger_s=self._restart_grace_s,
+                is_granted=self._manager.holds_claims,
+                launch=launch,
+            )
             held = await self._pool.call(node.id, lambda agent: agent.reserve(reserve))
         except LeaseConflict:
             self._membership.expire()
@@ -165,8 +170,9 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     async def leases(self) -> LeaseReading:
         agent_nodes = frozenset(self._pool.nodes)
         # The claims are complete for all nodes but these. There, the agents know more than the manager.
-        incomplete = agent_nodes if self._membership.away else self._recovery.expected
-        claims = {} if self._membership.away else {lease.id: lease for lease in await self._manager.claims()}
+        knows_claims = self._manager.holds_claims and not self._membership.away
+        incomplete = self._recovery.expected if knows_claims else agent_nodes
+        claims = {lease.id: lease for lease in await self._manager.claims()} if knows_claims else {}
         placed = {lease.node_id for lease in claims.values() if _is_placed(lease, agent_nodes)}
         held_before = {lease.id for lease in self.book if lease.state == "held"}
         node_ids = sorted(placed | incomplete | set(self.book.nodes()))

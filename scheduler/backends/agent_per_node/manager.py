@@ -57,6 +57,8 @@ class ClusterManager(Protocol[N]):
     """The manager's word for a lease, for messages to users."""
     other_holders: str
     """The other holders of the cluster's GPUs, for messages to users: "Ray actors and tasks"."""
+    holds_claims: bool
+    """True if the manager grants and keeps the claims. If not, the agents alone decide on leases and keep them."""
     membership: Membership[N]
     """The nodes of the cluster, and the reader that reads them.
 

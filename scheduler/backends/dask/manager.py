@@ -57,6 +57,7 @@ class DaskManager:
     daemon = "last nanny"
     claim_name = "lease in Dask's scheduler"
     other_holders = "Dask tasks that roost did not start"
+    holds_claims = True
 
     def __init__(self, settings: RoostDaskBackend, key_pair: KeyPair) -> None:
         self._settings = settings

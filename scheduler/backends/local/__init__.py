@@ -5,7 +5,7 @@
                 │   └── reserved, released, status ────────────┘   keep the snapshot up to date
                 └──> find_or_start_agent, if no agent is known     (roost.launchers.agent)
 
-`holders` describes what other users and agents hold. `settings` has the resources that this machine gives out. Of all
+`settings` has the resources that this machine gives out. Of all
 backends, only this one imports `roost.launchers.agent`.
 """
 

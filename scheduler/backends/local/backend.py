@@ -27,11 +27,11 @@ from roost.scheduler.backends.base import (
     Resource,
 )
 from roost.scheduler.backends.event_queue import EventQueue
+from roost.scheduler.backends.holders import describe_holder
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 from roost.scheduler.messages import format_names
 
 from . import SPEC
-from .holders import describe_holder
 from .settings import RoostLocalBackend
 
 _REPORTED_S = 5.0

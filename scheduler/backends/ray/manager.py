@@ -102,6 +102,7 @@ class RayManager:
     daemon = "raylet"
     claim_name = "placement group"
     other_holders = "Ray actors and tasks that roost did not start"
+    holds_claims = True
     build_node = staticmethod(nodes.build_node)
 
     def __init__(self, settings: RoostRayBackend, key_pair: KeyPair, calls: RayCalls | None = None) -> None:

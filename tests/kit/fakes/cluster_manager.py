@@ -33,6 +33,7 @@ class FakeManager:
     daemon = "daemon"
     claim_name = "claim"
     other_holders = "fake tasks"
+    holds_claims = True
     cluster_id = "fake-1"
 
     def __init__(self, *agents: FakeAgent) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from roost.launchers.protocol.messages import Holder
-from roost.scheduler.backends.local.holders import describe_holder, format_since
+from roost.scheduler.backends.holders import describe_holder, format_since
 
 SINCE = time.mktime((2026, 3, 5, 10, 14, 0, 0, 0, -1))
 NOW = SINCE + 3600

@@ -1,4 +1,4 @@
-"""The other holders of this machine, in sentences."""
+"""The other holders of a machine that its users share, in sentences."""
 
 from __future__ import annotations
 

@@ -1,0 +1,67 @@
+"""The backend for SSH hosts: machines that a person can log in to, with an agent on each one that has kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from roost.launchers.daemon.tasks import ask_all
+from roost.launchers.protocol.messages import AgentEvent, Launch
+from roost.placement import Snapshot
+from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
+from roost.scheduler.backends.base import Backend, BackendContext, Lease, Resource
+from roost.scheduler.backends.holders import describe_holder
+from roost.scheduler.backends.key_pair import load_key_pair
+from roost.scheduler.errors import LeaseConflict
+from roost.scheduler.messages import format_names
+
+from . import SPEC
+from .manager import SshManager, SshNode
+from .open_ssh import HostProblem
+from .settings import RoostSshBackend
+
+
+def create(settings: RoostSshBackend, context: BackendContext) -> Backend:
+    """Return the backend. `BackendSpec.create` names this function."""
+    key_pair = load_key_pair("", name=SPEC.name, section=SPEC.section)
+    manager = SshManager(settings, settings.agent_settings(), key_pair)
+    return SshBackend(SPEC.name, manager, settings, context)
+
+
+class SshBackend(AgentPerNodeBackend[SshNode]):
+    """A backend whose agents alone hold the leases."""
+
+    _manager: SshManager
+
+    @property
+    def is_still_reading(self) -> bool:
+        return self._manager.is_still_reading
+
+    def note_caller(self, variables: Mapping[str, str]) -> None:
+        self._manager.note_caller(variables)
+
+    async def snapshot(self) -> Snapshot:
+        self._manager.refresh(self._pool.connected)
+        return await super().snapshot()
+
+    async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
+        try:
+            return await super().claim(lease, launch)
+        except HostProblem as problem:  # the next snapshot shows it as unreachable
+            raise LeaseConflict(f"{lease.node_id} is unreachable: {problem}") from None
+
+    async def name_holders(self, node_ids: Collection[str], resource: Resource) -> Sequence[str]:
+        connected = [node_id for node_id in node_ids if node_id in self._pool.connected]
+        by_node = await ask_all(
+            lambda node_id: self._pool.call(node_id, lambda agent: agent.others()), connected
+        )
+        return [
+            describe_holder(holder) for of_node in by_node for holder in of_node if holder.holds(resource)
+        ]
+
+    def describe_holders(self, names: Sequence[str]) -> str:
+        return format_names(names) if names else self.other_holders
+
+    def _on_agent(self, node_id: str, event: AgentEvent | None) -> None:
+        super()._on_agent(node_id, event)
+        if event is not None and event.kind == "leaving" and not any(self.book.on(node_id)):
+            self._pool.forget(node_id)  # it has been idle for long, so nobody asks for it at the next reading

@@ -1,0 +1,293 @@
+"""SSH hosts as a cluster: a list of machines, and an agent on each one where the user has kernels.
+
+No process manages these machines. The agent of a host decides on each lease, by the machine's book. A host without an
+agent is measured by a short session when a start needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import socket
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from roost.launchers.daemon.tasks import cancel_all, spawn, wait_until_set
+from roost.launchers.protocol.agent_settings import AgentSettings
+from roost.launchers.protocol.host_contact import HostAnswer, Question
+from roost.placement import Node
+from roost.placement.model.json_codec import WireError, decode, encode
+from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
+from roost.scheduler.backends.agent_per_node.membership import Membership
+from roost.scheduler.backends.base import AgentAddress, Lease
+from roost.scheduler.backends.key_pair import KeyPair
+from roost.scheduler.backends.node_archive import pack
+from roost.scheduler.errors import BackendUnavailable, ConfigError
+from roost.scheduler.messages import Finding
+
+from .contacts import Contacts
+from .far_side import write_program
+from .host_list import Host, list_hosts
+from .open_ssh import HostProblem, run_on_host
+from .settings import RoostSshBackend
+
+log = logging.getLogger(__name__)
+
+_FIRST_S = 2.0
+"""How long the first reading of all hosts may delay the service. The others follow."""
+_LOOK_S = 5.0
+"""How often the nodes are looked at without an event."""
+_REFRESHES = 4
+"""At most this many hosts are measured again at once."""
+_ASK_S = 30.0
+_START_AGENT_S = 60.0
+_NOT_YET = "roost has not reached it yet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SshNode:
+    """A host as roost saw it last. Its `id` is the name by which ssh reaches it."""
+
+    host: Host
+    machine: str = ""
+    """The identity of the machine: two names with the same one are one node."""
+    seen: Node | None = None
+    """The host as it has measured itself; None if roost never reached it."""
+    seen_at: float = 0.0
+    """When that was, on the monotonic clock."""
+    problem: str = _NOT_YET
+    """Why it cannot be used now, as a clause; empty if it can."""
+    started_agent: StartedAgent | None = None
+
+    @property
+    def id(self) -> str:
+        return self.host.name
+
+    @property
+    def daemon(self) -> str:
+        """The machine since its last start: an agent from before has ended."""
+        return self.machine
+
+
+class SshManager:
+    """A `ClusterManager` for the hosts that the settings name."""
+
+    name = "SSH"
+    daemon = "agent"
+    claim_name = "lease"
+    other_holders = "other kernels of these machines"
+    holds_claims = False
+    cluster_id = ""
+
+    def __init__(self, settings: RoostSshBackend, agent_settings: AgentSettings, key_pair: KeyPair) -> None:
+        self._settings = settings
+        self._agent_settings = agent_settings
+        self._key_pair = key_pair
+        # Another machine's service has other applications, whose processes cannot be seen from here.
+        digest = hashlib.sha256(f"{key_pair.public} {socket.gethostname()}".encode()).hexdigest()
+        self._agent_name = f"agent-ssh-{digest[:8]}"
+        self._contacts = Contacts(settings.ssh)
+        self._variables: Mapping[str, str] = {}
+        self._nodes: dict[str, SshNode] = {}
+        self._reading: dict[str, asyncio.Task[Any]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._refreshes = asyncio.Semaphore(_REFRESHES)
+        self._changed = asyncio.Event()
+        self.is_still_reading = True
+        """True until the first reading of each host has ended."""
+        self.membership: Membership[SshNode] = Membership(self.name, join=self._join, fetch=self._fetch)
+
+    async def close(self) -> None:
+        await cancel_all(self._tasks)
+
+    def places(self) -> Sequence[str]:
+        return ()
+
+    def note_caller(self, variables: Mapping[str, str]) -> None:
+        """Use this caller's credentials for each new connection."""
+        if variables != self._variables:
+            self._variables = dict(variables)
+            self._contacts.clear()
+
+    def refresh(self, connected: Collection[str]) -> None:
+        """Measure those hosts again whose figures are old, and whose agents are not connected. Does not wait."""
+        old = time.monotonic() - self._settings.refresh_s
+        for name, node in self._nodes.items():
+            if name not in connected and name not in self._reading and (node.problem or node.seen_at < old):
+                self._read(name, self._refreshes)
+
+    async def wait_until_described(self) -> None:
+        """Do nothing: a host that has been reached describes itself."""
+
+    async def wait_for_change(self) -> None:
+        await wait_until_set(self._changed, _LOOK_S)
+        self._changed.clear()
+
+    async def read_metrics(self) -> Collection[str]:
+        return self._nodes.keys()
+
+    def build_node(self, node: SshNode, status: Node | None) -> Node:
+        name, labels = node.id, dict(node.host.labels)
+        if status is not None:
+            return replace(status, id=name, labels=labels)
+        if node.seen is None:
+            return Node(
+                id=name, labels=labels, is_draining=True, drains_because=f"unreachable: {node.problem}"
+            )
+        age_s = (node.seen.metrics_age_s or 0.0) + time.monotonic() - node.seen_at
+        seen = replace(node.seen, id=name, labels=labels, metrics_age_s=age_s)
+        if node.problem:
+            return replace(seen, is_draining=True, drains_because=f"unreachable: {node.problem}")
+        return seen
+
+    def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
+        return {}
+
+    async def claim(
+        self, lease: Lease, node: SshNode, has_room: HasRoom, *, again: bool = False
+    ) -> tuple[str, ...]:
+        return lease.device_ids  # the agent decides
+
+    def can_take_on(self, node: SshNode) -> bool:
+        return True
+
+    async def release(self, lease: Lease) -> None:
+        """Do nothing: the agent has given the lease back."""
+
+    async def claims(self) -> Sequence[Lease]:
+        return ()
+
+    def unclaimed(self, leases: Sequence[Lease], node: SshNode) -> Sequence[Lease]:
+        return ()
+
+    async def find(self, lease: Lease) -> bool:
+        return True
+
+    async def name_holders(self, nodes: Sequence[SshNode]) -> Sequence[str]:
+        return ()
+
+    async def start_agent(self, node_id: str) -> StartedAgent:
+        node = await self._contact(node_id, begins=True)
+        if node.started_agent is None:
+            raise BackendUnavailable(f"no agent on {node_id}: the host has not said where it listens")
+        return node.started_agent
+
+    async def diagnose(self) -> list[Finding]:
+        found: list[Finding] = []
+        by_machine: dict[str, str] = {}
+        for name, node in self._nodes.items():
+            first = by_machine.setdefault(node.machine or name, name)
+            if first != name:
+                what = f"{name} is the same machine as {first}, and counts once"
+                found.append(
+                    {"level": "warning", "what": what, "do": f"leave {name} out of the list of hosts"}
+                )
+            elif node.problem and node.problem != _NOT_YET:
+                what = f"{name} is unreachable: {node.problem}"
+                found.append({"level": "not now", "what": what, "do": f"run `roost ssh check {name}`"})
+        return found
+
+    async def _join(self, address: str) -> str:
+        hosts = await asyncio.to_thread(list_hosts, self._settings)
+        if not hosts:
+            raise ConfigError("there is no host: name some in c.RoostSshBackend.hosts")
+        self._nodes = {host.name: SshNode(host=host) for host in hosts}
+        for name in self._nodes:
+            self._read(name)
+        spawn(self._note_first_readings(), self._tasks, log)
+        await asyncio.wait(self._reading.values(), timeout=_FIRST_S)
+        return "SSH hosts"
+
+    async def _note_first_readings(self) -> None:
+        await asyncio.wait(list(self._reading.values()))
+        self.is_still_reading = False
+        self._changed.set()
+
+    async def _fetch(self) -> Iterable[SshNode]:
+        seen: dict[str, SshNode] = {}
+        for name, node in self._nodes.items():
+            seen.setdefault(node.machine or name, node)
+        return list(seen.values())
+
+    def _read(self, name: str, turns: asyncio.Semaphore | None = None) -> None:
+        """Begin to measure a host."""
+
+        async def read() -> None:
+            try:
+                async with turns or contextlib.nullcontext():
+                    await self._contact(name, begins=False)
+            except BackendUnavailable as problem:
+                log.info("node=%s cannot be measured: %s", name, problem)
+            finally:
+                self._reading.pop(name, None)
+
+        self._reading[name] = spawn(read(), self._tasks, log)
+
+    async def _contact(self, name: str, *, begins: bool) -> SshNode:
+        """Ask a host what it is, and start its agent if `begins`. Raises `HostProblem`."""
+        node = self._nodes.get(name)
+        if node is None:
+            raise BackendUnavailable(f"{name} is not in the list of hosts any more")
+        asked_at = time.monotonic()
+        try:
+            answer = await self._ask(node.host, begins=begins)
+        except HostProblem as problem:
+            self._note(replace(self._nodes[name], problem=str(problem)))
+            raise
+        agent: StartedAgent | None = None
+        if answer.endpoint:
+            address = AgentAddress(endpoint=answer.endpoint, keys=self._key_pair.keys_for(answer.public))
+            agent = StartedAgent(address=address, daemon=answer.machine)
+        node = SshNode(
+            host=node.host,
+            machine=answer.machine,
+            seen=answer.node,
+            seen_at=asked_at,
+            problem="",
+            started_agent=agent,
+        )
+        self._note(node)
+        return node
+
+    async def _ask(self, host: Host, *, begins: bool) -> HostAnswer:
+        archive, digest = pack()
+        settings = replace(self._agent_settings, address=host.address)
+        question = Question(
+            name=self._agent_name, settings=settings, clients=(self._key_pair.public,), begins=begins
+        )
+        arguments = {
+            "digest": digest,
+            "size": len(archive),
+            "prologue": self._settings.prologue,
+            "question": encode(question),
+        }
+
+        async def ask() -> dict[str, Any]:
+            return await run_on_host(
+                host.name,
+                write_program(),
+                arguments,
+                archive=lambda: archive,
+                python=self._settings.python,
+                variables=self._variables,
+                ssh=self._settings.ssh,
+                deadline_s=_START_AGENT_S if begins else _ASK_S,
+            )
+
+        found = await self._contacts.run(host.name, ask)
+        if "problem" in found:
+            raise HostProblem(str(found["problem"]), kind="python")
+        try:
+            return decode(HostAnswer, found, ignore_unknown=True)
+        except WireError as problem:
+            raise HostProblem(f"its answer cannot be read: {problem}", kind="answer") from None
+
+    def _note(self, node: SshNode) -> None:
+        if node.id in self._nodes:
+            self._nodes[node.id] = node
+            self.membership.expire()
+            self._changed.set()
