@@ -1,0 +1,1 @@
+"""Kernels on machines that a person can log in to."""
