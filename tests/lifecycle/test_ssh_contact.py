@@ -42,14 +42,35 @@ async def test_a_program_answers(sshd: OwnSshd) -> None:
     assert await contact(sshd) == {"is": 'it\'s "é" !', "argv": ["-c"]}
 
 
-async def problem_of(server: OwnSshd, program: str = GREET, **options: Any) -> tuple[str, str]:
-    """Return the kind and the sentence of a contact that fails. Nothing of it may be left."""
+def run_tool(*command: str, **variables: str) -> None:
+    environment = {**os.environ, **variables}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=allow_s(10))
+
+
+@contextlib.contextmanager
+def started(*command: str, makes: str) -> Iterator[None]:
+    """Run a program until the end of the block, which begins when the program has made the file `makes`."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        ends_at = time.monotonic() + allow_s(10)
+        while not os.path.exists(makes):
+            assert time.monotonic() < ends_at
+            time.sleep(0.01)
+        yield
+    finally:
+        process.terminate()
+        process.wait(allow_s(10))
+
+
+async def problem_of(server: OwnSshd, kind: str, program: str = GREET, **options: Any) -> str:
+    """Return the sentence of a contact that fails with a problem of this kind. Nothing of it may be left."""
     with pytest.raises(HostProblem) as caught:
         await contact(server, program, **options)
     print(caught.value)
     assert not list_children()
     assert "\n" not in str(caught.value)
-    return caught.value.kind, str(caught.value)
+    assert caught.value.kind == kind
+    return str(caught.value)
 
 
 def list_children() -> list[str]:
@@ -58,9 +79,8 @@ def list_children() -> list[str]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             command = " ".join(process.cmdline())
-            if process.ppid() == os.getpid() and process.name() == "ssh":
-                ours.append(command)
-            elif process.name().startswith("ssh") and os.environ["ROOST_RUNTIME_DIR"] in command:
+            is_child = process.ppid() == os.getpid() and process.name() == "ssh"
+            if is_child or (process.name() == "ssh" and os.environ["ROOST_RUNTIME_DIR"] in command):
                 ours.append(command)
     return ours
 
@@ -118,30 +138,31 @@ async def test_a_host_without_a_good_python_is_explained(
     (tmp_path / "python3").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "python3").chmod(0o755)
     sshd.start(ForceCommand=f'PATH={tmp_path}; eval "$SSH_ORIGINAL_COMMAND"')
-    kind, text = await problem_of(sshd, python="")
-    assert kind == "python" and cause in text and "set the option python" in text
+    text = await problem_of(sshd, "python", python="")
+    assert cause in text
+    assert "set the option python" in text
 
 
 async def test_a_python_of_the_settings_that_is_missing_is_explained(sshd: OwnSshd) -> None:
     sshd.start()
-    kind, text = await problem_of(sshd, python="~/none/bin/python")
-    assert kind == "python" and text.startswith("~/none/bin/python on n1 is no program")
+    text = await problem_of(sshd, "python", python="~/none/bin/python")
+    assert text.startswith("~/none/bin/python on n1 is no program")
 
 
 async def test_an_unknown_host_key_is_refused(sshd: OwnSshd, tmp_path: Path) -> None:
     sshd.start()
     (tmp_path / "known_hosts").unlink()
     sshd.configure_client(StrictHostKeyChecking="no")
-    kind, text = await problem_of(sshd)
-    assert kind == "host_key" and "is not known here: run `ssh n1` once" in text
+    text = await problem_of(sshd, "host_key")
+    assert "is not known here: run `ssh n1` once" in text
     assert not (tmp_path / "known_hosts").exists()
 
 
 async def test_a_changed_host_key_is_refused(sshd: OwnSshd, tmp_path: Path) -> None:
     sshd.start()
     sshd.know("other_host_key")
-    kind, text = await problem_of(sshd)
-    assert kind == "host_key" and "has changed" in text
+    text = await problem_of(sshd, "host_key")
+    assert "has changed" in text
     assert f"`ssh-keygen -f {tmp_path}/known_hosts -R [127.0.0.1]:{sshd.port}`" in text
 
 
@@ -149,72 +170,67 @@ async def test_a_revoked_host_key_is_refused(sshd: OwnSshd, tmp_path: Path) -> N
     sshd.start()
     known = tmp_path / "known_hosts"
     known.write_text(f"@revoked * {(tmp_path / 'host_key.pub').read_text()}" + known.read_text())
-    kind, text = await problem_of(sshd)
-    assert kind == "host_key" and "revoked" in text
+    text = await problem_of(sshd, "host_key")
+    assert "revoked" in text
 
 
 async def test_a_key_that_the_host_does_not_accept(sshd: OwnSshd, tmp_path: Path) -> None:
     sshd.start()
     sshd.configure_client(IdentityFile=str(tmp_path / "other_user_key"))
-    kind, text = await problem_of(sshd)
-    assert kind == "authentication" and "(publickey): run `ssh-add`" in text
+    text = await problem_of(sshd, "authentication")
+    assert "(publickey): run `ssh-add`" in text
 
 
 async def test_a_password_is_never_asked_for_nor_tried(sshd: OwnSshd, tmp_path: Path) -> None:
     sshd.start(PasswordAuthentication="yes")
     sshd.configure_client(IdentityFile=str(tmp_path / "other_user_key"))
-    kind, text = await problem_of(sshd)
-    assert kind == "authentication" and "(publickey,password)" in text
+    text = await problem_of(sshd, "authentication")
+    assert "(publickey,password)" in text
     assert "Failed password" not in sshd.log
 
 
 async def test_too_many_keys(sshd: OwnSshd, tmp_path: Path) -> None:
     sshd.start(MaxAuthTries="1")
-    for n in range(3):
-        shutil.copy(tmp_path / "other_user_key", tmp_path / f"key{n}")
-    (tmp_path / "key1").unlink()
-    ssh_keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key1")]
-    subprocess.run(ssh_keygen, check=True, timeout=allow_s(10))
-    sshd.configure_client(IdentityFile=f"{tmp_path}/key0\n    IdentityFile {tmp_path}/key1")
-    kind, text = await problem_of(sshd)
-    assert kind == "authentication" and "IdentitiesOnly" in text
+    run_tool("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{tmp_path}/third_key")
+    sshd.configure_client(IdentityFile=f"{tmp_path}/other_user_key\n    IdentityFile {tmp_path}/third_key")
+    text = await problem_of(sshd, "authentication")
+    assert "IdentitiesOnly" in text
 
 
 async def test_a_closed_port(sshd: OwnSshd) -> None:
-    kind, text = await problem_of(sshd)
-    assert kind == "refused" and f"nobody listens at 127.0.0.1, port {sshd.port}" in text
+    text = await problem_of(sshd, "refused")
+    assert f"nobody listens at 127.0.0.1, port {sshd.port}" in text
 
 
 async def test_a_name_that_is_no_host(sshd: OwnSshd) -> None:
     sshd.configure_client(HostName="n1.invalid")
-    kind, text = await problem_of(sshd)
-    assert kind == "unreachable" and "there is no host n1.invalid" in text
+    text = await problem_of(sshd, "unreachable")
+    assert "there is no host n1.invalid" in text
 
 
 async def test_too_many_logins_under_way(sshd: OwnSshd) -> None:
     sshd.start(MaxStartups="1")
     with socket.create_connection(("127.0.0.1", sshd.port)) as waiting:
         waiting.recv(100)  # its banner: this connection counts
-        kind, _ = await problem_of(sshd)
-    assert kind == "refused"
+        await problem_of(sshd, "refused")
 
 
 async def test_a_line_of_the_configuration_that_ssh_does_not_know(sshd: OwnSshd) -> None:
     sshd.configure_client("Nonsense yes")
-    kind, text = await problem_of(sshd)
-    assert kind == "ssh" and "line 1: Bad configuration option: nonsense: correct that line" in text
+    text = await problem_of(sshd, "ssh")
+    assert "line 1: Bad configuration option: nonsense: correct that line" in text
 
 
 async def test_a_command_that_the_host_replaces(sshd: OwnSshd) -> None:
     sshd.start(ForceCommand="echo This service allows sftp connections only.; exit 1")
-    assert (await problem_of(sshd))[0] == "authentication"
+    assert "refuses commands" in await problem_of(sshd, "authentication")
     sshd.stop()
     sshd.start(ForceCommand="echo hello")
-    kind, text = await problem_of(sshd)
-    assert kind == "answer" and "(hello)" in text
+    text = await problem_of(sshd, "answer")
+    assert "(hello)" in text
     sshd.stop()
     sshd.start(ForceCommand="/bin/false")
-    assert "ended with code 1 and no word" in (await problem_of(sshd))[1]
+    assert "ended with code 1 and no word" in await problem_of(sshd, "authentication")
 
 
 @pytest.mark.parametrize(
@@ -233,36 +249,34 @@ async def test_a_command_that_the_host_replaces(sshd: OwnSshd) -> None:
 )
 async def test_answers_that_are_none(sshd: OwnSshd, program: str, cause: str) -> None:
     sshd.start()
-    kind, text = await problem_of(sshd, program)
-    assert kind == "answer" and cause in text
+    text = await problem_of(sshd, "answer", program)
+    assert cause in text
 
 
 async def test_a_flood_of_standard_error_is_dropped(sshd: OwnSshd) -> None:
     sshd.start()
     program = "[sys.stderr.write('x' * 65536) for _ in range(160)]; sys.exit('\\nthe end')"
-    assert "without an answer: the end" in (await problem_of(sshd, program))[1]
+    assert "without an answer: the end" in await problem_of(sshd, "answer", program)
 
 
 async def test_a_host_that_says_nothing(sshd: OwnSshd) -> None:
     sshd.start()
-    kind, text = await problem_of(sshd, "import time; time.sleep(1000)", deadline_s=allow_s(2))
-    assert kind == "slow" and "no answer within" in text
+    text = await problem_of(sshd, "slow", "import time; time.sleep(1000)", deadline_s=allow_s(2))
+    assert "no answer within" in text
 
 
 async def test_a_server_that_says_nothing(sshd: OwnSshd) -> None:
     with socket.create_server(("127.0.0.1", sshd.port)):
-        kind, _ = await problem_of(sshd, deadline_s=0.5)
-        assert kind == "slow"
+        await problem_of(sshd, "slow", deadline_s=0.5)
         sshd.configure_client(ConnectTimeout="1")
-        kind, _ = await problem_of(sshd)
-        assert kind == "unreachable"
+        await problem_of(sshd, "unreachable")
 
 
 async def test_an_agent_that_the_program_leaves_does_not_hold_the_contact(sshd: OwnSshd) -> None:
     sshd.start()
     program = "import subprocess; say({'pid': subprocess.Popen(['sleep', '1000']).pid})"
     pid = (await contact(sshd, program))["pid"]
-    assert psutil.pid_exists(pid) and not list_children()
+    assert not list_children()
     psutil.Process(pid).kill()
 
 
@@ -299,37 +313,22 @@ async def test_the_latest_callers_agent_is_asked(sshd: OwnSshd, tmp_path: Path) 
     sshd.start()
     sshd.configure_client(IdentityFile="none", IdentityAgent="SSH_AUTH_SOCK", IdentitiesOnly="no")
     socket_path = str(tmp_path / "agent")
-    agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket_path], stdout=subprocess.DEVNULL)
-    try:
-        while not os.path.exists(socket_path):
-            await asyncio.sleep(0.01)
-        environment = {**os.environ, "SSH_AUTH_SOCK": socket_path}
-        subprocess.run(
-            ["ssh-add", "-q", str(tmp_path / "user_key")], env=environment, check=True, timeout=allow_s(10)
-        )
+    with started("ssh-agent", "-D", "-a", socket_path, makes=socket_path):
+        run_tool("ssh-add", "-q", f"{tmp_path}/user_key", SSH_AUTH_SOCK=socket_path)
         assert await contact(sshd, variables={"SSH_AUTH_SOCK": socket_path})
-        assert (await problem_of(sshd, variables={"SSH_AUTH_SOCK": ""}))[0] == "authentication"
-    finally:
-        agent.terminate()
-        agent.wait(allow_s(10))
+        await problem_of(sshd, "authentication", variables={"SSH_AUTH_SOCK": ""})
 
 
 async def test_a_persons_open_connection_is_used(sshd: OwnSshd, tmp_path: Path) -> None:
     sshd.start()
     steps: list[str] = []
     sshd.configure_client(ControlPath=f"{tmp_path}/master")
-    master = subprocess.Popen([*sshd.ssh, "-N", "-M", sshd.host], stdin=subprocess.DEVNULL)
-    try:
-        while not (tmp_path / "master").exists():
-            await asyncio.sleep(0.01)
+    with started(*sshd.ssh, "-N", "-M", sshd.host, makes=f"{tmp_path}/master"):
         # A login would fail now.
         sshd.configure_client(ControlPath=f"{tmp_path}/master", IdentityFile="none")
         assert await contact(sshd, report=steps.append)
         assert steps == ["master", "shell"]
-    finally:
-        master.terminate()
-        master.wait(allow_s(10))
-    assert (await problem_of(sshd))[0] == "authentication"
+    await problem_of(sshd, "authentication")
 
 
 async def test_a_master_that_hangs_is_left_alone(sshd: OwnSshd, tmp_path: Path) -> None:
@@ -349,7 +348,9 @@ async def test_no_configuration_lets_roost_leave_a_master(sshd: OwnSshd, tmp_pat
     sshd.configure_client(f"Host jump\n    {keep}", HostName="127.0.0.1")
     add_jump(sshd, f"{keep}\n    RemoteCommand none\n    LocalForward {sshd.port} 127.0.0.1:1")
     assert await contact(sshd)
-    assert not list_children() and not (tmp_path / "jump").exists() and not (tmp_path / "n1").exists()
+    assert not list_children()
+    assert not list(tmp_path.glob("[jn]*1"))
+    assert not (tmp_path / "jump").exists()
 
 
 def add_jump(server: OwnSshd, lines: str = "", **options: str) -> None:
@@ -369,14 +370,13 @@ async def test_a_host_behind_a_jump_host(sshd: OwnSshd) -> None:
 async def test_problems_of_a_jump_host_name_it(sshd: OwnSshd, tmp_path: Path) -> None:
     sshd.start(PasswordAuthentication="yes")
     add_jump(sshd, HostName="jump.invalid")
-    kind, text = await problem_of(sshd)
-    assert kind == "unreachable" and "there is no host jump.invalid" in text
+    text = await problem_of(sshd, "unreachable")
+    assert "there is no host jump.invalid" in text
     add_jump(sshd, HostName="localhost", StrictHostKeyChecking="no")
-    kind, text = await problem_of(sshd)
-    assert kind == "host_key" and f"the host key of [localhost]:{sshd.port} is not known" in text
+    text = await problem_of(sshd, "host_key")
+    assert f"the host key of [localhost]:{sshd.port} is not known" in text
     add_jump(sshd, IdentityFile=str(tmp_path / "other_user_key"))
-    kind, text = await problem_of(sshd)
-    assert kind == "authentication"
+    text = await problem_of(sshd, "authentication")
     assert "Failed password" not in sshd.log
 
 
@@ -385,12 +385,12 @@ async def test_a_jump_host_that_reaches_nothing(sshd: OwnSshd) -> None:
     add_jump(sshd)
     text = (sshd.folder / "config").read_text()
     (sshd.folder / "config").write_text(f"Host n1\n    Port 1\n{text}")
-    kind, text = await problem_of(sshd)
-    assert kind == "refused" and "jump host reports: Connection refused" in text
+    text = await problem_of(sshd, "refused")
+    assert "jump host reports: Connection refused" in text
     sshd.stop()
     sshd.start(AllowTcpForwarding="no")
-    kind, text = await problem_of(sshd)
-    assert kind == "ssh" and "its jump host forbids" in text
+    text = await problem_of(sshd, "ssh")
+    assert "its jump host forbids" in text
 
 
 async def test_no_key_is_in_a_command(sshd: OwnSshd) -> None:
@@ -399,4 +399,5 @@ async def test_no_key_is_in_a_command(sshd: OwnSshd) -> None:
     listed = (
         await run_on_host(sshd.host, program, {"key": "SeCrEt"}, archive=bytes, python=PYTHON, ssh=sshd.ssh)
     )["ps"]
-    assert "find_spec" in listed and "SeCrEt" not in listed
+    assert "find_spec" in listed
+    assert "SeCrEt" not in listed

@@ -55,9 +55,9 @@ async def run_on_host(
 ) -> dict[str, Any]:
     """Run a Python program on a host and return its answer. Raises `HostProblem`.
 
-    The program finds four names. MARK begins each of its lines, ARGUMENTS is a dict, `say(value)` prints a line with the
-    mark, and `fetch_archive()` returns the bytes of `archive`. The answer is a dict, the first one that it says. An answer
-    with a "problem" raises `HostProblem` with that text, and with its "kind" if it has one.
+    The program finds four names. MARK begins each of its lines, ARGUMENTS is a dict, `say(value)` prints a line with
+    the mark, and `fetch_archive()` returns the bytes of `archive`. The answer is a dict, the first one that it says. An
+    answer with a "problem" raises `HostProblem` with that text, and with its "kind" if it has one.
 
     `python` is the interpreter on the host, which may begin with `~/`; empty: the first good one of the usual names.
     `variables` are set for ssh, and an empty value unsets one. `ssh` is the client and its options. With `may_ask`, ssh
@@ -94,8 +94,7 @@ async def run_on_host(
         await asyncio.wait([exchange.outcome], timeout=max(0.0, ends_at - loop.time()))
         if not exchange.outcome.done():
             raise exchange.explain_silence(deadline_s)
-        answer = exchange.outcome.result()
-    return answer
+        return exchange.outcome.result()
 
 
 def _build_environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -240,7 +239,7 @@ class _Exchange(_Process):
     def explain_silence(self, deadline_s: float) -> HostProblem:
         """Return the problem of a host that has not answered in time."""
         if self._has_shell:
-            text = f"{self._host} let ssh log in and gave no answer within {deadline_s:g} s: check its load and its disks"
+            text = f"{self._host} let ssh log in, and gave no answer within {deadline_s:g} s: check its load and disks"
         else:
             text = f"{self._host} let nobody log in within {deadline_s:g} s: try `ssh {self._host}` in a terminal"
         return HostProblem(text, kind="slow")

@@ -99,7 +99,8 @@ class OwnSshd:
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         ends_at = time.monotonic() + allow_s(10)
         while not (self.folder / "log").exists() or "Server listening" not in self.log:
-            assert self.process.poll() is None and time.monotonic() < ends_at, self.log
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < ends_at, self.log
             time.sleep(0.01)
 
     def stop(self) -> None:
