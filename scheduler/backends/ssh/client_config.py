@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from roost.launchers.daemon.private_files import private_folder, runtime_dir, write_private
+
+from .problems import explain
 
 _FIXED = """\
 ControlMaster no
@@ -45,7 +49,7 @@ def prepare_command(ssh: Sequence[str], *, may_ask: bool = False) -> list[str]:
     """Return the client's command with roost's configuration, which includes the person's. Writes it on first use.
 
     `ssh` is the client and its options. A `-F` among them names the configuration that is included. With `may_ask`, the
-    client may ask a person. Raises `FolderError` or `OSError`.
+    client may ask a person. Raises `OSError` or `HostProblem`.
     """
     program, *options = ssh
     own: str | None = None
@@ -63,6 +67,8 @@ def prepare_command(ssh: Sequence[str], *, may_ask: bool = False) -> list[str]:
     included = ["~/.ssh/config", "/etc/ssh/ssh_config"]
     if own is not None:
         included = [] if own == "none" else [os.path.abspath(os.path.expanduser(own))]
+    else:
+        _check_owner(Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh/config")
     text = "".join(
         [
             _FIXED,
@@ -72,6 +78,19 @@ def prepare_command(ssh: Sequence[str], *, may_ask: bool = False) -> list[str]:
         ]
     )
     return [program, "-F", str(_store(text)), *kept]
+
+
+def _check_owner(config: Path) -> None:
+    """Raise `HostProblem` if another user may write to the person's configuration.
+
+    ssh checks this itself, but not for a file that another one includes.
+    """
+    try:
+        status = config.stat()
+    except OSError:
+        return
+    if status.st_uid not in (0, os.getuid()) or status.st_mode & stat.S_IWOTH:
+        raise explain("", 255, f"Bad owner or permissions on {config}")
 
 
 def _store(text: str) -> Path:

@@ -19,14 +19,13 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from roost.launchers.daemon.private_files import FolderError
-from roost.scheduler.backends.node_archive import advise_python
 
 from .client_config import prepare_command
-from .problems import HostProblem, Kind, clean, explain
-from .remote_line import PYTHONS, is_fit, write_line, write_mark, write_program
+from .problems import HostProblem, Kind, clean, explain, explain_end, explain_python, explain_silence
+from .remote_line import is_fit, write_line, write_mark, write_program
 
 __all__ = ["HostProblem", "run_on_host"]
 
@@ -93,8 +92,30 @@ async def run_on_host(
     async with client.running([*command, "-T", "--", host, line], exchange):
         await asyncio.wait([exchange.outcome], timeout=max(0.0, ends_at - loop.time()))
         if not exchange.outcome.done():
-            raise exchange.explain_silence(deadline_s)
+            raise explain_silence(host, deadline_s, has_shell=exchange.has_shell)
         return exchange.outcome.result()
+
+
+async def read_options(
+    host: str, *, variables: Mapping[str, str] = {}, ssh: Sequence[str] = ("ssh",), deadline_s: float = 2.0
+) -> dict[str, str]:
+    """Return the options that ssh would use for a host, by their names in small letters (`ssh -G`).
+
+    An option that may be repeated has its first value. Without an answer the dict is empty.
+    """
+    asked = _Printing()
+    try:
+        command = prepare_command(ssh)
+        client = _Client(_build_environment(variables), own_group=True)
+        async with client.running([*command, "-G", "--", host], asked, leave_s=0):
+            await asyncio.wait([asked.closed], timeout=deadline_s)
+    except (OSError, HostProblem):
+        return {}
+    options: dict[str, str] = {}
+    for line in asked.printed.decode(errors="replace").splitlines() if asked.code == 0 else ():
+        name, _, value = line.partition(" ")
+        options.setdefault(name, value)
+    return options
 
 
 def _build_environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -213,7 +234,7 @@ class _Exchange(_Process):
         self._noise = bytearray()
         self._noise_bytes = 0
         self._errors = bytearray()
-        self._has_shell = False
+        self.has_shell = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -235,14 +256,6 @@ class _Exchange(_Process):
         elif not self.outcome.done():
             self._unread += data
             self._read()
-
-    def explain_silence(self, deadline_s: float) -> HostProblem:
-        """Return the problem of a host that has not answered in time."""
-        if self._has_shell:
-            text = f"{self._host} let ssh log in, and gave no answer within {deadline_s:g} s: check its load and disks"
-        else:
-            text = f"{self._host} let nobody log in within {deadline_s:g} s: try `ssh {self._host}` in a terminal"
-        return HostProblem(text, kind="slow")
 
     def _read(self) -> None:
         """Read all whole lines that have the mark, and drop what stands before them."""
@@ -272,11 +285,11 @@ class _Exchange(_Process):
 
     def _read_line(self, text: str) -> None:
         if text == "shell":
-            self._has_shell = True
+            self.has_shell = True
             self._report("shell")
             return
         if text.startswith("none "):
-            self._settle(_explain_python(self._host, self._python, text.split()[1:]))
+            self._settle(explain_python(self._host, self._python, text.split()[1:]))
             return
         try:
             value = json.loads(text)
@@ -290,7 +303,7 @@ class _Exchange(_Process):
         elif isinstance(value.get("step"), str):
             self._report(value["step"])
         elif "problem" in value:
-            kind = cast(Kind, value.get("kind", "answer"))
+            kind = cast(Kind, value["kind"]) if value.get("kind") in get_args(Kind) else "answer"
             self._settle(HostProblem(f"{self._host}: {clean(str(value['problem']))}", kind=kind))
         else:
             self.outcome.set_result(value)
@@ -305,8 +318,8 @@ class _Exchange(_Process):
         errors = self._errors.decode(errors="replace")
         if self._unread.startswith(self._mark):
             self._fail("ended its answer in the middle of a line: check the connection to it")
-        elif self._has_shell and self.code != 255:
-            self._settle(_explain_end(self._host, self.code, errors))
+        elif self.has_shell:
+            self._settle(explain_end(self._host, self.code, errors))
         else:
             noise = bytes(self._noise + self._unread).decode(errors="replace")
             self._settle(explain(self._host, self.code, errors, noise))
@@ -316,43 +329,21 @@ class _Exchange(_Process):
             self.outcome.set_exception(problem)
 
 
-class _Silent(_Process):
-    """A process that says all by its exit code."""
+class _Printing(_Process):
+    """A process that prints its answer, at most 1 MiB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.printed = bytearray()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 1 and len(self.printed) < _NOISE_BYTES:
+            self.printed += data
 
 
 async def _has_master(client: _Client, host: str, command: Sequence[str], deadline_s: float) -> bool:
     """True if a person keeps a connection to the host open, and it answers within `deadline_s`."""
-    asked = _Silent()
+    asked = _Printing()
     async with client.running([*command, "-O", "check", "--", host], asked, leave_s=0):
         await asyncio.wait([asked.ended], timeout=deadline_s)
     return asked.code == 0
-
-
-def _explain_python(host: str, python: str, found: Sequence[str]) -> HostProblem:
-    """Return the problem of a host without a good Python. `found`: one that is too old, one without packages, or -."""
-    old, bare = (*found, "-", "-")[:2]
-    if bare != "-":
-        advice = advise_python("No module named 'zmq'")
-        return HostProblem(
-            f"{bare} on {host} cannot run roost's agent (no zmq or psutil): {advice}", kind="python"
-        )
-    if python:
-        why = "is older than Python 3.10" if old != "-" else "is no program that runs"
-        text = f"{python} on {host} {why}: set the option python to a Python 3.10 or newer that has ipykernel"
-        return HostProblem(text, kind="python")
-    text = f"{host} has none of {PYTHONS[0]} … {PYTHONS[-2]} in its PATH"
-    if old != "-":
-        text += ", and its python3 is older than 3.10"
-    return HostProblem(
-        f"{text}: set the option python to a Python 3.10 or newer that has ipykernel", kind="python"
-    )
-
-
-def _explain_end(host: str, code: int | None, errors: str) -> HostProblem:
-    """Return the problem of a program that has ended without an answer."""
-    problem = explain(host, code, errors)
-    if problem.kind == "answer" and "room" in problem.user_message:
-        return problem
-    lines = [line for line in errors.splitlines() if line.strip()]
-    reason = clean(lines[-1]) if lines else f"exit code {code}"
-    return HostProblem(f"roost's program on {host} ended without an answer: {reason}", kind="answer")

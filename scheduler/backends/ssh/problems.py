@@ -7,11 +7,12 @@ host from the message.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from roost.launchers.protocol.rpc import RemoteError
+from roost.scheduler.backends.node_archive import advise_python
 from roost.scheduler.errors import BackendUnavailable
 
 Kind = Literal["host_key", "authentication", "unreachable", "refused", "python", "answer", "slow", "ssh"]
@@ -47,22 +48,6 @@ _REACH = "ssh cannot reach {host}: "
 _ONCE = "run `ssh {host}` once in a terminal"
 
 _COMPLAINTS = (
-    # The client itself.
-    _Complaint(
-        r"(?P<file>\S+): line (?P<line>\d+): (?P<what>Bad configuration option: \S+|.*)\n(?s:.*)terminating, \d+ bad",
-        "ssh",
-        "ssh cannot read its configuration: {file}, line {line}: {what}: correct that line",
-    ),
-    _Complaint(
-        r"(?P<file>\S+) line (?P<line>\d+): (?P<what>.*)",
-        "ssh",
-        "ssh cannot read its configuration: {file}, line {line}: {what}: correct that line",
-    ),
-    _Complaint(
-        r"Bad owner or permissions on (?P<file>\S+)",
-        "ssh",
-        "ssh does not trust {file}: run `chmod go-w {file}`, and let it belong to you",
-    ),
     # Host keys.
     _Complaint(
         r"REVOKED HOST KEY DETECTED|[Hh]ost key (?P<what>.*?)(?:is )?(?:marked as )?revoked",
@@ -70,7 +55,7 @@ _COMPLAINTS = (
         _LOG_IN + "its host key is revoked: ask the operator of that host",
     ),
     _Complaint(
-        r"Certificate invalid: (?P<what>.*)",
+        r"Certificate invalid: (?P<what>.*)(?s:.*)Host key verification failed",
         "host_key",
         _LOG_IN + "its host certificate is not valid ({what}): ask the operator of that host",
     ),
@@ -177,7 +162,7 @@ _COMPLAINTS = (
     ),
     # Sessions.
     _Complaint(
-        r"This account is currently not available|sftp connections only|nologin",
+        r"This account is currently not available|sftp connections only",
         "authentication",
         _LOG_IN + "the login shell of this account refuses commands: ask the operator for another one",
     ),
@@ -190,6 +175,18 @@ _COMPLAINTS = (
         r"(?P<what>[^\n]*(?:No space left on device|[Dd]isk quota exceeded)[^\n]*)",
         "answer",
         "{host} has no room: {what}: remove files there",
+    ),
+    # The client itself.
+    _Complaint(
+        r"(?P<file>\S+?):? line (?P<line>\d+): "
+        r"(?P<what>(?:Bad|Missing|missing|[Ii]nvalid|[Uu]nsupported|keyword|no argument|Error|garbage).*)",
+        "ssh",
+        "ssh cannot read its configuration: {file}, line {line}: {what}: correct that line",
+    ),
+    _Complaint(
+        r"Bad owner or permissions on (?P<file>\S+)",
+        "ssh",
+        "ssh does not trust {file}: run `chmod go-w {file}`, and let it belong to you",
     ),
     # Connections that end early, last: the lines above may stand before these.
     _Complaint(
@@ -206,37 +203,76 @@ _COMPLAINTS = (
 
 
 def explain(host: str, code: int | None, errors: str, noise: str = "") -> HostProblem:
-    """Return the problem of an ssh process that ended with `code` and without an answer.
+    """Return the problem of an ssh process that ended with `code` before roost's program began.
 
     `errors` is the end of its standard error, and `noise` the end of its standard output.
     """
-    if (changed := _explain_changed_key(host, errors)) is not None:
+    # Only ssh itself exits with 255. Otherwise a program of the host wrote these texts.
+    is_own = code == 255
+    if is_own and (changed := _explain_changed_key(host, errors)) is not None:
         return changed
-    for complaint in _COMPLAINTS:
-        # Only ssh itself exits with 255. Texts of the host's programs can look like ssh's.
-        if code != 255 and complaint.kind not in ("authentication", "answer"):
-            continue
-        found = re.search(complaint.pattern, errors) or (
-            re.search(complaint.pattern, noise) if code != 255 else None
-        )
-        if found is not None:
-            groups = {name: clean(text or "") for name, text in found.groupdict().items()}
-            sentence = complaint.sentence.format_map(_fill(host, groups))
-            return HostProblem(sentence, kind=complaint.kind)
+    kinds: Sequence[Kind] | None = None if is_own else ("authentication", "answer")
+    if (problem := _find_complaint(host, errors if is_own else f"{errors}\n{noise}", kinds)) is not None:
+        return problem
     last = last_line(errors) or last_line(noise)
-    if code == 255:
-        return HostProblem(
-            f"ssh to {host} failed: {last or 'it gave no reason'}: try `ssh {host}` in a terminal", kind="ssh"
-        )
+    if is_own:
+        text = f"ssh to {host} failed: {last or 'it gave no reason'}: try `ssh {host}` in a terminal"
+        return HostProblem(text, kind="ssh")
     if last:
-        return HostProblem(
-            f"{host} ran something else than roost's program ({last}): let its login shell run commands",
-            kind="answer",
+        text = f"{host} ran something else than roost's program ({last}): let its login shell run commands"
+        return HostProblem(text, kind="answer")
+    text = f"the login shell of {host} ended with code {code} and no word: ask the operator for another shell"
+    return HostProblem(text, kind="authentication" if code == 1 else "answer")
+
+
+def explain_end(host: str, code: int | None, errors: str) -> HostProblem:
+    """Return the problem of a program of roost that has ended without an answer."""
+    if code == 255:  # the connection is lost
+        return explain(host, code, errors)
+    if (problem := _find_complaint(host, errors, ("answer",))) is not None:
+        return problem
+    reason = last_line(errors) or f"exit code {code}"
+    return HostProblem(f"roost's program on {host} ended without an answer: {reason}", kind="answer")
+
+
+def explain_python(host: str, python: str, found: Sequence[str]) -> HostProblem:
+    """Return the problem of a host without a good Python.
+
+    `python` is the option. `found` are a Python that is too old and one that lacks packages; "-" for none.
+    """
+    old, bare = (*found, "-", "-")[:2]
+    if bare != "-":
+        advice = advise_python("No module named 'zmq'")
+        text = f"{bare} on {host} cannot run roost's agent (it lacks zmq or psutil): {advice}"
+        return HostProblem(text, kind="python")
+    remedy = "set the option python to a Python 3.10 or newer that has ipykernel"
+    if python:
+        why = "is older than Python 3.10" if old != "-" else "is no program that runs there"
+        return HostProblem(f"{python} on {host} {why}: {remedy}", kind="python")
+    is_old = f", and {old} is older" if old != "-" else ""
+    return HostProblem(f"{host} has no Python 3.10 or newer in its PATH{is_old}: {remedy}", kind="python")
+
+
+def explain_silence(host: str, deadline_s: float, *, has_shell: bool) -> HostProblem:
+    """Return the problem of a host that has not answered in time. `has_shell`: its shell has answered."""
+    if has_shell:
+        text = (
+            f"{host} let ssh log in, and gave no answer within {deadline_s:g} s: check its load and its disks"
         )
-    return HostProblem(
-        f"the login shell of {host} ended with code {code} and no word: ask the operator for another shell",
-        kind="authentication" if code == 1 else "answer",
-    )
+    else:
+        text = f"ssh could not log in to {host} within {deadline_s:g} s: try `ssh {host}` in a terminal"
+    return HostProblem(text, kind="slow")
+
+
+def _find_complaint(host: str, text: str, kinds: Sequence[Kind] | None) -> HostProblem | None:
+    """Return the problem for the first complaint in `text` of these kinds; `None`: of any kind."""
+    for complaint in _COMPLAINTS:
+        if kinds is not None and complaint.kind not in kinds:
+            continue
+        if (found := re.search(complaint.pattern, text)) is not None:
+            groups = {name: clean(part or "") for name, part in found.groupdict().items()}
+            return HostProblem(complaint.sentence.format_map(_fill(host, groups)), kind=complaint.kind)
+    return None
 
 
 def last_line(text: str) -> str:
