@@ -118,7 +118,7 @@ SPEC = BackendSpec(name="cloud", settings="cloudy:RoostCloudBackend", create="cl
 def test_a_package_can_bring_a_backend(packages: Path) -> None:
     """roost finds such a backend's settings, and checks their configuration section even if another backend is used."""
     install(packages, "cloudy", "cloud = cloudy:SPEC", CLOUD)
-    assert registry.backend_names() == ("cloud", "dask", "kubernetes", "local", "ray", "yarn")
+    assert registry.backend_names() == ("cloud", "dask", "kubernetes", "local", "ray", "ssh", "yarn")
     assert registry.get_spec("cloud").address_variable == "CLOUD_ADDRESS"
     _, own = load_settings("cloud", {"address": "there"}, path=[])
     assert own.trait_values(config=True) == {"address": "there"}
@@ -158,7 +158,7 @@ def test_a_broken_package_is_one_sentence(packages: Path, entries: str, code: st
 
 def test_an_unknown_backend_names_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"there is no backend 'clout'; known are dask, kubernetes, local, ray, yarn\."
+        ConfigError, match=r"there is no backend 'clout'; known are dask, kubernetes, local, ray, ssh, yarn\."
     ):
         registry.get_spec("clout")
 

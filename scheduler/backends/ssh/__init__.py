@@ -1,0 +1,21 @@
+"""Kernels on hosts that a person can log in to: OpenSSH's own client starts an agent on each host that is needed.
+
+    AgentPerNodeBackend ──> SshHosts                                                    backend, manager, settings
+                               ├── lists the hosts, with their labels                   host_list, host
+                               │      └── the JSON of Ansible, the Host lines of ssh    inventory, ssh_config
+                               └── contacts a host: as many at once as it allows        contacts
+                                      └── ssh HOST, one process ══> the host            open_ssh
+                                             the program that runs there                far_side
+
+The machine's book of each host holds the leases. A host where the user has no kernel keeps no agent and no connection.
+"""
+
+from __future__ import annotations
+
+from roost.scheduler.backends.spec import BackendSpec
+
+SPEC = BackendSpec(
+    name="ssh",
+    settings="roost.scheduler.backends.ssh.settings:RoostSshBackend",
+    create="roost.scheduler.backends.ssh.backend:create",
+)

@@ -1,0 +1,403 @@
+"""Contacts of a host through OpenSSH's client and a real sshd on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from kit.machine.own_sshd import PYTHON, OwnSshd, own_sshd, why_not
+from roost.scheduler.backends.ssh.open_ssh import HostProblem, run_on_host
+from roost.testing.deadlines import allow_s
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "sshd is there")
+
+GREET = "say({'is': ARGUMENTS['word'], 'argv': sys.argv})"
+
+
+@pytest.fixture
+def sshd(tmp_path: Path, runtime_dir: Path) -> Iterator[OwnSshd]:
+    with own_sshd(tmp_path) as server:
+        yield server
+
+
+async def contact(server: OwnSshd, program: str = GREET, **options: Any) -> dict[str, Any]:
+    usual = {"archive": lambda: b"", "python": PYTHON, "ssh": server.ssh, "deadline_s": allow_s(30)}
+    return await run_on_host(server.host, program, {"word": 'it\'s "é" !'}, **(usual | options))
+
+
+async def test_a_program_answers(sshd: OwnSshd) -> None:
+    sshd.start()
+    assert await contact(sshd) == {"is": 'it\'s "é" !', "argv": ["-c"]}
+
+
+def run_tool(*command: str, **variables: str) -> None:
+    environment = {**os.environ, **variables}
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=allow_s(10))
+
+
+@contextlib.contextmanager
+def started(*command: str, makes: str) -> Iterator[None]:
+    """Run a program until the end of the block, which begins when the program has made the file `makes`."""
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        ends_at = time.monotonic() + allow_s(10)
+        while not os.path.exists(makes):
+            assert time.monotonic() < ends_at
+            time.sleep(0.01)
+        yield
+    finally:
+        process.terminate()
+        process.wait(allow_s(10))
+
+
+async def problem_of(server: OwnSshd, kind: str, program: str = GREET, **options: Any) -> str:
+    """Return the sentence of a contact that fails with a problem of this kind. Nothing of it may be left."""
+    with pytest.raises(HostProblem) as caught:
+        await contact(server, program, **options)
+    print(caught.value)
+    assert not list_children()
+    assert "\n" not in str(caught.value)
+    assert caught.value.kind == kind
+    return str(caught.value)
+
+
+def list_children() -> list[str]:
+    """Return the commands of this test's ssh processes, also of those that nobody has reaped or that have no parent."""
+    ours = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            is_child = process.ppid() == os.getpid() and process.name() == "ssh"
+            if is_child or (process.name() == "ssh" and os.environ["ROOST_RUNTIME_DIR"] in command):
+                ours.append(command)
+    return ours
+
+
+async def test_the_archive_is_sent_when_the_program_wants_it(sshd: OwnSshd) -> None:
+    sshd.start()
+    content = os.urandom(1 << 20)
+    program = "import hashlib; say({'digest': hashlib.sha256(fetch_archive()).hexdigest()})"
+    answer = await contact(sshd, program, archive=lambda: content)
+    assert answer == {"digest": hashlib.sha256(content).hexdigest()}
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "dash", "tcsh", "csh", "fish", "zsh", "ksh"])
+async def test_login_shells_read_the_line_alike(sshd: OwnSshd, tmp_path: Path, shell: str) -> None:
+    path = shutil.which(shell)
+    if path is None:
+        pytest.skip(f"there is no {shell} here")
+    sshd.start(ForceCommand=f'exec env HOME={tmp_path} {path} -c "$SSH_ORIGINAL_COMMAND"')
+    assert (await contact(sshd))["is"] == 'it\'s "é" !'
+
+
+async def test_what_login_files_print_is_skipped(sshd: OwnSshd) -> None:
+    noise = (
+        'printf "ROOST- {} \\377\\nwelcome"; echo beware >&2; "$SHELL" -c "$SSH_ORIGINAL_COMMAND"; echo bye'
+    )
+    sshd.start(ForceCommand=noise)
+    assert (await contact(sshd))["is"] == 'it\'s "é" !'
+
+
+async def test_a_host_without_a_setting_runs_the_first_python_with_the_packages(
+    sshd: OwnSshd, tmp_path: Path
+) -> None:
+    for name, script in {
+        "python3.14": "exit 127",
+        "python3.13": "exit 66",
+        "python3.12": "exit 67",
+        "python3.11": f'exec {PYTHON} "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    sshd.start(ForceCommand=f'PATH={tmp_path}:/usr/bin:/bin; eval "$SSH_ORIGINAL_COMMAND"')
+    assert (await contact(sshd, python=""))["is"] == 'it\'s "é" !'
+
+
+@pytest.mark.parametrize(
+    ("script", "cause"),
+    [
+        ("exit 66", "its python3 is older than 3.10"),
+        ("exit 67", "cannot run roost's agent (no zmq or psutil): install ipykernel"),
+    ],
+)
+async def test_a_host_without_a_good_python_is_explained(
+    sshd: OwnSshd, tmp_path: Path, script: str, cause: str
+) -> None:
+    (tmp_path / "python3").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "python3").chmod(0o755)
+    sshd.start(ForceCommand=f'PATH={tmp_path}; eval "$SSH_ORIGINAL_COMMAND"')
+    text = await problem_of(sshd, "python", python="")
+    assert cause in text
+    assert "set the option python" in text
+
+
+async def test_a_python_of_the_settings_that_is_missing_is_explained(sshd: OwnSshd) -> None:
+    sshd.start()
+    text = await problem_of(sshd, "python", python="~/none/bin/python")
+    assert text.startswith("~/none/bin/python on n1 is no program")
+
+
+async def test_an_unknown_host_key_is_refused(sshd: OwnSshd, tmp_path: Path) -> None:
+    sshd.start()
+    (tmp_path / "known_hosts").unlink()
+    sshd.configure_client(StrictHostKeyChecking="no")
+    text = await problem_of(sshd, "host_key")
+    assert "is not known here: run `ssh n1` once" in text
+    assert not (tmp_path / "known_hosts").exists()
+
+
+async def test_a_changed_host_key_is_refused(sshd: OwnSshd, tmp_path: Path) -> None:
+    sshd.start()
+    sshd.know("other_host_key")
+    text = await problem_of(sshd, "host_key")
+    assert "has changed" in text
+    assert f"`ssh-keygen -f {tmp_path}/known_hosts -R [127.0.0.1]:{sshd.port}`" in text
+
+
+async def test_a_revoked_host_key_is_refused(sshd: OwnSshd, tmp_path: Path) -> None:
+    sshd.start()
+    known = tmp_path / "known_hosts"
+    known.write_text(f"@revoked * {(tmp_path / 'host_key.pub').read_text()}" + known.read_text())
+    text = await problem_of(sshd, "host_key")
+    assert "revoked" in text
+
+
+async def test_a_key_that_the_host_does_not_accept(sshd: OwnSshd, tmp_path: Path) -> None:
+    sshd.start()
+    sshd.configure_client(IdentityFile=str(tmp_path / "other_user_key"))
+    text = await problem_of(sshd, "authentication")
+    assert "(publickey): run `ssh-add`" in text
+
+
+async def test_a_password_is_never_asked_for_nor_tried(sshd: OwnSshd, tmp_path: Path) -> None:
+    sshd.start(PasswordAuthentication="yes")
+    sshd.configure_client(IdentityFile=str(tmp_path / "other_user_key"))
+    text = await problem_of(sshd, "authentication")
+    assert "(publickey,password)" in text
+    assert "Failed password" not in sshd.log
+
+
+async def test_too_many_keys(sshd: OwnSshd, tmp_path: Path) -> None:
+    sshd.start(MaxAuthTries="1")
+    run_tool("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{tmp_path}/third_key")
+    sshd.configure_client(IdentityFile=f"{tmp_path}/other_user_key\n    IdentityFile {tmp_path}/third_key")
+    text = await problem_of(sshd, "authentication")
+    assert "IdentitiesOnly" in text
+
+
+async def test_a_closed_port(sshd: OwnSshd) -> None:
+    text = await problem_of(sshd, "refused")
+    assert f"nobody listens at 127.0.0.1, port {sshd.port}" in text
+
+
+async def test_a_name_that_is_no_host(sshd: OwnSshd) -> None:
+    sshd.configure_client(HostName="n1.invalid")
+    text = await problem_of(sshd, "unreachable")
+    assert "there is no host n1.invalid" in text
+
+
+async def test_too_many_logins_under_way(sshd: OwnSshd) -> None:
+    sshd.start(MaxStartups="1")
+    with socket.create_connection(("127.0.0.1", sshd.port)) as waiting:
+        waiting.recv(100)  # its banner: this connection counts
+        await problem_of(sshd, "refused")
+
+
+async def test_a_line_of_the_configuration_that_ssh_does_not_know(sshd: OwnSshd) -> None:
+    sshd.configure_client("Nonsense yes")
+    text = await problem_of(sshd, "ssh")
+    assert "line 1: Bad configuration option: nonsense: correct that line" in text
+
+
+async def test_a_command_that_the_host_replaces(sshd: OwnSshd) -> None:
+    sshd.start(ForceCommand="echo This service allows sftp connections only.; exit 1")
+    assert "refuses commands" in await problem_of(sshd, "authentication")
+    sshd.stop()
+    sshd.start(ForceCommand="echo hello")
+    text = await problem_of(sshd, "answer")
+    assert "(hello)" in text
+    sshd.stop()
+    sshd.start(ForceCommand="/bin/false")
+    assert "ended with code 1 and no word" in await problem_of(sshd, "authentication")
+
+
+@pytest.mark.parametrize(
+    ("program", "cause"),
+    [
+        ("sys.stdout.write(MARK + ' {\"half\": '); sys.stdout.flush()", "in the middle of a line"),
+        ("print(MARK, 'no json')", "cannot read (no json)"),
+        ("print(MARK, '[' * 100000)", "cannot read"),
+        ("pass", "without an answer: exit code 0"),
+        ("raise ValueError('so')", "without an answer: ValueError: so"),
+        ("say({'problem': 'the folder is\\nfull'})", "n1: the folder is full"),
+        ("while True: sys.stdout.write('x' * 65536)", "more than 1 MiB"),
+        ("while True: print('x' * 100)", "more than 1 MiB"),
+        ("print(MARK, end=''); [sys.stdout.write('x' * 65536) for _ in range(16000)]", "without an end"),
+    ],
+)
+async def test_answers_that_are_none(sshd: OwnSshd, program: str, cause: str) -> None:
+    sshd.start()
+    text = await problem_of(sshd, "answer", program)
+    assert cause in text
+
+
+async def test_a_flood_of_standard_error_is_dropped(sshd: OwnSshd) -> None:
+    sshd.start()
+    program = "[sys.stderr.write('x' * 65536) for _ in range(160)]; sys.exit('\\nthe end')"
+    assert "without an answer: the end" in await problem_of(sshd, "answer", program)
+
+
+async def test_a_host_that_says_nothing(sshd: OwnSshd) -> None:
+    sshd.start()
+    text = await problem_of(sshd, "slow", "import time; time.sleep(1000)", deadline_s=allow_s(2))
+    assert "no answer within" in text
+
+
+async def test_a_server_that_says_nothing(sshd: OwnSshd) -> None:
+    with socket.create_server(("127.0.0.1", sshd.port)):
+        await problem_of(sshd, "slow", deadline_s=0.5)
+        sshd.configure_client(ConnectTimeout="1")
+        await problem_of(sshd, "unreachable")
+
+
+async def test_an_agent_that_the_program_leaves_does_not_hold_the_contact(sshd: OwnSshd) -> None:
+    sshd.start()
+    program = "import subprocess; say({'pid': subprocess.Popen(['sleep', '1000']).pid})"
+    pid = (await contact(sshd, program))["pid"]
+    assert not list_children()
+    psutil.Process(pid).kill()
+
+
+async def test_a_cancelled_contact_leaves_nothing(sshd: OwnSshd) -> None:
+    sshd.start()
+    begun = asyncio.Event()
+    program = "say({'step': 'here'}); fetch_archive(); say({})"
+
+    def report(step: str) -> None:
+        if step == "here":
+            begun.set()
+
+    task = asyncio.ensure_future(
+        contact(sshd, program, report=report, archive=lambda: time.sleep(0.1) or b"")
+    )
+    await asyncio.wait_for(begun.wait(), allow_s(10))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not list_children()
+
+
+async def test_a_contact_that_is_cancelled_at_any_time_leaves_nothing(sshd: OwnSshd) -> None:
+    sshd.start()
+    for n in range(12):
+        task = asyncio.ensure_future(contact(sshd))
+        await asyncio.sleep(0.02 * n)
+        task.cancel()
+        await asyncio.wait([task])
+        assert not list_children()
+
+
+async def test_the_latest_callers_agent_is_asked(sshd: OwnSshd, tmp_path: Path) -> None:
+    sshd.start()
+    sshd.configure_client(IdentityFile="none", IdentityAgent="SSH_AUTH_SOCK", IdentitiesOnly="no")
+    socket_path = str(tmp_path / "agent")
+    with started("ssh-agent", "-D", "-a", socket_path, makes=socket_path):
+        run_tool("ssh-add", "-q", f"{tmp_path}/user_key", SSH_AUTH_SOCK=socket_path)
+        assert await contact(sshd, variables={"SSH_AUTH_SOCK": socket_path})
+        await problem_of(sshd, "authentication", variables={"SSH_AUTH_SOCK": ""})
+
+
+async def test_a_persons_open_connection_is_used(sshd: OwnSshd, tmp_path: Path) -> None:
+    sshd.start()
+    steps: list[str] = []
+    sshd.configure_client(ControlPath=f"{tmp_path}/master")
+    with started(*sshd.ssh, "-N", "-M", sshd.host, makes=f"{tmp_path}/master"):
+        # A login would fail now.
+        sshd.configure_client(ControlPath=f"{tmp_path}/master", IdentityFile="none")
+        assert await contact(sshd, report=steps.append)
+        assert steps == ["master", "shell"]
+    await problem_of(sshd, "authentication")
+
+
+async def test_a_master_that_hangs_is_left_alone(sshd: OwnSshd, tmp_path: Path) -> None:
+    sshd.start()
+    sshd.configure_client(ControlPath=f"{tmp_path}/master")
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(f"{tmp_path}/master")
+        hung.listen()
+        assert await contact(sshd)
+    # Its file is left without a process.
+    assert await contact(sshd)
+
+
+async def test_no_configuration_lets_roost_leave_a_master(sshd: OwnSshd, tmp_path: Path) -> None:
+    sshd.start()
+    keep = f"ControlMaster auto\n    ControlPersist yes\n    ControlPath {tmp_path}/%n"
+    sshd.configure_client(f"Host jump\n    {keep}", HostName="127.0.0.1")
+    add_jump(sshd, f"{keep}\n    RemoteCommand none\n    LocalForward {sshd.port} 127.0.0.1:1")
+    assert await contact(sshd)
+    assert not list_children()
+    assert not list(tmp_path.glob("[jn]*1"))
+    assert not (tmp_path / "jump").exists()
+
+
+def add_jump(server: OwnSshd, lines: str = "", **options: str) -> None:
+    """Let the host be reached through `jump`, which is the same sshd. `options` are those of the jump host."""
+    server.configure_client(**options)
+    text = (server.folder / "config").read_text().replace("Host n1", "Host jump")
+    server.configure_client(text, ProxyJump="jump", **({"SetEnv": "A=b\n    " + lines} if lines else {}))
+
+
+async def test_a_host_behind_a_jump_host(sshd: OwnSshd) -> None:
+    sshd.start()
+    add_jump(sshd)
+    assert await contact(sshd)
+    assert sshd.log.count("Accepted publickey") == 2
+
+
+async def test_problems_of_a_jump_host_name_it(sshd: OwnSshd, tmp_path: Path) -> None:
+    sshd.start(PasswordAuthentication="yes")
+    add_jump(sshd, HostName="jump.invalid")
+    text = await problem_of(sshd, "unreachable")
+    assert "there is no host jump.invalid" in text
+    add_jump(sshd, HostName="localhost", StrictHostKeyChecking="no")
+    text = await problem_of(sshd, "host_key")
+    assert f"the host key of [localhost]:{sshd.port} is not known" in text
+    add_jump(sshd, IdentityFile=str(tmp_path / "other_user_key"))
+    text = await problem_of(sshd, "authentication")
+    assert "Failed password" not in sshd.log
+
+
+async def test_a_jump_host_that_reaches_nothing(sshd: OwnSshd) -> None:
+    sshd.start()
+    add_jump(sshd)
+    text = (sshd.folder / "config").read_text()
+    (sshd.folder / "config").write_text(f"Host n1\n    Port 1\n{text}")
+    text = await problem_of(sshd, "refused")
+    assert "jump host reports: Connection refused" in text
+    sshd.stop()
+    sshd.start(AllowTcpForwarding="no")
+    text = await problem_of(sshd, "ssh")
+    assert "its jump host forbids" in text
+
+
+async def test_no_key_is_in_a_command(sshd: OwnSshd) -> None:
+    sshd.start()
+    program = "import subprocess; say({'ps': subprocess.check_output(['ps', '-ef', 'ww'], text=True)})"
+    listed = (
+        await run_on_host(sshd.host, program, {"key": "SeCrEt"}, archive=bytes, python=PYTHON, ssh=sshd.ssh)
+    )["ps"]
+    assert "find_spec" in listed
+    assert "SeCrEt" not in listed
