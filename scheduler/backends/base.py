@@ -113,12 +113,6 @@ class Backend(ABC):
     manager's queue instead of roost's. The manager may also add a node for it.
     """
 
-    is_still_reading: bool = False
-    """True while snapshots may lack nodes, because roost has not read all of them yet.
-
-    Until then no request is refused for good.
-    """
-
     other_holders: str = ""
     """The other holders of what the nodes have, to complete "held by": "Ray actors and tasks that roost did not start".
 
@@ -129,6 +123,14 @@ class Backend(ABC):
     def book(self) -> LeaseBook:
         """The leases of the cluster, as far as this service knows them."""
         return LeaseBook()
+
+    @property
+    def is_still_reading(self) -> bool:
+        """True while snapshots may lack nodes, because roost has not read all of them yet.
+
+        Until then no request is refused for good.
+        """
+        return False
 
     def places(self) -> Sequence[str]:
         """Return the addresses that name this cluster: `host:port`, or a URL. Called before `open`, and after it.

@@ -113,7 +113,13 @@ class Nodes(World):
     def open_backend(self, service: Service, agents: Agents, folder: Path) -> Backend:
         settings = AgentPerNodeSettings(manager_grace_s=60.0)
         manager = ModelManager(service, self)
-        return AgentPerNodeBackend("fake", manager, settings, backend_context(agents, folder))
+        return AgentPerNodeBackend(
+            "fake",
+            manager,
+            settings.agent_settings(),
+            backend_context(agents, folder),
+            grace_s=settings.manager_grace_s,
+        )
 
     def granted(self) -> dict[str, Lease]:
         return self.claims

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Generic
 
 from roost.launchers.daemon.tasks import ask_all, backoff, cancel_all, spawn, start_shared
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import (
     AgentEvent,
     KernelProcess,
@@ -40,7 +41,6 @@ from .manager import ClusterManager
 from .membership import N
 from .node_table import NodeTable
 from .outage import OutageRecovery
-from .settings import AgentPerNodeSettings
 
 log = logging.getLogger(__name__)
 
@@ -58,18 +58,25 @@ _FORGET_S = 60.0  # how long the agent of a node that left is remembered after t
 class AgentPerNodeBackend(Backend, Generic[N]):
     """A backend for the cluster of `manager`, with one agent per node.
 
-    It keeps the agents' addresses in `agents.json` in the folder of `context`.
+    It keeps the agents' addresses in `agents.json` in the folder of `context`. Kernels live on for `grace_s` when the
+    whole cluster is lost.
     """
 
     def __init__(
-        self, name: str, manager: ClusterManager[N], settings: AgentPerNodeSettings, context: BackendContext
+        self,
+        name: str,
+        manager: ClusterManager[N],
+        agent_settings: AgentSettings,
+        context: BackendContext,
+        *,
+        grace_s: float,
     ) -> None:
         self.name = name
         self.other_holders = manager.other_holders
         self._manager = manager
         self._membership = manager.membership
         self._pool = AgentPool(
-            context.folder / "agents.json", context.agents, manager.start_agent, settings.agent_settings()
+            context.folder / "agents.json", context.agents, manager.start_agent, agent_settings
         )
         self.address = self._pool.cluster
         self._table: NodeTable[N] = NodeTable(self._build_node)
@@ -78,12 +85,12 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             self.book,
             self._table,
             self._pool,
-            settings.manager_grace_s,
+            grace_s,
             lose=self._lose,
             end=lambda lease: self._spawn(self._end(lease)),
         )
         self._restart_grace_s = context.restart_grace_s
-        self._manager_grace_s = settings.manager_grace_s
+        self._manager_grace_s = grace_s
         self._is_open = True
         self._tasks: set[asyncio.Task[Any]] = set()
         self._events = EventQueue()

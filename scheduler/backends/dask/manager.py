@@ -43,7 +43,9 @@ _WAIT_S = 0.3
 def create(settings: RoostDaskBackend, context: BackendContext) -> Backend:
     """Return the Dask backend. `BackendSpec.create` names this function."""
     manager = DaskManager(settings, load_service_key_pair(context.folder))
-    return AgentPerNodeBackend(SPEC.name, manager, settings, context)
+    return AgentPerNodeBackend(
+        SPEC.name, manager, settings.agent_settings(), context, grace_s=settings.manager_grace_s
+    )
 
 
 class DaskManager:

@@ -88,7 +88,9 @@ class RayCalls:
 def create(settings: RoostRayBackend, context: BackendContext) -> Backend:
     """Return the Ray backend. `BackendSpec.create` names this function."""
     manager = RayManager(settings, load_service_key_pair(context.folder))
-    return AgentPerNodeBackend(SPEC.name, manager, settings, context)
+    return AgentPerNodeBackend(
+        SPEC.name, manager, settings.agent_settings(), context, grace_s=settings.manager_grace_s
+    )
 
 
 class RayManager:

@@ -19,12 +19,16 @@ from .manager import SshManager, SshNode
 from .open_ssh import HostProblem
 from .settings import RoostSshBackend
 
+_EXPECTED_S = 300.0
+"""How long an unreachable host is asked again for the leases of its agent, without a start that needs it."""
+
 
 def create(settings: RoostSshBackend, context: BackendContext) -> Backend:
     """Return the backend. `BackendSpec.create` names this function."""
     key_pair = load_key_pair("", name=SPEC.name, section=SPEC.section)
-    manager = SshManager(settings, settings.agent_settings(), key_pair)
-    return SshBackend(SPEC.name, manager, settings, context)
+    agents = settings.agent_settings()
+    manager = SshManager(settings, agents, key_pair)
+    return SshBackend(SPEC.name, manager, agents, context, grace_s=_EXPECTED_S)
 
 
 class SshBackend(AgentPerNodeBackend[SshNode]):

@@ -1,39 +1,35 @@
 """The program that a contact runs on a host. It arrives on standard input, and needs the standard library alone.
 
-    MARK {"want": "archive"} ──> the archive comes      only if the host lacks it
-    MARK {an answer of launchers/agent/on_host.py}      or {"problem": a clause}
-
-`write_program` returns its source. Whoever runs it defines MARK and ARGUMENTS.
+It finds `ARGUMENTS`, `say` and `fetch_archive` (see `open_ssh.run_on_host`). The archive is fetched only if the host
+lacks it. Then roost's own code on the host gives the answer (`launchers/agent/on_host.py`).
 """
 
 from __future__ import annotations
 
 import inspect
-import textwrap
+from collections.abc import Callable
 from typing import Any
 
 from roost.scheduler.backends.node_archive import advise_python, check_base, find_base, find_code, unpack
 
-_HEADER = "from __future__ import annotations\n"
+_HEADER = """\
+from collections.abc import Callable, Mapping
+from typing import Any
+"""
 _PROLOGUE_S = 30.0
 
 
 def write_program() -> str:
-    """Return the source of the program. Its ARGUMENTS: `digest` and `size` of the archive, `prologue`, `question`."""
+    """Return the source of the program. Its ARGUMENTS: `digest` of the archive, `prologue`, `question`."""
     parts = (find_base, check_base, find_code, unpack, advise_python, run_prologue, serve)
-    sources = [textwrap.dedent(inspect.getsource(part)) for part in parts]
-    return "\n\n".join([_HEADER, f"_PROLOGUE_S = {_PROLOGUE_S}", *sources, "serve(MARK, ARGUMENTS)\n"])
+    sources = [_HEADER, f"_PROLOGUE_S = {_PROLOGUE_S}", *(inspect.getsource(part) for part in parts)]
+    return "\n\n".join([*sources, "serve(ARGUMENTS, say, fetch_archive)\n"])
 
 
-def serve(mark: str, arguments: dict[str, Any]) -> None:
-    """Print the answer to a question of the service."""
-    import json
+def serve(arguments: dict[str, Any], say: Callable[[Any], None], fetch_archive: Callable[[], bytes]) -> None:
+    """Say the answer to a question of the service."""
     import os
     import sys
-
-    def say(value: dict[str, Any]) -> None:
-        sys.stdout.write(f"{mark} {json.dumps(value)}\n")
-        sys.stdout.flush()
 
     def work() -> dict[str, Any]:
         connection = os.environ.get("SSH_CONNECTION", "")
@@ -46,11 +42,7 @@ def serve(mark: str, arguments: dict[str, Any]) -> None:
             return {"problem": problem}
         code = find_code(base, arguments["digest"])
         if not code:
-            say({"want": "archive"})
-            archive = sys.stdin.buffer.read(arguments["size"])
-            if len(archive) < arguments["size"]:
-                return {"problem": "the connection ended while roost's code was sent"}
-            code = unpack(archive, base, arguments["digest"])
+            code = unpack(fetch_archive(), base, arguments["digest"])
         os.chdir(base)
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
         sys.path.insert(0, code)
@@ -61,18 +53,15 @@ def serve(mark: str, arguments: dict[str, Any]) -> None:
     try:
         say(work())
     except ImportError as problem:
-        say(
-            {
-                "problem": f"{sys.executable} cannot run roost's agent ({problem}): {advise_python(str(problem))}"
-            }
-        )
+        reason = str(problem).replace("ModuleNotFoundError: ", "")
+        say({"problem": f"{sys.executable} cannot run roost's agent ({reason}): {advise_python(reason)}"})
     except OSError as problem:
-        where = f" {problem.filename}" if problem.filename else ""
-        say({"problem": f"the host's files cannot be written: {problem.strerror or problem}{where}"})
+        where = f" ({problem.filename})" if problem.filename else ""
+        say({"problem": f"roost's files cannot be written on the host: {problem.strerror or problem}{where}"})
 
 
 def run_prologue(prologue: str) -> str:
-    """Run the prologue in a login shell and take its environment. Return why that failed, or an empty text."""
+    """Run the prologue in a login shell, and take its environment. Return why that failed, or an empty text."""
     import os
     import shutil
     import subprocess

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import math
 import socket
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -26,13 +27,13 @@ from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import AgentAddress, Lease
 from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.backends.node_archive import pack
-from roost.scheduler.errors import BackendUnavailable, ConfigError
+from roost.scheduler.errors import BackendUnavailable
 from roost.scheduler.messages import Finding
 
 from .contacts import Contacts
 from .far_side import write_program
 from .host_list import Host, list_hosts
-from .open_ssh import HostProblem, run_on_host
+from .open_ssh import HostProblem
 from .settings import RoostSshBackend
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class SshManager:
         # Another machine's service has other applications, whose processes cannot be seen from here.
         digest = hashlib.sha256(f"{key_pair.public} {socket.gethostname()}".encode()).hexdigest()
         self._agent_name = f"agent-ssh-{digest[:8]}"
-        self._contacts = Contacts(settings.ssh)
+        self._contacts = Contacts()
         self._variables: Mapping[str, str] = {}
         self._nodes: dict[str, SshNode] = {}
         self._reading: dict[str, asyncio.Task[Any]] = {}
@@ -193,8 +194,6 @@ class SshManager:
 
     async def _join(self, address: str) -> str:
         hosts = await asyncio.to_thread(list_hosts, self._settings)
-        if not hosts:
-            raise ConfigError("there is no host: name some in c.RoostSshBackend.hosts")
         self._nodes = {host.name: SshNode(host=host) for host in hosts}
         for name in self._nodes:
             self._read(name)
@@ -259,28 +258,16 @@ class SshManager:
         question = Question(
             name=self._agent_name, settings=settings, clients=(self._key_pair.public,), begins=begins
         )
-        arguments = {
-            "digest": digest,
-            "size": len(archive),
-            "prologue": self._settings.prologue,
-            "question": encode(question),
-        }
-
-        async def ask() -> dict[str, Any]:
-            return await run_on_host(
-                host.name,
-                write_program(),
-                arguments,
-                archive=lambda: archive,
-                python=self._settings.python,
-                variables=self._variables,
-                ssh=self._settings.ssh,
-                deadline_s=_START_AGENT_S if begins else _ASK_S,
-            )
-
-        found = await self._contacts.run(host.name, ask)
-        if "problem" in found:
-            raise HostProblem(str(found["problem"]), kind="python")
+        found = await self._contacts.run(
+            host.name,
+            write_program(),
+            {"digest": digest, "prologue": "\n".join(self._settings.prologue), "question": encode(question)},
+            archive=lambda: archive,
+            python=self._settings.python,
+            variables=self._variables,
+            ssh=(*self._settings.ssh, "-o", f"ConnectTimeout={math.ceil(self._settings.connect_timeout_s)}"),
+            deadline_s=_START_AGENT_S if begins else _ASK_S,
+        )
         try:
             return decode(HostAnswer, found, ignore_unknown=True)
         except WireError as problem:

@@ -68,7 +68,9 @@ class TestAgentsPerNode(LeaseContract):
             manager = FakeManager(agent)
             manager.granted = granted  # the cluster outlives its managers' adapters
             context = backend_context(agents, tmp_path)
-            return AgentPerNodeBackend("fake", manager, AgentPerNodeSettings(), context)
+            return AgentPerNodeBackend(
+                "fake", manager, AgentPerNodeSettings().agent_settings(), context, grace_s=300
+            )
 
         return partial(open_backend, create)
 

@@ -37,7 +37,9 @@ class Opened:
         self.agents = Agents()
         context = BackendContext(agents=self.agents, folder=folder, restart_grace_s=10.0, idle_exit_s=60.0)
         own = AgentPerNodeSettings(manager_grace_s=60.0, **settings)
-        self.backend = AgentPerNodeBackend("fake", manager, own, context)
+        self.backend = AgentPerNodeBackend(
+            "fake", manager, own.agent_settings(), context, grace_s=own.manager_grace_s
+        )
         self._shown: list[Lease] = []
         self.backend.book.listen(self._shown.append)
 
