@@ -31,6 +31,9 @@ BUSY_BEYOND = 0.1
 MEMORY_ONLY = "memory only"
 """How ``Node.enforcement`` begins if the node limits the memory of kernels, but not their CPUs."""
 
+UNREACHABLE = "unreachable"
+"""How ``Node.drains_because`` begins if nobody can reach the node now."""
+
 UNKNOWN_USE = 0.5
 """Unknown use counts as half way between idle and busy."""
 
@@ -146,7 +149,10 @@ class Node:
     is_draining: bool = False
     """True if the node takes no new kernels."""
     drains_because: str = ""
-    """Why the node drains ("its daemon has ended"). Empty means that an operator drains the node."""
+    """Why the node drains ("its daemon has ended"). Empty means that an operator drains the node.
+
+    ``UNREACHABLE`` is followed by a colon and the cause.
+    """
     taints: tuple[str, ...] = ()
     """Marks that keep kernels away whose requests do not tolerate all of them."""
     warm: tuple[str, ...] = ()

@@ -9,7 +9,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from roost.placement.model.format import format_amount, format_bytes, format_count
+from roost.placement.model.format import format_age, format_amount, format_bytes, format_count
+from roost.placement.model.node import UNREACHABLE
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.call import wait_for
 
@@ -19,8 +20,8 @@ from .tables import build_table, open_console, print_table
 
 _UP_S = 120.0
 """How long the agents of all nodes may take to start."""
-
-
+_RECENT_S = 20.0
+"""Figures that are older than this are shown with their age."""
 _EXACT = 1e-3
 """The difference between two sums of shares that counts as none."""
 
@@ -76,7 +77,7 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]], cluster: str) -> None:
             f"{format_amount(node['gpus_promised'])} of {len(gpus)}" if gpus else "-",
             str(node["kernels"]),
             "unknown" if used is None or not node["cpus"] else f"{used / node['cpus']:.0%}",
-            Text("draining", style="yellow") if node["is_draining"] else Text("ready", style="green"),
+            _describe_state(node),
         )
         for gpu in gpus:
             devices.add_row(
@@ -93,6 +94,13 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]], cluster: str) -> None:
                 out.print()
             print_table(out, each)
     out.print(f"\nCPUS, MEMORY and GPUS: promised, of the node's total. Cluster: {cluster}.", style="dim")
+
+
+def _describe_state(node: Mapping[str, Any]) -> Text:
+    if not node["is_draining"]:
+        return Text("ready", style="green")
+    is_reachable = not node["drains_because"].startswith(UNREACHABLE)
+    return Text("draining", style="yellow") if is_reachable else Text(UNREACHABLE, style="red")
 
 
 def _describe_promise(node: Mapping[str, Any], gpu: Mapping[str, Any]) -> str:
@@ -115,6 +123,10 @@ def _build_properties(nodes: Sequence[Mapping[str, Any]]) -> Table:
         "TAINTS": lambda node: node["taints"],
         "WARM": lambda node: node["warm"],
         "LIMITS": lambda node: [node["enforcement"]] if node["enforcement"] else [],
+        "MEASURED": lambda node: (
+            [f"{format_age(node['metrics_age_s'])} ago"] if (node["metrics_age_s"] or 0) > _RECENT_S else []
+        ),
+        "DRAINS BECAUSE": lambda node: [node["drains_because"]] if node["drains_because"] else [],
     }
     columns = {name: read for name, read in readers.items() if any(read(node) for node in nodes)}
     table = build_table("NODE", *columns)

@@ -22,6 +22,7 @@ from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.host_contact import HostAnswer, Question
 from roost.placement import Node
 from roost.placement.model.json_codec import WireError, decode, encode
+from roost.placement.model.node import UNREACHABLE
 from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgent
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import AgentAddress, Lease
@@ -137,12 +138,12 @@ class SshManager:
             return replace(status, id=name, labels=labels)
         if node.seen is None:
             return Node(
-                id=name, labels=labels, is_draining=True, drains_because=f"unreachable: {node.problem}"
+                id=name, labels=labels, is_draining=True, drains_because=f"{UNREACHABLE}: {node.problem}"
             )
         age_s = (node.seen.metrics_age_s or 0.0) + time.monotonic() - node.seen_at
         seen = replace(node.seen, id=name, labels=labels, metrics_age_s=age_s)
         if node.problem:
-            return replace(seen, is_draining=True, drains_because=f"unreachable: {node.problem}")
+            return replace(seen, is_draining=True, drains_because=f"{UNREACHABLE}: {node.problem}")
         return seen
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
@@ -199,7 +200,7 @@ class SshManager:
             self._read(name)
         spawn(self._note_first_readings(), self._tasks, log)
         await asyncio.wait(self._reading.values(), timeout=_FIRST_S)
-        return "SSH hosts"
+        return ""  # the list of hosts is no address
 
     async def _note_first_readings(self) -> None:
         await asyncio.wait(list(self._reading.values()))
