@@ -20,4 +20,5 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.ssh.settings:RoostSshBackend",
     create="roost.scheduler.backends.ssh.backend:create",
     caller_variables=("SSH_AUTH_SOCK", "KRB5CCNAME"),
+    requires_encryption=True,
 )
