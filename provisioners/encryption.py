@@ -24,21 +24,31 @@ _FIRST_IPYKERNEL = (7, 3)
 """The first release of ipykernel that reads CURVE keys from its connection file."""
 
 
-def protect_channels(km: Any, argv: Sequence[str], wish: str, *, is_local: bool) -> str:
+def protect_channels(
+    km: Any, argv: Sequence[str], wish: str, *, is_local: bool, requiring_backend: str = ""
+) -> str:
     """Give `km` a key pair or a private folder. Return a warning if others can read the kernel's channels, else "".
 
-    `wish` is one of `WISHES`. Jupyter's own option `transport_encryption` can require encryption too. Raises
-    `ConfigError` if encryption is required but impossible.
+    `wish` is one of `WISHES`. Jupyter's own option `transport_encryption` can require encryption too, and so can the
+    backend, which is then named. Raises `ConfigError` if encryption is required but impossible.
     """
+    if requiring_backend and wish == "never":
+        raise ConfigError(
+            f"The backend {requiring_backend} starts no kernel without encryption: leave out encrypt = 'never'."
+        )
     jupyters = str(getattr(km, "transport_encryption", "disabled")).lower()
-    is_required = "required" in (wish, jupyters)
+    is_required = bool(requiring_backend) or "required" in (wish, jupyters)
     is_private = km.transport == "ipc" and jupyters == "disabled"  # a folder that no other user can enter
     if km.curve_publickey is not None or (not is_required and (wish == "never" or is_private)):
         return ""
-    reason = _find_obstacle(km, argv)
+    reason = _find_obstacle(km, argv, is_local=is_local)
     if not reason:
         km.curve_publickey, km.curve_secretkey = zmq.curve_keypair()
         return ""
+    if requiring_backend:
+        raise ConfigError(
+            f"The backend {requiring_backend} starts no kernel without encryption, but {reason}."
+        )
     if is_required:
         raise ConfigError(f"Encryption is required, but {reason}.")
     # Every ipykernel supports ipc.
@@ -50,8 +60,11 @@ def protect_channels(km: Any, argv: Sequence[str], wish: str, *, is_local: bool)
     return f"not encrypted: {reason}. {readers}: {prevention}accept it with encrypt = 'never'."
 
 
-def _find_obstacle(km: Any, argv: Sequence[str]) -> str:
-    """Return the reason why this kernel cannot use CURVE, as a clause; empty if it can."""
+def _find_obstacle(km: Any, argv: Sequence[str], *, is_local: bool) -> str:
+    """Return the reason why this kernel cannot use CURVE, as a clause; empty if it can.
+
+    A Python of another machine is looked for at its path here, because many clusters share their software.
+    """
     if not zmq.has("curve"):
         return "pyzmq was built without CURVE here: reinstall it from its wheel"
     if declares_curve(km):
@@ -59,11 +72,17 @@ def _find_obstacle(km: Any, argv: Sequence[str]) -> str:
     if not _is_ipykernel(argv):
         return "its kernelspec does not declare it (metadata.supported_encryption = ['curve'])"
     found = find_ipykernel_version(argv[0])
+    first = ".".join(map(str, _FIRST_IPYKERNEL))
+    if not found and not is_local:
+        return (
+            f"no ipykernel was found beside {argv[0]} on this machine: if it is {first} or newer there, declare it in "
+            "the kernelspec (metadata.supported_encryption = ['curve'])"
+        )
     if not found:
         return f"no ipykernel was found beside {argv[0]}"
     if found < _FIRST_IPYKERNEL:
         shown = ".".join(str(number) for number in found)
-        return f"its ipykernel {shown} cannot: upgrade it to {'.'.join(map(str, _FIRST_IPYKERNEL))} or newer"
+        return f"its ipykernel {shown} cannot: upgrade it to {first} or newer"
     return ""
 
 

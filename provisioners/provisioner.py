@@ -162,10 +162,17 @@ class RoostProvisioner(KernelProvisionerBase):
                 argv = [*self.kernel_spec.argv, *extra_arguments]
             else:
                 argv = format_command(km, extra_arguments)
-                if get_spec(self.backend).has_agent_per_kernel:
+                spec = get_spec(self.backend)
+                if spec.has_agent_per_kernel:
                     # A pod has a Python of its own. jupyter_client has put this process's for `python`.
                     argv[0] = self.kernel_spec.argv[0]
-                warning = protect_channels(km, argv, self.encrypt, is_local=self._is_local)
+                warning = protect_channels(
+                    km,
+                    argv,
+                    self.encrypt,
+                    is_local=self._is_local,
+                    requiring_backend=spec.name if spec.requires_encryption else "",
+                )
                 if warning and not self._has_lease:
                     self.log.warning("kernel=%s %s", self._id, warning)
                 choose_address(km, self._id, is_local=self._is_local)

@@ -219,6 +219,14 @@ class Backend(ABC):
         """
         return {}
 
+    def note_caller(self, variables: Mapping[str, str]) -> None:
+        """Note the values that a client has for the `caller_variables` of the `BackendSpec`. Empty: it has none.
+
+        Called for each connection of a client, and before each start, maybe during `open`. Clients are processes of the
+        service's own user. The values are secrets: write them into no log, command line, file or kernel's environment.
+        """
+        return
+
     def check_request(self, request: Request) -> None:
         """Raise `ConfigError` for values of `request.options` that this cluster cannot serve.
 

@@ -12,6 +12,7 @@
     service_restart.py       ends a service and starts the next one, for `roost restart-service`
     settings_path.py         where a service reads its settings, compared with another process
     this_owner.py            this process as an owner of kernels
+    caller_variables.py      variables of this process that a backend wants of its latest caller
     running_services.py      the services that run, found without starting one
     service_checks.py        whether the scheduler or its cluster would refuse a policy or a request
     advice.py                completes the `roost` commands in texts, so that they work as typed

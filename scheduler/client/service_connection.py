@@ -27,6 +27,7 @@ from roost.scheduler.errors import (
     from_remote,
 )
 
+from .caller_variables import send_caller
 from .cluster_record import read_referral
 from .service_folder import PROTOCOL, service_command, service_folder
 from .this_owner import this_owner
@@ -142,6 +143,7 @@ class ServiceConnection:
         try:
             if await self._is_current(connection):
                 await connection.call("subscribe", {"owner": this_owner()}, timeout_s=_GREETING_S)
+                await send_caller(connection, self._backend, timeout_s=_GREETING_S)
                 return connection
         except BaseException:
             await connection.close()

@@ -59,7 +59,7 @@ from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.recent_requests import RecentRequests
 
 from .decision_log import DecisionLog
-from .input_checks import MOST_CHARACTERS, check_input
+from .input_checks import MOST_CHARACTERS, check_caller, check_input
 from .old_settings import OldSettings
 from .served_cluster import ServedCluster
 
@@ -182,6 +182,11 @@ class Service:
         kernel = self.core.kernel(kernel_id)
         return (await self.core.with_use([kernel]))[0] if with_use else kernel
 
+    def note_caller(self, variables: dict[str, str]) -> None:
+        """Give the backend the variables of a caller. The socket's folder admits only processes of this user."""
+        check_caller(self._spec.caller_variables, variables)
+        self.core.backend.note_caller(variables)
+
     async def check_policies(self, names: list[str]) -> dict[str, str]:
         """Return the policies among `names` that a kernel cannot use, each with the reason."""
         problems = await self.core.policies.find_problems(names)
@@ -236,6 +241,7 @@ class Route:
 OPERATIONS: Mapping[str, Route] = {
     "hello": Route("", Service.greet),
     "subscribe": Route("core.owners", OwnerWatch.watch),
+    "note_caller": Route("", Service.note_caller),
     "start": Route("core", Scheduler.start, message=StartKernel),
     "cancel": Route("core", Scheduler.cancel),
     "stop": Route("core", Scheduler.stop),

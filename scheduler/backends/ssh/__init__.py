@@ -3,6 +3,7 @@
     AgentPerNodeBackend ──> SshHosts                                                    backend, manager, settings
                                ├── lists the hosts, with their labels                   host_list, host
                                │      └── the JSON of Ansible, the Host lines of ssh    inventory, ssh_config
+                               ├── knows the ssh-agent and the tickets of its callers   latest_caller
                                └── contacts a host: as many at once as it allows        contacts
                                       └── ssh HOST, one process ══> the host            open_ssh
                                              the program that runs there                far_side
@@ -18,4 +19,6 @@ SPEC = BackendSpec(
     name="ssh",
     settings="roost.scheduler.backends.ssh.settings:RoostSshBackend",
     create="roost.scheduler.backends.ssh.backend:create",
+    caller_variables=("SSH_AUTH_SOCK", "KRB5CCNAME"),
+    requires_encryption=True,
 )

@@ -83,6 +83,39 @@ def test_required_encryption_refuses_a_kernel_without_it(wish: str, jupyters: st
         protect_channels(manager(jupyters=jupyters), OTHER, wish, is_local=True)
 
 
+@pytest.mark.parametrize(
+    ("argv", "wish", "found", "says"),
+    [
+        (
+            OTHER,
+            "auto",
+            (),
+            "but its kernelspec does not declare it (metadata.supported_encryption = ['curve']).",
+        ),
+        (IPYKERNEL, "auto", (6, 29), "but its ipykernel 6.29 cannot: upgrade it to 7.3 or newer."),
+        (IPYKERNEL, "auto", (), "on this machine: if it is 7.3 or newer there, declare it in the kernelspec"),
+        (IPYKERNEL, "never", (7, 3), "without encryption: leave out encrypt = 'never'."),
+    ],
+)
+def test_a_backend_that_requires_encryption_refuses_a_kernel_without_it(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], wish: str, found: tuple[int, ...], says: str
+) -> None:
+    monkeypatch.setattr(encryption, "find_ipykernel_version", lambda _: found)
+    for transport in ("tcp", "ipc"):
+        km = manager(transport=transport)
+        with pytest.raises(ConfigError, match=r"^The backend demo starts no kernel without") as caught:
+            protect_channels(km, argv, wish, is_local=False, requiring_backend="demo")
+        assert says in str(caught.value)
+        assert km.curve_publickey is None
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_a_backend_that_requires_encryption_gets_keys(transport: str) -> None:
+    km = manager(declares=True, transport=transport)
+    assert protect_channels(km, OTHER, "auto", is_local=False, requiring_backend="demo") == ""
+    assert km.curve_publickey is not None
+
+
 @pytest.mark.parametrize(("ip", "is_local"), [("127.0.0.1", False), ("0.0.0.0", True)])
 def test_the_warning_names_an_old_ipykernel_on_another_machine(
     monkeypatch: pytest.MonkeyPatch, ip: str, is_local: bool

@@ -17,6 +17,7 @@ from kit.jupyter.kernel_managers import manager, the_start
 from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import CommandNotFound
+from roost.scheduler.backends.registry import backend_names, get_spec
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import (
     ConfigError,
@@ -106,6 +107,22 @@ async def test_one_warning_about_a_kernel_without_encryption(
     await km.start_kernel()
     await km.restart_kernel(now=True)
     assert caplog.text.count("not encrypted") == 1
+    assert the_start(service).argv == ("sh", "{connection_file}")
+    await km.shutdown_kernel(now=True)
+
+
+async def test_a_backend_can_refuse_a_kernel_without_encryption(service: FakeService, tmp_path: Path) -> None:
+    """The same kernel only gets a warning elsewhere."""
+    argv, plain = ["sh", "{connection_file}"], {"supported_encryption": []}
+    assert [name for name in backend_names() if get_spec(name).requires_encryption] == ["ssh"]
+    km = manager(tmp_path, argv=argv, metadata=plain, config={"backend": "ssh"})
+    with pytest.raises(
+        ConfigError, match="The backend ssh starts no kernel without encryption, but its kernelspec"
+    ):
+        await km.start_kernel()
+    assert not service.calls
+    km = manager(tmp_path, argv=argv, metadata=plain)
+    await km.start_kernel()
     assert the_start(service).argv == ("sh", "{connection_file}")
     await km.shutdown_kernel(now=True)
 

@@ -89,11 +89,12 @@ async def served(
     tmp_path: Path,
     settings: Settings | None = None,
     old_settings: OldSettings | None = None,
+    spec: BackendSpec = SPEC,
     **totals: Any,
 ) -> AsyncIterator[tuple[FakeWorld, Service, Caller]]:
     settings = settings or Settings()
     async with fake_world(tmp_path, settings=settings, **totals) as w:
-        service = Service(w.scheduler, settings, SPEC, old_settings)
+        service = Service(w.scheduler, settings, spec, old_settings)
         caller = Caller(service.server.start(f"ipc://{tmp_path}/s"))
         await caller.open()
         try:
@@ -139,6 +140,24 @@ async def test_no_process_is_warmed_with_an_impossible_variable(tmp_path: Path) 
         with pytest.raises(RemoteError, match="a variable cannot have the name 'A=B'") as refusal:
             await call("warm", argv=["python"], env={"A=B": "c"})
         assert refusal.value.kind == "ConfigError"
+
+
+async def test_the_backend_gets_the_variables_that_it_wants_of_callers(tmp_path: Path) -> None:
+    async with served(tmp_path, spec=replace(SPEC, caller_variables=("TICKETS", "AGENT"))) as (w, _, call):
+        noted: list[Any] = []
+        w.backend.note_caller = noted.append
+        await call("note_caller", variables={"TICKETS": "KCM:7", "AGENT": ""})
+        assert noted == [{"TICKETS": "KCM:7", "AGENT": ""}]
+        for variables, complaint in (
+            ({"PATH": "hush"}, r"the backend wants no variable 'PATH' of its callers\."),
+            ({"AGENT": "hush\n"}, "AGENT has characters that cannot be shown"),
+            ({"AGENT": "hush" * 1_025}, "or more than 4,096 characters"),
+            ({"AGENT": ["hush"]}, "AGENT"),
+        ):
+            with pytest.raises(RemoteError, match=complaint) as refusal:
+                await call("note_caller", variables=variables)
+            assert "hush" not in refusal.value.message
+        assert len(noted) == 1
 
 
 async def test_every_operation_answers(tmp_path: Path) -> None:
