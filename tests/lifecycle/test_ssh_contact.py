@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from kit.machine.own_sshd import PYTHON, OwnSshd, own_sshd, why_not
+from roost.scheduler.backends.ssh.contacts import find_route_of
 from roost.scheduler.backends.ssh.open_ssh import HostProblem, run_on_host
 from roost.testing.deadlines import allow_s
 
@@ -128,8 +129,8 @@ async def test_a_host_without_a_setting_runs_the_first_python_with_the_packages(
 @pytest.mark.parametrize(
     ("script", "cause"),
     [
-        ("exit 66", "its python3 is older than 3.10"),
-        ("exit 67", "cannot run roost's agent (no zmq or psutil): install ipykernel"),
+        ("exit 66", "in its PATH, and python3 is older"),
+        ("exit 67", "cannot run roost's agent (it lacks zmq or psutil): install ipykernel"),
     ],
 )
 async def test_a_host_without_a_good_python_is_explained(
@@ -327,7 +328,7 @@ async def test_a_persons_open_connection_is_used(sshd: OwnSshd, tmp_path: Path) 
         # A login would fail now.
         sshd.configure_client(ControlPath=f"{tmp_path}/master", IdentityFile="none")
         assert await contact(sshd, report=steps.append)
-        assert steps == ["master", "shell"]
+        assert steps == ["master", "shell", "python"]
     await problem_of(sshd, "authentication")
 
 
@@ -351,6 +352,13 @@ async def test_no_configuration_lets_roost_leave_a_master(sshd: OwnSshd, tmp_pat
     assert not list_children()
     assert not list(tmp_path.glob("[jn]*1"))
     assert not (tmp_path / "jump").exists()
+
+
+async def test_the_way_to_a_host_names_its_jump_hosts(sshd: OwnSshd) -> None:
+    server = f"127.0.0.1:{sshd.port}"
+    assert await find_route_of("n1", {}, sshd.ssh) == (server,)
+    sshd.configure_client(ProxyJump="ada@login:2222,ssh://gate")
+    assert await find_route_of("n1", {}, sshd.ssh) == (server, "login:2222", "gate")
 
 
 def add_jump(server: OwnSshd, lines: str = "", **options: str) -> None:

@@ -155,23 +155,20 @@ class _Client:
             ) from None
         try:
             yield
-        except BaseException:
-            self._kill(transport)
-            raise
-        else:
             protocol.close_input()
             await asyncio.wait([protocol.closed], timeout=leave_s)
         finally:
             if not protocol.closed.done():
                 self._kill(transport)
-                # A cancelled caller does not wait: the loop reaps a killed process in any case.
                 await asyncio.wait([protocol.ended], timeout=_REAP_S)
             transport.close()
+            # A program that has left the group may still hold the pipes. This side of them is closed now.
+            await asyncio.wait([protocol.closed], timeout=_LEAVE_S)
 
     def _kill(self, transport: asyncio.SubprocessTransport) -> None:
         """Kill ssh and the programs that it has started for a jump host.
 
-        Call it while one of them lives, so that their group's number is not yet another's.
+        ssh may have ended a second ago. The kernel gives numbers in turn, so the group's is not yet another's.
         """
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if self._own_group:

@@ -192,7 +192,9 @@ _COMPLAINTS = (
     _Complaint(
         r"(?:Connection (?:closed|reset) by|Connection reset|closed by remote host|Broken pipe)",
         "refused",
-        _LOG_IN + "its sshd closed the connection: try again later, or ask the operator for the reason",
+        _LOG_IN
+        + "its sshd closed the connection, as it does with too many logins at once or after failed ones: "
+        "wait some minutes, or ask its operator",
     ),
     _Complaint(
         r"Timeout, server (?P<name>\S+) not responding",

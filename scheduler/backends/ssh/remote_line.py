@@ -52,6 +52,8 @@ def fetch_archive():
         sys.exit(1)  # the near end is gone
     return content
 
+say({{"step": "python"}})
+
 """
 
 
