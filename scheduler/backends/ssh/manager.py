@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import math
+import os
 import socket
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ from roost.scheduler.messages import Finding
 from .contacts import Contacts
 from .far_side import write_program
 from .host_list import Host, list_hosts
+from .latest_caller import LatestCaller
 from .open_ssh import HostProblem
 from .settings import RoostSshBackend
 
@@ -93,7 +95,7 @@ class SshManager:
         digest = hashlib.sha256(f"{key_pair.public} {socket.gethostname()}".encode()).hexdigest()
         self._agent_name = f"agent-ssh-{digest[:8]}"
         self._contacts = Contacts()
-        self._variables: Mapping[str, str] = {}
+        self._caller = LatestCaller(os.environ)
         self._nodes: dict[str, SshNode] = {}
         self._reading: dict[str, asyncio.Task[Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -111,8 +113,7 @@ class SshManager:
 
     def note_caller(self, variables: Mapping[str, str]) -> None:
         """Use this caller's credentials for each new connection."""
-        if variables != self._variables:
-            self._variables = dict(variables)
+        if self._caller.note(variables):
             self._contacts.clear()
 
     def refresh(self, connected: Collection[str]) -> None:
@@ -265,7 +266,7 @@ class SshManager:
             {"digest": digest, "prologue": "\n".join(self._settings.prologue), "question": encode(question)},
             archive=lambda: archive,
             python=self._settings.python,
-            variables=self._variables,
+            variables=self._caller.variables(),
             ssh=(*self._settings.ssh, "-o", f"ConnectTimeout={math.ceil(self._settings.connect_timeout_s)}"),
             deadline_s=_START_AGENT_S if begins else _ASK_S,
         )
