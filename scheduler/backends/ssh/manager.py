@@ -197,14 +197,13 @@ class SshManager:
     async def _join(self, address: str) -> str:
         hosts = await asyncio.to_thread(list_hosts, self._settings)
         self._nodes = {host.name: SshNode(host=host) for host in hosts}
-        for name in self._nodes:
-            self._read(name)
-        spawn(self._note_first_readings(), self._tasks, log)
-        await asyncio.wait(self._reading.values(), timeout=_FIRST_S)
+        readings = [self._read(name) for name in self._nodes]
+        spawn(self._note_first_readings(readings), self._tasks, log)
+        await asyncio.wait(readings, timeout=_FIRST_S)
         return ""  # the list of hosts is no address
 
-    async def _note_first_readings(self) -> None:
-        await asyncio.wait(list(self._reading.values()))
+    async def _note_first_readings(self, readings: Collection[asyncio.Task[None]]) -> None:
+        await asyncio.wait(readings)
         self.is_still_reading = False
         self._changed.set()
 
@@ -214,7 +213,7 @@ class SshManager:
             seen.setdefault(node.machine or name, node)
         return list(seen.values())
 
-    def _read(self, name: str, turns: asyncio.Semaphore | None = None) -> None:
+    def _read(self, name: str, turns: asyncio.Semaphore | None = None) -> asyncio.Task[None]:
         """Begin to measure a host."""
 
         async def read() -> None:
@@ -226,7 +225,8 @@ class SshManager:
             finally:
                 self._reading.pop(name, None)
 
-        self._reading[name] = spawn(read(), self._tasks, log)
+        task = self._reading[name] = spawn(read(), self._tasks, log)
+        return task
 
     async def _contact(self, name: str, *, begins: bool) -> SshNode:
         """Ask a host what it is, and start its agent if `begins`. Raises `HostProblem`."""

@@ -1,0 +1,193 @@
+"""Hosts as nodes: what roost knows of them, and when it asks them. The contacts are pretended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from roost.launchers.protocol.host_contact import HostAnswer
+from roost.placement import Node
+from roost.placement.model.json_codec import encode
+from roost.placement.model.node import UNREACHABLE
+from roost.scheduler.backends.key_pair import load_key_pair
+from roost.scheduler.backends.ssh import manager as module
+from roost.scheduler.backends.ssh.manager import SshManager
+from roost.scheduler.backends.ssh.open_ssh import HostProblem
+from roost.scheduler.backends.ssh.settings import RoostSshBackend
+from roost.testing.deadlines import allow_s
+
+AGENT_KEY = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
+
+
+class Hosts:
+    """Pretended contacts. `machines` has the machine of each name, `problems` why a host does not answer."""
+
+    def __init__(self) -> None:
+        self.machines: dict[str, str] = {}
+        self.problems: dict[str, str] = {}
+        self.slow: dict[str, asyncio.Event] = {}
+        self.asked: list[tuple[str, bool]] = []
+        self.now = self.most = self.cleared = 0
+
+    async def run(self, host: str, program: str, arguments: Any, **_: Any) -> dict[str, Any]:
+        begins = arguments["question"]["begins"]
+        self.asked.append((host, begins))
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            if host in self.slow:
+                await self.slow[host].wait()
+            await asyncio.sleep(0)
+        finally:
+            self.now -= 1
+        if host in self.problems:
+            raise HostProblem(self.problems[host], kind="unreachable")
+        agent = {"endpoint": "tcp://127.0.0.1:1", "public": AGENT_KEY} if begins else {}
+        node = Node(id="itself", cpus=4, metrics_age_s=0.0)
+        return dict(encode(HostAnswer(machine=self.machines.get(host, host), node=node, **agent)))
+
+    def clear(self) -> None:
+        self.cleared += 1
+
+
+@pytest.fixture
+def hosts() -> Hosts:
+    return Hosts()
+
+
+@pytest.fixture
+async def make(
+    hosts: Hosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[..., SshManager]]:
+    monkeypatch.setattr(module, "Contacts", lambda: hosts)
+    monkeypatch.setattr(module, "_FIRST_S", 0.05)
+    made: list[SshManager] = []
+
+    def make(*names: str, **settings: Any) -> SshManager:
+        section = RoostSshBackend(hosts={name: {"rack": name} for name in names}, **settings)
+        keys = load_key_pair(str(tmp_path / "keys" / "pair.json"), name="ssh", section="RoostSshBackend")
+        made.append(SshManager(section, section.agent_settings(), keys))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.close()
+
+
+def nodes(manager: SshManager) -> dict[str, Node]:
+    return {name: manager.build_node(node, None) for name, node in manager.membership.nodes.items()}
+
+
+async def settle(manager: SshManager) -> None:
+    """Wait until all readings have ended, and read the nodes."""
+    while manager._tasks:
+        await asyncio.wait(tuple(manager._tasks), timeout=allow_s(10))
+    await manager.membership.read()
+
+
+async def test_hosts_are_measured_without_an_agent(make: Any, hosts: Hosts) -> None:
+    manager = make("n1", "n2")
+    await manager.membership.join("")
+    await settle(manager)
+    assert {name: (node.cpus, node.labels) for name, node in nodes(manager).items()} == {
+        "n1": (4, {"rack": "n1"}),
+        "n2": (4, {"rack": "n2"}),
+    }
+    assert hosts.asked == [("n1", False), ("n2", False)]
+
+
+async def test_a_slow_host_delays_no_other(make: Any, hosts: Hosts) -> None:
+    hosts.slow["n2"] = asyncio.Event()
+    manager = make("n1", "n2")
+    await manager.membership.join("")
+    shown = nodes(manager)
+    assert not shown["n1"].is_draining
+    assert shown["n2"].drains_because == f"{UNREACHABLE}: roost has not reached it yet"
+    assert manager.is_still_reading, "so no request is refused for good"
+    hosts.slow["n2"].set()
+    await settle(manager)
+    assert not nodes(manager)["n2"].is_draining
+
+
+async def test_two_names_of_one_machine_are_one_node(make: Any, hosts: Hosts) -> None:
+    hosts.machines = {"n1": "same", "alias": "same"}
+    manager = make("n1", "alias")
+    await manager.membership.join("")
+    await settle(manager)
+    assert list(nodes(manager)) == ["n1"]
+    (finding,) = await manager.diagnose()
+    assert finding["what"] == "alias is the same machine as n1, and counts once"
+
+
+async def test_an_unreachable_host_keeps_its_amounts_and_comes_back(make: Any, hosts: Hosts) -> None:
+    manager = make("n1", refresh_s=1.0)
+    await manager.membership.join("")
+    hosts.problems["n1"] = "ssh cannot reach n1: no route"
+    with pytest.raises(HostProblem, match="no route"):
+        await manager.start_agent("n1")
+    await manager.membership.read()
+    node = nodes(manager)["n1"]
+    assert (node.cpus, node.is_draining, node.drains_because) == (
+        4,
+        True,
+        f"{UNREACHABLE}: ssh cannot reach n1: no route",
+    )
+    del hosts.problems["n1"]
+    manager.refresh(connected=())
+    await settle(manager)
+    assert not nodes(manager)["n1"].is_draining
+
+
+async def test_only_old_figures_are_measured_again_and_few_at_once(make: Any, hosts: Hosts) -> None:
+    names = [f"n{number}" for number in range(10)]
+    manager = make(*names)
+    await manager.membership.join("")
+    await settle(manager)
+    hosts.asked.clear()
+    manager.refresh(connected=())
+    assert hosts.asked == [], "the figures are new"
+    hosts.most = 0
+    for name, node in manager._nodes.items():
+        manager._nodes[name] = replace(node, seen_at=node.seen_at - 100)
+    manager.refresh(connected={"n0"})
+    await settle(manager)
+    assert sorted(name for name, _ in hosts.asked) == names[1:], "the agent of n0 reports by itself"
+    assert hosts.most == 4
+
+
+async def test_a_started_agent_is_returned_with_the_keys_of_the_service(make: Any, hosts: Hosts) -> None:
+    manager = make("n1")
+    await manager.membership.join("")
+    agent = await manager.start_agent("n1")
+    assert agent.address.endpoint == "tcp://127.0.0.1:1"
+    assert agent.address.keys.server == AGENT_KEY
+    assert hosts.asked[-1] == ("n1", True)
+
+
+async def test_an_answer_without_a_form_is_one_sentence(
+    make: Any, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(*_: Any, **__: Any) -> dict[str, Any]:
+        return {"machine": 7}
+
+    monkeypatch.setattr(hosts, "run", run)
+    manager = make("n1")
+    await manager.membership.join("")
+    await settle(manager)
+    assert "its answer cannot be read" in nodes(manager)["n1"].drains_because
+
+
+async def test_a_new_caller_clears_what_has_failed(make: Any, hosts: Hosts, tmp_path: Path) -> None:
+    manager = make("n1")
+    tickets = tmp_path / "tickets"
+    tickets.touch()
+    manager.note_caller({"KRB5CCNAME": f"FILE:{tickets}"})
+    assert hosts.cleared == 1
+    manager._caller.variables()
+    manager.note_caller({"KRB5CCNAME": f"FILE:{tickets}"})
+    assert hosts.cleared == 1
