@@ -12,6 +12,7 @@ import pytest
 from kit.clusters.dask.shared_cluster import dask_cluster, dask_tls_cluster  # noqa: F401 - fixtures
 from kit.clusters.kubernetes.shared_cluster import kubernetes_cluster  # noqa: F401 - a fixture
 from kit.clusters.ray.shared_cluster import ray_cluster  # noqa: F401 - a fixture
+from kit.clusters.ssh.shared_cluster import ssh_hosts  # noqa: F401 - a fixture
 from kit.clusters.yarn.shared_cluster import yarn_cluster  # noqa: F401 - a fixture
 from kit.machine import failure_labels
 from kit.machine.progress import Progress, hide_start_of_workers

@@ -1,6 +1,6 @@
 """Modules with which roost's own tests make fakes, kernels, clusters and faults.
 
-    clusters    real clusters of Ray, Dask, Kubernetes and YARN on this machine, their faults, and users on them
+    clusters    real clusters on this machine: Ray, Dask, Kubernetes, YARN, SSH hosts; their faults, and users on them
        │
        ▼
     jupyter     kernelspecs, kernels and servers as Jupyter's users have them, and a browser

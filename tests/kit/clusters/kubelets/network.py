@@ -13,9 +13,10 @@ The machine gets one network device and one route. Both vanish with the namespac
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from kit.machine.network_cables import connect, disconnect, has_route, ip
 
 NUMBERS = range(201, 217)
 
@@ -92,31 +93,23 @@ def free_networks() -> Iterator[Network]:
     """Yield the networks that this machine has no route to."""
     for number in NUMBERS:
         network = Network(number)
-        if not _ip("route", "show", "root", network.all):
+        if not has_route(network.all):
             yield network
 
 
 def connect_machine(network: Network, pid: int) -> None:
-    """Make the cable (a veth pair) between this machine and the namespaces of `pid`."""
-    _ip("link", "add", network.device, "type", "veth", "peer", "name", "machine", "netns", str(pid))
-    _ip("addr", "add", f"10.{network.number}.0.254/24", "dev", network.device)
-    _ip("link", "set", network.device, "up")
-    _ip("route", "add", network.all, "via", network.control_plane, "dev", network.device)
+    """Make the cable between this machine and the namespaces of `pid`."""
+    connect(network.device, "machine", pid)
+    ip("addr", "add", f"10.{network.number}.0.254/24", "dev", network.device)
+    ip("link", "set", network.device, "up")
+    ip("route", "add", network.all, "via", network.control_plane, "dev", network.device)
 
 
 def disconnect_machine(network: Network) -> None:
     """Remove the cable of `connect_machine` and its route."""
-    subprocess.run(["ip", "link", "del", network.device], capture_output=True)
+    disconnect(network.device)
 
 
 def connect_node(index: int, control_plane_pid: int, node_pid: int) -> None:
-    """Make the cable (a veth pair) between the namespaces of a node and of the control plane. It ends with the node."""
-    cable = ("type", "veth", "peer", "name", "eth0", "netns", str(node_pid))
-    _ip("link", "add", f"n{index}", "netns", str(control_plane_pid), *cable)
-
-
-def _ip(*words: str) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
-    return done.stdout
+    """Make the cable between the namespaces of a node and of the control plane. It ends with the node."""
+    connect(f"n{index}", "eth0", node_pid, pid=control_plane_pid)
