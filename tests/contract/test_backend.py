@@ -20,6 +20,8 @@ import pytest
 from kit.clusters.dask.shared_cluster import tls_files
 from kit.clusters.kubernetes.shared_cluster import cluster_settings
 from kit.clusters.ray.faults import RayFaults
+from kit.clusters.ssh.shared_cluster import cluster_settings as ssh_settings
+from kit.clusters.ssh_hosts import why_not as why_no_hosts
 from kit.clusters.yarn.shared_cluster import cluster_settings as yarn_settings
 from kit.machine.daemons import agent_folder
 from roost.launchers.daemon import daemon
@@ -35,6 +37,8 @@ from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.backends.ray import join
 from roost.scheduler.backends.ray import manager as ray
 from roost.scheduler.backends.ray.settings import RoostRayBackend
+from roost.scheduler.backends.ssh.backend import create as create_ssh
+from roost.scheduler.backends.ssh.settings import RoostSshBackend
 from roost.scheduler.backends.yarn.backend import create as create_yarn
 from roost.scheduler.backends.yarn.cluster import YarnCluster
 from roost.scheduler.backends.yarn.settings import RoostYarnBackend
@@ -61,7 +65,7 @@ async def start_master(opener: Opener) -> None:
         await backend.warm_up()
 
 
-@pytest.fixture(params=["local", "ray", "dask", "dask_tls", "kubernetes", "yarn"], scope="module")
+@pytest.fixture(params=["local", "ray", "dask", "dask_tls", "kubernetes", "yarn", "ssh"], scope="module")
 def kind(request: pytest.FixtureRequest) -> str:
     """Return the name of a backend. `dask_tls` is the Dask backend on an encrypted cluster."""
     return str(request.param)
@@ -77,7 +81,7 @@ def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir
         )
         end_local(module_runtime_dir)
         return
-    cluster = request.getfixturevalue(f"{kind}_cluster")
+    cluster = request.getfixturevalue("ssh_hosts" if kind == "ssh" else f"{kind}_cluster")
     folder = module_runtime_dir / f"backend_{kind}"
     folder.mkdir(mode=0o700)
     if kind == "ray":
@@ -97,6 +101,12 @@ def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir
         asyncio.run(start_master(opener))
         yield opener
         return
+    if kind == "ssh":
+        if reason := why_no_hosts(2):
+            pytest.skip(reason)
+        at_hosts = RoostSshBackend(**ssh_settings(cluster))
+        yield partial(open_backend, lambda agents: create_ssh(at_hosts, backend_context(agents, folder)))
+        return
     at_dask = RoostDaskBackend(address=cluster.address, **tls_files(cluster))
     yield partial(open_backend, lambda agents: dask.create(at_dask, backend_context(agents, folder)))
 
@@ -106,7 +116,7 @@ def t4(kind: str) -> T4:
     """Return a function that builds a request for T4 GPUs, which are a custom resource on Dask."""
 
     def ask(gpus: float, **more: Any) -> Request:
-        if kind in ("local", "ray", "kubernetes", "yarn"):
+        if kind not in ("dask", "dask_tls"):
             return Request(gpus=gpus, gpu_models=("T4",), **more)
         return Request(gpus=gpus, resources={"T4": gpus}, **more)
 
@@ -155,7 +165,7 @@ class TestLeases(LeaseContract):
 
     @pytest.fixture
     def faults_of_backend(self, kind: str) -> Faults:
-        if kind == "local":
+        if kind in ("local", "ssh"):
             return LocalFaults()
         if kind == "ray":
             return RayFaults()

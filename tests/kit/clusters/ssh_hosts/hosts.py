@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -35,7 +36,8 @@ class SshHosts:
     a plain `ssh n2`. `sys.executable` runs there, with this checkout.
 
     `accounts` come from ACCOUNTS. `shared_home` makes /home one file system for all hosts. `sshd_options` are lines of
-    `sshd_config`. Without root there is one host, and the caller's account. Raise RuntimeError if hosts cannot start.
+    `sshd_config`. `rules` has the content of /etc/roost/machine.toml of some hosts, by name. Without root there is one
+    host, and the caller's account. Raise RuntimeError if hosts cannot start.
     """
 
     def __init__(
@@ -45,11 +47,12 @@ class SshHosts:
         accounts: Sequence[str] = PLAIN,
         shared_home: bool = False,
         sshd_options: Sequence[str] = (),
+        rules: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.folder = Path(os.devnull)  # until it starts
         self.users = tuple(accounts) if os.geteuid() == 0 else (getpass.getuser(),)
         self._count, self._accounts, self._has_shared_home = count, accounts, shared_home
-        self._sshd_options = sshd_options
+        self._sshd_options, self._rules = sshd_options, rules
         self._hosts: dict[str, AnyHost] = {}
         self._clients: list[Path] = []
         self._switch: Switch | None = None
@@ -199,6 +202,9 @@ class SshHosts:
         for host in hosts:
             write_etc(host.etc, addresses, accounts, self._sshd_options)
             make_key(host.host_key, host.name)
+            if host.name in self._rules:
+                (host.etc / "roost").mkdir(exist_ok=True)
+                (host.etc / "roost" / "machine.toml").write_text(self._rules[host.name])
             for user in self.users:
                 shutil.copy(public(self._key(user)), host.etc / AUTHORIZED_KEYS / user)
             self._hosts[host.name] = host
