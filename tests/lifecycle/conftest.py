@@ -15,13 +15,14 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 from kit.clusters.dask.shared_cluster import environment
 from kit.clusters.kubernetes.shared_cluster import cluster_settings
+from kit.clusters.ssh.shared_cluster import cluster_settings as ssh_settings
 from kit.clusters.yarn.shared_cluster import cluster_settings as yarn_settings
 from kit.jupyter.kernelspecs import IPYKERNEL, kernelspecs
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.testing.deadlines import allow_s
 
-BACKENDS = ("local", "ray", "dask", "dask_tls", "kubernetes", "yarn")
+BACKENDS = ("local", "ray", "dask", "dask_tls", "kubernetes", "yarn", "ssh")
 FREED_S = 15.0
 """How long a cluster manager may show released resources as promised. A pod needs time to end."""
 
@@ -63,6 +64,12 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             config.write_text(json.dumps({"RoostYarnBackend": settings}))
             patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
             patch.setenv("HADOOP_CONF_DIR", settings["address"])
+        elif request.param == "ssh":
+            folder = tmp_path_factory.mktemp("ssh", numbered=True)
+            settings = ssh_settings(request.getfixturevalue("ssh_hosts"))
+            config = folder / "jupyter_roost_config.json"
+            config.write_text(json.dumps({"RoostSshBackend": settings}))
+            patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
         yield _manager(request.param)
 
 

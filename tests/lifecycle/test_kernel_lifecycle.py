@@ -50,3 +50,8 @@ class TestKubernetes(Lifecycle):
 @pytest.mark.backends("yarn")
 class TestYarn(Lifecycle):
     pass
+
+
+@pytest.mark.backends("ssh")
+class TestSsh(Lifecycle):
+    pass
