@@ -31,7 +31,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import psutil
 from kit.clusters.contention import ask
-from kit.clusters.kubernetes.shared_cluster import kernel_pid
+from kit.clusters.own_machines import kernel_pid
 from kit.machine.tiny_kernel import TINY_ARGV, tiny
 
 home = Path(os.environ["ROOST_RUNTIME_DIR"])

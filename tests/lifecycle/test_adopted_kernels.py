@@ -53,7 +53,7 @@ def count_to(number: int) -> str:
     return "".join(f"{i}\n" for i in range(number))
 
 
-@pytest.mark.backends("local", "ray", "dask", "kubernetes", "yarn")
+@pytest.mark.backends("local", "ray", "dask", "kubernetes", "yarn", "ssh")
 async def test_a_server_that_comes_back_has_its_kernels_and_their_output(notebooks: Path) -> None:
     async with serving(notebooks) as server:
         kernel_id = await start(server, "roosted")

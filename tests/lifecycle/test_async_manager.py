@@ -22,11 +22,11 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
-from kit.clusters.kubernetes.shared_cluster import HOME, kernel_pid
+from kit.clusters.own_machines import HOMES, kernel_pid
 from kit.machine.daemons import daemon_pids, kill
 from roost.provisioners import RoostProvisioner
 from roost.scheduler.client.client import connect
-from roost.scheduler.errors import KernelDied, LaunchError, NoNodeEver
+from roost.scheduler.errors import ConfigError, KernelDied, LaunchError, NoNodeEver
 from roost.testing.deadlines import allow_s
 
 Specs = Callable[..., KernelSpecManager]
@@ -61,8 +61,8 @@ async def kernel(
 
 
 async def pid_of(km: AsyncKernelManager) -> int:
-    """Return the kernel's pid on this machine. On Kubernetes the provisioner knows only the pid inside the pod."""
-    if km.provisioner.backend == "kubernetes":  # type: ignore[union-attr]
+    """Return the kernel's pid on this machine. On some clusters the provisioner knows only the pid on the node."""
+    if km.provisioner.backend in HOMES:  # type: ignore[union-attr]
         return kernel_pid(km.kernel_id)
     info = await km.provisioner.get_provisioner_info()  # type: ignore[union-attr]
     return int(info["pid"])
@@ -74,7 +74,7 @@ async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: 
         found = await run(
             kc, "import os; print(os.getcwd(), os.environ['MINE'], os.environ.get('JPY_PARENT_PID'))"
         )
-        folder = HOME if backend == "kubernetes" else tmp_path  # pods have files of their own
+        folder = HOMES.get(backend, tmp_path)
         assert found["text"] == f"{folder} yes 1"
         pid = await pid_of(km)
         inner_pid = int((await run(kc, "print(os.getpid())"))["text"])
@@ -126,10 +126,18 @@ async def test_a_plain_subscriber_receives_nothing_from_encrypted_channels(specs
             context.term()
 
 
+@pytest.mark.backends("local", "ray", "dask", "dask_tls", "kubernetes", "yarn", why="SSH hosts refuse it")
 async def test_encryption_can_be_switched_off(specs_of: Specs) -> None:
     async with kernel(specs_of(config={"encrypt": "never"})) as (km, kc):
         assert km.curve_publickey is None
         assert (await run(kc, "print(1)"))["text"] == "1"
+
+
+@pytest.mark.backends("ssh")
+async def test_a_kernel_without_encryption_is_refused_where_others_could_read_it(specs_of: Specs) -> None:
+    with pytest.raises(ConfigError, match="encrypt"):
+        async with kernel(specs_of(config={"encrypt": "never"})):
+            pass
 
 
 @pytest.mark.backends("local", why="sockets of this machine are out of reach on another")

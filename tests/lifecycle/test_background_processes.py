@@ -58,7 +58,7 @@ async def until_forked(backend: str, kernel_id: str, restart: Callable[[], Await
         await restart()
 
 
-@pytest.mark.backends("local", "ray", "dask", "kubernetes", "yarn")
+@pytest.mark.backends("local", "ray", "dask", "kubernetes", "yarn", "ssh")
 async def test_a_client_reaches_the_restarted_kernel(
     specs_of: Callable[..., KernelSpecManager], backend: str, name: str
 ) -> None:
@@ -94,7 +94,7 @@ async def test_a_client_reaches_the_restarted_kernel(
         await km.shutdown_kernel(now=True)
 
 
-@pytest.mark.backends("local", "ray", "dask", "kubernetes", "yarn")
+@pytest.mark.backends("local", "ray", "dask", "kubernetes", "yarn", "ssh")
 async def test_an_open_websocket_reaches_the_restarted_kernel(
     specs_of: Callable[..., object], backend: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 import roost
-from kit.clusters.kubernetes.shared_cluster import HOME, kernel_pid
+from kit.clusters.own_machines import HOMES, kernel_pid
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import SLEEP
 from roost.provisioners.execution import Result
@@ -83,10 +83,9 @@ def test_start_execute_stop(roosted: Path, tmp_path: Path, backend: str) -> None
         assert kernel.timing_ms["launched"] > 0
         assert kernel.decision["reason"]
         result = kernel.execute("import os; print(os.getcwd(), os.environ['MINE']); os.getpid()")
-        is_in_pod = backend == "kubernetes"  # with files and process ids of its own
-        folder = HOME if is_in_pod else tmp_path
+        folder = HOMES.get(backend, tmp_path)
         assert (result.stdout, result.error) == (f"{folder} a$b\n", None)
-        pid = kernel_pid(kernel.id) if is_in_pod else int(result.text)
+        pid = kernel_pid(kernel.id) if backend in HOMES else int(result.text)
         assert psutil.pid_exists(pid)
     assert not psutil.pid_exists(pid)
     assert connect(backend).kernels().result(allow_s(10)) == []

@@ -5,12 +5,10 @@ All tests share its nodes and leave them as they found them. A test that kills s
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from kit.clusters.kubelets import MACHINES, Kubelets, leftovers, why_not
@@ -58,15 +56,6 @@ def cluster_settings(cluster: Kubelets, folder: Path) -> dict[str, Any]:
         "identity_file": str(folder / "identity.json"),
         "read_all_pods": True,
     }
-
-
-def kernel_pid(kernel_id: str) -> int:
-    """Return the pid of a kernel in a pod, as this machine sees it, or 0 if the kernel is not found."""
-    folder = hashlib.sha256(kernel_id.encode()).hexdigest()[:32]
-    for process in psutil.process_iter(["cmdline"]):
-        if any(f"/kernels/{folder}/" in part for part in process.info["cmdline"] or ()):
-            return int(process.pid)
-    return 0
 
 
 @pytest.fixture(scope="session")
