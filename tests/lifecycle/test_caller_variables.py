@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,3 +115,57 @@ def test_the_latest_callers_variables_reach_the_backend_alone(noted: Path, runti
         except OSError:
             continue
         assert not [secret for secret in SECRETS if secret.encode() in words], process
+
+
+FAKE_SSH = """#!/bin/sh
+printf '%s %s\\n' "$SSH_AUTH_SOCK" "$*" >> "$0.log"
+echo 'n1: Permission denied (publickey).' >&2
+exit 255
+"""
+
+
+def listen(path: Path) -> socket.socket:
+    agent = socket.socket(socket.AF_UNIX)
+    agent.bind(str(path))
+    agent.listen(100)
+    return agent
+
+
+def test_ssh_logs_in_with_the_latest_callers_agent(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service's first caller has ended its session, and with it its ssh-agent."""
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    fake, log = tmp_path / "ssh", tmp_path / "ssh.log"
+    fake.write_text(FAKE_SSH)
+    fake.chmod(0o700)
+    options = {"hosts": ["n1"], "ssh": [str(fake)]}
+    command = ["-m", "roost", "nodes", "--backend", "ssh"]
+    for name, value in options.items():
+        command += ["--backend-option", f"{name}={json.dumps(value)}"]
+    first, second, third = (runtime_dir / name for name in ("first", "second", "third"))
+
+    def wait_for(agent: Path) -> None:
+        deadline = time.monotonic() + allow_s(60)
+        while f"{agent} " not in (log.read_text() if log.exists() else ""):
+            assert time.monotonic() < deadline, log.read_text()
+            run(*command, SSH_AUTH_SOCK=str(agent))
+
+    try:
+        with listen(first):
+            wait_for(first)
+        (service,) = daemon_pids(runtime_dir, "scheduler-ssh")
+        with listen(second), listen(third):
+            wait_for(second)
+            before = len(log.read_text().splitlines())
+            run(*command, SSH_AUTH_SOCK=str(first))  # an application of yesterday
+            run(*command)  # a program of cron
+            wait_for(third)
+        assert daemon_pids(runtime_dir, "scheduler-ssh") == [service]
+        later = log.read_text().splitlines()[before:]
+        assert {line.partition(" ")[0] for line in later} <= {str(second), str(third)}
+        for line in log.read_text().splitlines():
+            argv = line.partition(" ")[2]
+            assert not [agent for agent in (first, second, third) if str(agent) in argv]
+    finally:
+        settle(runtime_dir)

@@ -49,6 +49,8 @@ _REFRESHES = 4
 """At most this many hosts are measured again at once."""
 _ASK_S = 30.0
 _START_AGENT_S = 60.0
+_FORGIVE_S = 30.0
+"""How often callers with the same credentials have failed logins tried again. sshd bans an address after some."""
 _NOT_YET = "roost has not reached it yet"
 
 
@@ -96,6 +98,7 @@ class SshManager:
         self._agent_name = f"agent-ssh-{digest[:8]}"
         self._contacts = Contacts()
         self._caller = LatestCaller(os.environ)
+        self._forgave_at = -math.inf
         self._nodes: dict[str, SshNode] = {}
         self._reading: dict[str, asyncio.Task[Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -112,8 +115,13 @@ class SshManager:
         return ()
 
     def note_caller(self, variables: Mapping[str, str]) -> None:
-        """Use this caller's credentials for each new connection."""
-        if self._caller.note(variables):
+        """Use the latest caller's credentials for each new connection.
+
+        A failed login is tried again, as a person may have mended it: with other credentials at once, else seldom.
+        """
+        now = time.monotonic()
+        if self._caller.note(variables) or now - self._forgave_at > _FORGIVE_S:
+            self._forgave_at = now
             self._contacts.clear()
 
     def refresh(self, connected: Collection[str]) -> None:

@@ -11,6 +11,7 @@ from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.client.cluster_record import write_place
+from roost.scheduler.client.service_folder import name_service
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.errors import ConfigError
 from roost.testing.contexts import backend_context
@@ -19,7 +20,8 @@ from roost.testing.contexts import backend_context
 def find_places(backend: str, **options: object) -> set[str]:
     """Return the places of a backend with these options and no file of settings."""
     spec = get_spec(backend)
-    pytest.importorskip(spec.packages[0], reason="the backend's own package is missing")
+    for package in spec.packages:
+        pytest.importorskip(package, reason="the backend's own package is missing")
     _, settings = load_settings(backend, options, path=[])
     made: Backend = load_object(spec.create, backend)(settings, backend_context(Agents(), Path.home()))
     return {write_place(place) for place in made.places()} - {""}
@@ -78,3 +80,13 @@ async def test_yarn(tmp_path: Path) -> None:
     )
     assert find_places("yarn", address=str(tmp_path)) == {"rm1:8088"}
     assert find_places("yarn", address="http://rm1:8088,rm2:8088") == {"rm1:8088", "rm2:8088"}
+
+
+async def test_hosts_of_ssh_are_no_cluster_with_a_place() -> None:
+    """The options alone select the service: other hosts are another service, and no address leads to it."""
+    assert find_places("ssh", hosts=["n1", "ssh://n2:22"]) == set()
+    names = {
+        name_service("ssh", options)
+        for options in ({}, {"hosts": ["n1"]}, {"hosts": ["n2"]}, {"hosts_file": "/h"})
+    }
+    assert len(names) == 4
