@@ -6,7 +6,10 @@
                                ├── knows the ssh-agent and the tickets of its callers   latest_caller
                                └── contacts a host: as many at once as it allows        contacts
                                       └── ssh HOST, one process ══> the host            open_ssh
-                                             the program that runs there                far_side
+                                             ├── with a configuration of roost's own    client_config
+                                             ├── the line for the login shell there     remote_line
+                                             ├── the program that runs there            far_side
+                                             └── a failure becomes one sentence         problems
 
 The machine's book of each host holds the leases. A host where the user has no kernel keeps no agent and no connection.
 """
