@@ -6,7 +6,11 @@
                                ├── knows the ssh-agent and the tickets of its callers   latest_caller
                                └── contacts a host: as many at once as it allows        contacts
                                       └── ssh HOST, one process ══> the host            open_ssh
+                                             with a configuration and a line of roost   client_config, remote_line
                                              the program that runs there                far_side
+                                             why that failed, as one sentence           problems
+    roost ssh check ──> examines a host on this way, step by step                       examination, far_examination,
+                                                                                        logout_rules
 
 The machine's book of each host holds the leases. A host where the user has no kernel keeps no agent and no connection.
 """
