@@ -130,6 +130,12 @@ _COMPLAINTS = (
     ),
     # Logins.
     _Complaint(
+        r"Session open refused by peer(?s:.*)Permission denied",
+        "unreachable",  # it passes without a new credential
+        _LOG_IN
+        + "the open connection has no free session, and a new one needs an answer of yours: close a session",
+    ),
+    _Complaint(
         r"Too many authentication failures",
         "authentication",
         _LOG_IN
