@@ -1,4 +1,4 @@
-"""`roost ssh check`: what works and what lacks on hosts that a person can log in to."""
+"""`roost ssh check`: examines hosts that a person can log in to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STYLES = {"ok": "green", "note": "yellow", "error": "bold red"}
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Examine the hosts and print what was found. Return 1 if one of them cannot run kernels, else 0."""
+    """Examine the hosts and print the findings. Return 1 if one of them cannot run kernels, else 0."""
     _, settings = load_settings(SPEC.name, scheduler_options(arguments))
     assert isinstance(settings, RoostSshBackend)
     hosts = choose_hosts(arguments.hosts, settings)

@@ -75,7 +75,7 @@ async def problem_of(server: OwnSshd, kind: str, program: str = GREET, **options
 
 
 def list_children() -> list[str]:
-    """Return the commands of roost's ssh processes, also of those that nobody has reaped or that have no parent."""
+    """Return the commands of roost's ssh processes. An ended process that is not reaped counts too."""
     ours = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Whether a host can run kernels: its steps from ssh's configuration to a port that is reached from here.
+"""Examines a host on the way of a start: from ssh's configuration to a port that is reached from here.
 
 examine_host ──> ssh -G HOST, then one contact ══> the host          open_ssh
                     the program there                                far_examination
@@ -44,9 +44,9 @@ class Check:
     step: str
     level: Level
     what: str
-    """What was found, as a clause."""
+    """The finding, as a clause."""
     do: str = ""
-    """What helps, as a clause."""
+    """The remedy, as a clause."""
     seconds: float | None = None
     """How long the step took."""
 

@@ -1,4 +1,4 @@
-"""What systemd does to a user's processes when the user logs out, from what `loginctl` prints."""
+"""How systemd treats a user's processes after a logout, from the output of `loginctl`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LogoutRules:
 def read_logout_rules(manager: str, user: str, name: str) -> LogoutRules | None:
     """Return the rules for the user `name`; `None` without systemd.
 
-    `manager` is what `loginctl show-user` prints without an argument, and `user` what it prints for this user.
+    `manager` is the output of `loginctl show-user` without an argument, and `user` its output for this user.
     """
     rules, facts = _read_properties(manager), _read_properties(user)
     if "KillUserProcesses" not in rules:

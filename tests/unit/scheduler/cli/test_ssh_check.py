@@ -1,4 +1,4 @@
-"""`roost ssh check` without a host: which hosts, what is printed, and when a person is asked."""
+"""`roost ssh check` without a host: the choice of hosts, the output, and the questions to a person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an examination makes of the steps and the facts of a host."""
+"""The checks that follow from the steps and the facts of a host."""
 
 from __future__ import annotations
 

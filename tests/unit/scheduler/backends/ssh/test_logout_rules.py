@@ -1,4 +1,4 @@
-"""What `loginctl` prints on several systems, and what it means for kernels at a logout."""
+"""Outputs of `loginctl` on several systems, and their meaning for kernels after a logout."""
 
 from __future__ import annotations
 

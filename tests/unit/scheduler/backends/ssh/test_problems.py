@@ -1,4 +1,4 @@
-"""What OpenSSH's messages mean, as kinds and sentences."""
+"""OpenSSH's messages as kinds and sentences."""
 
 from __future__ import annotations
 
