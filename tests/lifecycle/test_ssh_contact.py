@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from kit.machine.own_sshd import PYTHON, OwnSshd, own_sshd, why_not
-from roost.scheduler.backends.ssh.contacts import find_route_of
+from roost.scheduler.backends.ssh.contacts import Contacts, find_route_of
 from roost.scheduler.backends.ssh.open_ssh import HostProblem, run_on_host
 from roost.testing.deadlines import allow_s
 
@@ -75,13 +75,13 @@ async def problem_of(server: OwnSshd, kind: str, program: str = GREET, **options
 
 
 def list_children() -> list[str]:
-    """Return the commands of this test's ssh processes, also of those that nobody has reaped or that have no parent."""
+    """Return the commands of roost's ssh processes. An ended process that is not reaped counts too."""
     ours = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             command = " ".join(process.cmdline())
-            is_child = process.ppid() == os.getpid() and process.name() == "ssh"
-            if is_child or (process.name() == "ssh" and os.environ["ROOST_RUNTIME_DIR"] in command):
+            is_dead_child = process.ppid() == os.getpid() and process.status() == psutil.STATUS_ZOMBIE
+            if process.name() == "ssh" and (is_dead_child or os.environ["ROOST_RUNTIME_DIR"] in command):
                 ours.append(command)
     return ours
 
@@ -332,6 +332,16 @@ async def test_a_persons_open_connection_is_used(sshd: OwnSshd, tmp_path: Path) 
     await problem_of(sshd, "authentication")
 
 
+async def test_an_open_connection_without_a_free_session(sshd: OwnSshd, tmp_path: Path) -> None:
+    sshd.start(MaxSessions="1")
+    sshd.configure_client(ControlPath=f"{tmp_path}/master")
+    with started(*sshd.ssh, "-M", sshd.host, "sleep 1000", makes=f"{tmp_path}/master"):
+        assert await contact(sshd)  # by a login of its own
+        sshd.configure_client(ControlPath=f"{tmp_path}/master", IdentityFile="none")
+        text = await problem_of(sshd, "unreachable")
+    assert "the open connection has no free session" in text
+
+
 async def test_a_master_that_hangs_is_left_alone(sshd: OwnSshd, tmp_path: Path) -> None:
     sshd.start()
     sshd.configure_client(ControlPath=f"{tmp_path}/master")
@@ -399,6 +409,44 @@ async def test_a_jump_host_that_reaches_nothing(sshd: OwnSshd) -> None:
     sshd.start(AllowTcpForwarding="no")
     text = await problem_of(sshd, "ssh")
     assert "its jump host forbids" in text
+
+
+async def test_many_contacts_at_once_succeed(sshd: OwnSshd) -> None:
+    sshd.start(MaxStartups="10:30:100")
+    contacts = Contacts()
+    asked = [
+        contacts.run("n1", "say({})", {}, archive=bytes, python=PYTHON, ssh=sshd.ssh, deadline_s=allow_s(30))
+        for _ in range(24)
+    ]
+    assert await asyncio.gather(*asked) == [{}] * 24
+    assert not list_children()
+    assert "drop connection" not in sshd.log
+
+
+async def test_contacts_of_a_full_server_succeed_later(sshd: OwnSshd) -> None:
+    sshd.start(MaxStartups="1")
+    contacts = Contacts()
+    with socket.create_connection(("127.0.0.1", sshd.port)) as waiting:
+        waiting.recv(100)
+        asked = asyncio.ensure_future(
+            contacts.run("n1", "say({})", {}, archive=bytes, python=PYTHON, ssh=sshd.ssh)
+        )
+        while "MaxStartups" not in sshd.log:  # noqa: ASYNC110 - sshd gives no event
+            await asyncio.sleep(0.01)
+    assert await asked == {}
+
+
+async def test_an_ipv6_address(sshd: OwnSshd, tmp_path: Path) -> None:
+    try:
+        sshd.start(ListenAddress=f"[::1]:{sshd.port}")
+    except AssertionError:
+        pytest.skip("there is no IPv6 here")
+    known = tmp_path / "known_hosts"
+    known.write_text(known.read_text().replace("127.0.0.1", "::1"))
+    sshd.configure_client(HostName="::1")
+    assert await contact(sshd)
+    known.unlink()
+    assert f"the host key of [::1]:{sshd.port} is not known" in await problem_of(sshd, "host_key")
 
 
 async def test_no_key_is_in_a_command(sshd: OwnSshd) -> None:

@@ -1,15 +1,17 @@
 """Kernels on hosts that a person can log in to: OpenSSH's own client starts an agent on each host that is needed.
 
-    AgentPerNodeBackend ──> SshHosts                                                    backend, manager, settings
-                               ├── lists the hosts, with their labels                   host_list, host
-                               │      └── the JSON of Ansible, the Host lines of ssh    inventory, ssh_config
-                               ├── knows the ssh-agent and the tickets of its callers   latest_caller
-                               └── contacts a host: as many at once as it allows        contacts
-                                      └── ssh HOST, one process ══> the host            open_ssh
-                                             ├── with a configuration of roost's own    client_config
-                                             ├── the line for the login shell there     remote_line
-                                             ├── the program that runs there            far_side
-                                             └── a failure becomes one sentence         problems
+    SshBackend ──> SshManager                                                           backend, manager, settings
+                      ├── lists the hosts, with their labels                            host_list, host
+                      │      └── the JSON of Ansible, the Host lines of ssh             inventory, ssh_config
+                      ├── knows the ssh-agent and the tickets of its callers            latest_caller
+                      └── contacts a host: as many at once as it allows                 contacts
+                             └── ssh HOST, one process ══> the host                     open_ssh
+                                    ├── with a configuration of roost's own             client_config
+                                    ├── the line for the login shell there              remote_line
+                                    ├── the program that runs there                     far_side
+                                    └── a failure becomes one sentence                  problems
+    roost ssh check ──> examines a host on this way, step by step                       examination, far_examination,
+                                                                                        logout_rules
 
 The machine's book of each host holds the leases. A host where the user has no kernel keeps no agent and no connection.
 """

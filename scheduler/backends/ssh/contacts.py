@@ -16,6 +16,8 @@ from typing import Any
 from .open_ssh import HostProblem, read_options, run_on_host
 
 _MOST = 16
+_MOST_ROUTES = 4
+"""At most this many ways are found at once. ssh needs some milliseconds of the processor for one."""
 _MOST_EACH = 8
 """sshd's default of MaxStartups begins to refuse at 10."""
 _PAUSES_S = (1.0, 2.0, 4.0)
@@ -57,6 +59,7 @@ class Contacts:
         self._find_route = find_route or find_route_of
         self._jitter = jitter
         self._all = asyncio.Semaphore(_MOST)
+        self._finding = asyncio.Semaphore(_MOST_ROUTES)
         self._each: dict[str, asyncio.Semaphore] = {}
         self._routes: dict[str, Sequence[str]] = {}
         self._failures: dict[str, _Failure] = {}
@@ -124,7 +127,9 @@ class Contacts:
     async def _turn(self, host: str, variables: Mapping[str, str], ssh: Sequence[str]) -> AsyncIterator[None]:
         """Wait until a contact of this host may begin."""
         if host not in self._routes:
-            self._routes[host] = await self._find_route(host, variables, ssh)
+            async with self._finding:
+                route = await self._find_route(host, variables, ssh)
+            self._routes[host] = route
         async with contextlib.AsyncExitStack() as stack:
             # In one order for all, and the common one last: a host that is slow must not hold a place for others.
             for server in sorted({host, *self._routes[host]}):

@@ -275,7 +275,7 @@ class SshManager:
             archive=lambda: archive,
             python=self._settings.python,
             variables=self._caller.variables(),
-            ssh=(*self._settings.ssh, "-o", f"ConnectTimeout={math.ceil(self._settings.connect_timeout_s)}"),
+            ssh=self._settings.command(),
             deadline_s=_START_AGENT_S if begins else _ASK_S,
         )
         try:

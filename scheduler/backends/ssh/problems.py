@@ -1,4 +1,4 @@
-"""What went wrong with a host, as one sentence that says what to do. `explain` reads what OpenSSH's client printed.
+"""The problems of hosts: each is one sentence with its remedy. `explain` reads the output of OpenSSH's client.
 
 The texts are those of OpenSSH 8 to 10. A jump host prints through the same client, so a sentence takes the name of the
 host from the message.
@@ -130,6 +130,12 @@ _COMPLAINTS = (
     ),
     # Logins.
     _Complaint(
+        r"Session open refused by peer(?s:.*)Permission denied",
+        "unreachable",  # it passes without a new credential
+        _LOG_IN
+        + "the open connection has no free session, and a new one needs an answer of yours: close a session",
+    ),
+    _Complaint(
         r"Too many authentication failures",
         "authentication",
         _LOG_IN
@@ -240,7 +246,7 @@ def explain_end(host: str, code: int | None, errors: str) -> HostProblem:
 def explain_python(host: str, python: str, found: Sequence[str]) -> HostProblem:
     """Return the problem of a host without a good Python.
 
-    `python` is the option. `found` are a Python that is too old and one that lacks packages; "-" for none.
+    `python` is the option. `found` names a Python that is too old, then one without the packages; "-" for none.
     """
     old, bare = (*found, "-", "-")[:2]
     if bare != "-":

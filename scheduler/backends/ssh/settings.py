@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from traitlets import Float, List, TraitError, TraitType, Unicode, validate
@@ -79,6 +80,10 @@ class RoostSshBackend(ForkingSettings, EnforcementSettings):
                 f'ssh: {given[0]!a:.80} is one text: give a list such as ["ssh", "-F", "/etc/lab/config"].'
             )
         return given
+
+    def command(self) -> tuple[str, ...]:
+        """Return the client's command with the options of all contacts."""
+        return (*self.ssh, "-o", f"ConnectTimeout={math.ceil(self.connect_timeout_s)}")
 
     def agent_settings(self) -> AgentSettings:
         """Return the settings of each agent. The backend adds the facts about the agent's host."""

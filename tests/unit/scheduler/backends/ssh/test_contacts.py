@@ -44,7 +44,12 @@ class Hosts:
 
     async def find_route(self, host: str, variables: Mapping[str, str], ssh: Sequence[str]) -> Sequence[str]:
         self.route_questions += 1
-        await asyncio.sleep(0)
+        self.now["ways"] += 1
+        self.most["ways"] = max(self.most["ways"], self.now["ways"])
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self.now["ways"] -= 1
         return self.routes.get(host, ())
 
     def times_of(self, host: str) -> list[float]:
@@ -84,6 +89,7 @@ def test_at_most_sixteen_contacts_at_once(loop: VirtualLoop, hosts: Hosts) -> No
 
     loop.run_until_complete(check())
     assert hosts.most["all"] == 16
+    assert hosts.most["ways"] == 4
     assert loop.now == 1_000 + 7  # 100 contacts of a second
 
 

@@ -1,4 +1,4 @@
-"""What OpenSSH's messages mean, as kinds and sentences."""
+"""OpenSSH's messages as kinds and sentences."""
 
 from __future__ import annotations
 
@@ -202,6 +202,14 @@ MESSAGES = [
         "MaxSessions",
     ),
     ("exec request failed on channel 0", "refused", "no more sessions"),
+    (
+        (
+            "mux_client_request_session: session request failed: Session open refused by peer\n"
+            "ControlSocket /run/ada/n1 already exists, disabling multiplexing\nada@n1: Permission denied (password)."
+        ),
+        "unreachable",
+        "the open connection has no free session",
+    ),
     # This side.
     (
         (

@@ -11,26 +11,26 @@ import pytest
 from roost.scheduler.backends.ssh.remote_line import write_line, write_mark, write_program
 from roost.testing.deadlines import allow_s
 
-SECRET = "0123456789abcdef"
+NONCE = "0123456789abcdef"
 
 
 @pytest.mark.parametrize("python", ["", "/opt/my python/bin/python", "~/venv/bin/python"])
 def test_the_line_has_only_characters_that_shells_read_alike(python: str) -> None:
-    line = write_line(SECRET, 12345, python)
+    line = write_line(NONCE, 12345, python)
     start, quoted, end = line.split("'")
     assert (start, end) == ("exec /bin/sh -c ", "")
     assert not set(quoted) & set("!\\\n")
     assert len(line) < 1000  # an old csh takes no longer word
-    assert write_mark(SECRET) not in line
+    assert write_mark(NONCE) not in line
 
 
 @pytest.mark.parametrize("shell", ["sh", "dash", "bash", "tcsh", "fish", "zsh", "ksh"])
 def test_the_program_answers(shell: str, tmp_path: object) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell} here")
-    program = write_program("say(ARGUMENTS)", {"text": "\"'\\\n\x00é\ud800"}, SECRET, 10.5)
+    program = write_program("say(ARGUMENTS)", {"text": "\"'\\\n\x00é\ud800"}, NONCE, 10.5)
     done = subprocess.run(
-        [shell, "-c", write_line(SECRET, len(program), sys.executable)],
+        [shell, "-c", write_line(NONCE, len(program), sys.executable)],
         input=program,
         capture_output=True,
         timeout=allow_s(20),
@@ -51,8 +51,8 @@ def test_the_program_answers(shell: str, tmp_path: object) -> None:
 def test_a_module_of_the_home_replaces_none(tmp_path: object) -> None:
     with open(f"{tmp_path}/json.py", "w") as file:
         file.write("raise SystemExit('wrong')")
-    program = write_program("say(1)", {}, SECRET, 10)
-    command = ["sh", "-c", write_line(SECRET, len(program), sys.executable)]
+    program = write_program("say(1)", {}, NONCE, 10)
+    command = ["sh", "-c", write_line(NONCE, len(program), sys.executable)]
     done = subprocess.run(
         command, input=program, capture_output=True, timeout=allow_s(20), cwd=str(tmp_path), check=True
     )
