@@ -31,7 +31,7 @@ MAKEFLAGS += --no-print-directory
 # The workers of pytest-xdist then rewrite the tests' assertions once, not in each run.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help run lab test test-rest lint check browser kubernetes yarn conformance jupyters bench figures docs fault hostile format clean
+.PHONY: help run lab test test-rest lint check browser kubernetes yarn ssh conformance jupyters bench figures docs fault hostile format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -40,12 +40,13 @@ help:
 	@echo 'make lint         format, lint, types'
 	@echo 'make check        the same, and the unit tests'
 	@echo 'make test         the tests on this machine and on a Ray cluster that they start (10 minutes on two cores)'
-	@echo 'make test-rest    what CI runs besides: tests on Dask, Kubernetes and YARN, faults, notebooks in a browser, other tours'
+	@echo 'make test-rest    what CI runs besides: tests on Dask, Kubernetes, YARN and SSH hosts, faults, notebooks in a browser, other tours'
 	@echo "make browser      roost's kernels in a real JupyterLab, in Debian's Chromium (SLOW=1: every scenario on Ray too)"
 	@echo 'make fault        long fault and soak runs'
 	@echo 'make hostile      messages and files of any form, 100,000 of each kind (MESSAGES=...)'
 	@echo 'make kubernetes   build the Kubernetes cluster of the tests, once (10 minutes; root, Debian and Go)'
 	@echo 'make yarn         download the YARN cluster of the tests, once (a minute; Java and Maven)'
+	@echo 'make ssh          install what the SSH hosts of the tests need, once (root and Debian)'
 	@echo "make conformance  Jupyter's own suites with roost as the default provisioner (SUITES=...), and small programs on"
 	@echo '                  plain and forked kernels (PYTHONS="python3.10 python3.13:6": with ipykernel 6; SUITES=: these alone)'
 	@echo "make jupyters     the tests with the oldest and the newest of Jupyter's libraries that roost allows (TESTS=...)"
@@ -120,6 +121,9 @@ kubernetes: $(READY)
 
 yarn: $(READY)
 	PYTHONPATH=tests $(PY) -m kit.clusters.hadoop_nodes build
+
+ssh: $(READY)
+	PYTHONPATH=tests $(PY) -m kit.clusters.ssh_hosts install
 
 conformance: $(READY)
 	@failed=; \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,18 +123,36 @@ def test_a_host_has_folders_and_names_of_its_own(hosts: SshHosts) -> None:
     assert len({line for name in ("n1", "n2") for line in ssh(hosts, name, ids).stdout.splitlines()}) == 4
 
 
-def test_users_reach_one_host_from_another(hosts: SshHosts) -> None:
-    assert ssh(hosts, "n1", "ssh -o BatchMode=yes n2 'hostname; id -un'", user="bob").stdout == "n2\nbob\n"
+def test_hosts_of_two_tests_do_not_meet(hosts: SshHosts, ssh_hosts: SshHosts) -> None:
+    addresses = [each.address(name) for each in (hosts, ssh_hosts) for name in each.names]
+    assert len(set(addresses)) == 5
+    command = "ssh -o BatchMode=yes n3 'hostname; id -un'"
+    assert ssh(ssh_hosts, "n1", command, user="bob").stdout == "n3\nbob\n"
+    assert ssh(hosts, "n1", command, user="bob").returncode == 255
+
+
+def test_a_start_that_fails_leaves_nothing() -> None:
+    hosts = SshHosts(2, accounts=["ada"], sshd_options=["Nonsense yes"])
+    with pytest.raises(RuntimeError, match="Bad configuration option: Nonsense"):
+        hosts.__enter__()
+    assert hosts.folder.name.startswith("ssh-hosts-")
+    assert not leftovers(hosts.folder)
 
 
 def test_a_host_loses_power_and_comes_back_with_its_homes_only(hosts: SshHosts) -> None:
     process = start(hosts, "n1", "sleep 1001")
     boot = ssh(hosts, "n1", "touch ~/stays /tmp/goes; cat /proc/sys/kernel/random/boot_id").stdout
-    hosts.off("n1")
+    with socket.create_connection((hosts.address("n1"), 22), timeout=allow_s(LONG_S)) as connection:
+        assert connection.recv(100).startswith(b"SSH-2.0")
+        hosts.off("n1")
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):  # nobody reports the end
+            connection.recv(100)
     assert hosts.processes("n1") == []
     assert not process.is_running()
     assert ssh(hosts, "n1", "true", options=("-o", "ConnectTimeout=1")).returncode == 255
     assert ssh(hosts, "n2", "true").returncode == 0
+    hosts.off("n1")
     hosts.on("n1")
     after = ssh(hosts, "n1", "ls ~/stays /tmp; cat /proc/sys/kernel/random/boot_id").stdout
     assert "stays" in after

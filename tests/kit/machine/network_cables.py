@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
+from pathlib import Path
 
 
 def ip(*words: str) -> str:
@@ -27,6 +29,16 @@ def connect(device: str, peer: str, peer_pid: int, *, pid: int = 0, peer_mac: st
     here = ("netns", str(pid)) if pid else ()
     mac = ("address", peer_mac) if peer_mac else ()
     ip("link", "add", device, *here, "type", "veth", "peer", "name", peer, *mac, "netns", str(peer_pid))
+
+
+def find_devices(alias: str) -> list[str]:
+    """Return the network devices of this machine with an alias, which `ip link set DEVICE alias ALIAS` gives."""
+    found = []
+    for file in Path("/sys/class/net").glob("*/ifalias"):
+        with suppress(OSError):  # it has gone
+            if file.read_text().rstrip("\n") == alias:
+                found.append(file.parent.name)
+    return found
 
 
 def disconnect(device: str, *, pid: int = 0) -> None:

@@ -5,7 +5,7 @@
         hosts.off("n1")
 
 As root, each host has namespaces, an address, accounts, homes, /run and /tmp of its own. All processes end with the
-test's, even if that is killed; the next start removes the files. Three hosts start in 2 s.
+test's, even if that is killed; the next start removes the files. Three hosts start in a second.
 
 Without root there is one host: this machine's loopback, with the caller's account. `why_not(hosts=3)` is then the
 reason to skip a test of several hosts.
@@ -19,7 +19,7 @@ reason to skip a test of several hosts.
        ├──▶ accounts                         the accounts, and a host's /etc and homes
        ├──▶ client_folder                    keys, known_hosts and configuration of OpenSSH's client
        ├──▶ visible_paths                    how users of a host see Python and this checkout
-       ├──▶ requirements                     what is missing on this machine
+       ├──▶ requirements                     the packages and rights that hosts need
        └──▶ remains                          folders of runs that were killed
 """
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-AUTHORIZED_KEYS = "ssh/authorized_keys"
-"""The folder in a host's /etc with one file of public keys for each account."""
-HOST_KEY = "ssh/host_key"
 _FULL_KIB = 64
 _NOISE = """\
 echo "Welcome to the lab"; echo "quota: 93 % used" >&2
@@ -26,8 +22,8 @@ nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
 """
 _SYSTEM_GROUPS = "root:x:0:\ndaemon:x:1:\ntty:x:5:\nnogroup:x:65534:\n"
 _SSHD = """\
-HostKey /etc/{host_key}
-AuthorizedKeysFile /etc/{authorized_keys}/%u
+HostKey /etc/ssh/host_key
+AuthorizedKeysFile /etc/ssh/authorized_keys/%u
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 UsePAM no
@@ -78,27 +74,44 @@ HARD = tuple(name for name in ACCOUNTS if name not in PLAIN)
 """The accounts that have defeated other programs. csh and fish need packages of these names."""
 
 
-def write_etc(
-    etc: Path, addresses: Mapping[str, str], accounts: Sequence[Account], sshd_options: Sequence[str]
-) -> None:
-    """Write a host's /etc: a copy of this machine's, with other accounts, names and settings of sshd.
-
-    The caller adds the keys. `sshd_options` are lines of `sshd_config`, which come before ours.
-    """
-    subprocess.run(["cp", "--archive", "--no-target-directory", "/etc", etc], check=True)
-    shutil.rmtree(etc / "ssh", ignore_errors=True)
-    (etc / AUTHORIZED_KEYS).mkdir(parents=True)
+def write_etc(etc: Path, addresses: Mapping[str, str], accounts: Sequence[Account]) -> None:
+    """Write the files of a host's /etc that are not this machine's: accounts and the names of hosts."""
+    etc.mkdir()
     users = _SYSTEM_USERS + "".join(f"{a.name}:x:{a.uid}:{a.uid}::{a.home}:{a.shell}\n" for a in accounts)
     names = [line.partition(":")[0] for line in users.splitlines()]
-    _write(etc / "passwd", users)
-    _write(etc / "group", _SYSTEM_GROUPS + "".join(f"{a.name}:x:{a.uid}:\n" for a in accounts))
-    _write(etc / "shadow", "".join(f"{name}:*:19000:0:99999:7:::\n" for name in names), 0o640)
     hosts = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
-    _write(etc / "hosts", "\n".join(hosts) + "\n")
-    _write(etc / "nsswitch.conf", "passwd: files\ngroup: files\nshadow: files\nhosts: files\n")
-    _write(etc / "machine-id", f"{uuid.uuid4().hex}\n")
-    ours = _SSHD.format(host_key=HOST_KEY, authorized_keys=AUTHORIZED_KEYS)
-    _write(etc / "ssh/sshd_config", "".join(f"{line}\n" for line in sshd_options) + ours)
+    files = {
+        "passwd": users,
+        "group": _SYSTEM_GROUPS + "".join(f"{a.name}:x:{a.uid}:\n" for a in accounts),
+        "shadow": "".join(f"{name}:*:19000:0:99999:7:::\n" for name in names),
+        "hosts": "\n".join(hosts) + "\n",
+        "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
+        "machine-id": f"{uuid.uuid4().hex}\n",
+    }
+    for name, text in files.items():
+        (etc / name).write_text(text)
+    (etc / "shadow").chmod(0o640)
+
+
+def write_ssh_folder(folder: Path, public_keys: Mapping[str, Path], sshd_options: Sequence[str]) -> None:
+    """Write a host's /etc/ssh, but for its key. `sshd_options` are lines of `sshd_config`, which come before ours."""
+    (folder / "authorized_keys").mkdir(parents=True)
+    for user, key in public_keys.items():
+        shutil.copy(key, folder / "authorized_keys" / user)
+    (folder / "sshd_config").write_text("".join(f"{line}\n" for line in sshd_options) + _SSHD)
+
+
+def etc_script(etc: Path, ssh_folder: Path, place: Path) -> str:
+    """Return the shell commands that mount /etc: a copy of this machine's with other files, in memory at `place`."""
+    return f"""
+        mount -t tmpfs -o mode=755 tmpfs '{place}'
+        cp --archive /etc/. '{place}'
+        rm -rf '{place}/ssh'
+        mkdir '{place}/ssh'
+        cp --archive --remove-destination '{etc}/.' '{place}'
+        mount --bind '{place}' /etc
+        mount --bind '{ssh_folder}' /etc/ssh
+    """
 
 
 def make_home(home: Path, account: Account) -> None:
@@ -133,10 +146,3 @@ def home_script(account: Account) -> str:
         folder = f"/run/user/{account.uid}"
         lines += [f"mkdir -m 700 {folder}", f"chown {account.uid}:{account.uid} {folder}"]
     return "\n".join(lines)
-
-
-def _write(path: Path, text: str, mode: int = 0o644) -> None:
-    """Write a file of its own, also where a link was."""
-    path.unlink(missing_ok=True)
-    path.write_text(text)
-    path.chmod(mode)

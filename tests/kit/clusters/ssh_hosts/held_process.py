@@ -44,10 +44,9 @@ class HeldProcess:
             raise RuntimeError(f"{self._name} {'ended' if is_readable else 'hangs'}:\n{tail}")
 
     def go(self) -> None:
-        """Begin the next step, and wait until it is done. Raise as `await_step` does."""
+        """Begin the next step."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
-        self.await_step()
 
     def end(self) -> None:
         """End the process and wait for that. May be repeated."""

@@ -16,11 +16,11 @@ import psutil
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.testing.deadlines import allow_s
 
-from .accounts import ACCOUNTS, AUTHORIZED_KEYS, PLAIN, Account, give, make_home, write_etc
+from .accounts import ACCOUNTS, PLAIN, Account, give, make_home, write_etc, write_ssh_folder
 from .client_folder import Place, make_key, public, write_client, write_known_hosts
 from .loopback_host import LoopbackHost
 from .namespace_host import NamespaceHost
-from .remains import MARK, make_folder, note_device, remove
+from .remains import MARK, make_folder, remove
 from .requirements import why_not
 from .switch import Switch
 
@@ -114,14 +114,14 @@ class SshHosts:
         for client in self._clients:
             write_known_hosts(client, self._host_keys())
 
-    # What happens to hosts
+    # Faults
 
     def off(self, name: str) -> None:
         """Turn a host's power off: all its processes end at once, and it answers no packet. May be repeated."""
         self._hosts[name].off()
 
     def on(self, name: str) -> None:
-        """Turn a host on again, with the old homes and /etc, an empty /run and /tmp, and another boot id."""
+        """Turn a host on again, with the old homes, an empty /run and /tmp, and another boot id."""
         self._hosts[name].begin()
         self._hosts[name].await_sshd()
 
@@ -145,7 +145,7 @@ class SshHosts:
 
         wait_until(is_known, f"{name} keeps its old key", timeout_s=allow_s(_RUN_S))
 
-    # What happens on hosts
+    # Processes on hosts
 
     def processes(self, name: str = "", user: str = "") -> list[psutil.Process]:
         """Return the processes of a user, or of all, on a host, or on all. Each has a pid of this machine.
@@ -188,8 +188,7 @@ class SshHosts:
             make_key(self._key(user), user)
 
     def _make_hosts(self) -> None:
-        self._switch = Switch(self.folder / "switch.log", self._mark)
-        note_device(self.folder, self._switch.device)
+        self._switch = Switch(self.folder, self._mark)
         accounts = [ACCOUNTS[name] for name in self._accounts]
         hosts = []
         for index in range(1, self._count + 1):
@@ -200,13 +199,13 @@ class SshHosts:
             hosts.append(NamespaceHost(index, folder, homes, self._switch, accounts, self._mark))
         addresses = {host.name: host.place.address for host in hosts}
         for host in hosts:
-            write_etc(host.etc, addresses, accounts, self._sshd_options)
-            make_key(host.host_key, host.name)
+            write_etc(host.etc, addresses, accounts)
             if host.name in self._rules:
-                (host.etc / "roost").mkdir(exist_ok=True)
+                (host.etc / "roost").mkdir()
                 (host.etc / "roost" / "machine.toml").write_text(self._rules[host.name])
-            for user in self.users:
-                shutil.copy(public(self._key(user)), host.etc / AUTHORIZED_KEYS / user)
+            keys = {user: public(self._key(user)) for user in self.users}
+            write_ssh_folder(host.ssh_folder, keys, self._sshd_options)
+            make_key(host.host_key, host.name)
             self._hosts[host.name] = host
         for homes in {host.homes for host in hosts}:
             for account in accounts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ import psutil
 from roost.bench.clusters.cluster_folder import answers, wait_until
 from roost.testing.deadlines import allow_s
 
-from .accounts import ACCOUNTS, HOST_KEY, Account, home_script
+from .accounts import ACCOUNTS, Account, etc_script, home_script
 from .client_folder import Place
 from .held_process import HeldProcess, first_command
 from .requirements import SSHD
@@ -28,7 +29,10 @@ _NAMESPACES = ("--mount", "--net", "--pid", "--uts", "--ipc")
 
 
 class NamespaceHost:
-    """The host `n<index>`. `etc` is its /etc, and `homes` is its /home. Both outlast its power."""
+    """The host `n<index>`. The folders `homes`, `ssh_folder` (its /etc/ssh) and `etc` outlast its power.
+
+    /etc is a copy of this machine's in memory, made at each start, with the files in `etc`.
+    """
 
     def __init__(
         self,
@@ -41,12 +45,14 @@ class NamespaceHost:
     ) -> None:
         self.name = f"n{index}"
         self.place = Place(switch.address(index))
-        self.homes, self.etc = homes, folder / "etc"
-        self.host_key = self.etc / HOST_KEY
+        self.homes, self.etc, self.ssh_folder = homes, folder / "etc", folder / "ssh"
+        self.host_key = self.ssh_folder / "host_key"
         self._index, self._folder, self._switch = index, folder, switch
+        (folder / "etc-in-memory").mkdir()
         self._accounts, self._environment = accounts, {**environment, "PATH": _PATH}
         self._process: HeldProcess | None = None
-        self._first_pid = 0
+        self._first_pid = self._pid_namespace = 0
+        self._first = -1
 
     def begin(self) -> None:
         """Turn the power on. `await_sshd` waits until the host is up."""
@@ -58,10 +64,14 @@ class NamespaceHost:
         self._process.await_step()
         (first,) = psutil.Process(self._process.pid).children()
         self._first_pid = first.pid
+        self._first = os.pidfd_open(first.pid)
+        self._pid_namespace = os.stat(f"/proc/{first.pid}/ns/pid").st_ino
         self._switch.plug(self._index, self._process.pid)
         self._process.go()
 
     def await_sshd(self) -> None:
+        assert self._process is not None
+        self._process.await_step()
         address = f"{self.place.address}:{self.place.port}"
         wait_until(lambda: answers(address), f"no sshd on {self.name}", timeout_s=allow_s(START_S))
 
@@ -69,12 +79,14 @@ class NamespaceHost:
         """Kill all processes at once. No packet reports their end. May be repeated."""
         process, self._process = self._process, None
         if process is not None:
-            with suppress(OSError):  # it has not come up
+            with suppress(subprocess.CalledProcessError):  # it has not come up
                 self._switch.cut(self._index)
             if self._first_pid:
-                os.kill(self._first_pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._first, signal.SIGKILL)
+                os.close(self._first)
+                self._first_pid = 0
             process.end()
-            self._first_pid = 0
             self._switch.unplug(self._index)
 
     def cut(self) -> None:
@@ -85,17 +97,15 @@ class NamespaceHost:
 
     def restart_sshd(self) -> None:
         """Let a new sshd take over, with the present host key. Sessions live on."""
-        os.kill(self._first_pid, signal.SIGHUP)
+        signal.pidfd_send_signal(self._first, signal.SIGHUP)
 
     def processes(self) -> list[psutil.Process]:
         """Return the processes of the host, but the first one."""
-        if self._process is None:
-            return []
-        own = os.stat(f"/proc/{self._first_pid}/ns/pid").st_ino
         found = []
         for process in psutil.process_iter():
             with suppress(OSError):
-                if os.stat(f"/proc/{process.pid}/ns/pid").st_ino == own and process.pid != self._first_pid:
+                namespace = os.stat(f"/proc/{process.pid}/ns/pid").st_ino
+                if self._first_pid not in (0, process.pid) and namespace == self._pid_namespace:
                     found.append(process)
         return found
 
@@ -126,7 +136,7 @@ class NamespaceHost:
         tmpfs = "mount -t tmpfs -o mode={:o} tmpfs {}".format
         mounts = f"""
             mount --bind '{self._folder}/boot_id' /proc/sys/kernel/random/boot_id
-            mount --bind '{self.etc}' /etc
+            {etc_script(self.etc, self.ssh_folder, self._folder / "etc-in-memory")}
             mount --bind '{self.homes}' /home
             {tmpfs(0o755, "/run")}
             {tmpfs(0o1777, "/tmp")}

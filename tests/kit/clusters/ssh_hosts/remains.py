@@ -1,11 +1,10 @@
-"""The folders of hosts, and what is left of hosts whose test was killed."""
+"""The folders of hosts, and the remains of hosts after their test was killed."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import socket
 import tempfile
 import time
 from contextlib import suppress
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from kit.machine.network_cables import disconnect
+from kit.machine.network_cables import disconnect, find_devices
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.daemon.process import is_running, start_time
 from roost.testing.deadlines import allow_s
@@ -31,48 +30,42 @@ def make_folder() -> Path:
         if not _has_owner(folder):
             remove(folder)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_BASE))
-    note_device(folder, "")
+    owner = {"pid": os.getpid(), "start_time": start_time(os.getpid())}
+    (folder / f"{_OWNER}.new").write_text(json.dumps(owner))
+    (folder / f"{_OWNER}.new").rename(folder / _OWNER)
     return folder
 
 
-def note_device(folder: Path, device: str) -> None:
-    """Note the owner of a folder, which is this process, and the network device of its hosts."""
-    owner = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "device": device}
-    (folder / f"{_OWNER}.new").write_text(json.dumps(owner))
-    (folder / f"{_OWNER}.new").rename(folder / _OWNER)
-
-
 def remove(folder: Path) -> None:
-    """End the processes of a folder's hosts, and remove their network device and the folder."""
+    """End the processes of a folder's hosts, and remove their network device and the folder. May be repeated."""
     _kill_processes(folder)
-    with suppress(OSError, ValueError):
-        if device := json.loads((folder / _OWNER).read_text())["device"]:
-            disconnect(device)
+    for device in find_devices(str(folder)):
+        disconnect(device)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Return a line for each process and mount that is left of hosts, and for their folder and its device."""
+    """Return a line for each process, mount and network device that is left of hosts, and for their folder."""
     found = [f"process {process.pid}" for process in _find_processes(folder)]
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found += [f"mount {line}" for line in mounts if f" {folder}/" in line]
-    if folder.exists():
-        found.append(f"folder {folder}")
-        device = json.loads((folder / _OWNER).read_text())["device"]
-        found += [f"device {name}" for _, name in socket.if_nameindex() if name == device]
-    return found
+    found += [f"device {name}" for name in find_devices(str(folder))]
+    return found + ([f"folder {folder}"] if folder.exists() else [])
 
 
 def _has_owner(folder: Path) -> bool:
-    """True if the process that made a folder runs, if it belongs to another user, or if it is being made."""
+    """True unless the process that made a folder has ended. True for folders of other users, and for gone ones."""
     try:
         status = folder.stat()
-        if status.st_uid != os.geteuid():
-            return True
+    except FileNotFoundError:
+        return True
+    if status.st_uid != os.geteuid():
+        return True
+    try:
         owner = json.loads((folder / _OWNER).read_text())
-        return is_running(owner["pid"], owner["start_time"])
-    except (OSError, ValueError):
-        return folder.exists() and time.time() - folder.stat().st_mtime < _WRITES_S
+    except FileNotFoundError:
+        return time.time() - status.st_mtime < _WRITES_S
+    return is_running(owner["pid"], owner["start_time"])
 
 
 def _find_processes(folder: Path) -> list[psutil.Process]:

@@ -1,4 +1,4 @@
-"""What hosts need on this machine."""
+"""The packages and rights that hosts need on this machine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from kit.machine import debian_packages
 from roost.testing.deadlines import allow_s
 
 from .accounts import ACCOUNTS, PLAIN
@@ -34,6 +35,12 @@ def why_not(hosts: int = 1, accounts: Sequence[str] = PLAIN) -> str | None:
     if accounts != PLAIN:
         return "accounts of SSH hosts need root: without it there is the caller's own account"
     return None
+
+
+def install() -> None:
+    """Install the Debian packages of hosts with all accounts, if this is root on Debian and packages are missing."""
+    if missing := _missing_packages(tuple(ACCOUNTS)):
+        debian_packages.install(*missing)
 
 
 def _missing_packages(accounts: Sequence[str]) -> list[str]:

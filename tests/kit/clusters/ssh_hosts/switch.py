@@ -30,14 +30,20 @@ _DISABLED, _FORWARDING = "0", "3"  # states of a port: linux/if_bridge.h
 
 
 class Switch:
-    """A bridge to which the hosts and this machine are connected. It starts at once."""
+    """A bridge to which the hosts and this machine are connected. It starts at once.
 
-    def __init__(self, log: Path, environment: Mapping[str, str]) -> None:
+    `folder` gets its log, and is the alias of this machine's device.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self._folder, self._device = folder, ""
+        log = folder / "switch.log"
         self._process = HeldProcess(["unshare", "--net", "sh", "-euc", _SCRIPT], log, environment)
         try:
             self._process.await_step()
             self.number = self._claim()
             self._process.go()
+            self._process.await_step()
         except BaseException:
             self.close()
             raise
@@ -54,14 +60,12 @@ class Switch:
                 if "File exists" in str(problem):
                     continue
                 raise
-            self.device = device
+            self._device = device
+            ip("link", "set", device, "alias", str(self._folder))
             ip("addr", "add", f"{network}.254/24", "dev", device)
             ip("link", "set", device, "up")
             return number
         raise RuntimeError("every network of SSH hosts is in use")
-
-    device = ""
-    """This machine's end of its cable."""
 
     def address(self, index: int) -> str:
         """Return the address of host `index`, which counts from 1."""
@@ -86,8 +90,8 @@ class Switch:
 
     def close(self) -> None:
         """Remove the bridge and all cables. May be repeated."""
-        if self.device:
-            disconnect(self.device)
+        if self._device:
+            disconnect(self._device)
         self._process.end()
 
     def _run(self, *command: str) -> None:

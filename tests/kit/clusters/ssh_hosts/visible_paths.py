@@ -6,6 +6,7 @@ has an empty folder over each of these, and the needed folders are mounted in it
 
 from __future__ import annotations
 
+import shlex
 import stat
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[4]
 OWN = ("/dev/shm", "/home", "/run", "/tmp", "/var/log")
-"""The folders of which each host has its own."""
+"""Each host has folders of its own at these paths."""
 _KEPT = "/dev/shm/kept"
 
 
@@ -43,9 +44,9 @@ def hide_script(paths: Sequence[Path], mounts: str) -> str:
     hidden = [path for path in paths if any(str(p) in OWN or p in closed for p in path.parents)]
     keeps, shows = [], []
     for number, path in enumerate(hidden):
-        keeps += [f"mkdir -p {_KEPT}/{number}", f"mount --bind '{path}' {_KEPT}/{number}"]
-        shows += [f"mkdir -p '{path}'", f"mount --bind {_KEPT}/{number} '{path}'", f"umount {_KEPT}/{number}"]
-        shows += [f"rmdir {_KEPT}/{number}"]
-    covers = [f"mount -t tmpfs -o mode=755 tmpfs '{folder}'" for folder in closed]
+        kept, place = f"{_KEPT}/{number}", shlex.quote(str(path))
+        keeps += [f"mkdir -p {kept}", f"mount --bind {place} {kept}"]
+        shows += [f"mkdir -p {place}", f"mount --bind {kept} {place}", f"umount {kept}", f"rmdir {kept}"]
+    covers = [f"mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(folder))}" for folder in closed]
     lines = ["mount -t tmpfs -o mode=1777 tmpfs /dev/shm", *keeps, *covers, mounts, *shows]
-    return "\n".join([*lines, f"rm -rf --one-file-system {_KEPT}"])
+    return "\n".join([*lines, f"rmdir {_KEPT}"] if hidden else lines)

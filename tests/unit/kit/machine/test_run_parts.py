@@ -16,6 +16,7 @@ from kit.machine.run_parts import is_rest
         ("tests/lifecycle/test_async_manager.py::test_restart[dask-False]", True),
         ("tests/contract/test_backend.py::test_claims[kubernetes]", True),
         ("tests/lifecycle/test_yarn_master.py::test_cost", True),
+        ("tests/lifecycle/test_idle.py::test_an_idle_kernel[ssh]", True),
         ("tests/fault/test_kills.py::test_a_service", True),
         ("tests/browser/test_notebooks.py::test_a_cell[local]", True),
     ],
