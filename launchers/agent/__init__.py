@@ -11,6 +11,7 @@
                                                                └──> output/   what each kernel publishes
 
 `agent` has the operations, and `main` the process. `find_or_start` finds the agent of a user and machine, or starts it.
+`on_host` answers a service that has only a login on this machine.
 `first_process` is the program of a pod or container: it forks the kernel, and then becomes the agent.
 
 The rooms form a stack: `leases` and `warm`, `machine`, `limits` and `output`, `launch`, and then the files of this
