@@ -35,7 +35,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
-	@echo '                  where each went and why (BACKEND=dask, kubernetes or yarn: on such a cluster; BACKEND=local: on this machine alone)'
+	@echo '                  where each went and why (BACKEND=dask, kubernetes, yarn or ssh: on such a cluster; BACKEND=local: on this machine alone)'
 	@echo 'make lab          the same, in JupyterLab'
 	@echo 'make lint         format, lint, types'
 	@echo 'make check        the same, and the unit tests'
@@ -105,6 +105,7 @@ test-rest: $(READY)
 	$(MAKE) run BACKEND=dask
 	if $(IS_BUILT) 'from kit.clusters.kubelets import why_not; exit(why_not())'; then $(MAKE) run BACKEND=kubernetes; fi
 	if $(IS_BUILT) 'from kit.clusters.hadoop_nodes import why_not; exit(why_not())'; then $(MAKE) run BACKEND=yarn; fi
+	if $(IS_BUILT) 'from kit.clusters.ssh_hosts import why_not; exit(why_not(3))'; then $(MAKE) run BACKEND=ssh; fi
 
 browser: $(BROWSER_READY)
 	PYTHONPATH=tests:docs/examples $(PY) -m kit.jupyter.browser || echo 'Chromium cannot be installed here: its tests are skipped.'

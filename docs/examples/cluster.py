@@ -1,4 +1,4 @@
-"""The tour's cluster of three machines, with real daemons of Ray, Dask, Kubernetes or YARN, and its checks.
+"""The tour's cluster of three machines, with real daemons of Ray, Dask, Kubernetes, YARN or sshd, and its checks.
 
 Only the checks know roost. They ask the cluster itself for the leases of roost.
 """
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import hadoop_cluster
+import hosts_cluster
 import kubelets_cluster
 from hadoop_cluster import HadoopCluster
+from hosts_cluster import HostsCluster
 from kubelets_cluster import KubeletsCluster
 from proof import Check
 from rich.console import Console
@@ -42,9 +44,9 @@ DASK_MACHINES = (
 Dask knows no GPU models, and an agent without a driver sees none. A resource therefore stands for each model.
 """
 
-PodCluster = KubeletsCluster | HadoopCluster
-"""A cluster in which each kernel has a pod or container of its own."""
-AnyCluster = DaemonCluster | PodCluster
+FarCluster = KubeletsCluster | HadoopCluster | HostsCluster
+"""A cluster whose kernels have another environment than the tour: that of a pod, a container or a host."""
+AnyCluster = DaemonCluster | FarCluster
 
 ASK_TIMEOUT_S = 60.0
 
@@ -133,6 +135,13 @@ def _yarn_rows(cluster: HadoopCluster) -> list[str]:
     ]
 
 
+def _host_rows(cluster: HostsCluster) -> list[str]:
+    return [
+        f"{name:<4} {cluster.addresses[name]:<14} {' '.join(rules.split()) or 'no GPU'}"
+        for name, rules in cluster.rules.items()
+    ]
+
+
 def _row(address: str, cpus: str, memory_bytes: int, gpus: str, rest: str) -> str:
     return f"{address:<12} {cpus}, {memory_bytes >> 30:>2} GiB, {gpus:<8}  {rest}"
 
@@ -177,6 +186,16 @@ KINDS: Mapping[str, Kind] = {
         ask=hadoop_cluster.ASK,
         nothing="no container of a kernel in YARN",
         why_not=hadoop_cluster.why_not,
+    ),
+    "ssh": Kind(
+        name="SSH",
+        takes="1 to 3 s",
+        starting="three hosts with sshd",
+        make=HostsCluster,
+        rows=_host_rows,
+        ask=hosts_cluster.ASK,
+        nothing="no promise in the books of the hosts",
+        why_not=hosts_cluster.why_not,
     ),
 }
 
@@ -224,7 +243,7 @@ async def end_cluster(kind: Kind, cluster: AnyCluster) -> Check:
             await asyncio.to_thread(cluster.await_applications) if isinstance(cluster, HadoopCluster) else []
         )
         await asyncio.to_thread(cluster.close)
-        if isinstance(cluster, PodCluster):
+        if isinstance(cluster, FarCluster):
             left += cluster.leftovers()
         else:
             left += [str(process.pid) for process in processes(cluster.folder)]

@@ -72,7 +72,7 @@ class HadoopCluster:
         """Return the processes of the cluster, those in containers too."""
         return self._nodes.processes()
 
-    def pod_processes(self) -> list[psutil.Process]:
+    def kernel_processes(self) -> list[psutil.Process]:
         """Return the processes in containers of kernels: all but the first container of each application."""
         containers = self._nodes.container_processes()
         return [each for each in containers if not each.environ()["CONTAINER_ID"].endswith("_000001")]

@@ -98,9 +98,9 @@ class KubeletsCluster:
                     found.append(process)
             except (psutil.Error, OSError):  # ended, a zombie, or another user's
                 continue
-        return found + self.pod_processes()
+        return found + self.kernel_processes()
 
-    def pod_processes(self) -> list[psutil.Process]:
+    def kernel_processes(self) -> list[psutil.Process]:
         """Return the processes in the tour's pods."""
         pods = self._kubelets.api.call("GET", f"/api/v1/namespaces/{NAMESPACE}/pods")["items"]
         found = []

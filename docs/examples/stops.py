@@ -123,6 +123,28 @@ STOPS: Mapping[str, tuple[TourStop, ...]] = {
         ),
         NOT_FORKED,
     ),
+    "ssh": (
+        ANYWHERE,
+        TourStop(
+            name="roost-half-t4",
+            title="Python, half a T4",
+            notebook="gpu_share.ipynb",
+            asks={"gpus": 0.5, "gpu_models": ["T4"]},
+        ),
+        TourStop(
+            name="roost-a100",
+            title="Python, an A100 and 1 CPU",
+            notebook="gpu_share.ipynb",
+            asks={"cpus": 1, "gpus": 1, "gpu_models": ["A100"]},
+        ),
+        TourStop(
+            name="roost-rack-3",
+            title="Python, 1 CPU and 512 MiB in rack 3",
+            notebook="numerics.ipynb",
+            asks={"cpus": 1, "memory": "512MiB", "labels": {"rack": "3"}},
+        ),
+        NOT_FORKED,
+    ),
 }
 HALF_A_GPU = TourStop(name="roost-half-gpu", title="Half a GPU", notebook="", asks={"gpus": 0.5})
 TOO_BIG = TourStop(

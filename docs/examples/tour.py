@@ -5,6 +5,7 @@
     python docs/examples/tour.py --backend dask     on a Dask cluster of three machines: `make run BACKEND=dask`
     python docs/examples/tour.py --backend kubernetes    on a Kubernetes cluster of three nodes, a pod for each kernel
     python docs/examples/tour.py --backend yarn     on a YARN cluster of three nodes, a container for each kernel
+    python docs/examples/tour.py --backend ssh      on three hosts with a login: `make run BACKEND=ssh`
     python docs/examples/tour.py --lab              the same kernelspecs in JupyterLab, until Ctrl-C
 
 Folders, port, token, cluster, service and agents are private to the tour. The exit status is 1 if a notebook fails, if
@@ -22,7 +23,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from types import MappingProxyType
 from typing import Any
 
 import psutil
-from cluster import KINDS, AnyCluster, PodCluster, end_cluster, find_leases, run_cluster
+from cluster import KINDS, AnyCluster, FarCluster, end_cluster, find_leases, run_cluster
 from dask_waits import wait_for_kernel
 from proof import RUNTIME, Check, Footprint, check_left, end, find_footprint
 from rich.console import Console
@@ -322,13 +323,20 @@ async def prove(
     kernel_ids: list[str],
     backend: str,
     cluster: AnyCluster | None,
+    inside: Sequence[psutil.Process] = (),
 ) -> bool:
-    """Wait a while until all processes have ended, and print all remains. True if nothing is left."""
+    """Wait a while until all processes have ended, and print all remains. True if nothing is left.
+
+    `inside` are the kernels' processes in pods or containers, or on hosts.
+    """
     began = time.monotonic()
-    await asyncio.to_thread(psutil.wait_procs, before.processes, timeout=LEAVE_TIMEOUT_S)
+    await asyncio.to_thread(psutil.wait_procs, [*before.processes, *inside], timeout=LEAVE_TIMEOUT_S)
     waited_s = time.monotonic() - began
     folders = [world.runtime, world.jupyter_runtime]
     checks = first + check_left(before, world.runtime, folders, kernel_ids, cluster and cluster.folder)
+    if inside:
+        left = tuple(str(process.pid) for process in inside if process.is_running())
+        checks.append(Check(what=f"{len(inside)} processes in pods, containers or hosts ended", left=left))
     if cluster:
         checks.append(await end_cluster(KINDS[backend], cluster))
     for one in checks:
@@ -348,7 +356,7 @@ async def run_nodes(backend: str, world: World) -> AsyncIterator[AnyCluster | No
     kind = KINDS[backend]
     async with run_cluster(kind, out) as cluster:
         settings = {"agent_idle_exit_s": AGENT_IDLE_EXIT_S, "address": cluster.address}
-        if isinstance(cluster, PodCluster):
+        if isinstance(cluster, FarCluster):
             settings = cluster.settings(world.root)
         configure(world.config, kind.name.capitalize(), settings)
         yield cluster
@@ -383,18 +391,13 @@ async def visit_all(backend: str, world: World, cluster: AnyCluster | None) -> b
         if not is_good:
             out.print(Text("\n".join(server.log[-30:]), style="dim"))
         before = find_footprint(world.runtime, cluster and cluster.folder)
-        inside = cluster.pod_processes() if isinstance(cluster, PodCluster) else []
+        inside = cluster.kernel_processes() if isinstance(cluster, FarCluster) else []
         out.print(Rule("[bold]The end[/]", align="left", style="cyan"))
         left = await stop_kernels(server)
         checks = [Check(what="kernels deleted", left=tuple(left)), await leases_left(backend)]
         if cluster:
             checks.append(await find_leases(KINDS[backend], cluster))
-        if inside:
-            left = [str(process.pid) for process in inside if process.is_running()]
-            checks.append(
-                Check(what=f"{len(inside)} processes in pods or containers ended", left=tuple(left))
-            )
-    return await prove(checks, before, world, kernel_ids, backend, cluster) and is_good
+    return await prove(checks, before, world, kernel_ids, backend, cluster, inside) and is_good
 
 
 async def lab(backend: str) -> bool:
