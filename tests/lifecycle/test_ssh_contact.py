@@ -310,6 +310,31 @@ async def test_a_contact_that_is_cancelled_at_any_time_leaves_nothing(sshd: OwnS
         assert not list_children()
 
 
+@pytest.mark.parametrize(
+    ("victim", "kind", "cause"),
+    [
+        ("ssh", "ssh", "was ended by signal 9"),
+        ("sshd", "unreachable", "the connection to n1 was lost ("),
+        ("python", "answer", "without an answer: "),
+    ],
+)
+async def test_a_process_of_the_way_that_is_killed(sshd: OwnSshd, victim: str, kind: str, cause: str) -> None:
+    sshd.start()
+    program = "import os, time; say({'step': 'pids %d %d' % (os.getpid(), os.getppid())}); time.sleep(1000)"
+
+    def report(step: str) -> None:
+        if step.startswith("pids "):
+            python = psutil.Process(int(step.split()[1]))
+            (ssh,) = (each for each in psutil.Process().children() if each.name() == "ssh")
+            server = next(each for each in python.parents() if each.name() in ("sshd", "sshd-session"))
+            {"ssh": ssh, "sshd": server, "python": python}[victim].kill()
+            if victim != "python":
+                python.kill()
+
+    text = await problem_of(sshd, kind, program, report=report)
+    assert cause in text
+
+
 async def test_the_latest_callers_agent_is_asked(sshd: OwnSshd, tmp_path: Path) -> None:
     sshd.start()
     sshd.configure_client(IdentityFile="none", IdentityAgent="SSH_AUTH_SOCK", IdentitiesOnly="no")

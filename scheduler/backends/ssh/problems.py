@@ -215,6 +215,8 @@ def explain(host: str, code: int | None, errors: str, noise: str = "") -> HostPr
 
     `errors` is the end of its standard error, and `noise` the end of its standard output.
     """
+    if code is not None and code < 0:
+        return HostProblem(f"ssh to {host} was ended by signal {-code}: try again", kind="ssh")
     # Only ssh itself exits with 255. Otherwise a program of the host wrote these texts.
     is_own = code == 255
     if is_own and (changed := _explain_changed_key(host, errors)) is not None:
@@ -235,8 +237,12 @@ def explain(host: str, code: int | None, errors: str, noise: str = "") -> HostPr
 
 def explain_end(host: str, code: int | None, errors: str) -> HostProblem:
     """Return the problem of a program of roost that has ended without an answer."""
-    if code == 255:  # the connection is lost
+    if code is None or code < 0:
         return explain(host, code, errors)
+    if code == 255:
+        reason = last_line(errors) or "no reason is given"
+        text = f"the connection to {host} was lost ({reason}): check that the host is up, and the network to it"
+        return HostProblem(text, kind="unreachable")
     if (problem := _find_complaint(host, errors, ("answer",))) is not None:
         return problem
     reason = last_line(errors) or f"exit code {code}"
