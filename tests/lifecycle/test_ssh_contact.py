@@ -164,7 +164,7 @@ async def test_a_changed_host_key_is_refused(sshd: OwnSshd, tmp_path: Path) -> N
     sshd.know("other_host_key")
     text = await problem_of(sshd, "host_key")
     assert "has changed" in text
-    assert f"`ssh-keygen -f {tmp_path}/known_hosts -R [127.0.0.1]:{sshd.port}`" in text
+    assert f"`ssh-keygen -f {tmp_path}/known_hosts -R '[127.0.0.1]:{sshd.port}'`" in text
 
 
 async def test_a_revoked_host_key_is_refused(sshd: OwnSshd, tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ async def run_on_host(
     `python` is the interpreter on the host, which may begin with `~/`; empty: the first good one of the usual names.
     `variables` are set for ssh, and an empty value unsets one. `ssh` is the client and its options. With `may_ask`, ssh
     may ask a person at this process's terminal. `report` gets each step that is done: "master" (an open connection is
-    used), "shell" (the login), "python", and what the program says as {"step": …}.
+    used), "shell" (the login), "python", and what the program says as {"step": …}. An error of `report` or `archive` is
+    raised here.
     """
     if not host or host.startswith("-") or not host.isprintable() or " " in host:
         raise HostProblem(f"{host!r} is no name of a host: correct the list of hosts", kind="ssh")
@@ -252,7 +253,10 @@ class _Exchange(_Process):
             del self._errors[:-_ERRORS_BYTES]
         elif not self.outcome.done():
             self._unread += data
-            self._read()
+            try:
+                self._read()
+            except Exception as problem:  # noqa: BLE001 - of `report` or `archive`; it is raised in the caller
+                self.outcome.set_exception(problem)
 
     def _read(self) -> None:
         """Read all whole lines that have the mark, and drop what stands before them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Literal
 
 from roost.launchers.protocol.rpc import RemoteError
@@ -241,7 +242,9 @@ def explain_end(host: str, code: int | None, errors: str) -> HostProblem:
         return explain(host, code, errors)
     if code == 255:
         reason = last_line(errors) or "no reason is given"
-        text = f"the connection to {host} was lost ({reason}): check that the host is up, and the network to it"
+        text = (
+            f"the connection to {host} was lost ({reason}): check that the host is up, and the network to it"
+        )
         return HostProblem(text, kind="unreachable")
     if (problem := _find_complaint(host, errors, ("answer",))) is not None:
         return problem
@@ -329,9 +332,9 @@ def _explain_changed_key(host: str, errors: str) -> HostProblem | None:
     name = re.search(r"Host key for (\S+) has changed", errors)
     place = re.search(r"Offending \S+ key in (.+):(\d+)", errors)
     changed = clean(name.group(1)) if name else host
-    file = f"-f {clean(place.group(1))} " if place else ""
+    file = f"-f {quote(clean(place.group(1)))} " if place else ""
     return HostProblem(
         f"ssh cannot log in to {host}: the host key of {changed} has changed: ask its operator; if that is right, "
-        f"run `ssh-keygen {file}-R {changed}`, then `ssh {host}`",
+        f"run `ssh-keygen {file}-R {quote(changed)}`, then `ssh {host}`",
         kind="host_key",
     )
