@@ -245,6 +245,9 @@ async def test_a_command_that_the_host_replaces(sshd: OwnSshd) -> None:
         ("say({'problem': 'the folder is\\nfull'})", "n1: the folder is full"),
         ("while True: sys.stdout.write('x' * 65536)", "more than 1 MiB"),
         ("while True: print('x' * 100)", "more than 1 MiB"),
+        ("while True: say({'step': 'again'})", "more than 1 MiB"),
+        ("fetch_archive(); fetch_archive()", "asked twice for the archive"),
+        ("say({'problem': 'x' * 400 + ': do this'})", ": do this"),
         ("print(MARK, end=''); [sys.stdout.write('x' * 65536) for _ in range(16000)]", "without an end"),
     ],
 )

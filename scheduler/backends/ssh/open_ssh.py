@@ -29,7 +29,7 @@ from .remote_line import is_fit, write_line, write_mark, write_program
 
 __all__ = ["HostProblem", "run_on_host"]
 
-_NOISE_BYTES = 1 << 20
+_MOST_BYTES = 1 << 20
 _LINE_BYTES = 1 << 18
 _ERRORS_BYTES = 4096
 _CHECK_S = 1.5
@@ -230,9 +230,11 @@ class _Exchange(_Process):
         self._program, self._archive, self._report = program, archive, report
         self._unread = bytearray()
         self._noise = bytearray()
-        self._noise_bytes = 0
+        self._read_bytes = 0
         self._errors = bytearray()
+        self._has_sent = False
         self.has_shell = False
+        """True if the host's shell has answered: the login succeeded."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -273,6 +275,7 @@ class _Exchange(_Process):
                     self._fail("answered with a line without an end: is something else printing there?")
                 return
             line = bytes(self._unread[len(self._mark) : end])
+            self._count(end + 1)
             del self._unread[: end + 1]
             self._read_line(line.decode(errors="replace").strip())
 
@@ -280,8 +283,11 @@ class _Exchange(_Process):
         self._noise += self._unread[:count]
         del self._noise[:-_ERRORS_BYTES]
         del self._unread[:count]
-        self._noise_bytes += count
-        if self._noise_bytes > _NOISE_BYTES:
+        self._count(count)
+
+    def _count(self, count: int) -> None:
+        self._read_bytes += count
+        if self._read_bytes > _MOST_BYTES:
             self._fail("printed more than 1 MiB before it answered: silence its login files")
 
     def _read_line(self, text: str) -> None:
@@ -299,13 +305,17 @@ class _Exchange(_Process):
         if not isinstance(value, dict):
             self._fail(f"answered with what roost cannot read ({clean(text)[:60]})")
         elif value.get("want") == "archive":
+            if self._has_sent:  # each time takes memory here
+                self._fail("asked twice for the archive: is something else answering there?")
+                return
+            self._has_sent = True
             content = self._archive()
             self.write(b"%d\n" % len(content) + content)
         elif isinstance(value.get("step"), str):
             self._report(value["step"])
         elif "problem" in value:
             kind = cast(Kind, value["kind"]) if value.get("kind") in get_args(Kind) else "answer"
-            self._settle(HostProblem(f"{self._host}: {clean(str(value['problem']))}", kind=kind))
+            self._settle(HostProblem(f"{self._host}: {clean(str(value['problem']), 600)}", kind=kind))
         else:
             self.outcome.set_result(value)
 
@@ -338,7 +348,7 @@ class _Printing(_Process):
         self.printed = bytearray()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
-        if fd == 1 and len(self.printed) < _NOISE_BYTES:
+        if fd == 1 and len(self.printed) < _MOST_BYTES:
             self.printed += data
 
 

@@ -298,10 +298,10 @@ def last_line(text: str) -> str:
     return clean(lines[-1]) if lines else ""
 
 
-def clean(text: str) -> str:
-    """Return one line of printable characters, at most 200."""
+def clean(text: str, most: int = 200) -> str:
+    """Return one line of printable characters, at most `most`, without its last full stop or colon."""
     shown = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(shown.split())[:200].rstrip(".:")
+    return " ".join(shown.split())[:most].rstrip(".:")
 
 
 def _fill(host: str, groups: Mapping[str, str]) -> Mapping[str, str]:
