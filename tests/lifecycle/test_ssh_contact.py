@@ -164,7 +164,7 @@ async def test_a_changed_host_key_is_refused(sshd: OwnSshd, tmp_path: Path) -> N
     sshd.know("other_host_key")
     text = await problem_of(sshd, "host_key")
     assert "has changed" in text
-    assert f"`ssh-keygen -f {tmp_path}/known_hosts -R [127.0.0.1]:{sshd.port}`" in text
+    assert f"`ssh-keygen -f {tmp_path}/known_hosts -R '[127.0.0.1]:{sshd.port}'`" in text
 
 
 async def test_a_revoked_host_key_is_refused(sshd: OwnSshd, tmp_path: Path) -> None:
@@ -245,6 +245,9 @@ async def test_a_command_that_the_host_replaces(sshd: OwnSshd) -> None:
         ("say({'problem': 'the folder is\\nfull'})", "n1: the folder is full"),
         ("while True: sys.stdout.write('x' * 65536)", "more than 1 MiB"),
         ("while True: print('x' * 100)", "more than 1 MiB"),
+        ("while True: say({'step': 'again'})", "more than 1 MiB"),
+        ("fetch_archive(); fetch_archive()", "asked twice for the archive"),
+        ("say({'problem': 'x' * 400 + ': do this'})", ": do this"),
         ("print(MARK, end=''); [sys.stdout.write('x' * 65536) for _ in range(16000)]", "without an end"),
     ],
 )
@@ -308,6 +311,31 @@ async def test_a_contact_that_is_cancelled_at_any_time_leaves_nothing(sshd: OwnS
         task.cancel()
         await asyncio.wait([task])
         assert not list_children()
+
+
+@pytest.mark.parametrize(
+    ("victim", "kind", "cause"),
+    [
+        ("ssh", "ssh", "was ended by signal 9"),
+        ("sshd", "unreachable", "the connection to n1 was lost ("),
+        ("python", "answer", "without an answer: "),
+    ],
+)
+async def test_a_process_of_the_way_that_is_killed(sshd: OwnSshd, victim: str, kind: str, cause: str) -> None:
+    sshd.start()
+    program = "import os, time; say({'step': 'pids %d %d' % (os.getpid(), os.getppid())}); time.sleep(1000)"
+
+    def report(step: str) -> None:
+        if step.startswith("pids "):
+            python = psutil.Process(int(step.split()[1]))
+            (ssh,) = (each for each in psutil.Process().children() if each.name() == "ssh")
+            server = next(each for each in python.parents() if each.name() in ("sshd", "sshd-session"))
+            {"ssh": ssh, "sshd": server, "python": python}[victim].kill()
+            if victim != "python":
+                python.kill()
+
+    text = await problem_of(sshd, kind, program, report=report)
+    assert cause in text
 
 
 async def test_the_latest_callers_agent_is_asked(sshd: OwnSshd, tmp_path: Path) -> None:

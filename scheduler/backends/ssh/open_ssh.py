@@ -29,7 +29,7 @@ from .remote_line import is_fit, write_line, write_mark, write_program
 
 __all__ = ["HostProblem", "run_on_host"]
 
-_NOISE_BYTES = 1 << 20
+_MOST_BYTES = 1 << 20
 _LINE_BYTES = 1 << 18
 _ERRORS_BYTES = 4096
 _CHECK_S = 1.5
@@ -61,7 +61,8 @@ async def run_on_host(
     `python` is the interpreter on the host, which may begin with `~/`; empty: the first good one of the usual names.
     `variables` are set for ssh, and an empty value unsets one. `ssh` is the client and its options. With `may_ask`, ssh
     may ask a person at this process's terminal. `report` gets each step that is done: "master" (an open connection is
-    used), "shell" (the login), "python", and what the program says as {"step": …}.
+    used), "shell" (the login), "python", and what the program says as {"step": …}. An error of `report` or `archive` is
+    raised here.
     """
     if not host or host.startswith("-") or not host.isprintable() or " " in host:
         raise HostProblem(f"{host!r} is no name of a host: correct the list of hosts", kind="ssh")
@@ -229,9 +230,11 @@ class _Exchange(_Process):
         self._program, self._archive, self._report = program, archive, report
         self._unread = bytearray()
         self._noise = bytearray()
-        self._noise_bytes = 0
+        self._read_bytes = 0
         self._errors = bytearray()
+        self._has_sent = False
         self.has_shell = False
+        """True if the host's shell has answered: the login succeeded."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -252,7 +255,10 @@ class _Exchange(_Process):
             del self._errors[:-_ERRORS_BYTES]
         elif not self.outcome.done():
             self._unread += data
-            self._read()
+            try:
+                self._read()
+            except Exception as problem:  # noqa: BLE001 - of `report` or `archive`; it is raised in the caller
+                self.outcome.set_exception(problem)
 
     def _read(self) -> None:
         """Read all whole lines that have the mark, and drop what stands before them."""
@@ -269,6 +275,7 @@ class _Exchange(_Process):
                     self._fail("answered with a line without an end: is something else printing there?")
                 return
             line = bytes(self._unread[len(self._mark) : end])
+            self._count(end + 1)
             del self._unread[: end + 1]
             self._read_line(line.decode(errors="replace").strip())
 
@@ -276,8 +283,11 @@ class _Exchange(_Process):
         self._noise += self._unread[:count]
         del self._noise[:-_ERRORS_BYTES]
         del self._unread[:count]
-        self._noise_bytes += count
-        if self._noise_bytes > _NOISE_BYTES:
+        self._count(count)
+
+    def _count(self, count: int) -> None:
+        self._read_bytes += count
+        if self._read_bytes > _MOST_BYTES:
             self._fail("printed more than 1 MiB before it answered: silence its login files")
 
     def _read_line(self, text: str) -> None:
@@ -295,13 +305,17 @@ class _Exchange(_Process):
         if not isinstance(value, dict):
             self._fail(f"answered with what roost cannot read ({clean(text)[:60]})")
         elif value.get("want") == "archive":
+            if self._has_sent:  # each time takes memory here
+                self._fail("asked twice for the archive: is something else answering there?")
+                return
+            self._has_sent = True
             content = self._archive()
             self.write(b"%d\n" % len(content) + content)
         elif isinstance(value.get("step"), str):
             self._report(value["step"])
         elif "problem" in value:
             kind = cast(Kind, value["kind"]) if value.get("kind") in get_args(Kind) else "answer"
-            self._settle(HostProblem(f"{self._host}: {clean(str(value['problem']))}", kind=kind))
+            self._settle(HostProblem(f"{self._host}: {clean(str(value['problem']), 600)}", kind=kind))
         else:
             self.outcome.set_result(value)
 
@@ -334,7 +348,7 @@ class _Printing(_Process):
         self.printed = bytearray()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
-        if fd == 1 and len(self.printed) < _NOISE_BYTES:
+        if fd == 1 and len(self.printed) < _MOST_BYTES:
             self.printed += data
 
 

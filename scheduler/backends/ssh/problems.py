@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Literal
 
 from roost.launchers.protocol.rpc import RemoteError
@@ -215,6 +216,8 @@ def explain(host: str, code: int | None, errors: str, noise: str = "") -> HostPr
 
     `errors` is the end of its standard error, and `noise` the end of its standard output.
     """
+    if code is not None and code < 0:
+        return HostProblem(f"ssh to {host} was ended by signal {-code}: try again", kind="ssh")
     # Only ssh itself exits with 255. Otherwise a program of the host wrote these texts.
     is_own = code == 255
     if is_own and (changed := _explain_changed_key(host, errors)) is not None:
@@ -235,8 +238,14 @@ def explain(host: str, code: int | None, errors: str, noise: str = "") -> HostPr
 
 def explain_end(host: str, code: int | None, errors: str) -> HostProblem:
     """Return the problem of a program of roost that has ended without an answer."""
-    if code == 255:  # the connection is lost
+    if code is None or code < 0:
         return explain(host, code, errors)
+    if code == 255:
+        reason = last_line(errors) or "no reason is given"
+        text = (
+            f"the connection to {host} was lost ({reason}): check that the host is up, and the network to it"
+        )
+        return HostProblem(text, kind="unreachable")
     if (problem := _find_complaint(host, errors, ("answer",))) is not None:
         return problem
     reason = last_line(errors) or f"exit code {code}"
@@ -289,10 +298,10 @@ def last_line(text: str) -> str:
     return clean(lines[-1]) if lines else ""
 
 
-def clean(text: str) -> str:
-    """Return one line of printable characters, at most 200."""
+def clean(text: str, most: int = 200) -> str:
+    """Return one line of printable characters, at most `most`, without its last full stop or colon."""
     shown = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(shown.split())[:200].rstrip(".:")
+    return " ".join(shown.split())[:most].rstrip(".:")
 
 
 def _fill(host: str, groups: Mapping[str, str]) -> Mapping[str, str]:
@@ -323,9 +332,9 @@ def _explain_changed_key(host: str, errors: str) -> HostProblem | None:
     name = re.search(r"Host key for (\S+) has changed", errors)
     place = re.search(r"Offending \S+ key in (.+):(\d+)", errors)
     changed = clean(name.group(1)) if name else host
-    file = f"-f {clean(place.group(1))} " if place else ""
+    file = f"-f {quote(clean(place.group(1)))} " if place else ""
     return HostProblem(
         f"ssh cannot log in to {host}: the host key of {changed} has changed: ask its operator; if that is right, "
-        f"run `ssh-keygen {file}-R {changed}`, then `ssh {host}`",
+        f"run `ssh-keygen {file}-R {quote(changed)}`, then `ssh {host}`",
         kind="host_key",
     )

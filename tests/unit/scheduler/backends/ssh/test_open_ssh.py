@@ -173,6 +173,17 @@ async def test_a_python_may_be_named_by_the_hosts_variables(
         assert await contact(client(RUN), python=python)
 
 
+async def test_an_error_of_the_caller_reaches_the_caller(client: MakeClient) -> None:
+    def fail(*_: object) -> bytes:
+        raise ValueError("of the caller")
+
+    with pytest.raises(ValueError, match="of the caller"):
+        await contact(client(RUN), report=fail)
+    with pytest.raises(ValueError, match="of the caller"):
+        await contact(client(RUN), "fetch_archive()", archive=fail)
+    assert not psutil.Process().children(recursive=True)
+
+
 async def test_options_of_the_client(client: MakeClient) -> None:
     ssh = client(
         "printf 'hostname n1.example.org\\nport 22\\nidentityfile a\\nidentityfile b\\nproxyjump ada@j:1,k\\n'"

@@ -283,6 +283,7 @@ def test_the_end_of_the_program() -> None:
     assert "ValueError: ssh: connect to host x port 1: Connection refused" in str(
         explain_end("n1", 1, "Traceback\nValueError: ssh: connect to host x port 1: Connection refused")
     )
+    assert str(explain_end("n1", -9, "")) == "ssh to n1 was ended by signal 9: try again"
     assert explain_end("n1", 255, "Timeout, server n1 not responding.").kind == "unreachable"
     assert explain_end("n1", 1, "OSError: [Errno 28] No space left on device").user_message.startswith(
         "n1 has no room"
