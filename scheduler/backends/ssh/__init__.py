@@ -3,6 +3,7 @@
     SshBackend ──> SshManager                                                           backend, manager, settings
                       ├── lists the hosts, with their labels                            host_list, host
                       │      └── the JSON of Ansible, the Host lines of ssh             inventory, ssh_config
+                      ├── remembers what earlier services have seen                     host_memory
                       ├── knows the ssh-agent and the tickets of its callers            latest_caller
                       └── contacts a host: as many at once as it allows                 contacts
                              └── ssh HOST, one process ══> the host                     open_ssh

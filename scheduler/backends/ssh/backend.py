@@ -15,6 +15,7 @@ from roost.scheduler.errors import LeaseConflict
 from roost.scheduler.messages import format_names
 
 from . import SPEC
+from .host_memory import HostMemory
 from .manager import SshManager, SshNode
 from .open_ssh import HostProblem
 from .settings import RoostSshBackend
@@ -27,7 +28,7 @@ def create(settings: RoostSshBackend, context: BackendContext) -> Backend:
     """Return the backend. `BackendSpec.create` names this function."""
     key_pair = load_key_pair("", name=SPEC.name, section=SPEC.section)
     agents = settings.agent_settings()
-    manager = SshManager(settings, agents, key_pair)
+    manager = SshManager(settings, agents, key_pair, HostMemory(context.folder / "hosts.json"))
     return SshBackend(SPEC.name, manager, agents, context, grace_s=_EXPECTED_S)
 
 

@@ -35,6 +35,7 @@ from roost.scheduler.messages import Finding
 from .contacts import Contacts
 from .far_side import write_program
 from .host_list import Host, list_hosts
+from .host_memory import HostMemory, HostRecord
 from .latest_caller import LatestCaller
 from .open_ssh import HostProblem
 from .settings import RoostSshBackend
@@ -51,6 +52,9 @@ _ASK_S = 30.0
 _START_AGENT_S = 60.0
 _FORGIVE_S = 30.0
 """How often callers with the same credentials have failed logins tried again. sshd bans an address after some."""
+_REACH_S = 4.0
+_BLOCKED_S = 60.0
+"""How long a host whose ports are closed takes no kernels. Only an agent can show that they are open."""
 _NOT_YET = "roost has not reached it yet"
 
 
@@ -89,8 +93,15 @@ class SshManager:
     holds_claims = False
     cluster_id = ""
 
-    def __init__(self, settings: RoostSshBackend, agent_settings: AgentSettings, key_pair: KeyPair) -> None:
+    def __init__(
+        self,
+        settings: RoostSshBackend,
+        agent_settings: AgentSettings,
+        key_pair: KeyPair,
+        memory: HostMemory,
+    ) -> None:
         self._settings = settings
+        self._memory = memory
         self._agent_settings = agent_settings
         self._key_pair = key_pair
         # Another machine's service has other applications, whose processes cannot be seen from here.
@@ -100,6 +111,8 @@ class SshManager:
         self._caller = LatestCaller(os.environ)
         self._forgave_at = -math.inf
         self._nodes: dict[str, SshNode] = {}
+        self._blocked: dict[str, tuple[str, float]] = {}
+        """By host: why this machine does not reach its ports, and since when."""
         self._reading: dict[str, asyncio.Task[Any]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._refreshes = asyncio.Semaphore(_REFRESHES)
@@ -110,6 +123,7 @@ class SshManager:
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
+        self._memory.close()
 
     def places(self) -> Sequence[str]:
         return ()
@@ -197,17 +211,18 @@ class SshManager:
                 found.append(
                     {"level": "warning", "what": what, "do": f"leave {name} out of the list of hosts"}
                 )
-            elif node.problem and node.problem != _NOT_YET:
-                what = f"{name} is unreachable: {node.problem}"
-                found.append({"level": "not now", "what": what, "do": f"run `roost ssh check {name}`"})
         return found
 
     async def _join(self, address: str) -> str:
         hosts = await asyncio.to_thread(list_hosts, self._settings)
-        self._nodes = {host.name: SshNode(host=host) for host in hosts}
+        known = self._memory.load()
+        self._nodes = {host.name: _recall(host, known.get(host.name)) for host in hosts}
         readings = [self._read(name) for name in self._nodes]
         spawn(self._note_first_readings(readings), self._tasks, log)
-        await asyncio.wait(readings, timeout=_FIRST_S)
+        # A host that an earlier service has reached counts as it was then: the claim asks it afresh.
+        unknown = [task for task, name in zip(readings, self._nodes, strict=True) if name not in known]
+        if unknown:
+            await asyncio.wait(unknown, timeout=_FIRST_S)
         return ""  # the list of hosts is no address
 
     async def _note_first_readings(self, readings: Collection[asyncio.Task[None]]) -> None:
@@ -248,7 +263,12 @@ class SshManager:
             self._note(replace(self._nodes[name], problem=str(problem)))
             raise
         agent: StartedAgent | None = None
+        if answer.endpoint and (obstacle := await _find_obstacle(answer.endpoint)):
+            self._blocked[name] = obstacle, asked_at
+            self._note(replace(self._nodes[name], problem=obstacle))
+            raise HostProblem(obstacle, kind="unreachable")
         if answer.endpoint:
+            self._blocked.pop(name, None)
             address = AgentAddress(endpoint=answer.endpoint, keys=self._key_pair.keys_for(answer.public))
             agent = StartedAgent(address=address, daemon=answer.machine)
         node = SshNode(
@@ -256,11 +276,16 @@ class SshManager:
             machine=answer.machine,
             seen=answer.node,
             seen_at=asked_at,
-            problem="",
+            problem=self._find_block(name),
             started_agent=agent,
         )
         self._note(node)
         return node
+
+    def _find_block(self, name: str) -> str:
+        """Return why this machine does not reach the ports of a host, if that was so a moment ago."""
+        obstacle, since = self._blocked.get(name, ("", -math.inf))
+        return obstacle if time.monotonic() - since < _BLOCKED_S else ""
 
     async def _ask(self, host: Host, *, begins: bool) -> HostAnswer:
         archive, digest = pack()
@@ -288,3 +313,32 @@ class SshManager:
             self._nodes[node.id] = node
             self.membership.expire()
             self._changed.set()
+            if node.seen is not None and not node.problem:
+                self._memory.note(
+                    node.id, HostRecord(machine=node.machine, node=node.seen, seen_at=time.time())
+                )
+
+
+async def _find_obstacle(endpoint: str) -> str:
+    """Return why this machine does not reach an agent that runs, as a clause; empty if it does."""
+    host, _, port = endpoint.rpartition("/")[2].rpartition(":")
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host.strip("[]"), int(port)), _REACH_S)
+    except (OSError, asyncio.TimeoutError) as problem:
+        number = getattr(problem, "errno", None)
+        reason = os.strerror(number) if number else "no answer"
+        return (
+            f"ssh reaches it, but its kernels' ports cannot be reached from here ({host}, port {port}: {reason}): open "
+            "its ports for this machine, or give it the label address=… with an IP address that this machine reaches"
+        )
+    writer.close()
+    return ""
+
+
+def _recall(host: Host, record: HostRecord | None) -> SshNode:
+    """Return a host as an earlier service has seen it, or as a new one."""
+    if record is None:
+        return SshNode(host=host)
+    age_s = max(0.0, time.time() - record.seen_at)
+    seen_at = time.monotonic() - age_s
+    return SshNode(host=host, machine=record.machine, seen=record.node, seen_at=seen_at, problem="")

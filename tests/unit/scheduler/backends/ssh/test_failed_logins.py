@@ -9,6 +9,7 @@ import pytest
 
 from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.backends.ssh import manager as module
+from roost.scheduler.backends.ssh.host_memory import HostMemory
 from roost.scheduler.backends.ssh.manager import SshManager
 from roost.scheduler.backends.ssh.settings import RoostSshBackend
 
@@ -22,7 +23,7 @@ async def test_callers_have_failed_logins_tried_again(
         monkeypatch.delenv(name, raising=False)
     settings = RoostSshBackend(hosts=["n1"])
     key_pair = load_key_pair(str(tmp_path / "keys" / "pair.json"), name="ssh", section="RoostSshBackend")
-    manager = SshManager(settings, settings.agent_settings(), key_pair)
+    manager = SshManager(settings, settings.agent_settings(), key_pair, HostMemory(tmp_path / "hosts.json"))
     monkeypatch.setattr(manager._contacts, "clear", lambda: cleared.append(now_s[0]))
     same = {"SSH_AUTH_SOCK": "", "KRB5CCNAME": ""}
     for at_s in (1000.0, 1001.0, 1030.0, 1031.0, 1050.0, 1061.5):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from roost.placement.model.json_codec import encode
 from roost.placement.model.node import UNREACHABLE
 from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.backends.ssh import manager as module
+from roost.scheduler.backends.ssh.host_memory import HostMemory
 from roost.scheduler.backends.ssh.manager import SshManager
 from roost.scheduler.backends.ssh.open_ssh import HostProblem
 from roost.scheduler.backends.ssh.settings import RoostSshBackend
@@ -33,6 +35,8 @@ class Hosts:
         self.slow: dict[str, asyncio.Event] = {}
         self.asked: list[tuple[str, bool]] = []
         self.now = self.most = self.cleared = 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
 
     async def run(self, host: str, program: str, arguments: Any, **_: Any) -> dict[str, Any]:
         begins = arguments["question"]["begins"]
@@ -47,7 +51,7 @@ class Hosts:
             self.now -= 1
         if host in self.problems:
             raise HostProblem(self.problems[host], kind="unreachable")
-        agent = {"endpoint": "tcp://127.0.0.1:1", "public": AGENT_KEY} if begins else {}
+        agent = {"endpoint": f"tcp://127.0.0.1:{self.port}", "public": AGENT_KEY} if begins else {}
         node = Node(id="itself", cpus=4, metrics_age_s=0.0)
         return dict(encode(HostAnswer(machine=self.machines.get(host, host), node=node, **agent)))
 
@@ -56,8 +60,10 @@ class Hosts:
 
 
 @pytest.fixture
-def hosts() -> Hosts:
-    return Hosts()
+def hosts() -> Iterator[Hosts]:
+    hosts = Hosts()
+    yield hosts
+    hosts.listener.close()
 
 
 @pytest.fixture
@@ -71,7 +77,7 @@ async def make(
     def make(*names: str, **settings: Any) -> SshManager:
         section = RoostSshBackend(hosts={name: {"rack": name} for name in names}, **settings)
         keys = load_key_pair(str(tmp_path / "keys" / "pair.json"), name="ssh", section="RoostSshBackend")
-        made.append(SshManager(section, section.agent_settings(), keys))
+        made.append(SshManager(section, section.agent_settings(), keys, HostMemory(tmp_path / "hosts.json")))
         return made[-1]
 
     yield make
@@ -164,7 +170,7 @@ async def test_a_started_agent_is_returned_with_the_keys_of_the_service(make: An
     manager = make("n1")
     await manager.membership.join("")
     agent = await manager.start_agent("n1")
-    assert agent.address.endpoint == "tcp://127.0.0.1:1"
+    assert agent.address.endpoint == f"tcp://127.0.0.1:{hosts.port}"
     assert agent.address.keys.server == AGENT_KEY
     assert hosts.asked[-1] == ("n1", True)
 
@@ -191,3 +197,37 @@ async def test_a_new_caller_clears_what_has_failed(make: Any, hosts: Hosts, tmp_
     manager._caller.variables()
     manager.note_caller({"KRB5CCNAME": f"FILE:{tickets}"})
     assert hosts.cleared == 1
+
+
+async def test_an_agent_whose_port_is_closed_for_this_machine_is_one_sentence(
+    make: Any, hosts: Hosts
+) -> None:
+    manager = make("n1")
+    await manager.membership.join("")
+    hosts.listener.close()
+    with pytest.raises(
+        HostProblem, match=r"its kernels' ports cannot be reached from here .*Connection refused"
+    ):
+        await manager.start_agent("n1")
+    await manager.membership.read()
+    assert nodes(manager)["n1"].drains_because.startswith(UNREACHABLE)
+
+
+async def test_the_next_service_begins_with_what_this_one_has_seen(make: Any, hosts: Hosts) -> None:
+    first = make("n1", "n2")
+    await first.membership.join("")
+    await settle(first)
+    await first.close()
+    hosts.slow = {"n1": asyncio.Event(), "n3": asyncio.Event()}
+    second = make("n1", "n3")
+    await second.membership.join("")
+    shown = nodes(second)
+    assert (shown["n1"].cpus, shown["n1"].is_draining) == (4, False)
+    assert shown["n3"].is_draining, "nobody has reached it"
+
+
+async def test_a_damaged_memory_is_put_aside(make: Any, hosts: Hosts, tmp_path: Path) -> None:
+    (tmp_path / "hosts.json").write_text('{"hosts": {"n1": 7}}')
+    manager = make("n1")
+    await manager.membership.join("")
+    assert not nodes(manager)["n1"].is_draining
