@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 _MOST_CHARACTERS = 255
 _REFUSED = frozenset("'\"`$\\;&<>|(){}[]*?!,=#/^")
 """OpenSSH refuses most of these characters in a host's name, since version 9.6. The others are marks of patterns."""
-_URL = re.compile(r"ssh://(?:(?P<user>[^@:/%]+)@)?(?P<host>[\w.-]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
+_URL = re.compile(r"ssh://(?:(?P<user>[^@:/%]+)@)?(?P<host>[a-zA-Z0-9][\w.-]*)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
 """The addresses with a port that OpenSSH reads. It takes no IPv6 address there, and decodes `%` in a user's name."""
 ADDRESS = "address"
 """The label that gives `Host.address` instead of a label."""

@@ -74,7 +74,7 @@ def test_a_name_that_ssh_reads_is_taken(name: str) -> None:
         "n1;id", "n1|id", "n1&", "a\\b", "<n1", ">n1", "{n1}", "n*", "n?", "!n1", "n1,n2", "rack=a", "[gpu]", "#n1",
         "/etc/hosts", "n1:22", "@n1", "ada@", "ssh://", "ssh://n1:0", "ssh://n1:99999", "ssh://n1/x", "ssh://a%27b@n1",
         "ssh://n1:",
-        "ssh://[2001:db8::1]:22", "x" * 256,
+        "ssh://_x:22", "ssh://[2001:db8::1]:22", "x" * 256,
     ],
 )  # fmt: skip
 def test_a_name_that_is_an_option_or_a_command_is_refused(name: str) -> None:
