@@ -24,12 +24,11 @@ _ARGUMENT = re.compile(r'"(?P<quoted>[^"]*)"|(?P<plain>\S+)')
 
 def find_config(ssh: Sequence[str]) -> Path:
     """Return the file of configuration that this command of ssh reads: that of its option -F, else the person's own."""
-    for number, word in enumerate(ssh):
-        if word == "-F" and number + 1 < len(ssh):
-            return Path(ssh[number + 1])
-        if word.startswith("-F") and word != "-F":
-            return Path(word.removeprefix("-F"))
-    return _find_folder() / "config"
+    words, found = iter(ssh), ""
+    for word in words:
+        if word.startswith("-F"):
+            found = word.removeprefix("-F") or next(words, "")
+    return Path(found).expanduser() if found else _find_folder() / "config"
 
 
 def read_aliases(path: Path, patterns: str) -> list[Host]:

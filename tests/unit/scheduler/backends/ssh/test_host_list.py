@@ -323,7 +323,8 @@ def test_the_file_of_the_option_f_is_read(home: Path, tmp_path: Path) -> None:
     write(home / "config", "Host own\n")
     other = write(tmp_path / "other", "Host there\n")
     assert list_names(ssh_config_pattern="*") == ["own"]
-    for option in (["-F", other], [f"-F{other}"]):
+    write(home.parent / "third", "Host there\n")
+    for option in (["-F", other], [f"-F{other}"], ["-F", "none", "-F", other], ["-F", "~/third"]):
         assert list_names(ssh_config_pattern="*", ssh=["ssh", "-v", *option]) == ["there"]
     assert "-F none" in refuse(ssh_config_pattern="*", ssh=["ssh", "-F", "none"])
 
