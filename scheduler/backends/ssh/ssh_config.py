@@ -34,8 +34,8 @@ def find_config(ssh: Sequence[str]) -> Path:
 def read_aliases(path: Path, patterns: str) -> list[Host]:
     """Return the hosts whose names match, in the order of the file. Raises `ConfigError`, which names the line.
 
-    `patterns` is one or more patterns between commas, of which one that begins with `!` excludes. A name that is a
-    pattern itself is left out. Names from `Match` lines are not read, and the file of the whole system is not either.
+    `patterns` has one or more patterns between commas. A pattern that begins with `!` excludes names. Names that are
+    patterns themselves are left out. `Match` lines and the file of the whole system are not read.
     """
     if str(path) == "none":  # as OpenSSH reads `-F none`
         raise ConfigError(
