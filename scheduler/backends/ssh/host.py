@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 _MOST_CHARACTERS = 255
 _REFUSED = frozenset("'\"`$\\;&<>|(){}[]*?!,=#/^")
 """OpenSSH refuses most of these characters in a host's name, since version 9.6. The others are marks of patterns."""
-_URL = re.compile(r"ssh://(?:(?P<user>[^@:/%]+)@)?(?P<host>[\w.-]+)(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
+_URL = re.compile(
+    r"ssh://(?:(?P<user>[^@:/%]+)@)?(?P<host>[a-zA-Z0-9][\w.-]*)(?::(?P<port>[0-9]{1,5}))?", re.ASCII
+)
 """The addresses with a port that OpenSSH reads. It takes no IPv6 address there, and decodes `%` in a user's name."""
 ADDRESS = "address"
 """The label that gives `Host.address` instead of a label."""
@@ -32,7 +34,7 @@ class Host:
 
 
 def make_host(name: str, labels: Mapping[str, str]) -> Host:
-    """Return the host of this name. Raises `ValueError`: one clause that says what is wrong with a name or label.
+    """Return the host of this name. Raises `ValueError` for a wrong name or label. Its text is a clause.
 
     >>> make_host("n1", {"rack": "a", "address": "10.0.0.1"})
     Host(name='n1', labels={'rack': 'a'}, address='10.0.0.1')
@@ -67,7 +69,7 @@ def make_host(name: str, labels: Mapping[str, str]) -> Host:
 
 
 def make_hosts(given: object) -> list[Host]:
-    """Return the hosts of a list of names, or of an object of names and labels. Raises `ValueError`: one clause."""
+    """Return the hosts of a list of names, or of an object of names and labels. Raises `ValueError` as `make_host`."""
     found = []
     for name, labels in (
         given.items() if isinstance(given, Mapping) else ((name, {}) for name in _list(given))

@@ -24,19 +24,18 @@ _ARGUMENT = re.compile(r'"(?P<quoted>[^"]*)"|(?P<plain>\S+)')
 
 def find_config(ssh: Sequence[str]) -> Path:
     """Return the file of configuration that this command of ssh reads: that of its option -F, else the person's own."""
-    for number, word in enumerate(ssh):
-        if word == "-F" and number + 1 < len(ssh):
-            return Path(ssh[number + 1])
-        if word.startswith("-F") and word != "-F":
-            return Path(word.removeprefix("-F"))
-    return _find_folder() / "config"
+    words, found = iter(ssh), ""
+    for word in words:
+        if word.startswith("-F"):
+            found = word.removeprefix("-F") or next(words, "")
+    return Path(found).expanduser() if found else _find_folder() / "config"
 
 
 def read_aliases(path: Path, patterns: str) -> list[Host]:
     """Return the hosts whose names match, in the order of the file. Raises `ConfigError`, which names the line.
 
-    `patterns` is one or more patterns between commas, of which one that begins with `!` excludes. A name that is a
-    pattern itself is left out. Names from `Match` lines are not read, and the file of the whole system is not either.
+    `patterns` has one or more patterns between commas. A pattern that begins with `!` excludes names. Names that are
+    patterns themselves are left out. `Match` lines and the file of the whole system are not read.
     """
     if str(path) == "none":  # as OpenSSH reads `-F none`
         raise ConfigError(

@@ -74,7 +74,7 @@ def test_a_name_that_ssh_reads_is_taken(name: str) -> None:
         "n1;id", "n1|id", "n1&", "a\\b", "<n1", ">n1", "{n1}", "n*", "n?", "!n1", "n1,n2", "rack=a", "[gpu]", "#n1",
         "/etc/hosts", "n1:22", "@n1", "ada@", "ssh://", "ssh://n1:0", "ssh://n1:99999", "ssh://n1/x", "ssh://a%27b@n1",
         "ssh://n1:",
-        "ssh://[2001:db8::1]:22", "x" * 256,
+        "ssh://_x:22", "ssh://[2001:db8::1]:22", "x" * 256,
     ],
 )  # fmt: skip
 def test_a_name_that_is_an_option_or_a_command_is_refused(name: str) -> None:
@@ -323,7 +323,8 @@ def test_the_file_of_the_option_f_is_read(home: Path, tmp_path: Path) -> None:
     write(home / "config", "Host own\n")
     other = write(tmp_path / "other", "Host there\n")
     assert list_names(ssh_config_pattern="*") == ["own"]
-    for option in (["-F", other], [f"-F{other}"]):
+    write(home.parent / "third", "Host there\n")
+    for option in (["-F", other], [f"-F{other}"], ["-F", "none", "-F", other], ["-F", "~/third"]):
         assert list_names(ssh_config_pattern="*", ssh=["ssh", "-v", *option]) == ["there"]
     assert "-F none" in refuse(ssh_config_pattern="*", ssh=["ssh", "-F", "none"])
 
