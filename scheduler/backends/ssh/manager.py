@@ -29,7 +29,7 @@ from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import AgentAddress, Lease
 from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.backends.node_archive import pack
-from roost.scheduler.errors import BackendUnavailable
+from roost.scheduler.errors import BackendUnavailable, ConfigError
 from roost.scheduler.messages import Finding
 
 from .contacts import Contacts
@@ -111,6 +111,9 @@ class SshManager:
         self._caller = LatestCaller(os.environ)
         self._forgave_at = -math.inf
         self._nodes: dict[str, SshNode] = {}
+        self._listed_at = -math.inf
+        self._list_problem = ""
+        """Why the list of hosts could not be read again: a sentence."""
         self._blocked: dict[str, tuple[str, float]] = {}
         """By host: why this machine does not reach its ports, and since when."""
         self._reading: dict[str, asyncio.Task[Any]] = {}
@@ -139,8 +142,14 @@ class SshManager:
             self._contacts.clear()
 
     def refresh(self, connected: Collection[str]) -> None:
-        """Measure those hosts again whose figures are old, and whose agents are not connected. Does not wait."""
+        """Measure those hosts again whose figures are old, and whose agents are not connected. Does not wait.
+
+        The list of hosts is read again as often.
+        """
         old = time.monotonic() - self._settings.refresh_s
+        if self._listed_at < old:
+            self._listed_at = time.monotonic()
+            spawn(self._list_again(), self._tasks, log)
         for name, node in self._nodes.items():
             if name not in connected and name not in self._reading and (node.problem or node.seen_at < old):
                 self._read(name, self._refreshes)
@@ -203,6 +212,9 @@ class SshManager:
 
     async def diagnose(self) -> list[Finding]:
         found: list[Finding] = []
+        if self._list_problem:
+            what, _, do = self._list_problem.rstrip(".").rpartition(": ")
+            found.append({"level": "warning", "what": f"the list of hosts stays as it was: {what}", "do": do})
         by_machine: dict[str, str] = {}
         for name, node in self._nodes.items():
             first = by_machine.setdefault(node.machine or name, name)
@@ -215,6 +227,7 @@ class SshManager:
 
     async def _join(self, address: str) -> str:
         hosts = await asyncio.to_thread(list_hosts, self._settings)
+        self._listed_at = time.monotonic()
         known = self._memory.load()
         self._nodes = {host.name: _recall(host, known.get(host.name)) for host in hosts}
         readings = [self._read(name) for name in self._nodes]
@@ -224,6 +237,26 @@ class SshManager:
         if unknown:
             await asyncio.wait(unknown, timeout=_FIRST_S)
         return ""  # the list of hosts is no address
+
+    async def _list_again(self) -> None:
+        """Read the list of hosts, whose files may have changed."""
+        try:
+            hosts = await asyncio.to_thread(list_hosts, self._settings)
+        except ConfigError as problem:
+            if self._list_problem != problem.user_message:
+                self._list_problem = problem.user_message
+                log.warning("the list of hosts stays as it was: %s", self._list_problem)
+            return
+        self._list_problem = ""
+        before = self._nodes
+        self._nodes = {
+            host.name: replace(before.get(host.name, SshNode(host=host)), host=host) for host in hosts
+        }
+        for name in self._nodes.keys() - before.keys():
+            self._read(name)
+        if self._nodes != before:
+            self.membership.expire()
+            self._changed.set()
 
     async def _note_first_readings(self, readings: Collection[asyncio.Task[None]]) -> None:
         await asyncio.wait(readings)

@@ -231,3 +231,23 @@ async def test_a_damaged_memory_is_put_aside(make: Any, hosts: Hosts, tmp_path: 
     manager = make("n1")
     await manager.membership.join("")
     assert not nodes(manager)["n1"].is_draining
+
+
+async def test_a_changed_list_of_hosts_is_read_again(make: Any, hosts: Hosts, tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("n1\nn2\n")
+    manager = make(hosts_file=str(file))
+    await manager.membership.join("")
+    file.write_text("n2 zone=b\nn3\n")
+    manager._listed_at -= 100
+    manager.refresh(connected=())
+    await settle(manager)
+    assert {name: node.labels for name, node in nodes(manager).items()} == {"n2": {"zone": "b"}, "n3": {}}
+    file.write_text("n2 zone=b extra\n")
+    manager._listed_at -= 100
+    manager.refresh(connected=())
+    await settle(manager)
+    assert list(nodes(manager)) == ["n2", "n3"]
+    (finding,) = await manager.diagnose()
+    assert "line 1" in finding["what"]
+    assert finding["do"] == "write it as label=value"
