@@ -1,6 +1,6 @@
-"""JupyterLab with roost's kernels, on one machine with one GPU and on a Ray cluster.
+"""JupyterLab with roost's kernels, on one machine with one GPU, on a Ray cluster and on SSH hosts.
 
-On Ray most tests have the marker `slow`. ROOST_SCREENSHOTS names a folder for pictures.
+On a cluster most tests have the marker `slow`. ROOST_SCREENSHOTS names a folder for pictures.
 """
 
 from __future__ import annotations
@@ -10,24 +10,33 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kit.clusters.ssh.shared_cluster import cluster_settings
 from kit.jupyter import browser
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import connect, disconnect
 from roost.testing.deadlines import allow_s
 
-QUICK_ON_RAY = ("test_a_waiting_cell_shows_its_place", "test_the_status_and_the_launcher")
-GPUS = {"local": {"gpus": 1}, "ray": {"gpus": 4, "gpu_models": ["A100"]}}
+QUICK = {
+    "ray": ("test_a_waiting_cell_shows_its_place", "test_the_status_and_the_launcher"),
+    "ssh": ("test_a_waiting_cell_shows_its_place",),
+}
+GPUS = {
+    "local": {"gpus": 1},
+    "ray": {"gpus": 4, "gpu_models": ["A100"]},
+    "ssh": {"gpus": 1, "gpu_models": ["A100"]},
+}
 """The request for all GPUs of one model, by backend."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for fixture in ("server", "notebooks"):
         if fixture in metafunc.fixturenames:
-            metafunc.parametrize(fixture, ["local", "ray"], indirect=True, scope="module")
+            metafunc.parametrize(fixture, list(GPUS), indirect=True, scope="module")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,8 +47,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker("browser")
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
-        if "[ray" in item.name and not item.name.startswith(QUICK_ON_RAY):
-            item.add_marker("slow")
+        for backend, quick in QUICK.items():
+            if f"[{backend}" in item.name and not item.name.startswith(quick):
+                item.add_marker("slow")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +81,9 @@ def prepared(
     none, and `plain` is not roost's.
     """
     backend, folder = request.param, folders.mktemp("lab")
-    settings = {"RoostLocalBackend": {"gpus": 1, "gpu_model": "T4", "cpus": 8, "memory": "64GiB"}}
+    settings: dict[str, Any] = {
+        "RoostLocalBackend": {"gpus": 1, "gpu_model": "T4", "cpus": 8, "memory": "64GiB"}
+    }
     (folder / "jupyter_roost_config.json").write_text(json.dumps(settings))
     browser.prepare_lab(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -79,6 +91,9 @@ def prepared(
         patch.setenv("JUPYTER_PATH", str(folder))
         if backend == "ray":
             patch.setenv("RAY_ADDRESS", request.getfixturevalue("ray_cluster").address)
+        elif backend == "ssh":
+            settings["RoostSshBackend"] = cluster_settings(request.getfixturevalue("ssh_hosts"))
+            (folder / "jupyter_roost_config.json").write_text(json.dumps(settings))
         kernelspecs(folder, "gpu", backend=backend, config={**GPUS[backend], "memory": "1GiB"})
         kernelspecs(folder, "huge", backend=backend, config={"gpus": 64})
         kernelspecs(folder, "cpu", backend=backend)

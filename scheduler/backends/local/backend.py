@@ -14,7 +14,6 @@ from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import AgentEvent, Launch, Owner, Reserve
 from roost.launchers.protocol.rpc import ClientKeys
 from roost.placement import Node, Snapshot
-from roost.placement.model import EPSILON
 from roost.scheduler.backends.agent_calls import AgentCaller
 from roost.scheduler.backends.base import (
     AgentAddress,
@@ -28,6 +27,7 @@ from roost.scheduler.backends.base import (
 )
 from roost.scheduler.backends.event_queue import EventQueue
 from roost.scheduler.backends.holders import describe_holder
+from roost.scheduler.backends.more_room import has_more_room
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 from roost.scheduler.messages import format_names
 
@@ -210,15 +210,3 @@ class LocalBackend(Backend):
             self.book.miss(event.lease_id)
         if has_room:
             self._events.put(BackendEvent(kind="nodes"))
-
-
-def has_more_room(before: Node, after: Node) -> bool:
-    """True if a request may fit into a node that did not fit before: an own kernel has ended, or another user's."""
-    free = {device.id: device.free for device in before.devices}
-    return (
-        after.cpus_free > before.cpus_free + EPSILON
-        or after.memory_free_bytes > before.memory_free_bytes
-        or after.gpus_free > before.gpus_free + EPSILON
-        or any(device.free > free.get(device.id, 0.0) + EPSILON for device in after.devices)
-        or (before.is_draining and not after.is_draining)
-    )

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 
 from roost.launchers.daemon.tasks import ask_all
 from roost.launchers.protocol.messages import AgentEvent, Launch
-from roost.placement import Snapshot
+from roost.placement import Node, Snapshot
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
-from roost.scheduler.backends.base import Backend, BackendContext, Lease, Resource
+from roost.scheduler.backends.base import Backend, BackendContext, BackendEvent, Lease, Resource
 from roost.scheduler.backends.holders import describe_holder
 from roost.scheduler.backends.key_pair import load_key_pair
+from roost.scheduler.backends.more_room import has_more_room
 from roost.scheduler.errors import LeaseConflict
 from roost.scheduler.messages import format_names
 
@@ -67,6 +68,15 @@ class SshBackend(AgentPerNodeBackend[SshNode]):
         return format_names(names) if names else self.other_holders
 
     def _on_agent(self, node_id: str, event: AgentEvent | None) -> None:
+        before = self._find_built(node_id)
         super()._on_agent(node_id, event)
+        after = self._find_built(node_id)
+        # No claim is released next, as with a cluster manager.
+        if before is not None and after is not None and has_more_room(before, after):
+            self._events.put(BackendEvent(kind="nodes"))
         if event is not None and event.kind == "leaving" and not any(self.book.on(node_id)):
             self._pool.forget(node_id)  # it has been idle for long, so nobody asks for it at the next reading
+
+    def _find_built(self, node_id: str) -> Node | None:
+        snapshot = self._table.snapshot()
+        return snapshot.node(node_id) if node_id in snapshot else None

@@ -53,6 +53,8 @@ _START_AGENT_S = 60.0
 _FORGIVE_S = 30.0
 """How often callers with the same credentials have failed logins tried again. sshd bans an address after some."""
 _REACH_S = 4.0
+_FAILED_S = 15.0
+"""How often a start that waits has an unreachable host asked again."""
 _BLOCKED_S = 60.0
 """How long a host whose ports are closed takes no kernels. Only an agent can show that they are open."""
 _NOT_YET = "roost has not reached it yet"
@@ -111,9 +113,11 @@ class SshManager:
         self._caller = LatestCaller(os.environ)
         self._forgave_at = -math.inf
         self._nodes: dict[str, SshNode] = {}
-        self._listed_at = -math.inf
+        self._connected: Collection[str] = ()
+        self._needed_at = self._listed_at = -math.inf
         self._list_problem = ""
         """Why the list of hosts could not be read again: a sentence."""
+        self._asked_at: dict[str, float] = {}
         self._blocked: dict[str, tuple[str, float]] = {}
         """By host: why this machine does not reach its ports, and since when."""
         self._reading: dict[str, asyncio.Task[Any]] = {}
@@ -142,16 +146,25 @@ class SshManager:
             self._contacts.clear()
 
     def refresh(self, connected: Collection[str]) -> None:
-        """Measure those hosts again whose figures are old, and whose agents are not connected. Does not wait.
+        """Measure those hosts again whose figures are old, and whose agents are not `connected`. Does not wait.
 
-        The list of hosts is read again as often.
+        `connected` is a view that follows later changes. The hosts are measured again and again while a start waits:
+        each new figure wakes it, and it calls this again. The list of hosts is read as often.
         """
+        self._connected, self._needed_at = connected, time.monotonic()
+        self._refresh()
+
+    def _refresh(self) -> None:
         old = time.monotonic() - self._settings.refresh_s
         if self._listed_at < old:
             self._listed_at = time.monotonic()
             spawn(self._list_again(), self._tasks, log)
         for name, node in self._nodes.items():
-            if name not in connected and name not in self._reading and (node.problem or node.seen_at < old):
+            if (
+                name not in self._connected
+                and name not in self._reading
+                and (node.problem or node.seen_at < old)
+            ):
                 self._read(name, self._refreshes)
 
     async def wait_until_described(self) -> None:
@@ -160,6 +173,8 @@ class SshManager:
     async def wait_for_change(self) -> None:
         await wait_until_set(self._changed, _LOOK_S)
         self._changed.clear()
+        if time.monotonic() - self._needed_at < 2 * self._settings.refresh_s:
+            self._refresh()
 
     async def read_metrics(self) -> Collection[str]:
         return self._nodes.keys()
@@ -289,7 +304,7 @@ class SshManager:
         node = self._nodes.get(name)
         if node is None:
             raise BackendUnavailable(f"{name} is not in the list of hosts any more")
-        asked_at = time.monotonic()
+        asked_at = self._asked_at[name] = time.monotonic()
         try:
             answer = await self._ask(node.host, begins=begins)
         except HostProblem as problem:

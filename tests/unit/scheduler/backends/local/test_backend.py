@@ -12,11 +12,11 @@ import pytest
 
 from kit.fakes.scheduler import FakeAgent
 from roost.launchers.protocol.messages import Holder, Lease, Owner
-from roost.placement import Device, Node, Request
+from roost.placement import Node, Request
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import BackendEvent
 from roost.scheduler.backends.local import backend as module
-from roost.scheduler.backends.local.backend import LocalBackend, has_more_room
+from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import LeaseConflict
 from roost.testing.deadlines import allow_s
@@ -112,19 +112,6 @@ async def test_starts_that_wait_are_woken_when_others_hold_less(
         await until(backend, lambda node, used=agent.cpus_used: node.cpus_used == used)  # type: ignore[misc]
     await backend.close()
     assert [event async for event in backend.events()] == [BackendEvent(kind="nodes")] * 3
-
-
-def test_a_node_has_more_room_if_any_amount_is_freer() -> None:
-    node = Node(id="a", cpus=4, memory_bytes=100, devices=(Device(id="0"), Device(id="1")), cpus_promised=2)
-    one_gpu = replace(node, gpus_promised=1, devices=(Device(id="0", promised=1), Device(id="1")))
-    other_gpu = replace(node, gpus_promised=1, devices=(Device(id="0"), Device(id="1", promised=1)))
-    assert not has_more_room(node, node)
-    assert not has_more_room(node, replace(node, cpus_promised=3, kernels=1, cpus_used=1.0))
-    assert has_more_room(one_gpu, node)
-    assert not has_more_room(node, one_gpu)
-    assert has_more_room(one_gpu, other_gpu), "a start may need the GPU that is free now"
-    assert has_more_room(replace(node, is_draining=True), node)
-    assert has_more_room(node, replace(node, cpus=5)), "root has changed the totals"
 
 
 async def test_the_other_holders_of_a_resource_are_described(backend: LocalBackend, agent: FakeAgent) -> None:
