@@ -159,12 +159,10 @@ class SshManager:
         if self._listed_at < old:
             self._listed_at = time.monotonic()
             spawn(self._list_again(), self._tasks, log)
+        failed = time.monotonic() - min(_FAILED_S, self._settings.refresh_s)
         for name, node in self._nodes.items():
-            if (
-                name not in self._connected
-                and name not in self._reading
-                and (node.problem or node.seen_at < old)
-            ):
+            is_due = self._asked_at.get(name, 0.0) < failed if node.problem else node.seen_at < old
+            if is_due and name not in self._connected and name not in self._reading:
                 self._read(name, self._refreshes)
 
     async def wait_until_described(self) -> None:

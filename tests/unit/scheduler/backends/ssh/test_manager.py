@@ -146,6 +146,10 @@ async def test_an_unreachable_host_keeps_its_amounts_and_comes_back(make: Any, h
     del hosts.problems["n1"]
     manager.refresh(connected=())
     await settle(manager)
+    assert nodes(manager)["n1"].is_draining, "it was asked a moment ago"
+    manager._asked_at["n1"] -= 100
+    manager.refresh(connected=())
+    await settle(manager)
     assert not nodes(manager)["n1"].is_draining
 
 
