@@ -329,7 +329,7 @@ def _advise_login(host: str, methods: str) -> str:
 def _explain_changed_key(host: str, errors: str) -> HostProblem | None:
     if "HOST IDENTIFICATION HAS CHANGED" not in errors and "has changed and you have requested" not in errors:
         return None
-    name = re.search(r"Host key for (\S+) has changed", errors)
+    name = re.search(r"[Hh]ost key for (\S+) has changed", errors)
     place = re.search(r"Offending \S+ key in (.+):(\d+)", errors)
     changed = clean(name.group(1)) if name else host
     file = f"-f {quote(clean(place.group(1)))} " if place else ""
