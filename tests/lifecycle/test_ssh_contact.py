@@ -426,6 +426,23 @@ async def test_problems_of_a_jump_host_name_it(sshd: OwnSshd, tmp_path: Path) ->
     assert "Failed password" not in sshd.log
 
 
+async def test_a_jump_host_that_closes_the_connection(sshd: OwnSshd) -> None:
+    def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    async with server:
+        add_jump(sshd, Port=str(server.sockets[0].getsockname()[1]))
+        text = await problem_of(sshd, "refused")
+    assert "the sshd of its jump host 127.0.0.1 closed the connection" in text
+
+
+async def test_a_command_on_the_way_that_fails(sshd: OwnSshd) -> None:
+    sshd.configure_client(ProxyCommand="false")
+    text = await problem_of(sshd, "refused")
+    assert "check ProxyJump and ProxyCommand" in text
+
+
 async def test_a_jump_host_that_reaches_nothing(sshd: OwnSshd) -> None:
     sshd.start()
     add_jump(sshd)

@@ -203,6 +203,12 @@ MESSAGES = [
         "authentication",
         "ada@login accepts no credential",
     ),
+    (
+        "Connection closed by 10.0.0.9 port 22\r\nConnection closed by UNKNOWN port 65535\r\n",
+        "refused",
+        "the sshd of its jump host 10.0.0.9 closed the connection",
+    ),
+    ("Connection closed by UNKNOWN port 65535", "refused", "check ProxyJump and ProxyCommand"),
     # Sessions.
     (
         "mux_client_request_session: session request failed: Session open refused by peer",
