@@ -395,7 +395,7 @@ async def test_no_configuration_lets_roost_leave_a_master(sshd: OwnSshd, tmp_pat
 async def test_the_way_to_a_host_names_its_jump_hosts(sshd: OwnSshd) -> None:
     server = f"127.0.0.1:{sshd.port}"
     assert await find_route_of("n1", {}, sshd.ssh) == (server,)
-    sshd.configure_client(ProxyJump="ada@login:2222,ssh://gate")
+    sshd.configure_client(ProxyJump="ada@login:2222,gate")
     assert await find_route_of("n1", {}, sshd.ssh) == (server, "login:2222", "gate")
 
 
@@ -426,6 +426,23 @@ async def test_problems_of_a_jump_host_name_it(sshd: OwnSshd, tmp_path: Path) ->
     assert "Failed password" not in sshd.log
 
 
+async def test_a_jump_host_that_closes_the_connection(sshd: OwnSshd) -> None:
+    def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    async with server:
+        add_jump(sshd, Port=str(server.sockets[0].getsockname()[1]))
+        text = await problem_of(sshd, "refused")
+    assert "the sshd of its jump host 127.0.0.1 closed the connection" in text
+
+
+async def test_a_command_on_the_way_that_fails(sshd: OwnSshd) -> None:
+    sshd.configure_client(ProxyCommand="false")
+    text = await problem_of(sshd, "refused")
+    assert "check ProxyJump and ProxyCommand" in text
+
+
 async def test_a_jump_host_that_reaches_nothing(sshd: OwnSshd) -> None:
     sshd.start()
     add_jump(sshd)
@@ -453,14 +470,23 @@ async def test_many_contacts_at_once_succeed(sshd: OwnSshd) -> None:
 
 async def test_contacts_of_a_full_server_succeed_later(sshd: OwnSshd) -> None:
     sshd.start(MaxStartups="1")
-    contacts = Contacts()
+    refused = asyncio.Event()
+
+    async def run(*arguments: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return await run_on_host(*arguments, **options)
+        except HostProblem as problem:
+            if problem.kind == "refused":
+                refused.set()
+            raise
+
+    contacts = Contacts(run=run)
     with socket.create_connection(("127.0.0.1", sshd.port)) as waiting:
         waiting.recv(100)
         asked = asyncio.ensure_future(
             contacts.run("n1", "say({})", {}, archive=bytes, python=PYTHON, ssh=sshd.ssh)
         )
-        while "MaxStartups" not in sshd.log:  # noqa: ASYNC110 - sshd gives no event
-            await asyncio.sleep(0.01)
+        await asyncio.wait_for(refused.wait(), allow_s(30))
     assert await asked == {}
 
 

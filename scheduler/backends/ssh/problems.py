@@ -197,6 +197,18 @@ _COMPLAINTS = (
     ),
     # Connections that end early, last: the lines above may stand before these.
     _Complaint(
+        r"Connection (?:closed|reset) by (?P<name>(?!UNKNOWN)\S+) port \d+\s(?s:.*)UNKNOWN port 65535",
+        "refused",
+        _REACH
+        + "the sshd of its jump host {name} closed the connection, as it does with too many logins at once "
+        "or after failed ones: wait some minutes, or ask its operator",
+    ),
+    _Complaint(
+        r"UNKNOWN port 65535",
+        "refused",
+        _REACH + "the command on the way to it has ended: check ProxyJump and ProxyCommand in ~/.ssh/config",
+    ),
+    _Complaint(
         r"(?:Connection (?:closed|reset) by|Connection reset|closed by remote host|Broken pipe)",
         "refused",
         _LOG_IN
@@ -329,7 +341,7 @@ def _advise_login(host: str, methods: str) -> str:
 def _explain_changed_key(host: str, errors: str) -> HostProblem | None:
     if "HOST IDENTIFICATION HAS CHANGED" not in errors and "has changed and you have requested" not in errors:
         return None
-    name = re.search(r"Host key for (\S+) has changed", errors)
+    name = re.search(r"[Hh]ost key for (\S+) has changed", errors)
     place = re.search(r"Offending \S+ key in (.+):(\d+)", errors)
     changed = clean(name.group(1)) if name else host
     file = f"-f {quote(clean(place.group(1)))} " if place else ""

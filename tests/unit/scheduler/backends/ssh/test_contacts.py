@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from kit.fakes.virtual_time import VirtualLoop
-from roost.scheduler.backends.ssh.contacts import Contacts
+from roost.scheduler.backends.ssh import contacts as contacts_module
+from roost.scheduler.backends.ssh.contacts import Contacts, find_route_of
 from roost.scheduler.backends.ssh.problems import HostProblem, Kind
 
 
@@ -242,3 +243,24 @@ def test_a_cancelled_caller_gives_its_place_back(loop: VirtualLoop, hosts: Hosts
     loop.run_until_complete(check())
     assert hosts.most["all"] == 16
     assert not +hosts.now
+
+
+@pytest.mark.parametrize(
+    ("options", "route"),
+    [
+        ({}, ("n1:22",)),
+        ({"hostname": "10.0.0.1", "port": "2222", "proxyjump": "none"}, ("10.0.0.1:2222",)),
+        (
+            {"proxyjump": "ada@login:2222,ssh://bob@gate,b@[::1]:1"},
+            ("n1:22", "login:2222", "gate", "[::1]:1"),
+        ),
+    ],
+)
+async def test_the_servers_on_a_way(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, str], route: tuple[str, ...]
+) -> None:
+    async def read(host: str, **_: Any) -> dict[str, str]:
+        return options
+
+    monkeypatch.setattr(contacts_module, "read_options", read)
+    assert await find_route_of("n1", {}, ("ssh",)) == route

@@ -39,6 +39,14 @@ Host key verification failed.
 MESSAGES = [
     # Host keys. OpenSSH prints the third line without strict checking when it cannot ask.
     (_CHANGED, "host_key", "`ssh-keygen -f /home/ada/.ssh/known_hosts -R n1.example.org`, then `ssh n1`"),
+    (
+        (
+            "Offending ECDSA key in /a b/known_hosts:7\n"
+            "ED25519 host key for [::1]:2222 has changed and you have requested strict checking."
+        ),
+        "host_key",
+        "`ssh-keygen -f '/a b/known_hosts' -R '[::1]:2222'`",
+    ),
     (_REVOKED, "host_key", "its host key is revoked: ask the operator"),
     (
         (
@@ -195,6 +203,12 @@ MESSAGES = [
         "authentication",
         "ada@login accepts no credential",
     ),
+    (
+        "Connection closed by 10.0.0.9 port 22\r\nConnection closed by UNKNOWN port 65535\r\n",
+        "refused",
+        "the sshd of its jump host 10.0.0.9 closed the connection",
+    ),
+    ("Connection closed by UNKNOWN port 65535", "refused", "check ProxyJump and ProxyCommand"),
     # Sessions.
     (
         "mux_client_request_session: session request failed: Session open refused by peer",
