@@ -35,7 +35,7 @@ from roost.scheduler.client.service_checks import (
     find_outlook,
     is_same_service,
 )
-from roost.scheduler.errors import ConfigError, RoostError
+from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 from roost.scheduler.messages import Finding
 
 from .kernel_environment import check_patterns, check_variables
@@ -177,11 +177,12 @@ def find_problems(*, silent: tuple[str, Mapping[str, Any]] | None = None) -> lis
         what = f"Jupyter in {sys.prefix} does not know the roost provisioner"
         found.append({"level": "error", "what": what, "do": f"install roost into {sys.prefix}"})
     specs = list_kernelspecs()
+    unreachable: set[str] = set()
     for spec in specs:
-        outlook, advice = _check(spec, silent=silent)
+        outlook, advice = _check(spec, silent=silent, unreachable=unreachable)
         found.append(_report(spec, outlook))
-        if advice:
-            what, _, do = advice.rstrip(".").partition(": ")
+        if advice and not (outlook.reason and advice.startswith(outlook.reason)):
+            what, _, do = advice.rstrip(".").rpartition(": ")
             found.append({"level": "warning", "what": f"kernelspec {spec.name}: {what}", "do": do})
     if not specs:
         do = "run `roost kernelspec install --from python3 --name roost-python3`"
@@ -223,9 +224,16 @@ def _report(spec: RoostKernelspec, outlook: Outlook) -> Finding:
 
 
 def _check(
-    spec: RoostKernelspec, *, silent: tuple[str, Mapping[str, Any]] | None = None
+    spec: RoostKernelspec,
+    *,
+    silent: tuple[str, Mapping[str, Any]] | None = None,
+    unreachable: set[str] | None = None,
 ) -> tuple[Outlook, str]:
-    """Return the outlook of a kernelspec, and a sentence about kernels that could be forked with another command."""
+    """Return the outlook of a kernelspec, and a sentence of advice about its Python.
+
+    The Python of a backend with machines of its own is tested there, unless `unreachable` is None or has the backend.
+    A backend of which no machine answers is added to it.
+    """
     if spec.malformed:
         return _never(spec.malformed), ""
     try:
@@ -242,18 +250,48 @@ def _check(
         return _never(
             missing.user_message, "install it, or set ROOST_SERVICE_PYTHON to a Python that has it"
         ), ""
-    probed = probe(spec.argv, fill_environment(spec.env))
-    can_fork = spec.config.get("fork", True) and not facts.has_agent_per_kernel
-    advice = probed.why_not_forked if can_fork else ""
-    if probed.problem and facts.runs_on_this_machine:
-        return _never(probed.problem), advice
+    is_tested = False
+    if facts.probe:
+        problem = ""
+        advice, is_tested = _test_elsewhere(spec, request, unreachable)
+    else:
+        probed = probe(spec.argv, fill_environment(spec.env))
+        can_fork = spec.config.get("fork", True) and not facts.has_agent_per_kernel
+        problem, advice = probed.problem, probed.why_not_forked if can_fork else ""
+    if problem and facts.runs_on_this_machine:
+        return _never(problem), advice
     if silent is not None and is_same_service(silent, (backend, options)):
         reason = "nobody has asked the scheduler, which does not answer"
         return Outlook(kind="not asked", reason=reason, do="mend that first"), advice
     asked = find_outlook(
-        request, backend, options, kernel_name=spec.name, changed_at=_read_change(spec.folder)
+        request,
+        backend,
+        options,
+        kernel_name=spec.name,
+        changed_at=_read_change(spec.folder),
+        is_tested=is_tested,
     )
     return asked, advice
+
+
+def _test_elsewhere(
+    spec: RoostKernelspec, request: Request, unreachable: set[str] | None
+) -> tuple[str, bool]:
+    """Test the Python of a kernelspec on one of its backend's machines, unless `unreachable` forbids it (`_check`).
+
+    Return a sentence of advice, and whether kernels can start there. If not, another machine may still be fine.
+    """
+    backend, options = _find_scheduler(spec.config)
+    if unreachable is None or backend in unreachable:
+        return "", False
+    try:
+        found = probe_elsewhere(spec.argv, _fill(spec.env), request, backend, options)
+    except ConfigError as problem:
+        return problem.user_message, False
+    except BackendUnavailable:  # the findings about the cluster name these machines
+        unreachable.add(backend)
+        return "", False
+    return found.why_not_forked if spec.config.get("fork", True) else "", True
 
 
 def _never(sentence: str, do: str = "") -> Outlook:
