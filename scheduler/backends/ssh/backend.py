@@ -65,6 +65,11 @@ class SshBackend(AgentPerNodeBackend[SshNode]):
             agent = start_shared(self._pool.address(lease.node_id))
         try:
             await self._manager.prepare_launch(lease)
+            if agent is not None:
+                await agent
+                await self._manager.prepare_launch(
+                    lease
+                )  # again, if the host turned out to have started again
             return await super().claim(lease, launch)
         except HostProblem as problem:  # the next snapshot shows it as unreachable
             raise LeaseConflict(f"{lease.node_id} is unreachable: {problem}") from None

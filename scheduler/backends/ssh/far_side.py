@@ -120,7 +120,8 @@ def run_prologue(prologue: str, before: Mapping[str, str]) -> tuple[dict[str, st
     if not prologue:
         return dict(before), ""
     shell = shutil.which("bash") or "/bin/sh"
-    program = "import os, sys; sys.stdout.buffer.write(bytes(1).join(b'%s=%s' % item for item in os.environb.items()))"
+    # `os.environ` would have what Python itself changes for the locale C.
+    program = "import sys; sys.stdout.buffer.write(open('/proc/self/environ', 'rb').read())"
     own = {"ROOST_LINES": prologue, "ROOST_PYTHON": sys.executable, "ROOST_PROGRAM": program}
     script = (
         'exec 3>&1 1>&2; roost_lines=$ROOST_LINES; unset ROOST_LINES; set -e; eval "$roost_lines"\n'
