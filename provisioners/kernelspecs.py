@@ -9,7 +9,7 @@ import shutil
 import string
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,14 @@ from jupyter_core.paths import jupyter_data_dir
 
 from roost.placement.model import Request
 from roost.scheduler.backends.registry import get_spec
-from roost.scheduler.backends.spec import DEFAULT_BACKEND
-from roost.scheduler.client.interpreter_probe import ProbeResult, probe
+from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
+from roost.scheduler.client.interpreter_probe import (
+    MachineAnswer,
+    ProbeResult,
+    parse_ipykernel_command,
+    probe,
+    probe_elsewhere,
+)
 from roost.scheduler.client.service_checks import (
     Outlook,
     check_packages,
@@ -29,7 +35,7 @@ from roost.scheduler.client.service_checks import (
     find_outlook,
     is_same_service,
 )
-from roost.scheduler.errors import ConfigError, RoostError
+from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 from roost.scheduler.messages import Finding
 
 from .kernel_environment import check_patterns, check_variables
@@ -67,12 +73,16 @@ def install(
     prefix: str | None = None,
     may_replace: bool = False,
     is_checked: bool = True,
+    python: str = "",
+    check_on: Sequence[str] = (),
+    report: Callable[[MachineAnswer], object] = lambda answer: None,
 ) -> tuple[RoostKernelspec, ProbeResult | None]:
     """Copy the kernelspec `source` as `name`; return the copy and the test of its Python (None if not tested).
 
-    `prefix` is an installation prefix, or None for the user's own folder. If `is_checked`, roost tests the
-    kernelspec's Python and its policy. Pass False if the kernels run only on other machines. Raises
-    `ConfigError`.
+    `prefix` is an installation prefix, or None for the user's own folder. `python` replaces the Python of the
+    kernelspec. If `is_checked`, roost tests the kernelspec's Python and its policy. A backend with machines of its own
+    tests it there: on those that `check_on` names, or on one, and `report` gets each answer. Pass False if the kernels
+    run only on other machines. Raises `ConfigError`, and `BackendUnavailable` if none of these machines answers.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         raise ConfigError(f"{name!r:.80} is not a valid kernel name: use letters, digits, '-', '_' and '.'.")
@@ -81,8 +91,14 @@ def install(
     name = name.lower()
     specs = KernelSpecManager()
     spec = read_kernelspec(specs, source)
-    check_config(config, spec.env)
+    request = check_config(config, spec.env)
     check_variables(spec.env)
+    backend, options = _find_scheduler(config)
+    facts = get_spec(backend)
+    if check_on and not facts.probe:
+        raise ConfigError(
+            f"the backend {backend} cannot test a Python on its machines: leave out --check-on."
+        )
     if is_checked:
         _check_policy(config)
     provisioner = spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", "")
@@ -101,7 +117,15 @@ def install(
     if there and not may_replace:
         raise ConfigError(f"There is a kernelspec {name!r} in {there}: give another --name, or --replace.")
     argv = [_absolute(spec.argv[0]), *spec.argv[1:]] if spec.argv else []
-    probed = probe(argv, fill_environment(spec.env)) if is_checked else None
+    if python:
+        argv = [_check_python(python, argv, facts), *argv[1:]]
+    if not is_checked:
+        probed = None
+    elif facts.probe:
+        own = _fill(spec.env)
+        probed = probe_elsewhere(argv, own, request, backend, options, machines=check_on, report=report)
+    else:
+        probed = probe(argv, fill_environment(spec.env))
     if probed and probed.problem:
         raise ConfigError(probed.problem)
     metadata = {key: value for key, value in spec.metadata.items() if key != "kernel_provisioner"}
@@ -153,11 +177,12 @@ def find_problems(*, silent: tuple[str, Mapping[str, Any]] | None = None) -> lis
         what = f"Jupyter in {sys.prefix} does not know the roost provisioner"
         found.append({"level": "error", "what": what, "do": f"install roost into {sys.prefix}"})
     specs = list_kernelspecs()
+    unreachable: set[str] = set()
     for spec in specs:
-        outlook, advice = _check(spec, silent=silent)
+        outlook, advice = _check(spec, silent=silent, unreachable=unreachable)
         found.append(_report(spec, outlook))
-        if advice:
-            what, _, do = advice.rstrip(".").partition(": ")
+        if advice and not (outlook.reason and advice.startswith(outlook.reason)):
+            what, _, do = advice.rstrip(".").rpartition(": ")
             found.append({"level": "warning", "what": f"kernelspec {spec.name}: {what}", "do": do})
     if not specs:
         do = "run `roost kernelspec install --from python3 --name roost-python3`"
@@ -167,8 +192,11 @@ def find_problems(*, silent: tuple[str, Mapping[str, Any]] | None = None) -> lis
 
 def fill_environment(env: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment with a kernelspec's variables. `${NAME}` is replaced as Jupyter does."""
-    own = {key: string.Template(value).safe_substitute(os.environ) for key, value in env.items()}
-    return {**os.environ, **own}
+    return {**os.environ, **_fill(env)}
+
+
+def _fill(env: Mapping[str, str]) -> dict[str, str]:
+    return {key: string.Template(value).safe_substitute(os.environ) for key, value in env.items()}
 
 
 def find_outlook_of(spec: RoostKernelspec) -> Outlook:
@@ -196,9 +224,16 @@ def _report(spec: RoostKernelspec, outlook: Outlook) -> Finding:
 
 
 def _check(
-    spec: RoostKernelspec, *, silent: tuple[str, Mapping[str, Any]] | None = None
+    spec: RoostKernelspec,
+    *,
+    silent: tuple[str, Mapping[str, Any]] | None = None,
+    unreachable: set[str] | None = None,
 ) -> tuple[Outlook, str]:
-    """Return the outlook of a kernelspec, and a sentence about kernels that could be forked with another command."""
+    """Return the outlook of a kernelspec, and a sentence of advice about its Python.
+
+    The Python of a backend with machines of its own is tested there, unless `unreachable` is None or has the backend.
+    A backend of which no machine answers is added to it.
+    """
     if spec.malformed:
         return _never(spec.malformed), ""
     try:
@@ -215,18 +250,48 @@ def _check(
         return _never(
             missing.user_message, "install it, or set ROOST_SERVICE_PYTHON to a Python that has it"
         ), ""
-    probed = probe(spec.argv, fill_environment(spec.env))
-    can_fork = spec.config.get("fork", True) and not facts.has_agent_per_kernel
-    advice = probed.why_not_forked if can_fork else ""
-    if probed.problem and facts.runs_on_this_machine:
-        return _never(probed.problem), advice
+    is_tested = False
+    if facts.probe:
+        problem = ""
+        advice, is_tested = _test_elsewhere(spec, request, unreachable)
+    else:
+        probed = probe(spec.argv, fill_environment(spec.env))
+        can_fork = spec.config.get("fork", True) and not facts.has_agent_per_kernel
+        problem, advice = probed.problem, probed.why_not_forked if can_fork else ""
+    if problem and facts.runs_on_this_machine:
+        return _never(problem), advice
     if silent is not None and is_same_service(silent, (backend, options)):
         reason = "nobody has asked the scheduler, which does not answer"
         return Outlook(kind="not asked", reason=reason, do="mend that first"), advice
     asked = find_outlook(
-        request, backend, options, kernel_name=spec.name, changed_at=_read_change(spec.folder)
+        request,
+        backend,
+        options,
+        kernel_name=spec.name,
+        changed_at=_read_change(spec.folder),
+        is_tested=is_tested,
     )
     return asked, advice
+
+
+def _test_elsewhere(
+    spec: RoostKernelspec, request: Request, unreachable: set[str] | None
+) -> tuple[str, bool]:
+    """Test the Python of a kernelspec on one of its backend's machines, unless `unreachable` forbids it (`_check`).
+
+    Return a sentence of advice, and whether kernels can start there. If not, another machine may still be fine.
+    """
+    backend, options = _find_scheduler(spec.config)
+    if unreachable is None or backend in unreachable:
+        return "", False
+    try:
+        found = probe_elsewhere(spec.argv, _fill(spec.env), request, backend, options)
+    except ConfigError as problem:
+        return problem.user_message, False
+    except BackendUnavailable:  # the findings about the cluster name these machines
+        unreachable.add(backend)
+        return "", False
+    return found.why_not_forked if spec.config.get("fork", True) else "", True
 
 
 def _never(sentence: str, do: str = "") -> Outlook:
@@ -290,6 +355,16 @@ def _absolute(executable: str) -> str:
     """Replace `python` by the Python that Jupyter runs on, as jupyter_client does."""
     own = {"python", f"python{sys.version_info[0]}", "python{}.{}".format(*sys.version_info[:2])}
     return sys.executable if executable in own else executable
+
+
+def _check_python(python: str, argv: Sequence[str], facts: BackendSpec) -> str:
+    """Return the Python for a command that begins with another one. Raises `ConfigError`."""
+    if parse_ipykernel_command(argv) is None:
+        raise ConfigError("--python needs a kernelspec of ipykernel: name one with --from, such as python3.")
+    is_name = facts.has_agent_per_kernel and "/" not in python
+    if not (os.path.isabs(python) or is_name) or not python.isprintable():
+        raise ConfigError(f"--python = {python!a:.200} is no whole path: begin it with /.")
+    return python
 
 
 def _write(folder: Path, document: Mapping[str, Any], resources: Mapping[str, Path]) -> None:

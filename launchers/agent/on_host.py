@@ -20,11 +20,13 @@ from roost.launchers.machine_book.machine_id import find_machine_id
 from roost.launchers.machine_book.places import find_place
 from roost.launchers.machine_book.rules import BadRules
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.launchers.protocol.host_contact import HostAnswer, Question
+from roost.launchers.protocol.host_contact import HostAnswer, HostPython, Question
 from roost.placement.model import Node
 from roost.placement.model.json_codec import decode, encode
 
+from . import interpreter_probe
 from .find_or_start import find_for_clients
+from .launch.launch_changes import build_node_environment, find_folder
 from .leases.ledger import LeaseLedger
 from .machine.node_metrics import NodeMetrics
 
@@ -39,6 +41,20 @@ def answer(question: Mapping[str, Any], connection: str) -> dict[str, Any]:
         return dict(encode(_answer(asked, connection)))
     except (DaemonError, FolderError, BadRules, OSError) as problem:
         return {"problem": str(problem)}
+
+
+def probe_python(question: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
+    """Answer a `HostPython`, which is given as JSON values, with {"result": a `ProbeResult`} or {"failed": a clause}.
+
+    `variables` are those of the kernelspec's prologue.
+    """
+    asked = decode(HostPython, dict(question), ignore_unknown=True)
+    if asked.cwd:
+        _, problem = find_folder(asked.cwd)
+        if problem:
+            return {"failed": problem}
+    env = {**build_node_environment(), **asked.env, **variables}
+    return {"result": encode(interpreter_probe.probe(asked.argv, env))}
 
 
 def _answer(asked: Question, connection: str) -> HostAnswer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from roost.placement.model import Node
 
@@ -33,3 +34,13 @@ class HostAnswer:
     """Where the agent listens; empty if there is none."""
     public: str = ""
     """The agent's public key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPython:
+    """A kernelspec's Python, which the host shall test."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = ""
+    """The folder where the kernels shall start; empty: any."""

@@ -37,6 +37,12 @@ needs a new version, because older agents refuse the field. A changed default ne
 with their default are not sent.
 """
 
+FOLDER_OPTION = "cwd"
+"""The option of a request that names a folder of the node, where the kernel starts. It must exist there.
+
+A backend with agents that start kernels may offer it (`BackendSpec.request_options`).
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:

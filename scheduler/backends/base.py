@@ -215,9 +215,17 @@ class Backend(ABC):
     def environment(self, lease: Lease) -> Mapping[str, str]:
         """Return the variables that this backend adds to the environment of a kernel in this lease.
 
-        Called for each launch.
+        Called for each launch, after `prepare_launch`.
         """
         return {}
+
+    async def prepare_launch(self, lease: Lease) -> None:
+        """Prepare the launch of a kernel in this lease, which is held, so that `environment` is complete.
+
+        Called before each launch. A restart has no `claim` before it. Raises `LaunchError` if no such kernel can start,
+        and `BackendUnavailable`.
+        """
+        return
 
     def note_caller(self, variables: Mapping[str, str]) -> None:
         """Note the values that a client has for the `caller_variables` of the `BackendSpec`. Empty: it has none.

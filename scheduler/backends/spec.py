@@ -10,7 +10,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from roost.launchers.agent.interpreter_probe import ProbeResult
+    from roost.placement.model import Request
 
 DEFAULT_BACKEND = "local"
 """The backend of kernelspecs and calls that name none."""
@@ -49,6 +53,32 @@ class RequestOption:
                 pass  # `check` names the option and the text
         self.check(value)
         return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PythonQuestion:
+    """The question whether the kernels of a kernelspec can start on a backend's machines."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    """The kernelspec's own variables, with Jupyter's replacements."""
+    request: Request
+    """The kernelspec's request. Only machines with its labels are asked."""
+    machines: tuple[str, ...] = ()
+    """The machines to ask; empty: the first one that answers, or all of them."""
+    asks_all: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineAnswer:
+    """What one machine has answered to a `PythonQuestion`."""
+
+    machine: str
+    took_s: float
+    result: ProbeResult | None = None
+    """What the Python there can do; None if the machine was not reached."""
+    problem: str = ""
+    """Why kernels cannot start there, or why the machine was not reached: a sentence. Empty if they can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +127,12 @@ class BackendSpec:
 
     It blocks for seconds at most. It raises `ConfigError` if the cluster would start no such kernel, and
     `BackendUnavailable` if the cluster does not answer. Empty: none.
+    """
+    probe: str = ""
+    """A function as `module:function`, which tests a kernelspec's Python on the machines of the backend.
+
+    It gets the settings, a `PythonQuestion`, and a function to call with each `MachineAnswer`. It blocks until all
+    answers are there. Empty: the Python of this machine is tested, which has the same path there.
     """
     packages: tuple[str, ...] = ()
     """The modules of other packages that the backend imports. If one is missing, `roost doctor` and each start say so.

@@ -164,7 +164,11 @@ def _add_kernelspec(commands: Subparsers) -> None:
     install.add_argument("--name", metavar="NAME", help="name of the copy (roost-…)")
     install.add_argument("--display-name", metavar="TEXT", default="", help="name shown in the launcher")
     install.add_argument("--replace", action="store_true", help="replace a kernelspec of the same name")
-    what = "do not test the kernelspec's Python on this machine, nor its kernels' settings on the cluster"
+    what = "path of the kernels' Python where they run, instead of the kernelspec's"
+    install.add_argument("--python", metavar="PATH", default="", help=what)
+    what = "where to test the Python: hosts, or all (the first host that answers)"
+    install.add_argument("--check-on", metavar="HOST", action="append", default=[], help=what)
+    what = "do not test the kernelspec's Python, nor its kernels' settings on the cluster"
     install.add_argument("--no-check", action="store_true", help=what)
     add_scheduler(install)
     add_request(install)

@@ -14,7 +14,7 @@ from roost.provisioners.notebook_run import run_notebook
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
-from roost.scheduler.client.interpreter_probe import ProbeResult
+from roost.scheduler.client.interpreter_probe import MachineAnswer, ProbeResult
 from roost.scheduler.client.service_checks import Outlook, check_cluster
 from roost.scheduler.errors import ConfigError
 
@@ -29,6 +29,17 @@ def install(arguments: argparse.Namespace) -> int:
     which = {"backend": arguments.backend, **({"backend_options": options} if options else {})}
     config = {**which, **request_config(arguments)}
     request = read_start_options(config, {}).request
+    answers: list[MachineAnswer] = []
+
+    def report(answer: MachineAnswer) -> None:
+        answers.append(answer)
+        failing = [each for each in answers if each.result is not None and each.problem]
+        if answer not in failing:
+            print(_describe_answer(answer), file=sys.stderr, flush=True)
+        elif len(failing) > 1:  # the error has the sentence of a single one
+            for each in failing if len(failing) == 2 else [answer]:
+                print(_describe_answer(each), file=sys.stderr, flush=True)
+
     note = "" if arguments.no_check else check_cluster(request, arguments.backend, options)
     spec, probed = kernelspecs.install(
         arguments.source,
@@ -38,6 +49,9 @@ def install(arguments: argparse.Namespace) -> int:
         prefix=sys.prefix if arguments.sys_prefix else arguments.prefix,
         may_replace=arguments.replace,
         is_checked=not arguments.no_check,
+        python=arguments.python,
+        check_on=[name for text in arguments.check_on for name in text.split(",") if name],
+        report=report,
     )
 
     def show() -> None:
@@ -49,8 +63,23 @@ def install(arguments: argparse.Namespace) -> int:
         print(probed.why_not_forked, file=sys.stderr)
     if note:
         print(note, file=sys.stderr)
-    document = {"kernelspec": asdict(spec), "environment": asdict(probed) if probed else None}
+    document = {
+        "kernelspec": asdict(spec),
+        "environment": asdict(probed) if probed else None,
+        "machines": [asdict(answer) for answer in answers],
+    }
     return print_answer(arguments, document, show)
+
+
+def _describe_answer(answer: MachineAnswer) -> str:
+    """Return the line about one machine on which the Python was tested."""
+    result = answer.result
+    if result is None or answer.problem:
+        return f"{answer.machine}  {answer.problem}"
+    what = (
+        f"Python {result.python}, ipykernel {result.ipykernel}" if result.is_ipykernel else result.executable
+    )
+    return f"{answer.machine}  {what}, {answer.took_s:.1f} s"
 
 
 def list_all(arguments: argparse.Namespace) -> int:

@@ -90,11 +90,18 @@ def is_same_service(one: tuple[str, Mapping[str, Any]], other: tuple[str, Mappin
 
 
 def find_outlook(
-    request: Request, backend: str, options: Mapping[str, Any], *, kernel_name: str, changed_at: float
+    request: Request,
+    backend: str,
+    options: Mapping[str, Any],
+    *,
+    kernel_name: str,
+    changed_at: float,
+    is_tested: bool = False,
 ) -> Outlook:
     """Ask the backend's scheduler about the next kernel of a kernelspec. No service is started.
 
     `changed_at` is the time of the kernelspec's last change, in seconds since the epoch: earlier starts do not count.
+    `is_tested`: its Python was tested on a machine of the backend, and kernels can start there.
     """
     client = roost.connect(backend, **options)
     if not _has_service(backend, options):
@@ -130,7 +137,7 @@ def find_outlook(
         return Outlook(kind="not now", reason=decision.get("reason", ""), do=_describe_others(decision))
     if latest is not None or get_spec(backend).runs_on_this_machine:
         return Outlook(kind="starts")
-    return _judge_agent(client, decision)
+    return _judge_agent(client, decision, is_tested=is_tested)
 
 
 def _advise_on_policy(refusal: RoostError) -> str:
@@ -154,12 +161,14 @@ def _describe_missing(backend: str, options: Mapping[str, Any]) -> str:
     return f"no service of {backend}{wanted} runs{only}"
 
 
-def _judge_agent(client: Client, decision: Mapping[str, Any]) -> Outlook:
+def _judge_agent(client: Client, decision: Mapping[str, Any], *, is_tested: bool) -> Outlook:
     """Return the outlook by the known state of the agent on the chosen node."""
     agent = decision.get("agent") or {}
     node_id = decision["placement"]["node_id"]
     if problem := agent.get("problem"):
         return Outlook(kind="not now", reason=problem, do=f"mend that, then run {client.advice.write('up')}")
+    if is_tested:
+        return Outlook(kind="starts")
     if agent.get("has_run") or get_spec(client.backend).has_agent_per_kernel:
         # The agent may run on another Python. The starts of an earlier service are not known.
         reason = "the service knows no start of it, so nobody has seen its Python there"

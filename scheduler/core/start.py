@@ -126,6 +126,7 @@ class StartRunner:
                 await self._access.backend.transfer(record.lease, record.owner)
             began = time.monotonic()
             try:
+                await self._access.backend.prepare_launch(record.lease)
                 launch = build_launch(start, record.lease.id, start.launch_timeout_s, self._claimer.journal)
                 process = self._access.backend.reported_kernel(launch)
                 if process is None:

@@ -96,6 +96,21 @@ async def test_a_kernel_listens_at_its_nodes_address_and_starts_in_its_folder_or
     assert (await launch_and_read(agent, "there", cwd=str(tmp_path)))[1] == os.path.realpath(tmp_path)
 
 
+async def test_a_kernel_starts_in_the_folder_that_its_request_names(agent: Session, tmp_path: Path) -> None:
+    await agent.reserve("k", options={"cwd": str(tmp_path)})
+    _, cwd, env = await launch_and_read(agent, "k", cwd="/")
+    assert cwd == os.path.realpath(tmp_path)
+    assert env["HOME"] == os.environ["HOME"], "the node's environment is there too"
+    await agent.reserve("home", options={"cwd": "~"})
+    assert (await launch_and_read(agent, "home", cwd="/"))[1] == os.path.realpath(os.path.expanduser("~"))
+    await agent.reserve("none", options={"cwd": "~/no-such-folder"})
+    missing = os.path.expanduser("~/no-such-folder")
+    with pytest.raises(
+        RemoteError, match=f"there is no folder {missing} on that machine: make it, or change"
+    ):
+        await launch_and_read(agent, "none", cwd="/")
+
+
 async def test_a_kernels_environment_is_added_to_its_nodes(
     runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

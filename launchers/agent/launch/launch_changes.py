@@ -11,7 +11,7 @@ from roost.launchers.agent.machine.gpu_locks import GpuLocks
 from roost.launchers.agent.machine.gpus import DeviceReader
 from roost.launchers.agent.machine.nvml import list_gpus
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.launchers.protocol.messages import Launch, Lease
+from roost.launchers.protocol.messages import FOLDER_OPTION, Launch, Lease
 from roost.launchers.protocol.rpc import RemoteError
 
 
@@ -47,6 +47,10 @@ class LaunchChanges:
         if settings.is_remote:
             cwd = next(filter(os.path.isdir, (cwd, os.path.expanduser("~"))), os.getcwd())
             env = {**build_node_environment(), **env}
+        if folder := lease.request.options.get(FOLDER_OPTION):
+            cwd, why_not = find_folder(str(folder))
+            if why_not:
+                raise RemoteError("bad_command", why_not)
         has_bus_ids = self._gpu_locks.is_held or (settings.gpu_visibility == "bus" and self._has_devices)
         if has_bus_ids or settings.gpu_visibility == "manager":
             env["CUDA_VISIBLE_DEVICES"] = ",".join(device_ids)
@@ -64,6 +68,17 @@ class LaunchChanges:
         if len(visible) <= count:  # the manager lets this process see its own alone
             return tuple(device.id for device in visible)
         return await self._gpu_locks.hold(visible, count)
+
+
+def find_folder(folder: str) -> tuple[str, str]:
+    """Return the path of a folder of this node, which may begin with `~/`, and why no kernel can start there."""
+    path = os.path.expanduser(folder)
+    if os.path.isdir(path):
+        return path, ""
+    return (
+        path,
+        f"there is no folder {path:.500} on that machine: make it, or change the option {FOLDER_OPTION}",
+    )
 
 
 def build_node_environment() -> dict[str, str]:

@@ -5,6 +5,8 @@
                       │      └── the JSON of Ansible, the Host lines of ssh             inventory, ssh_config
                       ├── remembers what earlier services have seen                     host_memory
                       ├── knows the ssh-agent and the tickets of its callers            latest_caller
+                      ├── runs the prologue of a kernelspec                             prologues
+                      ├── asks a host a question                                        questions
                       └── contacts a host: as many at once as it allows                 contacts
                              └── ssh HOST, one process ══> the host                     open_ssh
                                     ├── with a configuration of roost's own             client_config
@@ -14,12 +16,14 @@
     roost ssh check ──> examines a host on this way, step by step                       examination, far_examination,
                                                                                         logout_rules
 
+`options` are those of one kernel. `python_probe` tests a kernelspec's Python on hosts, before it is installed.
+
 The machine's book of each host holds the leases. A host where the user has no kernel keeps no agent and no connection.
 """
 
 from __future__ import annotations
 
-from roost.scheduler.backends.spec import BackendSpec
+from roost.scheduler.backends.spec import BackendSpec, RequestOption
 
 SPEC = BackendSpec(
     name="ssh",
@@ -27,4 +31,15 @@ SPEC = BackendSpec(
     create="roost.scheduler.backends.ssh.backend:create",
     caller_variables=("SSH_AUTH_SOCK", "KRB5CCNAME"),
     requires_encryption=True,
+    probe="roost.scheduler.backends.ssh.python_probe:probe",
+    request_options=(
+        RequestOption(
+            name="prologue",
+            kind=str,
+            help="lines of sh that prepare the kernel's environment on its host, such as `module load cuda`",
+        ),
+        RequestOption(
+            name="cwd", kind=str, help="the folder on the host where the kernel starts: /data or ~/work"
+        ),
+    ),
 )

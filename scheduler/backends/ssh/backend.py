@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 
-from roost.launchers.daemon.tasks import ask_all
+from roost.launchers.daemon.tasks import ask_all, start_shared
 from roost.launchers.protocol.messages import AgentEvent, Launch
-from roost.placement import Node, Snapshot
+from roost.placement import Node, Request, Snapshot
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
-from roost.scheduler.backends.base import Backend, BackendContext, BackendEvent, Lease, Resource
+from roost.scheduler.backends.base import (
+    AgentAddress,
+    Backend,
+    BackendContext,
+    BackendEvent,
+    Lease,
+    Resource,
+)
 from roost.scheduler.backends.holders import describe_holder
 from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.backends.more_room import has_more_room
@@ -19,6 +27,7 @@ from . import SPEC
 from .host_memory import HostMemory
 from .manager import SshManager, SshNode
 from .open_ssh import HostProblem
+from .options import PROLOGUE, check_options
 from .settings import RoostSshBackend
 
 _EXPECTED_S = 300.0
@@ -50,10 +59,29 @@ class SshBackend(AgentPerNodeBackend[SshNode]):
         return await super().snapshot()
 
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
+        agent: asyncio.Task[AgentAddress] | None = None
+        if PROLOGUE in lease.request.options and lease.node_id in self._membership.nodes:
+            # The prologue runs while the agent starts.
+            agent = start_shared(self._pool.address(lease.node_id))
         try:
+            await self._manager.prepare_launch(lease)
+            if agent is not None:
+                await agent
+                await self._manager.prepare_launch(
+                    lease
+                )  # again, if the host turned out to have started again
             return await super().claim(lease, launch)
         except HostProblem as problem:  # the next snapshot shows it as unreachable
             raise LeaseConflict(f"{lease.node_id} is unreachable: {problem}") from None
+        finally:
+            if agent is not None:
+                agent.cancel()
+
+    async def prepare_launch(self, lease: Lease) -> None:
+        await self._manager.prepare_launch(lease)
+
+    def check_request(self, request: Request) -> None:
+        check_options(request.options)
 
     async def name_holders(self, node_ids: Collection[str], resource: Resource) -> Sequence[str]:
         connected = [node_id for node_id in node_ids if node_id in self._pool.connected]

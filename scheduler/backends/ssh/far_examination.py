@@ -12,12 +12,12 @@ from typing import Any
 
 from roost.scheduler.backends.node_archive import advise_python, check_base, find_base, find_code, unpack
 
-from .far_side import run_prologue
+from .far_side import PROLOGUE_S, apply_prologue, run_prologue
 
-_HEADER = """\
+_HEADER = f"""\
 from collections.abc import Callable, Mapping
 from typing import Any
-_PROLOGUE_S = 30.0
+PROLOGUE_S = {PROLOGUE_S}
 """
 
 
@@ -32,6 +32,7 @@ def write_program() -> str:
         find_code,
         unpack,
         advise_python,
+        apply_prologue,
         run_prologue,
         read_home,
         ask_loginctl,
@@ -58,7 +59,7 @@ def examine(
             "user": pwd.getpwuid(os.getuid()).pw_name,
         }
         if arguments["prologue"]:
-            if problem := run_prologue(arguments["prologue"]):
+            if problem := apply_prologue(arguments["prologue"]):
                 return {"problem": problem}
             say({"step": "prologue"})
         base = os.environ["ROOST_RUNTIME_DIR"] = find_base(os.environ)

@@ -7,7 +7,7 @@ lacks it. Then roost's own code on the host gives the answer (`launchers/agent/o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from roost.scheduler.backends.node_archive import advise_python, check_base, find_base, find_code, unpack
@@ -16,13 +16,30 @@ _HEADER = """\
 from collections.abc import Callable, Mapping
 from typing import Any
 """
-_PROLOGUE_S = 30.0
+PROLOGUE_S = 30.0
+"""How long a prologue may run on a host."""
 
 
 def write_program() -> str:
-    """Return the source of the program. Its ARGUMENTS: `digest` of the archive, `prologue`, `question`."""
-    parts = (find_base, check_base, find_code, unpack, advise_python, run_prologue, serve)
-    sources = [_HEADER, f"_PROLOGUE_S = {_PROLOGUE_S}", *(inspect.getsource(part) for part in parts)]
+    """Return the source of the program.
+
+    Its ARGUMENTS: `digest` of the archive, `prologue` of the agent, and one of three tasks. `question` is answered with
+    a `HostAnswer`. `kernel_prologue` alone is answered with {"variables": …}, which it changes. `kernel_python` is a
+    `HostPython`, answered with {"result": …}. An answer {"failed": …} says why a kernelspec fits no host like this.
+    """
+    parts = (
+        find_base,
+        check_base,
+        find_code,
+        unpack,
+        advise_python,
+        apply_prologue,
+        run_prologue,
+        find_changes,
+        prepare,
+        serve,
+    )
+    sources = [_HEADER, f"PROLOGUE_S = {PROLOGUE_S}", *(inspect.getsource(part) for part in parts)]
     return "\n\n".join([*sources, "serve(ARGUMENTS, say, fetch_archive)\n"])
 
 
@@ -33,21 +50,23 @@ def serve(arguments: dict[str, Any], say: Callable[[Any], None], fetch_archive: 
 
     def work() -> dict[str, Any]:
         connection = os.environ.get("SSH_CONNECTION", "")
-        if arguments["prologue"] and (problem := run_prologue(arguments["prologue"])):
+        if problem := apply_prologue(arguments["prologue"]):
             return {"problem": problem}
         for name in [name for name in os.environ if name.startswith("SSH_")]:
             del os.environ[name]  # they are of this connection, and kernels outlive it
-        base = os.environ["ROOST_RUNTIME_DIR"] = find_base(os.environ)
-        if problem := check_base(base):
+        changed, problem = run_prologue(arguments.get("kernel_prologue", ""), os.environ)
+        if problem:
+            return {"failed": problem}
+        variables = find_changes(os.environ, changed)
+        if "question" not in arguments and "kernel_python" not in arguments:
+            return {"variables": variables}
+        problem = prepare(arguments["digest"], fetch_archive)
+        if problem:
             return {"problem": problem}
-        code = find_code(base, arguments["digest"])
-        if not code:
-            code = unpack(fetch_archive(), base, arguments["digest"])
-        os.chdir(base)
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
-        sys.path.insert(0, code)
         from roost.launchers.agent import on_host
 
+        if "kernel_python" in arguments:
+            return on_host.probe_python(arguments["kernel_python"], variables)
         return on_host.answer(arguments["question"], connection)
 
     try:
@@ -60,36 +79,90 @@ def serve(arguments: dict[str, Any], say: Callable[[Any], None], fetch_archive: 
         say({"problem": f"roost's files cannot be written on the host: {problem.strerror or problem}{where}"})
 
 
-def run_prologue(prologue: str) -> str:
-    """Run the prologue in a login shell, and take its environment. Return why that failed, or an empty text."""
+def prepare(digest: str, fetch_archive: Callable[[], bytes]) -> str:
+    """Let this process find roost's code, which is fetched if need be. Return why that failed, or an empty text."""
+    import os
+    import sys
+
+    base = os.environ["ROOST_RUNTIME_DIR"] = find_base(os.environ)
+    problem = check_base(base)
+    if problem:
+        return problem
+    code = find_code(base, digest) or unpack(fetch_archive(), base, digest)
+    os.chdir(base)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
+    sys.path.insert(0, code)
+    return ""
+
+
+def apply_prologue(prologue: str) -> str:
+    """Run a prologue, and take its environment for this process. Return why that failed, or an empty text."""
+    import os
+
+    changed, problem = run_prologue(prologue, os.environ)
+    if not problem:
+        os.environ.clear()
+        os.environ.update(changed)
+    return problem
+
+
+def run_prologue(prologue: str, before: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Run lines of sh in a login shell with the environment `before`. Return the one after them, or why they failed.
+
+    The lines are in no command line, because `ps` shows it to all users. They may leave processes behind.
+    """
     import os
     import shutil
+    import signal
     import subprocess
     import sys
 
+    if not prologue:
+        return dict(before), ""
     shell = shutil.which("bash") or "/bin/sh"
-    program = "import os, sys; sys.stdout.buffer.write(bytes(1).join(b'%s=%s' % item for item in os.environb.items()))"
-    script = f'exec 3>&1 1>&2\nset -e\n{prologue}\nexec "$ROOST_PYTHON" -c "$ROOST_PROGRAM" >&3'
-    env = {**os.environ, "ROOST_PYTHON": sys.executable, "ROOST_PROGRAM": program}
-    try:
-        done = subprocess.run(
-            [shell, "-l", "-c", script],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PROLOGUE_S,
-        )
-    except subprocess.TimeoutExpired:
-        return f"the prologue did not end within {_PROLOGUE_S:g} s"
-    content = done.stdout.decode(errors="surrogateescape")
-    if done.returncode or not content:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        return (
-            f"the prologue failed with code {done.returncode}: {lines[-1] if lines else 'it printed nothing'}"
-        )
-    found = dict(line.split("=", 1) for line in content.split("\0") if "=" in line)
-    os.environ.clear()
-    os.environ.update(
-        {name: value for name, value in found.items() if name not in ("ROOST_PYTHON", "ROOST_PROGRAM")}
+    # `os.environ` would have what Python itself changes for the locale C.
+    program = "import sys; sys.stdout.buffer.write(open('/proc/self/environ', 'rb').read())"
+    own = {"ROOST_LINES": prologue, "ROOST_PYTHON": sys.executable, "ROOST_PROGRAM": program}
+    script = (
+        'exec 3>&1 1>&2; roost_lines=$ROOST_LINES; unset ROOST_LINES; set -e; eval "$roost_lines"\n'
+        'exec "$ROOST_PYTHON" -I -S -c "$ROOST_PROGRAM" >&3'
     )
-    return ""
+    # Files, not pipes: a process that the lines leave behind would hold a pipe open.
+    with (
+        os.fdopen(os.memfd_create("printed"), "r+b") as printed,
+        os.fdopen(os.memfd_create("errors"), "r+b") as errors,
+    ):
+        process = subprocess.Popen(
+            [shell, "-l", "-c", script],
+            env={**before, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(PROLOGUE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return {}, f"the prologue did not end within {PROLOGUE_S:g} s: shorten it"
+        printed.seek(0)
+        errors.seek(0)
+        content = printed.read().decode(errors="surrogateescape")
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+    if code or not content:
+        why = f" ({lines[-1].strip()[:300]})" if lines else ""
+        return {}, f"the prologue failed with code {code}{why}: correct its lines"
+    found = dict(entry.split("=", 1) for entry in content.split("\0") if "=" in entry)
+    return {name: value for name, value in found.items() if name not in own}, ""
+
+
+def find_changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that differ `after` a prologue. One that it has removed is empty."""
+    kept = ("_", "SHLVL", "PWD", "OLDPWD")  # each shell sets them for itself
+    changed = {name: after.get(name, "") for name in [*before, *after] if before.get(name) != after.get(name)}
+    return {
+        name: value
+        for name, value in changed.items()
+        if name not in kept and not name.startswith(("SSH_", "ROOST_"))
+    }

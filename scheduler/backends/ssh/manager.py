@@ -28,16 +28,18 @@ from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgen
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import AgentAddress, Lease
 from roost.scheduler.backends.key_pair import KeyPair
-from roost.scheduler.backends.node_archive import pack
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 from roost.scheduler.messages import Finding
 
 from .contacts import Contacts
-from .far_side import write_program
+from .far_side import PROLOGUE_S
 from .host_list import Host, list_hosts
 from .host_memory import HostMemory, HostRecord
 from .latest_caller import LatestCaller
 from .open_ssh import HostProblem
+from .options import PROLOGUE
+from .prologues import KernelPrologues
+from .questions import ask_host
 from .settings import RoostSshBackend
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ _FAILED_S = 15.0
 """How often a start that waits has an unreachable host asked again."""
 _BLOCKED_S = 60.0
 """How long a host whose ports are closed takes no kernels. Only an agent can show that they are open."""
+_PROLOGUE_S = _ASK_S + PROLOGUE_S
 _NOT_YET = "roost has not reached it yet"
 
 
@@ -112,6 +115,7 @@ class SshManager:
         self._contacts = Contacts()
         self._caller = LatestCaller(os.environ)
         self._forgave_at = -math.inf
+        self._prologues = KernelPrologues(self._read_prologue)
         self._nodes: dict[str, SshNode] = {}
         self._connected: Collection[str] = ()
         self._needed_at = self._listed_at = -math.inf
@@ -192,7 +196,14 @@ class SshManager:
         return seen
 
     def environment(self, lease: Lease, address: str) -> Mapping[str, str]:
-        return {}
+        return self._prologues.variables(lease.node_id, lease.request.options.get(PROLOGUE, ""))
+
+    async def prepare_launch(self, lease: Lease) -> None:
+        """Run the kernel's prologue on its host, unless its result is known. Raises `LaunchError`, `HostProblem`."""
+        node = self._nodes.get(lease.node_id)
+        prologue = lease.request.options.get(PROLOGUE, "")
+        if prologue and node is not None:
+            await self._prologues.prepare(node.id, prologue, node.machine)
 
     async def claim(
         self, lease: Lease, node: SshNode, has_room: HasRoom, *, again: bool = False
@@ -333,20 +344,27 @@ class SshManager:
         obstacle, since = self._blocked.get(name, ("", -math.inf))
         return obstacle if time.monotonic() - since < _BLOCKED_S else ""
 
+    async def _read_prologue(self, name: str, prologue: str) -> Mapping[str, Any]:
+        return await ask_host(
+            self._contacts,
+            self._settings,
+            name,
+            kernel_prologue=prologue,
+            variables=self._caller.variables(),
+            deadline_s=_PROLOGUE_S,
+        )
+
     async def _ask(self, host: Host, *, begins: bool) -> HostAnswer:
-        archive, digest = pack()
         settings = replace(self._agent_settings, address=host.address)
         question = Question(
             name=self._agent_name, settings=settings, clients=(self._key_pair.public,), begins=begins
         )
-        found = await self._contacts.run(
+        found = await ask_host(
+            self._contacts,
+            self._settings,
             host.name,
-            write_program(),
-            {"digest": digest, "prologue": "\n".join(self._settings.prologue), "question": encode(question)},
-            archive=lambda: archive,
-            python=self._settings.python,
+            question=encode(question),
             variables=self._caller.variables(),
-            ssh=self._settings.command(),
             deadline_s=_START_AGENT_S if begins else _ASK_S,
         )
         try:

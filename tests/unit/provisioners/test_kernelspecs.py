@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +23,10 @@ from kit.jupyter.kernelspecs import read_kernelspec, roost_metadata, search_one_
 from kit.machine.bad_files import BAD_FILES
 from roost.placement.model import Request
 from roost.provisioners import kernelspecs
+from roost.scheduler.backends.registry import get_spec
+from roost.scheduler.backends.spec import BackendSpec, MachineAnswer, PythonQuestion
 from roost.scheduler.cli import main
-from roost.scheduler.client.interpreter_probe import probe
+from roost.scheduler.client.interpreter_probe import ProbeResult, probe
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LimitExceeded, NotAllowed
 from roost.scheduler.messages import Event, EventKind, Kernel, Owner
 
@@ -560,3 +563,134 @@ def test_an_installed_kernelspec_of_any_form_is_one_sentence(make: Make, kernels
     if kind == "brackets":
         assert main.main(["kernelspec", "list"]) in (0, 1)
         assert len(listed) == 1
+
+
+FAR = "/opt/env/bin/python"
+FINE = ProbeResult(executable=FAR, is_ipykernel=True, python="3.11.7", ipykernel="7.4.0", has_curve=True)
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch) -> list[MachineAnswer]:
+    """Let the backend ssh have the machines with these answers, which are asked in place of hosts."""
+    answers: list[MachineAnswer] = []
+
+    def answer(settings: object, question: PythonQuestion, report: Callable[..., object]) -> None:
+        for each in answers:
+            report(each)
+
+    monkeypatch.setitem(sys.modules, "a_lab", SimpleNamespace(probe=answer))
+    spec = replace(get_spec("ssh"), probe="a_lab:probe")
+
+    def find(name: str) -> BackendSpec:
+        return spec if name == "ssh" else get_spec(name)
+
+    for module in ("scheduler.client.interpreter_probe", "provisioners.kernelspecs"):
+        monkeypatch.setattr(f"roost.{module}.get_spec", find)
+    return answers
+
+
+def test_the_python_of_machines_is_tested_there(
+    kernels: Path, lab: list[MachineAnswer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab[:] = [
+        MachineAnswer(machine="n1", took_s=0.1, problem="ssh cannot reach n1: check it"),
+        MachineAnswer(machine="n2", took_s=1.23, result=FINE),
+    ]
+    command = ["kernelspec", "install", "--backend", "ssh", "--name", "far", "--python", FAR]
+    assert main.main(command) == 0
+    document = read_kernelspec(kernels / "far")
+    assert document["argv"] == [FAR, *ARGV[1:]]
+    assert document["metadata"]["supported_encryption"] == ["curve"]
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "n1  ssh cannot reach n1: check it",
+        "n2  Python 3.11.7, ipykernel 7.4.0, 1.2 s",
+    ]
+    assert f"  command     {FAR}" in captured.out.splitlines()
+    assert main.main([*command, "--replace", "--json"]) == 0
+    machines = json.loads(capsys.readouterr().out)["machines"]
+    assert [(each["machine"], bool(each["result"])) for each in machines] == [("n1", False), ("n2", True)]
+
+
+@pytest.mark.parametrize(("count", "lines"), [(1, 0), (2, 2), (3, 3)])
+def test_each_machine_that_fails_has_one_sentence(
+    kernels: Path, lab: list[MachineAnswer], capsys: pytest.CaptureFixture[str], count: int, lines: int
+) -> None:
+    problem = f"{FAR} is no executable here: install it."
+    bad = ProbeResult(problem=problem)
+    lab[:] = [MachineAnswer(machine=f"n{n}", took_s=0.1, result=bad, problem=problem) for n in range(count)]
+    assert main.main(["kernelspec", "install", "--backend", "ssh", "--name", "far", "--python", FAR]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[:-1] == [f"n{n}  {problem}" for n in range(lines)]
+    assert said[-1].startswith("roost: n0: " if count == 1 else "roost: these kernels cannot start on n0")
+    assert not (kernels / "far").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--python", "python3"], "--python = 'python3' is no whole path: begin it with /."),
+        (["--python", "bin/python"], "is no whole path"),
+        (["--python", "/a\nb"], "is no whole path"),
+        (
+            ["--check-on", "n1"],
+            "the backend local cannot test a Python on its machines: leave out --check-on",
+        ),
+        (["--python", "/x", "--from", "other"], "--python needs a kernelspec of ipykernel"),
+    ],
+)
+def test_a_python_that_cannot_be_meant_is_refused(
+    make: Make, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    make("other", ["R", "{connection_file}"])
+    assert main.main(["kernelspec", "install", "--name", "far", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_python_on_this_machine_is_tested_here(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["kernelspec", "install", "--name", "far", "--python", FAR]) == 2
+    assert f"{FAR} is no executable here" in capsys.readouterr().err
+    assert main.main(["kernelspec", "install", "--name", "far", "--python", FAR, "--no-check"]) == 0
+    assert read_kernelspec(kernels / "far")["argv"][0] == FAR
+
+
+def test_the_doctor_asks_a_machine_and_the_list_asks_none(
+    make: Make, lab: list[MachineAnswer], runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("far", [FAR, *ARGV[1:]], metadata=roost_metadata(backend="ssh"))
+    make("farther", [FAR, *ARGV[1:]], metadata=roost_metadata(backend="ssh"))
+
+    def find(level: str) -> list[str]:
+        return [each["what"] for each in kernelspecs.find_problems() if each["level"] == level]
+
+    lab[:] = [MachineAnswer(machine="n1", took_s=0.1, result=FINE)]
+    assert find("warning") == []
+    problem = f"{FAR} cannot import ipykernel (ModuleNotFoundError: No module named 'ipykernel'): `pip`."
+    lab[:] = [MachineAnswer(machine="n1", took_s=0.1, result=ProbeResult(problem=problem), problem=problem)]
+    what = f"n1: {problem.rpartition(': ')[0]}"
+    assert find("warning") == [f"kernelspec far: {what}", f"kernelspec farther: {what}"]
+    lab[:] = [MachineAnswer(machine="n1", took_s=9.0, problem="ssh cannot reach n1")]
+    assert find("warning") == []
+    assert find("error") == []
+    monkeypatch.delitem(sys.modules, "a_lab")  # who asks a machine fails now
+    assert {kernelspecs.find_outlook_of(spec).kind for spec in kernelspecs.list_kernelspecs()} == {
+        "not asked"
+    }
+
+
+@pytest.mark.parametrize(("is_fine", "level"), [(True, "ok"), (False, "not asked")])
+def test_a_kernelspec_that_a_machine_has_tested_can_start(
+    make: Make, lab: list[MachineAnswer], runtime_dir: Path, is_fine: bool, level: str
+) -> None:
+    make("far", [FAR, *ARGV[1:]], metadata=roost_metadata(backend="ssh"))
+    bad = ProbeResult(problem="It fails.")
+    lab[:] = [
+        MachineAnswer(
+            machine="n1", took_s=0.1, result=FINE if is_fine else bad, problem="" if is_fine else "It fails."
+        )
+    ]
+    with fake_service(backend="ssh") as service:
+        agent = {"has_run": False, "problem": ""}
+        service.answers["explain"] = lambda _: {"decision": {**THERE, "agent": agent}}
+        found = {each["level"] for each in kernelspecs.find_problems() if "kernelspec far " in each["what"]}
+    assert found == {level}

@@ -15,6 +15,7 @@ from roost.launchers.protocol.messages import KernelProcess
 from roost.placement import Decision, Snapshot, get_policy
 from roost.placement.model import Request
 from roost.scheduler.backends.agent_calls import Agents
+from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.local.settings import RoostLocalBackend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import lease_claim
@@ -271,6 +272,40 @@ async def test_a_restart_keeps_the_lease(tmp_path: Path) -> None:
         again = await w.start("k", "2")
         assert (again.state, again.launch_id) == ("running", "2")
         assert w.leases() == ["roost:k:s/1"]
+
+
+async def test_each_launch_is_prepared_and_gets_the_variables_of_its_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake_world(tmp_path) as w:
+        prepared: list[str] = []
+
+        async def prepare(lease: Lease) -> None:
+            prepared.append(lease.state)
+
+        monkeypatch.setattr(w.backend, "prepare_launch", prepare)
+        monkeypatch.setattr(w.backend, "environment", lambda lease: {"PREPARED": str(len(prepared))})
+        await w.start("k", "1")
+        w.agent.end("k")
+        await w.told("exited")
+        await w.start("k", "2")
+        assert prepared == ["held", "held"]
+        assert [launch.env["PREPARED"] for launch in w.agent.launched] == ["1", "2"]
+
+
+async def test_a_launch_that_cannot_be_prepared_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake_world(tmp_path, nodes=("a", "b")) as w:
+
+        async def prepare(lease: Lease) -> None:
+            raise LaunchError("its prologue fails.")
+
+        monkeypatch.setattr(w.backend, "prepare_launch", prepare)
+        with pytest.raises(LaunchError, match="its prologue fails"):
+            await w.start("k")
+        assert w.leases() == []
+        assert w.count("placed") == 1
 
 
 async def test_a_restart_that_fails_leaves_the_lease_to_the_grace(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from roost.launchers.protocol.host_contact import HostAnswer
-from roost.placement import Node
+from roost.launchers.protocol.messages import Lease, Owner
+from roost.placement import Node, Request
 from roost.placement.model.json_codec import encode
 from roost.placement.model.node import UNREACHABLE
 from roost.scheduler.backends.key_pair import load_key_pair
@@ -34,11 +35,15 @@ class Hosts:
         self.problems: dict[str, str] = {}
         self.slow: dict[str, asyncio.Event] = {}
         self.asked: list[tuple[str, bool]] = []
+        self.prologues: list[tuple[str, str]] = []
         self.now = self.most = self.cleared = 0
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
 
     async def run(self, host: str, program: str, arguments: Any, **_: Any) -> dict[str, Any]:
+        if "question" not in arguments:
+            self.prologues.append((host, arguments["kernel_prologue"]))
+            return {"variables": {"WHERE": host}}
         begins = arguments["question"]["begins"]
         self.asked.append((host, begins))
         self.now += 1
@@ -255,3 +260,26 @@ async def test_a_changed_list_of_hosts_is_read_again(make: Any, hosts: Hosts, tm
     (finding,) = await manager.diagnose()
     assert "line 1" in finding["what"]
     assert finding["do"] == "write it as label=value"
+
+
+async def test_a_prologue_runs_once_on_each_host(make: Any, hosts: Hosts) -> None:
+    manager = make("n1", "n2")
+    await manager.membership.join("")
+    await settle(manager)
+    request = Request(options={"prologue": "module load cuda"})
+    leases = [
+        Lease(id=name, kernel_id=name, owner=Owner(user="ada"), request=request, node_id=name)
+        for name in ("n1", "n2", "n1")
+    ]
+    assert manager.environment(leases[0], "") == {}
+    for lease in leases:
+        await manager.prepare_launch(lease)
+        assert manager.environment(lease, "") == {"WHERE": lease.node_id}
+        plain = replace(lease, request=Request())
+        await manager.prepare_launch(plain)
+        assert manager.environment(plain, "") == {}
+    assert hosts.prologues == [("n1", "module load cuda"), ("n2", "module load cuda")]
+    hosts.machines["n1"] = "n1 since its next start"
+    await manager.start_agent("n1")
+    await manager.prepare_launch(leases[0])
+    assert hosts.prologues[2:] == [("n1", "module load cuda")]
