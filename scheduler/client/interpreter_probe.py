@@ -87,14 +87,14 @@ def _join(found: Sequence[MachineAnswer]) -> ProbeResult:
         first = found[0]
         others = f" ({len(found) - 1} more are out of reach)" if len(found) > 1 else ""
         raise BackendUnavailable(
-            f"no host has answered, so nobody has tested the Python: {first.problem.rstrip('.')}{others}."
+            f"no machine has answered, so nobody has tested the Python: {first.problem.rstrip('.')}{others}."
         )
     if len(failing) == 1:
         raise ConfigError(f"{failing[0].machine}: {failing[0].problem}")
     if failing:
         names = format_names([answer.machine for answer in failing])
         raise ConfigError(
-            f"these kernels cannot start on {names}: mend that, or test another host with --check-on."
+            f"these kernels cannot start on {names}: mend that, or test another machine with --check-on."
         )
     results = [result for _, result in reached]
     return replace(

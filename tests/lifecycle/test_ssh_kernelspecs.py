@@ -241,4 +241,4 @@ def test_hosts_that_are_down_are_named(
     assert set(lines) == {"nowhere.invalid", *hosts}
     assert "there is no host nowhere.invalid" in lines["nowhere.invalid"]
     assert install("--check-on", "nowhere.invalid") == 1
-    assert "no host has answered, so nobody has tested the Python: " in capsys.readouterr().err
+    assert "no machine has answered, so nobody has tested the Python: " in capsys.readouterr().err

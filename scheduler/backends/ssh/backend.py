@@ -60,16 +60,14 @@ class SshBackend(AgentPerNodeBackend[SshNode]):
 
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
         agent: asyncio.Task[AgentAddress] | None = None
-        if PROLOGUE in lease.request.options and lease.node_id in self._membership.nodes:
-            # The prologue runs while the agent starts.
-            agent = start_shared(self._pool.address(lease.node_id))
         try:
-            await self._manager.prepare_launch(lease)
-            if agent is not None:
+            if lease.request.options.get(PROLOGUE) and lease.node_id in self._membership.nodes:
+                self.book.want(lease)
+                agent = start_shared(self._pool.address(lease.node_id))  # starts while the prologue runs
+                await self._manager.prepare_launch(lease)
                 await agent
-                await self._manager.prepare_launch(
-                    lease
-                )  # again, if the host turned out to have started again
+                # Again, if the host turned out to have started again.
+                await self._manager.prepare_launch(lease)
             return await super().claim(lease, launch)
         except HostProblem as problem:  # the next snapshot shows it as unreachable
             raise LeaseConflict(f"{lease.node_id} is unreachable: {problem}") from None
