@@ -317,12 +317,12 @@ class SshManager:
         try:
             answer = await self._ask(node.host, begins=begins)
         except HostProblem as problem:
-            self._note(replace(self._nodes[name], problem=str(problem)))
+            self._note_problem(name, str(problem))
             raise
         agent: StartedAgent | None = None
         if answer.endpoint and (obstacle := await _find_obstacle(answer.endpoint)):
             self._blocked[name] = obstacle, asked_at
-            self._note(replace(self._nodes[name], problem=obstacle))
+            self._note_problem(name, obstacle)
             raise HostProblem(obstacle, kind="unreachable")
         if answer.endpoint:
             self._blocked.pop(name, None)
@@ -372,9 +372,14 @@ class SshManager:
         except WireError as problem:
             raise HostProblem(f"its answer cannot be read: {problem}", kind="answer") from None
 
+    def _note_problem(self, name: str, problem: str) -> None:
+        if name in self._nodes:
+            self._note(replace(self._nodes[name], problem=problem))
+
     def _note(self, node: SshNode) -> None:
-        if node.id in self._nodes:
-            self._nodes[node.id] = node
+        known = self._nodes.get(node.id)
+        if known is not None:  # the list of hosts may have changed meanwhile
+            self._nodes[node.id] = replace(node, host=known.host)
             self.membership.expire()
             self._changed.set()
             if node.seen is not None and not node.problem:
