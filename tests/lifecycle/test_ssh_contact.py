@@ -155,7 +155,7 @@ async def test_an_unknown_host_key_is_refused(sshd: OwnSshd, tmp_path: Path) -> 
     (tmp_path / "known_hosts").unlink()
     sshd.configure_client(StrictHostKeyChecking="no")
     text = await problem_of(sshd, "host_key")
-    assert "is not known here: run `ssh n1` once" in text
+    assert f"is not known here: run `ssh -F {tmp_path}/config n1` once" in text
     assert not (tmp_path / "known_hosts").exists()
 
 

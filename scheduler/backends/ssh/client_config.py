@@ -12,6 +12,7 @@ import pwd
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import join
 
 from roost.launchers.daemon.private_files import private_folder, runtime_dir, write_private
 
@@ -78,6 +79,18 @@ def prepare_command(ssh: Sequence[str], *, may_ask: bool = False) -> list[str]:
         ]
     )
     return [program, "-F", str(_store(text)), *kept]
+
+
+def show_command(ssh: Sequence[str]) -> str:
+    """Return the client's command as a person types it, to reach a host as roost does.
+
+    >>> show_command(["ssh", "-F", "/etc/lab/config", "-o", "ConnectTimeout=10"])
+    'ssh -F /etc/lab/config'
+    """
+    words = list(ssh)
+    while len(words) > 2 and words[-2] == "-o" and words[-1].startswith("ConnectTimeout="):
+        del words[-2:]
+    return join(words)
 
 
 def _check_owner(config: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any, cast, get_args
 
 from roost.launchers.daemon.private_files import FolderError
 
-from .client_config import prepare_command
+from .client_config import prepare_command, show_command
 from .problems import HostProblem, Kind, clean, explain, explain_end, explain_python, explain_silence
 from .remote_line import is_fit, write_line, write_mark, write_program
 
@@ -76,7 +76,8 @@ async def run_on_host(
     line = write_line(secret, len(content), python)
     environment = _build_environment(variables)
     client = _Client(environment, own_group=not may_ask)
-    exchange = _Exchange(host, write_mark(secret), content, archive, python, report)
+    shown = show_command(ssh)
+    exchange = _Exchange(host, write_mark(secret), content, archive, python, report, shown)
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + deadline_s
     try:
@@ -93,7 +94,7 @@ async def run_on_host(
     async with client.running([*command, "-T", "--", host, line], exchange):
         await asyncio.wait([exchange.outcome], timeout=max(0.0, ends_at - loop.time()))
         if not exchange.outcome.done():
-            raise explain_silence(host, deadline_s, has_shell=exchange.has_shell)
+            raise explain_silence(host, deadline_s, has_shell=exchange.has_shell, ssh=shown)
         return exchange.outcome.result()
 
 
@@ -222,11 +223,12 @@ class _Exchange(_Process):
         archive: Callable[[], bytes],
         python: str,
         report: Callable[[str], object],
+        ssh: str,
     ) -> None:
         super().__init__()
         self.outcome: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.outcome.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._host, self._mark, self._python = host, mark.encode(), python
+        self._host, self._mark, self._python, self._ssh = host, mark.encode(), python, ssh
         self._program, self._archive, self._report = program, archive, report
         self._unread = bytearray()
         self._noise = bytearray()
@@ -333,7 +335,7 @@ class _Exchange(_Process):
             self._settle(explain_end(self._host, self.code, errors))
         else:
             noise = bytes(self._noise + self._unread).decode(errors="replace")
-            self._settle(explain(self._host, self.code, errors, noise))
+            self._settle(explain(self._host, self.code, errors, noise, ssh=self._ssh))
 
     def _settle(self, problem: HostProblem) -> None:
         if not self.outcome.done():

@@ -46,7 +46,7 @@ class _Complaint:
 
 _LOG_IN = "ssh cannot log in to {host}: "
 _REACH = "ssh cannot reach {host}: "
-_ONCE = "run `ssh {host}` once in a terminal"
+_ONCE = "run `{ssh} {host}` once in a terminal"
 
 _COMPLAINTS = (
     # Host keys.
@@ -223,23 +223,24 @@ _COMPLAINTS = (
 )
 
 
-def explain(host: str, code: int | None, errors: str, noise: str = "") -> HostProblem:
+def explain(host: str, code: int | None, errors: str, noise: str = "", *, ssh: str = "ssh") -> HostProblem:
     """Return the problem of an ssh process that ended with `code` before roost's program began.
 
-    `errors` is the end of its standard error, and `noise` the end of its standard output.
+    `errors` is the end of its standard error, and `noise` the end of its standard output. `ssh` is the command by
+    which a person reaches the host as roost does.
     """
     if code is not None and code < 0:
         return HostProblem(f"ssh to {host} was ended by signal {-code}: try again", kind="ssh")
     # Only ssh itself exits with 255. Otherwise a program of the host wrote these texts.
     is_own = code == 255
-    if is_own and (changed := _explain_changed_key(host, errors)) is not None:
+    if is_own and (changed := _explain_changed_key(host, errors, ssh)) is not None:
         return changed
     kinds: Sequence[Kind] | None = None if is_own else ("authentication", "answer")
-    if (problem := _find_complaint(host, errors if is_own else f"{errors}\n{noise}", kinds)) is not None:
+    if (problem := _find_complaint(host, errors if is_own else f"{errors}\n{noise}", kinds, ssh)) is not None:
         return problem
     last = last_line(errors) or last_line(noise)
     if is_own:
-        text = f"ssh to {host} failed: {last or 'it gave no reason'}: try `ssh {host}` in a terminal"
+        text = f"ssh to {host} failed: {last or 'it gave no reason'}: try `{ssh} {host}` in a terminal"
         return HostProblem(text, kind="ssh")
     if last:
         text = f"{host} ran something else than roost's program ({last}): let its login shell run commands"
@@ -258,7 +259,7 @@ def explain_end(host: str, code: int | None, errors: str) -> HostProblem:
             f"the connection to {host} was lost ({reason}): check that the host is up, and the network to it"
         )
         return HostProblem(text, kind="unreachable")
-    if (problem := _find_complaint(host, errors, ("answer",))) is not None:
+    if (problem := _find_complaint(host, errors, ("answer",), "ssh")) is not None:
         return problem
     reason = last_line(errors) or f"exit code {code}"
     return HostProblem(f"roost's program on {host} ended without an answer: {reason}", kind="answer")
@@ -282,25 +283,25 @@ def explain_python(host: str, python: str, found: Sequence[str]) -> HostProblem:
     return HostProblem(f"{host} has no Python 3.10 or newer in its PATH{is_old}: {remedy}", kind="python")
 
 
-def explain_silence(host: str, deadline_s: float, *, has_shell: bool) -> HostProblem:
+def explain_silence(host: str, deadline_s: float, *, has_shell: bool, ssh: str = "ssh") -> HostProblem:
     """Return the problem of a host that has not answered in time. `has_shell`: its shell has answered."""
     if has_shell:
         text = (
             f"{host} let ssh log in, and gave no answer within {deadline_s:g} s: check its load and its disks"
         )
     else:
-        text = f"ssh could not log in to {host} within {deadline_s:g} s: try `ssh {host}` in a terminal"
+        text = f"ssh could not log in to {host} within {deadline_s:g} s: try `{ssh} {host}` in a terminal"
     return HostProblem(text, kind="slow")
 
 
-def _find_complaint(host: str, text: str, kinds: Sequence[Kind] | None) -> HostProblem | None:
+def _find_complaint(host: str, text: str, kinds: Sequence[Kind] | None, ssh: str) -> HostProblem | None:
     """Return the problem for the first complaint in `text` of these kinds; `None`: of any kind."""
     for complaint in _COMPLAINTS:
         if kinds is not None and complaint.kind not in kinds:
             continue
         if (found := re.search(complaint.pattern, text)) is not None:
             groups = {name: clean(part or "") for name, part in found.groupdict().items()}
-            return HostProblem(complaint.sentence.format_map(_fill(host, groups)), kind=complaint.kind)
+            return HostProblem(complaint.sentence.format_map(_fill(host, groups, ssh)), kind=complaint.kind)
     return None
 
 
@@ -316,29 +317,30 @@ def clean(text: str, most: int = 200) -> str:
     return " ".join(shown.split())[:most].rstrip(".:")
 
 
-def _fill(host: str, groups: Mapping[str, str]) -> Mapping[str, str]:
+def _fill(host: str, groups: Mapping[str, str], ssh: str) -> Mapping[str, str]:
     """Return the values for a sentence. A host that a message does not name is `host`."""
     what = groups.get("what", "")
     return {
         **groups,
         "host": host,
         "name": groups.get("name") or host,
-        "credential": _advise_login(host, what),
+        "ssh": ssh,
+        "credential": _advise_login(host, what, ssh),
     }
 
 
-def _advise_login(host: str, methods: str) -> str:
+def _advise_login(host: str, methods: str, ssh: str) -> str:
     """Return what helps a person whose credentials are not accepted. `methods` are the methods that the host takes."""
     names = methods.split(",")
     if any(name.startswith("gssapi") for name in names) and "publickey" not in names:
         return "run `kinit`"
     if "publickey" not in names:
-        return f"keep a connection open with `ssh -fNM {host}`, and set ControlPath in ~/.ssh/config"
+        return f"keep a connection open with `{ssh} -fNM {host}`, and set ControlPath in ~/.ssh/config"
     kerberos = " or `kinit`" if any(name.startswith("gssapi") for name in names) else ""
     return f"run `ssh-add`{kerberos} in your session, then `roost ssh check {host}`"
 
 
-def _explain_changed_key(host: str, errors: str) -> HostProblem | None:
+def _explain_changed_key(host: str, errors: str, ssh: str) -> HostProblem | None:
     if "HOST IDENTIFICATION HAS CHANGED" not in errors and "has changed and you have requested" not in errors:
         return None
     name = re.search(r"[Hh]ost key for (\S+) has changed", errors)
@@ -347,6 +349,6 @@ def _explain_changed_key(host: str, errors: str) -> HostProblem | None:
     file = f"-f {quote(clean(place.group(1)))} " if place else ""
     return HostProblem(
         f"ssh cannot log in to {host}: the host key of {changed} has changed: ask its operator; if that is right, "
-        f"run `ssh-keygen {file}-R {quote(changed)}`, then `ssh {host}`",
+        f"run `ssh-keygen {file}-R {quote(changed)}`, then `{ssh} {host}`",
         kind="host_key",
     )

@@ -242,7 +242,7 @@ def test_every_command_has_a_function() -> None:
             if isinstance(action.choices, dict):
                 pending += action.choices.values()
     assert len(actions) == 31
-    assert len({commands.find_action(action) for action in actions}) == 22
+    assert len({commands.find_action(action) for action in actions}) == 23
 
 
 def test_help_imports_no_heavy_module() -> None:

@@ -293,6 +293,13 @@ def test_words_of_the_host(code: int, errors: str, noise: str, kind: str, part: 
     assert part in str(problem)
 
 
+@pytest.mark.parametrize(
+    "errors", ["No ED25519 host key is known for n1", _CHANGED, "", "Password has expired"]
+)
+def test_a_person_reaches_the_host_by_the_same_command(errors: str) -> None:
+    assert "`ssh -F /lab n1`" in str(explain("n1", 255, errors, ssh="ssh -F /lab"))
+
+
 def test_the_end_of_the_program() -> None:
     assert "ValueError: ssh: connect to host x port 1: Connection refused" in str(
         explain_end("n1", 1, "Traceback\nValueError: ssh: connect to host x port 1: Connection refused")
