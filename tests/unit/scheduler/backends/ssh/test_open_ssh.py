@@ -43,8 +43,23 @@ async def contact(ssh: tuple[str, ...], program: str = "say({'is': 1})", **optio
 async def problem_of(ssh: tuple[str, ...], program: str = "say({})", **options: Any) -> HostProblem:
     with pytest.raises(HostProblem) as caught:
         await contact(ssh, program, **options)
-    assert not psutil.Process().children(recursive=True)
+    assert not left_processes()
     return caught.value
+
+
+_BEFORE: set[psutil.Process] = set()
+"""Processes of other tests."""
+
+
+@pytest.fixture(autouse=True)
+def others_processes() -> None:
+    _BEFORE.clear()
+    _BEFORE.update(psutil.Process().children(recursive=True))
+
+
+def left_processes() -> set[psutil.Process]:
+    """Return what this test has started and left, zombies too."""
+    return set(psutil.Process().children(recursive=True)) - _BEFORE
 
 
 def count_descriptors() -> int:
@@ -79,7 +94,7 @@ async def test_an_open_master_is_used(client: MakeClient, tmp_path: Path) -> Non
 async def test_a_question_to_a_master_has_a_deadline(client: MakeClient, tmp_path: Path) -> None:
     await contact(client(RUN, check="trap '' TERM; sleep 1000"))
     assert "ControlPath=none" in (tmp_path / "words").read_text()
-    assert not psutil.Process().children(recursive=True)
+    assert not left_processes()
 
 
 async def test_a_client_that_is_missing(tmp_path: Path, client: MakeClient) -> None:
@@ -103,7 +118,7 @@ async def test_a_client_that_does_not_end_is_killed_with_its_programs(client: Ma
 
 async def test_a_client_that_goes_on_after_the_answer_is_killed(client: MakeClient) -> None:
     assert await contact(client('sh -c "$last"; sleep 1000')) == {"is": 1}
-    assert not psutil.Process().children(recursive=True)
+    assert not left_processes()
 
 
 async def test_a_program_that_holds_the_pipes_holds_no_contact(client: MakeClient, tmp_path: Path) -> None:
@@ -181,7 +196,7 @@ async def test_an_error_of_the_caller_reaches_the_caller(client: MakeClient) -> 
         await contact(client(RUN), report=fail)
     with pytest.raises(ValueError, match="of the caller"):
         await contact(client(RUN), "fetch_archive()", archive=fail)
-    assert not psutil.Process().children(recursive=True)
+    assert not left_processes()
 
 
 async def test_options_of_the_client(client: MakeClient) -> None:
