@@ -123,13 +123,16 @@ def test_plain_kernels_run_beside_a_waiting_one(lab: Lab) -> None:
     assert lab.status().inner_text() == ""
 
 
+def said_on_card(lab: Lab, name: str) -> str:
+    """Return what roost adds to a kernelspec's card in the launcher, which may be some moments after the card."""
+    return str(lab.card(name).evaluate("card => getComputedStyle(card, '::after').content"))
+
+
 def test_the_status_and_the_launcher_show_what_a_kernel_asks_for_and_uses(lab: Lab, take: Take) -> None:
     holder = hold_gpus(lab)
     lab.open()
-    card = lab.card("gpu")
-    assert re.match(r'"\d GPUs?.*1 GiB', card.evaluate("card => getComputedStyle(card, '::after').content"))
-    plain = lab.card("plain")
-    assert plain.evaluate("card => getComputedStyle(card, '::after').content") == "none"
+    until(lambda: re.match(r'"\d GPUs?.*1 GiB', said_on_card(lab, "gpu")) is not None, SHOWN_S)
+    assert said_on_card(lab, "plain") == "none"
     take("launcher")
     lab.create_notebook("gpu")
     lab.status("position 1 in the queue")
