@@ -12,13 +12,7 @@ from typing import Any
 
 from roost.scheduler.backends.node_archive import advise_python, check_base, find_base, find_code, unpack
 
-from .far_side import PROLOGUE_S, apply_prologue, run_prologue
-
-_HEADER = f"""\
-from collections.abc import Callable, Mapping
-from typing import Any
-PROLOGUE_S = {PROLOGUE_S}
-"""
+from .far_side import HEADER, apply_prologue, run_prologue
 
 
 def write_program() -> str:
@@ -39,7 +33,7 @@ def write_program() -> str:
         listen_once,
         examine,
     )
-    sources = [_HEADER, *(inspect.getsource(part) for part in parts)]
+    sources = [HEADER, *(inspect.getsource(part) for part in parts)]
     return "\n\n".join([*sources, "examine(ARGUMENTS, say, fetch_archive)\n"])
 
 

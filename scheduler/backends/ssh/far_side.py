@@ -12,12 +12,17 @@ from typing import Any
 
 from roost.scheduler.backends.node_archive import advise_python, check_base, find_base, find_code, unpack
 
-_HEADER = """\
-from collections.abc import Callable, Mapping
-from typing import Any
-"""
 PROLOGUE_S = 30.0
 """How long a prologue may run on a host."""
+MOST_BYTES = 100 * 1024
+"""At most this much is read of what a prologue prints, and of the environment after it. An answer is one line."""
+HEADER = f"""\
+from collections.abc import Callable, Mapping
+from typing import Any
+PROLOGUE_S = {PROLOGUE_S}
+MOST_BYTES = {MOST_BYTES}
+"""
+"""The beginning of a program that has `run_prologue`."""
 
 
 def write_program() -> str:
@@ -39,7 +44,7 @@ def write_program() -> str:
         prepare,
         serve,
     )
-    sources = [_HEADER, f"PROLOGUE_S = {PROLOGUE_S}", *(inspect.getsource(part) for part in parts)]
+    sources = [HEADER, *(inspect.getsource(part) for part in parts)]
     return "\n\n".join([*sources, "serve(ARGUMENTS, say, fetch_archive)\n"])
 
 
@@ -120,24 +125,25 @@ def run_prologue(prologue: str, before: Mapping[str, str]) -> tuple[dict[str, st
     if not prologue:
         return dict(before), ""
     shell = shutil.which("bash") or "/bin/sh"
-    # `os.environ` would have what Python itself changes for the locale C.
-    program = "import sys; sys.stdout.buffer.write(open('/proc/self/environ', 'rb').read())"
-    own = {"ROOST_LINES": prologue, "ROOST_PYTHON": sys.executable, "ROOST_PROGRAM": program}
-    script = (
-        'exec 3>&1 1>&2; roost_lines=$ROOST_LINES; unset ROOST_LINES; set -e; eval "$roost_lines"\n'
-        'exec "$ROOST_PYTHON" -I -S -c "$ROOST_PROGRAM" >&3'
-    )
     # Files, not pipes: a process that the lines leave behind would hold a pipe open.
     with (
+        os.fdopen(os.memfd_create("environment"), "r+b") as environment,
         os.fdopen(os.memfd_create("printed"), "r+b") as printed,
-        os.fdopen(os.memfd_create("errors"), "r+b") as errors,
     ):
+        # `os.environ` would have what Python itself changes for the locale C.
+        program = f"open({environment.fileno()}, 'wb').write(open('/proc/self/environ', 'rb').read())"
+        own = {"ROOST_LINES": prologue, "ROOST_PYTHON": sys.executable, "ROOST_PROGRAM": program}
+        script = (
+            'roost_lines=$ROOST_LINES; unset ROOST_LINES; set -e; eval "$roost_lines"\n'
+            'exec "$ROOST_PYTHON" -I -S -c "$ROOST_PROGRAM"'
+        )
         process = subprocess.Popen(
             [shell, "-l", "-c", script],
             env={**before, **own},
             stdin=subprocess.DEVNULL,
             stdout=printed,
-            stderr=errors,
+            stderr=printed,
+            pass_fds=[environment.fileno()],
             start_new_session=True,
         )
         try:
@@ -146,14 +152,19 @@ def run_prologue(prologue: str, before: Mapping[str, str]) -> tuple[dict[str, st
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return {}, f"the prologue did not end within {PROLOGUE_S:g} s: shorten it"
-        printed.seek(0)
-        errors.seek(0)
-        content = printed.read().decode(errors="surrogateescape")
-        lines = errors.read().decode(errors="replace").strip().splitlines()
+        environment.seek(0)
+        content = environment.read(MOST_BYTES + 1)
+        printed.seek(max(0, printed.seek(0, os.SEEK_END) - MOST_BYTES))
+        lines = printed.read(MOST_BYTES).decode(errors="replace").splitlines()
     if code or not content:
-        why = f" ({lines[-1].strip()[:300]})" if lines else ""
+        # bash adds the other line if `eval` fails in a function, as in `module`.
+        lines = [line.strip() for line in lines if line.strip() and "pop_var_context" not in line]
+        why = f" ({lines[-1][:300]})" if lines else ""
         return {}, f"the prologue failed with code {code}{why}: correct its lines"
-    found = dict(entry.split("=", 1) for entry in content.split("\0") if "=" in entry)
+    if len(content) > MOST_BYTES:
+        return {}, f"the variables after the prologue have more than {MOST_BYTES // 1024} KiB: set fewer"
+    entries = content.decode(errors="surrogateescape").split("\0")
+    found = dict(entry.split("=", 1) for entry in entries if "=" in entry)
     return {name: value for name, value in found.items() if name not in own}, ""
 
 

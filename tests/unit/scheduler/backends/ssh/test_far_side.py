@@ -53,7 +53,7 @@ def test_text_of_any_bytes_comes_back_as_it_is(before: dict[str, str]) -> None:
 
 
 def test_login_files_run_before_it(before: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / ".profile").write_text("echo hello\nmodule() { export LOADED=$2; }\n")
+    (tmp_path / ".profile").write_text("echo A=noise\nmodule() { export LOADED=$2; }\n")
     assert change("module load cuda", before) == {"LOADED": "cuda"}
 
 
@@ -75,6 +75,7 @@ def test_the_connection_and_roosts_own_variables_are_no_changes(before: dict[str
         ("echo out; exit 7", "the prologue failed with code 7 (out): correct its lines"),
         ("exit 0", "the prologue failed with code 0: correct its lines"),
         ("if", "syntax error"),
+        ("f() { echo no such module >&2; eval 'false'; }; f", "code 1 (no such module): correct its lines"),
         ("no-such-command", "no-such-command: command not found): correct its lines"),
     ],
 )
@@ -110,6 +111,12 @@ def test_a_process_that_it_leaves_behind_does_not_delay_it(before: dict[str, str
     assert change(f"sleep 1000 & echo $! > {tmp_path}/pid; export A=1", before) == {"A": "1"}
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     assert time.monotonic() - began < far_side.PROLOGUE_S, "it has not waited for the process"
+
+
+def test_a_prologue_that_prints_much_or_sets_much_is_bounded(before: dict[str, str]) -> None:
+    assert change("head -c 5000000 /dev/zero; export A=1", before) == {"A": "1"}
+    _, said = run_prologue("export A=$(head -c 60000 /dev/zero | tr '\\0' a); export B=$A", before)
+    assert said == "the variables after the prologue have more than 100 KiB: set fewer"
 
 
 def test_the_lines_are_in_no_command(before: dict[str, str], tmp_path: Path) -> None:
