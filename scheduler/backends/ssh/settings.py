@@ -62,7 +62,7 @@ class RoostSshBackend(ForkingSettings, EnforcementSettings):
     )
     prologue = List(
         Unicode(),
-        help="Lines of sh that run on a host before its agent starts, such as 'module load python'.",
+        help="Lines of sh that run on a host before its agent starts, such as 'module load cuda'.",
     )
     refresh_s = Float(60.0, min=1.0, help="How old the known amounts of a host without an agent may become.")
     connect_timeout_s = Float(10.0, min=1.0, help="How long ssh may take to connect to a host.")
