@@ -70,7 +70,7 @@ class World:
 
 @contextmanager
 def private_world(backend: str) -> Iterator[World]:
-    """Make private folders, configuration and kernelspecs. End what still runs there and remove them at the end.
+    """Make private folders and a configuration. End what still runs there and remove them at the end.
 
     Variables in this process's environment name the folders. Every part of the tour inherits these variables.
     """
@@ -97,7 +97,6 @@ def private_world(backend: str) -> Iterator[World]:
     try:
         world.config.mkdir()
         configure(world.config)
-        install_kernelspecs(backend)
         world.notebooks.mkdir()
         for notebook in HERE.glob("*.ipynb"):
             shutil.copy(notebook, world.notebooks)
@@ -119,7 +118,10 @@ def configure(folder: Path, kind: str = "", settings: Mapping[str, Any] = Mappin
 
 
 def install_kernelspecs(backend: str) -> None:
-    """Install the kernelspecs of all stops, as `roost kernelspec install --from python3 --name ...` does."""
+    """Install the kernelspecs of all stops, as `roost kernelspec install --from python3 --name ...` does.
+
+    SSH hosts must run then: one of them tests the kernels' Python.
+    """
     from roost.provisioners.kernelspecs import install
 
     for stop in (*STOPS[backend], *REFUSED[backend]):
@@ -349,8 +351,12 @@ async def prove(
 
 @asynccontextmanager
 async def run_nodes(backend: str, world: World) -> AsyncIterator[AnyCluster | None]:
-    """Start the cluster on which the kernels run, and yield it. Yield None for this machine alone."""
+    """Start the cluster on which the kernels run, install the kernelspecs, and yield it.
+
+    Yield None for this machine alone.
+    """
     if backend == "local":
+        install_kernelspecs(backend)
         yield None
         return
     kind = KINDS[backend]
@@ -359,6 +365,7 @@ async def run_nodes(backend: str, world: World) -> AsyncIterator[AnyCluster | No
         if isinstance(cluster, FarCluster):
             settings = cluster.settings(world.root)
         configure(world.config, kind.name.capitalize(), settings)
+        await asyncio.to_thread(install_kernelspecs, backend)
         yield cluster
 
 
