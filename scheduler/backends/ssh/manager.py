@@ -370,7 +370,8 @@ class SshManager:
         try:
             return decode(HostAnswer, found, ignore_unknown=True)
         except WireError as problem:
-            raise HostProblem(f"its answer cannot be read: {problem}", kind="answer") from None
+            text = f"{host.name} answered with what roost cannot read ({problem}): is something else answering there?"
+            raise HostProblem(text, kind="answer") from None
 
     def _note(self, node: SshNode) -> None:
         if node.id in self._nodes:
