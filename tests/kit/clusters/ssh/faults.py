@@ -57,6 +57,10 @@ class SshWorld(ClusterWorld):
             **settings,
         )
 
+    def set_environment(self, **variables: str) -> None:
+        """Set variables of the kernels that are opened from now on."""
+        self._spec["env"] = variables
+
     def held(self) -> dict[str, str]:
         """Return the host of each lease that an agent of the user has noted."""
         return {
