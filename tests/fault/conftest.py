@@ -18,6 +18,10 @@ from kit.clusters.hadoop_nodes import HadoopNodes, Machine
 from kit.clusters.hadoop_nodes import why_not as why_no_yarn
 from kit.clusters.kubelets import Kubelets, why_not
 from kit.clusters.kubernetes.faults import MACHINES, KubernetesWorld, prepare
+from kit.clusters.ssh.faults import SshWorld
+from kit.clusters.ssh.shared_cluster import COUNT, RULES
+from kit.clusters.ssh_hosts import SshHosts, leftovers
+from kit.clusters.ssh_hosts import why_not as why_no_ssh
 from kit.clusters.yarn.faults import MACHINES as YARN_MACHINES
 from kit.clusters.yarn.faults import OpenYarnWorld, YarnWorld, fault_settings, opened
 from kit.machine.daemons import agent_folder, settle
@@ -139,3 +143,27 @@ def open_yarn_world(
                 yield world
 
     return start
+
+
+@pytest.fixture(scope="module")
+def fault_hosts(private_environment: None) -> Iterator[SshHosts]:
+    """Start three SSH hosts for one test module, whose tests kill parts of them and turn them off."""
+    if reason := why_no_ssh(COUNT):
+        pytest.skip(reason)
+    with SshHosts(COUNT, rules=RULES) as hosts:
+        yield hosts
+    assert not leftovers(hosts.folder)
+
+
+@pytest.fixture
+async def ssh_world(
+    runtime_dir: Path, fault_hosts: SshHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[SshWorld]:
+    world = SshWorld(fault_hosts, runtime_dir, tmp_path, monkeypatch)
+    try:
+        with show_logs(runtime_dir):
+            yield world
+            await world.close()
+    finally:
+        disconnect()
+        settle(runtime_dir)

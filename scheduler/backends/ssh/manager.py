@@ -115,6 +115,8 @@ class SshManager:
         self._contacts = Contacts()
         self._caller = LatestCaller(os.environ)
         self._forgave_at = -math.inf
+        self._must_forgive = False
+        """True if a caller has come since failed logins were forgotten. A start of that caller may wait."""
         self._prologues = KernelPrologues(self._read_prologue)
         self._nodes: dict[str, SshNode] = {}
         self._connected: Collection[str] = ()
@@ -144,10 +146,18 @@ class SshManager:
 
         A failed login is tried again, as a person may have mended it: with other credentials at once, else seldom.
         """
+        if self._caller.note(variables):
+            self._forgave_at = -math.inf
+        self._must_forgive = True
+        self._forgive()
+
+    def _forgive(self) -> None:
+        """Forget the failed logins, if someone has called since, and if that was not done a moment ago."""
         now = time.monotonic()
-        if self._caller.note(variables) or now - self._forgave_at > _FORGIVE_S:
-            self._forgave_at = now
+        if self._must_forgive and now - self._forgave_at > _FORGIVE_S:
+            self._must_forgive, self._forgave_at = False, now
             self._contacts.clear()
+            self._asked_at.clear()
 
     def refresh(self, connected: Collection[str]) -> None:
         """Measure those hosts again whose figures are old, and whose agents are not `connected`. Does not wait.
@@ -175,6 +185,7 @@ class SshManager:
     async def wait_for_change(self) -> None:
         await wait_until_set(self._changed, _LOOK_S)
         self._changed.clear()
+        self._forgive()
         if time.monotonic() - self._needed_at < 2 * self._settings.refresh_s:
             self._refresh()
 
@@ -370,7 +381,8 @@ class SshManager:
         try:
             return decode(HostAnswer, found, ignore_unknown=True)
         except WireError as problem:
-            raise HostProblem(f"its answer cannot be read: {problem}", kind="answer") from None
+            text = f"{host.name} answered with what roost cannot read ({problem}): is something else answering there?"
+            raise HostProblem(text, kind="answer") from None
 
     def _note_problem(self, name: str, problem: str) -> None:
         if name in self._nodes:

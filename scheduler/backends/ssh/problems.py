@@ -238,7 +238,7 @@ def explain(host: str, code: int | None, errors: str, noise: str = "", *, ssh: s
     kinds: Sequence[Kind] | None = None if is_own else ("authentication", "answer")
     if (problem := _find_complaint(host, errors if is_own else f"{errors}\n{noise}", kinds, ssh)) is not None:
         return problem
-    last = last_line(errors) or last_line(noise)
+    last = last_line(errors) or ("bytes that are no text" if "\ufffd" in noise else last_line(noise))
     if is_own:
         text = f"ssh to {host} failed: {last or 'it gave no reason'}: try `{ssh} {host}` in a terminal"
         return HostProblem(text, kind="ssh")

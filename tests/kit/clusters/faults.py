@@ -43,7 +43,8 @@ class ClusterWorld:
         self.folder = folder
         self.opened: list[Notebook] = []
         self._config = {"backend": backend, **options}
-        self._argv = {"argv": list(argv)} if argv else {}
+        self._spec: dict[str, Any] = {"argv": list(argv)} if argv else {}
+        """The fields of the kernelspec that differ from the usual ones."""
         self._settings: dict[str, dict[str, Any]] = {}
 
     def held(self) -> dict[str, str]:
@@ -77,7 +78,7 @@ class ClusterWorld:
         """Return a notebook that is not open yet."""
         notebook = Notebook("roosted")
         notebook.manager.kernel_spec_manager = kernelspecs(
-            self.folder / str(len(self.opened)), config={**self._config, **config}, **self._argv
+            self.folder / str(len(self.opened)), config={**self._config, **config}, **self._spec
         )
         self.opened.append(notebook)
         return notebook

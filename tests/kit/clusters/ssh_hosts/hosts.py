@@ -163,6 +163,15 @@ class SshHosts:
                 continue
         return found
 
+    def is_on(self, name: str) -> bool:
+        return self._hosts[name].root is not None
+
+    def root(self, name: str) -> Path:
+        """Return the folder in which this machine sees the files of a host that is on. Another start has another one."""
+        root = self._hosts[name].root
+        assert root is not None, f"{name} is off"
+        return root
+
     def command(self, name: str, user: str, argv: Sequence[str]) -> list[str]:
         """Return the command that runs `argv` on a host as a user, or as `root`, in the user's home. It uses no ssh."""
         return self._hosts[name].command(user, argv)

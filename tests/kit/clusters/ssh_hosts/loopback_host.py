@@ -88,6 +88,11 @@ class LoopbackHost:
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGHUP)
 
+    @property
+    def root(self) -> Path | None:
+        """This machine's files. None: the host is off."""
+        return Path("/") if self._process is not None else None
+
     def processes(self) -> list[psutil.Process]:
         """Return sshd and all processes that its sessions have started, also those whose parents have ended."""
         return psutil.Process(self._process.pid).children(recursive=True) if self._process else []

@@ -99,6 +99,11 @@ class NamespaceHost:
         """Let a new sshd take over, with the present host key. Sessions live on."""
         signal.pidfd_send_signal(self._first, signal.SIGHUP)
 
+    @property
+    def root(self) -> Path | None:
+        """The host's files, as this machine's root sees them. None: the host is off."""
+        return Path(f"/proc/{self._first_pid}/root") if self._process is not None else None
+
     def processes(self) -> list[psutil.Process]:
         """Return the processes of the host, but the first one."""
         found = []

@@ -194,7 +194,7 @@ async def test_an_answer_without_a_form_is_one_sentence(
     manager = make("n1")
     await manager.membership.join("")
     await settle(manager)
-    assert "its answer cannot be read" in nodes(manager)["n1"].drains_because
+    assert "n1 answered with what roost cannot read (" in nodes(manager)["n1"].drains_because
 
 
 async def test_a_new_caller_clears_what_has_failed(make: Any, hosts: Hosts, tmp_path: Path) -> None:
