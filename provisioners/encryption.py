@@ -32,10 +32,7 @@ def protect_channels(
     `wish` is one of `WISHES`. Jupyter's own option `transport_encryption` can require encryption too, and so can the
     backend, which is then named. Raises `ConfigError` if encryption is required but impossible.
     """
-    if requiring_backend and wish == "never":
-        raise ConfigError(
-            f"The backend {requiring_backend} starts no kernel without encryption: leave out encrypt = 'never'."
-        )
+    check_wish(wish, requiring_backend)
     jupyters = str(getattr(km, "transport_encryption", "disabled")).lower()
     is_required = bool(requiring_backend) or "required" in (wish, jupyters)
     is_private = km.transport == "ipc" and jupyters == "disabled"  # a folder that no other user can enter
@@ -58,6 +55,14 @@ def protect_channels(
     readers = f"Others on the {'machine' if is_local else 'network'} can read its output"
     prevention = "prevent that with c.KernelManager.transport = 'ipc', or " if is_local else ""
     return f"not encrypted: {reason}. {readers}: {prevention}accept it with encrypt = 'never'."
+
+
+def check_wish(wish: str, requiring_backend: str) -> None:
+    """Raise `ConfigError` for a wish that the backend refuses. `requiring_backend` is empty if it requires nothing."""
+    if requiring_backend and wish == "never":
+        raise ConfigError(
+            f"The backend {requiring_backend} starts no kernel without encryption: leave out encrypt = 'never'."
+        )
 
 
 def _find_obstacle(km: Any, argv: Sequence[str], *, is_local: bool) -> str:

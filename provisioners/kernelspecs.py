@@ -38,6 +38,7 @@ from roost.scheduler.client.service_checks import (
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 from roost.scheduler.messages import Finding
 
+from .encryption import check_wish
 from .kernel_environment import check_patterns, check_variables
 from .kernel_json import PROVISIONER, find_provisioner, read_document
 from .kernel_resources import copy_resource, list_resources
@@ -313,6 +314,8 @@ def check_config(config: Mapping[str, Any], env: Mapping[str, str]) -> Request:
     """
     provisioner = RoostProvisioner(**config)  # its traits check the types
     check_patterns(provisioner.environment)
+    spec = get_spec(provisioner.backend)
+    check_wish(provisioner.encrypt, spec.name if spec.requires_encryption else "")
     known = {name: value for name, value in env.items() if "$" not in value}  # Jupyter puts in other values
     return read_start_options(config, known).request
 

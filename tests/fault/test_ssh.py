@@ -67,7 +67,9 @@ async def test_a_contact_that_is_killed_in_the_middle(ssh_world: SshWorld, side:
         if side == "ssh":
             found = ssh_world.contacts(HOST)
         else:
-            found = [each for each in ssh_world.hosts.processes(HOST, "ada") if each.name().startswith("sshd")]
+            found = [
+                each for each in ssh_world.hosts.processes(HOST, "ada") if each.name().startswith("sshd")
+            ]
         for process in found:
             kill_process(process)
         return bool(found)

@@ -24,7 +24,7 @@ ANSWERED_S = 60.0
 MOST_BYTES = 64 << 20
 """How much memory the service may take for all these hosts together."""
 _MARK = """m=$(echo "$SSH_ORIGINAL_COMMAND" | sed "s/.*echo .m-\\([0-9a-f]*\\) shell.*/ROOST-\\1/")"""
-_WITHOUT = "PATH={}; exec /bin/sh -c \"$SSH_ORIGINAL_COMMAND\""
+_WITHOUT = 'PATH={}; exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"'
 _GOOD = f"PATH={Path(sys.executable).parent}:$PATH"
 BEHAVIOURS = {
     "n1": (f'{_GOOD}; exec /bin/sh -c "$SSH_ORIGINAL_COMMAND"', ""),
@@ -37,14 +37,17 @@ BEHAVIOURS = {
     "n8": (_WITHOUT.format("/etc/bare"), "lacks zmq or psutil"),
     "n9": (f'{_MARK}; yes "$m {{\\"step\\": \\"x\\"}}"', "more than 1 MiB"),
     "n10": (f'{_MARK}; yes "$m {{\\"want\\": \\"archive\\"}}"', "asked twice for the archive"),
-    "n11": (f'{_MARK}; echo "$m shell"; printf "$m {{\\"machine\\": \\""; yes x | tr -d "\\n"', "line without an end"),
+    "n11": (
+        f'{_MARK}; echo "$m shell"; printf "$m {{\\"machine\\": \\""; yes x | tr -d "\\n"',
+        "line without an end",
+    ),
     "n12": (f'{_MARK}; echo "$m {{\\"machine\\": 7}}"', "answered with what roost cannot read"),
     "n13": ("exit 3", "ended with code 3"),
 }
 """What each host does with a command, and a part of the sentence about it."""
 PYTHONS = {
     "bare/python3": '#!/bin/sh\nexec /usr/bin/python3 -I -S "$@"\n',
-    "old/python3": "#!/bin/sh\nexec /usr/bin/python3 -c 'import sys; sys.version_info = (3, 9, 2, \"final\", 0); "
+    "old/python3": '#!/bin/sh\nexec /usr/bin/python3 -c \'import sys; sys.version_info = (3, 9, 2, "final", 0); '
     'code = sys.argv[2]; sys.argv[1:3] = []; exec(code)\' "$@"\n',
 }
 

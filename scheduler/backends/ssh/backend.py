@@ -95,6 +95,10 @@ class SshBackend(AgentPerNodeBackend[SshNode]):
 
     def _on_agent(self, node_id: str, event: AgentEvent | None) -> None:
         before = self._find_built(node_id)
+        if event is None:
+            self._manager.note_silence(node_id)
+        elif event.node is not None:
+            self._manager.note_status(node_id, event.node)
         super()._on_agent(node_id, event)
         after = self._find_built(node_id)
         # No claim is released next, as with a cluster manager.

@@ -77,6 +77,7 @@ class SshNode:
     problem: str = _NOT_YET
     """Why it cannot be used now, as a clause; empty if it can."""
     started_agent: StartedAgent | None = None
+    """The agent that the last contact has found or started."""
 
     @property
     def id(self) -> str:
@@ -178,6 +179,22 @@ class SshManager:
             is_due = self._asked_at.get(name, 0.0) < failed if node.problem else node.seen_at < old
             if is_due and name not in self._connected and name not in self._reading:
                 self._read(name, self._refreshes)
+
+    def note_status(self, node_id: str, status: Node) -> None:
+        """Note what the agent of a host reports: it is what roost knows when the agent is out of reach."""
+        if node_id in self._nodes:
+            self._nodes[node_id] = replace(
+                self._nodes[node_id],
+                seen=status,
+                seen_at=time.monotonic(),
+                problem="",
+                started_agent=None,
+            )
+
+    def note_silence(self, node_id: str) -> None:
+        """Ask a host whose agent does not answer any more: it may be down."""
+        if node_id in self._nodes and node_id not in self._reading:
+            self._read(node_id)
 
     async def wait_until_described(self) -> None:
         """Do nothing: a host that has been reached describes itself."""
@@ -386,7 +403,7 @@ class SshManager:
 
     def _note_problem(self, name: str, problem: str) -> None:
         if name in self._nodes:
-            self._note(replace(self._nodes[name], problem=problem))
+            self._note(replace(self._nodes[name], problem=problem, started_agent=None))
 
     def _note(self, node: SshNode) -> None:
         known = self._nodes.get(node.id)

@@ -61,6 +61,14 @@ def test_a_missing_executable_is_refused_unless_not_checked(make: Make, kernels:
     assert "roost kernelspec remove r-far" in broken["do"]
 
 
+def test_a_kernelspec_whose_kernels_the_backend_refuses_is_refused(make: Make) -> None:
+    make("plain", ARGV)
+    with pytest.raises(ConfigError, match="leave out encrypt = 'never'"):
+        kernelspecs.install(
+            "plain", name="open", config={"backend": "ssh", "encrypt": "never"}, is_checked=False
+        )
+
+
 def test_an_environment_without_ipykernel_is_refused(make: Make, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')

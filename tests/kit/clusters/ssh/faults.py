@@ -74,7 +74,9 @@ class SshWorld(ClusterWorld):
 
     def left(self) -> list[str]:
         """Return a line for each lease and each process that is left: promises, the user's on hosts, and ssh here."""
-        found = [f"{name}: promise {path.name}" for name in self.hosts.names for path in promises(self.hosts, name)]
+        found = [
+            f"{name}: promise {path.name}" for name in self.hosts.names for path in promises(self.hosts, name)
+        ]
         found += [f"{name}: lease {lease}" for lease, name in self.held().items()]
         for process in self.hosts.processes(user=self.user):
             with contextlib.suppress(psutil.Error):
@@ -117,7 +119,9 @@ def promises(hosts: SshHosts, name: str) -> list[Path]:
     """Return the files in the book of a host, of all users. A host that is off has none."""
     if not hosts.is_on(name):
         return []
-    return [path for book in ("run/lock", "run/roost") for path in (hosts.root(name) / book).glob("roost-*.json")]
+    return [
+        path for book in ("run/lock", "run/roost") for path in (hosts.root(name) / book).glob("roost-*.json")
+    ]
 
 
 def on_host(name: str) -> dict[str, Any]:

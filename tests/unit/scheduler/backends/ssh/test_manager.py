@@ -283,3 +283,18 @@ async def test_a_prologue_runs_once_on_each_host(make: Any, hosts: Hosts) -> Non
     await manager.start_agent("n1")
     await manager.prepare_launch(leases[0])
     assert hosts.prologues[2:] == [("n1", "module load cuda")]
+
+
+async def test_an_agent_out_of_reach_leaves_what_it_has_reported_last(make: Any, hosts: Hosts) -> None:
+    manager = make("n1")
+    await manager.membership.join("")
+    await manager.start_agent("n1")
+    manager.note_status("n1", Node(id="itself", cpus=4, cpus_promised=3, kernels=1))
+    hosts.problems["n1"] = "ssh cannot reach n1: no route"
+    manager.note_silence("n1")
+    manager.note_silence("n1")
+    await settle(manager)
+    node = nodes(manager)["n1"]
+    assert (node.cpus_promised, node.kernels, node.is_draining) == (3, 1, True)
+    assert len(hosts.asked) == 3, "one contact, although two connections were lost"
+    assert manager.membership.nodes["n1"].started_agent is None, "nobody takes the old address for a new one"
