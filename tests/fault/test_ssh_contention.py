@@ -31,7 +31,7 @@ from kit.machine.tiny_kernel import tiny
 
 async def hold(client, share, hold_s, wishes):
     start = tiny(gpus=share, cpus=float(os.environ["CPUS"]), launch_timeout_s=100)
-    kernel = await client.start(replace(start, wait_s=300.0))
+    kernel = await client.start(replace(start, queue_timeout_s=300.0))
     began = time.monotonic()
     await asyncio.sleep(hold_s)
     ended = time.monotonic()

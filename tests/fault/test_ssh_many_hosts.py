@@ -1,0 +1,69 @@
+"""A hundred SSH hosts: the first ones are shown soon, and none is refused while it has not been reached."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kit.clusters.faults import say, show_logs
+from kit.clusters.ssh.faults import SshWorld, on_host
+from kit.clusters.ssh_hosts import SshHosts, leftovers, why_not
+from kit.machine.daemons import settle
+from roost.placement.model import Request
+from roost.scheduler.client.client import disconnect
+from roost.testing.deadlines import allow_s
+
+COUNT = 100
+FIRST_S = 2.0
+"""How long the first hosts may take after the service runs, on a quiet machine."""
+ALL_S = 60.0
+UNREACHED = "roost has not reached it yet"
+
+pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def many_hosts(private_environment: None) -> Iterator[SshHosts]:
+    if reason := why_not(COUNT):
+        pytest.skip(reason)
+    began = time.monotonic()
+    with SshHosts(COUNT, accounts=["ada"]) as hosts:
+        say("all hosts started after", began)
+        yield hosts
+    assert not leftovers(hosts.folder)
+
+
+async def test_a_hundred_hosts(
+    many_hosts: SshHosts, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = SshWorld(many_hosts, runtime_dir, tmp_path, monkeypatch)
+    last = on_host(many_hosts.names[-1])
+    try:
+        with show_logs(runtime_dir):
+            began = time.monotonic()
+            await world.service().service()
+            say("the service answers after", began)
+            first_s, reached = 0.0, 0
+            while reached < COUNT:
+                problems = [node["drains_because"] for node in await world.service().nodes()]
+                assert len(problems) == COUNT
+                assert not [each for each in problems if each and UNREACHED not in each]
+                reached = problems.count("")
+                first_s = first_s or (time.monotonic() - began if reached else 0.0)
+                if reached < COUNT:
+                    assert not (await world.service().explain(Request(**last)))["is_never"]
+                assert time.monotonic() - began < allow_s(ALL_S), problems
+                await asyncio.sleep(0.05)
+            all_s = time.monotonic() - began
+            say(f"the first hosts were shown after {first_s:.1f} s, all after {all_s:.1f} s")
+            assert first_s < allow_s(2 * FIRST_S)
+            notebook = await world.open(**last)
+            await world.lives(notebook)
+            await world.close()
+    finally:
+        disconnect()
+        settle(runtime_dir)
