@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, KeysView, Mapping
 from dataclasses import dataclass, replace
@@ -78,6 +79,7 @@ class AgentPool:
         self._left: dict[str, float] = {}  # nodes that are not in the cluster, and since when
         self.failures: dict[str, str] = {}
         """Why the latest attempt to start an agent has failed, by node. An attempt that succeeds removes the entry."""
+        self._failed_at: dict[str, float] = {}
         self._starting: dict[str, asyncio.Task[StartedAgent]] = {}
         self._load()
 
@@ -136,10 +138,25 @@ class AgentPool:
             return known.address
 
     async def call(self, node_id: str, call: Callable[[AgentClient], Awaitable[T]]) -> T:
+        began = time.monotonic()
         await self.address(node_id)  # an agent that cannot be started at all is not tried again
         name = f"the agent on {node_id}"
-        caller = AgentCaller(self._agents, partial(self.address, node_id), name=name, on_lost=self._on_lost)
+
+        async def on_lost(address: AgentAddress | None) -> None:
+            await self._on_lost(address)
+            # Nor is one that is lost and cannot be started: on a machine that is down, each attempt takes long.
+            if self._failed_at.get(node_id, -math.inf) >= began:
+                raise BackendUnavailable(f"{name} cannot be reached: {self.failures[node_id]}")
+
+        caller = AgentCaller(self._agents, partial(self.address, node_id), name=name, on_lost=on_lost)
         return await caller.call(call)
+
+    async def reach(self, node_id: str) -> None:
+        """Connect to the agent of this node, and start it if need be. Raises `BackendUnavailable`."""
+
+        async def do_nothing(agent: AgentClient) -> None: ...
+
+        await self.call(node_id, do_nothing)
 
     async def held_on(self, node_id: str) -> Holdings | None:
         """Return the leases and kernels of a node's agent; None if the agent is unreachable."""
@@ -182,6 +199,7 @@ class AgentPool:
         self._doubted.discard(node_id)
         self._outdated.discard(node_id)
         self.failures.pop(node_id, None)
+        self._failed_at.pop(node_id, None)
         is_settled = self._noted_settings != self._settings and not self._outdated
         if is_settled or self._known.get(node_id) != agent:
             self._known[node_id] = agent
@@ -193,6 +211,7 @@ class AgentPool:
     def forget_left(self, present: Collection[str], after_s: float) -> None:
         """Forget the agents of nodes that have not been among `present` for `after_s`: they have left for good."""
         self.failures = {name: why for name, why in self.failures.items() if name in present}
+        self._failed_at = {name: at for name, at in self._failed_at.items() if name in present}
         now = time.monotonic()
         self._left = {name: self._left.get(name, now) for name in self._known if name not in present}
         for node_id, left_at in self._left.items():
@@ -234,6 +253,7 @@ class AgentPool:
             return self._known[node_id]
         except BackendUnavailable as problem:
             self.failures[node_id] = str(problem).rstrip(".")
+            self._failed_at[node_id] = time.monotonic()
             raise
         finally:
             del self._starting[node_id]

@@ -20,7 +20,7 @@ from roost.scheduler.backends.base import (
 from roost.scheduler.backends.holders import describe_holder
 from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.backends.more_room import has_more_room
-from roost.scheduler.errors import LeaseConflict
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 from roost.scheduler.messages import format_names
 
 from . import SPEC
@@ -68,12 +68,27 @@ class SshBackend(AgentPerNodeBackend[SshNode]):
                 await agent
                 # Again, if the host turned out to have started again.
                 await self._manager.prepare_launch(lease)
+            await self._reach(lease)
             return await super().claim(lease, launch)
         except HostProblem as problem:  # the next snapshot shows it as unreachable
             raise LeaseConflict(f"{lease.node_id} is unreachable: {problem}") from None
         finally:
             if agent is not None:
                 agent.cancel()
+
+    async def _reach(self, lease: Lease) -> None:
+        """Reach the agent that decides on a lease. Raises `LeaseConflict`, so that another host is taken.
+
+        Nothing is asked of the agent yet. After a request without an answer, the kernel may run there.
+        """
+        if lease.node_id not in self._membership.nodes:
+            return
+        self.book.want(lease)
+        try:
+            await self._pool.reach(lease.node_id)
+        except BackendUnavailable as problem:
+            reason = self._pool.failures.get(lease.node_id, str(problem))
+            raise LeaseConflict(f"{lease.node_id} is unreachable: {reason}") from None
 
     async def prepare_launch(self, lease: Lease) -> None:
         await self._manager.prepare_launch(lease)

@@ -316,6 +316,17 @@ async def test_an_earlier_agent_serves_its_node_while_no_new_one_starts(
         await later.close()
 
 
+async def test_an_agent_that_is_lost_and_cannot_be_started_is_not_tried_again(
+    opened: Opened, agent: FakeAgent
+) -> None:
+    """A machine that is down lets each attempt take many seconds. The reason is the one why no agent starts."""
+    await opened.backend.warm_up()
+    await agent.close()
+    opened.manager.broken = "the machine is down"
+    with pytest.raises(BackendUnavailable, match=r"the agent on here cannot be reached: the machine is down"):
+        await opened.backend.claim(LEASE)
+
+
 async def until_used(opened: Opened, cpus_used: float | None) -> Node:
     """Wait until the snapshot has this use of CPUs. Return the node."""
     deadline = time.monotonic() + allow_s(60)
