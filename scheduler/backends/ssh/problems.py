@@ -163,6 +163,11 @@ _COMPLAINTS = (
         _LOG_IN + "{what}: wait until it admits users again",
     ),
     _Complaint(
+        r"Permissions \d+ for '(?P<file>[^'\n]+)' are too open(?s:.*)Permission denied",
+        "authentication",
+        _LOG_IN + "ssh ignores the key {file}, because others may read it: run `chmod 600 {file}`",
+    ),
+    _Complaint(
         r"(?:(?P<name>\S+): )?Permission denied \((?P<what>[^)]*)\)",
         "authentication",
         _LOG_IN + "{name} accepts no credential that needs no question ({what}): {credential}",

@@ -244,6 +244,18 @@ MESSAGES = [
         "ssh",
         "line 2: keyword port extra arguments",
     ),
+    (
+        (
+            "@         WARNING: UNPROTECTED PRIVATE KEY FILE!          @\n"
+            "Permissions 0644 for '/home/ada/.ssh/key' are too open.\n"
+            "It is required that your private key files are NOT accessible by others.\n"
+            "This private key will be ignored.\n"
+            'Load key "/home/ada/.ssh/key": bad permissions\n'
+            "ada@10.249.1.11: Permission denied (publickey)."
+        ),
+        "authentication",
+        "run `chmod 600 /home/ada/.ssh/key`",
+    ),
     ("Bad owner or permissions on /home/ada/.ssh/config", "ssh", "run `chmod go-w /home/ada/.ssh/config`"),
     ("something new", "ssh", "ssh to n1 failed: something new: try `ssh n1` in a terminal"),
     ("", "ssh", "it gave no reason"),
