@@ -16,7 +16,7 @@ from shlex import join
 
 from roost.launchers.daemon.private_files import private_folder, runtime_dir, write_private
 
-from .problems import explain
+from .problems import HostProblem, clean, explain
 
 _FIXED = """\
 ControlMaster no
@@ -52,22 +52,10 @@ def prepare_command(ssh: Sequence[str], *, may_ask: bool = False) -> list[str]:
     `ssh` is the client and its options. A `-F` among them names the configuration that is included. With `may_ask`, the
     client may ask a person. Raises `OSError` or `HostProblem`.
     """
-    program, *options = ssh
-    own: str | None = None
-    kept: list[str] = []
-    words = iter(options)
-    for word in words:
-        if word == "-F":
-            own = next(words, "none")
-        elif word.startswith("-F"):
-            own = word[2:]
-        else:
-            kept.append(word)
-            if len(word) == 2 and word[1] in "BbcDEeIiJLlmOopQRSWw":  # its value is the next word
-                kept += [value] if (value := next(words, None)) is not None else []
+    own, kept = _take_file(ssh[1:])
     included = ["~/.ssh/config", "/etc/ssh/ssh_config"]
     if own is not None:
-        included = [] if own == "none" else [os.path.abspath(os.path.expanduser(own))]
+        included = [] if own == "none" else [_whole_path(own)]
     else:
         _check_owner(Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh/config")
     text = "".join(
@@ -78,7 +66,26 @@ def prepare_command(ssh: Sequence[str], *, may_ask: bool = False) -> list[str]:
             _USUAL,
         ]
     )
-    return [program, "-F", str(_store(text)), *kept]
+    return [ssh[0], "-F", str(_store(text)), *kept]
+
+
+def check_file(ssh: Sequence[str]) -> None:
+    """Raise `HostProblem` if a `-F` among the options names a file that cannot be read.
+
+    ssh checks this itself, but not for a file that another one includes.
+    """
+    own, _ = _take_file(ssh[1:])
+    if own is None or own == "none":
+        return
+    try:
+        with open(_whole_path(own), "rb"):
+            pass
+    except OSError as problem:
+        text = (
+            f"ssh cannot read its configuration: {clean(_whole_path(own))}: {problem.strerror}: correct -F in "
+            "c.RoostSshBackend.ssh"
+        )
+        raise HostProblem(text, kind="ssh") from None
 
 
 def show_command(ssh: Sequence[str]) -> str:
@@ -91,6 +98,27 @@ def show_command(ssh: Sequence[str]) -> str:
     while len(words) > 2 and words[-2] == "-o" and words[-1].startswith("ConnectTimeout="):
         del words[-2:]
     return join(words)
+
+
+def _take_file(options: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the file that the last `-F` names, None without one, and the other options."""
+    own: str | None = None
+    kept: list[str] = []
+    words = iter(options)
+    for word in words:
+        if word == "-F":
+            own = next(words, "none")
+        elif word.startswith("-F"):
+            own = word[2:]
+        else:
+            kept.append(word)
+            if len(word) == 2 and word[1] in "BbcDEeIiJLlmOopQRSWw":  # its value is the next word
+                kept += [value] if (value := next(words, None)) is not None else []
+    return own, kept
+
+
+def _whole_path(file: str) -> str:
+    return os.path.abspath(os.path.expanduser(file))
 
 
 def _check_owner(config: Path) -> None:

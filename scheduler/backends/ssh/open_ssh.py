@@ -23,7 +23,7 @@ from typing import Any, cast, get_args
 
 from roost.launchers.daemon.private_files import FolderError
 
-from .client_config import prepare_command, show_command
+from .client_config import check_file, prepare_command, show_command
 from .problems import HostProblem, Kind, clean, explain, explain_end, explain_python, explain_silence
 from .remote_line import is_fit, write_line, write_mark, write_program
 
@@ -80,6 +80,7 @@ async def run_on_host(
     exchange = _Exchange(host, write_mark(secret), content, archive, python, report, shown)
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + deadline_s
+    check_file(ssh)
     try:
         command = prepare_command(ssh, may_ask=may_ask)
     except OSError as problem:  # FolderError is one

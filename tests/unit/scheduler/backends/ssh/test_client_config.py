@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from roost.scheduler.backends.ssh import client_config
-from roost.scheduler.backends.ssh.client_config import prepare_command
+from roost.scheduler.backends.ssh.client_config import check_file, prepare_command
 from roost.scheduler.backends.ssh.problems import HostProblem
 
 
@@ -77,6 +77,16 @@ def test_a_configuration_that_others_may_write_is_refused(home: Path) -> None:
     with pytest.raises(HostProblem, match=f"ssh does not trust {config}: run `chmod"):
         prepare_command(("ssh",))
     prepare_command(("ssh", "-F", "none"))
+
+
+def test_a_file_among_the_options_must_exist(home: Path) -> None:
+    """ssh leaves out a file that another one includes, and then fails to log in."""
+    file = home / "lab_config"
+    with pytest.raises(HostProblem, match=r"lab_config: No such file or directory: correct -F in c\.RoostSsh"):
+        check_file(("ssh", "-p", "22", "-F", str(file)))
+    file.write_text("Host n1\n")
+    for options in (["-F", str(file)], ["-F", "none"], []):
+        check_file(("ssh", *options))
 
 
 def test_no_option_of_a_person_makes_the_client_ask_or_leave_a_master(tmp_path: Path) -> None:
