@@ -48,6 +48,9 @@ _LOG_IN = "ssh cannot log in to {host}: "
 _REACH = "ssh cannot reach {host}: "
 _ONCE = "run `{ssh} {host}` once in a terminal"
 
+_AND_RESTART = ", then run `roost restart-service --backend ssh`"
+"""The service reads its settings only when it starts."""
+
 _COMPLAINTS = (
     # Host keys.
     _Complaint(
@@ -277,10 +280,10 @@ def explain_python(host: str, python: str, found: Sequence[str]) -> HostProblem:
     """
     old, bare = (*found, "-", "-")[:2]
     if bare != "-":
-        advice = advise_python("No module named 'zmq'")
+        advice = advise_python("No module named 'zmq'") + _AND_RESTART
         text = f"{bare} on {host} cannot run roost's agent (it lacks zmq or psutil): {advice}"
         return HostProblem(text, kind="python")
-    remedy = "set the option python to a Python 3.10 or newer that has ipykernel"
+    remedy = "set the option python to a Python 3.10 or newer that has ipykernel" + _AND_RESTART
     if python:
         why = "is older than Python 3.10" if old != "-" else "is no program that runs there"
         return HostProblem(f"{python} on {host} {why}: {remedy}", kind="python")
