@@ -11,11 +11,11 @@ tunnels             the same as `gateway` with GP_ENABLE_TUNNELING=true: six ssh
 start       POST /api/kernels sent → websocket open → first reply
 stop        DELETE sent → answered
 ended       DELETE sent → no process of the kernel lives, at most ENDED_S
-server      kill -9 of the server of a running kernel; whether the next server on that port has the kernel. If so, it
-            stops the kernel. What is left then
-program     kill -9 of a program that started a kernel; what is left LATER_S after it
-ssh         kill -9 of all ssh of a running kernel at both ends; what the next cell finds SOON_S after it, and what is
-            left LATER_S after the kernel was stopped
+server      kill -9 of the server of a running kernel: does the next server on that port have the kernel? If so, that
+            server stops it. Then the kernel's processes are counted
+program     kill -9 of a program that started a kernel: the kernel's processes, LATER_S after it
+ssh         kill -9 of all ssh of a running kernel at both ends: does a cell find its variables SOON_S after it? Then the
+            kernel is stopped, and kernels are counted LATER_S after the stop
 
 Claims (medians): start ≤ 0.25 × Gateway Provisioners; roost's kernels leave no process in any case.
 The script needs root, sshd and `pip install gateway_provisioners`. Else it prints a note and exits with 77.
@@ -275,7 +275,7 @@ async def life(server: JupyterServer, side: str) -> tuple[dict[str, float], asyn
 
 
 async def until_ended(kernel: Kernel, began: float) -> float:
-    """Wait until the processes have ended, and kill those that live after ENDED_S. Return milliseconds."""
+    """Wait until the processes have ended. After ENDED_S, kill them. Return milliseconds."""
     while kernel.living() and elapsed_ms(began) < ENDED_S * 1000:  # noqa: ASYNC110 - no event reports it
         await asyncio.sleep(0.05)
     took = elapsed_ms(began)
@@ -324,7 +324,7 @@ async def lose_server(report: Report, place: Place, side: str) -> None:
 
 
 async def lose_program(report: Report, place: Place, side: str) -> None:
-    """Kill a program that has started a kernel, and count what it leaves."""
+    """Kill a program that has started a kernel, and count the processes that it leaves."""
     program = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _PROGRAM, kernelspec_of(side), _WHERE),
         env={**os.environ, **place.variables.get(side, {})},
