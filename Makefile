@@ -15,7 +15,7 @@ INSTALL := $(PY) .ci/install.py
 PYTEST := $(PY) -m pytest -q
 LABELLED := $(PYTEST) --label-failures
 BENCHMARKS := start against_gateway memory through_server output limits machine_book in_browser early_cells on_gpu on_ray on_dask on_kubernetes \
-  kubernetes_scale on_yarn on_ssh placement decision policies scale soak
+  kubernetes_scale on_yarn on_ssh ssh_peer placement decision policies scale soak
 ONLY ?= $(BENCHMARKS)
 FIGURES ?= docs/figures
 PAGE ?= docs/benchmarks.md
