@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kit.clusters.faults import assert_plain, say, until
@@ -42,6 +43,20 @@ async def node_problem(world: SshWorld, name: str) -> str:
     """Return why the service uses no more of a host; empty if it uses the host."""
     (node,) = [node for node in await world.service().nodes() if node["id"] == name]
     return str(node["drains_because"])
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "--archive", "--no-target-directory", source, target], check=True)
+
+
+def start_with_pid(world: SshWorld, pid: int) -> psutil.Process:
+    """Start a process with this pid on HOST. No other process may have it."""
+    script = (
+        f"echo {pid - 1} > /proc/sys/kernel/ns_last_pid; sleep 1000 < /dev/null > /dev/null 2>&1 & echo $!"
+    )
+    assert world.hosts.run(HOST, "root", ["sh", "-c", script]).stdout == f"{pid}\n"
+    (found,) = [each for each in world.hosts.processes(HOST, "root") if each.name() == "sleep"]
+    return found
 
 
 async def test_a_killed_sshd(ssh_world: SshWorld) -> None:
@@ -143,27 +158,38 @@ async def test_a_host_that_is_turned_off_and_on(ssh_world: SshWorld, tmp_path: P
     """Another process with the old pid is never taken for the kernel, even if the agent's files are still there."""
     notebook, kept = await ssh_world.open(**on_host(HOST)), await ssh_world.open(**on_host("n1"))
     folder, saved = "tmp/roost-3001", tmp_path / "saved"
-    copy = ["cp", "--archive", "--no-target-directory"]
-    subprocess.run([*copy, ssh_world.hosts.root(HOST) / folder, saved], check=True)
+    copy_folder(ssh_world.hosts.root(HOST) / folder, saved)
     ssh_world.hosts.off(HOST)
     off_at = time.monotonic()
     await until(lambda: not ssh_world.contacts(HOST), "a contact hangs", FOUND_S)
     assert await kept.value("mine") == "42"
     ssh_world.hosts.on(HOST)
-    root = ssh_world.hosts.root(HOST)
     if keeps_tmp:
-        subprocess.run([*copy, saved, root / folder], check=True)
-    impostor = f"echo {notebook.pid - 1} > /proc/sys/kernel/ns_last_pid; sleep 1000 < /dev/null > /dev/null 2>&1 & echo $!"
-    pid = int(ssh_world.hosts.run(HOST, "root", ["sh", "-c", impostor]).stdout)
-    assert pid == notebook.pid
+        copy_folder(saved, ssh_world.hosts.root(HOST) / folder)
+    impostor = start_with_pid(ssh_world, notebook.pid)
     on_at = time.monotonic()
     reason = await ssh_world.ended(notebook, FOUND_S)
     say(f"{reason!r} after {time.monotonic() - off_at:.1f} s, and after its start", on_at)
     await ssh_world.has_room(**on_host(HOST), within_s=FOUND_S)
     await ssh_world.restart(notebook)
     await ssh_world.lives(notebook, kept)
-    (impostors,) = [each for each in ssh_world.hosts.processes(HOST, "root") if each.name() == "sleep"]
-    kill_process(impostors)
+    assert impostor.is_running()
+    kill_process(impostor)
+
+
+@pytest.mark.fault_long
+async def test_a_kernel_on_a_host_that_stays_off_can_be_closed(ssh_world: SshWorld) -> None:
+    notebook, kept = await ssh_world.open(**on_host(HOST)), await ssh_world.open(**on_host("n1"))
+    ssh_world.hosts.off(HOST)
+    off_at = time.monotonic()
+    try:
+        await asyncio.wait_for(ssh_world.close_stopped(notebook), allow_s(FOUND_S))
+        say("closed after", off_at)
+        await ssh_world.running(kept)
+    finally:
+        ssh_world.hosts.on(HOST)
+    await ssh_world.has_room(**on_host(HOST), within_s=FOUND_S)
+    await ssh_world.lives(kept)
 
 
 async def test_a_host_that_is_turned_off_while_a_start_waits_for_it(ssh_world: SshWorld) -> None:

@@ -20,6 +20,8 @@ from kit.clusters.ssh_hosts import SshHosts
 SHARES = (0.25, 0.5, 1.0, 0.0, 2.0)
 CPUS = 0.5
 """How many CPUs each kernel asks for, so that CPUs are scarce too."""
+REFRESH_S = 5.0
+"""How long a start may wait for the figures of a host whose GPUs others have given back."""
 
 ASKER = """
 import asyncio, json, os, sys, time
@@ -97,7 +99,7 @@ async def test_sixty_kernels_of_three_users(
     configs = {}
     for user, home in zip(fault_hosts.users, users_runtime_dirs, strict=True):
         (tmp_path / user).mkdir()
-        settings = {**cluster_settings(fault_hosts, user), "agent_idle_exit_s": 3.0}
+        settings = {**cluster_settings(fault_hosts, user), "agent_idle_exit_s": 3.0, "refresh_s": REFRESH_S}
         (tmp_path / user / "jupyter_roost_config.json").write_text(json.dumps({"RoostSshBackend": settings}))
         configs[home] = str(tmp_path / user)
     books = {name: str(fault_hosts.root(name) / "run/lock") for name in fault_hosts.names}

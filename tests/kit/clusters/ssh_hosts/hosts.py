@@ -167,7 +167,7 @@ class SshHosts:
         return self._hosts[name].root is not None
 
     def root(self, name: str) -> Path:
-        """Return the folder in which this machine sees the files of a host that is on. Another start has another one."""
+        """Return where this machine sees the files of a host that is on. After a new start that is another folder."""
         root = self._hosts[name].root
         assert root is not None, f"{name} is off"
         return root

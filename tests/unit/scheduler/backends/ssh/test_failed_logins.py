@@ -13,7 +13,6 @@ from roost.scheduler.backends.ssh.host_memory import HostMemory
 from roost.scheduler.backends.ssh.manager import SshManager
 from roost.scheduler.backends.ssh.settings import RoostSshBackend
 
-
 SAME = {"SSH_AUTH_SOCK": "", "KRB5CCNAME": ""}
 
 
