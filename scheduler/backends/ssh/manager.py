@@ -266,6 +266,8 @@ class SshManager:
         found: list[Finding] = []
         if self._list_problem:
             what, _, do = self._list_problem.rstrip(".").rpartition(": ")
+            if what.endswith("cannot be read"):  # the last part is the system's reason, and no remedy
+                what, do = f"{what} ({do})", "make that file readable, or correct the setting that names it"
             found.append({"level": "warning", "what": f"the list of hosts stays as it was: {what}", "do": do})
         by_machine: dict[str, str] = {}
         for name, node in self._nodes.items():

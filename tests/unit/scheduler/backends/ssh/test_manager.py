@@ -260,6 +260,13 @@ async def test_a_changed_list_of_hosts_is_read_again(make: Any, hosts: Hosts, tm
     (finding,) = await manager.diagnose()
     assert "line 1" in finding["what"]
     assert finding["do"] == "write it as label=value"
+    file.unlink()
+    manager._listed_at -= 100
+    manager.refresh(connected=())
+    await settle(manager)
+    (finding,) = await manager.diagnose()
+    assert finding["what"].endswith(f"{file} cannot be read (No such file or directory)")
+    assert "correct the setting" in finding["do"]
 
 
 async def test_a_prologue_runs_once_on_each_host(make: Any, hosts: Hosts) -> None:
