@@ -72,12 +72,13 @@ async def examine_host(
     began = time.monotonic()
     found = await read_options(host.name, ssh=settings.ssh, deadline_s=5.0)
     checks = [_describe_options(found, time.monotonic() - began)]
-    way = _Way(began=time.monotonic(), token=secrets.token_hex(16))
+    prologue = "\n".join(settings.prologue)
+    way = _Way(began=time.monotonic(), token=secrets.token_hex(16), has_prologue=bool(prologue))
     archive, digest = pack()
     question = Question(name="agent-ssh-check", settings=settings.agent_settings(), clients=())
     arguments = {
         "digest": digest,
-        "prologue": "\n".join(settings.prologue),
+        "prologue": prologue,
         "question": encode(replace(question, settings=replace(question.settings, address=host.address))),
         "address": host.address,
         "token": way.token,
@@ -108,8 +109,9 @@ async def examine_host(
 class _Way:
     """The steps that a host has done, with their times."""
 
-    def __init__(self, *, began: float, token: str) -> None:
+    def __init__(self, *, began: float, token: str, has_prologue: bool) -> None:
         self.token = token
+        self._has_prologue = has_prologue
         self._last = began
         self._steps: dict[str, float] = {}
         self._has_master = False
@@ -142,8 +144,9 @@ class _Way:
     def describe_end(self, problem: HostProblem) -> Check:
         """Return the check of the step that has failed."""
         done = [step for step in _STEPS if step in self._steps]
-        step = _STEPS[_STEPS.index(done[-1]) + 1] if done else "login"
-        if step == "prologue" and problem.kind == "python":
+        way = [step for step in _STEPS if step != "prologue" or self._has_prologue or step in done]
+        step = way[way.index(done[-1]) + 1] if done else "login"
+        if step in ("prologue", "archive") and problem.kind == "python":
             step = "imports"
         return Check(step=step, level="error", what=str(problem), seconds=time.monotonic() - self._last)
 

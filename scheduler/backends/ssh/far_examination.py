@@ -90,8 +90,8 @@ def examine(
         text = f"{sys.executable} cannot run roost's agent ({reason}): {advise_python(reason)}"
         say({"problem": text, "kind": "python"})
     except OSError as problem:
-        where = f" ({problem.filename})" if problem.filename else ""
-        say({"problem": f"roost's files cannot be written there: {problem.strerror or problem}{where}"})
+        where = problem.filename or os.environ.get("ROOST_RUNTIME_DIR", "")
+        say({"problem": f"roost's files cannot be written there: {problem.strerror or problem} ({where})"})
 
 
 def read_home(home: str) -> dict[str, str]:

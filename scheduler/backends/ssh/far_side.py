@@ -80,8 +80,8 @@ def serve(arguments: dict[str, Any], say: Callable[[Any], None], fetch_archive: 
         reason = str(problem).replace("ModuleNotFoundError: ", "")
         say({"problem": f"{sys.executable} cannot run roost's agent ({reason}): {advise_python(reason)}"})
     except OSError as problem:
-        where = f" ({problem.filename})" if problem.filename else ""
-        say({"problem": f"roost's files cannot be written on the host: {problem.strerror or problem}{where}"})
+        where = problem.filename or os.environ.get("ROOST_RUNTIME_DIR", "")
+        say({"problem": f"roost's files cannot be written on the host: {problem.strerror or problem} ({where})"})
 
 
 def prepare(digest: str, fetch_archive: Callable[[], bytes]) -> str:

@@ -103,7 +103,7 @@ async def test_a_good_host(runtime_dir: object) -> None:
     [
         ((), "authentication", "login"),
         (("shell",), "python", "python"),
-        (("shell", "python"), "answer", "prologue"),
+        (("shell", "python"), "answer", "archive"),
         (("shell", "python"), "python", "imports"),
         (("shell", "python", "prologue"), "answer", "archive"),
         (("shell", "python", "archive"), "answer", "imports"),
@@ -118,6 +118,11 @@ async def test_the_step_that_fails(
     assert report.problem is not None
     assert (report.checks[-1].step, report.checks[-1].what) == (failed, "n1: why")
     assert [level for step, level in levels_of(report).items() if level == "error"] == ["error"]
+
+
+async def test_a_prologue_that_fails(runtime_dir: object) -> None:
+    report = await examine(FarHost(("shell", "python"), ("n1: why", "answer")), prologue=["false"])
+    assert (report.checks[-1].step, report.checks[-1].what) == ("prologue", "n1: why")
 
 
 async def test_a_host_that_ends_processes_at_logout(runtime_dir: object) -> None:

@@ -136,7 +136,9 @@ RUN = """
 import json, sys
 ARGUMENTS = json.loads(sys.argv[1])
 def say(value): print(json.dumps(value))
-def fetch_archive(): raise SystemExit("nobody needs the archive for this")
+def fetch_archive():
+    if "is_full" in ARGUMENTS: raise OSError(28, "No space left on device")
+    raise SystemExit("nobody needs the archive for this")
 """
 
 
@@ -158,3 +160,12 @@ def test_the_program_answers_with_the_variables_of_a_prologue(before: dict[str, 
         '{"failed": "the prologue failed with code 1: correct its lines"}'
     )
     assert ask(before, kernel_prologue="true", prologue="false").startswith('{"problem": ')
+
+
+def test_a_disk_that_takes_no_files_is_named(before: dict[str, str], tmp_path: Path) -> None:
+    """The system names no file if a write fails for lack of room."""
+    folder = tmp_path / "runtime"
+    folder.mkdir(mode=0o700)
+    found = ask({**before, "ROOST_RUNTIME_DIR": str(folder)}, question=None, is_full=True)
+    problem = json.loads(found)["problem"]
+    assert problem == f"roost's files cannot be written on the host: No space left on device ({folder})"
