@@ -298,7 +298,10 @@ def explain_silence(host: str, deadline_s: float, *, has_shell: bool, ssh: str =
             f"{host} let ssh log in, and gave no answer within {deadline_s:g} s: check its load and its disks"
         )
     else:
-        text = f"ssh could not log in to {host} within {deadline_s:g} s: try `{ssh} {host}` in a terminal"
+        text = (
+            f"ssh could not log in to {host} within {deadline_s:g} s: try `{ssh} {host} true` in a terminal, which must "
+            "end by itself"
+        )
     return HostProblem(text, kind="slow")
 
 

@@ -114,6 +114,7 @@ async def test_a_client_that_does_not_end_is_killed_with_its_programs(client: Ma
     problem = await problem_of(client("trap '' TERM HUP; sleep 1000 & sleep 1000"), deadline_s=0.5)
     assert problem.kind == "slow"
     assert "ssh could not log in to n1 within 0.5 s" in str(problem)
+    assert "n1 true` in a terminal, which must end by itself" in str(problem)
 
 
 async def test_a_client_that_goes_on_after_the_answer_is_killed(client: MakeClient) -> None:
