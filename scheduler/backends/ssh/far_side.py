@@ -81,7 +81,8 @@ def serve(arguments: dict[str, Any], say: Callable[[Any], None], fetch_archive: 
         say({"problem": f"{sys.executable} cannot run roost's agent ({reason}): {advise_python(reason)}"})
     except OSError as problem:
         where = problem.filename or os.environ.get("ROOST_RUNTIME_DIR", "")
-        say({"problem": f"roost's files cannot be written on the host: {problem.strerror or problem} ({where})"})
+        reason = f"{problem.strerror or problem} ({where})"
+        say({"problem": f"roost's files cannot be written on the host: {reason}"})
 
 
 def prepare(digest: str, fetch_archive: Callable[[], bytes]) -> str:

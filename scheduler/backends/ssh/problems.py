@@ -299,8 +299,8 @@ def explain_silence(host: str, deadline_s: float, *, has_shell: bool, ssh: str =
         )
     else:
         text = (
-            f"ssh could not log in to {host} within {deadline_s:g} s: try `{ssh} {host} true` in a terminal, which must "
-            "end by itself"
+            f"ssh could not log in to {host} within {deadline_s:g} s: try `{ssh} {host} true` in a terminal, "
+            "which must end by itself"
         )
     return HostProblem(text, kind="slow")
 

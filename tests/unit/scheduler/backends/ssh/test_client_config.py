@@ -82,7 +82,9 @@ def test_a_configuration_that_others_may_write_is_refused(home: Path) -> None:
 def test_a_file_among_the_options_must_exist(home: Path) -> None:
     """ssh leaves out a file that another one includes, and then fails to log in."""
     file = home / "lab_config"
-    with pytest.raises(HostProblem, match=r"lab_config: No such file or directory: correct -F in c\.RoostSsh"):
+    with pytest.raises(
+        HostProblem, match=r"lab_config: No such file or directory: correct -F in c\.RoostSsh"
+    ):
         check_file(("ssh", "-p", "22", "-F", str(file)))
     file.write_text("Host n1\n")
     for options in (["-F", str(file)], ["-F", "none"], []):
