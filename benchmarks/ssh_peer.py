@@ -14,7 +14,7 @@ ended       DELETE sent → no process of the kernel lives, at most ENDED_S
 server      kill -9 of the server of a running kernel: does the next server on that port have the kernel? If so, that
             server stops it. Then the kernel's processes are counted
 program     kill -9 of a program that started a kernel: the kernel's processes, LATER_S after it
-ssh         kill -9 of all ssh of a running kernel at both ends: does a cell find its variables SOON_S after it? Then the
+ssh         kill -9 of all ssh of a running kernel at both ends: does a cell find its variables SOON_S later? Then the
             kernel is stopped, and kernels are counted LATER_S after the stop
 
 Claims (medians): start ≤ 0.25 × Gateway Provisioners; roost's kernels leave no process in any case.
