@@ -21,6 +21,8 @@ COUNT = 100
 FIRST_S = 2.0
 """How long the first hosts may take after the service runs, on a quiet machine."""
 ALL_S = 60.0
+OFF, OFF_S = 20, 20.0
+"""How many hosts are off, and how long ssh waits for each."""
 UNREACHED = "roost has not reached it yet"
 
 pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(1200)]
@@ -65,5 +67,37 @@ async def test_a_hundred_hosts(
             await world.lives(notebook)
             await world.close()
     finally:
+        disconnect()
+        settle(runtime_dir)
+
+
+async def test_hosts_that_are_off_delay_no_other(
+    many_hosts: SshHosts, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More hosts are off than roost contacts at once, and they come first in the list."""
+    world = SshWorld(many_hosts, runtime_dir, tmp_path, monkeypatch)
+    world.configure(connect_timeout_s=OFF_S)
+    off = many_hosts.names[:OFF]
+    for name in off:
+        many_hosts.off(name)
+    try:
+        with show_logs(runtime_dir):
+            began = time.monotonic()
+            while True:
+                problems = {node["id"]: node["drains_because"] for node in await world.service().nodes()}
+                if any(not problem for problem in problems.values()):
+                    break
+                assert all(UNREACHED in problems[name] for name in off), (
+                    "the others wait for hosts that are off"
+                )
+                await asyncio.sleep(0.05)
+            say("the first other host was shown after", began)
+            notebook = await world.open(**on_host(many_hosts.names[-1]))
+            say("a kernel runs on the last host after", began)
+            await world.lives(notebook)
+            await world.close()
+    finally:
+        for name in off:
+            many_hosts.on(name)
         disconnect()
         settle(runtime_dir)

@@ -16,6 +16,8 @@ from typing import Any
 from .open_ssh import HostProblem, read_options, run_on_host
 
 _MOST = 16
+_LONG_S = 3.0
+"""A contact that takes longer does not count among `_MOST`: its host is probably off, and delays no other."""
 _MOST_ROUTES = 4
 """At most this many ways are found at once. ssh needs some milliseconds of the processor for one."""
 _MOST_EACH = 8
@@ -134,8 +136,27 @@ class Contacts:
             # In one order for all, and the common one last: a host that is slow must not hold a place for others.
             for server in sorted({host, *self._routes[host]}):
                 await stack.enter_async_context(self._each.setdefault(server, asyncio.Semaphore(_MOST_EACH)))
-            await stack.enter_async_context(self._all)
+            await stack.enter_async_context(self._place())
             yield
+
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """Hold one of the common places until the end of the block, or for `_LONG_S`."""
+        await self._all.acquire()
+        is_held = True
+
+        def leave() -> None:
+            nonlocal is_held
+            if is_held:
+                is_held = False
+                self._all.release()
+
+        timer = asyncio.get_running_loop().call_later(_LONG_S, leave)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            leave()
 
 
 async def find_route_of(host: str, variables: Mapping[str, str], ssh: Sequence[str]) -> Sequence[str]:

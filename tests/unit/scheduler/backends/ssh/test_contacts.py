@@ -16,7 +16,10 @@ from roost.scheduler.backends.ssh.problems import HostProblem, Kind
 
 
 class Hosts:
-    """Hosts whose contacts take a second. `problems` has the kinds with which a host's next contacts fail."""
+    """Hosts whose contacts take a second, or 100 if the name begins with `off`.
+
+    `problems` has the kinds with which a host's next contacts fail.
+    """
 
     def __init__(self) -> None:
         self.contacts: list[tuple[str, float]] = []
@@ -36,7 +39,7 @@ class Hosts:
             self.now[server] += 1
             self.most[server] = max(self.most[server], self.now[server])
         try:
-            await asyncio.sleep(1)
+            await asyncio.sleep(100 if host.startswith("off") else 1)
         finally:
             self.now.subtract(servers)
         if kinds := self.problems.get(host):
@@ -92,6 +95,22 @@ def test_at_most_sixteen_contacts_at_once(loop: VirtualLoop, hosts: Hosts) -> No
     assert hosts.most["all"] == 16
     assert hosts.most["ways"] == 4
     assert loop.now == 1_000 + 7  # 100 contacts of a second
+
+
+def test_hosts_that_are_off_leave_their_places_to_others(loop: VirtualLoop, hosts: Hosts) -> None:
+    async def check() -> None:
+        contacts = make(hosts)
+        off = asyncio.gather(*(ask(contacts, f"off{n}") for n in range(20)))
+        await asyncio.sleep(0.5)
+        await asyncio.gather(*(ask(contacts, f"n{n}") for n in range(40)))
+        assert not off.done()
+        assert sorted({at for name, at in hosts.contacts if name.startswith("n")}) == [3, 4, 5, 6]
+        await off
+        hosts.most.clear()
+        await asyncio.gather(*(ask(contacts, f"n{n}") for n in range(40)))
+        assert hosts.most["all"] == 16, "a place was given back twice"
+
+    loop.run_until_complete(check())
 
 
 def test_at_most_eight_contacts_with_one_host_or_jump_host(loop: VirtualLoop, hosts: Hosts) -> None:
