@@ -6,6 +6,7 @@ lacks it. Then roost's own code on the host gives the answer (`launchers/agent/o
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,8 +26,11 @@ MOST_BYTES = {MOST_BYTES}
 """The beginning of a program that has `run_prologue`."""
 
 
+@functools.cache
 def write_program() -> str:
-    """Return the source of the program.
+    """Return the source of the program, as it was at the first call.
+
+    An upgrade may replace the files while the service runs. Their lines would no longer be those of the functions.
 
     Its ARGUMENTS: `digest` of the archive, `prologue` of the agent, and one of three tasks. `question` is answered with
     a `HostAnswer`. `kernel_prologue` alone is answered with {"variables": …}, which it changes. `kernel_python` is a

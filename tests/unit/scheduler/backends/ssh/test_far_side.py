@@ -169,3 +169,9 @@ def test_a_disk_that_takes_no_files_is_named(before: dict[str, str], tmp_path: P
     found = ask({**before, "ROOST_RUNTIME_DIR": str(folder)}, question=None, is_full=True)
     problem = json.loads(found)["problem"]
     assert problem == f"roost's files cannot be written on the host: No space left on device ({folder})"
+
+
+def test_an_upgrade_in_place_does_not_change_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = write_program()
+    monkeypatch.setattr("inspect.getsource", lambda part: "half a line of another vers")
+    assert write_program() == before
