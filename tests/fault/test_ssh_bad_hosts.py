@@ -44,7 +44,7 @@ BEHAVIOURS = {
     "n12": (f'{_MARK}; echo "$m {{\\"machine\\": 7}}"', "answered with what roost cannot read"),
     "n13": ("exit 3", "ended with code 3"),
 }
-"""What each host does with a command, and a part of the sentence about it."""
+"""By host: the shell code that it runs instead of a command, and a part of the sentence about it."""
 PYTHONS = {
     "bare/python3": '#!/bin/sh\nexec /usr/bin/python3 -I -S "$@"\n',
     "old/python3": '#!/bin/sh\nexec /usr/bin/python3 -c \'import sys; sys.version_info = (3, 9, 2, "final", 0); '

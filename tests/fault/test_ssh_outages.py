@@ -64,7 +64,7 @@ class Outages(ClusterOutages):
         return None
 
     def _kill(self, fault: str) -> None:
-        """Kill the ssh processes of this machine, or the sshd of the hosts: those that listen, or the sessions."""
+        """Kill the ssh processes here, the sshd processes that listen on the hosts, or those of sessions."""
         hosts, user = self.world.hosts, self.world.user
         if fault == "ssh":
             found = self.world.contacts()
