@@ -45,7 +45,9 @@ from .settings import RoostSshBackend
 log = logging.getLogger(__name__)
 
 _FIRST_S = 2.0
-"""How long the first reading of all hosts may delay the service. The others follow."""
+"""How long the service waits for the first host that answers."""
+_OTHERS_S = 0.5
+"""How much longer it waits for the others, of which the rest follows."""
 _LOOK_S = 5.0
 """How often the nodes are looked at without an event."""
 _REFRESHES = 4
@@ -289,7 +291,9 @@ class SshManager:
         # A host that an earlier service has reached counts as it was then: the claim asks it afresh.
         unknown = [task for task, name in zip(readings, self._nodes, strict=True) if name not in known]
         if unknown:
-            await asyncio.wait(unknown, timeout=_FIRST_S)
+            _, others = await asyncio.wait(unknown, timeout=_FIRST_S, return_when=asyncio.FIRST_COMPLETED)
+            if others and len(others) < len(unknown):
+                await asyncio.wait(others, timeout=_OTHERS_S)
         return ""  # the list of hosts is no address
 
     async def _list_again(self) -> None:
