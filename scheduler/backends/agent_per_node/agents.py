@@ -144,7 +144,8 @@ class AgentPool:
 
         async def on_lost(address: AgentAddress | None) -> None:
             await self._on_lost(address)
-            # Nor is one that is lost and cannot be started: on a machine that is down, each attempt takes long.
+            # An agent that is lost and cannot be started is not tried again. On a machine that is down, each attempt
+            # takes long.
             if self._failed_at.get(node_id, -math.inf) >= began:
                 raise BackendUnavailable(f"{name} cannot be reached: {self.failures[node_id]}")
 
