@@ -57,8 +57,8 @@ _START_AGENT_S = 60.0
 _FORGIVE_S = 30.0
 """How often callers with the same credentials have failed logins tried again. sshd bans an address after some."""
 _REACH_S = 4.0
-_FAILED_S = 15.0
-"""How often a start that waits has an unreachable host asked again."""
+_WAITING_S = 15.0
+"""How often hosts are measured again while a start waits: another user may give a GPU back."""
 _BLOCKED_S = 60.0
 """How long a host whose ports are closed takes no kernels. Only an agent can show that they are open."""
 _PROLOGUE_S = _ASK_S + PROLOGUE_S
@@ -169,14 +169,14 @@ class SshManager:
         each new figure wakes it, and it calls this again. The list of hosts is read as often.
         """
         self._connected, self._needed_at = connected, time.monotonic()
-        self._refresh()
+        self._refresh(self._settings.refresh_s)
 
-    def _refresh(self) -> None:
-        old = time.monotonic() - self._settings.refresh_s
+    def _refresh(self, max_age_s: float) -> None:
+        old = time.monotonic() - max_age_s
         if self._listed_at < old:
             self._listed_at = time.monotonic()
             spawn(self._list_again(), self._tasks, log)
-        failed = time.monotonic() - min(_FAILED_S, self._settings.refresh_s)
+        failed = time.monotonic() - min(_WAITING_S, max_age_s)
         for name, node in self._nodes.items():
             is_due = self._asked_at.get(name, 0.0) < failed if node.problem else node.seen_at < old
             if is_due and name not in self._connected and name not in self._reading:
@@ -205,8 +205,8 @@ class SshManager:
         await wait_until_set(self._changed, _LOOK_S)
         self._changed.clear()
         self._forgive()
-        if time.monotonic() - self._needed_at < 2 * self._settings.refresh_s:
-            self._refresh()
+        if time.monotonic() - self._needed_at < 2 * _WAITING_S:
+            self._refresh(min(_WAITING_S, self._settings.refresh_s))
 
     async def read_metrics(self) -> Collection[str]:
         return self._nodes.keys()

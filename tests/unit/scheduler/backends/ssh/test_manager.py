@@ -305,3 +305,24 @@ async def test_an_agent_out_of_reach_leaves_what_it_has_reported_last(make: Any,
     assert (node.cpus_promised, node.kernels, node.is_draining) == (3, 1, True)
     assert len(hosts.asked) == 3, "one contact, although two connections were lost"
     assert manager.membership.nodes["n1"].started_agent is None, "nobody takes the old address for a new one"
+
+
+async def test_a_start_that_waits_has_hosts_measured_often(
+    make: Any, hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its new figures wake the start, which asks for the nodes again. Without a start, nobody is asked again."""
+    monkeypatch.setattr(module, "_LOOK_S", 0.0)
+    manager = make("n1")
+    await manager.membership.join("")
+    await settle(manager)
+    manager.refresh(connected=())
+    hosts.asked.clear()
+    manager._nodes["n1"] = replace(manager._nodes["n1"], seen_at=manager._nodes["n1"].seen_at - 20)
+    await manager.wait_for_change()
+    await settle(manager)
+    assert hosts.asked == [("n1", False)], "20 s are old for a start that waits"
+    manager._needed_at -= 100
+    manager._nodes["n1"] = replace(manager._nodes["n1"], seen_at=manager._nodes["n1"].seen_at - 200)
+    await manager.wait_for_change()
+    await settle(manager)
+    assert len(hosts.asked) == 1, "no start waits"
