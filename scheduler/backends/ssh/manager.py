@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import logging
 import math
 import os
@@ -48,6 +49,8 @@ _FIRST_S = 2.0
 """How long the service waits for the first host that answers."""
 _OTHERS_S = 0.5
 """How much longer it waits for the others, of which the rest follows."""
+_FIRST_FEW = 4
+"""These many hosts are asked at once, and the others `_OTHERS_S` later: the answers of many come late together."""
 _LOOK_S = 5.0
 """How often the nodes are looked at without an event."""
 _REFRESHES = 4
@@ -286,7 +289,10 @@ class SshManager:
         self._listed_at = time.monotonic()
         known = self._memory.load()
         self._nodes = {host.name: _recall(host, known.get(host.name)) for host in hosts}
-        readings = [self._read(name) for name in self._nodes]
+        later = itertools.chain(itertools.repeat(0.0, _FIRST_FEW), itertools.repeat(_OTHERS_S))
+        readings = [
+            self._read(name, after_s=after_s) for name, after_s in zip(self._nodes, later, strict=False)
+        ]
         spawn(self._note_first_readings(readings), self._tasks, log)
         # A host that an earlier service has reached counts as it was then: the claim asks it afresh.
         unknown = [task for task, name in zip(readings, self._nodes, strict=True) if name not in known]
@@ -327,11 +333,14 @@ class SshManager:
             seen.setdefault(node.machine or name, node)
         return list(seen.values())
 
-    def _read(self, name: str, turns: asyncio.Semaphore | None = None) -> asyncio.Task[None]:
+    def _read(
+        self, name: str, turns: asyncio.Semaphore | None = None, *, after_s: float = 0.0
+    ) -> asyncio.Task[None]:
         """Begin to measure a host."""
 
         async def read() -> None:
             try:
+                await asyncio.sleep(after_s)
                 async with turns or contextlib.nullcontext():
                     await self._contact(name, begins=False)
             except BackendUnavailable as problem:
