@@ -48,7 +48,7 @@ _LOG_IN = "ssh cannot log in to {host}: "
 _REACH = "ssh cannot reach {host}: "
 _ONCE = "run `{ssh} {host}` once in a terminal"
 
-_AND_RESTART = ", then run `roost restart-service --backend ssh`"
+_AND_RESTART = ", then run `roost restart-service`"
 """The service reads its settings only when it starts."""
 
 _COMPLAINTS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ async def contact(ssh: tuple[str, ...], program: str = "say({'is': 1})", **optio
 async def problem_of(ssh: tuple[str, ...], program: str = "say({})", **options: Any) -> HostProblem:
     with pytest.raises(HostProblem) as caught:
         await contact(ssh, program, **options)
-    assert not left_processes()
+    assert not await left_processes()
     return caught.value
 
 
@@ -57,9 +58,14 @@ def others_processes() -> None:
     _BEFORE.update(psutil.Process().children(recursive=True))
 
 
-def left_processes() -> set[psutil.Process]:
-    """Return what this test has started and left, zombies too."""
-    return set(psutil.Process().children(recursive=True)) - _BEFORE
+async def left_processes() -> set[psutil.Process]:
+    """Return what this test has started and left, zombies too. A killed process may need a moment to be reaped."""
+    until = time.monotonic() + allow_s(5)
+    while left := set(psutil.Process().children(recursive=True)) - _BEFORE:
+        if time.monotonic() > until:
+            break
+        await asyncio.sleep(0.02)
+    return left
 
 
 def count_descriptors() -> int:
@@ -94,7 +100,7 @@ async def test_an_open_master_is_used(client: MakeClient, tmp_path: Path) -> Non
 async def test_a_question_to_a_master_has_a_deadline(client: MakeClient, tmp_path: Path) -> None:
     await contact(client(RUN, check="trap '' TERM; sleep 1000"))
     assert "ControlPath=none" in (tmp_path / "words").read_text()
-    assert not left_processes()
+    assert not await left_processes()
 
 
 async def test_a_client_that_is_missing(tmp_path: Path, client: MakeClient) -> None:
@@ -119,7 +125,7 @@ async def test_a_client_that_does_not_end_is_killed_with_its_programs(client: Ma
 
 async def test_a_client_that_goes_on_after_the_answer_is_killed(client: MakeClient) -> None:
     assert await contact(client('sh -c "$last"; sleep 1000')) == {"is": 1}
-    assert not left_processes()
+    assert not await left_processes()
 
 
 async def test_a_program_that_holds_the_pipes_holds_no_contact(client: MakeClient, tmp_path: Path) -> None:
@@ -197,7 +203,7 @@ async def test_an_error_of_the_caller_reaches_the_caller(client: MakeClient) -> 
         await contact(client(RUN), report=fail)
     with pytest.raises(ValueError, match="of the caller"):
         await contact(client(RUN), "fetch_archive()", archive=fail)
-    assert not left_processes()
+    assert not await left_processes()
 
 
 async def test_options_of_the_client(client: MakeClient) -> None:

@@ -342,7 +342,7 @@ def test_hosts_without_a_good_python(python: str, found: list[str], part: str) -
     problem = explain_python("n1", python, found)
     assert problem.kind == "python"
     assert part in str(problem)
-    assert str(problem).endswith("then run `roost restart-service --backend ssh`")
+    assert str(problem).endswith("then run `roost restart-service`")
 
 
 def test_text_of_a_host_cannot_change_the_terminal() -> None:
