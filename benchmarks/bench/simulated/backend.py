@@ -50,6 +50,7 @@ class SimulatedManager:
 
     name = "simulated"
     daemon = "simulated daemon"
+    holds_claims = True
     claim_name = "claim"
     other_holders = ""
     cluster_id = ""
@@ -142,4 +143,10 @@ class SimulatedManager:
 
 def create(settings: RoostSimulatedBackend, context: BackendContext) -> AgentPerNodeBackend[SimulatedNode]:
     """Return the backend for the simulated cluster."""
-    return AgentPerNodeBackend(NAME, SimulatedManager(settings.address), settings, context)
+    return AgentPerNodeBackend(
+        NAME,
+        SimulatedManager(settings.address),
+        settings.agent_settings(),
+        context,
+        grace_s=settings.manager_grace_s,
+    )
