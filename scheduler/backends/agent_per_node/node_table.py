@@ -27,6 +27,10 @@ class NodeTable(Generic[N]):
         """Return the snapshot. Its metrics ages include the time since the last measurement."""
         return self._snapshot.older_by(time.monotonic() - self._measured_at)
 
+    def node(self, node_id: str) -> Node | None:
+        """Return a node as it was built last, without the time since then; None if it is not in the snapshot."""
+        return self._snapshot.node(node_id) if node_id in self._snapshot else None
+
     def update(self, nodes: Mapping[str, N], node_ids: Collection[str]) -> bool:
         """Rebuild these nodes of the snapshot; remove those missing in `nodes`. Return True if it changed."""
         built = [self._build_node(nodes[name]) for name in dict.fromkeys(node_ids) if name in nodes]
@@ -45,9 +49,9 @@ class NodeTable(Generic[N]):
 
     def has_room(self, node_id: str, request: Request, ahead: int) -> bool:
         """True if `ahead + 1` requests like this one would fit on the node, according to the snapshot."""
-        if node_id not in self._snapshot:
+        node = self.node(node_id)
+        if node is None:
             return False
-        node = self._snapshot.node(node_id)
         for _ in range(ahead + 1):
             placement = _ANY_POLICY.place(request, Snapshot.of([node])).placement
             if placement is None:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from roost.launchers.daemon.tasks import ask_all, start_shared
 from roost.launchers.protocol.messages import AgentEvent, Launch
-from roost.placement import Node, Request, Snapshot
+from roost.placement import Request, Snapshot
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.base import (
     AgentAddress,
@@ -109,19 +109,15 @@ class SshBackend(AgentPerNodeBackend[SshNode]):
         return format_names(names) if names else self.other_holders
 
     def _on_agent(self, node_id: str, event: AgentEvent | None) -> None:
-        before = self._find_built(node_id)
+        before = self._table.node(node_id)
         if event is None:
             self._manager.note_silence(node_id)
         elif event.node is not None:
             self._manager.note_status(node_id, event.node)
         super()._on_agent(node_id, event)
-        after = self._find_built(node_id)
+        after = self._table.node(node_id)
         # No claim is released next, as with a cluster manager.
         if before is not None and after is not None and has_more_room(before, after):
             self._events.put(BackendEvent(kind="nodes"))
         if event is not None and event.kind == "leaving" and not any(self.book.on(node_id)):
             self._pool.forget(node_id)  # it has been idle for long, so nobody asks for it at the next reading
-
-    def _find_built(self, node_id: str) -> Node | None:
-        snapshot = self._table.snapshot()
-        return snapshot.node(node_id) if node_id in snapshot else None
