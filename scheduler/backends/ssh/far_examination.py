@@ -6,13 +6,12 @@ archive is there.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 from roost.scheduler.backends.node_archive import advise_python, check_base, find_base, find_code, unpack
 
-from .far_side import HEADER, apply_prologue, run_prologue
+from .far_side import apply_prologue, join_program
 
 
 def write_program() -> str:
@@ -20,21 +19,8 @@ def write_program() -> str:
 
     Its ARGUMENTS: `digest` of the archive, `prologue`, `question`, `address` (or ""), `token`, `reach_s`.
     """
-    parts = (
-        find_base,
-        check_base,
-        find_code,
-        unpack,
-        advise_python,
-        apply_prologue,
-        run_prologue,
-        read_home,
-        ask_loginctl,
-        listen_once,
-        examine,
-    )
-    sources = [HEADER, *(inspect.getsource(part) for part in parts)]
-    return "\n\n".join([*sources, "examine(ARGUMENTS, say, fetch_archive)\n"])
+    call = "examine(ARGUMENTS, say, fetch_archive)"
+    return join_program(read_home, ask_loginctl, listen_once, examine, call=call)
 
 
 def examine(

@@ -17,13 +17,13 @@ PROLOGUE_S = 30.0
 """How long a prologue may run on a host."""
 MOST_BYTES = 100 * 1024
 """At most this much is read of what a prologue prints, and of the environment after it. An answer is one line."""
-HEADER = f"""\
+_HEADER = f"""\
 from collections.abc import Callable, Mapping
 from typing import Any
 PROLOGUE_S = {PROLOGUE_S}
 MOST_BYTES = {MOST_BYTES}
 """
-"""The beginning of a program that has `run_prologue`."""
+"""The beginning of a program, which `run_prologue` needs."""
 
 
 @functools.cache
@@ -36,7 +36,12 @@ def write_program() -> str:
     a `HostAnswer`. `kernel_prologue` alone is answered with {"variables": …}, which it changes. `kernel_python` is a
     `HostPython`, answered with {"result": …}. An answer {"failed": …} says why a kernelspec fits no host like this.
     """
-    parts = (
+    return join_program(find_changes, prepare, serve, call="serve(ARGUMENTS, say, fetch_archive)")
+
+
+def join_program(*parts: Callable[..., Any], call: str) -> str:
+    """Return the source of a program with these functions, and with those that prepare a host. It ends with `call`."""
+    common: tuple[Callable[..., Any], ...] = (
         find_base,
         check_base,
         find_code,
@@ -44,12 +49,9 @@ def write_program() -> str:
         advise_python,
         apply_prologue,
         run_prologue,
-        find_changes,
-        prepare,
-        serve,
     )
-    sources = [HEADER, *(inspect.getsource(part) for part in parts)]
-    return "\n\n".join([*sources, "serve(ARGUMENTS, say, fetch_archive)\n"])
+    sources = [inspect.getsource(part) for part in (*common, *parts)]
+    return "\n\n".join([_HEADER, *sources, f"{call}\n"])
 
 
 def serve(arguments: dict[str, Any], say: Callable[[Any], None], fetch_archive: Callable[[], bytes]) -> None:
