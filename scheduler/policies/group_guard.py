@@ -7,6 +7,8 @@ process group waits for it. The shell holds one end of a pipe, and the service a
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from contextlib import suppress
 
 _SCRIPT = """\
@@ -20,7 +22,8 @@ class GroupGuard:
     """The shell that waits for the end of the service. It takes less than 1 MB. `start` creates one."""
 
     def __init__(self, shell: asyncio.subprocess.Process) -> None:
-        self._shell = shell
+        self._pid = shell.pid
+        self._is_ending = False
         self.ended: asyncio.Future[int] = asyncio.ensure_future(shell.wait())
 
     @classmethod
@@ -41,5 +44,9 @@ class GroupGuard:
 
     def end(self) -> None:
         """Let the group be: it has ended, and another group may get its number. May be called again."""
+        if self._is_ending or self.ended.done():
+            return
+        self._is_ending = True
+        # `Process.kill` first looks whether the shell has ended, and may take its exit code from asyncio.
         with suppress(ProcessLookupError):
-            self._shell.kill()
+            os.kill(self._pid, signal.SIGKILL)

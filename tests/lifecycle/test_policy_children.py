@@ -118,3 +118,15 @@ async def test_a_guard_that_ends_first_lets_the_group_be() -> None:
     finally:
         program.kill()
         await program.wait()
+
+
+async def test_a_guard_that_ends_twice_leaves_its_exit_code_to_asyncio() -> None:
+    no_group = 1 << 30
+    for _ in range(30):
+        guard = await GroupGuard.start(no_group)
+        guard.end()
+        until_s = time.monotonic() + 0.003
+        while time.monotonic() < until_s:  # the shell ends, and asyncio's thread cannot run
+            pass
+        guard.end()
+        assert await guard.ended == -signal.SIGKILL

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 
@@ -69,11 +71,24 @@ async def server() -> AsyncIterator[Server]:
 @pytest.fixture
 def few_descriptors() -> Iterator[None]:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with open(os.devnull) as file:
-        lowest = file.fileno()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + FREE, limits[1]))
+    used = {int(name) for name in os.listdir("/proc/self/fd")}
+    free = itertools.islice((number for number in itertools.count() if number not in used), FREE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, limits[1]))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def open_a_file() -> None:
+    """Open a file. While the process has no descriptor, try again: the thread that closes connections may be late."""
+    until = time.monotonic() + allow_s(2)
+    while True:
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(0.01)
 
 
 def is_closed(peer: socket.socket) -> bool:
@@ -103,7 +118,7 @@ async def test_many_strangers_leave_descriptors(server: Server, few_descriptors:
     async with server.client() as early:
         with Flood(server.port, kind, peers=2 * FREE, server_key=server.keys.server):
             for _ in range(10):
-                os.close(os.open(os.devnull, os.O_RDONLY))
+                await open_a_file()
                 async with server.client() as late:
                     assert await late.call("ping", timeout_s=60) == "pong"
                 await asyncio.sleep(0.05)

@@ -173,11 +173,9 @@ class _Client:
 
         ssh may have ended a second ago. The kernel gives numbers in turn, so the group's is not yet another's.
         """
+        end = os.killpg if self._own_group else os.kill  # `kill` of the transport may take its exit code
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._own_group:
-                os.killpg(transport.get_pid(), signal.SIGKILL)
-            else:
-                transport.kill()
+            end(transport.get_pid(), signal.SIGKILL)
 
 
 class _Process(asyncio.SubprocessProtocol):

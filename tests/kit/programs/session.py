@@ -151,7 +151,10 @@ class Session:
                     self.lines.append("the kernel does not end")
                     return
                 time.sleep(0.005)
-        self.lines.append(f"exit code {self._kernel.wait()}")
+        code = self._kernel.wait()
+        self.lines.append(f"exit code {code}")
+        if code == -signal.SIGABRT:
+            self.lines.append(self.log()[-_LONGEST_TEXT:])
 
     def _is_dead(self) -> bool:
         try:
