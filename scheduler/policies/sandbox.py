@@ -21,6 +21,8 @@ from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import TypeVar
 
+import psutil
+
 from roost.launchers.daemon.process import describe_exit
 from roost.launchers.daemon.tasks import Timers, backoff, in_thread, join_shared, start_shared
 from roost.placement import Decision, Request, Snapshot, Workload
@@ -201,7 +203,7 @@ class _PolicyProcess:
         self._ended = asyncio.ensure_future(process.wait())
         self._ended.add_done_callback(lambda _: self._end_group())  # it may have children
         self._guard: GroupGuard | None = None
-        self._duty = DutyCycle(self._signal)
+        self._duty = DutyCycle(self._signal, self._count)
         self._sent: Snapshot | None = None
         self._workload: Workload | None = None
 
@@ -314,6 +316,14 @@ class _PolicyProcess:
     def _signal(self, signum: int) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signum)
+
+    def _count(self) -> int:
+        """Return how many processes the policy's group has."""
+        count = 0
+        for pid in psutil.pids():
+            with suppress(ProcessLookupError, PermissionError):
+                count += os.getpgid(pid) == self.pid
+        return count
 
     async def _within(self, deadline_s: float, answer: Awaitable[T], late: str) -> T:
         """Return the result of `answer`. Raise `_ProcessFailed` if it comes too late, or if the process ends first."""
