@@ -21,6 +21,7 @@ from typing import Any
 
 from page_tables import PageTable
 
+from roost.bench import interval
 from roost.bench.compare import read
 from roost.scheduler.errors import ConfigError
 
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 _MARKER = re.compile(r"<!-- (end of )?table (\S+) -->")
 _WIDTH = 115
 _PACKAGES = ("ipykernel", "jupyter_client")
+_WORST_FIRST = ("missed", "open", "kept")
 
 
 class PageError(Exception):
@@ -101,8 +103,10 @@ def write_table(table: PageTable, result: Mapping[str, Any]) -> list[str]:
             print(f"{table.source}.json has no figure for the row {label!r} of the table {table.name}.")
             continue
         units = list(dict.fromkeys(figure["unit"] for figure in present))
-        by_column = dict(zip(table.columns, known, strict=True))
-        ratios = [_write_ratio(by_column[above], by_column[below]) for above, below in table.ratios.values()]
+        by_name = dict(zip(table.columns, names, strict=True))
+        ratios = [
+            _write_ratio(result, by_name[above], by_name[below]) for above, below in table.ratios.values()
+        ]
         counts = dict.fromkeys(str(figure["n"]) for figure in present)
         row = [label, *map(_write_figure, known), ", ".join(units), *ratios]
         rows.append([*row, *([wanted[label] or "–"] if has_wanted else []), ", ".join(counts)])
@@ -129,13 +133,13 @@ def describe(table: PageTable, result: Mapping[str, Any]) -> str:
     used = ", ".join(["Python " + versions["python"], *(f"{name} {versions[name]}" for name in packages)])
     text = f"Measured by `{table.source}.py` on {result['at'][:10]}: {where}; {used}."
     claims = result["claims"] if table.name == table.source else []
-    missed = [claim for claim in claims if not claim["holds"]]
-    if not missed:
-        return f"{text} All bounds were kept." if claims else text
-    listed = "; ".join(
-        f"{claim['text']} is {round(claim['value'], 3):,g} ({_write_bound(claim)})" for claim in missed
-    )
-    return f"{text} Missed bounds, {len(missed)} of {len(claims)}: {listed}."
+    for verdict, title in (("missed", "Missed bounds"), ("open", "Bounds that more rounds would decide")):
+        if found := [claim for claim in claims if claim["verdict"] == verdict]:
+            listed = "; ".join(map(_write_claim, found))
+            text += f" {title}, {len(found)} of {len(claims)}: {listed}."
+    if claims and all(claim["verdict"] == "kept" for claim in claims):
+        text += " All bounds were kept."
+    return text
 
 
 def _list_bounds(names: Sequence[str], result: Mapping[str, Any]) -> str:
@@ -144,12 +148,15 @@ def _list_bounds(names: Sequence[str], result: Mapping[str, Any]) -> str:
     for name, ratio in result["ratios"].items():
         if {ratio["numerator"], ratio["denominator"]} <= units.keys():
             units[name] = "×"
-    bounds: dict[str, bool] = {}
+    bounds: dict[str, set[str]] = {}
     for claim in result["claims"]:
         if claim["text"] in units:
             bound = f"{_write_bound(claim)} {units[claim['text']]}".strip()
-            bounds[bound] = bounds.get(bound, True) and claim["holds"]
-    return ", ".join(bound if holds else f"{bound} (missed)" for bound, holds in bounds.items())
+            bounds.setdefault(bound, set()).add(claim["verdict"])
+    worst = {bound: next(each for each in _WORST_FIRST if each in found) for bound, found in bounds.items()}
+    return ", ".join(
+        bound if verdict == "kept" else f"{bound} ({verdict})" for bound, verdict in worst.items()
+    )
 
 
 def _list_failures(result: Mapping[str, Any]) -> list[str]:
@@ -169,11 +176,27 @@ def _write_figure(figure: Mapping[str, Any] | None) -> str:
     return median if low == high else f"{median} ({low}–{high})"
 
 
-def _write_ratio(above: Mapping[str, Any] | None, below: Mapping[str, Any] | None) -> str:
-    if above is None or below is None or not below["median"]:
+def _write_claim(claim: Mapping[str, Any]) -> str:
+    spread = ""
+    if claim["interval"]:
+        spread = f" [{round(claim['interval']['low'], 3):,g}, {round(claim['interval']['high'], 3):,g}]"
+    return f"{claim['text']} is {round(claim['value'], 3):,g}{spread} ({_write_bound(claim)})"
+
+
+def _write_ratio(result: Mapping[str, Any], above: str, below: str) -> str:
+    """Return the ratio of two figures' medians, with its interval if they were measured in the same rounds."""
+    figures, samples = result["figures"], result["samples"]
+    if above not in figures or below not in figures or not figures[below]["median"]:
         return "–"
-    ratio: float = above["median"] / below["median"]
-    return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+    text = _ratio(figures[above]["median"] / figures[below]["median"])
+    if len(samples[above]) != len(samples[below]):
+        return text
+    found = interval.of_ratio(samples[above], samples[below])
+    return text if found is None else f"{text} [{_ratio(found.low)}, {_ratio(found.high)}]"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _number(value: float, unit: str = "") -> str:

@@ -1,7 +1,7 @@
 """The parts that all benchmarks share: interleaved rounds, figures and ratios with their spread, JSON, a plot.
 
 A script creates a `Report`, fills it through `interleave` or `Report.add`, and ends with `report.finish(arguments)`.
-A figure is the median with its extremes and n. The JSON file also has the samples.
+A figure is the median with its extremes and n; a ratio also has an interval. The JSON file also has the samples.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, track
 from rich.table import Table
 
+from . import interval
+from .interval import Interval, Verdict
 from .plots import describe_machine, draw, show_number
 
 PACKAGES = (
@@ -76,32 +79,61 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """A comparison of two figures. `median`, `min`, `max` and `n` are over pairs of samples from the same round."""
+    """A comparison of two figures. `median`, `min`, `max` and `n` are over pairs of samples from the same round.
+
+    `interval` is that of `of_medians`; None if the rounds are too few.
+    """
 
     numerator: str
     denominator: str
     of_medians: float
+    interval: Interval | None
     median: float
     min: float
     max: float
     n: int
     pairing: str
 
+    def count_missing_rounds(self) -> int:
+        """Return how many more rounds would tell whether the ratio is above 1; 0 if it is known, or too close to 1."""
+        found = self.interval
+        if found is None or not found.low < 1 < found.high:
+            return 0
+        more = interval.count_missing_rounds(self.of_medians, found, 1.0, self.n)
+        return more if more < interval.MOST_ROUNDS else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """A claimed bound of a measured value. `value` was measured, and `text` names it."""
+    """A claimed bound of a measured value. `value` was measured in `rounds`, and `text` names it.
+
+    Without an interval, the value alone decides: a sum, or the median of a few rounds.
+    """
 
     text: str
     value: float
     at_most: float | None
     at_least: float | None
+    interval: Interval | None = None
+    rounds: int = 0
 
     @property
-    def holds(self) -> bool:
-        return (self.at_most is None or self.value <= self.at_most) and (
-            self.at_least is None or self.value >= self.at_least
-        )
+    def verdict(self) -> Verdict:
+        return interval.judge(self.value, self.interval, at_most=self.at_most, at_least=self.at_least)
+
+    def describe(self, unit: str) -> str:
+        """Return the value, its interval and what was expected; for an open bound, also what would decide it."""
+        bound = f"≤ {self.at_most:g}" if self.at_most is not None else f"≥ {self.at_least:g}"
+        spread = f" [{self.interval.low:.3f}, {self.interval.high:.3f}]" if self.interval is not None else ""
+        text = f"{self.value:.3f}{spread} {unit}".rstrip() + f" (expected {bound})"
+        if self.interval is None or self.verdict != "open":
+            return text
+        limit = self.at_most if self.at_most is not None else self.at_least
+        assert limit is not None
+        more = interval.count_missing_rounds(self.value, self.interval, limit, self.rounds)
+        if more >= interval.MOST_ROUNDS:
+            return f"{text}; too close for {interval.MOST_ROUNDS:,} more rounds to tell"
+        return f"{text}; about {more} more {'round' if more == 1 else 'rounds'} would tell"
 
 
 class TooManyFailures(RuntimeError):
@@ -118,6 +150,8 @@ class Report:
     >>> ratio = report.ratio("start", "start/roost", "start/plain")
     >>> round(ratio.median, 3), round(ratio.of_medians, 4), ratio.n
     (0.15, 0.1575, 3)
+    >>> ratio.interval is None  # three rounds are too few
+    True
     """
 
     def __init__(self, name: str, **settings: object) -> None:
@@ -164,6 +198,7 @@ class Report:
             numerator=numerator,
             denominator=denominator,
             of_medians=self.figure(numerator).median / self.figure(denominator).median,
+            interval=interval.of_ratio(self.samples[numerator], self.samples[denominator]),
             median=ratios.median,
             min=ratios.min,
             max=ratios.max,
@@ -195,9 +230,16 @@ class Report:
         at_least: float | None = None,
     ) -> None:
         """Add a claim: `value`, else the ratio (of medians) or the figure named `text`, is within these bounds."""
-        if value is None:
-            value = self.ratios[text].of_medians if text in self.ratios else self.figure(text).median
-        self.claims.append(Bound(text=text, value=value, at_most=at_most, at_least=at_least))
+        found, rounds = None, 0
+        if value is None and text in self.ratios:
+            ratio = self.ratios[text]
+            value, found, rounds = ratio.of_medians, ratio.interval, ratio.n
+        elif value is None:
+            samples = self.samples[text]
+            value, found, rounds = self.figure(text).median, interval.of_median(samples), len(samples)
+        self.claims.append(
+            Bound(text=text, value=value, at_most=at_most, at_least=at_least, interval=found, rounds=rounds)
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Return all measurements, with the machine and versions that a reader needs to repeat them."""
@@ -209,7 +251,7 @@ class Report:
             "versions": versions(),
             "figures": {name: asdict(self.figure(name)) for name in self.samples},
             "ratios": {name: asdict(ratio) for name, ratio in self.ratios.items()},
-            "claims": [{**asdict(claim), "holds": claim.holds} for claim in self.claims],
+            "claims": [{**asdict(claim), "verdict": claim.verdict} for claim in self.claims],
             "failures": self.failures,
             "capacity": self.capacity,
             "series": self.series,
@@ -219,7 +261,7 @@ class Report:
         }
 
     def finish(self, arguments: argparse.Namespace) -> int:
-        """Write the files, print the report, and return the exit status: 1 if `--check` finds a failed claim.
+        """Write the files, print the report, and return the exit status: 1 if `--check` finds a missed bound.
 
         It is also 1 if a file cannot be written any more. The report is printed nevertheless.
         """
@@ -240,7 +282,7 @@ class Report:
             with contextlib.suppress(OSError):
                 print(*problems, sep="\n", file=sys.stderr)
             return 1
-        return int(arguments.check and not all(claim.holds for claim in self.claims))
+        return int(arguments.check and any(claim.verdict == "missed" for claim in self.claims))
 
     def _write_json(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
@@ -259,16 +301,24 @@ class Report:
             table.add_row(name, *spread, str(figure.n), figure.unit)
         console.print(table)
         if self.ratios:
-            table = Table("ratio", "of medians", "median of pairs", "min", "max", "n")
+            level = f"{interval.LEVEL:.0%} interval"
+            table = Table("ratio", "of medians", level, "median of pairs", "min", "max", "n")
             for name, ratio in self.ratios.items():
-                values = (ratio.of_medians, ratio.median, ratio.min, ratio.max)
-                table.add_row(name, *(f"{value:.3f}" for value in values), str(ratio.n))
+                found = ratio.interval
+                spread = "–" if found is None else f"{found.low:.3f}–{found.high:.3f}"
+                values = (f"{value:.3f}" for value in (ratio.median, ratio.min, ratio.max))
+                table.add_row(name, f"{ratio.of_medians:.3f}", spread, *values, str(ratio.n))
             console.print(table)
+        for name, ratio in self.ratios.items():
+            if more := ratio.count_missing_rounds():
+                said = escape(
+                    f"{name}: about {more} more rounds would tell which side has the larger figure."
+                )
+                console.print(said, highlight=False)
         for claim in self.claims:
-            bound = f"≤ {claim.at_most:g}" if claim.at_most is not None else f"≥ {claim.at_least:g}"
-            mark = "[green]holds[/]" if claim.holds else "[red]fails[/]"
-            value = f"{claim.value:.3f} {self.units.get(claim.text, '')}".rstrip()
-            console.print(f"{mark}  {claim.text}: {value} (expected {bound})", highlight=False)
+            colour = {"kept": "green", "missed": "red", "open": "yellow"}[claim.verdict]
+            said = escape(f"{claim.text}: {claim.describe(self.units.get(claim.text, ''))}")
+            console.print(f"[{colour}]{claim.verdict}[/]  {said}", highlight=False)
         for side, count in self.failures.items():
             console.print(f"Kernels of {side} that did not answer: {count}.", highlight=False)
         for note in self.notes:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from roost.bench.report import Figure, Report, interleave, parser
+from roost.bench.interval import Interval
+from roost.bench.report import Bound, Figure, Report, interleave, parser
 
 
 def report_of(plain: list[float], roost: list[float]) -> Report:
@@ -41,12 +43,67 @@ def test_a_figure_keeps_its_unit() -> None:
         report.add("start/plain", 1.0, "s")
 
 
-@pytest.mark.parametrize(("value", "holds"), [(0.19, True), (0.2, True), (0.21, False)])
-def test_a_claim_holds_up_to_its_bound(value: float, holds: bool) -> None:
+@pytest.mark.parametrize(("value", "verdict"), [(0.19, "kept"), (0.2, "kept"), (0.21, "missed")])
+def test_a_value_without_an_interval_is_judged_alone(value: float, verdict: str) -> None:
     report = Report("start")
     report.claim("at most", value, at_most=0.2)
     report.claim("at least", -value, at_least=-0.2)
-    assert [claim.holds for claim in report.claims] == [holds, holds]
+    assert [claim.verdict for claim in report.claims] == [verdict, verdict]
+
+
+@pytest.mark.parametrize(
+    ("at_most", "verdict", "said"),
+    [
+        (0.3, "kept", "0.200 [0.180, 0.220] (expected ≤ 0.3)"),
+        (0.15, "missed", "0.200 [0.180, 0.220] (expected ≤ 0.15)"),
+        (0.212, "open", "0.200 [0.180, 0.220] (expected ≤ 0.212); about 11 more rounds would tell"),
+        (0.2, "open", "0.200 [0.180, 0.220] (expected ≤ 0.2); too close for 1,000 more rounds to tell"),
+    ],
+)
+def test_an_interval_decides_about_a_bound(at_most: float, verdict: str, said: str) -> None:
+    bound = Bound(
+        text="a", value=0.2, at_most=at_most, at_least=None, interval=Interval(0.18, 0.22), rounds=6
+    )
+    assert (bound.verdict, bound.describe("")) == (verdict, said)
+
+
+def test_the_interval_of_a_ratio_is_paired() -> None:
+    """A moment at which the machine is slow counts for both sides, so it does not widen the interval."""
+    speeds = [100.0, 300.0, 150.0, 250.0, 120.0, 280.0, 200.0, 180.0]
+    ratio = report_of(speeds, [speed / 4 for speed in speeds]).ratio("r", "start/roost", "start/plain")
+    assert ratio.interval == Interval(0.25, 0.25)
+    report = report_of(speeds, [speed / 4 for speed in reversed(speeds)])
+    found = report.ratio("r", "start/roost", "start/plain").interval
+    assert found is not None
+    assert found.low < 0.2
+    assert found.high > 0.3
+
+
+def test_a_ratio_near_1_says_how_many_rounds_would_tell() -> None:
+    plain = [100.0, 101.0, 99.0, 104.0, 97.0, 102.0, 98.0, 103.0]
+    close = [100.0, 98.0, 101.0, 101.0, 100.0, 97.0, 99.0, 101.0]
+    ratio = report_of(plain, close).ratio("r", "start/roost", "start/plain")
+    assert 1 <= ratio.count_missing_rounds() < 1_000
+    far = report_of(plain, [each / 2 for each in close]).ratio("r", "start/roost", "start/plain")
+    assert far.count_missing_rounds() == 0
+
+
+def test_few_rounds_have_no_interval() -> None:
+    ratio = report_of([1.0] * 4, [2.0] * 4).ratio("r", "start/roost", "start/plain")
+    assert ratio.interval is None
+
+
+def test_intervals_contain_the_true_ratio_as_often_as_they_say() -> None:
+    dice = random.Random(5)
+    hits = 0
+    for _ in range(200):
+        slow = [dice.lognormvariate(0, 0.3) for _ in range(20)]
+        plain = [100.0 * each * dice.lognormvariate(0, 0.1) for each in slow]
+        roost = [20.0 * each * dice.lognormvariate(0, 0.1) for each in slow]
+        found = report_of(plain, roost).ratio("r", "start/roost", "start/plain").interval
+        assert found is not None
+        hits += found.low <= 0.2 <= found.high
+    assert 180 <= hits <= 200
 
 
 async def test_rounds_rotate_and_the_warm_up_is_dropped() -> None:
@@ -87,7 +144,7 @@ def test_the_written_report(tmp_path: Path, check: bool, status: int) -> None:
         "unit": "ms",
     }
     assert written["ratios"]["start"]["pairing"] == "by round"
-    assert written["claims"][0]["holds"] is False
+    assert written["claims"][0]["verdict"] == "missed"
     assert written["machine"].keys() >= {"cpu", "cores", "memory_bytes", "kernel", "load_1min"}
     assert written["versions"].keys() >= {"python", "jupyter_client", "pyzmq"}
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
