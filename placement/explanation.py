@@ -14,7 +14,7 @@ from .engine.class_scores import apply_filters
 from .engine.score_cache import Scores
 from .model import Request
 from .rules.filters import find_fitting_devices
-from .rules.refusals import Refusal, RefusalGroup, When
+from .rules.refusals import Refusal, RefusalGroup, When, find_cause
 from .tables.snapshot import BoolArray, FloatArray, IntArray, Snapshot
 
 if TYPE_CHECKING:
@@ -141,13 +141,15 @@ class Explanation:
         return tuple(sorted(groups, key=lambda group: -group.count))
 
     def _split_by_reason(self, i: int, group: IntArray) -> list[IntArray]:
-        """Return the nodes that filter ``i`` refuses as one group, or avoided nodes as a group for each reason."""
-        if i < len(self.pipeline.filters):
+        """Return the nodes that filter ``i`` refuses as one group, or as a group for each cause (`find_cause`)."""
+        is_avoided = i == len(self.pipeline.filters)
+        if not is_avoided and self.pipeline.filters[i].name != "draining":
             return [group] if group.size else []
-        by_reason: dict[str, list[int]] = {}
+        by_cause: dict[str, list[int]] = {}
         for at in group.tolist():
-            by_reason.setdefault(self.avoided[int(self._suspects[at])], []).append(at)
-        return [np.array(each) for each in by_reason.values()]
+            refusal = self._refusal(i, at)
+            by_cause.setdefault(find_cause(refusal.filter, refusal.reason), []).append(at)
+        return [np.array(each) for each in by_cause.values()]
 
     def _free(self, name: str) -> FloatArray:
         """Return (m,) each suspect's free amount for the filter of this name; zeros if the filter has no amount."""

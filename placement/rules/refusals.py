@@ -68,9 +68,18 @@ class RefusalGroup:
         """Return the predicate for ``count`` of these nodes."""
         if self.filter == "avoid" and self.examples:
             return self.examples[0].reason
+        if self.filter == "draining" and self.examples and self.examples[0].reason != BY_OPERATOR:
+            return "takes no kernels now" if count == 1 else "take no kernels now"
         by_policy = f"is refused by {self.filter}", f"are refused by {self.filter}"
         one, many = SUMMARIES.get((self.filter, self.when), by_policy)
         return one if count == 1 else many
+
+
+def find_cause(name: str, reason: str) -> str:
+    """Return what tells the groups of the filter `name` apart: the reason to avoid a node, and who drains it."""
+    if name == "draining":
+        return "" if reason == BY_OPERATOR else "itself"
+    return reason if name == "avoid" else ""
 
 
 def group_refusals(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
@@ -85,8 +94,7 @@ def group_refusals(refusals: Iterable[Refusal]) -> tuple[RefusalGroup, ...]:
     for each in per_node.values():
         each.sort(key=lambda refusal: refusal.when == "now")
         main = each[0]
-        avoided_because = main.reason if main.filter == "avoid" else ""
-        groups.setdefault((main.filter, main.when, avoided_because), []).append(each)
+        groups.setdefault((main.filter, main.when, find_cause(main.filter, main.reason)), []).append(each)
     counted = [
         RefusalGroup(
             filter=name,

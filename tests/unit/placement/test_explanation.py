@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from roost.placement import Device, Node, Pipeline, Request, Snapshot, Workload, get_policy
 from roost.placement.model.json_codec import encode
+from roost.placement.rules.refusals import group_refusals
 from roost.placement.shipped_policies import SHIPPED
 
 GIB = 2**30
@@ -139,6 +140,17 @@ class TestRefused:
             "1 node would do but has too few GPUs free now; nearest a: needs 0.5 GPU, 0.1 free on the freest",
             "1 node would do but has too few CPUs free now; nearest d: needs 4 CPUs, 1 free",
         ]
+
+    def test_a_node_that_nobody_drains_is_told_apart(self) -> None:
+        nodes = [
+            _node("a", is_draining=True),
+            _node("b", is_draining=True, drains_because="unreachable: it does not answer"),
+        ]
+        decision = get_policy("balanced").place(Request(cpus=1), Snapshot.of(nodes))
+        assert decision.refused == group_refusals(decision.refusals)
+        assert decision.reason == (
+            "no node has room now for 1 CPU: 1 of 2 nodes is draining, 1 takes no kernels now"
+        )
 
     @pytest.mark.parametrize(
         ("request_", "nodes", "nearest"),
