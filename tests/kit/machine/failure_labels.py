@@ -54,6 +54,7 @@ class FailureLabels:
         if report.failed:
             sections = [report.longreprtext, *(f"--- {title}\n{text}" for title, text in report.sections)]
             self._outputs.setdefault(report.nodeid, "\n".join(sections))
+            print(f"\nfailed: {report.nodeid}", flush=True)  # the outputs come after all tests
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: Any, config: pytest.Config) -> None:
