@@ -7,9 +7,9 @@
     clients <══roost's ports══╪══launcher's ports══> kernel
                               └──comm_port──> launcher: interrupts, and its end
 
-A kernelspec's `argv` is this command before the launcher's own. The bridge replaces `{kernel_id}`, `{response_address}`,
-`{public_key}`, `{port_range}` and `{transport_encryption}` in the launcher's arguments and environment. Everything else,
-such as `--RemoteProcessProxy.spark-context-initialization-mode lazy`, stays as it is.
+A kernelspec's `argv` is this command before the launcher's own. The bridge replaces `{kernel_id}`,
+`{response_address}`, `{public_key}`, `{port_range}` and `{transport_encryption}` in the launcher's arguments and
+environment. Everything else, such as `--RemoteProcessProxy.spark-context-initialization-mode lazy`, stays as it is.
 
 `__main__` is the program, `bridge` the course of a kernel, and `placeholders` fills the launcher's command. `launcher`
 runs the launcher's processes, and `comm_port` sends requests to it. `listener` accepts the answer, `answer` decrypts

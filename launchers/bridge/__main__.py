@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> int:
         parser.error("the launcher's command is missing")
     logging.basicConfig(format="roost's bridge: %(message)s")
     timeout_s = given.launch_timeout or _read_timeout()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt before the kernel runs has nothing to interrupt
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # an interrupt before the kernel runs has nothing to interrupt
     try:
         code = asyncio.run(run(given.connection_file, given.launcher, max(timeout_s - _EARLIER_S, 1.0)))
     except BridgeError as problem:

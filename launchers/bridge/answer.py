@@ -103,8 +103,7 @@ def _read_payload(sealed: bytes, kernel_id: str) -> dict[str, Any]:
     except UnfitText:
         payload = _read_old(sealed, kernel_id)
     if "version" not in payload and "shell_port" in payload:
-        port = payload.get("comm_port")
-        raise OldLauncher(port if _is_port(port) else 0)
+        raise OldLauncher(payload["comm_port"] if _is_port(payload.get("comm_port")) else 0)
     return payload
 
 
@@ -132,7 +131,9 @@ def _read_object(content: bytes) -> dict[str, Any]:
 def _decode(text: object, refusal: str) -> bytes:
     try:
         if isinstance(text, (bytes, str)):
-            given = text.encode() if isinstance(text, str) else b"".join(text.split())  # some end with a line end
+            given = (
+                text.encode() if isinstance(text, str) else b"".join(text.split())
+            )  # some end with a line end
             return base64.b64decode(given, validate=True)
     except (binascii.Error, UnicodeError):
         pass

@@ -33,6 +33,13 @@ log = logging.getLogger(__name__)
 
 _PORT_RANGE = "0..0"
 """The range of the launcher's ports: any port. Nobody outside the node uses them."""
+_SHUTS_DOWN_S = 1.0
+"""How long a launcher may take to end by itself after a shutdown request.
+
+With a Python launcher, ipykernel waits half a minute for the launcher's listener. Nobody collects that child's end.
+"""
+
+_RELAY_ENDED = "The bridge cannot pass messages on any more: the kernel's log says why."
 
 
 class BridgeError(Exception):
@@ -56,13 +63,15 @@ async def run(connection_file: Path, command: Sequence[str], launch_timeout_s: f
         try:
             answer = await _take_answer(listener, launcher, stop, launch_timeout_s)
             listener.close()
-            if answer is not None:
-                await _Kernel(launcher, answer, stop).pass_on(connection)
+            kernel = _Kernel(launcher, answer, stop) if answer is not None else None
+            if kernel is not None:
+                await kernel.pass_on(connection)
         finally:
             code = await launcher.end()
     finally:
         listener.close()
-    return code
+    # A launcher that had to be ended after a shutdown request has done what was asked.
+    return 0 if code < 0 and kernel is not None and kernel.is_shut_down else code
 
 
 def read_connection(path: Path) -> Connection:
@@ -133,18 +142,25 @@ async def _take_answer(
             "set KERNEL_LAUNCH_TIMEOUT if it needs longer."
         )
     if launcher.ended.done() and launcher.ended.result() == 0:
-        raise BridgeError(f"The launcher ended before its kernel listened{why}: it must stay in the foreground.")
+        raise BridgeError(
+            f"The launcher ended before its kernel listened{why}: it must stay in the foreground."
+        )
     return None
 
 
 class _Kernel:
-    """A launcher whose kernel listens. `stop` is set when the kernel has to end: to a sentence, if that is a failure."""
+    """A launcher whose kernel listens.
+
+    `stop` is set when the kernel has to end: to a sentence about a failure, or to an empty text.
+    """
 
     def __init__(self, launcher: Launcher, answer: Answer, stop: asyncio.Future[str]) -> None:
         self._launcher = launcher
         self._answer = answer
         self._stop = stop
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.is_shut_down = False
+        """True after a shutdown request."""
 
     async def pass_on(self, connection: Connection) -> None:
         """Pass messages on until the launcher has ended, or has to end. Raises `BridgeError`."""
@@ -153,9 +169,8 @@ class _Kernel:
             relay = Relay(
                 connection,
                 self._answer,
-                # A launcher waits for its listener: without this request, it ends half a minute late.
-                on_shutdown=lambda: loop.call_soon_threadsafe(self._send_end),
-                on_failure=lambda sentence: loop.call_soon_threadsafe(_set, self._stop, sentence),
+                on_shutdown=lambda: loop.call_soon_threadsafe(self._shut_down),
+                on_end=lambda: loop.call_soon_threadsafe(_set, self._stop, _RELAY_ENDED),
             )
         except PortTaken as problem:
             raise BridgeError(str(problem)) from None
@@ -163,17 +178,22 @@ class _Kernel:
         try:
             ends: list[asyncio.Future[Any]] = [self._launcher.ended, self._stop]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if not self._launcher.ended.done():
-                self._send_end()
-                await self._launcher.end()
+            await self._launcher.end()
+            if self._stop.done() and (sentence := self._stop.result()):
+                raise BridgeError(sentence)
         finally:
             relay.stop()
             await cancel_all(self._tasks)
-        if self._stop.done() and (sentence := self._stop.result()):
-            raise BridgeError(sentence)
 
-    def _send_end(self) -> None:
-        spawn(comm_port.end(self._answer.comm_port), self._tasks, log)
+    def _shut_down(self) -> None:
+        if not self.is_shut_down:
+            self.is_shut_down = True
+            spawn(self._end_by_itself(), self._tasks, log)
+
+    async def _end_by_itself(self) -> None:
+        await comm_port.end(self._answer.comm_port)  # a launcher does not end before its listener
+        await asyncio.wait([self._launcher.ended], timeout=_SHUTS_DOWN_S)
+        _set(self._stop, "")
 
     def _interrupt(self) -> None:
         spawn(self._send_interrupt(), self._tasks, log)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from roost.launchers.daemon.group_guard import GroupGuard
 from roost.launchers.daemon.process import Watch, end_with_parent, start_time
 
-_ENDS_S = 2.0
+_ENDS_S = 1.0
 """How long a launcher may take to end after SIGTERM."""
 _DIES_S = 5.0
 """How long a launcher may take to end after SIGKILL. If it takes longer, it hangs in the operating system."""
@@ -35,8 +35,7 @@ class Launcher:
     @classmethod
     async def start(cls, argv: Sequence[str], env: Mapping[str, str]) -> Launcher:
         """Start a launcher. Raises `OSError`."""
-        process = subprocess.Popen(argv, env=dict(env), stdin=subprocess.DEVNULL, preexec_fn=_begin)
-        launcher = cls(process)
+        launcher = cls(process := _spawn(argv, env))
         try:
             launcher._guard = await GroupGuard.start(process.pid)
         except BaseException:
@@ -66,6 +65,10 @@ class Launcher:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self.ended.set_result(self._process.wait())
+
+
+def _spawn(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(argv, env=dict(env), stdin=subprocess.DEVNULL, preexec_fn=_begin)
 
 
 def _begin() -> None:  # in the new process

@@ -107,7 +107,9 @@ class AnswerListener:
                 self._first.set_exception(TooOld())
             raise
         if not are_of_session([answer.comm_port], self._session):
-            raise RefusedAnswer("is of a foreign process: no process of the launcher listens on its comm_port")
+            raise RefusedAnswer(
+                "is of a foreign process: no process of the launcher listens on its comm_port"
+            )
         if len(self._answers) == _MOST_ANSWERS:
             raise RefusedAnswer(f"is one too many: {_MOST_ANSWERS} others wait for their ports")
         self._answers.append(answer)

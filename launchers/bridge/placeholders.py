@@ -34,8 +34,8 @@ def fill_command(
     for name in REQUIRED:
         if name not in {found[1] for found in _PLACE.finditer(texts)}:
             raise MissingPlace(
-                f"The launcher's command has no {{{name}}}: add it to argv as the launcher's documentation says, "
-                "or run `roost migrate` without --keep-launcher. Launchers before Enterprise Gateway 3.0 cannot be kept."
+                f"The launcher's command has no {{{name}}}: add it to argv as its documentation says. A launcher "
+                "before Enterprise Gateway 3.0 cannot be kept: run `roost migrate` without --keep-launcher."
             )
     filled = {name: fill(value, values) for name, value in env.items()}
     return [fill(part, values) for part in argv], filled

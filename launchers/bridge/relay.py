@@ -57,8 +57,7 @@ class PortTaken(Exception):
 class Relay:
     """The channels between the clients and one kernel.
 
-    The thread calls `on_shutdown` at each shutdown request, and `on_failure` with a sentence if it can pass nothing on
-    any more. Raises `PortTaken`.
+    The thread calls `on_shutdown` at each shutdown request, and `on_end` at its own end. Raises `PortTaken`.
     """
 
     def __init__(
@@ -66,13 +65,13 @@ class Relay:
         outside: Connection,
         inside: Answer,
         *,
-        on_shutdown: Callable[[], None],
-        on_failure: Callable[[str], None],
+        on_shutdown: Callable[[], object],
+        on_end: Callable[[], object],
     ) -> None:
         self._outside = outside
         self._inside = inside
         self._on_shutdown = on_shutdown
-        self._on_failure = on_failure
+        self._on_end = on_end
         self._context: zmq.Context[Any] = zmq.Context()
         self._context.linger = _LINGER_MS
         self._stopping = self._context.socket(zmq.PAIR)
@@ -105,12 +104,12 @@ class Relay:
         for name in PORT_NAMES:
             if name == "iopub_port":
                 continue
-            is_signed = name != "hb_port"
             rear = self._connect(zmq.DEALER, name, identity if name in ("shell_port", "stdin_port") else None)
             front = self._bind(zmq.ROUTER, name)
+            is_signed = name != "hb_port"
             signers = (outside, inside) if is_signed else (None, None)
-            yield _Direction(front, rear, *signers, is_request=is_signed)
-            yield _Direction(rear, front, *reversed(signers))
+            yield _Direction(front, rear, signers[0], signers[1], is_request=is_signed)
+            yield _Direction(rear, front, signers[1], signers[0])
 
     def _bind(self, kind: int, name: str) -> Socket:
         """Open the socket of one of roost's ports. Raises `PortTaken`."""
@@ -150,9 +149,8 @@ class Relay:
         try:
             self._pass_all(None, ends=False)
             self._pass_all(_QUIET_MS, ends=True)
-        except Exception as problem:  # a relay that only stops would look like a kernel that hangs
-            self._on_failure(f"The relay of the kernel's messages has failed: {problem!r}.")
         finally:
+            self._on_end()  # after an error, the relay would look like a kernel that hangs
             for direction in self._directions:
                 direction.source.close()
                 direction.target.close()
