@@ -186,9 +186,15 @@ class Client:
         """Return the nodes with their promised and used resources, each as `Node.to_dict()`."""
         return self._ask("nodes", itemgetter("nodes"))
 
-    def explain(self, request: Request) -> Call[dict[str, Any]]:
-        """Return the decision that a request would get now, as `Decision.to_dict()` with warnings and remedies."""
-        return self._ask("explain", self._read("decision"), request=request, owner=this_owner())
+    def explain(self, request: Request, kernel_name: str = "") -> Call[dict[str, Any]]:
+        """Return the decision that a request would get now, as `Decision.to_dict()` with warnings and remedies.
+
+        `kernel_name` is the name of the kernelspec, which may have users of its own; empty: none.
+        """
+        owner = this_owner()
+        return self._ask(
+            "explain", self._read("decision"), request=request, owner=owner, kernel_name=kernel_name
+        )
 
     def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> Call[str]:
         """Return the end of a kernel's log (its stdout and stderr)."""
