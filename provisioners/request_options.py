@@ -118,6 +118,17 @@ def _number(name: str, value: Any) -> float:
     return check_number(name, _to_number(value))
 
 
+def _cpus(name: str, value: Any) -> float:
+    """Return a number of CPUs. A text may give thousandths, as in Kubernetes: `500m`."""
+    text = value.strip() if isinstance(value, str) else ""
+    if not text.endswith("m"):
+        return _number(name, value)
+    thousandths = _to_number(text.removesuffix("m"))
+    if isinstance(thousandths, str):
+        raise ConfigError(f"{name} = {value!r:.40} is not possible: give CPUs such as 0.5 or 500m.")
+    return check_number(name, thousandths / 1000)
+
+
 def _memory(name: str, value: Any) -> int:
     try:
         return parse_bytes(value)
@@ -146,7 +157,7 @@ def _labels(name: str, value: Any) -> Any:
 
 
 _FIELDS: tuple[tuple[str, str, str, Callable[[str, Any], Any]], ...] = (
-    ("cpus", "cpus", "KERNEL_CPUS", _number),
+    ("cpus", "cpus", "KERNEL_CPUS", _cpus),
     ("memory_bytes", "memory", "KERNEL_MEMORY", _kernel_memory),
     ("gpus", "gpus", "KERNEL_GPUS", _number),
     ("gpu_models", "gpu_models", "", _names),

@@ -69,6 +69,17 @@ def test_the_kernels_environment_wins() -> None:
     assert options.request.resources == {"licence": 1.0, "tpu": 0.5}
 
 
+@pytest.mark.parametrize(("text", "cpus"), [("500m", 0.5), ("2500m", 2.5), (" 250m ", 0.25), ("0m", 0)])
+def test_cpus_can_be_thousandths_as_in_kubernetes(text: str, cpus: float) -> None:
+    assert read_start_options({"cpus": text}, {}).request.cpus == cpus
+    assert read_start_options({"cpus": 9}, {"KERNEL_CPUS": text}).request.cpus == cpus
+
+
+def test_memory_can_be_in_the_units_of_kubernetes() -> None:
+    for text, size in (("2Gi", 2 << 30), ("512Mi", 512 << 20), ("65536Ki", 64 << 20), ("67108864", 64 << 20)):
+        assert read_start_options({}, {"KERNEL_MEMORY": text}).request.memory_bytes == size
+
+
 @pytest.mark.parametrize(
     ("options", "env", "said"),
     [
@@ -78,6 +89,9 @@ def test_the_kernels_environment_wins() -> None:
         ({"cpus": float("nan")}, {}, "cpus"),
         ({"cpus": float("inf")}, {}, "cpus"),
         ({"cpus": True}, {}, "cpus"),
+        ({"cpus": "twom"}, {}, "cpus = 'twom' is not possible: give CPUs such as 0.5 or 500m"),
+        ({"cpus": "-500m"}, {}, "cpus must not be negative"),
+        ({"cpus": "nanm"}, {}, "cpus must be a finite number"),
         ({"memory": "8 apples"}, {}, "memory"),
         ({"memory": -5}, {}, "memory = '-5' is not an amount of memory"),
         (
