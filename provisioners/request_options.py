@@ -12,7 +12,7 @@ from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, describe_unknown
 from roost.scheduler.config.memory_size import check_kernel_memory, parse_bytes
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S
+from roost.scheduler.messages import SERVICE_TIMEOUT
 
 OPTIONS = (
     "backend", "cpus", "memory", "gpus", "gpu_models", "gpu_memory", "labels", "near", "resources", "tolerates",
@@ -27,6 +27,7 @@ class StartOptions:
 
     request: Request
     launch_timeout_s: float
+    """`SERVICE_TIMEOUT` if neither the kernelspec nor a variable names a time."""
 
 
 def check_names(
@@ -63,7 +64,7 @@ def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> St
             name, value = (variable, text) if text else (option, options.get(option))
             if value is not None and value != "":
                 fields[field] = read(name, value)
-        timeout_s = fields.pop("launch_timeout_s", DEFAULT_LAUNCH_TIMEOUT_S)
+        timeout_s = fields.pop("launch_timeout_s", SERVICE_TIMEOUT)
         return StartOptions(request=Request(**fields), launch_timeout_s=timeout_s)
     except ValueError as problem:
         raise ConfigError(str(problem)) from None

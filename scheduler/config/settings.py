@@ -31,6 +31,7 @@ class RoostScheduler(Section):
     max_launch_timeout_s = Float(
         None, allow_none=True, min=1.0, help="The longest time that a start may wait."
     )
+    default_launch_timeout_s = Float(60.0, min=1.0, help="How long a start may take that names no time.")
     allowed_users = List(Unicode(), help="Users who may start kernels; empty: all who are not denied.")
     denied_users = List(Unicode(), help="Users who may not start kernels.")
     kernelspec_users: Dict[str, dict[str, list[str]]] = Dict(

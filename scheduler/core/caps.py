@@ -114,6 +114,12 @@ def check_wait(user: str, waiting: Sequence[str], wait_s: float, settings: Setti
             )
 
 
+def find_default_timeout(settings: Settings) -> float:
+    """Return how many seconds a start may take that names no time: the operator's default, within the cap."""
+    most = settings.max_launch_timeout_s
+    return settings.default_launch_timeout_s if most is None else min(settings.default_launch_timeout_s, most)
+
+
 def _check(
     per: str, name: str, amount: float, who: str, do: str, settings: Settings, *, is_never: bool
 ) -> None:

@@ -11,13 +11,13 @@ from roost.provisioners import request_options
 from roost.provisioners.request_options import OPTIONS, check_names, read_start_options
 from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S
+from roost.scheduler.messages import SERVICE_TIMEOUT
 
 
 def test_no_options_promise_nothing() -> None:
     options = read_start_options({}, {})
     assert options.request == Request()
-    assert options.launch_timeout_s == DEFAULT_LAUNCH_TIMEOUT_S
+    assert options.launch_timeout_s == SERVICE_TIMEOUT
 
 
 def test_options_are_read() -> None:
