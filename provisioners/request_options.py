@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roost.placement.model import Request
+from roost.placement.model import NODE_LABEL, Request
 from roost.placement.model.validation import check_amounts, check_number
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, describe_unknown
@@ -19,6 +19,9 @@ OPTIONS = (
     "policy", "enforce", "options", "encrypt", "fork", "launch_timeout", "environment", "backend_options",
 )  # fmt: skip
 """The keys that a kernelspec may have in `metadata.kernel_provisioner.config`."""
+
+
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,8 @@ def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> St
             name, value = (variable, text) if text else (option, options.get(option))
             if value is not None and value != "":
                 fields[field] = read(name, value)
+        if host := _read_host(options, env):
+            fields["labels"] = {**fields.get("labels", {}), NODE_LABEL: host}
         timeout_s = fields.pop("launch_timeout_s", SERVICE_TIMEOUT)
         return StartOptions(request=Request(**fields), launch_timeout_s=timeout_s)
     except ValueError as problem:
@@ -105,6 +110,13 @@ def _read_backend_options(options: Mapping[str, Any], env: Mapping[str, str]) ->
     if not isinstance(given, Mapping):
         raise ConfigError(f"options = {given!r:.60} is not an object of names and values.")
     return get_spec(options.get("backend") or DEFAULT_BACKEND).read_options(given, env)
+
+
+def _read_host(options: Mapping[str, Any], env: Mapping[str, str]) -> str:
+    """Return the node that KERNEL_REMOTE_HOST names; empty if it names none, or this machine where all kernels run."""
+    host = env.get("KERNEL_REMOTE_HOST", "").strip()
+    is_here = get_spec(options.get("backend") or DEFAULT_BACKEND).runs_on_this_machine
+    return "" if is_here and host in _THIS_MACHINE else host
 
 
 def _to_number(value: Any) -> Any:

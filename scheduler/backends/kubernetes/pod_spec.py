@@ -15,6 +15,7 @@ from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment, Lease
 from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
+from roost.placement.model import NODE_LABEL
 from roost.scheduler.backends.agent_per_kernel import dump_lease
 from roost.scheduler.backends.node_archive import dump_start, pack
 from roost.scheduler.errors import ConfigError
@@ -184,8 +185,8 @@ class PodTemplate:
                 "spec": spec,
             },
         )
-        if lease.node_id:
-            _require_node(pod["spec"], lease.node_id)
+        if node_id := lease.node_id or request.labels.get(NODE_LABEL):
+            _require_node(pod["spec"], node_id)
         return pod
 
     def build_secret(self, name: str, pod: JsonObject, assignment: Assignment) -> JsonObject:

@@ -80,6 +80,23 @@ def test_memory_can_be_in_the_units_of_kubernetes() -> None:
         assert read_start_options({}, {"KERNEL_MEMORY": text}).request.memory_bytes == size
 
 
+@pytest.mark.parametrize("backend", ["ssh", "kubernetes", "ray"])
+def test_a_variable_names_the_node(backend: str) -> None:
+    read = read_start_options(
+        {"backend": backend, "labels": {"zone": "a"}}, {"KERNEL_REMOTE_HOST": " gpu-7 "}
+    )
+    assert read.request.labels == {"zone": "a", "node": "gpu-7"}
+    assert read_start_options({"backend": backend}, {"KERNEL_REMOTE_HOST": ""}).request.labels == {}
+
+
+def test_the_local_backend_needs_no_name_for_this_machine() -> None:
+    for host in ("localhost", "127.0.0.1"):
+        assert read_start_options({}, {"KERNEL_REMOTE_HOST": host}).request == Request()
+    assert read_start_options({}, {"KERNEL_REMOTE_HOST": "gpu-7"}).request.labels == {"node": "gpu-7"}
+    ssh = read_start_options({"backend": "ssh"}, {"KERNEL_REMOTE_HOST": "localhost"})
+    assert ssh.request.labels == {"node": "localhost"}
+
+
 @pytest.mark.parametrize(
     ("options", "env", "said"),
     [

@@ -1,4 +1,4 @@
-"""The volumes, the user and the group that a kernel asks for: read as Enterprise Gateway's users write them."""
+"""What a kernel asks for its pod: volumes, user, group and node, as users of Enterprise Gateway write them."""
 
 from __future__ import annotations
 
@@ -210,6 +210,15 @@ def test_a_range_that_is_none_is_refused(text: str) -> None:
     for name in ("allowed_uids", "allowed_gids"):
         with pytest.raises(TraitError, match=f"{name}: .* is no range of numbers"):
             RoostKubernetesBackend(**{name: [text]})
+
+
+def test_a_pod_that_waits_for_a_new_node_keeps_to_the_node_that_the_kernel_names() -> None:
+    template = PodTemplate(RoostKubernetesBackend(image="lab:1"))
+    request = read_start_options({"backend": "kubernetes"}, {"KERNEL_REMOTE_HOST": "n7"}).request
+    lease = Lease(id="k", kernel_id="k", owner=Owner(user="ada"), request=request, node_id="")
+    affinity = template.build_pod(lease, "pod", "0" * 16, "public")["spec"]["affinity"]["nodeAffinity"]
+    (term,) = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term["matchFields"] == [{"key": "metadata.name", "operator": "In", "values": ["n7"]}]
 
 
 def test_the_request_keeps_the_texts_as_they_are() -> None:
