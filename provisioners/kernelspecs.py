@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import string
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,7 +39,7 @@ from roost.scheduler.messages import Finding
 from .encryption import check_wish
 from .kernel_environment import check_patterns, check_variables
 from .kernel_json import PROVISIONER, find_provisioner, read_document
-from .kernel_resources import copy_resource, list_resources
+from .kernel_resources import list_resources, write_kernelspec
 from .provisioner import RoostProvisioner
 from .request_options import read_start_options
 from .spark_mode import check_deploy_mode
@@ -85,10 +83,7 @@ def install(
     tests it there: on those that `check_on` names, or on one, and `report` gets each answer. Pass False if the kernels
     run only on other machines. Raises `ConfigError`, and `BackendUnavailable` if none of these machines answers.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"{name!r:.80} is not a valid kernel name: use letters, digits, '-', '_' and '.'.")
-    if len(name) > _LONGEST_NAME:
-        raise ConfigError(f"a kernel name of {len(name)} letters is too long: use at most {_LONGEST_NAME}.")
+    check_kernel_name(name)
     name = name.lower()
     specs = KernelSpecManager()
     spec = read_kernelspec(specs, source)
@@ -136,8 +131,20 @@ def install(
     metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER, "config": dict(config)}
     display_name = display_name or spec.display_name.removesuffix(_ON_ROOST) + _ON_ROOST
     document = {**spec.to_dict(), "argv": argv, "display_name": display_name, "metadata": metadata}
-    _write(folder, document, list_resources(Path(spec.resource_dir)))
+    try:
+        write_kernelspec(folder, document, list_resources(Path(spec.resource_dir)), make_way=_remove)
+    except OSError as error:
+        what = f"{folder} cannot be written ({error.strerror or error})"
+        raise ConfigError(f"{what}: use --user, --sys-prefix or another --prefix.") from None
     return _to_kernelspec(name, folder, document), probed
+
+
+def check_kernel_name(name: str) -> None:
+    """Raise `ConfigError` unless a new kernelspec can have this name."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"{name!r:.80} is not a valid kernel name: use letters, digits, '-', '_' and '.'.")
+    if len(name) > _LONGEST_NAME:
+        raise ConfigError(f"a kernel name of {len(name)} letters is too long: use at most {_LONGEST_NAME}.")
 
 
 def list_kernelspecs() -> list[RoostKernelspec]:
@@ -370,26 +377,11 @@ def _check_python(python: str, argv: Sequence[str], facts: BackendSpec) -> str:
     return python
 
 
-def _write(folder: Path, document: Mapping[str, Any], resources: Mapping[str, Path]) -> None:
-    """Write a kernelspec with its logos and other files. Its folder appears complete, by one rename."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        written = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            for name, file in resources.items():
-                copy_resource(file, written / name)
-            written.chmod(0o755)
-            (written / "kernel.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            if folder.is_dir() and not folder.is_symlink():
-                shutil.rmtree(folder)
-            elif os.path.lexists(folder):
-                folder.unlink()
-            written.rename(folder)
-        finally:
-            shutil.rmtree(written, ignore_errors=True)
-    except OSError as error:
-        what = f"{folder} cannot be written ({error.strerror or error})"
-        raise ConfigError(f"{what}: use --user, --sys-prefix or another --prefix.") from None
+def _remove(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    elif os.path.lexists(folder):
+        folder.unlink()
 
 
 def _to_kernelspec(name: str, folder: Path, document: Any, malformed: str = "") -> RoostKernelspec:
