@@ -17,7 +17,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_core.paths import jupyter_data_dir
 
 from roost.placement.model import Request
-from roost.scheduler.backends.registry import get_spec
+from roost.scheduler.backends.registry import backend_names, get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
 from roost.scheduler.client.interpreter_probe import (
     MachineAnswer,
@@ -38,7 +38,7 @@ from roost.scheduler.messages import Finding
 
 from .encryption import check_wish
 from .kernel_environment import check_patterns, check_variables
-from .kernel_json import PROVISIONER, find_provisioner, read_document
+from .kernel_json import PROVISIONER, find_provisioner, find_waiting, read_document
 from .kernel_resources import list_resources, write_kernelspec
 from .provisioner import RoostProvisioner
 from .request_options import read_start_options
@@ -51,7 +51,10 @@ _LONGEST_NAME = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoostKernelspec:
-    """A kernelspec that uses the roost provisioner. `malformed` says why it cannot be read, or is empty."""
+    """A kernelspec that uses the roost provisioner. `malformed` says why it cannot be read, or is empty.
+
+    `waits_for` names the backend that was missing when the kernelspec was migrated, or is empty.
+    """
 
     name: str
     display_name: str
@@ -61,6 +64,7 @@ class RoostKernelspec:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     malformed: str = ""
+    waits_for: str = ""
 
 
 def install(
@@ -244,6 +248,9 @@ def _check(
     """
     if spec.malformed:
         return _never(spec.malformed), ""
+    if spec.waits_for and spec.waits_for not in backend_names():
+        reason = f"it waits for the backend {spec.waits_for}, which this roost does not have"
+        return Outlook(kind="not now", reason=reason, do="install a roost or a package that has it"), ""
     try:
         request = check_config(spec.config, spec.env)
         check_variables(spec.env)
@@ -395,4 +402,5 @@ def _to_kernelspec(name: str, folder: Path, document: Any, malformed: str = "") 
         argv=tuple(known.get("argv", ())),
         env=known.get("env", {}),
         malformed=malformed,
+        waits_for=find_waiting(known),
     )
