@@ -69,6 +69,14 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
         ("c.RoostScheduler.default_memory = 'lots'", "'lots' is not an amount of memory"),
         ("c.RoostScheduler.allow_client_policies = 'no'", "= 'no' is not possible: give true or false"),
         ("c.RoostScheduler.allowed_users = [1]", "= .1. is not possible: give a list of texts"),
+        *[
+            (f"c.RoostScheduler.kernelspec_users = {{'spark': {users}}}", "is not possible: write it as in")
+            for users in ("['ada']", "{'allowed': 'ada'}", "{'denied': [1]}", "{'users': ['ada']}", "{}")
+        ],
+        (
+            "c.RoostScheduler.kernelspec_users = {'A': {'denied': []}, 'a': {'denied': []}}",
+            "kernelspec_users: 'a' is there twice: Jupyter ignores case",
+        ),
         (
             "c.RoostScheduler.default_memory = '1KiB'",
             "1 KiB is too little for a kernel: give at least 16 MiB",
