@@ -6,11 +6,13 @@ import os
 from typing import Any
 
 from roost.launchers.daemon.file_input import UnfitFile as UnfitFile
-from roost.launchers.daemon.file_input import open_checked, read_content, show_path
+from roost.launchers.daemon.file_input import open_checked, read_content
 from roost.launchers.daemon.file_input import read_document as read_document
+from roost.launchers.daemon.file_input import show_path as show_path
 from roost.launchers.daemon.json_text import TooDeep as TooDeep
-from roost.launchers.daemon.json_text import UnfitText, parse_json
+from roost.launchers.daemon.json_text import UnfitText as UnfitText
 from roost.launchers.daemon.json_text import check_depth as check_depth
+from roost.launchers.daemon.json_text import parse_json as parse_json
 
 from .errors import ConfigError
 
