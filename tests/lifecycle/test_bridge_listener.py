@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -111,20 +110,27 @@ async def test_too_long_an_answer_is_cut(listener: AnswerListener) -> None:
     assert listener.last_refusal == "has more than 64 KiB"
 
 
-async def test_a_foreign_process_is_refused(listener: AnswerListener, listen: Callable[[], int]) -> None:
-    """Its answer is well encrypted: the public key stands in a command line."""
+@pytest.fixture
+def foreign_port() -> Iterator[int]:
+    """Yield a port on which a process of another session listens."""
     code = "import signal, socket\ns = socket.create_server(('127.0.0.1', 0))\nprint(s.getsockname()[1], flush=True)"
     command = [sys.executable, "-S", "-c", f"{code}\nsignal.pause()"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as foreign:
-        assert foreign.stdout is not None
-        theirs = int(foreign.stdout.readline())
-        ours = all_ports(listen)
-        await send(listener, seal(**{**ours, "comm_port": theirs}))
-        assert "foreign process" in listener.last_refusal
-        await send(listener, seal(**{**ours, "shell_port": theirs}, key="of the forger 16"))
-        await send(listener, seal(**ours, key="the right key 16"))
-        assert (await wait(listener)).key == b"the right key 16"
-        os.kill(foreign.pid, signal.SIGKILL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+        process.kill()
+
+
+async def test_a_foreign_process_is_refused(
+    listener: AnswerListener, listen: Callable[[], int], foreign_port: int
+) -> None:
+    """Its answer is well encrypted: the public key stands in a command line."""
+    ours = all_ports(listen)
+    await send(listener, seal(**{**ours, "comm_port": foreign_port}))
+    assert "foreign process" in listener.last_refusal
+    await send(listener, seal(**{**ours, "shell_port": foreign_port}, key="of the forger 16"))
+    await send(listener, seal(**ours, key="the right key 16"))
+    assert (await wait(listener)).key == b"the right key 16"
 
 
 async def test_the_answer_waits_until_the_kernel_listens(

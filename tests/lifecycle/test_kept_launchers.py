@@ -1,4 +1,4 @@
-"""The unmodified launchers of Gateway Provisioners and Enterprise Gateway behind the bridge, with roost's real agent."""
+"""The unmodified launchers of Gateway Provisioners and Enterprise Gateway behind the bridge, with a real agent."""
 
 from __future__ import annotations
 
