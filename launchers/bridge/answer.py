@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from typing import Any
 
 from roost.launchers.daemon.json_text import UnfitText, parse_json
 from roost.launchers.protocol.shared_values import PORT_NAMES
+
+from .signature import is_scheme
 
 MOST_BYTES = 64 << 10
 """The greatest size of an answer. Those of real launchers have about 1,500 bytes."""
@@ -150,7 +151,7 @@ def _check(info: Mapping[str, Any], kernel_id: str) -> Answer:
     key, scheme = info.get("key"), info.get("signature_scheme", "hmac-sha256")
     if not isinstance(key, str) or not 16 <= len(key) <= _MOST_KEY_CHARACTERS or not key.isprintable():
         raise RefusedAnswer("has no usable key")
-    if not isinstance(scheme, str) or scheme.removeprefix("hmac-") not in hashlib.algorithms_guaranteed:
+    if not is_scheme(scheme):
         raise RefusedAnswer(f"has the signature scheme {scheme!r:.40}, which is unknown")
     if info.get("transport", "tcp") != "tcp" or info.get("ip", "0.0.0.0") not in _ALL_ADDRESSES:
         raise RefusedAnswer("names ports that are not on loopback")

@@ -58,6 +58,7 @@ class Launcher:
         await asyncio.wait([self.ended], timeout=_DIES_S)
         if self._guard is not None and self.ended.done():
             self._guard.end()
+            await asyncio.wait([self._guard.ended], timeout=_DIES_S)
         return self.ended.result() if self.ended.done() else -signal.SIGKILL
 
     def _on_end(self) -> None:

@@ -8,6 +8,17 @@ from collections.abc import Sequence
 _JSON_PARTS = 4
 
 
+def is_scheme(name: object) -> bool:
+    """True if the name is that of a usable signature scheme, such as `hmac-sha256`."""
+    if not isinstance(name, str) or not name.startswith("hmac-"):
+        return False
+    try:
+        Signer(b"any", name).sign([])
+    except (ValueError, TypeError):  # unknown, or a hash without a fixed length
+        return False
+    return True
+
+
 class Signer:
     """A signer for the messages of one connection. Without a key, signatures are empty."""
 
