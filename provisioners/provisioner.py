@@ -15,6 +15,7 @@ import shutil
 import signal
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -57,6 +58,7 @@ from .application import (
 )
 from .encryption import WISHES, protect_channels
 from .exit_watch import ExitWatch, KernelExit, describe_wait
+from .foreign_variables import add_timeout, describe_unread, is_new
 from .jupyter_internals import drop_unread_requests
 from .kernel_connection import (
     build_connection,
@@ -180,7 +182,8 @@ class RoostProvisioner(KernelProvisionerBase):
             kwargs = await super().pre_launch(cmd=argv, **kwargs)
             check_patterns(self.environment)
             check_variables(self.kernel_spec.env)
-            self._options = read_start_options({name: getattr(self, name) for name in OPTIONS}, kwargs["env"])
+            self._report_unread()
+            self._options = self._read_options(kwargs["env"])
             if km is not None:
                 self._connection = build_connection(km, kwargs["env"].get("JPY_SESSION_NAME", ""))
         return kwargs
@@ -416,11 +419,21 @@ class RoostProvisioner(KernelProvisionerBase):
             self._client = connect(self.backend, **self.backend_options)
         return self._client
 
+    def _read_options(self, env: Mapping[str, str]) -> StartOptions:
+        options = {name: getattr(self, name) for name in OPTIONS}
+        return read_start_options(add_timeout(options, self.kernel_spec.env), env)
+
+    def _report_unread(self) -> None:
+        """Log once which settings of other servers in the kernelspec's env have no effect."""
+        unread = describe_unread(self.kernel_spec.env)
+        if unread and is_new(unread):
+            self.log.warning("kernel=%s %s", self._id, unread)
+
     async def _launch(self, cmd: list[str], env: dict[str, str], cwd: Any) -> KernelConnectionInfo:
         is_restart, is_local = self._has_lease, self._is_local
         if is_restart and self.service.is_elsewhere:
             await self._leave_world()
-        options = self._options or read_start_options({name: getattr(self, name) for name in OPTIONS}, env)
+        options = self._options or self._read_options(env)
         self._cwd = choose_directory(env, os.fspath(cwd) if cwd else None, is_local=is_local)
         start = StartKernel(
             kernel_id=self._id,

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roost.placement.model import Request
+from roost.placement.model import NODE_LABEL, Request
 from roost.placement.model.validation import check_amounts, check_number
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, describe_unknown
 from roost.scheduler.config.memory_size import check_kernel_memory, parse_bytes
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S
+from roost.scheduler.messages import SERVICE_TIMEOUT
 
 OPTIONS = (
     "backend", "cpus", "memory", "gpus", "gpu_models", "gpu_memory", "labels", "near", "resources", "tolerates",
@@ -21,12 +21,16 @@ OPTIONS = (
 """The keys that a kernelspec may have in `metadata.kernel_provisioner.config`."""
 
 
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartOptions:
     """The request of one kernel, and how long its start may take (the queue and the launch together)."""
 
     request: Request
     launch_timeout_s: float
+    """`SERVICE_TIMEOUT` if neither the kernelspec nor a variable names a time."""
 
 
 def check_names(
@@ -63,7 +67,9 @@ def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> St
             name, value = (variable, text) if text else (option, options.get(option))
             if value is not None and value != "":
                 fields[field] = read(name, value)
-        timeout_s = fields.pop("launch_timeout_s", DEFAULT_LAUNCH_TIMEOUT_S)
+        if host := _read_host(options, env):
+            fields["labels"] = {**fields.get("labels", {}), NODE_LABEL: host}
+        timeout_s = fields.pop("launch_timeout_s", SERVICE_TIMEOUT)
         return StartOptions(request=Request(**fields), launch_timeout_s=timeout_s)
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
@@ -106,6 +112,13 @@ def _read_backend_options(options: Mapping[str, Any], env: Mapping[str, str]) ->
     return get_spec(options.get("backend") or DEFAULT_BACKEND).read_options(given, env)
 
 
+def _read_host(options: Mapping[str, Any], env: Mapping[str, str]) -> str:
+    """Return the node that KERNEL_REMOTE_HOST names; empty if it names none, or this machine where all kernels run."""
+    host = env.get("KERNEL_REMOTE_HOST", "").strip()
+    is_here = get_spec(options.get("backend") or DEFAULT_BACKEND).runs_on_this_machine
+    return "" if is_here and host in _THIS_MACHINE else host
+
+
 def _to_number(value: Any) -> Any:
     """Return the number in a text. Other values are checked later."""
     try:
@@ -116,6 +129,17 @@ def _to_number(value: Any) -> Any:
 
 def _number(name: str, value: Any) -> float:
     return check_number(name, _to_number(value))
+
+
+def _cpus(name: str, value: Any) -> float:
+    """Return a number of CPUs. A text may give thousandths, as in Kubernetes: `500m`."""
+    text = value.strip() if isinstance(value, str) else ""
+    if not text.endswith("m"):
+        return _number(name, value)
+    thousandths = _to_number(text.removesuffix("m"))
+    if isinstance(thousandths, str):
+        raise ConfigError(f"{name} = {value!r:.40} is not possible: give CPUs such as 0.5 or 500m.")
+    return check_number(name, thousandths / 1000)
 
 
 def _memory(name: str, value: Any) -> int:
@@ -146,7 +170,7 @@ def _labels(name: str, value: Any) -> Any:
 
 
 _FIELDS: tuple[tuple[str, str, str, Callable[[str, Any], Any]], ...] = (
-    ("cpus", "cpus", "KERNEL_CPUS", _number),
+    ("cpus", "cpus", "KERNEL_CPUS", _cpus),
     ("memory_bytes", "memory", "KERNEL_MEMORY", _kernel_memory),
     ("gpus", "gpus", "KERNEL_GPUS", _number),
     ("gpu_models", "gpu_models", "", _names),

@@ -64,9 +64,13 @@ def read_input_json(path: Path, *, most_bytes: int = MOST_INPUT_BYTES) -> Any:
 
 def read_input_yaml(path: Path, *, is_json: bool = True) -> Any:
     """Return the value of a file in YAML. If `is_json`, it consists of JSON's own types. Raises `ConfigError`."""
+    return parse_yaml(read_input_text(path), show_path(path), is_json=is_json)
+
+
+def parse_yaml(text: str, name: str, *, is_json: bool = True) -> Any:
+    """Return the value of a text in YAML, which `name` names in errors. See `read_input_yaml`."""
     import yaml
 
-    text = read_input_text(path)
     try:
         value = yaml.safe_load(text)
         check_depth(value, most_items=_MOST_ITEMS)
@@ -74,12 +78,12 @@ def read_input_yaml(path: Path, *, is_json: bool = True) -> Any:
             _check_types(value)
         return value
     except RecursionError:
-        raise ConfigError(f"{show_path(path)} has too many levels.") from None
+        raise ConfigError(f"{name} has too many levels.") from None
     except UnfitText as problem:
-        raise ConfigError(f"{show_path(path)} {problem}.") from None
+        raise ConfigError(f"{name} {problem}.") from None
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, yaml.YAMLError) as problem:
         reason = " ".join(str(problem).split())[:500] or type(problem).__name__
-        raise ConfigError(f"{show_path(path)} is not YAML: {reason}.") from None
+        raise ConfigError(f"{name} is not YAML: {reason}.") from None
 
 
 def _check_types(value: Any) -> None:

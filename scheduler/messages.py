@@ -72,10 +72,14 @@ class ServiceFacts(TypedDict):
     """The network namespace of the service."""
     config_path: list[str]
     """The folders in which the service has looked for its settings. Older services do not say."""
+    launch_timeout_s: float
+    """How long a start may take that names no time. Older services do not say."""
 
 
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0
-"""How long a start may queue and launch, unless `KERNEL_LAUNCH_TIMEOUT` is set."""
+"""How long a start may queue and launch, unless the start or the operator names a time."""
+SERVICE_TIMEOUT = 0.0
+"""The launch timeout of a start that names none. The client then takes the one of the service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +89,10 @@ class StartKernel(Execution):
     request: Request
     owner: Owner
     launch_timeout_s: float = DEFAULT_LAUNCH_TIMEOUT_S
-    """Limits queue and launch together, or only the launch if `queue_timeout_s` is given."""
+    """Limits queue and launch together, or only the launch if `queue_timeout_s` is given.
+
+    A client may give `SERVICE_TIMEOUT`.
+    """
     queue_timeout_s: float | None = None
     """Limits the queue."""
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import gc
 import hashlib
@@ -40,6 +41,7 @@ _PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_por
 _MODULE = ["-m", "ipykernel_launcher"]
 _NO_PARENT = "1"  # as in start.py
 _DESCRIPTORS = 256
+_MOST_CANDIDATES = 2_000  # as in ports.py
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _OOM_SCORE = "500"
 _OBJECTS_AT_START = 200_000
@@ -157,7 +159,8 @@ def fork_kernel(
         return None, None
     began = time.perf_counter()
     connection = choose_ports(
-        {**launch["connection"], "ip": settings["address"] or launch["connection"]["ip"]}
+        {**launch["connection"], "ip": settings["address"] or launch["connection"]["ip"]},
+        settings["kernel_ports"],
     )
     if connection is None:
         return None, None
@@ -302,13 +305,19 @@ def name_connection_file(kernel_id: str) -> str:
     return f"kernel-{name.encode()[:200].decode(errors='ignore')}.json"
 
 
-def choose_ports(connection: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the connection with free ports; None if a port that it names is taken."""
+def choose_ports(connection: dict[str, Any], allowed: Sequence[int]) -> dict[str, Any] | None:
+    """Return the connection with free ports; None if a port that it names is taken, or if too few are free.
+
+    `allowed` has the lowest and the highest port that it may have; empty: any.
+    """
     probes: list[socket.socket] = []
     try:
         for name in _PORT_NAMES:
             probes.append(probe := socket.socket())
-            probe.bind((connection["ip"], connection[name]))
+            if connection[name] or not allowed:
+                probe.bind((connection["ip"], connection[name]))
+            else:
+                bind_one(probe, connection["ip"], *allowed)
             connection[name] = probe.getsockname()[1]
     except OSError:
         return None
@@ -316,6 +325,20 @@ def choose_ports(connection: dict[str, Any]) -> dict[str, Any] | None:
         for probe in probes:
             probe.close()
     return connection
+
+
+def bind_one(probe: socket.socket, ip: str, lowest: int, highest: int) -> None:
+    """Bind a socket to a free port of a range, from a random one on. Raises `OSError`."""
+    count = highest - lowest + 1
+    first = int.from_bytes(os.urandom(4), "big")
+    for number in range(min(count, _MOST_CANDIDATES)):
+        try:
+            probe.bind((ip, lowest + (first + number) % count))
+            return
+        except OSError as problem:
+            if problem.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, "no port is free")
 
 
 def run_kernel(

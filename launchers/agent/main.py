@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import signal
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 NO_PORT_EXIT = 98
 """The exit code of an agent that found none of its ports free. It is EADDRINUSE on Linux."""
+_NAMED = 5
+"""At most this many ports are named in an error."""
 
 
 class NoFreePort(Exception):
@@ -71,7 +74,7 @@ async def serve(
                 agent.adopt()
             if assignment is not None:
                 await agent.begin(assignment)
-            endpoint = listen(agent.server, folder, place.ip, settings.ports)
+            endpoint = listen(agent.server, folder, place.ip, settings.ports or _shuffle(place.kernel_ports))
             if assignment is not None and assignment.report_to:
                 agent.report(assignment, endpoint)
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
@@ -102,8 +105,13 @@ def listen(server: RpcServer, folder: Path, ip: str, ports: Sequence[int]) -> st
     try:
         return server.start(*(f"{host}:{port}" for port in ports or ("*",)))
     except zmq.ZMQError as problem:
-        names = ", ".join(map(str, ports))
+        names = ", ".join(map(str, ports[:_NAMED])) + (", …" if len(ports) > _NAMED else "")
         raise NoFreePort(f"the agent cannot listen at {host}, on port {names or 'any'}: {problem}") from None
+
+
+def _shuffle(ports: range) -> Sequence[int]:
+    """Return these ports in a random order: agents of several users may share the range."""
+    return random.sample(ports, k=len(ports))
 
 
 def main(

@@ -86,6 +86,8 @@ class AgentSettings:
     """
     ports: tuple[int, ...] = ()
     """The agent listens on the first free port of these; if empty, on any free port."""
+    kernel_ports: tuple[int, ...] = ()
+    """The lowest and the highest port of kernels, and of the agent if `ports` is empty; empty: any free port."""
     daemon_address: str = ""
     """The address (`host:port`) of a daemon of the cluster manager on this node; empty: there is none to watch."""
     daemon_name: str = ""

@@ -16,6 +16,6 @@ rest of placement.
 from __future__ import annotations
 
 from .node import EPSILON, Device, Node
-from .request import Request
+from .request import NODE_LABEL, Request
 
-__all__ = ["EPSILON", "Device", "Node", "Request"]
+__all__ = ["EPSILON", "NODE_LABEL", "Device", "Node", "Request"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .json_codec import decode, encode
-from .request import Request
+from .request import NODE_LABEL, Request
 from .validation import (
     NOBODY,
     NOTHING,
@@ -122,7 +122,7 @@ class Node:
     id: str
     address: str = ""
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """Names and values, which requests can require or prefer."""
+    """Names and values, which requests can require or prefer. ``label`` has ``NODE_LABEL``, too."""
     cpus: float = 0.0
     memory_bytes: int = 0
     devices: tuple[Device, ...] = ()
@@ -194,6 +194,14 @@ class Node:
     def gpus_free(self) -> float:
         """The number of GPUs that are not promised. A promised share of a GPU counts as a fraction."""
         return self.gpus - max(self.gpus_promised, sum(device.promised for device in self.devices))
+
+    def label(self, name: str) -> str | None:
+        """Return the value of a label, or None if the node lacks it.
+
+        >>> Node(id="a").label("node"), Node(id="a").label("zone")
+        ('a', None)
+        """
+        return self.labels.get(name, self.id if name == NODE_LABEL else None)
 
     def resource_free(self, name: str) -> float:
         """Return the amount of a custom resource that is not promised. It is 0 if the node has none."""

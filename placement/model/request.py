@@ -25,6 +25,8 @@ from .validation import (
 if TYPE_CHECKING:
     from .node import Device
 
+NODE_LABEL = "node"
+"""The label that each node has besides its own: the value is the node's id. A node may give it another value."""
 _CHECKS: Mapping[str, Check] = {
     "cpus": check_number,
     "memory_bytes": check_whole,
@@ -64,7 +66,7 @@ class Request:
     gpu_memory_bytes: int = 0
     """The least memory of each GPU."""
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """All of these labels are required."""
+    """All of these labels are required. With ``NODE_LABEL``, they name one node."""
     near: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Labels that are preferred."""
     resources: Mapping[str, float] = field(default_factory=lambda: NOTHING, hash=False)

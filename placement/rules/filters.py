@@ -67,8 +67,8 @@ class HasLabels:
         return snapshot.has_labels(request.labels.items()) if request.labels else None
 
     def reason(self, request: Request, node: Node) -> str:
-        name, value = next((k, v) for k, v in sorted(request.labels.items()) if node.labels.get(k) != v)
-        has = f"has {name}={node.labels[name]}" if name in node.labels else f"has no label {name}"
+        name, value = next((k, v) for k, v in sorted(request.labels.items()) if node.label(k) != v)
+        has = f"has no label {name}" if node.label(name) is None else f"has {name}={node.label(name)}"
         return f"needs label {name}={value}, {has}"
 
 

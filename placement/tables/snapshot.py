@@ -238,7 +238,7 @@ class Snapshot:
     def mask(self, key: Any, test: Callable[[Node], bool]) -> BoolArray:
         """Return for each node whether it passes ``test``: (n,). Later snapshots of the cluster reuse it by ``key``.
 
-        ``test`` may read a node's labels, taints, ``warm`` and ``is_draining``, but no amounts.
+        ``test`` may read a node's id, labels, taints, ``warm`` and ``is_draining``, but no amounts.
         """
         mask = (self._masks.get(key) or self._find_mask(key, test))[1]
         return mask if self._whole is None else mask[self._at]
@@ -260,7 +260,7 @@ class Snapshot:
         """Return (n,) True if the node has all of these labels."""
         has = np.ones(len(self), dtype=bool)
         for name, value in labels:
-            has &= self.mask(("label", name, value), lambda node, n=name, v=value: node.labels.get(n) == v)  # type: ignore[misc]
+            has &= self.mask(("label", name, value), lambda node, n=name, v=value: node.label(n) == v)  # type: ignore[misc]
         return has
 
     def resource_free(self, name: str) -> FloatArray:

@@ -2,6 +2,7 @@
 
 extension.py        RoostExtension: its settings, and its parts in one server
 pending_starts.py   wraps the kernel manager: a start that waits does not block its caller
+chosen_id.py        the id of a kernel that its client has chosen
 waiting_starts.py   the starts that wait: listed, followed, withdrawn, begun again
 pending_start.py    one start that waits, the messages held for its kernel, and the connections of its clients
 early_client.py     a client of another extension that waits for the start

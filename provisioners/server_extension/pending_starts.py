@@ -22,6 +22,7 @@ from roost.provisioners.kernel_json import PROVISIONER, check_spec, find_provisi
 from roost.scheduler.errors import ConfigError
 
 from .adopted_kernels import Adoption
+from .chosen_id import read_kernel_id
 from .reasons import describe_end
 from .restarter import following_state
 from .shutdown import Shutdown
@@ -86,6 +87,11 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     async def start_at_once(self, **kwargs: Any) -> str:
         """Start a kernel as Jupyter Server does, and return its id once the start has ended."""
         return cast(str, await super().start_kernel(**kwargs))
+
+    def new_kernel_id(self, **kwargs: Any) -> str:
+        """Return the id that the client has chosen by KERNEL_ID, else a new one. Raises `HTTPError`."""
+        chosen = "" if "kernel_id" in kwargs else read_kernel_id(kwargs.get("env"), self)
+        return chosen or cast(str, super().new_kernel_id(**kwargs))
 
     def pre_start_kernel(self, kernel_name: str | None, kwargs: Any) -> Any:
         km, name, kernel_id = super().pre_start_kernel(kernel_name, kwargs)

@@ -60,7 +60,7 @@ class WaitingReport:
         if kernel.state != "queued" or kernel.is_pending:
             return text
         with suppress(RoostError, asyncio.TimeoutError):
-            explanation = self._start.km.provisioner.service.explain(kernel.request)
+            explanation = self._start.km.provisioner.service.explain(kernel.request, kernel.kernel_name)
             decision = await explanation.within(_EXPLAINED_WITHIN_S)
             text = " ".join([text, *describe_holders(decision, time.time())])
         return text

@@ -30,7 +30,7 @@ def add_scheduler(parser: argparse.ArgumentParser, default: str = DEFAULT_BACKEN
 def add_request(parser: argparse.ArgumentParser) -> None:
     """Add the options of a request; `request_config` reads them."""
     request = parser.add_argument_group("request")
-    request.add_argument("--cpus", metavar="N", type=parse_amount, help="number of CPUs")
+    request.add_argument("--cpus", metavar="N", type=parse_cpus, help="number of CPUs: 2, 0.5 or 500m")
     request.add_argument("--memory", metavar="SIZE", help="memory, for example 8GiB")
     what = "a share of one GPU (0.25), or a whole number"
     request.add_argument("--gpus", metavar="N", type=parse_amount, help=what)
@@ -55,6 +55,14 @@ def parse_amount(text: str) -> float:
     if not amount >= 0:
         raise _refuse(text, "a number, 0 or more")
     return amount
+
+
+def parse_cpus(text: str) -> float:
+    """Return a number of CPUs, also of thousandths such as `500m`; raises argparse's usage error."""
+    amount = _read_number(text.removesuffix("m"))
+    if not amount >= 0:
+        raise _refuse(text, "CPUs such as 2, 0.5 or 500m")
+    return amount / 1000 if text.endswith("m") else amount
 
 
 def parse_seconds(text: str) -> float:

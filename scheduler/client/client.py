@@ -36,7 +36,16 @@ from roost.placement.model.json_codec import decode
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import BackendUnavailable, ManagerAway, RoostError, UnknownKernel, from_remote
-from roost.scheduler.messages import EVENT_KINDS, Event, Finding, Kernel, ServiceFacts, StartKernel
+from roost.scheduler.messages import (
+    DEFAULT_LAUNCH_TIMEOUT_S,
+    EVENT_KINDS,
+    SERVICE_TIMEOUT,
+    Event,
+    Finding,
+    Kernel,
+    ServiceFacts,
+    StartKernel,
+)
 from roost.scheduler.policies.pickling import PYTHON, pack_policy
 
 from .advice import Advice
@@ -186,9 +195,13 @@ class Client:
         """Return the nodes with their promised and used resources, each as `Node.to_dict()`."""
         return self._ask("nodes", itemgetter("nodes"))
 
-    def explain(self, request: Request) -> Call[dict[str, Any]]:
-        """Return the decision that a request would get now, as `Decision.to_dict()` with warnings and remedies."""
-        return self._ask("explain", self._read("decision"), request=request, owner=this_owner())
+    def explain(self, request: Request, kernel_name: str = "") -> Call[dict[str, Any]]:
+        """Return the decision that a request would get now, as `Decision.to_dict()` with warnings and remedies.
+
+        `kernel_name` is the name of the kernelspec, which may have users of its own; empty: none.
+        """
+        also = {"kernel_name": kernel_name} if kernel_name else {}  # older services do not know it
+        return self._ask("explain", self._read("decision"), request=request, owner=this_owner(), **also)
 
     def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> Call[str]:
         """Return the end of a kernel's log (its stdout and stderr)."""
@@ -384,6 +397,10 @@ class Client:
                     raise
                 await asyncio.sleep(1)
                 continue
+            if arguments.get("launch_timeout_s") == SERVICE_TIMEOUT:
+                arguments = {**arguments, "launch_timeout_s": self._connection.launch_timeout_s}
+                more_s = self._connection.launch_timeout_s - DEFAULT_LAUNCH_TIMEOUT_S
+                deadline, deadline_s = deadline + more_s, deadline_s + more_s
             if "launch_timeout_s" in arguments:  # a repeated start has only the rest of its time
                 now = time.monotonic()
                 sent_at = sent_at or now
@@ -434,7 +451,8 @@ class Client:
     async def _start(self, start: StartKernel) -> Kernel:
         try:
             arguments = {each.name: getattr(start, each.name) for each in fields(start)}
-            deadline_s = start.launch_timeout_s + (start.queue_timeout_s or 0.0) + CALL_DEADLINE_S
+            timeout_s = start.launch_timeout_s or DEFAULT_LAUNCH_TIMEOUT_S
+            deadline_s = timeout_s + (start.queue_timeout_s or 0.0) + CALL_DEADLINE_S
             return self._read_kernel(await self._call("start", arguments, deadline_s))
         except (asyncio.CancelledError, BackendUnavailable):
             spawn(self._cancel_start(start), self._tasks, log)

@@ -113,7 +113,7 @@ def find_outlook(
             do=f"run {client.advice.write('doctor')}",
         )
     try:
-        decision = wait_for(client.explain(request))
+        decision = wait_for(client.explain(request, kernel_name))
         latest = _find_latest_start(wait_for(client.events(_EVENTS)), kernel_name, changed_at)
     except BackendUnavailable as problem:
         return Outlook(kind="not asked", reason=problem.user_message.rstrip("."))

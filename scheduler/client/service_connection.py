@@ -26,6 +26,7 @@ from roost.scheduler.errors import (
     UnknownKernel,
     from_remote,
 )
+from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
 from .caller_variables import send_caller
 from .cluster_record import read_referral
@@ -93,6 +94,8 @@ class ServiceConnection:
         self._joining: asyncio.Task[RpcClient] | None = None
         self._rejoining: asyncio.Task[None] | None = None
         self._has_joined = False
+        self.launch_timeout_s = DEFAULT_LAUNCH_TIMEOUT_S
+        """How long a start may take that names no time, as the service says."""
         self._folder: Path | None = None
         """The folder of the service that was found last. Later services of the same folder know the same kernels."""
 
@@ -208,6 +211,7 @@ class ServiceConnection:
         hello = {"protocol": PROTOCOL, "version": VERSION}
         greeting = await connection.call("hello", hello, timeout_s=_GREETING_S)
         protocol, version = int(greeting["protocol"]), str(greeting["version"])
+        self.launch_timeout_s = float(greeting.get("launch_timeout_s", DEFAULT_LAUNCH_TIMEOUT_S))
         if protocol == PROTOCOL and (self._is_elsewhere or parse_version(version) >= parse_version(VERSION)):
             return True
         if protocol > PROTOCOL:

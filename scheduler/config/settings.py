@@ -5,6 +5,7 @@ The service loads this section itself from Jupyter's configuration path, so a ke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, validate
@@ -30,8 +31,12 @@ class RoostScheduler(Section):
     max_launch_timeout_s = Float(
         None, allow_none=True, min=1.0, help="The longest time that a start may wait."
     )
+    default_launch_timeout_s = Float(60.0, min=1.0, help="How long a start may take that names no time.")
     allowed_users = List(Unicode(), help="Users who may start kernels; empty: all who are not denied.")
     denied_users = List(Unicode(), help="Users who may not start kernels.")
+    kernelspec_users: Dict[str, dict[str, list[str]]] = Dict(
+        help="By kernelspec: {'allowed': [...]} replaces allowed_users, {'denied': [...]} adds to denied_users."
+    )
     default_policy = Unicode("balanced", help="Placement policy of kernels that name none.")
     policies: Dict[str, str] = Dict(
         key_trait=Unicode(),
@@ -69,6 +74,19 @@ class RoostScheduler(Section):
         except ConfigError as problem:
             raise TraitError(problem.user_message) from None
 
+    @validate("kernelspec_users")
+    def _check_kernelspec_users(self, proposal: Any) -> Any:
+        example = "{'spark': {'allowed': ['ada'], 'denied': ['eve']}}"
+        found: dict[str, dict[str, list[str]]] = {}
+        for name, users in proposal["value"].items():
+            if not isinstance(name, str) or not is_user_rule(users):
+                shown = f"{name!r:.60}: {users!r:.60}"
+                raise TraitError(f"kernelspec_users: {shown} is not possible: write it as in {example}.")
+            if name.lower() in found:
+                raise TraitError(f"kernelspec_users: {name!r:.60} is there twice: Jupyter ignores case.")
+            found[name.lower()] = {key: list(users[key]) for key in users}
+        return found
+
     @validate("policies")
     def _check_policies(self, proposal: Any) -> Any:
         from roost.placement.shipped_policies import SHIPPED  # late: imports numpy
@@ -77,6 +95,16 @@ class RoostScheduler(Section):
             if name in SHIPPED:
                 raise TraitError(f"policies: {name!r} is the name of a shipped policy: give yours another.")
         return proposal["value"]
+
+
+def is_user_rule(users: Any) -> bool:
+    """True for a mapping with a list of names of users as `allowed`, as `denied`, or as both."""
+    if not isinstance(users, Mapping) or not users or users.keys() - {"allowed", "denied"}:
+        return False
+    return all(
+        isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        for names in users.values()
+    )
 
 
 Settings = RoostScheduler

@@ -1,4 +1,4 @@
-"""Sections that the settings of several backends share: how kernels are forked, and how they are limited."""
+"""Sections that the settings of several backends share: how kernels are forked and limited, and their ports."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from traitlets import Bool, Dict, Enum, Float, List, TraitError, Unicode, valida
 from roost.launchers.protocol.agent_settings import Enforcement, Forking
 
 from .section import Section
+
+_LEAST_PORTS = 6
+"""A range has at least the five ports of a kernel and one of its agent."""
 
 
 def is_module_name(name: str) -> bool:
@@ -67,6 +70,37 @@ class ForkingSettings(Section):
             page_out_after_s=self.page_out_after_s,
             merge_memory=self.merge_memory,
         )
+
+
+def parse_port_range(text: str) -> tuple[int, ...]:
+    """Return the lowest and the highest port of `40000-40999`, or nothing for an empty text. Raises `ValueError`."""
+    if not text.strip():
+        return ()
+    lowest, _, highest = (part.strip() for part in text.partition("-"))
+    ports = (int(lowest), int(highest)) if lowest.isdecimal() and highest.isdecimal() else (0, 0)
+    if not 1024 <= ports[0] <= ports[1] - _LEAST_PORTS + 1 <= 65_536 - _LEAST_PORTS:
+        raise ValueError(
+            f"{text!r:.40} is not possible: give the lowest and the highest of at least {_LEAST_PORTS} ports from 1024 "
+            "to 65535, such as 40000-40999."
+        )
+    return ports
+
+
+class PortSettings(Section):
+    """The ports that kernels may have on their machines."""
+
+    kernel_ports = Unicode(
+        "",
+        help="The ports of kernels and of roost's agents, lowest-highest, for a firewall; empty: any free ones.",
+    )
+
+    @validate("kernel_ports")
+    def _check_ports(self, proposal: Any) -> Any:
+        try:
+            parse_port_range(proposal["value"])
+        except ValueError as problem:
+            raise TraitError(f"kernel_ports = {problem}") from None
+        return proposal["value"]
 
 
 class EnforcementSettings(Section):

@@ -28,10 +28,23 @@ def with_defaults(request: Request, settings: Settings) -> Request:
     )
 
 
-def check_alone(request: Request, user: str, settings: Settings) -> None:
-    """Raise `NotAllowed` or `LimitExceeded` if `user` may never have this request, even as the only kernel."""
-    if user in settings.denied_users or (settings.allowed_users and user not in settings.allowed_users):
+def check_user(user: str, kernel_name: str, settings: Settings) -> None:
+    """Raise `NotAllowed` if `user` may not start kernels of the kernelspec `kernel_name`.
+
+    The allowed users of a kernelspec replace those of the service. Its denied users are added to those of the service.
+    """
+    rule = settings.kernelspec_users.get(kernel_name.lower(), {})  # Jupyter ignores case
+    own = rule.get("allowed", [])
+    allowed = own or settings.allowed_users
+    if user in settings.denied_users or (not own and allowed and user not in allowed):
         raise NotAllowed(f"user {user!r} may not start kernels here; ask the operator.", user=user)
+    if user in rule.get("denied", []) or (allowed and user not in allowed):
+        of = f"of the kernelspec {kernel_name!r:.80}"
+        raise NotAllowed(f"user {user!r} may not start kernels {of}; ask the operator.", user=user)
+
+
+def check_alone(request: Request, user: str, settings: Settings) -> None:
+    """Raise `LimitExceeded` if `user` may never have this request, even as the only kernel."""
     most = settings.max_kernels_per_user
     if most is not None and most < 1:
         raise LimitExceeded(
@@ -99,6 +112,12 @@ def check_wait(user: str, waiting: Sequence[str], wait_s: float, settings: Setti
                 allowed=most,
                 is_never=most < 1,
             )
+
+
+def find_default_timeout(settings: Settings) -> float:
+    """Return how many seconds a start may take that names no time: the operator's default, within the cap."""
+    most = settings.max_launch_timeout_s
+    return settings.default_launch_timeout_s if most is None else min(settings.default_launch_timeout_s, most)
 
 
 def _check(

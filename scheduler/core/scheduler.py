@@ -38,7 +38,7 @@ from roost.scheduler.policies.explain import build_explanation, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
 
 from .backend_access import IN_TIME_S, BackendAccess, in_time
-from .caps import check_alone, check_beside, check_wait, has_user_cap, with_defaults
+from .caps import check_alone, check_beside, check_user, check_wait, has_user_cap, with_defaults
 from .diagnosis import Doctor
 from .ender import KernelEnder
 from .events import EventStream
@@ -149,9 +149,7 @@ class Scheduler:
                 raise LaunchError(f"kernel {start.kernel_id} still runs; stop it before starting it again.")
         has_lease = record is not None and record.lease is not None
         try:
-            request = self._admit(
-                start.request, start.owner, elsewhere, but=start.kernel_id, has_lease=has_lease
-            )
+            request = self._admit(start, elsewhere, has_lease=has_lease)
         except LimitExceeded as refusal:
             if has_lease or refusal.fields["is_never"]:
                 raise
@@ -285,15 +283,15 @@ class Scheduler:
         snapshot = await self._access.snapshot()
         return [snapshot.node(node_id).to_dict() for node_id in snapshot.nodes]
 
-    async def explain(self, request: Request, owner: Owner) -> dict[str, Any]:
+    async def explain(self, request: Request, owner: Owner, kernel_name: str = "") -> dict[str, Any]:
         """Return the decision for a request now, with its reasons; raise the error that a start would get.
 
-        If no node could ever hold the request, return that decision although a cap is used up now: the user can
-        stop kernels, but that would not help.
+        `kernel_name` is the name of the kernelspec; empty: none. If no node could ever hold the request, return that
+        decision although a cap is used up now: the user can stop kernels, but that would not help.
         """
         await self._load_policy(request)
         elsewhere = await self._held_elsewhere(request, owner)
-        request = self._check_alone(request, owner)
+        request = self._check_alone(request, owner, kernel_name)
         used_up: LimitExceeded | None = None
         try:
             self._check_beside(request, owner, elsewhere)
@@ -369,18 +367,11 @@ class Scheduler:
         waiting = [record.owner.user for record in self._starts.list_waiting()]
         check_wait(start.owner.user, waiting, start.wait_s, self._settings)
 
-    def _admit(
-        self,
-        request: Request,
-        owner: Owner,
-        elsewhere: Mapping[str, Request],
-        *,
-        but: str = "",
-        has_lease: bool = False,
-    ) -> Request:
+    def _admit(self, start: StartKernel, elsewhere: Mapping[str, Request], *, has_lease: bool) -> Request:
         """Return the request with the operator's defaults; raise if it is not allowed or not possible."""
-        request = self._check_alone(request, owner, has_lease=has_lease)
-        self._check_beside(request, owner, elsewhere, but)
+        name = start.connection.kernel_name
+        request = self._check_alone(start.request, start.owner, name, has_lease=has_lease)
+        self._check_beside(request, start.owner, elsewhere, start.kernel_id)
         return self.backend.to_placement(request)
 
     async def _find_lasting_refusal(self, start: StartKernel) -> RoostError | None:
@@ -393,8 +384,11 @@ class Scheduler:
         is_open = self.backend.adds_nodes or self.backend.is_still_reading
         return no_node(decision) if decision.is_never and not is_open else None
 
-    def _check_alone(self, request: Request, owner: Owner, *, has_lease: bool = False) -> Request:
+    def _check_alone(
+        self, request: Request, owner: Owner, kernel_name: str, *, has_lease: bool = False
+    ) -> Request:
         """Return the request with the operator's defaults; raise if it is not possible without other kernels, too."""
+        check_user(owner.user, kernel_name, self._settings)
         request = self._with_defaults(request, owner)
         check_alone(request, owner.user, self._settings)
         self.backend.check_request(request)

@@ -24,6 +24,7 @@ def check_input(message: StartKernel | None, arguments: Mapping[str, Any]) -> No
         check_owner(owner)
     if (request := arguments.get("request")) is not None:
         check_request(request)
+    check_name("the kernelspec's name", arguments.get("kernel_name", ""))
 
 
 def check_start(start: StartKernel) -> None:

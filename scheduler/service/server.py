@@ -50,6 +50,7 @@ from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.read_files import ReadFiles
 from roost.scheduler.config.section import Section
 from roost.scheduler.config.settings import Settings
+from roost.scheduler.core.caps import find_default_timeout
 from roost.scheduler.core.events import EventStream
 from roost.scheduler.core.owner_watch import OwnerWatch
 from roost.scheduler.core.scheduler import Scheduler
@@ -114,6 +115,7 @@ class Service:
             "address": self.core.backend.address,
             "network": read_namespace("net"),
             "config_path": jupyter_config_path(),
+            "launch_timeout_s": find_default_timeout(self._settings),
         }
 
     def watch_folder(self, held: Hold, put_back: Callable[[], None]) -> None:

@@ -176,12 +176,15 @@ async def test_kill_a_jupyter_server(
     roost.connect("local").close()
 
 
+@pytest.mark.parametrize(
+    "setting", ["allowed_users = ['ada']", "kernelspec_users = {'python3': {'denied': ['mallory']}}"]
+)
 async def test_a_user_that_is_not_allowed_gets_403(
-    settled_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settled_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
     config = tmp_path / "config"
     config.mkdir()
-    (config / "jupyter_roost_config.py").write_text("c.RoostScheduler.allowed_users = ['ada']\n")
+    (config / "jupyter_roost_config.py").write_text(f"c.RoostScheduler.{setting}\n")
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(config))
     monkeypatch.setenv("KERNEL_USERNAME", "mallory")
     async with jupyter_server(tmp_path) as (_, address):

@@ -13,8 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from kit.machine.daemons import agent_folder
 from kit.machine.other_user import claimed_by_another_user
+from kit.machine.real_agent import agent_session, end_agent
+from kit.machine.tiny_kernel import TINY_ARGV
+from roost.launchers.agent import first_process
 from roost.launchers.agent.machine import ports
+from roost.launchers.daemon.daemon import read_announcement
+from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 from roost.testing.deadlines import allow_s
 
@@ -93,6 +99,58 @@ def test_no_socket_stays_open_if_one_port_is_taken() -> None:
         assert not numbers(moved) & numbers(chosen)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((chosen.ip, chosen.shell_port), timeout=allow_s(10))
+
+
+def test_kernels_share_a_range_without_taking_each_others_ports() -> None:
+    """One is executed and binds its ports later, the other one is forked and gets sockets."""
+    allowed = range(21_000, 21_010)
+    with ports.claim(Connection(), allowed) as later, ports.listen(Connection(), allowed) as (first, _):
+        assert numbers(later) | numbers(first) == {*allowed}
+        for choose_ports in (ports.claim, ports.listen):
+            sentence = "no five free ports on 127.0.0.1 from 21000 to 21009, which kernel_ports allows"
+            with pytest.raises(OSError, match=sentence), choose_ports(Connection(), allowed):
+                pass
+    with ports.listen(first, allowed) as (again, _):
+        assert again == first, "a restart keeps its ports"
+    other = range(21_100, 21_105)
+    with socket.create_server((first.ip, first.hb_port)), ports.listen(first, other) as (moved, _):
+        assert numbers(moved) == {*other}
+
+
+def test_a_socket_in_a_folder_has_no_part_in_a_range(tmp_path: Path) -> None:
+    wish = Connection(transport="ipc", ip=str(tmp_path / "k"))
+    with ports.claim(wish, range(21_000, 21_010)) as chosen:
+        assert numbers(chosen) == {1, 2, 3, 4, 5}
+
+
+def test_the_first_process_of_a_container_keeps_to_a_range() -> None:
+    wish = {"ip": "127.0.0.1", **dict.fromkeys(PORT_NAMES, 0)}
+    chosen = first_process.choose_ports({**wish}, (21_000, 21_004))
+    assert chosen is not None
+    assert {chosen[name] for name in PORT_NAMES} == {*range(21_000, 21_005)}
+    assert first_process.choose_ports({**chosen}, (21_100, 21_104)) == chosen, "a restart keeps its ports"
+    with socket.create_server(("127.0.0.1", 21_002)):
+        assert first_process.choose_ports({**wish}, (21_000, 21_004)) is None
+
+
+async def test_an_agent_and_its_kernels_keep_to_a_range(runtime_dir: Path) -> None:
+    """One kernel is executed, and one is forked."""
+    settings = AgentSettings(cpus=4, memory_bytes=1 << 30, address="127.0.0.1", kernel_ports=(22_000, 22_019))
+    argv = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+    async with agent_session(settings) as agent:
+        found = [int(read_announcement(agent_folder(runtime_dir))["endpoint"].rpartition(":")[2])]
+        for name, command, how in (("tiny", TINY_ARGV, "exec"), ("python", argv, "forked")):
+            await agent.reserve(name)
+            launch = agent.build_launch(name, command, deadline_s=allow_s(60))
+            if how == "forked":
+                await agent.client.warm(launch.argv, launch.env, launch.context)
+            process = await agent.client.launch(launch)
+            assert process.how == how, process.why_not_forked
+            assert process.connection is not None
+            found += numbers(process.connection)
+    await end_agent(settings)
+    assert len({*found}) == 11
+    assert {*found} <= {*range(22_000, 22_020)}
 
 
 def test_ports_on_no_address_of_this_machine_are_refused() -> None:

@@ -14,6 +14,7 @@ import statistics
 import sys
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -479,6 +480,10 @@ async def test_kernels_of_kernel_gateway_wait_as_well(one_gpu: Path) -> None:
             await front.until(lambda: "Position 1 in the queue" in front.line(cell), 20)
             await gateway.api("DELETE", f"kernels/{holder}")
             assert texts(await front.ended(cell)) == "ran\n"
+        chosen = str(uuid.uuid4())
+        body = {"name": "python3", "env": {"KERNEL_ID": chosen}}
+        assert (await gateway.api("POST", "kernels", body))[1]["id"] == chosen
+        assert (await gateway.api("POST", "kernels", body))[0] == 409
         await start(gateway)  # it waits when the gateway is stopped
     assert await connect("local").kernels() == []
 

@@ -32,6 +32,7 @@ class OnNode:
     def __init__(self, settings: AgentSettings) -> None:
         self.session = OwnSession()
         self.ip = settings.address  # if empty, the agent listens at a Unix socket in its folder
+        self.kernel_ports = list_ports(settings)
         self.keeps_context = settings.is_remote
         self.exit_after_release_s = settings.idle_exit_s
 
@@ -58,6 +59,7 @@ class InPod:
         self.session = SharedSession() if settings.shares_session else OwnSession()
         self.own_group = find_own_group()  # the cluster manager limits it
         self.ip = settings.address or "127.0.0.1"
+        self.kernel_ports = list_ports(settings)
         self._unit = settings.unit
 
     def report_exit(self, code: int | None, report: Callable[[], None]) -> None:
@@ -78,6 +80,13 @@ class InPod:
 
 
 Place = OnNode | InPod
+
+
+def list_ports(settings: AgentSettings) -> range:
+    """Return the ports that the operator allows for kernels; empty: any."""
+    return (
+        range(settings.kernel_ports[0], settings.kernel_ports[1] + 1) if settings.kernel_ports else range(0)
+    )
 
 
 def find_place(settings: AgentSettings) -> Place:

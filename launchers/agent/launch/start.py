@@ -223,7 +223,7 @@ class Starter:
 
         with (
             self.limits.open_entries(request.lease_id) as entries,
-            ports.listen(request.connection) as (connection, listeners),
+            ports.listen(request.connection, self.place.kernel_ports) as (connection, listeners),
         ):
             forked = await self.zygotes.launch(
                 command,
@@ -277,7 +277,7 @@ class Starter:
     def _spawn(self, child: _Child, request: Launch, log_fd: int) -> tuple[asyncio.Future[int], Connection]:
         """Start the kernel's process. Its ports are claimed until it ends."""
         with contextlib.ExitStack() as claims:
-            connection = claims.enter_context(ports.claim(request.connection))
+            connection = claims.enter_context(ports.claim(request.connection, self.place.kernel_ports))
             connection_file = self._write_connection(child.folder, request.kernel_id, connection)
             with self.limits.open_entries(request.lease_id) as entries:
                 pid = spawn_kernel(

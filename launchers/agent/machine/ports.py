@@ -26,6 +26,8 @@ _FIRST_PORT = 20_000
 """The first port for kernels. Those below are Ray's: by default, its workers listen on 10002 to 19999."""
 _CLAIM = "roost-port-{}"
 """The name that claims a TCP port."""
+_MOST_CANDIDATES = 2_000
+"""At most this many ports are tried for a kernel."""
 _BACKLOG = 100  # as ZeroMQ has
 _RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
@@ -35,20 +37,23 @@ _PROBE_INTERVALS_S = (*[0.02] * 100, 0.1)  # short for two seconds: a Python ker
 
 
 @contextlib.contextmanager
-def claim(connection: Connection) -> Iterator[Connection]:
+def claim(connection: Connection, allowed: Sequence[int] = ()) -> Iterator[Connection]:
     """Yield `connection` with five free ports: its own if they are all free, otherwise new ones. Raises `OSError`.
 
-    In the block, this agent and others on this machine choose none of these TCP ports again.
+    New TCP ports are some of `allowed`, if that is not empty. In the block, this agent and others on this machine
+    choose none of these TCP ports again.
     """
     with contextlib.ExitStack() as held:
         found = _claim(connection, [getattr(connection, name) for name in PORT_NAMES], held)
         if len(found) < len(PORT_NAMES):
             held.close()
             is_ipc = connection.transport == "ipc"
-            candidates = range(1, 100_000) if is_ipc else random.sample(_candidates(), k=2_000)
+            known = range(1, 100_000) if is_ipc else allowed or _candidates()
+            candidates = known if is_ipc else random.sample(known, k=min(len(known), _MOST_CANDIDATES))
             found = _claim(connection, candidates, held)
         if len(found) < len(PORT_NAMES):
-            raise OSError(f"no free ports on {connection.ip}")
+            which = f" from {allowed[0]} to {allowed[-1]}, which kernel_ports allows" if allowed else ""
+            raise OSError(f"there are no five free ports on {connection.ip}{which}")
         yield connection.with_ports(dict(zip(PORT_NAMES, found, strict=True)))
 
 
@@ -89,22 +94,26 @@ def _claim_one(connection: Connection, port: int, held: contextlib.ExitStack, fo
 
 
 @contextlib.contextmanager
-def listen(connection: Connection) -> Iterator[tuple[Connection, tuple[int, ...]]]:
+def listen(
+    connection: Connection, allowed: Sequence[int] = ()
+) -> Iterator[tuple[Connection, tuple[int, ...]]]:
     """Listen on the ports of a connection, or on new ports if one is taken; raises `OSError`.
 
     Yield the connection with these ports, and five listening sockets. They are closed at the end; a kernel
-    keeps its own copies. For ipc, this only chooses ports and yields no sockets.
+    keeps its own copies. For ipc, this only chooses ports and yields no sockets. `allowed` is that of `claim`.
     """
     if connection.transport == "ipc":
         with claim(connection) as chosen:
             yield chosen, ()
         return
     with contextlib.ExitStack() as sockets:
+        if allowed:
+            connection = sockets.enter_context(claim(connection, allowed))
         wanted = [getattr(connection, name) for name in PORT_NAMES]
         try:
             opened = _listen(connection.ip, wanted, sockets)
         except OSError:
-            if not any(wanted):
+            if allowed or not any(wanted):
                 raise
             opened = _listen(connection.ip, [0] * len(wanted), sockets)
         found = {name: each.getsockname()[1] for name, each in zip(PORT_NAMES, opened, strict=True)}

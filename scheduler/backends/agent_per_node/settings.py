@@ -5,10 +5,15 @@ from __future__ import annotations
 from traitlets import Float, Unicode
 
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.scheduler.config.shared_sections import EnforcementSettings, ForkingSettings
+from roost.scheduler.config.shared_sections import (
+    EnforcementSettings,
+    ForkingSettings,
+    PortSettings,
+    parse_port_range,
+)
 
 
-class AgentPerNodeSettings(ForkingSettings, EnforcementSettings):
+class AgentPerNodeSettings(ForkingSettings, EnforcementSettings, PortSettings):
     """How roost's agents on the nodes behave. Each backend adds its own settings in a subclass."""
 
     address = Unicode("", help="Where the cluster manager listens.")
@@ -25,6 +30,7 @@ class AgentPerNodeSettings(ForkingSettings, EnforcementSettings):
             idle_exit_s=self.agent_idle_exit_s,
             forking=self.forking(),
             enforcement=self.enforcement(),
+            kernel_ports=parse_port_range(self.kernel_ports),
             is_remote=True,
             gpu_visibility="manager",
             python=self.python,

@@ -6,6 +6,8 @@
         │  ↑ changes ──── Reflector ───→ Api  list+watch of roost's pods, nodes, and  watch
         │                                     all pods if the operator allows it
         ├── pod_spec      lease, launch, template → the pod and its Secret
+        │     ├── volumes       the volumes and mounts that a kernel asks for
+        │     └── allow_lists   what the operator allows kernels to ask for
         ├── pod_state     the pod as the API shows it → lease state and one plain reason
         ├── pod_end       asks why a pod ends, once its agent has reported the end
         ├── quota         which quota has refused a pod
@@ -46,8 +48,16 @@ SPEC = BackendSpec(
         RequestOption(
             name="volumes",
             kind=str,
-            help="volume claims and where to mount them: data:/data,models:/models:ro",
+            help="claims with paths (data:/data,models:/models:ro), or a list of Kubernetes' volumes",
             variable="KERNEL_VOLUMES",
         ),
+        RequestOption(
+            name="volume_mounts",
+            kind=str,
+            help="the mounts of a list of volumes, as a list of Kubernetes' volume mounts",
+            variable="KERNEL_VOLUME_MOUNTS",
+        ),
+        RequestOption(name="uid", kind=int, help="the user of the pod, as a number", variable="KERNEL_UID"),
+        RequestOption(name="gid", kind=int, help="the group of the pod, as a number", variable="KERNEL_GID"),
     ),
 )

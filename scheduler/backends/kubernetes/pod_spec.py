@@ -7,21 +7,21 @@ merged by name.
 from __future__ import annotations
 
 import base64
-import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
-from fnmatch import fnmatchcase
 from typing import Any
 
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment, Lease
 from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
+from roost.placement.model import NODE_LABEL
 from roost.scheduler.backends.agent_per_kernel import dump_lease
 from roost.scheduler.backends.node_archive import dump_start, pack
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import read_input_yaml
 
+from .allow_lists import check_name, check_number, refuse
 from .api import JsonObject
 from .names import (
     CONTAINER,
@@ -38,6 +38,7 @@ from .names import (
 )
 from .quantity import format_cpus
 from .settings import RoostKubernetesBackend
+from .volumes import add_volumes, check_mounts, check_volumes
 
 GRACE_S = 5
 """How long a kernel has between SIGTERM and SIGKILL when its pod is deleted."""
@@ -96,7 +97,7 @@ class PodTemplate:
     def __init__(self, settings: RoostKubernetesBackend) -> None:
         self._settings = settings
         self._base = merge(_DEFAULTS, _read_template(settings.pod_template))
-        _check_mounts(_container(self._base).get("volumeMounts", ()), "the pod template")
+        check_mounts(_container(self._base).get("volumeMounts", ()), "the pod template")
 
     def check(self, request: Request) -> None:
         """Raise `ConfigError` for options that are not allowed, a missing image, or amounts that are fractions."""
@@ -107,17 +108,18 @@ class PodTemplate:
                 "Backend.gpu_resource."
             )
         settings, options = self._settings, request.options
-        _check_allowed("image", options.get("image"), settings.allowed_images)
+        check_name("image", options.get("image"), settings.allowed_images)
         if not (options.get("image") or settings.image or _container(self._base).get("image")):
             raise ConfigError(
                 "no image is set: name one (option image, KERNEL_IMAGE) or set c.RoostKubernetesBackend.image."
             )
         namespace = options.get("namespace")
         if namespace and namespace not in (*settings.allowed_namespaces, settings.namespace):
-            raise _not_allowed("namespace", namespace, [*settings.allowed_namespaces, settings.namespace])
-        _check_allowed("service_account", options.get("service_account"), settings.allowed_service_accounts)
-        for claim, _, _ in _parse_volumes(options.get("volumes", "")):
-            _check_allowed("volumes", claim, settings.allowed_volumes)
+            raise refuse("namespace", namespace, [*settings.allowed_namespaces, settings.namespace])
+        check_name("service_account", options.get("service_account"), settings.allowed_service_accounts)
+        check_number("uid", options.get("uid"), settings.allowed_uids)
+        check_number("gid", options.get("gid"), settings.allowed_gids)
+        check_volumes(options, settings.allowed_volumes)
         for name, amount in request.resources.items():
             if amount != int(amount) or name == settings.gpu_resource:
                 wanted = "ask for it with gpus" if name == settings.gpu_resource else "ask for a whole number"
@@ -160,6 +162,7 @@ class PodTemplate:
         }
         if image := options.get("image") or settings.image:
             container["image"] = image
+        container["securityContext"] = _user(options)
         spec: JsonObject = {
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": GRACE_S,
@@ -168,11 +171,7 @@ class PodTemplate:
             "volumes": [{"name": _SECRET, "secret": {"secretName": name, "defaultMode": 0o400}}],
             "tolerations": [*self._base["spec"].get("tolerations", ()), *_FOREVER, *_tolerations(request)],
         }
-        for number, (claim, path, is_read_only) in enumerate(_parse_volumes(options.get("volumes", ""))):
-            volume = {"name": f"roost-claim-{number}", "persistentVolumeClaim": {"claimName": claim}}
-            mount = {"name": volume["name"], "mountPath": path, "readOnly": is_read_only}
-            spec["volumes"].append(volume)
-            container["volumeMounts"].append(mount)
+        add_volumes(options, spec, container)
         if settings.priority_class:
             spec["priorityClassName"] = settings.priority_class
         if account := options.get("service_account"):
@@ -186,8 +185,8 @@ class PodTemplate:
                 "spec": spec,
             },
         )
-        if lease.node_id:
-            _require_node(pod["spec"], lease.node_id)
+        if node_id := lease.node_id or request.labels.get(NODE_LABEL):
+            _require_node(pod["spec"], node_id)
         return pod
 
     def build_secret(self, name: str, pod: JsonObject, assignment: Assignment) -> JsonObject:
@@ -322,37 +321,14 @@ def _container(pod: JsonObject) -> JsonObject:
     return next(one for one in pod["spec"]["containers"] if one["name"] == CONTAINER)
 
 
-def _check_allowed(option: str, value: str | None, patterns: list[str]) -> None:
-    if value and not any(fnmatchcase(value, pattern) for pattern in patterns if pattern):
-        raise _not_allowed(option, value, patterns)
-
-
-def _not_allowed(option: str, value: str, allowed: list[str]) -> ConfigError:
-    names = ", ".join(filter(None, allowed)) or "none"
-    return ConfigError(f"{option} = {value!r:.80} is not allowed here; the operator allows {names}.")
-
-
-def _check_mounts(mounts: Iterable[Mapping[str, Any]], place: str) -> None:
-    """Raise `ConfigError` for a mount that could hide roost's own files."""
-    for mount in mounts:
-        path = posixpath.normpath("/" + str(mount.get("mountPath", "")).lstrip("/"))
-        if path == "/" or (path + "/").startswith("/roost/"):
-            raise ConfigError(f"{place} must not mount anything at {path}: roost's own files are in /roost.")
-
-
-def _parse_volumes(text: str) -> list[tuple[str, str, bool]]:
-    """Return claim, path and read-only of each volume in `claim:/path[:ro],…`. Raises `ConfigError`."""
-    volumes = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        claim, _, rest = part.partition(":")
-        path, _, mode = rest.partition(":")
-        if not claim or not path.startswith("/") or mode not in ("", "ro", "rw"):
-            raise ConfigError(
-                f"volumes = {text!r:.80} must be claims with paths: data:/data,models:/models:ro."
-            )
-        _check_mounts([{"mountPath": path}], "volumes")
-        volumes.append((claim, path, mode == "ro"))
-    return volumes
+def _user(options: Mapping[str, Any]) -> JsonObject:
+    """Return the user and group that a request wants, as a security context. Only root is no `runAsNonRoot`."""
+    context: JsonObject = {}
+    if "uid" in options:
+        context |= {"runAsUser": options["uid"], "runAsNonRoot": options["uid"] != 0}
+    if "gid" in options:
+        context["runAsGroup"] = options["gid"]
+    return context
 
 
 def _tolerations(request: Request) -> list[JsonObject]:

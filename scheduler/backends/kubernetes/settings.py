@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from traitlets import Bool, Float, Int, List, Unicode
+from typing import Any
+
+from traitlets import Bool, Float, Int, List, TraitError, Unicode, validate
 
 from roost.scheduler.config.section import Section
+
+from .allow_lists import parse_range
 
 
 class RoostKubernetesBackend(Section):
@@ -34,7 +38,16 @@ class RoostKubernetesBackend(Section):
     allowed_images = List(Unicode(), ["*"], help="Patterns of the images that kernels may name (fnmatch).")
     allowed_namespaces = List(Unicode(), help="Namespaces that kernels may name, besides `namespace`.")
     allowed_service_accounts = List(Unicode(), help="Service accounts that kernels may name.")
-    allowed_volumes = List(Unicode(), help="Patterns of the volume claims that kernels may mount (fnmatch).")
+    allowed_volumes = List(
+        Unicode(),
+        help="Patterns of the volumes that kernels may mount (fnmatch): claims, 'nfs:HOST:/PATH', …",
+    )
+    allowed_uids = List(
+        Unicode(), ["1-2147483647"], help="Users by number that kernels may run as: '1000', '1000-1999'."
+    )
+    allowed_gids = List(
+        Unicode(), ["1-2147483647"], help="Groups by number that kernels may run as: '100', '1000-1999'."
+    )
     agent_port = Int(8870, min=1, max=65_535, help="The port of the agent in each pod.")
     report_address = Unicode(
         "auto",
@@ -53,3 +66,12 @@ class RoostKubernetesBackend(Section):
     watch_timeout_s = Float(
         60.0, min=1.0, help="How long one watch lasts. A watch that fell silent is noticed within this time."
     )
+
+    @validate("allowed_uids", "allowed_gids")
+    def _check_ranges(self, proposal: Any) -> Any:
+        for text in proposal["value"]:
+            try:
+                parse_range(text)
+            except ValueError as problem:
+                raise TraitError(f"{proposal['trait'].name}: {problem}") from None
+        return proposal["value"]

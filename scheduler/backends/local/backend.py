@@ -28,6 +28,7 @@ from roost.scheduler.backends.base import (
 from roost.scheduler.backends.event_queue import EventQueue
 from roost.scheduler.backends.holders import describe_holder
 from roost.scheduler.backends.more_room import has_more_room
+from roost.scheduler.config.shared_sections import parse_port_range
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 from roost.scheduler.messages import format_names
 
@@ -169,6 +170,7 @@ class LocalBackend(Backend):
             idle_exit_s=self._context.idle_exit_s,
             forking=self._settings.forking(),
             enforcement=self._settings.enforcement(),
+            kernel_ports=parse_port_range(self._settings.kernel_ports),
             divides_machine=True,
         )
         try:

@@ -7,10 +7,10 @@ from typing import Any
 from traitlets import Dict, Float, Int, List, TraitError, Unicode, validate
 
 from roost.scheduler.config.section import Memory
-from roost.scheduler.config.shared_sections import EnforcementSettings, ForkingSettings
+from roost.scheduler.config.shared_sections import EnforcementSettings, ForkingSettings, PortSettings
 
 
-class RoostLocalBackend(ForkingSettings, EnforcementSettings):
+class RoostLocalBackend(ForkingSettings, EnforcementSettings, PortSettings):
     """`c.RoostLocalBackend`: the resources of this machine. roost measures the ones that are not set."""
 
     cpus = Float(None, allow_none=True, min=0.0, help="CPUs to give out.")

@@ -83,6 +83,7 @@ async def examine_host(
         "address": host.address,
         "token": way.token,
         "reach_s": _REACH_S,
+        "ports": question.settings.kernel_ports,
     }
     try:
         facts = await contact(

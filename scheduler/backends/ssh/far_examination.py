@@ -66,7 +66,7 @@ def examine(
         say({"step": "rules"})
         address = arguments["address"] or (connection[2] if len(connection) == 4 else "127.0.0.1")
         facts["address"] = address
-        facts["address_problem"] = listen_once(address, arguments["token"], arguments["reach_s"], say)
+        facts["address_problem"] = listen_once(address, arguments, say)
         return facts
 
     try:
@@ -116,18 +116,33 @@ def ask_loginctl(*user: str) -> str:
     return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
 
-def listen_once(address: str, token: str, reach_s: float, say: Callable[[Any], None]) -> str:
-    """Let the near end connect to a free port of this address. Return why it cannot, as a clause, or an empty text."""
+def listen_once(address: str, arguments: Any, say: Callable[[Any], None]) -> str:
+    """Let the near end connect to a free port of this address. Return why it cannot, as a clause, or an empty text.
+
+    `ports` has the lowest and the highest port that a kernel may have; empty: any.
+    """
+    import errno
+    import random
     import socket
+
+    def open_listener() -> socket.socket:
+        ports = range(arguments["ports"][0], arguments["ports"][1] + 1) if arguments["ports"] else range(1)
+        for port in random.sample(ports, k=len(ports)):
+            try:
+                return socket.create_server((address, port), family=family)
+            except OSError as problem:
+                if problem.errno != errno.EADDRINUSE:
+                    raise
+        raise OSError(errno.EADDRINUSE, "no port of kernel_ports is free")
 
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        with socket.create_server((address, 0), family=family) as listener:
-            listener.settimeout(reach_s)
+        with open_listener() as listener:
+            listener.settimeout(arguments["reach_s"])
             say({"step": f"listens {listener.getsockname()[1]} {address}"})
             peer, _ = listener.accept()
             with peer:
-                peer.sendall(token.encode())
+                peer.sendall(arguments["token"].encode())
     except TimeoutError:
         return ""  # the near end knows more
     except OSError as problem:

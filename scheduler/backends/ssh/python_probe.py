@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from roost.launchers.agent.interpreter_probe import PROBE_S, ProbeResult
 from roost.launchers.protocol.host_contact import HostPython
+from roost.placement.model import NODE_LABEL
 from roost.placement.model.json_codec import WireError, decode, encode
 from roost.scheduler.backends.spec import MachineAnswer, PythonQuestion
 from roost.scheduler.errors import ConfigError
@@ -48,7 +49,7 @@ def choose_hosts(hosts: Sequence[Host], question: PythonQuestion) -> list[Host]:
             known = format_names([host.name for host in hosts])
             raise ConfigError(f"{min(unknown)!a:.80} is no host of the backend ssh: name one of {known}.")
         return named
-    fitting = [host for host in hosts if all(host.labels.get(name) == labels[name] for name in labels)]
+    fitting = [host for host in hosts if labels.items() <= {NODE_LABEL: host.name, **host.labels}.items()]
     if not fitting:
         wanted = format_names([f"{name}={value}" for name, value in labels.items()])
         raise ConfigError(f"no host of the backend ssh has the labels {wanted}: correct them.")

@@ -8,7 +8,12 @@ from typing import Any
 from traitlets import Float, List, TraitError, TraitType, Unicode, validate
 
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.scheduler.config.shared_sections import EnforcementSettings, ForkingSettings
+from roost.scheduler.config.shared_sections import (
+    EnforcementSettings,
+    ForkingSettings,
+    PortSettings,
+    parse_port_range,
+)
 
 from .host import make_hosts
 
@@ -29,7 +34,7 @@ class Hosts(TraitType["list[str] | dict[str, dict[str, str]]", "list[str] | dict
         return dict(value) if isinstance(value, dict) else list(value)
 
 
-class RoostSshBackend(ForkingSettings, EnforcementSettings):
+class RoostSshBackend(ForkingSettings, EnforcementSettings, PortSettings):
     """`c.RoostSshBackend`: the hosts, how ssh reaches them, and roost's agents there.
 
     The hosts of all four settings are used together. A name in several of them is one host, with the labels of all.
@@ -91,6 +96,7 @@ class RoostSshBackend(ForkingSettings, EnforcementSettings):
             idle_exit_s=self.agent_idle_exit_s,
             forking=self.forking(),
             enforcement=self.enforcement(),
+            kernel_ports=parse_port_range(self.kernel_ports),
             is_remote=True,
             divides_machine=True,
             python=self.python,

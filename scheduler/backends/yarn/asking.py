@@ -14,6 +14,7 @@ from roost.launchers.protocol.messages import Assignment, Launch, Lease, Reserve
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import dump_lease
 from roost.scheduler.backends.node_archive import dump_start, pack
+from roost.scheduler.config.shared_sections import parse_port_range
 
 from .archives import find_python
 from .derived_keys import DerivedKeys
@@ -50,6 +51,7 @@ def build_ask(
     agent = AgentSettings(
         address="$NM_HOST",
         ports=keys.ports(number),
+        kernel_ports=parse_port_range(settings.kernel_ports),
         idle_exit_s=_IDLE_EXIT_S,
         is_remote=True,
         gpus=settings.gpus_per_node,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from traitlets import Enum, Float, Int, List, Unicode
 
-from roost.scheduler.config.section import Memory, Section
+from roost.scheduler.config.section import Memory
+from roost.scheduler.config.shared_sections import PortSettings
 
 
-class RoostYarnBackend(Section):
+class RoostYarnBackend(PortSettings):
     """`c.RoostYarnBackend`: the YARN cluster, and what users may ask of their containers."""
 
     address = Unicode(

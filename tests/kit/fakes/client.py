@@ -108,7 +108,7 @@ class StubClient:
     def nodes(self) -> Answer:
         return self._answer([node.to_dict() for node in self.cluster], "nodes")
 
-    def explain(self, request: Request) -> Answer:
+    def explain(self, request: Request, kernel_name: str = "") -> Answer:
         asked = Request(cpus=request.cpus, gpus=request.gpus, memory_bytes=request.memory_bytes)
         snapshot = Snapshot.of(self.cluster)
         document = build_explanation(get_policy("balanced").place(asked, snapshot), snapshot)

@@ -50,13 +50,17 @@ class FakeWorld:
         return self.fakes[0]
 
     def start(self, kernel_id: str, launch_id: str = "1", **asked: Any) -> asyncio.Task[Kernel]:
-        """Begin the start of a kernel. `asked` are fields of `Request`, some of `StartKernel`, or `user`."""
+        """Begin the start of a kernel.
+
+        `asked` are fields of `Request`, some of `StartKernel`, `user` or `kernel_name`.
+        """
         own = {
             name: asked.pop(name)
             for name in ("owner", "launch_timeout_s", "queue_timeout_s")
             if name in asked
         }
         owner = own.pop("owner", None) or Owner(user=asked.pop("user", "ada"))
+        connection = Connection(key="hush", kernel_name=asked.pop("kernel_name", ""))
         start = StartKernel(
             kernel_id=kernel_id,
             launch_id=launch_id,
@@ -65,7 +69,7 @@ class FakeWorld:
             argv=("kernel", "{connection_file}"),
             env={"SECRET": "hush"},
             cwd="/",
-            connection=Connection(key="hush"),
+            connection=connection,
             **{"launch_timeout_s": 10.0, **own},
         )
         return asyncio.ensure_future(self.scheduler.start(start))

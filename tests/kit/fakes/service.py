@@ -23,7 +23,7 @@ from roost.launchers.protocol.messages import PORT_NAMES, KernelProcess
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
 from roost.scheduler.client import service_folder
 from roost.scheduler.errors import RoostError, UnknownKernel
-from roost.scheduler.messages import Event, Kernel, StartKernel
+from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S, Event, Kernel, StartKernel
 from roost.scheduler.service.server import OPERATIONS
 from roost.testing.deadlines import allow_s
 
@@ -34,6 +34,7 @@ class FakeService:
     def __init__(self, folder: Path, version: str = "") -> None:
         self.folder = folder
         self.version = version
+        self.launch_timeout_s = DEFAULT_LAUNCH_TIMEOUT_S
         self.protocol = service_folder.PROTOCOL
         self.calls: list[tuple[str, Any]] = []
         self.kernels: dict[str, Kernel] = {}
@@ -107,7 +108,7 @@ class FakeService:
 
         return {
             "protocol": self.protocol, "version": self.version or __version__, "pid": os.getpid(), "backend": "local",
-            "address": "",
+            "address": "", "launch_timeout_s": self.launch_timeout_s,
         }  # fmt: skip
 
     def _leave(self, _: Any) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from roost.provisioners import request_options
 from roost.provisioners.request_options import OPTIONS, check_names, read_start_options
 from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S
+from roost.scheduler.messages import SERVICE_TIMEOUT
 
 
 def test_no_options_promise_nothing() -> None:
     options = read_start_options({}, {})
     assert options.request == Request()
-    assert options.launch_timeout_s == DEFAULT_LAUNCH_TIMEOUT_S
+    assert options.launch_timeout_s == SERVICE_TIMEOUT
 
 
 def test_options_are_read() -> None:
@@ -69,6 +69,34 @@ def test_the_kernels_environment_wins() -> None:
     assert options.request.resources == {"licence": 1.0, "tpu": 0.5}
 
 
+@pytest.mark.parametrize(("text", "cpus"), [("500m", 0.5), ("2500m", 2.5), (" 250m ", 0.25), ("0m", 0)])
+def test_cpus_can_be_thousandths_as_in_kubernetes(text: str, cpus: float) -> None:
+    assert read_start_options({"cpus": text}, {}).request.cpus == cpus
+    assert read_start_options({"cpus": 9}, {"KERNEL_CPUS": text}).request.cpus == cpus
+
+
+def test_memory_can_be_in_the_units_of_kubernetes() -> None:
+    for text, size in (("2Gi", 2 << 30), ("512Mi", 512 << 20), ("65536Ki", 64 << 20), ("67108864", 64 << 20)):
+        assert read_start_options({}, {"KERNEL_MEMORY": text}).request.memory_bytes == size
+
+
+@pytest.mark.parametrize("backend", ["ssh", "kubernetes", "ray"])
+def test_a_variable_names_the_node(backend: str) -> None:
+    read = read_start_options(
+        {"backend": backend, "labels": {"zone": "a"}}, {"KERNEL_REMOTE_HOST": " gpu-7 "}
+    )
+    assert read.request.labels == {"zone": "a", "node": "gpu-7"}
+    assert read_start_options({"backend": backend}, {"KERNEL_REMOTE_HOST": ""}).request.labels == {}
+
+
+def test_the_local_backend_needs_no_name_for_this_machine() -> None:
+    for host in ("localhost", "127.0.0.1"):
+        assert read_start_options({}, {"KERNEL_REMOTE_HOST": host}).request == Request()
+    assert read_start_options({}, {"KERNEL_REMOTE_HOST": "gpu-7"}).request.labels == {"node": "gpu-7"}
+    ssh = read_start_options({"backend": "ssh"}, {"KERNEL_REMOTE_HOST": "localhost"})
+    assert ssh.request.labels == {"node": "localhost"}
+
+
 @pytest.mark.parametrize(
     ("options", "env", "said"),
     [
@@ -78,6 +106,9 @@ def test_the_kernels_environment_wins() -> None:
         ({"cpus": float("nan")}, {}, "cpus"),
         ({"cpus": float("inf")}, {}, "cpus"),
         ({"cpus": True}, {}, "cpus"),
+        ({"cpus": "twom"}, {}, "cpus = 'twom' is not possible: give CPUs such as 0.5 or 500m"),
+        ({"cpus": "-500m"}, {}, "cpus must not be negative"),
+        ({"cpus": "nanm"}, {}, "cpus must be a finite number"),
         ({"memory": "8 apples"}, {}, "memory"),
         ({"memory": -5}, {}, "memory = '-5' is not an amount of memory"),
         (

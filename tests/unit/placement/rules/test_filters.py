@@ -58,6 +58,14 @@ def _gpus(*promised: float, model: str = "A100", **values: object) -> Node:
             Node(id="a", labels={"a": "1"}),
             ("needs label zone=a, has no label zone", "never"),
         ),
+        (HasLabels(), Request(labels={"node": "a"}), Node(id="a"), None),
+        (
+            HasLabels(),
+            Request(labels={"node": "b"}),
+            Node(id="a"),
+            ("needs label node=b, has node=a", "never"),
+        ),
+        (HasLabels(), Request(labels={"node": "b"}), Node(id="a", labels={"node": "b"}), None),
         (Tolerates(), Request(), Node(id="a"), None),
         (Tolerates(), Request(tolerates=("x", "y")), Node(id="a", taints=("x",)), None),
         (

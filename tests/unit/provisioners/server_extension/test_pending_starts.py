@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +106,22 @@ def kernels(service: FakeService, tmp_path: Path) -> Iterator[Any]:
     made.begin(RoostExtension(parent=server), may_wait=True)
     yield made
     made.context.destroy(linger=0)
+
+
+async def test_a_client_may_choose_the_id_of_a_kernel(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An id in the server's own environment is no choice of a client."""
+    chosen, other = (str(uuid.uuid4()) for _ in range(2))
+    monkeypatch.setenv("KERNEL_ID", other)
+    assert await kernels.start_kernel(kernel_name="roosted", env={"KERNEL_ID": chosen.upper()}) == chosen
+    found = await kernels.start_kernel(kernel_name="roosted", env=dict(os.environ))
+    assert kernels.list_kernel_ids() == [chosen, found]
+    assert found != other
+    for wrong, status in ((chosen, 409), ("mine", 400), (chosen.replace("-", ""), 400), ("../../etc", 400)):
+        with pytest.raises(HTTPError) as refused:
+            await kernels.start_kernel(kernel_name="roosted", env={"KERNEL_ID": wrong})
+        assert refused.value.status_code == status
+    for kernel_id in (chosen, found):
+        await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), allow_s(60))
 
 
 async def test_a_waiting_kernel_is_listed_and_no_client_connects_with_it(

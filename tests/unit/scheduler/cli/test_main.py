@@ -187,6 +187,7 @@ def test_wrong_options_are_code_2(
         ["explain", "--gpus", "many"],
         ["explain", "--gpus", "nan"],
         ["explain", "--cpus", "inf"],
+        ["explain", "--cpus", "manym"],
         ["run", "a.ipynb", "--timeout=-1"],
         ["run", "a.ipynb", "--timeout", "0"],
         ["logs"],

@@ -17,13 +17,14 @@ from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.protocol.messages import Connection
 from roost.placement.model import Request
 from roost.placement.model.json_codec import encode
+from roost.scheduler.client import client as roost_client
 from roost.scheduler.client import service_connection
 from roost.scheduler.client.client import Client, connect
 from roost.scheduler.client.service_connection import ServiceConnection
 from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.errors import BackendUnavailable, Cancelled, ConfigError, NoNodeEver, UnknownKernel
-from roost.scheduler.messages import Event, Kernel, Owner, StartKernel
+from roost.scheduler.messages import SERVICE_TIMEOUT, Event, Kernel, Owner, StartKernel
 from roost.testing.deadlines import allow_s
 
 
@@ -126,6 +127,41 @@ def test_a_call_is_repeated_after_the_service_was_lost(service: FakeService, cli
     first, second = service.called("start")
     assert first.launch_id == second.launch_id == "l"
     assert first.launch_timeout_s == a_start().launch_timeout_s > second.launch_timeout_s > 50
+
+
+def test_a_start_that_names_no_time_has_that_of_the_service(service: FakeService, client: Client) -> None:
+    """The deadline of the call follows, and a repeated start has only the rest of the time."""
+    begun = threading.Event()
+
+    async def hang(_: object) -> None:
+        begun.set()
+        await asyncio.sleep(30)
+
+    service.launch_timeout_s = 300.0
+    service.answers["start"] = hang
+    call = client.start(replace(a_start(), launch_timeout_s=SERVICE_TIMEOUT))
+    assert begun.wait(allow_s(60))
+    del service.answers["start"]
+    service.close()
+    service.launch_timeout_s = 900.0
+    service.serve()
+    assert call.result(allow_s(10)).id == "k"
+    first, second = service.called("start")
+    assert first.launch_timeout_s == 300.0 > second.launch_timeout_s > 290
+
+
+def test_a_start_that_names_no_time_does_not_outlive_that_of_the_service(
+    service: FakeService, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roost_client, "CALL_DEADLINE_S", 0.5)
+
+    async def hang(_: object) -> None:
+        await asyncio.sleep(30)
+
+    service.launch_timeout_s = 0.5
+    service.answers["start"] = hang
+    with pytest.raises(BackendUnavailable, match="did not answer `start` within 1 s"):
+        client.start(replace(a_start(), launch_timeout_s=SERVICE_TIMEOUT)).result(allow_s(20))
 
 
 def test_a_start_goes_on_though_the_next_service_has_to_wait_for_its_cluster(

@@ -11,11 +11,19 @@ from traitlets import TraitError
 from roost.launchers.protocol.agent_settings import Forking
 from roost.placement.model.json_codec import decode, encode
 from roost.scheduler.backends.local.settings import RoostLocalBackend
+from roost.scheduler.backends.ray.settings import RoostRayBackend
+from roost.scheduler.backends.ssh.settings import RoostSshBackend
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError
 
 GIB = 1 << 30
+
+
+def test_a_range_of_ports_reaches_the_agents() -> None:
+    for section in (RoostRayBackend, RoostSshBackend):
+        assert section(kernel_ports=" 40000 - 40005 ").agent_settings().kernel_ports == (40_000, 40_005)
+        assert section().agent_settings().kernel_ports == ()
 
 
 def write(folder: Path, text: str, name: str = "jupyter_roost_config.py") -> list[str]:
@@ -69,6 +77,14 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
         ("c.RoostScheduler.default_memory = 'lots'", "'lots' is not an amount of memory"),
         ("c.RoostScheduler.allow_client_policies = 'no'", "= 'no' is not possible: give true or false"),
         ("c.RoostScheduler.allowed_users = [1]", "= .1. is not possible: give a list of texts"),
+        *[
+            (f"c.RoostScheduler.kernelspec_users = {{'spark': {users}}}", "is not possible: write it as in")
+            for users in ("['ada']", "{'allowed': 'ada'}", "{'denied': [1]}", "{'users': ['ada']}", "{}")
+        ],
+        (
+            "c.RoostScheduler.kernelspec_users = {'A': {'denied': []}, 'a': {'denied': []}}",
+            "kernelspec_users: 'a' is there twice: Jupyter ignores case",
+        ),
         (
             "c.RoostScheduler.default_memory = '1KiB'",
             "1 KiB is too little for a kernel: give at least 16 MiB",
@@ -79,6 +95,22 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
             "c.RoostScheduler.policies = {'balanced': 'm:P'}",
             "policies: 'balanced' is the name of a shipped policy: give yours another",
         ),
+        *[
+            (
+                f"c.RoostLocalBackend.kernel_ports = '{ports}'",
+                "kernel_ports = .* is not possible: give the lowest",
+            )
+            for ports in (
+                "40000",
+                "40000-40004",
+                "40999-40000",
+                "1-2000",
+                "60000-70000",
+                "a-b",
+                "-",
+                "1e4-2e4",
+            )
+        ],
         ("c.RoostLocalBackend.taints = ['']", "is wrong: taints: a taint has no name"),
         ("c.RoostLocalBackend.preload = '[jedi]'", "preload: '.jedi.' is no name of a module: give a list"),
         (

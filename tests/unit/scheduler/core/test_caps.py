@@ -13,14 +13,17 @@ from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Request
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import other_schedulers
-from roost.scheduler.core.caps import check_alone, check_beside, check_wait, with_defaults
+from roost.scheduler.core.caps import check_alone, check_beside, check_user, check_wait, with_defaults
 from roost.scheduler.errors import ConfigError, LimitExceeded, NoNodeEver, NotAllowed
 
 GIB = 1 << 30
 
 
-def admit(request: Request, user: str, held: Mapping[str, Request], settings: Settings) -> None:
+def admit(
+    request: Request, user: str, held: Mapping[str, Request], settings: Settings, kernel_name: str = ""
+) -> None:
     """Check a request as the scheduler does."""
+    check_user(user, kernel_name, settings)
     check_alone(request, user, settings)
     check_beside(request, user, held, settings)
 
@@ -133,6 +136,49 @@ def test_who_is_denied_or_not_on_the_list_may_not() -> None:
     for settings in (Settings(denied_users=["eve"]), Settings(allowed_users=["ada"])):
         with pytest.raises(NotAllowed, match="'eve' may not"):
             admit(Request(), "eve", {}, settings)
+
+
+@pytest.mark.parametrize(
+    ("user", "kernel_name", "said"),
+    [
+        ("ada", "plain", ""),
+        ("ada", "spark", "may not start kernels of the kernelspec 'spark'"),
+        ("ada", "Spark", "may not start kernels of the kernelspec 'Spark'"),
+        ("ada", "night", "may not start kernels of the kernelspec 'night'"),
+        ("bob", "spark", ""),
+        ("bob", "plain", "may not start kernels here"),
+        ("bob", "night", "may not start kernels here"),
+        ("bob", "", "may not start kernels here"),
+        ("eve", "spark", "may not start kernels here"),
+    ],
+)
+def test_a_kernelspec_has_users_of_its_own(user: str, kernel_name: str, said: str) -> None:
+    """Its allowed users replace those of the service, and its denied users are added, as in Enterprise Gateway."""
+    settings = Settings(
+        allowed_users=["ada"],
+        denied_users=["eve"],
+        kernelspec_users={"Spark": {"allowed": ["bob", "eve"]}, "night": {"denied": ["ada"]}},
+    )
+    if not said:
+        admit(Request(), user, {}, settings, kernel_name)
+        return
+    with pytest.raises(NotAllowed, match=said):
+        admit(Request(), user, {}, settings, kernel_name)
+
+
+async def test_the_scheduler_asks_for_the_kernelspec_at_starts_and_questions(tmp_path: Path) -> None:
+    settings = Settings(kernelspec_users={"spark": {"allowed": ["bob"]}})
+    async with fake_world(tmp_path, settings=settings) as w:
+        with pytest.raises(NotAllowed, match="kernelspec 'SPARK'"):
+            await w.start("a", kernel_name="SPARK")
+        with pytest.raises(NotAllowed, match="kernelspec 'spark'"):
+            await w.scheduler.explain(Request(), Owner(user="ada"), "spark")
+        assert (await w.start("a", kernel_name="plain")).state == "running"
+        w.agent.end("a")
+        await w.told("exited")
+        with pytest.raises(NotAllowed, match="kernelspec 'spark'"):
+            await w.start("a", "2", kernel_name="spark")
+        assert (await w.start("b", user="bob", kernel_name="spark")).state == "running"
 
 
 def test_defaults_fill_what_is_not_asked_for() -> None:

@@ -105,6 +105,22 @@ async def served(
 
 
 @pytest.mark.parametrize(
+    ("settings", "timeout_s"),
+    [
+        (Settings(), 60),
+        (Settings(default_launch_timeout_s=300), 300),
+        (Settings(default_launch_timeout_s=300, max_launch_timeout_s=200), 200),
+    ],
+)
+async def test_clients_learn_how_long_a_start_may_take(
+    tmp_path: Path, settings: Settings, timeout_s: float
+) -> None:
+    async with served(tmp_path, settings) as (_, _, call):
+        assert (await call("hello"))["launch_timeout_s"] == timeout_s
+        assert (await call.start(replace(start_of("k"), launch_timeout_s=timeout_s))).state == "running"
+
+
+@pytest.mark.parametrize(
     ("change", "complaint"),
     [
         ({"kernel_id": "k\x1b[2J"}, r"the kernel's id has characters that cannot be shown: 'k\\x1b\[2J'\."),

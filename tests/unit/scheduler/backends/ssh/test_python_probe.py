@@ -102,6 +102,7 @@ def test_only_hosts_with_the_labels_are_asked(hosts: Hosts, probe: Any) -> None:
     ):
         probe(Request(labels={"rack": "7"}))
     assert set(probe(Request(labels={"rack": "1"}), machines=("n2", "n4"))) == {"n2", "n4"}
+    assert set(probe(Request(labels={"node": "n7"}), asks_all=True)) == {"n7"}
 
 
 def test_a_name_that_is_no_host_is_refused(hosts: Hosts, probe: Any) -> None:
