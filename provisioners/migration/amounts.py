@@ -1,10 +1,11 @@
-"""Reads the amounts of the three systems: Kubernetes' quantities, the JVM's memory, lists and yes or no."""
+"""Reads the values of the three systems: Kubernetes' quantities, the JVM's memory, lists, URLs, yes or no."""
 
 from __future__ import annotations
 
 import math
 import re
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 _UNITS = {
     "n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
@@ -92,8 +93,16 @@ def read_seconds(value: Any) -> float:
     """Return seconds above 0. Raises `ValueError`."""
     try:
         seconds = float(value)
-    except TypeError:
+    except (TypeError, OverflowError):
         raise ValueError("it is no number of seconds") from None
     if isinstance(value, bool) or not (0 < seconds < 1e9):
         raise ValueError("it is no number of seconds")
     return int(seconds) if seconds == int(seconds) else seconds
+
+
+def read_url(text: str) -> SplitResult:
+    """Return the parts of a URL, all of them empty if the text is none."""
+    try:
+        return urlsplit(text)
+    except ValueError:  # such as an IPv6 address without its end
+        return urlsplit("")

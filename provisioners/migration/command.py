@@ -44,8 +44,8 @@ _IN_TEXT = re.compile(
     r"""[^\s'"]*(launch_ipykernel\.py|launch_IRkernel\.R|launch_kubernetes\.py|launch_docker\.py|bootstrap-kernel\.sh"""
     r"""|launch_custom_resource\.py|\brun\.sh)["']?|(?:--class\s+)?launcher\.ToreeLauncher"""
 )
-_OPERATOR = re.compile(r"[;&|<>\n]")
-_SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
+_OPERATOR = re.compile(r"(?<!\S)[0-9]*[<>]|[;&|<>\n]")
+SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
 _PYTHON = re.compile(r"(python|pypy)[0-9.]*")
 
 
@@ -106,11 +106,11 @@ def has_handshake(argv: Sequence[str]) -> bool:
 
 def read_command(argv: Sequence[str]) -> Command:
     """Take a command apart."""
-    if not has_handshake(argv):
-        runs = any("{connection_file}" in word for word in argv)
-        return Command(form="plain" if runs else "foreign", argv=tuple(argv))
     docker = read_docker_run(argv)
     words = list(docker.inner if docker else argv)
+    if not has_handshake(argv):
+        runs = any("{connection_file}" in word for word in words)
+        return Command(form="plain" if runs else "foreign", argv=tuple(words), docker=docker)
     found = _read_text(words) or _read_words(words)
     return dataclasses.replace(found, argv=tuple(argv), docker=docker)
 
@@ -163,7 +163,7 @@ def _read_text(words: list[str]) -> Command | None:
         match = _IN_TEXT.search(word)
         if match is None or not at or not re.fullmatch(r"-[a-z]*c", words[at - 1]):
             continue
-        if not any(PurePath(earlier).name in _SHELLS for earlier in words[:at]):
+        if not any(PurePath(earlier).name in SHELLS for earlier in words[:at]):
             continue
         before, after = word[: match.start()], word[match.end() :]
         end = _OPERATOR.search(after)

@@ -9,6 +9,7 @@ from typing import Any
 from .command import Command
 from .kernel_file import OldKernelspec
 from .report import Line, Outcome
+from .secrets import is_secret, show
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -44,7 +45,8 @@ class Draft:
     driver_cores: float = 0
 
     def say(self, option: str, outcome: Outcome, text: str, default: str | None = None) -> None:
-        """Add a line to the report."""
+        """Add a line to the report. A word of a command in `option` may be a secret itself."""
+        option = show("", option) if is_secret("", option) else option
         self.lines.append(Line(option, outcome, text, default))
 
     def allow(self, setting: str, value: str) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from pathlib import PurePosixPath
 
-from .command import LAUNCHERS, MAKES_CONTAINERS, Command
+from .command import LAUNCHERS, MAKES_CONTAINERS, SHELLS, Command
 from .draft import Draft
 from .kernel_file import OldKernelspec
 from .secrets import show
@@ -19,6 +19,8 @@ _IPYKERNEL = ("-m", "ipykernel_launcher", "-f", "{connection_file}")
 _OF_TOREE = ("__TOREE_SPARK_OPTS__", "__TOREE_OPTS__", "DEFAULT_INTERPRETER")
 _OWN_CLASS = "ipykernel.ipkernel.IPythonKernel"
 _CHANGES_USER = ("sudo", "su", "runuser", "doas", "ssh", "kubectl")
+_INTERPRETER = re.compile(r"(exec\s+)?(python|pypy)[0-9.]*|R|Rscript|sh|bash|-c|-lc|(exec\s+)?")
+"""A word before a launcher that says nothing but how to run it."""
 _PYTHON_AT_END = re.compile(r"(python|pypy)[0-9.]*[\"']?(\s+-\S+)*\s*$")
 _TOREE_JAR = "/usr/local/share/jupyter/kernels/toree/lib/toree-assembly.jar"
 _SPARK_HOME = "/opt/spark"
@@ -57,6 +59,9 @@ def build_command(draft: Draft, spark_words: list[str]) -> None:
         draft.say("argv", "kept", "the command has {connection_file}: roost runs it as it is")
         return
     _say_wrappers(draft)
+    if draft.keep_launcher and (command.launcher in MAKES_CONTAINERS or command.docker):
+        text = "this launcher cannot stay, because it makes the container itself: roost makes it now"
+        draft.say("argv", "decision", text, "the kernel's own command")
     if draft.keep_launcher and command.launcher not in MAKES_CONTAINERS and not command.docker:
         _keep_launcher(draft)
     elif draft.language == "r":
@@ -113,15 +118,11 @@ def _build_python(draft: Draft) -> None:
     words += [word for word in _list_application_options(command) if "exec_lines" not in word]
     if draft.is_spark and draft.start_mode != "none":
         words.append(f"--IPKernelApp.exec_lines={[PYTHON_START]!r}")
-    python = _find_python(draft)
-    if python:
-        draft.argv = [python, *words]
+    if command.launcher in MAKES_CONTAINERS or command.form == "foreign" or "archive" in draft.options:
+        draft.argv = ["python", *words]
+        _say_left_out(draft)
     else:
-        kept = _without_users(command)
-        is_run = command.find_interpreter() is not None or (
-            command.is_in_text and _PYTHON_AT_END.search(command.text_before)
-        )
-        draft.argv = kept.rebuild(words if is_run else ["python", *words])
+        draft.argv = _rebuild_python(draft, words)
     if command.form == "foreign":
         name = show("launcher", PurePosixPath(command.before[-1]).name if command.before else "it")
         text = (
@@ -145,36 +146,51 @@ def _list_application_options(command: Command) -> list[str]:
     ]
 
 
-def _find_python(draft: Draft) -> str:
-    """Return the Python that runs the kernel by itself; empty if the words before the launcher have it."""
+def _rebuild_python(draft: Draft, words: list[str]) -> list[str]:
+    """Return the command with these words for the launcher, behind its Python or PYSPARK_PYTHON."""
     command = draft.command
-    if command.launcher in MAKES_CONTAINERS or command.form == "foreign":
-        return "python"
-    if "archive" in draft.options:
-        return "python"
-    own = draft.env.get("PYSPARK_PYTHON", "")
-    is_submitted = command.launcher == "run.sh" or bool(command.spark)
-    if is_submitted and own and "$" not in own:
-        if draft.backend == "yarn" and own.startswith("/"):
-            draft.options.setdefault("python", own)
-        return own
-    return "python" if not command.before and not command.is_in_text else ""
+    kept = dataclasses.replace(command, before=_list_wrappers(command))
+    if kept.find_interpreter() is not None or (kept.is_in_text and _PYTHON_AT_END.search(kept.text_before)):
+        return kept.rebuild(words)
+    python = draft.env.get("PYSPARK_PYTHON", "python")
+    if not python or "$" in python:
+        python = "python"
+    if draft.backend == "yarn" and python.startswith("/"):
+        draft.options.setdefault("python", python)
+    return kept.rebuild([python, *words])
 
 
-def _without_users(command: Command) -> Command:
-    """Return the command without a program that changes the user or the machine, and without that program's options."""
-    names = [PurePosixPath(word).name for word in command.before]
-    at = max((number for number, name in enumerate(names) if name in _CHANGES_USER), default=None)
-    if at is None:
-        return command
+def _list_wrappers(command: Command) -> tuple[str, ...]:
+    """Return the words before the launcher that a kernel's own command needs too.
+
+    A program that changes the user or the machine is left out with its options, and so is the shell of a script.
+    """
+    words, names = command.before, [PurePosixPath(word).name for word in command.before]
+    if command.is_in_text:
+        return words
     python = command.find_interpreter()
-    rest = command.before[python:] if python is not None and python > at else ()
-    return dataclasses.replace(command, before=tuple(rest))
+    changes = max((at for at, name in enumerate(names) if name in _CHANGES_USER), default=None)
+    if changes is not None:
+        words = words[python:] if python is not None and python > changes else ()
+    shell = max((at for at, word in enumerate(words) if PurePosixPath(word).name in SHELLS), default=None)
+    if shell is not None and all(word.startswith("-") for word in words[shell + 1 :]):
+        words = words[:shell]
+    return tuple(words)
+
+
+def _say_left_out(draft: Draft) -> None:
+    """Report the words before a launcher that the new command has no use for, such as `source activate`."""
+    command = draft.command
+    rest = [word for word in command.before if not _INTERPRETER.fullmatch(PurePosixPath(word).name)]
+    if rest or (command.is_in_text and _INTERPRETER.fullmatch(command.text_before.strip()) is None):
+        text = "the words before the launcher are left out: does the kernel need a part of them?"
+        draft.say("argv", "decision", text, "left out")
 
 
 def _build_r(draft: Draft) -> None:
     code = R_START if draft.is_spark and draft.start_mode != "none" else "IRkernel::main()"
     draft.argv = ["R", "--slave", "-e", code, "--args", "{connection_file}"]
+    _say_left_out(draft)
     text = (
         f"{draft.command.launcher or 'the launcher'} becomes R with IRkernel::main(), which encrypts nothing"
     )
@@ -184,6 +200,7 @@ def _build_r(draft: Draft) -> None:
 def _build_scala(draft: Draft, spark_words: list[str]) -> None:
     mode = ["--spark-context-initialization-mode", draft.start_mode] if draft.start_mode else []
     draft.argv = ["/bin/sh", "-c", SCALA_SCRIPT, "toree", "{connection_file}", " ".join(mode), *spark_words]
+    _say_left_out(draft)
     jars = sorted((draft.old.folder / "lib").glob("toree-assembly-*.jar"))
     if jars and draft.backend == "local":
         draft.env.setdefault("TOREE_JAR", str(jars[0].absolute()))

@@ -188,5 +188,5 @@ _HANDLERS: Mapping[str, Callable[[Draft, dict[str, str], str], None]] = {
     "KERNEL_SPARK_CONTEXT_INIT_MODE": _set_mode,
     "KERNEL_CLASS_NAME": _set_class,
 }
-_KEPT = ("KERNEL_WORKING_DIR", "KERNEL_GATEWAY")
-"""Variables of the table that mean the same in roost, or reach the kernel only."""
+_KEPT = ("KERNEL_WORKING_DIR", "KERNEL_GATEWAY", "KERNEL_EXTRA_SPARK_OPTS")
+"""Variables of the table that mean the same in roost, reach the kernel only, or are Spark's."""

@@ -9,7 +9,8 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _IN_URL = re.compile(r"\w://[^/\s@]*:[^/\s@]*@|\w://[^/\s:@]+@")
-_ASSIGNMENT = re.compile(r"([A-Za-z][\w.-]*)[=:]")
+_ASSIGNMENT = re.compile(r"""([A-Za-z][\w.-]*)["']?\s*[=:]|--?([A-Za-z][\w.-]*)\s""")
+"""A name to which a text gives a value, as in `NAME=…`, `"name": …` and `--name …`."""
 _LONGEST_SHOWN = 120
 _HIDDEN = "(a secret, not shown)"
 
@@ -21,11 +22,13 @@ def is_secret(name: str, value: str = "") -> bool:
     """
     if _NAME.search(name) or _IN_URL.search(value):
         return True
-    return any(_NAME.search(found) for found in _ASSIGNMENT.findall(value))
+    return any(_NAME.search(found) for names in _ASSIGNMENT.findall(value) for found in names)
 
 
 def show(name: str, value: object) -> str:
-    """Return a value for a sentence: a secret is hidden, and a long value is cut."""
+    """Return a value for a sentence: a secret is hidden, a long value is cut, and an object is only mentioned."""
+    if not isinstance(value, (str, int, float)):
+        return "a value of another kind"
     text = " ".join(str(value).split())
     if is_secret(name, text):
         return _HIDDEN

@@ -9,9 +9,8 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import PurePosixPath
-from urllib.parse import urlsplit
 
-from .amounts import format_memory, read_cpus, read_memory, round_up_to_gib
+from .amounts import format_memory, read_cpus, read_memory, read_url, round_up_to_gib
 from .draft import Draft
 from .secrets import show
 from .stanza_options import set_allowed
@@ -281,7 +280,7 @@ def _set_archives(draft: Draft, option: SparkOption) -> list[str]:
         if (
             draft.backend == "yarn"
             and folder
-            and (alias or PurePosixPath(urlsplit(url).path).name) == folder[0]
+            and (alias or PurePosixPath(read_url(url).path).name) == folder[0]
         ):
             return _take_archive(draft, option, url, str(PurePosixPath(*PurePosixPath(python).parts[1:])))
     return _keep(draft, option)
@@ -294,7 +293,7 @@ def _list_pythons(draft: Draft) -> list[str]:
 
 
 def _take_archive(draft: Draft, option: SparkOption, url: str, python: str) -> list[str]:
-    parts = urlsplit(url)
+    parts = read_url(url)
     draft.options["python"] = python
     if parts.scheme in ("webhdfs", "swebhdfs", "file"):
         draft.options["archive"] = url

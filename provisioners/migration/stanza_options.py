@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
-from .amounts import read_bool, read_names, read_seconds
+from .amounts import read_bool, read_names, read_seconds, read_url
 from .draft import Draft
 from .secrets import is_secret, show
 
@@ -59,7 +58,7 @@ def _set_endpoint(draft: Draft, value: Any, place: str) -> None:
     added = []
     for part in text.split(","):
         address = re.sub(r"/ws/v1/cluster/?$", "", part.strip()).rstrip("/")
-        if is_secret("", address) or not urlsplit(address).netloc:
+        if is_secret("", address) or not read_url(address).netloc:
             draft.say(
                 place, "decision", "it is no plain URL: set c.RoostYarnBackend.address", "HADOOP_CONF_DIR"
             )
