@@ -26,6 +26,7 @@ other_worlds.py        finds a kernel in another world of this user, for adoptio
 journal_reader.py      the messages of a kernel that its node has kept
 kernel_json.py         reads and checks a kernel.json
 kernel_resources.py    the logos and other files of a kernelspec, for a copy
+migration/             translates kernelspecs of Enterprise Gateway and its relatives
 server_extension/      roost's part of a Jupyter Server
 
 This package stands above `roost.scheduler.client`, and below the `roost` command. It imports only the modules of the

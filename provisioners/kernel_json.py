@@ -13,6 +13,8 @@ from roost.scheduler.input_files import read_document as read_json_file
 
 PROVISIONER = "roost"
 """The name under which jupyter_client knows RoostProvisioner."""
+MIGRATION = "roost_migration"
+"""The key in a kernelspec's metadata under which `roost migrate` has left its mark."""
 _FILE = "kernel.json"
 _INTERRUPT_MODES = ("signal", "message")
 
@@ -52,6 +54,13 @@ def find_provisioner(document: Any) -> Any:
         return PROVISIONER
     own = metadata.get("kernel_provisioner", {})
     return own.get("provisioner_name", "") if isinstance(own, dict) else own
+
+
+def find_waiting(document: Any) -> str:
+    """Return the backend that a migrated kernelspec waits for, or waited for; empty if it never did."""
+    mark = document["metadata"].get(MIGRATION) if isinstance(document.get("metadata"), dict) else None
+    waits_for = mark.get("waits_for", "") if isinstance(mark, dict) else ""
+    return waits_for if isinstance(waits_for, str) else ""
 
 
 def find_wrong_env(env: Any) -> str:

@@ -1,13 +1,20 @@
-"""The logos and other files of a kernelspec, for a copy of it. They may be in anybody's folder."""
+"""The logos and other files of a kernelspec, for a copy of it, and the writing of that copy.
+
+The files may be in anybody's folder.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.input_files import open_input, read_input
+from roost.scheduler.input_files import open_input
 
 MOST_BYTES = 10 << 20
 """At most this many bytes are in all files of a kernelspec together."""
@@ -16,7 +23,7 @@ _LEFT_OUT = ("__pycache__",)
 _WRITTEN = "kernel.json"  # the copy gets its own
 
 
-def list_resources(folder: Path) -> Mapping[str, Path]:
+def list_resources(folder: Path, *, most_bytes: int = MOST_BYTES) -> Mapping[str, Path]:
     """Return the files of a kernelspec's folder by their paths in it. Raises `ConfigError`.
 
     A link to a file in the same folder counts as that file. All other links are refused: a copy would show a file that
@@ -37,21 +44,47 @@ def list_resources(folder: Path) -> Mapping[str, Path]:
             raise ConfigError(
                 f"{folder} has more than {_MOST_FILES:,} files: it is no folder of a kernelspec."
             )
-        if size > MOST_BYTES:
-            most = MOST_BYTES >> 20
+        if size > most_bytes:
+            most = most_bytes >> 20
             raise ConfigError(
                 f"the files in {folder} have more than {most} MiB together: remove the largest."
             )
     return found
 
 
-def copy_resource(file: Path, target: Path) -> None:
-    """Copy a file of `list_resources`. Raises `ConfigError`, and `OSError` for the target."""
-    content = read_input(file, most_bytes=MOST_BYTES)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    mode = 0o755 if os.access(file, os.X_OK) else 0o644
-    with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb") as written:
-        written.write(content)
+def write_kernelspec(
+    folder: Path,
+    document: Mapping[str, Any],
+    resources: Mapping[str, Path],
+    *,
+    make_way: Callable[[Path], object],
+) -> None:
+    """Write a kernelspec with the files of `list_resources`. Its folder appears complete, by one rename.
+
+    `make_way` gets the folder just before that, to put aside what is there. Raises `ConfigError` for the resources,
+    and `OSError` for the target.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    written = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, file in resources.items():
+            _copy(file, written / name)
+        written.chmod(0o755)
+        (written / _WRITTEN).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        make_way(folder)
+        written.rename(folder)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+
+
+def _copy(file: Path, target: Path) -> None:
+    with open(open_input(file), "rb") as source:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        mode = 0o755 if os.access(file, os.X_OK) else 0o644
+        with open(
+            os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb"
+        ) as written:
+            shutil.copyfileobj(source, written)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import string
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_core.paths import jupyter_data_dir
 
 from roost.placement.model import Request
-from roost.scheduler.backends.registry import get_spec
+from roost.scheduler.backends.registry import backend_names, get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
 from roost.scheduler.client.interpreter_probe import (
     MachineAnswer,
@@ -41,8 +39,8 @@ from roost.scheduler.messages import Finding
 from .encryption import check_wish
 from .foreign_variables import add_timeout, describe_unread
 from .kernel_environment import check_patterns, check_variables
-from .kernel_json import PROVISIONER, find_provisioner, read_document
-from .kernel_resources import copy_resource, list_resources
+from .kernel_json import PROVISIONER, find_provisioner, find_waiting, read_document
+from .kernel_resources import list_resources, write_kernelspec
 from .provisioner import RoostProvisioner
 from .request_options import read_start_options
 from .spark_mode import check_deploy_mode
@@ -54,7 +52,10 @@ _LONGEST_NAME = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoostKernelspec:
-    """A kernelspec that uses the roost provisioner. `malformed` says why it cannot be read, or is empty."""
+    """A kernelspec that uses the roost provisioner. `malformed` says why it cannot be read, or is empty.
+
+    `waits_for` names the backend that was missing when the kernelspec was migrated, or is empty.
+    """
 
     name: str
     display_name: str
@@ -64,6 +65,7 @@ class RoostKernelspec:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     malformed: str = ""
+    waits_for: str = ""
 
 
 def install(
@@ -86,10 +88,7 @@ def install(
     tests it there: on those that `check_on` names, or on one, and `report` gets each answer. Pass False if the kernels
     run only on other machines. Raises `ConfigError`, and `BackendUnavailable` if none of these machines answers.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"{name!r:.80} is not a valid kernel name: use letters, digits, '-', '_' and '.'.")
-    if len(name) > _LONGEST_NAME:
-        raise ConfigError(f"a kernel name of {len(name)} letters is too long: use at most {_LONGEST_NAME}.")
+    check_kernel_name(name)
     name = name.lower()
     specs = KernelSpecManager()
     spec = read_kernelspec(specs, source)
@@ -137,8 +136,20 @@ def install(
     metadata["kernel_provisioner"] = {"provisioner_name": PROVISIONER, "config": dict(config)}
     display_name = display_name or spec.display_name.removesuffix(_ON_ROOST) + _ON_ROOST
     document = {**spec.to_dict(), "argv": argv, "display_name": display_name, "metadata": metadata}
-    _write(folder, document, list_resources(Path(spec.resource_dir)))
+    try:
+        write_kernelspec(folder, document, list_resources(Path(spec.resource_dir)), make_way=_remove)
+    except OSError as error:
+        what = f"{folder} cannot be written ({error.strerror or error})"
+        raise ConfigError(f"{what}: use --user, --sys-prefix or another --prefix.") from None
     return _to_kernelspec(name, folder, document), probed
+
+
+def check_kernel_name(name: str) -> None:
+    """Raise `ConfigError` unless a new kernelspec can have this name."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"{name!r:.80} is not a valid kernel name: use letters, digits, '-', '_' and '.'.")
+    if len(name) > _LONGEST_NAME:
+        raise ConfigError(f"a kernel name of {len(name)} letters is too long: use at most {_LONGEST_NAME}.")
 
 
 def list_kernelspecs() -> list[RoostKernelspec]:
@@ -241,6 +252,9 @@ def _check(
     """
     if spec.malformed:
         return _never(spec.malformed), ""
+    if spec.waits_for and spec.waits_for not in backend_names():
+        reason = f"it waits for the backend {spec.waits_for}, which this roost does not have"
+        return Outlook(kind="not now", reason=reason, do="install a roost or a package that has it"), ""
     try:
         request = check_config(spec.config, spec.env)
         check_variables(spec.env)
@@ -374,26 +388,11 @@ def _check_python(python: str, argv: Sequence[str], facts: BackendSpec) -> str:
     return python
 
 
-def _write(folder: Path, document: Mapping[str, Any], resources: Mapping[str, Path]) -> None:
-    """Write a kernelspec with its logos and other files. Its folder appears complete, by one rename."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        written = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            for name, file in resources.items():
-                copy_resource(file, written / name)
-            written.chmod(0o755)
-            (written / "kernel.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            if folder.is_dir() and not folder.is_symlink():
-                shutil.rmtree(folder)
-            elif os.path.lexists(folder):
-                folder.unlink()
-            written.rename(folder)
-        finally:
-            shutil.rmtree(written, ignore_errors=True)
-    except OSError as error:
-        what = f"{folder} cannot be written ({error.strerror or error})"
-        raise ConfigError(f"{what}: use --user, --sys-prefix or another --prefix.") from None
+def _remove(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    elif os.path.lexists(folder):
+        folder.unlink()
 
 
 def _to_kernelspec(name: str, folder: Path, document: Any, malformed: str = "") -> RoostKernelspec:
@@ -407,4 +406,5 @@ def _to_kernelspec(name: str, folder: Path, document: Any, malformed: str = "") 
         argv=tuple(known.get("argv", ())),
         env=known.get("env", {}),
         malformed=malformed,
+        waits_for=find_waiting(known),
     )

@@ -13,6 +13,8 @@
     outside_use.py  GPUs and memory that other programs use, for roost doctor
     services.py     roost restart-service; what roost doctor says about two services for one cluster
     jupyter.py      roost kernelspec install, list, remove; roost run
+    migrate.py      roost migrate
+    migrate_report.py  what roost migrate prints
     events.py       roost events
     top.py          roost top
     holders.py      roost top --all

@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_cluster_commands(commands)
     _add_simulate(commands)
     _add_kernelspec(commands)
+    _add_migrate(commands)
     _add_machine(commands)
     _add_ssh(commands)
     _add_run(commands)
@@ -172,14 +173,43 @@ def _add_kernelspec(commands: Subparsers) -> None:
     install.add_argument("--no-check", action="store_true", help=what)
     add_scheduler(install)
     add_request(install)
-    where = install.add_argument_group("folder").add_mutually_exclusive_group()
-    where.add_argument("--user", action="store_true", help="your own Jupyter folder (default)")
-    where.add_argument("--sys-prefix", action="store_true", help="this Python's environment")
-    where.add_argument("--prefix", metavar="FOLDER", help="FOLDER/share/jupyter/kernels")
+    _add_folder(install)
     what = "list roost's kernelspecs, and test whether they can start kernels"
     _add_command(actions, "list", "jupyter:list_all", what)
     remove = _add_command(actions, "remove", "jupyter:remove", "remove kernelspecs of roost")
     remove.add_argument("names", metavar="NAME", nargs="+")
+
+
+def _add_migrate(commands: Subparsers) -> None:
+    what = "translate kernelspecs of Enterprise Gateway, Gateway Provisioners and Remote Provisioners into roost's"
+    migrate = _add_command(commands, "migrate", "migrate:migrate", what)
+    what = "a kernelspec's name, or the path of its folder"
+    migrate.add_argument("names", metavar="KERNELSPEC", nargs="*", help=what)
+    what = "all kernelspecs of the three systems that Jupyter finds, or that are in a folder of --from"
+    migrate.add_argument("--all", action="store_true", help=what)
+    what = "look for kernelspecs in this folder too, such as share/jupyter of the old server"
+    migrate.add_argument("--from", dest="sources", metavar="FOLDER", action="append", default=[], help=what)
+    what = "a file of the old server's settings: its configuration, its environment or its systemd unit"
+    migrate.add_argument("--server", metavar="FILE", action="append", default=[], help=what)
+    what = "keep the launchers, which then run behind a bridge on the kernel's node"
+    migrate.add_argument("--keep-launcher", action="store_true", help=what)
+    how = migrate.add_mutually_exclusive_group()
+    how.add_argument("--check", action="store_true", help="only judge, and write nothing")
+    what = "show how each kernel.json changes, and write nothing"
+    how.add_argument("--diff", action="store_true", help=what)
+    what = "remove what migrations have written: for the named kernelspecs, or for all"
+    how.add_argument("--undo", action="store_true", help=what)
+    _add_folder(migrate, "the folder that Jupyter searches first")
+
+
+def _add_folder(parser: argparse.ArgumentParser, otherwise: str = "") -> None:
+    """Add the options that name the folder of a new kernelspec. `otherwise` is the default, or the user's folder."""
+    group = parser.add_argument_group("folder", f"default: {otherwise}" if otherwise else None)
+    where = group.add_mutually_exclusive_group()
+    default = "" if otherwise else " (default)"
+    where.add_argument("--user", action="store_true", help=f"your own Jupyter folder{default}")
+    where.add_argument("--sys-prefix", action="store_true", help="this Python's environment")
+    where.add_argument("--prefix", metavar="FOLDER", help="FOLDER/share/jupyter/kernels")
 
 
 def _add_machine(commands: Subparsers) -> None:

@@ -1,7 +1,7 @@
 """The entry point of the `roost` command: its exit codes and its error output.
 
 Tables on stdout are for people. With `--json`, stdout is one JSON document for programs. The exit code is 0 for
-success, 1 for failure, 2 for wrong usage or configuration, and 130 after an interrupt.
+success, 1 for failure, 2 for wrong usage or configuration, 3 if a person has to act, and 130 after an interrupt.
 """
 
 from __future__ import annotations

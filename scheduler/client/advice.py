@@ -20,7 +20,7 @@ from roost.scheduler.errors import ConfigError, RoostError
 E = TypeVar("E", bound=RoostError)
 T = TypeVar("T")
 
-WITHOUT_BACKEND = frozenset({"bench", "kernelspec", "machine", "run", "version"})
+WITHOUT_BACKEND = frozenset({"bench", "kernelspec", "machine", "migrate", "run", "version"})
 """The commands that no backend is added to: they ask no scheduler, or take the kernelspec's."""
 _COMMAND = re.compile(r"`roost ([\w-]+)([^`]*)`")
 
