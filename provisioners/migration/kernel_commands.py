@@ -120,7 +120,8 @@ def _build_python(draft: Draft) -> None:
         words.append(f"--IPKernelApp.exec_lines={[PYTHON_START]!r}")
     if command.launcher in MAKES_CONTAINERS or command.form == "foreign" or "archive" in draft.options:
         draft.argv = ["python", *words]
-        _say_left_out(draft)
+        if command.form != "foreign":
+            _say_left_out(draft)
     else:
         draft.argv = _rebuild_python(draft, words)
     if command.form == "foreign":

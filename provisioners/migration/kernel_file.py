@@ -160,12 +160,12 @@ def _find_wrong(document: Any) -> tuple[str, str]:
     argv = document.get("argv")
     if not isinstance(argv, list) or not argv or not all(isinstance(part, str) for part in argv):
         return "argv", "argv is missing, empty or not a list of texts"
-    if wrong := find_wrong_env(document.get("env") or {}):
+    if wrong := find_wrong_env(_or_empty(document.get("env"))):
         return "env", wrong
     for name in ("display_name", "language"):
         if not isinstance(document.get(name, ""), str):
             return name, f"{name} is not a text"
-    metadata = document.get("metadata") or {}
+    metadata = _or_empty(document.get("metadata"))
     if not isinstance(metadata, dict):
         return "metadata", "metadata is not an object"
     for holder, place in ((document, ""), (metadata, "metadata.")):
@@ -182,7 +182,12 @@ def _find_wrong_stanza(part: Any, of_class: str) -> str:
         return " is not an object"
     if not isinstance(part.get(of_class, ""), str):
         return f".{of_class} is not a text"
-    return "" if isinstance(part.get("config") or {}, dict) else ".config is not an object"
+    return "" if isinstance(_or_empty(part.get("config")), dict) else ".config is not an object"
+
+
+def _or_empty(value: Any) -> Any:
+    """Return an empty object for null, as for a missing value."""
+    return {} if value is None else value
 
 
 def _locate(text: str, key: str) -> tuple[int, int]:

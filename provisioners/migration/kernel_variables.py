@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from .amounts import format_memory, read_cpus, read_memory, read_quantity
 from .draft import Draft
 from .options_table import describe
+from .report import Outcome
 from .secrets import show
 from .stanza_options import HANDLERS, set_allowed
-from .volumes import join_volumes
+from .volumes import is_supported, join_volumes
 
 
 def translate_variables(draft: Draft, env: dict[str, str]) -> None:
@@ -96,25 +97,41 @@ def _set_pod_option(option: str, setting: str) -> Callable[[Draft, dict[str, str
 def _set_volumes(draft: Draft, env: dict[str, str], name: str) -> None:
     both = ("KERNEL_VOLUMES", "KERNEL_VOLUME_MOUNTS")
     texts = {each: env.pop(each) for each in both if each in env}
-    default = "no volumes"
     try:
         joined, left = join_volumes(*(texts.get(each, "") for each in both))
+        passes = bool(left) and is_supported(*(texts.get(each, "") for each in both))
     except ValueError as problem:
-        joined, left = [], [str(problem)]
+        joined, left, passes = [], [str(problem)], False
     if draft.backend != "kubernetes":
-        joined, left = [], ["the kernel is in no pod"]
-    if joined:
-        default = draft.options["volumes"] = ",".join(joined)
+        joined, left, passes = [], ["the kernel is in no pod"], False
+    for each in texts:
+        draft.say(f"env {each}", *_describe_volumes(draft, joined, left, passes))
+    if passes:
+        draft.options |= {each.removeprefix("KERNEL_").lower(): texts[each] for each in both}
+    elif joined:
+        draft.options["volumes"] = ",".join(joined)
         for each in joined:
             draft.allow("allowed_volumes", each.partition(":")[0])
-    for each in texts:
-        if left:
-            reason = "; ".join(sorted(set(left)))
-            text = f"roost mounts volume claims by options.volumes, and {reason}: use the pod template"
-            draft.say(f"env {each}", "decision", text, default)
-        else:
-            text = f"options.volumes = {show('volumes', default)}, whose claims c.{draft.section}.allowed_volumes names"
-            draft.say(f"env {each}", "translated" if joined else "dropped", text if joined else "it is empty")
+
+
+def _describe_volumes(
+    draft: Draft, joined: list[str], left: list[str], passes: bool
+) -> tuple[Outcome, str, str | None]:
+    """Return the outcome, the text and the default of the line about volumes."""
+    setting = f"c.{draft.section}.allowed_volumes"
+    shown = show("volumes", ",".join(joined)) if joined else "no volumes"
+    if passes:
+        return (
+            "decision",
+            f"options.volumes and volume_mounts: {setting} must allow each volume",
+            "as they are",
+        )
+    if left:
+        reason = "; ".join(sorted(set(left)))
+        return "decision", f"roost mounts volume claims, and {reason}: use the pod template", shown
+    if not joined:
+        return "dropped", "it is empty", None
+    return "translated", f"options.volumes = {shown}, whose claims {setting} names", None
 
 
 def _set_id(draft: Draft, env: dict[str, str], name: str) -> None:
@@ -145,10 +162,13 @@ def _set_yarn_option(option: str) -> Callable[[Draft, dict[str, str], str], None
     return handle
 
 
-def _refuse_host(draft: Draft, env: dict[str, str], name: str) -> None:
-    del env[name]
-    text = "no option names one node: give the node a label, and require it by labels"
-    draft.say(f"env {name}", "decision", text, "any node")
+def _set_host(draft: Draft, env: dict[str, str], name: str) -> None:
+    host = env.pop(name).strip()
+    if draft.backend == "local" or not host or "$" in host:
+        draft.say(f"env {name}", "dropped", "it names this machine, nothing, or a variable")
+        return
+    draft.config["labels"] = {**draft.config.get("labels", {}), "node": host}
+    draft.say(f"env {name}", "translated", f"labels: node = {show('node', host)}, its name in `roost nodes`")
 
 
 def _set_mode(draft: Draft, env: dict[str, str], name: str) -> None:
@@ -184,7 +204,7 @@ _HANDLERS: Mapping[str, Callable[[Draft, dict[str, str], str], None]] = {
     "KERNEL_GID": _set_id,
     "KERNEL_QUEUE": _set_yarn_option("queue"),
     "KERNEL_NODE_LABEL": _set_yarn_option("label"),
-    "KERNEL_REMOTE_HOST": _refuse_host,
+    "KERNEL_REMOTE_HOST": _set_host,
     "KERNEL_SPARK_CONTEXT_INIT_MODE": _set_mode,
     "KERNEL_CLASS_NAME": _set_class,
 }

@@ -12,11 +12,11 @@ from .options_table import describe, find_status
 from .report import Line
 from .secrets import is_secret, show
 from .server_settings import NotLiteral, find_key, is_server_variable
-from .stanza_options import HANDLERS, LOCAL_HOSTS
+from .stanza_options import HANDLERS, LEAST_TIMEOUT_S, LOCAL_HOSTS
 
 _POLICIES = {"round-robin": "round_robin", "least-connection": "spread"}
 _OF_KERNELSPECS = ("remote_hosts", "launch_timeout")
-"""The settings of a server that `translate` writes into each kernelspec, because roost has them there."""
+"""The settings of a server that `translate` gives to each kernelspec that has none of its own."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,8 +76,6 @@ def _translate_setting(name: str, value: Any, config: dict[str, dict[str, Any]])
         known = config.setdefault(section, {})
         known[setting] = _merge(known.get(setting), own) if setting == "address" else own
         return Line(place, "translated", f"c.{section}.{setting} = {show(setting, repr(known[setting]))}")
-    if key in _OF_KERNELSPECS:
-        return Line(place, "translated", f"{key} of each kernelspec")
     return _describe(name, key, place, value)
 
 
@@ -123,6 +121,10 @@ def _read_idle(value: Any) -> float | None:
     return read_seconds(value) if float(value) > 0 else None
 
 
+def _read_timeout(value: Any) -> float:
+    return max(read_seconds(value), LEAST_TIMEOUT_S)
+
+
 def _read_hosts(value: Any) -> dict[str, dict[str, str]] | None:
     hosts = read_names(value)
     return {host: {} for host in hosts} if any(host not in LOCAL_HOSTS for host in hosts) else None
@@ -148,6 +150,7 @@ def _read_text(value: Any) -> str | None:
 _RULES: Mapping[str, tuple[str, str, Callable[[Any], Any]]] = {
     "authorized_users": ("RoostScheduler", "allowed_users", _read_users),
     "unauthorized_users": ("RoostScheduler", "denied_users", _read_users),
+    "launch_timeout": ("RoostScheduler", "default_launch_timeout_s", _read_timeout),
     "max_kernels_per_user": ("RoostScheduler", "max_kernels_per_user", _read_limit),
     "load_balancing_algorithm": ("RoostScheduler", "default_policy", _read_policy),
     "cull_idle_timeout": ("RoostScheduler", "idle_after_s", _read_idle),

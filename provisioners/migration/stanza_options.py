@@ -12,7 +12,7 @@ from .secrets import is_secret, show
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "")
 _POLICIES = {"round-robin": "round_robin", "least-connection": "spread"}
-_LEAST_TIMEOUT_S = 60
+LEAST_TIMEOUT_S = 60
 """A launch timeout of theirs counts no queue, and roost's does. A shorter one becomes this."""
 _NO_RANGE = ("", "0..0", "0", "none")
 
@@ -142,17 +142,21 @@ def _set_ports(draft: Draft, value: Any, place: str) -> None:
     if str(value).strip().lower() in _NO_RANGE:
         draft.say(place, "dropped", "no range")
     else:
-        text = f"roost's kernels use free ports of the node, not {show('range', value)}: open the ports of the nodes"
-        draft.say(place, "decision", f"{text} (net.ipv4.ip_local_port_range)", "free ports of the node")
+        wanted = re.fullmatch(r"\s*([0-9]+)\.\.([0-9]+)\s*", str(value))
+        ports = f"{wanted.group(1)}-{wanted.group(2)}" if wanted else show("ports", value)
+        text = (
+            f"a range holds for all kernels of a cluster: if a firewall needs it, set kernel_ports to {ports}"
+        )
+        draft.say(place, "decision", text, "free ports of the node")
 
 
 def _set_timeout(draft: Draft, value: Any, place: str) -> None:
     try:
         seconds = read_seconds(value)
     except ValueError:
-        draft.say(place, "decision", "it is no number of seconds: set launch_timeout", f"{_LEAST_TIMEOUT_S}")
+        draft.say(place, "decision", "it is no number of seconds: set launch_timeout", f"{LEAST_TIMEOUT_S}")
         return
-    draft.config["launch_timeout"] = max(seconds, _LEAST_TIMEOUT_S)
+    draft.config["launch_timeout"] = max(seconds, LEAST_TIMEOUT_S)
     text = f"launch_timeout = {draft.config['launch_timeout']}"
     draft.say(place, "translated", text + "; roost's time includes the queue")
 

@@ -6,7 +6,10 @@ import re
 from typing import Any
 
 _PLAIN = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
-_PATH = re.compile(r"/[^,:\s]*")
+_PATH = re.compile(r"/(?!roost(/|$))[^,:\s]+")
+_KINDS = {"persistentVolumeClaim", "nfs", "hostPath", "secret", "configMap", "emptyDir"}
+"""The kinds of volumes that roost mounts, if the operator allows them."""
+_MOUNT_KEYS = {"name", "mountPath", "subPath", "readOnly"}
 
 
 def join_volumes(volumes: str, mounts: str) -> tuple[list[str], list[str]]:
@@ -32,6 +35,25 @@ def join_volumes(volumes: str, mounts: str) -> tuple[list[str], list[str]]:
     if unused := len(kinds.keys() - used):
         left.append(f"{unused} of the volumes have no mount")
     return joined, left
+
+
+def is_supported(volumes: str, mounts: str) -> bool:
+    """True if roost reads these two lists as they are. Raises `ValueError` as `join_volumes`."""
+    kinds, places = _read_list(volumes), _read_list(mounts)
+    names = {str(item.get("name")) for item in kinds}
+    return (
+        bool(names)
+        and len(names) == len(kinds)
+        and names == {str(mount.get("name")) for mount in places}
+        and all(len(item) == 2 and item.keys() & _KINDS and _has_fields(item) for item in kinds)
+        and all(
+            mount.keys() <= _MOUNT_KEYS and _PATH.fullmatch(str(mount.get("mountPath"))) for mount in places
+        )
+    )
+
+
+def _has_fields(volume: dict[str, Any]) -> bool:
+    return all(isinstance(value, (str, dict)) for value in volume.values())
 
 
 def _read_list(text: str) -> list[dict[str, Any]]:
