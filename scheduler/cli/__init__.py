@@ -14,7 +14,7 @@
     services.py     roost restart-service; what roost doctor says about two services for one cluster
     jupyter.py      roost kernelspec install, list, remove; roost run
     migrate.py      roost migrate
-    migrate_report.py  what roost migrate prints
+    migrate_report.py  the report of roost migrate
     events.py       roost events
     top.py          roost top
     holders.py      roost top --all

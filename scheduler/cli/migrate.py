@@ -24,6 +24,7 @@ from roost.provisioners.migration.files.settings_file import join
 from roost.provisioners.migration.files.target import choose_target, find_home
 from roost.provisioners.migration.files.undo import find_migrated
 from roost.scheduler.backends.registry import backend_names, get_spec
+from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.errors import ConfigError
 
@@ -64,7 +65,7 @@ def _find_prefix(arguments: argparse.Namespace) -> str | None:
 
 
 def _list_homes(arguments: argparse.Namespace) -> list[Path]:
-    """Return the folders of kernelspecs beside those that Jupyter searches."""
+    """Return more folders of kernelspecs, beside those of Jupyter."""
     prefix = _find_prefix(arguments)
     return [*read_folders(arguments.sources), *([] if prefix is None else [find_home(prefix)])]
 
@@ -82,7 +83,7 @@ def _are_set(values: Mapping[str, Mapping[str, Any]]) -> bool:
     for section, wanted in values.items():
         backend = next((name for name in backend_names() if get_spec(name).section == section), "")
         try:
-            scheduler, own = load_settings(backend or "local", {})
+            scheduler, own = load_settings(backend or DEFAULT_BACKEND, {})
         except ConfigError:
             return False
         found = own if backend else scheduler

@@ -1,4 +1,4 @@
-"""What `roost migrate` prints: a line for each option of an old kernelspec, and what was written."""
+"""The report of `roost migrate`: a line for each option of an old kernelspec, and the new files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STYLES = {
     "kept": "green",
     "dropped": "cyan",
 }
-"""The style of each outcome. The one that needs a person comes first."""
+"""The style of each outcome. The first one needs a person."""
 _STATES = {
     "to write": ("to write", "yellow"),
     "written": ("written", "green"),

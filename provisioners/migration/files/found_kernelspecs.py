@@ -62,7 +62,7 @@ def find_named(name: str, more: Sequence[Path] = ()) -> FoundKernelspec | None:
 
 
 def find_all(more: Sequence[Path] = ()) -> list[FoundKernelspec]:
-    """Return every kernelspec of the three systems, and those that cannot be read, one for each name."""
+    """Return every kernelspec of the three systems, and every unreadable one, one for each name."""
     found: dict[str, tuple[FoundKernelspec, str]] = {}
     for old in _list_all(more):
         kind, key = _judge(old.folder), old.name.lower()
@@ -97,7 +97,7 @@ def list_folders(home: Path) -> Iterator[Path]:
 
 
 def _list_all(more: Sequence[Path]) -> Iterator[FoundKernelspec]:
-    """Yield all kernelspecs in Jupyter's order. Those that were put aside follow the others of their folder."""
+    """Yield all kernelspecs in Jupyter's order. In each folder, kernelspecs that were put aside come last."""
     for home in [*search_path(), *more]:
         for place in (home, home.with_name(ASIDE)):
             yield from (FoundKernelspec(name=each.name, folder=each) for each in list_folders(place))

@@ -19,16 +19,16 @@ MOST_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """What a migration remembers of a kernelspec that it has written."""
+    """The facts that a migration leaves in a kernelspec for later runs and for `--undo`."""
 
     source: str
     """The folder of the old kernelspec."""
     waits_for: str = ""
     """The backend that must be installed first, or does not exist yet; empty: none."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What `jupyter_roost_config` must say for the kernelspec."""
+    """The settings in `jupyter_roost_config` that the kernelspec needs."""
     made: tuple[str, ...] = ()
-    """The folders that were made for this kernelspec and for those that were migrated before it."""
+    """The folders that this migration and earlier ones have made."""
     digest: str = ""
     """The digest of everything else in the kernelspec's folder."""
 
@@ -47,7 +47,7 @@ def add_mark(document: Mapping[str, Any], mark: Mark, resources: Mapping[str, Pa
 
 
 def read_mark(document: Any) -> Mark | None:
-    """Return the mark of a kernel.json; None if it has none, or one that no migration has written."""
+    """Return the mark of a kernel.json; None if there is none, or one of another form."""
     metadata = document.get("metadata") if isinstance(document, dict) else None
     values = metadata.get(MIGRATION) if isinstance(metadata, dict) else None
     if not isinstance(values, dict):

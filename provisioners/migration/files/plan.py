@@ -1,4 +1,4 @@
-"""What a run writes for one kernelspec, and how that compares with what is there already."""
+"""Plans the new kernelspec of an old one, compares it with the kernelspec at its place, and writes it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from .mark import (
 from .target import Target
 
 State = Literal["new", "there", "edited"]
-"""What stands at the place of a new kernelspec.
+"""The state of a new kernelspec's place.
 
 new      nothing, or the old kernelspec, which is put aside
-there    what an earlier run has written from the same input
-edited   what an earlier run has written, changed by a person since: the run leaves it alone
+there    the new kernelspec, which an earlier run has written
+edited   a new kernelspec that a person has changed since: the run leaves it alone
 """
 
 

@@ -1,4 +1,4 @@
-"""One run of a migration: the kernelspecs that it is about, and what becomes of each."""
+"""One run of a migration: its kernelspecs, and the result for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .target import Target, find_config_folder
 from .undo import Migrated, find_migrated, remove_made, undo
 
 State = Literal["to write", "written", "there", "edited", "moved", "refused", "error"]
-"""What has become of a kernelspec.
+"""The state of a kernelspec after a run.
 
 to write   a run without --check and --diff writes it
 written    this run has written it
@@ -31,7 +31,7 @@ error      it cannot be read, or the new one cannot be written
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What has become of one kernelspec. `problem` is a sentence, for an error and a refusal."""
+    """The result of a run for one kernelspec. `problem` is a sentence, for an error and a refusal."""
 
     name: str
     state: State
@@ -54,12 +54,12 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a run has done, or would do."""
+    """The results of a run, or its plans."""
 
     results: Sequence[Result]
     settings: Sequence[SettingsPlan] = ()
     server: Sequence[Line] = ()
-    """What becomes of the settings of the old server."""
+    """A line for each setting of the old server."""
 
     @property
     def exit_code(self) -> int:

@@ -23,7 +23,7 @@ _NAMES = ("jupyter_roost_config.py", "jupyter_roost_config.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsPlan:
-    """What becomes of the settings in one folder.
+    """The plan for the settings in one folder.
 
     new      the file is written, or written again with more or less in it
     there    it is there already, or is not needed

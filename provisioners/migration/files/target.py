@@ -1,4 +1,4 @@
-"""Chooses the folder of a new kernelspec: one that Jupyter searches before the folder of the old one.
+"""Chooses the folder of a new kernelspec, which Jupyter must search before the folder of the old one.
 
 If there is none, the new kernelspec takes the old one's place, and the old one is put aside.
 """
@@ -81,6 +81,8 @@ def choose_target(old: FoundKernelspec, *, prefix: str | None = None, is_user: b
     if folder.is_symlink() and not folder.resolve().is_dir():
         raise ConfigError(f"{folder} is a link to nothing: remove it.")
     aside = home.with_name(ASIDE) / old.name
+    if old.folder != aside and os.path.lexists(aside):
+        raise ConfigError(f"An earlier run has put another kernelspec aside as {aside}: move it away first.")
     return Target(
         folder=folder,
         aside=None if old.folder == aside else aside,

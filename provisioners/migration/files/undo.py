@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from roost.provisioners.kernel_resources import find_place, list_unfinished
 from roost.scheduler.errors import ConfigError
 
 from .found_kernelspecs import ASIDE, list_folders, search_path
@@ -18,9 +19,13 @@ from .mark import Mark, is_unchanged, read_marked
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migrated:
-    """A kernelspec that a migration has written; with `mark` None, an old one whose new kernelspec is missing."""
+    """A kernelspec that a migration has written; with `mark` None, an old one whose new kernelspec is missing.
+
+    `folder` is its place. `written` is the folder that is removed: another one if an earlier undo was killed.
+    """
 
     folder: Path
+    written: Path
     mark: Mark | None
     is_edited: bool = False
 
@@ -38,39 +43,52 @@ def find_migrated(more: Sequence[Path] = ()) -> list[Migrated]:
     """
     found = []
     for home in dict.fromkeys([*search_path(), *more]):
-        for folder in list_folders(home):
-            if marked := read_marked(folder):
+        for written in list_folders(home):
+            if marked := read_marked(written):
                 document, mark = marked
-                is_edited = not is_unchanged(folder, document, mark)
-                found.append(Migrated(folder=folder, mark=mark, is_edited=is_edited))
-        aside = (home / old.name for old in list_folders(home.with_name(ASIDE)))
-        found += [Migrated(folder=folder, mark=None) for folder in aside if not os.path.lexists(folder)]
+                folder = find_place(written)
+                is_edited = folder == written and not is_unchanged(written, document, mark)
+                found.append(Migrated(folder=folder, written=written, mark=mark, is_edited=is_edited))
+        for old in list_folders(home.with_name(ASIDE)):
+            folder = home / old.name
+            if not os.path.lexists(folder):
+                found.append(Migrated(folder=folder, written=folder, mark=None))
     return found
 
 
 def undo(migrated: Migrated) -> None:
     """Remove a kernelspec that a migration has written, and put back the old one. Raises `ConfigError`.
 
-    The folders that were made for it remain: see `remove_made`.
+    The folders that were made for it remain: see `remove_made`. If this process is killed, the next call goes on.
     """
-    folder, aside = migrated.folder, migrated.aside
+    folder, written, aside = migrated.folder, migrated.written, migrated.aside
     if migrated.is_edited:
         raise ConfigError(
             f"{folder} has changed since the migration, and stays: `roost kernelspec remove {folder.name}` removes it."
         )
     try:
-        removed = None
-        if migrated.mark is not None:
-            removed = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-            folder.rename(removed)
-        if aside.is_dir():
+        if folder == written and migrated.mark is not None:
+            written = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            folder.rename(written)
+        if aside.is_dir() and not os.path.lexists(folder):
             aside.rename(folder)
             with suppress(OSError):  # others are there
                 aside.parent.rmdir()
-        if removed is not None:
-            shutil.rmtree(removed)
+        for unfinished in dict.fromkeys([*list_unfinished(folder), written]):
+            if unfinished != folder:
+                _remove(unfinished)
     except OSError as problem:
         raise ConfigError(f"{folder} cannot be removed: {problem.strerror or problem}.") from None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder with its kernel.json last, so that the next undo knows a folder that was not removed wholly."""
+    for each in folder.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each)
+        elif each.name != "kernel.json":
+            each.unlink()
+    shutil.rmtree(folder)
 
 
 def remove_made(undone: Sequence[Migrated]) -> None:

@@ -1,4 +1,4 @@
-"""What `roost migrate` prints, and its exit codes."""
+"""The report of `roost migrate`, and its exit codes."""
 
 from __future__ import annotations
 

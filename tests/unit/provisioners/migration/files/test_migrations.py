@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,18 @@ from jupyter_client.kernelspec import KernelSpecManager
 from kit.jupyter.kernelspecs import read_kernelspec
 from kit.jupyter.old_kernelspecs import JupyterFolders, separate_jupyter, write_old
 from roost.provisioners import kernelspecs
-from roost.scheduler.cli import main
+from roost.scheduler.cli import commands, main
 
 NAME = "spark_Python_YARN"
 
 
+PARSER = commands.build_parser()
+"""The parser takes as long as the rest of a run."""
+
+
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JupyterFolders:
+    monkeypatch.setattr(commands, "build_parser", lambda: PARSER)
     return separate_jupyter(tmp_path, monkeypatch)
 
 
@@ -185,6 +192,59 @@ def test_a_run_that_was_killed_is_finished_by_the_next_or_undone(
     assert (found["state"], found["folder"]) == ("written", str(folders.user / "kernels" / NAME))
     migrate(capsys, "--undo")
     assert folders.list_files() == before
+
+
+@pytest.mark.parametrize("is_aside", [False, True])
+@pytest.mark.parametrize("undoes", [False, True])
+def test_a_run_can_be_killed_at_each_step(
+    folders: JupyterFolders, capsys: pytest.CaptureFixture[str], *, is_aside: bool, undoes: bool
+) -> None:
+    old = write_old(folders.user if is_aside else folders.system, NAME)
+    whole = len(list(old.rglob("*")))
+    before = folders.list_files()
+    step = 0
+    is_killed = True
+    while is_killed:
+        step += 1
+        if undoes:
+            migrate(capsys, NAME)
+        is_killed = die_at_step(step, folders, ["--undo"] if undoes else [NAME])
+        found = KernelSpecManager().find_kernel_specs().get(NAME.lower())
+        assert found is not None or is_aside, step
+        assert found is None or len(list(Path(found).rglob("*"))) == whole, step
+        if not undoes:
+            assert migrate_one(capsys, NAME)["state"] in ("written", "there")
+        migrate(capsys, "--undo")
+        after = folders.list_files()
+        if is_killed:  # it may leave empty folders
+            after = {
+                name: content for name, content in after.items() if name in before or content is not None
+            }
+        assert after == before, step
+        if not is_aside:
+            shutil.rmtree(folders.user.parent, ignore_errors=True)
+    assert step > 5
+
+
+def die_at_step(step: int, folders: JupyterFolders, arguments: list[str]) -> bool:
+    """Run the command in a child that ends before its `step`th change of a file. Return False if it has fewer."""
+    pid = os.fork()
+    if not pid:
+        root, left = str(folders.user.parent.parent.parent), step
+
+        def count(event: str, values: tuple[Any, ...]) -> None:
+            nonlocal left
+            is_change = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod") or (
+                event == "open" and isinstance(values[2], int) and values[2] & (os.O_WRONLY | os.O_RDWR)
+            )
+            if is_change and any(isinstance(each, (str, Path)) and root in str(each) for each in values):
+                left -= 1
+                if not left:
+                    os._exit(9)
+
+        sys.addaudithook(count)
+        os._exit(main.main(["migrate", *arguments]))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
 
 
 @pytest.mark.parametrize("at", ["kernel.js", "kernel.json", "rename"])

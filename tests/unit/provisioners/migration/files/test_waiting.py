@@ -1,4 +1,4 @@
-"""A migrated kernelspec whose backend is missing is written, and `roost doctor` says what it waits for."""
+"""A kernelspec for a missing backend is written, and `roost doctor` names the backend."""
 
 from __future__ import annotations
 
