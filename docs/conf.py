@@ -48,7 +48,7 @@ PAGES_OUTSIDE = {
 _CODE = re.compile(r"(``.+?``|`[^`]+`|\*\w[^*]*\w\*)")
 """Parts of a docstring's line that stay as they are: code and *emphasis*."""
 _MARKUP = re.compile(r"[*|`]|_(?!\w)")
-_OPTIONS = Path(__file__).parent / "migration" / "options.csv"
+_OPTIONS = Path(__file__).parents[1] / "provisioners" / "migration" / "options.csv"
 _OPTIONS_PLACE = re.compile(r"<!-- options ([\w-]+) -->")
 """Where a page shows the options of one kind, such as `<!-- options class -->`."""
 
@@ -60,7 +60,7 @@ def link_pages_of_the_site(_app: Sphinx, name: str, source: list[str]) -> None:
 
 
 def fill_option_tables(_app: Sphinx, _name: str, source: list[str]) -> None:
-    """Put the rows of `migration/options.csv` into a page that has places for them."""
+    """Put the rows of the table of other gateways' options into a page that has places for them."""
     source[0] = _OPTIONS_PLACE.sub(lambda place: _write_option_table(place[1]), source[0])
 
 

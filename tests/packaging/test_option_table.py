@@ -14,7 +14,9 @@ from roost.provisioners.server_extension.extension import RoostExtension
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.config.settings import RoostScheduler
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "migration"
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "provisioners" / "migration" / "options.csv"
+PAGES = ROOT / "docs" / "migration"
 BACKENDS = ("local", "ray", "dask", "kubernetes", "yarn", "ssh")
 STATUSES = ("same", "translated", "differs", "decision", "gap", "none")
 SYSTEMS = ("JEG", "GP", "RP", "GP+JEG")
@@ -23,7 +25,7 @@ _OPTION = re.compile(r"\bthe option `(\w+)`")
 
 
 def read_rows() -> list[dict[str, str]]:
-    with (FOLDER / "options.csv").open(encoding="utf-8", newline="") as file:
+    with TABLE.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, strict=True))
 
 
@@ -64,13 +66,13 @@ def test_a_row_without_an_equivalent_has_a_reason() -> None:
 
 
 def test_the_page_shows_all_kinds() -> None:
-    places = re.findall(r"<!-- options ([\w-]+) -->", (FOLDER / "options.md").read_text(encoding="utf-8"))
+    places = re.findall(r"<!-- options ([\w-]+) -->", (PAGES / "options.md").read_text(encoding="utf-8"))
     assert sorted(places) == sorted({row["kind"] for row in read_rows()})
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.iterdir()))
-def test_named_settings_and_options_exist(name: str) -> None:
-    text = (FOLDER / name).read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", [TABLE, *sorted(PAGES.iterdir())], ids=lambda file: file.name)
+def test_named_settings_and_options_exist(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
     settings = list_settings()
     wrong = [
         f"c.{section}.{trait}" for section, trait in _SETTING.findall(text) if trait not in settings[section]
