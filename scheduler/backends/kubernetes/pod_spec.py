@@ -48,6 +48,12 @@ _HOME = "/home/roost"
 _ARCHIVE = "start.zip"
 _SCRATCH = "roost-scratch"
 _SECRET = "roost-start"
+_POD_VARIABLES = {
+    "ROOST_POD_IP": "status.podIP",
+    "ROOST_POD_NAME": "metadata.name",
+    "ROOST_POD_NAMESPACE": "metadata.namespace",
+}
+"""Variables of the container, and the fields of the pod that they have. Spark's driver needs all."""
 _FOREVER = [
     {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute"}
     for taint in ("not-ready", "unreachable")
@@ -115,7 +121,8 @@ class PodTemplate:
         namespace = options.get("namespace")
         if namespace and namespace not in (*settings.allowed_namespaces, settings.namespace):
             raise _not_allowed("namespace", namespace, [*settings.allowed_namespaces, settings.namespace])
-        _check_allowed("service_account", options.get("service_account"), settings.allowed_service_accounts)
+        accounts = [*settings.allowed_service_accounts, *settings.token_service_accounts]
+        _check_allowed("service_account", options.get("service_account"), accounts)
         for claim, _, _ in _parse_volumes(options.get("volumes", "")):
             _check_allowed("volumes", claim, settings.allowed_volumes)
         for name, amount in request.resources.items():
@@ -149,7 +156,8 @@ class PodTemplate:
             "args": [],
             "terminationMessagePolicy": "FallbackToLogsOnError",  # the status of a pod that fails says why
             "env": [
-                {"name": "ROOST_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+                for name, path in _POD_VARIABLES.items()
             ],
             "resources": self._resources(request),
             "ports": [{"name": "roost-agent", "containerPort": settings.agent_port}],
@@ -177,6 +185,8 @@ class PodTemplate:
             spec["priorityClassName"] = settings.priority_class
         if account := options.get("service_account"):
             spec["serviceAccountName"] = account
+            if _is_allowed(account, settings.token_service_accounts):
+                spec["automountServiceAccountToken"] = True
         pod: JsonObject = merge(
             deepcopy(self._base),
             {
@@ -323,8 +333,12 @@ def _container(pod: JsonObject) -> JsonObject:
 
 
 def _check_allowed(option: str, value: str | None, patterns: list[str]) -> None:
-    if value and not any(fnmatchcase(value, pattern) for pattern in patterns if pattern):
+    if value and not _is_allowed(value, patterns):
         raise _not_allowed(option, value, patterns)
+
+
+def _is_allowed(value: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(value, pattern) for pattern in patterns if pattern)
 
 
 def _not_allowed(option: str, value: str, allowed: list[str]) -> ConfigError:

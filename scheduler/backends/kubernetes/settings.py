@@ -34,6 +34,11 @@ class RoostKubernetesBackend(Section):
     allowed_images = List(Unicode(), ["*"], help="Patterns of the images that kernels may name (fnmatch).")
     allowed_namespaces = List(Unicode(), help="Namespaces that kernels may name, besides `namespace`.")
     allowed_service_accounts = List(Unicode(), help="Service accounts that kernels may name.")
+    token_service_accounts = List(
+        Unicode(),
+        help="Patterns of the service accounts that kernels may name, and whose token their pods get (fnmatch). "
+        "Spark makes its executors with it.",
+    )
     allowed_volumes = List(Unicode(), help="Patterns of the volume claims that kernels may mount (fnmatch).")
     agent_port = Int(8870, min=1, max=65_535, help="The port of the agent in each pod.")
     report_address = Unicode(
