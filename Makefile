@@ -31,7 +31,7 @@ MAKEFLAGS += --no-print-directory
 # The workers of pytest-xdist then rewrite the tests' assertions once, not in each run.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help run lab test test-rest lint check browser kubernetes yarn ssh conformance jupyters bench figures docs fault hostile format clean
+.PHONY: help run lab test test-rest lint check browser kubernetes yarn ssh spark conformance jupyters bench figures docs fault hostile format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -125,6 +125,9 @@ yarn: $(READY)
 
 ssh: $(READY)
 	PYTHONPATH=tests $(PY) -m kit.clusters.ssh_hosts install
+
+spark: $(READY)
+	PYTHONPATH=tests $(PY) -m kit.clusters.spark
 
 conformance: $(READY)
 	@failed=; \

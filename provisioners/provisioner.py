@@ -179,7 +179,11 @@ class RoostProvisioner(KernelProvisionerBase):
                     self.log.warning("kernel=%s %s", self._id, warning)
                 choose_address(km, self._id, is_local=self._is_local)
                 hurry_clients(km)
-            kwargs = await super().pre_launch(cmd=argv, **kwargs)
+            env = {
+                **kwargs.pop("env", os.environ),
+                "KERNEL_ID": self._id,
+            }  # for `${KERNEL_ID}` in the kernelspec's env
+            kwargs = await super().pre_launch(cmd=argv, env=env, **kwargs)
             check_patterns(self.environment)
             check_variables(self.kernel_spec.env)
             self._report_unread()

@@ -1,9 +1,6 @@
 """PySpark in client mode in a kernel's container. Its executors are containers of Spark's own application.
 
-These tests need a Python with pyspark (500 MB) and ipykernel. ROOST_TEST_PYSPARK names it:
-
-    python3 -m venv /tmp/pyspark && /tmp/pyspark/bin/pip install pyspark ipykernel
-    ROOST_TEST_PYSPARK=/tmp/pyspark/bin/python .venv/bin/python -m pytest tests/lifecycle/test_yarn_spark.py
+`make spark` installs PySpark for these tests.
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -23,6 +19,8 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 from kit.clusters.hadoop_nodes import HadoopNodes
+from kit.clusters.spark import QUICK_JAVA, python, spark_home, why_not
+from kit.clusters.spark.cells import LONG_JOB, SUM
 from kit.clusters.yarn.shared_cluster import assert_nothing_left, cluster_settings
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import Notebook
@@ -30,32 +28,12 @@ from kit.machine.daemons import settle
 from roost.scheduler.client.client import disconnect
 from roost.testing.deadlines import allow_s
 
-PYTHON = os.environ.get("ROOST_TEST_PYSPARK", "")
-TEMPLATE = Path(__file__).parents[2] / "docs/examples/spark/kernel.json"
+TEMPLATE = Path(__file__).parents[2] / "docs/examples/spark/yarn/kernel.json"
 """The file of the documentation's kernelspec for PySpark."""
 SPARK_S = 180.0
-END_S = 30.0
+END_S = 60.0
 MASTER_S = 4
-PI = """
-import os, random, time
-from pyspark.sql import SparkSession
-
-context = SparkSession.builder.appName("pi").getOrCreate().sparkContext
-
-def is_inside(_):
-    return random.random() ** 2 + random.random() ** 2 < 1
-
-def find_container(_):
-    time.sleep(0.5)
-    return os.environ["CONTAINER_ID"]
-
-pi = 4 * context.parallelize(range(200_000), 8).filter(is_inside).count() / 200_000
-executors = sorted(set(context.parallelize(range(8), 8).map(find_container).collect()))
-application = context.applicationId
-"""
 End = Callable[[Notebook, HadoopNodes], Awaitable[None]]
-
-pytestmark = pytest.mark.skipif(not PYTHON, reason="ROOST_TEST_PYSPARK names no Python with pyspark")
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +41,21 @@ def configured_folder(
     yarn_cluster: HadoopNodes, module_runtime_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
     """Return a folder with the configuration of roost and Spark. At the end nothing is left in YARN."""
+    if reason := why_not():
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("spark")
     folder.chmod(0o700)
     settings = cluster_settings(yarn_cluster, folder)
     config = {"RoostYarnBackend": settings, "RoostScheduler": {"idle_exit_s": MASTER_S}}
     (folder / "jupyter_roost_config.json").write_text(json.dumps(config))
     (folder / "spark-defaults.conf").write_text(
-        f"spark.yarn.jars local:{find_spark()}/jars/*\n"
+        f"spark.yarn.jars local:{spark_home()}/jars/*\n"
         f"spark.yarn.stagingDir file://{folder}\n"
         "spark.executor.memory 512m\n"
         "spark.log.level ERROR\n"
+        f"spark.driver.extraJavaOptions {QUICK_JAVA}\n"
+        f"spark.executor.extraJavaOptions {QUICK_JAVA}\n"
+        f"spark.yarn.am.extraJavaOptions {QUICK_JAVA}\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
@@ -85,24 +68,12 @@ def configured_folder(
 @pytest.fixture
 def specs(configured_folder: Path, tmp_path: Path) -> KernelSpecManager:
     """Return a manager of the kernelspec `roosted`: the documentation's kernelspec with the paths of this machine."""
-    text = TEMPLATE.read_text().replace("/opt/pyspark/bin/python", PYTHON).replace("/opt/spark", find_spark())
+    text = TEMPLATE.read_text().replace("/opt/pyspark/bin/python", python())
+    text = text.replace("/opt/spark", str(spark_home()))
     content = json.loads(text)
     config = content["metadata"].pop("kernel_provisioner")["config"]
     env = {**content.pop("env"), "SPARK_CONF_DIR": str(configured_folder)}
     return kernelspecs(tmp_path, config=config, env=env, **content)
-
-
-def find_spark() -> str:
-    code = "import ipykernel, pyspark; print(*pyspark.__path__)"
-    return subprocess.check_output([PYTHON, "-c", code], text=True, timeout=allow_s(60)).strip()
-
-
-async def shut_down(notebook: Notebook, _: HadoopNodes) -> None:
-    await notebook.close()
-
-
-async def restart(notebook: Notebook, _: HadoopNodes) -> None:
-    await notebook.restart()
 
 
 async def kill(notebook: Notebook, _: HadoopNodes) -> None:
@@ -126,41 +97,86 @@ def spark_containers(cluster: HadoopNodes, application: str) -> list[psutil.Proc
     return [each for each in cluster.container_processes() if part in each.environ()["CONTAINER_ID"]]
 
 
-@pytest.mark.parametrize("end", [shut_down, restart, kill, kill_containers])
-async def test_pi_on_two_executors_that_end_with_the_kernel(
-    end: End, specs: KernelSpecManager, yarn_cluster: HadoopNodes
-) -> None:
+async def compute(notebook: Notebook, cluster: HadoopNodes) -> dict[str, Any]:
+    """Let Spark compute a sum on two executors. Return YARN's record of its application."""
+    began = time.monotonic()
+    reply = await notebook.run(SUM, timeout_s=SPARK_S)
+    assert reply["status"] == "ok", reply
+    print(f"a sum after {time.monotonic() - began:.1f} s")
+    assert await notebook.value("total") == "499500"
+    application = eval(await notebook.value("application"))
+    (row,) = [row for row in spark_applications(cluster) if row["id"] == application]
+    assert len(eval(await notebook.value("executors"))) == 2
+    assert row["runningContainers"] == 3  # with Spark's application master
+    return row
+
+
+async def open_notebook(specs: KernelSpecManager) -> Notebook:
     notebook = Notebook("roosted")
     notebook.manager.kernel_spec_manager = specs
     await notebook.open()
-    began = time.monotonic()
-    reply = await notebook.run(PI, timeout_s=SPARK_S)
-    assert reply["status"] == "ok", reply
-    print(f"pi after {time.monotonic() - began:.1f} s")
-    assert float(await notebook.value("pi")) == pytest.approx(3.14, abs=0.05)
-    executors = eval(await notebook.value("executors"))
-    (row,) = spark_applications(yarn_cluster)
-    assert row["id"] == eval(await notebook.value("application"))
-    assert len(executors) == 2
-    assert row["runningContainers"] == 3  # with Spark's application master
-    (driver,) = [each for each in psutil.Process(notebook.pid).children() if each.name() == "java"]
-    inside = [driver, *spark_containers(yarn_cluster, row["id"])]
-    assert "HADOOP_TOKEN_FILE_LOCATION" not in driver.environ()
-    assert driver.environ()["CONTAINER_ID"] == psutil.Process(notebook.pid).environ()["CONTAINER_ID"]
+    return notebook
 
-    await end(notebook, yarn_cluster)
+
+async def await_end(cluster: HadoopNodes, application: str, inside: list[psutil.Process]) -> None:
+    """Wait until an application and its processes have ended. Raise AssertionError after `END_S`."""
     began = time.monotonic()
     took: dict[str, float] = {}
-    while len(took) < 3:
+    while len(took) < 2:
         ended = {
-            "driver": not driver.is_running() or driver.status() == psutil.STATUS_ZOMBIE,
-            "application": not spark_applications(yarn_cluster),
-            "processes": not any(each.is_running() for each in inside),
+            "application": application not in [row["id"] for row in spark_applications(cluster)],
+            "processes": not any(map(is_alive, inside)),
         }
         for name in (name for name, is_over in ended.items() if is_over and name not in took):
             took[name] = time.monotonic() - began
-        assert time.monotonic() < began + END_S, ended
+        assert time.monotonic() < began + allow_s(END_S), ended
         await asyncio.sleep(0.05)
-    print(end.__name__, {name: round(seconds, 2) for name, seconds in took.items()})
-    if end is not shut_down:
-        await notebook.close()
+    print("ended after", {name: round(seconds, 2) for name, seconds in took.items()})
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def processes_of(notebook: Notebook, cluster: HadoopNodes, application: str) -> list[psutil.Process]:
+    """Return the driver of a notebook and the processes in the containers of its application."""
+    (driver,) = [each for each in psutil.Process(notebook.pid).children() if each.name() == "java"]
+    assert "HADOOP_TOKEN_FILE_LOCATION" not in driver.environ()
+    assert driver.environ()["CONTAINER_ID"] == psutil.Process(notebook.pid).environ()["CONTAINER_ID"]
+    return [driver, *spark_containers(cluster, application)]
+
+
+async def test_spark_computes_is_interrupted_and_restarts_and_nothing_is_left(
+    specs: KernelSpecManager, yarn_cluster: HadoopNodes
+) -> None:
+    notebook = await open_notebook(specs)
+    row = await compute(notebook, yarn_cluster)
+    assert notebook.manager.kernel_id in row["name"]
+    assert row["queue"] in ("default", "root.default")
+    inside = processes_of(notebook, yarn_cluster, row["id"])
+
+    await notebook.interrupt(LONG_JOB)
+    assert (await notebook.run(SUM))["status"] == "ok"
+
+    await notebook.restart()
+    await await_end(yarn_cluster, row["id"], inside)
+    row = await compute(notebook, yarn_cluster)
+    inside = processes_of(notebook, yarn_cluster, row["id"])
+    await notebook.close()
+    await await_end(yarn_cluster, row["id"], inside)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [kill, kill_containers])
+async def test_the_application_ends_with_the_kernel(
+    end: End, specs: KernelSpecManager, yarn_cluster: HadoopNodes
+) -> None:
+    notebook = await open_notebook(specs)
+    row = await compute(notebook, yarn_cluster)
+    inside = processes_of(notebook, yarn_cluster, row["id"])
+    await end(notebook, yarn_cluster)
+    await await_end(yarn_cluster, row["id"], inside)
+    await notebook.close()

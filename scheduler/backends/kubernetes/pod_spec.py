@@ -21,7 +21,7 @@ from roost.scheduler.backends.node_archive import dump_start, pack
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import read_input_yaml
 
-from .allow_lists import check_name, check_number, refuse
+from .allow_lists import check_name, check_number, matches, refuse
 from .api import JsonObject
 from .names import (
     CONTAINER,
@@ -49,6 +49,12 @@ _HOME = "/home/roost"
 _ARCHIVE = "start.zip"
 _SCRATCH = "roost-scratch"
 _SECRET = "roost-start"
+_POD_VARIABLES = {
+    "ROOST_POD_IP": "status.podIP",
+    "ROOST_POD_NAME": "metadata.name",
+    "ROOST_POD_NAMESPACE": "metadata.namespace",
+}
+"""Variables of the container, and the fields of the pod that they have. Spark's driver needs all."""
 _FOREVER = [
     {"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute"}
     for taint in ("not-ready", "unreachable")
@@ -116,7 +122,8 @@ class PodTemplate:
         namespace = options.get("namespace")
         if namespace and namespace not in (*settings.allowed_namespaces, settings.namespace):
             raise refuse("namespace", namespace, [*settings.allowed_namespaces, settings.namespace])
-        check_name("service_account", options.get("service_account"), settings.allowed_service_accounts)
+        accounts = [*settings.allowed_service_accounts, *settings.token_service_accounts]
+        check_name("service_account", options.get("service_account"), accounts)
         check_number("uid", options.get("uid"), settings.allowed_uids)
         check_number("gid", options.get("gid"), settings.allowed_gids)
         check_volumes(options, settings.allowed_volumes)
@@ -151,7 +158,8 @@ class PodTemplate:
             "args": [],
             "terminationMessagePolicy": "FallbackToLogsOnError",  # the status of a pod that fails says why
             "env": [
-                {"name": "ROOST_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+                for name, path in _POD_VARIABLES.items()
             ],
             "resources": self._resources(request),
             "ports": [{"name": "roost-agent", "containerPort": settings.agent_port}],
@@ -176,6 +184,8 @@ class PodTemplate:
             spec["priorityClassName"] = settings.priority_class
         if account := options.get("service_account"):
             spec["serviceAccountName"] = account
+            if matches(account, settings.token_service_accounts):
+                spec["automountServiceAccountToken"] = True
         pod: JsonObject = merge(
             deepcopy(self._base),
             {

@@ -38,6 +38,11 @@ class RoostKubernetesBackend(Section):
     allowed_images = List(Unicode(), ["*"], help="Patterns of the images that kernels may name (fnmatch).")
     allowed_namespaces = List(Unicode(), help="Namespaces that kernels may name, besides `namespace`.")
     allowed_service_accounts = List(Unicode(), help="Service accounts that kernels may name.")
+    token_service_accounts = List(
+        Unicode(),
+        help="Patterns of the service accounts that kernels may name, and whose token their pods get (fnmatch). "
+        "Spark makes its executors with it.",
+    )
     allowed_volumes = List(
         Unicode(),
         help="Patterns of the volumes that kernels may mount (fnmatch): claims, 'nfs:HOST:/PATH', …",

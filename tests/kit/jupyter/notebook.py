@@ -58,9 +58,9 @@ class Notebook:
         )
         return str(reply["content"]["user_expressions"]["x"]["data"]["text/plain"])
 
-    async def interrupt(self) -> None:
-        """Run a cell that sleeps, interrupt it once it sleeps, and wait until it has ended."""
-        cell = self.client.execute(f"print('runs', flush=True)\n{SLEEP}", stop_on_error=False)
+    async def interrupt(self, code: str = f"print('runs', flush=True)\n{SLEEP}") -> None:
+        """Run a cell that prints a line and takes long, interrupt it after the line, and wait until it has ended."""
+        cell = self.client.execute(code, stop_on_error=False)
         for kind in (
             "execute_input",
             "stream",

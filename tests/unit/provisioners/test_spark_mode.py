@@ -44,12 +44,33 @@ def test_everything_else_is_not(argv: list[str], env: dict[str, str]) -> None:
     check_deploy_mode(argv, env)
 
 
-def test_the_kernelspec_of_the_documentation_is_not_refused() -> None:
-    text = (DOCS / "examples/spark/kernel.json").read_text()
-    assert text in (DOCS / "yarn.md").read_text()
+@pytest.mark.parametrize("name", ["yarn", "kubernetes"])
+def test_the_kernelspecs_of_the_documentation_are_not_refused(name: str) -> None:
+    text = (DOCS / f"examples/spark/{name}/kernel.json").read_text()
+    assert text in (DOCS / "spark.md").read_text()
     spec = json.loads(text)
     assert "--deploy-mode client" in spec["env"]["PYSPARK_SUBMIT_ARGS"]
     check_deploy_mode(spec["argv"], spec["env"])
+
+
+@pytest.mark.parametrize("name", ["executor.sh", "executor.yaml"])
+def test_the_documentation_shows_the_files_of_the_image(name: str) -> None:
+    assert (DOCS / "examples/spark/kubernetes" / name).read_text() in (DOCS / "spark.md").read_text()
+
+
+async def test_a_kernelspec_names_its_application_by_the_kernels_id(
+    service: FakeService, tmp_path: Path
+) -> None:
+    env = {
+        "PYSPARK_SUBMIT_ARGS": "--name k-${KERNEL_ID} --conf spark.driver.host=${env:NM_HOST} pyspark-shell"
+    }
+    km = manager(tmp_path, env=env)
+    await km.start_kernel(env={"KERNEL_ID": "another"})
+    (start,) = service.called("start")
+    assert start.env["KERNEL_ID"] == km.kernel_id
+    arguments = f"--name k-{km.kernel_id} --conf spark.driver.host=${{env:NM_HOST}} pyspark-shell"
+    assert start.env["PYSPARK_SUBMIT_ARGS"] == arguments
+    await km.shutdown_kernel(now=True)
 
 
 @pytest.mark.parametrize("backend", ["yarn", "kubernetes", "ray"])

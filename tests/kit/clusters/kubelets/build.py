@@ -91,7 +91,7 @@ def build(report: Callable[[str], object] = print) -> None:
     cache().mkdir(parents=True, exist_ok=True)
     with open(cache() / "build.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for path, make in ((program(), _compile), (images(), _unpack)):
+        for path, make in ((program(), _compile), (images(), _unpack_all)):
             if path.exists():
                 continue
             began = time.monotonic()
@@ -131,17 +131,21 @@ def _compile(program: Path) -> None:
     subprocess.run(["nice", "-n", "15", *command, "-o", str(program), "."], cwd=_SOURCES, check=True)
 
 
-def _unpack(root: Path) -> None:
-    """Unpack the images with a temporary containerd."""
+def _unpack_all(root: Path) -> None:
+    unpack(root, image.write_pause, image.write_python)
+
+
+def unpack(root: Path, *writers: Callable[[Path], None]) -> None:
+    """Unpack images into a containerd root with a temporary containerd. Each writer writes the archive of one."""
     with tempfile.TemporaryDirectory(prefix="kubelets-") as folder:
-        image.write_pause(Path(folder, "pause.tar"))
-        image.write_python(Path(folder, "python.tar"))
         settings = Path(folder, "containerd.toml")
         settings.write_text(containerd.settings(root=root, state=folder, networks=folder))
         with _running_containerd(settings, Path(folder, "containerd.sock")) as socket:
-            for name in ("pause", "python"):
+            for write in writers:
+                archive = Path(folder, "image.tar")
+                write(archive)
                 command = ["ctr", "--address", str(socket), "--namespace", "k8s.io", "images", "import"]
-                subprocess.run([*command, f"{folder}/{name}.tar"], check=True, stdout=subprocess.DEVNULL)
+                subprocess.run([*command, str(archive)], check=True, stdout=subprocess.DEVNULL)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+from collections.abc import Collection
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -39,7 +40,7 @@ _APPLETS = (
     "sleep",
     "true",
 )
-_STDLIB = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix}))
+STDLIB = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix}))
 _SKIPPED = {"ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests", "tkinter", "turtledemo"}
 _FOLDERS = ("dev", "etc", "home", "proc", "root", "run", "sys", "var")
 
@@ -47,19 +48,26 @@ _FOLDERS = ("dev", "etc", "home", "proc", "root", "run", "sys", "var")
 def write_pause(file: Path) -> None:
     """Write the image of the first container of every pod."""
     layer = Layer(file.with_suffix(".layer"))
-    layer.add(Path(_find("busybox")), "bin/busybox")
+    layer.add(Path(find_program("busybox")), "bin/busybox")
     layer.write(file, PAUSE, {"Cmd": PAUSE_COMMAND})
 
 
 def write_python(file: Path) -> None:
     """Write the image of kernels. Its file system may be read-only, and any user may run it."""
+    layer = build_python_layer(file)
+    layer.add_libraries()
+    layer.write(file, PYTHON, {"Cmd": ["python3"], "Env": environment(), "WorkingDir": "/tmp"})
+
+
+def build_python_layer(file: Path, users: str = "") -> Layer:
+    """Return a layer with Python, ipykernel and busybox, for the image in `file`. `users` are lines of passwd."""
     layer = Layer(file.with_suffix(".layer"))
     for folder in _FOLDERS:
         layer.add_folder(folder)
     layer.add_folder("tmp", 0o1777)
-    layer.add_text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
+    layer.add_text("etc/passwd", f"root:x:0:0:root:/root:/bin/sh\n{users}")
     layer.add_text("etc/group", "root:x:0:\n")
-    layer.add(Path(_find("busybox")), "bin/busybox")
+    layer.add(Path(find_program("busybox")), "bin/busybox")
     for applet in _APPLETS:
         layer.add_link(f"bin/{applet}", "busybox")
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -67,19 +75,17 @@ def write_python(file: Path) -> None:
     layer.add(Path(python), python)
     for name in ("python", "python3", version):
         layer.add_link(f"usr/bin/{name}", python)
-    layer.add_tree(_STDLIB, str(_STDLIB))
+    layer.add_tree(STDLIB, str(STDLIB))
     for distribution in required("ipykernel"):
         for installed in distribution.files or ():
             if ".." not in installed.parts:  # a script
-                layer.add(Path(str(installed.locate())), f"{_STDLIB}/site-packages/{installed}")
-    layer.add_libraries()
-    variables = [
-        "HOME=/tmp",
-        f"LD_LIBRARY_PATH={sys.base_prefix}/lib",
-        "PATH=/usr/bin:/bin",
-        "PYTHONUNBUFFERED=1",
-    ]
-    layer.write(file, PYTHON, {"Cmd": ["python3"], "Env": variables, "WorkingDir": "/tmp"})
+                layer.add(Path(str(installed.locate())), f"{STDLIB}/site-packages/{installed}")
+    return layer
+
+
+def environment(path: str = "/usr/bin:/bin") -> list[str]:
+    """Return the variables of an image with Python. `path` is its PATH."""
+    return ["HOME=/tmp", f"LD_LIBRARY_PATH={sys.base_prefix}/lib", f"PATH={path}", "PYTHONUNBUFFERED=1"]
 
 
 def required(name: str) -> list[importlib.metadata.Distribution]:
@@ -121,10 +127,10 @@ class Layer:
             file.seek(0)
             self._tar.addfile(entry, file)
 
-    def add_tree(self, source: Path, name: str) -> None:
-        """Add a folder without tests, static libraries and site-packages."""
+    def add_tree(self, source: Path, name: str, skipped: Collection[str] = _SKIPPED) -> None:
+        """Add a folder without the folders of the names `skipped`, and without static libraries."""
         for folder, folders, files in os.walk(source):
-            folders[:] = [each for each in folders if each not in _SKIPPED and not each.startswith("config-")]
+            folders[:] = [each for each in folders if each not in skipped and not each.startswith("config-")]
             for file in files:
                 if not file.endswith((".a", ".opt-1.pyc", ".opt-2.pyc")) and "_tkinter" not in file:
                     path = Path(folder, file)
@@ -191,7 +197,8 @@ class Layer:
         self._tar.addfile(entry, io.BytesIO(data))
 
 
-def _find(program: str) -> str:
+def find_program(program: str) -> str:
+    """Return the path of an installed program."""
     found = shutil.which(program)
     assert found is not None, f"{program} is not installed"
     return found

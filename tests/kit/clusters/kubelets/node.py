@@ -40,7 +40,10 @@ _NEVER_EVICTS = dict.fromkeys(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """The declared resources of one node. Kubernetes takes them for real; this machine may have less."""
+    """The declared resources of one node. Kubernetes takes them for real; this machine may have less.
+
+    `images` is a containerd root with the node's images, as `build.unpack` makes it. Empty: that of `build.images`.
+    """
 
     cpus: int = 4
     memory_bytes: int = 8 << 30
@@ -48,6 +51,7 @@ class Machine:
     gpu_model: str = ""
     gpu_memory_mib: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    images: str = ""
 
     @property
     def all_labels(self) -> dict[str, str]:
@@ -68,6 +72,7 @@ class Node:
         self.parts = ("containerd", "kubelet", *(["gpus"] if machine.gpus else []))
         self._folder, self._index, self._machine, self._network = folder, index, machine, network
         self._cgroup = f"{cgroup}/{self.name}"
+        self._images = Path(machine.images) if machine.images else images()
         self._namespaces: Namespaces | None = None
 
     @property
@@ -116,13 +121,13 @@ class Node:
         self._namespaces = Namespaces(environment)
         self._make_cgroups()
         connect_node(self._index, control_plane.pid, self._namespaces.pid)
-        at, store, source = (shlex.quote(str(path)) for path in (self._folder, self._store, images()))
+        at, store, source = (shlex.quote(str(path)) for path in (self._folder, self._store, self._images))
         sysctls = "\n".join(  # kubelets set them for the whole machine; here they have their values already
             f"mount --bind {at}/sysctl/{name.replace('/', '.')} /proc/sys/{name}" for name in _SYSCTLS
         )
         layers = "\n".join(
             f"mount --bind {source}/{path} {store}/{path}\nmount -o remount,bind,ro {store}/{path}"
-            for path in _shared_folders()
+            for path in self._shared_folders()
         )
         script = f"""
             mount --make-rprivate /
@@ -176,12 +181,20 @@ class Node:
 
     def _copy_store(self) -> None:
         """Copy the databases of the image store. The rest of the store is mounted, as it never changes."""
-        for database in images().rglob("*.db"):
-            copy = self._store / database.relative_to(images())
+        for database in self._images.rglob("*.db"):
+            copy = self._store / database.relative_to(self._images)
             copy.parent.mkdir(parents=True)
             shutil.copy(database, copy)
-        for path in _shared_folders():
+        for path in self._shared_folders():
             (self._store / path).mkdir(parents=True)
+
+    def _shared_folders(self) -> list[Path]:
+        """Return the folders of the store that all nodes share: the content, and each unpacked layer."""
+        layers = (self._images / "io.containerd.snapshotter.v1.overlayfs" / "snapshots").iterdir()
+        return [
+            Path("io.containerd.content.v1.content"),
+            *(layer.relative_to(self._images) for layer in layers),
+        ]
 
     def _containerd(self) -> list[str]:
         return ["containerd", "--log-level", "warn", "--config", f"{self._folder}/containerd.toml"]
@@ -231,9 +244,3 @@ class Node:
             "resolvConf": f"{self._folder}/resolv.conf",
             "volumePluginDir": f"{self._folder}/volume-plugins",
         }
-
-
-def _shared_folders() -> list[Path]:
-    """Return the folders of the store of images that all nodes share: the content, and each unpacked layer."""
-    layers = (images() / "io.containerd.snapshotter.v1.overlayfs" / "snapshots").iterdir()
-    return [Path("io.containerd.content.v1.content"), *(layer.relative_to(images()) for layer in layers)]
