@@ -54,7 +54,9 @@ def find_launcher(bridge: Bridged) -> psutil.Process:
     while "waits" not in bridge.log:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return next(each for each in bridge.descendants() if each.cmdline()[1] == "-c" and "waits" in each.cmdline())
+    return next(
+        each for each in bridge.descendants() if each.cmdline()[1] == "-c" and "waits" in each.cmdline()
+    )
 
 
 def test_attacks_on_the_listener(tmp_path: Path) -> None:
