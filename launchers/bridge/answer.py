@@ -86,7 +86,7 @@ class AnswerKey:
 
         sealed_key = _decode(payload.get("key"), "has no encrypted key")
         sealed_info = _decode(payload.get("conn_info"), "has no connection")
-        # A key that does not fit must look like one that does, so that nobody can guess keys by the refusals.
+        # A wrong key must get the same refusal as a wrong text, or refusals would help to guess the key.
         other_key = os.urandom(_AES_BYTES)
         try:
             cipher = PKCS1_v1_5.new(self._pair)

@@ -70,7 +70,7 @@ async def run(connection_file: Path, command: Sequence[str], launch_timeout_s: f
             code = await launcher.end()
     finally:
         listener.close()
-    # A launcher that had to be ended after a shutdown request has done what was asked.
+    # The bridge itself has ended this launcher, because of a shutdown request.
     return 0 if code < 0 and kernel is not None and kernel.is_shut_down else code
 
 

@@ -49,14 +49,14 @@ def test_a_launcher_that_answers_twice(tmp_path: Path) -> None:
 
 
 def find_launcher(bridge: Bridged) -> psutil.Process:
-    """Wait for the launcher's process, and return it."""
+    """Wait until the launcher `waits`, and return its process."""
     deadline = time.monotonic() + allow_s(60)
-    while time.monotonic() < deadline:
-        for process in bridge.descendants():
-            if "127.0.0.1:" in " ".join(process.cmdline()) and process.cmdline()[1] == "-c":
-                return process
+    while "waits" not in bridge.log:
+        assert time.monotonic() < deadline
         time.sleep(0.02)
-    raise AssertionError(bridge.log)
+    return next(
+        each for each in bridge.descendants() if each.cmdline()[1] == "-c" and "waits" in each.cmdline()
+    )
 
 
 def test_attacks_on_the_listener(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from kit.jupyter.real_launchers import KINDS, build_command, library, why_not
 from roost.scheduler.client.client import connect
 from roost.testing.deadlines import allow_s
 
-pytestmark = [pytest.mark.backends("local"), pytest.mark.rest]
+pytestmark = [pytest.mark.backends("local", "yarn"), pytest.mark.rest]
 Specs = Callable[..., object]
 
 
@@ -44,7 +44,7 @@ async def opened() -> AsyncIterator[Notebook]:
         await notebook.close()
 
 
-async def test_start_run_ask_interrupt_restart_end(kept: str) -> None:
+async def test_start_run_ask_interrupt_restart_end(kept: str, backend: str) -> None:
     async with opened() as notebook:
         client, manager = notebook.client, notebook.manager
         assert manager.curve_publickey, "the channels outside are not encrypted"
@@ -61,7 +61,7 @@ async def test_start_run_ask_interrupt_restart_end(kept: str) -> None:
         await notebook.interrupt()  # the launcher's listener has survived the first one
         await notebook.restart()
         assert await notebook.value("'name' in globals()") == "False"
-        service = connect("local")
+        service = connect(backend)
         log = await service.logs(manager.kernel_id)
         assert manager.session.key.decode() not in log
         assert "server_listener got request" in log, "the interrupt did not go through the launcher"
@@ -74,12 +74,12 @@ async def test_start_run_ask_interrupt_restart_end(kept: str) -> None:
         assert left == []
 
 
-async def test_a_killed_bridge_leaves_nothing(kept: str) -> None:
+async def test_a_killed_bridge_leaves_nothing(kept: str, backend: str) -> None:
     async with opened() as notebook:
         bridge = psutil.Process(kernel_pid(notebook.manager.kernel_id))
         below = bridge.children(recursive=True)
         bridge.kill()
-        reason = await notebook.ended(connect("local"), 60)
+        reason = await notebook.ended(connect(backend), 60)
         assert "SIGKILL" in reason
         _, left = await asyncio.to_thread(psutil.wait_procs, [bridge, *below], timeout=allow_s(20))
         assert left == []

@@ -89,6 +89,7 @@ info |= {"kernel_id": kernel_id, "comm_port": comm.getsockname()[1], "pid": str(
 if fault == "late":
     signal.signal(signal.SIGTERM, lambda *_: send(seal(info, public_key)))
 if fault == "waits":
+    print("waits", flush=True)
     signal.sigwait([signal.SIGUSR1])
 if fault in ("hangs", "late"):
     while True:
