@@ -59,10 +59,10 @@ def build_command(draft: Draft, spark_words: list[str]) -> None:
         draft.say("argv", "kept", "the command has {connection_file}: roost runs it as it is")
         return
     _say_wrappers(draft)
-    if draft.keep_launcher and (command.launcher in MAKES_CONTAINERS or command.docker):
+    if draft.keep_launcher and not draft.launcher_stays:
         text = "this launcher cannot stay, because it makes the container itself: roost makes it now"
         draft.say("argv", "decision", text, "the kernel's own command")
-    if draft.keep_launcher and command.launcher not in MAKES_CONTAINERS and not command.docker:
+    if draft.launcher_stays:
         _keep_launcher(draft)
     elif draft.language == "r":
         _build_r(draft)
@@ -100,7 +100,7 @@ def _say_wrappers(draft: Draft) -> None:
 def _keep_launcher(draft: Draft) -> None:
     draft.argv = [*BRIDGE, *draft.command.argv]
     for name in _OPTION_SOURCES:
-        if name in draft.old.env:
+        if draft.old.env.get(name, "").strip():
             draft.env[name] = draft.old.env[name]
     draft.metadata["supported_encryption"] = ["curve"]
     text = "the bridge starts the launcher: its inner ports stay readable on the node"

@@ -18,6 +18,9 @@ def apply_launcher_options(draft: Draft, flags: Iterable[tuple[str, Flag]]) -> N
     """Take over the options of a launcher, with a line for each. `flags` has the place of each."""
     for place, flag in flags:
         option = f"{place} {flag.written}"
+        if draft.launcher_stays:
+            draft.say(option, "kept", "the launcher stays and reads it; the bridge fills in the handshake")
+            continue
         if flag.name in HANDSHAKE:
             draft.say(option, "dropped", "roost starts a kernel with a connection file, without a handshake")
         elif flag.name == "spark-context-initialization-mode":

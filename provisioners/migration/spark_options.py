@@ -37,7 +37,7 @@ _ADDRESSES = {
         "spark.kubernetes.namespace": "${env:ROOST_POD_NAMESPACE}",
     },
 }
-"""What the driver in a container must know of itself, by backend. Spark fills in the variables."""
+"""The properties that tell a driver in a container its own address, by backend. Spark fills in the variables."""
 _DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
 _VARIABLE = re.compile(r"\$\{?(\w+)")
 _DRIVER = 1 << 30
@@ -265,7 +265,10 @@ def _set_variable(draft: Draft, option: SparkOption) -> list[str]:
         draft.say(option.place, "dropped", "of no use in client mode: the driver has the kernel's variables")
     elif name and "=" not in name and "\0" not in name and not name.startswith("KERNEL_"):
         draft.env[name] = option.value
-        draft.say(option.place, "translated", f"the variable {name} of the kernel, which is the driver")
+        filled = "; Jupyter fills in its variables from the application's" if "$" in option.value else ""
+        draft.say(
+            option.place, "translated", f"the variable {name} of the kernel, which is the driver{filled}"
+        )
     else:
         draft.say(option.place, "dropped", "the kernel gets it from its client")
     return []
