@@ -10,6 +10,7 @@ from .command import LAUNCHERS, MAKES_CONTAINERS, SHELLS, Command
 from .draft import Draft
 from .kernel_file import OldKernelspec
 from .secrets import show
+from .spark_options import is_plain_path
 from .spark_start import PYTHON_START, R_START, SCALA_SCRIPT
 from .words import join_words
 
@@ -156,7 +157,7 @@ def _rebuild_python(draft: Draft, words: list[str]) -> list[str]:
     python = draft.env.get("PYSPARK_PYTHON", "python")
     if not python or "$" in python:
         python = "python"
-    if draft.backend == "yarn" and python.startswith("/"):
+    if draft.backend == "yarn" and python.startswith("/") and is_plain_path(python):
         draft.options.setdefault("python", python)
     return kept.rebuild([python, *words])
 

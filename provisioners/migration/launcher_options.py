@@ -70,8 +70,8 @@ def _set_class(draft: Draft, name: str, option: str) -> None:
 
 
 def _set_app_name(draft: Draft, name: str, option: str) -> None:
-    if "$" in name or not name:
-        draft.say(option, "dropped", "no name: the kernel's id is in no variable")
+    if draft.language == "scala" or not name:
+        draft.say(option, "dropped", "Spark has the option --name for it")
     else:
         draft.app_name = name
         draft.say(option, "translated", f"--name {show('name', name)}, an option of spark-submit")
