@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from .command import Command
+from .command import MAKES_CONTAINERS, Command
 from .kernel_file import OldKernelspec
 from .report import Line, Outcome
 from .secrets import is_secret, show
@@ -64,6 +64,22 @@ class Draft:
     def section(self) -> str:
         """The name of the backend's section in a configuration file."""
         return f"Roost{self.backend.capitalize()}Backend"
+
+    @property
+    def launcher_can_stay(self) -> bool:
+        """True if the bridge can start the old launcher.
+
+        A launcher that makes the container itself cannot stay, nor one that gets no public key.
+        """
+        if self.command.form == "plain" or self.command.docker or self.command.launcher in MAKES_CONTAINERS:
+            return False
+        texts = " ".join([*self.command.argv, *self.old.env.values()])
+        return all(place in texts for place in ("{response_address}", "{public_key}"))
+
+    @property
+    def launcher_stays(self) -> bool:
+        """True if the bridge starts the old launcher."""
+        return self.keep_launcher and self.launcher_can_stay
 
     @property
     def has_containers(self) -> bool:
