@@ -1,4 +1,4 @@
-"""What becomes of the settings of an old server: roost's own settings, Jupyter's, or nothing."""
+"""Translates the settings of an old server into roost's, with a line for each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OF_KERNELSPECS = ("remote_hosts", "launch_timeout")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServerTranslation:
-    """What became of each setting of a server. `config` is for `jupyter_roost_config`, by section and setting."""
+    """The lines about each setting of a server. `config` is for `jupyter_roost_config`, by section and setting."""
 
     lines: tuple[Line, ...]
     config: Mapping[str, Mapping[str, Any]]
@@ -69,8 +69,9 @@ def _translate_setting(name: str, value: Any, config: dict[str, dict[str, Any]])
         section, setting, read = _RULES[key]
         try:
             own = read(value)
-        except (ValueError, TypeError, OverflowError) as problem:
-            return Line(place, "decision", f"{problem}: set c.{section}.{setting}", "roost's default")
+        except (ValueError, TypeError, OverflowError):
+            text = f"roost cannot read its value: set c.{section}.{setting}"
+            return Line(place, "decision", text, "roost's default")
         if own is None:
             return Line(place, "dropped", "its value is the default of roost")
         known = config.setdefault(section, {})

@@ -1,4 +1,4 @@
-"""What each report has: a line for each key, and no secret."""
+"""Each report has a line for each key, and no secret."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_each_argument_has_a_line(translate_new: TranslateNew) -> None:
     [
         {"DB_PASSWORD": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET, "GIT_TOKEN": SECRET, "API_KEY": SECRET},
         {"CATALOG": f"https://ada:{SECRET}@catalog.example/"},
-        {"SPARK_OPTS": f"--master yarn --conf spark.hadoop.fs.s3a.secret.key={SECRET} --conf spark.ssl.keyPassword={SECRET}"},
+        {"SPARK_OPTS": f"--conf spark.hadoop.fs.s3a.secret.key={SECRET} --conf spark.ssl.keyPassword={SECRET}"},
         {"SPARK_OPTS": f"--master yarn --files https://ada:{SECRET}@files.example/a https://{SECRET}@b.example/"},
         {"LAUNCH_OPTS": f"--password {SECRET} --url=https://ada:{SECRET}@x.example"},
         {"EG_AUTH_TOKEN": SECRET, "EG_REMOTE_PWD": SECRET, "EG_REMOTE_HOSTS": f"https://a:{SECRET}@h"},
@@ -123,6 +123,12 @@ def test_wrong_types(translate_new: TranslateNew, change: dict[str, Any], clause
 @pytest.mark.parametrize("text", ["", "[1]", "nul", '{"argv": [1,]}'])
 def test_files_that_are_no_kernelspec(translate_new: TranslateNew, text: str) -> None:
     with pytest.raises(ConfigError, match=r"kernel\.json"):
+        translate_new(text)
+
+
+def test_a_key_that_is_there_twice(translate_new: TranslateNew) -> None:
+    text = '{"argv": ["a"],\n "env": {"A": "1", "A": "2"}}'
+    with pytest.raises(ConfigError, match="line 2 column 10: a key is there twice"):
         translate_new(text)
 
 
