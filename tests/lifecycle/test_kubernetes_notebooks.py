@@ -32,3 +32,24 @@ def test_papermill(on_an_a100: Path) -> None:
 
 def test_nbclient(on_an_a100: Path) -> None:
     check(run_nbclient(WITHIN))
+
+
+OF_OTHER_GATEWAYS = {
+    "KERNEL_CPUS": "250m",
+    "KERNEL_UID": "23456",
+    "KERNEL_GID": "100",
+    "KERNEL_REMOTE_HOST": "n2",
+    "KERNEL_VOLUMES": '[{"name": "scratch", "emptyDir": {}}]',
+    "KERNEL_VOLUME_MOUNTS": "[{name: scratch, mountPath: /scratch, subPath: mine}]",
+}
+WITH_THEM = """
+import os
+print(os.getuid(), os.getgid(), os.path.ismount("/scratch"))
+print(open("/scratch/file", "w").write("four"), open(os.path.expanduser("~/file"), "w").write("four"))
+"""
+
+
+def test_variables_as_for_enterprise_gateway(on_an_a100: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in OF_OTHER_GATEWAYS.items():
+        monkeypatch.setenv(name, value)
+    assert run_nbclient(WITH_THEM).splitlines()[:2] == ["23456 100 True", "4 4"]

@@ -185,4 +185,4 @@ _CONTENTS: Mapping[str, Callable[[JsonObject], str]] = {
     "secret": _text("secretName"),
     "configMap": _text("name"),
 }
-"""The kinds that kernels may ask for if the operator allows it, each with the text that names what is in the volume."""
+"""The kinds that kernels may ask for if the operator allows it, each with the text that names its content."""

@@ -1,4 +1,4 @@
-"""What a kernel asks for its pod: volumes, user, group and node, as users of Enterprise Gateway write them."""
+"""Volumes, user, group and node of a pod, as users of Enterprise Gateway ask for them."""
 
 from __future__ import annotations
 

@@ -97,13 +97,15 @@ def test_wrong_ports_are_refused(keys: DerivedKeys, ports: str) -> None:
 def test_an_ask_has_the_node_the_label_and_no_secret_outside_its_assignment(keys: DerivedKeys) -> None:
     request = Request(cpus=0.1, gpus=2, resources={"fpga": 1}, options={"label": "vip", "python": "/py"})
     lease = Lease(id="l", kernel_id="k", owner=Owner(user="ada"), request=request, node_id="n1")
-    ask = build_ask(lease, None, RoostYarnBackend(), keys, ("n1",), {"n1": "/r"}, expiry_s=600.0)
+    settings = RoostYarnBackend(kernel_ports="40000-40999")
+    ask = build_ask(lease, None, settings, keys, ("n1",), {"n1": "/r"}, expiry_s=600.0)
     assert ask.resources == Resources(memory_mb=1024, vcores=1, others={"yarn.io/gpu": 2, "fpga": 1})
     assert (ask.nodes, ask.racks, ask.label) == (("n1",), {"n1": "/r"}, "vip")
     assert " /py '$HADOOP_TOKEN_FILE_LOCATION' " in ask.command
     start = json.loads(base64.b64decode(ask.assignment_base64))
     assert start["assignment"]["keys"]["secret"] == keys.keys(ask.number).secret
     assert start["settings"]["ports"] == list(keys.ports(ask.number))
+    assert start["settings"]["kernel_ports"] == [40_000, 40_999]
     assert start["assignment"]["reserve"]["lease"]["state"] == "held"
     assert keys.keys(ask.number).secret not in ask.lease + ask.command + str(ask.environment)
 
