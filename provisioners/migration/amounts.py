@@ -93,7 +93,7 @@ def read_seconds(value: Any) -> float:
     """Return seconds above 0. Raises `ValueError`."""
     try:
         seconds = float(value)
-    except (TypeError, OverflowError):
+    except (ValueError, TypeError, OverflowError):  # its text has the value, which may be a secret
         raise ValueError("it is no number of seconds") from None
     if isinstance(value, bool) or not (0 < seconds < 1e9):
         raise ValueError("it is no number of seconds")

@@ -69,8 +69,9 @@ def _translate_setting(name: str, value: Any, config: dict[str, dict[str, Any]])
         section, setting, read = _RULES[key]
         try:
             own = read(value)
-        except (ValueError, TypeError, OverflowError) as problem:
-            return Line(place, "decision", f"{problem}: set c.{section}.{setting}", "roost's default")
+        except (ValueError, TypeError, OverflowError):
+            text = f"roost cannot read its value: set c.{section}.{setting}"
+            return Line(place, "decision", text, "roost's default")
         if own is None:
             return Line(place, "dropped", "its value is the default of roost")
         known = config.setdefault(section, {})

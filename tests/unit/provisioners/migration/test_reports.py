@@ -85,7 +85,7 @@ def test_each_argument_has_a_line(translate_new: TranslateNew) -> None:
     [
         {"DB_PASSWORD": SECRET, "AWS_SECRET_ACCESS_KEY": SECRET, "GIT_TOKEN": SECRET, "API_KEY": SECRET},
         {"CATALOG": f"https://ada:{SECRET}@catalog.example/"},
-        {"SPARK_OPTS": f"--master yarn --conf spark.hadoop.fs.s3a.secret.key={SECRET} --conf spark.ssl.keyPassword={SECRET}"},
+        {"SPARK_OPTS": f"--conf spark.hadoop.fs.s3a.secret.key={SECRET} --conf spark.ssl.keyPassword={SECRET}"},
         {"SPARK_OPTS": f"--master yarn --files https://ada:{SECRET}@files.example/a https://{SECRET}@b.example/"},
         {"LAUNCH_OPTS": f"--password {SECRET} --url=https://ada:{SECRET}@x.example"},
         {"EG_AUTH_TOKEN": SECRET, "EG_REMOTE_PWD": SECRET, "EG_REMOTE_HOSTS": f"https://a:{SECRET}@h"},
