@@ -3,7 +3,6 @@
     core ──> PolicyCatalog.decide ──> a shipped policy                           catalog, roost.placement
       │           │        └────────> SandboxedPolicy: a foreign one             sandbox
       │           │                      ├── stops a slow one most of the time    duty_cycle
-      │           │                      ├── ends its processes with the service  group_guard
       │           │                      │ socket: questions                      policy_messages
       │           │                      ▼         decisions, checked twice       decision_check
       │           │                   the policy's own process                    policy_process

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import TypeVar
 
+from roost.launchers.daemon.group_guard import GroupGuard
 from roost.launchers.daemon.process import describe_exit
 from roost.launchers.daemon.tasks import Timers, backoff, in_thread, join_shared, start_shared
 from roost.placement import Decision, Request, Snapshot, Workload
@@ -28,7 +29,6 @@ from roost.scheduler.errors import ConfigError
 
 from .decision_check import read_decision
 from .duty_cycle import DutyCycle
-from .group_guard import GroupGuard
 from .loader import format_error
 from .policy_messages import PolicySource, Question, Setup
 

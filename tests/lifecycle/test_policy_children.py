@@ -16,9 +16,9 @@ import pytest
 
 from kit.clusters.faults import until
 from kit.fakes.client_policies import CLUSTER, HALF, Always, policies
+from roost.launchers.daemon.group_guard import GroupGuard
 from roost.launchers.daemon.process import is_running, start_time
 from roost.placement import Decision, Request, Snapshot, get_policy
-from roost.scheduler.policies.group_guard import GroupGuard
 
 _SERVICE = f"""
 import asyncio

@@ -25,7 +25,7 @@ DOCUMENTS = (
 )
 """The changelog is none of them, because it names modules that have moved."""
 
-_PORTS = ("the agent's", "the report port", "a kernel's five", "the metrics'")
+_PORTS = ("the agent's", "the report port", "a kernel's five", "a kept launcher's", "the metrics'")
 """The rows of the table of ports in `docs/security.md`. They make no claim."""
 CODE = re.compile(r"`([^`]+)`")
 FILE = re.compile(r"(?![\w./-]*jupyter_\w+_config)[\w./-]+\.py")

@@ -227,14 +227,17 @@ def test_placement_is_pure() -> None:
 
 
 def test_launchers_need_what_ipykernel_brings() -> None:
-    """`roost.launchers` imports only libraries that ipykernel needs too, and NVML, which is optional."""
+    """`roost.launchers` imports only libraries that ipykernel needs too.
+
+    NVML is optional, and the bridge alone needs pycryptodome.
+    """
     needed, seen = set[str](), set[str]()
     for path in sources("launchers"):
         needed |= imports(path, at_import=True)
         seen |= imports(path, at_import=False)
     heads = [{name.split(".")[0] for name in names} - sys.stdlib_module_names for names in (needed, seen)]
     assert heads[0] <= NODE_SIDE_LIBRARIES | {"roost"}
-    assert heads[1] <= NODE_SIDE_LIBRARIES | {"roost", "pynvml"}
+    assert heads[1] <= NODE_SIDE_LIBRARIES | {"roost", "pynvml", "Crypto"}
 
 
 def test_the_zygote_starts_on_the_standard_library() -> None:

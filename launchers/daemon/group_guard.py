@@ -1,7 +1,7 @@
-"""Ends a policy's processes with the service, however the service ends.
+"""Ends a process group with its owner, however the owner ends.
 
-Between two questions these processes are stopped, so they cannot notice the end of the service. A shell outside their
-process group waits for it. The shell holds one end of a pipe, and the service alone holds the other end.
+The group's processes may be stopped, or run foreign code, so they do not notice the end of their owner. A shell outside
+the group waits for it. The shell holds one end of a pipe, and the owner alone holds the other end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ kill -s KILL -- "-$0"
 
 
 class GroupGuard:
-    """The shell that waits for the end of the service. It takes less than 1 MB. `start` creates one."""
+    """The shell that waits for the end of this process. It takes less than 1 MB. `start` creates one."""
 
     def __init__(self, shell: asyncio.subprocess.Process) -> None:
         self._pid = shell.pid
