@@ -1,4 +1,4 @@
-"""The options of `docker run` in an old command, and what they are for a kernel of roost's backend."""
+"""The options of `docker run` in an old command, and their equivalents for a kernel of roost's."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from .command import Command
+from .command import MAKES_CONTAINERS, Command
 from .kernel_file import OldKernelspec
 from .report import Line, Outcome
 from .secrets import is_secret, show
@@ -64,6 +64,14 @@ class Draft:
     def section(self) -> str:
         """The name of the backend's section in a configuration file."""
         return f"Roost{self.backend.capitalize()}Backend"
+
+    @property
+    def launcher_stays(self) -> bool:
+        """True if the bridge starts the old launcher. One that makes the container itself cannot stay."""
+        is_theirs = self.command.form == "launcher" and self.command.launcher not in MAKES_CONTAINERS
+        return (
+            self.keep_launcher and (is_theirs or self.command.form == "foreign") and not self.command.docker
+        )
 
     @property
     def has_containers(self) -> bool:

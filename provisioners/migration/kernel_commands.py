@@ -10,6 +10,7 @@ from .command import LAUNCHERS, MAKES_CONTAINERS, SHELLS, Command
 from .draft import Draft
 from .kernel_file import OldKernelspec
 from .secrets import show
+from .spark_options import is_plain_path
 from .spark_start import PYTHON_START, R_START, SCALA_SCRIPT
 from .words import join_words
 
@@ -59,10 +60,10 @@ def build_command(draft: Draft, spark_words: list[str]) -> None:
         draft.say("argv", "kept", "the command has {connection_file}: roost runs it as it is")
         return
     _say_wrappers(draft)
-    if draft.keep_launcher and (command.launcher in MAKES_CONTAINERS or command.docker):
+    if draft.keep_launcher and not draft.launcher_stays:
         text = "this launcher cannot stay, because it makes the container itself: roost makes it now"
         draft.say("argv", "decision", text, "the kernel's own command")
-    if draft.keep_launcher and command.launcher not in MAKES_CONTAINERS and not command.docker:
+    if draft.launcher_stays:
         _keep_launcher(draft)
     elif draft.language == "r":
         _build_r(draft)
@@ -100,7 +101,7 @@ def _say_wrappers(draft: Draft) -> None:
 def _keep_launcher(draft: Draft) -> None:
     draft.argv = [*BRIDGE, *draft.command.argv]
     for name in _OPTION_SOURCES:
-        if name in draft.old.env:
+        if draft.old.env.get(name, "").strip():
             draft.env[name] = draft.old.env[name]
     draft.metadata["supported_encryption"] = ["curve"]
     text = "the bridge starts the launcher: its inner ports stay readable on the node"
@@ -156,7 +157,7 @@ def _rebuild_python(draft: Draft, words: list[str]) -> list[str]:
     python = draft.env.get("PYSPARK_PYTHON", "python")
     if not python or "$" in python:
         python = "python"
-    if draft.backend == "yarn" and python.startswith("/"):
+    if draft.backend == "yarn" and python.startswith("/") and is_plain_path(python):
         draft.options.setdefault("python", python)
     return kept.rebuild([python, *words])
 

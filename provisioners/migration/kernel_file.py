@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -82,6 +83,8 @@ def read_kernelspec(folder: Path) -> OldKernelspec:
     except UnfitText as problem:
         raise ConfigError(f"{show_path(path)} {problem}.") from None
     key, wrong = _find_wrong(document)
+    if twice := "" if wrong else _find_twice(text):
+        key, wrong = twice, "a key is there twice, so that one of both would be lost"
     if wrong:
         line, column = _locate(text, key)
         raise ConfigError(f"{show_path(path)}, line {line} column {column}: {wrong}.")
@@ -154,7 +157,7 @@ def _to_stanza(place: str, part: Mapping[str, Any], key: str) -> Stanza:
 
 
 def _find_wrong(document: Any) -> tuple[str, str]:
-    """Return the key with a wrong type and what is wrong, as a clause; empty texts if nothing is."""
+    """Return the key with a wrong type, and the defect as a clause; empty texts if there is none."""
     if not isinstance(document, dict):
         return "", "the document is not an object"
     argv = document.get("argv")
@@ -188,6 +191,18 @@ def _find_wrong_stanza(part: Any, of_class: str) -> str:
 def _or_empty(value: Any) -> Any:
     """Return an empty object for null, as for a missing value."""
     return {} if value is None else value
+
+
+def _find_twice(text: str) -> str:
+    """Return a key that one object of a JSON text has twice; empty if there is none."""
+    found: list[str] = []
+
+    def check(pairs: list[tuple[str, Any]]) -> None:
+        keys = [key for key, _ in pairs]
+        found.extend(key for key in keys if keys.count(key) > 1)
+
+    json.loads(text, object_pairs_hook=check)
+    return found[0] if found else ""
 
 
 def _locate(text: str, key: str) -> tuple[int, int]:

@@ -87,11 +87,14 @@ def _set_gpus(draft: Draft, env: dict[str, str], name: str) -> None:
             draft.say(f"env {each}", "decision", f"gpus is {chosen} or {int(count)}", f"{chosen}")
 
 
-def _set_pod_option(option: str, setting: str) -> Callable[[Draft, dict[str, str], str], None]:
-    def handle(draft: Draft, env: dict[str, str], name: str) -> None:
-        set_allowed(draft, option, setting, env.pop(name), f"env {name}")
+def _set_namespace(draft: Draft, env: dict[str, str], name: str) -> None:
+    set_allowed(draft, "namespace", "allowed_namespaces", env.pop(name), f"env {name}")
 
-    return handle
+
+def _set_service_account(draft: Draft, env: dict[str, str], name: str) -> None:
+    """Take the service account. Spark's driver needs its token too, because it makes the executors."""
+    setting = "token_service_accounts" if draft.is_spark else "allowed_service_accounts"
+    set_allowed(draft, "service_account", setting, env.pop(name), f"env {name}")
 
 
 def _set_volumes(draft: Draft, env: dict[str, str], name: str) -> None:
@@ -196,8 +199,8 @@ _HANDLERS: Mapping[str, Callable[[Draft, dict[str, str], str], None]] = {
     "KERNEL_MEMORY_LIMIT": _set_memory,
     "KERNEL_GPUS": _set_gpus,
     "KERNEL_GPUS_LIMIT": _set_gpus,
-    "KERNEL_NAMESPACE": _set_pod_option("namespace", "allowed_namespaces"),
-    "KERNEL_SERVICE_ACCOUNT_NAME": _set_pod_option("service_account", "allowed_service_accounts"),
+    "KERNEL_NAMESPACE": _set_namespace,
+    "KERNEL_SERVICE_ACCOUNT_NAME": _set_service_account,
     "KERNEL_VOLUMES": _set_volumes,
     "KERNEL_VOLUME_MOUNTS": _set_volumes,
     "KERNEL_UID": _set_id,

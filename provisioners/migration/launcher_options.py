@@ -18,6 +18,9 @@ def apply_launcher_options(draft: Draft, flags: Iterable[tuple[str, Flag]]) -> N
     """Take over the options of a launcher, with a line for each. `flags` has the place of each."""
     for place, flag in flags:
         option = f"{place} {flag.written}"
+        if draft.launcher_stays:
+            draft.say(option, "kept", "the launcher stays and reads it; the bridge fills in the handshake")
+            continue
         if flag.name in HANDSHAKE:
             draft.say(option, "dropped", "roost starts a kernel with a connection file, without a handshake")
         elif flag.name == "spark-context-initialization-mode":
@@ -67,8 +70,8 @@ def _set_class(draft: Draft, name: str, option: str) -> None:
 
 
 def _set_app_name(draft: Draft, name: str, option: str) -> None:
-    if "$" in name or not name:
-        draft.say(option, "dropped", "no name: the kernel's id is in no variable")
+    if draft.language == "scala" or not name:
+        draft.say(option, "dropped", "Spark has the option --name for it")
     else:
         draft.app_name = name
         draft.say(option, "translated", f"--name {show('name', name)}, an option of spark-submit")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 TABLE = Path(__file__).with_name("options.csv")
 STATUSES = ("translated", "same", "differs", "decision", "gap", "none")
-"""What the column `status` may have. A `gap` has no equivalent yet."""
+"""The values of the column `status`. A `gap` has no equivalent yet."""
 
 
 @cache

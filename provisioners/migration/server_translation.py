@@ -1,4 +1,4 @@
-"""What becomes of the settings of an old server: roost's own settings, Jupyter's, or nothing."""
+"""Translates the settings of an old server into roost's, with a line for each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OF_KERNELSPECS = ("remote_hosts", "launch_timeout")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServerTranslation:
-    """What became of each setting of a server. `config` is for `jupyter_roost_config`, by section and setting."""
+    """The lines about each setting of a server. `config` is for `jupyter_roost_config`, by section and setting."""
 
     lines: tuple[Line, ...]
     config: Mapping[str, Mapping[str, Any]]

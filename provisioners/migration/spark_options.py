@@ -23,11 +23,12 @@ _CONF = {
 }  # fmt: skip
 """The options of spark-submit that have a property with the same meaning."""
 _CLUSTER_ONLY = re.compile(
-    r"spark\.yarn\.(submit\.waitAppCompletion|am\.waitTime)|spark\.kubernetes\.submission\..*"
+    r"spark\.yarn\.(submit\.waitAppCompletion|am\.waitTime|maxAppAttempts)|spark\.kubernetes\.submission\..*"
     r"|spark\.kubernetes\.driver\.(label|annotation|container|node|podTemplate|request|limit|volumes|secrets).*"
     r"|spark\.kubernetes\.pyspark\.pythonVersion"
 )
 """Properties of cluster mode, which are about the pod or container of a driver that roost now starts."""
+_EXECUTOR_IMAGES = {"spark.kubernetes.container.image", "spark.kubernetes.executor.container.image"}
 _CLUSTER_HOST = "k8s://https://kubernetes.default.svc"
 _ADDRESSES = {
     "yarn": {"spark.driver.host": "${env:NM_HOST}"},
@@ -37,9 +38,13 @@ _ADDRESSES = {
         "spark.kubernetes.namespace": "${env:ROOST_POD_NAMESPACE}",
     },
 }
-"""What the driver in a container must know of itself, by backend. Spark fills in the variables."""
+"""The properties that tell a driver in a container its own address, by backend. Spark fills in the variables."""
 _DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
+_KERNEL_ID = re.compile(r"\$KERNEL_ID\b|\$\{KERNEL_ID(:-[^}]*)?\}")
+_USER_NAME = re.compile(r"(\$KERNEL_USERNAME\b|\$\{KERNEL_USERNAME(:-[^}]*)?\})[-_.]?")
 _VARIABLE = re.compile(r"\$\{?(\w+)")
+_ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
+"""The endings of the archives that YARN unpacks."""
 _DRIVER = 1 << 30
 """Memory of a driver that sets none: Spark's default."""
 _LEAST_OVERHEAD, _PART_OVERHEAD = 384 << 20, 0.1
@@ -71,6 +76,9 @@ def translate_spark(draft: Draft, sources: Iterable[tuple[str, list[str]]]) -> l
             new = handle(draft, option)
             kept += new
             names |= {option.name} if new else set()
+    image = draft.executor_image or str(draft.options.get("image", ""))
+    if draft.backend == "kubernetes" and image and not names & _EXECUTOR_IMAGES and names & {"spark.master"}:
+        kept += ["--conf", f"spark.kubernetes.executor.container.image={image}"]
     if draft.app_name and "spark.app.name" not in names:
         kept += ["--name", draft.app_name]
     if "spark.master" in names and "spark.submit.deployMode" not in names:
@@ -89,6 +97,11 @@ def set_driver_resources(draft: Draft) -> None:
     overhead = draft.driver_overhead_bytes or max(_LEAST_OVERHEAD, int(size * _PART_OVERHEAD))
     draft.config.setdefault("memory", format_memory(round_up_to_gib(size + overhead + _OF_PYTHON)))
     draft.config.setdefault("cpus", draft.driver_cores or 1)
+
+
+def is_plain_path(python: str) -> bool:
+    """True if YARN's shell takes a path of a Python as it is. roost refuses other paths."""
+    return re.fullmatch(r"[A-Za-z0-9/._+-]+", python) is not None
 
 
 def _read_options(place: str, words: list[str]) -> Iterable[SparkOption]:
@@ -112,25 +125,30 @@ def _read_options(place: str, words: list[str]) -> Iterable[SparkOption]:
 
 def _keep(draft: Draft, option: SparkOption) -> list[str]:
     """Keep an option that means the same in client mode. A default of the shell's, `${NAME:-text}`, is filled in."""
-    if re.search(r"\$\{?KERNEL_(ID|USERNAME)\b", option.value):
-        draft.say(
-            option.place,
-            "dropped",
-            "its value is made from KERNEL_ID or KERNEL_USERNAME, which roost fills in nowhere",
-        )
+    words = [_fill_kernel_id(word) for word in option.words]
+    value = _fill_kernel_id(option.value)
+    if "$KERNEL_" in value.replace("${", "$") and draft.language == "scala":
+        draft.say(option.place, "dropped", "nothing fills in a variable of the kernel in Toree's command")
         return []
-    filled = [_DEFAULT.sub(lambda match: match.group(2), word) for word in option.words]
-    if tuple(filled) != option.words:
-        names = ", ".join(sorted({match[0] for match in _DEFAULT.findall(option.value)}))
+    filled = [_DEFAULT.sub(lambda match: match.group(2), word) for word in words]
+    if filled != words:
+        names = ", ".join(sorted({match[0] for match in _DEFAULT.findall(value)}))
         text = f"nothing fills in {names} with its default in a kernelspec: write the value"
-        draft.say(option.place, "decision", text, show(option.name, _DEFAULT.sub(r"\2", option.value)))
+        draft.say(option.place, "decision", text, show(option.name, _DEFAULT.sub(r"\2", value)))
         return filled
-    variables = sorted({name for name in _VARIABLE.findall(option.value) if name != "env"})
-    text = f"stays: {show(option.name, option.value)}" if option.value else "stays"
+    variables = sorted({name for name in _VARIABLE.findall(value) if name not in ("env", "KERNEL_ID")})
+    text = f"stays: {show(option.name, value)}" if value else "stays"
+    if "${KERNEL_ID}" in value:
+        text += "; roost fills in the kernel's id"
     if variables:
-        text += f"; Jupyter fills in {', '.join(variables)} from the application's variables"
+        text += f"; {', '.join(variables)}: filled in from the application's variables"
     draft.say(option.place, "kept", text)
     return filled
+
+
+def _fill_kernel_id(text: str) -> str:
+    """Return a text with roost's form of the kernel's id, and without the user's name, which roost does not fill in."""
+    return _KERNEL_ID.sub("${KERNEL_ID}", _USER_NAME.sub("", text))
 
 
 def _keep_word(draft: Draft, option: SparkOption) -> list[str]:
@@ -171,14 +189,6 @@ def _set_master(draft: Draft, option: SparkOption) -> list[str]:
     if value.startswith("k8s:") and "$" in value:
         draft.say(option.place, "translated", f"{_CLUSTER_HOST}, the same API server by its name in each pod")
         return ["--master", _CLUSTER_HOST]
-    return _keep(draft, option)
-
-
-def _set_name(draft: Draft, option: SparkOption) -> list[str]:
-    if "$" in option.value:
-        text = "no name: the kernel's id is in no variable, and Spark names the application pyspark-shell"
-        draft.say(option.place, "dropped", text)
-        return []
     return _keep(draft, option)
 
 
@@ -265,7 +275,10 @@ def _set_variable(draft: Draft, option: SparkOption) -> list[str]:
         draft.say(option.place, "dropped", "of no use in client mode: the driver has the kernel's variables")
     elif name and "=" not in name and "\0" not in name and not name.startswith("KERNEL_"):
         draft.env[name] = option.value
-        draft.say(option.place, "translated", f"the variable {name} of the kernel, which is the driver")
+        filled = "; Jupyter fills in its variables from the application's" if "$" in option.value else ""
+        draft.say(
+            option.place, "translated", f"the variable {name} of the kernel, which is the driver{filled}"
+        )
     else:
         draft.say(option.place, "dropped", "the kernel gets it from its client")
     return []
@@ -277,11 +290,11 @@ def _set_archives(draft: Draft, option: SparkOption) -> list[str]:
     folder = PurePosixPath(python).parts[:1]
     for part in option.value.split(","):
         url, _, alias = part.strip().partition("#")
-        if (
-            draft.backend == "yarn"
-            and folder
-            and (alias or PurePosixPath(read_url(url).path).name) == folder[0]
-        ):
+        path = read_url(url).path
+        is_python = (
+            bool(folder) and (alias or PurePosixPath(path).name) == folder[0] and is_plain_path(python)
+        )
+        if draft.backend == "yarn" and is_python and path.endswith(_ARCHIVES):
             return _take_archive(draft, option, url, str(PurePosixPath(*PurePosixPath(python).parts[1:])))
     return _keep(draft, option)
 
@@ -318,7 +331,6 @@ _RULES: Mapping[str, Callable[[Draft, SparkOption], list[str]]] = {
     "": _keep_word,
     "spark.submit.deployMode": _set_mode,
     "spark.master": _set_master,
-    "spark.app.name": _set_name,
     "spark.yarn.queue": _set_queue,
     "spark.driver.memory": _set_memory,
     "spark.driver.memoryOverhead": _set_overhead,

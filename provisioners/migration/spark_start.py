@@ -4,7 +4,7 @@ from __future__ import annotations
 
 PYTHON_START = """\
 def _start():
-    import atexit, importlib.util, os
+    import atexit, importlib.util, os, sys
     words = (os.environ.get("KERNEL_EXTRA_SPARK_OPTS", ""), os.environ.get("PYSPARK_SUBMIT_ARGS", "pyspark-shell"))
     os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(words).strip()
     names = get_ipython().user_ns
@@ -19,13 +19,22 @@ def _start():
             names.update(spark=session, sc=session.sparkContext, sql=session.sql)
             atexit.register(session.stop)
             return getattr(names[self._name], key)
+    def cancel(cell):
+        if isinstance(cell.error_in_exec, KeyboardInterrupt) and "pyspark" in sys.modules:
+            context = sys.modules["pyspark"].SparkContext._active_spark_context
+            if context:
+                context.cancelAllJobs()
     if importlib.util.find_spec("pyspark"):
+        get_ipython().events.register("post_run_cell", cancel)
         spark = Later("spark")
         names.update(spark=spark, sc=Later("sc"), sql=lambda query: spark.sql(query))
 _start()
 del _start
 """
-"""Python: `spark`, `sc` and `sql` make the session at their first use, with the client's options before the others."""
+"""Python: `spark`, `sc` and `sql` make the session at their first use, with the client's options before the others.
+
+An interrupt of a cell also ends Spark's jobs.
+"""
 R_START = (
     'Sys.setenv(SPARKR_SUBMIT_ARGS = trimws(paste(Sys.getenv("KERNEL_EXTRA_SPARK_OPTS"), '
     'Sys.getenv("SPARKR_SUBMIT_ARGS")))); '

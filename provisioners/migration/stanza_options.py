@@ -202,4 +202,4 @@ HANDLERS: Mapping[str, Callable[[Draft, Any, str], None]] = {
     "namespace": _set_namespace,
     "default_kernel_service_account_name": _set_service_account,
 }
-"""What each option does to a kernelspec: `(draft, value, place)`. `place` is where the option stands."""
+"""The rule of each option: `(draft, value, place)`. `place` is where the option stands."""

@@ -159,6 +159,9 @@ def _translate_parts(draft: Draft, server: Mapping[str, Any]) -> None:
     take_kernel_variables(draft, env)
     if draft.command.docker is not None:
         apply_docker_run(draft, draft.command.docker)
+    if draft.has_containers and "image" not in draft.options:
+        text = "the kernelspec names no image: name one with Python 3.10 or newer and ipykernel"
+        draft.say("options.image", "decision", text, f"c.{draft.section}.image")
     if draft.command.form == "plain":
         mend_plain_spark(draft, env)
         keep_rest(draft, env)

@@ -1,4 +1,4 @@
-"""The variables in an old kernelspec's `env`: Spark's arguments, the servers' settings, and those that stay."""
+"""The variables in an old kernelspec's `env`: Spark's arguments, the servers' settings, and all others."""
 
 from __future__ import annotations
 

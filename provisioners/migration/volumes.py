@@ -13,7 +13,7 @@ _MOUNT_KEYS = {"name", "mountPath", "subPath", "readOnly"}
 
 
 def join_volumes(volumes: str, mounts: str) -> tuple[list[str], list[str]]:
-    """Return the mounts of claims as roost writes them (`claim:/path:ro`), and what is left, as clauses.
+    """Return the mounts of claims as roost writes them (`claim:/path:ro`), and clauses about the others.
 
     Raises `ValueError` if one of the texts is no list of objects.
     """

@@ -145,6 +145,7 @@ def test_keep_launcher(translate_new: TranslateNew) -> None:
     assert found.kernel_json is not None
     assert found.kernel_json["env"] == env
     assert not found.needs_decision
+    assert {line.outcome for line in found.lines if line.option == "argv --kernel-id"} == {"kept"}
 
 
 def test_keep_launcher_changes_cluster_mode(translate_new: TranslateNew) -> None:

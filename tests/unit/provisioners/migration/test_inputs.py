@@ -60,8 +60,9 @@ def test_a_stanza_at_the_top() -> None:
     found = read("01_stanza_at_top")
     document = get_document(found)
     assert get_config(found) == {"backend": "local"}
+    words = "--master yarn --deploy-mode client --name ${KERNEL_ID} pyspark-shell"
     assert document["argv"][:5] == ["/opt/anaconda3/bin/python", *IPYKERNEL]
-    assert document["env"]["PYSPARK_SUBMIT_ARGS"] == "--master yarn --deploy-mode client pyspark-shell"
+    assert document["env"]["PYSPARK_SUBMIT_ARGS"] == words
     assert "since 2.0" in find_line(found, "env SPARK_YARN_USER_ENV").text
     assert "SPARK_YARN_USER_ENV" not in document["env"]
     assert "process_proxy" not in document

@@ -212,7 +212,7 @@ def test_volumes_of_other_kinds_pass(translate_new: TranslateNew) -> None:
 
 
 def test_a_variable_that_roost_would_refuse(translate_new: TranslateNew) -> None:
-    """A name of theirs can be one that roost reads, with another meaning."""
+    """A variable of theirs can have a name that roost reads with another meaning."""
     env = {"KERNEL_RESOURCES": "many", "KERNEL_FOO": "1", **python_spark(CLUSTER)}
     found = translate_new(jeg(FAR, "python", RUN, env))
     assert found.kernel_json is not None

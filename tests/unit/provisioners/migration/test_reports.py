@@ -1,4 +1,4 @@
-"""What each report has: a line for each key, and no secret."""
+"""Each report has a line for each key, and no secret."""
 
 from __future__ import annotations
 
@@ -123,6 +123,12 @@ def test_wrong_types(translate_new: TranslateNew, change: dict[str, Any], clause
 @pytest.mark.parametrize("text", ["", "[1]", "nul", '{"argv": [1,]}'])
 def test_files_that_are_no_kernelspec(translate_new: TranslateNew, text: str) -> None:
     with pytest.raises(ConfigError, match=r"kernel\.json"):
+        translate_new(text)
+
+
+def test_a_key_that_is_there_twice(translate_new: TranslateNew) -> None:
+    text = '{"argv": ["a"],\n "env": {"A": "1", "A": "2"}}'
+    with pytest.raises(ConfigError, match="line 2 column 10: a key is there twice"):
         translate_new(text)
 
 

@@ -76,9 +76,22 @@ def test_variables_stay_apart(translate_new: TranslateNew) -> None:
     found = translate_new(describe(words))
     assert "a.b=${HOME}/x" in get_words(found)
     assert "a.d=west" in get_words(found)
-    assert not [word for word in get_words(found) if "KERNEL_ID" in word]
+    assert "a.c=${KERNEL_ID}" in get_words(found)  # the provisioner fills it in
+    assert get_words(found)[:2] == ["--name", "${KERNEL_ID}"]
     assert find_outcomes(found, "a.d") == {"decision"}
-    assert find_outcomes(found, "a.c") == {"dropped"}
+
+
+def test_the_name_of_a_user_is_left_out(translate_new: TranslateNew) -> None:
+    found = translate_new(describe("--name ${KERNEL_USERNAME}-${KERNEL_ID} --master yarn"))
+    assert get_words(found)[:2] == ["--name", "${KERNEL_ID}"]
+
+
+def test_a_strange_path_of_a_python_is_no_option(translate_new: TranslateNew) -> None:
+    """roost refuses such a path at each start."""
+    found = translate_new(describe("--master yarn", PYSPARK_PYTHON="/opt/a b/python"))
+    assert "options" not in get_config(found)
+    archives = "--archives hdfs:///a.jar#x --conf spark.yarn.appMasterEnv.PYSPARK_PYTHON=x/bin/python"
+    assert "options" not in get_config(translate_new(describe(f"--master yarn {archives}")))
 
 
 def test_an_open_quote(translate_new: TranslateNew) -> None:
@@ -140,6 +153,13 @@ def test_kubernetes(translate_new: TranslateNew) -> None:
     assert found.config["RoostKubernetesBackend"] == {"token_service_accounts": ["spark"]}
 
 
+def test_executors_on_kubernetes_always_have_an_image(translate_new: TranslateNew) -> None:
+    found = translate_new(
+        describe("--master k8s://https://api:6443", class_name="k8s.KubernetesProcessProxy")
+    )
+    assert "spark.kubernetes.executor.container.image=lab/executor:1" in get_words(found)
+
+
 def test_the_clients_options_come_first(translate_new: TranslateNew) -> None:
     found = translate_new(describe("--master yarn", KERNEL_EXTRA_SPARK_OPTS="--conf a.b=1"))
     assert get_words(found)[:2] == ["--conf", "a.b=1"]
@@ -192,6 +212,15 @@ names = app.shell.user_ns
 print("ARGUMENTS", os.environ["PYSPARK_SUBMIT_ARGS"], file=sys.__stdout__)
 print("BEFORE", type(names["spark"]).__name__, file=sys.__stdout__)
 print("SUM", names["sql"]("one"), names["sc"].version, type(names["spark"]).__name__, file=sys.__stdout__)
+import pyspark
+class Jobs:
+    def cancelAllJobs(self):
+        print("CANCELLED", file=sys.__stdout__)
+pyspark.SparkContext._active_spark_context = Jobs()
+app.shell.run_cell("1/0")
+print("INTERRUPT", file=sys.__stdout__)
+app.shell.run_cell("raise KeyboardInterrupt")
+sys.__stdout__.flush()
 os._exit(0)
 """
 _PYSPARK = """
@@ -209,7 +238,9 @@ def test_a_real_ipykernel_has_spark_at_its_first_use(translate_new: TranslateNew
     found = translate_new(describe("--master yarn"))
     assert found.kernel_json is not None
     (tmp_path / "pyspark").mkdir()
-    (tmp_path / "pyspark" / "__init__.py").touch()
+    (tmp_path / "pyspark" / "__init__.py").write_text(
+        "class SparkContext:\n    _active_spark_context = None\n"
+    )
     (tmp_path / "pyspark" / "sql.py").write_text(_PYSPARK)
     options = found.kernel_json["argv"][5:]
     env = os.environ | found.kernel_json["env"]
@@ -223,5 +254,6 @@ def test_a_real_ipykernel_has_spark_at_its_first_use(translate_new: TranslateNew
     lines = shown.stdout.splitlines()
     assert "BEFORE Later" in lines, shown.stderr
     assert "SUM ran one 3.5 SparkSession" in lines
+    assert lines.index("INTERRUPT") < lines.index("CANCELLED")
     (arguments,) = (line for line in lines if line.startswith("ARGUMENTS"))
     assert arguments.split()[1:5] == ["--num-executors", "2", "--master", "yarn"]
