@@ -7,6 +7,7 @@ from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec
 
+from roost.scheduler.backends.registry import backend_names
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import UnfitFile
 from roost.scheduler.input_files import read_document as read_json_file
@@ -36,12 +37,15 @@ def read_document(folder: str | Path) -> tuple[Any, str]:
 
 
 def check_spec(spec: KernelSpec) -> None:
-    """Raise `ConfigError` for a malformed kernelspec. jupyter_client itself does not check the values in it.
+    """Raise `ConfigError` for a kernelspec that is malformed, or that waits for its backend.
 
-    A command without `{connection_file}` is accepted, as in jupyter_client.
+    jupyter_client itself does not check the values in it. A command without `{connection_file}` is accepted, as there.
     """
-    if wrong := _find_malformed(spec.to_dict()):
+    document = spec.to_dict()
+    if wrong := _find_malformed(document):
         raise ConfigError(_describe(wrong, Path(spec.resource_dir) / _FILE))
+    if waiting := find_waiting(document):
+        raise ConfigError(f"The kernelspec in {spec.resource_dir} cannot start kernels: {waiting}.")
 
 
 def find_provisioner(document: Any) -> Any:
@@ -57,10 +61,13 @@ def find_provisioner(document: Any) -> Any:
 
 
 def find_waiting(document: Any) -> str:
-    """Return the backend that a migrated kernelspec waits for, or waited for; empty if it never did."""
-    mark = document["metadata"].get(MIGRATION) if isinstance(document.get("metadata"), dict) else None
-    waits_for = mark.get("waits_for", "") if isinstance(mark, dict) else ""
-    return waits_for if isinstance(waits_for, str) else ""
+    """Return why a migrated kernelspec waits for its backend, as a clause; empty if it does not wait."""
+    metadata = document.get("metadata")
+    mark = metadata.get(MIGRATION) if isinstance(metadata, dict) else None
+    backend = mark.get("waits_for", "") if isinstance(mark, dict) else ""
+    if not backend or backend in backend_names():
+        return ""
+    return f"it waits for the backend {backend!s:.40}, which this roost does not have"
 
 
 def find_wrong_env(env: Any) -> str:

@@ -17,7 +17,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKerne
 from jupyter_core.paths import jupyter_data_dir
 
 from roost.placement.model import Request
-from roost.scheduler.backends.registry import backend_names, get_spec
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
 from roost.scheduler.client.interpreter_probe import (
     MachineAnswer,
@@ -54,7 +54,7 @@ _LONGEST_NAME = 100
 class RoostKernelspec:
     """A kernelspec that uses the roost provisioner. `malformed` says why it cannot be read, or is empty.
 
-    `waits_for` names the backend that was missing when the kernelspec was migrated, or is empty.
+    `waiting` says why a migrated one waits for its backend, or is empty.
     """
 
     name: str
@@ -65,7 +65,7 @@ class RoostKernelspec:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     malformed: str = ""
-    waits_for: str = ""
+    waiting: str = ""
 
 
 def install(
@@ -252,9 +252,9 @@ def _check(
     """
     if spec.malformed:
         return _never(spec.malformed), ""
-    if spec.waits_for and spec.waits_for not in backend_names():
-        reason = f"it waits for the backend {spec.waits_for}, which this roost does not have"
-        return Outlook(kind="not now", reason=reason, do="install a roost or a package that has it"), ""
+    if spec.waiting:
+        do = "install a roost or a package that has it"
+        return Outlook(kind="not now", reason=spec.waiting, do=do), ""
     try:
         request = check_config(spec.config, spec.env)
         check_variables(spec.env)
@@ -406,5 +406,5 @@ def _to_kernelspec(name: str, folder: Path, document: Any, malformed: str = "") 
         argv=tuple(known.get("argv", ())),
         env=known.get("env", {}),
         malformed=malformed,
-        waits_for=find_waiting(known),
+        waiting=find_waiting(known),
     )

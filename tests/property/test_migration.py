@@ -81,7 +81,15 @@ VARIABLES = st.dictionaries(
     max_size=4,
 )  # fmt: skip
 SECRETS = st.sampled_from(
-    [{}, {"SESSION_TOKEN": SECRET}, {"MY_PASSWORD": SECRET}, {"URL": f"https://ada:{SECRET}@host/"}]
+    [
+        {},
+        {"SESSION_TOKEN": SECRET},
+        {"URL": f"https://ada:{SECRET}@host/"},
+        {
+            "SPARK_OPTS": f"--master yarn --conf spark.hadoop.fs.s3a.secret.key={SECRET} --files https://a:{SECRET}@h/a"
+        },
+        {"LAUNCH_OPTS": f"--password {SECRET}"},
+    ]
 )
 
 
@@ -91,7 +99,10 @@ def kernelspecs(draw: st.DrawFn) -> dict[str, Any]:
     launcher = draw(
         st.sampled_from(["launch_ipykernel.py", "run.sh", "launch_kubernetes.py", "launch_IRkernel.R"])
     )
-    argv = ["python", f"/usr/share/kernels/x/{launcher}", *HANDSHAKE, *draw(st.lists(WORDS, max_size=3))]
+    more = draw(
+        st.lists(WORDS, max_size=3) | st.sampled_from([["--token", SECRET], [f"--password={SECRET}"]])
+    )
+    argv = ["python", f"/usr/share/kernels/x/{launcher}", *HANDSHAKE, *more]
     env: Any = {**draw(VARIABLES), **draw(SECRETS)}
     if draw(st.booleans()):
         proxy = {"class_name": f"{PROXIES}.{draw(st.sampled_from(CLASSES))}", "config": draw(OPTIONS)}

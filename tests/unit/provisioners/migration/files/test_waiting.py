@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from jupyter_client.manager import KernelManager
 
 from kit.fakes.service import FakeService
-from kit.jupyter.kernelspecs import read_kernelspec
+from kit.jupyter.kernelspecs import read_kernelspec, register
 from kit.jupyter.old_kernelspecs import answer_all, separate_jupyter, write_old
 from roost.provisioners import kernelspecs
 from roost.scheduler.cli import main
@@ -30,8 +31,9 @@ def test_doctor_says_that_a_kernelspec_waits(
     (finding,) = [each for each in kernelspecs.find_problems() if "boxed" in each["what"]]
     assert finding["level"] == "not now"
     assert "waits for the backend docker, which this roost does not have" in finding["what"]
-    with pytest.raises(ConfigError, match="there is no backend 'docker'"):
-        kernelspecs.check_config({"backend": "docker"}, {})
+    register()
+    with pytest.raises(ConfigError, match="cannot start kernels: it waits for the backend docker, which"):
+        KernelManager(kernel_name="boxed").start_kernel()
     answer_all(monkeypatch, backend="local", waits_for="local")  # it has come
     main.main(["migrate", "--undo"])
     main.main(["migrate", "boxed"])
