@@ -38,9 +38,10 @@ def test_lines_of_a_shell() -> None:
 
 def test_a_unit_of_systemd(tmp_path: Path) -> None:
     unit = tmp_path / "gateway.service"
+    command = "/bin/jupyter enterprisegateway --EnterpriseGatewayApp.max_kernels_per_user=3 --ip=::"
     unit.write_text(
         '[Service]\nEnvironment=EG_PORT=1 "EG_REMOTE_HOSTS=n1,n2"\nEnvironment="EG_BAD\n'
-        "EnvironmentFile=-/etc/gateway.env\nExecStart=/bin/jupyter enterprisegateway --EnterpriseGatewayApp.max_kernels_per_user=3 --ip=::\n"
+        f"EnvironmentFile=-/etc/gateway.env\nExecStart={command}\n"
     )
     found = read_server(unit)
     assert found["EG_REMOTE_HOSTS"] == "n1,n2"
