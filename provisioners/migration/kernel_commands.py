@@ -61,7 +61,7 @@ def build_command(draft: Draft, spark_words: list[str]) -> None:
         return
     _say_wrappers(draft)
     if draft.keep_launcher and not draft.launcher_stays:
-        text = "this launcher cannot stay, because it makes the container itself: roost makes it now"
+        text = "this launcher cannot stay: it makes the container itself, or gets no {public_key}"
         draft.say("argv", "decision", text, "the kernel's own command")
     if draft.launcher_stays:
         _keep_launcher(draft)
@@ -71,7 +71,7 @@ def build_command(draft: Draft, spark_words: list[str]) -> None:
         _build_scala(draft, spark_words)
     elif draft.language == "python" or command.form == "launcher":
         _build_python(draft)
-    elif command.flags:
+    elif draft.launcher_can_stay:
         _keep_launcher(draft)
     else:
         draft.argv = ["python", *_IPYKERNEL]
@@ -116,8 +116,12 @@ def _build_python(draft: Draft) -> None:
     words = [*_IPYKERNEL]
     if draft.kernel_class not in ("", _OWN_CLASS):
         words.append(f"--IPKernelApp.kernel_class={draft.kernel_class}")
-    words += [word for word in _list_application_options(command) if "exec_lines" not in word]
-    if draft.is_spark and draft.start_mode != "none":
+    own = _list_application_options(command)
+    words += own
+    if any("exec_lines" in word for word in own) and draft.is_spark:
+        text = "the command has exec_lines of its own, so `spark` and `sc` are not made: add lines that make them"
+        draft.say("argv exec_lines", "decision", text, "its own")
+    elif draft.is_spark and draft.start_mode != "none":
         words.append(f"--IPKernelApp.exec_lines={[PYTHON_START]!r}")
     if command.launcher in MAKES_CONTAINERS or command.form == "foreign" or "archive" in draft.options:
         draft.argv = ["python", *words]

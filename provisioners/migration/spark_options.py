@@ -28,6 +28,7 @@ _CLUSTER_ONLY = re.compile(
     r"|spark\.kubernetes\.pyspark\.pythonVersion"
 )
 """Properties of cluster mode, which are about the pod or container of a driver that roost now starts."""
+_EXECUTOR_IMAGES = {"spark.kubernetes.container.image", "spark.kubernetes.executor.container.image"}
 _CLUSTER_HOST = "k8s://https://kubernetes.default.svc"
 _ADDRESSES = {
     "yarn": {"spark.driver.host": "${env:NM_HOST}"},
@@ -75,6 +76,9 @@ def translate_spark(draft: Draft, sources: Iterable[tuple[str, list[str]]]) -> l
             new = handle(draft, option)
             kept += new
             names |= {option.name} if new else set()
+    image = draft.executor_image or str(draft.options.get("image", ""))
+    if draft.backend == "kubernetes" and image and not names & _EXECUTOR_IMAGES and names & {"spark.master"}:
+        kept += ["--conf", f"spark.kubernetes.executor.container.image={image}"]
     if draft.app_name and "spark.app.name" not in names:
         kept += ["--name", draft.app_name]
     if "spark.master" in names and "spark.submit.deployMode" not in names:
@@ -132,8 +136,10 @@ def _keep(draft: Draft, option: SparkOption) -> list[str]:
         text = f"nothing fills in {names} with its default in a kernelspec: write the value"
         draft.say(option.place, "decision", text, show(option.name, _DEFAULT.sub(r"\2", value)))
         return filled
-    variables = sorted({name for name in _VARIABLE.findall(value) if name != "env"})
-    text = f"stays: {show(option.name, value)}" if value else "stays"
+    variables = sorted({name for name in _VARIABLE.findall(value) if name not in ("env", "KERNEL_ID")})
+    text = "stays"
+    if "${KERNEL_ID}" in value:
+        text += "; roost fills in the kernel's id"
     if variables:
         text += f"; {', '.join(variables)}: filled in from the application's variables"
     draft.say(option.place, "kept", text)

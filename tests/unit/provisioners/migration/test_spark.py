@@ -153,11 +153,27 @@ def test_kubernetes(translate_new: TranslateNew) -> None:
     assert found.config["RoostKubernetesBackend"] == {"token_service_accounts": ["spark"]}
 
 
+def test_executors_on_kubernetes_always_have_an_image(translate_new: TranslateNew) -> None:
+    found = translate_new(
+        describe("--master k8s://https://api:6443", class_name="k8s.KubernetesProcessProxy")
+    )
+    assert "spark.kubernetes.executor.container.image=lab/executor:1" in get_words(found)
+
+
 def test_the_clients_options_come_first(translate_new: TranslateNew) -> None:
     found = translate_new(describe("--master yarn", KERNEL_EXTRA_SPARK_OPTS="--conf a.b=1"))
     assert get_words(found)[:2] == ["--conf", "a.b=1"]
     assert found.kernel_json is not None
     assert "KERNEL_EXTRA_SPARK_OPTS" not in found.kernel_json["env"]
+
+
+def test_first_lines_of_ones_own_stay(translate_new: TranslateNew) -> None:
+    document = describe("--master yarn")
+    document["argv"] += ["--IPKernelApp.exec_lines=['import os']"]
+    found = translate_new(document)
+    assert found.kernel_json is not None
+    assert found.kernel_json["argv"][5:] == ["--IPKernelApp.exec_lines=['import os']"]
+    assert found.needs_decision
 
 
 def test_r_gets_its_arguments_for_a_shell(translate_new: TranslateNew) -> None:
