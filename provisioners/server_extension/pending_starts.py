@@ -80,7 +80,7 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         is_there = kernel_id is not None and kernel_id in self
         if is_there or not self._is_of_roost(kwargs.get("kernel_name")) or not self.may_wait:
             return await self.start_at_once(kernel_id=kernel_id, **kwargs)
-        kernel_id = kernel_id or cast(str, self.new_kernel_id(**kwargs))
+        kernel_id = kernel_id or self.new_kernel_id(**kwargs)
         await self.starts.start(kernel_id, kwargs)
         return kernel_id
 

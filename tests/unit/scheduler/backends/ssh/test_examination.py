@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from roost.scheduler.backends.ssh.examination import HostReport, examine_host
+from roost.scheduler.backends.ssh.far_examination import listen_once
 from roost.scheduler.backends.ssh.host import Host
 from roost.scheduler.backends.ssh.open_ssh import HostProblem
 from roost.scheduler.backends.ssh.problems import Kind
 from roost.scheduler.backends.ssh.settings import RoostSshBackend
+from roost.testing.deadlines import allow_s
 
 STEPS = ("shell", "python", "archive", "imports", "amounts", "rules")
 FACTS = {
@@ -172,3 +175,22 @@ async def test_facts_that_are_none(runtime_dir: object) -> None:
     far.facts = {"node": 1, "logout": "x", "address": ["\x1b[2J"], "home": {"type": 1}}
     report = await examine(far)
     assert all(check.what.isprintable() for check in report.checks)
+
+
+def test_the_far_end_listens_on_a_port_that_kernels_may_have() -> None:
+    said: list[str] = []
+
+    def connect(found: dict[str, str]) -> None:
+        _, port, address = found["step"].split()
+        said.append(port)
+        with socket.create_connection((address, int(port)), timeout=allow_s(10)):
+            pass
+
+    arguments = {"ports": (21_300, 21_301), "token": "t", "reach_s": allow_s(10)}
+    with socket.create_server(("127.0.0.1", 21_300)):
+        assert listen_once("127.0.0.1", arguments, connect) == ""
+        assert said == ["21301"]
+        with socket.create_server(("127.0.0.1", 21_301)):
+            problem = listen_once("127.0.0.1", arguments, connect)
+    assert problem == "nothing can listen on 127.0.0.1 there: no port of kernel_ports is free"
+    assert listen_once("127.0.0.1", {**arguments, "ports": ()}, connect) == ""
