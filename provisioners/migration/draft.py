@@ -66,12 +66,20 @@ class Draft:
         return f"Roost{self.backend.capitalize()}Backend"
 
     @property
+    def launcher_can_stay(self) -> bool:
+        """True if the bridge can start the old launcher.
+
+        A launcher that makes the container itself cannot stay, nor one that gets no public key.
+        """
+        if self.command.form == "plain" or self.command.docker or self.command.launcher in MAKES_CONTAINERS:
+            return False
+        texts = " ".join([*self.command.argv, *self.old.env.values()])
+        return all(place in texts for place in ("{response_address}", "{public_key}"))
+
+    @property
     def launcher_stays(self) -> bool:
-        """True if the bridge starts the old launcher. One that makes the container itself cannot stay."""
-        is_theirs = self.command.form == "launcher" and self.command.launcher not in MAKES_CONTAINERS
-        return (
-            self.keep_launcher and (is_theirs or self.command.form == "foreign") and not self.command.docker
-        )
+        """True if the bridge starts the old launcher."""
+        return self.keep_launcher and self.launcher_can_stay
 
     @property
     def has_containers(self) -> bool:

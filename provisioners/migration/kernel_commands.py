@@ -61,7 +61,7 @@ def build_command(draft: Draft, spark_words: list[str]) -> None:
         return
     _say_wrappers(draft)
     if draft.keep_launcher and not draft.launcher_stays:
-        text = "this launcher cannot stay, because it makes the container itself: roost makes it now"
+        text = "this launcher cannot stay: it makes the container itself, or gets no {public_key}"
         draft.say("argv", "decision", text, "the kernel's own command")
     if draft.launcher_stays:
         _keep_launcher(draft)
@@ -71,7 +71,7 @@ def build_command(draft: Draft, spark_words: list[str]) -> None:
         _build_scala(draft, spark_words)
     elif draft.language == "python" or command.form == "launcher":
         _build_python(draft)
-    elif command.flags:
+    elif draft.launcher_can_stay:
         _keep_launcher(draft)
     else:
         draft.argv = ["python", *_IPYKERNEL]

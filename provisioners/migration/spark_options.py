@@ -137,7 +137,7 @@ def _keep(draft: Draft, option: SparkOption) -> list[str]:
         draft.say(option.place, "decision", text, show(option.name, _DEFAULT.sub(r"\2", value)))
         return filled
     variables = sorted({name for name in _VARIABLE.findall(value) if name not in ("env", "KERNEL_ID")})
-    text = f"stays: {show(option.name, value)}" if value else "stays"
+    text = "stays"
     if "${KERNEL_ID}" in value:
         text += "; roost fills in the kernel's id"
     if variables:

@@ -12,7 +12,7 @@ from .command import Flag, read_flags
 from .draft import Draft
 from .kernel_variables import translate_variables
 from .options_table import describe
-from .secrets import is_secret, show
+from .secrets import is_secret
 from .server_settings import find_key, is_server_variable
 from .stanza_options import HANDLERS
 from .words import join_words, split_words
@@ -133,7 +133,7 @@ def _describe_kept(draft: Draft, name: str, value: str) -> str:
     if name.startswith("KERNEL_"):
         return "stays; in roost a kernelspec's variable wins over the client's"
     if _OLD_PATH.search(value) or (draft.backend != "local" and "/" in value):
-        return f"stays: are these paths right where the kernel runs ({show(name, value)})?"
+        return "stays: are the paths in it right where the kernel runs?"
     return "stays"
 
 

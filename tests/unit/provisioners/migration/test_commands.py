@@ -148,6 +148,12 @@ def test_keep_launcher(translate_new: TranslateNew) -> None:
     assert {line.outcome for line in found.lines if line.option == "argv --kernel-id"} == {"kept"}
 
 
+def test_a_launcher_without_a_public_key_cannot_stay(translate_new: TranslateNew) -> None:
+    found = translate_new(describe(launch("python", after=HANDSHAKE[:4])), keep_launcher=True)
+    assert get_argv(found) == ["python", *IPYKERNEL]
+    assert "decision" in {line.outcome for line in found.lines if line.option == "argv"}
+
+
 def test_keep_launcher_changes_cluster_mode(translate_new: TranslateNew) -> None:
     env = {
         "SPARK_HOME": "/opt/spark",
