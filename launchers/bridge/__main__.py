@@ -8,17 +8,21 @@ with code 1 if the kernel cannot run.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import os
 import resource
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .bridge import BridgeError, run
 
+_USAGE = "python -m roost.launchers.bridge {connection_file} [--launch-timeout SECONDS] LAUNCHER ARGUMENT..."
+_OPTION = "--launch-timeout"
+_VARIABLE = "KERNEL_LAUNCH_TIMEOUT"
+"""The variable by which a client or a kernelspec sets the limit of a start, in seconds."""
 _LAUNCH_TIMEOUT_S = 60.0
 """How long a launcher may take until its kernel listens, if nothing else is set. roost's agent waits as long."""
 _EARLIER_S = 2.0
@@ -27,32 +31,33 @@ _EARLIER_S = 2.0
 
 def main(arguments: list[str]) -> int:
     """Run the bridge, and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m roost.launchers.bridge", allow_abbrev=False)
-    parser.add_argument("connection_file", type=Path)
-    parser.add_argument("--launch-timeout", type=float, metavar="SECONDS")
-    parser.add_argument("launcher", nargs=argparse.REMAINDER, help="the launcher's command")
-    given = parser.parse_args(arguments)
-    if not given.launcher:
-        parser.error("the launcher's command is missing")
     logging.basicConfig(format="roost's bridge: %(message)s")
-    timeout_s = given.launch_timeout or _read_timeout()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # an interrupt before the kernel runs has nothing to interrupt
     try:
-        code = asyncio.run(run(given.connection_file, given.launcher, max(timeout_s - _EARLIER_S, 1.0)))
+        path, timeout_s, launcher = read_arguments(arguments, os.environ)
+        return asyncio.run(run(path, launcher, max(timeout_s - _EARLIER_S, 1.0)))
     except BridgeError as problem:
         print(problem, file=sys.stderr)
         return 1
-    return code
 
 
-def _read_timeout() -> float:
-    """Return the limit that a client or a kernelspec has set, in seconds."""
+def read_arguments(arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[Path, float, list[str]]:
+    """Return the connection file, the launch timeout in seconds, and the launcher's command. Raises `BridgeError`."""
+    path, rest = arguments[:1], list(arguments[1:])
+    name, text = _VARIABLE, variables.get(_VARIABLE, "")
+    if rest[:1] == [_OPTION]:
+        name, text, rest = _OPTION, "".join(rest[1:2]) or "nothing", rest[2:]
+    if not path or not rest:
+        raise BridgeError(f"The bridge is started as `{_USAGE}`: correct argv in the kernelspec.")
     try:
-        return float(os.environ.get("KERNEL_LAUNCH_TIMEOUT", "")) or _LAUNCH_TIMEOUT_S
+        timeout_s = float(text or _LAUNCH_TIMEOUT_S)
     except ValueError:
-        return _LAUNCH_TIMEOUT_S
+        timeout_s = 0.0
+    if not 0 < timeout_s < float("inf"):
+        raise BridgeError(f"{name} = {text:.40} is not possible: give seconds above 0.")
+    return Path(path[0]), timeout_s, rest
 
 
 def end_as(code: int) -> None:

@@ -67,7 +67,9 @@ def test_an_interrupt_of_a_launcher_that_takes_no_requests(tmp_path: Path) -> No
 
 
 def test_a_shutdown_ends_a_launcher_that_resists(tmp_path: Path) -> None:
-    with bridged(tmp_path, odd_launcher("stubborn")) as bridge, bridge.client() as client:
+    """Its channels outside are sockets in a private folder."""
+    command = odd_launcher("stubborn")
+    with bridged(tmp_path, command, transport="ipc") as bridge, bridge.client() as client:
         assert client.shutdown(reply=True, timeout=allow_s(60))["content"]["status"] == "ok"
         assert bridge.wait() == 0
 

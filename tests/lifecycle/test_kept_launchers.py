@@ -74,6 +74,7 @@ async def test_start_run_ask_interrupt_restart_end(kept: str, backend: str) -> N
         assert left == []
 
 
+@pytest.mark.parametrize("kept", ["gateway"], indirect=True)
 async def test_a_killed_bridge_leaves_nothing(kept: str, backend: str) -> None:
     async with opened() as notebook:
         bridge = psutil.Process(kernel_pid(notebook.manager.kernel_id))

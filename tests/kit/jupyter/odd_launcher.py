@@ -176,14 +176,19 @@ class Bridged:
 
 
 @contextlib.contextmanager
-def bridged(folder: Path, launcher: list[str], *, timeout_s: float = 600.0, **env: str) -> Iterator[Bridged]:
+def bridged(
+    folder: Path, launcher: list[str], *, timeout_s: float = 600.0, transport: str = "tcp"
+) -> Iterator[Bridged]:
     """Run a bridge, and end it. A test with the fixture `runtime_dir` fails if a process of the launcher is left."""
-    with ports.claim(Connection()) as chosen:
+    ip = "127.0.0.1" if transport == "tcp" else str(folder / "s")
+    with ports.claim(Connection(transport=transport, ip=ip)) as chosen:
         names = {name: getattr(chosen, name) for name in ports.PORT_NAMES}
         path = folder / "kernel-0123456789abcdef0123.json"
-        _, connection = write_connection_file(str(path), key=b"outer key", **names)
+        _, connection = write_connection_file(
+            str(path), ip=ip, key=b"outer key", transport=transport, **names
+        )
         command = [part.replace("{connection_file}", str(path)) for part in bridge_command(launcher)]
-        environment = {**os.environ, "KERNEL_LAUNCH_TIMEOUT": str(timeout_s), **env}
+        environment = {**os.environ, "KERNEL_LAUNCH_TIMEOUT": str(timeout_s)}
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=folder
