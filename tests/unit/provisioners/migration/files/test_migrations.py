@@ -326,7 +326,41 @@ def test_a_named_folder_that_jupyter_searches_later_is_refused(
         in migrate_one(capsys, NAME, "--prefix", later, code=1)["problem"]
     )
     elsewhere = str(folders.system.parent.parent.parent / "elsewhere")
-    assert "put" in migrate_one(capsys, NAME, "--prefix", elsewhere)["note"]
+    before = folders.list_files()
+    assert "JUPYTER_PATH" in migrate_one(capsys, NAME, "--prefix", elsewhere)["note"]
+    assert migrate_one(capsys, NAME, "--prefix", elsewhere)["state"] == "there"
+    migrate(capsys, "--undo", "--prefix", elsewhere)
+    assert folders.list_files() == before
+
+
+def test_a_prefix_that_has_the_old_one_puts_it_aside(
+    folders: JupyterFolders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = write_old(folders.system, NAME)
+    prefix = str(folders.system.parent.parent)
+    assert migrate_one(capsys, NAME, "--prefix", prefix)["folder"] == str(old)
+    assert migrate_one(capsys, NAME, "--prefix", prefix)["state"] == "there"
+    migrate(capsys, "--undo")
+    assert read_kernelspec(old)["metadata"]["process_proxy"]
+
+
+def test_the_settings_of_the_old_server(
+    folders: JupyterFolders, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_old(folders.system, NAME)
+    first, second = tmp_path / "gateway.env", tmp_path / "jupyter_enterprise_gateway_config.py"
+    first.write_text("EG_MAX_KERNELS_PER_USER=5\nEG_UNAUTHORIZED_USERS=root\n")
+    second.write_text("c.EnterpriseGatewayApp.max_kernels_per_user = 7\n")
+    found = migrate(capsys, NAME, "--server", str(first), "--server", str(second))
+    assert {line["outcome"] for line in found["server"]} == {"translated"}
+    scheduler = json.loads((folders.config / "jupyter_roost_config.json").read_text())["RoostScheduler"]
+    assert scheduler["denied_users"] == ["root"]
+    second.write_text("c.EnterpriseGatewayApp.max_kernels_per_user = count()\n")
+    migrate(capsys, "--undo")
+    found = migrate(capsys, NAME, "--server", str(second), code=3)
+    assert [line["outcome"] for line in found["server"]] == ["decision"]
+    assert main.main(["migrate", NAME, "--server", str(tmp_path / "no-such")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
 
 
 def test_the_users_folder_is_skipped_if_jupyter_searches_it_later(
