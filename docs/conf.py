@@ -71,11 +71,11 @@ def _write_option_table(kind: str) -> str:
         for row in csv.DictReader(file):
             if row["kind"] == kind:
                 shared.setdefault((row["meaning"], row["roost"], row["status"]), []).append(row)
-    lines = ["| option | of | means | in roost | status |", "|---|---|---|---|---|"]
+    lines = ["| option | means | in roost |", "|---|---|---|"]
     for (meaning, equivalent, status), rows in shared.items():
         names = ", ".join(dict.fromkeys(f"`{row['name']}`" for row in rows))
         systems = ", ".join(sorted({system for row in rows for system in row["system"].split("+")}))
-        lines.append(f"| {names} | {systems} | {meaning} | {equivalent} | {status} |")
+        lines.append(f"| {names} ({systems}) | {meaning} | *{status}*: {equivalent} |")
     return "\n".join(lines)
 
 
