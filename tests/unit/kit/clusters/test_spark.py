@@ -1,4 +1,4 @@
-"""The pure parts of Spark for the tests: what is missing, and which image belongs to which files."""
+"""The pure parts of Spark for the tests: the reasons for a skip, and the names in the cache."""
 
 from __future__ import annotations
 
