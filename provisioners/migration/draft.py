@@ -69,7 +69,7 @@ class Draft:
     def launcher_can_stay(self) -> bool:
         """True if the bridge can start the old launcher.
 
-        A launcher that makes the container itself cannot stay, nor one that gets no public key.
+        A launcher cannot stay if it makes the container itself, or gets no public key.
         """
         if self.command.form == "plain" or self.command.docker or self.command.launcher in MAKES_CONTAINERS:
             return False

@@ -116,8 +116,12 @@ def _build_python(draft: Draft) -> None:
     words = [*_IPYKERNEL]
     if draft.kernel_class not in ("", _OWN_CLASS):
         words.append(f"--IPKernelApp.kernel_class={draft.kernel_class}")
-    words += [word for word in _list_application_options(command) if "exec_lines" not in word]
-    if draft.is_spark and draft.start_mode != "none":
+    own = _list_application_options(command)
+    words += own
+    if any("exec_lines" in word for word in own) and draft.is_spark:
+        text = "the command has exec_lines of its own, so `spark` and `sc` are not made: add lines that make them"
+        draft.say("argv exec_lines", "decision", text, "its own")
+    elif draft.is_spark and draft.start_mode != "none":
         words.append(f"--IPKernelApp.exec_lines={[PYTHON_START]!r}")
     if command.launcher in MAKES_CONTAINERS or command.form == "foreign" or "archive" in draft.options:
         draft.argv = ["python", *words]

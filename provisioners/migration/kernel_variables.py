@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from .amounts import format_memory, read_cpus, read_memory, read_quantity
 from .draft import Draft
+from .launcher_options import set_class, set_mode
 from .options_table import describe
 from .report import Outcome
 from .secrets import show
@@ -175,15 +176,11 @@ def _set_host(draft: Draft, env: dict[str, str], name: str) -> None:
 
 
 def _set_mode(draft: Draft, env: dict[str, str], name: str) -> None:
-    draft.start_mode = draft.start_mode or env[name].strip()
-    del env[name]
-    draft.say(f"env {name}", "translated", "as the launcher's option --spark-context-initialization-mode")
+    set_mode(draft, env.pop(name).strip(), f"env {name}")
 
 
 def _set_class(draft: Draft, env: dict[str, str], name: str) -> None:
-    draft.kernel_class = draft.kernel_class or env[name].strip()
-    del env[name]
-    draft.say(f"env {name}", "translated", "as the launcher's option --kernel-class-name")
+    set_class(draft, env.pop(name).strip(), f"env {name}")
 
 
 _AS_OPTIONS = {

@@ -24,9 +24,9 @@ def apply_launcher_options(draft: Draft, flags: Iterable[tuple[str, Flag]]) -> N
         if flag.name in HANDSHAKE:
             draft.say(option, "dropped", "roost starts a kernel with a connection file, without a handshake")
         elif flag.name == "spark-context-initialization-mode":
-            _set_mode(draft, flag.value, option)
+            set_mode(draft, flag.value, option)
         elif flag.name == "kernel-class-name":
-            _set_class(draft, flag.value, option)
+            set_class(draft, flag.value, option)
         elif flag.name == "customAppName":
             _set_app_name(draft, flag.value, option)
         elif re.fullmatch(r"--[A-Z]\w+\.\w+", flag.written) and not flag.written.startswith("--Remote"):
@@ -37,8 +37,9 @@ def apply_launcher_options(draft: Draft, flags: Iterable[tuple[str, Flag]]) -> N
             draft.say(option, "none", "roost's command has no such option: it is left out")
 
 
-def _set_mode(draft: Draft, mode: str, option: str) -> None:
-    draft.start_mode = draft.start_mode or mode
+def set_mode(draft: Draft, mode: str, option: str) -> None:
+    """Take over when the launcher makes the context of Spark. `option` is the place of the mode."""
+    draft.start_mode = mode
     if draft.language == "scala" and mode in _MODES:
         draft.say(option, "translated", "Toree's own option of the same name")
     elif mode == "eager" and draft.is_spark:
@@ -54,7 +55,8 @@ def _set_mode(draft: Draft, mode: str, option: str) -> None:
         )
 
 
-def _set_class(draft: Draft, name: str, option: str) -> None:
+def set_class(draft: Draft, name: str, option: str) -> None:
+    """Take over a subclass of ipykernel. `option` is its place."""
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
         draft.kernel_class = name
         draft.say(

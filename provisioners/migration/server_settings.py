@@ -18,6 +18,8 @@ from roost.scheduler.input_files import read_input_json, read_input_text, show_p
 
 _PREFIXES = ("EG_", "GP_", "RP_", "KG_")
 _ASSIGNMENT = re.compile(r"\s*(?:export\s+|declare\s+-x\s+|set\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
+OTHER_FILE = "EnvironmentFile"
+"""The name of a setting that is another file with settings."""
 _SYSTEMD = re.compile(r"\s*Environment\s*=\s*(.*)", re.DOTALL)
 _SAME = {
     "kernel_launch_timeout": "launch_timeout",
@@ -140,6 +142,9 @@ def _read_lines(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _read_line(line: str, number: int) -> Iterator[tuple[str, Any]]:
+    if match := re.match(r"\s*EnvironmentFile\s*=\s*-?(\S+)", line):
+        yield OTHER_FILE, match.group(1)
+        return
     systemd, plain = _SYSTEMD.match(line), _ASSIGNMENT.match(line)
     try:
         words = shlex.split(line, comments=True)

@@ -11,7 +11,7 @@ from .draft import Draft
 from .options_table import describe, find_status
 from .report import Line
 from .secrets import is_secret, show
-from .server_settings import NotLiteral, find_key, is_server_variable
+from .server_settings import OTHER_FILE, NotLiteral, find_key, is_server_variable
 from .stanza_options import HANDLERS, LEAST_TIMEOUT_S, LOCAL_HOSTS
 
 _POLICIES = {"round-robin": "round_robin", "least-connection": "spread"}
@@ -62,6 +62,10 @@ def _merge(there: Any, own: Any) -> Any:
 
 def _translate_setting(name: str, value: Any, config: dict[str, dict[str, Any]]) -> Line:
     place, key = f"server {name}", find_key(name)
+    if name == OTHER_FILE:
+        return Line(
+            place, "decision", f"read {show('file', value)} too: name it as a file of the server", "not read"
+        )
     if isinstance(value, NotLiteral):
         text = f"line {value.line} is no literal, and roost executes no configuration: give its value by hand"
         return Line(place, "decision", text, "not set")

@@ -124,6 +124,17 @@ def test_an_option_of_ipykernel_stays(translate_new: TranslateNew) -> None:
     assert "none" in {line.outcome for line in found.lines if line.option == "argv --debug"}
 
 
+def test_a_class_for_the_images_of_theirs(translate_new: TranslateNew) -> None:
+    """The launcher's own option wins over the variable, and a text that is no name is left out."""
+    own = ["--IPKernelApp.kernel_class=lab.Kernel"]
+    for name, options in (("lab.Kernel", own), ("lab.Kernel; rm", [])):
+        found = translate_new(describe(launch("python"), env={"KERNEL_CLASS_NAME": name}))
+        assert get_argv(found) == ["python", *IPYKERNEL, *options]
+    flags = [*HANDSHAKE, "--kernel-class-name", "lab.Kernel"]
+    found = translate_new(describe(launch("python", after=flags), env={"KERNEL_CLASS_NAME": "other.Kernel"}))
+    assert get_argv(found) == ["python", *IPYKERNEL, *own]
+
+
 def test_the_launcher_says_the_language(translate_new: TranslateNew) -> None:
     old = ["Rscript", "/k/launch_IRkernel.R", *HANDSHAKE]
     argv = get_argv(translate_new(describe(old, language="text")))

@@ -38,14 +38,17 @@ def test_lines_of_a_shell() -> None:
 
 def test_a_unit_of_systemd(tmp_path: Path) -> None:
     unit = tmp_path / "gateway.service"
+    command = "/bin/jupyter enterprisegateway --EnterpriseGatewayApp.max_kernels_per_user=3 --ip=::"
     unit.write_text(
         '[Service]\nEnvironment=EG_PORT=1 "EG_REMOTE_HOSTS=n1,n2"\nEnvironment="EG_BAD\n'
-        "ExecStart=/bin/jupyter enterprisegateway --EnterpriseGatewayApp.max_kernels_per_user=3 --ip=::\n"
+        f"EnvironmentFile=-/etc/gateway.env\nExecStart={command}\n"
     )
     found = read_server(unit)
     assert found["EG_REMOTE_HOSTS"] == "n1,n2"
     assert found["EnterpriseGatewayApp.max_kernels_per_user"] == 3
     assert found["Environment"] == NotLiteral(3)
+    lines = {line.option: line for line in translate_server(found).lines}
+    assert "read /etc/gateway.env too" in lines["server EnvironmentFile"].text
 
 
 def test_a_configuration_in_python_is_parsed_and_not_run(tmp_path: Path) -> None:

@@ -167,6 +167,15 @@ def test_the_clients_options_come_first(translate_new: TranslateNew) -> None:
     assert "KERNEL_EXTRA_SPARK_OPTS" not in found.kernel_json["env"]
 
 
+def test_first_lines_of_ones_own_stay(translate_new: TranslateNew) -> None:
+    document = describe("--master yarn")
+    document["argv"] += ["--IPKernelApp.exec_lines=['import os']"]
+    found = translate_new(document)
+    assert found.kernel_json is not None
+    assert found.kernel_json["argv"][5:] == ["--IPKernelApp.exec_lines=['import os']"]
+    assert found.needs_decision
+
+
 def test_r_gets_its_arguments_for_a_shell(translate_new: TranslateNew) -> None:
     document = describe("--master yarn") | {"language": "R"}
     found = translate_new(document)
