@@ -16,5 +16,6 @@ runs the launcher's processes, and `comm_port` sends requests to it. `listener` 
 and checks it, and `session_ports` finds out whether a port belongs to the launch. `relay` passes the five channels on,
 and `signature` signs their messages.
 
-The bridge needs the packages that ipykernel brings, and pycryptodome.
+The kernelspec also declares `"supported_encryption": ["curve"]` in its `metadata`, because the bridge encrypts roost's
+side. The bridge needs the packages that ipykernel brings, and pycryptodome.
 """

@@ -87,8 +87,9 @@ async def test_the_answer_arrives_beside_bad_and_idle_connections(
 
 
 async def test_a_crowd_of_idle_connections_makes_room(
-    listener: AnswerListener, listen: Callable[[], int]
+    listener: AnswerListener, listen: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "CONNECTION_S", 3_600.0)
     crowd = [await connect(listener) for _ in range(3 * module.MOST_CONNECTIONS)]
     assert await asyncio.wait_for(crowd[0][0].read(), allow_s(30)) == b""
     await send(listener, seal(**all_ports(listen)))
