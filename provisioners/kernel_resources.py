@@ -80,7 +80,7 @@ def write_kernelspec(
 
 
 def list_unfinished(folder: Path) -> list[Path]:
-    """Return the folders beside this one that a writer of this kernelspec has left when it was killed."""
+    """Return the unfinished folders of this kernelspec, which killed processes have left beside it."""
     return list(folder.parent.glob(f".{escape(folder.name)}-{'?' * 8}"))
 
 
