@@ -195,7 +195,7 @@ def _translate_stanza(draft: Draft) -> None:
     for key, handle in HANDLERS.items():
         if key in stanza.config:
             handle(draft, stanza.config[key], f"{stanza.place}.config.{key}")
-    for key in stanza.config.keys() - HANDLERS.keys():
+    for key in [key for key in stanza.config if key not in HANDLERS]:
         text = describe("kernelspec", f"config.{key}") or "roost does not know this option of theirs"
         draft.say(f"{stanza.place}.config.{key}", "none", text)
 

@@ -67,6 +67,17 @@ def test_unknown_keys_have_a_line_too(translate_new: TranslateNew) -> None:
     assert (found.kernel_json["colour"], found.kernel_json["metadata"]["own"]) == ("red", {"a": 1})
 
 
+def test_lines_keep_the_order_of_the_file(translate_new: TranslateNew) -> None:
+    names = [f"option_{number}" for number in range(9)]
+    metadata = {
+        "kernel_provisioner": {"provisioner_name": "yarn-provisioner", "config": dict.fromkeys(names, 1)}
+    }
+    found = translate_new(describe(metadata=metadata))
+    shown = [line.option.rpartition(".")[2] for line in found.lines if ".config." in line.option]
+    assert shown == names
+    assert not is_theirs(found.kernel_json)
+
+
 def test_each_argument_has_a_line(translate_new: TranslateNew) -> None:
     document = describe(env={"LAUNCH_OPTS": "--cluster-type none --new 1 word", "SPARK_OPTS": "--odd x y"})
     options = [line.option for line in translate_new(document).lines]
