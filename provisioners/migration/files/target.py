@@ -42,11 +42,16 @@ class Target:
 
 
 def find_config_folder(home: Path) -> Path:
-    """Return the folder of the settings that belong to the kernelspecs in `home`."""
-    data = home.parent
+    """Return the folder of the settings that belong to the kernelspecs in `home`: one that a service here reads.
+
+    Of an installation prefix that Jupyter does not search here, it is the folder that its own Jupyter reads.
+    """
+    data, user = home.parent, Path(paths.jupyter_config_dir()).absolute()
     if data == Path(paths.jupyter_data_dir()).absolute() or data.parts[-2:] != ("share", "jupyter"):
-        return Path(paths.jupyter_config_dir()).absolute()
-    return data.parent.parent / "etc" / "jupyter"
+        return user
+    beside = data.parent.parent / "etc" / "jupyter"
+    is_read = str(beside) in paths.jupyter_config_path()
+    return beside if is_read or home not in search_path() else user
 
 
 def choose_target(old: FoundKernelspec, *, prefix: str | None = None, is_user: bool = False) -> Target:

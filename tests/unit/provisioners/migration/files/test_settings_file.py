@@ -77,6 +77,20 @@ def test_settings_go_beside_the_kernelspecs(folders: JupyterFolders, run: Run) -
     assert not folders.config.exists()
 
 
+def test_settings_go_where_a_service_reads_them(
+    folders: JupyterFolders, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jupyter finds kernelspecs below JUPYTER_PATH, but no configuration beside it."""
+    data = tmp_path / "old" / "share" / "jupyter"
+    write_old(data, "a", env={"CONFIG": json.dumps({"RoostScheduler": {"denied_users": ["ada"]}})})
+    monkeypatch.setenv("JUPYTER_PATH", str(data))
+    run("a")
+    assert read_settings(folders.config) == {"denied_users": ["ada"]}
+    assert not (tmp_path / "old" / "etc").exists()
+    run("--undo")
+    assert not (folders.config / "jupyter_roost_config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "text", "with_it"),
     [
