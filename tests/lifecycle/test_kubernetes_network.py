@@ -147,8 +147,8 @@ def test_only_jupyter_reaches_its_kernels(
     settings = {**cluster_settings(cluster, tmp_path), "namespace": KERNELS}
     (tmp_path / "jupyter_roost_config.json").write_text(json.dumps({"RoostKubernetesBackend": settings}))
     environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(tmp_path), "KUBECONFIG": settings["address"]}
-    kit = str(Path(cluster_settings.__code__.co_filename).parent)
-    command = [*pods.enter(jupyter), sys.executable, "-c", APPLICATION, kit, str(tmp_path)]
+    tests = str(Path(cluster_settings.__code__.co_filename).parents[3])
+    command = [*pods.enter(jupyter), sys.executable, "-c", APPLICATION, tests, str(tmp_path)]
     reports = applied(api, "report-policy.yaml", JUPYTER) if may_report else nullcontext()
     with PodFirewall(cluster) as firewall, ExitStack() as stack:
         stack.callback(settle, runtime_dir)
