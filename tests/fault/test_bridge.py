@@ -32,7 +32,7 @@ NO_ANSWER = "The launcher has not answered, or its kernel has not listened, with
             600,
             "The launcher /no/program cannot be started",
         ),
-        (odd_launcher()[:-3], 600, "The launcher's command has no {response_address}"),
+        (odd_launcher()[:-2], 600, "The launcher's command has no {response_address}"),
     ],
     ids=["dies", "ends", "hangs", "late", "silent", "old", "missing", "without_places"],
 )
@@ -62,7 +62,7 @@ def find_launcher(bridge: Bridged) -> psutil.Process:
 def test_attacks_on_the_listener(tmp_path: Path) -> None:
     with bridged(tmp_path, odd_launcher("waits")) as bridge:
         launcher = find_launcher(bridge)
-        kernel_id, address, public_key, _ = launcher.cmdline()[-4:]
+        kernel_id, address, public_key = launcher.cmdline()[-3:]
         host, port = address.split(":")
         with socket.create_server((host, 0)) as own:
             forged = load_seal()["seal"](an_answer(kernel_id, comm_port=own.getsockname()[1]), public_key)

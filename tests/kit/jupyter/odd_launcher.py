@@ -10,7 +10,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,8 @@ _LAUNCHER = (
     + r"""
 import signal, socket, sys, threading
 
-fault, kernel_id, address, public_key, file = sys.argv[1:]
+fault, kernel_id, address, public_key = sys.argv[1:]
+file = os.path.abspath("odd.json")
 if fault == "dies":
     sys.exit("no luck today")
 if fault == "ends":
@@ -122,9 +122,8 @@ def odd_launcher(fault: str = "") -> list[str]:
     has to end. `old`: it answers in version 0. `silent`: its kernel never listens. `twice`: it answers twice. `deaf`:
     it takes no requests. `stubborn`: only SIGKILL ends it. `waits`: it answers after SIGUSR1.
     """
-    file = tempfile.gettempdir() + "/odd-{kernel_id}.json"
     places = ("{kernel_id}", "{response_address}", "{public_key}")
-    return [sys.executable, "-c", _LAUNCHER, fault, *places, file]
+    return [sys.executable, "-c", _LAUNCHER, fault, *places]
 
 
 def bridge_command(launcher: list[str], *options: str) -> list[str]:
