@@ -181,3 +181,19 @@ def test_the_kernelspecs_own_options_win(translate_new: TranslateNew) -> None:
     assert list(found.config["RoostSshBackend"]["hosts"]) == ["n3"]
     assert found.kernel_json is not None
     assert found.kernel_json["metadata"]["kernel_provisioner"]["config"]["launch_timeout"] == 70
+
+
+def test_a_host_with_a_password_is_a_decision(translate_new: TranslateNew) -> None:
+    """roost gives ssh no password, and its settings would show it."""
+    config = {"remote_hosts": "n1, ada:hunter2@n3"}
+    document = LOCAL | {
+        "metadata": {"process_proxy": {"class_name": "DistributedProcessProxy", "config": config}}
+    }
+    for found in (
+        translate_new(document),
+        translate_new(LOCAL, server={"EG_REMOTE_HOSTS": "ada:hunter2@n3"}),
+        translate_server({"EG_REMOTE_HOSTS": "ada:hunter2@n3"}),
+    ):
+        assert "hunter2" not in str(found)
+        assert "decision" in {line.outcome for line in found.lines}
+        assert found.config == {}
