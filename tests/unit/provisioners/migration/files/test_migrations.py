@@ -119,6 +119,19 @@ def test_an_edited_kernelspec_is_a_persons(
     assert folders.list_files() == before
 
 
+def test_a_copy_under_another_name_is_a_persons(
+    folders: JupyterFolders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_old(folders.system, NAME)
+    new = Path(migrate_one(capsys, NAME)["folder"])
+    shutil.copytree(new, new.with_name("copy"))
+    assert main.main(["migrate", "--undo"]) == 1
+    output = capsys.readouterr()
+    assert f"Removed {new}" in output.out
+    assert f"{new.with_name('copy')} has changed since the migration" in output.err
+    assert [path.name for path in new.parent.iterdir()] == ["copy"]
+
+
 def test_a_file_that_a_person_has_added_is_an_edit(
     folders: JupyterFolders, capsys: pytest.CaptureFixture[str]
 ) -> None:
