@@ -86,7 +86,14 @@ def read_folders(named: Iterable[str]) -> list[Path]:
                 f"--from {text!r:.200} is no folder: name the old server's folder share/jupyter."
             )
         inner = [folder / "kernels", folder / "share" / "jupyter" / "kernels", folder]
-        folders.append(next(each for each in inner if each.is_dir()))
+        try:
+            found = next(each for each in inner if each.is_dir())
+            os.listdir(found)
+        except OSError as problem:
+            raise ConfigError(
+                f"--from {text!r:.200} cannot be read: {problem.strerror or problem}."
+            ) from None
+        folders.append(found)
     return folders
 
 

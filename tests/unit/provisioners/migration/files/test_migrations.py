@@ -335,6 +335,21 @@ def test_a_folder_of_the_old_server_and_a_path(
     assert "is no folder" in capsys.readouterr().err
 
 
+def test_a_folder_of_the_old_server_that_cannot_be_read(
+    folders: JupyterFolders,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def refuse(folder: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("roost.provisioners.migration.files.found_kernelspecs.os.listdir", refuse)
+        code = main.main(["migrate", "--all", "--from", str(tmp_path)])
+    assert (code, "cannot be read: Permission denied" in capsys.readouterr().err) == (2, True)
+
+
 def test_a_folder_whose_name_jupyter_ignores_is_ignored(
     folders: JupyterFolders, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
