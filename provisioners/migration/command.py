@@ -126,8 +126,14 @@ def read_flags(words: Sequence[str]) -> tuple[list[Flag], list[str]]:
         written, equals, value = word.partition("=")
         if not equals and rest and not rest[0].startswith("--"):
             value = rest.pop(0)
-        flags.append(Flag(written.removeprefix("--").removeprefix(_PREFIX), written, value))
+        flags.append(Flag(_find_option(written), written, value))
     return flags, extra
+
+
+def _find_option(written: str) -> str:
+    """Return the launchers' name of an option. Gateway Provisioners has also written it with underscores."""
+    name = written.removeprefix("--").removeprefix(_PREFIX)
+    return name.replace("_", "-") if name.replace("_", "-") in _KNOWN else name
 
 
 def _read_words(words: list[str]) -> Command:
@@ -208,7 +214,7 @@ def _take_known(words: list[str]) -> tuple[list[str], list[Flag]]:
     while rest:
         word = rest.pop(0)
         written, equals, value = word.partition("=")
-        name = written.removeprefix("--").removeprefix(_PREFIX)
+        name = _find_option(written)
         if not word.startswith("--") or name not in _KNOWN:
             kept.append(word)
             continue

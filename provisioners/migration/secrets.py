@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 _NAME = re.compile(
-    r"TOKEN|SECRET|PASSW|CREDENTIAL|KEY(?!TAB|WORD|BOARD)|(^|[^A-Z])(AUTH|PASS|PWD|COOKIE)([^A-Z]|$)",
+    r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|KEY(?!TAB|WORD|BOARD)"
+    r"|(^|[^A-Z])(AUTH|AUTHORIZATION|BEARER|COOKIE|CREDS?|JWT|PASS|PAT|PW|PWD|SIG|SIGNATURE)([^A-Z]|$)",
     re.IGNORECASE,
 )
-_IN_URL = re.compile(r"\w://[^/\s@]*:[^/\s@]*@|\w://[^/\s:@]+@")
+_IN_URL = re.compile(r"\w://[^/\s@]*:[^/\s@]*@|\w://[^/\s:@]+@|(^|[\s,;='\"])[\w.-]+:[^/\s@]+@(?!sha256:)")
+"""A URL with a user or a password, or `USER:PASSWORD@HOST`. An image may have the digest `@sha256:…`."""
 _ASSIGNMENT = re.compile(r"""([A-Za-z][\w.-]*)["']?\s*[=:]|--?([A-Za-z][\w.-]*)\s""")
 """A name to which a text gives a value, as in `NAME=…`, `"name": …` and `--name …`."""
 _LONGEST_SHOWN = 120
@@ -18,7 +20,7 @@ _HIDDEN = "(a secret, not shown)"
 def is_secret(name: str, value: str = "") -> bool:
     """True if a variable or option of this name is probably a secret, or if the value contains one.
 
-    The value contains one if it is a URL with a user or a password, or if it assigns to such a name.
+    The value contains one if it is a URL with a user or a password, a host with both, or if it assigns to such a name.
     """
     if _NAME.search(name) or _IN_URL.search(value):
         return True

@@ -91,9 +91,10 @@ def _read_python(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     for node in sorted((each for each in ast.walk(tree) if isinstance(each, ast.stmt)), key=_line):
         if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for name in filter(None, map(_find_trait, targets)):
-                is_plain = id(node) in at_top and not isinstance(node, ast.AugAssign)
-                yield name, _read_literal(node.value) if is_plain else NotLiteral(node.lineno)
+            for name, is_whole in map(_find_trait, targets):
+                is_plain = is_whole and id(node) in at_top and not isinstance(node, ast.AugAssign)
+                if name:
+                    yield name, _read_literal(node.value) if is_plain else NotLiteral(node.lineno)
         elif name := _find_changed(node):
             yield name, NotLiteral(node.lineno)
 
@@ -102,15 +103,18 @@ def _line(node: ast.stmt) -> int:
     return node.lineno
 
 
-def _find_trait(target: ast.expr) -> str:
-    """Return `Section.trait` of a target `c.Section.trait`; empty for another target."""
-    if isinstance(target, ast.Subscript):
-        return _find_trait(target.value)
-    if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Attribute):
-        root = target.value.value
-        if isinstance(root, ast.Name) and root.id == "c":
-            return f"{target.value.attr}.{target.attr}"
-    return ""
+def _find_trait(target: ast.expr) -> tuple[str, bool]:
+    """Return `Section.trait` of a target `c.Section.trait` or `c["Section"]["trait"]`; empty for another target.
+
+    Second is True if the target is the whole trait, and not a part of it.
+    """
+    names: list[str] = []
+    while isinstance(target, (ast.Attribute, ast.Subscript)):
+        key = target.attr if isinstance(target, ast.Attribute) else _read_literal(target.slice)
+        names.insert(0, key if isinstance(key, str) else "")
+        target = target.value
+    is_trait = isinstance(target, ast.Name) and target.id == "c" and len(names) > 1 and all(names[:2])
+    return (".".join(names[:2]) if is_trait else ""), len(names) == 2
 
 
 def _find_changed(node: ast.stmt) -> str:
@@ -120,7 +124,7 @@ def _find_changed(node: ast.stmt) -> str:
     function = node.value.func
     if isinstance(function, ast.Name) and function.id == "load_subconfig":
         return "load_subconfig"
-    return _find_trait(function.value) if isinstance(function, ast.Attribute) else ""
+    return _find_trait(function.value)[0] if isinstance(function, ast.Attribute) else ""
 
 
 def _read_literal(value: ast.expr | None) -> Any:

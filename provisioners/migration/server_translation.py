@@ -132,6 +132,8 @@ def _read_timeout(value: Any) -> float:
 
 def _read_hosts(value: Any) -> dict[str, dict[str, str]] | None:
     hosts = read_names(value)
+    if is_secret("", ", ".join(hosts)):
+        raise ValueError("a host has a password: use keys or an agent")
     return {host: {} for host in hosts} if any(host not in LOCAL_HOSTS for host in hosts) else None
 
 

@@ -26,6 +26,10 @@ def _set_hosts(draft: Draft, value: Any, place: str) -> None:
         else:
             draft.say(place, "translated", "only this machine: backend local")
         return
+    if is_secret("", ", ".join(hosts)):
+        text = "a host has a password: name the hosts in c.RoostSshBackend.hosts, and use keys or an agent"
+        draft.say(place, "decision", text, "no hosts of this kernelspec")
+        return
     label = draft.old.name.lower()
     is_own = not place.startswith("server ")
     labels = {label: "yes"} if is_own else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from .mark import read_mark
 
 ASIDE = "kernels-before-roost"
 """The folder beside `kernels` that holds the old kernelspecs whose places the new ones have taken."""
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+"""The names of kernelspecs that Jupyter takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +86,14 @@ def read_folders(named: Iterable[str]) -> list[Path]:
                 f"--from {text!r:.200} is no folder: name the old server's folder share/jupyter."
             )
         inner = [folder / "kernels", folder / "share" / "jupyter" / "kernels", folder]
-        folders.append(next(each for each in inner if each.is_dir()))
+        try:
+            found = next(each for each in inner if each.is_dir())
+            os.listdir(found)
+        except OSError as problem:
+            raise ConfigError(
+                f"--from {text!r:.200} cannot be read: {problem.strerror or problem}."
+            ) from None
+        folders.append(found)
     return folders
 
 
@@ -97,10 +107,15 @@ def list_folders(home: Path) -> Iterator[Path]:
 
 
 def _list_all(more: Sequence[Path]) -> Iterator[FoundKernelspec]:
-    """Yield all kernelspecs in Jupyter's order. In each folder, kernelspecs that were put aside come last."""
+    """Yield all kernelspecs in Jupyter's order. In each folder, kernelspecs that were put aside come last.
+
+    A folder such as `python (copy)` is left out, because no server of Jupyter takes its name.
+    """
     for home in [*search_path(), *more]:
         for place in (home, home.with_name(ASIDE)):
-            yield from (FoundKernelspec(name=each.name, folder=each) for each in list_folders(place))
+            for each in list_folders(place):
+                if _NAME.fullmatch(each.name):
+                    yield FoundKernelspec(name=each.name, folder=each)
 
 
 def _take_folder(folder: Path) -> FoundKernelspec | None:

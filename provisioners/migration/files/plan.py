@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -78,6 +79,10 @@ def write_plan(plan: Plan) -> None:
     try:
         write_kernelspec(plan.target.folder, plan.document, plan.resources, make_way=make_way)
     except OSError as problem:
+        if problem.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ConfigError(
+                f"Another program has just written {plan.target.folder}. Run the command again."
+            ) from None
         what = f"{plan.target.folder} cannot be written ({problem.strerror or problem})"
         raise ConfigError(f"{what}: use --user, --sys-prefix or --prefix.") from None
 

@@ -22,6 +22,7 @@ class Migrated:
     """A kernelspec that a migration has written; with `mark` None, an old one whose new kernelspec is missing.
 
     `folder` is its place. `written` is the folder that is removed: another one if an earlier undo was killed.
+    `is_edited` is also True for a copy that a person has made under another name.
     """
 
     folder: Path
@@ -47,7 +48,8 @@ def find_migrated(more: Sequence[Path] = ()) -> list[Migrated]:
             if marked := read_marked(written):
                 document, mark = marked
                 folder = find_place(written)
-                is_edited = folder == written and not is_unchanged(written, document, mark)
+                is_copy = folder.name != Path(mark.source).name
+                is_edited = folder == written and (is_copy or not is_unchanged(written, document, mark))
                 found.append(Migrated(folder=folder, written=written, mark=mark, is_edited=is_edited))
         for old in list_folders(home.with_name(ASIDE)):
             folder = home / old.name

@@ -130,9 +130,10 @@ def test_a_class_for_the_images_of_theirs(translate_new: TranslateNew) -> None:
     for name, options in (("lab.Kernel", own), ("lab.Kernel; rm", [])):
         found = translate_new(describe(launch("python"), env={"KERNEL_CLASS_NAME": name}))
         assert get_argv(found) == ["python", *IPYKERNEL, *options]
-    flags = [*HANDSHAKE, "--kernel-class-name", "lab.Kernel"]
-    found = translate_new(describe(launch("python", after=flags), env={"KERNEL_CLASS_NAME": "other.Kernel"}))
-    assert get_argv(found) == ["python", *IPYKERNEL, *own]
+    for flag in ("--kernel-class-name", "--kernel_class_name"):
+        old = launch("python", after=[*HANDSHAKE, flag, "lab.Kernel"])
+        found = translate_new(describe(old, env={"KERNEL_CLASS_NAME": "other.Kernel"}))
+        assert get_argv(found) == ["python", *IPYKERNEL, *own]
 
 
 def test_the_launcher_says_the_language(translate_new: TranslateNew) -> None:

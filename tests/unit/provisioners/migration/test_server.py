@@ -62,6 +62,7 @@ def test_a_configuration_in_python_is_parsed_and_not_run(tmp_path: Path) -> None
         "if True:\n    c.EnterpriseGatewayApp.yarn_endpoint = 'http://a'\n"
         "c.EnterpriseGatewayApp.client_envs.append('X')\nload_subconfig('other.py')\n"
         "c.EnterpriseGatewayApp.tags['a'] = 1\nother.EnterpriseGatewayApp.x = 1\n"
+        "c['EnterpriseGatewayApp']['max_kernels'] = 5\nc.EnterpriseGatewayApp['max_age'] = 6\n"
     )
     found = read_server(file)
     assert not marker.exists()
@@ -70,6 +71,8 @@ def test_a_configuration_in_python_is_parsed_and_not_run(tmp_path: Path) -> None
     assert found["EnterpriseGatewayApp.yarn_endpoint"] == NotLiteral(7)
     assert found["EnterpriseGatewayApp.client_envs"] == NotLiteral(8)
     assert found["load_subconfig"] == NotLiteral(9)
+    assert found["EnterpriseGatewayApp.tags"] == NotLiteral(10)
+    assert (found["EnterpriseGatewayApp.max_kernels"], found["EnterpriseGatewayApp.max_age"]) == (5, 6)
     assert "EnterpriseGatewayApp.x" not in found
     lines = {line.option: line for line in translate_server(found).lines}
     assert "line 5 is no literal" in lines["server EnterpriseGatewayApp.port_range"].text
@@ -178,3 +181,19 @@ def test_the_kernelspecs_own_options_win(translate_new: TranslateNew) -> None:
     assert list(found.config["RoostSshBackend"]["hosts"]) == ["n3"]
     assert found.kernel_json is not None
     assert found.kernel_json["metadata"]["kernel_provisioner"]["config"]["launch_timeout"] == 70
+
+
+def test_a_host_with_a_password_is_a_decision(translate_new: TranslateNew) -> None:
+    """roost gives ssh no password, and its settings would show it."""
+    config = {"remote_hosts": "n1, ada:hunter2@n3"}
+    document = LOCAL | {
+        "metadata": {"process_proxy": {"class_name": "DistributedProcessProxy", "config": config}}
+    }
+    for found in (
+        translate_new(document),
+        translate_new(LOCAL, server={"EG_REMOTE_HOSTS": "ada:hunter2@n3"}),
+        translate_server({"EG_REMOTE_HOSTS": "ada:hunter2@n3"}),
+    ):
+        assert "hunter2" not in str(found)
+        assert "decision" in {line.outcome for line in found.lines}
+        assert found.config == {}

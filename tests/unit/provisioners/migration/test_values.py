@@ -64,7 +64,9 @@ def test_wrong_amounts(read: Callable[[object], float], value: object) -> None:
     [
         ("GIT_TOKEN", ""), ("db-password", ""), ("spark.ssl.keyPassword", ""), ("API_KEY", ""), ("AUTH", ""),
         ("URL", "https://ada:x@h/"), ("URL", "https://x@h/"), ("A", "b TOKEN=1"), ("A", '{"password": 1}'),
-        ("A", "--password x"),
+        ("A", "--password x"), ("PASSPHRASE", ""), ("GITHUB_PAT", ""), ("DB_PW", ""), ("JWT", ""), ("API_CREDS", ""),
+        ("A", "Authorization: Bearer x"), ("A", "https://h/c?sv=1&sig=x"), ("A", "B=ada:x@h"),
+        ("HOSTS", "ada:x@h"), ("HOSTS", "h1, ada:x@h2"),
     ],
 )  # fmt: skip
 def test_secrets(name: str, value: str) -> None:
@@ -74,7 +76,18 @@ def test_secrets(name: str, value: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("KEYTAB", "/a"), ("PATH", "/a:/b"), ("URL", "http://h:80/a"), ("AUTHOR", "ada"), ("IMAGE", "a.b/c:1")],
+    [
+        ("KEYTAB", "/a"),
+        ("PATH", "/a:/b"),
+        ("URL", "http://h:80/a"),
+        ("AUTHOR", "ada"),
+        ("IMAGE", "a.b/c:1"),
+        ("IMAGE", "a.b:5000/c:1@sha256:ab"),
+        ("HOSTS", "ada@h1,h2"),
+        ("PATTERN", "a"),
+        ("DESIGN", "x"),
+        ("SIGNALS", "2"),
+    ],
 )
 def test_what_is_no_secret(name: str, value: str) -> None:
     assert not is_secret(name, value)

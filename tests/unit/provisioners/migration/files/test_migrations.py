@@ -119,6 +119,19 @@ def test_an_edited_kernelspec_is_a_persons(
     assert folders.list_files() == before
 
 
+def test_a_copy_under_another_name_is_a_persons(
+    folders: JupyterFolders, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_old(folders.system, NAME)
+    new = Path(migrate_one(capsys, NAME)["folder"])
+    shutil.copytree(new, new.with_name("copy"))
+    assert main.main(["migrate", "--undo"]) == 1
+    output = capsys.readouterr()
+    assert f"Removed {new}" in output.out
+    assert f"{new.with_name('copy')} has changed since the migration" in output.err
+    assert [path.name for path in new.parent.iterdir()] == ["copy"]
+
+
 def test_a_file_that_a_person_has_added_is_an_edit(
     folders: JupyterFolders, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,6 +283,22 @@ def test_a_failure_leaves_nothing_half_written(
     assert folders.list_files() == before
 
 
+def test_another_program_that_writes_the_same_kernelspec_is_named(
+    folders: JupyterFolders, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_old(folders.system, NAME)
+    rename = Path.rename
+
+    def come_second(source: Path, target: Path) -> Path:
+        shutil.copytree(source, target)
+        return rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", come_second)
+        assert "Run the command again" in migrate_one(capsys, NAME, code=1)["problem"]
+    assert migrate_one(capsys, NAME)["state"] == "there"
+
+
 def test_a_bad_kernelspec_stops_no_other(folders: JupyterFolders, capsys: pytest.CaptureFixture[str]) -> None:
     write_old(folders.system, "good")
     bad = write_old(folders.system, "bad")
@@ -304,6 +333,31 @@ def test_a_folder_of_the_old_server_and_a_path(
         assert migrate_one(capsys, "--all", "--check", "--from", str(tmp_path / prefix))["from"] == str(old)
     assert main.main(["migrate", "--all", "--from", str(tmp_path / "no-such")]) == 2
     assert "is no folder" in capsys.readouterr().err
+
+
+def test_a_folder_of_the_old_server_that_cannot_be_read(
+    folders: JupyterFolders,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def refuse(folder: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("roost.provisioners.migration.files.found_kernelspecs.os.listdir", refuse)
+        code = main.main(["migrate", "--all", "--from", str(tmp_path)])
+    assert (code, "cannot be read: Permission denied" in capsys.readouterr().err) == (2, True)
+
+
+def test_a_folder_whose_name_jupyter_ignores_is_ignored(
+    folders: JupyterFolders, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("köln", "a copy"):
+        write_old(folders.system, name)
+        write_old(tmp_path / "server", name)
+    assert migrate(capsys, "--all", "--from", str(tmp_path / "server"))["kernelspecs"] == []
+    assert "no kernelspec" in migrate_one(capsys, "köln", code=1)["problem"]
 
 
 def test_a_moved_kernelspec_whose_old_one_is_gone_is_done(
