@@ -26,7 +26,7 @@ _OF_GATEWAY = (
     "enterprise_gateway/tests/resources/kernels",
 )
 PLAIN = "kernel_defaults_test"
-"""A kernelspec of Enterprise Gateway's unit tests. It is plain Jupyter's, and the only one of them with a kernel."""
+"""A kernelspec of Enterprise Gateway's unit tests. It is one of plain Jupyter."""
 _WITHOUT_R = "its command fails: it looks for the folder `r`, and the wheel has `R`"
 
 
@@ -116,6 +116,5 @@ def _download(folder: Path) -> None:
     (folder / "kernels").mkdir()
     for part in _OF_GATEWAY:
         for kernelspec in (source / part).iterdir():
-            if part != _OF_GATEWAY[-1] or kernelspec.name == PLAIN:
-                shutil.move(kernelspec, folder / "kernels" / kernelspec.name)
+            shutil.move(kernelspec, folder / "kernels" / kernelspec.name)
     shutil.rmtree(archives)
