@@ -1,4 +1,4 @@
-"""What pip downloads for tests, in a cache outside this repository. A folder gets its name when it is complete."""
+"""Downloads by pip for tests, in a cache outside this repository. A folder gets its name when it is complete."""
 
 from __future__ import annotations
 

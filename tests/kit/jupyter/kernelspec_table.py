@@ -59,7 +59,7 @@ def _row(system: str, name: str, judged: Mapping[str, Any] | None) -> str:
 
 
 def _describe(judged: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return the backend, the outcome, and what is left to do or why it is refused."""
+    """Return the backend, the outcome, and the tasks that are left or the reason of a refusal."""
     backend = judged["backend"] or "-"
     if judged["state"] == "refused":
         return backend, "refused", judged["problem"]

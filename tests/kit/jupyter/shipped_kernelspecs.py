@@ -17,7 +17,7 @@ from kit.jupyter.downloads import GATEWAY, PROVISIONERS, cache, download_gateway
 from roost.testing.deadlines import allow_s
 
 _LIBRARIES = ("pycryptodomex==3.23.0", "overrides==7.7.0")
-"""What the commands import, and this environment may lack."""
+"""Libraries that the commands import. This environment may lack them."""
 _VERSIONS = "_".join(["kernelspecs", PROVISIONERS, GATEWAY, *_LIBRARIES]).replace("==", "-")
 _TIMEOUT_S = 60.0
 _OF_GATEWAY = (
