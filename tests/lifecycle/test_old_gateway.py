@@ -1,0 +1,79 @@
+"""Enterprise Gateway's own integration tests, against Kernel Gateway with migrated kernelspecs and against itself.
+
+`pytest -m slow -s tests/lifecycle/test_old_gateway.py` shows the seconds of both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from server import JupyterServer, until_it_listens
+
+from kit.jupyter.old_gateway import list_kernelspecs, python, run_tests, why_not
+from roost.testing.deadlines import allow_s
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def own_gateway() -> None:
+    pytest.importorskip("kernel_gateway", reason="Jupyter Kernel Gateway is not installed here")
+    if reason := why_not():
+        pytest.skip(reason)
+
+
+@asynccontextmanager
+async def serve(folder: Path, words: list[str], application: str, **env: str) -> AsyncIterator[int]:
+    """Run a server and yield its port. Its log is in `folder`, and so are its data and its configuration."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [*words, f"--{application}.ip=127.0.0.1", f"--{application}.port={port}"]
+    env |= {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder)}
+    with (folder / "server.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *words, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
+        )
+    try:
+        await until_it_listens(JupyterServer(pid=process.pid, port=port, token="", log=[]))
+        yield port
+    finally:
+        process.terminate()
+        await asyncio.wait_for(process.wait(), allow_s(60))
+
+
+def migrate(old: list[Path], folder: Path) -> None:
+    (folder / "config").mkdir(mode=0o700, parents=True)
+    env = {**os.environ, "JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder)}
+    words = [sys.executable, "-m", "roost", "migrate", *map(str, old)]
+    subprocess.run(words, env=env, check=True, timeout=allow_s(60))
+
+
+def show(server: str, seconds: dict[str, float]) -> None:
+    print(f"\n{server}: {len(seconds)} tests, {sum(seconds.values()):.1f} s")
+    for name, took in seconds.items():
+        print(f"{took:8.2f} s  {name}")
+
+
+async def test_kernel_gateway_with_migrated_kernelspecs(settled_runtime_dir: Path, tmp_path: Path) -> None:
+    await asyncio.to_thread(migrate, list_kernelspecs(tmp_path / "old"), tmp_path / "new")
+    words = [sys.executable, "-m", "kernel_gateway"]
+    async with serve(tmp_path / "new", words, "KernelGatewayApp", **os.environ) as port:
+        seconds = await asyncio.to_thread(run_tests, port, tmp_path / "report.xml")
+    show("Kernel Gateway with roost", seconds)
+
+
+async def test_enterprise_gateway_with_its_own_kernelspecs(tmp_path: Path) -> None:
+    list_kernelspecs(tmp_path / "kernels")
+    words = [python(), "-m", "enterprise_gateway"]
+    env = {"PATH": f"{Path(python()).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    async with serve(tmp_path, words, "EnterpriseGatewayApp", **env) as port:
+        seconds = await asyncio.to_thread(run_tests, port, tmp_path / "report.xml")
+    show("Enterprise Gateway", seconds)
