@@ -29,6 +29,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JupyterFolders:
         return Translation(name=folder.name, backend="local", kernel_json=document, config=config)
 
     monkeypatch.setattr("roost.scheduler.cli.migrate.translate", translate)
+    monkeypatch.delenv("COLUMNS", raising=False)  # else long paths are broken
     return separate_jupyter(tmp_path, monkeypatch)
 
 

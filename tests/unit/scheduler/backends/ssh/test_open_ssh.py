@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import sys
 import time
@@ -48,12 +49,18 @@ async def problem_of(ssh: tuple[str, ...], program: str = "say({})", **options: 
     return caught.value
 
 
+_PR_SET_CHILD_SUBREAPER = 36
 _BEFORE: set[psutil.Process] = set()
 """Processes of other tests."""
 
 
 @pytest.fixture(autouse=True)
 def others_processes() -> None:
+    """Note the processes of other tests.
+
+    An agent of another test has made this process a subreaper. So what ssh leaves behind would become its child.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     _BEFORE.clear()
     _BEFORE.update(psutil.Process().children(recursive=True))
 
