@@ -94,6 +94,7 @@ class BackendContract(ContractSteps):
         self, opener: Opener, scarce: Scarce
     ) -> None:
         async with opener() as (backend, _):
+            await self.until(backend, lambda _: not backend.is_still_reading)
             before = await backend.snapshot()
             request = scarce(1, cpus=1, memory_bytes=MEMORY_BYTES, owner="ada")
             lease = await self.take(backend, K, request)
