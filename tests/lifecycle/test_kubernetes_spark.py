@@ -1,6 +1,7 @@
 """PySpark in client mode in a kernel's pod. Its executors are pods, which end with the application or the kernel.
 
-These tests have a cluster of their own, with an image that has Java and PySpark: `make spark` builds it.
+These tests have a cluster of their own, with an image that has Java and PySpark: `make spark` builds it. Then
+`pytest -m slow tests/lifecycle/test_kubernetes_spark.py` runs them in some minutes.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ PATHS = {
 }
 SPARK_S = 180.0
 END_S = 60.0
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,8 @@ END_S = 60.0
 MASTER_S = 4
 End = Callable[[Notebook, HadoopNodes], Awaitable[None]]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def configured_folder(
@@ -169,7 +171,6 @@ async def test_spark_computes_is_interrupted_and_restarts_and_nothing_is_left(
     await await_end(yarn_cluster, row["id"], inside)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("end", [kill, kill_containers])
 async def test_the_application_ends_with_the_kernel(
     end: End, specs: KernelSpecManager, yarn_cluster: HadoopNodes
