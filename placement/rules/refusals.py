@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from roost.placement.model.node import UNREACHABLE
+
 When = Literal["now", "never"]
 
 BY_OPERATOR = "is draining"
@@ -68,17 +70,17 @@ class RefusalGroup:
         """Return the predicate for ``count`` of these nodes."""
         if self.filter == "avoid" and self.examples:
             return self.examples[0].reason
-        if self.filter == "draining" and self.examples and self.examples[0].reason != BY_OPERATOR:
-            return "takes no kernels now" if count == 1 else "take no kernels now"
+        if self.examples and find_cause(self.filter, self.examples[0].reason) == UNREACHABLE:
+            return "cannot be reached now"
         by_policy = f"is refused by {self.filter}", f"are refused by {self.filter}"
         one, many = SUMMARIES.get((self.filter, self.when), by_policy)
         return one if count == 1 else many
 
 
 def find_cause(name: str, reason: str) -> str:
-    """Return what tells the groups of the filter `name` apart: the reason to avoid a node, and who drains it."""
+    """Return what tells the groups of the filter `name` apart: the reason to avoid a node, or unreachable."""
     if name == "draining":
-        return "" if reason == BY_OPERATOR else "itself"
+        return UNREACHABLE if reason.startswith(UNREACHABLE) else ""
     return reason if name == "avoid" else ""
 
 

@@ -149,7 +149,7 @@ class TestRefused:
         decision = get_policy("balanced").place(Request(cpus=1), Snapshot.of(nodes))
         assert decision.refused == group_refusals(decision.refusals)
         assert decision.reason == (
-            "no node has room now for 1 CPU: 1 of 2 nodes is draining, 1 takes no kernels now"
+            "no node has room now for 1 CPU: 1 of 2 nodes is draining, 1 cannot be reached now"
         )
 
     @pytest.mark.parametrize(
