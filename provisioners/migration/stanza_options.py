@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from .amounts import read_bool, read_names, read_seconds, read_url
@@ -124,22 +125,13 @@ def _set_executor_image(draft: Draft, value: Any, place: str) -> None:
         draft.say(place, "dropped", "the kernel has no executors of Spark on Kubernetes")
 
 
-def _allow_users(draft: Draft, value: Any, place: str) -> None:
+def _set_users(draft: Draft, value: Any, place: str, *, key: str, if_empty: str) -> None:
     if users := read_names(value):
-        draft.set_users("allowed", users)
+        draft.set_users(key, users)
         shown = show("users", ", ".join(users))
-        draft.say(place, "translated", f"c.RoostScheduler.kernelspec_users: allowed {shown}")
+        draft.say(place, "translated", f"c.RoostScheduler.kernelspec_users: {key} {shown}")
     else:
-        draft.say(place, "dropped", "it is empty: everybody who is not denied")
-
-
-def _deny_users(draft: Draft, value: Any, place: str) -> None:
-    if users := read_names(value):
-        draft.set_users("denied", users)
-        shown = show("users", ", ".join(users))
-        draft.say(place, "translated", f"c.RoostScheduler.kernelspec_users: denied {shown}")
-    else:
-        draft.say(place, "dropped", "it is empty: nobody is denied")
+        draft.say(place, "dropped", f"it is empty: {if_empty}")
 
 
 def _set_ports(draft: Draft, value: Any, place: str) -> None:
@@ -199,8 +191,8 @@ HANDLERS: Mapping[str, Callable[[Draft, Any, str], None]] = {
     "impersonation_enabled": _set_impersonation,
     "image_name": _set_image,
     "executor_image_name": _set_executor_image,
-    "authorized_users": _allow_users,
-    "unauthorized_users": _deny_users,
+    "authorized_users": partial(_set_users, key="allowed", if_empty="everybody who is not denied"),
+    "unauthorized_users": partial(_set_users, key="denied", if_empty="nobody is denied"),
     "port_range": _set_ports,
     "launch_timeout": _set_timeout,
     "namespace": _set_namespace,
