@@ -7,14 +7,11 @@ listen within the launch's session.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
-_TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))  # Java listens on IPv6 sockets
-_LISTENS = "0A"
+from roost.launchers.daemon.tcp_listeners import list_listeners
 
 
 def are_of_session(ports: Collection[int], session: int) -> bool:
@@ -30,15 +27,9 @@ def are_of_session(ports: Collection[int], session: int) -> bool:
 def _find_listeners(ports: Collection[int]) -> dict[int, set[str]]:
     """Return the inodes of the sockets that listen on the ports, by port."""
     found: dict[int, set[str]] = defaultdict(set)
-    for file in _TCP_TABLES:
-        with contextlib.suppress(FileNotFoundError), file.open() as table:  # no IPv6
-            for line in itertools.islice(table, 1, None):
-                # proc_net_tcp: number, local address:port, remote one, state, queues, timer, retransmits, uid,
-                # timeout, inode
-                _, local, _, state, _, _, _, _, _, inode, *_ = line.split()
-                port = int(local.rpartition(":")[2], 16)
-                if state == _LISTENS and port in ports:
-                    found[port].add(inode)
+    for each in list_listeners():
+        if each.port in ports:
+            found[each.port].add(each.inode)
     return found
 
 

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from roost.launchers.daemon.tcp_listeners import are_known, list_listeners
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
 
 from . import claims
@@ -30,8 +31,6 @@ _MOST_CANDIDATES = 2_000
 """At most this many ports are tried for a kernel."""
 _BACKLOG = 100  # as ZeroMQ has
 _RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_TCP_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
-_LISTENS = "0A"
 _PROBE_TIMEOUT_S = 0.05
 _PROBE_INTERVALS_S = (*[0.02] * 100, 0.1)  # short for two seconds: a Python kernel listens soon
 
@@ -167,18 +166,9 @@ def _is_listening(connection: Connection, port: int) -> bool:
 
 def _is_ours(port: int) -> bool:
     """True if this user listens on a TCP port. Another user may have bound the port that was chosen for a kernel."""
-    for file in _TCP_TABLES:
-        with contextlib.suppress(OSError), file.open() as table:
-            for line in itertools.islice(table, 1, None):
-                # proc_net_tcp: number, local address:port, remote one, state, queues, timer, retransmits, uid
-                _, local, _, state, _, _, _, uid, *_ = line.split()
-                if (
-                    state == _LISTENS
-                    and int(local.rpartition(":")[2], 16) == port
-                    and int(uid) == os.getuid()
-                ):
-                    return True
-    return not _TCP_TABLES[0].exists()  # not on Linux
+    if any(each.port == port and each.uid == os.getuid() for each in list_listeners()):
+        return True
+    return not are_known()
 
 
 def find_host(connection: Connection) -> str:
