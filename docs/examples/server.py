@@ -169,8 +169,8 @@ async def jupyter_server(
     """Start a server (or `program="jupyterlab"`) that only this machine can reach, and stop it at the end.
 
     Without a port or a token, the server gets its own. It inherits this process's environment. `within` is a
-    command that executes the server's command. `python` is the server's interpreter. Raise RuntimeError if the
-    server ends before it serves.
+    command that executes the server's command. `python` is the server's interpreter. Raise RuntimeError, with the
+    last lines of its log, if the server ends before it serves or does not serve within a minute.
     """
     token = token or secrets.token_urlsafe(24)
     port = port or _choose_port()
@@ -192,9 +192,11 @@ async def jupyter_server(
     )
     assert process.stdout is not None
     log: list[str] = []
+    found: int | None = None
     reader: asyncio.Task[int | None] | None = None
     try:
-        found = await asyncio.wait_for(_read(process.stdout, log, until_serving=True), START_TIMEOUT_S)
+        with suppress(asyncio.TimeoutError):
+            found = await asyncio.wait_for(_read(process.stdout, log, until_serving=True), START_TIMEOUT_S)
         if found is None:
             raise RuntimeError("the Jupyter Server did not start:\n" + "\n".join(log[-20:]))
         reader = asyncio.create_task(_read(process.stdout, log))

@@ -98,8 +98,15 @@ def choose(lab: Lab, kernel: str) -> None:
     question.get_by_role("button", name="Select").last.click()
 
 
-def prompts(lab: Lab) -> list[str]:
-    return [lab.prompt_of(i) for i in range(NUMBER)]
+def open_many(lab: Lab, name: str) -> None:
+    """Open a notebook of `write_many`. "Run All" runs only the cells that the Lab has read."""
+    lab.open(name)
+    wait_for_prompts(lab, "[ ]:")
+
+
+def wait_for_prompts(lab: Lab, text: str) -> None:
+    """Wait until all cells of `write_many` are drawn and have this prompt."""
+    until(lambda: all(lab.prompt_of(i) == text for i in range(NUMBER)), CELL_S)
 
 
 @pytest.mark.parametrize("pause_ms", [0, 300, 600])
@@ -150,9 +157,9 @@ def test_three_cells_keep_their_order_and_their_code(lab: Lab, take: Take, kerne
 def test_all_cells_at_once_run_in_their_order(lab: Lab) -> None:
     write_many(lab, "many.ipynb", "plain")
     held = lab.hold_session()
-    lab.open("many.ipynb")
+    open_many(lab, "many.ipynb")
     lab.run_all()
-    assert prompts(lab) == ["[*]:"] * NUMBER
+    wait_for_prompts(lab, "[*]:")
     held.release()
     for i in range(NUMBER):
         assert lab.output(i, f"cell {i}").strip() == f"cell {i}"
@@ -162,12 +169,12 @@ def test_all_cells_at_once_run_in_their_order(lab: Lab) -> None:
 def test_a_refused_start_lets_go_of_all_cells_once(lab: Lab, take: Take) -> None:
     write_many(lab, "refused.ipynb", "huge")
     held = lab.hold_session()
-    lab.open("refused.ipynb")
+    open_many(lab, "refused.ipynb")
     lab.run_all()
-    assert prompts(lab) == ["[*]:"] * NUMBER
+    wait_for_prompts(lab, "[*]:")
     held.release()
     refused = lab.dialog("64 GPUs")
-    assert prompts(lab) == ["[ ]:"] * NUMBER
+    wait_for_prompts(lab, "[ ]:")
     take("early-refused")
     refused.get_by_role("button").first.click()
     lab.dialog("Select Kernel").get_by_role("button", name=NO_KERNEL).click()
@@ -179,9 +186,9 @@ def test_a_refused_start_lets_go_of_all_cells_once(lab: Lab, take: Take) -> None
 def test_a_missing_kernelspec_asks_once_and_the_cells_run(lab: Lab) -> None:
     write_many(lab, "missing.ipynb", "missing")
     held = lab.hold("GET", "contents/missing.ipynb/checkpoints")
-    lab.open("missing.ipynb")
+    open_many(lab, "missing.ipynb")
     lab.run_all()
-    assert prompts(lab) == ["[*]:"] * NUMBER
+    wait_for_prompts(lab, "[*]:")
     held.release()
     choose(lab, "plain")
     for i in range(NUMBER):
@@ -192,11 +199,11 @@ def test_a_missing_kernelspec_asks_once_and_the_cells_run(lab: Lab) -> None:
 def test_a_cancelled_question_lets_go_of_the_cells_and_the_next_run_asks_once(lab: Lab) -> None:
     write_many(lab, "cancelled.ipynb", "missing")
     held = lab.hold("GET", "contents/cancelled.ipynb/checkpoints")
-    lab.open("cancelled.ipynb")
+    open_many(lab, "cancelled.ipynb")
     lab.run_all()
     held.release()
     lab.dialog("Select Kernel").get_by_role("button", name=NO_KERNEL).click()
-    until(lambda: prompts(lab) == ["[ ]:"] * NUMBER, CELL_S)
+    wait_for_prompts(lab, "[ ]:")
     lab.run_all()
     choose(lab, "plain")
     for i in range(NUMBER):

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 PYTHON = "ROOST_TEST_LAB_PYTHON"
 """The variable that names a Python with another JupyterLab and with roost, for the server."""
 OPEN_S = 60.0
-"""How long the Lab may take to load, and how long a server may take to start or to end."""
+"""How long the Lab may take to load, and a server to end."""
+_SERVER_S = 200.0
+"""How long a server may take to start or to stop. It has shorter deadlines of its own, which say more."""
 CELL_S = 30.0
 LOST_AFTER_S = 1.0
 """A cell is dropped if its prompt is still `[ ]:` after this time."""
@@ -109,7 +111,7 @@ def running_server(
     thread.start()
 
     def wait_for(work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, loop).result(allow_s(OPEN_S))
+        return asyncio.run_coroutine_threadsafe(work, loop).result(allow_s(_SERVER_S))
 
     python = os.environ.get(PYTHON, sys.executable)
     context = jupyter_server(
