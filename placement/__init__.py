@@ -11,6 +11,8 @@
                   └─ best node and devices; ties go to the smallest id            pipeline.py
                   ▼
     Decision: placement, runners-up, refusals                                     decision.py, explanation.py
+                  │  without a placement, on a cluster that can grow:
+                  └─ the same policy on one empty node of each type               new_nodes.py
 
 The folders form a stack: ``model``, then ``tables``, ``rules`` and ``engine``, then the files of this folder. Policies
 learn only from a ``Workload``, a summary of recent requests. ``trace_run`` lets a policy place a whole stream of
@@ -31,7 +33,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .decision import Decision, Placement
-    from .model import EPSILON, Device, Node, Request
+    from .model import EPSILON, Device, Node, NodeType, Request
     from .pipeline import NOWHERE, Pipeline, Policy, Ties
     from .rules.filters import Filter
     from .rules.refusals import Refusal, RefusalGroup
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "decision": ["Decision", "Placement"],
-    "model": ["EPSILON", "Device", "Node", "Request"],
+    "model": ["EPSILON", "Device", "Node", "NodeType", "Request"],
     "pipeline": ["NOWHERE", "Pipeline", "Policy", "Ties"],
     "rules.filters": ["Filter"],
     "rules.refusals": ["Refusal", "RefusalGroup"],
@@ -53,9 +55,19 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["EPSILON", "NOWHERE", "Columns", "Decision", "Device", "Filter", "Node", "Pipeline", "Placement"]
-__all__ += ["Policy", "Refusal", "RefusalGroup", "Request", "Scorer", "Snapshot", "Ties", "Workload"]
-__all__ += ["get_policy"]
+__all__ = ["EPSILON", "NOWHERE", "Columns", "Decision", "Device", "Filter", "Node", "NodeType"]
+__all__ += [
+    "Pipeline",
+    "Placement",
+    "Policy",
+    "Refusal",
+    "RefusalGroup",
+    "Request",
+    "Scorer",
+    "Snapshot",
+    "Ties",
+]
+__all__ += ["Workload", "get_policy"]
 
 
 def __getattr__(name: str) -> object:

@@ -8,7 +8,7 @@ from itertools import islice
 from shlex import quote
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from .model import Request
+from .model import NodeType, Request
 from .model.format import format_count
 from .model.json_codec import decode, encode
 from .rules.refusals import AMOUNTS, BY_OPERATOR, SUMMARIES, Refusal, RefusalGroup, group_refusals
@@ -20,6 +20,9 @@ Value = TypeVar("Value", bound="_Explained")
 
 _COMMON = frozenset({*(name for name, _ in SUMMARIES), "avoid"})
 """The names of roost's own filters. A filter of another name belongs to the policy."""
+
+_SHOWN_TYPES = 3
+"""A sentence names at most this many reasons against types of nodes."""
 
 SHOWN_REFUSALS = 1_000
 """At most this many refusals are written out. All are counted."""
@@ -105,6 +108,15 @@ class Decision(_Explained):
     """The age of the chosen node's metrics, or None without metrics."""
     snapshot_version: int = 0
     """The version of the snapshot on which the decision was made."""
+    new_node: NodeType | None = None
+    """The type of a node that the cluster could start for the request, for want of a placement. None: there is none.
+
+    It is at its limit (not ``has_room``) only if all types that would fit are.
+    """
+    type_refusals: tuple[Refusal, ...] = ()
+    """The reasons against each type of nodes that the cluster could start, if none fits. ``node_id`` is its name."""
+    may_grow: bool = False
+    """True if the cluster may get nodes of other types."""
 
     @property
     def is_explained(self) -> bool:
@@ -126,9 +138,18 @@ class Decision(_Explained):
 
     @property
     def is_never(self) -> bool:
-        """True if there are nodes and none of them could hold the request even when empty."""
-        groups = () if self.placement is not None else self._groups()
-        return bool(groups) and all(group.when == "never" for group in groups)
+        """True if no node could hold the request even when empty, and the cluster can start none that could.
+
+        Without any node, or type of nodes, nothing is known.
+        """
+        if self.placement is not None or self.new_node is not None or self.may_grow:
+            return False
+        return self.fits_no_node and bool(self._groups() or self.type_refusals)
+
+    @property
+    def fits_no_node(self) -> bool:
+        """True if none of the nodes that are there could hold the request even when empty."""
+        return self.placement is None and all(group.when == "never" for group in self._groups())
 
     @property
     def reason(self) -> str:
@@ -137,9 +158,23 @@ class Decision(_Explained):
             rank = f"{self.placement.node_id} ranks first{_format_terms(self.placement)}"
             return f"{rank}; {self.fallback}" if self.fallback else rank
         groups = self._groups()
-        if not groups:
-            return "there are no nodes"
+        on_nodes = self._describe_refusals(groups) if groups else "there are no nodes"
+        return f"{on_nodes}; {on_types}" if (on_types := self._describe_types()) else on_nodes
+
+    def _describe_types(self) -> str:
+        """Return whether the cluster could start a node for the request, as a clause; empty if that is not known."""
+        if self.new_node is not None:
+            return self.new_node.describe_room()
+        if not self.type_refusals:
+            return ""
+        reasons = "; ".join(f"{each.node_id}: {each.reason}" for each in self.type_refusals[:_SHOWN_TYPES])
+        return f"no type of node that the cluster can start could hold it ({reasons})"
+
+    def _describe_refusals(self, groups: Sequence[RefusalGroup]) -> str:
+        """Return why the nodes that are there are refused, as a clause."""
         could = "could ever hold" if self.is_never else "has room now for"
+        if self.fits_no_node and not self.is_never:
+            could = "that is there could hold"
         no_node = f"no node {could} {self.request.describe()}"
         if all(group.filter not in _COMMON for group in groups):
             now = "" if self.is_never else " now"
@@ -163,7 +198,7 @@ class Decision(_Explained):
         if self.placement is not None:
             return []
         groups = self._groups()
-        if not groups:
+        if not groups and not self._describe_types():
             return ["there are no nodes: add one"]
         remedies, advised = [], set()
         for group in sorted(groups, key=lambda group: group.when == "never"):
@@ -182,6 +217,8 @@ class Decision(_Explained):
             left = [advice for advice in advices if advice not in advised]
             instead = f": {'; or '.join(left)}" if left else ""
             remedies.append(f"waiting does not help{instead}")
+        elif self.new_node is not None:
+            remedies.append(self.new_node.describe_room())
         elif not remedies:
             remedies.append("more than one thing is short on every node that could hold it")
         return remedies
@@ -245,6 +282,9 @@ class Decision(_Explained):
             "fallback": self.fallback,
             "metrics_age_s": self.metrics_age_s,
             "snapshot_version": self.snapshot_version,
+            "new_node": encode(self.new_node),
+            "type_refusals": encode(self.type_refusals),
+            "may_grow": self.may_grow,
             "reason": self.reason,
             "is_never": self.is_never,
         }

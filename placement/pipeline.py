@@ -143,6 +143,9 @@ class Pipeline:
             fallback=fallback,
             metrics_age_s=None if math.isnan(age_s) else age_s,
             snapshot_version=snapshot.version,
+            new_node=None,
+            type_refusals=(),
+            may_grow=False,
         )
 
     def score(self, request: Request, snapshot: Snapshot, scorers: WeightedScorers) -> Scores:

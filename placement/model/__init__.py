@@ -2,6 +2,7 @@
 
     Request ── what a kernel asks for                                          request.py
     Node, Device ── what a machine has, has promised and uses                  node.py
+    NodeType ── a kind of node that the cluster could start                    node_type.py
         │  checked when they are made                                          validation.py
         ├─ strict JSON between processes, lenient for answers                  json_codec.py
         ├─ amounts and sizes in sentences                                      format.py
@@ -16,6 +17,7 @@ rest of placement.
 from __future__ import annotations
 
 from .node import EPSILON, Device, Node
+from .node_type import NodeType
 from .request import NODE_LABEL, Request
 
-__all__ = ["EPSILON", "NODE_LABEL", "Device", "Node", "Request"]
+__all__ = ["EPSILON", "NODE_LABEL", "Device", "Node", "NodeType", "Request"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from roost.placement.model import Node, Request
+from roost.placement.model import Node, NodeType, Request
 from roost.placement.tables import columns as cols
 
 from .changes import Change, History
@@ -44,6 +44,10 @@ class Snapshot:
     """The device models, which ``columns.device_model`` refers to by their position."""
     version: int
     history: History
+    node_types: tuple[NodeType, ...] = ()
+    """The kinds of nodes that the cluster could start, as far as they are known, in the order of their names."""
+    may_grow = False
+    """True if nodes may come of kinds that ``node_types`` lacks. Then no request is refused for good."""
     _whole: Snapshot | None = None  # for a part: the snapshot that it belongs to
     _at: IntArray  # for a part: its rows in the whole
     _is_emptied = False  # True if the promises of the nodes in _pages no longer count
@@ -187,6 +191,11 @@ class Snapshot:
         """Return the same snapshot, with the same version, but with other ages of the metrics: (n,) seconds."""
         return self._copy(ages=ages, _fresh={})
 
+    def with_node_types(self, node_types: Iterable[NodeType], *, may_grow: bool = False) -> Snapshot:
+        """Return the same snapshot, with the same version, of a cluster that could start such nodes."""
+        types = tuple(sorted(node_types, key=lambda each: each.name))
+        return self._copy(node_types=types, may_grow=may_grow)
+
     def difference(self, before: Snapshot | None) -> tuple[list[Node], list[str]]:
         """Return the arguments for ``before.apply`` that give this snapshot, but for the ages of metrics.
 
@@ -294,7 +303,8 @@ class Snapshot:
         """Return the snapshot of saved nodes (``Node.to_dict``). Raises ``ValueError`` for other data."""
         if not isinstance(data, dict) or not isinstance(data.get("nodes"), list):
             raise ValueError("a saved snapshot has a list of nodes; `roost nodes --json` writes one.")
-        return cls.of(Node.from_dict(node) for node in data["nodes"])
+        nodes = cls.of(Node.from_dict(node) for node in data["nodes"])
+        return nodes.with_node_types(map(NodeType.from_dict, data.get("node_types", ())))
 
     def _copy(self, **changed: Any) -> Snapshot:
         after = Snapshot.__new__(Snapshot)
@@ -333,7 +343,9 @@ class Snapshot:
         columns = cols.reshape_columns(self.columns, kept, added, order)
         source = np.array([*kept, *([-1] * len(new))], dtype=np.int64)[order]
         history = self._continue_history(Change(tuple(np.flatnonzero(source < 0).tolist()), source))
-        return Snapshot([nodes[place] for place in order], columns, models, self.version + 1, history)
+        after = Snapshot([nodes[place] for place in order], columns, models, self.version + 1, history)
+        after.node_types, after.may_grow = self.node_types, self.may_grow
+        return after
 
 
 def _replace_nodes(

@@ -19,7 +19,7 @@ from roost.launchers.protocol.messages import Launch as Launch
 from roost.launchers.protocol.messages import Lease as Lease
 from roost.launchers.protocol.messages import Owner as Owner
 from roost.launchers.protocol.messages import PodKernel as PodKernel
-from roost.placement import Request, Snapshot
+from roost.placement import NodeType, Request, Snapshot
 from roost.scheduler.messages import Finding as Finding
 from roost.scheduler.messages import format_names
 
@@ -126,11 +126,20 @@ class Backend(ABC):
 
     @property
     def is_still_reading(self) -> bool:
-        """True while snapshots may lack nodes, because roost has not read all of them yet.
-
-        Until then no request is refused for good.
-        """
+        """True while snapshots may lack nodes, because roost has not read all of them yet."""
         return False
+
+    @property
+    def may_grow(self) -> bool:
+        """True if nodes may come of kinds that `list_node_types` lacks. Then no request is refused for good."""
+        return self.adds_nodes or self.is_still_reading
+
+    def list_node_types(self, snapshot: Snapshot) -> Sequence[NodeType]:
+        """Return the kinds of nodes that the cluster could start, as far as they are known.
+
+        `snapshot` has the nodes that are there. Cheap: each start calls it.
+        """
+        return ()
 
     def places(self) -> Sequence[str]:
         """Return the addresses that name this cluster: `host:port`, or a URL. Called before `open`, and after it.

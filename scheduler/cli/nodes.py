@@ -9,10 +9,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from roost.placement.model import NodeType
 from roost.placement.model.format import format_age, format_amount, format_bytes, format_count
 from roost.placement.model.node import UNREACHABLE
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.call import wait_for
+from roost.scheduler.client.client import Client
+from roost.scheduler.errors import RoostError
 
 from .holders import describe_others, read_all_holders
 from .options import connect_scheduler, print_answer
@@ -28,16 +31,25 @@ _EXACT = 1e-3
 
 def list_nodes(arguments: argparse.Namespace) -> int:
     client = connect_scheduler(arguments)
-    nodes, service = wait_for(client.nodes()), wait_for(client.service())
+    nodes, node_types, service = wait_for(client.nodes()), _read_types(client), wait_for(client.service())
     cluster = {"backend": service["backend"], "address": service["address"]}
-    document = {"cluster": cluster, "nodes": nodes}
+    document = {"cluster": cluster, "nodes": nodes, "node_types": node_types}
 
     def show() -> None:
         show_nodes(nodes, describe_cluster(service))
+        show_node_types(node_types)
         if get_spec(arguments.backend).runs_on_this_machine and (held := describe_others(read_all_holders())):
             open_console().print(f"Other users hold {held}: see `roost top --all`.", style="dim")
 
     return print_answer(arguments, document, show)
+
+
+def _read_types(client: Client) -> list[dict[str, Any]]:
+    """Return the kinds of nodes that the cluster could start; none if an older service does not know."""
+    try:
+        return wait_for(client.node_types())
+    except RoostError:
+        return []
 
 
 def drain(arguments: argparse.Namespace) -> int:
@@ -94,6 +106,28 @@ def show_nodes(nodes: Sequence[Mapping[str, Any]], cluster: str) -> None:
                 out.print()
             print_table(out, each)
     out.print(f"\nCPUS, MEMORY and GPUS: promised, of the node's total. Cluster: {cluster}.", style="dim")
+
+
+def show_node_types(node_types: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of the kinds of nodes that the cluster could start; nothing if none is known."""
+    if not node_types:
+        return
+    table = build_table(
+        "NODE TYPE", "CPUS", "MEMORY", "GPUS", "NODES", "LABELS", right=("CPUS", "GPUS", "NODES")
+    )
+    for node_type in map(NodeType.from_dict, node_types):
+        node = node_type.node
+        gpus = f"{node.gpus} {node.devices[0].model}".strip() if node.devices else "-"
+        labels = "\n".join(f"{name}={value}" for name, value in sorted(node.labels.items())) or "-"
+        amounts = format_amount(node.cpus), format_bytes(node.memory_bytes)
+        table.add_row(node_type.name, *amounts, gpus, node_type.describe_count(), labels)
+    out = open_console()
+    out.print()
+    print_table(out, table)
+    out.print(
+        "\nNODE TYPES: the nodes that the cluster could start. NODES: how many there are, of its limit.",
+        style="dim",
+    )
 
 
 def _describe_state(node: Mapping[str, Any]) -> Text:

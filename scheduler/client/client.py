@@ -195,6 +195,10 @@ class Client:
         """Return the nodes with their promised and used resources, each as `Node.to_dict()`."""
         return self._ask("nodes", itemgetter("nodes"))
 
+    def node_types(self) -> Call[list[dict[str, Any]]]:
+        """Return the kinds of nodes that the cluster could start, each as `NodeType.to_dict()`."""
+        return self._ask("node_types", itemgetter("node_types"))
+
     def explain(self, request: Request, kernel_name: str = "") -> Call[dict[str, Any]]:
         """Return the decision that a request would get now, as `Decision.to_dict()` with warnings and remedies.
 

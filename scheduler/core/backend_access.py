@@ -57,6 +57,9 @@ class BackendAccess:
 
     async def snapshot(self) -> Snapshot:
         snapshot = await self.backend.snapshot()
+        node_types, may_grow = self.backend.list_node_types(snapshot), self.backend.may_grow
+        if node_types or may_grow:
+            snapshot = snapshot.with_node_types(node_types, may_grow=may_grow)
         draining = [snapshot.node(node_id) for node_id in self.draining if node_id in snapshot]
         if not draining:
             return snapshot

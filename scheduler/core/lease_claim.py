@@ -111,9 +111,9 @@ class LeaseClaimer:
                     continue
                 decision = await self._decide(ticket, request, snapshot, skipped)
                 has_tried = True
-                if decision.placement is None and not self.access.backend.adds_nodes:
-                    if decision.is_never and not self.access.backend.is_still_reading:
-                        raise no_node(decision)
+                if decision.is_never:
+                    raise no_node(decision)
+                if decision.placement is None and not self._may_claim_anywhere(decision):
                     ticket.hold = find_hold(decision, snapshot)
                     queue.explain(ticket, decision.reason)
                     continue
@@ -155,6 +155,11 @@ class LeaseClaimer:
         )
         reasons |= dict.fromkeys(held, _KEPT)
         return await self.policies.decide(request.policy, request, snapshot, avoid=reasons)
+
+    def _may_claim_anywhere(self, decision: Decision) -> bool:
+        """True if a claim without a node may wait with the manager, and the manager could start a node for it."""
+        is_at_limit = decision.new_node is not None and not decision.new_node.has_room
+        return self.access.backend.adds_nodes and not is_at_limit
 
     async def _explain(self, ticket: Ticket, request: Request, skipped: _Skipped) -> dict[str, Any] | None:
         """Return the decision for the request now, or None if the manager does not answer."""

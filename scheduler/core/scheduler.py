@@ -283,6 +283,10 @@ class Scheduler:
         snapshot = await self._access.snapshot()
         return [snapshot.node(node_id).to_dict() for node_id in snapshot.nodes]
 
+    async def node_types(self) -> list[dict[str, Any]]:
+        """Return the kinds of nodes that the cluster could start, as far as they are known."""
+        return [each.to_dict() for each in (await self._access.snapshot()).node_types]
+
     async def explain(self, request: Request, owner: Owner, kernel_name: str = "") -> dict[str, Any]:
         """Return the decision for a request now, with its reasons; raise the error that a start would get.
 
@@ -301,7 +305,6 @@ class Scheduler:
         snapshot = await self._access.snapshot()
         decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)
-        document["is_never"] &= not (self.backend.adds_nodes or self.backend.is_still_reading)
         if used_up is not None and not document["is_never"]:
             raise used_up
         if decision.placement is not None:
@@ -381,8 +384,7 @@ class Scheduler:
             decision = await self.policies.decide(FALLBACK, request, await self._access.snapshot())
         except RoostError:
             return None
-        is_open = self.backend.adds_nodes or self.backend.is_still_reading
-        return no_node(decision) if decision.is_never and not is_open else None
+        return no_node(decision) if decision.is_never else None
 
     def _check_alone(
         self, request: Request, owner: Owner, kernel_name: str, *, has_lease: bool = False

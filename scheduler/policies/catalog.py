@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from roost.launchers.daemon.tasks import ask_all, cancel_all, join_shared, start_shared
 from roost.placement import NOWHERE, Decision, Policy, Request, Snapshot, Workload
+from roost.placement.new_nodes import NodeTypes
 from roost.placement.shipped_policies import SHIPPED, list_installed
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NotAllowed
@@ -37,6 +38,8 @@ class PolicyCatalog:
         self._recent = recent
         self._workload = Workload()
         self._shipped: dict[str, Policy] = {}
+        self._for_types: dict[str, Policy] = {}
+        """Shipped policies that are asked about node types only: a policy keeps the scores of one cluster."""
         self._others: dict[str, SandboxedPolicy] = {}
         self._problems: dict[str, ConfigError] = {}
         self._given: dict[str, str] = {}
@@ -131,20 +134,40 @@ class PolicyCatalog:
     async def decide(
         self, name: str, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE
     ) -> Decision:
-        """Return the policy's decision, or `balanced`'s if it fails. Raises `ConfigError` as `check` does."""
+        """Return the policy's decision, or `balanced`'s if it fails. Raises `ConfigError` as `check` does.
+
+        Without a placement, the policy is asked again about the nodes that the cluster could start.
+        """
         self.check(name)
         workload = self._recent.workload(snapshot)
         if workload is not self._workload:
             self._workload = workload
             self._shipped.clear()
-        policy = self.get(name)
+            self._for_types.clear()
+        decision = await self._place(name, request, snapshot, avoid, self._shipped)
+        if decision.placement is not None or not (snapshot.node_types or snapshot.may_grow):
+            return decision
+        types = NodeTypes.of(snapshot)
+        on_types = await self._place(name, request, types.nodes, types.avoid, self._for_types)
+        return types.add_to(decision, on_types)
+
+    async def _place(
+        self,
+        name: str,
+        request: Request,
+        snapshot: Snapshot,
+        avoid: Mapping[str, str],
+        shipped: dict[str, Policy],
+    ) -> Decision:
+        """Return the decision of one policy, or of `balanced` if it fails. `shipped` has roost's own policies."""
+        policy = self.get(name, shipped)
         if isinstance(policy, SandboxedPolicy):
             try:
-                decision = await policy.place(request, snapshot, avoid, workload)
+                decision = await policy.place(request, snapshot, avoid, self._workload)
                 self.failed.pop(name, None)
             except PolicyFailed as problem:
                 self.failed[name] = str(problem)
-                decision = self._get_shipped(FALLBACK).place(request, snapshot, avoid=avoid)
+                decision = self._get_shipped(FALLBACK, shipped).place(request, snapshot, avoid=avoid)
                 fallback = f"ranked by {FALLBACK}, since policy {name} {problem}"
                 own = f"; {decision.fallback}" if decision.fallback else ""
                 decision = decision.changed_to(fallback=f"{fallback}{own}")
@@ -168,20 +191,22 @@ class PolicyCatalog:
             return f"{_POLICIES}[{name!r}]"
         return _DEFAULT if name == self._settings.default_policy else ""
 
-    def get(self, name: str) -> Policy | SandboxedPolicy:
+    def get(self, name: str, shipped: dict[str, Policy] | None = None) -> Policy | SandboxedPolicy:
         """Return the policy that decides for this name; `check` must have passed."""
         spec = self._spec(name)
-        return self._get_shipped(spec) if spec in SHIPPED else self._others[name]
+        if spec in SHIPPED:
+            return self._get_shipped(spec, self._shipped if shipped is None else shipped)
+        return self._others[name]
 
     async def close(self) -> None:
         """End the processes of all policies."""
         await cancel_all(set(self._loading.values()))
         await asyncio.gather(*(other.close() for other in self._others.values()))
 
-    def _get_shipped(self, name: str) -> Policy:
-        if name not in self._shipped:
-            self._shipped[name] = SHIPPED[name](self._workload)
-        return self._shipped[name]
+    def _get_shipped(self, name: str, among: dict[str, Policy]) -> Policy:
+        if name not in among:
+            among[name] = SHIPPED[name](self._workload)
+        return among[name]
 
     def _spec(self, name: str) -> str:
         return self._settings.policies.get(name, name)

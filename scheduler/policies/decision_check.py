@@ -38,8 +38,10 @@ def read_decision(content: bytes, request: Request, snapshot: Snapshot, avoid: M
         if not all(type(part) is str for part in entry) or entry[3] not in ("now", "never"):
             raise ValueError(f"a refusal is {entry!s:.80}")
         refusals.append(Refusal(node_id=entry[0], filter=entry[1], reason=entry[2], when=entry[3]))
+    facts = {"request": request, "snapshot_version": snapshot.version, "refusals": tuple(refusals)}
+    # What the cluster could start is not a policy's to say.
     decision = Decision.from_dict(document).changed_to(
-        request=request, refusals=tuple(refusals), snapshot_version=snapshot.version
+        **facts, new_node=None, type_refusals=(), may_grow=False
     )
     check_decision(decision, request, snapshot, avoid)
     return decision

@@ -252,6 +252,7 @@ OPERATIONS: Mapping[str, Route] = {
     "elsewhere": Route("core", Scheduler.count_elsewhere, "kernels"),
     "kernel": Route("", Service.read_kernel),
     "nodes": Route("core", Scheduler.nodes, "nodes"),
+    "node_types": Route("core", Scheduler.node_types, "node_types"),
     "adopt": Route("core", Scheduler.adopt),
     "journal": Route("core", Scheduler.journal),
     "explain": Route("core", Scheduler.explain, "decision"),

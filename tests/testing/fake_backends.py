@@ -11,7 +11,7 @@ from pathlib import Path
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Launch, Owner, PodKernel
 from roost.launchers.protocol.rpc import ClientKeys
-from roost.placement import Node, Snapshot
+from roost.placement import Node, NodeType, Snapshot
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend, Pod, PodChange, PodCluster
 from roost.scheduler.backends.base import AgentAddress, Backend, BackendEvent, Lease, LeaseReading
@@ -114,13 +114,20 @@ class FakePodCluster(PodCluster):
 
     New pods are pending with `pending_reason` until `grant` or `grant_all`; an empty reason grants them at once. While
     `quota_reason` is set, every pod is refused. With `adds_nodes`, a pod without a node waits for `add_node`.
+    `node_types` are as in `AgentPerKernelBackend`.
     From `leave` on, the cluster is away until `away_reason` is empty.
     """
 
     name = "fake_pods"
 
     def __init__(
-        self, folder: Path, nodes: Sequence[Node], *, pending_reason: str = "", adds_nodes: bool = False
+        self,
+        folder: Path,
+        nodes: Sequence[Node],
+        *,
+        pending_reason: str = "",
+        adds_nodes: bool = False,
+        node_types: Sequence[NodeType] = (),
     ) -> None:
         self.pending_reason = pending_reason
         self.quota_reason = ""
@@ -128,6 +135,7 @@ class FakePodCluster(PodCluster):
         self.end_reasons: dict[str, str] = {}
         """The reasons why pods ended, by lease id. The backend reads them for the scheduler."""
         self.adds_nodes = adds_nodes
+        self.node_types = node_types
         self.agents: dict[str, FakeAgent] = {}
         self._folder = folder
         self._nodes = {node.id: node for node in nodes}
@@ -276,4 +284,6 @@ class FakePodCluster(PodCluster):
 
 def pod_backend(cluster: FakePodCluster, agents: Agents) -> AgentPerKernelBackend:
     """Return a backend over a cluster of fake pods."""
-    return AgentPerKernelBackend(cluster, agents, linger_s=10.0, adds_nodes=cluster.adds_nodes)
+    return AgentPerKernelBackend(
+        cluster, agents, linger_s=10.0, adds_nodes=cluster.adds_nodes, node_types=cluster.node_types
+    )

@@ -25,10 +25,11 @@ from roost.launchers.protocol.messages import (
     PodKernel,
     Reserve,
 )
-from roost.placement import Node, Request, Snapshot
+from roost.placement import Node, NodeType, Request, Snapshot
 from roost.scheduler.backends.agent_calls import AgentCaller, Agents, until_listening
 from roost.scheduler.backends.base import Backend, BackendEvent, Finding, LeaseReading
 from roost.scheduler.backends.event_queue import EventQueue
+from roost.scheduler.backends.node_types import count_nodes
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError, UnknownKernel
 
 from .pods import Pod, PodChange, PodCluster
@@ -67,16 +68,24 @@ class AgentPerKernelBackend(Backend):
 
     `agents` is from the `BackendContext`. `linger_s` is how long a lease outlives a kernel that ended by itself, so
     that a restarter may start it again: give it the context's `restart_grace_s`. `adds_nodes` is as in `Backend`.
+    `node_types` are all kinds of nodes that the cluster could start, with the labels of their nodes; empty: not known.
 
     The backend adds the requests of its pods to the nodes that the cluster returns. It reads the nodes again after each
     conflict and each deletion, and otherwise follows `changes`.
     """
 
     def __init__(
-        self, cluster: PodCluster, agents: Agents, *, linger_s: float, adds_nodes: bool = False
+        self,
+        cluster: PodCluster,
+        agents: Agents,
+        *,
+        linger_s: float,
+        adds_nodes: bool = False,
+        node_types: Sequence[NodeType] = (),
     ) -> None:
         self.name = cluster.name
         self.adds_nodes = adds_nodes
+        self._node_types = node_types
         self._cluster = cluster
         self._agents = agents
         self._linger_s = linger_s
@@ -124,6 +133,13 @@ class AgentPerKernelBackend(Backend):
             self._snapshot = self._snapshot.apply(nodes.values(), self._differs - nodes.keys())
             self._differs.clear()
         return self._snapshot
+
+    @property
+    def may_grow(self) -> bool:
+        return self.adds_nodes and not self._node_types
+
+    def list_node_types(self, snapshot: Snapshot) -> Sequence[NodeType]:
+        return count_nodes(self._node_types, snapshot) if self._node_types else ()
 
     def events(self) -> AsyncIterator[BackendEvent]:
         return self._events.read()

@@ -7,6 +7,7 @@ import asyncio
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend
 from roost.scheduler.backends.base import Backend, BackendContext
+from roost.scheduler.backends.node_types import make_node_types
 from roost.scheduler.errors import BackendUnavailable
 
 from .api import Api
@@ -23,6 +24,7 @@ def create(settings: RoostKubernetesBackend, context: BackendContext) -> Backend
         context.agents,
         linger_s=context.restart_grace_s,
         adds_nodes=settings.autoscale,
+        node_types=make_node_types(settings.node_types) if settings.autoscale else (),
     )
 
 

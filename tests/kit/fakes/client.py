@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from roost.launchers.protocol.messages import Connection, KernelProcess, Owner
-from roost.placement import Device, Node, Request, Snapshot, get_policy
+from roost.placement import Device, Node, NodeType, Request, Snapshot, get_policy
 from roost.scheduler.cli import main
 from roost.scheduler.errors import UnknownKernel
 from roost.scheduler.messages import Event, Kernel
@@ -83,6 +83,7 @@ class StubClient:
         self.backend, self.options = "ray", dict[str, Any]()
         self.asked: list[tuple[Any, ...]] = []
         self.cluster: list[Node] = list(NODES)
+        self.types: list[NodeType] = []
         self.known: list[Kernel] = [RUNNING, SECOND, QUEUED]
         self.soonest: dict[str, Any] | None = None
         self.others: dict[str, Any] | None = None
@@ -107,6 +108,9 @@ class StubClient:
 
     def nodes(self) -> Answer:
         return self._answer([node.to_dict() for node in self.cluster], "nodes")
+
+    def node_types(self) -> Answer:
+        return self._answer([each.to_dict() for each in self.types], "node_types")
 
     def explain(self, request: Request, kernel_name: str = "") -> Answer:
         asked = Request(cpus=request.cpus, gpus=request.gpus, memory_bytes=request.memory_bytes)

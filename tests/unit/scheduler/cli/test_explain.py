@@ -83,7 +83,7 @@ def test_explain_names_the_fallback_and_counts_refusals(
     assert "n09" in out
     assert "n10" not in out
     assert max(map(len, out.splitlines())) <= 80
-    assert client.asked == [("nodes",), ("service",)]
+    assert client.asked == [("nodes",), ("node_types",), ("service",)]
 
 
 def test_texts_of_other_programs_cannot_colour_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import roost
 from kit.fakes.client import NODES, StubClient, document, run
-from roost.placement import Device, Node
+from roost.placement import Device, Node, NodeType
 
 
 def test_a_scheduler_with_options_can_be_named(
@@ -47,6 +47,20 @@ def test_resources_labels_taints_and_warm_interpreters_are_shown(
     assert "0.5 of 2 licence" in out
     assert "TAINTS" not in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_the_kinds_of_nodes_that_the_cluster_could_start_are_shown(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "NODE TYPE" not in run(capsys, "nodes")[1]
+    devices = (Device(id="0", model="A100"), Device(id="1", model="A100"))
+    node = Node(id="a100x2", cpus=8, memory_bytes=2**35, devices=devices, labels={"pool": "a100"})
+    client.types = [NodeType(node=node, running=1, limit=3)]
+    out = run(capsys, "nodes")[1]
+    assert "a100x2" in out
+    assert "2 A100" in out
+    assert "1 of 3" in out
+    assert document(capsys, "nodes")["node_types"] == [client.types[0].to_dict()]
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from roost.launchers.protocol.messages import (
     Owner,
     PodKernel,
 )
-from roost.placement import Device, Node, Request
+from roost.placement import Device, Node, NodeType, Request
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel import Pod, backend
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, NoNodeNow
+from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, NoNodeEver, NoNodeNow
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
 from roost.testing.contract import Opener
 from roost.testing.deadlines import allow_s
@@ -373,6 +373,35 @@ async def test_a_request_that_no_node_can_take_waits_for_a_node_that_the_cluster
         await w.until(lambda: any(k.waits_for == "no node has room yet" for k in w.scheduler.kernels()))
         cluster.add_node(replace(node("big"), cpus=32))
         assert (await start).node_id == "big"
+        await w.scheduler.stop("k", 0)
+    await cluster.shut_down()
+
+
+async def test_types_of_nodes_say_at_once_that_no_node_will_come(tmp_path: Path) -> None:
+    small = NodeType(node=replace(node("small"), cpus=8, labels={"pool": "small"}), limit=2)
+    cluster = FakePodCluster(tmp_path, [node("a")], adds_nodes=True, node_types=(small,))
+    async with scheduler_on([], pods=cluster) as w:
+        with pytest.raises(NoNodeEver, match=r"could hold it \(small: needs 16 CPUs, has 8\)"):
+            await w.start("k", cpus=16)
+        decision = await w.scheduler.explain(Request(cpus=8), Owner(user="ada"))
+        assert "a node of type small can be started for it (0 of 2 run)" in decision["reason"]
+        assert not decision["is_never"]
+        assert await cluster.pods() == [], "an explanation asks for no node"
+    await cluster.shut_down()
+
+
+async def test_a_start_waits_while_all_nodes_of_its_type_run(tmp_path: Path) -> None:
+    big = NodeType(node=replace(node("big"), cpus=8, labels={"pool": "big"}), limit=1)
+    first = replace(node("b1"), cpus=8, labels={"pool": "big"})
+    cluster = FakePodCluster(tmp_path, [node("a"), first], adds_nodes=True, node_types=(big,))
+    async with scheduler_on([], pods=cluster) as w:
+        await w.start("holder", cpus=8)
+        start = w.start("k", cpus=8)
+        full = "all of the 1 node of type big that the cluster may have run already"
+        await w.until(lambda: any(full in k.waits_for for k in w.scheduler.kernels()))
+        assert len(await cluster.pods()) == 1, "it waits in roost's queue"
+        await w.scheduler.stop("holder", 0)
+        assert (await start).node_id == "b1"
         await w.scheduler.stop("k", 0)
     await cluster.shut_down()
 

@@ -1,0 +1,91 @@
+"""Node types: the kinds of nodes that a cluster could start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .format import format_count
+from .json_codec import decode, encode
+from .node import Node
+from .validation import Check, check_fields, check_number, check_whole, if_known
+
+_SHOWN_STARTS = 5
+"""A sentence about the last starts looks at this many."""
+
+_CHECKS: Mapping[str, Check] = {
+    "running": check_whole,
+    "starting": check_whole,
+    "limit": if_known(check_whole),
+    "starts_took_s": lambda name, value: tuple(check_number(name, each) for each in value),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeType:
+    """A kind of node that the cluster could start.
+
+    >>> a100 = NodeType(node=Node(id="a100x2", cpus=8), running=1, limit=3, starts_took_s=(70.0, 110.0))
+    >>> a100.name, a100.has_room, a100.describe_count(), a100.describe_starts()
+    ('a100x2', True, '1 of 3', 'the last 2 took 70–110 s')
+    """
+
+    node: Node
+    """An empty node of this type. Its id is the name of the type."""
+    running: int = 0
+    """How many nodes of this type the cluster has."""
+    starting: int = 0
+    """How many more it is starting."""
+    limit: int | None = None
+    """How many it may have at most; None if there is no limit, or if it is not known."""
+    starts_took_s: tuple[float, ...] = ()
+    """How long the last starts of such nodes took, the newest last. Empty if none has been seen."""
+    failure: str = ""
+    """Why the cluster could not start such a node lately, as a clause; empty if it could, or has not tried."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, _CHECKS)
+
+    @property
+    def name(self) -> str:
+        return self.node.id
+
+    @property
+    def has_room(self) -> bool:
+        """True if the cluster may start another node of this type."""
+        return self.limit is None or self.running + self.starting < self.limit
+
+    def describe_count(self) -> str:
+        """Return how many nodes of this type there are, with those that start: ``1 of 3``, or ``1`` without limit."""
+        count = self.running + self.starting
+        return f"{count}" if self.limit is None else f"{count} of {self.limit}"
+
+    def describe_starts(self) -> str:
+        """Return how long the last starts took, as a clause; empty if none has been seen."""
+        last = self.starts_took_s[-_SHOWN_STARTS:]
+        if not last:
+            return ""
+        shortest, longest = round(min(last)), round(max(last))
+        times = f"{shortest} s" if shortest == longest else f"{shortest}–{longest} s"
+        return f"the last one took {times}" if len(last) == 1 else f"the last {len(last)} took {times}"
+
+    def describe_room(self) -> str:
+        """Return whether the cluster may start another such node, as a clause with the reason."""
+        if self.has_room:
+            running = f"{self.describe_count()} {'run' if self.limit != 1 else 'runs'}"
+            known = ", ".join(filter(None, (running, self.describe_starts())))
+            return f"a node of type {self.name} can be started for it ({known})"
+        if not self.limit:
+            return f"the cluster may start no node of type {self.name}"
+        nodes = f"{format_count(self.limit, 'node')} of type {self.name}"
+        return f"all of the {nodes} that the cluster may have run already"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the type as JSON types; ``from_dict`` is the inverse."""
+        return encode(self)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> NodeType:
+        """Return the value that ``to_dict`` wrote. Raises ``ValueError`` for unknown keys and wrong values."""
+        return decode(cls, data)
