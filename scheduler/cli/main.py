@@ -6,10 +6,12 @@ success, 1 for failure, 2 for wrong usage or configuration, 3 if a person has to
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 _INTERRUPTED = 130
 
@@ -48,7 +50,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("roost: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:  # `roost kernels | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        _write_no_more(out)
         return 0
+    except OSError as problem:
+        if problem.errno != errno.ENOSPC:
+            raise
+        _write_no_more(out)
+        print(
+            f"roost: {problem.filename or 'its output'} cannot be written: the disk is full.", file=sys.stderr
+        )
+        return 1
     finally:
         sys.stdout = out
+
+
+def _write_no_more(out: TextIO) -> None:
+    """Let the rest of the output go nowhere, so that the interpreter's end does not fail to write it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())

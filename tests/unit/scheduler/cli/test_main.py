@@ -225,6 +225,16 @@ def test_version_names_running_services(runtime_dir: Path, capsys: pytest.Captur
         assert f"9 for ray at 192.0.2.1:6379 (pid 7, {service.folder.name})" in run(capsys, "version")[1]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_the_output_is_one_sentence(
+    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main.main(["nodes"]) == 1
+    assert capsys.readouterr().err == "roost: its output cannot be written: the disk is full.\n"
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert document(capsys, "version")["roost"] == roost.__version__
     with pytest.raises(SystemExit) as caught:
