@@ -11,6 +11,7 @@ import os
 import random
 import re
 import secrets
+import signal
 import sys
 import time
 import uuid
@@ -29,6 +30,8 @@ START_TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 60.0
 CELL_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
+_SHOWN_LINES = 100
+"""How many lines of the log the error of a server has that did not start."""
 
 _SERVING = re.compile(r"http://127\.0\.0\.1:(\d+)/")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -176,7 +179,7 @@ async def jupyter_server(
     port = port or _choose_port()
     command = [
         *within,
-        *(python, "-m", program),
+        *(python, "-X", "faulthandler", "-m", program),
         *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.open_browser=False"),
         *(f"--ServerApp.root_dir={notebooks}", *options),
     ]
@@ -198,7 +201,8 @@ async def jupyter_server(
         with suppress(asyncio.TimeoutError):
             found = await asyncio.wait_for(_read(process.stdout, log, until_serving=True), START_TIMEOUT_S)
         if found is None:
-            raise RuntimeError("the Jupyter Server did not start:\n" + "\n".join(log[-20:]))
+            await _write_stacks(process, process.stdout, log)
+            raise RuntimeError("the Jupyter Server did not start:\n" + "\n".join(log[-_SHOWN_LINES:]))
         reader = asyncio.create_task(_read(process.stdout, log))
         port = found or await _find_port(process.pid)
         server = JupyterServer(pid=process.pid, port=port, token=token, log=log)
@@ -262,6 +266,16 @@ async def until_it_listens(server: JupyterServer) -> None:
             if time.monotonic() > deadline:
                 raise
             await asyncio.sleep(0.02)
+
+
+async def _write_stacks(
+    process: asyncio.subprocess.Process, lines: asyncio.StreamReader, log: list[str]
+) -> None:
+    """Abort a server that hangs. Python then writes the stacks of its threads into the log."""
+    if process.returncode is None:
+        process.send_signal(signal.SIGABRT)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_read(lines, log), STOP_TIMEOUT_S)
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
