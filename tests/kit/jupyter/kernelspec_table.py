@@ -19,6 +19,20 @@ from roost.testing.deadlines import allow_s
 PAGE = Path(__file__).parents[3] / "docs" / "migration" / "kernelspecs.md"
 RUN_HERE = ("authorization_test", "kernel_defaults_test", "python_distributed", "ssh_python")
 """The Python kernelspecs that the backend `local` runs without Spark. A test runs a cell in each."""
+RUN_ON = {
+    "kubernetes": (
+        "python_kubernetes",
+        "python_tf_kubernetes",
+        "python_tf_gpu_kubernetes",
+        "spark_python_kubernetes",
+        "k8s_python",
+        "k8s_python_tf",
+        "k8s_python_spark",
+    ),
+    "yarn": ("spark_python_yarn_cluster", "yarn_python", "yarn_spark_python"),
+    "ssh": ("ssh_python_spark",),
+}
+"""The Python kernelspecs of clusters, by backend. A test runs a cell in each on a cluster of the tests."""
 _HEAD = ("| system | kernelspec | backend | outcome | to do, or why | run |", "|---|---|---|---|---|---|")
 _START = "<!-- table -->"
 _TIMEOUT_S = 120.0
@@ -54,7 +68,9 @@ def _judge(folders: Sequence[Path]) -> dict[str, Mapping[str, Any]]:
 
 def _row(system: str, name: str, judged: Mapping[str, Any] | None) -> str:
     backend, outcome, reason = _STAYS if judged is None else _describe(judged)
-    run = "a cell on `local`" if name in RUN_HERE else "-" if outcome == "refused" else _NOT_HERE
+    places = {"local": RUN_HERE, **RUN_ON}
+    ran_on = next((place for place, names in places.items() if name in names), "")
+    run = f"a cell on `{ran_on}`" if ran_on else "-" if outcome == "refused" else _NOT_HERE
     return f"| {system} | {name} | {backend} | {outcome} | {reason or '-'} | {run} |"
 
 
