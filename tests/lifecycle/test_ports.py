@@ -214,7 +214,8 @@ def test_ports_that_another_user_claims_are_taken_last() -> None:
     with claimed_by_another_user(others), ports.claim(Connection()) as found:
         assert all(port % 50 == 0 for port in numbers(found))
     others = [f"roost-port-{port}" for port in candidates]
-    with claimed_by_another_user(others), ports.claim(Connection()) as found, ports.claim(found) as again:
+    with claimed_by_another_user(others):
+        found = choose(Connection())  # another agent of this user may have given a port back: then it is claimed here
         assert len(numbers(found)) == len(PORT_NAMES)
         assert numbers(found) <= set(candidates)
-        assert again == found, "nobody has bound them"
+        assert choose(found) == found, "nobody has bound them"
