@@ -215,7 +215,7 @@ def test_ports_that_another_user_claims_are_taken_last() -> None:
         assert all(port % 50 == 0 for port in numbers(found))
     others = [f"roost-port-{port}" for port in candidates]
     with claimed_by_another_user(others):
-        found = choose(Connection())  # another agent of this user may have given a port back: then it is claimed here
+        found = choose(Connection())  # it may have a port that another agent of this user has just given back
         assert len(numbers(found)) == len(PORT_NAMES)
         assert numbers(found) <= set(candidates)
         assert choose(found) == found, "nobody has bound them"

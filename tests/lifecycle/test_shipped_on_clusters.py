@@ -59,7 +59,7 @@ async def test_a_cell_runs_in_each_kernelspec_that_names_the_cluster(
     backend: str, migrated: tuple[str, ...]
 ) -> None:
     for name in migrated:
-        notebook = Notebook(name, env={**os.environ, "KERNEL_USERNAME": "ada"})
+        notebook = Notebook(name)
         await notebook.open()
         try:
             assert await notebook.value("6 * 7") == "42", name
