@@ -6,18 +6,34 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from server import JupyterServer, until_it_listens
 
-from kit.jupyter.old_gateway import list_kernelspecs, python, run_tests, why_not
+from kit.clusters.hadoop_nodes import HadoopNodes
+from kit.clusters.spark import python as spark_python
+from kit.clusters.spark import spark_home, write_defaults
+from kit.clusters.spark import why_not as why_no_spark
+from kit.clusters.yarn.shared_cluster import assert_nothing_left
+from kit.clusters.yarn.shared_cluster import cluster_settings as yarn_settings
+from kit.jupyter.old_gateway import (
+    SPARK_CLASSES,
+    list_kernelspecs,
+    list_spark_kernelspecs,
+    python,
+    run_tests,
+    why_not,
+)
+from kit.machine.daemons import settle
+from roost.scheduler.client.client import disconnect
 from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.slow
@@ -68,6 +84,37 @@ async def test_kernel_gateway_with_migrated_kernelspecs(settled_runtime_dir: Pat
     async with serve(tmp_path / "new", words, "KernelGatewayApp", **os.environ) as port:
         seconds = await asyncio.to_thread(run_tests, port, tmp_path / "report.xml")
     show("Kernel Gateway with roost", seconds)
+
+
+@pytest.fixture
+def yarn_folder(yarn_cluster: HadoopNodes, settled_runtime_dir: Path, tmp_path: Path) -> Iterator[Path]:
+    """Return a folder with the migrated kernelspecs of Spark on YARN. The tests' paths stand in place of theirs."""
+    if reason := why_no_spark():
+        pytest.skip(reason)
+    folder = tmp_path / "new"
+    migrate(list_spark_kernelspecs(), folder)
+    settings = yarn_settings(yarn_cluster, tmp_path)
+    (folder / "config" / "jupyter_roost_config.json").write_text(json.dumps({"RoostYarnBackend": settings}))
+    write_defaults(tmp_path)
+    for file in folder.glob("kernels/*/kernel.json"):
+        text = file.read_text().replace("/opt/conda/bin/python", spark_python())
+        document = json.loads(text.replace("/usr/hdp/current/spark2-client", str(spark_home())))
+        document["env"] |= {"SPARK_CONF_DIR": str(tmp_path), "HADOOP_CONF_DIR": settings["address"]}
+        file.write_text(json.dumps(document))
+    yield folder
+    disconnect()
+    settle(settled_runtime_dir)
+    assert_nothing_left(yarn_cluster)
+
+
+async def test_kernel_gateway_with_migrated_kernelspecs_of_spark_on_yarn(
+    yarn_folder: Path, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "kernel_gateway"]
+    async with serve(yarn_folder, words, "KernelGatewayApp", **os.environ) as port:
+        expected = {"EXPECTED_SPARK_VERSION": "3.5"}
+        seconds = await asyncio.to_thread(run_tests, port, tmp_path / "report.xml", SPARK_CLASSES, **expected)
+    show("Kernel Gateway with roost on YARN", seconds)
 
 
 async def test_enterprise_gateway_with_its_own_kernelspecs(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 from kit.clusters.hadoop_nodes import HadoopNodes
-from kit.clusters.spark import QUICK_JAVA, python, spark_home, why_not
+from kit.clusters.spark import python, spark_home, why_not, write_defaults
 from kit.clusters.spark.cells import LONG_JOB, SUM
 from kit.clusters.yarn.shared_cluster import assert_nothing_left, cluster_settings
 from kit.jupyter.kernelspecs import kernelspecs
@@ -50,15 +50,7 @@ def configured_folder(
     settings = cluster_settings(yarn_cluster, folder)
     config = {"RoostYarnBackend": settings, "RoostScheduler": {"idle_exit_s": MASTER_S}}
     (folder / "jupyter_roost_config.json").write_text(json.dumps(config))
-    (folder / "spark-defaults.conf").write_text(
-        f"spark.yarn.jars local:{spark_home()}/jars/*\n"
-        f"spark.yarn.stagingDir file://{folder}\n"
-        "spark.executor.memory 512m\n"
-        "spark.log.level ERROR\n"
-        f"spark.driver.extraJavaOptions {QUICK_JAVA}\n"
-        f"spark.executor.extraJavaOptions {QUICK_JAVA}\n"
-        f"spark.yarn.am.extraJavaOptions {QUICK_JAVA}\n"
-    )
+    write_defaults(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
         yield folder

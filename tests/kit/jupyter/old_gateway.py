@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -27,6 +28,12 @@ CLASSES = (
     "test_authorization.py::TestAuthorization",
 )
 """The integration tests that need no cluster."""
+SPARK_CLASSES = (
+    "test_python_kernel.py::TestPythonKernelClient",
+    "test_python_kernel.py::TestPythonKernelCluster",
+)
+"""The integration tests of Python kernels with Spark on YARN."""
+SPARK_KERNELSPECS = ("spark_python_yarn_client", "spark_python_yarn_cluster")
 
 
 def why_not() -> str | None:
@@ -57,16 +64,23 @@ def list_kernelspecs(folder: Path) -> list[Path]:
     return [local, distributed, authorized]
 
 
-def run_tests(port: int, report: Path) -> dict[str, float]:
-    """Run the integration tests against a server. Return the seconds of each. `report` is a file for JUnit's XML.
+def list_spark_kernelspecs() -> list[Path]:
+    """Return the folders of `SPARK_KERNELSPECS`, as Enterprise Gateway ships them."""
+    return [cache() / _FOLDER / "source/etc/kernelspecs" / name for name in SPARK_KERNELSPECS]
+
+
+def run_tests(
+    port: int, report: Path, classes: Sequence[str] = CLASSES, **variables: str
+) -> dict[str, float]:
+    """Run integration tests against a server. Return the seconds of each. `report` is a file for JUnit's XML.
 
     Raises AssertionError with pytest's output if a test fails.
     """
-    tests = [f"enterprise_gateway/itests/{name}" for name in CLASSES]
+    tests = [f"enterprise_gateway/itests/{name}" for name in classes]
     words = [python(), "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider"]
     words += ["-o", "filterwarnings=default", f"--junitxml={report}", *tests]
     env = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-    env |= {"GATEWAY_HOST": f"127.0.0.1:{port}", "ITEST_HOSTNAME_PREFIX": "."}
+    env |= {"GATEWAY_HOST": f"127.0.0.1:{port}", "ITEST_HOSTNAME_PREFIX": ".", **variables}
     done = subprocess.run(
         words,
         cwd=cache() / _FOLDER / "source",

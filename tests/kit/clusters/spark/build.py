@@ -91,3 +91,16 @@ def _install(folder: Path) -> None:
     ):
         if subprocess.run(command, stdin=subprocess.DEVNULL, timeout=_INSTALL_TIMEOUT_S).returncode:
             raise RuntimeError(f"Spark {VERSION} cannot be installed: the lines above say why.")
+
+
+def write_defaults(folder: Path) -> None:
+    """Write a `spark-defaults.conf` for small and quick applications on a YARN cluster of the tests."""
+    (folder / "spark-defaults.conf").write_text(
+        f"spark.yarn.jars local:{spark_home()}/jars/*\n"
+        f"spark.yarn.stagingDir file://{folder}\n"
+        "spark.executor.memory 512m\n"
+        "spark.log.level ERROR\n"
+        f"spark.driver.extraJavaOptions {QUICK_JAVA}\n"
+        f"spark.executor.extraJavaOptions {QUICK_JAVA}\n"
+        f"spark.yarn.am.extraJavaOptions {QUICK_JAVA}\n"
+    )
