@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import os
 import socket
@@ -94,7 +95,8 @@ def yarn_folder(yarn_cluster: HadoopNodes, settled_runtime_dir: Path, tmp_path: 
     folder = tmp_path / "new"
     migrate(list_spark_kernelspecs(), folder)
     settings = yarn_settings(yarn_cluster, tmp_path)
-    (folder / "config" / "jupyter_roost_config.json").write_text(json.dumps({"RoostYarnBackend": settings}))
+    config = {"RoostYarnBackend": settings, "RoostScheduler": {"idle_exit_s": 4}}  # roost's master ends then
+    (folder / "config" / "jupyter_roost_config.json").write_text(json.dumps(config))
     write_defaults(tmp_path)
     for file in folder.glob("kernels/*/kernel.json"):
         text = file.read_text().replace("/opt/conda/bin/python", spark_python())
@@ -112,7 +114,8 @@ async def test_kernel_gateway_with_migrated_kernelspecs_of_spark_on_yarn(
 ) -> None:
     words = [sys.executable, "-m", "kernel_gateway"]
     async with serve(yarn_folder, words, "KernelGatewayApp", **os.environ) as port:
-        expected = {"EXPECTED_SPARK_VERSION": "3.5"}
+        # The containers run as this user, so nobody else is let in.
+        expected = {"EXPECTED_SPARK_VERSION": "3.5", "KERNEL_USERNAME": getpass.getuser()}
         seconds = await asyncio.to_thread(run_tests, port, tmp_path / "report.xml", SPARK_CLASSES, **expected)
     show("Kernel Gateway with roost on YARN", seconds)
 
