@@ -55,18 +55,8 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["EPSILON", "NOWHERE", "Columns", "Decision", "Device", "Filter", "Node", "NodeType"]
-__all__ += [
-    "Pipeline",
-    "Placement",
-    "Policy",
-    "Refusal",
-    "RefusalGroup",
-    "Request",
-    "Scorer",
-    "Snapshot",
-    "Ties",
-]
+__all__ = ["EPSILON", "NOWHERE", "Columns", "Decision", "Device", "Filter", "Node", "NodeType", "Pipeline"]
+__all__ += ["Placement", "Policy", "Refusal", "RefusalGroup", "Request", "Scorer", "Snapshot", "Ties"]
 __all__ += ["Workload", "get_policy"]
 
 

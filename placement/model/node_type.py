@@ -57,7 +57,7 @@ class NodeType:
         return self.limit is None or self.running + self.starting < self.limit
 
     def describe_count(self) -> str:
-        """Return how many nodes of this type there are, with those that start: ``1 of 3``, or ``1`` without limit."""
+        """Return the number of nodes that run or start, and the limit if there is one: ``1 of 3`` or ``1``."""
         count = self.running + self.starting
         return f"{count}" if self.limit is None else f"{count} of {self.limit}"
 

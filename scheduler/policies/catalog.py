@@ -145,8 +145,10 @@ class PolicyCatalog:
             self._shipped.clear()
             self._for_types.clear()
         decision = await self._place(name, request, snapshot, avoid, self._shipped)
-        if decision.placement is not None or not (snapshot.node_types or snapshot.may_grow):
+        if decision.placement is not None:
             return decision
+        if not snapshot.node_types:
+            return decision.changed_to(may_grow=True) if snapshot.may_grow else decision
         types = NodeTypes.of(snapshot)
         on_types = await self._place(name, request, types.nodes, types.avoid, self._for_types)
         return types.add_to(decision, on_types)

@@ -39,7 +39,7 @@ def read_decision(content: bytes, request: Request, snapshot: Snapshot, avoid: M
             raise ValueError(f"a refusal is {entry!s:.80}")
         refusals.append(Refusal(node_id=entry[0], filter=entry[1], reason=entry[2], when=entry[3]))
     facts = {"request": request, "snapshot_version": snapshot.version, "refusals": tuple(refusals)}
-    # What the cluster could start is not a policy's to say.
+    # The service adds what the cluster could start.
     decision = Decision.from_dict(document).changed_to(
         **facts, new_node=None, type_refusals=(), may_grow=False
     )

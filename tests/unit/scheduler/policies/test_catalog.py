@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from kit.fakes.client_policies import CLUSTER, HALF, policies
+from roost.placement import NOWHERE, Decision, Request, Snapshot, get_policy
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.recent_requests import RecentRequests
@@ -29,3 +32,28 @@ async def test_shipped_policies_adapt_to_recent_requests() -> None:
     assert found.get("balanced") is not before
     assert decision.placement is not None
     assert "fragmentation" in decision.placement.terms
+
+
+class CountingPack:
+    """`pack`, which says in its decisions how many nodes it was asked about, in all calls."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
+        self.asked.append(len(snapshot))
+        decision = get_policy("pack").place(request, snapshot, avoid=avoid)
+        return decision.changed_to(fallback=str(self.asked))
+
+
+async def test_a_policy_is_not_asked_about_types_that_nobody_knows() -> None:
+    """Its process would get the whole snapshot again, and it may fail without any node."""
+    grows, too_large = CLUSTER.with_node_types((), may_grow=True), Request(cpus=1_000)
+    async with policies(counting=CountingPack()) as found:
+        await found.decide("counting", too_large, grows)
+        decision = await found.decide("counting", too_large, grows)
+    assert decision.fallback == "[3, 3]"
+    assert decision.may_grow
+    assert not decision.is_never
