@@ -8,29 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import defaultdict
 from collections.abc import Collection, Iterator
 
-from roost.launchers.daemon.tcp_listeners import list_listeners
+from roost.launchers.daemon.tcp_listeners import list_on_loopback
 
 
 def are_of_session(ports: Collection[int], session: int) -> bool:
-    """True if processes of this session, and no others, listen on each of the ports.
+    """True if processes of this session, and no others, take the connections to each of the ports on 127.0.0.1.
 
     It reads the tables of the system, which takes some milliseconds.
     """
-    listeners = _find_listeners(ports)
-    wanted = {f"socket:[{inode}]" for inodes in listeners.values() for inode in inodes}
-    return len(listeners) == len(ports) and wanted <= set(_find_sockets(session))
-
-
-def _find_listeners(ports: Collection[int]) -> dict[int, set[str]]:
-    """Return the inodes of the sockets that listen on the ports, by port."""
-    found: dict[int, set[str]] = defaultdict(set)
-    for each in list_listeners():
-        if each.port in ports:
-            found[each.port].add(each.inode)
-    return found
+    listeners = list_on_loopback(ports)
+    wanted = {f"socket:[{each.inode}]" for found in listeners.values() for each in found}
+    return all(listeners.values()) and wanted <= set(_find_sockets(session))
 
 
 def _find_sockets(session: int) -> Iterator[str]:

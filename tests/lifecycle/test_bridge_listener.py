@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -111,15 +111,31 @@ async def test_too_long_an_answer_is_cut(listener: AnswerListener) -> None:
     assert listener.last_refusal == "has more than 64 KiB"
 
 
-@pytest.fixture
-def foreign_port() -> Iterator[int]:
-    """Yield a port on which a process of another session listens."""
-    code = "import signal, socket\ns = socket.create_server(('127.0.0.1', 0))\nprint(s.getsockname()[1], flush=True)"
+@contextmanager
+def foreign_listener(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """Let a process of another session listen on a port, and yield the port."""
+    code = f"import signal, socket\ns = socket.create_server({(host, port)})\nprint(s.getsockname()[1], flush=True)"
     command = [sys.executable, "-S", "-c", f"{code}\nsignal.pause()"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         yield int(process.stdout.readline())
         process.kill()
+
+
+@pytest.fixture
+def foreign_port() -> Iterator[int]:
+    """Yield a port on which a process of another session listens."""
+    with foreign_listener() as port:
+        yield port
+
+
+async def test_who_listens_on_another_address_harms_nobody(
+    listener: AnswerListener, listen: Callable[[], int]
+) -> None:
+    ours = all_ports(listen)
+    with foreign_listener("127.0.0.2", ours["hb_port"]):
+        await send(listener, seal(**ours))
+        await wait(listener)
 
 
 async def test_a_foreign_process_is_refused(
@@ -138,13 +154,14 @@ async def test_the_answer_waits_until_the_kernel_listens(
     listener: AnswerListener, listen: Callable[[], int]
 ) -> None:
     ours = all_ports(listen)
-    with socket.create_server(("127.0.0.1", 0)) as later:
+    with socket.socket() as later:
+        later.bind(("127.0.0.1", 0))
         ours["hb_port"] = later.getsockname()[1]
-    await send(listener, seal(**ours))
-    waiting = asyncio.ensure_future(listener.wait())
-    await asyncio.wait([waiting], timeout=0.2)
-    assert not waiting.done()
-    with socket.create_server(("127.0.0.1", ours["hb_port"])):
+        await send(listener, seal(**ours))
+        waiting = asyncio.ensure_future(listener.wait())
+        await asyncio.wait([waiting], timeout=0.2)
+        assert not waiting.done()
+        later.listen()
         await asyncio.wait_for(waiting, allow_s(30))
 
 

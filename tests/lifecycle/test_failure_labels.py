@@ -60,4 +60,7 @@ def test_a_flaky_test_and_a_wrong_one(tmp_path: Path) -> None:
         assert text in labelled
     lines = (tmp_path / "roost-tests" / "failures.tsv").read_text().splitlines()
     labels = sorted(line.split("\t")[2:] for line in lines)
-    assert labels == [["FAILED", "test_it.py::test_wrong"], ["FLAKY", "test_it.py::test_flaky"]]
+    assert labels == [
+        ["FAILED", "test_it.py::test_wrong", "E assert False test_it.py:12: AssertionError"],
+        ["FLAKY", "test_it.py::test_flaky", "E assert False test_it.py:9: AssertionError"],
+    ]
