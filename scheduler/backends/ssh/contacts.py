@@ -15,7 +15,10 @@ from typing import Any
 
 from .open_ssh import HostProblem, read_options, run_on_host
 
-_MOST = 16
+_MOST, _FIRST = 16, 4
+"""At most this many contacts are made at once, and at first: fewer share the processors, so the first end sooner."""
+_FIRST_S = 1.0
+"""How long `_FIRST` holds. Each contact that ends before adds one."""
 _LONG_S = 3.0
 """A contact that takes longer does not count among `_MOST`: its host is probably off, and delays no other."""
 _MOST_ROUTES = 4
@@ -56,11 +59,15 @@ class Contacts:
         run: Run = run_on_host,
         find_route: FindRoute | None = None,
         jitter: Callable[[], float] = lambda: random.uniform(0.5, 1.5),
+        first: int = _FIRST,
     ) -> None:
         self._run = run
         self._find_route = find_route or find_route_of
         self._jitter = jitter
-        self._all = asyncio.Semaphore(_MOST)
+        self._first = first
+        self._places = 0
+        """How many contacts may be made at once; 0 before the first one."""
+        self._all = asyncio.Semaphore(0)
         self._finding = asyncio.Semaphore(_MOST_ROUTES)
         self._each: dict[str, asyncio.Semaphore] = {}
         self._routes: dict[str, Sequence[str]] = {}
@@ -142,6 +149,9 @@ class Contacts:
     @contextlib.asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
         """Hold one of the common places until the end of the block, or for `_LONG_S`."""
+        if not self._places:
+            self._add_places(self._first)
+            asyncio.get_running_loop().call_later(_FIRST_S, self._add_places, _MOST)
         await self._all.acquire()
         is_held = True
 
@@ -157,6 +167,13 @@ class Contacts:
         finally:
             timer.cancel()
             leave()
+            self._add_places(1)
+
+    def _add_places(self, count: int) -> None:
+        """Let so many more contacts be made at once, up to `_MOST`."""
+        for _ in range(min(count, _MOST - self._places)):
+            self._places += 1
+            self._all.release()
 
 
 async def find_route_of(host: str, variables: Mapping[str, str], ssh: Sequence[str]) -> Sequence[str]:

@@ -73,7 +73,7 @@ def loop() -> Iterator[VirtualLoop]:
 
 
 def make(hosts: Hosts) -> Contacts:
-    return Contacts(run=hosts.run, find_route=hosts.find_route, jitter=lambda: 1.0)
+    return Contacts(run=hosts.run, find_route=hosts.find_route, jitter=lambda: 1.0, first=16)
 
 
 def ask(contacts: Contacts, host: str, **variables: str) -> Coroutine[Any, Any, dict[str, Any]]:
@@ -95,6 +95,17 @@ def test_at_most_sixteen_contacts_at_once(loop: VirtualLoop, hosts: Hosts) -> No
     assert hosts.most["all"] == 16
     assert hosts.most["ways"] == 4
     assert loop.now == 1_000 + 7  # 100 contacts of a second
+
+
+def test_few_contacts_begin_and_each_end_adds_one(loop: VirtualLoop, hosts: Hosts) -> None:
+    async def check() -> None:
+        contacts = Contacts(run=hosts.run, find_route=hosts.find_route, jitter=lambda: 1.0)
+        await asyncio.gather(*(ask(contacts, f"n{n}") for n in range(100)))
+        began = [at for _, at in sorted(hosts.contacts, key=lambda contact: contact[1])]
+        assert [began.count(at) for at in sorted(set(began))[:3]] == [4, 16, 16]
+
+    loop.run_until_complete(check())
+    assert hosts.most["all"] == 16
 
 
 def test_hosts_that_are_off_leave_their_places_to_others(loop: VirtualLoop, hosts: Hosts) -> None:
