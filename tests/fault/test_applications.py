@@ -22,7 +22,7 @@ import roost
 from kit.machine.daemons import wait_gone
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.messages import Kernel
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 
 pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("roost_by_default")]
 
@@ -32,11 +32,10 @@ TOKEN = "for-this-test-only"
 async def until_kernel(state: str = "running") -> Kernel:
     """Wait until the only kernel is in that state, and return it."""
     client = roost.connect("local")
-    for _ in range(600):
+    async for _ in looks(30):
         for kernel in await client.kernels():
             if kernel.state == state:
                 return kernel
-        await asyncio.sleep(0.05)
     raise AssertionError(f"no kernel is {state}")
 
 
@@ -59,10 +58,9 @@ async def test_kill_a_notebook_run(
     await run.wait()
     assert await asyncio.to_thread(wait_gone, kernel.pid, 60)
     assert time.monotonic() - killed_at >= short_owner_grace
-    for _ in range(1200):
+    async for _ in looks(60):
         if not await roost.connect("local").kernels():
             break
-        await asyncio.sleep(0.05)
     assert await roost.connect("local").kernels() == []
     roost.connect("local").close()
 

@@ -15,7 +15,7 @@ from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import Cancelled, NoNodeEver, NoNodeNow
 from roost.scheduler.messages import Event, Kernel, StartKernel
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 
 ASKER = """
 import asyncio, json, os, sys
@@ -103,11 +103,10 @@ async def _outcome(client: Client, asked: StartKernel) -> Kernel:
 
 
 async def _until_queued(client: Client, kernel_id: str) -> Kernel:
-    for _ in range(3000):
+    async for _ in looks(60):
         for kernel in await client.kernels():
             if kernel.id == kernel_id and kernel.state == "queued" and kernel.position is not None:
                 return kernel
-        await asyncio.sleep(0.02)
     raise AssertionError("the start was never queued")
 
 

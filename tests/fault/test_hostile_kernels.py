@@ -25,7 +25,7 @@ from roost.provisioners.journal_reader import CellRun, read_runs
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import KernelDied
 from roost.scheduler.messages import Kernel
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 
 pytestmark = pytest.mark.fault
 
@@ -133,10 +133,9 @@ async def test_a_state_breaks_no_list(client: Client, hostile: HostileKernel) ->
         header = {"msg_id": f"m{number}", "msg_type": "status"}
         last = (await client.journal("hostile")).last
         hostile.publish(b"", b"<IDS|MSG>", b"", *map(dump, (header, CELL, {}, {"execution_state": state})))
-        for _ in range(3_000):
+        async for _ in looks(60):
             if (await client.journal("hostile")).last > last:
                 break
-            await asyncio.sleep(0.02)
         listed = {each.id: each.use for each in await client.kernels(with_use=True)}
         assert (listed["hostile"] and listed["hostile"].execution_state) == "idle"
         assert listed["innocent"] is not None

@@ -18,7 +18,7 @@ from kit.machine.daemons import daemon_pids, kill, wait_gone
 from kit.machine.tiny_kernel import tiny
 from roost.launchers.daemon.process import is_running
 from roost.scheduler.client.client import Client
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 
 pytestmark = pytest.mark.fault
 
@@ -60,11 +60,10 @@ async def test_the_agent_of_ten_busy_kernels(notebooks: list[Notebook], settled_
 
 async def _agent_after(world: Path, killed: int) -> list[int]:
     """Wait for the agent that roost starts after the killed one, and return a list with its pid."""
-    for _ in range(1200):
+    async for _ in looks(60):
         found = [pid for pid in daemon_pids(world, "agent") if pid != killed]
         if found:
             return found
-        await asyncio.sleep(0.05)
     raise AssertionError("no new agent came up")
 
 
@@ -116,10 +115,9 @@ async def test_the_service_while_kernels_run(notebooks: list[Notebook], settled_
     assert await notebook.manager.is_alive()
     await notebook.run("import os, signal")
     notebook.client.execute("os.kill(os.getpid(), signal.SIGKILL)")
-    for _ in range(1200):
+    async for _ in looks(60):
         if not await notebook.manager.is_alive():
             break
-        await asyncio.sleep(0.05)
     else:
         raise AssertionError("the new service did not report the kernel's end")
     await notebook.manager.restart_kernel()

@@ -32,7 +32,7 @@ from roost.bench.clusters.raylets import Machine, Raylets, why_not
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 from roost.testing.leftovers import VARIABLE, private_runtime_dir
 
 pytestmark = pytest.mark.fault
@@ -500,9 +500,8 @@ def processor_s(pid: int, otherwise: float = 0.0) -> float:
 
 
 async def _until_back() -> None:
-    for _ in range(400):
+    async for _ in looks(80):
         with contextlib.suppress(BackendUnavailable):
             if (await service().explain(Request(gpus=1)))["placement"]:
                 return
-        await asyncio.sleep(0.2)
     raise AssertionError("the service does not find the cluster that is back")

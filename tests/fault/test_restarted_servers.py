@@ -18,6 +18,7 @@ from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.restarted_servers import end, listed, serving, shown, start
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import Client, connect, disconnect
+from roost.testing.deadlines import looks
 
 pytestmark = [pytest.mark.fault_long, pytest.mark.slow]
 ROUNDS = int(os.environ.get("ROOST_ROUNDS", "100"))
@@ -156,10 +157,9 @@ async def test_fifty_kernels_with_a_node_that_does_not_answer(
 
 async def until_all_run(service: Client) -> None:
     """Wait until each kernel has a process."""
-    for _ in range(600):
+    async for _ in looks(60):
         if all(kernel.pid for kernel in await service.kernels()):
             return
-        await asyncio.sleep(0.1)
     raise AssertionError([(kernel.state, kernel.waits_for) for kernel in await service.kernels()])
 
 
@@ -177,8 +177,7 @@ def is_agent_at(process: psutil.Process, address: str) -> bool:
 
 async def settled(server: Any) -> None:
     """Wait until all kernels of a server are idle."""
-    for _ in range(600):
+    async for _ in looks(60):
         if set((await listed(server)).values()) == {"idle"}:
             return
-        await asyncio.sleep(0.1)
     raise AssertionError(await listed(server))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from server import JupyterServer
 from kit.jupyter.front_end import FrontEnd, errors, front_end, texts
 from kit.jupyter.restarted_servers import end, listed, replies, serving, shown, start
 from roost.scheduler.client.client import connect, disconnect
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 from roost.testing.leftovers import private_runtime_dir
 
 SECONDS = "import time\nfor i in range({0}):\n    print(i, flush=True)\n    time.sleep(0.1)"
@@ -42,10 +41,9 @@ def end_kernels(backend: str) -> None:
 
 async def until_logged(server: JupyterServer, text: str) -> None:
     """Wait until an ended server's last log line has this text. Raise `AssertionError` after 60 s."""
-    for _ in range(1200):
+    async for _ in looks(60):
         if text in server.log[-1]:
             return
-        await asyncio.sleep(0.05)
     raise AssertionError(server.log[-5:])
 
 
@@ -104,10 +102,9 @@ async def test_a_server_in_a_new_container_finds_its_kernels(
                 await end(server)
     with container(tmp_path_factory, monkeypatch):
         async with serving(notebooks, name="", host="pod-2") as server:
-            for _ in range(600):  # a new service may need longer than the server's start waits
+            async for _ in looks(60):  # a new service may need longer than the server's start waits
                 if await listed(server):
                     break
-                await asyncio.sleep(0.1)
             assert (await listed(server)).keys() == {kernel_id}
             async with front_end(server, kernel_id, "client") as front:
                 assert shown(await front.ended(cell)) == count_to(40)

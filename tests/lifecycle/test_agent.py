@@ -27,7 +27,7 @@ from roost.launchers.daemon.process import is_running, start_time
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Connection, Launch, Reserve
 from roost.launchers.protocol.rpc import RemoteError
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 
 
 @pytest.fixture
@@ -216,11 +216,10 @@ def _folder(name: str) -> Path:
 
 async def _wait_for_pid(name: str) -> int:
     """Return the pid of a kernel that has not opened its port yet."""
-    for _ in range(6000):
+    async for _ in looks(60):
         found = read_json(_folder(name) / "starting.json")
         if found:
             return int(found["pid"])
-        await asyncio.sleep(0.01)
     raise AssertionError("no kernel was started")
 
 
@@ -267,11 +266,10 @@ async def test_the_group_of_an_adopted_kernel_ends_with_it(agent: Session) -> No
 
 async def _group_lives(group: int) -> bool:
     """True if a process of this process group still runs after 30 s. A zombie does not count."""
-    for _ in range(1500):
+    async for _ in looks(30):
         members = [process for process in psutil.process_iter(["status"]) if _group_of(process.pid) == group]
         if all(process.info["status"] == psutil.STATUS_ZOMBIE for process in members):
             return False
-        await asyncio.sleep(0.02)
     return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from roost.provisioners.execution import Result
 from roost.provisioners.journal_reader import read_runs
 from roost.scheduler.client.client import connect
 from roost.scheduler.messages import Kernel
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 
 pytestmark = pytest.mark.backends("local")
 REPLY_S = 60.0
@@ -59,20 +58,18 @@ async def test_the_journal_keeps_its_output(folder: Path) -> None:
     async with roost.start_kernel("roosted") as kernel:
         service = connect("local")
         await kernel.execute("value")
-        for _ in range(300):  # the agent reads a little later, and may subscribe after the first cell
+        async for _ in looks(30):  # the agent reads a little later, and may subscribe after the first cell
             await kernel.execute("text")
             kept = await read_runs(service, kernel.id)
             if kept and kept[-1].is_done:
                 break
-            await asyncio.sleep(0.1)
         await kernel.execute("value")
         await kernel.execute("text")
-        for _ in range(300):
+        async for _ in looks(30):
             runs = (await read_runs(service, kernel.id))[-2:]
             kinds = [(run.code, [each["output_type"] for each in run.outputs], run.is_done) for run in runs]
             if kinds == [("value", ["display_data", "display_data"], True), ("text", ["stream"], True)]:
                 return
-            await asyncio.sleep(0.1)
         raise AssertionError(kinds)
 
 

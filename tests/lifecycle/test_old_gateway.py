@@ -23,19 +23,29 @@ from kit.clusters.hadoop_nodes import HadoopNodes
 from kit.clusters.spark import python as spark_python
 from kit.clusters.spark import spark_home, write_defaults
 from kit.clusters.spark import why_not as why_no_spark
-from kit.clusters.yarn.shared_cluster import assert_nothing_left
+from kit.clusters.yarn.shared_cluster import assert_nothing_left, end_applications
 from kit.clusters.yarn.shared_cluster import cluster_settings as yarn_settings
 from kit.jupyter.old_gateway import (
     SPARK_CLASSES,
+    install_spark_kernelspecs,
     list_kernelspecs,
     list_spark_kernelspecs,
     python,
     run_tests,
     why_not,
 )
+from kit.jupyter.real_launchers import library
+from kit.jupyter.real_launchers import why_not as why_no_launchers
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import disconnect
 from roost.testing.deadlines import allow_s
+
+EXPECTED = {
+    "EXPECTED_SPARK_VERSION": "3.5",
+    "KERNEL_USERNAME": getpass.getuser(),
+    "KERNEL_LAUNCH_TIMEOUT": "120",
+}
+"""What the tests of Spark must know about the cluster."""
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +97,16 @@ async def test_kernel_gateway_with_migrated_kernelspecs(settled_runtime_dir: Pat
     show("Kernel Gateway with roost", seconds)
 
 
+def fit_to_cluster(folder: Path, hadoop: str, spark: Path) -> None:
+    """Put the tests' paths into the kernelspecs of a folder: of Python, Spark and Hadoop, and of its own `spark`."""
+    write_defaults(spark)
+    for file in folder.glob("kernels/*/kernel.json"):
+        text = file.read_text().replace("/opt/conda/bin/python", spark_python())
+        document = json.loads(text.replace("/usr/hdp/current/spark2-client", str(spark_home())))
+        document["env"] |= {"SPARK_CONF_DIR": str(spark), "HADOOP_CONF_DIR": hadoop}
+        file.write_text(json.dumps(document))
+
+
 @pytest.fixture
 def yarn_folder(yarn_cluster: HadoopNodes, settled_runtime_dir: Path, tmp_path: Path) -> Iterator[Path]:
     """Return a folder with the migrated kernelspecs of Spark on YARN. The tests' paths stand in place of theirs."""
@@ -97,12 +117,7 @@ def yarn_folder(yarn_cluster: HadoopNodes, settled_runtime_dir: Path, tmp_path: 
     settings = yarn_settings(yarn_cluster, tmp_path)
     config = {"RoostYarnBackend": settings, "RoostScheduler": {"idle_exit_s": 4}}  # roost's master ends then
     (folder / "config" / "jupyter_roost_config.json").write_text(json.dumps(config))
-    write_defaults(tmp_path)
-    for file in folder.glob("kernels/*/kernel.json"):
-        text = file.read_text().replace("/opt/conda/bin/python", spark_python())
-        document = json.loads(text.replace("/usr/hdp/current/spark2-client", str(spark_home())))
-        document["env"] |= {"SPARK_CONF_DIR": str(tmp_path), "HADOOP_CONF_DIR": settings["address"]}
-        file.write_text(json.dumps(document))
+    fit_to_cluster(folder, settings["address"], tmp_path)
     yield folder
     disconnect()
     settle(settled_runtime_dir)
@@ -115,8 +130,7 @@ async def test_kernel_gateway_with_migrated_kernelspecs_of_spark_on_yarn(
     words = [sys.executable, "-m", "kernel_gateway"]
     async with serve(yarn_folder, words, "KernelGatewayApp", **os.environ) as port:
         # The containers run as this user, so nobody else is let in.
-        expected = {"EXPECTED_SPARK_VERSION": "3.5", "KERNEL_USERNAME": getpass.getuser()}
-        seconds = await asyncio.to_thread(run_tests, port, tmp_path / "report.xml", SPARK_CLASSES, **expected)
+        seconds = await asyncio.to_thread(run_tests, port, tmp_path / "report.xml", SPARK_CLASSES, **EXPECTED)
     show("Kernel Gateway with roost on YARN", seconds)
 
 
@@ -127,3 +141,26 @@ async def test_enterprise_gateway_with_its_own_kernelspecs(tmp_path: Path) -> No
     async with serve(tmp_path, words, "EnterpriseGatewayApp", **env) as port:
         seconds = await asyncio.to_thread(run_tests, port, tmp_path / "report.xml")
     show("Enterprise Gateway", seconds)
+
+
+async def test_enterprise_gateway_with_its_own_kernelspecs_of_spark_on_yarn(
+    yarn_cluster: HadoopNodes, tmp_path: Path
+) -> None:
+    for reason in (why_no_spark(), why_no_launchers()):
+        if reason:
+            pytest.skip(reason)
+    install_spark_kernelspecs(tmp_path / "kernels")
+    fit_to_cluster(tmp_path, str(yarn_cluster.configuration), tmp_path)
+    for file in tmp_path.glob("kernels/*/kernel.json"):  # the nodes' Python has no library for the launchers
+        file.write_text(file.read_text().replace("py4j-0.10.6-src.zip", f"py4j-0.10.6-src.zip:{library()}"))
+    words = [python(), "-m", "enterprise_gateway", "--EnterpriseGatewayApp.unauthorized_users=nobody"]
+    words += [f"--EnterpriseGatewayApp.yarn_endpoint=http://{yarn_cluster.rest.address}"]
+    env = {"PATH": f"{Path(python()).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    try:
+        async with serve(tmp_path, words, "EnterpriseGatewayApp", **env) as port:
+            seconds = await asyncio.to_thread(
+                run_tests, port, tmp_path / "report.xml", SPARK_CLASSES, **EXPECTED
+            )
+    finally:
+        end_applications(yarn_cluster)
+    show("Enterprise Gateway on YARN", seconds)

@@ -21,7 +21,7 @@ from roost.bench.world import wait_until_forked
 from roost.launchers.daemon.private_files import runtime_dir, write_private_json
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 
 STANDING_STILL = """
 import pathlib, time
@@ -204,11 +204,10 @@ async def test_output_from_before_a_new_agent_is_reported(one_gpu: Path) -> None
             before = front.messages
     (agent,) = daemon_pids(runtime_dir(), "agent")
     kill(agent)
-    for _ in range(600):
+    async for _ in looks(60):
         with suppress(RoostError):
             if connect("local").journal(kernel_id).result(allow_s(10)).last > 50:
                 break
-        await asyncio.sleep(0.1)
     async with serving(one_gpu) as server, front_end(server, kernel_id, "client") as front:
         front.messages[:0] = before
         (one_gpu / "end").touch()

@@ -29,7 +29,7 @@ from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.restarted_servers import listed
 from kit.machine.daemons import wait_gone
 from roost.scheduler.client.client import connect
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 
 _PIDFD_GETFD = 438  # from linux/unistd.h, on every processor
 STOPPED_WITHIN_S = 60.0
@@ -240,10 +240,9 @@ async def test_a_cell_runs_although_its_page_was_closed(server: JupyterServer) -
             cell = await front.run("x = 'ran'")
             await front.until(lambda: front.line(cell), 20)
         await server.api("DELETE", f"kernels/{holder}")
-        for _ in range(200):
+        async for _ in looks(10):
             if any(kernel.state == "running" for kernel in await connect("local").kernels()):
                 break
-            await asyncio.sleep(0.05)
         async with front_end(server, waiting) as front:
             assert texts(await front.ended(await front.run("print(x)"))) == "ran\n"
 

@@ -69,6 +69,22 @@ def list_spark_kernelspecs() -> list[Path]:
     return [cache() / _FOLDER / "source/etc/kernelspecs" / name for name in SPARK_KERNELSPECS]
 
 
+def install_spark_kernelspecs(folder: Path) -> None:
+    """Write `SPARK_KERNELSPECS` with their launchers below a folder, as Enterprise Gateway is installed.
+
+    The launcher reads an attribute that Spark 3.3 has removed, without which it makes no session. Here it reads none.
+    """
+    for shipped in list_spark_kernelspecs():
+        installed = folder / shipped.name
+        shutil.copytree(shipped, installed)
+        scripts = cache() / _FOLDER / "source/etc/kernel-launchers/python/scripts"
+        shutil.copytree(scripts, installed / "scripts")
+        launcher = installed / "scripts" / "launch_ipykernel.py"
+        launcher.write_text(launcher.read_text().replace("spark._wrapped", "spark"))
+        file = installed / "kernel.json"
+        file.write_text(file.read_text().replace("/usr/local/share/jupyter/kernels", str(folder)))
+
+
 def run_tests(
     port: int, report: Path, classes: Sequence[str] = CLASSES, **variables: str
 ) -> dict[str, float]:

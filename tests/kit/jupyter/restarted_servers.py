@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from server import JupyterServer, jupyter_server
 
 from kit.jupyter.front_end import FrontEnd, Message
+from roost.testing.deadlines import looks
 
 _OTHERS = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim")
 EXTENSIONS = {"roost": True, **dict.fromkeys(_OTHERS, False)}
@@ -62,13 +62,12 @@ async def end(server: JupyterServer, signum: int = signal.SIGKILL) -> None:
     """End a server by a signal, and wait until it has ended."""
     os.kill(server.pid, signum)
     status = Path(f"/proc/{server.pid}/stat")
-    for _ in range(1_000):
+    async for _ in looks(20):
         try:
             if ") Z " in status.read_text():
                 return
         except (FileNotFoundError, ProcessLookupError):
             return
-        await asyncio.sleep(0.02)
     raise AssertionError(f"the server {server.pid} does not end")
 
 

@@ -12,6 +12,7 @@ from kit.fakes.scheduler import FakeWorld, fake_world
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import looks
 
 KERNELS = 12
 
@@ -61,11 +62,10 @@ def agree(w: FakeWorld) -> None:
 async def settled(w: FakeWorld) -> list[dict[str, str]]:
     """Ask `doctor` up to 200 times until it finds no problem. Return its last findings: one `ok` means no problem."""
     found: list[dict[str, str]] = []
-    for _ in range(200):
+    async for _ in looks(10):
         found = await w.scheduler.doctor()
         if found[0]["level"] == "ok":
             break
-        await asyncio.sleep(0.05)
     return found
 
 

@@ -13,7 +13,7 @@ import pytest
 from kit.clusters.faults import until
 from roost.launchers.agent.limits.page_out import SIGNAL, PageOut
 from roost.launchers.zygote import page_out as zygote
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 
 TICKS_PER_S = 100
 
@@ -151,10 +151,9 @@ async def test_an_idle_kernel_gets_the_signal_once(proc: Proc, caplog: pytest.Lo
     page_out = watch(proc, process.pid, after_s=0.05)
     running = asyncio.create_task(page_out.run())
     try:
-        for _ in range(1000):
+        async for _ in looks(10):
             if "this machine has no swap" in caplog.text:
                 break
-            await asyncio.sleep(0.01)
         proc.set_swap(1000, 900)
         assert int(await asyncio.wait_for(process.stdout.readline(), allow_s(60))) == SIGNAL
         assert page_out.find_idle(float("inf")) == [], "it is not told again"
