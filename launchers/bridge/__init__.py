@@ -13,8 +13,7 @@ environment. Everything else, such as `--RemoteProcessProxy.spark-context-initia
 
 `__main__` is the program, `bridge` the course of a kernel, and `placeholders` fills the launcher's command. `launcher`
 runs the launcher's processes, and `comm_port` sends requests to it. `listener` accepts the answer, `answer` decrypts
-and checks it, and `session_ports` finds out whether a port belongs to the launch. `relay` passes the five channels on,
-and `signature` signs their messages.
+and checks it, and `session_ports` finds out whether a port belongs to the launch. `relay` passes the five channels on.
 
 The kernelspec also declares `"supported_encryption": ["curve"]` in its `metadata`, because the bridge encrypts roost's
 side. The bridge needs the packages that ipykernel brings, and pycryptodome.

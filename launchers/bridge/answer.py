@@ -16,8 +16,7 @@ from typing import Any
 
 from roost.launchers.daemon.json_text import UnfitText, parse_json
 from roost.launchers.protocol.shared_values import PORT_NAMES
-
-from .signature import is_scheme
+from roost.launchers.protocol.signature import is_scheme
 
 MOST_BYTES = 64 << 10
 """The greatest size of an answer. Those of real launchers have about 1,500 bytes."""

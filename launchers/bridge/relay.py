@@ -23,9 +23,9 @@ import zmq
 
 from roost.launchers.protocol.kernel_message import UnreadableMessage, find_parts, read_header
 from roost.launchers.protocol.shared_values import PORT_NAMES, Connection
+from roost.launchers.protocol.signature import Signer
 
 from .answer import Answer
-from .signature import Signer
 
 _LINGER_MS = 1_000
 """How long the last messages may take to leave. ipykernel has the same time."""

@@ -153,10 +153,14 @@ class Watch:
 def describe_exit(code: int | None, *, was_asked: bool = False) -> str:
     """Return a phrase for people about an exit code of `subprocess`.
 
-    `was_asked`: roost itself sent the signal.
+    `was_asked`: roost itself sent the signal. The code is None if no agent that runs had started the process.
     """
     if code is None:
-        return "ended while no agent watched it"
+        return (
+            "was stopped"
+            if was_asked
+            else "ended; its exit code is not known, because its first agent was gone"
+        )
     if code >= 0:
         return f"exited with code {code}"
     name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")

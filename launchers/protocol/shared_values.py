@@ -124,7 +124,7 @@ class KernelProcess:
     """The devices of the lease, or the devices that the agent chose."""
     is_running: bool = True
     exit_code: int | None = None
-    """As in `subprocess` (negative: the signal). It stays None if no agent watched the kernel's end."""
+    """As in `subprocess` (negative: the signal). It stays None if the agent that had started the kernel is gone."""
     reason: str = ""
     """How an ended kernel has ended, as a clause."""
     is_out_of_memory: bool = False

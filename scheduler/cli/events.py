@@ -69,5 +69,8 @@ def _format_use(kernel: Kernel) -> str:
     process = kernel.process
     if process is None or not process.peak_bytes:
         return ""
+    memory = f"at most {format_bytes(process.peak_bytes)}"
+    if not process.cpu_s:  # only the agent that has started a kernel gets to know it
+        return f"used {memory}"
     cpu = f"{process.cpu_s:.1f} s" if process.cpu_s < _SHORT_S else format_age(process.cpu_s)
-    return f"used {cpu} of CPU time and at most {format_bytes(process.peak_bytes)}"
+    return f"used {cpu} of CPU time and {memory}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +17,7 @@ import roost
 from kit.jupyter.front_end import front_end, states
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.restarted_servers import EXTENSIONS, start
-from kit.machine.daemons import settle
+from kit.machine.daemons import daemon_pids, settle
 from roost.scheduler.client.client import connect
 from roost.testing.deadlines import allow_s
 
@@ -75,6 +77,32 @@ def test_only_a_kernel_that_does_nothing_ends(config_file: Path) -> None:
         }
         assert states_now == dict.fromkeys(WORK, "running")
     unlisten()
+
+
+@pytest.mark.parametrize("code", ["import time; time.sleep(40)", "input()"])
+def test_a_cell_that_outlives_its_agent_is_not_idle(config_file: Path, runtime_dir: Path, code: str) -> None:
+    client = connect("local")
+    with (
+        roost.start_kernel("python3", backend="local") as working,
+        roost.start_kernel("python3", backend="local") as idle,
+    ):
+        channels = working.client()
+        request = channels.execute(code, allow_stdin=True)
+        while channels.get_iopub_msg(timeout=allow_s(60))["msg_type"] != "execute_input":
+            pass
+        (agent,) = daemon_pids(runtime_dir, "agent")
+        os.kill(agent, signal.SIGKILL)
+        deadline = time.monotonic() + allow_s(60)
+        while client.kernel(idle.id).result(allow_s(60)).state != "exited":
+            assert time.monotonic() < deadline, "the next agent does not know that the other kernel is idle"
+            time.sleep(0.1)
+        time.sleep(IDLE_S)
+        assert client.kernel(working.id).result(allow_s(60)).state == "running"
+        if code == "input()":
+            channels.input("42")
+        reply = channels.get_shell_msg(timeout=allow_s(60))
+        assert (reply["parent_header"]["msg_id"], reply["content"]["status"]) == (request, "ok")
+        channels.stop_channels()
 
 
 async def test_a_server_does_not_start_an_idle_kernel_again(

@@ -19,6 +19,7 @@ from roost.launchers.agent.limits.limits import Limits
 from roost.launchers.agent.machine.disk_room import DiskRoom
 from roost.launchers.agent.machine.sessions import find_by_output
 from roost.launchers.agent.output.journal import Journal, subscribe_to
+from roost.launchers.agent.output.state_question import StateQuestion
 from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.file_input import (
     MOST_OWN_BYTES,
@@ -31,7 +32,7 @@ from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import Watch, describe_exit, is_running, signal_group
 from roost.launchers.daemon.tasks import join_shared
 from roost.launchers.machine_book.book import MachineBook
-from roost.launchers.protocol.messages import Connection, JournalPage, KernelProcess, Launch, Lease
+from roost.launchers.protocol.messages import JournalPage, KernelProcess, Launch, Lease
 from roost.launchers.protocol.rpc import MOST_SOCKETS, RemoteError
 from roost.placement.model.json_codec import WireError, decode, encode
 
@@ -409,7 +410,7 @@ class Kernels:
             process=process,
         )
         if process.is_running:
-            self._follow(kernel, process)
+            self._follow(kernel, process, is_adopted=True)
         kernel.starting.set_result(process)
         kernel.launched.set_result(process)
         self._kernels[process.kernel_id] = kernel
@@ -425,15 +426,26 @@ class Kernels:
 
         kernel.watch = Watch(process.pid, process.process_started_at, end)
 
-    def _follow(self, kernel: _TrackedKernel, process: KernelProcess) -> None:
-        if process.connection is not None:
-            kernel.journal.follow(self._take_output(process.pid) or self._subscribe(process.connection))
+    def _follow(self, kernel: _TrackedKernel, process: KernelProcess, *, is_adopted: bool = False) -> None:
+        if process.connection is None:
+            return
+        output = self._take_output(process.pid)
+        if output is not None:
+            kernel.journal.follow(output)
+            return
+        output = subscribe_to(process.connection, self._sockets())
+        try:
+            question = StateQuestion(process.connection, self._sockets()) if is_adopted else None
+        except BaseException:
+            output.close(linger=0)
+            raise
+        kernel.journal.follow(output, question)
 
-    def _subscribe(self, connection: Connection) -> zmq.Socket[bytes]:
+    def _sockets(self) -> zmq.Context[zmq.Socket[bytes]]:
         if self._context is None:
             self._context = zmq.Context()
             self._context.set(zmq.MAX_SOCKETS, MOST_SOCKETS)
-        return subscribe_to(connection, self._context)
+        return self._context
 
     def _take_output(self, pid: int) -> zmq.Socket[bytes] | None:
         """Return the subscription that was made to this kernel before the agent started.

@@ -176,6 +176,14 @@ def find_host(connection: Connection) -> str:
     return "127.0.0.1" if connection.ip in ("*", "0.0.0.0") else connection.ip
 
 
+def find_endpoint(connection: Connection, port: int) -> str:
+    """Return the ZeroMQ endpoint at which this machine reaches a port of the kernel."""
+    if connection.transport == "ipc":
+        return f"ipc://{connection.ip}-{port}"
+    host = find_host(connection)
+    return f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def _candidates() -> range:
     try:
         low = int(_RANGE_FILE.read_text().split()[0])

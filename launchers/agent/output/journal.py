@@ -21,7 +21,7 @@ from typing import Any
 
 import zmq
 
-from roost.launchers.agent.machine.ports import find_host
+from roost.launchers.agent.machine.ports import find_endpoint
 from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.launchers.protocol.kernel_message import (
     NO_HEADER,
@@ -36,6 +36,7 @@ from roost.launchers.protocol.kernel_message import (
 from roost.launchers.protocol.messages import Connection, JournalEntry, JournalLimits, JournalPage
 
 from .journal_file import Entry, JournalFile
+from .state_question import StateQuestion
 from .subscription import subscribe
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,8 @@ class Journal:
 
     A request has a record as long as the journal has one of its messages. Records count towards the journal's memory.
 
-    `state` is `busy` while the kernel works for a person, and empty before it has published anything.
+    `state` is `busy` while the kernel works for a person, and empty before it has published anything. It is empty too
+    while a kernel of an earlier agent has not told whether it works.
     """
 
     def __init__(self, limits: JournalLimits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -111,22 +113,31 @@ class Journal:
         self._active_at = clock()
         self._encoded: tuple[int, str, tuple[int, ...]] = (0, "", ())
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_asked = False
+        """True while the state waits for the answer of a kernel of an earlier agent."""
         self.state = ""
 
     @property
     def idle_s(self) -> float:
-        """Seconds since the kernel last worked for a person; 0 while it does."""
-        return 0.0 if self.state == "busy" else self._clock() - self._active_at
+        """Seconds since the kernel last worked for a person; 0 while it does, or may do so."""
+        return 0.0 if self.state == "busy" or self._is_asked else self._clock() - self._active_at
 
-    def follow(self, output: zmq.Socket[bytes]) -> None:
-        """Record the messages of this subscription and close it in the end. The previous subscription, if any, ends."""
+    def follow(self, output: zmq.Socket[bytes], question: StateQuestion | None = None) -> None:
+        """Record the messages of this subscription and close it in the end. The previous subscription, if any, ends.
+
+        A kernel of an earlier agent has been asked a `question`: its state is not known before it answers.
+        """
         for task in self._tasks:
             task.cancel()
+        self._is_asked = question is not None
         self.state = ""
         self._active_at = self._clock()
         reading = spawn(self._read_messages(output), self._tasks, log)
         # A callback also runs if the reading is cancelled before it begins.
         reading.add_done_callback(lambda _: output.close(linger=0))
+        if question is not None:
+            asking = spawn(self._await_answer(question), self._tasks, log)
+            asking.add_done_callback(lambda _: question.close())
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
@@ -302,8 +313,16 @@ class Journal:
         if request is not None and parent.kind in _ACTIVE:
             self.state = state
             self._active_at = self._clock()
-        elif not self.state:
+            self._is_asked = False
+        elif not self.state and not self._is_asked:  # the control channel answers programs during a cell, too
             self.state = "idle"  # it answers programs
+
+    async def _await_answer(self, question: StateQuestion) -> None:
+        await question.answered()
+        if self._is_asked:
+            self._is_asked = False
+            self.state = "idle"
+            self._active_at = self._clock()
 
     def _forget_all(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
@@ -379,9 +398,5 @@ def _encode(entry: Entry) -> tuple[str, tuple[int, ...]]:
 
 def subscribe_to(connection: Connection, context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     """Subscribe to a kernel whose IOPub port is open."""
-    if connection.transport == "ipc":
-        endpoint = f"ipc://{connection.ip}-{connection.iopub_port}"
-    else:
-        host = find_host(connection)
-        endpoint = f"tcp://{f'[{host}]' if ':' in host else host}:{connection.iopub_port}"
+    endpoint = find_endpoint(connection, connection.iopub_port)
     return subscribe(context, endpoint, connection.curve_publickey, connection.curve_secretkey)

@@ -1,4 +1,4 @@
-"""A subscription to a kernel's IOPub messages. A pod's first process imports this module before the agent's own."""
+"""Sockets to a kernel's channels. A pod's first process imports this module before the agent's own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,16 @@ def subscribe(
     The keys are the kernel's CURVE keys, if any. Raises `ZMQError` or `ValueError` for an impossible endpoint or key.
     """
     socket = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
+    socket.setsockopt(zmq.SUBSCRIBE, b"")
+    return connect(socket, endpoint, public, secret)
+
+
+def connect(
+    socket: zmq.Socket[bytes], endpoint: str, public: str | None, secret: str | None
+) -> zmq.Socket[bytes]:
+    """Connect a new socket to a channel and return it. After an error, it is closed. The rest is as in `subscribe`."""
     try:
-        socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
-        socket.setsockopt(zmq.SUBSCRIBE, b"")
         if public is not None and secret is not None:
             socket.curve_publickey = socket.curve_serverkey = public.encode()
             socket.curve_secretkey = secret.encode()

@@ -82,5 +82,8 @@ def test_little_cpu_time_is_shown_with_tenths_of_a_second(
 ) -> None:
     assert ENDED.process is not None
     short = replace(ENDED, process=replace(ENDED.process, cpu_s=1.62))
-    client.happened = [replace(END, kernel=short)]
-    assert "used 1.6 s of CPU time" in run(capsys, "events")[1]
+    unknown = replace(ENDED, process=replace(ENDED.process, cpu_s=0.0))
+    client.happened = [replace(END, kernel=each) for each in (short, unknown)]
+    first, second = run(capsys, "events")[1].splitlines()
+    assert first.endswith("used 1.6 s of CPU time and at most 4 GiB")
+    assert second.endswith("of memory; used at most 4 GiB")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from typing import Any
 
 import pytest
+import zmq
 
 from kit.machine.manual_clock import ManualClock
 from roost.launchers.agent.output.journal import Journal
@@ -171,6 +173,49 @@ def test_only_requests_of_a_session_that_are_new_enough_are_chosen() -> None:
     assert kernel.ids(session="s", since_s=29) == [running]
     assert len(kernel.ids(session="s")) == 7
     assert kernel.journal.read(session="s", since_s=29).is_last
+
+
+class Question:
+    """A question to a kernel, and whether it has been answered and closed."""
+
+    def __init__(self) -> None:
+        self.answer = asyncio.Event()
+        self.is_closed = False
+
+    async def answered(self) -> None:
+        await self.answer.wait()
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+async def test_a_kernel_of_an_earlier_agent_is_not_idle_before_it_answers() -> None:
+    kernel, question = Publisher(), Question()
+    with zmq.Context() as context:
+        kernel.journal.follow(context.socket(zmq.SUB), question)  # type: ignore[arg-type]
+        kernel.run("nudge", kind="kernel_info_request")  # on the control channel, during a cell
+        kernel.clock.advance(50)
+        assert (kernel.journal.state, kernel.journal.idle_s) == ("", 0)
+        question.answer.set()
+        await asyncio.sleep(0.01)
+        kernel.clock.advance(7)
+        assert (kernel.journal.state, kernel.journal.idle_s) == ("idle", 7)
+        assert question.is_closed
+        await kernel.journal.close()
+
+
+async def test_the_cell_of_an_earlier_agent_tells_its_end() -> None:
+    kernel, question = Publisher(), Question()
+    with zmq.Context() as context:
+        kernel.journal.follow(context.socket(zmq.SUB), question)  # type: ignore[arg-type]
+        cell = {"msg_id": "r", "session": "s", "msg_type": "execute_request"}
+        kernel.publish("status", cell, execution_state="idle")
+        kernel.run("next", kind="execute_request")
+        kernel.publish("status", {**cell, "msg_id": "last"}, execution_state="busy")
+        question.answer.set()
+        await asyncio.sleep(0.01)
+        assert (kernel.journal.state, kernel.journal.idle_s) == ("busy", 0)
+        await kernel.journal.close()
 
 
 def test_the_state_is_that_of_the_work_of_people() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from jupyter_client.session import Session
 
-from roost.launchers.bridge.signature import Signer, is_scheme
+from roost.launchers.protocol.signature import Signer, is_scheme
 
 
 @pytest.mark.parametrize("scheme", ["hmac-sha256", "hmac-md5"])
