@@ -12,6 +12,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 from traitlets.config.loader import ConfigFileNotFound, JSONFileConfigLoader, PyFileConfigLoader
 
+from roost.launchers.daemon.file_input import show_path
 from roost.scheduler.backends.registry import backend_names, get_spec, load_object
 from roost.scheduler.backends.spec import describe_unknown
 from roost.scheduler.errors import ConfigError
@@ -41,7 +42,7 @@ def load_settings(
     """
     read = ReadFiles() if read is None else read
     files = Path(config_file) if (config_file := options.get("config_file")) else None
-    config = _read_all(files, jupyter_config_path() if path is None else path, read)
+    config, origins = _read_all(files, jupyter_config_path() if path is None else path, read)
     own = _load_section(backend)
     classes: dict[str, type[Section]] = {Settings.__name__: Settings, own.__name__: own}
     others = {get_spec(name).section: name for name in backend_names() if name != backend}
@@ -49,13 +50,18 @@ def load_settings(
         if section not in classes:
             if section not in others:
                 names = [f"c.{name}" for name in (*classes, *others)]
-                raise ConfigError(describe_unknown("section", f"c.{section}", names))
+                unknown = describe_unknown("section", f"c.{section}", names)
+                raise ConfigError(f"{show_path(origins[section, ''])}: {unknown}")
             classes[section] = _load_section(others[section])
         for name in values:
             if name not in (known := classes[section].class_traits(config=True)):
-                raise ConfigError(describe_unknown(f"option of c.{section}", name, known))
-    config.merge(Config({own.__name__: _to_values(backend, own, options)}))
-    sections = {name: _build(section, config) for name, section in classes.items()}
+                unknown = describe_unknown(f"option of c.{section}", name, known)
+                raise ConfigError(f"{show_path(origins[section, name])}: {unknown}")
+    given = _to_values(backend, own, options)
+    config.merge(Config({own.__name__: given}))
+    if given:  # a wrong value may be one of these
+        origins = {key: file for key, file in origins.items() if key[0] != own.__name__}
+    sections = {name: _build(section, config, origins) for name, section in classes.items()}
     settings = sections[Settings.__name__]
     assert isinstance(settings, Settings)
     for spec in (*settings.policies.values(), settings.default_policy):
@@ -65,13 +71,16 @@ def load_settings(
     return settings, sections[own.__name__]
 
 
-def _build(section: type[Section], config: Config) -> Section:
+def _build(section: type[Section], config: Config, origins: Mapping[tuple[str, str], Path]) -> Section:
+    """Make a section. Raises `ConfigError`, which names the file if all settings are from one."""
     name = section.__name__
+    files = {show_path(file) for (owner, _), file in origins.items() if owner == name}
+    where = f"{files.pop()}: " if len(files) == 1 else ""
     try:
         return section(config=config)
     except TraitError as problem:
         wrong = describe_refusal(problem, section, config.get(name, {}))
-        raise ConfigError(f"a setting of c.{name} is wrong: {' '.join(wrong.split())}") from None
+        raise ConfigError(f"{where}a setting of c.{name} is wrong: {' '.join(wrong.split())}") from None
 
 
 def _load_section(backend: str) -> type[Section]:
@@ -96,15 +105,20 @@ def _to_values(backend: str, section: type[Section], options: Mapping[str, Any])
     return values
 
 
-def _read_all(file: Path | None, path: Sequence[str], read: ReadFiles) -> Config:
+def _read_all(
+    file: Path | None, path: Sequence[str], read: ReadFiles
+) -> tuple[Config, dict[tuple[str, str], Path]]:
+    """Return what the files say, and the file of each setting by section and name; by an empty name of each section."""
     if file is not None and not file.is_file():
         raise ConfigError(f"there is no configuration file {file}.", config_file=str(file))
     names = (f"{CONFIG_NAME}.py", f"{CONFIG_NAME}.json")
-    config = Config()
+    config, origins = Config(), dict[tuple[str, str], Path]()
     for each in [file] if file else [Path(folder, name) for folder in reversed(path) for name in names]:
         read.note(each)
-        config.merge(_read(each, read))
-    return config
+        found = _read(each, read)
+        config.merge(found)
+        origins |= {(section, name): each for section, values in found.items() for name in (*values, "")}
+    return config, origins
 
 
 def _read(file: Path, read: ReadFiles) -> Config:

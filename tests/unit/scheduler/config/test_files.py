@@ -67,11 +67,17 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("c.RoostScheduler.max_gpu_per_kernel = 1", "did you mean max_gpus_per_kernel"),
-        ("c.RoostSheduler.max_gpus_per_kernel = 1", "did you mean c.RoostScheduler"),
+        (
+            "c.RoostScheduler.max_gpu_per_kernel = 1",
+            "^/.*/jupyter_roost_config.py: there is no .* did you mean max_gpus_per_kernel",
+        ),
+        (
+            "c.RoostSheduler.max_gpus_per_kernel = 1",
+            "^/.*/jupyter_roost_config.py: there is no .* did you mean c.RoostScheduler",
+        ),
         (
             "c.RoostScheduler.max_gpus_per_kernel = 'many'",
-            "c.RoostScheduler is wrong: max_gpus_per_kernel = 'many' is not possible: give a number, 0 or more",
+            "^/.*/jupyter_roost_config.py: a setting of c.RoostScheduler is wrong: max_gpus_per_kernel = 'many' is not",
         ),
         ("c.RoostScheduler.max_gpus_per_kernel = -1", "= -1 is not possible: give a number, 0 or more"),
         ("c.RoostScheduler.default_memory = 'lots'", "'lots' is not an amount of memory"),
