@@ -25,13 +25,14 @@ FAULT_WORKERS ?= 2
 SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
 IS_BUILT := PYTHONPATH=tests $(PY) -c
 MESSAGES := 100000
+REST := test-clusters test-faults browser tours
 SHORT := not slow and not fault_long and not soak and not browser
 
 MAKEFLAGS += --no-print-directory
 # The workers of pytest-xdist then rewrite the tests' assertions once, not in each run.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help run lab test test-rest lint check browser kubernetes yarn ssh spark conformance jupyters bench figures docs fault hostile format clean
+.PHONY: help run lab test test-rest test-clusters test-faults tours lint check browser kubernetes yarn ssh spark conformance jupyters bench figures docs fault hostile format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -40,7 +41,8 @@ help:
 	@echo 'make lint         format, lint, types'
 	@echo 'make check        the same, and the unit tests'
 	@echo 'make test         the tests on this machine and on a Ray cluster that they start (10 minutes on two cores)'
-	@echo 'make test-rest    what CI runs besides: tests on Dask, Kubernetes, YARN and SSH hosts, faults, notebooks in a browser, other tours'
+	@echo 'make test-rest    what CI runs besides, in parts: test-clusters (on Dask, Kubernetes, YARN and SSH hosts), test-faults,'
+	@echo '                  browser, tours (make run on the other clusters)'
 	@echo "make browser      roost's kernels in a real JupyterLab, in Debian's Chromium (SLOW=1: every scenario on Ray too)"
 	@echo 'make fault        long fault and soak runs'
 	@echo 'make hostile      messages and files of any form, 100,000 of each kind (MESSAGES=...)'
@@ -97,11 +99,17 @@ check: lint
 test: $(READY)
 	$(LABELLED) tests -m '$(SHORT) and not rest' $(SIDE_BY_SIDE) -n $(WORKERS)
 
-# The faults follow with fewer workers: they kill parts of the clusters that they share with no other test.
-test-rest: $(READY)
+test-rest:
+	@for part in $(REST); do $(MAKE) $$part || exit 1; done
+
+test-clusters: $(READY)
 	$(LABELLED) tests --ignore tests/fault -m '$(SHORT) and rest' $(SIDE_BY_SIDE) -n $(WORKERS)
+
+# With fewer workers: they kill parts of the clusters that they share with no other test.
+test-faults: $(READY)
 	$(LABELLED) tests/fault -m '$(SHORT)' $(SIDE_BY_SIDE) -n $(FAULT_WORKERS)
-	$(MAKE) browser
+
+tours: $(READY)
 	$(MAKE) run BACKEND=dask
 	if $(IS_BUILT) 'from kit.clusters.kubelets import why_not; exit(why_not())'; then $(MAKE) run BACKEND=kubernetes; fi
 	if $(IS_BUILT) 'from kit.clusters.hadoop_nodes import why_not; exit(why_not())'; then $(MAKE) run BACKEND=yarn; fi
