@@ -287,7 +287,9 @@ def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=marked) as run:
         folder = find_folder(tmp_path)
         run.kill()
-    wait_until(lambda: not find_marked(tmp_path), "processes of the killed run are left", timeout_s=60)
+    wait_until(
+        lambda: not find_marked(tmp_path), "processes of the killed run are left", timeout_s=allow_s(60)
+    )
     wait_until(lambda: not folder.exists(), "the folder of the killed run is left")
 
 

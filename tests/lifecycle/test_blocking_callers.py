@@ -134,7 +134,7 @@ def test_nbclient(specs: KernelSpecManager, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_an_interpreter_that_ends_does_not_hang(specs: KernelSpecManager, backend: str) -> None:
-    code = f"import roost; print(len(roost.connect({backend!r}).nodes().result(20)) > 0)"
+    code = f"import roost; print(len(roost.connect({backend!r}).nodes().result(60)) > 0)"
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", code],
         capture_output=True,

@@ -55,7 +55,7 @@ fill = "data = bytearray({0} << 20); data[::4096] = b'x' * len(data[::4096])"
 sleep = "; import time; time.sleep(600)"
 many = "import os\\nfor _ in range(4):\\n  if os.fork() == 0:\\n    " + fill.format(150) + sleep
 with roost.start_kernel("python3", backend="local", memory="300MiB", cpus=1) as kernel:
-    print(connect("local").nodes().result(20)[0]["enforcement"])
+    print(connect("local").nodes().result(60)[0]["enforcement"])
     print(kernel.execute("x = bytearray(250 << 20); len(x)").text)
     print(kernel.execute(fill.format(4000)).error)
     print(kernel.execute("1 + 1").text)

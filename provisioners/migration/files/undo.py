@@ -71,7 +71,11 @@ def undo(migrated: Migrated) -> None:
     try:
         if folder == written and migrated.mark is not None:
             written = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-            folder.rename(written)
+            try:
+                folder.rename(written)
+            except BaseException:
+                written.rmdir()
+                raise
         if aside.is_dir() and not os.path.lexists(folder):
             aside.rename(folder)
             with suppress(OSError):  # others are there
@@ -79,6 +83,8 @@ def undo(migrated: Migrated) -> None:
         for unfinished in dict.fromkeys([*list_unfinished(folder), written]):
             if unfinished != folder:
                 _remove(unfinished)
+    except FileNotFoundError:  # another undo has been faster
+        pass
     except OSError as problem:
         raise ConfigError(f"{folder} cannot be removed: {problem.strerror or problem}.") from None
 

@@ -15,6 +15,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from kit.jupyter.kernelspecs import read_kernelspec
 from kit.jupyter.old_kernelspecs import JupyterFolders, separate_jupyter, write_old
 from roost.provisioners import kernelspecs
+from roost.provisioners.migration.files.undo import find_migrated, undo
 from roost.scheduler.cli import commands, main
 
 NAME = "spark_Python_YARN"
@@ -155,6 +156,15 @@ def test_a_kernelspec_that_stands_there_is_not_overwritten(
         assert said in migrate_one(capsys, NAME, code=1)["problem"]
         assert folders.list_files() == before
         shutil.rmtree(folder)
+
+
+def test_two_undos_at_once_are_one(folders: JupyterFolders, capsys: pytest.CaptureFixture[str]) -> None:
+    write_old(folders.system, NAME)
+    migrate(capsys, NAME)
+    (first,), (second,) = find_migrated(), find_migrated()
+    undo(first)
+    undo(second)
+    assert list((folders.user / "kernels").iterdir()) == []
 
 
 def test_other_input_needs_an_undo_first(folders: JupyterFolders, capsys: pytest.CaptureFixture[str]) -> None:
