@@ -7,6 +7,11 @@ import os, subprocess
 daemon = subprocess.Popen(["sleep", "30"], close_fds=False, start_new_session=True)
 
 # %%
+import time
+
+# Popen returns before the system has closed all descriptors that are not inherited. The new name comes after that.
+while open(f"/proc/{daemon.pid}/comm").read() != "sleep\n":
+    time.sleep(0.01)
 sockets = []
 for name in os.listdir(f"/proc/{daemon.pid}/fd"):
     if int(name) > 2:
