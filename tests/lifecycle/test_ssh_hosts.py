@@ -43,7 +43,7 @@ with SshHosts(1) as hosts:
     subprocess.Popen([*hosts.ssh(), "n1", "sleep 1000"], stdin=subprocess.DEVNULL)
     def names():
         return {process.name() for process in hosts.processes("n1", hosts.users[0])}
-    wait_until(lambda: "sleep" in names(), "sleep does not run", timeout_s=allow_s(60))
+    wait_until(lambda: "sleep" in names(), "sleep does not run", timeout_s=60)
     hosts.off("n1")
     print(hosts.processes(), ssh("true")[0])
     hosts.on("n1")
