@@ -63,7 +63,7 @@ async def serve(folder: Path, words: list[str], application: str, **env: str) ->
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = [*words, f"--{application}.ip=127.0.0.1", f"--{application}.port={port}"]
-    env |= {"JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder)}
+    env |= folders(folder)
     with (folder / "server.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *words, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
@@ -76,9 +76,18 @@ async def serve(folder: Path, words: list[str], application: str, **env: str) ->
         await asyncio.wait_for(process.wait(), allow_s(60))
 
 
+def folders(folder: Path) -> dict[str, str]:
+    """Return the variables with which Jupyter searches a folder first: before its environment, too."""
+    return {
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder),
+        "JUPYTER_PREFER_ENV_PATH": "0",
+    }
+
+
 def migrate(old: list[Path], folder: Path) -> None:
     (folder / "config").mkdir(mode=0o700, parents=True)
-    env = {**os.environ, "JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTER_DATA_DIR": str(folder)}
+    env = {**os.environ, **folders(folder)}
     words = [sys.executable, "-m", "roost", "migrate", *map(str, old)]
     subprocess.run(words, env=env, check=True, timeout=allow_s(60))
 
