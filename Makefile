@@ -100,7 +100,7 @@ test: $(READY)
 	$(LABELLED) tests -m '$(SHORT) and not rest' $(SIDE_BY_SIDE) -n $(WORKERS)
 
 test-rest:
-	@for part in $(REST); do $(MAKE) $$part || exit 1; done
+	$(MAKE) -j1 $(REST)
 
 test-clusters: $(READY)
 	$(LABELLED) tests --ignore tests/fault -m '$(SHORT) and rest' $(SIDE_BY_SIDE) -n $(WORKERS)

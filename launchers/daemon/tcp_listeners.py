@@ -48,8 +48,8 @@ def list_listeners() -> Iterator[Listener]:
 def list_on_loopback(ports: Collection[int]) -> dict[int, list[Listener]]:
     """Return who listens, by port, for connections to 127.0.0.1.
 
-    A socket bound to that address takes them before one that is bound to all addresses. Sockets with another address,
-    such as 127.0.0.2, never get one.
+    A socket with that address takes them before a socket with all addresses does. A socket with another address, such
+    as 127.0.0.2, never gets one.
     """
     bound: dict[int, list[Listener]] = {port: [] for port in ports}
     general: dict[int, list[Listener]] = {port: [] for port in ports}

@@ -50,7 +50,7 @@ def read_decision(content: bytes, request: Request, snapshot: Snapshot, avoid: M
 def check_decision(
     answer: Any, request: Request, snapshot: Snapshot, avoid: Mapping[str, str]
 ) -> tuple[Refusal, ...]:
-    """Raise an error if the decision is not possible. Return its refusals, of which all or the first are shown."""
+    """Raise an error if the decision is not possible. Return the refusals that are shown: all of them, or the first."""
     answer = check_placement(answer, request, snapshot, avoid)
     shown = None if answer.placement is None else SHOWN_REFUSALS  # a queued start reads all of them
     refusals: tuple[Any, ...] = answer.first_refusals(shown)

@@ -45,7 +45,7 @@ EXPECTED = {
     "KERNEL_USERNAME": getpass.getuser(),
     "KERNEL_LAUNCH_TIMEOUT": "120",
 }
-"""What the tests of Spark must know about the cluster."""
+"""Facts about the cluster, for the tests of Spark."""
 
 pytestmark = pytest.mark.slow
 
