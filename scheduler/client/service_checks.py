@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -107,11 +108,7 @@ def find_outlook(
     if not _has_service(backend, options):
         if get_spec(backend).runs_on_this_machine and _asks_for_nothing(request):
             return Outlook(kind="starts")  # its Python was tested, and any machine does
-        return Outlook(
-            kind="not asked",
-            reason=_describe_missing(backend, options),
-            do=f"run {client.advice.write('doctor')}",
-        )
+        return _describe_missing(client, options)
     try:
         decision = wait_for(client.explain(request, kernel_name))
         latest = _find_latest_start(wait_for(client.events(_EVENTS)), kernel_name, changed_at)
@@ -152,13 +149,21 @@ def _advise_on_policy(refusal: RoostError) -> str:
     return f"correct {setting}, or the file that it names; or {other}" if setting else other
 
 
-def _describe_missing(backend: str, options: Mapping[str, Any]) -> str:
-    """Return that no service runs for these options, with the clusters of the services that run."""
-    named = with_address(backend, options)
+def _describe_missing(client: Client, options: Mapping[str, Any]) -> Outlook:
+    """Return that no service runs for these options, with the clusters of the services that run, and what to do."""
+    named = with_address(client.backend, options)
     wanted = f" with {' '.join(f'{name}={value}' for name, value in named.items())}" if named else ""
-    others = [each.address for each in find_services() if each.backend == backend and each.address]
-    only = f", only for {format_names(sorted(set(others)))}" if others else ""
-    return f"no service of {backend}{wanted} runs{only}"
+    others = sorted(
+        {each.address for each in find_services() if each.backend == client.backend and each.address}
+    )
+    reason = f"no service of {client.backend}{wanted} runs"
+    do = f"run {client.advice.write('doctor')}"
+    if others:
+        reason += f", only for {format_names(others)}"
+        if "address" not in named:
+            entry = json.dumps({"backend_options": {"address": others[0]}})[1:-1]
+            do = f"if it is for that cluster, write {entry} into its kernel.json; else {do}"
+    return Outlook(kind="not asked", reason=reason, do=do)
 
 
 def _judge_agent(client: Client, decision: Mapping[str, Any], *, is_tested: bool) -> Outlook:

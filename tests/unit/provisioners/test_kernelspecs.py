@@ -428,6 +428,21 @@ def test_only_the_kernelspecs_of_a_silent_scheduler_are_not_asked(
     assert said["far"].endswith("no service of ray with address=h:2 runs, only for h:1")
 
 
+def test_a_kernelspec_without_an_address_is_told_of_the_cluster_that_is_served(
+    make: Make, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has named the address on the command line believes that the kernelspec has it too."""
+    monkeypatch.setenv("ROOST_SERVICE_PYTHON", "/a/python/with/ray")
+    make("unnamed", ["sh", "{connection_file}"], metadata=roost_metadata(gpus=1, backend="ray"))
+    with fake_service(backend="ray", address="h:1"):
+        (found,) = [each for each in kernelspecs.find_problems() if "unnamed" in each["what"]]
+    assert found["what"].endswith("no service of ray runs, only for h:1")
+    assert found["do"] == (
+        'if it is for that cluster, write "backend_options": {"address": "h:1"} into its kernel.json; '
+        "else run `roost doctor --backend ray`"
+    )
+
+
 @pytest.mark.parametrize(
     ("agent", "level", "said", "do"),
     [
