@@ -213,7 +213,8 @@ EventKind = Literal[
 ]
 """The kinds of events. `idle`: the service checks whether clients and kernels still need it.
 
-The client adds `resync`: events may be missing.
+`resync`: read the states of kernels again. The client adds it after a lost connection, as events may be missing. The
+service sends it when agents that could not say which kernels they have have said so, or are gone.
 """
 EVENT_KINDS: frozenset[EventKind] = frozenset(get_args(EventKind))
 

@@ -69,6 +69,8 @@ class Reconciler:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reading = asyncio.Lock()
         self._must_read = False
+        self._unheard: Set[str] = frozenset()
+        """The agents that were unreachable at the last reconciliation."""
         self._unknown: list[AgentEvent] | None = None
         """While leases are read: the events about unknown kernels, which the reading may find. Otherwise None."""
 
@@ -155,6 +157,9 @@ class Reconciler:
         for lease_id, lease in before.items():  # a lease that was claimed meanwhile may miss in the reading
             if lease_id not in reading.shown and book.get(lease_id) is lease:
                 book.miss(lease_id)
+        heard, self._unheard = self._unheard - reading.unreachable, reading.unreachable
+        if heard:  # who has asked for a kernel meanwhile knows only that it may live there
+            self._table.events.publish("resync", detail=f"answered or left: {', '.join(sorted(heard))}")
 
     def _match(self, lease: Lease, process: KernelProcess | None, *, is_known: bool) -> None:
         """Compare one lease with its record, and correct the record or end the lease.

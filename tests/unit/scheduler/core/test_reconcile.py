@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import FakeAgent, fake_world, scheduler_on
+from kit.fakes.scheduler import FakeAgent, FakeWorld, fake_world, scheduler_on
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentEvent, Holdings, Owner
 from roost.scheduler.backends.base import Lease, LeaseReading
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import reconcile
-from roost.scheduler.errors import Cancelled, UnknownKernel
+from roost.scheduler.errors import BackendUnavailable, Cancelled, UnknownKernel
 from roost.testing.deadlines import allow_s
 
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
@@ -128,6 +128,35 @@ async def test_a_kernel_that_ends_while_it_is_read_back_is_not_taken_for_alive(
     async with scheduler_on([agent]) as w:
         assert w.kernel("k").state == "exited"
     await agent.close()
+
+
+async def test_applications_ask_again_once_a_silent_agent_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then, they know only that their kernel may live there."""
+    monkeypatch.setattr(reconcile, "RETRY_S", 0.01)
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        leases, silent = w.backend.leases, {"far"}
+
+        async def read() -> LeaseReading:
+            return replace(await leases(), unreachable=frozenset(silent))
+
+        monkeypatch.setattr(w.backend, "leases", read)
+        w.scheduler.reconciler.soon()
+        await w.until_not(lambda: _knows_all(w))
+        with pytest.raises(BackendUnavailable, match="may live where no agent answers now: on far"):
+            w.kernel("k")
+        assert w.count("resync") == 0
+        silent.clear()
+        await w.told("resync")
+        with pytest.raises(UnknownKernel):
+            w.kernel("k")
+    await agent.close()
+
+
+async def _knows_all(w: FakeWorld) -> bool:
+    return not w.scheduler.reconciler.unreachable
 
 
 @pytest.mark.parametrize("stage", ["reserve", "launch"])
