@@ -180,9 +180,9 @@ class MachineBook:
         names: set[str] = set()
         strangers: list[Stranger] = []
         by_user: dict[int, list[Held]] = {}
-        known: dict[int, dict[NamedProcess, bool]] = {}
+        known: dict[int, dict[NamedProcess, bool]] = {self._uid: {self._agent: True}}
         for folder in self._list_folders():
-            reader = self._readers.setdefault(folder, FolderReader(folder))
+            reader = self._reader_of(folder)
             held, unfit = reader.read()
             strangers += unfit
             for each in held:
@@ -301,17 +301,18 @@ class MachineBook:
         `since`: when it was made; 0: as an earlier agent has noted it, or now. `launches`: its kernel begins next, as
         after `begin_launch`.
         """
+        name = name_file(self._uid, self._owner, lease_id)
         self._write(
             lease_id,
             Promise(
-                name=name_file(self._uid, self._owner, lease_id),
+                name=name,
                 agent=self._agent,
                 pid_namespace=self._namespace,
                 cpus=cpus,
                 memory_bytes=memory_bytes,
                 devices=devices,
                 parents={each: self._parents[each] for each in devices if each in self._parents},
-                since=since or self._find_since(name_file(self._uid, self._owner, lease_id)),
+                since=since or self._find_since(name),
                 launching_since=current_start_time() if launches else 0.0,
             ),
         )
@@ -369,7 +370,11 @@ class MachineBook:
                 promise = replace(promise, name=name_file(self._uid, self._owner, lease_id, number))
             else:
                 self._mine[lease_id] = promise
+                self._reader_of(folder).note_written(promise)
                 return
+
+    def _reader_of(self, folder: Path) -> FolderReader:
+        return self._readers.setdefault(folder, FolderReader(folder))
 
     def _put_back(self, seen: set[Path]) -> None:
         """Write own promises again that somebody has removed, or whose folder is not the book's any more."""

@@ -84,6 +84,13 @@ class FolderReader:
                         files[name] = _state_of(status), _read(self._folder / name, status.st_uid)
         return files
 
+    def note_written(self, promise: Promise) -> None:
+        """Note the content of a file that this process has just written, so that it need not be read."""
+        path = self._folder / promise.name
+        with contextlib.suppress(OSError):  # it is gone already
+            status = path.lstat()
+            self._files[promise.name] = _state_of(status), Held(status.st_uid, path, promise)
+
     def read_newer(self, held: Held) -> Held | Stranger | None:
         """Return `held` itself if its file has not changed since it was read; else the file as it is now, or None."""
         name = held.path.name
