@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Callable
@@ -34,7 +35,10 @@ class _Parser(argparse.ArgumentParser):
         """Parse like argparse, but allow no unknown options."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            option = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(option, self._option_string_actions, n=1, cutoff=0.8)
+            guess = f" (did you mean {close[0]}?)" if close and option.startswith("--") else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{guess}")
         return found, unknown
 
 

@@ -95,8 +95,12 @@ class Doctor:
         if self._find_unreachable(reading) or any(lease.state == "lost" for lease in reading.leases):
             return []
         kernels = format_count(len(self._table.records), "kernel")
-        if ended := sum(record.phase is Phase.EXITED for record in self._table.records.values()):
-            kernels += f" ({ended} ended)"
+        ended = sum(record.phase is Phase.EXITED for record in self._table.records.values())
+        waiting = sum(record.ticket is not None for record in self._table.records.values())
+        if parts := [
+            f"{number} {what}" for number, what in ((ended, "ended"), (waiting, "in the queue")) if number
+        ]:
+            kernels += f" ({', '.join(parts)})"
         leases = format_count(len({lease.id for lease in reading.leases}), "lease")
         running = sum(process.is_running for process in reading.processes.values())
         processes = format_count(running, "process", "processes")

@@ -109,7 +109,7 @@ class IdleCuller:
 
     def _judge(self, record: KernelRecord, use: KernelUse, limit_s: float) -> None:
         idle_s = 0.0 if use.execution_state == "busy" else min(use.idle_s, use.quiet_s)
-        reason = f"culled: idle for {format_age(limit_s)}"
+        reason = f"culled: idle for longer than {format_age(limit_s)}"
         if not self._owners.is_alive(record.owner):
             unheld_s = time.monotonic() - (-math.inf if record.unheld_since is None else record.unheld_since)
             idle_s = min(idle_s, unheld_s)

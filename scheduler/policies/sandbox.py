@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import pickle
 import signal
@@ -139,7 +140,7 @@ class SandboxedPolicy:
             self._process = None
         rests_s = self._rests_until - time.monotonic()
         if rests_s > 0:
-            raise PolicyFailed(f"{self._why}; it is asked again in {rests_s:.0f} s")
+            raise PolicyFailed(f"{self._why}; it is asked again in {math.ceil(rests_s)} s")
         if self._loading is None:
             self._loading = start_shared(self._start())
         await asyncio.wait([self._loading], timeout=self._timeout_s)

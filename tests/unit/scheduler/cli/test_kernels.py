@@ -84,8 +84,8 @@ def test_the_log_of_an_ended_kernel_ends_with_the_reason(
     client: StubClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(capsys, "logs", "gone")[2] == "roost: there is no kernel gone\n"
-    client.ended = replace(RUNNING, id="gone-1", state="exited", reason="culled: idle for 1 h")
-    said = "roost: the kernel has ended: culled: idle for 1 h\n"
+    client.ended = replace(RUNNING, id="gone-1", state="exited", reason="culled: idle for longer than 1 h")
+    said = "roost: the kernel has ended: culled: idle for longer than 1 h\n"
     assert run(capsys, "logs", "gone") == (0, "log of gone-1\n", said)
 
 

@@ -211,6 +211,12 @@ def test_an_unknown_option_is_answered_with_the_usage_of_its_command(
     assert error == "unrecognized arguments: --nodes 3\n"
 
 
+def test_an_unknown_option_is_answered_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main.main(["kernelspec", "install", "--gpu=1"])
+    assert capsys.readouterr().err.endswith("unrecognized arguments: --gpu=1 (did you mean --gpus?)\n")
+
+
 def test_version_names_running_services(runtime_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dead = runtime_dir / "scheduler-ray"
     dead.mkdir(mode=0o700)

@@ -88,6 +88,16 @@ async def test_doctor_names_a_task_of_the_service_that_fails(
         assert found["what"] == "the look at idle kernels fails, and is tried again (KeyError: 'k')"
 
 
+async def test_kernels_in_the_queue_are_counted_apart(tmp_path: Path) -> None:
+    async with fake_world(tmp_path, cpus=1) as w:
+        await w.start("k", cpus=1)
+        waiting = w.start("other", cpus=1)
+        await w.told("queued", "other")
+        (agree,) = await w.scheduler.doctor()
+        assert agree["what"] == "2 kernels (1 in the queue), 1 lease and 1 process agree"
+        waiting.cancel()
+
+
 async def test_a_node_that_has_left_the_cluster_is_no_error_of_its_agent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

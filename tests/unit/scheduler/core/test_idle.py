@@ -67,9 +67,9 @@ async def test_an_idle_kernel_is_warned_and_then_ends(tmp_path: Path, clock: Clo
         await looked(w)
         await w.told("released", "k")
         kernel = w.kernel("k")
-        assert kernel.reason == "culled: idle for 10 s"
+        assert kernel.reason == "culled: idle for longer than 10 s"
         assert kernel.is_stopped
-        assert details(w, "cull") == ["culled: idle for 10 s"]
+        assert details(w, "cull") == ["culled: idle for longer than 10 s"]
 
 
 @pytest.mark.parametrize("is_held", [True, False], ids=["held", "orphan"])
@@ -123,7 +123,7 @@ async def test_a_kernel_with_a_gpu_ends_sooner(tmp_path: Path, clock: Clock) -> 
         clock.now += 1
         await looked(w)
         await w.told("released", "k")
-        assert w.kernel("k").reason == "culled: idle for 4 s"
+        assert w.kernel("k").reason == "culled: idle for longer than 4 s"
 
 
 async def test_without_the_settings_no_kernel_ends(tmp_path: Path) -> None:
