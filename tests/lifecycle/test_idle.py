@@ -117,4 +117,5 @@ async def test_a_server_does_not_start_an_idle_kernel_again(
             await front.until(lambda: "dead" in states(front.messages), 60)
             assert "restarting" not in states(front.messages)
         assert (await server.api("GET", f"kernels/{kernel_id}"))[0] == 404
-    assert connect("local").kernel(kernel_id).result(allow_s(10)).reason == f"culled: idle for longer than {IDLE_S:.0f} s"
+    ended = connect("local").kernel(kernel_id).result(allow_s(10))
+    assert ended.reason == f"culled: idle for longer than {IDLE_S:.0f} s"

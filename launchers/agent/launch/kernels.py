@@ -434,11 +434,12 @@ class Kernels:
             kernel.journal.follow(output)
             return
         output = subscribe_to(process.connection, self._sockets())
-        try:
-            question = StateQuestion(process.connection, self._sockets()) if is_adopted else None
-        except BaseException:
-            output.close(linger=0)
-            raise
+        question: StateQuestion | None = None
+        if is_adopted:
+            try:
+                question = StateQuestion(process.connection, self._sockets())
+            except (ValueError, zmq.ZMQError) as problem:  # its state is known from its next cell on
+                log.warning("kernel=%s cannot be asked for its state: %s", process.kernel_id, problem)
         kernel.journal.follow(output, question)
 
     def _sockets(self) -> zmq.Context[zmq.Socket[bytes]]:

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -218,23 +218,45 @@ async def test_a_damaged_file_does_not_end_the_adoption(tmp_path: Path, damaged:
         child.kill()
 
 
-async def test_an_agent_follows_more_kernels_than_a_context_has_sockets_by_default(tmp_path: Path) -> None:
-    child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
+def record_kernels(folder: Path, pid: int, connection: Connection, ids: Sequence[str]) -> None:
+    """Write the records of kernels that an earlier agent has started. All have the same process."""
     process = KernelProcess(
         kernel_id="",
         launch_id="launch",
         lease_id="lease",
-        pid=child.pid,
-        process_started_at=start_time(child.pid),
+        pid=pid,
+        process_started_at=start_time(pid),
         how="exec",
-        connection=Connection(transport="ipc", ip=str(tmp_path / "k")),
+        connection=connection,
         launched_at=0.0,
     )
-    ids = [str(number) for number in range(1_100)]
     for kernel_id in ids:
-        (tmp_path / "kernels" / kernel_id).mkdir(parents=True)
-        record = tmp_path / "kernels" / kernel_id / "record.json"
+        (folder / "kernels" / kernel_id).mkdir(parents=True)
+        record = folder / "kernels" / kernel_id / "record.json"
         record.write_text(json.dumps(encode(replace(process, kernel_id=kernel_id))))
+
+
+async def test_a_kernel_that_cannot_be_asked_for_its_state_is_adopted(tmp_path: Path) -> None:
+    child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
+    connection = Connection(
+        transport="ipc", ip=str(tmp_path / "k"), key="secret", signature_scheme="hmac-of-another-time"
+    )
+    record_kernels(tmp_path, child.pid, connection, ["k"])
+    held = make_kernels(tmp_path)
+    try:
+        held.adopt(["lease"])
+        assert [kernel.is_running for kernel in held.list()] == [True]
+        assert child.poll() is None
+    finally:
+        await held.close()
+        child.kill()
+        child.wait()
+
+
+async def test_an_agent_follows_more_kernels_than_a_context_has_sockets_by_default(tmp_path: Path) -> None:
+    child = subprocess.Popen(SLEEP, start_new_session=True)  # noqa: ASYNC220 - it must have a real pid
+    ids = [str(number) for number in range(1_100)]
+    record_kernels(tmp_path, child.pid, Connection(transport="ipc", ip=str(tmp_path / "k")), ids)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     raise_limit()  # as an agent does
     held = make_kernels(tmp_path)
