@@ -24,6 +24,7 @@ from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from traitlets import Any as AnyTrait
 from traitlets import Bool, Dict, Enum, List, TraitError, Unicode
 
+from roost.placement.model import Request
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.client import Call, Client, connect
@@ -422,6 +423,12 @@ class RoostProvisioner(KernelProvisionerBase):
         if self._client is None:
             self._client = connect(self.backend, **self.backend_options)
         return self._client
+
+    @property
+    def request(self) -> Request:
+        """What the next launch asks for. Valid after `pre_launch`."""
+        assert self._options is not None
+        return self._options.request
 
     def _read_options(self, env: Mapping[str, str]) -> StartOptions:
         options = {name: getattr(self, name) for name in OPTIONS}

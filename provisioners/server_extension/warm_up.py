@@ -21,6 +21,7 @@ from roost.provisioners.kernelspecs import read_kernelspec
 from roost.provisioners.provisioner import RoostProvisioner
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.client import Client
+from roost.scheduler.errors import NoNodeEver, NoNodeNow
 
 from .adoption import list_roost_kernelspecs
 
@@ -87,7 +88,10 @@ class _WarmUp:
                     is_local=spec.runs_on_this_machine,
                     also=provisioner.environment,
                 )
-                await service.warm(command, env)
+                await service.warm(command, env, provisioner.request)
+        except (NoNodeNow, NoNodeEver) as problem:  # its notebook will say so, and nothing can be prepared
+            self._log.info("roost: kernels of %s are not prepared: %s", name, problem)
+            return False
         except Exception as problem:  # noqa: BLE001 - the log has it, and the server goes on
             if service is not None:
                 self._failed.add(service)

@@ -215,13 +215,17 @@ class Client:
         """Drain a node: place no more kernels on it. With `on=False`, place kernels on it again."""
         return self._ask("drain", _to_nothing, node_id=node_id, on=on)
 
-    def warm(self, argv: Sequence[str], env: Mapping[str, str]) -> Call[None]:
+    def warm(self, argv: Sequence[str], env: Mapping[str, str], request: Request | None = None) -> Call[None]:
         """Warm a zygote for kernels of this `argv` and `env`, on the node where such a kernel would be placed now.
 
         On this machine, they get this thread's context. On another one, `env` is added to the node's own environment.
+        `request` is what they ask for; None: nothing. Raises `NoNodeNow` and `NoNodeEver`, as their start would.
         """
         context = read_context() if get_spec(self.backend).runs_on_this_machine else UNKNOWN
-        return self._ask("warm", _to_nothing, _WARM_S, argv=list(argv), env=dict(env), context=context)
+        also = {} if request is None else {"request": request}  # older services do not know it
+        return self._ask(
+            "warm", _to_nothing, _WARM_S, argv=list(argv), env=dict(env), context=context, **also
+        )
 
     def up(self) -> Call[int]:
         """Start the agents of all nodes, and return their number. Later starts do not wait for an agent."""

@@ -326,10 +326,15 @@ class Scheduler:
         self._queue.wake()
 
     async def warm(
-        self, argv: tuple[str, ...], env: Mapping[str, str], context: ProcessContext = UNKNOWN
+        self,
+        argv: tuple[str, ...],
+        env: Mapping[str, str],
+        context: ProcessContext = UNKNOWN,
+        request: Request = Request(),  # noqa: B008 - it cannot change
     ) -> None:
-        """Warm a zygote for `argv` and `env` on the node where such a kernel would be placed now."""
-        request = with_defaults(Request(environment=argv[0] if argv else ""), self._settings)
+        """Warm a zygote for `argv` and `env` on the node where a kernel with this request would be placed now."""
+        request = replace(request, environment=request.environment or (argv[0] if argv else ""))
+        request = self.backend.to_placement(with_defaults(request, self._settings))
         await self._load_policy(request)
         decision = await self.policies.decide(request.policy, request, await self._access.snapshot())
         if decision.placement is None:

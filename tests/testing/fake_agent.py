@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from roost.launchers.protocol.messages import (
     Lease,
     Reserve,
 )
+from roost.launchers.protocol.process_context import ProcessContext
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, ServerKeys
 from roost.launchers.protocol.rpc_server import PEER, Operation, RpcServer
 from roost.placement import Device, Node
@@ -87,6 +88,7 @@ class FakeAgent:
             "status": self._status,
             "others": lambda: self.others,
             "stats": lambda: tuple(self.use.values()),
+            "warm": self._warm,
         }
         messages = {"reserve": Reserve, "launch": Launch}
         self.operations = {
@@ -224,6 +226,9 @@ class FakeAgent:
     def _list(self) -> Holdings:
         leases = tuple(entry.lease for entry in self.ledger.entries())
         return Holdings(leases=leases, kernels=tuple(self.kernels.values()))
+
+    def _warm(self, argv: tuple[str, ...], env: Mapping[str, str], context: ProcessContext) -> None:
+        """Do nothing, because the kernels have no processes."""
 
     def _status(self) -> Node:
         promised = self.ledger.promised_by_device()

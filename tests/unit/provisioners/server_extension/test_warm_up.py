@@ -16,7 +16,7 @@ from kit.jupyter.kernel_managers import manager, the_start
 from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners.server_extension.warm_up import start_warm_up
 from roost.scheduler.backends.registry import get_spec
-from roost.scheduler.errors import BackendUnavailable
+from roost.scheduler.errors import BackendUnavailable, NoNodeNow
 from roost.testing.deadlines import allow_s
 
 LOG = logging.getLogger("server")
@@ -39,6 +39,7 @@ async def test_a_zygote_serves_the_first_kernel(service: FakeService, tmp_path: 
     warm_up(kernelspecs(tmp_path))
     warmed, another = service.called("warm")
     assert another.env["OMP_NUM_THREADS"] == "1"
+    assert another.request.gpus == 1, "its zygote is needed on the node where its kernel goes"
     km = manager(tmp_path)
     await km.start_kernel()
     start = the_start(service)
@@ -57,6 +58,16 @@ def test_a_cluster_that_fails_gives_one_line(
         "roost: kernels of roosted are not prepared: The cluster is away."
     ]
     assert len(service.called("warm")) == 1
+
+
+def test_a_cluster_without_room_is_no_problem_of_the_server(
+    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.answers["warm"] = NoNodeNow("All GPUs are held.")
+    kernelspecs(tmp_path, "another")
+    warm_up(kernelspecs(tmp_path))
+    assert not caplog.records
+    assert len(service.called("warm")) == 2, "the others are prepared"
 
 
 def test_pods_are_not_asked_for(

@@ -454,3 +454,17 @@ async def test_who_waits_goes_on_waiting_while_the_cluster_is_away(
                 await w.start("late", cpus=1)
             assert not waiting.done()
         assert (await waiting).state == "running"
+
+
+async def test_a_zygote_is_made_where_a_kernel_with_the_request_would_go(tmp_path: Path) -> None:
+    async with fake_world(tmp_path, nodes=("a", "b"), gpus=1) as w:
+        kernel = await w.start("k", gpus=1)
+        await w.scheduler.warm(("python",), {}, request=Request(gpus=1))
+        assert {fake.name: "warm" in fake.calls for fake in w.fakes} == {
+            "a": kernel.node_id == "b",
+            "b": kernel.node_id == "a",
+        }
+        await w.start("other", gpus=1)
+        with pytest.raises(NoNodeNow):
+            await w.scheduler.warm(("python",), {}, request=Request(gpus=1))
+        await w.scheduler.warm(("python",), {})
