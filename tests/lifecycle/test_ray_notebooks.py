@@ -9,9 +9,13 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
+from roost.placement import Request
 from roost.scheduler.backends.ray import join, nodes
+from roost.scheduler.client.client import connect
 from roost.testing.deadlines import allow_s
 
 RAY_WITHIN = """
@@ -86,6 +90,23 @@ def test_papermill(on_half_an_a100: Path) -> None:
     )
     assert device in "0123"
     assert address == os.environ["RAY_ADDRESS"]
+
+
+async def test_a_kernel_is_prepared_on_the_node_of_its_request(
+    specs_of: Callable[..., KernelSpecManager],
+) -> None:
+    """Its first start is forked there. No other test has these variables, so no zygote of theirs serves it."""
+    env, service = {"OMP_NUM_THREADS": "3"}, connect("ray")
+    config = {"gpus": 0.5, "gpu_models": ["A100"]}
+    km = AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=specs_of(config=config, env=env))
+    argv = [*km.kernel_spec.argv]  # type: ignore[union-attr]
+    await service.warm(argv, env, Request(gpus=0.5, gpu_models=("A100",)))
+    await km.start_kernel()
+    try:
+        kernel = await service.kernel(km.kernel_id)
+        assert (kernel.how, kernel.why_not_forked) == ("forked", "")
+    finally:
+        await km.shutdown_kernel(now=True)
 
 
 def test_the_free_resources_of_each_node_can_be_read(ray_cluster: object) -> None:
