@@ -32,7 +32,7 @@ MAKEFLAGS += --no-print-directory
 # The workers of pytest-xdist then rewrite the tests' assertions once, not in each run.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help run lab test test-rest test-clusters test-faults tours lint check browser kubernetes yarn ssh spark conformance jupyters bench figures docs fault hostile format clean
+.PHONY: help run lab test test-rest test-clusters test-faults tours lint check browser docker kubernetes yarn ssh spark conformance jupyters bench figures docs fault hostile format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -47,6 +47,7 @@ help:
 	@echo 'make fault        long fault and soak runs'
 	@echo 'make hostile      messages and files of any form, 100,000 of each kind (MESSAGES=...)'
 	@echo 'make kubernetes   build the Kubernetes cluster of the tests, once (10 minutes; root, Debian and Go)'
+	@echo 'make docker       make the image for the Docker engine of the tests, once (root and Debian)'
 	@echo 'make yarn         download the YARN cluster of the tests, once (a minute; Java and Maven)'
 	@echo 'make ssh          install what the SSH hosts of the tests need, once (root and Debian)'
 	@echo "make conformance  Jupyter's own suites with roost as the default provisioner (SUITES=...), and small programs on"
@@ -124,6 +125,9 @@ fault: $(READY)
 
 hostile: $(READY)
 	ROOST_MESSAGES=$(MESSAGES) $(PYTEST) tests/*/test_hostile_*.py -m 'not soak' --timeout 14400
+
+docker: $(READY)
+	PYTHONPATH=tests $(PY) -m kit.clusters.docker_engine build
 
 kubernetes: $(READY)
 	PYTHONPATH=tests $(PY) -m kit.clusters.kubelets build

@@ -2,7 +2,7 @@
 
 `make test` has the tests of roost on this machine and on a Ray cluster, as `make run` shows it. The rest are
 
-- tests on another cluster: Dask, Kubernetes, YARN and SSH hosts
+- tests on another cluster: Dask, Docker, Kubernetes, YARN and SSH hosts
 - `tests/fault` and `tests/browser`
 - tests with the marker `rest`: they take minutes, and few changes need them. They test the benchmarks or other tests,
   or repeat one thing often.
@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 
 _FOLDERS = ("tests/fault/", "tests/browser/")
-_CLUSTERS = ("dask", "dask_tls", "kubernetes", "yarn", "ssh")
+_CLUSTERS = ("dask", "dask_tls", "docker", "kubernetes", "yarn", "ssh")
 _ON_A_CLUSTER = re.compile(
-    r"tests/(?:contract|lifecycle)/.*(?<![a-z])(dask_tls|dask|kubernetes|ray|ssh|yarn)(?![a-z])"
+    r"tests/(?:contract|lifecycle)/.*(?<![a-z])(dask_tls|dask|docker|kubernetes|ray|ssh|yarn)(?![a-z])"
 )
 
 

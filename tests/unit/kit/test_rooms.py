@@ -11,7 +11,13 @@ TESTS = Path(__file__).parents[2]
 KIT = TESTS / "kit"
 ORDER = ("machine", "programs", "fakes", "jupyter", "clusters")
 """The rooms, from the lowest. A room imports only from itself and from lower rooms."""
-PROGRAMS = ("clusters.hadoop_nodes", "clusters.kubelets", "clusters.spark", "clusters.ssh_hosts")
+PROGRAMS = (
+    "clusters.docker_engine",
+    "clusters.hadoop_nodes",
+    "clusters.kubelets",
+    "clusters.spark",
+    "clusters.ssh_hosts",
+)
 """Packages with a door of their own. Tests find their modules from there."""
 
 

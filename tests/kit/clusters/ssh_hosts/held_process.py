@@ -43,10 +43,10 @@ class HeldProcess:
             tail = self._log.read_text(errors="replace")[-2000:]
             raise RuntimeError(f"{self._name} {'ended' if is_readable else 'hangs'}:\n{tail}")
 
-    def go(self) -> None:
-        """Begin the next step."""
+    def go(self, word: str = "") -> None:
+        """Begin the next step. The process reads `word` as a line."""
         assert self._process.stdin is not None
-        self._process.stdin.write(b"\n")
+        self._process.stdin.write(f"{word}\n".encode())
 
     def end(self) -> None:
         """End the process and wait for that. May be repeated."""

@@ -1,0 +1,1 @@
+"""The Docker engine that tests share."""

@@ -1,0 +1,25 @@
+"""A Docker engine for the whole run, started by the first test that asks for it.
+
+All tests share it and leave it as they found it. A test that kills it starts its own `DockerEngine`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kit.clusters.docker_engine import DockerEngine, leftovers, why_not
+
+
+@pytest.fixture(scope="session")
+def docker_cluster(private_environment: None) -> Iterator[DockerEngine]:
+    """Start an engine with the image of kernels. Its CPUs and memory are this machine's."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with DockerEngine() as engine:
+        yield engine
+        left = engine.objects()
+    assert not left, "the tests have left behind:\n" + "\n".join(left)
+    left = leftovers(engine.folder)
+    assert not left, "the engine has left behind:\n" + "\n".join(left)

@@ -1,0 +1,17 @@
+"""A real Docker engine on this machine, in namespaces and folders of its own.
+
+    with DockerEngine() as engine:
+        docker.APIClient(base_url=engine.address).containers()
+
+The engine is Debian's dockerd as root. Its socket, images, networks and control groups are its own. The system's engine
+is left alone. All its processes end with the test's, even if that is killed. It starts in five seconds.
+
+    engine       the engine of one test, its faults, and what it leaves behind
+       ├──▶ start_script    the shell script of its first process: network, mounts, dockerd
+       └──▶ build           the packages that it needs, and the image of kernels, made once in a cache
+"""
+
+from .build import IMAGE, why_not
+from .engine import DockerEngine, leftovers
+
+__all__ = ["IMAGE", "DockerEngine", "leftovers", "why_not"]

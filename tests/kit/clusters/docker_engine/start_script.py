@@ -1,0 +1,65 @@
+"""The shell script of an engine's first process: its mounts, its network, and dockerd.
+
+| address | place |
+|---|---|
+| 10.248.<number>.1 | the engine, which is the router of its containers |
+| 10.248.<number>.2 | this machine |
+| 10.248.<number>.64/26 | containers on the network `bridge` |
+| 10.248.<number>.128/26 | containers on the network `kernels`, which cannot reach each other |
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+DEVICE = "machine"
+"""The engine's end of its cable to this machine."""
+SOCKET, PID_FILE = "docker.sock", "dockerd.pid"
+
+
+def network(number: int) -> str:
+    """Return the network of an engine and all its containers."""
+    return f"10.248.{number}.0/24"
+
+
+def separate_network(number: int) -> str:
+    """Return the addresses of the network `kernels`."""
+    return f"10.248.{number}.128/26"
+
+
+def write_script(folder: Path, number: int) -> str:
+    """Return the script of an engine with its files in `folder`.
+
+    It prints a line once its namespaces are there, and reads one when they have a cable. Then it reads commands, and
+    prints a line after each: `start` starts dockerd, and `kill` kills it. At the end of its input all processes end.
+    """
+    return f"""
+        mount -t tmpfs -o mode=755 tmpfs /run
+        mkdir -p /etc/docker
+        mount -t tmpfs -o mode=755 tmpfs /etc/docker
+        echo; read -r plugged
+        ip link set lo up
+        ip addr add 10.248.{number}.1/30 dev {DEVICE}
+        ip link set {DEVICE} up
+        iptables -I FORWARD -i {DEVICE} -j ACCEPT
+        echo
+        while read -r command; do
+            if [ "$command" = start ]; then
+                {shlex.join(_dockerd(folder, number))} > {folder}/dockerd.log 2>&1 < /dev/null &
+            else
+                kill -KILL $!
+                wait $! || true
+                rm -f {folder}/{SOCKET} {folder}/{PID_FILE}
+            fi
+            echo
+        done
+    """
+
+
+def _dockerd(folder: Path, number: int) -> list[str]:
+    return [
+        "dockerd", f"--host=unix://{folder}/{SOCKET}", f"--pidfile={folder}/{PID_FILE}", "--group=root",
+        f"--data-root={folder}/data", f"--exec-root={folder}/exec", "--storage-driver=overlay2",
+        f"--bip=10.248.{number}.65/26", f"--cgroup-parent=/{folder.name}", "--label=shelf=3", "--log-level=warn",
+    ]  # fmt: skip
