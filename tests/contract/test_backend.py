@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from kit.clusters.dask.shared_cluster import tls_files
+from kit.clusters.docker.shared_cluster import cluster_settings as docker_settings
 from kit.clusters.kubernetes.shared_cluster import cluster_settings
+from kit.clusters.own_machines import OWN_PYTHONS
 from kit.clusters.ray.faults import RayFaults
 from kit.clusters.ssh.shared_cluster import cluster_settings as ssh_settings
 from kit.clusters.ssh_hosts import why_not as why_no_hosts
@@ -29,6 +31,9 @@ from roost.placement import Request
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.dask import manager as dask
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
+from roost.scheduler.backends.docker.backend import create as create_docker
+from roost.scheduler.backends.docker.cluster import DockerCluster
+from roost.scheduler.backends.docker.settings import RoostDockerBackend
 from roost.scheduler.backends.kubernetes.backend import create as create_kubernetes
 from roost.scheduler.backends.kubernetes.cluster import KubernetesCluster
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
@@ -65,7 +70,9 @@ async def start_master(opener: Opener) -> None:
         await backend.warm_up()
 
 
-@pytest.fixture(params=["local", "ray", "dask", "dask_tls", "kubernetes", "yarn", "ssh"], scope="module")
+@pytest.fixture(
+    params=["local", "ray", "dask", "dask_tls", "docker", "kubernetes", "yarn", "ssh"], scope="module"
+)
 def kind(request: pytest.FixtureRequest) -> str:
     """Return the name of a backend. `dask_tls` is the Dask backend on an encrypted cluster."""
     return str(request.param)
@@ -88,6 +95,10 @@ def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir
         at_ray = RoostRayBackend(address=cluster.address)
         yield partial(open_backend, lambda agents: ray.create(at_ray, backend_context(agents, folder)))
         join.leave()
+        return
+    if kind == "docker":
+        at_engine = RoostDockerBackend(**docker_settings(cluster, module_runtime_dir))
+        yield partial(open_backend, lambda agents: create_docker(at_engine, backend_context(agents, folder)))
         return
     if kind == "kubernetes":
         at_kubernetes = RoostKubernetesBackend(**cluster_settings(cluster, module_runtime_dir))
@@ -136,11 +147,11 @@ class TestBackend(BackendContract):
 
     @pytest.fixture
     def kernel_python(self, kind: str) -> str:
-        return "python3" if kind == "kubernetes" else sys.executable
+        return "python3" if kind in OWN_PYTHONS else sys.executable
 
     async def test_a_share_of_a_gpu_is_granted_once(self, kind: str, opener: Opener, t4: T4) -> None:
         async with opener() as (backend, _):
-            if kind in ("kubernetes", "yarn"):
+            if kind in ("docker", "kubernetes", "yarn"):
                 with pytest.raises(ConfigError, match="whole GPUs only"):
                     backend.check_request(t4(0.6))
                 return
@@ -171,8 +182,9 @@ class TestLeases(LeaseContract):
             return RayFaults()
         if kind in ("dask", "dask_tls"):
             return NodeFaults(dask.DaskManager)
-        return PodFaults(KubernetesCluster if kind == "kubernetes" else YarnCluster)
+        clusters = {"docker": DockerCluster, "kubernetes": KubernetesCluster, "yarn": YarnCluster}
+        return PodFaults(clusters[kind])
 
     @pytest.fixture
     def kernel_python(self, kind: str) -> str:
-        return "python3" if kind == "kubernetes" else sys.executable
+        return "python3" if kind in OWN_PYTHONS else sys.executable

@@ -14,7 +14,9 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 from kit.clusters.dask.shared_cluster import environment
+from kit.clusters.docker.shared_cluster import cluster_settings as docker_settings
 from kit.clusters.kubernetes.shared_cluster import cluster_settings
+from kit.clusters.own_machines import OWN_PYTHONS
 from kit.clusters.ssh.shared_cluster import cluster_settings as ssh_settings
 from kit.clusters.yarn.shared_cluster import cluster_settings as yarn_settings
 from kit.jupyter.kernelspecs import IPYKERNEL, kernelspecs
@@ -22,7 +24,7 @@ from kit.machine.daemons import settle
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.testing.deadlines import allow_s
 
-BACKENDS = ("local", "ray", "dask", "dask_tls", "kubernetes", "yarn", "ssh")
+BACKENDS = ("local", "ray", "dask", "dask_tls", "docker", "kubernetes", "yarn", "ssh")
 FREED_S = 15.0
 """How long a cluster manager may show released resources as promised. A pod needs time to end."""
 
@@ -47,6 +49,14 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         elif request.param.startswith("dask"):
             for name, value in environment(request.getfixturevalue(f"{request.param}_cluster")).items():
                 patch.setenv(name, value)
+        elif request.param == "docker":
+            folder = tmp_path_factory.mktemp("docker", numbered=True)
+            folder.chmod(0o700)
+            settings = docker_settings(request.getfixturevalue("docker_cluster"), folder)
+            config = folder / "jupyter_roost_config.json"
+            config.write_text(json.dumps({"RoostDockerBackend": settings}))
+            patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
+            patch.setenv("DOCKER_HOST", settings["address"])
         elif request.param == "kubernetes":
             folder = tmp_path_factory.mktemp("kubernetes", numbered=True)
             folder.chmod(0o700)
@@ -90,8 +100,8 @@ def specs_of(
     backend: str, backend_runtime_dir: Path, tmp_path: Path
 ) -> Iterator[Callable[..., KernelSpecManager]]:
     """Yield a function that makes kernelspecs for this backend. Check at the end that nothing runs or is promised."""
-    # Pods have a Python of their own.
-    changes = {"argv": ["python3", *IPYKERNEL[1:]]} if backend == "kubernetes" else {}
+    # Pods and containers have a Python of their own.
+    changes = {"argv": ["python3", *IPYKERNEL[1:]]} if backend in OWN_PYTHONS else {}
     yield partial(kernelspecs, tmp_path, backend=backend, **changes)
     # jupyter_core keeps an event loop for each thread that called a blocking manager.
     with warnings.catch_warnings():

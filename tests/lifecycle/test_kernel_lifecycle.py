@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kit.clusters.own_machines import OWN_PYTHONS
 from roost.testing import KernelLifecycle
 
 
@@ -19,7 +20,7 @@ class Lifecycle(KernelLifecycle):
 
     @pytest.fixture
     def kernel_python(self, backend: str) -> str:
-        return "python3" if backend == "kubernetes" else sys.executable
+        return "python3" if backend in OWN_PYTHONS else sys.executable
 
 
 @pytest.mark.backends("local")
@@ -39,6 +40,11 @@ class TestDask(Lifecycle):
 
 @pytest.mark.backends("dask_tls")
 class TestDaskTls(Lifecycle):
+    pass
+
+
+@pytest.mark.backends("docker")
+class TestDocker(Lifecycle):
     pass
 
 

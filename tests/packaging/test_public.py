@@ -20,7 +20,7 @@ import roost
 from roost.testing.deadlines import allow_s
 
 ROOT = Path(__file__).resolve().parents[2]
-CLUSTER_LIBRARIES = {"ray", "distributed", "dask", "kubernetes", "kubernetes_asyncio", "requests"}
+CLUSTER_LIBRARIES = {"ray", "distributed", "dask", "docker", "kubernetes", "kubernetes_asyncio", "requests"}
 
 SHARED_MODEL = re.compile(r"roost\.placement(\.model(\..*)?)?")
 """The model that every part shares. These modules need the standard library only."""

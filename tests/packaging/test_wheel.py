@@ -121,7 +121,7 @@ def check_installed(site: Path) -> Path:
     versions, home, provisioner, backends, roost, jupyter_roost = shown.splitlines()
     assert len(set(versions.split())) == 1
     assert provisioner == "RoostProvisioner"
-    assert backends == "dask kubernetes local ray ssh yarn"
+    assert backends == "dask docker kubernetes local ray ssh yarn"
     assert roost == jupyter_roost == "roost.scheduler.cli.main:main"
     assert sorted(path.name for path in (site.parents[2] / "bin").iterdir()) == ["jupyter-roost", "roost"]
     return Path(home).parent

@@ -8,10 +8,17 @@ from collections.abc import Mapping
 
 import psutil
 
+from kit.clusters.docker.shared_cluster import HOME as HOME_IN_CONTAINERS
 from kit.clusters.kubernetes.shared_cluster import HOME
 
-HOMES: Mapping[str, str] = {"kubernetes": HOME} | ({"ssh": "/home/ada"} if os.geteuid() == 0 else {})
+HOMES: Mapping[str, str] = {"docker": HOME_IN_CONTAINERS, "kubernetes": HOME} | (
+    {"ssh": "/home/ada"} if os.geteuid() == 0 else {}
+)
 """Where kernels start on the nodes of such a backend, if the folder of their application is missing there."""
+
+
+OWN_PYTHONS = ("docker", "kubernetes")
+"""The backends whose kernels have another Python, which is called python3 there."""
 
 
 def kernel_pid(kernel_id: str) -> int:

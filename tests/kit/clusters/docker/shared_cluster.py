@@ -6,10 +6,26 @@ All tests share it and leave it as they found it. A test that kills it starts it
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kit.clusters.docker_engine import DockerEngine, leftovers, why_not
+from kit.clusters.docker_engine import IMAGE, DockerEngine, leftovers, why_not
+
+HOME = "/tmp"
+"""The home folder of kernels in containers."""
+
+
+def cluster_settings(engine: DockerEngine, folder: Path) -> dict[str, Any]:
+    """Return the settings of a backend on this engine, with two declared T4. The backend's file is in `folder`."""
+    return {
+        "address": engine.address,
+        "image": IMAGE,
+        "gpus": 2,
+        "gpu_model": "T4",
+        "identity_file": str(folder / "identity.json"),
+    }
 
 
 @pytest.fixture(scope="session")

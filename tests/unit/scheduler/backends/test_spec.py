@@ -118,7 +118,16 @@ SPEC = BackendSpec(name="cloud", settings="cloudy:RoostCloudBackend", create="cl
 def test_a_package_can_bring_a_backend(packages: Path) -> None:
     """roost finds such a backend's settings, and checks their configuration section even if another backend is used."""
     install(packages, "cloudy", "cloud = cloudy:SPEC", CLOUD)
-    assert registry.backend_names() == ("cloud", "dask", "kubernetes", "local", "ray", "ssh", "yarn")
+    assert registry.backend_names() == (
+        "cloud",
+        "dask",
+        "docker",
+        "kubernetes",
+        "local",
+        "ray",
+        "ssh",
+        "yarn",
+    )
     assert registry.get_spec("cloud").address_variable == "CLOUD_ADDRESS"
     _, own = load_settings("cloud", {"address": "there"}, path=[])
     assert own.trait_values(config=True) == {"address": "there"}
@@ -158,7 +167,8 @@ def test_a_broken_package_is_one_sentence(packages: Path, entries: str, code: st
 
 def test_an_unknown_backend_names_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"there is no backend 'clout'; known are dask, kubernetes, local, ray, ssh, yarn\."
+        ConfigError,
+        match=r"there is no backend 'clout'; known are dask, docker, kubernetes, local, ray, ssh, yarn\.",
     ):
         registry.get_spec("clout")
 
@@ -189,7 +199,7 @@ def test_a_missing_package_is_one_sentence() -> None:
         replace(SPEC, packages=("json", "no_such")).check_packages()
 
 
-@pytest.mark.parametrize("name", ["dask", "kubernetes", "ray", "yarn"])
+@pytest.mark.parametrize("name", ["dask", "docker", "kubernetes", "ray", "yarn"])
 def test_a_shipped_backend_needs_what_its_extra_installs(name: str) -> None:
     marker = f"extra == '{name}'"
     extra = [need for need in requires("roost") or () if marker in need.replace('"', "'")]

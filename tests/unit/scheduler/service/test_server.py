@@ -275,7 +275,7 @@ def test_a_backend_that_there_is_not_makes_no_folder(tmp_path: Path, monkeypatch
     monkeypatch.setenv("ROOST_RUNTIME_DIR", str(tmp_path / "run"))
     for ask in (lambda: service_folder("../../x", {}), lambda: connect("../../x")):
         with pytest.raises(
-            ConfigError, match=r"no backend '\.\./\.\./x'; known are dask, kubernetes, local, ray"
+            ConfigError, match=r"no backend '\.\./\.\./x'; known are dask, docker, kubernetes, local, ray"
         ):
             ask()
     assert not (tmp_path / "run").exists()

@@ -23,16 +23,16 @@ def test_doctor_says_that_a_kernelspec_waits(
 ) -> None:
     folders = separate_jupyter(tmp_path, monkeypatch)
     write_old(folders.system, "boxed")
-    answer_all(monkeypatch, backend="docker", waits_for="docker")
+    answer_all(monkeypatch, backend="slurm", waits_for="slurm")
     assert main.main(["migrate", "boxed"]) == 3
-    assert "It waits for docker" in capsys.readouterr().out
+    assert "It waits for slurm" in capsys.readouterr().out
     document = read_kernelspec(folders.user / "kernels" / "boxed")
-    assert document["metadata"]["roost_migration"]["waits_for"] == "docker"
+    assert document["metadata"]["roost_migration"]["waits_for"] == "slurm"
     (finding,) = [each for each in kernelspecs.find_problems() if "boxed" in each["what"]]
     assert finding["level"] == "not now"
-    assert "waits for the backend docker, which this roost does not have" in finding["what"]
+    assert "waits for the backend slurm, which this roost does not have" in finding["what"]
     register()
-    with pytest.raises(ConfigError, match="cannot start kernels: it waits for the backend docker, which"):
+    with pytest.raises(ConfigError, match="cannot start kernels: it waits for the backend slurm, which"):
         KernelManager(kernel_name="boxed").start_kernel()
     answer_all(monkeypatch, backend="local", waits_for="local")  # it has come
     main.main(["migrate", "--undo"])

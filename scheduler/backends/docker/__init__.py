@@ -1,0 +1,34 @@
+"""Kernels in containers of this machine's Docker engine: the lease is the container, whose first process is the agent.
+
+    AgentPerKernelBackend                                                      backend, settings
+        │  ↑ changes
+    DockerCluster ──→ ContainerCreator ──→ Engine   creates containers         cluster, creation, engine
+        │  ├──→ OwnerNotes ──────────────→ Engine   keeps changed owners       owners
+        │  └── container_end ────────────→ Engine   asks why a container ends  container_end
+        ├── container_spec    lease → the container that the engine makes, and its start archive
+        └── container_state   the container as the engine shows it → its lease and address
+
+The engine has no accounting, so its containers are the accounts: their labels have the leases, and a name that only one
+container can have is the lock. `names` has labels and names.
+"""
+
+from __future__ import annotations
+
+from roost.scheduler.backends.spec import BackendSpec, RequestOption
+
+SPEC = BackendSpec(
+    name="docker",
+    settings="roost.scheduler.backends.docker.settings:RoostDockerBackend",
+    create="roost.scheduler.backends.docker.backend:create",
+    address_variable="DOCKER_HOST",
+    packages=("docker",),
+    has_agent_per_kernel=True,
+    request_options=(
+        RequestOption(
+            name="image",
+            kind=str,
+            help="the container image; it needs Python and ipykernel, or the command of the kernelspec",
+            variable="KERNEL_IMAGE",
+        ),
+    ),
+)

@@ -1,0 +1,196 @@
+"""`DockerCluster`: the containers of one service on a Docker engine, for `AgentPerKernelBackend`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import cached_property
+
+from roost.launchers.protocol.messages import Launch, Lease
+from roost.placement import Device, Node, Request
+from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster
+from roost.scheduler.backends.key_pair import KeyPair, load_key_pair
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+
+from .container_end import explain_container
+from .container_spec import check_request
+from .container_state import (
+    ABANDONED,
+    STOPPED,
+    End,
+    build_lost,
+    build_pod,
+    find_ip,
+    has_ended,
+    has_started,
+    is_claim,
+    is_of,
+    is_starting,
+    read_lease,
+)
+from .creation import ContainerCreator
+from .engine import Engine, EngineError, JsonObject
+from .names import CLAIM_NAME, ID_LABEL, SERVICE_LABEL
+from .owners import OwnerNotes
+from .settings import RoostDockerBackend
+
+_STOPS = ("9", "15")
+"""The signals with which `docker stop`, `kill` and `rm` end a container."""
+_STARTING = "its container is being started"
+
+
+class DockerCluster(PodCluster):
+    """Creates, removes and follows the containers whose label names this service's key pair, through `engine`."""
+
+    name = "Docker"
+    unit = "container"
+
+    def __init__(self, settings: RoostDockerBackend, engine: Engine) -> None:
+        self._settings, self._engine = settings, engine
+        self._node = Node(id="docker")
+        self._owners = OwnerNotes(engine, lambda: self._key_pair)
+        self._creator = ContainerCreator(engine, settings, lambda: self._key_pair, lambda: self._node)
+        self._stopped: set[str] = set()
+        """The ids of the containers that somebody has stopped, until the engine has removed them."""
+        self._died: set[str] = set()
+        """The ids of the containers that have ended, until the engine has removed them."""
+
+    @cached_property
+    def _key_pair(self) -> KeyPair:
+        """The service's key pair. It is created only after the engine has answered."""
+        return load_key_pair(self._settings.identity_file, name="docker", section="RoostDockerBackend")
+
+    def places(self) -> Sequence[str]:
+        return (self._engine.address,)
+
+    async def join(self) -> str:
+        try:
+            info = await self._engine.call(lambda client: client.info())
+        except EngineError as problem:
+            raise BackendUnavailable(f"the Docker engine refuses roost: {problem.message}") from None
+        self.cluster_id = str(info.get("ID") or "")
+        self._node = read_node(info, self._settings)
+        self._stopped, self._died = set(), set()
+        await self._creator.remove_stale_claim()
+        return self._engine.address
+
+    async def close(self) -> None:
+        self._engine.close()
+
+    async def nodes(self) -> Sequence[Node]:
+        others = [listed for listed in await self._creator.read_all() if not self._creator.is_ours(listed)]
+        return [self._creator.fill(others)]
+
+    def check_request(self, request: Request) -> None:
+        """Raise `ConfigError` for what this engine or its operator does not allow."""
+        check_request(request, self._settings)
+
+    async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
+        pod, container_id = await self._creator.create(lease, launch)
+        if container_id in self._died and pod.lease.state != "lost":  # its event came before this answer
+            return build_lost(pod.lease, await self._explain(container_id))
+        return pod
+
+    async def delete(self, lease_id: str) -> None:
+        for listed in await self._creator.find(lease_id):
+            await self._creator.remove(listed["Id"])
+        await self._owners.remove(lease_id)
+
+    async def update(self, lease: Lease) -> None:
+        if await self._creator.find(lease.id):
+            await self._owners.write(lease)
+
+    async def pods(self) -> Sequence[Pod]:
+        creating = set(self.creating)
+        ours = await self._creator.read_all(f"{SERVICE_LABEL}={self._key_pair.label}")
+        await self._owners.read({listed["Labels"][ID_LABEL] for listed in ours})
+        found = [await self._read(listed) for listed in ours if not is_claim(listed)]
+        creating |= set(self.creating)
+        shown = [pod for pod in found if pod is not None and pod.lease.id not in creating]
+        return sorted(shown, key=lambda pod: pod.lease.state != "lost")  # the last one of a lease counts
+
+    async def changes(self) -> AsyncIterator[PodChange]:
+        async with aclosing(self._engine.follow()) as events:
+            async for event in events:
+                change = await self._read_event(event) if event else PodChange(kind="resync")
+                if change is not None:
+                    yield change
+
+    async def explain_end(self, lease_id: str) -> str:
+        listed = next(iter(await self._creator.find(lease_id)), None)
+        if listed is None or listed["Id"] in self._stopped:
+            return STOPPED
+        return (await self._explain(listed["Id"])).reason if has_ended(listed) else ""
+
+    # Reading
+
+    async def _read(self, listed: JsonObject) -> Pod | None:
+        """Return a listed container of this service; None if it is being removed or has no lease."""
+        lease = read_lease(listed["Labels"])
+        if lease is None:
+            return None
+        lease = self._owners.apply(lease)
+        if has_started(listed):
+            port = self._settings.agent_port
+            return build_pod(lease, listed["Labels"], find_ip(listed), self._key_pair, port)
+        if is_starting(listed, time.time()):
+            return Pod(lease=replace(lease, state="pending", reason=_STARTING))
+        if has_ended(listed):
+            return build_lost(lease, await self._explain(listed["Id"]))
+        return build_lost(lease, End(reason=ABANDONED)) if listed["State"] == "created" else None
+
+    async def _read_event(self, event: JsonObject) -> PodChange | None:
+        """Return the change that an event of one of roost's containers reports; None if there is none."""
+        action, container_id = str(event["Action"]), str(event["Actor"]["ID"])
+        labels = event["Actor"]["Attributes"]
+        names = {labels.get("name", ""), labels.get("oldName", "").lstrip("/")}
+        if CLAIM_NAME in names and action in ("rename", "destroy"):
+            self._creator.turn_ended.set()
+        if labels.get("name") == CLAIM_NAME:  # it does not count yet
+            return None
+        if not is_of(labels, self._key_pair):
+            return PodChange(kind="nodes") if action in ("rename", "die", "destroy") else None
+        lease = read_lease(labels)
+        if lease is None:
+            return None
+        if action == "kill" and labels.get("signal") in _STOPS:
+            self._stopped.add(container_id)
+        elif action == "die":
+            self._died.add(container_id)
+        elif action == "destroy":
+            self._stopped.discard(container_id)
+            self._died.discard(container_id)
+            return PodChange(kind="nodes")
+        if lease.id in self.creating:  # `create` reports it
+            return None
+        if action == "die":
+            end = await self._explain(container_id)
+            return PodChange(kind="pod", pod=build_lost(self._owners.apply(lease), end))
+        if action == "start":  # by another process of this service
+            try:
+                pod, _ = await self._creator.inspect(container_id)
+            except LeaseConflict:  # it is gone already
+                return None
+            return PodChange(kind="pod", pod=replace(pod, lease=self._owners.apply(pod.lease)))
+        return None
+
+    async def _explain(self, container_id: str) -> End:
+        if container_id in self._stopped:
+            return End(reason=STOPPED)
+        return await explain_container(self._engine, container_id)
+
+
+def read_node(info: JsonObject, settings: RoostDockerBackend) -> Node:
+    """Return the engine's machine without kernels, from the engine's `info`."""
+    labels = dict(label.split("=", 1) for label in info.get("Labels") or () if "=" in label)
+    devices = tuple(Device(id=str(number), model=settings.gpu_model) for number in range(settings.gpus))
+    return Node(
+        id=str(info.get("Name") or "docker"),
+        labels=labels,
+        cpus=float(info.get("NCPU") or 0),
+        memory_bytes=int(info.get("MemTotal") or 0),
+        devices=devices,
+        enforcement=f"cgroup v{info.get('CgroupVersion') or 1}" if info.get("MemoryLimit") else "",
+    )

@@ -1,0 +1,144 @@
+"""The container of a lease as the engine's API wants it, and the archive that its agent starts from. Pure functions."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from fnmatch import fnmatchcase
+
+from roost.launchers.protocol.agent_settings import AgentSettings
+from roost.launchers.protocol.messages import Assignment, Lease
+from roost.launchers.protocol.start_archive import add_start
+from roost.placement import Request
+from roost.scheduler.backends.agent_per_kernel import dump_lease, shorten_id
+from roost.scheduler.backends.node_archive import dump_start, pack
+from roost.scheduler.errors import ConfigError
+
+from .engine import JsonObject
+from .names import ID_LABEL, KEY_LABEL, LEASE_LABEL, SERVICE_LABEL
+from .settings import RoostDockerBackend
+
+GRACE_S = 5
+"""How long a kernel has between SIGTERM and SIGKILL when somebody stops its container."""
+_IDLE_EXIT_S = 60.0
+_FOLDER, _ARCHIVE = "roost", "start.zip"
+_AGENT_FOLDER = "/tmp/roost-agent"
+_SHARES_OF_A_CPU, _LEAST_SHARES, _MOST_SHARES = 1024, 2, 262_144
+_IMAGE = re.compile(r"[A-Za-z0-9][\w./:@-]{0,300}", re.ASCII)
+_MOST_EXACT = 10**9
+"""The engine counts CPUs in billionths."""
+
+
+def find_image(request: Request, settings: RoostDockerBackend) -> str:
+    """Return the image of a request. Raises `ConfigError` if there is none, or if its name is no name of an image."""
+    image = str(request.options.get("image") or settings.image)
+    if not image:
+        raise ConfigError(
+            "no image is set: name one (option image, KERNEL_IMAGE) or set c.RoostDockerBackend.image."
+        )
+    if not _IMAGE.fullmatch(image):
+        raise ConfigError(
+            f"image = {image!r:.80} is no name of an image: write it as in `docker pull NAME:TAG`."
+        )
+    return image
+
+
+def check_request(request: Request, settings: RoostDockerBackend) -> None:
+    """Raise `ConfigError` for an image that is missing or not allowed, and for a part of a GPU."""
+    find_image(request, settings)
+    asked, allowed = request.options.get("image"), list(filter(None, settings.allowed_images))
+    if asked and not any(fnmatchcase(asked, pattern) for pattern in allowed):
+        names = ", ".join(allowed) or "none"
+        raise ConfigError(f"image = {asked!r:.80} is not allowed here; the operator allows {names}.")
+    if request.gpus != int(request.gpus):
+        raise ConfigError(f"Docker gives whole GPUs only: ask for 1 GPU instead of {request.gpus:g}.")
+
+
+def build_container(
+    lease: Lease, image: str, settings: RoostDockerBackend, service: str, agent_public: str
+) -> JsonObject:
+    """Return the container of a granted lease, as the engine's API wants it.
+
+    `service` is the label of the service, and `agent_public` is the public key of the container's agent. No secret is
+    in it: everybody who may use the engine can read it.
+    """
+    return {
+        "Image": image,
+        "Entrypoint": [settings.python],
+        "Cmd": [f"/{_FOLDER}/{_ARCHIVE}", _AGENT_FOLDER, lease.id],
+        "User": settings.user,
+        "StopSignal": "SIGTERM",
+        "StopTimeout": GRACE_S,
+        "Healthcheck": {"Test": ["NONE"]},  # it would run in the place of a kernel that has the CPUs
+        "Labels": {
+            LEASE_LABEL: dump_lease(lease),
+            ID_LABEL: shorten_id(lease.id),
+            SERVICE_LABEL: service,
+            KEY_LABEL: agent_public,
+        },
+        "HostConfig": {
+            "NetworkMode": settings.network,
+            "RestartPolicy": {"Name": "no"},  # the agent ends with its kernel, and begins no second one
+            "Privileged": False,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "PidsLimit": settings.pids_limit,
+            **_limits(lease, settings),
+        },
+    }
+
+
+def _limits(lease: Lease, settings: RoostDockerBackend) -> JsonObject:
+    request = lease.request
+    limits: JsonObject = {}
+    if request.memory_bytes:
+        limits |= {"Memory": request.memory_bytes, "MemorySwap": request.memory_bytes}
+    if request.cpus:
+        shares = round(request.cpus * _SHARES_OF_A_CPU)
+        limits["CpuShares"] = min(max(shares, _LEAST_SHARES), _MOST_SHARES)
+        if settings.limit_cpus:
+            limits["NanoCpus"] = round(request.cpus * _MOST_EXACT)
+    if lease.device_ids:
+        limits["DeviceRequests"] = [{"DeviceIDs": list(lease.device_ids), "Capabilities": [["gpu"]]}]
+    return limits
+
+
+def build_archive(assignment: Assignment, settings: RoostDockerBackend, user: str) -> bytes:
+    """Return a tar file for the container's root folder, with the agent's code, settings and assignment.
+
+    It is secret. Only the container's `user`, as the image or the settings name it, can read it there. A user by name
+    has a number that only the image knows: everybody in the container may then read it, which is the kernel alone.
+    """
+    agent = AgentSettings(
+        address="$HOSTNAME",
+        ports=(settings.agent_port,),
+        idle_exit_s=_IDLE_EXIT_S,
+        gpus=0,  # the service knows them; reading them again delays the start
+        is_remote=True,
+        gpu_visibility="inherit",
+        is_per_kernel=True,
+        unit="container",
+    )
+    data = add_start(pack(is_imported=True)[0], dump_start(agent, assignment))
+    uid = user.partition(":")[0]
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        folder = tarfile.TarInfo(_FOLDER)
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(folder)
+        file = tarfile.TarInfo(f"{_FOLDER}/{_ARCHIVE}")
+        file.size, file.mode = len(data), 0o400 if uid.isdecimal() else 0o444
+        file.uid = int(uid) if uid.isdecimal() else 0
+        tar.addfile(file, io.BytesIO(data))
+    return content.getvalue()
+
+
+def is_root(user: str) -> bool:
+    """True if a container with this `User` runs as root.
+
+    >>> is_root(""), is_root("0:100"), is_root("root"), is_root("1000:100"), is_root("jovyan")
+    (True, True, True, False, False)
+    """
+    name = user.partition(":")[0]
+    return name in ("", "root") or (name.isdecimal() and int(name) == 0)

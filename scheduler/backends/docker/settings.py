@@ -1,0 +1,34 @@
+"""The settings of the backend `docker`."""
+
+from __future__ import annotations
+
+from traitlets import Bool, Int, List, Unicode
+
+from roost.scheduler.config.section import Section
+
+
+class RoostDockerBackend(Section):
+    """`c.RoostDockerBackend`: the Docker engine of this machine, and what users may ask of their containers."""
+
+    address = Unicode(
+        "", help="The engine's socket, as unix:///PATH; empty: DOCKER_HOST, else unix:///var/run/docker.sock."
+    )
+    image = Unicode("", help="The image of kernels that name none.")
+    allowed_images = List(Unicode(), ["*"], help="Patterns of the images that kernels may name (fnmatch).")
+    python = Unicode("python3", help="The Python in the image that runs roost's agent.")
+    user = Unicode(
+        "", help="The user and group of kernels, as 'UID:GID'. Empty: the image's, which must not be root."
+    )
+    network = Unicode(
+        "bridge", help="The engine's network for kernels. This machine must reach its addresses."
+    )
+    limit_cpus = Bool(False, help="Limit CPUs to the request. Kernels then start up to three times slower.")
+    pids_limit = Int(4096, min=64, help="The most processes and threads in a container.")
+    gpus = Int(0, min=0, help="The GPUs of this machine that the engine gives to containers.")
+    gpu_model = Unicode("", help="The model of these GPUs.")
+    agent_port = Int(8870, min=1, max=65_535, help="The port of the agent in each container.")
+    identity_file = Unicode(
+        "",
+        help="The service's key pair. A service without it cannot reach the kernels of an earlier one, so it must "
+        "survive restarts. Empty: roost/docker-identity.json in XDG_STATE_HOME.",
+    )

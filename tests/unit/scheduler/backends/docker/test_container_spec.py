@@ -1,0 +1,120 @@
+"""The container of a lease: its limits, its safety, and that no secret can be inspected."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zipfile
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from roost.launchers.protocol.messages import Assignment, Connection, Launch, Lease, Owner, Reserve
+from roost.launchers.protocol.rpc import ServerKeys
+from roost.placement import Request
+from roost.scheduler.backends.docker.container_spec import (
+    build_archive,
+    build_container,
+    check_request,
+    find_image,
+)
+from roost.scheduler.backends.docker.settings import RoostDockerBackend
+from roost.scheduler.errors import ConfigError
+
+SETTINGS = RoostDockerBackend(image="team/python:3", allowed_images=["team/*"])
+LEASE = Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(), node_id="here")
+KEYS = ServerKeys(public="p" * 40, secret="s" * 40, clients=frozenset(["c" * 40]))
+
+
+def build(lease: Lease = LEASE, **settings: Any) -> dict[str, Any]:
+    return build_container(lease, "team/python:3", RoostDockerBackend(**settings), "service", KEYS.public)
+
+
+def test_a_container_has_no_rights_that_a_kernel_does_not_need() -> None:
+    host = build()["HostConfig"]
+    assert (host["CapDrop"], host["SecurityOpt"], host["Privileged"]) == (
+        ["ALL"],
+        ["no-new-privileges"],
+        False,
+    )
+    assert not {"Binds", "Mounts", "PidMode", "IpcMode", "UTSMode", "UsernsMode", "CapAdd", "Devices"} & {
+        *host
+    }
+    assert host["NetworkMode"] == "bridge"
+
+
+def test_a_request_limits_memory_and_weighs_cpus() -> None:
+    asked = replace(LEASE, request=Request(cpus=0.5, memory_bytes=1 << 30))
+    host = build(asked)["HostConfig"]
+    assert (host["Memory"], host["MemorySwap"], host["CpuShares"]) == (1 << 30, 1 << 30, 512)
+    assert "NanoCpus" not in host
+    assert build(asked, limit_cpus=True)["HostConfig"]["NanoCpus"] == 500_000_000
+    assert not {"Memory", "CpuShares"} & {*build()["HostConfig"]}
+
+
+@pytest.mark.parametrize(("cpus", "shares"), [(0.0001, 2), (1_000_000, 262_144)])
+def test_the_weight_of_cpus_stays_within_the_engines_bounds(cpus: float, shares: int) -> None:
+    assert build(replace(LEASE, request=Request(cpus=cpus)))["HostConfig"]["CpuShares"] == shares
+
+
+def test_a_container_gets_exactly_its_gpus() -> None:
+    host = build(replace(LEASE, device_ids=("1", "3")))["HostConfig"]
+    assert host["DeviceRequests"] == [{"DeviceIDs": ["1", "3"], "Capabilities": [["gpu"]]}]
+    assert "DeviceRequests" not in build()["HostConfig"]
+
+
+def test_no_secret_is_in_the_container_that_everybody_can_inspect() -> None:
+    connection = Connection(key="the-kernels-key", curve_secretkey="the-kernels-secret")
+    launch = Launch(
+        launch_id="1", lease_id=LEASE.id, kernel_id="k", argv=("python3",), cwd="/", env={"TOKEN": "hush"},
+        connection=connection,
+    )  # fmt: skip
+    assignment = Assignment(keys=KEYS, reserve=Reserve(lease=LEASE, is_granted=True, launch=launch))
+    shown = json.dumps(build())
+    assert not any(secret in shown for secret in (KEYS.secret, "the-kernels", "hush"))
+    archive = build_archive(assignment, SETTINGS, "1000:100")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        folder, file = tar.getmembers()
+        assert (folder.name, folder.mode, folder.uid) == ("roost", 0o755, 0)
+        assert (file.name, file.mode, file.uid) == ("roost/start.zip", 0o400, 1000)
+        content = tar.extractfile(file)
+        assert content is not None
+        start = json.loads(zipfile.ZipFile(io.BytesIO(content.read())).read("start.json"))
+    assert start["assignment"]["keys"]["secret"] == KEYS.secret
+    assert start["settings"]["unit"] == "container"
+
+
+def test_a_user_by_name_can_read_the_archive() -> None:
+    assignment = Assignment(keys=KEYS, reserve=Reserve(lease=LEASE, is_granted=True))
+    with tarfile.open(fileobj=io.BytesIO(build_archive(assignment, SETTINGS, "jovyan"))) as tar:
+        assert tar.getmember("roost/start.zip").mode == 0o444
+
+
+def test_a_kernel_may_name_an_allowed_image() -> None:
+    asked = Request(options={"image": "team/r:4"})
+    check_request(asked, SETTINGS)
+    assert find_image(asked, SETTINGS) == "team/r:4"
+    assert find_image(Request(), SETTINGS) == "team/python:3"
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        ({"image": "other/r"}, "is not allowed here; the operator allows team/*."),
+        ({"image": "team/x; rm -rf /"}, "is no name of an image"),
+        ({"image": "--privileged"}, "is no name of an image"),
+    ],
+)
+def test_other_images_are_refused(options: dict[str, str], refusal: str) -> None:
+    with pytest.raises(ConfigError, match="image = ") as refused:
+        check_request(Request(options=options), SETTINGS)
+    assert refusal in str(refused.value)
+
+
+def test_a_request_needs_an_image_and_whole_gpus() -> None:
+    with pytest.raises(ConfigError, match=r"set c\.RoostDockerBackend\.image"):
+        check_request(Request(), RoostDockerBackend())
+    with pytest.raises(ConfigError, match="whole GPUs only"):
+        check_request(Request(gpus=0.5), SETTINGS)
