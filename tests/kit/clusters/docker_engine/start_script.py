@@ -36,7 +36,8 @@ def write_script(folder: Path, number: int) -> str:
     """
     return f"""
         mount -t tmpfs -o mode=755 tmpfs /run
-        mkdir -p /etc/docker
+        mkdir -p /etc/docker {folder}/data
+        mount -t tmpfs -o mode=711 tmpfs {folder}/data
         mount -t tmpfs -o mode=755 tmpfs /etc/docker
         echo; read -r plugged
         ip link set lo up
