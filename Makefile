@@ -36,12 +36,12 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
-	@echo '                  where each went and why (BACKEND=dask, kubernetes, yarn or ssh: on such a cluster; BACKEND=local: on this machine alone)'
+	@echo '                  where each went and why (BACKEND=dask, docker, kubernetes, yarn or ssh: on such a cluster; BACKEND=local: on this machine alone)'
 	@echo 'make lab          the same, in JupyterLab'
 	@echo 'make lint         format, lint, types'
 	@echo 'make check        the same, and the unit tests'
 	@echo 'make test         the tests on this machine and on a Ray cluster that they start (10 minutes on two cores)'
-	@echo 'make test-rest    what CI runs besides, in parts: test-clusters (on Dask, Kubernetes, YARN and SSH hosts), test-faults,'
+	@echo 'make test-rest    what CI runs besides, in parts: test-clusters (on Dask, Docker, Kubernetes, YARN and SSH hosts), test-faults,'
 	@echo '                  browser, tours (make run on the other clusters)'
 	@echo "make browser      roost's kernels in a real JupyterLab, in Debian's Chromium (SLOW=1: every scenario on Ray too)"
 	@echo 'make fault        long fault and soak runs'
@@ -112,6 +112,7 @@ test-faults: $(READY)
 
 tours: $(READY)
 	$(MAKE) run BACKEND=dask
+	if $(IS_BUILT) 'from kit.clusters.docker_engine import why_not; exit(why_not())'; then $(MAKE) run BACKEND=docker; fi
 	if $(IS_BUILT) 'from kit.clusters.kubelets import why_not; exit(why_not())'; then $(MAKE) run BACKEND=kubernetes; fi
 	if $(IS_BUILT) 'from kit.clusters.hadoop_nodes import why_not; exit(why_not())'; then $(MAKE) run BACKEND=yarn; fi
 	if $(IS_BUILT) 'from kit.clusters.ssh_hosts import why_not; exit(why_not(3))'; then $(MAKE) run BACKEND=ssh; fi

@@ -1,4 +1,4 @@
-"""The tour's cluster of three machines, with real daemons of Ray, Dask, Kubernetes, YARN or sshd, and its checks.
+"""The tour's cluster, with real daemons of Ray, Dask, Docker, Kubernetes, YARN or sshd, and its checks.
 
 Only the checks know roost. They ask the cluster itself for the leases of roost.
 """
@@ -14,9 +14,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import engine_cluster
 import hadoop_cluster
 import hosts_cluster
 import kubelets_cluster
+from engine_cluster import EngineCluster
 from hadoop_cluster import HadoopCluster
 from hosts_cluster import HostsCluster
 from kubelets_cluster import KubeletsCluster
@@ -44,7 +46,7 @@ DASK_MACHINES = (
 Dask knows no GPU models, and an agent without a driver sees none. A resource therefore stands for each model.
 """
 
-FarCluster = KubeletsCluster | HadoopCluster | HostsCluster
+FarCluster = EngineCluster | KubeletsCluster | HadoopCluster | HostsCluster
 """A cluster whose kernels have another environment than the tour: that of a pod, a container or a host."""
 AnyCluster = DaemonCluster | FarCluster
 
@@ -81,6 +83,7 @@ class Kind:
     ask: str
     nothing: str
     why_not: Callable[[], str | None]
+    nodes: str = "three nodes"
 
 
 def _ray_rows(cluster: Raylets) -> list[str]:
@@ -135,6 +138,10 @@ def _yarn_rows(cluster: HadoopCluster) -> list[str]:
     ]
 
 
+def _engine_rows(cluster: EngineCluster) -> list[str]:
+    return [cluster.describe()]
+
+
 def _host_rows(cluster: HostsCluster) -> list[str]:
     return [
         f"{name:<4} {cluster.addresses[name]:<14} {' '.join(rules.split()) or 'no GPU'}"
@@ -166,6 +173,17 @@ KINDS: Mapping[str, Kind] = {
         ask=_HELD_BACK,
         nothing="no lease in Dask, and all resources are free for tasks",
         why_not=dask_machines.why_not,
+    ),
+    "docker": Kind(
+        name="Docker",
+        takes="3 to 6 s",
+        starting="dockerd with containerd, and the image of kernels",
+        make=EngineCluster,
+        rows=_engine_rows,
+        ask=engine_cluster.ASK,
+        nothing="no container and no volume in the engine",
+        why_not=engine_cluster.why_not,
+        nodes="one engine",
     ),
     "kubernetes": Kind(
         name="Kubernetes",
@@ -206,7 +224,7 @@ async def run_cluster(kind: Kind, out: Console) -> AsyncIterator[AnyCluster]:
     began = time.monotonic()
     cluster = kind.make()
     out.print(
-        f"  A {kind.name} cluster of three nodes starts on this machine. That takes {kind.takes} …",
+        f"  A {kind.name} cluster of {kind.nodes} starts on this machine. That takes {kind.takes} …",
         style="dim",
     )
     try:

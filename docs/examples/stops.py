@@ -79,6 +79,22 @@ STOPS: Mapping[str, tuple[TourStop, ...]] = {
         ),
         NOT_FORKED,
     ),
+    "docker": (
+        ANYWHERE,
+        TourStop(
+            name="roost-t4",
+            title="Python, a T4 and 512 MiB",
+            notebook="engine.ipynb",
+            asks={"gpus": 1, "gpu_models": ["T4"], "memory": "512MiB"},
+        ),
+        TourStop(
+            name="roost-sized",
+            title="Python, 1 CPU and 512 MiB",
+            notebook="engine.ipynb",
+            asks={"cpus": 1, "memory": "512MiB"},
+        ),
+        NOT_FORKED,
+    ),
     "kubernetes": (
         ANYWHERE,
         TourStop(
@@ -155,6 +171,16 @@ TOO_BIG = TourStop(
 )
 REFUSED: Mapping[str, tuple[TourStop, ...]] = {
     **dict.fromkeys(STOPS, (TOO_BIG,)),
+    "docker": (
+        TOO_BIG,
+        HALF_A_GPU,
+        TourStop(
+            name="roost-image",
+            title="An image that the engine does not have",
+            notebook="",
+            asks={"options": {"image": "no-such-image:1"}},
+        ),
+    ),
     "kubernetes": (
         TOO_BIG,
         HALF_A_GPU,

@@ -53,6 +53,8 @@ SETTLE_TIMEOUT_S = 8.0
 POLL_S = 0.3
 LEAVE_TIMEOUT_S = 15.0
 COMMAND_TIMEOUT_S = 30.0
+IN_IMAGES = ("docker", "kubernetes")
+"""The backends whose kernels have the Python of an image."""
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
@@ -89,7 +91,9 @@ def private_world(backend: str) -> Iterator[World]:
     for name in [
         name
         for name in os.environ
-        if name.startswith(("KERNEL_", "JUPYTER_", "JPY_", "RAY_", "DASK_", "HADOOP_", "KUBECONFIG"))
+        if name.startswith(
+            ("KERNEL_", "JUPYTER_", "JPY_", "RAY_", "DASK_", "DOCKER_", "HADOOP_", "KUBECONFIG")
+        )
     ]:
         del os.environ[name]
     os.environ.update({name: str(folder) for name, folder in folders.items()})
@@ -130,9 +134,9 @@ def install_kernelspecs(backend: str) -> None:
             name=stop.name,
             config={"backend": backend, **stop.asks},
             display_name=stop.title,
-            is_checked=backend != "kubernetes",
+            is_checked=backend not in IN_IMAGES,
         )
-        if backend == "kubernetes":  # the Python of the image
+        if backend in IN_IMAGES:  # the Python of the image
             file = Path(spec.folder) / "kernel.json"
             content = json.loads(file.read_text())
             content["argv"][0] = "python3"
@@ -166,8 +170,9 @@ async def warm(backend: str) -> str:
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             await asyncio.wait_for(client.warm(argv, os.environ), WARM_TIMEOUT_S)
             what = "agent and zygote for this Python"
-        elif backend in ("kubernetes", "yarn"):
-            what = f"which sees {len(await asyncio.wait_for(client.nodes(), WARM_TIMEOUT_S))} nodes,"
+        elif backend in ("docker", "kubernetes", "yarn"):
+            count = len(await asyncio.wait_for(client.nodes(), WARM_TIMEOUT_S))
+            what = f"which sees {count} node{'' if count == 1 else 's'},"
         else:
             what = f"agents on {await asyncio.wait_for(client.up(), WARM_TIMEOUT_S)} nodes"
             while any(node["metrics_age_s"] is None for node in await nodes(backend)):

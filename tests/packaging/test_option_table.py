@@ -18,7 +18,7 @@ from roost.scheduler.config.settings import RoostScheduler
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "provisioners" / "migration" / "options.csv"
 PAGES = ROOT / "docs" / "migration"
-BACKENDS = ("local", "ray", "dask", "kubernetes", "yarn", "ssh")
+BACKENDS = ("local", "ray", "dask", "docker", "kubernetes", "yarn", "ssh")
 STATUSES = ("same", "translated", "differs", "decision", "gap", "none")
 SYSTEMS = ("JEG", "GP", "RP", "GP+JEG")
 _SETTING = re.compile(r"\bc\.(Roost\w+)\.(\w+)")

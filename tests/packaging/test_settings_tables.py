@@ -15,6 +15,7 @@ PAGES = {
     "local": "operators",
     "ray": "ray",
     "dask": "dask",
+    "docker": "docker",
     "kubernetes": "kubernetes",
     "yarn": "yarn",
     "ssh": "ssh",

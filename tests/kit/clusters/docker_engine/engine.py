@@ -116,6 +116,16 @@ class DockerEngine:
         """Return the processes of the engine, without those in containers."""
         return _find_processes(self.folder)
 
+    def contained(self) -> list[psutil.Process]:
+        """Return the processes in containers, by their pids on this machine."""
+        found: dict[int, psutil.Process] = {}
+        for file in _CGROUPS.glob(f"**/{self.folder.name}/**/cgroup.procs"):
+            with suppress(OSError):  # its container has just ended
+                for pid in map(int, file.read_text().split()):
+                    with suppress(psutil.NoSuchProcess):
+                        found[pid] = psutil.Process(pid)
+        return list(found.values())
+
     def _begin(self) -> None:
         """Start the first process, and connect its network to this machine."""
         programs = self.folder / "bin"
