@@ -10,10 +10,10 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import requests
-
 import docker
+import requests
 from docker.errors import APIError, DockerException
+
 from roost.launchers.daemon.tasks import in_thread, start_thread
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
