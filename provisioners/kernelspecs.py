@@ -92,6 +92,7 @@ def install(
     name = name.lower()
     specs = KernelSpecManager()
     spec = read_kernelspec(specs, source)
+    config = {**_inherit(spec, config), **config}
     request = check_config(config, spec.env)
     check_variables(spec.env)
     backend, options = _find_scheduler(config)
@@ -142,6 +143,15 @@ def install(
         what = f"{folder} cannot be written ({error.strerror or error})"
         raise ConfigError(f"{what}: use --user, --sys-prefix or another --prefix.") from None
     return _to_kernelspec(name, folder, document), probed
+
+
+def _inherit(spec: KernelSpec, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config that a copy keeps of a kernelspec of roost's: its request, and its options on one backend."""
+    provisioner = spec.metadata.get("kernel_provisioner", {})
+    own = provisioner.get("config") or {} if provisioner.get("provisioner_name") == PROVISIONER else {}
+    is_same = own.get("backend", DEFAULT_BACKEND) == config.get("backend", DEFAULT_BACKEND)
+    left_out = ("backend",) if is_same else ("backend", "backend_options", "options")
+    return {name: value for name, value in own.items() if name not in left_out}
 
 
 def check_kernel_name(name: str) -> None:

@@ -24,6 +24,10 @@ OPTIONS = (
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 
 
+_SMALLEST = 1e-4
+"""The smallest amount that a cluster manager counts: Ray's unit."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartOptions:
     """The request of one kernel, and how long its start may take (the queue and the launch together)."""
@@ -70,7 +74,11 @@ def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> St
         if host := _read_host(options, env):
             fields["labels"] = {**fields.get("labels", {}), NODE_LABEL: host}
         timeout_s = fields.pop("launch_timeout_s", SERVICE_TIMEOUT)
-        return StartOptions(request=Request(**fields), launch_timeout_s=timeout_s)
+        request = Request(**fields)
+        for name, amount in {"cpus": request.cpus, "gpus": request.gpus, **request.resources}.items():
+            if 0 < amount < _SMALLEST:
+                raise ConfigError(f"{name} = {amount:g} is less than the smallest amount, {_SMALLEST:g}.")
+        return StartOptions(request=request, launch_timeout_s=timeout_s)
     except ValueError as problem:
         raise ConfigError(str(problem)) from None
 

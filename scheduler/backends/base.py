@@ -145,6 +145,7 @@ class Backend(ABC):
         """Return the addresses that name this cluster: `host:port`, or a URL. Called before `open`, and after it.
 
         Before `open`, they are those of the settings, found without a question to the cluster. Blocks for milliseconds.
+        Raises `ConfigError` for an impossible address.
         """
         return (self.address,)
 

@@ -51,18 +51,22 @@ def _explain_kernel(arguments: argparse.Namespace) -> int:
     client, kernel = find_kernels(connect_worlds(arguments), [arguments.kernel])[0]
     kernel = wait_for(client.kernel(kernel.id))
     start = {"how": kernel.how, "why_not_forked": kernel.why_not_forked}
+    decision, verb = kernel.decision, "went" if kernel.process else "will go"
+    if decision is None and kernel.state == "queued":
+        decision, verb = wait_for(client.explain(kernel.request, kernel.kernel_name)), "would go"
 
     def show() -> None:
-        if kernel.decision is None:
+        if kernel.state == "queued":
+            print(f"It is at position {kernel.position or 1} in the queue.")
+        if decision is None:
             print("Its placement was decided by an earlier scheduler, which kept no reasons.")
         else:
             # The decision for a start has no warnings, and names no kernels that would make room.
-            decision = {"warnings": (), "soonest": None, **kernel.decision}
-            show_decision(decision, verb="went" if kernel.process else "will go")
+            show_decision({"warnings": (), "soonest": None, **decision}, verb=verb)
         if kernel.process is not None:
             print(f"\n{_describe_start(kernel)}")
 
-    return print_answer(arguments, {"kernel": kernel.id, **start, "decision": kernel.decision}, show)
+    return print_answer(arguments, {"kernel": kernel.id, **start, "decision": decision}, show)
 
 
 def _describe_start(kernel: Kernel) -> str:

@@ -35,7 +35,14 @@ from roost.placement.model import Request
 from roost.placement.model.json_codec import decode
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
-from roost.scheduler.errors import BackendUnavailable, ManagerAway, RoostError, UnknownKernel, from_remote
+from roost.scheduler.errors import (
+    BackendUnavailable,
+    ConfigError,
+    ManagerAway,
+    RoostError,
+    UnknownKernel,
+    from_remote,
+)
 from roost.scheduler.messages import (
     DEFAULT_LAUNCH_TIMEOUT_S,
     EVENT_KINDS,
@@ -235,11 +242,25 @@ class Client:
         """Add a policy under `name`: an object, a class, or a function of a `Workload`.
 
         The service runs the policy's code and keeps it until the service ends. The client sends it again to a new
-        service, before the first call that needs it. Raises `ConfigError` if the policy cannot be pickled.
+        service, before the first call that needs it. Raises `ConfigError` if the policy cannot be pickled, or if the
+        service refuses it: then the client keeps an earlier policy of that name.
         """
         pickled, token = pack_policy(name, policy), uuid.uuid4().hex
-        self._policies[name] = given = {"name": name, "pickled": pickled, "python": PYTHON, "token": token}
-        return self._ask("add_policy", _to_nothing, **given)
+        given = {"name": name, "pickled": pickled, "python": PYTHON, "token": token}
+
+        async def send() -> None:
+            before = self._policies.get(name)
+            self._policies[name] = given
+            try:
+                await self._call("add_policy", given, CALL_DEADLINE_S)
+            except ConfigError:
+                if before is not None:
+                    self._policies[name] = before
+                else:
+                    self._policies.pop(name, None)
+                raise
+
+        return self._run(send())
 
     def check_policies(self, names: Sequence[str]) -> Call[dict[str, str]]:
         """Return the policies among `names` that a kernel cannot use, each with the reason."""

@@ -124,7 +124,8 @@ def find_outlook(
     except RoostError as refusal:
         return Outlook(kind="never", reason=refusal.user_message.rstrip("."), do=_advise_on_policy(refusal))
     if decision["is_never"]:
-        return Outlook(kind="never", reason=decision["reason"])
+        now = "" if get_spec(backend).runs_on_this_machine else ", with the nodes that the cluster has now"
+        return Outlook(kind="never", reason=decision["reason"] + now)
     if latest is not None and latest.kind == "failed":
         age = format_age(max(0.0, time.time() - latest.at))
         return Outlook(

@@ -32,6 +32,7 @@ _UNKNOWN_FLAG = 2
 """The exit code with which an older roost refuses `CHECK_FLAG`."""
 _CHECK_S = 45.0
 _KEPT = "Correct this first. The service that runs was not ended."
+_NONE_RUNS = "Correct this first. No service runs."
 _END_S = 10.0
 """How long a service may take to end before it is killed."""
 _KILLED_S = 5.0
@@ -81,7 +82,7 @@ def restart_service(
     argv, env = service_command(backend, folder, options)
     if announced is not None and not is_here:
         argv, env = _read_command(announced["pid"], folder) or (argv, env)
-    _check_settings(argv, env, folder)
+    _check_settings(argv, env, folder, _KEPT if is_alive(folder) else _NONE_RUNS)
     began = time.monotonic()
     was_killed = announced is not None and _end(folder, announced)
     serving, started = _start(folder, argv, env)
@@ -121,8 +122,11 @@ def _read_command(pid: int, folder: Path) -> tuple[list[str], dict[str, str]] | 
     return argv, dict(line.partition("=")[::2] for line in lines if "=" in line)
 
 
-def _check_settings(argv: Sequence[str], env: Mapping[str, str], folder: Path) -> None:
-    """Raise `ConfigError` if a service with this command and environment could not use its settings."""
+def _check_settings(argv: Sequence[str], env: Mapping[str, str], folder: Path, end: str) -> None:
+    """Raise `ConfigError` if a service with this command and environment could not use its settings.
+
+    `end` are the last sentences of the error.
+    """
     try:
         done = subprocess.run(
             [*argv, CHECK_FLAG],
@@ -138,7 +142,7 @@ def _check_settings(argv: Sequence[str], env: Mapping[str, str], folder: Path) -
     except subprocess.TimeoutExpired as problem:
         printed: Any = problem.stderr or ""  # bytes in most versions of Python, although `text` is set
         file = _find_last_read(printed.decode(errors="replace") if isinstance(printed, bytes) else printed)
-        raise ConfigError(f"{file or 'The settings'} cannot be read within {_CHECK_S:g} s. {_KEPT}") from None
+        raise ConfigError(f"{file or 'The settings'} cannot be read within {_CHECK_S:g} s. {end}") from None
     except OSError as problem:
         raise BackendUnavailable(
             f"The next service could not start, so nothing was ended: {problem}."
@@ -150,7 +154,7 @@ def _check_settings(argv: Sequence[str], env: Mapping[str, str], folder: Path) -
     if done.returncode and not is_older:
         file = _find_last_read(done.stderr) or f"The check of the settings by {argv[0]}"
         refusal = refusal or f"{file} ends Python with exit code {done.returncode}, without a message"
-        raise ConfigError(f"{end_sentence(refusal)} {_KEPT}")
+        raise ConfigError(f"{end_sentence(refusal)} {end}")
 
 
 def _find_last_read(printed: str) -> str:

@@ -93,7 +93,7 @@ class LeaseClaimer:
                     await queue.turn(ticket, deadline)
                 except asyncio.TimeoutError:
                     position, waits_for = queue.place(ticket)
-                    waited = f"{start.wait_s:g} s at position {position}"
+                    waited = f"{start.wait_s:.3g} s at position {position}"
                     document = await self._explain(ticket, request, skipped) if has_tried else None
                     raise _out_of_time(waited, waits_for, position, document) from None
                 record.check_wanted()
@@ -211,7 +211,7 @@ class LeaseClaimer:
             try:
                 await asyncio.wait_for(record.lease_changed.wait(), max(0.0, deadline - time.monotonic()))
             except asyncio.TimeoutError:
-                waited = f"{start.wait_s:g} s"
+                waited = f"{start.wait_s:.3g} s"
                 raise _out_of_time(waited, record.lease.reason, 1, record.decision) from None
             record.check_wanted()
         if record.lease.state == "lost":

@@ -153,7 +153,7 @@ def serve_metrics(metrics: Metrics, address: str) -> Iterator[str]:
     Another service of the same configuration may have taken the address. Then no metrics are served, and the
     log and the value of this context say why. The value is empty if the metrics are served.
     """
-    path, target = _read_address(address)
+    path, target = read_address(address)
     try:
         listener = _listen(path, target)
     except OSError as error:
@@ -204,7 +204,7 @@ def _remove_dead_socket(path: Path) -> None:
             pass
 
 
-def _read_address(address: str) -> tuple[Path | None, tuple[str, int]]:
+def read_address(address: str) -> tuple[Path | None, tuple[str, int]]:
     """Return the path of a Unix socket (None for TCP) and the loopback host and port.
 
     Raises `ConfigError`.

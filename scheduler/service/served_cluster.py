@@ -6,10 +6,12 @@ import asyncio
 import fcntl
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from roost.launchers.daemon.daemon import is_alive
 from roost.launchers.daemon.tasks import in_thread
@@ -19,14 +21,17 @@ from roost.scheduler.client.cluster_record import (
     find_folders,
     has_history,
     read_place,
+    read_record,
     refer,
+    share_place,
     write_place,
     write_record,
 )
-from roost.scheduler.errors import RoostError, ServedElsewhere
+from roost.scheduler.errors import ConfigError, RoostError, ServedElsewhere
 
 log = logging.getLogger(__name__)
 
+_ANSWER_S = 3.0
 _SETTINGS_S = 5.0
 """How long the backend may take to find the cluster that its settings name."""
 
@@ -109,6 +114,30 @@ class ServedCluster:
             log.warning("other names of the cluster do not lead to this service: %s", problem)
         else:
             self._written = record
+
+
+def check_other_place(folder: Path, places: Sequence[str]) -> None:
+    """Raise `ConfigError` if these places name another cluster than this folder's service serves, and none answers.
+
+    Blocks for `_ANSWER_S` for each place at most.
+    """
+    record, named = read_record(folder), [place for place in map(write_place, places) if place]
+    if record is None or not record.places or not named or share_place(record.places, named):
+        return
+    if not any(map(_answers, named)):
+        where, served = " or ".join(named), " or ".join(record.places)
+        raise ConfigError(
+            f"The settings name the cluster at {where}, where nothing answers. The service that runs serves {served}."
+        )
+
+
+def _answers(place: str) -> bool:
+    address = urlsplit(f"//{place}")
+    try:
+        socket.create_connection((address.hostname or "", address.port or 0), timeout=_ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -54,7 +54,7 @@ from roost.scheduler.core.caps import find_default_timeout
 from roost.scheduler.core.events import EventStream
 from roost.scheduler.core.owner_watch import OwnerWatch
 from roost.scheduler.core.scheduler import Scheduler
-from roost.scheduler.errors import ConfigError, RoostError
+from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.recent_requests import RecentRequests
@@ -62,7 +62,7 @@ from roost.scheduler.policies.recent_requests import RecentRequests
 from .decision_log import DecisionLog
 from .input_checks import MOST_CHARACTERS, check_caller, check_input
 from .old_settings import OldSettings
-from .served_cluster import ServedCluster
+from .served_cluster import ServedCluster, check_other_place
 
 log = logging.getLogger(__name__)
 
@@ -288,15 +288,8 @@ async def serve(
         )
     with hold(folder) as held:
         agents = Agents()
-        context = BackendContext(
-            agents=agents,
-            folder=folder,
-            restart_grace_s=settings.restart_grace_s,
-            idle_exit_s=settings.idle_exit_s,
-        )
         spec.check_packages()
-        # The backend's cluster library is imported here and nowhere else.
-        backend = load_object(spec.create, f"the backend {spec.name}")(own_settings, context)
+        backend = create_backend(spec, settings, own_settings, folder, agents)
         cluster = ServedCluster(folder, spec.name, backend, options)
         await cluster.check_settings()
         name = scheduler_name(folder)
@@ -336,19 +329,39 @@ async def serve(
             decisions.close()
 
 
+def create_backend(
+    spec: BackendSpec, settings: Settings, own_settings: Section, folder: Path, agents: Agents
+) -> Backend:
+    """Return the backend of the service in this folder. Its cluster library is imported here and nowhere else."""
+    context = BackendContext(
+        agents=agents,
+        folder=folder,
+        restart_grace_s=settings.restart_grace_s,
+        idle_exit_s=settings.idle_exit_s,
+    )
+    backend: Backend = load_object(spec.create, f"the backend {spec.name}")(own_settings, context)
+    return backend
+
+
 def start_metrics(
     scheduler: Scheduler, spec: BackendSpec, settings: Settings
 ) -> contextlib.AbstractContextManager[str]:
     """Count the scheduler's events, and return the context that serves the metrics. Raises `ConfigError`."""
+    module = _import_metrics()
+    metrics = module.Metrics(scheduler.count_kernels, scheduler.snapshot, by_user=settings.metrics_by_user)
+    scheduler.events.listen(metrics)
+    served: contextlib.AbstractContextManager[str] = module.serve_metrics(metrics, settings.metrics)
+    return served
+
+
+def _import_metrics() -> Any:
     try:
-        from .metrics import Metrics, serve_metrics
+        from . import metrics
     except ImportError:
         raise ConfigError(
             "c.RoostScheduler.metrics needs prometheus-client: install roost[metrics]."
         ) from None
-    metrics = Metrics(scheduler.count_kernels, scheduler.snapshot, by_user=settings.metrics_by_user)
-    scheduler.events.listen(metrics)
-    return serve_metrics(metrics, settings.metrics)
+    return metrics
 
 
 def scheduler_name(folder: Path) -> str:
@@ -377,12 +390,16 @@ class _ShownFiles(ReadFiles):
             print(f"{READS}{path}", file=sys.stderr, flush=True)
 
 
-def check_settings(backend: str) -> int:
+def check_settings(backend: str, folder: Path) -> int:
     """Print what keeps a service with this environment from starting, if its settings do. Return the exit code."""
     try:
         options = json.loads(os.environ.get(OPTIONS_VARIABLE, "") or "{}")
-        settings, _ = load_settings(backend, options, read=_ShownFiles())
-        get_spec(backend).check_packages()
+        settings, own_settings = load_settings(backend, options, read=_ShownFiles())
+        spec = get_spec(backend)
+        spec.check_packages()
+        if settings.metrics:
+            _import_metrics().read_address(settings.metrics)
+        asyncio.run(check_places(spec, settings, own_settings, folder))
     except RoostError as problem:
         print(problem, file=sys.stderr)
         return 1
@@ -390,6 +407,12 @@ def check_settings(backend: str) -> int:
         print(f"{setting}: {refusal}", file=sys.stderr)
         return 1
     return 0
+
+
+async def check_places(spec: BackendSpec, settings: Settings, own_settings: Section, folder: Path) -> None:
+    """Raise `ConfigError` if the settings name an impossible cluster, or one that does not answer instead of ours."""
+    with contextlib.suppress(BackendUnavailable):  # it may pass, and the next service tries again
+        check_other_place(folder, create_backend(spec, settings, own_settings, folder, Agents()).places())
 
 
 async def check_policies(settings: Settings) -> dict[str, str]:
@@ -414,7 +437,7 @@ def main(arguments: list[str]) -> int:
     )
     given = parser.parse_args(arguments)
     if given.check:
-        return check_settings(given.backend)
+        return check_settings(given.backend, given.folder)
     loosen()
     gc.set_threshold(*_COLLECT_AFTER)
     set_up_log()

@@ -93,7 +93,7 @@ async def test_a_lease_without_a_kernel_ends(agent: Session) -> None:
 @pytest.mark.parametrize(
     ("argv", "kind", "words"),
     [
-        (("no-such-kernel",), "bad_command", "'no-such-kernel' was not found.*install it here"),
+        (("no-such-kernel",), "bad_command", "'no-such-kernel' was not found.*install it there"),
         ((), "bad_command", "argv is empty"),
         (
             (sys.executable, "-c", "print('last words'); raise SystemExit(3)"),

@@ -101,6 +101,14 @@ def test_a_service_that_could_not_start_again_is_not_ended(client: Client, confi
     assert read_pid(client) == before
 
 
+def test_metrics_for_everybody_do_not_end_the_service(client: Client, config: Path) -> None:
+    before = read_pid(client)
+    config.write_text("c.RoostScheduler.metrics = '0.0.0.0:9476'")
+    with pytest.raises(ConfigError, match=r"give a loopback address.* The service that runs was not ended\."):
+        restart_service(client.service_folder(), "local", {})
+    assert read_pid(client) == before
+
+
 @pytest.mark.parametrize(
     ("code", "problem"),
     [

@@ -159,7 +159,7 @@ class Starter:
                 self._start(folder, request, device_ids, log_fd), request.deadline_s
             )
         except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
-            problem = f"the kernel did not open its ports within {request.deadline_s:g} s"
+            problem = f"the kernel did not open its ports within {request.deadline_s:.3g} s"
             last = tail(folder / "log", LOG_TAIL_BYTES)
             raise RemoteError("launch_timeout", problem, {"log_tail": last}) from None
         finally:
@@ -329,8 +329,8 @@ def spawn_kernel(
     argv = [part.replace("{connection_file}", str(connection_file)) for part in request.argv]
     executable = find_program(argv[0], request.env, request.cwd)
     if executable is None:
-        problem = f"the kernelspec's command {argv[0]!r} was not found on this machine"
-        raise RemoteError("bad_command", f"{problem}: install it here, or change `argv` in the kernelspec")
+        problem = f"the kernelspec's command {argv[0]!r} was not found where the kernel runs"
+        raise RemoteError("bad_command", f"{problem}: install it there, or change `argv` in the kernelspec")
     try:
         process = subprocess.Popen(
             argv,

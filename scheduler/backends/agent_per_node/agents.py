@@ -48,8 +48,9 @@ class _Saved:
     """A digest of the settings that these agents were asked to have; empty if an older service has written this."""
 
 
-def _digest(settings: AgentSettings) -> str:
-    return hashlib.sha256(json.dumps(encode(settings), sort_keys=True).encode()).hexdigest()[:16]
+def _digest(settings: AgentSettings, grace_s: float) -> str:
+    text = json.dumps([encode(settings), grace_s], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class AgentPool:
@@ -61,9 +62,10 @@ class AgentPool:
         agents: Agents,
         start_agent: Callable[[str], Coroutine[Any, Any, StartedAgent]],
         settings: AgentSettings,
+        grace_s: float = 0.0,
     ) -> None:
         self.cluster = ""
-        self._settings = self._noted_settings = _digest(settings)
+        self._settings = self._noted_settings = _digest(settings, grace_s)
         """The digest in the file. It stays until all agents were found again."""
         self._file = file
         self._agents = agents

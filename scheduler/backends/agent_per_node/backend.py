@@ -22,6 +22,7 @@ from roost.launchers.protocol.messages import (
     Reserve,
 )
 from roost.placement import Node, Snapshot
+from roost.placement.model.format import format_age
 from roost.scheduler.backends.base import (
     AgentAddress,
     AgentReport,
@@ -76,7 +77,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._manager = manager
         self._membership = manager.membership
         self._pool = AgentPool(
-            context.folder / "agents.json", context.agents, manager.start_agent, agent_settings
+            context.folder / "agents.json", context.agents, manager.start_agent, agent_settings, grace_s
         )
         self.address = self._pool.cluster
         self._table: NodeTable[N] = NodeTable(self._build_node)
@@ -121,7 +122,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     async def snapshot(self) -> Snapshot:
         if self._membership.away:
             cluster = f"the {self._manager.name} cluster" + (f" at {self.address}" if self.address else "")
-            raise BackendUnavailable(f"{cluster} is away, its kernels live on: {self._membership.away}")
+            rule = f"its kernels live on for {format_age(self._manager_grace_s)}"
+            raise BackendUnavailable(f"{cluster} is away, {rule}: {self._membership.away}")
         await self._membership.read(max_age_s=_FRESH_S)
         return self._table.snapshot()
 

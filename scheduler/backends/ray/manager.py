@@ -207,8 +207,11 @@ class RayManager:
     def places(self) -> Sequence[str]:
         if self._address:  # more clusters may run on this machine by now
             return (self._address, self._named())
-        with contextlib.suppress(RoostError):  # no cluster runs here, or several do
-            return (checks.resolve(self._named()),)
+        named = self._named()
+        with contextlib.suppress(
+            BackendUnavailable if named else RoostError
+        ):  # none runs here, or several do
+            return (checks.resolve(named),)
         return ()
 
     def _named(self) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -123,6 +123,24 @@ def test_a_folder_that_cannot_be_written(kernels: Path, tmp_path: Path) -> None:
     (tmp_path / "env").write_text("a file")
     with pytest.raises(ConfigError, match="another --prefix"):
         kernelspecs.install("python3", name="p", config={}, prefix=str(tmp_path / "env"), is_checked=False)
+
+
+def test_a_copy_of_a_kernelspec_of_roosts_keeps_its_request(make: Make, kernels: Path) -> None:
+    config = {
+        "gpus": 0.5,
+        "backend": "ray",
+        "backend_options": {"address": "h:1"},
+        "options": {"namespace": "n"},
+    }
+    make("half", ["sh", "{connection_file}"], metadata=roost_metadata(**config))
+
+    def copy(**changed: Any) -> Mapping[str, Any]:
+        spec, _ = kernelspecs.install("half", name="copy", config=changed, is_checked=False, may_replace=True)
+        return spec.config
+
+    assert copy(backend="ray", cpus=1) == {**config, "cpus": 1}
+    assert copy(backend="ray", gpus=1) == {**config, "gpus": 1}
+    assert copy(cpus=1) == {"gpus": 0.5, "cpus": 1}, "another backend has other options"
 
 
 def test_remove_refuses_other_kernelspecs(make: Make, kernels: Path) -> None:

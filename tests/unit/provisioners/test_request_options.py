@@ -191,3 +191,9 @@ def test_the_memory_of_each_gpu() -> None:
     assert read.request.gpu_memory_bytes == 80 << 30
     with pytest.raises(ConfigError, match="gpu_memory needs gpus"):
         read_start_options({"gpu_memory": "40GiB"}, {})
+
+
+@pytest.mark.parametrize("asked", [{"gpus": 0.00003}, {"cpus": 1e-9}, {"resources": {"licence": 0.00005}}])
+def test_an_amount_that_no_manager_counts_is_refused(asked: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"is less than the smallest amount, 0\.0001"):
+        read_start_options(asked, {})

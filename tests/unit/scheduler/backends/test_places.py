@@ -40,7 +40,10 @@ async def test_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_places("ray", address="head:6379") == {"head:6379"}
     monkeypatch.setenv("RAY_ADDRESS", "other:6379")
     assert find_places("ray") == {"other:6379"}
-    assert find_places("ray", address="ray://head:10001") == set()
+    with pytest.raises(ConfigError, match="Ray Client's address"):
+        find_places("ray", address="ray://head:10001")
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert find_places("ray") == set()
 
 
 async def test_dask(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.client import NODES, PROCESS, RUNNING, SECOND, StubClient, document, run
+from kit.fakes.client import NODES, PROCESS, QUEUED, RUNNING, SECOND, StubClient, document, run
 from roost.launchers.protocol.messages import KernelProcess
 from roost.placement import Node, Request, Snapshot, get_policy
 from roost.scheduler.cli import explain
@@ -169,3 +169,15 @@ def test_explain_takes_a_kernel_or_a_request(client: StubClient, capsys: pytest.
     code, _, error = run(capsys, "explain", "aaaa", "--gpus", "1")
     assert code == 2
     assert "a kernel's request is known already" in error
+
+
+def test_explain_of_a_kernel_in_the_queue_says_why_it_waits(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.ended = replace(QUEUED, request=Request(cpus=1000))  # what `kernel` answers
+    client.known = [client.ended]
+    code, out, _ = run(capsys, "explain", QUEUED.id)
+    assert code == 0
+    assert "It is at position" in out
+    assert "No node could ever hold 1000 CPUs" in out
+    assert "kept no reasons" not in out

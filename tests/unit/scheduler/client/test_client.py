@@ -91,6 +91,22 @@ def test_errors_keep_their_type(service: FakeService, client: Client) -> None:
         client.kernel("nobody").result(allow_s(5))
 
 
+def test_a_policy_that_was_refused_is_not_sent_again(service: FakeService, client: Client) -> None:
+    """Else each later start that names it would fail; and with an empty name, each start without a policy."""
+    client.add_policy("mine", lambda work: work).result(allow_s(5))
+    service.answers["add_policy"] = ConfigError("policy 'mine' needs another name.")
+    for name in ("mine", ""):
+        with pytest.raises(ConfigError, match="needs another name"):
+            client.add_policy(name, lambda work: None).result(allow_s(5))
+    del service.answers["add_policy"]
+    for policy in ("mine", ""):
+        start = replace(a_start(), request=Request(policy=policy))
+        client.start(start).result(allow_s(5))
+    sent = [call.pickled for call in service.called("add_policy")]
+    assert sent[0] == sent[-1], "the earlier policy of that name is kept"
+    assert len(sent) == 4
+
+
 async def test_cancelling_the_call_cancels_the_start(service: FakeService, client: Client) -> None:
     begun, cancelled = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -15,7 +16,7 @@ from roost.scheduler.backends.base import Backend
 from roost.scheduler.client.cluster_record import find_twins, read_record
 from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.errors import ConfigError, ServedElsewhere
-from roost.scheduler.service.served_cluster import ServedCluster
+from roost.scheduler.service.served_cluster import ServedCluster, check_other_place
 
 
 class Named:
@@ -119,3 +120,19 @@ def test_a_record_that_was_deleted_is_put_back(folders: tuple[Path, Path]) -> No
 def test_a_backend_without_addresses_has_no_record(folders: tuple[Path, Path]) -> None:
     served(folders[0], Named("")).claim(has_kernels=False)
     assert not (folders[0] / "cluster.json").exists()
+
+
+def test_another_cluster_that_does_not_answer_is_no_setting(folders: tuple[Path, Path]) -> None:
+    """Beside a cluster that is served, it is a slip of the pen."""
+    one, _ = folders
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        answers = f"127.0.0.1:{there.getsockname()[1]}"
+        check_other_place(one, ["127.0.0.1:9"])  # it has served none yet
+        ServedCluster(one, "ray", cast(Backend, Named("127.0.0.1:9")), {}).claim(has_kernels=False)
+        check_other_place(one, ["localhost:9"])
+        check_other_place(one, [])
+        check_other_place(one, [answers])
+    with pytest.raises(
+        ConfigError, match=rf"name the cluster at {answers}, where nothing answers.*127\.0\.0\.1:9"
+    ):
+        check_other_place(one, [answers])
