@@ -36,7 +36,8 @@ _NONE_RUNS = "Correct this first. No service runs."
 _END_S = 10.0
 """How long a service may take to end before it is killed."""
 _KILLED_S = 5.0
-_START_S = 30.0
+_START_S = 75.0
+"""Longer than `_CHECK_S`, because the next service reads the same settings, and then joins its cluster."""
 _LOOK_AGAIN_S = 0.02
 _FOLDER_VARIABLE = "JUPYTER_CONFIG_DIR"
 """Without this variable, the folder is in HOME."""
@@ -74,7 +75,7 @@ def restart_service(
 ) -> Restart:
     """End the service of this folder, and start the next one with its Python, environment and options.
 
-    With `is_here`, or if none runs, they are those of this process, and `options`. Blocks for a minute at most. Raises
+    With `is_here`, or if none runs, they are those of this process, and `options`. Blocks for two minutes at most. Raises
     `ConfigError`, without ending anything, if the next service could not read its settings. Raises `BackendUnavailable`
     if the next service cannot start.
     """
