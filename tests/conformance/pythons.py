@@ -24,7 +24,7 @@ REPORT = """
 import importlib.metadata as m, sys
 print(sys.version.split()[0], *(f"{name} {m.version(name)}" for name in ("ipykernel", "ipython", "pyzmq")), sep=", ")
 """
-_INSTALL_S, _TESTS_S = 1800, 3600
+_INSTALL_S, _TESTS_S = 1800, 14_400
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
         print(flush=True)
         subprocess.run([python, "-c", REPORT], check=True, timeout=60)
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "--durations", "10", *tests],
+            [sys.executable, "-m", "pytest", "-q", "--label-failures", "--durations", "10", *tests],
             cwd=ROOT,
             env={**os.environ, "ROOST_TEST_PYTHON": str(python)},
             timeout=_TESTS_S,
