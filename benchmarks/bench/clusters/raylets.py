@@ -38,7 +38,7 @@ START_TIMEOUT_S = 120.0
 
 # The `ray` program as a plain `pip install ray` has it. The additions of `ray[default]` (a dashboard, the server of
 # `ray://` with its fixed port) are of no use here.
-_RAY = """
+PROGRAM = """
 import sys
 sys.modules.update({"grpc": None, "ray.dashboard.optional_deps": None, "rfc3987_syntax": None})
 from ray.scripts.scripts import main
@@ -187,7 +187,7 @@ class Raylets(DaemonCluster):
         folder = self.folder / str(self._started)
         folder.mkdir()
         self._machine_at[address] = machine
-        command = [sys.executable, "-c", _RAY, "start", *self._options(machine, address, folder, is_head)]
+        command = [sys.executable, "-c", PROGRAM, "start", *self._options(machine, address, folder, is_head)]
         log = folder / "start.log"
         program = self._run(command, environment=self._environment_of(machine), cwd=folder, log=log)
         return address, folder, program
