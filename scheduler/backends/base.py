@@ -112,6 +112,10 @@ class Backend(ABC):
     roost then claims each request for which it finds no node, and leaves `node_id` empty. Such a claim waits in the
     manager's queue instead of roost's. The manager may also add a node for it.
     """
+    new_node_after_s: float = 0.0
+    """How long a request waits in roost's queue for a node that could hold it, before it is claimed without a node."""
+    node_start_timeout_s: float = 0.0
+    """How long a claim without a node may wait, if that is longer than the time of its start."""
 
     other_holders: str = ""
     """The other holders of what the nodes have, to complete "held by": "Ray actors and tasks that roost did not start".
@@ -140,6 +144,10 @@ class Backend(ABC):
         `snapshot` has the nodes that are there. Cheap: each start calls it.
         """
         return ()
+
+    def why_no_new_node(self, request: Request) -> str:
+        """Return why the manager cannot be asked for a new node for this request, as a clause; empty if it can."""
+        return ""
 
     def places(self) -> Sequence[str]:
         """Return the addresses that name this cluster: `host:port`, or a URL. Called before `open`, and after it.

@@ -106,7 +106,7 @@ class LeaseBook:
             return True
         self._vacate(entry.lease)
         entry.lease, entry.is_shown = lease, True
-        if lease.state != "lost":
+        if lease.state != "lost" and lease.node_id:
             self._at.setdefault(lease.node_id, {})[lease.id] = entry
         self._report(lease)
         return True

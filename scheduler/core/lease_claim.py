@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Hashable, Mapping
@@ -54,8 +55,11 @@ class LeaseClaimer:
     reserve_after_s: float
     journal: JournalLimits
 
-    async def take(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
-        """Take a lease and wait until it is held. Raises `PlacementError`, `LaunchError` and `BackendUnavailable`."""
+    async def take(self, record: KernelRecord, start: StartKernel, deadline: float) -> float:
+        """Take a lease and wait until it is held. Raises `PlacementError`, `LaunchError` and `BackendUnavailable`.
+
+        Return the deadline of the launch, which is later if the lease has waited for a new node.
+        """
         skipped = _Skipped()
         if record.lease is not None:  # pending, of an earlier scheduler: the answer is the same
             await self.access.backend.claim(record.lease)
@@ -65,14 +69,14 @@ class LeaseClaimer:
             assert record.lease is not None
             try:
                 if record.lease.state != "held":
-                    await self._wait_until_held(record, start, deadline)
+                    deadline = await self._wait_until_held(record, start, deadline)
             except LeaseConflict as problem:
                 await self.access.backend.release(record.lease)  # the next claim has the same lease id
                 self._refuse(record, str(problem))
             else:
                 record.launch()
                 self.table.publish("leased", record)
-                return
+                return deadline
 
     async def _queue_and_claim(
         self, record: KernelRecord, start: StartKernel, deadline: float, skipped: _Skipped
@@ -85,7 +89,7 @@ class LeaseClaimer:
         request = replace(record.request, environment=interpreter)
         queue, began = self.table.queue, time.monotonic()
         record.ticket = ticket = queue.join(record.kernel_id, _line(record))
-        has_tried = False
+        has_tried = is_timed = False
         try:
             while True:
                 decision = snapshot = None  # thousands may wait here, and these are large
@@ -113,9 +117,13 @@ class LeaseClaimer:
                 has_tried = True
                 if decision.is_never:
                     raise no_node(decision)
-                if decision.placement is None and not self._may_claim_anywhere(decision):
+                may_claim_at = self._find_claim_time(decision, began)
+                if decision.placement is None and looked < may_claim_at:
                     ticket.hold = find_hold(decision, snapshot)
                     queue.explain(ticket, decision.reason)
+                    if not is_timed and may_claim_at < deadline:
+                        is_timed = True
+                        queue.retry(ticket, may_claim_at - looked)
                     continue
                 placed = time.monotonic()
                 record.timing_ms["queued"] = (looked - began) * 1e3
@@ -156,10 +164,21 @@ class LeaseClaimer:
         reasons |= dict.fromkeys(held, _KEPT)
         return await self.policies.decide(request.policy, request, snapshot, avoid=reasons)
 
-    def _may_claim_anywhere(self, decision: Decision) -> bool:
-        """True if a claim without a node may wait with the manager, and the manager could start a node for it."""
-        is_at_limit = decision.new_node is not None and not decision.new_node.has_room
-        return self.access.backend.adds_nodes and not is_at_limit
+    def _find_claim_time(self, decision: Decision, began: float) -> float:
+        """Return from when on a claim without a node may wait with the manager, which may start a node for it.
+
+        Raises `NoNodeEver` if no node that is there could hold the request, and the manager cannot be asked for one.
+        """
+        backend, new_node = self.access.backend, decision.new_node
+        if decision.placement is not None or not backend.adds_nodes:
+            return math.inf
+        if why_not := backend.why_no_new_node(decision.request):
+            if decision.fits_no_node:
+                raise NoNodeEver(f"{decision.reason}; {why_not}.", decision=decision.to_dict())
+            return math.inf
+        if new_node is not None and not new_node.has_room:
+            return math.inf
+        return began + (0.0 if decision.fits_no_node else backend.new_node_after_s)
 
     async def _explain(self, ticket: Ticket, request: Request, skipped: _Skipped) -> dict[str, Any] | None:
         """Return the decision for the request now, or None if the manager does not answer."""
@@ -199,24 +218,31 @@ class LeaseClaimer:
         record.decision = decision.to_dict(refusals=_KEPT_REFUSALS)
         self.table.publish("placed", record, decision.reason)
 
-    async def _wait_until_held(self, record: KernelRecord, start: StartKernel, deadline: float) -> None:
-        """Wait for a pending lease. Raises `LeaseConflict` if it is lost and another claim may succeed."""
+    async def _wait_until_held(self, record: KernelRecord, start: StartKernel, deadline: float) -> float:
+        """Wait for a pending lease; return the deadline of what follows. A lease without a node may wait longer.
+
+        Raises `LeaseConflict` if the lease is lost and another claim may succeed.
+        """
         assert record.lease is not None
         record.wait_for_manager()
         self.table.publish("queued", record, record.lease.reason)
         began = time.monotonic()
+        extended_s = 0.0 if record.lease.node_id else self.access.backend.node_start_timeout_s
+        give_up_at = max(deadline, began + extended_s)
         # The lease is read from the book: news about it may have come before the claim's answer.
         while record.lease.state == "pending":
             record.lease_changed.clear()
             try:
-                await asyncio.wait_for(record.lease_changed.wait(), max(0.0, deadline - time.monotonic()))
+                await asyncio.wait_for(record.lease_changed.wait(), max(0.0, give_up_at - time.monotonic()))
             except asyncio.TimeoutError:
-                waited = f"{start.wait_s:.3g} s"
+                waited = f"{max(start.wait_s, extended_s):.3g} s"
                 raise _out_of_time(waited, record.lease.reason, 1, record.decision) from None
             record.check_wanted()
         if record.lease.state == "lost":
             raise (LaunchError if record.lease.is_final else LeaseConflict)(record.lease.reason)
-        record.timing_ms["granted"] = (time.monotonic() - began) * 1e3
+        now = time.monotonic()
+        record.timing_ms["granted"] = (now - began) * 1e3
+        return max(deadline, now + start.launch_timeout_s) if extended_s else deadline
 
     def _refuse(self, record: KernelRecord, reason: str) -> None:
         node_id = record.lease.node_id if record.lease else ""

@@ -114,7 +114,7 @@ class StartRunner:
                 )  # an earlier end of the kernel has failed there
                 record.refuse()
             if record.lease is None or record.lease.state == "pending":
-                await self._claimer.take(record, start, deadline)
+                deadline = await self._claimer.take(record, start, deadline)
             else:  # a restart in the lease of an earlier launch
                 record.launch()
             assert record.lease is not None

@@ -21,7 +21,7 @@ from roost.launchers.protocol.messages import (
     Owner,
     Reserve,
 )
-from roost.placement import Node, Snapshot
+from roost.placement import Node, NodeType, Request, Snapshot
 from roost.placement.model.format import format_age
 from roost.scheduler.backends.base import (
     AgentAddress,
@@ -40,6 +40,7 @@ from roost.scheduler.messages import Finding, format_names
 from .agents import AgentPool
 from .manager import ClusterManager
 from .membership import N
+from .new_nodes import NewNodes, WaitingLeases
 from .node_table import NodeTable
 from .outage import OutageRecovery
 
@@ -60,7 +61,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     """A backend for the cluster of `manager`, with one agent per node.
 
     It keeps the agents' addresses in `agents.json` in the folder of `context`. Kernels live on for `grace_s` when the
-    whole cluster is lost.
+    whole cluster is lost. A manager whose cluster can grow has `new_nodes`.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         context: BackendContext,
         *,
         grace_s: float,
+        new_nodes: NewNodes | None = None,
     ) -> None:
         self.name = name
         self.other_holders = manager.other_holders
@@ -95,6 +97,12 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._is_open = True
         self._tasks: set[asyncio.Task[Any]] = set()
         self._events = EventQueue()
+        self._new_nodes = new_nodes
+        self._waiting = WaitingLeases(new_nodes, self.book, self._hold) if new_nodes is not None else None
+        if new_nodes is not None:
+            self.new_node_after_s = new_nodes.new_node_after_s
+            self.node_start_timeout_s = new_nodes.node_start_timeout_s
+            new_nodes.listen(self._on_growth)
 
     def places(self) -> Sequence[str]:
         return (*self._manager.places(), self.address)
@@ -115,6 +123,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._is_open = False
         self._pool.close()
         await cancel_all(self._tasks)
+        if self._waiting is not None:
+            await cancel_all(self._waiting.tasks)
         self._membership.close()
         await self._manager.close()
         self._events.close()
@@ -127,11 +137,27 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         await self._membership.read(max_age_s=_FRESH_S)
         return self._table.snapshot()
 
+    @property
+    def may_grow(self) -> bool:
+        return self.is_still_reading or (self._new_nodes is not None and self._new_nodes.may_grow)
+
+    def list_node_types(self, snapshot: Snapshot) -> Sequence[NodeType]:
+        return self._new_nodes.list_types() if self._new_nodes is not None else ()
+
+    def why_no_new_node(self, request: Request) -> str:
+        return self._new_nodes.why_not(request) if self._new_nodes is not None else ""
+
     def events(self) -> AsyncIterator[BackendEvent]:
         return self._events.read()
 
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
         self.book.want(lease)
+        if not lease.node_id and self._waiting is not None:
+            return await self._waiting.claim(lease, launch)
+        return await self._hold(lease, launch)
+
+    async def _hold(self, lease: Lease, launch: Launch | None) -> Lease:
+        """Claim the slice on the lease's node, and have the node's agent note the lease."""
         node = self._membership.nodes.get(lease.node_id)
         if node is None:
             raise LeaseConflict(f"there is no node {lease.node_id} any more")
@@ -161,8 +187,10 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     async def release(self, lease: Lease) -> None:
         self.book.release(lease.id)
+        if self._waiting is not None:
+            await self._waiting.stop(lease.id)
         try:
-            if lease.node_id:  # else its node has left, and the kernel with it
+            if lease.node_id:  # else its node has left, and the kernel with it, or it has none yet
                 await self._pool.call(lease.node_id, lambda agent: agent.release(lease.id))
         except BackendUnavailable:
             is_there = self._membership.away or lease.node_id in self._membership.nodes
@@ -182,6 +210,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         knows_claims = self._manager.holds_claims and not self._membership.away
         incomplete = self._recovery.expected if knows_claims else agent_nodes
         claims = {lease.id: lease for lease in await self._manager.claims()} if knows_claims else {}
+        waiting = {lease.id: lease for lease in claims.values() if _waits_for_node(lease)}
+        claims = {name: lease for name, lease in claims.items() if name not in waiting}
         placed = {lease.node_id for lease in claims.values() if _is_placed(lease, agent_nodes)}
         held_before = {lease.id for lease in self.book if lease.state == "held"}
         node_ids = sorted(placed | incomplete | set(self.book.nodes()))
@@ -219,6 +249,10 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         for lease in found.values():
             if lease.state == "held":
                 self.book.show(lease)
+        for name, claim in waiting.items():
+            known = self.book.get(name)  # which knows the owner, and may have its node by now
+            found[name] = claim if known is None or known.state == "lost" else known
+            processes[name] = None
         self._update(list(self._membership.nodes))
         return LeaseReading(
             leases=tuple(found.values()),
@@ -309,6 +343,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                     if await self._recovery.restore_returned():
                         self._events.put(BackendEvent(kind="resync"))
                     await self._recovery.find_lost()
+                    if self._waiting is not None:
+                        await self._waiting.follow()
                 if time.monotonic() >= due_at:
                     due_at, used_s = time.monotonic(), time.thread_time()
                     await self._read_metrics()
@@ -340,6 +376,12 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 self._recovery.expect(node_id)  # so that its agent learns of the new daemon
         self._pool.ended_daemons &= {node.daemon for node in nodes.values()}
         self._update([*changed, *gone])
+
+    def _on_growth(self) -> None:
+        """Follow a change of what the cluster can start."""
+        assert self._new_nodes is not None
+        self.adds_nodes = self._new_nodes.adds_nodes
+        self._events.put(BackendEvent(kind="nodes"))
 
     def _update(self, node_ids: Collection[str]) -> None:
         """Build these nodes again, and publish an event if that changes the snapshot."""
@@ -412,6 +454,10 @@ def _describe_failure(cause: str, nodes: Sequence[str], is_served: bool) -> Find
         return {"level": "warning", "what": what, "do": "mend that, then run `roost up`"}
     do = "mend that, then run `roost up`: it starts the agents of all nodes"
     return {"level": "error", "what": f"no agent of roost starts on {names}: {cause}", "do": do}
+
+
+def _waits_for_node(claim: Lease) -> bool:
+    return claim.state == "pending" and not claim.node_id
 
 
 def _is_placed(claim: Lease, agent_nodes: Collection[str]) -> bool:
