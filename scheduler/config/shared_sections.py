@@ -1,4 +1,5 @@
-"""Sections that the settings of several backends share: how kernels are forked and limited, and their ports."""
+"""Sections that the settings of several backends share: how kernels are forked and limited, their ports,
+and the nodes that the cluster could start."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import Any
 from traitlets import Bool, Dict, Enum, Float, List, TraitError, Unicode, validate
 
 from roost.launchers.protocol.agent_settings import Enforcement, Forking
+from roost.scheduler.backends.node_types import make_node_types
 
 from .section import Section
 
@@ -127,3 +129,21 @@ class EnforcementSettings(Section):
     def enforcement(self) -> Enforcement:
         """Return these settings for the agents."""
         return Enforcement(enforce=self.enforce, cpu_ceiling=self.cpu_ceiling, end_detached=self.end_detached)
+
+
+class NodeTypeSettings(Section):
+    """The setting of a backend whose cluster can grow."""
+
+    node_types = List(
+        Dict(),
+        help="All kinds of nodes that the cluster adds: name, cpus, memory, gpus, gpu_model, gpu_memory, resources, "
+        "labels, taints, limit. A request that fits none of them is then refused at once. Empty: not known.",
+    )
+
+    @validate("node_types")
+    def _check_node_types(self, proposal: Any) -> Any:
+        try:
+            make_node_types(proposal["value"])
+        except ValueError as problem:
+            raise TraitError(f"node_types: {problem}.") from None
+        return proposal["value"]

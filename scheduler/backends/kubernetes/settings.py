@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, validate
+from traitlets import Bool, Float, Int, List, TraitError, Unicode, validate
 
-from roost.scheduler.backends.node_types import make_node_types
-from roost.scheduler.config.section import Section
+from roost.scheduler.config.shared_sections import NodeTypeSettings
 
 from .allow_lists import parse_range
 
 
-class RoostKubernetesBackend(Section):
+class RoostKubernetesBackend(NodeTypeSettings):
     """`c.RoostKubernetesBackend`: the Kubernetes cluster, and what users may ask of their pods."""
 
     address = Unicode(
@@ -30,11 +29,6 @@ class RoostKubernetesBackend(Section):
     limit_cpus = Bool(False, help="Limit CPUs to the request. Kernels then start up to three times slower.")
     autoscale = Bool(
         False, help="The cluster adds nodes: a kernel that no node can take gets a pod that waits for one."
-    )
-    node_types = List(
-        Dict(),
-        help="All kinds of nodes that the cluster adds: name, cpus, memory, gpus, gpu_model, gpu_memory, resources, "
-        "labels, taints, limit. A request that fits none of them is then refused at once. Empty: not known.",
     )
     read_all_pods = Bool(
         False,
@@ -77,14 +71,6 @@ class RoostKubernetesBackend(Section):
     watch_timeout_s = Float(
         60.0, min=1.0, help="How long one watch lasts. A watch that fell silent is noticed within this time."
     )
-
-    @validate("node_types")
-    def _check_node_types(self, proposal: Any) -> Any:
-        try:
-            make_node_types(proposal["value"])
-        except ValueError as problem:
-            raise TraitError(f"node_types: {problem}.") from None
-        return proposal["value"]
 
     @validate("allowed_uids", "allowed_gids")
     def _check_ranges(self, proposal: Any) -> Any:

@@ -5,6 +5,9 @@
                                ├── reads the nodes twice a second: RayNode ──> Node     nodes
                                ├── claims: one detached placement group per kernel      placement_groups
                                ├── starts an agent by a task on its node                agent_task
+                               ├── claims without a node, which Ray's autoscaler starts new_nodes
+                               │     ├── its kinds of nodes, and what it is starting    autoscaler
+                               │     └── an actor that removes groups nobody wants      guard
                                ├── names the actors that hold GPUs                      actors
                                └── warns of versions of Ray with known holes            known_holes
 

@@ -25,10 +25,12 @@ from roost.scheduler.backends.agent_per_node.manager import HasRoom, StartedAgen
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Backend, BackendContext, Lease
 from roost.scheduler.backends.key_pair import KeyPair, load_service_key_pair
+from roost.scheduler.backends.node_types import make_node_types
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 from roost.scheduler.messages import Finding
 
 from . import SPEC, actors, agent_task, checks, join, known_holes, nodes, placement_groups
+from .new_nodes import RayNewNodes
 from .nodes import RayNode
 from .placement_groups import Group
 from .settings import RoostRayBackend
@@ -89,7 +91,12 @@ def create(settings: RoostRayBackend, context: BackendContext) -> Backend:
     """Return the Ray backend. `BackendSpec.create` names this function."""
     manager = RayManager(settings, load_service_key_pair(context.folder))
     return AgentPerNodeBackend(
-        SPEC.name, manager, settings.agent_settings(), context, grace_s=settings.manager_grace_s
+        SPEC.name,
+        manager,
+        settings.agent_settings(),
+        context,
+        grace_s=settings.manager_grace_s,
+        new_nodes=manager.new_nodes,
     )
 
 
@@ -114,11 +121,21 @@ class RayManager:
         self._address = ""
         self.cluster_id = ""
         self._group_ids: dict[str, str] = {}  # Ray's, by lease
-        self._creating: dict[str, tuple[str, asyncio.Task[Group]]] = {}  # by group name, with the node's id
+        self._creating: dict[str, tuple[str, asyncio.Task[Any]]] = {}  # by group name, with the node's id
         self._anchors: dict[str, Any] = {}  # by raylet
         self.membership: Membership[RayNode] = Membership(self.name, join=self._join, fetch=self._fetch)
+        self.new_nodes = RayNewNodes(
+            self.membership,
+            self._ask,
+            self._calls,
+            self._creating,
+            given=make_node_types(settings.node_types),
+            new_node_after_s=settings.scale_after_s,
+            node_start_timeout_s=settings.node_start_timeout_s,
+        )
 
     async def close(self) -> None:
+        await self.new_nodes.close()
         self._calls.close()
 
     async def wait_until_described(self) -> None:
@@ -142,7 +159,11 @@ class RayManager:
     ) -> tuple[str, ...]:
         if again:
             return await self._claim_devices(lease, node)
-        return await self._claim(lease, _name_group(lease), node, has_room)
+        name = _name_group(lease)
+        if self.new_nodes.is_granted(name):
+            group = await self._ask(placement_groups.find_granted, name, lease.request, node)
+            return await self._read_devices(lease, group)
+        return await self._claim(lease, name, node, has_room)
 
     def can_take_on(self, node: RayNode) -> bool:
         return not node.is_held_up
@@ -153,10 +174,12 @@ class RayManager:
             await asyncio.wait([self._creating[name][1]])
         await self._ask(placement_groups.remove, name)
         self._group_ids.pop(lease.id, None)
+        self.new_nodes.forget(lease.id, name)
 
     async def claims(self) -> Sequence[Lease]:
         groups = await self._ask(placement_groups.read_groups)
         self._group_ids.update({group.lease_id: group.id for group in groups})
+        self.new_nodes.note(groups)
         by_daemon = {node.daemon: node.id for node in self.membership.nodes.values()}
         return [_build_lease(group, by_daemon.get(group.node, "")) for group in groups]
 
@@ -222,12 +245,14 @@ class RayManager:
         join_ray = functools.partial(join.join, address, namespace=placement_groups.NAMESPACE)
         self._address = await self._calls.run(join_ray, deadline_s=_JOIN_S)
         self.cluster_id = join.get_cluster_id()
+        self.new_nodes.reset()
         return self._address
 
     async def _fetch(self) -> Iterable[RayNode]:
         found: tuple[RayNode, ...] = await self._ask(nodes.read, self.membership.nodes.values())
         for daemon in self._anchors.keys() - {node.daemon for node in found}:
             del self._anchors[daemon]
+        await self.new_nodes.keep_up(found)
         return found
 
     async def _ask(self, question: Any, *arguments: Any, **named: Any) -> Any:
@@ -274,17 +299,21 @@ class RayManager:
         creating = start_shared(self._create(name, lease.request, node, anchor, has_room))
         self._creating[name] = node.id, creating
         try:
-            group = await join_shared(creating)
-            self._group_ids[lease.id] = group.id
-            if group.device_ids is None:
-                return ()
-            purpose = "to report which devices it has granted"
-            return tuple(await self._calls.answer(group.device_ids, _PROBE_S, purpose))
+            return await self._read_devices(lease, await join_shared(creating))
         except BackendUnavailable:
             self._anchors.pop(node.daemon, None)  # a lost anchor may be the cause
             raise
         finally:
             creating.add_done_callback(lambda _: self._creating.pop(name, None))
+            if self.new_nodes.adds_nodes:
+                self._anchors.pop(node.daemon, None)  # Ray ends no node that has an object
+
+    async def _read_devices(self, lease: Lease, group: Group) -> tuple[str, ...]:
+        self._group_ids[lease.id] = group.id
+        if group.device_ids is None:
+            return ()
+        purpose = "to report which devices it has granted"
+        return tuple(await self._calls.answer(group.device_ids, _PROBE_S, purpose))
 
     async def _find_anchor(self, node: RayNode) -> Any:
         anchor = self._anchors.get(node.daemon)
@@ -334,9 +363,10 @@ def _name_group(lease: Lease, suffix: str = "") -> str:
 def _build_lease(group: Group, node_id: str) -> Lease:
     """Return the lease as far as its group shows it.
 
-    If no live raylet has the group, `node_id` is empty and the lease is lost.
+    If no live raylet has the group, `node_id` is empty and the lease is lost, unless it waits for a new node.
     """
     is_held = group.is_created and bool(node_id)
+    waits = not group.is_pinned and not group.is_created and not group.is_rescheduling
     amounts = group.amounts
     return Lease(
         id=group.lease_id,
@@ -350,6 +380,15 @@ def _build_lease(group: Group, node_id: str) -> Lease:
             owner=group.user,
         ),
         node_id=node_id or group.address,
-        state="held" if is_held else "lost",
-        reason="" if is_held else f"its node {group.address} has left the Ray cluster",
+        state="pending" if waits else "held" if is_held else "lost",
+        reason=_describe_claim(group, is_held=is_held, waits=waits),
     )
+
+
+def _describe_claim(group: Group, *, is_held: bool, waits: bool) -> str:
+    if is_held:
+        return ""
+    if waits:
+        return "it waits for a node that Ray starts"
+    node = f"its node {group.address}" if group.address else "its node"
+    return f"{node} has left the Ray cluster"

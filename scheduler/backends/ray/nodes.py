@@ -23,11 +23,14 @@ _CONNECT_S = 0.5
 _HELD_UP = "Ray has not noticed yet that its earlier raylet has ended"
 _GROUP_LABEL = "_PG_"
 """Prefix of the dynamic labels that name the created placement groups with a bundle on a node: `_PG_<id>`."""
-_MODEL_LABEL = "ray.io/accelerator-type"
-_MODEL_RESOURCE = "accelerator_type:"
+MODEL_LABEL = "ray.io/accelerator-type"
+MODEL_RESOURCE = "accelerator_type:"
+TYPE_LABEL = "ray.io/node-group"
+"""Ray's own label of a node that an autoscaler has started: the name of the node's type."""
+_HEAD = "node:__internal_head__"
 _AMOUNTS = ("CPU", "GPU", "memory")
 _RAYS_OWN = frozenset({*_AMOUNTS, "object_store_memory"})
-_MARK_PREFIXES = ("node:", _MODEL_RESOURCE)
+_MARK_PREFIXES = ("node:", MODEL_RESOURCE)
 """Prefixes of resources that mark a node, and are no amounts."""
 _GROUP_RESOURCE = re.compile(r"_group_(\d+_)?[0-9a-f]{36}$")
 _DEAD, _DRAINING = 2, 4
@@ -56,6 +59,8 @@ class RayNode:
     None if Ray does not report them.
     """
     drains_because: str = ""
+    is_head: bool = False
+    """True if the cluster's head is here, and with it an autoscaler's files."""
     is_held_up: bool = False
     """True if an earlier raylet at this address has ended, and Ray has not noticed that.
 
@@ -115,9 +120,12 @@ def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]
         resources, address = state.total_resources, state.node_ip_address
         ray_id = state.node_id.hex()
         if (was := before.get(ray_id)) is not None:
-            labels, model, names = was.labels, was.model, tuple(was.total)
+            labels, model, names, is_head = was.labels, was.model, tuple(was.total), was.is_head
         else:
             labels = dict(state.labels) if hasattr(state, "labels") else {}
+            if state.ray_node_type_name:
+                labels.setdefault(TYPE_LABEL, state.ray_node_type_name)
+            is_head = _HEAD in resources
             model = _find_model(labels, resources) if "GPU" in resources else ""
             names = (*_AMOUNTS, *find_custom_resources(resources))
         found.append(
@@ -135,6 +143,7 @@ def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]
                     if name.startswith(_GROUP_LABEL)
                 ),
                 drains_because="Ray is draining it" if state.status == _DRAINING else "",
+                is_head=is_head,
             )
         )
     return tuple(found)
@@ -151,6 +160,7 @@ def decode_public(nodes: Iterable[Mapping[str, Any]]) -> tuple[RayNode, ...]:
             total=_select_amounts(node["Resources"], (*_AMOUNTS, *find_custom_resources(node["Resources"]))),
             free=None,
             groups=None,
+            is_head=_HEAD in node["Resources"],
         )
         for node in nodes
         if node["Alive"]
@@ -225,8 +235,8 @@ def _select_amounts(resources: Mapping[str, float], names: Iterable[str]) -> dic
 
 def _find_model(labels: Mapping[str, str], resources: Iterable[str]) -> str:
     """Return the model of a node's GPUs: from Ray's label, else from a marking resource; empty if unknown."""
-    names = (name.removeprefix(_MODEL_RESOURCE) for name in resources if name.startswith(_MODEL_RESOURCE))
-    return labels.get(_MODEL_LABEL) or next(names, "")
+    names = (name.removeprefix(MODEL_RESOURCE) for name in resources if name.startswith(MODEL_RESOURCE))
+    return labels.get(MODEL_LABEL) or next(names, "")
 
 
 def _refuses(address: str, port: int) -> bool:

@@ -1,5 +1,7 @@
 """Leases as Ray holds them: for each kernel one detached, named placement group with one bundle, and no process.
 
+A group is tied to its node. A group that waits for a new node is not, because Ray creates it where it finds room.
+
 The name, `<lease id> for <user>`, makes the lease atomic, because Ray refuses a second group of that name. Call all
 functions in a thread, because they block, for milliseconds unless they say otherwise.
 """
@@ -19,9 +21,10 @@ from .agent_task import build_task, build_task_on
 from .nodes import RayNode
 
 NAMESPACE = "roost"
-_PREFIX = "roost:"
+PREFIX = "roost:"
 _FOR = " for "
-_NODE = "node:"
+PIN = "node:"
+"""How the resource begins that ties a group to its node. A group that waits for a new node has none."""
 _SHARE_OF_ADDRESS = 0.0001
 """Each node has 1.0 of Ray's `node:<address>`. This amount ties a group to its node, and makes an empty group valid."""
 _WAITING = frozenset({"PENDING", "PREPARED", "RESCHEDULING"})
@@ -49,12 +52,19 @@ class Group:
     node: str
     amounts: Mapping[str, float]
     is_created: bool
+    is_rescheduling: bool = False
+    """True if the node that had the group has ended, and Ray looks for another one."""
     device_ids: Any = None
 
     @property
     def address(self) -> str:
         """The address of the group's node, also while that node has no raylet."""
-        return next((name[len(_NODE) :] for name in self.amounts if name.startswith(_NODE)), "")
+        return next((name[len(PIN) :] for name in self.amounts if name.startswith(PIN)), "")
+
+    @property
+    def is_pinned(self) -> bool:
+        """True if the group is tied to one node."""
+        return any(name.startswith(PIN) for name in self.amounts)
 
 
 def name_group(lease_id: str, user: str) -> str:
@@ -72,9 +82,7 @@ def create(name: str, request: Request, node: RayNode, anchor: Any = None) -> Gr
     from ray.util.placement_group import placement_group
 
     try:
-        handle = placement_group(
-            [build_bundle(request, node)], name=name, lifetime="detached", **_pin(placement_group, node)
-        )
+        handle = placement_group([build_bundle(request, node)], name=name, lifetime="detached", **_pin(node))
     except ray.exceptions.RayError as problem:
         if "already exists" not in str(problem):
             raise
@@ -92,6 +100,38 @@ def create(name: str, request: Request, node: RayNode, anchor: Any = None) -> Gr
             remove(name)
             raise LeaseConflict(f"Ray has no room for it on {node.address} ({state.lower() or 'removed'})")
         time.sleep(_LOOK_S)
+
+
+def create_unpinned(name: str, bundle: Mapping[str, float], selector: Mapping[str, str]) -> None:
+    """Create a group that Ray may place on any node with these labels, or find the group of that name.
+
+    While it fits no node, it is a demand: an autoscaler starts a node for it.
+    """
+    import ray
+    from ray.util.placement_group import placement_group
+
+    options = {"bundle_label_selector": [dict(selector)]} if selector else {}
+    try:
+        placement_group([dict(bundle)], name=name, lifetime="detached", **options)
+    except ray.exceptions.RayError as problem:
+        if "already exists" not in str(problem):
+            raise
+
+
+def find_granted(name: str, request: Request, node: RayNode) -> Group:
+    """Return the group of that name, which Ray has created on this node. Raises `LeaseConflict` if it has not."""
+    handle = _handle(name)
+    group = None if handle is None else _group(_table(handle))
+    if group is None or not group.is_created or group.node != node.daemon:
+        raise LeaseConflict(f"Ray has taken the place on {node.address} back")
+    return replace(group, device_ids=_read_device_ids(handle, request.gpus, None) if request.gpus else None)
+
+
+def takes_selectors() -> bool:
+    """True if this Ray can choose nodes for a group by their labels."""
+    from ray.util.placement_group import placement_group
+
+    return "bundle_label_selector" in inspect.signature(placement_group).parameters
 
 
 def remove(name: str) -> None:
@@ -116,9 +156,13 @@ def read_groups() -> list[Group]:
 
 
 def build_bundle(request: Request, node: RayNode) -> dict[str, float]:
+    return {**build_amounts(request), f"{PIN}{node.address}": _SHARE_OF_ADDRESS}
+
+
+def build_amounts(request: Request) -> dict[str, float]:
+    """Return what the request asks for, in Ray's names. Empty if it asks for no amounts."""
     amounts = {"CPU": request.cpus, "GPU": request.gpus, "memory": float(request.memory_bytes)}
-    asked = {name: amount for name, amount in amounts.items() if amount}
-    return {**request.resources, **asked, f"{_NODE}{node.address}": _SHARE_OF_ADDRESS}
+    return {**request.resources, **{name: amount for name, amount in amounts.items() if amount}}
 
 
 def create_anchor(node: RayNode) -> Any:
@@ -146,18 +190,18 @@ def _read_device_ids(handle: Any, gpus: float, anchor: Any) -> Any:
     return build_task(_list_gpu_ids).options(num_gpus=gpus, scheduling_strategy=strategy).remote(anchor)
 
 
-def _list_gpu_ids(_: bytes) -> list[str]:
+def _list_gpu_ids(_: bytes | None) -> list[str]:
     import ray
 
     return [str(device_id) for device_id in ray.get_gpu_ids()]
 
 
-def _pin(placement_group: Any, node: RayNode) -> dict[str, Any]:
+def _pin(node: RayNode) -> dict[str, Any]:
     """Return the option that ties a group to this raylet; empty if this Ray has no label selectors.
 
     The node's address alone would also fit a later raylet there.
     """
-    if "bundle_label_selector" not in inspect.signature(placement_group).parameters:
+    if not takes_selectors():
         return {}
     return {"bundle_label_selector": [{"ray.io/node-id": node.daemon}]}
 
@@ -180,7 +224,7 @@ def _table(handle: Any) -> Mapping[str, Any]:
 def _group(entry: Mapping[str, Any]) -> Group | None:
     name = str(entry.get("name", ""))
     state = entry.get("state")
-    if not name.startswith(_PREFIX) or not (state == "CREATED" or state in _WAITING):
+    if not name.startswith(PREFIX) or not (state == "CREATED" or state in _WAITING):
         return None
     lease_id, _, user = name.partition(_FOR)
     return Group(
@@ -192,4 +236,5 @@ def _group(entry: Mapping[str, Any]) -> Group | None:
         node=str(next(iter(entry["bundles_to_node_id"].values()), "")),
         amounts=dict(next(iter(entry["bundles"].values()), {})),
         is_created=state == "CREATED",
+        is_rescheduling=state == "RESCHEDULING",
     )

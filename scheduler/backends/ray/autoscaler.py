@@ -1,0 +1,265 @@
+"""Ray's autoscaler, of which there are two: whether one runs, what nodes it can start, and what it is starting.
+
+Ray's GCS says which of them runs, and what it does. It does not know the kinds of nodes and their limits. These are in
+a file on the head, which a Ray task reads there. All functions that ask Ray block for milliseconds, so call them in a
+thread.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from roost.placement import Device, Node, NodeType
+
+from .agent_task import build_task_on
+from .nodes import MODEL_LABEL, MODEL_RESOURCE, TYPE_LABEL, RayNode, find_custom_resources
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["", "first", "second"]
+"""Which of Ray's autoscalers a cluster has. Empty: none."""
+
+_KEY, _NAMESPACE = b"__autoscaler_v2_enabled", b"__autoscaler"
+"""Where Ray notes which autoscaler a cluster would have, also if it has none."""
+_STATUS = b"__autoscaling_status"
+"""Where the first autoscaler writes its state, as JSON."""
+_READ_S = 5.0
+_RECENT_S = 300.0
+"""How long a failed start of a node counts as recent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launches:
+    """What the autoscaler does, by node type."""
+
+    asked: Mapping[str, int] = field(default_factory=dict)
+    """How many nodes it has asked the provider for, or is about to."""
+    booting: Mapping[str, int] = field(default_factory=dict)
+    """How many more the provider is starting."""
+    failed: Mapping[str, int] = field(default_factory=dict)
+    """How many starts have failed lately, at least."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why they have failed, as far as the autoscaler says it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What the head's files say about the autoscaler.
+
+    `has_monitor` is False if Ray's monitor runs elsewhere, as in KubeRay. `types` are None without a file.
+    """
+
+    has_monitor: bool
+    types: tuple[NodeType, ...] | None
+    marked_models: frozenset[str] = frozenset()
+    """The GPU models that a type has as a resource, and not only as a label."""
+    most_nodes: int | None = None
+    """How many nodes of all types together there may be, besides the head."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """By type: why its last start failed, by the monitor's log."""
+
+
+def find_kind() -> Kind:
+    """Return which autoscaler has reported its state. A monitor that cannot start nodes reports too."""
+    try:
+        from ray.experimental.internal_kv import _internal_kv_get
+
+        if _internal_kv_get(_KEY, namespace=_NAMESPACE) == b"1":
+            return "second" if _read_second().autoscaler_state_version else ""
+        return "first" if _internal_kv_get(_STATUS) else ""
+    except (ImportError, AttributeError, TypeError) as problem:
+        log.debug("this Ray does not tell of its autoscaler: %s", problem)
+        return ""
+
+
+def read_launches(kind: Kind) -> Launches:
+    """Return what this autoscaler is doing now."""
+    if kind == "second":
+        return decode_second(_read_second(), time.time())
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return decode_first(_internal_kv_get(_STATUS) or b"{}", time.time())
+
+
+def _read_second() -> Any:
+    from ray._private.worker import global_worker
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    content = global_worker.gcs_client.get_cluster_status(timeout_s=_READ_S)
+    return GetClusterStatusReply.FromString(content).autoscaling_state
+
+
+def decode_second(state: Any, now: float) -> Launches:
+    """Return what the second autoscaler's `AutoscalingState` shows."""
+    booting = Counter[str](each.ray_node_type_name for each in state.pending_instances)
+    asked = Counter[str]()
+    for request in state.pending_instance_requests:
+        asked[request.ray_node_type_name] += request.count
+    recent = [each for each in state.failed_instance_requests if now - each.failed_ts < _RECENT_S]
+    failed = Counter[str]()
+    for each in recent:
+        failed[each.ray_node_type_name] += each.count
+    reasons = {each.ray_node_type_name: each.reason for each in recent if each.reason}
+    return Launches(asked=asked, booting=booting, failed=failed, reasons=reasons)
+
+
+def decode_first(content: bytes, now: float) -> Launches:
+    """Return what the first autoscaler's JSON shows. It keeps the last failure of each type, without a number."""
+    report = json.loads(content).get("autoscaler_report") or {}
+    asked = Counter[str](report.get("pending_launches") or {})
+    booting = Counter[str](node_type for _, node_type, *_ in report.get("pending_nodes") or ())
+    availability = (report.get("node_availability_summary") or {}).get("node_availabilities") or {}
+    reasons = {}
+    for name, each in availability.items():
+        if not each["is_available"] and now - each["last_checked_timestamp"] < _RECENT_S:
+            why = each.get("unavailable_node_information") or {}
+            reasons[name] = ": ".join(filter(None, (why.get("category"), why.get("description"))))
+    return Launches(asked=asked, booting=booting, failed=dict.fromkeys(reasons, 1), reasons=reasons)
+
+
+def read_on(head: RayNode) -> Any:
+    """Start a Ray task on the head that reads its files; return the Ray reference to what `decode` takes."""
+    return build_task_on(head, _read_files).remote()
+
+
+def _read_files() -> dict[str, Any]:
+    """Return what the monitor's file says about nodes, and nothing else of it. Runs on the head."""
+    import re
+    from pathlib import Path
+
+    found: dict[str, Any] = {"has_monitor": False, "config": None, "reasons": {}}
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = process.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if not any(word.endswith("/monitor.py") for word in words):
+            continue
+        found["has_monitor"] = True
+        options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        if not options.get("--autoscaling-config"):
+            continue
+        import yaml
+
+        config = yaml.safe_load(Path(options["--autoscaling-config"]).expanduser().read_text())
+        types = config.get("available_node_types") or {}
+        kept = ("resources", "labels", "max_workers")
+        found["config"] = {
+            "head_node_type": config.get("head_node_type"),
+            "max_workers": config.get("max_workers"),
+            "available_node_types": {
+                name: {key: each.get(key) for key in kept} for name, each in types.items()
+            },
+        }
+        try:
+            with open(Path(options.get("--logs-dir", "")) / "monitor.log", "rb") as file:
+                file.seek(max(0, file.seek(0, 2) - 100_000))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            lines = []
+        for line in lines:
+            failure = re.search(r"Failed to launch \d+ nodes? of type (\S+?): (.{1,300})", line)
+            if failure:
+                found["reasons"][failure[1]] = failure[2].strip()
+        break
+    return found
+
+
+def decode(answer: Mapping[str, Any]) -> Description:
+    """Return what `read_on`'s task has found. Raises `ValueError` for a file that does not list node types."""
+    config = answer["config"]
+    if config is None:
+        return Description(has_monitor=answer["has_monitor"], types=None)
+    most = config.get("max_workers")
+    types, marked = [], set[str]()
+    try:
+        for name, each in config["available_node_types"].items():
+            if name == config.get("head_node_type"):
+                continue
+            resources = {key: float(amount) for key, amount in (each.get("resources") or {}).items()}
+            marks = [key.removeprefix(MODEL_RESOURCE) for key in resources if key.startswith(MODEL_RESOURCE)]
+            marked.update(marks)
+            limit = each.get("max_workers")
+            node = _build_empty(name, resources, each.get("labels") or {}, marks)
+            types.append(NodeType(node=node, limit=most if limit is None else limit))
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
+        raise ValueError(f"the autoscaler's file cannot be read: {problem!r:.200}") from None
+    return Description(
+        has_monitor=True,
+        types=tuple(types),
+        marked_models=frozenset(marked),
+        most_nodes=most,
+        reasons=answer["reasons"],
+    )
+
+
+def _build_empty(
+    name: str, resources: Mapping[str, float], labels: Mapping[str, Any], models: Sequence[str]
+) -> Node:
+    labels = {str(key): str(value) for key, value in labels.items()}
+    model = labels.get(MODEL_LABEL) or next(iter(models), "")
+    gpus = range(int(resources.get("GPU", 0)))
+    return Node(
+        id=name,
+        cpus=resources.get("CPU", 0.0),
+        memory_bytes=int(resources.get("memory", 0)),
+        devices=tuple(Device(id=str(number), model=model) for number in gpus),
+        resources={key: resources[key] for key in find_custom_resources(resources)},
+        labels={**labels, TYPE_LABEL: name},
+    )
+
+
+def count(
+    types: Iterable[NodeType],
+    nodes: Collection[RayNode],
+    launches: Launches,
+    *,
+    reasons: Mapping[str, str],
+    most_nodes: int | None,
+) -> tuple[NodeType, ...]:
+    """Return the types with the nodes that run and start, and with the reason why starts have failed lately.
+
+    `reasons` complete those of `launches`. A type's limit is lower if all types together would have more nodes than
+    `most_nodes`.
+    """
+    counted = [
+        replace(
+            each,
+            running=sum(_is_of(node, each.node.labels, each.name) for node in nodes),
+            starting=launches.asked.get(each.name, 0) + launches.booting.get(each.name, 0),
+            failure=_describe_failure(each.name, launches, reasons),
+        )
+        for each in types
+    ]
+    if most_nodes is None:
+        return tuple(counted)
+    left = max(0, most_nodes - sum(each.running + each.starting for each in counted))
+    return tuple(
+        replace(
+            each,
+            limit=min(most_nodes if each.limit is None else each.limit, each.running + each.starting + left),
+        )
+        for each in counted
+    )
+
+
+def _is_of(node: RayNode, labels: Mapping[str, str], name: str) -> bool:
+    """True if a node is of this type: by the name that Ray gives, or by the labels that an operator has written."""
+    if TYPE_LABEL in labels:
+        return node.labels.get(TYPE_LABEL) == name
+    return bool(labels) and labels.items() <= node.labels.items()
+
+
+def _describe_failure(name: str, launches: Launches, reasons: Mapping[str, str]) -> str:
+    failed = launches.failed.get(name, 0)
+    if not failed or launches.booting.get(name):
+        return ""
+    times = f"{failed} attempts have failed" if failed > 1 else "an attempt has failed"
+    reason = launches.reasons.get(name) or reasons.get(name, "")
+    return f"{times}: {reason}" if reason else f"{times}, and the autoscaler does not say why"

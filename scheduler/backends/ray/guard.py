@@ -1,0 +1,104 @@
+"""The guard of groups that wait for a new node: an actor on the head, so that no node is paid for without a kernel.
+
+A service renews its waiting groups every few seconds. The guard removes a waiting group that no service has renewed
+for `GRACE_S`, and a group whose node has ended, because its kernel ended with the node. It ends itself when no group
+is left. The actor is pickled by value, and uses only Ray and the standard library.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+import time
+from collections.abc import Collection
+from typing import Any
+
+from .nodes import RayNode
+from .placement_groups import NAMESPACE, PIN, PREFIX
+
+NAME = "roost-guard-of-new-nodes"
+GRACE_S = 30.0
+"""How long a waiting group outlives the service that asked for it."""
+RENEW_S = 5.0
+"""How long a service waits between two renewals."""
+_LOOK_S = 2.0
+_IDLE_LOOKS = 30
+"""After this many looks without a group the guard ends. A service that needs it starts it again."""
+
+
+class Guard:
+    """Removes groups that nobody wants any more. `renewed` has the time of the last renewal, by group name."""
+
+    def __init__(self, prefix: str, pin: str, grace_s: float, look_s: float, idle_looks: int) -> None:
+        self._prefix, self._pin, self._grace_s = prefix, pin, grace_s
+        self._look_s, self._idle_looks = look_s, idle_looks
+        self._renewed: dict[str, float] = {}
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def renew(self, names: list[str]) -> None:
+        """Note that a service wants these groups."""
+        self._renewed.update(dict.fromkeys(names, time.monotonic()))
+
+    def find_unwanted(self, groups: list[dict[str, Any]], now: float) -> tuple[list[str], int]:
+        """Return the names of the groups that must go, and the number of those that stay.
+
+        `groups` are entries of Ray's table. Groups that are tied to a node are none of the guard's.
+        """
+        unpinned = {entry["name"]: entry["state"] for entry in groups if self._is_unpinned(entry)}
+        self._renewed = {name: self._renewed.get(name, now) for name in unpinned}
+        unwanted = [
+            name
+            for name, state in unpinned.items()
+            if state != "CREATED" and now - self._renewed[name] > self._grace_s
+        ]
+        return unwanted, len(unpinned) - len(unwanted)
+
+    def _is_unpinned(self, entry: dict[str, Any]) -> bool:
+        bundle: dict[str, float] = next(iter(entry["bundles"].values()), {})
+        is_tied = any(name.startswith(self._pin) for name in bundle)
+        return entry["name"].startswith(self._prefix) and not is_tied and entry["state"] != "REMOVED"
+
+    def _watch(self) -> None:
+        from ray.exceptions import RayError
+        from ray.util.placement_group import (
+            get_placement_group,
+            placement_group_table,
+            remove_placement_group,
+        )
+
+        idle = 0
+        while idle < self._idle_looks:
+            time.sleep(self._look_s)
+            try:
+                unwanted, left = self.find_unwanted(list(placement_group_table().values()), time.monotonic())
+                for name in unwanted:
+                    remove_placement_group(get_placement_group(name))
+            except (RayError, ValueError):
+                continue  # Ray is away, or somebody else has removed the group
+            idle = 0 if left or unwanted else idle + 1
+        os._exit(0)
+
+
+def renew(head: RayNode, names: Collection[str]) -> None:
+    """Tell the cluster's guard that these groups are wanted. Start it if there is none. Blocks for milliseconds."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    actor = _build_actor().options(
+        name=NAME,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(head.daemon, soft=False),
+    )
+    guard = actor.remote(PREFIX, PIN, GRACE_S, _LOOK_S, _IDLE_LOOKS)
+    guard.renew.remote(list(names))
+
+
+@functools.cache
+def _build_actor() -> Any:
+    import ray
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    return ray.remote(num_cpus=0, max_restarts=0)(Guard)

@@ -1,0 +1,355 @@
+"""Groups that wait for a new node, on clusters whose autoscaler starts nodes.
+
+Such a group is the lease itself: Ray creates it on the new node, or on a node that became free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from roost.launchers.daemon.tasks import join_shared, spawn, start_shared
+from roost.placement import Node, NodeType, Request, Snapshot, get_policy
+from roost.placement.model import NODE_LABEL
+from roost.placement.model.format import format_amount, format_count
+from roost.scheduler.backends.agent_per_node.membership import Membership
+from roost.scheduler.backends.base import Lease
+from roost.scheduler.errors import BackendUnavailable
+
+from . import autoscaler, guard, placement_groups
+from .autoscaler import Description, Kind, Launches
+from .nodes import MODEL_LABEL, MODEL_RESOURCE, RayNode
+from .placement_groups import Group
+
+log = logging.getLogger(__name__)
+
+_READ_S = 1.0
+"""How long to wait between two readings of an autoscaler's state."""
+_FIND_S = 60.0
+"""How long to wait before looking again whether a cluster without an autoscaler has one now."""
+_DESCRIBE_S = 600.0
+_EXPLAIN_S = 5.0
+"""How long the head's files count as known: usually, and while nodes cannot be started and no reason is known."""
+_TASK_S = 20.0
+_LEAST_AMOUNT = {"CPU": 0.0001}
+"""The bundle of a request without amounts: Ray refuses an empty one."""
+_ANY_POLICY = get_policy("pack")
+"""A policy whose filters decide if a request fits. Its ranking does not matter here."""
+
+Ask = Callable[..., Coroutine[Any, Any, Any]]
+
+
+class Calls(Protocol):
+    """The part of `RayCalls` that waits for a Ray task."""
+
+    async def answer(self, reference: Any, deadline_s: float, purpose: str) -> Any: ...
+
+
+class RayNewNodes:
+    """The autoscaler of a Ray cluster, and this user's groups that wait for its nodes.
+
+    `given` are the operator's node types; empty: those of the autoscaler's file. `ask` calls a function of Ray in a
+    thread. `creating` has the groups that are being created, by name.
+    """
+
+    def __init__(
+        self,
+        membership: Membership[RayNode],
+        ask: Ask,
+        calls: Calls,
+        creating: dict[str, tuple[str, asyncio.Task[Any]]],
+        *,
+        given: Sequence[NodeType] = (),
+        new_node_after_s: float,
+        node_start_timeout_s: float,
+    ) -> None:
+        self.new_node_after_s = new_node_after_s
+        self.node_start_timeout_s = node_start_timeout_s
+        self._membership = membership
+        self._ask = ask
+        self._calls = calls
+        self._creating = creating
+        self._given = tuple(given)
+        self._on_change: Callable[[], None] = lambda: None
+        self._kind: Kind = ""
+        self._description: Description | None = None
+        self._launches = Launches()
+        self._read_at = self._described_at = self._renewed_at = -float("inf")
+        self._describing: asyncio.Task[None] | None = None
+        self._names: dict[str, str] = {}
+        """The groups that wait, by lease id."""
+        self._group_ids: dict[str, str] = {}
+        """Ray's ids of these groups, by lease id, as far as they are known."""
+        self._unpinned: dict[str, str] = {}
+        """The created groups that are tied to no node, by name: the raylet that has them."""
+        self._counted: tuple[object, ...] = ()
+        self._types: tuple[NodeType, ...] = ()
+        self._fitting: dict[Request, tuple[str, ...]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # What the cluster can start
+
+    @property
+    def adds_nodes(self) -> bool:
+        return bool(self._kind) and self._description is not None
+
+    @property
+    def may_grow(self) -> bool:
+        if not self._kind:
+            return False
+        return self._description is None or not (self._given or self._description.types)
+
+    def listen(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+
+    def list_types(self) -> Sequence[NodeType]:
+        if not self.adds_nodes:
+            return ()
+        assert self._description is not None
+        state = (self._membership.nodes, self._launches, self._description)
+        if len(self._counted) != len(state) or any(
+            a is not b for a, b in zip(self._counted, state, strict=True)
+        ):
+            self._counted = state
+            self._types = autoscaler.count(
+                self._given or self._description.types or (),
+                self._membership.nodes.values(),
+                self._launches,
+                reasons=self._description.reasons,
+                most_nodes=self._description.most_nodes,
+            )
+        return self._types
+
+    def why_not(self, request: Request) -> str:
+        if NODE_LABEL in request.labels:
+            return "a node that does not exist yet has no name"
+        if request.gpu_memory_bytes:
+            return "Ray cannot be asked for a node by the memory of its GPUs: ask for a gpu_model instead"
+        if not self._needs_selector(request):
+            return ""
+        if not placement_groups.takes_selectors():
+            return "this version of Ray cannot be asked for a node by its labels or its GPU model"
+        if self._kind == "first":
+            return (
+                "this cluster's autoscaler would start nodes of other kinds for a label or a GPU model: ask for "
+                "amounts and resources alone, or let the operator set RAY_enable_autoscaler_v2=1 on the head"
+            )
+        return ""
+
+    def _list_models(self, request: Request) -> list[str]:
+        """Return the models of nodes and node types that the request accepts."""
+        models = {node.model for node in self._membership.nodes.values()}
+        models |= {each.node.devices[0].model for each in self.list_types() if each.node.devices}
+        return sorted(model for model in models if model and request.accepts_model(model))
+
+    def _find_mark(self, request: Request) -> str:
+        """Return the resource that marks the one model that the request accepts; empty if a label must do."""
+        models = self._list_models(request) if request.gpu_models else []
+        marked = self._description.marked_models if self._description is not None else ()
+        return f"{MODEL_RESOURCE}{models[0]}" if len(models) == 1 and models[0] in marked else ""
+
+    def _needs_selector(self, request: Request) -> bool:
+        return bool(request.labels) or bool(request.gpu_models and not self._find_mark(request))
+
+    def _build_wish(self, request: Request) -> tuple[dict[str, float], dict[str, str]]:
+        """Return bundle and label selector of a group for the request, on any node."""
+        bundle, selector = placement_groups.build_amounts(request), dict(request.labels)
+        if mark := self._find_mark(request):
+            bundle[mark] = 0.001
+        elif request.gpu_models:
+            models = self._list_models(request) or list(request.gpu_models)
+            selector[MODEL_LABEL] = models[0] if len(models) == 1 else f"in({','.join(models)})"
+        return bundle or dict(_LEAST_AMOUNT), selector
+
+    # Leases
+
+    async def ask(self, lease: Lease) -> None:
+        name = placement_groups.name_group(lease.id, lease.owner.user)
+        bundle, selector = self._build_wish(lease.request)
+        await self._renew([*self._names.values(), name])
+        creating = start_shared(self._ask(placement_groups.create_unpinned, name, bundle, selector))
+        self._creating[name] = "", creating
+        try:
+            await join_shared(creating)
+        finally:
+            creating.add_done_callback(lambda _: self._creating.pop(name, None))
+        self._names[lease.id] = name
+        log.info("lease=%s Ray was asked for a node with %s", lease.id, lease.request.describe())
+
+    async def follow(self, leases: Sequence[Lease]) -> Sequence[Lease]:
+        if any(lease.id not in self._group_ids for lease in leases) or self._is_renewal_due:
+            groups = {group.name: group for group in await self._ask(placement_groups.read_groups)}
+            for lease in leases:
+                group = groups.get(self._names.get(lease.id, ""))
+                if group is None:
+                    self._names.pop(lease.id, None)
+                    self._group_ids.pop(lease.id, None)
+                else:
+                    self._group_ids[lease.id] = group.id
+            if self._is_renewal_due and self._names:
+                await self._renew(list(self._names.values()))
+        return [self._show(lease) for lease in leases]
+
+    def is_granted(self, name: str) -> bool:
+        """True if Ray has created this group, which is not tied to its node."""
+        return name in self._unpinned
+
+    def forget(self, lease_id: str, name: str) -> None:
+        """Follow a group no longer, because it is removed."""
+        self._names.pop(lease_id, None)
+        self._group_ids.pop(lease_id, None)
+        self._unpinned.pop(name, None)
+
+    def note(self, groups: Sequence[Group]) -> None:
+        """Note the groups that an earlier service has left on nodes, without being tied to them."""
+        self._unpinned |= {
+            group.name: group.node for group in groups if group.is_created and not group.is_pinned
+        }
+
+    @property
+    def _is_renewal_due(self) -> bool:
+        return time.monotonic() - self._renewed_at >= guard.RENEW_S
+
+    async def _renew(self, names: list[str]) -> None:
+        """Tell the guard that these groups are wanted. Start it if there is none."""
+        self._renewed_at = time.monotonic()
+        head = self._find_head()
+        if head is None:
+            log.warning("Ray shows no head: if this service ends, its groups that wait for nodes stay")
+            return
+        await self._ask(guard.renew, head, names)
+
+    def _show(self, lease: Lease) -> Lease:
+        if lease.id not in self._names:
+            return replace(lease, state="lost", reason="its placement group was removed")
+        group_id = self._group_ids[lease.id]
+        at = next((each for each in self._membership.nodes.values() if group_id in (each.groups or ())), None)
+        if at is None:
+            return replace(lease, state="pending", reason=self._describe_wait(lease.request))
+        self._unpinned[self._names.pop(lease.id)] = at.daemon
+        del self._group_ids[lease.id]
+        return replace(lease, state="pending", node_id=at.id)
+
+    # The cluster
+
+    def reset(self) -> None:
+        """Forget what is known, because a cluster was joined."""
+        self._kind, self._description, self._launches = "", None, Launches()
+        self._read_at = self._described_at = self._renewed_at = -float("inf")
+        if self._describing is not None:
+            self._describing.cancel()
+            self._describing = None
+
+    async def close(self) -> None:
+        if self._describing is not None:
+            self._describing.cancel()
+
+    async def keep_up(self, found: Sequence[RayNode]) -> None:
+        """Follow the cluster after a reading of its nodes. Costs nothing while there is no autoscaler."""
+        if self._unpinned:
+            await self._remove_orphans({node.daemon for node in found})
+        now = time.monotonic()
+        if now - self._read_at < (_READ_S if self._kind else _FIND_S):
+            return
+        self._read_at = now
+        try:
+            if not self._kind:
+                self._kind = await self._ask(autoscaler.find_kind)
+            if self._kind:
+                self._launches = await self._ask(autoscaler.read_launches, self._kind)
+        except (BackendUnavailable, ValueError) as problem:
+            log.debug("Ray's autoscaler does not report: %s", problem)
+            return
+        unexplained = self._names and self._launches.failed.keys() - self._launches.reasons.keys()
+        if self._kind and now - self._described_at >= (_EXPLAIN_S if unexplained else _DESCRIBE_S):
+            self._described_at = now
+            head = next((node for node in found if node.is_head), None)
+            if self._describing is None or self._describing.done():
+                self._describing = spawn(self._describe(head), self._tasks, log)
+
+    async def _remove_orphans(self, daemons: set[str]) -> None:
+        """Remove the groups of nodes that have ended: else Ray starts another node for a kernel that has ended too."""
+        for name in [name for name, daemon in self._unpinned.items() if daemon not in daemons]:
+            log.info("group=%s is removed, because its node has ended", name)
+            await self._ask(placement_groups.remove, name)
+            self._unpinned.pop(name, None)
+
+    async def _describe(self, head: RayNode | None) -> None:
+        """Read the head's files about the autoscaler."""
+        before = self.adds_nodes, self.may_grow, self._description
+        try:
+            if head is None:
+                raise BackendUnavailable("Ray shows no head")
+            reference = await self._ask(autoscaler.read_on, head)
+            answer = await self._calls.answer(reference, _TASK_S, "to read the autoscaler's file on the head")
+            self._description = autoscaler.decode(answer)
+        except (BackendUnavailable, ValueError) as problem:
+            if self._description is None:
+                log.warning("the types of nodes that Ray's autoscaler can start are not known: %s", problem)
+                self._description = Description(has_monitor=False, types=None)
+        if self._description.has_monitor and self._description.types is None and not self._given:
+            # A monitor without a file only reports: the cluster stands still.
+            self._kind, self._description = "", None
+            self._read_at = float("inf")
+        self._fitting.clear()
+        if before != (self.adds_nodes, self.may_grow, self._description):
+            self._on_change()
+
+    def _find_head(self) -> RayNode | None:
+        return next((node for node in self._membership.nodes.values() if node.is_head), None)
+
+    # Words
+
+    def _describe_wait(self, request: Request) -> str:
+        """Return why a group waits, as a clause."""
+        types = [each for each in self.list_types() if each.name in self._find_fitting(request)]
+        if not types:
+            return f"Ray's autoscaler was asked for a node with {request.describe()}"
+        failed = next(
+            (each for each in types if each.failure and not self._launches.booting.get(each.name)), None
+        )
+        starting = next((each for each in types if each.starting), None)
+        if failed is not None:
+            return (
+                f"the cluster could not start a node of type {failed.name}, and tries again: {failed.failure}"
+            )
+        if starting is not None:
+            known = f"type {starting.name}, {starting.describe_count()}"
+            starts = starting.describe_starts()
+            return f"a node with {_describe_node(starting.node)} is being started ({known})" + (
+                f"; {starts}" if starts else ""
+            )
+        with_room = next((each for each in types if each.has_room), None)
+        if with_room is None:
+            return types[0].describe_room()
+        return f"Ray's autoscaler was asked for a node of type {with_room.name} ({with_room.describe_count()} run)"
+
+    def _find_fitting(self, request: Request) -> tuple[str, ...]:
+        """Return the names of the types of which an empty node could hold the request."""
+        if request not in self._fitting:
+            nodes = [each.node for each in self.list_types()]
+            fits = (
+                node
+                for node in nodes
+                if _ANY_POLICY.place(request, Snapshot.of([node])).placement is not None
+            )
+            if len(self._fitting) > 1_000:
+                self._fitting.clear()
+            self._fitting[request] = tuple(node.id for node in fits)
+        return self._fitting[request]
+
+
+def _describe_node(node: Node) -> str:
+    """Return the main amount of a node: `2 × A100`, `1 GPU` or `8 CPUs`."""
+    if not node.devices:
+        return (
+            format_count(node.cpus, "CPU")
+            if node.cpus == int(node.cpus)
+            else f"{format_amount(node.cpus)} CPUs"
+        )
+    model = node.devices[0].model
+    return f"{len(node.devices)} × {model}" if model else format_count(len(node.devices), "GPU")
