@@ -74,6 +74,8 @@ class ServiceFacts(TypedDict):
     """The folders in which the service has looked for its settings. Older services do not say."""
     launch_timeout_s: float
     """How long a start may take that names no time. Older services do not say."""
+    node_start_timeout_s: float
+    """How long a start may wait for a new node besides, if its cluster can grow. Older services do not say."""
 
 
 DEFAULT_LAUNCH_TIMEOUT_S = 60.0

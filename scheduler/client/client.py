@@ -430,11 +430,16 @@ class Client:
                 arguments = {**arguments, "launch_timeout_s": self._connection.launch_timeout_s}
                 more_s = self._connection.launch_timeout_s - DEFAULT_LAUNCH_TIMEOUT_S
                 deadline, deadline_s = deadline + more_s, deadline_s + more_s
-            if "launch_timeout_s" in arguments:  # a repeated start has only the rest of its time
+            if "launch_timeout_s" in arguments:
                 now = time.monotonic()
-                sent_at = sent_at or now
+                if sent_at is None:
+                    sent_at = now
+                    deadline += self._connection.node_start_timeout_s
+                    deadline_s += self._connection.node_start_timeout_s
+                # A repeated start has only the rest of its time, unless it may have waited for a new node.
+                spent_s = 0.0 if self._connection.node_start_timeout_s else now - sent_at
                 bound = "launch_timeout_s" if arguments["queue_timeout_s"] is None else "queue_timeout_s"
-                message = {**arguments, bound: max(0.1, arguments[bound] - (now - sent_at))}
+                message = {**arguments, bound: max(0.1, arguments[bound] - spent_s)}
             try:
                 await self._send_policy(connection, arguments.get("request"), deadline)
                 if op == "start":

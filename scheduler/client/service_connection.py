@@ -96,6 +96,8 @@ class ServiceConnection:
         self._has_joined = False
         self.launch_timeout_s = DEFAULT_LAUNCH_TIMEOUT_S
         """How long a start may take that names no time, as the service says."""
+        self.node_start_timeout_s = 0.0
+        """How long a start may wait for a new node besides, as the service says."""
         self._folder: Path | None = None
         """The folder of the service that was found last. Later services of the same folder know the same kernels."""
 
@@ -212,6 +214,7 @@ class ServiceConnection:
         greeting = await connection.call("hello", hello, timeout_s=_GREETING_S)
         protocol, version = int(greeting["protocol"]), str(greeting["version"])
         self.launch_timeout_s = float(greeting.get("launch_timeout_s", DEFAULT_LAUNCH_TIMEOUT_S))
+        self.node_start_timeout_s = float(greeting.get("node_start_timeout_s", 0.0))
         if protocol == PROTOCOL and (self._is_elsewhere or parse_version(version) >= parse_version(VERSION)):
             return True
         if protocol > PROTOCOL:

@@ -116,6 +116,7 @@ class Service:
             "network": read_namespace("net"),
             "config_path": jupyter_config_path(),
             "launch_timeout_s": find_default_timeout(self._settings),
+            "node_start_timeout_s": self.core.backend.node_start_timeout_s,
         }
 
     def watch_folder(self, held: Hold, put_back: Callable[[], None]) -> None:

@@ -180,6 +180,33 @@ def test_a_start_that_names_no_time_does_not_outlive_that_of_the_service(
         client.start(replace(a_start(), launch_timeout_s=SERVICE_TIMEOUT)).result(allow_s(20))
 
 
+def test_a_start_may_wait_for_a_new_node_besides(
+    service: FakeService, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the service ends meanwhile, the start has its whole time again: its node may take long."""
+    monkeypatch.setattr(roost_client, "CALL_DEADLINE_S", 0.1)
+    begun = threading.Event()
+
+    async def hang(_: object) -> None:
+        begun.set()
+        await asyncio.sleep(30)
+
+    async def answer_late(start: StartKernel) -> Kernel:
+        await asyncio.sleep(1.0)  # longer than the call may take without a new node
+        return service._start(start)
+
+    service.node_start_timeout_s = allow_s(60)
+    service.answers["start"] = hang
+    call = client.start(replace(a_start(), launch_timeout_s=0.5))
+    assert begun.wait(allow_s(60))
+    service.answers["start"] = answer_late
+    service.close()
+    service.serve()
+    assert call.result(allow_s(60)).id == "k"
+    first, second = service.called("start")
+    assert first.launch_timeout_s == second.launch_timeout_s == 0.5
+
+
 def test_a_start_goes_on_though_the_next_service_has_to_wait_for_its_cluster(
     service: FakeService, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
