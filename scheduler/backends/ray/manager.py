@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.tasks import join_shared, start_shared
@@ -34,6 +35,7 @@ from .new_nodes import RayNewNodes
 from .nodes import RayNode
 from .placement_groups import Group
 from .settings import RoostRayBackend
+from .start_times import StartTimes
 
 T = TypeVar("T")
 
@@ -89,7 +91,7 @@ class RayCalls:
 
 def create(settings: RoostRayBackend, context: BackendContext) -> Backend:
     """Return the Ray backend. `BackendSpec.create` names this function."""
-    manager = RayManager(settings, load_service_key_pair(context.folder))
+    manager = RayManager(settings, load_service_key_pair(context.folder), folder=context.folder)
     return AgentPerNodeBackend(
         SPEC.name,
         manager,
@@ -104,7 +106,7 @@ class RayManager:
     """A `ClusterManager` for one Ray cluster.
 
     The settings name the cluster, else RAY_ADDRESS names it. If both are empty, it is the cluster that was joined last.
-    If none was joined yet, it is the cluster on this machine.
+    If none was joined yet, it is the cluster on this machine. `folder` is the service's.
     """
 
     name = "Ray"
@@ -114,7 +116,14 @@ class RayManager:
     holds_claims = True
     build_node = staticmethod(nodes.build_node)
 
-    def __init__(self, settings: RoostRayBackend, key_pair: KeyPair, calls: RayCalls | None = None) -> None:
+    def __init__(
+        self,
+        settings: RoostRayBackend,
+        key_pair: KeyPair,
+        calls: RayCalls | None = None,
+        *,
+        folder: Path | None = None,
+    ) -> None:
         self._settings = settings
         self._key_pair = key_pair
         self._calls = calls or RayCalls()
@@ -130,6 +139,7 @@ class RayManager:
             self._calls,
             self._creating,
             given=make_node_types(settings.node_types),
+            times=StartTimes(folder / "node_starts.json" if folder is not None else None),
             new_node_after_s=settings.scale_after_s,
             node_start_timeout_s=settings.node_start_timeout_s,
         )

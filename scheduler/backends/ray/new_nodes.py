@@ -22,8 +22,9 @@ from roost.scheduler.errors import BackendUnavailable
 
 from . import autoscaler, guard, placement_groups
 from .autoscaler import Description, Kind, Launches
-from .nodes import MODEL_LABEL, MODEL_RESOURCE, RayNode
+from .nodes import MODEL_LABEL, MODEL_RESOURCE, TYPE_LABEL, RayNode
 from .placement_groups import Group
+from .start_times import StartTimes
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class RayNewNodes:
     """The autoscaler of a Ray cluster, and this user's groups that wait for its nodes.
 
     `given` are the operator's node types; empty: those of the autoscaler's file. `ask` calls a function of Ray in a
-    thread. `creating` has the groups that are being created, by name.
+    thread. `creating` has the groups that are being created, by name. `times` learns how long new nodes take.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class RayNewNodes:
         creating: dict[str, tuple[str, asyncio.Task[Any]]],
         *,
         given: Sequence[NodeType] = (),
+        times: StartTimes,
         new_node_after_s: float,
         node_start_timeout_s: float,
     ) -> None:
@@ -74,6 +76,7 @@ class RayNewNodes:
         self._calls = calls
         self._creating = creating
         self._given = tuple(given)
+        self._times = times
         self._on_change: Callable[[], None] = lambda: None
         self._kind: Kind = ""
         self._description: Description | None = None
@@ -84,6 +87,8 @@ class RayNewNodes:
         """The groups that wait, by lease id."""
         self._group_ids: dict[str, str] = {}
         """Ray's ids of these groups, by lease id, as far as they are known."""
+        self._asked: dict[str, tuple[float, frozenset[str]]] = {}
+        """When each group was asked for (`time.monotonic`), and the raylets of then, by lease id."""
         self._unpinned: dict[str, str] = {}
         """The created groups that are tied to no node, by name: the raylet that has them."""
         self._counted: tuple[object, ...] = ()
@@ -115,13 +120,14 @@ class RayNewNodes:
             a is not b for a, b in zip(self._counted, state, strict=True)
         ):
             self._counted = state
-            self._types = autoscaler.count(
+            counted = autoscaler.count(
                 self._given or self._description.types or (),
                 self._membership.nodes.values(),
                 self._launches,
                 reasons=self._description.reasons,
                 most_nodes=self._description.most_nodes,
             )
+            self._types = tuple(replace(each, starts_took_s=self._times.of(each.name)) for each in counted)
         return self._types
 
     def why_not(self, request: Request) -> str:
@@ -178,6 +184,8 @@ class RayNewNodes:
         finally:
             creating.add_done_callback(lambda _: self._creating.pop(name, None))
         self._names[lease.id] = name
+        daemons = frozenset(node.daemon for node in self._membership.nodes.values())
+        self._asked.setdefault(lease.id, (time.monotonic(), daemons))
         log.info("lease=%s Ray was asked for a node with %s", lease.id, lease.request.describe())
 
     async def follow(self, leases: Sequence[Lease]) -> Sequence[Lease]:
@@ -202,6 +210,7 @@ class RayNewNodes:
         """Follow a group no longer, because it is removed."""
         self._names.pop(lease_id, None)
         self._group_ids.pop(lease_id, None)
+        self._asked.pop(lease_id, None)
         self._unpinned.pop(name, None)
 
     def note(self, groups: Sequence[Group]) -> None:
@@ -232,7 +241,15 @@ class RayNewNodes:
             return replace(lease, state="pending", reason=self._describe_wait(lease.request))
         self._unpinned[self._names.pop(lease.id)] = at.daemon
         del self._group_ids[lease.id]
+        self._note_start(lease.id, at)
         return replace(lease, state="pending", node_id=at.id)
+
+    def _note_start(self, lease_id: str, at: RayNode) -> None:
+        """Note how long the node took, if it has come since the lease asked for one."""
+        asked_at, daemons = self._asked.pop(lease_id, (0.0, frozenset({at.daemon})))
+        if at.daemon not in daemons and (node_type := at.labels.get(TYPE_LABEL)):
+            self._times.add(node_type, time.monotonic() - asked_at)
+            self._counted = ()
 
     # The cluster
 

@@ -17,6 +17,7 @@ from roost.scheduler.backends.ray.autoscaler import Kind, Launches
 from roost.scheduler.backends.ray.new_nodes import RayNewNodes
 from roost.scheduler.backends.ray.nodes import RayNode
 from roost.scheduler.backends.ray.placement_groups import Group
+from roost.scheduler.backends.ray.start_times import StartTimes
 from roost.scheduler.errors import BackendUnavailable
 
 HEAD = RayNode(
@@ -45,7 +46,13 @@ class FakeRay:
         self.asked: list[Callable[..., Any]] = []
         self.membership: Membership[RayNode] = Membership("Ray", join=self._join, fetch=self._fetch)
         self.new_nodes = RayNewNodes(
-            self.membership, self.ask, self, {}, new_node_after_s=30.0, node_start_timeout_s=900.0
+            self.membership,
+            self.ask,
+            self,
+            {},
+            times=StartTimes(None),
+            new_node_after_s=30.0,
+            node_start_timeout_s=900.0,
         )
 
     async def _join(self, address: str) -> str:
@@ -277,6 +284,27 @@ async def test_an_autoscaler_that_does_not_answer_is_no_outage(ray: FakeRay) -> 
     assert not found.adds_nodes
     ray.problem = ""
     assert (await ray.read()).adds_nodes
+
+
+async def test_the_next_lease_that_waits_says_how_long_starts_took(ray: FakeRay) -> None:
+    ray.launches = Launches(asked={"gpu": 1})
+    found = await ray.read()
+    old = replace(NEW, id="o", daemon="o1", groups=frozenset({"id of roost:old:s/1 for ada"}))
+    for lease, at in ((LEASE, NEW), (replace(LEASE, id="roost:old:s/1"), old)):
+        if at is old:
+            ray.nodes.append(replace(old, groups=frozenset()))  # it was there before, and is full until then
+            await ray.membership.read()
+        await found.ask(lease)
+        await found.follow([lease])
+        group = frozenset({f"id of {lease.id} for ada"})
+        ray.nodes = [node for node in ray.nodes if node.id != at.id]
+        ray.nodes.append(replace(at, groups=group, labels={"ray.io/node-group": "gpu"}))
+        await ray.membership.read()
+        (granted,) = await found.follow([lease])
+        assert granted.node_id == at.id
+    await found.ask(replace(LEASE, id="roost:next:s/1"))
+    (waiting,) = await found.follow([replace(LEASE, id="roost:next:s/1")])
+    assert waiting.reason.endswith("(type gpu, 3 of 3); the last one took 0 s")
 
 
 def test_the_head_is_described_again_sooner_while_a_failure_has_no_reason() -> None:
