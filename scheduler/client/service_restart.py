@@ -75,9 +75,9 @@ def restart_service(
 ) -> Restart:
     """End the service of this folder, and start the next one with its Python, environment and options.
 
-    With `is_here`, or if none runs, they are those of this process, and `options`. Blocks for two minutes at most. Raises
-    `ConfigError`, without ending anything, if the next service could not read its settings. Raises `BackendUnavailable`
-    if the next service cannot start.
+    With `is_here`, or if none runs, they are those of this process, and `options`. Blocks for two minutes at most.
+    Raises `ConfigError`, without ending anything, if the next service could not read its settings. Raises
+    `BackendUnavailable` if the next service cannot start.
     """
     announced = read_announcement(folder)
     argv, env = service_command(backend, folder, options)
