@@ -21,7 +21,7 @@ from roost.scheduler.messages import Event
 from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import VARIABLE
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+pytestmark = [pytest.mark.rest, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 TYPES = {"gpu": (Machine(cpus=2, gpus=2, gpu_model="A100"), 2), "cpu": (Machine(cpus=8), 1)}
 NO_ROOM = "no A100 is left in zone b"
