@@ -13,6 +13,9 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
 import roost
 from kit.clusters.contention import SCHEDULERS
+from kit.clusters.docker.faults import DockerWorld
+from kit.clusters.docker_engine import DockerEngine
+from kit.clusters.docker_engine import why_not as why_no_engine
 from kit.clusters.faults import show_logs
 from kit.clusters.hadoop_nodes import HadoopNodes, Machine
 from kit.clusters.hadoop_nodes import why_not as why_no_yarn
@@ -87,6 +90,29 @@ def kubelets(private_environment: None) -> Iterator[Kubelets]:
     with private_runtime_dir(), Kubelets(*MACHINES) as started:
         prepare(started)
         yield started
+
+
+@pytest.fixture(scope="module")
+def docker_engine(private_environment: None) -> Iterator[DockerEngine]:
+    """Start an engine for one test module, whose tests kill it."""
+    if reason := why_no_engine():
+        pytest.skip(reason)
+    with DockerEngine() as engine:
+        yield engine
+
+
+@pytest.fixture
+async def docker_world(
+    runtime_dir: Path, docker_engine: DockerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[DockerWorld]:
+    world = DockerWorld(docker_engine, runtime_dir, tmp_path, monkeypatch)
+    yield world
+    try:
+        with show_logs(runtime_dir):
+            await world.close()
+    finally:
+        disconnect()
+        settle(runtime_dir)
 
 
 @pytest.fixture

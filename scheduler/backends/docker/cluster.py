@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
+from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Device, Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster
@@ -24,6 +28,7 @@ from .container_state import (
     build_pod,
     find_ip,
     has_ended,
+    has_lost_creator,
     has_started,
     is_claim,
     is_of,
@@ -35,6 +40,8 @@ from .engine import Engine, EngineError, JsonObject
 from .names import CLAIM_NAME, ID_LABEL, SERVICE_LABEL
 from .owners import OwnerNotes
 from .settings import RoostDockerBackend
+
+log = logging.getLogger(__name__)
 
 _STOPS = ("9", "15")
 """The signals with which `docker stop`, `kill` and `rm` end a container."""
@@ -52,6 +59,7 @@ class DockerCluster(PodCluster):
         self._node = Node(id="docker")
         self._owners = OwnerNotes(engine, lambda: self._key_pair)
         self._creator = ContainerCreator(engine, settings, lambda: self._key_pair, lambda: self._node)
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._stopped: set[str] = set()
         """The ids of the containers that somebody has stopped, until the engine has removed them."""
         self._died: set[str] = set()
@@ -73,10 +81,12 @@ class DockerCluster(PodCluster):
         self.cluster_id = str(info.get("ID") or "")
         self._node = read_node(info, self._settings)
         self._stopped, self._died = set(), set()
-        await self._creator.remove_stale_claim()
+        await cancel_all(self._tasks)
+        spawn(self._creator.remove_left_claim(), self._tasks, log)
         return self._engine.address
 
     async def close(self) -> None:
+        await cancel_all(self._tasks)
         self._engine.close()
 
     async def nodes(self) -> Sequence[Node]:
@@ -135,7 +145,7 @@ class DockerCluster(PodCluster):
         if has_started(listed):
             port = self._settings.agent_port
             return build_pod(lease, listed["Labels"], find_ip(listed), self._key_pair, port)
-        if is_starting(listed, time.time()):
+        if is_starting(listed, time.time()) and not has_lost_creator(listed["Labels"]):
             return Pod(lease=replace(lease, state="pending", reason=_STARTING))
         if has_ended(listed):
             return build_lost(lease, await self._explain(listed["Id"]))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import tarfile
 from fnmatch import fnmatchcase
 
+from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment, Lease
 from roost.launchers.protocol.start_archive import add_start
@@ -16,7 +18,7 @@ from roost.scheduler.backends.node_archive import dump_start, pack
 from roost.scheduler.errors import ConfigError
 
 from .engine import JsonObject
-from .names import ID_LABEL, KEY_LABEL, LEASE_LABEL, SERVICE_LABEL
+from .names import CREATOR_LABEL, ID_LABEL, KEY_LABEL, LEASE_LABEL, SERVICE_LABEL
 from .settings import RoostDockerBackend
 
 GRACE_S = 5
@@ -76,6 +78,7 @@ def build_container(
             ID_LABEL: shorten_id(lease.id),
             SERVICE_LABEL: service,
             KEY_LABEL: agent_public,
+            CREATOR_LABEL: f"{os.getpid()} {start_time(os.getpid())}",
         },
         "HostConfig": {
             "NetworkMode": settings.network,

@@ -6,19 +6,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from roost.launchers.daemon.process import is_running
 from roost.launchers.protocol.messages import AgentAddress, Lease
 from roost.scheduler.backends.agent_per_kernel import Pod, load_lease
 from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.backends.node_archive import advise_python
 
 from .engine import JsonObject
-from .names import CLAIM_NAME, KEY_LABEL, LEASE_LABEL, SERVICE_LABEL
+from .names import CLAIM_NAME, CREATOR_LABEL, KEY_LABEL, LEASE_LABEL, SERVICE_LABEL
 
 STOPPED = "somebody stopped or removed its container"
+STOPPED_OR_KILLED = "its container was stopped or killed, for example because the engine was restarted"
 OUT_OF_MEMORY = "its container ran out of memory"
 ABANDONED = "the service that created its container ended meanwhile"
 STARTS_S = 30.0
-"""How long a container may be created, but not started. Then the service that created it has ended."""
+"""How long a container of another service may be created, but not started. Then that service has ended."""
 _KILLED, _TERMINATED = 128 + 9, 128 + 15
 
 
@@ -43,6 +45,15 @@ def is_of(labels: Mapping[str, str], key_pair: KeyPair) -> bool:
     return labels.get(SERVICE_LABEL) == key_pair.label
 
 
+def has_lost_creator(labels: Mapping[str, str]) -> bool:
+    """True if the process that creates a container of this service has ended. It runs on this machine."""
+    pid, _, started_at = labels.get(CREATOR_LABEL, "").partition(" ")
+    try:
+        return not is_running(int(pid), float(started_at))
+    except ValueError:
+        return False
+
+
 def is_claim(listed: JsonObject) -> bool:
     """True for a listed container whose claim is under way: it has the lock."""
     return f"/{CLAIM_NAME}" in (listed.get("Names") or ())
@@ -61,7 +72,7 @@ def has_started(listed: JsonObject) -> bool:
 
 
 def is_starting(listed: JsonObject, now: float) -> bool:
-    """True if a listed container is about to be started by the service that has created it."""
+    """True if a listed container was created lately and is not started yet."""
     return bool(listed["State"] == "created" and now - listed["Created"] < STARTS_S)
 
 
@@ -99,8 +110,8 @@ def describe_end(state: JsonObject, printed: str) -> End:
         return End(reason=OUT_OF_MEMORY)
     if error := state.get("Error"):
         return End(reason=f"its container cannot start: {shorten(error)}", is_final=True)
-    if code in (_KILLED, _TERMINATED):
-        return End(reason="its container was killed, for example because the engine was restarted")
+    if code in (0, _KILLED, _TERMINATED):  # the agent heeds SIGTERM
+        return End(reason=STOPPED_OR_KILLED)
     lines = printed.strip().splitlines() or [""]
     line = lines[-1].replace("ModuleNotFoundError: ", "")
     if "No module named" in line:

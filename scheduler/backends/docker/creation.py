@@ -2,7 +2,8 @@
 
 A claim is a container with the name `CLAIM_NAME`, which only one container of the engine can have. If there is room, it
 gets its own name: from then on it counts. Its archive comes next, and then its start. Nothing is orphaned if the
-service ends in between: a claim is removed after `_STALE_S`, and a container that was never started counts as lost.
+service ends in between. Its next service removes the claim, and any other one does after `_STALE_S`. A container that
+was never started counts as lost.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .container_state import (
     build_lost,
     build_pod,
     find_ip,
+    has_lost_creator,
     has_started,
     holds_room,
     is_claim,
@@ -131,11 +133,22 @@ class ContainerCreator:
             if problem.status not in (404, 409):  # 409: somebody else removes it
                 raise BackendUnavailable(f"Docker does not remove a container: {problem.message}") from None
 
-    async def remove_stale_claim(self) -> None:
-        """Remove a claim whose service has ended."""
-        for listed in await self.read_all():
-            if is_claim(listed) and time.time() - listed["Created"] > _STALE_S:
+    async def remove_left_claim(self) -> None:
+        """Remove the claim that an earlier service has left, if any, as soon as it is stale."""
+        if await self.remove_stale_claim():
+            await asyncio.sleep(_STALE_S + 1.0)
+            await self.remove_stale_claim()
+
+    async def remove_stale_claim(self) -> bool:
+        """Remove a claim whose service has ended. Return True if there is a newer claim."""
+        is_newer = False
+        for listed in filter(is_claim, await self.read_all()):
+            is_lost = self.is_ours(listed) and has_lost_creator(listed["Labels"])
+            if is_lost or time.time() - listed["Created"] > _STALE_S:
                 await self.remove(listed["Id"])
+            else:
+                is_newer = True
+        return is_newer
 
     def fill(self, listed: Sequence[JsonObject]) -> Node:
         """Return the engine's machine with the kernels of these containers."""

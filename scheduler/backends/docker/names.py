@@ -14,6 +14,8 @@ ID_LABEL = "roost.lease-id"
 """A digest of the lease id, by which a container is found."""
 KEY_LABEL = "roost.agent-key"
 """The agent's public key."""
+CREATOR_LABEL = "roost.creator"
+"""The process that creates the container: its pid and its start time."""
 CLAIM_NAME = "roost-claim"
 """The name of a container whose claim is under way. The engine gives a name to one container only: this is the lock."""
 

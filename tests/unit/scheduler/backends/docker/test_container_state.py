@@ -12,6 +12,7 @@ from roost.scheduler.backends.agent_per_kernel import dump_lease
 from roost.scheduler.backends.docker.container_state import (
     OUT_OF_MEMORY,
     STARTS_S,
+    STOPPED_OR_KILLED,
     build_lost,
     build_pod,
     describe_end,
@@ -80,11 +81,11 @@ def test_a_container_without_a_network_has_no_address() -> None:
     [
         ({"ExitCode": 137, "OOMKilled": True}, "", OUT_OF_MEMORY, False),
         # The memory ran out for a child. The agent has lived on and has ended as usual.
-        ({"ExitCode": 0, "OOMKilled": True}, "", "its agent ended with exit code 0", False),
+        ({"ExitCode": 0, "OOMKilled": True}, "", STOPPED_OR_KILLED, False),
         (
             {"ExitCode": 137},
             "",
-            "its container was killed, for example because the engine was restarted",
+            STOPPED_OR_KILLED,
             False,
         ),
         (

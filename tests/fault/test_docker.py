@@ -1,0 +1,99 @@
+"""kill -9 of each part under kernels in containers: which kernels live on, which end, and for which reason."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+
+import pytest
+
+from kit.clusters.docker.faults import DockerWorld
+from kit.clusters.faults import say, until
+from roost.scheduler.backends.docker.container_state import STOPPED_OR_KILLED
+from roost.scheduler.errors import RoostError
+from roost.testing.deadlines import allow_s
+
+pytestmark = pytest.mark.fault
+
+ROUNDS = int(os.environ.get("ROOST_OUTAGES", "4"))
+SEED = int(os.environ.get("ROOST_OUTAGES_SEED", time.time_ns() % 1_000_000))
+
+
+async def test_the_scheduler_service(docker_world: DockerWorld) -> None:
+    await docker_world.outlives_service(gpus=1)
+
+
+async def test_the_agent(docker_world: DockerWorld) -> None:
+    notebook = await docker_world.open()
+    agent = min(docker_world.engine.contained(), key=lambda process: process.create_time())
+    agent.kill()
+    assert STOPPED_OR_KILLED in await docker_world.ended(notebook, 10)
+    await docker_world.restart(notebook)
+    await docker_world.lives(notebook)
+
+
+async def test_a_container_removed_while_no_service_runs(docker_world: DockerWorld) -> None:
+    notebook = await docker_world.open()
+    container = await docker_world.container(notebook)
+    docker_world.kill_service()
+    docker_world.engine.run("rm", "--force", container)
+    await asyncio.wait_for(notebook.manager.provisioner.wait(), allow_s(20))  # type: ignore[union-attr]
+    await docker_world.restart(notebook)
+    await docker_world.lives(notebook)
+
+
+async def test_a_container_stopped_while_no_service_runs(docker_world: DockerWorld) -> None:
+    notebook = await docker_world.open()
+    container = await docker_world.container(notebook)
+    docker_world.kill_service()
+    docker_world.engine.run("stop", container)
+    assert STOPPED_OR_KILLED in await docker_world.ended(notebook, 20)
+
+
+async def test_a_paused_container_lives_on(docker_world: DockerWorld) -> None:
+    notebook = await docker_world.open()
+    container = await docker_world.container(notebook)
+    docker_world.engine.run("pause", container)
+    await asyncio.sleep(0)
+    docker_world.engine.run("unpause", container)
+    await docker_world.lives(notebook)
+
+
+async def test_the_engine(docker_world: DockerWorld) -> None:
+    """Kernels live while the engine is away. It ends them when it starts again, because it does not restore them."""
+    notebook = await docker_world.open()
+    docker_world.engine.kill()
+    try:
+        say(await docker_world.refusal())
+        assert await notebook.value("mine") == "42"
+    finally:
+        docker_world.engine.start()
+    reason = await docker_world.ended(notebook, 60)
+    assert "stopped" in reason
+    await docker_world.restart(notebook)
+    await docker_world.lives(notebook)
+
+
+async def test_the_service_at_any_moment_of_a_start(docker_world: DockerWorld) -> None:
+    """The client repeats its call to the next service. Nothing stays behind, whatever step was cut short."""
+    chance = random.Random(SEED)
+    print(f"ROOST_OUTAGES_SEED={SEED}")
+    for _ in range(ROUNDS):
+        notebook = docker_world.notebook()
+        opening = asyncio.create_task(notebook.open())
+        moment_s = chance.uniform(0.0, 1.2)
+        await asyncio.sleep(moment_s)  # the moment is the test
+        docker_world.kill_service()
+        killed_at = time.monotonic()
+        with contextlib.suppress(RoostError):
+            await opening
+            await notebook.run("mine = 42")
+            say(f"killed {moment_s:.2f} s after the start; it answers after", killed_at)
+            await docker_world.lives(notebook)
+            await docker_world.close_stopped(notebook)
+        if notebook in docker_world.opened:
+            docker_world.opened.remove(notebook)
+    await until(lambda: not docker_world.left(), "something is left", within_s=60)
