@@ -19,8 +19,11 @@ STOPPED = "somebody stopped or removed its container"
 STOPPED_OR_KILLED = "its container was stopped or killed, for example because the engine was restarted"
 OUT_OF_MEMORY = "its container ran out of memory"
 ABANDONED = "the service that created its container ended meanwhile"
-STARTS_S = 30.0
-"""How long a container of another service may be created, but not started. Then that service has ended."""
+STARTS_S = 60.0
+"""How long a container may be created, but not started: more than the deadlines of the two calls in between.
+
+The service that created an older one has ended.
+"""
 _KILLED, _TERMINATED = 128 + 9, 128 + 15
 
 

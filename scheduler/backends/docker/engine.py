@@ -62,9 +62,11 @@ class Engine:
         """
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[JsonObject | None] = asyncio.Queue()
-        stream = await self.call(
-            lambda client: client.events(decode=True, filters={"type": "container", "label": LEASE_LABEL})
-        )
+        filters = {"type": "container", "label": LEASE_LABEL}
+        try:
+            stream = await self.call(lambda client: client.events(decode=True, filters=filters))
+        except EngineError as problem:
+            raise BackendUnavailable(f"the Docker engine refuses its events: {problem.message}") from None
 
         def put(event: JsonObject | None) -> None:
             with suppress(RuntimeError):  # the loop is closed

@@ -14,6 +14,7 @@ import pytest
 from roost.launchers.protocol.messages import Assignment, Connection, Launch, Lease, Owner, Reserve
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.placement import Request
+from roost.scheduler.backends.docker import SPEC
 from roost.scheduler.backends.docker.container_spec import (
     build_archive,
     build_container,
@@ -118,3 +119,11 @@ def test_a_request_needs_an_image_and_whole_gpus() -> None:
         check_request(Request(), RoostDockerBackend())
     with pytest.raises(ConfigError, match="whole GPUs only"):
         check_request(Request(gpus=0.5), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "option", ["privileged", "volumes", "mounts", "network", "user", "cap_add", "devices"]
+)
+def test_a_kernelspec_cannot_ask_for_more_than_an_image(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"there is no request option of the backend docker named {option}"):
+        SPEC.check_options({option: "/:/host"})
