@@ -17,6 +17,7 @@ import signal
 import site
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ _GENERATORS = {"random", "numpy.random"}
 _PR_GET_PDEATHSIG, _PR_GET_CHILD_SUBREAPER = 2, 37  # from linux/prctl.h
 _FRESH_S = 20.0
 """How long a fresh interpreter may take to report its random state."""
+_MASK_LOOKS, _MASK_LOOK_S = 50, 0.02
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
@@ -124,7 +126,7 @@ def _find_inherited(agent_fd: int) -> Iterator[str]:
     if any(number > 2 and number != agent_fd for number in _list_descriptors()):
         yield "has opened a file or a connection"
     usual = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)  # nohup has some of them ignored
-    if any(signal.getsignal(number) not in usual for number in _RESET_SIGNALS) or _has_changed("SigBlk"):
+    if any(signal.getsignal(number) not in usual for number in _RESET_SIGNALS) or _has_changed_mask():
         yield "handles signals"
     if not _has_usual_streams():
         yield "has redirected a standard stream"
@@ -179,6 +181,15 @@ def _is_traced() -> bool:
     if tracemalloc is not None and not is_wanted and tracemalloc.is_tracing():
         return True
     return any(hook is not None for hook in hooks)
+
+
+def _has_changed_mask() -> bool:
+    """True if other signals are blocked than in the parent. The parent blocks all while it begins another process."""
+    for _ in range(_MASK_LOOKS):
+        if not _has_changed("SigBlk"):
+            return False
+        time.sleep(_MASK_LOOK_S)
+    return True
 
 
 def _has_changed(name: str) -> bool:

@@ -37,7 +37,9 @@ def restart(arguments: argparse.Namespace) -> int:
 
     def show() -> None:
         if done.ended_pid is None:
-            print(f"No service of {where} was running. One runs now (pid {done.pid}): {lives}.")
+            own = "".join(f" --backend-option {name}={value}" for name, value in client.options.items())
+            which = f" with{own}" if own else ""
+            print(f"No service of {where}{which} was running. One runs now (pid {done.pid}): {lives}.")
             return
         how = "did not end and was killed" if done.was_killed else "has ended"
         print(f"The service of {where} (pid {done.ended_pid}) {how}.")

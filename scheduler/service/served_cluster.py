@@ -117,17 +117,17 @@ class ServedCluster:
 
 
 def check_other_place(folder: Path, places: Sequence[str]) -> None:
-    """Raise `ConfigError` if these places name another cluster than this folder's service serves, and none answers.
+    """Raise `ConfigError` if the settings name another cluster than this folder's service serves, and it is silent.
 
-    Blocks for `_ANSWER_S` for each place at most.
+    `places` are those of the backend, of which the first is that of the settings. Blocks for `_ANSWER_S` at most.
     """
-    record, named = read_record(folder), [place for place in map(write_place, places) if place]
-    if record is None or not record.places or not named or share_place(record.places, named):
+    record, named = read_record(folder), write_place(next(iter(places), ""))
+    if record is None or not record.places or not named or share_place(record.places, [named]):
         return
-    if not any(map(_answers, named)):
-        where, served = " or ".join(named), " or ".join(record.places)
+    if not _answers(named):
+        served = " or ".join(record.places)
         raise ConfigError(
-            f"The settings name the cluster at {where}, where nothing answers. The service that runs serves {served}."
+            f"The settings name the cluster at {named}, where nothing answers. Until now it was {served}."
         )
 
 

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +33,19 @@ os._exit(0)
 """
 
 
-def look(folder: Path, code: str, **variables: str) -> dict[str, Any]:
+def look(
+    folder: Path, code: str, meanwhile: Callable[[], object] = lambda: None, **variables: str
+) -> dict[str, Any]:
     """Return the fields of `Startup` for a process whose `sitecustomize` has this code."""
     (folder / "sitecustomize.py").write_text(code)
     env = {**os.environ, "PYTHONPATH": str(folder), "LC_ALL": "C.UTF-8", **variables}
     argv = [sys.executable, "-c", LOOK, str(Path(startup.__file__).parent)]
     with open(folder / "output", "w+") as output:  # both streams, as the agent has them
-        subprocess.run(
-            argv,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            timeout=allow_s(60),
-            check=True,
-        )
+        with subprocess.Popen(
+            argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        ) as process:
+            meanwhile()
+            assert process.wait(allow_s(60)) == 0
         output.seek(0)
         return startup.Startup(*json.loads(output.read().splitlines()[-1]))._asdict()
 
@@ -125,6 +124,17 @@ def test_what_the_parent_has_set_is_no_work_of_start_up_code(tmp_path: Path) -> 
         os.umask(old_umask)
         signal.signal(signal.SIGHUP, before[0])
         signal.pthread_sigmask(signal.SIG_SETMASK, before[1])
+
+
+def test_a_parent_that_begins_another_process_is_no_work_of_start_up_code(tmp_path: Path) -> None:
+    """It blocks all signals until that process executes its program, which may take long on a busy machine."""
+
+    def block() -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        time.sleep(0.5)  # longer than an interpreter takes to start
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    assert look(tmp_path, "", block)["why_not_fork"] == ""
 
 
 def test_the_changes_of_the_environment_are_found(tmp_path: Path) -> None:

@@ -221,6 +221,11 @@ class AgentPool:
             if now - left_at > after_s:
                 self.forget(node_id)
 
+    def left(self) -> dict[str, float]:
+        """Return the nodes with a known agent that have left, and for how many seconds they have been gone."""
+        now = time.monotonic()
+        return {node_id: now - left_at for node_id, left_at in self._left.items() if node_id in self._known}
+
     def forget(self, node_id: str) -> None:
         """Forget the agent of a node: it has left, and nobody will ask for it."""
         if self._known.pop(node_id, None) is not None:

@@ -132,8 +132,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     async def snapshot(self) -> Snapshot:
         if self._membership.away:
             cluster = f"the {self._manager.name} cluster" + (f" at {self.address}" if self.address else "")
-            rule = f"its kernels live on for {format_age(self._manager_grace_s)}"
-            raise BackendUnavailable(f"{cluster} is away, {rule}: {self._membership.away}")
+            rule = f"its kernels end if it is not back within {format_age(self._manager_grace_s)}"
+            raise BackendUnavailable(f"{cluster} is away, and {rule}: {self._membership.away}")
         await self._membership.read(max_age_s=_FRESH_S)
         return self._table.snapshot()
 
@@ -279,7 +279,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return len(self._membership.nodes)
 
     async def diagnose(self) -> list[Finding]:
-        return [*await self._manager.diagnose(), *self._report_failures()]
+        return [*await self._manager.diagnose(), *self._report_failures(), *self._report_left()]
 
     async def name_holders(self, node_ids: Collection[str], resource: Resource) -> Sequence[str]:
         if resource != "gpus":
@@ -305,6 +305,17 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 cause = problem.removeprefix(f"no agent on {node_id}: ")
                 by_cause.setdefault((cause, self._has_earlier_agent(node_id)), []).append(node_id)
         return [_describe_failure(cause, nodes, is_served) for (cause, is_served), nodes in by_cause.items()]
+
+    def _report_left(self) -> list[Finding]:
+        """Return a warning for each node that has left lately. A kernel that only it could hold is refused for good."""
+        return [
+            {
+                "level": "warning",
+                "what": f"{node_id} has left the {self._manager.name} cluster {format_age(left_s)} ago",
+                "do": "bring it back, if kernels need it",
+            }
+            for node_id, left_s in sorted(self._pool.left().items())
+        ]
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         return self._manager.environment(lease, self.address)

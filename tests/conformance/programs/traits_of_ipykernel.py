@@ -21,6 +21,7 @@ for owner in (ip, kernel):
             "last_execution_result",
             "session",
             "last_activity",
+            "_message_counter",  # a client asks again until it is answered
             "profile_dir",
             "config",
             "parent",

@@ -131,8 +131,8 @@ def test_another_cluster_that_does_not_answer_is_no_setting(folders: tuple[Path,
         ServedCluster(one, "ray", cast(Backend, Named("127.0.0.1:9")), {}).claim(has_kernels=False)
         check_other_place(one, ["localhost:9"])
         check_other_place(one, [])
-        check_other_place(one, [answers])
+        check_other_place(one, [answers, "127.0.0.1:9"])
     with pytest.raises(
         ConfigError, match=rf"name the cluster at {answers}, where nothing answers.*127\.0\.0\.1:9"
     ):
-        check_other_place(one, [answers])
+        check_other_place(one, [answers, "127.0.0.1:9"])

@@ -157,7 +157,9 @@ async def test_live_leases_are_claimed_again_after_an_outage(opened: Opened) -> 
     await opened.backend.claim(LEASE)
     opened.manager.problem = "it is being upgraded"
     await until(lambda: bool(opened.manager.membership.away))
-    with pytest.raises(BackendUnavailable, match=r"its kernels live on for \d+ \w+: it is being upgraded"):
+    with pytest.raises(
+        BackendUnavailable, match=r"its kernels end if it is not back within \d+ \w+: it is being upgraded"
+    ):
         await opened.backend.snapshot()
     assert (await opened.backend.leases()).leases == (LEASE,)
     opened.manager.granted.clear()
