@@ -113,7 +113,10 @@ class Backend(ABC):
     manager's queue instead of roost's. The manager may also add a node for it.
     """
     new_node_after_s: float = 0.0
-    """How long a request waits in roost's queue for a node that could hold it, before it is claimed without a node."""
+    """How long a request waits in roost's queue for a node that could hold it, before it is claimed without a node.
+
+    It is claimed then only if a new node would help. 0: it is claimed at once, and waits in the manager's queue.
+    """
     node_start_timeout_s: float = 0.0
     """How long a claim without a node may wait, if that is longer than the time of its start."""
 

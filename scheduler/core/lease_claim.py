@@ -13,6 +13,7 @@ from typing import Any
 
 from roost.launchers.protocol.messages import Execution, JournalLimits, Launch
 from roost.placement import Decision, Node, Request, Snapshot
+from roost.placement.rules.refusals import AMOUNTS
 from roost.placement.shipped_policies import SHIPPED
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver, NoNodeNow
@@ -178,7 +179,10 @@ class LeaseClaimer:
             return math.inf
         if new_node is not None and not new_node.has_room:
             return math.inf
-        return began + (0.0 if decision.fits_no_node else backend.new_node_after_s)
+        if decision.fits_no_node or not backend.new_node_after_s:
+            return began
+        helps = new_node is not None or decision.may_grow
+        return began + backend.new_node_after_s if helps and not _has_closed_room(decision) else math.inf
 
     async def _explain(self, ticket: Ticket, request: Request, skipped: _Skipped) -> dict[str, Any] | None:
         """Return the decision for the request now, or None if the manager does not answer."""
@@ -280,6 +284,15 @@ class _Skipped:
 
     nodes: dict[str, _Refusal] = field(default_factory=dict)
     everywhere: _Refusal | None = None
+
+
+def _has_closed_room(decision: Decision) -> bool:
+    """True if a node has the amounts, but is refused for another reason, as while it drains.
+
+    The manager does not know this reason, and would grant a claim without a node there.
+    """
+    short = {each.node_id for each in decision.refusals if each.filter in AMOUNTS or each.when == "never"}
+    return any(each.node_id not in short for each in decision.refusals)
 
 
 def _out_of_time(waited: str, waits_for: str, position: int, decision: Mapping[str, Any] | None) -> NoNodeNow:

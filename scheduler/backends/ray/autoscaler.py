@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from roost.placement import Device, Node, NodeType
@@ -123,52 +125,65 @@ def decode_first(content: bytes, now: float) -> Launches:
     return Launches(asked=asked, booting=booting, failed=dict.fromkeys(reasons, 1), reasons=reasons)
 
 
-def read_on(head: RayNode) -> Any:
-    """Start a Ray task on the head that reads its files; return the Ray reference to what `decode` takes."""
-    return build_task_on(head, _read_files).remote()
+def read_on(head: RayNode, address: str) -> Any:
+    """Start a Ray task on the head that reads its files; return the Ray reference to what `decode` takes.
+
+    `address` is that of the cluster's GCS. The head's machine may have monitors of other clusters too.
+    """
+    return build_task_on(head, _read_files).remote(address)
 
 
-def _read_files() -> dict[str, Any]:
+def _read_files(address: str) -> dict[str, Any]:
     """Return what the monitor's file says about nodes, and nothing else of it. Runs on the head."""
-    import re
-    from pathlib import Path
-
-    found: dict[str, Any] = {"has_monitor": False, "config": None, "reasons": {}}
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = process.read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if not any(word.endswith("/monitor.py") for word in words):
-            continue
-        found["has_monitor"] = True
-        options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
-        if not options.get("--autoscaling-config"):
-            continue
+    monitor = _find_monitor(address, _list_commands())
+    found: dict[str, Any] = {"has_monitor": monitor is not None, "config": None, "reasons": {}}
+    if monitor is not None and (path := monitor.get("--autoscaling-config")):
         import yaml
 
-        config = yaml.safe_load(Path(options["--autoscaling-config"]).expanduser().read_text())
-        types = config.get("available_node_types") or {}
+        config = yaml.safe_load(Path(path).expanduser().read_text())
         kept = ("resources", "labels", "max_workers")
-        found["config"] = {
-            "head_node_type": config.get("head_node_type"),
-            "max_workers": config.get("max_workers"),
-            "available_node_types": {
-                name: {key: each.get(key) for key in kept} for name, each in types.items()
-            },
+        types = config.get("available_node_types") or {}
+        found["config"] = {name: config.get(name) for name in ("head_node_type", "max_workers")}
+        found["config"]["available_node_types"] = {
+            name: {key: each.get(key) for key in kept} for name, each in types.items()
         }
-        try:
-            with open(Path(options.get("--logs-dir", "")) / "monitor.log", "rb") as file:
-                file.seek(max(0, file.seek(0, 2) - 100_000))
-                lines = file.read().decode(errors="replace").splitlines()
-        except OSError:
-            lines = []
-        for line in lines:
-            failure = re.search(r"Failed to launch \d+ nodes? of type (\S+?): (.{1,300})", line)
-            if failure:
-                found["reasons"][failure[1]] = failure[2].strip()
-        break
+        found["reasons"] = _read_reasons(Path(monitor.get("--logs-dir", "")) / "monitor.log")
     return found
+
+
+def _list_commands() -> list[list[str]]:
+    """Return the command lines of this machine's processes, as far as they may be read."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(process.read_bytes().decode(errors="replace").split("\0"))
+        except OSError:
+            continue
+    return found
+
+
+def _find_monitor(address: str, commands: list[list[str]]) -> dict[str, str] | None:
+    """Return the options of the monitor of the cluster at `address`, or None. A name may stand for its host."""
+    monitors = [
+        dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        for words in commands
+        if any(word.endswith("/monitor.py") for word in words)
+    ]
+    gcs, port = "--gcs-address", f":{address.rpartition(':')[2]}"
+    same = [monitor for monitor in monitors if monitor.get(gcs) == address]
+    return next(iter(same or [monitor for monitor in monitors if monitor.get(gcs, "").endswith(port)]), None)
+
+
+def _read_reasons(log: Path) -> dict[str, str]:
+    """Return, by node type, the reason of the last failed launch in the monitor's log."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - 100_000))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return {}
+    failures = re.findall(r"Failed to launch \d+ nodes? of type (\S+?): (.{1,300})", text)
+    return {name: reason.strip() for name, reason in failures}
 
 
 def decode(answer: Mapping[str, Any]) -> Description:
@@ -228,15 +243,14 @@ def count(
     `reasons` complete those of `launches`. A type's limit is lower if all types together would have more nodes than
     `most_nodes`.
     """
-    counted = [
-        replace(
-            each,
-            running=sum(_is_of(node, each.node.labels, each.name) for node in nodes),
-            starting=launches.asked.get(each.name, 0) + launches.booting.get(each.name, 0),
-            failure=_describe_failure(each.name, launches, reasons),
-        )
-        for each in types
-    ]
+    counted = []
+    for each in types:
+        running = sum(_is_of(node, each.node.labels, each.name) for node in nodes)
+        starting = launches.asked.get(each.name, 0) + launches.booting.get(each.name, 0)
+        if each.limit is not None:  # Ray still calls a node starting for a moment after it has joined
+            starting = min(starting, max(0, each.limit - running))
+        failure = _describe_failure(each.name, launches, reasons)
+        counted.append(replace(each, running=running, starting=starting, failure=failure))
     if most_nodes is None:
         return tuple(counted)
     left = max(0, most_nodes - sum(each.running + each.starting for each in counted))

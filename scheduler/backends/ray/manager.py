@@ -41,6 +41,8 @@ T = TypeVar("T")
 
 _LOOK_S = 0.5
 """How long to wait between two readings of Ray's state (0.4 ms each): joins, deaths and lost leases show within 1 s."""
+_LOOK_WAITING_S = 0.2
+"""The same while a kernel waits for a new node."""
 _JOIN_S = 45.0
 _START_AGENT_S = 45.0
 _PROBE_S = 30.0
@@ -152,7 +154,7 @@ class RayManager:
         """Return at once: one reading of Ray's state is complete."""
 
     async def wait_for_change(self) -> None:
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(_LOOK_WAITING_S if self.new_nodes.waits else _LOOK_S)
 
     async def read_metrics(self) -> Collection[str]:
         return ()
@@ -255,7 +257,7 @@ class RayManager:
         join_ray = functools.partial(join.join, address, namespace=placement_groups.NAMESPACE)
         self._address = await self._calls.run(join_ray, deadline_s=_JOIN_S)
         self.cluster_id = join.get_cluster_id()
-        self.new_nodes.reset()
+        self.new_nodes.reset(self._address)
         return self._address
 
     async def _fetch(self) -> Iterable[RayNode]:

@@ -71,6 +71,8 @@ class RayNewNodes:
     ) -> None:
         self.new_node_after_s = new_node_after_s
         self.node_start_timeout_s = node_start_timeout_s
+        self.address = ""
+        """The address of the cluster's GCS."""
         self._membership = membership
         self._ask = ask
         self._calls = calls
@@ -202,6 +204,11 @@ class RayNewNodes:
                 await self._renew(list(self._names.values()))
         return [self._show(lease) for lease in leases]
 
+    @property
+    def waits(self) -> bool:
+        """True while a group waits for a node."""
+        return bool(self._names)
+
     def is_granted(self, name: str) -> bool:
         """True if Ray has created this group, which is not tied to its node."""
         return name in self._unpinned
@@ -253,8 +260,9 @@ class RayNewNodes:
 
     # The cluster
 
-    def reset(self) -> None:
-        """Forget what is known, because a cluster was joined."""
+    def reset(self, address: str) -> None:
+        """Forget what is known, because the cluster at this address was joined."""
+        self.address = address
         self._kind, self._description, self._launches = "", None, Launches()
         self._read_at = self._described_at = self._renewed_at = -float("inf")
         if self._describing is not None:
@@ -301,7 +309,7 @@ class RayNewNodes:
         try:
             if head is None:
                 raise BackendUnavailable("Ray shows no head")
-            reference = await self._ask(autoscaler.read_on, head)
+            reference = await self._ask(autoscaler.read_on, head, self.address)
             answer = await self._calls.answer(reference, _TASK_S, "to read the autoscaler's file on the head")
             self._description = autoscaler.decode(answer)
         except (BackendUnavailable, ValueError) as problem:

@@ -15,6 +15,6 @@ class RoostRayBackend(AgentPerNodeSettings, NodeTypeSettings):
         "", help="Where Ray's GCS listens, host:port; empty: RAY_ADDRESS, else the cluster of this machine."
     )
     scale_after_s = Float(
-        30.0, min=0.0, help="How long a kernel waits for a node that is full, before it asks for a new one."
+        30.0, min=1.0, help="How long a kernel waits for a node that is full, before it asks for a new one."
     )
     node_start_timeout_s = Float(900.0, min=0.0, help="How long the start of a new node may take.")

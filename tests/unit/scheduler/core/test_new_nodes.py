@@ -15,7 +15,7 @@ from roost.placement import Node, NodeType
 from roost.scheduler.errors import NoNodeEver, NoNodeNow
 from roost.testing import FakePodCluster
 
-SMALL, BIG = Node(id="small", cpus=1), Node(id="big", cpus=8, labels={"type": "big"})
+SMALL, BIG = Node(id="small", cpus=1, labels={"disk": "ssd"}), Node(id="big", cpus=8, labels={"type": "big"})
 
 
 @asynccontextmanager
@@ -54,6 +54,23 @@ async def test_a_request_that_waits_for_a_full_node_brings_one_after_a_while(tmp
         await w.told("queued", "second")
         assert "has room now for 1 CPU" in waits_for(w, "second")
         await w.told("placed", "second")
+
+
+async def test_a_request_that_no_new_node_could_hold_waits_for_room(tmp_path: Path) -> None:
+    async with growing(tmp_path, after_s=0.1) as w:
+        labels = {"disk": "ssd"}
+        w.backend._node_types = (NodeType(node=BIG),)
+        await w.start("first", cpus=1, labels=labels)
+        with pytest.raises(NoNodeNow, match=r"^waited 0\.5 s at position 1"):
+            await w.start("second", cpus=1, labels=labels, launch_timeout_s=0.5)
+
+
+async def test_no_claim_without_a_node_while_a_node_with_room_is_drained(tmp_path: Path) -> None:
+    """The manager would grant it there."""
+    async with growing(tmp_path, after_s=0.1) as w:
+        await w.scheduler.drain("small", True)
+        with pytest.raises(NoNodeNow, match=r"^waited 0\.5 s at position 1.*drain"):
+            await w.start("k", cpus=1, launch_timeout_s=0.5)
 
 
 async def test_a_request_that_fits_a_type_at_its_limit_waits_for_room(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,6 +49,30 @@ def test_the_file_has_types_without_the_head() -> None:
     assert (found.marked_models, found.most_nodes, found.reasons) == ({"A100"}, 4, {"gpu": "no A100"})
 
 
+def command(address: str, *words: str) -> list[str]:
+    return ["python", "-u", "/ray/autoscaler/v2/monitor.py", f"--gcs-address={address}", *words, ""]
+
+
+def test_the_head_reads_the_file_and_the_log_of_its_own_monitor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another cluster may run on its machine. The file may have secrets, which stay there."""
+    (tmp_path / "file.yaml").write_text(json.dumps({**FILE, "auth": {"ssh_private_key": "secret"}}))
+    lines = ["x Failed to launch 1 nodes of type gpu: old", "x Failed to launch 2 nodes of type gpu: no A100"]
+    (tmp_path / "monitor.log").write_text("\n".join([*lines, "x Launched 1 nodes of type cpu"]))
+    words = f"--autoscaling-config={tmp_path}/file.yaml", f"--logs-dir={tmp_path}"
+    commands = [["ray"], command("10.0.0.2:6379"), command("10.0.0.1:6380"), command("10.0.0.1:6379", *words)]
+    monkeypatch.setattr(autoscaler, "_list_commands", lambda: commands)
+    answer = autoscaler._read_files("10.0.0.1:6379")
+    assert "secret" not in repr(answer)
+    found = autoscaler.decode(answer)
+    assert [each.name for each in found.types or ()] == ["gpu", "any"]
+    assert found.reasons == {"gpu": "no A100"}
+    assert autoscaler._read_files("10.0.0.1:6380") == {"has_monitor": True, "config": None, "reasons": {}}
+    assert not autoscaler._read_files("10.0.0.1:6381")["has_monitor"]
+    assert autoscaler._find_monitor("head.example:6380", commands) is not None
+
+
 def test_without_a_file_no_type_is_known() -> None:
     assert read(None).types is None
     assert not read(None, has_monitor=False).has_monitor
@@ -73,6 +98,13 @@ def test_nodes_are_counted_by_type_and_all_together_have_a_limit() -> None:
     assert count(None) == [("2 of 3", True), ("1 of 4", True)]
     assert count(4) == [("2 of 3", True), ("1 of 2", True)]
     assert count(3) == [("2 of 2", False), ("1 of 1", False)]
+
+
+def test_a_node_that_has_just_joined_is_not_counted_beyond_the_limit() -> None:
+    nodes = [node(f"n{number}", **{TYPE_LABEL: "gpu"}) for number in range(3)]
+    launches = Launches(booting={"gpu": 1})
+    (gpu, _) = autoscaler.count(read(FILE).types or (), nodes, launches, reasons={}, most_nodes=None)
+    assert (gpu.describe_count(), gpu.has_room) == ("3 of 3", False)
 
 
 def test_an_operators_types_are_counted_by_their_labels() -> None:
