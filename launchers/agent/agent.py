@@ -138,7 +138,10 @@ class Agent:
             exit_after_release_s=place.exit_after_release_s,
         )
         self._managed = ManagerWatch(
-            folder / "manager.json", self.leases.lose_all, lambda reason: self._publish("lost", reason=reason)
+            folder / "manager.json",
+            self.leases.lose_all,
+            lambda reason: self._publish("lost", reason=reason),
+            has_leases=lambda: bool(self._ledger.entries()),
         )
         self._tasks: set[asyncio.Task[Any]] = set()
         self.server = RpcServer(

@@ -16,7 +16,7 @@ from roost.provisioners.kernel_connection import to_jupyter
 from roost.scheduler.backends.spec import describe_extra
 from roost.scheduler.client.client import user_folder
 from roost.scheduler.client.state_folder import write_private_json
-from roost.scheduler.errors import ConfigError
+from roost.scheduler.errors import ConfigError, LaunchTimeout
 
 from .clean_text import clean, clean_but_colours
 from .kernels import find_kernels
@@ -40,6 +40,11 @@ def attach(arguments: argparse.Namespace) -> int:
         write_private_json(file, {name: _to_text_value(value) for name, value in connection.items()})
         try:
             _build_console(attached).launch_instance(argv=["--existing", str(file)])
+        except RuntimeError as problem:
+            if "kernel_info" not in str(problem):
+                raise
+            what = f"kernel {kernel.id} does not answer: it runs a cell, and a console begins after that."
+            raise LaunchTimeout(f"{what} `roost output {kernel.id}` shows what the cell prints.") from None
         finally:
             file.unlink(missing_ok=True)
     return 0

@@ -25,7 +25,13 @@ from .options import connect_scheduler, print_answer
 def restart(arguments: argparse.Namespace) -> int:
     """End the service, start the next one, and print both. Kernels live on."""
     client = connect_scheduler(arguments)
-    done = restart_service(client.service_folder(), client.backend, client.options, is_here=arguments.here)
+    done = restart_service(
+        client.service_folder(),
+        client.backend,
+        client.options,
+        is_here=arguments.here,
+        count_kernels=lambda: len(wait_for(client.kernels())),
+    )
     service, kernels = wait_for(client.service()), len(wait_for(client.kernels()))
     document = {**asdict(done), "backend": client.backend, "kernels": kernels}
     lives = (
@@ -33,18 +39,20 @@ def restart(arguments: argparse.Namespace) -> int:
         if kernels
         else "no kernels"
     )
+    own = [f"--backend-option {name}={value}" for name, value in client.options.items() if name != "address"]
+    of_options = f" with {' '.join(own)}" if own else ""
     where = describe_cluster(service)
+    before = describe_cluster({**service, "address": done.address_before or service["address"]})
 
     def show() -> None:
         if done.ended_pid is None:
-            own = "".join(f" --backend-option {name}={value}" for name, value in client.options.items())
-            which = f" with{own}" if own else ""
-            print(f"No service of {where}{which} was running. One runs now (pid {done.pid}): {lives}.")
+            print(f"No service of {where}{of_options} was running. One runs now (pid {done.pid}): {lives}.")
             return
         how = "did not end and was killed" if done.was_killed else "has ended"
-        print(f"The service of {where} (pid {done.ended_pid}) {how}.")
+        print(f"The service of {before}{of_options} (pid {done.ended_pid}) {how}.")
         after = f"after {done.took_s:.1f} s"
-        print(f"The next one (pid {done.pid}) serves {after}, with the settings of now: {lives}.")
+        now = "" if before == where else f" {where}"
+        print(f"The next one (pid {done.pid}) serves{now} {after}, with the settings of now: {lives}.")
         if done.path_now or done.path_before:
             print(_describe_move(done))
         if done.kept:

@@ -15,6 +15,7 @@ from typing import Any
 from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive, read_announcement
 from roost.launchers.daemon.process import is_running
 from roost.launchers.protocol import rpc
+from roost.placement.model.format import format_count
 from roost.scheduler.errors import BackendUnavailable, ConfigError, ServedElsewhere, from_remote
 from roost.scheduler.messages import end_sentence
 
@@ -25,13 +26,16 @@ from .settings_path import compare_paths, read_path
 CHECK_FLAG = "--check"
 """With this argument, the service's command only reads its settings and loads their policies.
 
-It prints the name of each file that it reads, after `READS`, and the first problem as its last line.
+It prints the name of each file that it reads, after `READS`, and the first problem as its last line. After `MOVES`, it
+prints the address of a cluster that the settings name, and that the service has not served.
 """
 READS = "roost reads "
+MOVES = "roost moves to "
 _UNKNOWN_FLAG = 2
 """The exit code with which an older roost refuses `CHECK_FLAG`."""
 _CHECK_S = 45.0
-_KEPT = "Correct this first. The service that runs was not ended."
+_NOT_ENDED = "The service that runs was not ended."
+_KEPT = f"Correct this first. {_NOT_ENDED}"
 _NONE_RUNS = "Correct this first. No service runs."
 _END_S = 10.0
 """How long a service may take to end before it is killed."""
@@ -60,6 +64,8 @@ class Restart:
     """The process of the service that has ended; None if none ran."""
     was_killed: bool
     pid: int
+    address_before: str
+    """The address of the cluster of the service that has ended; empty if it has none, or if none ran."""
     took_s: float
     """How long no service has answered."""
     kept: tuple[str, ...]
@@ -71,29 +77,42 @@ class Restart:
 
 
 def restart_service(
-    folder: Path, backend: str, options: Mapping[str, Any], *, is_here: bool = False
+    folder: Path,
+    backend: str,
+    options: Mapping[str, Any],
+    *,
+    is_here: bool = False,
+    count_kernels: Callable[[], int] = lambda: 0,
 ) -> Restart:
     """End the service of this folder, and start the next one with its Python, environment and options.
 
     With `is_here`, or if none runs, they are those of this process, and `options`. Blocks for two minutes at most.
-    Raises `ConfigError`, without ending anything, if the next service could not read its settings. Raises
-    `BackendUnavailable` if the next service cannot start.
+    Raises `ConfigError`, without ending anything, if the next service could not read its settings, or if it would serve
+    another cluster while `count_kernels` is not 0. Raises `BackendUnavailable` if the next service cannot start.
     """
     announced = read_announcement(folder)
     argv, env = service_command(backend, folder, options)
     if announced is not None and not is_here:
         argv, env = _read_command(announced["pid"], folder) or (argv, env)
-    _check_settings(argv, env, folder, _KEPT if is_alive(folder) else _NONE_RUNS)
+    other = _check_settings(argv, env, folder, _KEPT if is_alive(folder) else _NONE_RUNS)
+    before = str((announced or {}).get("address", ""))
+    if other and announced is not None and (kernels := count_kernels()):
+        live = f"{format_count(kernels, 'kernel')} {'lives' if kernels == 1 else 'live'} at {before}"
+        raise ConfigError(
+            f"The settings name the cluster at {other}, but {live}, which the next service would not reach: stop them "
+            f"first, or correct the settings. {_NOT_ENDED}"
+        )
     began = time.monotonic()
     was_killed = announced is not None and _end(folder, announced)
-    serving, started = _start(folder, argv, env)
+    serving, started = _start(folder, argv, env, has_ended=announced is not None)
     if announced is None and serving != folder:  # only now it is known which service was meant
-        return restart_service(serving, backend, options, is_here=is_here)
+        return restart_service(serving, backend, options, is_here=is_here, count_kernels=count_kernels)
     path_before, path_now = compare_paths(read_path(announced or {}), read_path(started))
     return Restart(
         ended_pid=announced["pid"] if announced is not None else None,
         was_killed=was_killed,
         pid=started["pid"],
+        address_before=before,
         took_s=time.monotonic() - began,
         kept=_find_kept(env),
         path_before=path_before,
@@ -123,10 +142,11 @@ def _read_command(pid: int, folder: Path) -> tuple[list[str], dict[str, str]] | 
     return argv, dict(line.partition("=")[::2] for line in lines if "=" in line)
 
 
-def _check_settings(argv: Sequence[str], env: Mapping[str, str], folder: Path, end: str) -> None:
-    """Raise `ConfigError` if a service with this command and environment could not use its settings.
+def _check_settings(argv: Sequence[str], env: Mapping[str, str], folder: Path, end: str) -> str:
+    """Return the other cluster that the settings name; empty if they name none.
 
-    `end` are the last sentences of the error.
+    Raises `ConfigError` if a service with this command and environment could not use its settings. `end` are the last
+    sentences of the error.
     """
     try:
         done = subprocess.run(
@@ -156,6 +176,8 @@ def _check_settings(argv: Sequence[str], env: Mapping[str, str], folder: Path, e
         file = _find_last_read(done.stderr) or f"The check of the settings by {argv[0]}"
         refusal = refusal or f"{file} ends Python with exit code {done.returncode}, without a message"
         raise ConfigError(f"{end_sentence(refusal)} {end}")
+    moves = [line.removeprefix(MOVES) for line in done.stderr.splitlines() if line.startswith(MOVES)]
+    return moves[-1] if moves else ""
 
 
 def _find_last_read(printed: str) -> str:
@@ -192,8 +214,10 @@ def _wait_until(is_true: Callable[[], bool], longest_s: float) -> bool:
     return True
 
 
-def _start(folder: Path, argv: list[str], env: Mapping[str, str]) -> tuple[Path, Mapping[str, Any]]:
-    """Return the announcement of the next service, and its folder.
+def _start(
+    folder: Path, argv: list[str], env: Mapping[str, str], *, has_ended: bool
+) -> tuple[Path, Mapping[str, Any]]:
+    """Return the announcement of the next service, and its folder. `has_ended`: another one was ended for it.
 
     A client that has started a service meanwhile is as good. Another service may serve the cluster.
     """
@@ -208,5 +232,6 @@ def _start(folder: Path, argv: list[str], env: Mapping[str, str]) -> tuple[Path,
             return target, announced
     except DaemonError as problem:
         cause = from_remote(rpc.RemoteError(problem.kind or "BackendUnavailable", str(problem)))
-        what = f"No service runs now, and kernels live on. The next one cannot start: {cause}"
+        before = "No service runs now, and kernels live on. The next one" if has_ended else "The service"
+        what = f"{before} cannot start: {cause}"
         raise type(cause)(what) if isinstance(cause, ConfigError) else BackendUnavailable(what) from None

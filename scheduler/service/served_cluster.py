@@ -116,19 +116,21 @@ class ServedCluster:
             self._written = record
 
 
-def check_other_place(folder: Path, places: Sequence[str]) -> None:
-    """Raise `ConfigError` if the settings name another cluster than this folder's service serves, and it is silent.
+def check_other_place(folder: Path, places: Sequence[str]) -> str:
+    """Return the cluster that the settings name, if this folder's service has not served it; usually empty.
 
-    `places` are those of the backend, of which the first is that of the settings. Blocks for `_ANSWER_S` at most.
+    `places` are those of the backend, of which the first is that of the settings. Raises `ConfigError` if nothing
+    answers at that other cluster. Blocks for `_ANSWER_S` at most.
     """
     record, named = read_record(folder), write_place(next(iter(places), ""))
     if record is None or not record.places or not named or share_place(record.places, [named]):
-        return
+        return ""
     if not _answers(named):
         served = " or ".join(record.places)
         raise ConfigError(
             f"The settings name the cluster at {named}, where nothing answers. Until now it was {served}."
         )
+    return named
 
 
 def _answers(place: str) -> bool:

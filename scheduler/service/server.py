@@ -45,7 +45,7 @@ from roost.scheduler.backends.base import Backend, BackendContext
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
 from roost.scheduler.client.service_folder import OPTIONS_VARIABLE, PROTOCOL
-from roost.scheduler.client.service_restart import CHECK_FLAG, READS
+from roost.scheduler.client.service_restart import CHECK_FLAG, MOVES, READS
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.read_files import ReadFiles
 from roost.scheduler.config.section import Section
@@ -413,7 +413,9 @@ def check_settings(backend: str, folder: Path) -> int:
 async def check_places(spec: BackendSpec, settings: Settings, own_settings: Section, folder: Path) -> None:
     """Raise `ConfigError` if the settings name an impossible cluster, or one that does not answer instead of ours."""
     with contextlib.suppress(BackendUnavailable):  # it may pass, and the next service tries again
-        check_other_place(folder, create_backend(spec, settings, own_settings, folder, Agents()).places())
+        backend = create_backend(spec, settings, own_settings, folder, Agents())
+        if other := check_other_place(folder, backend.places()):
+            print(f"{MOVES}{other}", file=sys.stderr)
 
 
 async def check_policies(settings: Settings) -> dict[str, str]:

@@ -101,6 +101,17 @@ def test_a_service_that_could_not_start_again_is_not_ended(client: Client, confi
     assert read_pid(client) == before
 
 
+def test_a_move_to_another_cluster_leaves_no_kernel_behind(
+    client: Client, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_pid(client)
+    monkeypatch.setattr(service_restart, "_check_settings", lambda *_: "h:2")
+    with pytest.raises(ConfigError, match=r"cluster at h:2, but 1 kernel lives at .* was not ended\."):
+        restart_service(client.service_folder(), "local", {}, count_kernels=lambda: 1)
+    assert read_pid(client) == before
+    assert restart_service(client.service_folder(), "local", {}, count_kernels=lambda: 0).ended_pid == before
+
+
 def test_metrics_for_everybody_do_not_end_the_service(client: Client, config: Path) -> None:
     before = read_pid(client)
     config.write_text("c.RoostScheduler.metrics = '0.0.0.0:9476'")

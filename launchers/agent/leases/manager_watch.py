@@ -10,7 +10,7 @@ import asyncio
 import logging
 import subprocess
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from roost.launchers.daemon.file_input import put_aside, take_json
@@ -44,6 +44,8 @@ class ManagerWatch:
     """Gets the reason when all leases of this node are lost."""
     on_cut_off: Callable[[str], None]
     """Gets the reason as soon as the last daemon ends: the node gets no new leases."""
+    has_leases: Callable[[], bool] = lambda: False
+    """True while a setting of a daemon that is watched must not get worse for the kernels here."""
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     is_cut_off: bool = False
     """True from then until another daemon is watched."""
@@ -82,7 +84,10 @@ class ManagerWatch:
     def _begin(self, manager: Manager) -> None:
         key = (manager.pid, manager.process_started_at)
         if key in self._watches:
-            self._watches[key][1].close()
+            known, watch = self._watches[key]
+            watch.close()
+            if self.has_leases():  # another service of this user may have a shorter grace
+                manager = replace(manager, grace_s=max(manager.grace_s, known.grace_s))
         if self._losing is not None:
             # The cluster is back within the grace. Releases that have begun go on: their leases are reported as lost.
             self._losing.cancel()

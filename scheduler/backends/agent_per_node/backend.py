@@ -132,8 +132,10 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     async def snapshot(self) -> Snapshot:
         if self._membership.away:
             cluster = f"the {self._manager.name} cluster" + (f" at {self.address}" if self.address else "")
-            rule = f"its kernels end if it is not back within {format_age(self._manager_grace_s)}"
-            raise BackendUnavailable(f"{cluster} is away, and {rule}: {self._membership.away}")
+            grace = format_age(self._manager_grace_s)
+            is_over = time.monotonic() - self._membership.away_since > self._manager_grace_s
+            rule = f"were to end after {grace}" if is_over else f"end if it is not back within {grace}"
+            raise BackendUnavailable(f"{cluster} is away, and its kernels {rule}: {self._membership.away}")
         await self._membership.read(max_age_s=_FRESH_S)
         return self._table.snapshot()
 

@@ -34,6 +34,7 @@ class Membership(Generic[N]):
         fetch: Callable[[], Awaitable[Iterable[N]]],
     ) -> None:
         self.away = "roost has not joined it yet"
+        self.away_since = time.monotonic()
         self.nodes: Mapping[str, N] = {}
         self._manager = manager
         self._join = join
@@ -86,7 +87,7 @@ class Membership(Generic[N]):
             fetched = await self._fetch()
         except BackendUnavailable as problem:
             if not self.away:
-                self.away = str(problem)
+                self.away, self.away_since = str(problem), time.monotonic()
                 log.warning("the %s cluster is away: %s", self._manager, problem)
             raise
         if fetched is self._fetched:

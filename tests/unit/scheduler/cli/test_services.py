@@ -93,9 +93,19 @@ def test_a_restart_says_where_the_settings_are_if_that_changes(
     said: str,
 ) -> None:
     done = Restart(
-        ended_pid=1, was_killed=False, pid=2, took_s=0.1, kept=(), path_before=before, path_now=now
+        ended_pid=1,
+        was_killed=False,
+        pid=2,
+        address_before="h:1",
+        took_s=0.1,
+        kept=(),
+        path_before=before,
+        path_now=now,
     )
     monkeypatch.setattr(services, "restart_service", lambda *_, **__: done)
     code, out, _ = run(capsys, "restart-service", "--backend", "ray", "--here")
     assert code == 0
-    assert out.splitlines()[2:] == ([said] if said else [])
+    ended, begun, *more = out.splitlines()
+    assert ended == "The service of ray at h:1 (pid 1) has ended."
+    assert begun.startswith("The next one (pid 2) serves ray at 192.0.2.1:6379 after 0.1 s, ")
+    assert more == ([said] if said else [])

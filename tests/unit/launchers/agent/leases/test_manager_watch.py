@@ -142,6 +142,20 @@ async def test_a_node_that_has_left_its_cluster(
     assert not losses, "reported once"
 
 
+@pytest.mark.parametrize("has_leases", [True, False])
+async def test_no_other_service_shortens_the_grace_of_kernels(
+    watch: ManagerWatch, losses: Losses, sleeps: Sleeps, has_leases: bool
+) -> None:
+    watch.has_leases = lambda: has_leases
+    with daemon("") as (process, manager):
+        watch.watch(replace(manager, grace_s=15.0))
+        watch.watch(replace(manager, grace_s=3.0))
+        await kill(process, manager)
+        await sleeps.end(SETTLE_S)
+        await sleeps.end(15.0 if has_leases else 3.0)
+        assert f"did not come back within {15 if has_leases else 3} s" in await losses.next()
+
+
 async def test_a_node_has_not_left_while_one_of_its_daemons_lives(
     watch: ManagerWatch,
     start_watch: Callable[[], ManagerWatch],
