@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import roost
@@ -188,10 +190,18 @@ def test_no_command_line_has_the_prologue(ssh_hosts: SshHosts, home: Path, insta
     ends_at = time.monotonic() + allow_s(60)
     while "begun" not in list_home(ssh_hosts, "n1"):
         assert time.monotonic() < ends_at
-    commands = [" ".join(each.cmdline()) for each in ssh_hosts.processes("n1")]
-    ours = [open_file.read_text(errors="replace") for open_file in Path("/proc").glob("[0-9]*/cmdline")]
-    run(ssh_hosts, "n1", "touch ~/go")
-    thread.join(allow_s(60))
+    commands: list[str] = []
+    ours: list[str] = []
+    try:
+        for process in ssh_hosts.processes("n1"):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                commands.append(" ".join(process.cmdline()))
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                ours.append(file.read_text(errors="replace"))
+    finally:
+        run(ssh_hosts, "n1", "touch ~/go")
+        thread.join(allow_s(60))
     assert found == ["shown"]
     assert any("ROOST_PROGRAM" in command for command in commands), commands
     assert not [command for command in [*commands, *ours] if "SECRETLY" in command]
