@@ -217,12 +217,14 @@ async def test_doctor_about_a_node_that_has_left(notebooks: Callable[..., object
     await notebook.ended(service(), 10)
     about: dict[str, str] = {}
     until = time.monotonic() + allow_s(60)
-    while not about:  # the service forgets the node at once, and misses its agent after 13 s
+    while not about:
         assert time.monotonic() < until
         await asyncio.sleep(0.2)
         found = {finding["what"]: finding["level"] for finding in await service().doctor()}
         about = {what: level for what, level in found.items() if node.address in what and level != "not now"}
-    assert about == {f"node {node.address} has left the cluster, and its agent does not answer": "warning"}
+    ((what, level),) = about.items()
+    assert what.startswith(f"{node.address} has left the Ray cluster ")
+    assert level == "warning"
 
 
 HOLD = """
