@@ -6,7 +6,7 @@ import gc
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +40,13 @@ def _manager(backend: str) -> str:
     return backend.partition("_")[0]
 
 
+def _configure(patch: pytest.MonkeyPatch, folder: Path, **sections: Mapping[str, object]) -> None:
+    """Let services read these sections of settings, from a file in the folder."""
+    folder.chmod(0o700)
+    (folder / "jupyter_roost_config.json").write_text(json.dumps(sections))
+    patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
+
+
 @pytest.fixture(scope="module")
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the backend's name. Set the environment variables with which services find its cluster."""
@@ -51,35 +58,24 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                 patch.setenv(name, value)
         elif request.param == "docker":
             folder = tmp_path_factory.mktemp("docker", numbered=True)
-            folder.chmod(0o700)
             settings = docker_settings(request.getfixturevalue("docker_cluster"), folder)
-            config = folder / "jupyter_roost_config.json"
-            config.write_text(json.dumps({"RoostDockerBackend": settings}))
-            patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
+            _configure(patch, folder, RoostDockerBackend=settings)
             patch.setenv("DOCKER_HOST", settings["address"])
         elif request.param == "kubernetes":
             folder = tmp_path_factory.mktemp("kubernetes", numbered=True)
-            folder.chmod(0o700)
             settings = cluster_settings(request.getfixturevalue("kubernetes_cluster"), folder)
-            config = folder / "jupyter_roost_config.json"
-            config.write_text(json.dumps({"RoostKubernetesBackend": settings}))
-            patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
+            _configure(patch, folder, RoostKubernetesBackend=settings)
             patch.setenv("KUBECONFIG", settings["address"])
         elif request.param == "yarn":
             folder = tmp_path_factory.mktemp("yarn", numbered=True)
-            folder.chmod(0o700)
             cluster = request.getfixturevalue("yarn_cluster")
             settings = yarn_settings(cluster, cluster.folder)  # all modules have one application master
-            config = folder / "jupyter_roost_config.json"
-            config.write_text(json.dumps({"RoostYarnBackend": settings}))
-            patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
+            _configure(patch, folder, RoostYarnBackend=settings)
             patch.setenv("HADOOP_CONF_DIR", settings["address"])
         elif request.param == "ssh":
             folder = tmp_path_factory.mktemp("ssh", numbered=True)
             settings = ssh_settings(request.getfixturevalue("ssh_hosts"))
-            config = folder / "jupyter_roost_config.json"
-            config.write_text(json.dumps({"RoostSshBackend": settings}))
-            patch.setenv("JUPYTER_CONFIG_DIR", str(folder))
+            _configure(patch, folder, RoostSshBackend=settings)
         yield _manager(request.param)
 
 
