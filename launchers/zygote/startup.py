@@ -44,6 +44,7 @@ _PR_GET_PDEATHSIG, _PR_GET_CHILD_SUBREAPER = 2, 37  # from linux/prctl.h
 _FRESH_S = 20.0
 """How long a fresh interpreter may take to report its random state."""
 _MASK_LOOKS, _MASK_LOOK_S = 50, 0.02
+"""How often the signal masks are compared, and the pause between: a second together."""
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 

@@ -32,6 +32,7 @@ from roost.scheduler.errors import ConfigError, RoostError, ServedElsewhere
 log = logging.getLogger(__name__)
 
 _ANSWER_S = 3.0
+"""How long another cluster may take to accept a connection."""
 _SETTINGS_S = 5.0
 """How long the backend may take to find the cluster that its settings name."""
 
