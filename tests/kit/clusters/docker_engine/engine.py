@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -85,9 +84,12 @@ class DockerEngine:
             _remove(self.folder)
 
     def start(self) -> None:
-        """Start dockerd, and wait until it answers."""
+        """Start dockerd, and wait until it answers, which is once it has ended what ran in its containers."""
         self._command("start")
-        wait_until(self._answers, f"dockerd does not start:\n{self._log()}", timeout_s=allow_s(_START_S))
+        try:
+            wait_until(self._answers, "dockerd does not start", timeout_s=allow_s(_START_S))
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}:\n{self._log()}") from error
 
     def kill(self) -> None:
         """Kill dockerd. Its containers live on until it is started again."""
@@ -159,12 +161,9 @@ class DockerEngine:
         self._process.await_step()
 
     def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(f"{self.folder}/{SOCKET}")
-            except OSError:
-                return False
-        return True
+        with suppress(RuntimeError):
+            return bool(self.run("version", "--format", "{{.Server.Version}}"))
+        return False
 
     def _log(self) -> str:
         with suppress(OSError):

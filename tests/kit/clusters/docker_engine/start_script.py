@@ -16,6 +16,7 @@ from pathlib import Path
 DEVICE = "machine"
 """The engine's end of its cable to this machine."""
 SOCKET, PID_FILE = "docker.sock", "dockerd.pid"
+_CONTAINERD = "exec/containerd/containerd.pid"
 
 
 def network(number: int) -> str:
@@ -49,9 +50,11 @@ def write_script(folder: Path, number: int) -> str:
             if [ "$command" = start ]; then
                 {shlex.join(_dockerd(folder, number))} > {folder}/dockerd.log 2>&1 < /dev/null &
             else
+                containerd=$(cat {folder}/{_CONTAINERD})
                 kill -KILL $!
                 wait $! || true
-                rm -f {folder}/{SOCKET} {folder}/{PID_FILE}
+                while [ -e /proc/$containerd/exe ]; do sleep 0.01; done
+                rm -f {folder}/{SOCKET} {folder}/{PID_FILE} {folder}/{_CONTAINERD}
             fi
             echo
         done
