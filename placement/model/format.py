@@ -7,10 +7,14 @@ _LARGE = 1e15
 
 
 def format_amount(value: float) -> str:
-    """Return ``1``, ``0.25`` or ``1.5``: at most three decimals, and no trailing zeros. Large: ``1e+30``."""
+    """Return ``1``, ``0.25`` or ``1.5``: at most three decimals (four below 0.001), and no trailing zeros.
+
+    Large: ``1e+30``.
+    """
     if abs(value) >= _LARGE:
         return f"{value:.4g}"
-    return f"{round(value, 3) + 0.0:.3f}".rstrip("0").rstrip(".")
+    decimals = 3 if abs(value) >= 0.001 else 4
+    return f"{round(value, decimals) + 0.0:.{decimals}f}".rstrip("0").rstrip(".")
 
 
 def format_bytes(value: float) -> str:

@@ -285,6 +285,10 @@ class Backend(ABC):
         """Return the known state of this node's agent. With an agent per kernel, nothing is known."""
         return AgentReport()
 
+    def left_nodes(self) -> Mapping[str, float]:
+        """Return the nodes that have left the cluster lately, and for how many seconds they have been gone."""
+        return {}
+
     async def diagnose(self) -> list[Finding]:
         """Return what `roost doctor` should say about this cluster. Raises `BackendUnavailable`."""
         return []

@@ -108,6 +108,8 @@ def show_decision(decision: Mapping[str, Any], *, verb: str = "would go") -> Non
         out.print()
         for remedy in decision["remedies"]:
             out.print(f"{_capitalize(remedy)}.")
+    if left := decision.get("left"):
+        out.print(f"\n{_capitalize(clean(left))}.")
     if others := decision.get("others"):
         out.print(f"\n{_capitalize(clean(others['text']))}.")
     if decision["soonest"]:

@@ -125,6 +125,8 @@ def find_outlook(
         return Outlook(kind="never", reason=refusal.user_message.rstrip("."), do=_advise_on_policy(refusal))
     if decision["is_never"]:
         now = "" if get_spec(backend).runs_on_this_machine else ", with the nodes that the cluster has now"
+        if left := decision.get("left"):
+            return Outlook(kind="not now", reason=f"{decision['reason']}{now}; {left}")
         return Outlook(kind="never", reason=decision["reason"] + now)
     if latest is not None and latest.kind == "failed":
         age = format_age(max(0.0, time.time() - latest.at))

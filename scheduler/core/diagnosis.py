@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Set
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from shlex import quote
 
 from roost.launchers.daemon.supervision import list_failures
 from roost.placement import Snapshot
-from roost.placement.model.format import format_count
+from roost.placement.model.format import format_age, format_count
 from roost.placement.model.node import MEMORY_ONLY
 from roost.placement.shipped_policies import ENTRY_POINTS
 from roost.scheduler.errors import BackendUnavailable, RoostError
@@ -164,7 +164,8 @@ class Doctor:
             snapshot = await self._access.snapshot()
         except BackendUnavailable as away:
             return [*self._report_away(away), *_report_unreachable(unreachable - {self._access.backend.name})]
-        found += _report_silent(unreachable, snapshot, self._access.backend.name)
+        left = self._access.backend.left_nodes()
+        found += _report_silent(unreachable, left, snapshot, self._access.backend.name)
         found += _report_lost(reading)
         found += _judge_limits(snapshot)
         found += _list_problems(snapshot)
@@ -205,16 +206,21 @@ def _report_unreachable(names: Set[str]) -> list[Finding]:
     ]
 
 
-def _report_silent(names: Set[str], snapshot: Snapshot, backend: str) -> list[Finding]:
-    """Return the findings about agents that do not answer. Only an agent on a node that should be well is an error.
+def _report_silent(
+    names: Set[str], left: Mapping[str, float], snapshot: Snapshot, backend: str
+) -> list[Finding]:
+    """Return the findings about agents that do not answer, and about nodes that have `left`, and for how long.
 
-    The manager itself may be among the names, as the name of the backend.
+    Only an agent on a node that should be well is an error. A cluster with types of nodes lets nodes go by itself. The
+    manager itself may be among the names, as the name of the backend.
     """
     found: list[Finding] = []
     lost = {name for name in names if name not in snapshot and name != backend}
-    for name in sorted(lost):
-        what = f"node {name} has left the cluster, and its agent does not answer"
-        found.append({"level": "warning", "what": what, "do": ""})
+    for name in sorted(lost if snapshot.node_types else lost | left.keys()):
+        ago = f" {format_age(left[name])} ago" if name in left else ""
+        silence = ", and its agent does not answer" if name in lost else ""
+        what = f"node {name} has left the cluster{ago}{silence}"
+        found.append({"level": "warning", "what": what, "do": "bring it back, if kernels need it"})
     causes = {name: snapshot.node(name).drains_because for name in names - lost if name in snapshot}
     closed = {name: cause for name, cause in sorted(causes.items()) if cause}
     for name, cause in closed.items():

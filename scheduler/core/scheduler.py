@@ -34,7 +34,7 @@ from roost.scheduler.errors import (
 )
 from roost.scheduler.messages import Finding, Kernel, KernelState, StartKernel
 from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
-from roost.scheduler.policies.explain import build_explanation, find_soonest
+from roost.scheduler.policies.explain import build_explanation, describe_left, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
 
 from .backend_access import IN_TIME_S, BackendAccess, in_time
@@ -309,6 +309,8 @@ class Scheduler:
             raise used_up
         if decision.placement is not None:
             document["agent"] = encode(self.backend.report_agent(decision.placement.node_id))
+        if decision.is_never:
+            document["left"] = describe_left(self.backend.left_nodes())
         if decision.placement is None and not decision.is_never:
             leases = (await self.backend.leases()).leases
             since = {record.kernel_id: record.created_at for record in self._table.records.values()}

@@ -9,7 +9,7 @@
       │           │                      ├── loads it by name, file or module     loader
       │           │                      └── or unpacks what a client has sent    pickling
       │           └── RecentRequests ──> Workload, to which policies adapt       recent_requests
-      └──> build_explanation, find_soonest: what `roost explain` adds            explain
+      └──> build_explanation, …: what `roost explain` adds            explain
     `roost explain --snapshot` ──> explain_saved: without a service              offline
 
 A foreign policy is code that roost does not ship. If it fails, `balanced` places the kernel instead.

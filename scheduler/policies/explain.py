@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from roost.placement import Decision, Node, Pipeline, Request, Snapshot
+from roost.placement.model.format import format_age
 from roost.placement.rules.refusals import AMOUNTS
 from roost.scheduler.backends.base import Lease
 
@@ -37,6 +38,15 @@ def find_metrics_warnings(decision: Decision, snapshot: Snapshot) -> list[str]:
         if unknown and node.metrics_age_s is not None:
             warnings.append(f"the real use of GPU {', '.join(unknown)} on {node.id} is unknown")
     return warnings
+
+
+def describe_left(nodes: Mapping[str, float]) -> str:
+    """Return a clause about nodes that have left the cluster lately, and for how many seconds; empty without one.
+
+    Such a node may come back, and could then hold a request that no node could ever hold.
+    """
+    ages = [f"{name} {format_age(left_s)} ago" for name, left_s in sorted(nodes.items())]
+    return f"lately left the cluster: {', '.join(ages)}" if ages else ""
 
 
 def find_soonest(

@@ -223,7 +223,7 @@ async def test_doctor_about_a_node_that_has_left(notebooks: Callable[..., object
         found = {finding["what"]: finding["level"] for finding in await service().doctor()}
         about = {what: level for what, level in found.items() if node.address in what and level != "not now"}
     ((what, level),) = about.items()
-    assert what.startswith(f"{node.address} has left the Ray cluster ")
+    assert what.startswith(f"node {node.address} has left the cluster ")
     assert level == "warning"
 
 

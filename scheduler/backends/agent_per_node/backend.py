@@ -281,7 +281,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return len(self._membership.nodes)
 
     async def diagnose(self) -> list[Finding]:
-        return [*await self._manager.diagnose(), *self._report_failures(), *self._report_left()]
+        return [*await self._manager.diagnose(), *self._report_failures()]
 
     async def name_holders(self, node_ids: Collection[str], resource: Resource) -> Sequence[str]:
         if resource != "gpus":
@@ -295,6 +295,9 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         problem = self._pool.failures.get(node_id, "")
         return AgentReport(has_run=node_id in self._pool.nodes and not problem, problem=problem)
 
+    def left_nodes(self) -> Mapping[str, float]:
+        return self._pool.left()
+
     def _has_earlier_agent(self, node_id: str) -> bool:
         """True if the latest attempt to start an agent has failed, but an agent from before is connected."""
         return node_id in self._pool.failures and self._pool.status(node_id) is not None
@@ -307,17 +310,6 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 cause = problem.removeprefix(f"no agent on {node_id}: ")
                 by_cause.setdefault((cause, self._has_earlier_agent(node_id)), []).append(node_id)
         return [_describe_failure(cause, nodes, is_served) for (cause, is_served), nodes in by_cause.items()]
-
-    def _report_left(self) -> list[Finding]:
-        """Return a warning for each node that has left lately. A kernel that only it could hold is refused for good."""
-        return [
-            {
-                "level": "warning",
-                "what": f"{node_id} has left the {self._manager.name} cluster {format_age(left_s)} ago",
-                "do": "bring it back, if kernels need it",
-            }
-            for node_id, left_s in sorted(self._pool.left().items())
-        ]
 
     def environment(self, lease: Lease) -> Mapping[str, str]:
         return self._manager.environment(lease, self.address)

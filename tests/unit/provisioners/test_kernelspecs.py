@@ -751,3 +751,15 @@ def test_a_kernelspec_that_a_machine_has_tested_can_start(
         service.answers["explain"] = lambda _: {"decision": {**THERE, "agent": agent}}
         found = {each["level"] for each in kernelspecs.find_problems() if "kernelspec far " in each["what"]}
     assert found == {level}
+
+
+def test_a_kernelspec_whose_node_has_left_lately_is_not_broken(make: Make, lab: list[MachineAnswer]) -> None:
+    make("far", [FAR, *ARGV[1:]], metadata=roost_metadata(backend="ssh"))
+    lab[:] = [MachineAnswer(machine="n1", took_s=0.1, result=FINE)]
+    decision = {**THERE, "placement": None, "is_never": True, "reason": "no node could ever hold 1 GPU"}
+    for left, level in (("", "error"), ("lately left the cluster: b 20 s ago", "not now")):
+        with fake_service(backend="ssh") as service:
+            service.answers["explain"] = lambda _, left=left: {"decision": {**decision, "left": left}}
+            found = [each for each in kernelspecs.find_problems() if "kernelspec far" in each["what"]]
+        assert [each["level"] for each in found] == [level]
+        assert left in found[0]["what"]

@@ -11,7 +11,13 @@ def test_an_age_has_one_unit() -> None:
     ]  # fmt: skip
 
 
-def test_huge_amounts_have_an_exponent() -> None:
+def test_small_amounts_have_four_decimals_and_huge_ones_an_exponent() -> None:
+    assert [format_amount(value) for value in (0.0004, 0.0014, 0.00004, -0.0)] == [
+        "0.0004",
+        "0.001",
+        "0",
+        "0",
+    ]
     assert [format_amount(value) for value in (1e30, -1e308, 123456789.5)] == [
         "1e+30",
         "-1e+308",

@@ -98,6 +98,23 @@ async def test_kernels_in_the_queue_are_counted_apart(tmp_path: Path) -> None:
         waiting.cancel()
 
 
+async def test_a_node_that_has_left_lately_is_named_once_and_with_a_request_that_no_node_could_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake_world(tmp_path) as w:
+        never = Request(labels={"on": "b"})
+        assert (await w.scheduler.explain(never, Owner(user="ada")))["left"] == ""
+        monkeypatch.setattr(w.backend, "left_nodes", lambda: {"b": 20.0})
+        found = await w.scheduler.doctor()
+        assert [each["what"] for each in found if each["level"] == "warning"] == [
+            "node b has left the cluster 20 s ago"
+        ]
+        decision = await w.scheduler.explain(never, Owner(user="ada"))
+        assert decision["is_never"]
+        assert decision["left"] == "lately left the cluster: b 20 s ago"
+        assert "left" not in await w.scheduler.explain(Request(), Owner(user="ada"))
+
+
 async def test_a_node_that_has_left_the_cluster_is_no_error_of_its_agent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
