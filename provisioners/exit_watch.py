@@ -194,4 +194,6 @@ def describe_wait(kernel: Kernel) -> str:
     if kernel.state != "queued":
         return f"Starting on {kernel.node_id}." if kernel.node_id else "Starting."
     reason = f": {kernel.waits_for.rstrip('.')}." if kernel.waits_for else "."
+    if kernel.is_pending:
+        return f"Waiting for the cluster{reason}"
     return f"Position {kernel.position or 1} in the queue{reason}"

@@ -56,6 +56,14 @@ class NodeType:
         """True if the cluster may start another node of this type."""
         return self.limit is None or self.running + self.starting < self.limit
 
+    def describe_node(self) -> str:
+        """Return the main amount of such a node: ``2 × A100``, ``1 GPU`` or ``8 CPUs``."""
+        devices = self.node.devices
+        if not devices:
+            return format_count(self.node.cpus, "CPU")
+        model = devices[0].model
+        return f"{len(devices)} × {model}" if model else format_count(len(devices), "GPU")
+
     def describe_count(self) -> str:
         """Return the number of nodes that run or start, and the limit if there is one: ``1 of 3`` or ``1``."""
         count = self.running + self.starting

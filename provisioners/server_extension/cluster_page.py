@@ -17,6 +17,7 @@ from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.utils import url_path_join
 from tornado import web
 
+from roost.placement import NodeType
 from roost.placement.model.json_codec import decode
 from roost.scheduler.client.running_services import RunningService, find_services, read_service
 from roost.scheduler.errors import RoostError
@@ -39,6 +40,7 @@ _NODE_FIELDS = (
     "is_draining",
     "drains_because",
 )
+_TYPE_FIELDS = ("name", "running", "starting", "limit", "failure")
 _DEVICE_FIELDS = ("id", "model", "promised", "used")
 
 
@@ -80,14 +82,15 @@ async def read_cluster(service: RunningService) -> dict[str, Any]:
     """Return the nodes and the kernels of a service, or its `problem`."""
     about = {"backend": service.backend, "address": service.address}
     try:
-        nodes, kernels = await read_service(service)
+        found = await read_service(service)
     except RoostError as problem:
-        return {**about, "problem": problem.user_message, "nodes": [], "kernels": []}
-    read = [decode(Kernel, kernel, ignore_unknown=True) for kernel in kernels]
+        return {**about, "problem": problem.user_message, "nodes": [], "node_types": [], "kernels": []}
+    read = [decode(Kernel, kernel, ignore_unknown=True) for kernel in found.kernels]
     return {
         **about,
         "problem": "",
-        "nodes": [_describe_node(node) for node in nodes],
+        "nodes": [_describe_node(node) for node in found.nodes],
+        "node_types": [_describe_type(each) for each in found.node_types],
         "kernels": [_describe_kernel(kernel) for kernel in read if kernel.state != "exited"],
     }
 
@@ -95,6 +98,12 @@ async def read_cluster(service: RunningService) -> dict[str, Any]:
 def _describe_node(node: Mapping[str, Any]) -> dict[str, Any]:
     devices = [{name: device[name] for name in _DEVICE_FIELDS} for device in node["devices"]]
     return {**{name: node[name] for name in _NODE_FIELDS}, "devices": devices}
+
+
+def _describe_type(data: Mapping[str, Any]) -> dict[str, Any]:
+    node_type = NodeType.from_dict(data)
+    facts = {name: getattr(node_type, name) for name in _TYPE_FIELDS}
+    return {**facts, "node": node_type.describe_node(), "starts": node_type.describe_starts()}
 
 
 def _describe_kernel(kernel: Kernel) -> dict[str, Any]:

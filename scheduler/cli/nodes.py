@@ -31,7 +31,7 @@ _EXACT = 1e-3
 
 def list_nodes(arguments: argparse.Namespace) -> int:
     client = connect_scheduler(arguments)
-    nodes, node_types, service = wait_for(client.nodes()), _read_types(client), wait_for(client.service())
+    nodes, node_types, service = wait_for(client.nodes()), read_types(client), wait_for(client.service())
     cluster = {"backend": service["backend"], "address": service["address"]}
     document = {"cluster": cluster, "nodes": nodes, "node_types": node_types}
 
@@ -44,7 +44,7 @@ def list_nodes(arguments: argparse.Namespace) -> int:
     return print_answer(arguments, document, show)
 
 
-def _read_types(client: Client) -> list[dict[str, Any]]:
+def read_types(client: Client) -> list[dict[str, Any]]:
     """Return the kinds of nodes that the cluster could start; none if an older service does not know."""
     try:
         return wait_for(client.node_types())

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from roost.placement import Node, Snapshot
+from roost.placement import Node, NodeType, Snapshot
 from roost.placement.model.format import format_count
 from roost.placement.shipped_policies import SHIPPED
 from roost.placement.trace_run import RESOURCE_NAMES, Arrival, Resource, assume_promised_use
 from roost.scheduler.client.call import wait_for
+from roost.scheduler.client.client import Client
 from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.errors import ConfigError
@@ -25,6 +26,7 @@ from roost.scheduler.simulate.comparison import compare, count_impossible
 from roost.scheduler.simulate.report import Comparison
 from roost.scheduler.simulate.trace_files import add_nodes, read_ended, read_nodes, read_trace
 
+from .nodes import read_types
 from .options import connect_scheduler, scheduler_options
 from .tables import build_table, open_console, print_table
 
@@ -107,24 +109,30 @@ def _read_tasks(arguments: argparse.Namespace) -> tuple[list[Arrival], str]:
 
 def _read_nodes(arguments: argparse.Namespace) -> list[Node]:
     """Return the chosen nodes and those of `--add`, with metrics that show no use beyond the promises."""
+    types: Sequence[NodeType] = ()
     if arguments.nodes:
         nodes = read_nodes(arguments.nodes)
     else:
         snapshot = (
             read_snapshot(arguments.snapshot)
             if arguments.snapshot
-            else Snapshot.from_dict({"nodes": wait_for(connect_scheduler(arguments).nodes())})
+            else _read_live(connect_scheduler(arguments))
         )
         nodes = [snapshot.node(node_id) for node_id in snapshot.nodes]
+        types = snapshot.node_types
     if arguments.empty:
         nodes = [node.as_empty() for node in nodes]
     for specification in arguments.add:
-        nodes += add_nodes(nodes, specification)
+        nodes += add_nodes(nodes, specification, types)
     try:
         Snapshot.of(nodes)
     except ValueError as problem:  # two nodes have the same name
         raise ConfigError(f"{arguments.nodes or 'nodes'}: {problem}") from None
     return [assume_promised_use(node) for node in nodes]
+
+
+def _read_live(client: Client) -> Snapshot:
+    return Snapshot.from_dict({"nodes": wait_for(client.nodes()), "node_types": read_types(client)})
 
 
 def _show(comparison: Comparison, *, has_ends: bool) -> None:

@@ -61,7 +61,17 @@ async def read_kernels(
     return sorted(found, key=lambda kernel: float(kernel.get("created_at", 0.0))), sorted(set(unreachable))
 
 
-async def read_service(service: RunningService) -> tuple[list[Any], list[Any]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceReading:
+    """What a running service knows: JSON values, as the service sends them."""
+
+    nodes: list[Any]
+    node_types: list[Any]
+    """The kinds of nodes that the cluster could start; empty if an older service does not know."""
+    kernels: list[Any]
+
+
+async def read_service(service: RunningService) -> ServiceReading:
     """Return the nodes of a running service, and its kernels with their use. Raises `RoostError`."""
     client = RpcClient(f"ipc://{service.folder}/socket")
     try:
@@ -69,7 +79,11 @@ async def read_service(service: RunningService) -> tuple[list[Any], list[Any]]:
         nodes = (await client.call("nodes", timeout_s=_ANSWER_S))["nodes"]
         call = partial(client.call, "kernels", timeout_s=_ANSWER_S)
         kernels, _ = await read_kernels(call, with_use=True)
-        return nodes, kernels
+        try:
+            node_types = (await client.call("node_types", timeout_s=_ANSWER_S))["node_types"]
+        except rpc.RemoteError:
+            node_types = []
+        return ServiceReading(nodes=nodes, node_types=node_types, kernels=kernels)
     except rpc.RemoteError as problem:
         raise from_remote(problem) from None
     except (rpc.RpcError, asyncio.TimeoutError):

@@ -134,6 +134,15 @@ def _describe_nodes(snapshot: Snapshot) -> Iterator[Metric]:
     states.add_metric(["ready"], len(nodes) - draining)
     states.add_metric(["draining"], draining)
     yield states
+    if snapshot.node_types:
+        text = "Nodes of each type that the cluster could start."
+        types = GaugeMetricFamily("roost_node_types", text, labels=["type", "state"])
+        for each in snapshot.node_types:
+            types.add_metric([each.name, "running"], each.running)
+            types.add_metric([each.name, "starting"], each.starting)
+            if each.limit is not None:
+                types.add_metric([each.name, "limit"], each.limit)
+        yield types
 
 
 def find_cause(kernel: Kernel) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from roost.launchers.daemon.json_text import UnfitText, parse_json
-from roost.placement import Device, Node, Request
+from roost.placement import Device, Node, NodeType, Request
 from roost.placement.trace_run import Arrival
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
@@ -90,8 +90,11 @@ def read_nodes(path: str) -> list[Node]:
     return nodes
 
 
-def add_nodes(nodes: Sequence[Node], specification: str) -> list[Node]:
-    """Return the nodes that `--add` describes: `4x96cpus,384GiB,8xA100`, or `4xNODE` for empty copies of a node."""
+def add_nodes(nodes: Sequence[Node], specification: str, types: Sequence[NodeType] = ()) -> list[Node]:
+    """Return the nodes that `--add` describes: `4x96cpus,384GiB,8xA100`, or `4xNODE` for empty copies of a node.
+
+    NODE is the name of a node, or of one of the types of nodes that the cluster could start.
+    """
     count_text, cross, what = specification.partition("x")
     if not (cross and what and count_text.isdecimal() and int(count_text[:10]) > 0):
         raise ConfigError(
@@ -100,7 +103,7 @@ def add_nodes(nodes: Sequence[Node], specification: str) -> list[Node]:
     count = int(count_text[:10])  # longer numbers exceed MOST_NODES anyway
     if len(nodes) + count > MOST_NODES:
         raise ConfigError(f"--add {specification!r:.80} makes more than {MOST_NODES:,} nodes: add fewer.")
-    known = {node.id: node for node in nodes}
+    known = {node_type.name: node_type.node for node_type in types} | {node.id: node for node in nodes}
     like = known[what].as_empty() if what in known else _parse_node(what, specification, known)
     taken = sum(node.id.startswith("added-") for node in nodes)
     return [replace(like, id=f"added-{taken + number:04}", address="") for number in range(1, count + 1)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,8 +16,10 @@ from kit.clusters.ray.elastic_raylets import ElasticRaylets
 from kit.machine.daemons import settle
 from kit.machine.tiny_kernel import tiny
 from roost.bench.clusters.raylets import Machine, why_not
+from roost.provisioners.server_extension.cluster_page import read_cluster
 from roost.scheduler.backends.ray import guard, join, nodes, placement_groups
 from roost.scheduler.client.client import Client, connect, disconnect
+from roost.scheduler.client.running_services import find_services
 from roost.scheduler.errors import Cancelled, NoNodeEver
 from roost.scheduler.messages import Event
 from roost.testing.deadlines import allow_s
@@ -55,6 +59,11 @@ class Elastic:
     def groups(self) -> list[placement_groups.Group]:
         join.join(self.cluster.address, namespace=placement_groups.NAMESPACE)
         return placement_groups.read_groups()
+
+
+async def read_pages() -> list[dict[str, Any]]:
+    """Return what the page `/roost` shows of each service."""
+    return [await read_cluster(service) for service in find_services()]
 
 
 def until(holds: Callable[[], object], within_s: float = 60.0) -> None:
@@ -106,6 +115,11 @@ def test_kernels_that_fit_one_node_bring_one_node_and_it_goes_with_them(elastic:
     types = {each["node"]["id"]: each["running"] for each in elastic.client.node_types().result(allow_s(10))}
     assert types == {"cpu": 0, "gpu": 1}
     assert elastic.workers() == [node]
+    (page,) = asyncio.run(read_pages())
+    assert {(each["name"], each["node"], each["running"]) for each in page["node_types"]} == {
+        ("cpu", "8 CPUs", 0),
+        ("gpu", "2 × A100", 1),
+    }
     print({name: round(ms) for name, ms in kernels[0].timing_ms.items()})
 
 

@@ -137,6 +137,20 @@ function drawKernels(kernels) {
   return [make("h3", "", "Kernels"), drawTable(titles, rows)];
 }
 
+function drawTypes(types) {
+  if (!types.length) return [];
+  const rows = types.map((type) => [
+    type.name,
+    type.node,
+    String(type.running),
+    String(type.starting),
+    type.limit === null ? "-" : String(type.limit),
+    type.failure || type.starts || "-",
+  ]);
+  const titles = ["type", "each has", "running", "starting", "at most", "last starts"];
+  return [make("h3", "", "Nodes that the cluster could start"), drawTable(titles, rows)];
+}
+
 function drawCluster(cluster) {
   const title = cluster.address ? `${cluster.backend} at ${cluster.address}` : cluster.backend;
   if (cluster.problem) return make("article", "", make("h2", "", title), make("p", "problem", cluster.problem));
@@ -149,6 +163,7 @@ function drawCluster(cluster) {
     ...drawKernels(cluster.kernels),
     make("h3", "", "Nodes"),
     make("div", "nodes", ...cluster.nodes.map(drawNode)),
+    ...drawTypes(cluster.node_types),
   );
 }
 

@@ -13,9 +13,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from roost.launchers.daemon.tasks import join_shared, spawn, start_shared
-from roost.placement import Node, NodeType, Request, Snapshot, get_policy
+from roost.placement import NodeType, Request, Snapshot, get_policy
 from roost.placement.model import NODE_LABEL
-from roost.placement.model.format import format_amount, format_count
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable
@@ -345,7 +344,7 @@ class RayNewNodes:
         if starting is not None:
             known = f"type {starting.name}, {starting.describe_count()}"
             starts = starting.describe_starts()
-            return f"a node with {_describe_node(starting.node)} is being started ({known})" + (
+            return f"a node with {starting.describe_node()} is being started ({known})" + (
                 f"; {starts}" if starts else ""
             )
         with_room = next((each for each in types if each.has_room), None)
@@ -366,15 +365,3 @@ class RayNewNodes:
                 self._fitting.clear()
             self._fitting[request] = tuple(node.id for node in fits)
         return self._fitting[request]
-
-
-def _describe_node(node: Node) -> str:
-    """Return the main amount of a node: `2 × A100`, `1 GPU` or `8 CPUs`."""
-    if not node.devices:
-        return (
-            format_count(node.cpus, "CPU")
-            if node.cpus == int(node.cpus)
-            else f"{format_amount(node.cpus)} CPUs"
-        )
-    model = node.devices[0].model
-    return f"{len(node.devices)} × {model}" if model else format_count(len(node.devices), "GPU")

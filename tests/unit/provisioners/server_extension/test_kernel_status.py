@@ -42,7 +42,8 @@ def test_kernels_that_do_not_run() -> None:
         "text": "position 2 in the queue",
         "detail": "Position 2 in the queue: no room.",
     }
-    assert describe_status(replace(queued, lease_id="l"))["text"] == "pending"
+    pending = describe_status(replace(queued, lease_id="l", waits_for="a node is being started"))
+    assert pending == {"text": "pending", "detail": "Waiting for the cluster: a node is being started."}
     assert describe_status(replace(RUNNING, state="starting"))["text"] == "starting on gpu-3"
     ended = replace(RUNNING, state="exited", reason="Its node was lost.")
     assert describe_status(ended) == {"text": "not running", "detail": "Its node was lost."}

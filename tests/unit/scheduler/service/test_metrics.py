@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from kit.fakes.scheduler import FakeWorld, fake_world
 from roost.launchers.protocol.messages import Owner
+from roost.placement import Node, NodeType
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 from roost.scheduler.service import metrics_port
 from roost.scheduler.service.metrics import Metrics, serve_metrics
@@ -88,6 +89,17 @@ async def test_kernels_nodes_and_events_are_counted(tmp_path: Path) -> None:
         assert found["roost_events_total", ("released",)] == w.count("released") == 1
         assert found["roost_start_seconds_count", (w.kernel("a").how,)] == 2
         assert found["roost_queue_seconds_count", ()] == 2
+
+
+async def test_the_types_of_a_cluster_that_grows_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = NodeType(node=Node(id="big", cpus=8), running=1, starting=2, limit=4)
+    async with served(tmp_path) as (w, path):
+        monkeypatch.setattr(w.backend, "list_node_types", lambda snapshot: (big,))
+        found = await scrape(path)
+        counts = {labels: value for (name, labels), value in found.items() if name == "roost_node_types"}
+        assert counts == {("running", "big"): 1, ("starting", "big"): 2, ("limit", "big"): 4}
 
 
 @pytest.mark.parametrize("by_user", [False, True])

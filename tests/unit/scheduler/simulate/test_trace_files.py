@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from roost.placement import Device, Node, Request
+from roost.placement import Device, Node, NodeType, Request
 from roost.placement.trace_run import Arrival
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.simulate import trace_files
@@ -183,6 +183,13 @@ def test_copies_of_a_node_are_empty(tmp_path: Path) -> None:
     assert [node.id for node in more] == ["added-0001", "added-0002"]
     assert (more[1].cpus_promised, more[1].devices[0].promised, more[1].labels) == (0.0, 0.0, {"zone": "a"})
     assert [node.id for node in add_nodes([A100, *more], "1xbig")] == ["added-0003"]
+
+
+def test_a_type_of_nodes_can_be_added_by_its_name() -> None:
+    more = add_nodes([], "3xbig", [NodeType(node=A100, limit=1)])
+    assert [(node.id, node.cpus) for node in more] == [(f"added-000{n}", 96) for n in (1, 2, 3)]
+    with pytest.raises(ConfigError, match="nor the name of a node; the nodes are big"):
+        add_nodes([], "3xsmall", [NodeType(node=A100)])
 
 
 @pytest.mark.parametrize("specification", ["", "4", "x8cpus", "0x8cpus", "-1x8cpus", "4x"])
