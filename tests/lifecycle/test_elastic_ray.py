@@ -3,92 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from kit.clusters.ray.elastic_raylets import ElasticRaylets
-from kit.machine.daemons import settle
+from kit.clusters.ray.elastic_world import Elastic, grown_by_kernels, read_pages, until
 from kit.machine.tiny_kernel import tiny
-from roost.bench.clusters.raylets import Machine, why_not
-from roost.provisioners.server_extension.cluster_page import read_cluster
+from roost.bench.clusters.raylets import why_not
 from roost.scheduler.backends.ray import guard, join, nodes, placement_groups
-from roost.scheduler.client.client import Client, connect, disconnect
-from roost.scheduler.client.running_services import find_services
 from roost.scheduler.errors import Cancelled, NoNodeEver
-from roost.scheduler.messages import Event
 from roost.testing.deadlines import allow_s
-from roost.testing.leftovers import VARIABLE
 
 pytestmark = [pytest.mark.rest, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
-TYPES = {"gpu": (Machine(cpus=2, gpus=2, gpu_model="A100"), 2), "cpu": (Machine(cpus=8), 1)}
 NO_ROOM = "no A100 is left in zone b"
-
-
-class Elastic:
-    """A cluster without worker nodes, the service's client, and the service's events."""
-
-    def __init__(self, cluster: ElasticRaylets) -> None:
-        self.cluster = cluster
-        self.client: Client = connect("ray")
-        self.events: list[Event] = []
-        self._stop = self.client.listen(self.events.append)
-        self._before = len(cluster.launches())
-
-    def close(self) -> None:
-        self._stop()
-
-    def launched(self) -> list[str]:
-        """Return the types of the nodes that the autoscaler has started in this test."""
-        return [each.node_type for each in self.cluster.launches()[self._before :] if each.what == "launch"]
-
-    def reasons(self) -> list[str]:
-        """Return why starts have waited in this test."""
-        return [event.detail for event in self.events if event.kind == "queued"]
-
-    def workers(self) -> list[str]:
-        head = self.cluster.address.partition(":")[0]
-        return [node["id"] for node in self.client.nodes().result(allow_s(10)) if node["id"] != head]
-
-    def groups(self) -> list[placement_groups.Group]:
-        join.join(self.cluster.address, namespace=placement_groups.NAMESPACE)
-        return placement_groups.read_groups()
-
-
-async def read_pages() -> list[dict[str, Any]]:
-    """Return what the page `/roost` shows of each service."""
-    return [await read_cluster(service) for service in find_services()]
-
-
-def until(holds: Callable[[], object], within_s: float = 60.0) -> None:
-    give_up_at = time.monotonic() + allow_s(within_s)
-    while not holds():
-        assert time.monotonic() < give_up_at, "too late"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module", params=["second", "first"])
 def elastic_cluster(request: pytest.FixtureRequest, module_runtime_dir: Path) -> Iterator[ElasticRaylets]:
-    """A head without GPUs. Its autoscaler can start two nodes of two A100 and one of 8 CPUs."""
-    with (
-        tempfile.TemporaryDirectory(prefix="e-", dir="/tmp") as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        is_second, environment = request.param == "second", {VARIABLE: folder}
-        head = Machine(cpus=1)
-        with ElasticRaylets(head, TYPES, is_second=is_second, idle_s=3.0, environment=environment) as cluster:
-            patch.setenv("RAY_ADDRESS", cluster.address)
-            until(lambda: connect("ray").node_types().result(allow_s(60)))
-            yield cluster
-            join.leave()
-            disconnect()
-            settle(module_runtime_dir)
+    with grown_by_kernels(module_runtime_dir, is_second=request.param == "second") as cluster:
+        yield cluster
 
 
 @pytest.fixture
@@ -152,11 +89,8 @@ def test_a_failed_launch_says_why_and_the_start_goes_on_after_the_repair(elastic
 
 @pytest.mark.slow
 def test_no_node_starts_for_the_kernel_of_an_ended_node(elastic: Elastic) -> None:
-    kernel = elastic.client.start(tiny(gpus=2)).result(allow_s(120))
-    at = elastic.cluster.folder / kernel.node_id
-    (raylet,) = [
-        each for each in elastic.cluster.processes() if each.name() == "raylet" and at in _parents(each)
-    ]
+    elastic.client.start(tiny(gpus=2)).result(allow_s(120))
+    (raylet,) = elastic.raylets()
     raylet.kill()
     until(lambda: not elastic.groups())
     until(lambda: not elastic.client.kernels().result(allow_s(10)))
@@ -175,8 +109,3 @@ def test_the_guard_removes_a_group_without_a_service(elastic: Elastic) -> None:
     waited_s = time.monotonic() - began
     print(f"removed after {waited_s:.0f} s")
     assert waited_s > guard.GRACE_S - 5
-
-
-def _parents(process: psutil.Process) -> list[Path]:
-    cwd = Path(process.cwd())
-    return [cwd, *cwd.parents]

@@ -163,6 +163,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         node = self._membership.nodes.get(lease.node_id)
         if node is None:
             raise LeaseConflict(f"there is no node {lease.node_id} any more")
+        if self._new_nodes is not None:
+            self._new_nodes.hold(lease)
         address = start_shared(self._pool.address(node.id))  # starts the agent while the manager decides
         try:
             device_ids = await self._manager.claim(lease, node, self._table.has_room)
@@ -182,6 +184,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             raise
         finally:
             address.cancel()
+        if self._new_nodes is not None:
+            await self._new_nodes.settle(held)
         self.book.show(held)
         self._membership.expire()
         self._update([node.id])
@@ -251,6 +255,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         for lease in found.values():
             if lease.state == "held":
                 self.book.show(lease)
+                if self._new_nodes is not None:
+                    await self._new_nodes.settle(lease)
         for name, claim in waiting.items():
             known = self.book.get(name)  # which knows the owner, and may have its node by now
             found[name] = claim if known is None or known.state == "lost" else known

@@ -53,6 +53,12 @@ class NewNodes(Protocol):
         is gone is lost.
         """
 
+    def hold(self, lease: Lease) -> None:
+        """Keep the claim alive while the agent of its node notes the lease. Ignores claims that had a node at once."""
+
+    async def settle(self, lease: Lease) -> None:
+        """Let the claim stay without a service, because the agent has noted the lease. Cheap if it is repeated."""
+
 
 class WaitingLeases:
     """The leases of this service that wait for a new node.

@@ -1,8 +1,9 @@
 """The guard of groups that wait for a new node: an actor on the head, so that no node is paid for without a kernel.
 
-A service renews its waiting groups every few seconds. The guard removes a waiting group that no service has renewed
-for `GRACE_S`, and a group whose node has ended, because its kernel ended with the node. It ends itself when no group
-is left. The actor is pickled by value, and uses only Ray and the standard library.
+A service renews its waiting groups every few seconds, and those that Ray has just created, until an agent has noted
+their leases. The guard removes such a group if no service has renewed it for `GRACE_S`, and a group whose node has
+ended, because its kernel ended with the node. It ends itself when no group is left. The actor is pickled by value, and
+uses only Ray and the standard library.
 """
 
 from __future__ import annotations
@@ -29,17 +30,25 @@ _IDLE_LOOKS = 30
 
 
 class Guard:
-    """Removes groups that nobody wants any more. `renewed` has the time of the last renewal, by group name."""
+    """Removes groups that nobody wants any more."""
 
     def __init__(self, prefix: str, pin: str, grace_s: float, look_s: float, idle_looks: int) -> None:
         self._prefix, self._pin, self._grace_s = prefix, pin, grace_s
         self._look_s, self._idle_looks = look_s, idle_looks
         self._renewed: dict[str, float] = {}
+        """When each group was renewed last, or seen first, by name."""
+        self._unsettled: set[str] = set()
+        """The groups that a service has renewed, and of whose leases no agent is known to have noted any."""
         threading.Thread(target=self._watch, daemon=True).start()
 
     def renew(self, names: list[str]) -> None:
-        """Note that a service wants these groups."""
+        """Note that a service wants these groups, whose leases no agent has noted yet."""
         self._renewed.update(dict.fromkeys(names, time.monotonic()))
+        self._unsettled.update(names)
+
+    def settle(self, names: list[str]) -> None:
+        """Note that agents have noted the leases of these groups. They stay without a service from now on."""
+        self._unsettled.difference_update(names)
 
     def find_unwanted(self, groups: list[dict[str, Any]], now: float) -> tuple[list[str], int]:
         """Return the names of the groups that must go, and the number of those that stay.
@@ -48,10 +57,11 @@ class Guard:
         """
         unpinned = {entry["name"]: entry["state"] for entry in groups if self._is_unpinned(entry)}
         self._renewed = {name: self._renewed.get(name, now) for name in unpinned}
+        self._unsettled &= unpinned.keys()
         unwanted = [
             name
             for name, state in unpinned.items()
-            if state != "CREATED" and now - self._renewed[name] > self._grace_s
+            if (state != "CREATED" or name in self._unsettled) and now - self._renewed[name] > self._grace_s
         ]
         return unwanted, len(unpinned) - len(unwanted)
 
@@ -83,6 +93,15 @@ class Guard:
 
 def renew(head: RayNode, names: Collection[str]) -> None:
     """Tell the cluster's guard that these groups are wanted. Start it if there is none. Blocks for milliseconds."""
+    _find_guard(head).renew.remote(list(names))
+
+
+def settle(head: RayNode, names: Collection[str]) -> None:
+    """Tell the cluster's guard that agents have noted the leases of these groups. Blocks for milliseconds."""
+    _find_guard(head).settle.remote(list(names))
+
+
+def _find_guard(head: RayNode) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     actor = _build_actor().options(
@@ -92,8 +111,7 @@ def renew(head: RayNode, names: Collection[str]) -> None:
         get_if_exists=True,
         scheduling_strategy=NodeAffinitySchedulingStrategy(head.daemon, soft=False),
     )
-    guard = actor.remote(PREFIX, PIN, GRACE_S, _LOOK_S, _IDLE_LOOKS)
-    guard.renew.remote(list(names))
+    return actor.remote(PREFIX, PIN, GRACE_S, _LOOK_S, _IDLE_LOOKS)
 
 
 @functools.cache

@@ -82,7 +82,7 @@ class RayNewNodes:
         self._kind: Kind = ""
         self._description: Description | None = None
         self._launches = Launches()
-        self._read_at = self._described_at = self._renewed_at = -float("inf")
+        self._read_at = self._described_at = self._renewed_at = self._looked_at = -float("inf")
         self._describing: asyncio.Task[None] | None = None
         self._names: dict[str, str] = {}
         """The groups that wait, by lease id."""
@@ -92,6 +92,10 @@ class RayNewNodes:
         """When each group was asked for (`time.monotonic`), and the raylets of then, by lease id."""
         self._unpinned: dict[str, str] = {}
         """The created groups that are tied to no node, by name: the raylet that has them."""
+        self._unsettled: set[str] = set()
+        """Those of them whose leases this service is about to have noted by an agent, by name."""
+        self._settled: set[str] = set()
+        """Those of them of whose noted leases the guard knows, by name."""
         self._counted: tuple[object, ...] = ()
         self._types: tuple[NodeType, ...] = ()
         self._fitting: dict[Request, tuple[str, ...]] = {}
@@ -177,7 +181,7 @@ class RayNewNodes:
     async def ask(self, lease: Lease) -> None:
         name = placement_groups.name_group(lease.id, lease.owner.user)
         bundle, selector = self._build_wish(lease.request)
-        await self._renew([*self._names.values(), name])
+        await self._renew([*self._names.values(), *self._unsettled, name])
         creating = start_shared(self._ask(placement_groups.create_unpinned, name, bundle, selector))
         self._creating[name] = "", creating
         try:
@@ -190,7 +194,8 @@ class RayNewNodes:
         log.info("lease=%s Ray was asked for a node with %s", lease.id, lease.request.describe())
 
     async def follow(self, leases: Sequence[Lease]) -> Sequence[Lease]:
-        if any(lease.id not in self._group_ids for lease in leases) or self._is_renewal_due:
+        if any(lease.id not in self._group_ids for lease in leases) or self._is_look_due:
+            self._looked_at = time.monotonic()
             groups = {group.name: group for group in await self._ask(placement_groups.read_groups)}
             for lease in leases:
                 group = groups.get(self._names.get(lease.id, ""))
@@ -199,8 +204,6 @@ class RayNewNodes:
                     self._group_ids.pop(lease.id, None)
                 else:
                     self._group_ids[lease.id] = group.id
-            if self._is_renewal_due and self._names:
-                await self._renew(list(self._names.values()))
         return [self._show(lease) for lease in leases]
 
     @property
@@ -218,6 +221,20 @@ class RayNewNodes:
         self._group_ids.pop(lease_id, None)
         self._asked.pop(lease_id, None)
         self._unpinned.pop(name, None)
+        self._unsettled.discard(name)
+        self._settled.discard(name)
+
+    def hold(self, lease: Lease) -> None:
+        name = placement_groups.name_group(lease.id, lease.owner.user)
+        if name in self._unpinned and name not in self._settled:
+            self._unsettled.add(name)
+
+    async def settle(self, lease: Lease) -> None:
+        name = placement_groups.name_group(lease.id, lease.owner.user)
+        if name in self._unpinned and name not in self._settled and (head := self._find_head()) is not None:
+            await self._ask(guard.settle, head, [name])
+            self._unsettled.discard(name)
+            self._settled.add(name)
 
     def note(self, groups: Sequence[Group]) -> None:
         """Note the groups that an earlier service has left on nodes, without being tied to them."""
@@ -226,8 +243,8 @@ class RayNewNodes:
         }
 
     @property
-    def _is_renewal_due(self) -> bool:
-        return time.monotonic() - self._renewed_at >= guard.RENEW_S
+    def _is_look_due(self) -> bool:
+        return time.monotonic() - self._looked_at >= guard.RENEW_S
 
     async def _renew(self, names: list[str]) -> None:
         """Tell the guard that these groups are wanted. Start it if there is none."""
@@ -245,7 +262,9 @@ class RayNewNodes:
         at = next((each for each in self._membership.nodes.values() if group_id in (each.groups or ())), None)
         if at is None:
             return replace(lease, state="pending", reason=self._describe_wait(lease.request))
-        self._unpinned[self._names.pop(lease.id)] = at.daemon
+        name = self._names.pop(lease.id)
+        self._unpinned[name] = at.daemon
+        self._unsettled.add(name)
         del self._group_ids[lease.id]
         self._note_start(lease.id, at)
         return replace(lease, state="pending", node_id=at.id)
@@ -263,7 +282,7 @@ class RayNewNodes:
         """Forget what is known, because the cluster at this address was joined."""
         self.address = address
         self._kind, self._description, self._launches = "", None, Launches()
-        self._read_at = self._described_at = self._renewed_at = -float("inf")
+        self._read_at = self._described_at = self._renewed_at = self._looked_at = -float("inf")
         if self._describing is not None:
             self._describing.cancel()
             self._describing = None
@@ -277,6 +296,8 @@ class RayNewNodes:
         if self._unpinned:
             await self._remove_orphans({node.daemon for node in found})
         now = time.monotonic()
+        if (self._names or self._unsettled) and now - self._renewed_at >= guard.RENEW_S:
+            await self._renew([*self._names.values(), *self._unsettled])
         if now - self._read_at < (_READ_S if self._kind else _FIND_S):
             return
         self._read_at = now
@@ -301,6 +322,8 @@ class RayNewNodes:
             log.info("group=%s is removed, because its node has ended", name)
             await self._ask(placement_groups.remove, name)
             self._unpinned.pop(name, None)
+            self._unsettled.discard(name)
+            self._settled.discard(name)
 
     async def _describe(self, head: RayNode | None) -> None:
         """Read the head's files about the autoscaler."""

@@ -36,6 +36,7 @@ class FakeNewNodes:
     def __init__(self, manager: FakeManager) -> None:
         self.manager = manager
         self.at: dict[str, str] = {}
+        self.kept: list[str] = []
         self.on_change: Callable[[], None] = lambda: None
 
     def listen(self, on_change: Callable[[], None]) -> None:
@@ -54,6 +55,12 @@ class FakeNewNodes:
 
     async def follow(self, leases: Sequence[Lease]) -> Sequence[Lease]:
         return [self._show(lease) for lease in leases]
+
+    def hold(self, lease: Lease) -> None:
+        self.kept.append(f"hold {lease.id}")
+
+    async def settle(self, lease: Lease) -> None:
+        self.kept.append(f"settle {lease.id}")
 
     def _show(self, lease: Lease) -> Lease:
         if lease.id not in self.manager.granted:
@@ -123,6 +130,7 @@ async def test_a_lease_is_held_on_the_node_that_the_manager_grants(growing: Grow
     assert held == replace(LEASE, node_id="here", state="held")
     assert growing.agent.held_leases() == [LEASE.id]
     assert "roost's agent starts on here" in [lease.reason for lease in growing.shown]
+    assert growing.new_nodes.kept == [f"hold {LEASE.id}", f"settle {LEASE.id}"]
 
 
 async def test_a_reading_of_all_leases_keeps_a_lease_that_waits(growing: Growing) -> None:

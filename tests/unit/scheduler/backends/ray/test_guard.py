@@ -43,6 +43,18 @@ def test_a_group_with_a_kernel_stays_until_its_node_ends(guard: Guard) -> None:
     assert guard.find_unwanted([entry("roost:k", "RESCHEDULING", WAITS)], 1_001.0) == (["roost:k"], 0)
 
 
+def test_a_created_group_goes_if_no_agent_has_noted_its_lease(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its service ended while the new node came."""
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    guard.renew(["roost:k", "roost:noted"])
+    groups = [entry("roost:k", "CREATED", WAITS), entry("roost:noted", "CREATED", WAITS)]
+    guard.settle(["roost:noted"])
+    assert guard.find_unwanted(groups, 130.0) == ([], 2)
+    assert guard.find_unwanted(groups, 130.1) == (["roost:k"], 1)
+
+
 @pytest.mark.parametrize(
     "other",
     [

@@ -30,6 +30,17 @@ FILE = {"head_node_type": "head", "max_workers": 9, "available_node_types": {"gp
 LEASE = Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(gpus=0.5))
 NAME = "roost:k:s/1 for ada"
 
+HELD = Group(
+    id="g",
+    name=NAME,
+    lease_id="",
+    kernel_id="",
+    user="",
+    node="n1",
+    amounts={"GPU": 1.0},
+    is_created=True,
+)
+
 
 class FakeRay:
     """Ray with one autoscaler, in place of `RayCalls`. `groups` has the bundles and selectors by name."""
@@ -254,24 +265,34 @@ async def test_the_guard_knows_a_group_before_ray_does(ray: FakeRay, monkeypatch
     await found.follow([LEASE])
     assert ray.renewed == [[NAME]]
     monkeypatch.setattr(guard, "RENEW_S", 0.0)
-    await found.follow([LEASE])
+    await found.keep_up([HEAD])
     assert ray.renewed == [[NAME], [NAME]]
+
+
+async def test_the_guard_hears_of_a_created_group_until_an_agent_has_noted_its_lease(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = await ray.read()
+    found.note([replace(HELD, name=NAME), replace(HELD, name="another")])
+    monkeypatch.setattr(guard, "RENEW_S", 0.0)
+    await found.keep_up([HEAD, NEW])
+    assert ray.renewed == []
+    found.hold(LEASE)
+    await found.keep_up([HEAD, NEW])
+    assert ray.renewed == [[NAME]]
+    ray.asked.clear()
+    for _ in range(2):
+        await found.settle(LEASE)
+    assert ray.asked == [guard.settle]
+    found.hold(LEASE)  # a repeated claim
+    await found.keep_up([HEAD, NEW])
+    assert ray.renewed == [[NAME]]
 
 
 async def test_a_group_of_an_earlier_service_goes_with_its_node(ray: FakeRay) -> None:
     found = await ray.read()
-    held = Group(
-        id="g",
-        name=NAME,
-        lease_id="",
-        kernel_id="",
-        user="",
-        node="n1",
-        amounts={"GPU": 1.0},
-        is_created=True,
-    )
     ray.groups[NAME] = {}, {}
-    found.note([held, replace(held, name="tied", amounts={"node:n": 0.0001})])
+    found.note([HELD, replace(HELD, name="tied", amounts={"node:n": 0.0001})])
     await found.keep_up([HEAD, NEW])
     assert ray.groups
     await found.keep_up([HEAD])
