@@ -14,6 +14,7 @@
                     └──> UseReader, Doctor: what kernels use, what disagrees     use, diagnosis
     all of them
       ├──> KernelTable of KernelRecords, with their phases                       kernel_table, kernel_record
+      │        ├──> EndedKernels: the last ones, also for the next scheduler     ended_kernels
       │        └──> EventStream ──> clients, log, metrics, log of decisions      events
       └──> BackendAccess: the backend with drained nodes, calls to agents      backend_access
 

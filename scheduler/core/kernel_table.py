@@ -10,16 +10,13 @@ from typing import Literal
 
 from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.placement.model import Request
-from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.backends.lease_book import LeaseBook
 from roost.scheduler.messages import EventKind, Kernel, KernelState, StartKernel
 
+from .ended_kernels import EndedKernels
 from .events import EventStream
 from .kernel_record import KernelRecord, Phase
 from .queue import Queue
-
-_REMEMBERED = 500
-"""At most this many ended kernels are remembered."""
 
 Listener = Callable[[KernelRecord], None]
 
@@ -33,9 +30,11 @@ class KernelTable:
     `name` marks the leases of this scheduler in the `book`.
     """
 
-    def __init__(self, queue: Queue, events: EventStream, book: LeaseBook, *, name: str) -> None:
+    def __init__(
+        self, queue: Queue, events: EventStream, book: LeaseBook, ended: EndedKernels, *, name: str
+    ) -> None:
         self.records: dict[str, KernelRecord] = {}
-        self.ended = LastEntries[str, Kernel](_REMEMBERED)
+        self.ended = ended
         self._listeners: dict[Change, list[Listener]] = {"ran": [], "exited": [], "dropped": []}
         self.queue = queue
         self.events = events
@@ -145,11 +144,12 @@ class KernelTable:
         own = record.process.reason if record.process is not None and not record.runs else ""
         record.reason = record.reason or own or reason
         # Noted before the event: a client that gets the event may ask for the kernel at once.
-        self.ended[record.kernel_id] = self.show_ended(record)
+        ended = self.show_ended(record)
+        self.ended.add(ended)
         if record.lease_id:
             if not self.book.is_released(record.lease_id):
                 self.book.drop(record.lease_id)
-            self.events.publish("released", self.ended[record.kernel_id], record.reason)
+            self.events.publish("released", ended, record.reason)
         self._report("dropped", record)
 
     def show_ended(self, record: KernelRecord) -> Kernel:
@@ -159,10 +159,6 @@ class KernelTable:
     def count(self) -> Counter[tuple[KernelState, str]]:
         """Return how many kernels there are in each state, by user."""
         return Counter((record.state, record.owner.user) for record in self.records.values())
-
-    def ended_id(self, prefix: str) -> str:
-        """Return the id of the latest ended kernel whose id begins with `prefix`; `prefix` itself if there is none."""
-        return next((known for known in reversed(self.ended) if prefix and known.startswith(prefix)), prefix)
 
     def _report(self, change: Change, record: KernelRecord) -> None:
         for listener in self._listeners[change]:

@@ -40,6 +40,7 @@ from roost.scheduler.policies.recent_requests import RecentRequests
 from .backend_access import IN_TIME_S, BackendAccess, in_time
 from .caps import check_alone, check_beside, check_user, check_wait, has_user_cap, with_defaults
 from .diagnosis import Doctor
+from .ended_kernels import EndedKernels
 from .ender import KernelEnder
 from .events import EventStream
 from .idle import IdleCuller
@@ -58,8 +59,8 @@ from .use import UseReader
 class Scheduler:
     """The scheduler of one backend: it starts, lists, explains and stops kernels for its clients.
 
-    `name` marks its leases. `folder` keeps the drained nodes, recent requests, and ends that must be tried
-    again.
+    `name` marks its leases. `folder` keeps the drained nodes, recent requests, the last ended kernels, and
+    ends that must be tried again.
 
     The scheduler belongs to the event loop that calls `open`. Every call may be repeated, and raises
     `RoostError`.
@@ -80,7 +81,8 @@ class Scheduler:
         self._timers = Timers()
         self._queue = Queue(on_moved=self._on_moved, timers=self._timers)
         self._access = BackendAccess(backend, agents, folder / "drained.json" if folder else None)
-        self._table = KernelTable(self._queue, self.events, backend.book, name=name)
+        ended = EndedKernels(self._timers, folder / "ended.json" if folder else None)
+        self._table = KernelTable(self._queue, self.events, backend.book, ended, name=name)
         due = folder / "ends.json" if folder else None
         self._ender = KernelEnder(self._access, self._table, self._timers, due)
         self.owners = OwnerWatch(self._table, self._ender, self._timers, settings)
@@ -118,6 +120,7 @@ class Scheduler:
         """
         await self._starts.close()
         await cancel_all({record.end for record in self._table.records.values() if record.end is not None})
+        self._table.ended.close()
         self._timers.close()
         self._recent.close()
         await self.policies.close()
@@ -311,6 +314,8 @@ class Scheduler:
             document["agent"] = encode(self.backend.report_agent(decision.placement.node_id))
         if decision.is_never:
             document["left"] = describe_left(self.backend.left_nodes())
+            if document["left"]:
+                document["remedies"] = document["remedies"][:-1]  # that waiting does not help
         if decision.placement is None and not decision.is_never:
             leases = (await self.backend.leases()).leases
             since = {record.kernel_id: record.created_at for record in self._table.records.values()}
@@ -340,7 +345,7 @@ class Scheduler:
         await self._load_policy(request)
         decision = await self.policies.decide(request.policy, request, await self._access.snapshot())
         if decision.placement is None:
-            raise no_node(decision)
+            raise no_node(decision, self.backend)
         node_id = decision.placement.node_id
         lease = Lease(id="", kernel_id="", node_id=node_id, request=request, owner=Owner(user=""))
         await self._access.call(lease, lambda agent: agent.warm(argv, env, context))
@@ -391,7 +396,7 @@ class Scheduler:
             decision = await self.policies.decide(FALLBACK, request, await self._access.snapshot())
         except RoostError:
             return None
-        return no_node(decision) if decision.is_never else None
+        return no_node(decision, self.backend) if decision.is_never else None
 
     def _check_alone(
         self, request: Request, owner: Owner, kernel_name: str, *, has_lease: bool = False
@@ -434,7 +439,7 @@ class Scheduler:
         return record.lease
 
     def _ended(self, kernel_id: str) -> Kernel:
-        kernel = self._table.ended.get(self._table.ended_id(kernel_id))
+        kernel = self._table.ended.find(kernel_id)
         if kernel is None:
             raise self._unknown(kernel_id, f"There is no kernel {kernel_id!r}: `roost kernels` lists them.")
         return kernel

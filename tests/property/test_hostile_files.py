@@ -20,6 +20,7 @@ import pytest
 import zmq
 from hypothesis import HealthCheck, Phase, given, settings
 
+from kit.fakes.client import build_kernel
 from kit.machine.real_agent import as_it_is, no_limits
 from roost.launchers.agent.launch.kernels import Kernels
 from roost.launchers.agent.launch.place import OnNode
@@ -48,6 +49,7 @@ from roost.scheduler.backends.kubernetes.pod_spec import PodTemplate
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.core.backend_access import BackendAccess
+from roost.scheduler.core.ended_kernels import EndedKernels
 from roost.scheduler.core.ender import KernelEnder
 from roost.scheduler.core.kernel_table import KernelTable
 from roost.scheduler.errors import RoostError
@@ -61,6 +63,7 @@ MEMORY = "/dev/shm"
 NO_PID = 2**22 + 1
 """No process has this pid: it is the greatest of Linux, and one more."""
 CONNECTION = Connection(shell_port=1, iopub_port=2, stdin_port=3, control_port=4, hb_port=5, key="k")
+ENDED = build_kernel("k", node_id="n", state="exited", reason="it was killed")
 LEASE = Lease(
     id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1, gpus=0.5), device_ids=("0",)
 )  # fmt: skip
@@ -173,6 +176,7 @@ OWN: Mapping[str, tuple[Any, Callable[[Path], object]]] = {
         {LEASE.id: "1"},
         lambda file: KernelEnder(cast(BackendAccess, None), cast(KernelTable, None), Timers(), file),
     ),
+    "ended.json": ({"kernels": [encode(ENDED)]}, lambda file: EndedKernels(Timers(), file)),
     "drained.json": (["a"], lambda file: BackendAccess(cast(Backend, None), Agents(), file)),
     "name.json": ("local-1", lambda file: scheduler_name(file.parent)),
     "agents.json": (

@@ -34,6 +34,7 @@ from roost.scheduler.backends.yarn.rest import _read_password
 from roost.scheduler.cli.options import read_json
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.core.backend_access import BackendAccess
+from roost.scheduler.core.ended_kernels import EndedKernels
 from roost.scheduler.core.ender import KernelEnder
 from roost.scheduler.core.kernel_table import KernelTable
 from roost.scheduler.errors import ConfigError, RoostError
@@ -81,6 +82,7 @@ def make_ender(file: Path) -> KernelEnder:
 SERVICES_FILES: Mapping[str, Callable[[Path], object]] = {
     "requests.json": lambda file: RecentRequests(file, clock=lambda: 0.0),
     "ends.json": lambda file: make_ender(file)._due,
+    "ended.json": lambda file: EndedKernels(Timers(), file),
     "drained.json": lambda file: BackendAccess(cast(Backend, None), Agents(), file).draining,
     "name.json": lambda file: scheduler_name(file.parent),
     "agents.json": lambda file: AgentPool(file, Agents(), cast(Any, None), AgentSettings()),

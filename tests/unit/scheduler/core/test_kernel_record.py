@@ -11,6 +11,7 @@ from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement.model import Request
 from roost.scheduler.backends.lease_book import LeaseBook
+from roost.scheduler.core.ended_kernels import EndedKernels
 from roost.scheduler.core.events import EventStream
 from roost.scheduler.core.kernel_record import _NEXT, _STATE, KernelRecord, Phase
 from roost.scheduler.core.kernel_table import KernelTable
@@ -72,8 +73,10 @@ async def test_a_kernel_with_a_lease_waits_no_longer_for_what_it_was_queued_for(
 
 
 def test_a_record_is_found_by_its_lease() -> None:
-    queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0, timers=Timers())
-    table = KernelTable(queue, EventStream(), LeaseBook(), name="ada@host:1")
+    timers = Timers()
+    queue = Queue(on_moved=lambda _: None, clock=lambda: 0.0, timers=timers)
+    ended = EndedKernels(timers, None)
+    table = KernelTable(queue, EventStream(), LeaseBook(), ended, name="ada@host:1")
     for kernel_id in ("k", "k:1", "k:1:2"):
         id_ = table.lease_id(kernel_id, "launch:1")
         found = table.add_found(Lease(id=id_, kernel_id=kernel_id, owner=LEASE.owner, request=LEASE.request))
