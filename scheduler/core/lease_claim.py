@@ -15,10 +15,11 @@ from roost.launchers.protocol.messages import Execution, JournalLimits, Launch
 from roost.placement import Decision, Node, Request, Snapshot
 from roost.placement.rules.refusals import AMOUNTS
 from roost.placement.shipped_policies import SHIPPED
-from roost.scheduler.backends.base import Lease
+from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver, NoNodeNow
 from roost.scheduler.messages import StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
+from roost.scheduler.policies.explain import describe_left
 
 from .backend_access import BackendAccess
 from .kernel_record import KernelRecord
@@ -117,7 +118,7 @@ class LeaseClaimer:
                 decision = await self._decide(ticket, request, snapshot, skipped)
                 has_tried = True
                 if decision.is_never:
-                    raise no_node(decision)
+                    raise no_node(decision, self.access.backend)
                 may_claim_at = self._find_claim_time(decision, began)
                 if decision.placement is None and looked < may_claim_at:
                     ticket.hold = find_hold(decision, snapshot)
@@ -300,9 +301,13 @@ def _out_of_time(waited: str, waits_for: str, position: int, decision: Mapping[s
     return NoNodeNow(reason, position=position, decision=dict(decision) if decision else None)
 
 
-def no_node(decision: Decision) -> NoNodeNow | NoNodeEver:
-    kind = NoNodeEver if decision.is_never else NoNodeNow
-    return kind(f"{decision.advised_reason}.", decision=decision.to_dict())
+def no_node(decision: Decision, backend: Backend) -> NoNodeNow | NoNodeEver:
+    """Return the error that a decision found no node. A node of the backend that has left lately may come back."""
+    if not decision.is_never:
+        return NoNodeNow(f"{decision.reason}.", decision=decision.to_dict())
+    left = describe_left(backend.left_nodes())
+    reason = f"{decision.reason}; {left}. Start it again when it is back" if left else decision.advised_reason
+    return NoNodeEver(f"{reason}.", decision=decision.to_dict())
 
 
 def _line(record: KernelRecord) -> Hashable:

@@ -34,6 +34,10 @@ _SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 """The start of every HTTP/2 connection, and so of gRPC, with empty settings (RFC 9113, 3.4)."""
 _GCS_PORT = "the port that `ray start --head` printed, 6379 by default"
+_FROM_OUTSIDE = (
+    "From outside the cluster's network, run Jupyter with roost on the head, and reach it by "
+    "`ssh -L 8888:localhost:8888 HEAD` or `kubectl port-forward HEAD-POD 8888`"
+)
 _NAMED_BY = "`--backend-option address=HOST:PORT`, c.RoostRayBackend.address or RAY_ADDRESS"
 _PYTHON = ".".join(map(str, sys.version_info[:3]))
 
@@ -173,7 +177,7 @@ def check_machine(gcs: str, facts: ClusterFacts) -> None:
         raise BackendUnavailable(
             f"this machine is no node of the Ray cluster at {gcs}, and a driver must be on one: "
             f"`ray start --address={gcs} --num-cpus=0 --num-gpus=0 --memory=0` joins it "
-            "without giving anything away"
+            f"without giving anything away. {_FROM_OUTSIDE}"
         )
     for node in [node for node in here if node.is_head] or here:  # of several, Ray takes the head
         problem = _probe_grpc(node.host, node.port)
@@ -238,7 +242,7 @@ def _split(address: str) -> tuple[str, int]:
         owners = {"ray": "Ray Client's", "http": "the dashboard's", "https": "the dashboard's"}
         raise ConfigError(
             f"{address!r} is {owners.get(scheme, 'no')} address, and roost becomes a driver: "
-            f"give that of Ray's GCS, host:port ({_GCS_PORT})"
+            f"give that of Ray's GCS, host:port ({_GCS_PORT}). {_FROM_OUTSIDE}"
         )
     host, _, port = address.rpartition(":")
     is_bracketed = host.startswith("[") and host.endswith("]")

@@ -14,7 +14,7 @@ from roost.placement import Request
 from roost.scheduler.backends.base import LeaseReading
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import diagnosis
-from roost.scheduler.errors import ConfigError
+from roost.scheduler.errors import ConfigError, NoNodeEver
 
 LEASE = Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(), node_id="")
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
@@ -112,6 +112,9 @@ async def test_a_node_that_has_left_lately_is_named_once_and_with_a_request_that
         decision = await w.scheduler.explain(never, Owner(user="ada"))
         assert decision["is_never"]
         assert decision["left"] == "lately left the cluster: b 20 s ago"
+        assert not any("waiting" in remedy for remedy in decision["remedies"])
+        with pytest.raises(NoNodeEver, match=r"lately left the cluster: b 20 s ago\. Start it again"):
+            await w.start("k", labels={"on": "b"})
         assert "left" not in await w.scheduler.explain(Request(), Owner(user="ada"))
 
 

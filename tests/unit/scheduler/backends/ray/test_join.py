@@ -77,6 +77,7 @@ def closed_port() -> int:
     ("address", "says"),
     [
         ("ray://head:10001", "'ray://head:10001' is Ray Client's address"),
+        ("ray://head:10001", "run Jupyter with roost on the head, and reach it by .ssh -L 8888"),
         ("http://head:8265", "is the dashboard's address"),
         ("https://head", "is the dashboard's address"),
         ("redis://head:6379", "is no address"),
@@ -178,7 +179,8 @@ def test_a_driver_needs_a_node_on_its_machine(no_ray_here: list[tuple[str, str]]
         checks.check_machine(GCS, facts())
     no_ray_here.append(("elsewhere:1", "of another cluster"))
     with pytest.raises(
-        BackendUnavailable, match=f"`ray start --address={GCS} --num-cpus=0 --num-gpus=0 --memory=0` joins it"
+        BackendUnavailable,
+        match=f"`ray start --address={GCS} --num-cpus=0 .* joins it .* From outside .* on the head",
     ):
         checks.check_machine(GCS, facts(node("a"), node("b")))
 
