@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from roost.provisioners.attached_kernel import attach as attach_kernel
 from roost.provisioners.journal_reader import CellRun, read_runs
 from roost.provisioners.kernel_connection import to_jupyter
 from roost.scheduler.backends.spec import describe_extra
+from roost.scheduler.client.call import wait_for
 from roost.scheduler.client.client import user_folder
 from roost.scheduler.client.state_folder import write_private_json
 from roost.scheduler.errors import ConfigError, LaunchTimeout
@@ -33,7 +35,10 @@ def attach(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"The command attach needs Jupyter's console: {describe_extra('console')}."
         ) from None
-    ((_, kernel),) = find_kernels(connect_worlds(arguments), [arguments.kernel])
+    ((client, kernel),) = find_kernels(connect_worlds(arguments), [arguments.kernel])
+    use = wait_for(client.kernel(kernel.id, with_use=True)).use
+    if use is not None and use.execution_state == "busy":
+        print("roost: the kernel runs a cell; the console begins when the cell ends.", file=sys.stderr)
     with attach_kernel(kernel.id, arguments.backend, **scheduler_options(arguments)) as attached:
         connection = to_jupyter(attached.connection)
         file = user_folder("attach") / f"{kernel.id}-{os.getpid()}.json"

@@ -15,6 +15,7 @@ from roost.placement.model.format import format_age, format_amount, format_bytes
 from roost.placement.model.json_codec import encode
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.client import Client
+from roost.scheduler.client.running_services import find_services
 from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError, RoostError, UnknownKernel
 from roost.scheduler.messages import Kernel
@@ -102,7 +103,12 @@ def stop(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             "Which kernels? Give the beginning of an id, or --server: `roost kernels` lists them."
         )
-    kernels = find_kernels(clients, arguments.kernels)
+    try:
+        kernels = find_kernels(clients, arguments.kernels)
+    except (UnknownKernel, ConfigError) as problem:
+        if len(arguments.kernels) > 1:
+            raise type(problem)(f"{problem.user_message} No kernel was stopped.", **problem.fields) from None
+        raise
     if arguments.server:
         kernels += _find_kernels_of(clients, arguments.server)
     calls = {kernel.id: client.stop(kernel.id, grace_s=arguments.grace) for client, kernel in kernels}
@@ -138,12 +144,19 @@ def find_kernels(clients: Sequence[Client], prefixes: Sequence[str]) -> list[tup
         matches = [each for each in known if prefix and each[1].id.startswith(prefix)]
         matches = [each for each in matches if each[1].id == prefix] or matches
         if not matches:
-            raise UnknownKernel(f"There is no kernel {prefix!r}: `roost kernels` lists them.", kernel=prefix)
+            raise UnknownKernel(_describe_missing(clients, prefix), kernel=prefix)
         if len(matches) > 1:
             ids = ", ".join(kernel.id for _, kernel in matches[:4])
             raise ConfigError(f"{len(matches)} kernels begin with {prefix!r}: {ids}. Give more of the id.")
         found[matches[0][1].id] = matches[0]
     return list(found.values())
+
+
+def _describe_missing(clients: Sequence[Client], prefix: str) -> str:
+    """Return the sentence that no kernel has such an id. It names the other backends whose services run here."""
+    others = sorted({each.backend for each in find_services()} - {client.backend for client in clients})
+    elsewhere = f", and those of other clusters with --backend {' or '.join(others)}" if others else ""
+    return f"There is no kernel {prefix!r}: `roost kernels` lists them{elsewhere}."
 
 
 def _find_kernels_of(clients: Sequence[Client], server: str) -> list[tuple[Client, Kernel]]:

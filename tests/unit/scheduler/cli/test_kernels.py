@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from kit.fakes.client import QUEUED, RUNNING, StubClient, build_kernel, document, run
 from roost.launchers.protocol.shared_values import KernelUse
+from roost.scheduler.client.running_services import RunningService
 from roost.scheduler.errors import BackendUnavailable
 
 
@@ -100,7 +102,24 @@ def test_a_kernel_is_named_by_the_beginning_of_its_id(
     assert "2 kernels begin with 'aaaa'" in err
     code, _, err = run(capsys, "stop", "zz")
     assert code == 1
-    assert "There is no kernel 'zz'" in err
+    assert "There is no kernel 'zz': `roost kernels` lists them." in err
+
+
+def test_nothing_is_stopped_if_one_of_several_kernels_is_not_known(
+    client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for names, problem in (
+        (("bb", "zz"), "There is no kernel 'zz'"),
+        (("bb", "aaaa"), "Give more of the id."),
+    ):
+        code, _, err = run(capsys, "stop", *names)
+        assert code != 0
+        assert problem in err
+        assert err.endswith(" No kernel was stopped.\n")
+    assert not any(asked[0] == "stop" for asked in client.asked)
+    other = RunningService(folder=Path("/x"), backend="dask", address="a:1", pid=1, version="0")
+    monkeypatch.setattr("roost.scheduler.cli.kernels.find_services", lambda: [other])
+    assert "lists them, and those of other clusters with --backend dask." in run(capsys, "stop", "zz")[2]
 
 
 def test_stop_takes_several_kernels_and_ended_ones(
