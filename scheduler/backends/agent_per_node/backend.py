@@ -339,11 +339,15 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             await self._recovery.restore(self._pool.nodes)
 
     async def _keep_up(self) -> None:
-        due_at = 0.0
+        due_at, was_away = 0.0, False
         # Up to Python 3.11, `wait_for` loses a cancellation that arrives with its result.
         while self._is_open:
             try:
-                if self._membership.away:
+                is_away = bool(self._membership.away)
+                if is_away and not was_away:
+                    self._events.put(BackendEvent(kind="nodes"))  # starts that wait then say so
+                was_away = is_away
+                if is_away:
                     await asyncio.sleep(_REJOIN_S)
                     await self._join()
                     self._events.put(BackendEvent(kind="resync"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,15 @@ async def test_live_leases_are_claimed_again_after_an_outage(opened: Opened) -> 
     await opened.event("resync")
     assert opened.manager.calls.count("claim again") == 1
     assert opened.manager.granted == {LEASE.id: LEASE}
+
+
+async def test_starts_that_wait_hear_that_the_manager_is_away(opened: Opened) -> None:
+    with suppress(asyncio.TimeoutError):
+        while True:  # what the opening has reported
+            await asyncio.wait_for(opened.event("nodes"), 0.2)
+    opened.manager.problem = "it is being upgraded"
+    await opened.event("nodes")
+    assert opened.backend._membership.away
 
 
 @pytest.mark.parametrize("moment", ["claims", "claim again"])
