@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import TypeVar
 
+import numpy as np
+
+import roost
 from roost.launchers.daemon.file_input import UnfitFile, read_content
 from roost.placement.shipped_policies import PolicyError, import_policy
 from roost.scheduler.errors import ConfigError
@@ -69,10 +73,24 @@ def load_policy(name: str, load: Callable[[], T]) -> T:
 
 
 def format_error(problem: BaseException) -> str:
-    """Return an error that a foreign policy has raised as one short line."""
+    """Return an error that a foreign policy has raised as one short line, with its place in the policy's code."""
     try:
         text = " ".join(str(problem).split())
     except Exception:  # noqa: BLE001 - its own __str__ raises
         text = ""
     text = f"{type(problem).__name__}: {text}".rstrip(": ")
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    place = _find_place(problem)
+    return f"{text}, at {place}" if place else text
+
+
+def _find_place(problem: BaseException) -> str:
+    """Return file and line of the last call in foreign code that led to an error; empty if there is none."""
+    others = tuple(f"{Path(module.__file__ or '').parent}/" for module in (roost, np))
+    python = f"{Path(logging.__file__).parent.parent}/"
+    for frame in reversed(traceback.extract_tb(problem.__traceback__)):
+        file = frame.filename
+        is_python = file.startswith("<") or (file.startswith(python) and "site-packages" not in file)
+        if not is_python and not file.startswith(others):
+            return f"{Path(file).name:.80}:{frame.lineno}"
+    return ""

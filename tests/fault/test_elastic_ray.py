@@ -31,10 +31,13 @@ NOBODY_S = 40.0
 STEPS: dict[str, Callable[[Elastic], object]] = {
     "asked": lambda elastic: elastic.groups(),
     "launched": lambda elastic: elastic.launched(),
-    "joined": lambda elastic: elastic.raylets(),
+    "joined": lambda elastic: elastic.joined(),
     "running": lambda elastic: any(kernel.state == "running" for kernel in kernels(elastic)),
 }
-"""The steps of a start, and what is true once they are reached."""
+"""The steps of a start, and what is true once they are reached.
+
+Nothing is tried with a machine that boots without ever joining Ray. Its autoscaler waits for it for minutes.
+"""
 VICTIMS = ("service", "service and application", "agent", "node")
 PAIRS = [
     (step, victim)

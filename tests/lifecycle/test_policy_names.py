@@ -171,5 +171,5 @@ def test_a_command_shows_the_error_of_a_policy_without_its_stack(tmp_path: Path)
         check=True,
     )
     said = " ".join(done.stdout.split())
-    assert "since policy mine.py:Broken failed (ZeroDivisionError: division by zero)" in said
+    assert "since policy mine.py:Broken failed (ZeroDivisionError: division by zero, at mine.py:" in said
     assert done.stderr == ""

@@ -16,7 +16,7 @@ import pytest
 from kit.machine.daemons import settle
 from roost.bench.clusters.raylets import Machine
 from roost.provisioners.server_extension.cluster_page import read_cluster
-from roost.scheduler.backends.ray import join, placement_groups
+from roost.scheduler.backends.ray import join, nodes, placement_groups
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.client.running_services import find_services
 from roost.scheduler.messages import Event
@@ -66,6 +66,11 @@ class Elastic:
                 if process.name() == "raylet" and f"--node_ip_address={self.head}" not in process.cmdline():
                     found.append(process)
         return found
+
+    def joined(self) -> list[str]:
+        """Return the started nodes that Ray shows. It asks Ray, and no service."""
+        join.join(self.cluster.address, namespace=placement_groups.NAMESPACE)
+        return [node.id for node in nodes.read() if not node.is_head]
 
     def groups(self) -> list[placement_groups.Group]:
         join.join(self.cluster.address, namespace=placement_groups.NAMESPACE)
