@@ -83,10 +83,15 @@ def load_key_pair(path: str, *, name: str, section: str) -> KeyPair:
     """
     advice = f"set c.{section}.identity_file to a file in a folder of yours with mode 0700"
     try:
-        file = Path(path) if path else state_folder() / f"{name}-identity.json"
+        file = find_key_file(path, name=name)
     except FolderError as problem:
         raise ConfigError(f"no folder for the key pair: {problem}; {advice}.") from None
     return _read(file, advice)
+
+
+def find_key_file(path: str, *, name: str) -> Path:
+    """Return the file of `load_key_pair`, there or not. Raises `FolderError` if there is no folder for it."""
+    return Path(path) if path else state_folder() / f"{name}-identity.json"
 
 
 def load_service_key_pair(folder: Path) -> KeyPair:

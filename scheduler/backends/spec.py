@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 DEFAULT_BACKEND = "local"
 """The backend of kernelspecs and calls that name none."""
 
-_KINDS: dict[type, str] = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_KINDS: dict[type, str] = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list of texts",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +35,7 @@ class RequestOption:
     name: str
     """The option's name in a kernelspec and on the command line."""
     kind: type
-    """`str`, `int`, `float` or `bool`."""
+    """`str`, `int`, `float`, `bool`, or `list` for a list of texts."""
     help: str
     """The meaning of the option, as a clause, for error texts and help."""
     variable: str = ""
@@ -38,15 +44,20 @@ class RequestOption:
     def check(self, value: Any) -> None:
         """Raise `ConfigError` if the value has the wrong type. A whole number is also a number."""
         kinds = (int, float) if self.kind is float else (self.kind,)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and self.kind is not bool):
+        is_kind = isinstance(value, kinds) and (self.kind is bool or not isinstance(value, bool))
+        if not is_kind or (self.kind is list and not all(isinstance(item, str) for item in value)):
             raise _error(f"{self.name} = {value!r:.40} must be {_KINDS[self.kind]} ({self.help}).")
 
     def read(self, value: Any) -> Any:
         """Return the value, converted if it is text from a command line or a variable.
 
+        A list is text in JSON, or its items with commas between them.
+
         Raises `ConfigError` like `check`.
         """
-        if isinstance(value, str) and self.kind is not str:
+        if isinstance(value, str) and self.kind is list and not value.lstrip().startswith("["):
+            value = [item.strip() for item in value.split(",") if item.strip()]
+        elif isinstance(value, str) and self.kind is not str:
             try:
                 value = json.loads(value)
             except (ValueError, RecursionError):

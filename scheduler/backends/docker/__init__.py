@@ -6,6 +6,8 @@
         │  ├──→ OwnerNotes ──────────────→ Engine   keeps changed owners       owners
         │  └── container_end ────────────→ Engine   asks why a container ends  container_end
         ├── container_spec    lease → the container that the engine makes, and its start archive
+        │     ├── volumes     the volumes that a kernel asks for, and the operator's list
+        │     └── mounts      the real folders of these volumes, as the engine mounts them
         └── container_state   the container as the engine shows it → its lease and address
 
 The engine has no accounting, so its containers are the accounts: their labels have the leases, and a name that only one
@@ -29,6 +31,15 @@ SPEC = BackendSpec(
             kind=str,
             help="the container image; it needs Python and ipykernel, or the command of the kernelspec",
             variable="KERNEL_IMAGE",
+        ),
+        RequestOption(
+            name="volumes",
+            kind=list,
+            help="folders of the machine and volumes of the engine, with their places: /data/sets:/data:ro",
+            variable="KERNEL_VOLUMES",
+        ),
+        RequestOption(
+            name="cwd", kind=str, help="the folder in the container where the kernel starts: /data or ~/work"
         ),
     ),
 )

@@ -79,6 +79,7 @@ class DockerCluster(PodCluster):
         except EngineError as problem:
             raise BackendUnavailable(f"the Docker engine refuses roost: {problem.message}") from None
         self.cluster_id = str(info.get("ID") or "")
+        self._creator.engine_folder = str(info.get("DockerRootDir") or "")
         self._node = read_node(info, self._settings)
         self._stopped, self._died = set(), set()
         await cancel_all(self._tasks)

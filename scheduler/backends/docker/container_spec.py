@@ -6,11 +6,12 @@ import io
 import os
 import re
 import tarfile
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.launchers.protocol.messages import Assignment, Lease
+from roost.launchers.protocol.messages import FOLDER_OPTION, Assignment, Lease
 from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import dump_lease, shorten_id
@@ -20,6 +21,7 @@ from roost.scheduler.errors import ConfigError
 from .engine import JsonObject
 from .names import CREATOR_LABEL, ID_LABEL, KEY_LABEL, LEASE_LABEL, SERVICE_LABEL
 from .settings import RoostDockerBackend
+from .volumes import check_volumes
 
 GRACE_S = 5
 """How long a kernel has between SIGTERM and SIGKILL when somebody stops its container."""
@@ -47,23 +49,35 @@ def find_image(request: Request, settings: RoostDockerBackend) -> str:
 
 
 def check_request(request: Request, settings: RoostDockerBackend) -> None:
-    """Raise `ConfigError` for an image that is missing or not allowed, and for a part of a GPU."""
+    """Raise `ConfigError` for an image or volume that is missing or not allowed, and for a part of a GPU.
+
+    Reads no files: what a folder really is counts when its container is made.
+    """
     find_image(request, settings)
     asked, allowed = request.options.get("image"), list(filter(None, settings.allowed_images))
     if asked and not any(fnmatchcase(asked, pattern) for pattern in allowed):
         names = ", ".join(allowed) or "none"
         raise ConfigError(f"image = {asked!r:.80} is not allowed here; the operator allows {names}.")
+    check_volumes(request.options, settings.allowed_volumes)
+    folder = request.options.get(FOLDER_OPTION, "/")
+    if not folder.startswith(("/", "~/")) or not folder.isprintable():
+        raise ConfigError(f"cwd = {folder!r:.80} must be a folder of the container, such as /data or ~/work.")
     if request.gpus != int(request.gpus):
         raise ConfigError(f"Docker gives whole GPUs only: ask for 1 GPU instead of {request.gpus:g}.")
 
 
 def build_container(
-    lease: Lease, image: str, settings: RoostDockerBackend, service: str, agent_public: str
+    lease: Lease,
+    image: str,
+    settings: RoostDockerBackend,
+    service: str,
+    agent_public: str,
+    mounts: Sequence[JsonObject] = (),
 ) -> JsonObject:
     """Return the container of a granted lease, as the engine's API wants it.
 
-    `service` is the label of the service, and `agent_public` is the public key of the container's agent. No secret is
-    in it: everybody who may use the engine can read it.
+    `service` is the label of the service, and `agent_public` is the public key of the container's agent. `mounts` are
+    those of `find_mounts`. No secret is in it: everybody who may use the engine can read it.
     """
     return {
         "Image": image,
@@ -87,6 +101,7 @@ def build_container(
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges"],
             "PidsLimit": settings.pids_limit,
+            **({"Mounts": list(mounts)} if mounts else {}),
             **_limits(lease, settings),
         },
     }

@@ -38,6 +38,7 @@ from .container_state import (
     shorten,
 )
 from .engine import Engine, EngineError, JsonObject
+from .mounts import find_mounts
 from .names import CLAIM_NAME, ID_LABEL, LEASE_LABEL, SERVICE_LABEL, name_container
 from .settings import RoostDockerBackend
 
@@ -64,6 +65,8 @@ class ContainerCreator:
         key_pair: Callable[[], KeyPair],
         node: Callable[[], Node],
     ) -> None:
+        self.engine_folder = ""
+        """The folder with the engine's files, once the engine has named it."""
         self._engine, self._settings = engine, settings
         self._key_pair, self._node = key_pair, node
         self._lock = asyncio.Lock()
@@ -76,12 +79,13 @@ class ContainerCreator:
         """
         image = find_image(lease.request, self._settings)
         user = await self._find_user(image)
+        mounts = await find_mounts(lease.request, self._settings, self._engine, self.engine_folder)
         for listed in await self.find(lease.id):
             if has_started(listed):
                 return await self.inspect(listed["Id"])
             await self.remove(listed["Id"])
         public, secret = (key.decode() for key in zmq.curve_keypair())
-        container_id, granted = await self._claim(lease, image, public)
+        container_id, granted = await self._claim(lease, image, public, mounts)
         try:
             reserve = Reserve(lease=granted, is_granted=True, launch=launch)
             clients = frozenset([self._key_pair().public])
@@ -163,7 +167,9 @@ class ContainerCreator:
         """True if this service has created a listed container."""
         return is_of(listed["Labels"], self._key_pair())
 
-    async def _claim(self, lease: Lease, image: str, agent_public: str) -> tuple[str, Lease]:
+    async def _claim(
+        self, lease: Lease, image: str, agent_public: str, mounts: Sequence[JsonObject]
+    ) -> tuple[str, Lease]:
         """Create a container that counts, and return its id and its lease as granted."""
         until = time.monotonic() + _TURN_S
         name = name_container(lease.owner.user, lease.id)
@@ -172,7 +178,7 @@ class ContainerCreator:
                 self.turn_ended.clear()
                 granted = self._grant(lease, await self.read_all())
                 content = build_container(
-                    granted, image, self._settings, self._key_pair().label, agent_public
+                    granted, image, self._settings, self._key_pair().label, agent_public, mounts
                 )
                 container_id = await self._take_turn(content, image)
                 if not container_id:

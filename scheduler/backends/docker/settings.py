@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from traitlets import Bool, Int, List, Unicode
+from typing import Any
+
+from traitlets import Bool, Int, List, TraitError, Unicode, validate
 
 from roost.scheduler.config.section import Section
+
+from .volumes import parse_allowed
 
 
 class RoostDockerBackend(Section):
@@ -15,6 +19,11 @@ class RoostDockerBackend(Section):
     )
     image = Unicode("", help="The image of kernels that name none.")
     allowed_images = List(Unicode(), ["*"], help="Patterns of the images that kernels may name (fnmatch).")
+    allowed_volumes = List(
+        Unicode(),
+        help="Folders of this machine and patterns of the engine's volumes (fnmatch) that kernels may mount: "
+        "'/data/sets', 'team-*'. With ':rw' they may write there: '/scratch:rw'.",
+    )
     python = Unicode("python3", help="The Python in the image that runs roost's agent.")
     user = Unicode(
         "", help="The user and group of kernels, as 'UID:GID'. Empty: the image's, which must not be root."
@@ -32,3 +41,12 @@ class RoostDockerBackend(Section):
         help="The service's key pair. A service without it cannot reach the kernels of an earlier one, so it must "
         "survive restarts. Empty: roost/docker-identity.json in XDG_STATE_HOME.",
     )
+
+    @validate("allowed_volumes")
+    def _check_volumes(self, proposal: Any) -> Any:
+        for text in proposal["value"]:
+            try:
+                parse_allowed(text)
+            except ValueError as problem:
+                raise TraitError(f"allowed_volumes: {problem}") from None
+        return proposal["value"]

@@ -121,9 +121,24 @@ def test_a_request_needs_an_image_and_whole_gpus() -> None:
         check_request(Request(gpus=0.5), SETTINGS)
 
 
-@pytest.mark.parametrize(
-    "option", ["privileged", "volumes", "mounts", "network", "user", "cap_add", "devices"]
-)
-def test_a_kernelspec_cannot_ask_for_more_than_an_image(option: str) -> None:
+@pytest.mark.parametrize("option", ["privileged", "mounts", "network", "user", "cap_add", "devices"])
+def test_a_kernelspec_cannot_ask_for_rights_users_or_networks(option: str) -> None:
     with pytest.raises(ConfigError, match=f"there is no request option of the backend docker named {option}"):
         SPEC.check_options({option: "/:/host"})
+
+
+@pytest.mark.parametrize("folder", ["/data", "~/work"])
+def test_a_kernel_may_start_in_a_folder_of_its_container(folder: str) -> None:
+    check_request(Request(options={"cwd": folder}), SETTINGS)
+
+
+@pytest.mark.parametrize("folder", ["", "data", "../data", "~ada/work", "/data\n", "/da\0ta"])
+def test_another_working_folder_is_refused(folder: str) -> None:
+    with pytest.raises(ConfigError, match="must be a folder of the container, such as /data"):
+        check_request(Request(options={"cwd": folder}), SETTINGS)
+
+
+def test_a_container_gets_exactly_its_mounts() -> None:
+    mount = {"Type": "volume", "Source": "models", "Target": "/models", "ReadOnly": True}
+    host = build_container(LEASE, "team/python:3", SETTINGS, "service", KEYS.public, [mount])["HostConfig"]
+    assert host["Mounts"] == [mount]
