@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import time
+from pathlib import Path
 
 import pytest
 
 from kit.clusters.docker.faults import DockerWorld
+from kit.clusters.docker_engine import Registry
 from kit.clusters.faults import say, until
 from roost.scheduler.backends.docker.container_state import STOPPED_OR_KILLED
 from roost.scheduler.errors import RoostError
@@ -75,6 +78,32 @@ async def test_the_engine(docker_world: DockerWorld) -> None:
     assert "stopped" in reason
     await docker_world.restart(notebook)
     await docker_world.lives(notebook)
+
+
+async def test_the_service_during_a_pull(docker_world: DockerWorld, tmp_path: Path) -> None:
+    """The next service pulls again, because the client repeats its start. The wait shows the progress of both pulls."""
+    docker_world.configure(pull="missing")
+    progress = re.compile(r"the image \S+ is being pulled: \d+ of \d+ MB")
+
+    def is_shown() -> bool:
+        with contextlib.suppress(RoostError):  # the service was killed
+            kernels = docker_world.service().kernels().result(allow_s(10))
+            return any(progress.fullmatch(kernel.waits_for) for kernel in kernels)
+        return False
+
+    with Registry(docker_world.engine, tmp_path / "registry") as registry:
+        registry.hold(2_000_000)
+        notebook = docker_world.notebook(options={"image": registry.image})
+        opening = asyncio.create_task(notebook.open())
+        await until(is_shown, "no progress is shown", within_s=30)
+        docker_world.kill_service()
+        await until(is_shown, "no progress is shown after the service was killed", within_s=60)
+        registry.go_on()
+        await opening
+        await notebook.run("mine = 42")
+        await docker_world.lives(notebook)
+        await docker_world.close_stopped(notebook)
+        docker_world.engine.run("rmi", registry.image)
 
 
 async def test_the_service_at_any_moment_of_a_start(docker_world: DockerWorld) -> None:

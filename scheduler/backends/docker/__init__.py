@@ -5,13 +5,15 @@
     DockerCluster ──→ ContainerCreator ──→ Engine   creates containers         cluster, creation, engine
         │  ├──→ OwnerNotes ──────────────→ Engine   keeps changed owners       owners
         │  └── container_end ────────────→ Engine   asks why a container ends  container_end
+        ├── PendingLeases ──→ ImagePulls → Engine   wait for their image            pending, pulls, credentials
         ├── container_spec    lease → the container that the engine makes, and its start archive
         │     ├── volumes     the volumes that a kernel asks for, and the operator's list
         │     └── mounts      the real folders of these volumes, as the engine mounts them
         └── container_state   the container as the engine shows it → its lease and address
 
 The engine has no accounting, so its containers are the accounts: their labels have the leases, and a name that only one
-container can have is the lock. `names` has labels and names.
+container can have is the lock. `names` has labels and names, `images` asks for images, and
+`merging` joins own changes to the engine's.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from roost.scheduler.backends.key_pair import KeyPair, load_key_pair
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from .container_end import explain_container
-from .container_spec import check_request
+from .container_spec import check_request, find_image
 from .container_state import (
     ABANDONED,
     STOPPED,
@@ -37,8 +37,11 @@ from .container_state import (
 )
 from .creation import ContainerCreator
 from .engine import Engine, EngineError, JsonObject
+from .images import has_image
+from .merging import OwnChanges
 from .names import CLAIM_NAME, ID_LABEL, SERVICE_LABEL
 from .owners import OwnerNotes
+from .pending import PendingLeases
 from .settings import RoostDockerBackend
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,9 @@ class DockerCluster(PodCluster):
         self._node = Node(id="docker")
         self._owners = OwnerNotes(engine, lambda: self._key_pair)
         self._creator = ContainerCreator(engine, settings, lambda: self._key_pair, lambda: self._node)
+        self._pending = PendingLeases(engine, self._create, self._report)
+        self._own_changes: OwnChanges[PodChange] = OwnChanges()
+        """The changes of pending leases, until `changes` yields them."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopped: set[str] = set()
         """The ids of the containers that somebody has stopped, until the engine has removed them."""
@@ -87,6 +93,7 @@ class DockerCluster(PodCluster):
         return self._engine.address
 
     async def close(self) -> None:
+        await self._pending.close()
         await cancel_all(self._tasks)
         self._engine.close()
 
@@ -99,33 +106,56 @@ class DockerCluster(PodCluster):
         check_request(request, self._settings)
 
     async def create(self, lease: Lease, launch: Launch | None = None) -> Pod:
+        pending = self._pending.find(lease.id)
+        if pending is not None and pending.lease.state != "lost":
+            return pending
+        await self._pending.drop(lease.id)
+        image = find_image(lease.request, self._settings)
+        if self._settings.pull == "missing" and not await has_image(self._engine, image):
+            return self._pending.start(lease, launch, image)
+        return await self._create(lease, launch)
+
+    async def _create(self, lease: Lease, launch: Launch | None) -> Pod:
         pod, container_id = await self._creator.create(lease, launch)
         if container_id in self._died and pod.lease.state != "lost":  # its event came before this answer
             return build_lost(pod.lease, await self._explain(container_id))
         return pod
 
     async def delete(self, lease_id: str) -> None:
+        await self._pending.drop(lease_id)
         for listed in await self._creator.find(lease_id):
             await self._creator.remove(listed["Id"])
         await self._owners.remove(lease_id)
 
     async def update(self, lease: Lease) -> None:
+        self._pending.update(lease)
         if await self._creator.find(lease.id):
             await self._owners.write(lease)
 
     async def pods(self) -> Sequence[Pod]:
+        while True:
+            pending = self._pending.ids()
+            found = await self._read_pods()
+            if pending <= self._pending.ids():  # no container was made after it was read
+                return found
+
+    async def _read_pods(self) -> list[Pod]:
         creating = set(self.creating)
         ours = await self._creator.read_all(f"{SERVICE_LABEL}={self._key_pair.label}")
         await self._owners.read({listed["Labels"][ID_LABEL] for listed in ours})
         found = [await self._read(listed) for listed in ours if not is_claim(listed)]
         creating |= set(self.creating)
-        shown = [pod for pod in found if pod is not None and pod.lease.id not in creating]
+        shown = self._pending.pods()
+        shown += [pod for pod in found if pod is not None and not self._is_created(pod.lease.id, creating)]
         return sorted(shown, key=lambda pod: pod.lease.state != "lost")  # the last one of a lease counts
 
     async def changes(self) -> AsyncIterator[PodChange]:
-        async with aclosing(self._engine.follow()) as events:
+        async with aclosing(self._own_changes.merge(self._engine.follow())) as events:
             async for event in events:
-                change = await self._read_event(event) if event else PodChange(kind="resync")
+                if isinstance(event, PodChange):
+                    change = self._pending.renew(event)
+                else:
+                    change = await self._read_event(event)
                 if change is not None:
                     yield change
 
@@ -154,6 +184,8 @@ class DockerCluster(PodCluster):
 
     async def _read_event(self, event: JsonObject) -> PodChange | None:
         """Return the change that an event of one of roost's containers reports; None if there is none."""
+        if not event:  # the first one
+            return PodChange(kind="resync")
         action, container_id = str(event["Action"]), str(event["Actor"]["ID"])
         labels = event["Actor"]["Attributes"]
         names = {labels.get("name", ""), labels.get("oldName", "").lstrip("/")}
@@ -174,7 +206,7 @@ class DockerCluster(PodCluster):
             self._stopped.discard(container_id)
             self._died.discard(container_id)
             return PodChange(kind="nodes")
-        if lease.id in self.creating:  # `create` reports it
+        if self._is_created(lease.id, self.creating):  # its creation reports it
             return None
         if action == "die":
             end = await self._explain(container_id)
@@ -186,6 +218,13 @@ class DockerCluster(PodCluster):
                 return None
             return PodChange(kind="pod", pod=replace(pod, lease=self._owners.apply(pod.lease)))
         return None
+
+    def _is_created(self, lease_id: str, creating: Collection[str]) -> bool:
+        return lease_id in creating or lease_id in self._pending
+
+    def _report(self, change: PodChange) -> None:
+        """Let `changes` yield this."""
+        self._own_changes.put(change)
 
     async def _explain(self, container_id: str) -> End:
         if container_id in self._stopped:

@@ -24,7 +24,7 @@ from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict
 
 from .container_end import explain_container
-from .container_spec import build_archive, build_container, find_image, is_root
+from .container_spec import build_archive, build_container, find_image
 from .container_state import (
     build_lost,
     build_pod,
@@ -38,6 +38,7 @@ from .container_state import (
     shorten,
 )
 from .engine import Engine, EngineError, JsonObject
+from .images import find_user
 from .mounts import find_mounts
 from .names import CLAIM_NAME, ID_LABEL, LEASE_LABEL, SERVICE_LABEL, name_container
 from .settings import RoostDockerBackend
@@ -78,7 +79,7 @@ class ContainerCreator:
         Raises `LeaseConflict`, `LaunchError` and `BackendUnavailable`.
         """
         image = find_image(lease.request, self._settings)
-        user = await self._find_user(image)
+        user = await find_user(self._engine, image, self._settings)
         mounts = await find_mounts(lease.request, self._settings, self._engine, self.engine_folder)
         for listed in await self.find(lease.id):
             if has_started(listed):
@@ -227,24 +228,6 @@ class ContainerCreator:
         ):
             raise LeaseConflict(f"other kernels have taken the room on {node.id}")
         return replace(lease, node_id=node.id, device_ids=tuple(sorted(chosen)), state="held", reason="")
-
-    async def _find_user(self, image: str) -> str:
-        """Return the user of the image's containers. Raises `LaunchError` for a missing image, and for root."""
-        try:
-            found = await self._engine.call(lambda client: client.inspect_image(image))
-        except EngineError as problem:
-            if problem.status != 404:
-                raise LaunchError(f"Docker cannot use the image {image}: {problem.message}.") from None
-            raise LaunchError(
-                f"the Docker engine has no image {image}: get it with `docker pull {image}`, or name another one."
-            ) from None
-        user = self._settings.user or str((found.get("Config") or {}).get("User") or "")
-        if is_root(user):
-            raise LaunchError(
-                f"the image {image} runs as root, which kernels may not: set c.RoostDockerBackend.user, such as "
-                "'1000:100', or take an image with another user."
-            )
-        return user
 
     async def _ask(self, work: Callable[..., list[JsonObject]]) -> list[JsonObject]:
         try:

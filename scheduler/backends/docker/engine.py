@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
 import docker
 import requests
+from docker.auth import encode_header
 from docker.errors import APIError, DockerException
+from docker.types import CancellableStream
+from docker.utils import parse_repository_tag
 
 from roost.launchers.daemon.tasks import in_thread, start_thread
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
+from .credentials import CredentialsError, read_credentials
 from .names import LEASE_LABEL
 
 T = TypeVar("T")
@@ -25,6 +30,8 @@ JsonObject = dict[str, Any]
 _CALL_S = 20.0
 _LATE_S = 5.0
 """How much later than its timeout a call may end, because it has several steps."""
+SILENT_S = 300.0
+"""How long a pull may show no progress."""
 _SOCKET = "unix:///var/run/docker.sock"
 _SCHEME = "unix://"
 
@@ -35,6 +42,10 @@ class EngineError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status, self.message = status, message
+
+
+class _Broken(Exception):
+    """A stream of the engine has broken."""
 
 
 class Engine:
@@ -60,36 +71,43 @@ class Engine:
 
         Raises `BackendUnavailable` when the engine ends the stream.
         """
-        loop = asyncio.get_running_loop()
-        arrived: asyncio.Queue[JsonObject | None] = asyncio.Queue()
         filters = {"type": "container", "label": LEASE_LABEL}
         try:
             stream = await self.call(lambda client: client.events(decode=True, filters=filters))
         except EngineError as problem:
             raise BackendUnavailable(f"the Docker engine refuses its events: {problem.message}") from None
 
-        def put(event: JsonObject | None) -> None:
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(arrived.put_nowait, event)
-
-        def read() -> None:
-            try:
-                for event in stream:
-                    put(event)
-            except Exception:  # noqa: BLE001 - the stream breaks in many ways, and each of them is its end
-                pass
-            finally:
-                put(None)
-
-        start_thread(read, name="docker-events")
         try:
             yield {}
-            while (event := await arrived.get()) is not None:
-                yield event
-            raise BackendUnavailable(f"the Docker engine at {self.address} has ended its stream of events")
+            with suppress(_Broken):
+                async with aclosing(_read_in_thread(lambda: stream, "docker-events")) as events:
+                    async for event in events:
+                        yield event
         finally:
             with suppress(Exception):  # it has ended
                 stream.close()
+        raise BackendUnavailable(f"the Docker engine at {self.address} has ended its stream of events")
+
+    async def pull(self, image: str) -> AsyncGenerator[JsonObject, None]:
+        """Pull an image, with the credentials of this user. Yield what the engine reports, until it has the image.
+
+        A pull whose generator is closed is given up. Raises `EngineError` with the reason why there is no image, and
+        `BackendUnavailable`.
+        """
+
+        def start() -> CancellableStream:
+            return self._run(lambda client: _start_pull(client, image))
+
+        try:
+            async with aclosing(_read_in_thread(start, "docker-pull")) as lines:
+                async for line in lines:
+                    if problem := line.get("error"):
+                        raise EngineError(500, _shorten(problem))
+                    yield line
+        except CredentialsError as problem:
+            raise EngineError(400, str(problem)) from None
+        except _Broken:
+            raise BackendUnavailable(f"the Docker engine at {self.address} has ended its pull") from None
 
     def close(self) -> None:
         """Close the idle connections. A later call connects again."""
@@ -148,6 +166,84 @@ def find_address(address: str, environment: Mapping[str, str] = os.environ) -> s
     return chosen
 
 
-def _shorten(problem: Exception) -> str:
+def _shorten(problem: Exception | str) -> str:
     text = str(getattr(problem, "explanation", "") or problem)
     return " ".join(text.split()).rstrip(".")[:500]
+
+
+def _start_pull(client: docker.APIClient, image: str) -> CancellableStream:
+    """Ask the engine for a pull, and return its report. The engine answers once it has found the image.
+
+    The SDK's own `pull` cannot be cancelled, and it reads the credentials once only.
+    """
+    repository, tag = parse_repository_tag(image)
+    credentials = read_credentials(repository)
+    response = client.post(
+        f"{client.base_url}/v{client.api_version}/images/create",
+        params={"fromImage": repository, "tag": tag or "latest"},  # without a tag it would pull all of them
+        headers={"X-Registry-Auth": encode_header(credentials)} if credentials else {},
+        stream=True,
+        timeout=SILENT_S,
+    )
+    if response.status_code >= 400:
+        with response:
+            raise EngineError(response.status_code, _shorten(_read_message(response.text)))
+    lines = (json.loads(line) for line in response.iter_lines() if line)
+    return CancellableStream(lines, response)
+
+
+def _read_message(text: str) -> str:
+    try:
+        return str(json.loads(text)["message"])
+    except (ValueError, KeyError, TypeError):
+        return text
+
+
+async def _read_in_thread(
+    start: Callable[[], CancellableStream], name: str
+) -> AsyncGenerator[JsonObject, None]:
+    """Yield the items of a blocking stream, which a thread starts and reads. The stream is closed at the end.
+
+    Raises what `start` raises, and `_Broken`.
+    """
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[JsonObject | Exception | None] = asyncio.Queue()
+    lock, streams, is_over = threading.Lock(), list[CancellableStream](), threading.Event()
+
+    def put(item: JsonObject | Exception | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+    def close() -> None:
+        with lock:
+            is_over.set()
+            for stream in streams:
+                with suppress(Exception):  # it has ended
+                    stream.close()
+
+    def read() -> None:
+        try:
+            stream = start()
+        except Exception as problem:  # noqa: BLE001 - it is raised in the loop
+            put(problem)
+            return
+        with lock:
+            streams.append(stream)
+        if is_over.is_set():
+            close()
+            return
+        try:
+            for item in stream:
+                put(item)
+            put(None)
+        except Exception:  # noqa: BLE001 - the stream breaks in many ways, and each of them is its end
+            put(_Broken())
+
+    start_thread(read, name=name)
+    try:
+        while (item := await arrived.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        close()

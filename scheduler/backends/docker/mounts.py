@@ -46,9 +46,11 @@ _LOOKS_S = 10.0
 def list_guarded(settings: RoostDockerBackend, address: str, engine_folder: str) -> list[str]:
     """Return the real paths that no kernel may mount, nor any folder that contains one of them.
 
-    They belong to the system, to the engine at `address` with its files in `engine_folder`, and to this service.
+    They belong to the system, to the engine at `address` with its files in `engine_folder`, and to this service, with
+    its user's credentials for registries.
     """
-    paths = [*SYSTEM_FOLDERS, *_ENGINE_FOLDERS, address.removeprefix("unix://"), engine_folder]
+    logins = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    paths = [*SYSTEM_FOLDERS, *_ENGINE_FOLDERS, address.removeprefix("unix://"), engine_folder, logins]
     with suppress(FolderError):  # there is none to guard
         paths.append(str(runtime_dir()))
     with suppress(FolderError):

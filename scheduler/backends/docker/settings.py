@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from traitlets import Bool, Int, List, TraitError, Unicode, validate
+from traitlets import Bool, Enum, Int, List, TraitError, Unicode, validate
 
 from roost.scheduler.config.section import Section
 
@@ -19,6 +19,12 @@ class RoostDockerBackend(Section):
     )
     image = Unicode("", help="The image of kernels that name none.")
     allowed_images = List(Unicode(), ["*"], help="Patterns of the images that kernels may name (fnmatch).")
+    pull = Enum(
+        ["never", "missing"],
+        "never",
+        help="'missing': the engine pulls an image that it lacks, with the credentials of the service's user. "
+        "'never': such a kernel is refused.",
+    )
     allowed_volumes = List(
         Unicode(),
         help="Folders of this machine and patterns of the engine's volumes (fnmatch) that kernels may mount: "

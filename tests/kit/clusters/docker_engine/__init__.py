@@ -8,10 +8,12 @@ is left alone. All its processes end with the test's, even if that is killed. It
 
     engine       the engine of one test, its faults, and what it leaves behind
        ├──▶ start_script    the shell script of its first process: network, mounts, dockerd
-       └──▶ build           the packages that it needs, and the image of kernels, made once in a cache
+       ├──▶ build           the packages that it needs, and the image of kernels, made once in a cache
+       └──◀ registry        a registry of images beside it, with its program registry_server
 """
 
 from .build import IMAGE, why_not
 from .engine import DockerEngine, leftovers
+from .registry import Registry
 
-__all__ = ["IMAGE", "DockerEngine", "leftovers", "why_not"]
+__all__ = ["IMAGE", "DockerEngine", "Registry", "leftovers", "why_not"]

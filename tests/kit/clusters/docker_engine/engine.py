@@ -106,6 +106,11 @@ class DockerEngine:
             raise RuntimeError(f"docker {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout
 
+    def inside(self, *command: str) -> list[str]:
+        """Return a command that runs `command` in the engine's network, and ends with the engine if it is marked."""
+        assert self._process is not None, "the engine has ended"
+        return ["nsenter", f"--net=/proc/{self._process.pid}/ns/net", *command]
+
     def objects(self) -> list[str]:
         """Return a line for each container and volume, and for each network that the engine did not start with."""
         usual = {"bridge", "host", "none", SEPARATE}
