@@ -40,6 +40,7 @@ from typing import Any
 _PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 _MODULE = ["-m", "ipykernel_launcher"]
 _NO_PARENT = "1"  # as in start.py
+_FOLDER_OPTION = "cwd"  # as in messages.py
 _DESCRIPTORS = 256
 _MOST_CANDIDATES = 2_000  # as in ports.py
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
@@ -157,6 +158,9 @@ def fork_kernel(
     must_lock = settings["gpu_visibility"] == "locks" and request["gpus"]  # the agent chooses devices first
     if launch is None or must_lock or not may_fork(launch, env, *startup):
         return None, None
+    cwd = choose_folder(launch["cwd"], request)
+    if not cwd:
+        return None, None
     began = time.perf_counter()
     connection = choose_ports(
         {**launch["connection"], "ip": settings["address"] or launch["connection"]["ip"]},
@@ -174,7 +178,6 @@ def fork_kernel(
         shown.pop("interrupt_mode", None)
         json.dump(shown, file)
     argv = [part.replace("{connection_file}", connection_file) for part in launch["argv"]]
-    cwd = next(filter(os.path.isdir, (launch["cwd"], os.path.expanduser("~"))), os.getcwd())
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -192,6 +195,17 @@ def fork_kernel(
         "spawned_ms": (time.perf_counter() - began) * 1e3,
     }
     return forked, None
+
+
+def choose_folder(wanted: str, request: Mapping[str, Any]) -> str:
+    """Return the folder where the kernel starts: that of the request's option, else `wanted` or the user's home.
+
+    Return an empty text if the option names a missing folder: the agent refuses that, with a sentence.
+    """
+    if option := (request.get("options") or {}).get(_FOLDER_OPTION):
+        folder = os.path.expanduser(option)
+        return folder if os.path.isdir(folder) else ""
+    return next(filter(os.path.isdir, (wanted, os.path.expanduser("~"))), os.getcwd())
 
 
 def report_kernel(kernel: dict[str, Any], settings: Mapping[str, Any], assignment: dict[str, Any]) -> Any:

@@ -102,6 +102,16 @@ async def test_a_kernel_without_memory_is_reported_as_such(
         assert "memory" in await notebook.ended(connect("docker"), ENDS_S)
 
 
+async def test_a_kernel_starts_in_the_folder_of_its_option(
+    specs_of: Callable[..., KernelSpecManager],
+) -> None:
+    async with opened(specs_of(config={"options": {"cwd": "/home/kernel"}})) as notebook:
+        assert await notebook.value("__import__('os').getcwd()") == "'/home/kernel'"
+    with pytest.raises(LaunchError, match="there is no folder /nowhere on that machine"):
+        async with opened(specs_of(config={"options": {"cwd": "/nowhere"}})):
+            pass
+
+
 @pytest.mark.parametrize(
     ("image", "refusal"),
     [
