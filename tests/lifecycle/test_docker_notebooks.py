@@ -102,6 +102,13 @@ async def test_a_kernel_without_memory_is_reported_as_such(
         assert "memory" in await notebook.ended(connect("docker"), ENDS_S)
 
 
+async def test_a_kernel_has_the_shared_memory_that_it_asks_for(
+    specs_of: Callable[..., KernelSpecManager],
+) -> None:
+    async with opened(specs_of(config={"memory": "1GiB", "options": {"shm_size": "256MiB"}})) as notebook:
+        assert await notebook.value("__import__('shutil').disk_usage('/dev/shm').total") == str(256 << 20)
+
+
 async def test_a_kernel_starts_in_the_folder_of_its_option(
     specs_of: Callable[..., KernelSpecManager],
 ) -> None:

@@ -41,6 +41,11 @@ SPEC = BackendSpec(
             variable="KERNEL_VOLUMES",
         ),
         RequestOption(
+            name="shm_size",
+            kind=str,
+            help="the size of /dev/shm, which is part of the kernel's memory, as in 1GiB",
+        ),
+        RequestOption(
             name="cwd", kind=str, help="the folder in the container where the kernel starts: /data or ~/work"
         ),
     ),

@@ -14,8 +14,10 @@ from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import FOLDER_OPTION, Assignment, Lease
 from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
+from roost.placement.model.format import format_bytes
 from roost.scheduler.backends.agent_per_kernel import dump_lease, shorten_id
 from roost.scheduler.backends.node_archive import dump_start, pack
+from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
 
 from .engine import JsonObject
@@ -48,8 +50,28 @@ def find_image(request: Request, settings: RoostDockerBackend) -> str:
     return image
 
 
+def find_shm_size(request: Request, settings: RoostDockerBackend) -> int:
+    """Return the bytes of /dev/shm that a request asks for; 0 leaves it to the engine. Raises `ConfigError`."""
+    text = request.options.get("shm_size") or "0"
+    try:
+        size = parse_bytes(text)
+    except ConfigError as problem:
+        raise ConfigError(f"shm_size = {problem.user_message}") from None
+    asked, most = format_bytes(size), format_bytes(settings.max_shm_size)
+    if size > settings.max_shm_size:
+        raise ConfigError(
+            f"shm_size = {asked} is more than the operator allows, {most} (c.RoostDockerBackend.max_shm_size)."
+        )
+    if request.memory_bytes and size > request.memory_bytes:
+        memory = format_bytes(request.memory_bytes)
+        raise ConfigError(
+            f"shm_size = {asked} is part of the kernel's memory, which is {memory}: ask for more memory."
+        )
+    return size
+
+
 def check_request(request: Request, settings: RoostDockerBackend) -> None:
-    """Raise `ConfigError` for an image or volume that is missing or not allowed, and for a part of a GPU.
+    """Raise `ConfigError` for an option that is missing, wrong or not allowed, and for a part of a GPU.
 
     Reads no files: what a folder really is counts when its container is made.
     """
@@ -62,6 +84,7 @@ def check_request(request: Request, settings: RoostDockerBackend) -> None:
     folder = request.options.get(FOLDER_OPTION, "/")
     if not folder.startswith(("/", "~/")) or not folder.isprintable():
         raise ConfigError(f"cwd = {folder!r:.80} must be a folder of the container, such as /data or ~/work.")
+    find_shm_size(request, settings)
     if request.gpus != int(request.gpus):
         raise ConfigError(f"Docker gives whole GPUs only: ask for 1 GPU instead of {request.gpus:g}.")
 
@@ -110,6 +133,8 @@ def build_container(
 def _limits(lease: Lease, settings: RoostDockerBackend) -> JsonObject:
     request = lease.request
     limits: JsonObject = {}
+    if shm_size := find_shm_size(request, settings):
+        limits["ShmSize"] = shm_size
     if request.memory_bytes:
         limits |= {"Memory": request.memory_bytes, "MemorySwap": request.memory_bytes}
     if request.cpus:

@@ -6,7 +6,7 @@ from typing import Any
 
 from traitlets import Bool, Enum, Int, List, TraitError, Unicode, validate
 
-from roost.scheduler.config.section import Section
+from roost.scheduler.config.section import Memory, Section
 
 from .volumes import parse_allowed
 
@@ -37,6 +37,7 @@ class RoostDockerBackend(Section):
     network = Unicode(
         "bridge", help="The engine's network for kernels. This machine must reach its addresses."
     )
+    max_shm_size = Memory("1GiB", help="The largest `shm_size` that kernels may ask for.")
     limit_cpus = Bool(False, help="Limit CPUs to the request. Kernels then start up to three times slower.")
     pids_limit = Int(4096, min=64, help="The most processes and threads in a container.")
     gpus = Int(0, min=0, help="The GPUs of this machine that the engine gives to containers.")

@@ -142,3 +142,28 @@ def test_a_container_gets_exactly_its_mounts() -> None:
     mount = {"Type": "volume", "Source": "models", "Target": "/models", "ReadOnly": True}
     host = build_container(LEASE, "team/python:3", SETTINGS, "service", KEYS.public, [mount])["HostConfig"]
     assert host["Mounts"] == [mount]
+
+
+def test_a_kernel_gets_the_shared_memory_that_it_asks_for() -> None:
+    asked = Request(options={"shm_size": "512MiB"}, memory_bytes=1 << 30)
+    check_request(asked, SETTINGS)
+    assert build(replace(LEASE, request=asked))["HostConfig"]["ShmSize"] == 512 << 20
+    assert "ShmSize" not in build()["HostConfig"]
+
+
+@pytest.mark.parametrize(
+    ("size", "refusal"),
+    [
+        (
+            "2GiB",
+            "shm_size = 2 GiB is more than the operator allows, 1 GiB (c.RoostDockerBackend.max_shm_size).",
+        ),
+        ("1GiB", "shm_size = 1 GiB is part of the kernel's memory, which is 512 MiB: ask for more memory."),
+        ("much", "shm_size = "),
+        ("-1", "shm_size = "),
+    ],
+)
+def test_other_amounts_of_shared_memory_are_refused(size: str, refusal: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_request(Request(options={"shm_size": size}, memory_bytes=512 << 20), SETTINGS)
+    assert refusal in str(refused.value)
