@@ -15,11 +15,20 @@ import pytest
 from kit.clusters.docker.faults import DockerWorld
 from kit.clusters.docker_engine import Registry
 from kit.clusters.faults import say, until
-from roost.scheduler.backends.docker.container_state import STOPPED_OR_KILLED
+from roost.scheduler.backends.docker.container_state import STOPPED, STOPPED_OR_KILLED
 from roost.scheduler.errors import RoostError
 from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.fault
+
+WRITE = """
+def write(path):
+    try:
+        open(path, "w").close()
+    except OSError as problem:
+        return problem.strerror
+    return "written"
+"""
 
 ROUNDS = int(os.environ.get("ROOST_OUTAGES", "4"))
 SEED = int(os.environ.get("ROOST_OUTAGES_SEED", time.time_ns() % 1_000_000))
@@ -54,6 +63,24 @@ async def test_a_container_stopped_while_no_service_runs(docker_world: DockerWor
     docker_world.kill_service()
     docker_world.engine.run("stop", container)
     assert STOPPED_OR_KILLED in await docker_world.ended(notebook, 20)
+
+
+async def test_a_container_that_cannot_change_its_image(docker_world: DockerWorld) -> None:
+    """Its start archive is in a volume, which ends with it, also if a person removes the container alone."""
+    docker_world.configure(read_only=True)
+    notebook = await docker_world.open()
+    await notebook.run(WRITE)
+    assert await notebook.value("write('/home/kernel/new')") == "'Read-only file system'"
+    assert await notebook.value("write('/roost/new')") == "'Permission denied'"
+    assert await notebook.value("write('/tmp/new')") == "'written'"
+    assert len(docker_world.left()) == 2  # the container and its volume
+    await docker_world.restart(notebook)
+    container = await docker_world.container(notebook)
+    docker_world.engine.run("rm", "--force", container)
+    assert STOPPED in await docker_world.ended(notebook, 20)
+    await until(lambda: not docker_world.left(), "the volume is left")
+    await docker_world.restart(notebook)
+    await docker_world.lives(notebook)
 
 
 async def test_a_paused_container_lives_on(docker_world: DockerWorld) -> None:

@@ -30,6 +30,8 @@ GRACE_S = 5
 _IDLE_EXIT_S = 60.0
 _FOLDER, _ARCHIVE = "roost", "start.zip"
 _AGENT_FOLDER = "/tmp/roost-agent"
+_TMP_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"
+"""Libraries that compile code, such as numba, load it from `/tmp`."""
 _SHARES_OF_A_CPU, _LEAST_SHARES, _MOST_SHARES = 1024, 2, 262_144
 _IMAGE = re.compile(r"[A-Za-z0-9][\w./:@-]{0,300}", re.ASCII)
 _MOST_EXACT = 10**9
@@ -124,10 +126,23 @@ def build_container(
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges"],
             "PidsLimit": settings.pids_limit,
-            **({"Mounts": list(mounts)} if mounts else {}),
+            **_describe_files(lease, settings, service, mounts),
             **_limits(lease, settings),
         },
     }
+
+
+def _describe_files(
+    lease: Lease, settings: RoostDockerBackend, service: str, mounts: Sequence[JsonObject]
+) -> JsonObject:
+    """Return what is mounted in a container, and whether it can change the other files."""
+    if not settings.read_only:
+        return {"Mounts": list(mounts)} if mounts else {}
+    # The engine puts no file into a root that is read only, but into a volume. Its labels let `OwnerNotes` remove it
+    # if a person removes the container.
+    labels = {SERVICE_LABEL: service, ID_LABEL: shorten_id(lease.id)}
+    own = {"Type": "volume", "Target": f"/{_FOLDER}", "VolumeOptions": {"NoCopy": True, "Labels": labels}}
+    return {"ReadonlyRootfs": True, "Tmpfs": {"/tmp": _TMP_OPTIONS}, "Mounts": [own, *mounts]}
 
 
 def _limits(lease: Lease, settings: RoostDockerBackend) -> JsonObject:
@@ -148,7 +163,7 @@ def _limits(lease: Lease, settings: RoostDockerBackend) -> JsonObject:
 
 
 def build_archive(assignment: Assignment, settings: RoostDockerBackend, user: str) -> bytes:
-    """Return a tar file for the container's root folder, with the agent's code, settings and assignment.
+    """Return a tar file for the container's folder `find_place`, with the agent's code, settings and assignment.
 
     It is secret. Only the container's `user`, as the image or the settings name it, can read it there. A user by name
     has a number that only the image knows: everybody in the container may then read it, which is the kernel alone.
@@ -167,14 +182,20 @@ def build_archive(assignment: Assignment, settings: RoostDockerBackend, user: st
     uid = user.partition(":")[0]
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
-        folder = tarfile.TarInfo(_FOLDER)
-        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
-        tar.addfile(folder)
-        file = tarfile.TarInfo(f"{_FOLDER}/{_ARCHIVE}")
+        if not settings.read_only:
+            folder = tarfile.TarInfo(_FOLDER)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(folder)
+        file = tarfile.TarInfo(_ARCHIVE if settings.read_only else f"{_FOLDER}/{_ARCHIVE}")
         file.size, file.mode = len(data), 0o400 if uid.isdecimal() else 0o444
         file.uid = int(uid) if uid.isdecimal() else 0
         tar.addfile(file, io.BytesIO(data))
     return content.getvalue()
+
+
+def find_place(settings: RoostDockerBackend) -> str:
+    """Return the folder of the container for the archive of `build_archive`: its root, or roost's own volume."""
+    return f"/{_FOLDER}" if settings.read_only else "/"
 
 
 def is_root(user: str) -> bool:

@@ -24,7 +24,7 @@ from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict
 
 from .container_end import explain_container
-from .container_spec import build_archive, build_container, find_image
+from .container_spec import build_archive, build_container, find_image, find_place
 from .container_state import (
     build_lost,
     build_pod,
@@ -94,7 +94,8 @@ class ContainerCreator:
                 keys=ServerKeys(public=public, secret=secret, clients=clients), reserve=reserve
             )
             archive = build_archive(assignment, self._settings, user)
-            await self._engine.call(lambda client: client.put_archive(container_id, "/", archive))
+            place = find_place(self._settings)
+            await self._engine.call(lambda client: client.put_archive(container_id, place, archive))
             await self._engine.call(lambda client: client.start(container_id))
             return await self.inspect(container_id)
         except BaseException as problem:

@@ -1,6 +1,7 @@
 """`OwnerNotes`: the leases whose owner has changed. The labels of a container never change, but a volume can be new.
 
-The volume is empty, and its labels have the lease. It is removed with the container.
+The volume is empty, and its labels have the lease. It is removed with the container. If a person has removed the
+container, its volume with the start archive is removed too.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class OwnerNotes:
     async def write(self, lease: Lease) -> None:
         """Store the owner of this lease in place of the earlier one."""
         key = shorten_id(lease.id)
-        earlier = await self._list(f"{ID_LABEL}={key}")
+        earlier = await self._list(f"{ID_LABEL}={key}", LEASE_LABEL)
         labels = {LEASE_LABEL: dump_lease(lease), ID_LABEL: key, SERVICE_LABEL: self._key_pair().label}
         name = f"roost-owner-{key}-{time.time_ns():020d}"
         try:

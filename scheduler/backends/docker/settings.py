@@ -37,6 +37,11 @@ class RoostDockerBackend(Section):
     network = Unicode(
         "bridge", help="The engine's network for kernels. This machine must reach its addresses."
     )
+    read_only = Bool(
+        False,
+        help="Containers cannot change the files of their image: kernels write to /tmp, which counts as memory, and "
+        "to their volumes.",
+    )
     max_shm_size = Memory("1GiB", help="The largest `shm_size` that kernels may ask for.")
     limit_cpus = Bool(False, help="Limit CPUs to the request. Kernels then start up to three times slower.")
     pids_limit = Int(4096, min=64, help="The most processes and threads in a container.")

@@ -14,13 +14,16 @@ import pytest
 from roost.launchers.protocol.messages import Assignment, Connection, Launch, Lease, Owner, Reserve
 from roost.launchers.protocol.rpc import ServerKeys
 from roost.placement import Request
+from roost.scheduler.backends.agent_per_kernel import shorten_id
 from roost.scheduler.backends.docker import SPEC
 from roost.scheduler.backends.docker.container_spec import (
     build_archive,
     build_container,
     check_request,
     find_image,
+    find_place,
 )
+from roost.scheduler.backends.docker.names import ID_LABEL, SERVICE_LABEL
 from roost.scheduler.backends.docker.settings import RoostDockerBackend
 from roost.scheduler.errors import ConfigError
 
@@ -167,3 +170,18 @@ def test_other_amounts_of_shared_memory_are_refused(size: str, refusal: str) -> 
     with pytest.raises(ConfigError) as refused:
         check_request(Request(options={"shm_size": size}, memory_bytes=512 << 20), SETTINGS)
     assert refusal in str(refused.value)
+
+
+def test_a_container_can_be_kept_from_changing_its_image() -> None:
+    settings = RoostDockerBackend(read_only=True)
+    mount = {"Type": "volume", "Source": "models", "Target": "/models", "ReadOnly": True}
+    host = build_container(LEASE, "team/python:3", settings, "service", KEYS.public, [mount])["HostConfig"]
+    own, other = host["Mounts"]
+    assert (host["ReadonlyRootfs"], list(host["Tmpfs"]), other) == (True, ["/tmp"], mount)
+    assert (own["Type"], own["Target"], "Source" in own) == ("volume", "/roost", False)
+    assert own["VolumeOptions"]["Labels"] == {SERVICE_LABEL: "service", ID_LABEL: shorten_id(LEASE.id)}
+    assignment = Assignment(keys=KEYS, reserve=Reserve(lease=LEASE, is_granted=True))
+    with tarfile.open(fileobj=io.BytesIO(build_archive(assignment, settings, "1000"))) as tar:
+        assert tar.getnames() == ["start.zip"]
+    assert (find_place(settings), find_place(SETTINGS)) == ("/roost", "/")
+    assert "ReadonlyRootfs" not in build()["HostConfig"]
