@@ -133,6 +133,24 @@ async def test_the_service_during_a_pull(docker_world: DockerWorld, tmp_path: Pa
         docker_world.engine.run("rmi", registry.image)
 
 
+async def test_the_engine_during_a_pull(docker_world: DockerWorld, tmp_path: Path) -> None:
+    """The start waits in the queue until the engine is back, which then pulls again."""
+    docker_world.configure(pull="missing")
+    with Registry(docker_world.engine, tmp_path / "registry") as registry:
+        registry.hold(2_000_000)
+        notebook = docker_world.notebook(options={"image": registry.image})
+        opening = asyncio.create_task(notebook.open())
+        await until(lambda: any("/blobs/" in path for path in registry.requests()), "there is no pull")
+        docker_world.engine.kill()
+        registry.go_on()
+        docker_world.engine.start()
+        await opening
+        await notebook.run("mine = 42")
+        await docker_world.lives(notebook)
+        await docker_world.close_stopped(notebook)
+        docker_world.engine.run("rmi", registry.image)
+
+
 async def test_the_service_at_any_moment_of_a_start(docker_world: DockerWorld) -> None:
     """The client repeats its call to the next service. Nothing stays behind, whatever step was cut short."""
     chance = random.Random(SEED)
