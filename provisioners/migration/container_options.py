@@ -13,6 +13,8 @@ _NEEDLESS = (
     "--restart", "--quiet",
 )  # fmt: skip
 """Options that say nothing about the kernel: roost makes and removes the container."""
+_REQUEST_OPTIONS = {"--volume": "volumes", "--workdir": "cwd", "--shm-size": "shm_size"}
+"""Options that a kernelspec of the backend `docker` may have. The operator must allow some of them."""
 
 
 def apply_docker_run(draft: Draft, run: DockerRun) -> None:
@@ -42,6 +44,9 @@ def _apply(draft: Draft, place: str, name: str, value: str) -> None:
             draft.say(place, "translated", f"memory = {draft.config['memory']}")
         elif name == "--env" and "=" in value:
             _set_variable(draft, place, value)
+        elif name in _REQUEST_OPTIONS:
+            text = f"{show(name, value)}: set options.{_REQUEST_OPTIONS[name]}, if the operator allows it"
+            draft.say(place, "decision", text, "none")
         else:
             text = f"{show(name, value)}: an option of the backend docker for all its kernels"
             draft.say(place, "decision", text, "the backend's own")
