@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from roost.launchers.daemon.tasks import cancel_all, spawn
+from roost.launchers.daemon.tasks import cancel_all, spawn, wait_until_set
 from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Device, Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster
@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 _STOPS = ("9", "15")
 """The signals with which `docker stop`, `kill` and `rm` end a container."""
+_ENDS_S = 2.0
+"""How long an ending container may take until the engine reports it: less than roost waits for `explain_end`."""
 _STARTING = "its container is being started"
 
 
@@ -70,6 +72,8 @@ class DockerCluster(PodCluster):
         """The ids of the containers that somebody has stopped, until the engine has removed them."""
         self._died: set[str] = set()
         """The ids of the containers that have ended, until the engine has removed them."""
+        self._end_noted = asyncio.Event()
+        """Set when one of these two has a new id."""
 
     @cached_property
     def _key_pair(self) -> KeyPair:
@@ -163,7 +167,9 @@ class DockerCluster(PodCluster):
         listed = next(iter(await self._creator.find(lease_id)), None)
         if listed is None or listed["Id"] in self._stopped:
             return STOPPED
-        return (await self._explain(listed["Id"])).reason if has_ended(listed) else ""
+        if not has_ended(listed) and not await self._await_end(listed["Id"]):
+            return ""
+        return (await self._explain(listed["Id"])).reason
 
     # Reading
 
@@ -200,8 +206,10 @@ class DockerCluster(PodCluster):
             return None
         if action == "kill" and labels.get("signal") in _STOPS:
             self._stopped.add(container_id)
+            self._end_noted.set()
         elif action == "die":
             self._died.add(container_id)
+            self._end_noted.set()
         elif action == "destroy":
             self._stopped.discard(container_id)
             self._died.discard(container_id)
@@ -218,6 +226,18 @@ class DockerCluster(PodCluster):
                 return None
             return PodChange(kind="pod", pod=replace(pod, lease=self._owners.apply(pod.lease)))
         return None
+
+    async def _await_end(self, container_id: str) -> bool:
+        """Wait until the engine reports that a container was stopped or has ended. Return False after `_ENDS_S`.
+
+        The agent may report its end before the engine's event is read.
+        """
+        until = time.monotonic() + _ENDS_S
+        while container_id not in self._stopped | self._died:
+            self._end_noted.clear()
+            if not await wait_until_set(self._end_noted, until - time.monotonic()):
+                return False
+        return True
 
     def _is_created(self, lease_id: str, creating: Collection[str]) -> bool:
         return lease_id in creating or lease_id in self._pending
