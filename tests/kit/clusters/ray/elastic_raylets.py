@@ -19,6 +19,8 @@ from .raylet_provider import HEAD_TYPE
 
 _UPDATE_S = 1
 """How long Ray's autoscaler waits between two looks at the cluster. Ray's default is 5 s."""
+_SILENT_S = 10
+"""After which silence of a node the first autoscaler ends its machine. Ray's default is 30 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,6 @@ class ElasticRaylets(Raylets):
             "module": f"{module}.Provider",
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
-            "worker_liveness_check": False,
             "folder": str(self.folder),
             "network": self._network,
             "head": head,
@@ -146,6 +147,7 @@ class ElasticRaylets(Raylets):
         own = super()._environment_of(machine)
         own |= {
             "AUTOSCALER_UPDATE_INTERVAL_S": str(_UPDATE_S),
+            "AUTOSCALER_HEARTBEAT_TIMEOUT_S": str(_SILENT_S),
             "RAY_CLOUD_INSTANCE_ID": f"{self._network}.2",
             "RAY_NODE_TYPE_NAME": HEAD_TYPE,
             "PYTHONPATH": os.pathsep.join([own["PYTHONPATH"], str(self.folder / "provider")]),
