@@ -11,6 +11,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kit.machine.daemons import agent_folder
@@ -97,8 +98,9 @@ def test_no_socket_stays_open_if_one_port_is_taken() -> None:
         pass
     with socket.create_server((chosen.ip, chosen.hb_port)), ports.listen(chosen) as (moved, _):
         assert not numbers(moved) & numbers(chosen)
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((chosen.ip, chosen.shell_port), timeout=allow_s(10))
+        open_here = psutil.Process().net_connections("tcp")  # another process may have taken such a port
+        heard = {each.laddr.port for each in open_here if each.status == psutil.CONN_LISTEN}
+        assert heard & numbers(chosen) == {chosen.hb_port}
 
 
 def test_kernels_share_a_range_without_taking_each_others_ports() -> None:
