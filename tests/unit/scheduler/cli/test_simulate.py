@@ -337,7 +337,7 @@ def test_without_matplotlib_only_the_picture_is_missing(
         (("one.csv", "--policy", "mine.py:NoDevice"), "policy mine.py:NoDevice failed (ValueError: it chose device"),
         (("tasks.csv", "--policy", "mine.py:Full"), "policy mine.py:Full failed (ValueError: it chose n0, which"),
         (("tasks.csv", "--policy", "mine.py:Silent"), "policy mine.py:Silent failed (ValueError: it gave neither"),
-        (("tasks.csv", "--policy", "mine.py:Leaves"), "policy mine.py:Leaves failed (SystemExit: 0)."),
+        (("tasks.csv", "--policy", "mine.py:Leaves"), "policy mine.py:Leaves failed (SystemExit: 0, at mine.py:"),
         (("tasks.csv", "--policy", "mine.py:Exits"), "policy mine.py:Exits failed (its process exited with code 0)."),
         (("tasks.csv", "--policy", "mine.py:Crashes"), "policy mine.py:Crashes failed (its process was ended by SIGS"),
         (("tasks.csv", "--policy", "mine.py:Closes"), "policy mine.py:Closes failed (its process closed the socket"),
