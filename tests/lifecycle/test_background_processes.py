@@ -22,7 +22,8 @@ from kit.jupyter.front_end import front_end, texts
 from kit.jupyter.restarted_servers import EXTENSIONS, replies, start
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.scheduler.backends.registry import get_spec
-from roost.scheduler.client.client import connect
+from roost.scheduler.client.client import Client, connect
+from roost.scheduler.errors import UnknownKernel
 from roost.testing.deadlines import allow_s
 
 REPEATS = int(os.environ.get("ROOST_TEST_RESTARTS", "3"))
@@ -52,10 +53,18 @@ async def until_forked(backend: str, kernel_id: str, restart: Callable[[], Await
         return
     service = connect(backend)
     deadline = time.monotonic() + allow_s(READY_S)
-    while (await service.kernel(kernel_id)).how != "forked":
+    while (how := await read_how(service, kernel_id)) != "forked":
         assert time.monotonic() < deadline, "the kernel is not forked"
         await asyncio.sleep(0.5)
-        await restart()
+        if how:
+            await restart()
+
+
+async def read_how(service: Client, kernel_id: str) -> str:
+    """Return how the kernel was started; empty until then. A server answers before the service knows of a start."""
+    with contextlib.suppress(UnknownKernel):
+        return (await service.kernel(kernel_id)).how
+    return ""
 
 
 @pytest.mark.backends("local", "ray", "dask", "kubernetes", "yarn", "ssh")
