@@ -220,21 +220,27 @@ class RayNewNodes:
         self._names.pop(lease_id, None)
         self._group_ids.pop(lease_id, None)
         self._asked.pop(lease_id, None)
+        self._forget_created(name)
+
+    def _forget_created(self, name: str) -> None:
         self._unpinned.pop(name, None)
         self._unsettled.discard(name)
         self._settled.discard(name)
 
     def hold(self, lease: Lease) -> None:
-        name = placement_groups.name_group(lease.id, lease.owner.user)
-        if name in self._unpinned and name not in self._settled:
+        if name := self._find_unsettled(lease):
             self._unsettled.add(name)
 
     async def settle(self, lease: Lease) -> None:
-        name = placement_groups.name_group(lease.id, lease.owner.user)
-        if name in self._unpinned and name not in self._settled and (head := self._find_head()) is not None:
+        if (name := self._find_unsettled(lease)) and (head := self._find_head()) is not None:
             await self._ask(guard.settle, head, [name])
             self._unsettled.discard(name)
             self._settled.add(name)
+
+    def _find_unsettled(self, lease: Lease) -> str:
+        """Return the lease's created group if the guard may not know that its lease was noted; else an empty text."""
+        name = placement_groups.name_group(lease.id, lease.owner.user)
+        return name if name in self._unpinned and name not in self._settled else ""
 
     def note(self, groups: Sequence[Group]) -> None:
         """Note the groups that an earlier service has left on nodes, without being tied to them."""
@@ -321,9 +327,7 @@ class RayNewNodes:
         for name in [name for name, daemon in self._unpinned.items() if daemon not in daemons]:
             log.info("group=%s is removed, because its node has ended", name)
             await self._ask(placement_groups.remove, name)
-            self._unpinned.pop(name, None)
-            self._unsettled.discard(name)
-            self._settled.discard(name)
+            self._forget_created(name)
 
     async def _describe(self, head: RayNode | None) -> None:
         """Read the head's files about the autoscaler."""
