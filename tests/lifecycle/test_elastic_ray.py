@@ -34,6 +34,7 @@ def elastic(elastic_cluster: ElasticRaylets) -> Iterator[Elastic]:
     elastic = Elastic(elastic_cluster)
     assert elastic.workers() == []
     yield elastic
+    print(elastic_cluster.describe_growth())  # pytest shows it if the test has failed
     elastic_cluster.steer()
     for kernel in elastic.client.kernels().result(allow_s(10)):
         elastic.client.stop(kernel.id).result(allow_s(60))

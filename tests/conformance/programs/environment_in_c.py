@@ -23,4 +23,4 @@ names, n = set(), 0
 while environ[n]:
     names.add(environ[n].partition(b"=")[0])
     n += 1
-print(len(names) == n, names == set(os.environb) | {b"PROGRAM_THIRD"})
+print(len(names) == n, sorted(names ^ {*os.environb, b"PROGRAM_THIRD"}))

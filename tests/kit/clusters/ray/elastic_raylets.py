@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roost.bench.clusters.cluster_folder import tail
 from roost.bench.clusters.free_ports import free_port
 from roost.bench.clusters.raylets import PROGRAM, Machine, Raylets
 
@@ -68,6 +69,11 @@ class ElasticRaylets(Raylets):
             Launch(at=at, what=what, node_type=node_type, count=count)
             for at, what, node_type, count in map(json.loads, lines)
         ]
+
+    def describe_growth(self) -> str:
+        """Return what the autoscaler has done, and the ends of its logs and of those of its nodes' starts."""
+        logs = [*self.folder.glob("*/session_latest/logs/monitor.*"), *self.folder.glob("*/start.log")]
+        return "\n".join([*map(str, self.launches()), *(f"{log}:\n{tail(log)}" for log in logs)])
 
     def _start(self) -> None:
         head = f"{self._network}.2"
