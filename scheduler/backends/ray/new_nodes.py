@@ -94,6 +94,8 @@ class RayNewNodes:
         """The created groups that are tied to no node, by name: the raylet that has them."""
         self._unsettled: set[str] = set()
         """Those of them whose leases this service is about to have noted by an agent, by name."""
+        self._noted: set[str] = set()
+        """Those of them whose leases an agent has noted meanwhile. The guard must still hear of them."""
         self._settled: set[str] = set()
         """Those of them of whose noted leases the guard knows, by name."""
         self._counted: tuple[object, ...] = ()
@@ -224,18 +226,32 @@ class RayNewNodes:
 
     def _forget_created(self, name: str) -> None:
         self._unpinned.pop(name, None)
-        self._unsettled.discard(name)
-        self._settled.discard(name)
+        for names in (self._unsettled, self._noted, self._settled):
+            names.discard(name)
 
     def hold(self, lease: Lease) -> None:
         if name := self._find_unsettled(lease):
             self._unsettled.add(name)
 
     async def settle(self, lease: Lease) -> None:
-        if (name := self._find_unsettled(lease)) and (head := self._find_head()) is not None:
-            await self._ask(guard.settle, head, [name])
-            self._unsettled.discard(name)
-            self._settled.add(name)
+        if name := self._find_unsettled(lease):
+            self._noted.add(name)
+            await self._tell_noted()
+
+    async def _tell_noted(self) -> None:
+        """Tell the guard which leases agents have noted. If Ray does not answer, the next renewal tells it again."""
+        head = self._find_head()
+        if not self._noted or head is None:
+            return
+        names = set(self._noted)
+        try:
+            await self._ask(guard.settle, head, sorted(names))
+        except BackendUnavailable as problem:
+            log.info("the guard of new nodes hears later of %d leases: %s", len(names), problem)
+            return
+        self._noted -= names
+        self._unsettled -= names
+        self._settled |= names & self._unpinned.keys()
 
     def _find_unsettled(self, lease: Lease) -> str:
         """Return the lease's created group if the guard may not know that its lease was noted; else an empty text."""
@@ -302,8 +318,10 @@ class RayNewNodes:
         if self._unpinned:
             await self._remove_orphans({node.daemon for node in found})
         now = time.monotonic()
-        if (self._names or self._unsettled) and now - self._renewed_at >= guard.RENEW_S:
-            await self._renew([*self._names.values(), *self._unsettled])
+        if now - self._renewed_at >= guard.RENEW_S:
+            await self._tell_noted()
+            if wanted := [*self._names.values(), *self._unsettled]:
+                await self._renew(wanted)
         if now - self._read_at < (_READ_S if self._kind else _FIND_S):
             return
         self._read_at = now

@@ -289,6 +289,23 @@ async def test_the_guard_hears_of_a_created_group_until_an_agent_has_noted_its_l
     assert ray.renewed == [[NAME]]
 
 
+async def test_the_guard_hears_later_of_a_noted_lease_if_ray_does_not_answer(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = await ray.read()
+    found.note([HELD])
+    ray.problem = "Ray has not answered for 10 s"
+    await found.settle(LEASE)
+    ray.problem = ""
+    ray.asked.clear()
+    monkeypatch.setattr(guard, "RENEW_S", 0.0)
+    found.hold(replace(LEASE, id="roost:k:s/2"))  # nothing is renewed for a lease without a created group
+    for _ in range(2):
+        await found.keep_up([HEAD, NEW])
+    assert ray.asked.count(guard.settle) == 1
+    assert ray.renewed == []
+
+
 async def test_a_group_of_an_earlier_service_goes_with_its_node(ray: FakeRay) -> None:
     found = await ray.read()
     ray.groups[NAME] = {}, {}
