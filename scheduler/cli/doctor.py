@@ -57,7 +57,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         if arguments.dry_run:
             reported = _show_plans(reported)
         findings += reported
-        findings.append({"level": "ok", "what": f"the cluster is {describe_cluster(service)}", "do": ""})
+        findings.append({"level": "ok", "what": f"the service is for {describe_cluster(service)}", "do": ""})
         findings += [
             {"level": "ok", "what": f"the scheduler of another world ({each.world}) runs", "do": ""}
             for each in client.find_elsewhere()

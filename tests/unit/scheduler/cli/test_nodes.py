@@ -91,4 +91,4 @@ def test_the_cluster_is_named(client: StubClient, capsys: pytest.CaptureFixture[
     where = "ray at 192.0.2.1:6379"
     assert f"Cluster: {where}." in " ".join(run(capsys, "nodes")[1].split())
     assert document(capsys, "nodes")["cluster"] == {"backend": "ray", "address": "192.0.2.1:6379"}
-    assert f"the cluster is {where}" in run(capsys, "doctor")[1]
+    assert f"the service is for {where}" in run(capsys, "doctor")[1]
