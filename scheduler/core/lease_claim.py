@@ -120,9 +120,14 @@ class LeaseClaimer:
                 if decision.is_never:
                     raise no_node(decision, self.access.backend)
                 may_claim_at = self._find_claim_time(decision, began)
+                refused = skipped.new_node
+                if refused is not None and refused.holds(snapshot, looked):
+                    may_claim_at = max(may_claim_at, refused.until)
+                else:
+                    refused = None
                 if decision.placement is None and looked < may_claim_at:
                     ticket.hold = find_hold(decision, snapshot)
-                    queue.explain(ticket, decision.reason)
+                    queue.explain(ticket, refused.reason if refused else decision.reason)
                     if not is_timed and may_claim_at < deadline:
                         is_timed = True
                         queue.retry(ticket, may_claim_at - looked)
@@ -139,8 +144,11 @@ class LeaseClaimer:
                     return
                 placement = decision.placement
                 node = snapshot.node(placement.node_id) if placement else None
-                if node is None or conflict.is_everywhere:
+                if conflict.is_everywhere:
                     skip = skipped.everywhere = _Refusal.after(skipped.everywhere, node, str(conflict))
+                    queue.explain(ticket, str(conflict))
+                elif node is None:
+                    skip = skipped.new_node = _Refusal.after(skipped.new_node, None, str(conflict))
                     queue.explain(ticket, str(conflict))
                 else:
                     earlier = skipped.nodes.get(node.id)
@@ -281,9 +289,13 @@ class _Refusal:
 
 @dataclass(slots=True)
 class _Skipped:
-    """The refusals that one start has received: `nodes` by node id, and `everywhere` for all nodes together."""
+    """The refusals that one start has received: `nodes` by node id, `everywhere` for all nodes together.
+
+    `new_node` refuses to ask for one, and says nothing about the nodes that are there.
+    """
 
     nodes: dict[str, _Refusal] = field(default_factory=dict)
+    new_node: _Refusal | None = None
     everywhere: _Refusal | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from kit.clusters.ray.elastic_world import Elastic, grown_by_kernels, read_pages
 from kit.machine.tiny_kernel import tiny
 from roost.bench.clusters.raylets import why_not
 from roost.scheduler.backends.ray import guard, join, nodes, placement_groups
-from roost.scheduler.errors import Cancelled, NoNodeEver
+from roost.scheduler.client.client import connect
+from roost.scheduler.errors import Cancelled, NoNodeEver, RoostError
+from roost.scheduler.messages import Event, Kernel
 from roost.testing.deadlines import allow_s
 
 pytestmark = [pytest.mark.rest, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
@@ -79,6 +82,32 @@ def test_a_cancelled_start_leaves_no_group(elastic: Elastic) -> None:
         start.result(allow_s(30))
 
 
+def test_services_bring_no_more_nodes_than_the_cap(elastic: Elastic) -> None:
+    """Two services ask for one node each, at once; further starts of one of them wait as well."""
+    services = [connect("ray", max_new_nodes=1, scale_after_s=seconds) for seconds in (30, 31)]
+    heard: list[Event] = []
+    for service in services:
+        service.listen(heard.append)
+    starts = [service.start(tiny(gpus=2)) for service in services for _ in range(3)]
+
+    def running() -> list[Kernel]:
+        found = [kernel for service in services for kernel in service.kernels().result(allow_s(10))]
+        return [kernel for kernel in found if kernel.state == "running"]
+
+    until(running, 120)
+    time.sleep(6)  # longer than a service waits before it looks at Ray's table again
+    assert len(elastic.groups()) == len(elastic.workers()) == len(running()) == 1
+    reason = "all users may have 1 new node together (max_new_nodes), and have or wait for 1"
+    assert any(event.kind == "conflict" and reason in event.detail for event in heard)
+    print(elastic.launched())
+    for service in services:
+        for kernel in service.kernels().result(allow_s(10)):
+            service.stop(kernel.id).result(allow_s(60))
+    for start in starts:
+        with suppress(RoostError):
+            start.result(allow_s(30))
+
+
 @pytest.mark.slow
 def test_a_failed_launch_says_why_and_the_start_goes_on_after_the_repair(elastic: Elastic) -> None:
     elastic.cluster.steer(fail=NO_ROOM)
@@ -86,6 +115,17 @@ def test_a_failed_launch_says_why_and_the_start_goes_on_after_the_repair(elastic
     until(lambda: any(NO_ROOM in reason for reason in elastic.reasons()))
     elastic.cluster.steer()
     assert start.result(allow_s(120)).state == "running"
+
+
+@pytest.mark.slow
+def test_a_start_outlives_a_machine_on_which_ray_does_not_start(elastic: Elastic) -> None:
+    """The autoscaler ends such a machine and starts another one, if it is told how long machines take."""
+    elastic.cluster.steer(lacks_ray=True)
+    start = elastic.client.start(tiny(gpus=1))
+    until(elastic.launched)
+    elastic.cluster.steer()
+    assert start.result(allow_s(240)).state == "running"
+    assert elastic.launched() == ["gpu", "gpu"]
 
 
 @pytest.mark.slow

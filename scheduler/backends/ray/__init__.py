@@ -8,6 +8,7 @@
                                ├── claims without a node, which Ray's autoscaler starts new_nodes
                                │     ├── its kinds of nodes, and what it is starting    autoscaler
                                │     ├── how long its last starts took                  start_times
+                               │     ├── the most nodes for which kernels may ask       node_caps
                                │     └── an actor that removes groups nobody wants      guard
                                ├── names the actors that hold GPUs                      actors
                                └── warns of versions of Ray with known holes            known_holes

@@ -245,7 +245,7 @@ def count(
     """
     counted = []
     for each in types:
-        running = sum(_is_of(node, each.node.labels, each.name) for node in nodes)
+        running = sum(is_of(node, each) for node in nodes)
         starting = launches.asked.get(each.name, 0) + launches.booting.get(each.name, 0)
         if each.limit is not None:  # Ray still calls a node starting for a moment after it has joined
             starting = min(starting, max(0, each.limit - running))
@@ -263,10 +263,11 @@ def count(
     )
 
 
-def _is_of(node: RayNode, labels: Mapping[str, str], name: str) -> bool:
+def is_of(node: RayNode, node_type: NodeType) -> bool:
     """True if a node is of this type: by the name that Ray gives, or by the labels that an operator has written."""
+    labels = node_type.node.labels
     if TYPE_LABEL in labels:
-        return node.labels.get(TYPE_LABEL) == name
+        return node.labels.get(TYPE_LABEL) == node_type.name
     return bool(labels) and labels.items() <= node.labels.items()
 
 

@@ -32,6 +32,7 @@ from roost.scheduler.messages import Finding
 
 from . import SPEC, actors, agent_task, checks, join, known_holes, nodes, placement_groups
 from .new_nodes import RayNewNodes
+from .node_caps import NodeCaps
 from .nodes import RayNode
 from .placement_groups import Group
 from .settings import RoostRayBackend
@@ -142,6 +143,7 @@ class RayManager:
             self._creating,
             given=make_node_types(settings.node_types),
             times=StartTimes(folder / "node_starts.json" if folder is not None else None),
+            caps=NodeCaps(per_user=settings.max_new_nodes_per_user, in_total=settings.max_new_nodes),
             new_node_after_s=settings.scale_after_s,
             node_start_timeout_s=settings.node_start_timeout_s,
         )

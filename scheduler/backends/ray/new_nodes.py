@@ -17,10 +17,11 @@ from roost.placement import NodeType, Request, Snapshot, get_policy
 from roost.placement.model import NODE_LABEL
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.errors import BackendUnavailable
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from . import autoscaler, guard, placement_groups
 from .autoscaler import Description, Kind, Launches
+from .node_caps import NodeCaps
 from .nodes import MODEL_LABEL, MODEL_RESOURCE, TYPE_LABEL, RayNode
 from .placement_groups import Group
 from .start_times import StartTimes
@@ -53,7 +54,8 @@ class RayNewNodes:
     """The autoscaler of a Ray cluster, and this user's groups that wait for its nodes.
 
     `given` are the operator's node types; empty: those of the autoscaler's file. `ask` calls a function of Ray in a
-    thread. `creating` has the groups that are being created, by name. `times` learns how long new nodes take.
+    thread. `creating` has the groups that are being created, by name. `times` learns how long new nodes take. `caps`
+    are the most nodes for which kernels may ask.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class RayNewNodes:
         *,
         given: Sequence[NodeType] = (),
         times: StartTimes,
+        caps: NodeCaps = NodeCaps(),  # noqa: B008 - it cannot change
         new_node_after_s: float,
         node_start_timeout_s: float,
     ) -> None:
@@ -78,6 +81,8 @@ class RayNewNodes:
         self._creating = creating
         self._given = tuple(given)
         self._times = times
+        self._caps = caps
+        self._asking = asyncio.Lock()
         self._on_change: Callable[[], None] = lambda: None
         self._kind: Kind = ""
         self._description: Description | None = None
@@ -181,7 +186,16 @@ class RayNewNodes:
     # Leases
 
     async def ask(self, lease: Lease) -> None:
+        async with self._asking:  # the next one counts this one
+            await self._ask_for(lease)
+
+    async def _ask_for(self, lease: Lease) -> None:
         name = placement_groups.name_group(lease.id, lease.owner.user)
+        if self._caps.is_set:
+            groups = await self._ask(placement_groups.read_groups)
+            why_not = self._caps.why_not(lease.owner.user, groups, self._list_grown())
+            if why_not and name not in {group.name for group in groups}:
+                raise LeaseConflict(f"no node is asked for: {why_not}")
         bundle, selector = self._build_wish(lease.request)
         await self._renew([*self._names.values(), *self._unsettled, name])
         creating = start_shared(self._ask(placement_groups.create_unpinned, name, bundle, selector))
@@ -196,17 +210,40 @@ class RayNewNodes:
         log.info("lease=%s Ray was asked for a node with %s", lease.id, lease.request.describe())
 
     async def follow(self, leases: Sequence[Lease]) -> Sequence[Lease]:
+        given_up: dict[str, str] = {}
         if any(lease.id not in self._group_ids for lease in leases) or self._is_look_due:
-            self._looked_at = time.monotonic()
-            groups = {group.name: group for group in await self._ask(placement_groups.read_groups)}
-            for lease in leases:
-                group = groups.get(self._names.get(lease.id, ""))
-                if group is None:
-                    self._names.pop(lease.id, None)
-                    self._group_ids.pop(lease.id, None)
-                else:
-                    self._group_ids[lease.id] = group.id
-        return [self._show(lease) for lease in leases]
+            given_up = await self._look(leases)
+        return [self._show(lease, given_up.get(lease.id, "")) for lease in leases]
+
+    async def _look(self, leases: Sequence[Lease]) -> dict[str, str]:
+        """Find the groups in Ray's table. Return the leases whose groups are given up, with the reason."""
+        self._looked_at = time.monotonic()
+        found = await self._ask(placement_groups.read_groups)
+        surplus = self._caps.find_surplus(found, self._list_grown()) if self._caps.is_set else {}
+        groups = {group.name: group for group in found}
+        given_up = {}
+        for lease in leases:
+            name = self._names.get(lease.id, "")
+            group = groups.get(name)
+            if group is not None and name in surplus:
+                await self._ask(placement_groups.remove, name)
+                given_up[lease.id] = surplus[name]
+                group = None
+            if group is None:
+                self._names.pop(lease.id, None)
+                self._group_ids.pop(lease.id, None)
+            else:
+                self._group_ids[lease.id] = group.id
+        return given_up
+
+    def _list_grown(self) -> set[str]:
+        """Return the raylets of the nodes that the autoscaler manages."""
+        types = self.list_types()
+        return {
+            node.daemon
+            for node in self._membership.nodes.values()
+            if any(autoscaler.is_of(node, each) for each in types)
+        }
 
     @property
     def waits(self) -> bool:
@@ -277,9 +314,9 @@ class RayNewNodes:
             return
         await self._ask(guard.renew, head, names)
 
-    def _show(self, lease: Lease) -> Lease:
+    def _show(self, lease: Lease, given_up: str) -> Lease:
         if lease.id not in self._names:
-            return replace(lease, state="lost", reason="its placement group was removed")
+            return replace(lease, state="lost", reason=given_up or "its placement group was removed")
         group_id = self._group_ids[lease.id]
         at = next((each for each in self._membership.nodes.values() if group_id in (each.groups or ())), None)
         if at is None:

@@ -22,6 +22,9 @@ _UPDATE_S = 1
 """How long Ray's autoscaler waits between two looks at the cluster. Ray's default is 5 s."""
 _SILENT_S = 10
 """After which silence of a node the first autoscaler ends its machine. Ray's default is 30 s."""
+_JOIN_S = 40
+"""After which time without Ray the second autoscaler ends a new machine. Ray's default is an hour."""
+_NOISE = "Dropping the empty legacy field"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,10 @@ class ElasticRaylets(Raylets):
         self._idle_s = idle_s
 
     def steer(self, **values: Any) -> None:
-        """Set how the next machines start: `fail` is the reason why none can, `delay_s` makes them slow."""
+        """Set how the next machines start: `fail` is the reason why none can, `delay_s` makes them slow.
+
+        With `lacks_ray`, Ray does not start there.
+        """
         target = self.folder / "steer.json"
         written = target.with_suffix(".new")
         written.write_text(json.dumps(values))
@@ -72,8 +78,13 @@ class ElasticRaylets(Raylets):
 
     def describe_growth(self) -> str:
         """Return what the autoscaler has done, and the ends of its logs and of those of its nodes' starts."""
-        logs = [*self.folder.glob("*/session_latest/logs/monitor.*"), *self.folder.glob("*/start.log")]
-        return "\n".join([*map(str, self.launches()), *(f"{log}:\n{tail(log)}" for log in logs)])
+        lines = [str(launch) for launch in self.launches()]
+        for log in self.folder.glob("*/session_latest/logs/monitor.log"):
+            told = [line for line in log.read_text(errors="replace").splitlines() if _NOISE not in line]
+            lines += [f"{log}:", *told[-60:]]
+        for log in self.folder.glob("*/start.log"):
+            lines += [f"{log}:", tail(log)]
+        return "\n".join(lines)
 
     def _start(self) -> None:
         head = f"{self._network}.2"
@@ -154,6 +165,7 @@ class ElasticRaylets(Raylets):
         own |= {
             "AUTOSCALER_UPDATE_INTERVAL_S": str(_UPDATE_S),
             "AUTOSCALER_HEARTBEAT_TIMEOUT_S": str(_SILENT_S),
+            "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": str(_JOIN_S),
             "RAY_CLOUD_INSTANCE_ID": f"{self._network}.2",
             "RAY_NODE_TYPE_NAME": HEAD_TYPE,
             "PYTHONPATH": os.pathsep.join([own["PYTHONPATH"], str(self.folder / "provider")]),

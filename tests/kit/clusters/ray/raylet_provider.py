@@ -83,6 +83,9 @@ class Provider(NodeProvider):  # type: ignore[misc]
                 self._count += 1
                 address = f"{self.provider_config['network']}.{self._count}"
                 self._tags[address] = {**tags, TAG_RAY_NODE_NAME: address, TAG_RAY_NODE_STATUS: "setting-up"}
+            if steer.get("lacks_ray"):
+                self.set_node_tags(address, _UP)
+                continue
             arguments = address, node_type, steer.get("delay_s", 0)
             threading.Thread(target=self._boot, args=arguments, daemon=True).start()
 

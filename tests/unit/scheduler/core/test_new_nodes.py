@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from kit.fakes.scheduler import FakeWorld, scheduler_on
+from roost.launchers.protocol.messages import Launch
 from roost.placement import Node, NodeType
-from roost.scheduler.errors import NoNodeEver, NoNodeNow
+from roost.scheduler.backends.base import Lease
+from roost.scheduler.core import lease_claim
+from roost.scheduler.errors import LeaseConflict, NoNodeEver, NoNodeNow
 from roost.testing import FakePodCluster
 
 SMALL, BIG = Node(id="small", cpus=1, labels={"disk": "ssd"}), Node(id="big", cpus=8, labels={"type": "big"})
@@ -89,6 +92,27 @@ async def test_a_request_for_which_the_cluster_cannot_be_asked_is_refused(tmp_pa
         await w.told("placed", "first")
         w.start("second", cpus=1)  # which may get the place of the first one
         await w.told("queued", "second")
+
+
+async def test_a_start_that_may_not_ask_for_a_node_takes_room_that_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with growing(tmp_path) as w:
+        await w.start("first", cpus=1)
+        claim = w.backend.claim
+
+        async def refuse(lease: Lease, launch: Launch | None = None) -> Lease:
+            if not lease.node_id:
+                raise LeaseConflict("ada may have 0 new nodes")
+            return await claim(lease, launch)
+
+        monkeypatch.setattr(w.backend, "claim", refuse)
+        monkeypatch.setattr(lease_claim, "_SKIP_S", (1_000.0, 1_000.0))
+        starting = w.start("second", cpus=1)
+        await w.told("conflict", "second")
+        await w.until(lambda: waits_for(w, "second") == "ada may have 0 new nodes")
+        await w.scheduler.stop("first", 0.0)
+        assert (await starting).node_id == "small"
 
 
 @pytest.mark.parametrize(("extended_s", "waited"), [(0.0, "0.2 s"), (0.5, "0.5 s")])

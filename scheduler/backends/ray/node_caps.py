@@ -1,0 +1,75 @@
+"""Caps on the nodes that kernels bring: those of one user, and those of all users together.
+
+Ray's table shows the groups of all users, so each service counts by itself. Across users the caps are advisory: a
+service with other settings, or a driver without roost, asks Ray for as many nodes as it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from roost.placement.model.format import format_count
+
+from .placement_groups import Group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeCaps:
+    """The most nodes of one user and of all users; None: no cap.
+
+    A node counts if the autoscaler manages it and a kernel is there. A kernel that waits for a node counts as one.
+    """
+
+    per_user: int | None = None
+    in_total: int | None = None
+
+    @property
+    def is_set(self) -> bool:
+        return self.per_user is not None or self.in_total is not None
+
+    def why_not(self, user: str, groups: Collection[Group], grown: Collection[str]) -> str:
+        """Return why a kernel of this user may not wait for one more node, as a clause; empty if it may.
+
+        `groups` are those of roost, and `grown` the raylets of the nodes that the autoscaler manages.
+        """
+        own = _count([group for group in groups if group.user == user], grown)
+        if self.per_user is not None and own >= self.per_user:
+            most = format_count(self.per_user, "new node")
+            return f"{user} may have {most} (max_new_nodes_per_user), and has or waits for {own}"
+        together = _count(groups, grown)
+        if self.in_total is not None and together >= self.in_total:
+            most = format_count(self.in_total, "new node")
+            return f"all users may have {most} together (max_new_nodes), and have or wait for {together}"
+        return ""
+
+    def find_surplus(self, groups: Iterable[Group], grown: Collection[str]) -> dict[str, str]:
+        """Return the groups that wait although a cap is reached, by name, with the reason.
+
+        All services choose the same ones: the first groups by id may wait.
+        """
+        groups = list(groups)
+        kept = [group for group in groups if not _waits(group)]
+        surplus = {}
+        for group in sorted(filter(_waits, groups), key=lambda group: group.id):
+            if reason := self.why_not(group.user, kept, grown):
+                surplus[group.name] = reason
+            else:
+                kept.append(group)
+        return surplus
+
+
+def _count(groups: Iterable[Group], grown: Collection[str]) -> int:
+    """Return how many nodes these groups have, and how many more they wait for at most."""
+    nodes: set[str] = set()
+    waiting = 0
+    for group in groups:
+        if _waits(group):
+            waiting += 1
+        elif group.node in grown:
+            nodes.add(group.node)
+    return len(nodes) + waiting
+
+
+def _waits(group: Group) -> bool:
+    return not group.is_created and not group.is_pinned
