@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,15 @@ async def backend(joined_ray_cluster: Raylets, tmp_path: Path) -> AsyncIterator[
 
 async def decide(backend: Backend, **resources: float) -> Decision:
     return get_policy("balanced").place(Request(resources=resources), await backend.snapshot())
+
+
+def list_demands() -> list[object]:
+    """Return the tasks that wait in Ray."""
+    from ray._private.worker import global_worker
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    status = GetClusterStatusReply.FromString(global_worker.gcs_client.get_cluster_status(timeout_s=30))
+    return list(status.cluster_resource_state.pending_resource_requests)
 
 
 async def take(backend: Backend, decision: Decision, name: str) -> Lease:
@@ -99,3 +110,27 @@ async def test_a_resource_that_no_node_has_is_never_granted(backend: Backend) ->
         decision.reason == "no node could ever hold 4 tpu: 3 of 3 nodes have too little of a resource at all"
     )
     assert {refusal.reason for refusal in decision.refusals} == {"needs 4 tpu, has none"}
+
+
+async def test_a_refused_or_cancelled_claim_leaves_no_task_in_ray(backend: Backend) -> None:
+    """Ray would show such a task as a demand for ever, and its argument would keep the node from being idle."""
+    snapshot = await backend.snapshot()
+    gpus = max(len(snapshot.node(node_id).devices) for node_id in snapshot.nodes)
+    decision = get_policy("balanced").place(Request(gpus=gpus), snapshot)
+    lease = await take(backend, decision, "k1")
+    for name in ("k2", "k3"):
+        with pytest.raises(LeaseConflict, match="Ray has no room for it"):
+            await take(backend, decision, name)
+    await backend.release(lease)
+    for pause_s in (0.0, 0.01, 0.05):
+        claim = asyncio.create_task(take(backend, decision, "k4"))
+        await asyncio.sleep(pause_s)
+        claim.cancel()
+        await asyncio.wait([claim])
+        await backend.release(replace(lease, id="roost:k4:t/1", kernel_id="k4"))
+    assert placement_groups.read_groups() == []
+    await asyncio.sleep(4)  # Ray reports its demands late
+    give_up_at = time.monotonic() + allow_s(30)
+    while demands := list_demands():
+        assert time.monotonic() < give_up_at, demands
+        await asyncio.sleep(0.5)

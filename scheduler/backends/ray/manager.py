@@ -82,6 +82,11 @@ class RayCalls:
         except Exception as error:
             raise BackendUnavailable(f"Ray failed: {shorten_error(error)}") from error
 
+    def begin(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Call it in a thread, and do not wait for it."""
+        with contextlib.suppress(RuntimeError):  # it is closed
+            self._threads.submit(call, *arguments)
+
     async def answer(self, reference: Any, deadline_s: float, purpose: str) -> Any:
         """Return the result of the Ray task behind `reference`. `purpose` ends an error's sentence ("to start x")."""
         try:
@@ -184,9 +189,14 @@ class RayManager:
 
     async def release(self, lease: Lease) -> None:
         name = _name_group(lease)
+        reading = None
         if name in self._creating:  # a cancelled claim goes on in its thread, and would outlive the removal
-            await asyncio.wait([self._creating[name][1]])
+            creating = self._creating[name][1]
+            await asyncio.wait([creating])
+            reading = _find_reading(creating)
         await self._ask(placement_groups.remove, name)
+        if reading is not None:
+            await self._ask(placement_groups.cancel_reading, reading)
         self._group_ids.pop(lease.id, None)
         self.new_nodes.forget(lease.id, name)
 
@@ -327,7 +337,11 @@ class RayManager:
         if group.device_ids is None:
             return ()
         purpose = "to report which devices it has granted"
-        return tuple(await self._calls.answer(group.device_ids, _PROBE_S, purpose))
+        try:
+            return tuple(await self._calls.answer(group.device_ids, _PROBE_S, purpose))
+        except BaseException:
+            self._calls.begin(placement_groups.cancel_reading, group.device_ids)
+            raise
 
     async def _find_anchor(self, node: RayNode) -> Any:
         anchor = self._anchors.get(node.daemon)
@@ -372,6 +386,14 @@ class RayManager:
 
 def _name_group(lease: Lease, suffix: str = "") -> str:
     return placement_groups.name_group(f"{lease.id}{suffix}", lease.owner.user)
+
+
+def _find_reading(creating: asyncio.Task[Any]) -> Any:
+    """Return the Ray reference to the devices of a group that was created, or None."""
+    if creating.cancelled() or creating.exception() is not None:
+        return None
+    group = creating.result()
+    return group.device_ids if isinstance(group, Group) else None
 
 
 def _build_lease(group: Group, node_id: str) -> Lease:

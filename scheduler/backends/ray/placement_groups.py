@@ -8,6 +8,7 @@ functions in a thread, because they block, for milliseconds unless they say othe
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import time
 from collections.abc import Mapping
@@ -89,13 +90,23 @@ def create(name: str, request: Request, node: RayNode, anchor: Any = None) -> Gr
         handle = _handle(name)
         if handle is None:
             raise LeaseConflict("a placement group of this name has just been removed") from None
-    device_ids = _read_device_ids(handle, request.gpus, anchor) if request.gpus else None
+    reading = _read_device_ids(handle, request.gpus, anchor) if request.gpus else None
+    try:
+        group = _wait_until_created(handle, name, node)
+    except BaseException:
+        cancel_reading(reading)
+        raise
+    return replace(group, device_ids=reading)
+
+
+def _wait_until_created(handle: Any, name: str, node: RayNode) -> Group:
+    """Wait for Ray's decision. Raises `LeaseConflict` if Ray has no room on the node, after the group is removed."""
     asked_at = time.monotonic()
     while True:
         entry = _table(handle)
         group, state = _group(entry), str((entry.get("stats") or {}).get("scheduling_state", ""))
         if group is not None and group.is_created:
-            return replace(group, device_ids=device_ids)
+            return group
         if group is None or state in _REFUSED or time.monotonic() - asked_at > _DECIDES_S:
             remove(name)
             raise LeaseConflict(f"Ray has no room for it on {node.address} ({state.lower() or 'removed'})")
@@ -194,6 +205,18 @@ def _list_gpu_ids(_: bytes | None) -> list[str]:
     import ray
 
     return [str(device_id) for device_id in ray.get_gpu_ids()]
+
+
+def cancel_reading(reading: Any) -> None:
+    """Cancel a reading of devices, whose Ray reference this is; None: there is none. One that has ended is ignored.
+
+    Ray keeps the tasks of a removed group for ever, as demands, and their anchor keeps its node from being idle.
+    """
+    import ray
+
+    if reading is not None:
+        with contextlib.suppress(Exception):  # Ray is away, and the task with it
+            ray.cancel(reading)
 
 
 def _pin(node: RayNode) -> dict[str, Any]:
