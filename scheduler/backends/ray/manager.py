@@ -274,10 +274,15 @@ class RayManager:
 
     async def _fetch(self) -> Iterable[RayNode]:
         found: tuple[RayNode, ...] = await self._ask(nodes.read, self.membership.nodes.values())
-        for daemon in self._anchors.keys() - {node.daemon for node in found}:
+        kept = set() if self._is_elastic else {node.daemon for node in found}
+        for daemon in self._anchors.keys() - kept:
             del self._anchors[daemon]
         await self.new_nodes.keep_up(found)
         return found
+
+    @property
+    def _is_elastic(self) -> bool:
+        return self.new_nodes.adds_nodes or self.new_nodes.may_grow
 
     async def _ask(self, question: Any, *arguments: Any, **named: Any) -> Any:
         self.membership.check()  # a call to Ray while its head is gone blocks a thread, or even aborts the process
@@ -329,8 +334,6 @@ class RayManager:
             raise
         finally:
             creating.add_done_callback(lambda _: self._creating.pop(name, None))
-            if self.new_nodes.adds_nodes:
-                self._anchors.pop(node.daemon, None)  # Ray ends no node that has an object
 
     async def _read_devices(self, lease: Lease, group: Group) -> tuple[str, ...]:
         self._group_ids[lease.id] = group.id
@@ -344,6 +347,9 @@ class RayManager:
             raise
 
     async def _find_anchor(self, node: RayNode) -> Any:
+        """Return the node's anchor, or None where nodes come and go: Ray ends no node that has an object."""
+        if self._is_elastic:
+            return None
         anchor = self._anchors.get(node.daemon)
         if anchor is None:
             anchor = self._anchors[node.daemon] = await self._ask(placement_groups.create_anchor, node)

@@ -4,7 +4,7 @@
 # %%
 import dask.distributed, operator
 
-client = dask.distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None)
+client = dask.distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0")
 print(client.submit(operator.add, 1, 2).result(timeout=60))
 client.close()
 client.cluster.close() if client.cluster else None
