@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +25,9 @@ def find_problems() -> list[Finding]:
     """
     found: list[Finding] = []
     files = sorted(_find_files())
-    for url, started_at in _find_servers() if files else ():
+    for url, started_at, reads_environment in _find_servers() if files else ():
         for written_at, file in files:
-            if written_at > started_at:
+            if written_at > started_at and (reads_environment or not file.is_relative_to(sys.prefix)):
                 when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(written_at))
                 what = f"{file} has changed ({when}), and the Jupyter Server {url} has its earlier settings"
                 do = "start that server again: kernels that it keeps live on"
@@ -46,14 +47,15 @@ def _find_files() -> Iterator[tuple[float, Path]]:
                 continue  # Jupyter does not read it either
 
 
-def _find_servers() -> Iterator[tuple[str, float]]:
-    """Yield the address of each running server, and when it started."""
+def _find_servers() -> Iterator[tuple[str, float, bool]]:
+    """Yield the address of each running server, when it started, and if it reads the files of this environment."""
     for file in sorted(Path(jupyter_runtime_dir()).glob("jpserver-*.json")):
         try:
             noted = read_document(file)
             pid, url = int(noted["pid"]), str(noted["url"])
-            started_at = psutil.Process(pid).create_time()
+            process = psutil.Process(pid)
+            started_at, command = process.create_time(), process.cmdline()
         except (OSError, UnfitFile, KeyError, TypeError, ValueError, psutil.Error):
             continue
         if started_at <= file.stat().st_mtime + 1:  # else another process has its pid by now
-            yield url, started_at
+            yield url, started_at, any(Path(word).is_relative_to(sys.prefix) for word in command[:2])

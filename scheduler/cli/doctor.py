@@ -16,6 +16,7 @@ from roost.launchers.daemon.daemon import DaemonError
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.call import ANSWER_S, wait_for
+from roost.scheduler.client.client import Client
 from roost.scheduler.client.running_services import find_services
 from roost.scheduler.client.settings_path import find_other_path
 from roost.scheduler.errors import ConfigError, RoostError
@@ -64,7 +65,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         ]
         findings += find_twins(client)
         findings += find_other_path(service, arguments.backend, scheduler_options(arguments))
-        findings += _find_broken_settings(arguments)
+        findings += _find_broken_settings(arguments) or _find_refused_restart(client, reported)
     except (RoostError, DaemonError) as error:
         silent = (arguments.backend, advise(arguments).options)
         do = "fix this first: the other checks need the scheduler"
@@ -105,6 +106,17 @@ def _find_broken_settings(arguments: argparse.Namespace) -> list[Finding]:
         do = "correct this before the scheduler starts again; until then it keeps its earlier settings"
         return [{"level": "error", "what": str(error), "do": do}]
     return []
+
+
+def _find_refused_restart(client: Client, reported: Sequence[Finding]) -> list[Finding]:
+    """Return a finding if a restart, which other findings advise, would be refused."""
+    from roost.scheduler.client.service_restart import find_refusal
+
+    if not any("restart-service" in str(each.get("do")) for each in reported):
+        return []
+    refusal = find_refusal(client.service_folder(), client.backend, client.options)
+    do = "correct this before the restart, which is refused until then"
+    return [{"level": "error", "what": refusal.rstrip("."), "do": do}] if refusal else []
 
 
 def _show_findings(findings: Sequence[Finding]) -> None:

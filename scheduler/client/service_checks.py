@@ -127,7 +127,13 @@ def find_outlook(
         now = "" if get_spec(backend).runs_on_this_machine else ", with the nodes that the cluster has now"
         if left := decision.get("left"):
             return Outlook(kind="not now", reason=f"{decision['reason']}{now}; {left}")
-        return Outlook(kind="never", reason=decision["reason"] + now)
+        do = ""
+        if decision["reason"].startswith(f"policy {decision.get('policy')} gives no node"):
+            setting = (
+                "the kernelspec's option `policy`" if request.policy else "c.RoostScheduler.default_policy"
+            )
+            do = f"correct this policy, or name another one in {setting}"
+        return Outlook(kind="never", reason=decision["reason"] + now, do=do)
     if latest is not None and latest.kind == "failed":
         age = format_age(max(0.0, time.time() - latest.at))
         return Outlook(

@@ -120,6 +120,20 @@ def restart_service(
     )
 
 
+def find_refusal(folder: Path, backend: str, options: Mapping[str, Any]) -> str:
+    """Return why `restart_service` would refuse the settings, as a sentence; empty if it would not. Takes seconds."""
+    argv, env = service_command(backend, folder, options)
+    if (announced := read_announcement(folder)) is not None:
+        argv, env = _read_command(announced["pid"], folder) or (argv, env)
+    try:
+        _check_settings(argv, env, folder, "")
+    except ConfigError as problem:
+        return problem.user_message.strip()
+    except BackendUnavailable:  # it may pass
+        pass
+    return ""
+
+
 def _find_kept(env: Mapping[str, str]) -> tuple[str, ...]:
     """Return the names of those variables that differ in this process and have an effect."""
     has_folder = env.get(_FOLDER_VARIABLE) and os.environ.get(_FOLDER_VARIABLE)

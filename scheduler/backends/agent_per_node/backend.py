@@ -22,7 +22,6 @@ from roost.launchers.protocol.messages import (
     Reserve,
 )
 from roost.placement import Node, NodeType, Request, Snapshot
-from roost.placement.model.format import format_age
 from roost.scheduler.backends.base import (
     AgentAddress,
     AgentReport,
@@ -132,9 +131,9 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     async def snapshot(self) -> Snapshot:
         if self._membership.away:
             cluster = f"the {self._manager.name} cluster" + (f" at {self.address}" if self.address else "")
-            grace = format_age(self._manager_grace_s)
-            is_over = time.monotonic() - self._membership.away_since > self._manager_grace_s
-            rule = f"were to end after {grace}" if is_over else f"end if it is not back within {grace}"
+            end = self._membership.away_since + self._manager_grace_s
+            at = time.strftime("%H:%M:%S", time.localtime(end))
+            rule = f"were to end at {at}" if time.time() > end else f"end at {at} if it is not back by then"
             raise BackendUnavailable(f"{cluster} is away, and its kernels {rule}: {self._membership.away}")
         await self._membership.read(max_age_s=_FRESH_S)
         return self._table.snapshot()

@@ -346,6 +346,17 @@ ONE = LimitExceeded(
             "3 of 4 GPUs are held by tasks",
         ),
         (
+            {
+                "placement": None,
+                "is_never": True,
+                "policy": "none",
+                "reason": "policy none gives no node for 1 GPU: it is Monday",
+            },
+            "error",
+            "greedy: policy none gives no node for 1 GPU: it is Monday",
+            "correct this policy, or name another one in c.RoostScheduler.default_policy",
+        ),
+        (
             ONE,
             "not now",
             "would have 9 GPUs, and max_gpus_per_user allows 8",

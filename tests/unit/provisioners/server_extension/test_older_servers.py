@@ -32,6 +32,12 @@ def test_a_server_that_is_older_than_its_file_is_reported(file: Path) -> None:
     assert "http://localhost:8888/ has its earlier settings" in finding["what"]
 
 
+def test_a_file_of_another_environment_is_no_problem(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`roost doctor` may run in an environment other than the server's, which has files of its own."""
+    monkeypatch.setattr(older_servers.sys, "prefix", str(file.parent))
+    assert find_problems() == []
+
+
 def test_a_file_that_is_older_than_the_server_is_no_problem(file: Path) -> None:
     os.utime(file, (1, 1))
     assert find_problems() == []

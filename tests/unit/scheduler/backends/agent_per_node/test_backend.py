@@ -159,7 +159,8 @@ async def test_live_leases_are_claimed_again_after_an_outage(opened: Opened) -> 
     opened.manager.problem = "it is being upgraded"
     await until(lambda: bool(opened.manager.membership.away))
     with pytest.raises(
-        BackendUnavailable, match=r"its kernels end if it is not back within \d+ \w+: it is being upgraded"
+        BackendUnavailable,
+        match=r"its kernels end at \d\d:\d\d:\d\d if it is not back by then: it is being upgraded",
     ):
         await opened.backend.snapshot()
     assert (await opened.backend.leases()).leases == (LEASE,)
