@@ -113,7 +113,7 @@ async def test_a_resource_that_no_node_has_is_never_granted(backend: Backend) ->
 
 
 async def test_a_refused_or_cancelled_claim_leaves_no_task_in_ray(backend: Backend) -> None:
-    """Ray would show such a task as a demand for ever, and its argument would keep the node from being idle."""
+    """Ray would keep such a task as a demand, and its argument on the node, which is then never idle."""
     snapshot = await backend.snapshot()
     gpus = max(len(snapshot.node(node_id).devices) for node_id in snapshot.nodes)
     decision = get_policy("balanced").place(Request(gpus=gpus), snapshot)

@@ -208,9 +208,9 @@ def _list_gpu_ids(_: bytes | None) -> list[str]:
 
 
 def cancel_reading(reading: Any) -> None:
-    """Cancel a reading of devices, whose Ray reference this is; None: there is none. One that has ended is ignored.
+    """Cancel the reading of devices with this Ray reference, if there is one and it has not ended.
 
-    Ray keeps the tasks of a removed group for ever, as demands, and their anchor keeps its node from being idle.
+    Otherwise Ray keeps a task that waits in a removed group, and its anchor: the node is then never idle.
     """
     import ray
 
