@@ -91,9 +91,7 @@ def restart_service(
     another cluster while `count_kernels` is not 0. Raises `BackendUnavailable` if the next service cannot start.
     """
     announced = read_announcement(folder)
-    argv, env = service_command(backend, folder, options)
-    if announced is not None and not is_here:
-        argv, env = _read_command(announced["pid"], folder) or (argv, env)
+    argv, env = _find_command(None if is_here else announced, folder, backend, options)
     other = _check_settings(argv, env, folder, _KEPT if is_alive(folder) else _NONE_RUNS)
     before = str((announced or {}).get("address", ""))
     if other and announced is not None and (kernels := count_kernels()):
@@ -122,9 +120,7 @@ def restart_service(
 
 def find_refusal(folder: Path, backend: str, options: Mapping[str, Any]) -> str:
     """Return why `restart_service` would refuse the settings, as a sentence; empty if it would not. Takes seconds."""
-    argv, env = service_command(backend, folder, options)
-    if (announced := read_announcement(folder)) is not None:
-        argv, env = _read_command(announced["pid"], folder) or (argv, env)
+    argv, env = _find_command(read_announcement(folder), folder, backend, options)
     try:
         _check_settings(argv, env, folder, "")
     except ConfigError as problem:
@@ -132,6 +128,14 @@ def find_refusal(folder: Path, backend: str, options: Mapping[str, Any]) -> str:
     except BackendUnavailable:  # it may pass
         pass
     return ""
+
+
+def _find_command(
+    announced: Mapping[str, Any] | None, folder: Path, backend: str, options: Mapping[str, Any]
+) -> tuple[list[str], dict[str, str]]:
+    """Return argv and environment of the next service: those of the announced one, if there is one that shows them."""
+    own = service_command(backend, folder, options)
+    return own if announced is None else _read_command(announced["pid"], folder) or own
 
 
 def _find_kept(env: Mapping[str, str]) -> tuple[str, ...]:

@@ -83,6 +83,7 @@ class RayNewNodes:
         self._times = times
         self._caps = caps
         self._asking = asyncio.Lock()
+        """Held by a claim that counts the groups, until Ray has its own."""
         self._on_change: Callable[[], None] = lambda: None
         self._kind: Kind = ""
         self._description: Description | None = None
@@ -186,16 +187,18 @@ class RayNewNodes:
     # Leases
 
     async def ask(self, lease: Lease) -> None:
-        async with self._asking:  # the next one counts this one
-            await self._ask_for(lease)
-
-    async def _ask_for(self, lease: Lease) -> None:
         name = placement_groups.name_group(lease.id, lease.owner.user)
-        if self._caps.is_set:
+        if not self._caps.is_set:
+            await self._create(lease, name)
+            return
+        async with self._asking:  # the next one counts this one
             groups = await self._ask(placement_groups.read_groups)
             why_not = self._caps.why_not(lease.owner.user, groups, self._list_grown())
             if why_not and name not in {group.name for group in groups}:
                 raise LeaseConflict(f"no node is asked for: {why_not}")
+            await self._create(lease, name)
+
+    async def _create(self, lease: Lease, name: str) -> None:
         bundle, selector = self._build_wish(lease.request)
         await self._renew([*self._names.values(), *self._unsettled, name])
         creating = start_shared(self._ask(placement_groups.create_unpinned, name, bundle, selector))

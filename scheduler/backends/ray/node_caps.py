@@ -43,12 +43,11 @@ class NodeCaps:
             return f"all users may have {most} together (max_new_nodes), and have or wait for {together}"
         return ""
 
-    def find_surplus(self, groups: Iterable[Group], grown: Collection[str]) -> dict[str, str]:
+    def find_surplus(self, groups: Collection[Group], grown: Collection[str]) -> dict[str, str]:
         """Return the groups that wait although a cap is reached, by name, with the reason.
 
         All services choose the same ones: the first groups by id may wait.
         """
-        groups = list(groups)
         kept = [group for group in groups if not _waits(group)]
         surplus = {}
         for group in sorted(filter(_waits, groups), key=lambda group: group.id):
