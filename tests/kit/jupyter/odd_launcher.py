@@ -1,6 +1,7 @@
 """A small launcher that answers a server as those of Enterprise Gateway do, and has a fault on demand.
 
-Its kernel is an ipykernel, with the listener for requests in a thread. `ANSWER` seals any answer, for forged ones.
+Its kernel is an ipykernel that listens before the answer names its ports. A thread listens for requests. `ANSWER` seals
+any answer, for forged ones.
 """
 
 from __future__ import annotations
@@ -74,23 +75,28 @@ def serve():
             os.kill(os.getpid(), request["signum"])
 
 
-def pick():
-    with socket.create_server(("", 0)) as probe:
-        return probe.getsockname()[1]
-
-
-from jupyter_client.connect import write_connection_file
-
 if fault == "waits":
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-names = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
-_, info = write_connection_file(file, ip="0.0.0.0", key=os.urandom(16).hex().encode(), **{n: pick() for n in names})
+    print("waits", flush=True)
+    signal.sigwait([signal.SIGUSR1])
+if fault in ("hangs", "late", "silent"):
+    from jupyter_client.connect import write_connection_file
+
+    unheard = {name: socket.socket() for name in ("shell", "iopub", "stdin", "control", "hb")}
+    for one in unheard.values():
+        one.bind(("", 0))
+    ports = {f"{name}_port": one.getsockname()[1] for name, one in unheard.items()}
+    _, info = write_connection_file(file, ip="0.0.0.0", key=os.urandom(16).hex().encode(), **ports)
+else:
+    from ipykernel.kernelapp import IPKernelApp
+
+    app = IPKernelApp.instance()
+    app.initialize(["-f", file, "--ip=0.0.0.0"])
+    with open(file) as written:
+        info = json.load(written)
 info |= {"kernel_id": kernel_id, "comm_port": comm.getsockname()[1], "pid": str(os.getpid())}
 if fault == "late":
     signal.signal(signal.SIGTERM, lambda *_: send(seal(info, public_key)))
-if fault == "waits":
-    print("waits", flush=True)
-    signal.sigwait([signal.SIGUSR1])
 if fault in ("hangs", "late"):
     while True:
         signal.pause()
@@ -106,9 +112,7 @@ if fault == "twice":
     send(seal(info, public_key))
 if fault == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-from ipykernel.kernelapp import launch_new_instance
-
-launch_new_instance(["-f", file])
+app.start()
 if fault == "stubborn":
     signal.pause()
 """
