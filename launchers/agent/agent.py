@@ -140,7 +140,7 @@ class Agent:
         self._managed = ManagerWatch(
             folder / "manager.json",
             self.leases.lose_all,
-            lambda reason: self._publish("lost", reason=reason),
+            lambda reason: self._publish("lost", reason=reason, ends_at=self._managed.ends_at),
             has_leases=lambda: bool(self._ledger.entries()),
         )
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -348,7 +348,7 @@ class Agent:
 
     def _list(self) -> messages.Holdings:
         leases = tuple(entry.lease for entry in self._ledger.entries())
-        return messages.Holdings(leases=leases, kernels=self._kernels.list())
+        return messages.Holdings(leases=leases, kernels=self._kernels.list(), ends_at=self._managed.ends_at)
 
     def _logs(self, kernel_id: str, tail_bytes: int = 65_536) -> dict[str, str]:
         return {"text": self._kernels.log_text(kernel_id, max(0, min(tail_bytes, 1 << 20)))}

@@ -212,6 +212,8 @@ class Assignment:
 class Holdings:
     leases: tuple[Lease, ...] = ()
     kernels: tuple[KernelProcess, ...] = ()
+    ends_at: float | None = None
+    """When these leases are lost if the cluster manager stays away, as `time.time`; None while a daemon is here."""
 
     def by_lease(self) -> dict[str, KernelProcess | None]:
         """Return the kernel process of each lease by lease id, or None for a lease without a kernel."""
@@ -246,9 +248,9 @@ class AgentEvent:
     """`launched` and `exited` are about `kernel`. `reserved`, `released`, `lost` and `warned` are about a lease.
 
     `lost` with a `lease_id`: this lease is lost for `reason`, and its kernel ends next. `lost` without one: the cluster
-    manager's last daemon on this node has ended. `warned`: the kernel of this lease will soon be killed. `status`: the
-    real use of `node` has changed, or a minute has passed. A new subscriber gets it at once. `leaving`: the agent is
-    about to leave. Its kernels stay.
+    manager's last daemon on this node has ended, and `ends_at` is set. `warned`: the kernel of this lease will soon be
+    killed. `status`: the real use of `node` has changed, or a minute has passed. A new subscriber gets it at once.
+    `leaving`: the agent is about to leave. Its kernels stay.
     """
     lease_id: str = ""
     """The lease that the event is about, if it is about one."""
@@ -256,6 +258,8 @@ class AgentEvent:
     """Why: a clause."""
     kernel: KernelProcess | None = None
     """The kernel that was launched or has exited."""
+    ends_at: float | None = None
+    """As in `Holdings`."""
     node: Node | None = None
     """The node with its real use and its promises, in a `status`, and where leases are `reserved` and `released`.
 

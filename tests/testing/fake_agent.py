@@ -63,6 +63,8 @@ class FakeAgent:
         self.cpus_used = 0.0
         self.others: tuple[Holder, ...] = ()
         """The promises of other agents of the machine. The status counts them, but `reserve` does not."""
+        self.ends_at: float | None = None
+        """As in `Holdings`."""
         self.signals: list[tuple[str, int]] = []
         self.kernels: dict[str, KernelProcess] = {}
         self._keys = [key.decode() for key in (*zmq.curve_keypair(), *zmq.curve_keypair())]
@@ -150,6 +152,11 @@ class FakeAgent:
         """Let a reservation expire."""
         self._release(lease_id)
 
+    def cut_off(self, ends_at: float) -> None:
+        """Report the end of the manager's last daemon here, and until when the kernels wait for another one."""
+        self.ends_at = ends_at
+        self.report(AgentEvent(kind="lost", reason="its daemon has ended", ends_at=ends_at))
+
     def held_leases(self) -> list[str]:
         return [entry.lease.id for entry in self.ledger.entries()]
 
@@ -225,7 +232,7 @@ class FakeAgent:
 
     def _list(self) -> Holdings:
         leases = tuple(entry.lease for entry in self.ledger.entries())
-        return Holdings(leases=leases, kernels=tuple(self.kernels.values()))
+        return Holdings(leases=leases, kernels=tuple(self.kernels.values()), ends_at=self.ends_at)
 
     def _warm(self, argv: tuple[str, ...], env: Mapping[str, str], context: ProcessContext) -> None:
         """Do nothing, because the kernels have no processes."""

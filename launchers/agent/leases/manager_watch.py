@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import subprocess
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,12 +46,15 @@ class ManagerWatch:
     on_cut_off: Callable[[str], None]
     """Gets the reason as soon as the last daemon ends: the node gets no new leases."""
     has_leases: Callable[[], bool] = lambda: False
-    """True while a setting of a daemon that is watched must not get worse for the kernels here."""
+    """True while the grace must not get shorter, because kernels were started with it."""
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     is_cut_off: bool = False
     """True from then until another daemon is watched."""
+    ends_at: float | None = None
+    """In that time: when all leases here are lost if the cluster stays away, as `time.time`."""
     _watches: dict[tuple[int, float], tuple[Manager, Watch]] = field(default_factory=dict)
     _losing: asyncio.Task[None] | None = None
+    _grace_s: float = 0.0
 
     def resume(self) -> None:
         """Watch the daemons that an earlier agent of this folder watched."""
@@ -84,14 +88,14 @@ class ManagerWatch:
     def _begin(self, manager: Manager) -> None:
         key = (manager.pid, manager.process_started_at)
         if key in self._watches:
-            known, watch = self._watches[key]
-            watch.close()
-            if self.has_leases():  # another service of this user may have a shorter grace
-                manager = replace(manager, grace_s=max(manager.grace_s, known.grace_s))
+            self._watches[key][1].close()
+        if self.has_leases():  # another service of this user, or the next one, may have a shorter grace
+            manager = replace(manager, grace_s=max(manager.grace_s, self._grace_s))
+        self._grace_s = manager.grace_s
         if self._losing is not None:
             # The cluster is back within the grace. Releases that have begun go on: their leases are reported as lost.
             self._losing.cancel()
-        self.is_cut_off = False
+        self.is_cut_off, self.ends_at = False, None
         self._watches[key] = (manager, Watch(*key, lambda: self._ended(key)))
 
     def _ended(self, key: tuple[int, float]) -> None:
@@ -100,7 +104,7 @@ class ManagerWatch:
         if self._watches:
             return
         # Before the report, so that a scheduler that asks for the status at once sees a node that is draining.
-        self.is_cut_off = True
+        self.is_cut_off, self.ends_at = True, time.time() + SETTLE_S + manager.grace_s
         self.on_cut_off(f"{manager.name}'s last daemon here has ended")
         self._losing = asyncio.get_running_loop().create_task(self._lose(manager))
 

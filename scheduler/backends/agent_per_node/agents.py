@@ -75,6 +75,8 @@ class AgentPool:
         self._saving: asyncio.Handle | None = None
         self._status: dict[str, Node] = {}  # as connected agents last reported it
         self.ended_daemons: set[str] = set()  # as agents report, maybe seconds before the manager
+        self.ends: dict[str, float] = {}
+        """When the kernels of a node end if the cluster stays away (`time.time`), as agents that are cut off report."""
         self._doubted: set[str] = set()  # start or find these again before the next call
         self._outdated: set[str] = set()  # they may have the settings of an earlier service
         self._unreachable: set[str] = set()
@@ -109,6 +111,7 @@ class AgentPool:
                 self._doubt(node_id)
             elif event.kind == "lost" and not event.lease_id and node_id:
                 self.ended_daemons.add(self._known[node_id].daemon)
+                self._note_end(node_id, event.ends_at)
             listener(node_id, event)
 
         self._agents.listen(on_agent)
@@ -167,6 +170,7 @@ class AgentPool:
             call = self.call(node_id, lambda agent: agent.holdings())
             held = await asyncio.wait_for(call, _ANSWER_S)
             self._unreachable.discard(node_id)
+            self._note_end(node_id, held.ends_at)
             return replace(held, leases=tuple(_put_on(node_id, lease) for lease in held.leases))
         except (RoostError, asyncio.TimeoutError) as problem:
             level = logging.DEBUG if node_id in self._unreachable else logging.WARNING
@@ -179,6 +183,11 @@ class AgentPool:
         self._status[node_id] = status
         if status.is_draining:
             self.ended_daemons.add(self._known[node_id].daemon)
+
+    def _note_end(self, node_id: str, ends_at: float | None) -> None:
+        self.ends.pop(node_id, None)
+        if ends_at is not None:
+            self.ends[node_id] = ends_at
 
     def status(self, node_id: str) -> Node | None:
         """Return the node's status; None if its agent is not connected, or has not reported it yet.

@@ -131,10 +131,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     async def snapshot(self) -> Snapshot:
         if self._membership.away:
             cluster = f"the {self._manager.name} cluster" + (f" at {self.address}" if self.address else "")
-            end = self._membership.away_since + self._manager_grace_s
-            at = time.strftime("%H:%M:%S", time.localtime(end))
-            rule = f"were to end at {at}" if time.time() > end else f"end at {at} if it is not back by then"
-            raise BackendUnavailable(f"{cluster} is away, and its kernels {rule}: {self._membership.away}")
+            kernels = f", and {rule}" if (rule := self._recovery.describe_ends()) else ""
+            raise BackendUnavailable(f"{cluster} is away{kernels}: {self._membership.away}")
         await self._membership.read(max_age_s=_FRESH_S)
         return self._table.snapshot()
 

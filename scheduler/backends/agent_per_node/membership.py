@@ -22,8 +22,6 @@ N = TypeVar("N", bound="ManagedNode")
 class Membership(Generic[N]):
     """A cluster's nodes, as last read. `away` says why the manager does not answer; empty while it answers.
 
-    `away_since` is the time (`time.time`) from which on it has not answered.
-
     `join` joins the cluster, and `fetch` reads its nodes. If one of them raises `BackendUnavailable`, the manager is
     away until it is joined again. If `fetch` returns the same object as before, no node has changed.
     """
@@ -36,7 +34,6 @@ class Membership(Generic[N]):
         fetch: Callable[[], Awaitable[Iterable[N]]],
     ) -> None:
         self.away = "roost has not joined it yet"
-        self.away_since = time.time()
         self.nodes: Mapping[str, N] = {}
         self._manager = manager
         self._join = join
@@ -89,7 +86,7 @@ class Membership(Generic[N]):
             fetched = await self._fetch()
         except BackendUnavailable as problem:
             if not self.away:
-                self.away, self.away_since = str(problem), time.time()
+                self.away = str(problem)
                 log.warning("the %s cluster is away: %s", self._manager, problem)
             raise
         if fetched is self._fetched:

@@ -58,6 +58,26 @@ class OutageRecovery(Generic[N]):
         """
         return frozenset(self._expected) | frozenset(+self._restoring)
 
+    def describe_ends(self) -> str:
+        """Return a clause about what becomes of the kernels here while the manager is away; empty if there are none.
+
+        Agents that have lost their daemon give the time. A kernel lives on while its node's daemon does.
+        """
+        nodes = self.book.nodes()
+        ends = sorted(self.pool.ends[node_id] for node_id in nodes if node_id in self.pool.ends)
+        if not ends:
+            return "its kernels live on" if nodes else ""
+        kernels = (
+            "its kernels" if len(ends) == len(nodes) and ends[-1] - ends[0] < 1 else "some of its kernels"
+        )
+        at = time.strftime("%H:%M:%S", time.localtime(ends[0]))
+        is_over = time.time() > ends[0]
+        return (
+            f"{kernels} were to end at {at}"
+            if is_over
+            else f"{kernels} end at {at} if it is not back by then"
+        )
+
     @contextmanager
     def restoring(self, node_ids: Iterable[str]) -> Iterator[None]:
         """Treat these nodes as `expected` in the block, because the manager may lack some of their leases."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -154,6 +155,26 @@ async def test_no_other_service_shortens_the_grace_of_kernels(
         await sleeps.end(SETTLE_S)
         await sleeps.end(15.0 if has_leases else 3.0)
         assert f"did not come back within {15 if has_leases else 3} s" in await losses.next()
+
+
+async def test_the_next_daemon_does_not_shorten_the_grace_of_kernels(
+    watch: ManagerWatch, losses: Losses, sleeps: Sleeps
+) -> None:
+    """The time at which they end is known as soon as the daemon has ended."""
+    watch.has_leases = lambda: True
+    with daemon("") as (first, before), daemon("") as (second, after):
+        watch.watch(replace(before, grace_s=15.0))
+        await kill(first, before)
+        await sleeps.end(SETTLE_S)
+        assert watch.ends_at is not None
+        assert 10 < watch.ends_at - time.time() <= 15 + SETTLE_S
+        await sleeps.begin(15.0)
+        watch.watch(replace(after, grace_s=3.0))
+        assert watch.ends_at is None
+        await kill(second, after)
+        await sleeps.end(SETTLE_S)
+        await sleeps.end(15.0)
+        assert "did not come back within 15 s" in await losses.next()
 
 
 async def test_a_node_has_not_left_while_one_of_its_daemons_lives(

@@ -158,17 +158,58 @@ async def test_live_leases_are_claimed_again_after_an_outage(opened: Opened) -> 
     await opened.backend.claim(LEASE)
     opened.manager.problem = "it is being upgraded"
     await until(lambda: bool(opened.manager.membership.away))
-    with pytest.raises(
-        BackendUnavailable,
-        match=r"its kernels end at \d\d:\d\d:\d\d if it is not back by then: it is being upgraded",
-    ):
-        await opened.backend.snapshot()
     assert (await opened.backend.leases()).leases == (LEASE,)
     opened.manager.granted.clear()
     opened.manager.problem = ""
     await opened.event("resync")
     assert opened.manager.calls.count("claim again") == 1
     assert opened.manager.granted == {LEASE.id: LEASE}
+
+
+async def test_the_time_at_which_kernels_end_is_the_agents(
+    opened: Opened, tmp_path: Path, agent: FakeAgent
+) -> None:
+    """This service and the next one say the same, however long they have known of the outage."""
+
+    async def refusal(opened: Opened) -> str:
+        with pytest.raises(BackendUnavailable) as caught:
+            await opened.backend.snapshot()
+        return str(caught.value)
+
+    opened.manager.problem = "it is being upgraded"
+    await until(lambda: bool(opened.manager.membership.away))
+    assert "is away: it is being" in await refusal(opened), "there are no kernels"
+    opened.manager.problem = ""
+    await opened.event("resync")
+    await opened.backend.claim(LEASE)
+    opened.manager.problem = "it is being upgraded"
+    await until(lambda: bool(opened.manager.membership.away))
+    assert "is away, and its kernels live on: it is being" in await refusal(opened)
+    ends_at = time.time() + 1000
+    agent.cut_off(ends_at)
+    known = time.strftime(
+        "its kernels end at %H:%M:%S if it is not back by then: it", time.localtime(ends_at)
+    )
+    await until(lambda: "here" in opened.backend._pool.ends)
+    assert known in await refusal(opened)
+    await opened.backend.close()  # which saves the agents' addresses
+    manager = FakeManager(agent)
+    manager.problem = "it is being upgraded"
+    later = Opened(tmp_path, agent, manager)
+    try:
+        await later.backend.open()
+        await later.backend.leases()
+        assert known in await refusal(later)
+        agent.cut_off(time.time() - 1)
+        await until(lambda: later.backend._pool.ends["here"] < time.time())
+        assert "its kernels were to end at" in await refusal(later)
+        opened.manager.granted.clear()
+        manager.problem = ""
+        agent.ends_at = None
+        await later.event("resync")
+        assert not later.backend._pool.ends
+    finally:
+        await later.close()
 
 
 async def test_starts_that_wait_hear_that_the_manager_is_away(opened: Opened) -> None:
