@@ -97,6 +97,8 @@ class StartKernel(Execution):
     """
     queue_timeout_s: float | None = None
     """Limits the queue."""
+    is_repeated: bool = False
+    """True if the service has ended that had this start: while the manager is away, it goes on waiting."""
 
     @property
     def wait_s(self) -> float:

@@ -72,6 +72,7 @@ CALL_DEADLINE_S = 20.0
 _WARM_S = 100.0
 """How long a call waits for agents to start or to warm up."""
 _CLOSE_S = 5.0
+_MISSED = "connected to the service again: events before this may be missing"
 
 T = TypeVar("T")
 
@@ -341,7 +342,7 @@ class Client:
             world=self.world,
             is_elsewhere=self.is_elsewhere,
             on_event=self._on_event,
-            on_rejoined=lambda: self._notify(Event(kind="resync", at=time.time())),
+            on_rejoined=lambda: self._notify(Event(kind="resync", at=time.time(), detail=_MISSED)),
             is_wanted=lambda: bool(self._listeners),
         )
 
@@ -450,6 +451,8 @@ class Client:
                 raise from_remote(problem) from None
             except (rpc.Disconnected, rpc.Unauthorized):
                 log.debug("connection lost during %s: calling again", op)
+                if op == "start":
+                    arguments = {**arguments, "is_repeated": True}
             except asyncio.TimeoutError:
                 outcome = f"did not answer `{op}` within {deadline_s:g} s"
                 raise no_answer(self.backend, self._connection.folder, outcome) from None
@@ -484,7 +487,10 @@ class Client:
 
     async def _start(self, start: StartKernel) -> Kernel:
         try:
-            arguments = {each.name: getattr(start, each.name) for each in fields(start)}
+            # A service of an earlier version knows no repeated starts.
+            arguments = {
+                each.name: getattr(start, each.name) for each in fields(start) if each.name != "is_repeated"
+            }
             timeout_s = start.launch_timeout_s or DEFAULT_LAUNCH_TIMEOUT_S
             deadline_s = timeout_s + (start.queue_timeout_s or 0.0) + CALL_DEADLINE_S
             return self._read_kernel(await self._call("start", arguments, deadline_s))

@@ -91,7 +91,7 @@ class LeaseClaimer:
         request = replace(record.request, environment=interpreter)
         queue, began = self.table.queue, time.monotonic()
         record.ticket = ticket = queue.join(record.kernel_id, _line(record))
-        has_tried = is_timed = False
+        has_tried, is_timed = start.is_repeated, False
         try:
             while True:
                 decision = snapshot = None  # thousands may wait here, and these are large

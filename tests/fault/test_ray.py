@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -433,15 +434,21 @@ async def _lose_the_head(
     state: str,
     within_s: float,
 ) -> None:
-    """Kill the GCS, wait until raylets and driver have ended, and start it again: the kernel and its lease stay."""
+    """Kill the GCS, wait until raylets and driver have ended, and start it again: the kernel and its lease stay.
+
+    So does a start that waits for room. Each service says the same time at which kernels end.
+    """
     environment = {**settings, VARIABLE: f"{home}/node"}
     with Raylets(*MACHINES, keeps_state=state == "kept", environment=environment) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         head, node = cluster.nodes
-        notebook = Notebook("roosted")
+        notebook, waits = Notebook("roosted"), Notebook("roosted")
         config = {"backend": "ray", "gpus": 1, "gpu_models": ["A100"]}
-        notebook.manager.kernel_spec_manager = kernelspecs(tmp_path, config=config)
+        notebook.manager.kernel_spec_manager = kernelspecs(tmp_path / "one", config=config)
+        config |= {"gpus": 2, "queue_timeout": 900}
+        waits.manager.kernel_spec_manager = kernelspecs(tmp_path / "two", config=config)
         await notebook.open()
+        opening = asyncio.ensure_future(waits.open())
         try:
             await notebook.run("mine = 42")
             lease_id = (await service().kernel(notebook.manager.kernel_id)).lease_id
@@ -452,8 +459,10 @@ async def _lose_the_head(
                 while not await asyncio.to_thread(wait_gone, pid, 1):
                     assert await notebook.value("mine") == "42"
                     assert time.monotonic() < give_up_at, "a process of Ray outlives Ray's own deadline"
-            with pytest.raises(BackendUnavailable, match="away"):
-                await service().explain(Request())
+            refusal = await _until_refused("its kernels end at ")
+            kill(*daemon_pids(home, "scheduler"))
+            assert await _until_refused("its kernels end at ") == refusal
+            assert not opening.done()
             await notebook.interrupt()
             assert await notebook.value("mine") == "42"
             if state != "lost":
@@ -465,9 +474,28 @@ async def _lose_the_head(
             assert (kernel.state, kernel.lease_id) == ("running", lease_id)
             assert [name.partition(" for ")[0] for name in groups(cluster.address)] == [lease_id]
             assert await notebook.value("mine") == "42"
-        finally:
             await notebook.close()
+            await asyncio.wait_for(opening, allow_s(60))
+            assert await waits.value("6 * 7") == "42"
+        finally:
+            opening.cancel()
+            for each in (notebook, waits):
+                if each.manager.has_kernel:
+                    await each.close()
         assert groups(cluster.address) == []
+
+
+async def _until_refused(about: str) -> str:
+    """Wait until the refusal of a question says something about kernels, and return this clause."""
+    said = ""
+    async for _ in looks(60):
+        with pytest.raises(BackendUnavailable, match="away") as caught:
+            await service().explain(Request())
+        said = str(caught.value)
+        clause = re.search("is away, and (.*?): ", said)
+        if clause is not None and clause[1].startswith(about):
+            return clause[1]
+    raise AssertionError(f"no refusal says {about!r}: {said}")
 
 
 @pytest.mark.fault_long

@@ -251,6 +251,7 @@ def test_a_repeated_start_has_the_rest_of_its_time_in_the_queue(service: FakeSer
     service.serve()
     assert call.result(allow_s(10)).id == "k"
     first, second = service.called("start")
+    assert (first.is_repeated, second.is_repeated) == (False, True)
     assert first.queue_timeout_s == 3600.0 > second.queue_timeout_s > 3590.0
     assert first.launch_timeout_s == second.launch_timeout_s == a_start().launch_timeout_s
 

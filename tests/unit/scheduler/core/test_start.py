@@ -452,8 +452,12 @@ async def test_who_waits_goes_on_waiting_while_the_cluster_is_away(
             await w.until(lambda: w.kernel("waits").waits_for == "the cluster is away")
             with pytest.raises(BackendUnavailable, match="is away"):
                 await w.start("late", cpus=1)
+            later = w.start("of an ended service", cpus=1, is_repeated=True)
+            await w.told("queued", "of an ended service")
+            assert w.kernel("of an ended service").waits_for == "the cluster is away"
             assert not waiting.done()
         assert (await waiting).state == "running"
+        assert (await later).state == "running"
 
 
 async def test_a_zygote_is_made_where_a_kernel_with_the_request_would_go(tmp_path: Path) -> None:
