@@ -185,7 +185,9 @@ class Decision(_Explained):
             return f"{no_node} ({refusal.node_id}: {refusal.reason})"
         counts = [f"{group.count} {self._describe(group, group.count)}" for group in groups]
         counts[0] = f"{groups[0].count} of {total} nodes {self._describe(groups[0], groups[0].count)}"
-        return f"{no_node}: {', '.join(counts)}"
+        first = groups[0].examples[0] if groups[0].filter not in _COMMON and groups[0].examples else None
+        nearest = f"; nearest {first.node_id}: {first.reason}" if first is not None else ""
+        return f"{no_node}: {', '.join(counts)}{nearest}"
 
     @property
     def advised_reason(self) -> str:

@@ -34,7 +34,7 @@ from roost.scheduler.client.service_checks import (
     is_same_service,
 )
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
-from roost.scheduler.messages import Finding
+from roost.scheduler.messages import Finding, format_names
 
 from .encryption import check_wish
 from .foreign_variables import add_timeout, describe_unread
@@ -201,15 +201,20 @@ def find_problems(*, silent: tuple[str, Mapping[str, Any]] | None = None) -> lis
         found.append({"level": "error", "what": what, "do": f"install roost into {sys.prefix}"})
     specs = list_kernelspecs()
     unreachable: set[str] = set()
+    undecided: dict[Outlook, list[str]] = {}
     for spec in specs:
         outlook, advice = _check(spec, silent=silent, unreachable=unreachable)
-        found.append(_report(spec, outlook))
+        if outlook.kind in ("not now", "not asked"):
+            undecided.setdefault(outlook, []).append(spec.name)
+        else:
+            found.append(_report(spec, outlook))
         if unread := describe_unread(spec.env):
             what, _, do = unread.rstrip(".").rpartition(": ")
             found.append({"level": "warning", "what": f"kernelspec {spec.name}: {what}", "do": do})
         if advice and not (outlook.reason and advice.startswith(outlook.reason)):
             what, _, do = advice.rstrip(".").rpartition(": ")
             found.append({"level": "warning", "what": f"kernelspec {spec.name}: {what}", "do": do})
+    found += [_report_undecided(names, outlook) for outlook, names in undecided.items()]
     if not specs:
         do = "run `roost kernelspec install --from python3 --name roost-python3`"
         found.append({"level": "warning", "what": "no kernelspec starts through roost", "do": do})
@@ -231,22 +236,21 @@ def find_outlook_of(spec: RoostKernelspec) -> Outlook:
 
 
 def _report(spec: RoostKernelspec, outlook: Outlook) -> Finding:
-    """Return the finding about a kernelspec. Only a kernelspec that can never start a kernel is an error."""
+    """Return the finding about a kernelspec that can start kernels, or never can, which alone is an error."""
     if outlook.kind == "starts":
         return {"level": "ok", "what": f"kernelspec {spec.name} can start kernels", "do": ""}
-    if outlook.kind == "never":
-        change = f"change {spec.folder}/kernel.json, or run `roost kernelspec remove {spec.name}`"
-        return {
-            "level": "error",
-            "what": f"kernelspec {spec.name}: {outlook.reason}",
-            "do": outlook.do or change,
-        }
-    can = "can start no kernel now" if outlook.kind == "not now" else "may start kernels"
-    return {
-        "level": outlook.kind,
-        "what": f"kernelspec {spec.name} {can}: {outlook.reason}",
-        "do": outlook.do,
-    }
+    change = f"change {spec.folder}/kernel.json, or run `roost kernelspec remove {spec.name}`"
+    what = f"kernelspec {spec.name}: {outlook.reason}"
+    return {"level": "error", "what": what, "do": outlook.do or change}
+
+
+def _report_undecided(names: list[str], outlook: Outlook) -> Finding:
+    """Return the finding about the kernelspecs with this outlook: they may be able to start kernels later."""
+    is_known = outlook.kind == "not now"
+    can = "can start no kernel now" if is_known else "may start kernels"
+    which = f"kernelspec {names[0]}" if len(names) == 1 else f"kernelspecs {format_names(names)}"
+    what = f"{which} {can}: {outlook.reason}"
+    return {"level": "not now" if is_known else "not asked", "what": what, "do": outlook.do}
 
 
 def _check(

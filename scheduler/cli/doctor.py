@@ -65,7 +65,10 @@ def diagnose(arguments: argparse.Namespace) -> int:
         ]
         findings += find_twins(client)
         findings += find_other_path(service, arguments.backend, scheduler_options(arguments))
-        findings += _find_broken_settings(arguments) or _find_refused_restart(client, reported)
+        if broken := _find_broken_settings(arguments):
+            findings = [_put_off_restart(each) for each in findings] + broken
+        else:
+            findings += _find_refused_restart(client, reported)
     except (RoostError, DaemonError) as error:
         silent = (arguments.backend, advise(arguments).options)
         do = "fix this first: the other checks need the scheduler"
@@ -106,6 +109,13 @@ def _find_broken_settings(arguments: argparse.Namespace) -> list[Finding]:
         do = "correct this before the scheduler starts again; until then it keeps its earlier settings"
         return [{"level": "error", "what": str(error), "do": do}]
     return []
+
+
+def _put_off_restart(finding: Finding) -> Finding:
+    """Return the finding. If it advises a restart, it also advises to correct the settings before."""
+    do = finding.get("do", "")
+    first = f"{do}; correct the settings first, or the restart is refused"
+    return {**finding, "do": first} if "restart-service" in do else finding
 
 
 def _find_refused_restart(client: Client, reported: Sequence[Finding]) -> list[Finding]:

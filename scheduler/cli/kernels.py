@@ -37,6 +37,8 @@ def list_kernels(arguments: argparse.Namespace) -> int:
 
     def show() -> None:
         _show(kernels, worlds, is_queue=arguments.pending)
+        if not found and (others := _find_other_backends(clients)):
+            print(f"Services of other clusters run too: give --backend {' or '.join(others)}.")
         if not found and (count := _count_elsewhere(clients[0])):
             are = "kernel of yours was" if count == 1 else "kernels of yours were"
             print(
@@ -154,9 +156,14 @@ def find_kernels(clients: Sequence[Client], prefixes: Sequence[str]) -> list[tup
 
 def _describe_missing(clients: Sequence[Client], prefix: str) -> str:
     """Return the sentence that no kernel has such an id. It names the other backends whose services run here."""
-    others = sorted({each.backend for each in find_services()} - {client.backend for client in clients})
+    others = _find_other_backends(clients)
     elsewhere = f", and those of other clusters with --backend {' or '.join(others)}" if others else ""
     return f"There is no kernel {prefix!r}: `roost kernels` lists them{elsewhere}."
+
+
+def _find_other_backends(clients: Sequence[Client]) -> list[str]:
+    """Return the other backends whose services run here."""
+    return sorted({each.backend for each in find_services()} - {client.backend for client in clients})
 
 
 def _find_kernels_of(clients: Sequence[Client], server: str) -> list[tuple[Client, Kernel]]:

@@ -67,7 +67,10 @@ def build_streams(
     for stream in streams.values():
         requested = _sum(stream, resource)
         if not (requested or arguments.departures):
-            raise ConfigError(f"--demand {arguments.demand:g} leaves no request of the trace: give more.")
+            raise ConfigError(
+                f"--demand {arguments.demand:g} leaves no request of the trace: give a larger --demand, "
+                "or --recorded, which takes all requests as they came."
+            )
         if requested > _MOST_TIMES * capacity:
             raise ConfigError(
                 f"the requests exceed the nodes' resources more than {_MOST_TIMES:,} times: request less, or add nodes."

@@ -57,7 +57,8 @@ def test_never_outweighs_now_on_the_same_node() -> None:
 def test_own_filters_are_named() -> None:
     decision = _refused(("a", "licence", "no licence", "now"), ("b", "licence", "no licence", "now"))
     assert decision.reason == (
-        "policy balanced gives no node now for 1 GPU: 2 of 2 nodes are refused by policy balanced (licence)"
+        "policy balanced gives no node now for 1 GPU: 2 of 2 nodes are refused by policy balanced (licence); "
+        "nearest a: no licence"
     )
     assert decision.remedies == [
         (

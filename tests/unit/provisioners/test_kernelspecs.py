@@ -379,6 +379,18 @@ def test_the_finding_says_whether_a_kernel_can_never_start_or_not_now(
     assert [asked.request.gpus for asked in service.called("explain")] == [8]
 
 
+def test_what_keeps_several_kernelspecs_from_starting_is_said_once(make: Make, service: FakeService) -> None:
+    for name in ("greedy-a", "greedy-b"):
+        make(name, ["sh", "{connection_file}"], metadata=roost_metadata(gpus=8))
+
+    async def away(_: object) -> None:
+        raise BackendUnavailable("Ray is away.")
+
+    service.answers["explain"] = away
+    (found,) = [finding for finding in kernelspecs.find_problems() if "greedy" in finding["what"]]
+    assert found["what"] == "kernelspecs greedy-a, greedy-b may start kernels: Ray is away"
+
+
 LOST = "no agent on a: No module named 'zmq'"
 FAILED = {"kind": "failed", "detail": LOST}
 RAN = {"kind": "running"}

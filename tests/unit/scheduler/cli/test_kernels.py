@@ -120,6 +120,9 @@ def test_nothing_is_stopped_if_one_of_several_kernels_is_not_known(
     other = RunningService(folder=Path("/x"), backend="dask", address="a:1", pid=1, version="0")
     monkeypatch.setattr("roost.scheduler.cli.kernels.find_services", lambda: [other])
     assert "lists them, and those of other clusters with --backend dask." in run(capsys, "stop", "zz")[2]
+    assert "dask" not in run(capsys, "kernels")[1]
+    client.known = []
+    assert "Services of other clusters run too: give --backend dask." in run(capsys, "kernels")[1]
 
 
 def test_stop_takes_several_kernels_and_ended_ones(

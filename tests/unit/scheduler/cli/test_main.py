@@ -15,7 +15,7 @@ from jupyter_core.paths import jupyter_config_path
 import roost
 from kit.fakes.client import Answer, StubClient, document, run
 from kit.fakes.service import fake_service
-from roost.scheduler.cli import commands, main
+from roost.scheduler.cli import commands, doctor, main
 from roost.scheduler.client import service_connection, settings_path
 from roost.scheduler.client.service_connection import no_answer
 from roost.scheduler.client.service_folder import service_folder
@@ -67,6 +67,14 @@ def test_doctor_reads_the_settings_of_the_next_scheduler(
     (found,) = (each for each in findings if each["level"] == "error")
     assert "no option of c.RoostScheduler named max_gpu" in found["what"]
     assert "keeps its earlier settings" in found["do"]
+    monkeypatch.setattr(
+        doctor,
+        "find_twins",
+        lambda _: [{"level": "warning", "what": "two", "do": "run `roost restart-service`"}],
+    )
+    findings = document(capsys, "doctor", code=1)["findings"]
+    (two,) = (each for each in findings if each["what"] == "two")
+    assert two["do"] == "run `roost restart-service`; correct the settings first, or the restart is refused"
 
 
 def test_doctor_works_without_jupyter_server(runtime_dir: Path) -> None:
