@@ -133,7 +133,7 @@ class Backend(ABC):
 
     @property
     def is_still_reading(self) -> bool:
-        """True while snapshots may lack nodes, because roost has not read all of them yet."""
+        """True while snapshots may lack nodes or kinds of them, because roost has not read all of these yet."""
         return False
 
     @property

@@ -55,6 +55,10 @@ from .reconcile import Reconciler
 from .start import StartRunner
 from .use import UseReader
 
+_READ_S = 5.0
+"""How long a question waits, if need be, until the backend has read all nodes and all kinds of nodes."""
+_LOOK_S = 0.05
+
 
 class Scheduler:
     """The scheduler of one backend: it starts, lists, explains and stops kernels for its clients.
@@ -307,6 +311,12 @@ class Scheduler:
         request = self.backend.to_placement(request)
         snapshot = await self._access.snapshot()
         decision = await self.policies.decide(request.policy, request, snapshot)
+        if decision.fits_no_node and self.backend.is_still_reading:  # whether waiting helps is known soon
+            give_up_at = time.monotonic() + _READ_S
+            while self.backend.is_still_reading and time.monotonic() < give_up_at:
+                await asyncio.sleep(_LOOK_S)
+            snapshot = await self._access.snapshot()
+            decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)
         if used_up is not None and not document["is_never"]:
             raise used_up

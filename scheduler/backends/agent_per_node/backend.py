@@ -137,6 +137,10 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return self._table.snapshot()
 
     @property
+    def is_still_reading(self) -> bool:
+        return self._new_nodes is not None and self._new_nodes.is_still_reading
+
+    @property
     def may_grow(self) -> bool:
         return self.is_still_reading or (self._new_nodes is not None and self._new_nodes.may_grow)
 

@@ -31,6 +31,10 @@ class NewNodes(Protocol):
         """True if the cluster starts nodes for claims, as far as that is known by now."""
 
     @property
+    def is_still_reading(self) -> bool:
+        """True until it is known once which kinds of nodes may come, or that this cannot be known."""
+
+    @property
     def may_grow(self) -> bool:
         """True if nodes may come of kinds that `list_types` lacks."""
 

@@ -116,6 +116,10 @@ class RayNewNodes:
         return bool(self._kind) and self._description is not None
 
     @property
+    def is_still_reading(self) -> bool:
+        return bool(self._kind) and self._description is None
+
+    @property
     def may_grow(self) -> bool:
         if not self._kind:
             return False

@@ -15,6 +15,7 @@ from roost.scheduler.backends.base import LeaseReading
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import diagnosis
 from roost.scheduler.errors import ConfigError, NoNodeEver
+from roost.testing import FakeBackend
 
 LEASE = Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(), node_id="")
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
@@ -242,3 +243,20 @@ async def test_doctor_says_what_it_could_not_repair(tmp_path: Path) -> None:
         assert failed["level"] == still["level"] == "error"
         assert failed["do"].startswith("it cannot be repaired: ")
         w.agent.failures.clear()
+
+
+async def test_a_question_waits_until_it_is_known_whether_waiting_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that has just started may not have read yet which nodes can come."""
+    never, looks = Request(labels={"on": "b"}), [True] * 6
+
+    async with fake_world(tmp_path) as w:
+        monkeypatch.setattr(FakeBackend, "is_still_reading", property(lambda _: bool(looks) and looks.pop()))
+        assert (await w.scheduler.explain(Request(), Owner(user="ada")))["placement"]
+        assert len(looks) == 5, "only the snapshot has looked"
+        assert (await w.scheduler.explain(never, Owner(user="ada")))["is_never"]
+        assert not looks
+        looks += [True] * 100_000
+        monkeypatch.setattr("roost.scheduler.core.scheduler._READ_S", 0.1)
+        assert not (await w.scheduler.explain(never, Owner(user="ada")))["is_never"]

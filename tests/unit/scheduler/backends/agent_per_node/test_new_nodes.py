@@ -31,6 +31,7 @@ class FakeNewNodes:
     new_node_after_s = 30.0
     node_start_timeout_s = 900.0
     adds_nodes = False
+    is_still_reading = False
     may_grow = True
 
     def __init__(self, manager: FakeManager) -> None:

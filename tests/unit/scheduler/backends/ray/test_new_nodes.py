@@ -156,7 +156,9 @@ async def test_nothing_is_refused_for_good_before_the_file_is_read(ray: FakeRay)
     await ray.membership.join("")
     await ray.new_nodes.keep_up(ray.nodes)
     assert (ray.new_nodes.adds_nodes, ray.new_nodes.may_grow) == (False, True)
+    assert ray.new_nodes.is_still_reading
     await ray.read()
+    assert not ray.new_nodes.is_still_reading
     assert changes == [(True, False)]
 
 
