@@ -152,6 +152,12 @@ class Decision(_Explained):
         return self.placement is None and all(group.when == "never" for group in self._groups())
 
     @property
+    def is_policys_refusal(self) -> bool:
+        """True if the policy's own filters refuse all nodes: another policy may give one."""
+        groups = self._groups() if self.placement is None else ()
+        return bool(groups) and all(group.filter not in _COMMON for group in groups)
+
+    @property
     def reason(self) -> str:
         """One sentence that gives the reason for the placement, or the reason why there is none."""
         if self.placement is not None:
@@ -176,7 +182,7 @@ class Decision(_Explained):
         if self.fits_no_node and not self.is_never:
             could = "that is there could hold"
         no_node = f"no node {could} {self.request.describe()}"
-        if all(group.filter not in _COMMON for group in groups):
+        if self.is_policys_refusal:
             now = "" if self.is_never else " now"
             no_node = f"policy {self.policy} gives no node{now} for {self.request.describe()}"
         total = sum(group.count for group in groups)
@@ -289,6 +295,7 @@ class Decision(_Explained):
             "may_grow": self.may_grow,
             "reason": self.reason,
             "is_never": self.is_never,
+            "is_policys_refusal": self.is_policys_refusal,
         }
 
     @classmethod

@@ -128,7 +128,7 @@ def find_outlook(
         if left := decision.get("left"):
             return Outlook(kind="not now", reason=f"{decision['reason']}{now}; {left}")
         do = ""
-        if decision["reason"].startswith(f"policy {decision.get('policy')} gives no node"):
+        if decision.get("is_policys_refusal"):
             setting = (
                 "the kernelspec's option `policy`" if request.policy else "c.RoostScheduler.default_policy"
             )

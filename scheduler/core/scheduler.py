@@ -55,9 +55,8 @@ from .reconcile import Reconciler
 from .start import StartRunner
 from .use import UseReader
 
-_READ_S = 5.0
-"""How long a question waits, if need be, until the backend has read all nodes and all kinds of nodes."""
-_LOOK_S = 0.05
+_LOOKS, _LOOK_S = 100, 0.05
+"""How often a question looks whether the backend has read all nodes and all kinds of nodes, and the pause between."""
 
 
 class Scheduler:
@@ -294,6 +293,14 @@ class Scheduler:
         """Return the kinds of nodes that the cluster could start, as far as they are known."""
         return [each.to_dict() for each in (await self._access.snapshot()).node_types]
 
+    async def _until_read(self) -> bool:
+        """Wait until snapshots are complete, or some seconds. Return True if they were not complete before."""
+        for look in range(_LOOKS):
+            if not self.backend.is_still_reading:
+                return look > 0
+            await asyncio.sleep(_LOOK_S)
+        return True
+
     async def explain(self, request: Request, owner: Owner, kernel_name: str = "") -> dict[str, Any]:
         """Return the decision for a request now, with its reasons; raise the error that a start would get.
 
@@ -311,10 +318,7 @@ class Scheduler:
         request = self.backend.to_placement(request)
         snapshot = await self._access.snapshot()
         decision = await self.policies.decide(request.policy, request, snapshot)
-        if decision.fits_no_node and self.backend.is_still_reading:  # whether waiting helps is known soon
-            give_up_at = time.monotonic() + _READ_S
-            while self.backend.is_still_reading and time.monotonic() < give_up_at:
-                await asyncio.sleep(_LOOK_S)
+        if decision.fits_no_node and await self._until_read():  # whether waiting helps is known by now
             snapshot = await self._access.snapshot()
             decision = await self.policies.decide(request.policy, request, snapshot)
         document = build_explanation(decision, snapshot)

@@ -60,6 +60,9 @@ def test_own_filters_are_named() -> None:
         "policy balanced gives no node now for 1 GPU: 2 of 2 nodes are refused by policy balanced (licence); "
         "nearest a: no licence"
     )
+    assert decision.to_dict()["is_policys_refusal"]
+    mixed = _refused(("a", "licence", "no licence", "now"), ("b", "gpu", "needs 1 GPU, 0 free", "now"))
+    assert not mixed.is_policys_refusal
     assert decision.remedies == [
         (
             "2 nodes would do but are refused by policy balanced (licence); nearest a: no licence: "

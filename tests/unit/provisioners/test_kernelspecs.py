@@ -349,7 +349,7 @@ ONE = LimitExceeded(
             {
                 "placement": None,
                 "is_never": True,
-                "policy": "none",
+                "is_policys_refusal": True,
                 "reason": "policy none gives no node for 1 GPU: it is Monday",
             },
             "error",

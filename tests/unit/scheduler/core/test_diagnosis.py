@@ -258,5 +258,5 @@ async def test_a_question_waits_until_it_is_known_whether_waiting_helps(
         assert (await w.scheduler.explain(never, Owner(user="ada")))["is_never"]
         assert not looks
         looks += [True] * 100_000
-        monkeypatch.setattr("roost.scheduler.core.scheduler._READ_S", 0.1)
+        monkeypatch.setattr("roost.scheduler.core.scheduler._LOOKS", 3)
         assert not (await w.scheduler.explain(never, Owner(user="ada")))["is_never"]
