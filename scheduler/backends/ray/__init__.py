@@ -9,6 +9,7 @@
                                │     ├── its kinds of nodes, and what it is starting    autoscaler
                                │     ├── how long its last starts took                  start_times
                                │     ├── the most nodes for which kernels may ask       node_caps
+                               │     ├── what Ray has created for them                  created_groups
                                │     └── an actor that removes groups nobody wants      guard
                                ├── names the actors that hold GPUs                      actors
                                └── warns of versions of Ray with known holes            known_holes

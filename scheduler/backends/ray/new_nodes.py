@@ -21,6 +21,7 @@ from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
 from . import autoscaler, guard, placement_groups
 from .autoscaler import Description, Kind, Launches
+from .created_groups import CreatedGroups
 from .node_caps import NodeCaps
 from .nodes import MODEL_LABEL, MODEL_RESOURCE, TYPE_LABEL, RayNode
 from .placement_groups import Group
@@ -96,14 +97,7 @@ class RayNewNodes:
         """Ray's ids of these groups, by lease id, as far as they are known."""
         self._asked: dict[str, tuple[float, frozenset[str]]] = {}
         """When each group was asked for (`time.monotonic`), and the raylets of then, by lease id."""
-        self._unpinned: dict[str, str] = {}
-        """The created groups that are tied to no node, by name: the raylet that has them."""
-        self._unsettled: set[str] = set()
-        """Those of them whose leases this service is about to have noted by an agent, by name."""
-        self._noted: set[str] = set()
-        """Those of them whose leases an agent has noted meanwhile. The guard must still hear of them."""
-        self._settled: set[str] = set()
-        """Those of them of whose noted leases the guard knows, by name."""
+        self._created = CreatedGroups()
         self._counted: tuple[object, ...] = ()
         self._types: tuple[NodeType, ...] = ()
         self._fitting: dict[Request, tuple[str, ...]] = {}
@@ -204,7 +198,7 @@ class RayNewNodes:
 
     async def _create(self, lease: Lease, name: str) -> None:
         bundle, selector = self._build_wish(lease.request)
-        await self._renew([*self._names.values(), *self._unsettled, name])
+        await self._renew(name)
         creating = start_shared(self._ask(placement_groups.create_unpinned, name, bundle, selector))
         self._creating[name] = "", creating
         try:
@@ -259,63 +253,52 @@ class RayNewNodes:
 
     def is_granted(self, name: str) -> bool:
         """True if Ray has created this group, which is not tied to its node."""
-        return name in self._unpinned
+        return name in self._created
 
     def forget(self, lease_id: str, name: str) -> None:
         """Follow a group no longer, because it is removed."""
         self._names.pop(lease_id, None)
         self._group_ids.pop(lease_id, None)
         self._asked.pop(lease_id, None)
-        self._forget_created(name)
-
-    def _forget_created(self, name: str) -> None:
-        self._unpinned.pop(name, None)
-        for names in (self._unsettled, self._noted, self._settled):
-            names.discard(name)
+        self._created.forget(name)
 
     def hold(self, lease: Lease) -> None:
-        if name := self._find_unsettled(lease):
-            self._unsettled.add(name)
+        self._created.advance([placement_groups.name_group(lease.id, lease.owner.user)], "held")
 
     async def settle(self, lease: Lease) -> None:
-        if name := self._find_unsettled(lease):
-            self._noted.add(name)
-            await self._tell_noted()
+        self._created.advance([placement_groups.name_group(lease.id, lease.owner.user)], "noted")
+        await self._tell_noted()
 
     async def _tell_noted(self) -> None:
         """Tell the guard which leases agents have noted. If Ray does not answer, the next renewal tells it again."""
         head = self._find_head()
-        if not self._noted or head is None:
+        names = self._created.in_states("noted")
+        if not names or head is None:
             return
-        names = set(self._noted)
         try:
-            await self._ask(guard.settle, head, sorted(names))
+            await self._ask(guard.settle, head, names)
         except BackendUnavailable as problem:
             log.info("the guard of new nodes hears later of %d leases: %s", len(names), problem)
             return
-        self._noted -= names
-        self._unsettled -= names
-        self._settled |= names & self._unpinned.keys()
-
-    def _find_unsettled(self, lease: Lease) -> str:
-        """Return the lease's created group if the guard may not know that its lease was noted; else an empty text."""
-        name = placement_groups.name_group(lease.id, lease.owner.user)
-        return name if name in self._unpinned and name not in self._settled else ""
+        self._created.advance(names, "settled")
 
     def note(self, groups: Sequence[Group]) -> None:
         """Note the groups that an earlier service has left on nodes, without being tied to them."""
-        self._unpinned |= {
-            group.name: group.node for group in groups if group.is_created and not group.is_pinned
-        }
+        for group in groups:
+            if group.is_created and not group.is_pinned:
+                self._created.add(group.name, group.node, "found")
 
     @property
     def _is_look_due(self) -> bool:
         return time.monotonic() - self._looked_at >= guard.RENEW_S
 
-    async def _renew(self, names: list[str]) -> None:
-        """Tell the guard that these groups are wanted. Start it if there is none."""
+    async def _renew(self, *new: str) -> None:
+        """Tell the guard which groups are wanted: new ones, and those that wait. Start the guard if there is none."""
         self._renewed_at = time.monotonic()
+        names = [*self._names.values(), *self._created.in_states("held", "noted"), *new]
         head = self._find_head()
+        if not names:
+            return
         if head is None:
             log.warning("Ray shows no head: if this service ends, its groups that wait for nodes stay")
             return
@@ -329,8 +312,7 @@ class RayNewNodes:
         if at is None:
             return replace(lease, state="pending", reason=self._describe_wait(lease.request))
         name = self._names.pop(lease.id)
-        self._unpinned[name] = at.daemon
-        self._unsettled.add(name)
+        self._created.add(name, at.daemon, "held")
         del self._group_ids[lease.id]
         self._note_start(lease.id, at)
         return replace(lease, state="pending", node_id=at.id)
@@ -359,13 +341,12 @@ class RayNewNodes:
 
     async def keep_up(self, found: Sequence[RayNode]) -> None:
         """Follow the cluster after a reading of its nodes. Costs nothing while there is no autoscaler."""
-        if self._unpinned:
+        if self._created:
             await self._remove_orphans({node.daemon for node in found})
         now = time.monotonic()
         if now - self._renewed_at >= guard.RENEW_S:
             await self._tell_noted()
-            if wanted := [*self._names.values(), *self._unsettled]:
-                await self._renew(wanted)
+            await self._renew()
         if now - self._read_at < (_READ_S if self._kind else _FIND_S):
             return
         self._read_at = now
@@ -386,10 +367,10 @@ class RayNewNodes:
 
     async def _remove_orphans(self, daemons: set[str]) -> None:
         """Remove the groups of nodes that have ended: else Ray starts another node for a kernel that has ended too."""
-        for name in [name for name, daemon in self._unpinned.items() if daemon not in daemons]:
+        for name in self._created.without_node(daemons):
             log.info("group=%s is removed, because its node has ended", name)
             await self._ask(placement_groups.remove, name)
-            self._forget_created(name)
+            self._created.forget(name)
 
     async def _describe(self, head: RayNode | None) -> None:
         """Read the head's files about the autoscaler."""
