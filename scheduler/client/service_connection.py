@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
 from .caller_variables import send_caller
 from .cluster_record import read_referral
-from .service_folder import PROTOCOL, service_command, service_folder
+from .service_folder import PROTOCOL, PYTHON_VARIABLE, service_command, service_folder
 from .this_owner import this_owner
 
 log = logging.getLogger(__name__)
@@ -174,7 +175,9 @@ class ServiceConnection:
                 ) from None
             if isinstance(problem, DaemonError) and is_alive(folder):
                 raise rpc.Disconnected(str(problem)) from None
-            raise BackendUnavailable(f"No scheduler service ({self._backend}): {problem}") from None
+            python = os.environ.get(PYTHON_VARIABLE)
+            remedy = f"; {PYTHON_VARIABLE} is {python}: correct it, or unset it" if python else ""
+            raise BackendUnavailable(f"No scheduler service ({self._backend}): {problem}{remedy}") from None
         return f"ipc://{folder}/socket"
 
     def _start_service(self, folder: Path) -> Path:

@@ -14,7 +14,9 @@ import pytest
 from kit.machine.daemons import agent_folder
 from roost.launchers.daemon import daemon
 from roost.launchers.protocol.rpc_client import RpcClient
+from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.client.service_folder import service_command, service_folder
+from roost.scheduler.errors import BackendUnavailable
 from roost.testing.deadlines import allow_s
 
 
@@ -70,6 +72,17 @@ def test_a_wrong_configuration_is_said_by_the_starter(runtime_dir: Path, tmp_pat
         ensure({"config_file": str(file)})
     assert caught.value.kind == "ConfigError"
     assert [path.name for path in runtime_dir.iterdir()] == ["machine"]
+
+
+def test_a_python_that_does_not_exist_is_named_with_the_variable(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOST_SERVICE_PYTHON", "/nowhere/python")
+    with pytest.raises(
+        BackendUnavailable, match="ROOST_SERVICE_PYTHON is /nowhere/python: correct it, or unset it"
+    ):
+        connect("local").kernels().result(allow_s(60))
+    disconnect()
 
 
 def test_a_runtime_folder_that_is_too_deep_is_said_by_the_starter(
