@@ -57,41 +57,64 @@ class LeaseClaimer:
     reserve_after_s: float
     journal: JournalLimits
 
-    async def take(self, record: KernelRecord, start: StartKernel, deadline: float) -> float:
+    async def take(
+        self, record: KernelRecord, start: StartKernel, deadline: float, *, has_tried: bool
+    ) -> float:
         """Take a lease and wait until it is held. Raises `PlacementError`, `LaunchError` and `BackendUnavailable`.
 
-        Return the deadline of the launch, which is later if the lease has waited for a new node.
+        Return the deadline of the launch, which is later if the lease has waited for a new node. `has_tried`: the
+        manager has answered this start before, so that it waits while the manager is away.
         """
         skipped = _Skipped()
         if record.lease is not None:  # pending, of an earlier scheduler: the answer is the same
             await self.access.backend.claim(record.lease)
         while True:
             if record.lease is None:
-                await self._queue_and_claim(record, start, deadline, skipped)
+                await self._queue_and_claim(record, start, deadline, skipped, has_tried=has_tried)
+            has_tried = True
             assert record.lease is not None
             try:
                 if record.lease.state != "held":
                     deadline = await self._wait_until_held(record, start, deadline)
             except LeaseConflict as problem:
-                await self.access.backend.release(record.lease)  # the next claim has the same lease id
+                await self.give_back(record, deadline)
                 self._refuse(record, str(problem))
             else:
                 record.launch()
                 self.table.publish("leased", record)
                 return deadline
 
+    async def give_back(self, record: KernelRecord, deadline: float) -> None:
+        """Release the record's lease, because the next claim has the same lease id. Wait while the manager is away."""
+        assert record.lease is not None
+        while True:
+            try:
+                await self.access.backend.release(record.lease)
+                return
+            except BackendUnavailable:
+                if time.monotonic() + _AWAY_S > deadline:
+                    raise
+            await asyncio.sleep(_AWAY_S)
+            record.check_wanted()
+
     async def _queue_and_claim(
-        self, record: KernelRecord, start: StartKernel, deadline: float, skipped: _Skipped
+        self,
+        record: KernelRecord,
+        start: StartKernel,
+        deadline: float,
+        skipped: _Skipped,
+        *,
+        has_tried: bool,
     ) -> None:
         """Wait until a node has room, and claim a lease there.
 
-        On return the record has a lease, held or pending.
+        On return the record has a lease, held or pending. `has_tried` is as in `take`.
         """
         interpreter = start.argv[0] if start.may_fork and start.argv else ""
         request = replace(record.request, environment=interpreter)
         queue, began = self.table.queue, time.monotonic()
         record.ticket = ticket = queue.join(record.kernel_id, _line(record))
-        has_tried, is_timed = start.is_repeated, False
+        is_timed = False
         try:
             while True:
                 decision = snapshot = None  # thousands may wait here, and these are large

@@ -111,6 +111,7 @@ class StartRunner:
                 self._table.exited(record, task.late_exit)
 
     async def _bring_up(self, record: KernelRecord, start: StartKernel, deadline: float) -> KernelProcess:
+        has_tried = start.is_repeated or record.lease is not None
         for pause_s in backoff(*_LEASE_GONE_S):
             if record.lease is not None and self._table.book.is_released(record.lease_id):
                 await self._access.backend.release(
@@ -118,7 +119,8 @@ class StartRunner:
                 )  # an earlier end of the kernel has failed there
                 record.refuse()
             if record.lease is None or record.lease.state == "pending":
-                deadline = await self._claimer.take(record, start, deadline)
+                deadline = await self._claimer.take(record, start, deadline, has_tried=has_tried)
+                has_tried = True
             else:  # a restart in the lease of an earlier launch
                 record.launch()
             assert record.lease is not None
@@ -139,7 +141,7 @@ class StartRunner:
                     joining = self._join(record, record.lease, start)
                     self._access.wait_for(record.lease, spawn(joining, self._tasks, log))
             except LeaseGone as problem:
-                await self._access.backend.release(record.lease)  # the next claim has the same lease id
+                await self._claimer.give_back(record, deadline)
                 record.refuse()
                 self._table.publish("conflict", record, str(problem))
                 await asyncio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))

@@ -12,7 +12,7 @@ import pytest
 
 from kit.fakes.scheduler import FakeAgent, fake_world, scheduler_on
 from roost.launchers.protocol.messages import KernelProcess
-from roost.placement import Decision, Snapshot, get_policy
+from roost.placement import Decision, Node, Snapshot, get_policy
 from roost.placement.model import Request
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Lease
@@ -31,6 +31,7 @@ from roost.scheduler.errors import (
     RoostError,
     UnknownKernel,
 )
+from roost.testing import FakePodCluster
 
 
 async def test_a_start_goes_through_its_steps_and_says_so(tmp_path: Path) -> None:
@@ -460,6 +461,29 @@ async def test_who_waits_goes_on_waiting_while_the_cluster_is_away(
             assert not waiting.done()
         assert (await waiting).state == "running"
         assert (await later).state == "running"
+
+
+async def test_a_start_whose_lease_is_lost_with_the_manager_waits_for_the_manager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can neither give the lost lease back nor take another one until the manager answers again."""
+
+    async def away(*_: object) -> None:
+        raise BackendUnavailable("the engine does not answer")
+
+    monkeypatch.setattr(lease_claim, "_AWAY_S", 0.01)
+    pods = FakePodCluster(tmp_path, [Node(id="a", cpus=4)], pending_reason="its image is pulled")
+    async with scheduler_on([], pods=pods) as w:
+        waiting = w.start("k", cpus=1)
+        await w.until(lambda: bool(pods._pods))
+        with monkeypatch.context() as patched:
+            patched.setattr(pods, "delete", away)
+            patched.setattr(w.backend, "snapshot", away)
+            pods.pending_reason = ""
+            await pods.end("roost:k:s/1", "the engine was killed")
+            await asyncio.sleep(0.1)  # a few attempts
+        assert (await waiting).state == "running"
+        await w.scheduler.stop("k", 0.0)
 
 
 async def test_a_zygote_is_made_where_a_kernel_with_the_request_would_go(tmp_path: Path) -> None:
