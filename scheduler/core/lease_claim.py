@@ -28,6 +28,8 @@ from .queue import Ticket, find_hold, held_for_elders
 
 _AWAY_S = 1.0
 """How long a queued start waits between two checks of an `away` manager."""
+_LEFT_S = 5.0
+"""How long a queued start that no node could ever hold waits between two checks if a node that has left may return."""
 _SKIP_S = (1.0, 30.0)
 """First and longest time for which a start avoids a node after the manager refused a lease there.
 
@@ -139,9 +141,16 @@ class LeaseClaimer:
                 if skipped.everywhere is not None and skipped.everywhere.holds(snapshot, looked):
                     continue
                 decision = await self._decide(ticket, request, snapshot, skipped)
-                has_tried = True
+                has_waited, has_tried = has_tried, True
                 if decision.is_never:
-                    raise no_node(decision, self.access.backend)
+                    left = describe_left(self.access.backend.left_nodes())
+                    if not (has_waited and left):
+                        raise no_node(decision, self.access.backend)
+                    # After an outage, nodes come back one by one.
+                    ticket.hold = None
+                    queue.explain(ticket, f"{decision.reason}; {left}")
+                    queue.retry(ticket, _LEFT_S)
+                    continue
                 may_claim_at = self._find_claim_time(decision, began)
                 refused = skipped.new_node
                 if refused is not None and refused.holds(snapshot, looked):

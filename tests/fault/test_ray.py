@@ -445,7 +445,7 @@ async def _lose_the_head(
         notebook, waits = Notebook("roosted"), Notebook("roosted")
         config = {"backend": "ray", "gpus": 1, "gpu_models": ["A100"]}
         notebook.manager.kernel_spec_manager = kernelspecs(tmp_path / "one", config=config)
-        config |= {"gpus": 2, "queue_timeout": 900}
+        config |= {"gpus": 2, "launch_timeout": 900}
         waits.manager.kernel_spec_manager = kernelspecs(tmp_path / "two", config=config)
         await notebook.open()
         opening = asyncio.ensure_future(waits.open())

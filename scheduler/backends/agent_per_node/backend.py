@@ -355,7 +355,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 else:
                     await self._manager.wait_for_change()
                     await self._membership.read()
-                    self._pool.forget_left(self._membership.nodes, self._manager_grace_s + _FORGET_S)
+                    self._forget_left()
                     if await self._recovery.restore_returned():
                         self._events.put(BackendEvent(kind="resync"))
                     await self._recovery.find_lost()
@@ -384,6 +384,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
 
     def _on_nodes(self, changed: Collection[str], gone: Collection[str]) -> None:
         nodes = self._membership.nodes
+        self._forget_left()  # before starts that wait ask which nodes have left
         for node_id in changed:
             node = nodes[node_id]
             if node.started_agent is not None:
@@ -392,6 +393,9 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 self._recovery.expect(node_id)  # so that its agent learns of the new daemon
         self._pool.ended_daemons &= {node.daemon for node in nodes.values()}
         self._update([*changed, *gone])
+
+    def _forget_left(self) -> None:
+        self._pool.forget_left(self._membership.nodes, self._manager_grace_s + _FORGET_S)
 
     def _on_growth(self) -> None:
         """Follow a change of what the cluster can start."""

@@ -463,6 +463,25 @@ async def test_who_waits_goes_on_waiting_while_the_cluster_is_away(
         assert (await later).state == "running"
 
 
+async def test_who_waits_goes_on_waiting_for_a_node_that_has_left_lately(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an outage, nodes come back one by one. A new start is refused."""
+    left = {"b": 20.0}
+    monkeypatch.setattr(lease_claim, "_LEFT_S", 0.01)
+    async with fake_world(tmp_path) as w:
+        monkeypatch.setattr(w.backend, "left_nodes", lambda: left)
+        waits = w.start("waits", labels={"on": "b"}, is_repeated=True)
+        await w.told("queued", "waits")
+        assert w.kernel("waits").waits_for.endswith("; lately left the cluster: b 20 s ago")
+        with pytest.raises(NoNodeEver, match="Start it again when it is back"):
+            await w.start("new", labels={"on": "b"})
+        assert not waits.done()
+        left.clear()
+        with pytest.raises(NoNodeEver, match="waiting does not help"):
+            await waits
+
+
 async def test_a_start_whose_lease_is_lost_with_the_manager_waits_for_the_manager(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
