@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kit.clusters.dask.shared_cluster import tls_files
@@ -71,7 +72,8 @@ async def start_master(opener: Opener) -> None:
 
 
 @pytest.fixture(
-    params=["local", "ray", "dask", "dask_tls", "docker", "kubernetes", "yarn", "ssh"], scope="module"
+    params=["local", "ray", "dask", "dask_tls", "docker", "podman", "kubernetes", "yarn", "ssh"],
+    scope="module",
 )
 def kind(request: pytest.FixtureRequest) -> str:
     """Return the name of a backend. `dask_tls` is the Dask backend on an encrypted cluster."""
@@ -96,7 +98,7 @@ def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir
         yield partial(open_backend, lambda agents: ray.create(at_ray, backend_context(agents, folder)))
         join.leave()
         return
-    if kind == "docker":
+    if kind in ("docker", "podman"):
         at_engine = RoostDockerBackend(**docker_settings(cluster, module_runtime_dir))
         yield partial(open_backend, lambda agents: create_docker(at_engine, backend_context(agents, folder)))
         return
@@ -124,9 +126,14 @@ def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir
 
 @pytest.fixture
 def t4(kind: str) -> T4:
-    """Return a function that builds a request for T4 GPUs, which are a custom resource on Dask."""
+    """Return a function that builds a request for T4 GPUs, which are a custom resource on Dask.
+
+    Podman gives no GPUs. There, half of the memory is in the place of a GPU.
+    """
 
     def ask(gpus: float, **more: Any) -> Request:
+        if kind == "podman":
+            return Request(**{"memory_bytes": int(gpus * psutil.virtual_memory().total / 2), **more})
         if kind not in ("dask", "dask_tls"):
             return Request(gpus=gpus, gpu_models=("T4",), **more)
         return Request(gpus=gpus, resources={"T4": gpus}, **more)
@@ -147,10 +154,12 @@ class TestBackend(BackendContract):
 
     @pytest.fixture
     def kernel_python(self, kind: str) -> str:
-        return "python3" if kind in OWN_PYTHONS else sys.executable
+        return "python3" if kind in (*OWN_PYTHONS, "podman") else sys.executable
 
     async def test_a_share_of_a_gpu_is_granted_once(self, kind: str, opener: Opener, t4: T4) -> None:
         async with opener() as (backend, _):
+            if kind == "podman":
+                pytest.skip("Podman gives no GPUs through Docker's interface")
             if kind in ("docker", "kubernetes", "yarn"):
                 with pytest.raises(ConfigError, match="whole GPUs only"):
                     backend.check_request(t4(0.6))
@@ -182,9 +191,14 @@ class TestLeases(LeaseContract):
             return RayFaults()
         if kind in ("dask", "dask_tls"):
             return NodeFaults(dask.DaskManager)
-        clusters = {"docker": DockerCluster, "kubernetes": KubernetesCluster, "yarn": YarnCluster}
+        clusters = {
+            "docker": DockerCluster,
+            "podman": DockerCluster,
+            "kubernetes": KubernetesCluster,
+            "yarn": YarnCluster,
+        }
         return PodFaults(clusters[kind])
 
     @pytest.fixture
     def kernel_python(self, kind: str) -> str:
-        return "python3" if kind in OWN_PYTHONS else sys.executable
+        return "python3" if kind in (*OWN_PYTHONS, "podman") else sys.executable

@@ -102,10 +102,20 @@ def docker_engine(private_environment: None) -> Iterator[DockerEngine]:
 
 
 @pytest.fixture
+def engine_of_world() -> str:
+    """Return the name of the fixture with the engine of `docker_world`."""
+    return "docker_engine"
+
+
+@pytest.fixture
 async def docker_world(
-    runtime_dir: Path, docker_engine: DockerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runtime_dir: Path,
+    engine_of_world: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[DockerWorld]:
-    world = DockerWorld(docker_engine, runtime_dir, tmp_path, monkeypatch)
+    world = DockerWorld(request.getfixturevalue(engine_of_world), runtime_dir, tmp_path, monkeypatch)
     yield world
     try:
         with show_logs(runtime_dir):

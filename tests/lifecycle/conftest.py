@@ -37,7 +37,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _manager(backend: str) -> str:
-    return backend.partition("_")[0]
+    return {"dask_tls": "dask", "podman": "docker"}.get(backend, backend)
 
 
 def _configure(patch: pytest.MonkeyPatch, folder: Path, **sections: Mapping[str, object]) -> None:
@@ -56,9 +56,9 @@ def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         elif request.param.startswith("dask"):
             for name, value in environment(request.getfixturevalue(f"{request.param}_cluster")).items():
                 patch.setenv(name, value)
-        elif request.param == "docker":
+        elif request.param in ("docker", "podman"):
             folder = tmp_path_factory.mktemp("docker", numbered=True)
-            settings = docker_settings(request.getfixturevalue("docker_cluster"), folder)
+            settings = docker_settings(request.getfixturevalue(f"{request.param}_cluster"), folder)
             _configure(patch, folder, RoostDockerBackend=settings)
             patch.setenv("DOCKER_HOST", settings["address"])
         elif request.param == "kubernetes":

@@ -48,6 +48,11 @@ class TestDocker(Lifecycle):
     pass
 
 
+@pytest.mark.backends("podman")
+class TestPodman(Lifecycle):
+    pass
+
+
 @pytest.mark.backends("kubernetes")
 class TestKubernetes(Lifecycle):
     pass

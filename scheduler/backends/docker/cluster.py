@@ -16,13 +16,14 @@ from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Device, Node, Request
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster
 from roost.scheduler.backends.key_pair import KeyPair, load_key_pair
-from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+from roost.scheduler.errors import BackendUnavailable, ConfigError, LeaseConflict
 
 from .container_end import explain_container
 from .container_spec import check_request, find_image
 from .container_state import (
     ABANDONED,
     STOPPED,
+    STOPPING,
     End,
     build_lost,
     build_pod,
@@ -85,7 +86,7 @@ class DockerCluster(PodCluster):
 
     async def join(self) -> str:
         try:
-            info = await self._engine.call(lambda client: client.info())
+            info = await self._engine.describe()
         except EngineError as problem:
             raise BackendUnavailable(f"the Docker engine refuses roost: {problem.message}") from None
         self.cluster_id = str(info.get("ID") or "")
@@ -165,7 +166,7 @@ class DockerCluster(PodCluster):
 
     async def explain_end(self, lease_id: str) -> str:
         listed = next(iter(await self._creator.find(lease_id)), None)
-        if listed is None or listed["Id"] in self._stopped:
+        if listed is None or listed["State"] == STOPPING or listed["Id"] in self._stopped:
             return STOPPED
         if not has_ended(listed) and not await self._await_end(listed["Id"]):
             return ""
@@ -253,7 +254,12 @@ class DockerCluster(PodCluster):
 
 
 def read_node(info: JsonObject, settings: RoostDockerBackend) -> Node:
-    """Return the engine's machine without kernels, from the engine's `info`."""
+    """Return the engine's machine without kernels, from `Engine.describe`. Raises `ConfigError`."""
+    if settings.gpus and info.get("Podman"):  # it takes the request, and starts the container without the GPU
+        raise ConfigError(
+            f"Podman {info['Podman']} gives no GPUs to containers that are made through Docker's interface: "
+            "set c.RoostDockerBackend.gpus = 0."
+        )
     labels = dict(label.split("=", 1) for label in info.get("Labels") or () if "=" in label)
     devices = tuple(Device(id=str(number), model=settings.gpu_model) for number in range(settings.gpus))
     return Node(

@@ -19,6 +19,8 @@ STOPPED = "somebody stopped or removed its container"
 STOPPED_OR_KILLED = "its container was stopped or killed, for example because the engine was restarted"
 OUT_OF_MEMORY = "its container ran out of memory"
 ABANDONED = "the service that created its container ended meanwhile"
+STOPPING = "stopping"
+"""The state of a container that somebody stops, and `stopped` right after that: in Podman's words."""
 STARTS_S = 60.0
 """How long a container may be created, but not started: more than the deadlines of the two calls in between.
 
@@ -71,7 +73,7 @@ def holds_room(listed: JsonObject, now: float) -> bool:
 
 def has_started(listed: JsonObject) -> bool:
     """True if a listed container runs."""
-    return listed["State"] in ("running", "paused", "restarting")
+    return listed["State"] in ("running", "paused", "restarting", STOPPING)
 
 
 def is_starting(listed: JsonObject, now: float) -> bool:
@@ -81,7 +83,7 @@ def is_starting(listed: JsonObject, now: float) -> bool:
 
 def has_ended(listed: JsonObject) -> bool:
     """True if a listed container has run and has ended."""
-    return listed["State"] in ("exited", "dead")
+    return listed["State"] in ("exited", "dead", "stopped")
 
 
 def build_pod(lease: Lease, labels: Mapping[str, str], ip: str, key_pair: KeyPair, port: int) -> Pod:

@@ -125,7 +125,7 @@ class ContainerCreator:
         labels = found["Config"]["Labels"]
         lease = read_lease(labels)
         assert lease is not None
-        if found["State"]["Status"] in ("exited", "dead"):
+        if found["State"]["Status"] in ("exited", "dead", "stopped"):
             return build_lost(lease, await explain_container(self._engine, container_id)), container_id
         return build_pod(
             lease, labels, find_ip(found), self._key_pair(), self._settings.agent_port
@@ -212,7 +212,7 @@ class ContainerCreator:
                 lambda client: client.create_container_from_config(content, CLAIM_NAME)
             )
         except EngineError as problem:
-            if problem.status == 409:
+            if problem.is_name_taken:
                 return ""
             raise LaunchError(f"Docker cannot make a container of {image}: {problem.message}.") from None
         return str(answer["Id"])

@@ -30,6 +30,8 @@ JsonObject = dict[str, Any]
 _CALL_S = 20.0
 _LATE_S = 5.0
 """How much later than its timeout a call may end, because it has several steps."""
+_DOCKERS_WORDS = {"remove": "destroy"}
+"""What Docker calls the events of Podman."""
 SILENT_S = 300.0
 """How long a pull may show no progress."""
 _SOCKET = "unix:///var/run/docker.sock"
@@ -42,6 +44,11 @@ class EngineError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status, self.message = status, message
+
+    @property
+    def is_name_taken(self) -> bool:
+        """True if another container has the name. Podman answers this with status 500."""
+        return self.status == 409 or "already in use" in self.message
 
 
 class _Broken(Exception):
@@ -66,12 +73,26 @@ class Engine:
         except asyncio.TimeoutError:
             raise BackendUnavailable(f"the Docker engine at {self.address} does not answer") from None
 
+    async def describe(self) -> JsonObject:
+        """Return the engine's `info`. For Podman, `Podman` is its version, and `ID`, which changes, is left out.
+
+        Raises as `call` does.
+        """
+
+        def ask(client: docker.APIClient) -> JsonObject:
+            parts = client.version().get("Components") or ()
+            podman = next((part["Version"] for part in parts if part["Name"] == "Podman Engine"), "")
+            info: JsonObject = client.info()
+            return {**info, "ID": "", "Podman": podman} if podman else info
+
+        return await self.call(ask)
+
     async def follow(self) -> AsyncGenerator[JsonObject, None]:
         """Yield the events of roost's containers, after an empty one once no later event can be missed.
 
         Raises `BackendUnavailable` when the engine ends the stream.
         """
-        filters = {"type": "container", "label": LEASE_LABEL}
+        filters = {"type": "container"}  # Podman finds no label without its value
         try:
             stream = await self.call(lambda client: client.events(decode=True, filters=filters))
         except EngineError as problem:
@@ -82,7 +103,8 @@ class Engine:
             with suppress(_Broken):
                 async with aclosing(_read_in_thread(lambda: stream, "docker-events")) as events:
                     async for event in events:
-                        yield event
+                        if LEASE_LABEL in event["Actor"]["Attributes"]:
+                            yield {**event, "Action": _DOCKERS_WORDS.get(event["Action"], event["Action"])}
         finally:
             with suppress(Exception):  # it has ended
                 stream.close()

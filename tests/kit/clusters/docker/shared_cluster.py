@@ -11,18 +11,21 @@ from typing import Any
 
 import pytest
 
-from kit.clusters.docker_engine import IMAGE, DockerEngine, leftovers, why_not
+from kit.clusters.docker_engine import IMAGE, DockerEngine, Program, leftovers, podman, why_not
 
 HOME = "/tmp"
 """The home folder of kernels in containers."""
 
 
 def cluster_settings(engine: DockerEngine, folder: Path) -> dict[str, Any]:
-    """Return the settings of a backend on this engine, with two declared T4. The backend's file is in `folder`."""
+    """Return the settings of a backend on this engine, with two declared T4; Podman gives no GPUs.
+
+    The backend's file is in `folder`.
+    """
     return {
         "address": engine.address,
         "image": IMAGE,
-        "gpus": 2,
+        "gpus": 0 if engine.program == "podman" else 2,
         "gpu_model": "T4",
         "identity_file": str(folder / "identity.json"),
     }
@@ -31,9 +34,21 @@ def cluster_settings(engine: DockerEngine, folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def docker_cluster(private_environment: None) -> Iterator[DockerEngine]:
     """Start an engine with the image of kernels. Its CPUs and memory are this machine's."""
+    yield from _start("dockerd")
+
+
+@pytest.fixture(scope="session")
+def podman_cluster(private_environment: None) -> Iterator[DockerEngine]:
+    """Start Podman's service as root, with the image of kernels."""
+    if reason := podman.why_not():
+        pytest.skip(reason)
+    yield from _start("podman")
+
+
+def _start(program: Program) -> Iterator[DockerEngine]:
     if reason := why_not():
         pytest.skip(reason)
-    with DockerEngine() as engine:
+    with DockerEngine(program) as engine:
         yield engine
         left = engine.objects()
     assert not left, "the tests have left behind:\n" + "\n".join(left)

@@ -8,12 +8,15 @@ is left alone. All its processes end with the test's, even if that is killed. It
 
     engine       the engine of one test, its faults, and what it leaves behind
        ├──▶ start_script    the shell script of its first process: network, mounts, dockerd
+       │      └──▶ podman   Podman's service in the place of dockerd
        ├──▶ build           the packages that it needs, and the image of kernels, made once in a cache
        └──◀ registry        a registry of images beside it, with its program registry_server
 """
 
+from . import podman
 from .build import IMAGE, why_not
 from .engine import DockerEngine, leftovers
 from .registry import Registry
+from .start_script import Program
 
-__all__ = ["IMAGE", "DockerEngine", "Registry", "leftovers", "why_not"]
+__all__ = ["IMAGE", "DockerEngine", "Program", "Registry", "leftovers", "podman", "why_not"]

@@ -6,6 +6,7 @@ import argparse
 import sys
 from contextlib import suppress
 
+from . import podman
 from .build import IMAGE, build, install, why_not, why_not_build
 from .engine import DockerEngine
 
@@ -17,6 +18,7 @@ def main() -> int | str | None:
     commands.add_parser("up", help="start an engine that lasts until Ctrl-C")
     if parser.parse_args().command == "build":
         install()
+        podman.install()
         if reason := why_not_build():
             return reason
         build()

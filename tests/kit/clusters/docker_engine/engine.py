@@ -8,9 +8,10 @@ import shutil
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 
+import docker
 import psutil
 
 from kit.clusters.ssh_hosts.held_process import HeldProcess
@@ -19,8 +20,9 @@ from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.daemon.process import is_running, start_time
 from roost.testing.deadlines import allow_s
 
+from . import podman
 from .build import image_file, why_not
-from .start_script import DEVICE, SOCKET, network, separate_network, write_script
+from .start_script import DEVICE, LOG, SOCKET, Program, network, separate_network, write_script
 
 MARK = "ROOST_DOCKER_ENGINE"
 """The environment variable of the engine's processes. It names the engine's folder."""
@@ -42,11 +44,12 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 class DockerEngine:
     """An engine with the image `IMAGE`, which starts on entry and ends on exit, or with this process.
 
-    `address` is that of its socket. This machine reaches its containers by their addresses. Raise RuntimeError if it
-    cannot start.
+    `program` is Docker's engine or the service of Podman. `address` is that of its socket. This machine reaches its
+    containers by their addresses. Raise RuntimeError if it cannot start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, program: Program = "dockerd") -> None:
+        self.program = program
         self.folder = Path(os.devnull)  # until it starts
         self._process: HeldProcess | None = None
         self._number = 0
@@ -56,17 +59,18 @@ class DockerEngine:
         return f"unix://{self.folder}/{SOCKET}"
 
     def __enter__(self) -> DockerEngine:
-        if reason := why_not():
+        reason = why_not() or (podman.why_not() if self.program == "podman" else None)
+        if reason:
             raise RuntimeError(reason)
         self.folder = _make_folder()
         try:
             self._begin()
             self.start()
             self.run("load", "--input", str(image_file()), timeout_s=_LOAD_S)
-            separate = "com.docker.network.bridge.enable_icc=false"
-            self.run(
-                "network", "create", "--opt", separate, "--subnet", separate_network(self._number), SEPARATE
-            )
+            if self.program == "dockerd":  # Podman has no such networks
+                separate = "com.docker.network.bridge.enable_icc=false"
+                subnet = separate_network(self._number)
+                self.run("network", "create", "--opt", separate, "--subnet", subnet, SEPARATE)
         except BaseException:
             self.close()
             raise
@@ -79,20 +83,24 @@ class DockerEngine:
         """End the engine with all its processes, and remove its network and files. May be repeated."""
         process, self._process = self._process, None
         if process is not None:
+            if self.program == "podman":  # the control groups of its containers have a place of their own
+                with suppress(RuntimeError):
+                    self.run("container", "prune", "--force")
+                    self.run("rm", "--force", *self.run("ps", "--quiet").split())
             process.end()
         if self.folder != Path(os.devnull):
             _remove(self.folder)
 
     def start(self) -> None:
-        """Start dockerd, and wait until it answers, which is once it has ended what ran in its containers."""
+        """Start the engine, and wait until it answers. dockerd first ends what ran in its containers."""
         self._command("start")
         try:
-            wait_until(self._answers, "dockerd does not start", timeout_s=allow_s(_START_S))
+            wait_until(self._answers, f"{self.program} does not start", timeout_s=allow_s(_START_S))
         except RuntimeError as error:
             raise RuntimeError(f"{error}:\n{self._log()}") from error
 
     def kill(self) -> None:
-        """Kill dockerd. Its containers live on until it is started again."""
+        """Kill the engine. The containers of dockerd live on until it is started again, those of Podman for longer."""
         self._command("kill")
 
     def run(self, *words: str, timeout_s: float = _START_S) -> str:
@@ -106,6 +114,10 @@ class DockerEngine:
             raise RuntimeError(f"docker {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout
 
+    def client(self) -> AbstractContextManager[docker.APIClient]:
+        """Return a client of the engine, which closes at the end of a `with`."""
+        return closing(docker.APIClient(base_url=self.address, version="auto", timeout=allow_s(_START_S)))
+
     def inside(self, *command: str) -> list[str]:
         """Return a command that runs `command` in the engine's network, and ends with the engine if it is marked."""
         assert self._process is not None, "the engine has ended"
@@ -113,7 +125,7 @@ class DockerEngine:
 
     def objects(self) -> list[str]:
         """Return a line for each container and volume, and for each network that the engine did not start with."""
-        usual = {"bridge", "host", "none", SEPARATE}
+        usual = {"bridge", "host", "none", "podman", SEPARATE}
         containers = self.run("ps", "--all", "--format", "container {{.Names}} {{.Status}}").splitlines()
         volumes = [f"volume {name}" for name in self.run("volume", "ls", "--quiet").split()]
         names = self.run("network", "ls", "--format", "{{.Name}}").split()
@@ -125,6 +137,11 @@ class DockerEngine:
 
     def contained(self) -> list[psutil.Process]:
         """Return the processes in containers, by their pids on this machine."""
+        if self.program == "podman":
+            assert self._process is not None, "the engine has ended"
+            own = {process.pid for process in self.processes()}
+            below = psutil.Process(self._process.pid).children(recursive=True)
+            return [process for process in below if process.pid not in own]
         found: dict[int, psutil.Process] = {}
         for file in _CGROUPS.glob(f"**/{self.folder.name}/**/cgroup.procs"):
             with suppress(OSError):  # its container has just ended
@@ -147,7 +164,7 @@ class DockerEngine:
         }
         self._number = _find_free_number()
         command = [
-            "unshare", *_NAMESPACES, *_OPTIONS, "sh", "-euc", write_script(self.folder, self._number),
+            "unshare", *_NAMESPACES, *_OPTIONS, "sh", "-euc", write_script(self.folder, self._number, self.program),
         ]  # fmt: skip
         self._process = HeldProcess(command, self.folder / "log", environment)
         self._process.await_step()
@@ -172,7 +189,7 @@ class DockerEngine:
 
     def _log(self) -> str:
         with suppress(OSError):
-            return (self.folder / "dockerd.log").read_text(errors="replace")[-2000:]
+            return (self.folder / LOG).read_text(errors="replace")[-2000:]
         return ""
 
 

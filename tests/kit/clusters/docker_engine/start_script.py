@@ -1,4 +1,4 @@
-"""The shell script of an engine's first process: its mounts, its network, and dockerd.
+"""The shell script of an engine's first process: its mounts, its network, and dockerd or Podman's service.
 
 | address | place |
 |---|---|
@@ -11,12 +11,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
+
+from . import podman
+from .podman import SOCKET
 
 DEVICE = "machine"
 """The engine's end of its cable to this machine."""
-SOCKET, PID_FILE = "docker.sock", "dockerd.pid"
+PID_FILE, LOG = "dockerd.pid", "engine.log"
 _CONTAINERD = "exec/containerd/containerd.pid"
+Program = Literal["dockerd", "podman"]
 
 
 def network(number: int) -> str:
@@ -29,17 +35,18 @@ def separate_network(number: int) -> str:
     return f"10.248.{number}.128/26"
 
 
-def write_script(folder: Path, number: int) -> str:
+def write_script(folder: Path, number: int, program: Program = "dockerd") -> str:
     """Return the script of an engine with its files in `folder`.
 
     It prints a line once its namespaces are there, and reads one when they have a cable. Then it reads commands, and
-    prints a line after each: `start` starts dockerd, and `kill` kills it. At the end of its input all processes end.
+    prints a line after each: `start` starts the engine, and `kill` kills it. At the end of its input all processes end.
     """
     return f"""
         mount -t tmpfs -o mode=755 tmpfs /run
         mkdir -p /etc/docker {folder}/data
         mount -t tmpfs -o mode=711 tmpfs {folder}/data
         mount -t tmpfs -o mode=755 tmpfs /etc/docker
+        {podman.write_settings(folder, number) if program == "podman" else ""}
         echo; read -r plugged
         ip link set lo up
         ip addr add 10.248.{number}.1/30 dev {DEVICE}
@@ -48,9 +55,9 @@ def write_script(folder: Path, number: int) -> str:
         echo
         while read -r command; do
             if [ "$command" = start ]; then
-                {shlex.join(_dockerd(folder, number))} > {folder}/dockerd.log 2>&1 < /dev/null &
+                {shlex.join(_PROGRAMS[program](folder, number))} > {folder}/{LOG} 2>&1 < /dev/null &
             else
-                containerd=$(cat {folder}/{_CONTAINERD})
+                containerd=$(cat {folder}/{_CONTAINERD} 2>/dev/null || echo none)
                 kill -KILL $!
                 wait $! || true
                 while [ -e /proc/$containerd/exe ]; do sleep 0.01; done
@@ -67,3 +74,9 @@ def _dockerd(folder: Path, number: int) -> list[str]:
         f"--data-root={folder}/data", f"--exec-root={folder}/exec", "--storage-driver=overlay2",
         f"--bip=10.248.{number}.65/26", f"--cgroup-parent=/{folder.name}", "--label=shelf=3", "--log-level=warn",
     ]  # fmt: skip
+
+
+_PROGRAMS: Mapping[Program, Callable[[Path, int], list[str]]] = {
+    "dockerd": _dockerd,
+    "podman": podman.command,
+}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.clusters.docker_engine import build, engine, leftovers, why_not
+from kit.clusters.docker_engine import build, engine, leftovers, podman, why_not
 from kit.clusters.docker_engine.start_script import network, write_script
 
 
@@ -36,6 +36,16 @@ def test_an_engine_needs_root_and_an_image(root: None, monkeypatch: pytest.Monke
 def test_the_missing_packages_are_named(root: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "dockerd" else f"/bin/{name}")
     assert "apt-get install --no-install-recommends busybox-static docker.io" in str(why_not())
+
+
+def test_podman_needs_its_own_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert podman.why_not() == (
+        "Podman is not installed: apt-get install --no-install-recommends podman netavark runc"
+    )
+    script = write_script(Path("/tmp/docker-engine-x"), 7, "podman")
+    assert "--root=/tmp/docker-engine-x/data" in script
+    assert "dockerd --host" not in script
 
 
 def test_root_without_namespaces_has_no_engine(root: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 from roost.scheduler.backends.docker.cluster import read_node
-from roost.scheduler.backends.docker.engine import Engine, find_address
+from roost.scheduler.backends.docker.engine import Engine, EngineError, find_address
 from roost.scheduler.backends.docker.settings import RoostDockerBackend
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
@@ -64,3 +64,25 @@ def test_the_node_is_the_engines_machine() -> None:
     assert [(device.id, device.model) for device in node.devices] == [("0", "T4"), ("1", "T4")]
     assert node.enforcement == "cgroup v2"
     assert read_node({**info, "MemoryLimit": False}, RoostDockerBackend()).enforcement == ""
+
+
+def test_podman_gives_no_gpus() -> None:
+    """It would take the request, and start the container without them."""
+    info = {"Name": "box", "Podman": "4.3.1"}
+    assert read_node(info, RoostDockerBackend()).gpus == 0
+    with pytest.raises(
+        ConfigError, match=r"Podman 4\.3\.1 gives no GPUs .*: set c\.RoostDockerBackend\.gpus = 0"
+    ):
+        read_node(info, RoostDockerBackend(gpus=1))
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "is_taken"),
+    [
+        (409, 'Conflict. The container name "/roost-claim" is already in use', True),
+        (500, 'the container name "roost-claim" is already in use by 1f', True),
+        (500, "no space left on device", False),
+    ],
+)
+def test_a_name_can_be_taken_on_both_engines(status: int, message: str, is_taken: bool) -> None:
+    assert EngineError(status, message).is_name_taken == is_taken
