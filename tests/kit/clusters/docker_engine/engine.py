@@ -103,6 +103,13 @@ class DockerEngine:
         """Kill the engine. The containers of dockerd live on until it is started again, those of Podman for longer."""
         self._command("kill")
 
+    def trust(self, registry: str) -> None:
+        """Let the engine use a registry of its loopback without TLS. Docker's engine does so anyway."""
+        if self.program == "podman":
+            podman.trust(self.folder, registry)
+            self.kill()
+            self.start()
+
     def run(self, *words: str, timeout_s: float = _START_S) -> str:
         """Return the output of `docker WORDS`. Raise RuntimeError with its complaint if it fails."""
         environment = {**os.environ, "DOCKER_HOST": self.address, "DOCKER_CONFIG": str(self.folder)}

@@ -13,7 +13,7 @@ from kit.machine import debian_packages
 PACKAGES = ("podman", "netavark", "runc")
 """The Debian packages that it needs besides."""
 SOCKET = "docker.sock"
-_SETTINGS = "containers.conf"
+_SETTINGS, _REGISTRIES = "containers.conf", "registries.conf"
 
 
 def why_not() -> str | None:
@@ -33,9 +33,15 @@ def install() -> None:
 def command(folder: Path, number: int) -> list[str]:
     """Return the command of the service with its files in `folder`."""
     return [
-        "env", f"CONTAINERS_CONF={folder}/{_SETTINGS}", "podman", f"--root={folder}/data", f"--runroot={folder}/exec",
+        "env", f"CONTAINERS_CONF={folder}/{_SETTINGS}", f"CONTAINERS_REGISTRIES_CONF={folder}/{_REGISTRIES}",
+        "podman", f"--root={folder}/data", f"--runroot={folder}/exec",
         "--storage-driver=overlay", "system", "service", "--time=0", f"unix://{folder}/{SOCKET}",
     ]  # fmt: skip
+
+
+def trust(folder: Path, registry: str) -> None:
+    """Let the service that starts next use this registry without TLS."""
+    (folder / _REGISTRIES).write_text(f'[[registry]]\nlocation = "{registry}"\ninsecure = true\n')
 
 
 def write_settings(folder: Path, number: int) -> str:
@@ -45,4 +51,5 @@ def write_settings(folder: Path, number: int) -> str:
         "[network]", 'network_backend = "netavark"', f'network_config_dir = "{folder}/networks"',
         f'default_subnet = "10.248.{number}.64/26"',
     ]  # fmt: skip
-    return f"mkdir -p {folder}/networks; printf '%s\\n' {shlex.join(lines)} > {folder}/{_SETTINGS}"
+    files = f"mkdir -p {folder}/networks; touch {folder}/{_REGISTRIES}"
+    return f"{files}; printf '%s\\n' {shlex.join(lines)} > {folder}/{_SETTINGS}"

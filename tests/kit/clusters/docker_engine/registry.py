@@ -1,4 +1,4 @@
-"""A registry of images on the loopback of an engine, which trusts it without TLS because of its address."""
+"""A registry of images on the loopback of an engine, without TLS."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class Registry:
         file = self._folder / "port"
         wait_until(file.exists, "the registry does not start", timeout_s=allow_s(_START_S))
         self.address = f"127.0.0.1:{file.read_text()}"
+        self._engine.trust(self.address)
         return self
 
     def __exit__(
