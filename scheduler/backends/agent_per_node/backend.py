@@ -448,7 +448,9 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             await self._manager.release(lease)
             self._membership.expire()
         self.book.miss(lease.id)
-        self._update([lease.node_id])
+        self._table.update(self._membership.nodes, [lease.node_id])
+        # Even if no snapshot shows a change: the agent has told of it before, and the manager may never have.
+        self._events.put(BackendEvent(kind="nodes"))
 
     async def _learn(self, node_id: str) -> None:
         """Record the leases of other schedulers on a node, because they take shares of its devices."""

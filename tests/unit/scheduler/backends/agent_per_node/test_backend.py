@@ -98,6 +98,20 @@ async def test_a_released_lease_is_gone_from_the_manager_and_the_agent(opened: O
     assert (await opened.backend.snapshot()).node("here").cpus_promised == 0
 
 
+async def test_a_release_wakes_who_waits_although_no_snapshot_shows_a_change(opened: Opened) -> None:
+    """The agent tells of its release first, and a manager that is read twice a second may never show the lease."""
+    held = await opened.backend.claim(LEASE)
+    before = (await opened.backend.snapshot()).node("here")
+    with suppress(asyncio.TimeoutError):
+        while True:  # what the claim has reported
+            await asyncio.wait_for(opened.event("nodes"), 0.3)
+    opened.agent.ledger.release(LEASE.id)
+    opened.agent.report_status()
+    await until(lambda: (opened.backend._table.snapshot()).node("here") != before)
+    await opened.backend.release(held)
+    await opened.event("nodes")
+
+
 async def test_the_claim_of_a_lease_that_its_agent_let_go_is_released_without_another_call(
     opened: Opened,
 ) -> None:
