@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, get_args
@@ -97,8 +98,16 @@ class StartKernel(Execution):
     """
     queue_timeout_s: float | None = None
     """Limits the queue."""
-    is_repeated: bool = False
-    """True if the service has ended that had this start: while the manager is away, it goes on waiting."""
+    asked_at: float = 0.0
+    """When this start was asked of a service that has ended meanwhile (`time.time`); 0: it is new.
+
+    It keeps its place and its time in the queue, and waits while the manager is away.
+    """
+
+    @property
+    def waited_s(self) -> float:
+        """How long the start has waited with an earlier service."""
+        return max(0.0, time.time() - self.asked_at) if self.asked_at else 0.0
 
     @property
     def wait_s(self) -> float:

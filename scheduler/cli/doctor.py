@@ -48,11 +48,14 @@ def diagnose(arguments: argparse.Namespace) -> int:
     from roost.provisioners import kernelspecs
     from roost.provisioners.server_extension import older_servers, setup_check
 
-    findings: list[Finding] = []
+    findings, of_kernelspecs = list[Finding](), list[Finding]()
     silent: tuple[str, Mapping[str, Any]] | None = None
     try:
         client = connect_scheduler(arguments)
         service = wait_for(client.service())
+        of_kernelspecs = (
+            kernelspecs.find_problems()
+        )  # first, because a policy that fails is known by its decisions
         is_fix = arguments.fix and not arguments.dry_run
         reported = wait_for(client.doctor(fix=is_fix), _FIX_S if is_fix else ANSWER_S)
         if arguments.dry_run:
@@ -80,8 +83,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
     if arguments.backend == DEFAULT_BACKEND:  # the machine's book divides this machine, and no cluster
         findings += _examine_book(arguments)
     findings += setup_check.find_problems() + older_servers.find_problems()
-    # Last, because the scheduler that runs now checks their requests.
-    findings += kernelspecs.find_problems(silent=silent)
+    findings += kernelspecs.find_problems(silent=silent) if silent is not None else of_kernelspecs
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))
     return 1 if any(finding["level"] == "error" for finding in findings) else 0
 

@@ -32,7 +32,8 @@ def restart(arguments: argparse.Namespace) -> int:
         is_here=arguments.here,
         count_kernels=lambda: len(wait_for(client.kernels())),
     )
-    service, kernels = wait_for(client.service()), len(wait_for(client.kernels()))
+    service = wait_for(client.service())
+    kernels = sum(each.state in ("running", "unknown") for each in wait_for(client.kernels()))
     document = {**asdict(done), "backend": client.backend, "kernels": kernels}
     lives = (
         f"{format_count(kernels, 'kernel')} {'lives' if kernels == 1 else 'live'} on"

@@ -416,14 +416,13 @@ class Client:
 
     async def _repeat(self, op: str, arguments: Mapping[str, Any], deadline_s: float) -> Any:
         deadline = time.monotonic() + deadline_s
-        message = arguments
         pauses = backoff(*RETRY_S)
-        sent_at: float | None = None
+        asked_at = 0.0
         while True:
             try:
                 connection = await self._connection.connect(deadline)
             except ManagerAway:
-                if sent_at is None or time.monotonic() > deadline - 1:
+                if not asked_at or time.monotonic() > deadline - 1:
                     raise
                 await asyncio.sleep(1)
                 continue
@@ -431,28 +430,22 @@ class Client:
                 arguments = {**arguments, "launch_timeout_s": self._connection.launch_timeout_s}
                 more_s = self._connection.launch_timeout_s - DEFAULT_LAUNCH_TIMEOUT_S
                 deadline, deadline_s = deadline + more_s, deadline_s + more_s
-            if "launch_timeout_s" in arguments:
-                now = time.monotonic()
-                if sent_at is None:
-                    sent_at = now
-                    deadline += self._connection.node_start_timeout_s
-                    deadline_s += self._connection.node_start_timeout_s
-                # A repeated start has only the rest of its time, unless it may have waited for a new node.
-                spent_s = 0.0 if self._connection.node_start_timeout_s else now - sent_at
-                bound = "launch_timeout_s" if arguments["queue_timeout_s"] is None else "queue_timeout_s"
-                message = {**arguments, bound: max(0.1, arguments[bound] - spent_s)}
+            if op == "start" and not asked_at:
+                asked_at = time.time()
+                deadline += self._connection.node_start_timeout_s
+                deadline_s += self._connection.node_start_timeout_s
             try:
                 await self._send_policy(connection, arguments.get("request"), deadline)
                 if op == "start":
                     rest_s = max(0.01, deadline - time.monotonic())
                     await send_caller(connection, self.backend, timeout_s=rest_s)
-                return await connection.call(op, message, timeout_s=max(0.01, deadline - time.monotonic()))
+                return await connection.call(op, arguments, timeout_s=max(0.01, deadline - time.monotonic()))
             except rpc.RemoteError as problem:
                 raise from_remote(problem) from None
             except (rpc.Disconnected, rpc.Unauthorized):
                 log.debug("connection lost during %s: calling again", op)
                 if op == "start":
-                    arguments = {**arguments, "is_repeated": True}
+                    arguments = {**arguments, "asked_at": asked_at}
             except asyncio.TimeoutError:
                 outcome = f"did not answer `{op}` within {deadline_s:g} s"
                 raise no_answer(self.backend, self._connection.folder, outcome) from None
@@ -489,7 +482,7 @@ class Client:
         try:
             # A service of an earlier version knows no repeated starts.
             arguments = {
-                each.name: getattr(start, each.name) for each in fields(start) if each.name != "is_repeated"
+                each.name: getattr(start, each.name) for each in fields(start) if each.name != "asked_at"
             }
             timeout_s = start.launch_timeout_s or DEFAULT_LAUNCH_TIMEOUT_S
             deadline_s = timeout_s + (start.queue_timeout_s or 0.0) + CALL_DEADLINE_S

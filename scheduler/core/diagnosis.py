@@ -163,7 +163,9 @@ class Doctor:
         try:
             snapshot = await self._access.snapshot()
         except BackendUnavailable as away:
-            return [*self._report_away(away), *_report_unreachable(unreachable - {self._access.backend.name})]
+            # Agents without leases may have left: nobody needs them.
+            needed = {lease.node_id or lease.id for lease in reading.leases if lease.state != "lost"}
+            return [*self._report_away(away), *_report_unreachable(unreachable & needed)]
         left = self._access.backend.left_nodes()
         found += _report_silent(unreachable, left, snapshot, self._access.backend.name)
         found += _report_lost(reading)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from roost.launchers.daemon.file_input import put_aside, take_json
@@ -34,7 +35,10 @@ class EndedKernels:
             self._kernels[kernel.id] = kernel
 
     def add(self, kernel: Kernel) -> None:
-        self._kernels.pop(kernel.id, None)  # the latest comes last
+        """Add a kernel. One that ran, and could not be started again, keeps its reason and its log."""
+        earlier = self._kernels.pop(kernel.id, None)  # the latest comes last
+        if earlier is not None and earlier.process is not None and kernel.process is None:
+            kernel = replace(earlier, request=kernel.request, decision=kernel.decision)
         self._kernels[kernel.id] = kernel
         if self._file is not None and self not in self._timers:
             self._timers.later(_SAVE_AFTER_S, self._save, key=self)

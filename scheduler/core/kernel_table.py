@@ -75,7 +75,7 @@ class KernelTable:
             launch_id=start.launch_id,
             owner=start.owner,
             request=request,
-            created_at=time.time(),
+            created_at=start.asked_at or time.time(),
         )
         self.records[start.kernel_id] = record
         return record

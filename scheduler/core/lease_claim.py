@@ -17,7 +17,7 @@ from roost.placement.rules.refusals import AMOUNTS
 from roost.placement.shipped_policies import SHIPPED
 from roost.scheduler.backends.base import Backend, Lease
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, NoNodeEver, NoNodeNow
-from roost.scheduler.messages import StartKernel
+from roost.scheduler.messages import StartKernel, end_sentence
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.explain import describe_left
 
@@ -115,7 +115,7 @@ class LeaseClaimer:
         interpreter = start.argv[0] if start.may_fork and start.argv else ""
         request = replace(record.request, environment=interpreter)
         queue, began = self.table.queue, time.monotonic()
-        record.ticket = ticket = queue.join(record.kernel_id, _line(record))
+        record.ticket = ticket = queue.join(record.kernel_id, _line(record), start.waited_s)
         is_timed = False
         try:
             while True:
@@ -341,8 +341,8 @@ def _has_closed_room(decision: Decision) -> bool:
 
 
 def _out_of_time(waited: str, waits_for: str, position: int, decision: Mapping[str, Any] | None) -> NoNodeNow:
-    reason = f"waited {waited}: {waits_for or 'the cluster did not answer'}."
-    return NoNodeNow(reason, position=position, decision=dict(decision) if decision else None)
+    reason = f"waited {waited}: {waits_for or 'the cluster did not answer'}"
+    return NoNodeNow(end_sentence(reason), position=position, decision=dict(decision) if decision else None)
 
 
 def no_node(decision: Decision, backend: Backend) -> NoNodeNow | NoNodeEver:

@@ -72,8 +72,13 @@ class _Line:
         return next(iter(self._tickets))
 
     def join(self, ticket: Ticket) -> None:
+        """Add a ticket: as the last one, unless it joined an earlier service's line before others did."""
+        last = next(reversed(self._tickets), None)
         self._tickets[ticket] = None
         ticket.position = len(self._tickets)
+        if last is not None and ticket.joined_at < last.joined_at:
+            self._tickets = OrderedDict.fromkeys(sorted(self._tickets, key=lambda each: each.joined_at))
+            self._is_numbered = False
 
     def leave(self, ticket: Ticket) -> None:
         del self._tickets[ticket]
@@ -110,13 +115,16 @@ class Queue:
         self._clock = clock
         self._timers = timers
 
-    def join(self, kernel_id: str, line: Hashable) -> Ticket:
-        ticket = Ticket(kernel_id=kernel_id, line=line, joined_at=self._clock())
+    def join(self, kernel_id: str, line: Hashable, waited_s: float = 0.0) -> Ticket:
+        """Add a start to its line, where it has waited for `waited_s` with an earlier service."""
+        ticket = Ticket(kernel_id=kernel_id, line=line, joined_at=self._clock() - waited_s)
         tickets = self._lines.setdefault(line, _Line())
         tickets.join(ticket)
         if tickets.head is ticket:
-            if self._heads is not None:
+            if self._heads is not None and not waited_s:
                 self._heads.append(ticket)
+            else:
+                self._heads = None
             ticket.event.set()
         else:
             self._report_soon(line)

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 _JOIN_AGAIN_S = (0.1, 2.0)
 _LEASE_GONE_S = (0.05, 5.0)
 """First and longest pause before a request is placed again because the agent does not know its lease."""
+_LEAST_S = 0.1
+"""A start whose time in the queue ended while no service ran is tried once."""
 _REMEMBERED = 1_000
 """At most this many failed starts are remembered."""
 
@@ -77,7 +79,9 @@ class StartRunner:
     async def _run(self, record: KernelRecord, start: StartKernel, task: StartTask) -> Kernel:
         lease_id = self._table.lease_id(start.kernel_id, start.launch_id)
         is_restart = record.lease_id not in ("", lease_id)  # which is of an earlier launch
-        deadline = time.monotonic() + start.wait_s
+        # A start that has left the queue may have waited for a new node.
+        waited_s = start.waited_s if record.lease is None else 0.0
+        deadline = time.monotonic() + max(_LEAST_S, start.wait_s - waited_s)
         try:
             try:
                 record.check_wanted()
@@ -111,7 +115,7 @@ class StartRunner:
                 self._table.exited(record, task.late_exit)
 
     async def _bring_up(self, record: KernelRecord, start: StartKernel, deadline: float) -> KernelProcess:
-        has_tried = start.is_repeated or record.lease is not None
+        has_tried = bool(start.asked_at) or record.lease is not None
         for pause_s in backoff(*_LEASE_GONE_S):
             if record.lease is not None and self._table.book.is_released(record.lease_id):
                 await self._access.backend.release(

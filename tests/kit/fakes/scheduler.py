@@ -56,7 +56,7 @@ class FakeWorld:
         """
         own = {
             name: asked.pop(name)
-            for name in ("owner", "launch_timeout_s", "queue_timeout_s", "is_repeated")
+            for name in ("owner", "launch_timeout_s", "queue_timeout_s", "asked_at")
             if name in asked
         }
         owner = own.pop("owner", None) or Owner(user=asked.pop("user", "ada"))

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from kit.fakes.client import build_kernel
-from kit.fakes.scheduler import FakeAgent, scheduler_on
+from kit.fakes.scheduler import FakeAgent, fake_world, scheduler_on
 from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.messages import Connection, KernelProcess
 from roost.scheduler.core import ended_kernels
 from roost.scheduler.core.ended_kernels import EndedKernels
+from roost.scheduler.errors import NoNodeEver
 from roost.testing.deadlines import allow_s
 
 ENDED = replace(build_kernel("k-1", node_id="n1"), state="exited", reason="it was killed")
@@ -79,3 +80,22 @@ async def test_a_file_that_is_no_list_of_kernels_is_put_aside(tmp_path: Path) ->
     file.chmod(0o600)
     assert EndedKernels(Timers(), file).find("k") is None
     assert not file.exists()
+
+
+async def test_a_failed_next_start_does_not_hide_why_the_kernel_has_ended(tmp_path: Path) -> None:
+    """Jupyter starts a lost kernel again and again, and while the cluster is away each of these starts fails."""
+    async with fake_world(tmp_path) as w:
+        await w.start("k")
+        await w.scheduler.stop("k", 0)
+        reason = w.kernel("k").reason
+        for launch_id in ("2", "3"):
+            with pytest.raises(NoNodeEver):
+                await w.start("k", launch_id, gpus=1)
+        shown = w.kernel("k")
+        assert (shown.state, shown.reason) == ("exited", reason)
+        assert (shown.request.gpus, shown.decision) == (1, None), "what it would need now"
+        assert (await w.start("k", "4")).state == "running"
+        await w.scheduler.stop("k", 0)
+        with pytest.raises(NoNodeEver):
+            await w.start("never ran", gpus=1)
+        assert "no node could ever hold" in w.kernel("never ran").reason

@@ -121,6 +121,22 @@ async def test_the_first_of_a_line_tries_only_when_something_changed() -> None:
     assert [ticket.kernel_id for ticket in queue.heads()] == ["b"]
 
 
+async def test_a_start_of_an_ended_service_has_its_place_again() -> None:
+    now = 100.0
+    queue = Queue(on_moved=lambda _: None, clock=lambda: now, timers=Timers())
+    for kernel_id, waited_s in (("third", 0.0), ("first", 30.0), ("second", 20.0), ("fourth", 0.0)):
+        queue.join(kernel_id, "line", waited_s)
+    old = queue.join("oldest", "another line", 60.0)
+    assert [ticket.kernel_id for ticket in queue.heads()] == ["oldest", "first"]
+    for kernel_id in ("first", "second", "third", "fourth"):
+        head = queue.heads()[1]
+        assert head.kernel_id == kernel_id
+        assert head.event.is_set()
+        assert queue.place(head)[0] == 1
+        queue.leave(head)
+    assert queue.heads() == [old]
+
+
 async def test_changes_are_reported_together_and_once() -> None:
     reported: list[str] = []
     clock = ManualClock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from roost.scheduler.errors import (
     UnknownKernel,
 )
 from roost.testing import FakePodCluster
+from roost.testing.deadlines import allow_s
 
 
 async def test_a_start_goes_through_its_steps_and_says_so(tmp_path: Path) -> None:
@@ -455,7 +457,7 @@ async def test_who_waits_goes_on_waiting_while_the_cluster_is_away(
             await w.until(lambda: w.kernel("waits").waits_for == "the cluster is away")
             with pytest.raises(BackendUnavailable, match="is away"):
                 await w.start("late", cpus=1)
-            later = w.start("of an ended service", cpus=1, is_repeated=True)
+            later = w.start("of an ended service", cpus=1, asked_at=time.time())
             await w.told("queued", "of an ended service")
             assert w.kernel("of an ended service").waits_for == "the cluster is away"
             assert not waiting.done()
@@ -471,7 +473,7 @@ async def test_who_waits_goes_on_waiting_for_a_node_that_has_left_lately(
     monkeypatch.setattr(lease_claim, "_LEFT_S", 0.01)
     async with fake_world(tmp_path) as w:
         monkeypatch.setattr(w.backend, "left_nodes", lambda: left)
-        waits = w.start("waits", labels={"on": "b"}, is_repeated=True)
+        waits = w.start("waits", labels={"on": "b"}, asked_at=time.time())
         await w.told("queued", "waits")
         assert w.kernel("waits").waits_for.endswith("; lately left the cluster: b 20 s ago")
         with pytest.raises(NoNodeEver, match="Start it again when it is back"):
@@ -517,3 +519,14 @@ async def test_a_zygote_is_made_where_a_kernel_with_the_request_would_go(tmp_pat
         with pytest.raises(NoNodeNow):
             await w.scheduler.warm(("python",), {}, request=Request(gpus=1))
         await w.scheduler.warm(("python",), {})
+
+
+async def test_a_start_of_an_ended_service_keeps_its_time(tmp_path: Path) -> None:
+    async with fake_world(tmp_path, gpus=1) as w:
+        await w.start("first", gpus=1)
+        asked_at = time.time() - 29.5
+        late = w.start("late", gpus=1, launch_timeout_s=30.0, asked_at=asked_at)
+        await w.told("queued", "late")
+        assert w.kernel("late").created_at == asked_at
+        with pytest.raises(NoNodeNow, match="waited 30 s"):
+            await asyncio.wait_for(late, allow_s(10))
