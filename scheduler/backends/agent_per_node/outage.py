@@ -61,12 +61,12 @@ class OutageRecovery(Generic[N]):
     def describe_ends(self) -> str:
         """Return a clause about what becomes of the kernels here while the manager is away; empty if there are none.
 
-        Agents that have lost their daemon give the time. A kernel lives on while its node's daemon does.
+        Agents that have lost their daemon give the time.
         """
         nodes = self.book.nodes()
         ends = sorted(self.pool.ends[node_id] for node_id in nodes if node_id in self.pool.ends)
         if not ends:
-            return "its kernels live on" if nodes else ""
+            return f"its kernels live on while the {self.manager.daemon} of their node does" if nodes else ""
         kernels = (
             "its kernels" if len(ends) == len(nodes) and ends[-1] - ends[0] < 1 else "some of its kernels"
         )

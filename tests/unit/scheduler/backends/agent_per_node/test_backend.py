@@ -198,7 +198,10 @@ async def test_the_time_at_which_kernels_end_is_the_agents(
     await opened.backend.claim(LEASE)
     opened.manager.problem = "it is being upgraded"
     await until(lambda: bool(opened.manager.membership.away))
-    assert "is away, and its kernels live on: it is being" in await refusal(opened)
+    assert (
+        "is away, and its kernels live on while the daemon of their node does: it is being"
+        in await refusal(opened)
+    )
     ends_at = time.time() + 1000
     agent.cut_off(ends_at)
     known = time.strftime(
