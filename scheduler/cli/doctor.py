@@ -55,7 +55,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         service = wait_for(client.service())
         of_kernelspecs = (
             kernelspecs.find_problems()
-        )  # first, because a policy that fails is known by its decisions
+        )  # first: the doctor names policies whose decisions failed
         is_fix = arguments.fix and not arguments.dry_run
         reported = wait_for(client.doctor(fix=is_fix), _FIX_S if is_fix else ANSWER_S)
         if arguments.dry_run:

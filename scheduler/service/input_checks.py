@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,6 +44,8 @@ def check_start(start: StartKernel) -> None:
     ):
         if seconds is not None and seconds <= 0:
             raise ConfigError(f"{name} is {seconds:g} s: give seconds above 0.")
+    if not 0.0 <= start.asked_at < math.inf:
+        raise ConfigError(f"asked_at is {start.asked_at:g}: give seconds since the epoch, or 0.")
 
 
 def check_process(argv: Iterable[str], env: Mapping[str, str], cwd: str = "") -> None:

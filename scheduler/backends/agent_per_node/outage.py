@@ -67,16 +67,12 @@ class OutageRecovery(Generic[N]):
         ends = sorted(self.pool.ends[node_id] for node_id in nodes if node_id in self.pool.ends)
         if not ends:
             return f"its kernels live on while the {self.manager.daemon} of their node does" if nodes else ""
-        kernels = (
-            "its kernels" if len(ends) == len(nodes) and ends[-1] - ends[0] < 1 else "some of its kernels"
-        )
+        is_same = len(ends) == len(nodes) and ends[-1] - ends[0] < 1
+        kernels = "its kernels" if is_same else "some of its kernels"
         at = time.strftime("%H:%M:%S", time.localtime(ends[0]))
-        is_over = time.time() > ends[0]
-        return (
-            f"{kernels} were to end at {at}"
-            if is_over
-            else f"{kernels} end at {at} if it is not back by then"
-        )
+        if time.time() > ends[0]:
+            return f"{kernels} were to end at {at}"
+        return f"{kernels} end at {at} if it is not back by then"
 
     @contextmanager
     def restoring(self, node_ids: Iterable[str]) -> Iterator[None]:

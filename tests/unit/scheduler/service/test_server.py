@@ -139,6 +139,7 @@ async def test_clients_learn_how_long_a_start_may_take(
         ({"cwd": "/a\0b"}, r"has a zero byte: '/a'\."),
         ({"connection": Connection(kernel_name="a\nb")}, "the kernelspec's name has characters"),
         ({"launch_timeout_s": -1.0}, "launch_timeout is -1 s: give seconds above 0"),
+        ({"asked_at": -1.0}, "asked_at is -1: give seconds since the epoch, or 0"),
     ],
 )
 async def test_names_that_cannot_be_shown_are_refused(
