@@ -8,7 +8,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -139,7 +138,7 @@ class Scheduler:
         """
         await self._load_policy(start.request)  # first, because it may wait
         if (failure := self._starts.failed.get((start.kernel_id, start.launch_id))) is not None:
-            raise copy(failure)
+            raise failure
         elsewhere = await self._held_elsewhere(start.request, start.owner, start.kernel_id)
         record = self._table.get(start.kernel_id)
         while record is not None and record.end is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -51,10 +50,7 @@ class StartRunner:
         self._claimer = claimer
         self._reconciler = reconciler
         self.failed = LastEntries[tuple[str, str], RoostError](_REMEMBERED)
-        """The errors of failed starts, by kernel id and launch id. A repeated start gets a copy.
-
-        An error that was raised would keep the frames of its start, with all that is in them.
-        """
+        """The errors of failed starts, by kernel id and launch id. A repeated start gets the same error."""
         self._under_way: dict[str, KernelRecord] = {}
         self._is_closing = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -205,7 +201,7 @@ class StartRunner:
 
     async def _undo(self, record: KernelRecord, error: RoostError, *, is_restart: bool) -> None:
         """Give back what the start has taken. A restart keeps its lease, which the agent releases after a grace."""
-        self.failed[record.kernel_id, record.launch_id] = copy(error)
+        self.failed[record.kernel_id, record.launch_id] = error
         lease = record.lease
         is_held = lease is not None and lease.state == "held" and not self._table.book.is_released(lease.id)
         keeps_lease = is_restart and is_held
