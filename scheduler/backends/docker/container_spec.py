@@ -33,6 +33,8 @@ _AGENT_FOLDER = "/tmp/roost-agent"
 _TMP_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"
 """Libraries that compile code, such as numba, load it from `/tmp`."""
 _SHARES_OF_A_CPU, _LEAST_SHARES, _MOST_SHARES = 1024, 2, 262_144
+_END_BYTES = 2 * tarfile.BLOCKSIZE
+"""The end mark of a tar file. Podman may read no further, and then fails if the file goes on with padding."""
 _IMAGE = re.compile(r"[A-Za-z0-9][\w./:@-]{0,300}", re.ASCII)
 _MOST_EXACT = 10**9
 """The engine counts CPUs in billionths."""
@@ -190,7 +192,8 @@ def build_archive(assignment: Assignment, settings: RoostDockerBackend, user: st
         file.size, file.mode = len(data), 0o400 if uid.isdecimal() else 0o444
         file.uid = int(uid) if uid.isdecimal() else 0
         tar.addfile(file, io.BytesIO(data))
-    return content.getvalue()
+        end = tar.offset + _END_BYTES
+    return content.getvalue()[:end]
 
 
 def find_place(settings: RoostDockerBackend) -> str:

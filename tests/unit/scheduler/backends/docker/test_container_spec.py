@@ -92,8 +92,13 @@ def test_no_secret_is_in_the_container_that_everybody_can_inspect() -> None:
 
 def test_a_user_by_name_can_read_the_archive() -> None:
     assignment = Assignment(keys=KEYS, reserve=Reserve(lease=LEASE, is_granted=True))
-    with tarfile.open(fileobj=io.BytesIO(build_archive(assignment, SETTINGS, "jovyan"))) as tar:
-        assert tar.getmember("roost/start.zip").mode == 0o444
+    archive = build_archive(assignment, SETTINGS, "jovyan")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        file = tar.getmember("roost/start.zip")
+        assert file.mode == 0o444
+    blocks = -(-file.size // tarfile.BLOCKSIZE)
+    assert len(archive) == file.offset_data + (blocks + 2) * tarfile.BLOCKSIZE, "nothing follows the end mark"
+    assert not archive[-2 * tarfile.BLOCKSIZE :].strip(b"\0")
 
 
 def test_a_kernel_may_name_an_allowed_image() -> None:
