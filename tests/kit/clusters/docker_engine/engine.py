@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -32,6 +33,8 @@ _NAMESPACES = ("--mount", "--net", "--pid", "--uts", "--ipc")
 _OPTIONS = ("--fork", "--kill-child", "--mount-proc", "--propagation", "private")
 _BASE, _PREFIX = Path("/tmp"), "docker-engine-"  # short: a socket's path has at most 107 bytes
 _OWNER = "owner.json"
+_LOCK = _BASE / "docker-engine.lock"
+"""Held while an engine takes a network."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _NUMBERS = range(1, 255)
 _START_S, _LOAD_S, _ENDS_S = 60.0, 120.0, 60.0
@@ -169,6 +172,15 @@ class DockerEngine:
             "PATH": f"{programs}:{_PATH}",
             "HOME": str(self.folder),
         }
+        with open(_LOCK, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another engine would choose the same network
+            self._connect(environment)
+        assert self._process is not None
+        self._process.go()
+        self._process.await_step()
+
+    def _connect(self, environment: dict[str, str]) -> None:
+        """Start the first process, and give it a free network."""
         self._number = _find_free_number()
         command = [
             "unshare", *_NAMESPACES, *_OPTIONS, "sh", "-euc", write_script(self.folder, self._number, self.program),
@@ -181,8 +193,6 @@ class DockerEngine:
         ip("addr", "add", f"10.248.{self._number}.2/30", "dev", device)
         ip("link", "set", device, "up")
         ip("route", "add", network(self._number), "via", f"10.248.{self._number}.1", "dev", device)
-        self._process.go()
-        self._process.await_step()
 
     def _command(self, word: str) -> None:
         assert self._process is not None, "the engine has ended"
