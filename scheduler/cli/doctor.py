@@ -53,9 +53,8 @@ def diagnose(arguments: argparse.Namespace) -> int:
     try:
         client = connect_scheduler(arguments)
         service = wait_for(client.service())
-        of_kernelspecs = (
-            kernelspecs.find_problems()
-        )  # first: the doctor names policies whose decisions failed
+        # First, because the doctor names policies whose decisions failed.
+        of_kernelspecs = kernelspecs.find_problems()
         is_fix = arguments.fix and not arguments.dry_run
         reported = wait_for(client.doctor(fix=is_fix), _FIX_S if is_fix else ANSWER_S)
         if arguments.dry_run:

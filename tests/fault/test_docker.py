@@ -95,12 +95,7 @@ async def test_a_paused_container_lives_on(docker_world: DockerWorld) -> None:
 async def test_the_engine(docker_world: DockerWorld) -> None:
     """Kernels live while the engine is away. It ends them when it starts again, because it does not restore them."""
     notebook = await docker_world.open()
-    docker_world.engine.kill()
-    try:
-        say(await docker_world.refusal())
-        assert await notebook.value("mine") == "42"
-    finally:
-        docker_world.engine.start()
+    await docker_world.outlives_absence(notebook)
     reason = await docker_world.ended(notebook, 60)
     assert "stopped" in reason
     await docker_world.restart(notebook)

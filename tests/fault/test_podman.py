@@ -7,15 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from kit.clusters.docker.faults import DockerWorld
-from kit.clusters.docker_engine import DockerEngine, podman, why_not
-from kit.clusters.faults import say
+from kit.clusters.docker_engine import DockerEngine, why_not
 
 pytestmark = pytest.mark.fault
 
 
 @pytest.fixture(scope="module")
 def podman_engine(private_environment: None) -> Iterator[DockerEngine]:
-    if reason := why_not() or podman.why_not():
+    if reason := why_not("podman"):
         pytest.skip(reason)
     with DockerEngine("podman") as engine:
         yield engine
@@ -33,12 +32,7 @@ async def test_the_scheduler_service(docker_world: DockerWorld) -> None:
 async def test_the_engine(docker_world: DockerWorld) -> None:
     """Kernels live, also once the engine is back. No kernel starts meanwhile."""
     notebook = await docker_world.open()
-    docker_world.engine.kill()
-    try:
-        say(await docker_world.refusal())
-        assert await notebook.value("mine") == "42"
-    finally:
-        docker_world.engine.start()
+    await docker_world.outlives_absence(notebook)
     await docker_world.lives(notebook)
     assert await notebook.value("mine") == "42"
     await docker_world.restart(notebook)

@@ -21,6 +21,8 @@ OUT_OF_MEMORY = "its container ran out of memory"
 ABANDONED = "the service that created its container ended meanwhile"
 STOPPING = "stopping"
 """The state of a container that somebody stops, and `stopped` right after that: in Podman's words."""
+ENDED = ("exited", "dead", "stopped")
+"""The states of a container that has run and has ended."""
 STARTS_S = 60.0
 """How long a container may be created, but not started: more than the deadlines of the two calls in between.
 
@@ -83,7 +85,7 @@ def is_starting(listed: JsonObject, now: float) -> bool:
 
 def has_ended(listed: JsonObject) -> bool:
     """True if a listed container has run and has ended."""
-    return listed["State"] in ("exited", "dead", "stopped")
+    return listed["State"] in ENDED
 
 
 def build_pod(lease: Lease, labels: Mapping[str, str], ip: str, key_pair: KeyPair, port: int) -> Pod:

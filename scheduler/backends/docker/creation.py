@@ -26,6 +26,7 @@ from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflic
 from .container_end import explain_container
 from .container_spec import build_archive, build_container, find_image, find_place
 from .container_state import (
+    ENDED,
     build_lost,
     build_pod,
     find_ip,
@@ -125,7 +126,7 @@ class ContainerCreator:
         labels = found["Config"]["Labels"]
         lease = read_lease(labels)
         assert lease is not None
-        if found["State"]["Status"] in ("exited", "dead", "stopped"):
+        if found["State"]["Status"] in ENDED:
             return build_lost(lease, await explain_container(self._engine, container_id)), container_id
         return build_pod(
             lease, labels, find_ip(found), self._key_pair(), self._settings.agent_port

@@ -10,7 +10,7 @@ import pytest
 
 from kit.clusters.docker.shared_cluster import cluster_settings
 from kit.clusters.docker_engine import DockerEngine
-from kit.clusters.faults import ClusterWorld
+from kit.clusters.faults import ClusterWorld, say
 from kit.jupyter.kernelspecs import IPYKERNEL
 from kit.jupyter.notebook import Notebook
 from roost.scheduler.backends.docker.names import LEASE_LABEL
@@ -37,6 +37,15 @@ class DockerWorld(ClusterWorld):
 
     def key_of(self, notebook: Notebook, kernel: Kernel) -> str:
         return kernel.lease_id
+
+    async def outlives_absence(self, notebook: Notebook) -> None:
+        """Kill the engine, and start it again. Meanwhile no kernel starts, and this one answers."""
+        self.engine.kill()
+        try:
+            say(await self.refusal())
+            assert await notebook.value("mine") == "42"
+        finally:
+            self.engine.start()
 
     def left(self) -> list[str]:
         return self.engine.objects()

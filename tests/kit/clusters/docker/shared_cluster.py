@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kit.clusters.docker_engine import IMAGE, DockerEngine, Program, leftovers, podman, why_not
+from kit.clusters.docker_engine import IMAGE, DockerEngine, Program, leftovers, why_not
 
 HOME = "/tmp"
 """The home folder of kernels in containers."""
@@ -40,13 +40,11 @@ def docker_cluster(private_environment: None) -> Iterator[DockerEngine]:
 @pytest.fixture(scope="session")
 def podman_cluster(private_environment: None) -> Iterator[DockerEngine]:
     """Start Podman's service as root, with the image of kernels."""
-    if reason := podman.why_not():
-        pytest.skip(reason)
     yield from _start("podman")
 
 
 def _start(program: Program) -> Iterator[DockerEngine]:
-    if reason := why_not():
+    if reason := why_not(program):
         pytest.skip(reason)
     with DockerEngine(program) as engine:
         yield engine

@@ -13,10 +13,9 @@ is left alone. All its processes end with the test's, even if that is killed. It
        └──◀ registry        a registry of images beside it, with its program registry_server
 """
 
-from . import podman
-from .build import IMAGE, why_not
-from .engine import DockerEngine, leftovers
+from .build import IMAGE
+from .engine import DockerEngine, leftovers, why_not
 from .registry import Registry
 from .start_script import Program
 
-__all__ = ["IMAGE", "DockerEngine", "Program", "Registry", "leftovers", "podman", "why_not"]
+__all__ = ["IMAGE", "DockerEngine", "Program", "Registry", "leftovers", "why_not"]

@@ -21,8 +21,8 @@ from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.daemon.process import is_running, start_time
 from roost.testing.deadlines import allow_s
 
-from . import podman
-from .build import image_file, why_not
+from . import build, podman
+from .build import image_file
 from .start_script import DEVICE, LOG, SOCKET, Program, network, separate_network, write_script
 
 MARK = "ROOST_DOCKER_ENGINE"
@@ -62,8 +62,7 @@ class DockerEngine:
         return f"unix://{self.folder}/{SOCKET}"
 
     def __enter__(self) -> DockerEngine:
-        reason = why_not() or (podman.why_not() if self.program == "podman" else None)
-        if reason:
+        if reason := why_not(self.program):
             raise RuntimeError(reason)
         self.folder = _make_folder()
         try:
@@ -208,6 +207,11 @@ class DockerEngine:
         with suppress(OSError):
             return (self.folder / LOG).read_text(errors="replace")[-2000:]
         return ""
+
+
+def why_not(program: Program = "dockerd") -> str | None:
+    """Return why no engine of this program can start here, in one sentence, or None."""
+    return build.why_not() or (podman.why_not() if program == "podman" else None)
 
 
 def leftovers(folder: Path) -> list[str]:
