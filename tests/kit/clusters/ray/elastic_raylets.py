@@ -22,7 +22,7 @@ _UPDATE_S = 1
 """How long Ray's autoscaler waits between two looks at the cluster. Ray's default is 5 s."""
 _SILENT_S = 10
 """After which silence of a node the first autoscaler ends its machine. Ray's default is 30 s."""
-_JOIN_S = 40
+_JOIN_S = 90
 """After which time without Ray the second autoscaler ends a new machine. Ray's default is an hour."""
 _NOISE = "Dropping the empty legacy field"
 
@@ -77,12 +77,12 @@ class ElasticRaylets(Raylets):
         ]
 
     def describe_growth(self) -> str:
-        """Return what the autoscaler has done, and the ends of its logs and of those of its nodes' starts."""
+        """Return what the autoscaler has done, and the ends of its logs and of those of its nodes."""
         lines = [str(launch) for launch in self.launches()]
         for log in self.folder.glob("*/session_latest/logs/monitor.log"):
             told = [line for line in log.read_text(errors="replace").splitlines() if _NOISE not in line]
             lines += [f"{log}:", *told[-60:]]
-        for log in self.folder.glob("*/start.log"):
+        for log in (*self.folder.glob("*/start.log"), *self.folder.glob("*/session_2*/logs/raylet.out")):
             lines += [f"{log}:", tail(log)]
         return "\n".join(lines)
 

@@ -114,14 +114,16 @@ class Provider(NodeProvider):  # type: ignore[misc]
             command = [word.replace(place, value) for word in command]
         own = {"RAY_CLOUD_INSTANCE_ID": address, "RAY_NODE_TYPE_NAME": node_type}
         with open(folder / "start.log", "ab") as log:
-            subprocess.run(
-                command, env={**os.environ, **own}, cwd=folder, stdout=log, stderr=log, check=False
-            )
-        with self._lock:
-            if address in self._tags:
-                self._tags[address].update(_UP)
-                return
-        _end(folder)
+            while address in self._tags:
+                # `ray start` gives up after 30 s. A machine's init runs it again then.
+                done = subprocess.run(
+                    command, env={**os.environ, **own}, cwd=folder, stdout=log, stderr=log, check=False
+                )
+                with self._lock:
+                    if done.returncode == 0 and address in self._tags:
+                        self._tags[address].update(_UP)
+                        return
+                _end(folder)
 
 
 def _end(folder: Path) -> None:
