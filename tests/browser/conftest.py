@@ -6,7 +6,6 @@ On a cluster most tests have the marker `slow`. ROOST_SCREENSHOTS names a folder
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,10 +123,6 @@ def lab(server: browser.JupyterServer, chromium: browser.Browser) -> Iterator[br
 
 @pytest.fixture
 def take(lab: browser.Lab, request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Return a function that takes a screenshot, but only if ROOST_SCREENSHOTS is set."""
-
-    def take(name: str) -> None:
-        if folder := os.environ.get("ROOST_SCREENSHOTS"):
-            lab.page.screenshot(path=Path(folder) / f"{name}-{request.node.callspec.params['server']}.png")
-
-    return take
+    """Return a function that takes a screenshot and names it after the backend, too."""
+    backend = request.node.callspec.params["server"]
+    return lambda name: lab.take(f"{name}-{backend}")

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 PYTHON = "ROOST_TEST_LAB_PYTHON"
 """The variable that names a Python with another JupyterLab and with roost, for the server."""
+SCREENSHOTS = "ROOST_SCREENSHOTS"
+"""The variable that names a folder for pictures of the pages."""
 OPEN_S = 60.0
 """How long the Lab may take to load, and a server to end."""
 _SERVER_S = 200.0
@@ -352,6 +354,11 @@ class Lab:
     def text(self, index: int) -> str:
         """Return the text of a cell's outputs as it is now."""
         return self.cell(index).locator(".jp-Cell-outputArea").inner_text()
+
+    def take(self, name: str) -> None:
+        """Take a picture of the page, but only if `SCREENSHOTS` names a folder."""
+        if folder := os.environ.get(SCREENSHOTS):
+            self.page.screenshot(path=Path(folder) / f"{name}.png")
 
     def run_early(self, kernel: str, pause_ms: float = 0) -> bool:
         """Click the card of a kernel, and run `40 + 2` so many milliseconds after the notebook has appeared.
