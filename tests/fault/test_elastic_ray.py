@@ -38,12 +38,12 @@ STEPS: dict[str, Callable[[Elastic], object]] = {
 
 Nothing is tried with a machine that boots without ever joining Ray. Its autoscaler waits for it for minutes.
 """
-VICTIMS = ("service", "service and application", "agent", "node")
+VICTIMS = ("service", "service and application", "head", "agent", "node")
 PAIRS = [
     (step, victim)
     for step in STEPS
     for victim in VICTIMS
-    if victim.startswith("service") or step in {"agent": ("running",), "node": ("joined", "running")}[victim]
+    if step in {"agent": ("running",), "node": ("joined", "running")}.get(victim, STEPS)
 ]
 OWNER = """
 import sys
@@ -60,7 +60,9 @@ def kernels(elastic: Elastic) -> list[Any]:
 
 @pytest.fixture(scope="module", params=["second", "first"])
 def elastic_cluster(request: pytest.FixtureRequest, module_runtime_dir: Path) -> Iterator[ElasticRaylets]:
-    with grown_by_kernels(module_runtime_dir, is_second=request.param == "second") as cluster:
+    with grown_by_kernels(
+        module_runtime_dir, is_second=request.param == "second", keeps_state=True
+    ) as cluster:
         yield cluster
 
 
@@ -106,6 +108,10 @@ def kill_part(elastic: Elastic, home: Path, victim: str) -> None:
     if victim.startswith("service"):
         (pid,) = daemon_pids(home, "scheduler")
         kill(pid)
+        return
+    if victim == "head":
+        elastic.cluster.kill_head()
+        elastic.cluster.restart_head()
         return
     agents = [each for each in elastic.cluster.processes() if "roost.launchers.agent.main" in each.cmdline()]
     for process in agents if victim == "agent" else elastic.raylets():

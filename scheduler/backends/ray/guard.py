@@ -20,6 +20,7 @@ from .nodes import RayNode
 from .placement_groups import NAMESPACE, PIN, PREFIX
 
 NAME = "roost-guard-of-new-nodes"
+"""How the guard's name begins. The head's raylet follows: Ray may keep the name of a guard whose head has ended."""
 GRACE_S = 30.0
 """How long a waiting group outlives the service that asked for it."""
 RENEW_S = 5.0
@@ -105,7 +106,7 @@ def _find_guard(head: RayNode) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     actor = _build_actor().options(
-        name=NAME,
+        name=f"{NAME}-{head.daemon[:8]}",
         namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=True,

@@ -31,6 +31,8 @@ _cluster_id = ""
 """The cluster that was joined last. A call to Ray aborts the process if another cluster is at that address now."""
 _ray_version = ""
 """The version of Ray of the cluster that was joined last."""
+_raylet = ""
+"""The id of the raylet through which the cluster was joined last."""
 
 
 def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
@@ -40,7 +42,7 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
     driver of that cluster already, nothing changes. Raises `ConfigError` if somebody must change something,
     and `BackendUnavailable` if the problem may pass.
     """
-    global _cluster_id, _ray_version
+    global _cluster_id, _ray_version, _raylet
     give_up_at = time.monotonic() + deadline_s
     gcs = checks.resolve(address)
     checks.greet(gcs)
@@ -64,6 +66,7 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
     _init(gcs, namespace, give_up_at)
     _cluster_id = facts.cluster_id if facts is not None else ""
     _ray_version = facts.ray_version if facts is not None else ray.__version__
+    _raylet = ray.get_runtime_context().get_node_id()
     return str(ray.get_runtime_context().gcs_address)
 
 
@@ -74,6 +77,11 @@ def get_cluster_id() -> str:
 def get_ray_version() -> str:
     """Return the version of Ray of the cluster that was joined last; empty if none was joined."""
     return _ray_version
+
+
+def get_raylet() -> str:
+    """Return the id of the raylet through which the cluster was joined last; empty if none was joined."""
+    return _raylet
 
 
 def leave() -> None:

@@ -140,6 +140,8 @@ class RayManager:
         self._group_ids: dict[str, str] = {}  # Ray's, by lease
         self._creating: dict[str, tuple[str, asyncio.Task[Any]]] = {}  # by group name, with the node's id
         self._anchors: dict[str, Any] = {}  # by raylet
+        self._own_address = ""
+        """The address of the raylet through which the cluster was joined."""
         self.membership: Membership[RayNode] = Membership(self.name, join=self._join, fetch=self._fetch)
         self.new_nodes = RayNewNodes(
             self.membership,
@@ -269,6 +271,7 @@ class RayManager:
         join_ray = functools.partial(join.join, address, namespace=placement_groups.NAMESPACE)
         self._address = await self._calls.run(join_ray, deadline_s=_JOIN_S)
         self.cluster_id = join.get_cluster_id()
+        self._anchors.clear()  # those of a driver that has left are lost
         self.new_nodes.reset(self._address)
         return self._address
 
@@ -277,8 +280,23 @@ class RayManager:
         kept = set() if self._is_elastic else {node.daemon for node in found}
         for daemon in self._anchors.keys() - kept:
             del self._anchors[daemon]
+        await self._check_raylet(found)
         await self.new_nodes.keep_up(found)
         return found
+
+    async def _check_raylet(self, found: Collection[RayNode]) -> None:
+        """Leave the cluster if the raylet through which it was joined has ended, and another one runs there.
+
+        Ray regards this driver as ended then, and forgets the functions and actors that the driver has sent. It does
+        not tell the driver. Without a new raylet the driver stays, because it can still claim.
+        """
+        own = next((node for node in found if node.daemon == join.get_raylet()), None)
+        if own is not None:
+            self._own_address = own.address
+        elif any(node.address == self._own_address for node in found):
+            self._own_address = ""
+            await self._calls.run(join.leave, deadline_s=_JOIN_S)
+            raise BackendUnavailable("the raylet of this machine was started again")
 
     @property
     def _is_elastic(self) -> bool:

@@ -33,6 +33,8 @@ _READ_S = 1.0
 """How long to wait between two readings of an autoscaler's state."""
 _FIND_S = 60.0
 """How long to wait before looking again whether a cluster without an autoscaler has one now."""
+_COMES_BACK_S = 60.0
+"""How long a cluster that has had an autoscaler may take to have one again, after it was joined."""
 _DESCRIBE_S = 600.0
 _EXPLAIN_S = 5.0
 """How long the head's files count as known: usually, and while nodes cannot be started and no reason is known."""
@@ -90,6 +92,8 @@ class RayNewNodes:
         self._description: Description | None = None
         self._launches = Launches()
         self._read_at = self._described_at = self._renewed_at = self._looked_at = -float("inf")
+        self._expected_until = -float("inf")
+        """Until when an autoscaler that has not reported yet may come back (`time.monotonic`)."""
         self._describing: asyncio.Task[None] | None = None
         self._names: dict[str, str] = {}
         """The groups that wait, by lease id."""
@@ -111,13 +115,17 @@ class RayNewNodes:
 
     @property
     def is_still_reading(self) -> bool:
-        return bool(self._kind) and self._description is None
+        return self._description is None and (bool(self._kind) or self._is_expected)
+
+    @property
+    def _is_expected(self) -> bool:
+        return time.monotonic() < self._expected_until
 
     @property
     def may_grow(self) -> bool:
-        if not self._kind:
-            return False
-        return self._description is None or not (self._given or self._description.types)
+        if self._description is None:
+            return self.is_still_reading
+        return not (self._given or self._description.types)
 
     def listen(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
@@ -327,8 +335,13 @@ class RayNewNodes:
     # The cluster
 
     def reset(self, address: str) -> None:
-        """Forget what is known, because the cluster at this address was joined."""
+        """Forget what is known, because the cluster at this address was joined.
+
+        The autoscaler of a head that has just come back reports some seconds after the head's nodes.
+        """
         self.address = address
+        if self._kind or self._times:
+            self._expected_until = time.monotonic() + _COMES_BACK_S
         self._kind, self._description, self._launches = "", None, Launches()
         self._read_at = self._described_at = self._renewed_at = self._looked_at = -float("inf")
         if self._describing is not None:
@@ -346,9 +359,13 @@ class RayNewNodes:
         now = time.monotonic()
         if now - self._renewed_at >= guard.RENEW_S:
             await self._tell_noted()
-            await self._renew()
-        if now - self._read_at < (_READ_S if self._kind else _FIND_S):
+            try:
+                await self._renew()
+            except BackendUnavailable as problem:  # the guard's problem is no outage
+                log.warning("the guard of new nodes does not hear which groups are wanted: %s", problem)
+        if now - self._read_at < (_READ_S if self._kind or self._is_expected else _FIND_S):
             return
+        was_expected = self._read_at < self._expected_until
         self._read_at = now
         try:
             if not self._kind:
@@ -358,12 +375,21 @@ class RayNewNodes:
         except (BackendUnavailable, ValueError) as problem:
             log.debug("Ray's autoscaler does not report: %s", problem)
             return
-        unexplained = self._names and self._launches.failed.keys() - self._launches.reasons.keys()
-        if self._kind and now - self._described_at >= (_EXPLAIN_S if unexplained else _DESCRIBE_S):
+        if was_expected and not self._kind and not self._is_expected:
+            self._on_change()  # what waited for the autoscaler's report waits no longer
+        is_due = now - self._described_at >= (_EXPLAIN_S if self._is_description_short else _DESCRIBE_S)
+        if self._kind and is_due:
             self._described_at = now
             head = next((node for node in found if node.is_head), None)
             if self._describing is None or self._describing.done():
                 self._describing = spawn(self._describe(head), self._tasks, log)
+
+    @property
+    def _is_description_short(self) -> bool:
+        """True while the head's files may soon say more than they did."""
+        if self._names and self._launches.failed.keys() - self._launches.reasons.keys():
+            return True
+        return self._is_expected and self._description is not None and not self._description.has_monitor
 
     async def _remove_orphans(self, daemons: set[str]) -> None:
         """Remove the groups of nodes that have ended: else Ray starts another node for a kernel that has ended too."""
@@ -388,7 +414,7 @@ class RayNewNodes:
         if self._description.has_monitor and self._description.types is None and not self._given:
             # A monitor without a file only reports: the cluster stands still.
             self._kind, self._description = "", None
-            self._read_at = float("inf")
+            self._read_at, self._expected_until = float("inf"), -float("inf")
         self._fitting.clear()
         if before != (self.adds_nodes, self.may_grow, self._description):
             self._on_change()

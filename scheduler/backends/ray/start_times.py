@@ -27,6 +27,10 @@ class StartTimes:
             if isinstance(took_s, list)
         }
 
+    def __bool__(self) -> bool:
+        """True if a start of any type is known."""
+        return any(self._took_s.values())
+
     def of(self, node_type: str) -> tuple[float, ...]:
         return tuple(self._took_s.get(node_type, ()))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roost.bench.clusters.cluster_folder import tail
+from roost.bench.clusters.cluster_folder import end, tail
 from roost.bench.clusters.free_ports import free_port
 from roost.bench.clusters.raylets import PROGRAM, Machine, Raylets
 
@@ -40,7 +40,8 @@ class Launch:
 class ElasticRaylets(Raylets):
     """A head and, by name, the types of nodes that its autoscaler may start, each with the machine and its limit.
 
-    `is_second` chooses Ray's second autoscaler. A node without work ends after `idle_s`.
+    `is_second` chooses Ray's second autoscaler. A node without work ends after `idle_s`. With `keeps_state` groups and
+    actors outlive the head, and so do the machines of its autoscaler.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class ElasticRaylets(Raylets):
         *,
         is_second: bool,
         idle_s: float = 8.0,
+        keeps_state: bool = False,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(head, environment=environment)
+        super().__init__(head, keeps_state=keeps_state, environment=environment)
         self._types = types
         self._is_second = is_second
         self._idle_s = idle_s
@@ -66,6 +68,14 @@ class ElasticRaylets(Raylets):
         written = target.with_suffix(".new")
         written.write_text(json.dumps(values))
         written.replace(target)
+
+    def kill_head(self) -> None:
+        """Kill all that runs on the head: the GCS, the autoscaler, the raylet and its workers."""
+        end(self.nodes[0].folder)
+
+    def restart_head(self) -> None:
+        """Start the head again, at the same address."""
+        self.start_again(self.nodes[0].address)
 
     def launches(self) -> list[Launch]:
         """Return what the autoscaler has asked of the provider."""

@@ -90,10 +90,11 @@ def until(holds: Callable[[], object], within_s: float = 60.0) -> None:
 
 
 @contextmanager
-def grown_by_kernels(home: Path, *, is_second: bool) -> Iterator[ElasticRaylets]:
+def grown_by_kernels(home: Path, *, is_second: bool, keeps_state: bool = False) -> Iterator[ElasticRaylets]:
     """Run a head without GPUs. Its autoscaler can start two nodes of two A100 and one of 8 CPUs.
 
-    `home` is the runtime folder of the services, which end with the cluster. `is_second` chooses the autoscaler.
+    `home` is the runtime folder of the services, which end with the cluster. `is_second` chooses the autoscaler. With
+    `keeps_state` groups and actors outlive the head.
     """
     with (
         tempfile.TemporaryDirectory(prefix="e-", dir="/tmp") as folder,
@@ -101,7 +102,12 @@ def grown_by_kernels(home: Path, *, is_second: bool) -> Iterator[ElasticRaylets]
     ):
         head, environment = Machine(cpus=1), {VARIABLE: folder}
         with ElasticRaylets(
-            head, TYPES, is_second=is_second, idle_s=IDLE_S, environment=environment
+            head,
+            TYPES,
+            is_second=is_second,
+            idle_s=IDLE_S,
+            keeps_state=keeps_state,
+            environment=environment,
         ) as cluster:
             patch.setenv("RAY_ADDRESS", cluster.address)
             until(lambda: connect("ray").node_types().result(allow_s(60)))

@@ -259,7 +259,7 @@ class FakeRay:
         return self.calls[-1:] == ["init"]
 
     def get_runtime_context(self) -> SimpleNamespace:
-        return SimpleNamespace(gcs_address=GCS)
+        return SimpleNamespace(gcs_address=GCS, get_node_id=lambda: "raylet")
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, init: Callable[[], object]) -> FakeRay:

@@ -13,7 +13,7 @@ from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.key_pair import KeyPair
-from roost.scheduler.backends.ray import SPEC, agent_task, manager, nodes, placement_groups
+from roost.scheduler.backends.ray import SPEC, agent_task, join, manager, nodes, placement_groups
 from roost.scheduler.backends.ray.manager import RayManager
 from roost.scheduler.backends.ray.nodes import RayNode
 from roost.scheduler.backends.ray.placement_groups import Group
@@ -24,6 +24,9 @@ SERVICE = KeyPair("public", "secret")
 NODE = RayNode(
     id="a", daemon="1", address="a", labels={}, model="", total={"GPU": 2.0}, free=None, groups=None
 )
+
+
+OTHER = replace(NODE, id="b", daemon="2", address="b")
 
 
 class OneNode:
@@ -129,3 +132,34 @@ async def test_an_agent_is_asked_to_have_the_chosen_interpreter() -> None:
     with pytest.raises(BackendUnavailable, match="this is no node"):
         await ray_manager.start_agent("a")
     assert [(settings.python, settings.address) for settings in asked] == [("/opt/python", "a")]
+
+
+async def test_a_driver_whose_raylet_was_started_again_leaves_and_joins_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray regards such a driver as ended, and does not tell it."""
+    found, left = [NODE, OTHER], list[Callable[[], Any]]()
+
+    class Restarted(OneNode):
+        async def run(self, join: Callable[[], Any], *, deadline_s: float) -> str:
+            left.append(join)
+            return "a:1"
+
+        async def ask(self, question: Callable[..., Any], *arguments: Any) -> Any:
+            return tuple(found) if question is nodes.read else await super().ask(question, *arguments)
+
+    monkeypatch.setattr(join, "get_raylet", lambda: NODE.daemon)
+    ray_manager = RayManager(RoostRayBackend(), SERVICE, Restarted())  # type: ignore[arg-type]
+    membership = ray_manager.membership
+    await membership.join("")
+    left.clear()
+    found.remove(NODE)
+    await membership.read()
+    assert left == [], "without a raylet here, it can still claim on other nodes"
+    found.append(replace(NODE, daemon="3"))
+    with pytest.raises(BackendUnavailable, match="was started again"):
+        await membership.read()
+    assert (left, bool(membership.away)) == ([join.leave], True)
+    monkeypatch.setattr(join, "get_raylet", lambda: "3")
+    await membership.join("")
+    assert not membership.away

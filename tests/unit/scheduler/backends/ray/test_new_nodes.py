@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -162,6 +163,39 @@ async def test_nothing_is_refused_for_good_before_the_file_is_read(ray: FakeRay)
     assert changes == [(True, False)]
 
 
+async def test_nothing_is_refused_for_good_before_the_autoscaler_of_a_head_that_is_back_reports(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ray.read()
+    changes: list[tuple[bool, bool]] = []
+    ray.new_nodes.listen(lambda: changes.append((ray.new_nodes.adds_nodes, ray.new_nodes.may_grow)))
+    ray.kind = ""
+    ray.new_nodes.reset("h:1")
+    assert ray.new_nodes.is_still_reading
+    assert (await ray.read()).may_grow
+    ray.kind, ray.has_monitor, ray.file = "second", False, None
+    assert (await ray.read()).list_types() == ()
+    ray.has_monitor, ray.file = True, FILE
+    ray.new_nodes._described_at = time.monotonic() - new_nodes._EXPLAIN_S
+    assert len((await ray.read()).list_types()) == 2
+    assert changes[-1] == (True, False)
+    ray.kind = ""
+    ray.new_nodes.reset("h:1")
+    assert (await ray.read()).may_grow
+    monkeypatch.setattr(ray.new_nodes, "_expected_until", time.monotonic())
+    found = await ray.read()
+    assert (found.is_still_reading, found.may_grow, changes[-1]) == (False, False, (False, False))
+
+
+async def test_a_cluster_that_has_started_nodes_before_is_expected_to_have_its_autoscaler(
+    ray: FakeRay,
+) -> None:
+    ray.kind = ""
+    ray.new_nodes._times.add("gpu", 20.0)
+    ray.new_nodes.reset("h:1")
+    assert (await ray.read()).may_grow
+
+
 @pytest.mark.parametrize(
     ("asked", "bundle", "selector"),
     [
@@ -288,6 +322,8 @@ async def test_the_guard_knows_a_group_before_ray_does(ray: FakeRay, monkeypatch
     monkeypatch.setattr(guard, "RENEW_S", 0.0)
     await found.keep_up([HEAD])
     assert ray.renewed == [[NAME], [NAME]]
+    ray.problem = "the guard's class is lost"
+    await found.keep_up([HEAD])  # its problem is no outage
 
 
 async def test_the_guard_hears_of_a_created_group_until_an_agent_has_noted_its_lease(
