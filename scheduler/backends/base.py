@@ -76,8 +76,10 @@ class LeaseReading:
     processes: Mapping[str, KernelProcess | None] = field(default_factory=dict)
     """The kernel process of each lease id, as far as the agents have reported it (None: no kernel runs).
 
-    The scheduler asks the agents of all leases that `processes` lacks.
+    The scheduler asks the agents of all held leases that `processes` lacks.
     """
+    unanswered: frozenset[str] = field(default_factory=frozenset)
+    """The ids of pending leases in which a kernel may run, because the agent there does not answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

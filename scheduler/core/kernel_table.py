@@ -80,8 +80,11 @@ class KernelTable:
         self.records[start.kernel_id] = record
         return record
 
-    def add_found(self, lease: Lease) -> KernelRecord:
-        """Add a record for a lease that an earlier scheduler has left."""
+    def add_found(self, lease: Lease, *, is_known: bool) -> KernelRecord:
+        """Add a record for a lease that an earlier scheduler has left.
+
+        `is_known` is False if a kernel may run in it, and its agent has not answered.
+        """
         record = KernelRecord(
             book=self.book,
             kernel_id=lease.kernel_id,
@@ -89,7 +92,7 @@ class KernelTable:
             owner=lease.owner,
             request=lease.request,
             created_at=lease.asked_at or time.time(),
-            phase=Phase.PENDING if lease.state == "pending" else Phase.UNCLAIMED,
+            phase=Phase.PENDING if lease.state == "pending" and is_known else Phase.UNCLAIMED,
             lease_id=lease.id,
         )
         self.records[lease.kernel_id] = record

@@ -69,7 +69,8 @@ class LeaseClaimer:
         """
         skipped = _Skipped()
         if record.lease is not None:  # pending, of an earlier scheduler: the answer is the same
-            await self.access.backend.claim(record.lease)
+            lease = replace(record.lease, request=record.request, owner=record.owner)
+            await self.access.backend.claim(lease)
         while True:
             if record.lease is None:
                 await self._queue_and_claim(record, start, deadline, skipped, has_tried=has_tried)

@@ -96,6 +96,7 @@ class Reconciler:
         agents, unanswered = await self._access.find_agents(
             [lease for lease in leases if lease.id not in reading.processes]
         )
+        unanswered |= reading.unanswered
         found = dict(reading.processes)
         answers = await ask_all(
             lambda held: self._access.ask_agent(held[0], lambda agent: agent.holdings()), agents.values()
@@ -176,7 +177,7 @@ class Reconciler:
             self._ender.release_soon(lease)
             return
         if record is None:
-            record = self._table.add_found(lease)
+            record = self._table.add_found(lease, is_known=is_known)
             self._owners.watch(lease.owner)
             if self._ender.is_due(lease, process):
                 self._ender.stop_soon(record, "stopped")

@@ -168,7 +168,9 @@ class Scheduler:
         if record is None:
             record = self._table.add(start, request)
             self._recent.note(request)
-        elif record.lease is None:
+        elif (
+            record.lease is None or record.lease.state == "pending"
+        ):  # a claim shows less than its start asked for
             record.request = request
         return await self._starts.begin(record, start).result()
 

@@ -136,6 +136,37 @@ async def test_the_agent(notebooks: Callable[..., object], raylets: Raylets) -> 
     assert (await notebook.run("mine"))["ename"] == "NameError"
 
 
+async def test_agents_that_are_silent_when_the_next_service_comes(
+    notebooks: Callable[..., object], raylets: Raylets, raylets_runtime_dir: Path
+) -> None:
+    """Ray shows their kernels' groups. Only the agents know whether kernels run there, so none is ended."""
+    notebook = await notebooks(gpus=0.5)
+    await notebook.run("mine = 42")
+    silent = agents(raylets)
+    for agent in silent:
+        agent.suspend()
+    try:
+        kill(*daemon_pids(raylets_runtime_dir, "scheduler"))
+        kernel = None
+        async for _ in looks(60):
+            kernel = await service().kernel(notebook.manager.kernel_id)
+            if kernel.state == "unknown":
+                break
+        assert kernel is not None
+        assert kernel.state == "unknown"
+        await asyncio.sleep(8)  # longer than a start may take to be repeated
+    finally:
+        for agent in silent:
+            agent.resume()
+    assert await notebook.value("mine") == "42"
+    async for _ in looks(60):
+        if (await service().kernel(notebook.manager.kernel_id)).state == "running":
+            break
+    assert (await service().kernel(notebook.manager.kernel_id)).state == "running"
+    await notebook.interrupt()
+    assert await notebook.value("mine") == "42"
+
+
 async def test_a_ray_worker(notebooks: Callable[..., object], raylets: Raylets) -> None:
     """Ray's workers started the agent and found the devices. A running kernel does not need them."""
     notebook = await notebooks(gpus=1, gpu_models=["T4"])

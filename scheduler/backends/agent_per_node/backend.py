@@ -223,7 +223,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         held_before = {lease.id for lease in self.book if lease.state == "held"}
         node_ids = sorted(placed | incomplete | set(self.book.nodes()))
         found: dict[str, Lease] = {}
-        unreachable = set[str]()
+        unreachable, unanswered = set[str](), set[str]()
         processes: dict[str, KernelProcess | None] = {}
         for node_id, held in zip(node_ids, await ask_all(self._pool.held_on, node_ids), strict=True):
             if held is None:
@@ -249,10 +249,13 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             elif claim.id in held_before:  # the connection broke before its agent could say so
                 reason = claim.reason if claim.state == "lost" else "its agent has given it back"
                 found[claim.id] = replace(claim, state="lost", reason=reason)
+            elif claim.node_id in unreachable:  # this service does not know yet whether it has a kernel
+                reason = f"the agent of node {claim.node_id} does not answer"
+                found[claim.id] = replace(claim, state="pending", reason=reason)
+                unanswered.add(claim.id)
             else:  # its agent has not noted it yet
                 found[claim.id] = replace(claim, state="pending", reason="")
-                if claim.node_id not in unreachable:
-                    processes[claim.id] = None
+                processes[claim.id] = None
         for lease in found.values():
             if lease.state == "held":
                 self.book.show(lease)
@@ -267,6 +270,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             leases=tuple(found.values()),
             unreachable=frozenset(unreachable & incomplete),
             processes=processes,
+            unanswered=frozenset(unanswered),
         )
 
     async def agent(self, lease: Lease) -> AgentAddress:

@@ -79,7 +79,9 @@ def test_a_record_is_found_by_its_lease() -> None:
     table = KernelTable(queue, EventStream(), LeaseBook(), ended, name="ada@host:1")
     for kernel_id in ("k", "k:1", "k:1:2"):
         id_ = table.lease_id(kernel_id, "launch:1")
-        found = table.add_found(Lease(id=id_, kernel_id=kernel_id, owner=LEASE.owner, request=LEASE.request))
+        found = table.add_found(
+            Lease(id=id_, kernel_id=kernel_id, owner=LEASE.owner, request=LEASE.request), is_known=True
+        )
         assert table.with_lease(id_) is found
         assert table.with_lease(f"{id_}0") is None, "that is another launch"
     assert table.with_lease("l") is None

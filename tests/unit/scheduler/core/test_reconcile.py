@@ -16,11 +16,13 @@ from kit.fakes.scheduler import FakeAgent, FakeWorld, fake_world, scheduler_on
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentEvent, Holdings, Owner
+from roost.placement import Request
 from roost.scheduler.backends.base import Lease, LeaseReading
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import reconcile
 from roost.scheduler.errors import BackendUnavailable, Cancelled, UnknownKernel
 from roost.testing.deadlines import allow_s
+from roost.testing.fake_backends import FakeBackend
 
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
 
@@ -155,6 +157,37 @@ async def test_applications_ask_again_once_a_silent_agent_is_heard(
     await agent.close()
 
 
+async def test_a_kernel_whose_agent_is_silent_when_the_next_service_comes_is_unknown_and_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manager shows its claim, and only the agent knows whether a kernel runs there."""
+    monkeypatch.setattr(reconcile, "RETRY_S", 0.01)
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        await w.start("k", cpus=1)
+    leases, is_silent, asked = FakeBackend.leases, True, 0
+
+    async def read(backend: FakeBackend) -> LeaseReading:
+        nonlocal asked
+        asked += 1
+        reading = await leases(backend)
+        if not is_silent:
+            return reading
+        pending = tuple(replace(lease, state="pending", reason="it is silent") for lease in reading.leases)
+        ids = frozenset(lease.id for lease in pending)
+        return LeaseReading(leases=pending, unanswered=ids)
+
+    monkeypatch.setattr(FakeBackend, "leases", read)
+    async with scheduler_on([agent], SOON) as w:
+        await asyncio.sleep(3 * SOON.claim_grace_s)
+        assert asked > 1
+        assert w.kernel("k").state == "unknown"
+        is_silent = False
+        await w.told("running")
+        assert w.kernel("k").state == "running"
+    await agent.close()
+
+
 async def _knows_all(w: FakeWorld) -> bool:
     return not w.scheduler.reconciler.unreachable
 
@@ -175,6 +208,31 @@ async def test_a_start_that_is_repeated_after_a_kill_goes_on(tmp_path: Path, sta
         assert (await w.start("k", cpus=1)).state == "running"
         assert len(agent.launched) == 1
         assert w.leases() == ["roost:k:s/1"]
+    await agent.close()
+
+
+async def test_a_repeated_start_asks_for_all_that_it_asked_for_though_its_claim_shows_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manager shows the amounts of a claim that no agent has noted, and neither its policy nor its owner's pid."""
+    agent, owner = FakeAgent(tmp_path, cpus=1), Owner(user="ada")
+    claim = Lease(
+        id="roost:k:s/1", kernel_id="k", owner=owner, request=Request(cpus=1), node_id="here", state="pending"
+    )
+    leases = FakeBackend.leases
+
+    async def read(backend: FakeBackend) -> LeaseReading:
+        reading = await leases(backend)
+        return reading if reading.leases else LeaseReading(leases=(claim,), processes={claim.id: None})
+
+    monkeypatch.setattr(FakeBackend, "leases", read)
+    async with scheduler_on([agent]) as w:
+        kernel = await w.start("k", cpus=1, memory_bytes=1 << 30, options={"namespace": "team"})
+        assert kernel.lease_id == claim.id
+        (lease,) = w.backend.book
+        for request in (kernel.request, lease.request):
+            assert (request.memory_bytes, request.policy) == (1 << 30, "balanced")
+            assert request.options == {"namespace": "team"}
     await agent.close()
 
 

@@ -285,6 +285,26 @@ async def test_the_next_service_serves_live_kernels_while_the_manager_is_away(
         await second.close()
 
 
+async def test_the_next_service_takes_no_claim_for_empty_while_its_agent_does_not_answer(
+    tmp_path: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roost.scheduler.backends.agent_per_node.agents._ANSWER_S", 0.05)
+    await opened.backend.claim(LEASE)
+    opened.agent.hold("list")
+    second = Opened(tmp_path, opened.agent, opened.manager)
+    await second.backend.open()
+    try:
+        reading = await second.backend.leases()
+        reason = "the agent of node here does not answer"
+        assert reading.leases == (replace(LEASE, state="pending", reason=reason),)
+        assert (dict(reading.processes), reading.unanswered) == ({}, {LEASE.id})
+        opened.agent.held["list"].set()
+        reading = await second.backend.leases()
+        assert (reading.leases, reading.unanswered) == ((LEASE,), set())
+    finally:
+        await second.close()
+
+
 async def test_an_agent_that_does_not_answer_is_unreachable_and_its_lease_stays(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
