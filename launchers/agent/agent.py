@@ -141,7 +141,7 @@ class Agent:
             folder / "manager.json",
             self.leases.lose_all,
             lambda reason: self._publish("lost", reason=reason, ends_at=self._managed.ends_at),
-            has_leases=lambda: bool(self._ledger.entries()),
+            promised_s=lambda: max((entry.grace_s for entry in self._ledger.entries()), default=0.0),
         )
         self._tasks: set[asyncio.Task[Any]] = set()
         self.server = RpcServer(

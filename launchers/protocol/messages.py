@@ -96,6 +96,8 @@ class Reserve:
     """True if a manager has granted the lease. The ledger then records its devices unchanged."""
     linger_s: float = 10.0
     """How long the lease outlives a kernel that ended by itself, so that Jupyter can restart that kernel."""
+    grace_s: float = 0.0
+    """The least time for which the lease outlives the manager and its daemons. A longer `Manager.grace_s` counts."""
     launch: Launch | None = None
     """The launch that the agent begins as soon as the ledger has the lease. `AgentClient.launch` then joins it."""
 

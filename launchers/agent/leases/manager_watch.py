@@ -45,8 +45,8 @@ class ManagerWatch:
     """Gets the reason when all leases of this node are lost."""
     on_cut_off: Callable[[str], None]
     """Gets the reason as soon as the last daemon ends: the node gets no new leases."""
-    has_leases: Callable[[], bool] = lambda: False
-    """True while the grace must not get shorter, because kernels were started with it."""
+    promised_s: Callable[[], float] = lambda: 0.0
+    """The longest grace with which a lease here was reserved. The next service may have a shorter one."""
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     is_cut_off: bool = False
     """True from then until another daemon is watched."""
@@ -54,7 +54,6 @@ class ManagerWatch:
     """In that time: when all leases here are lost if the cluster stays away, as `time.time`."""
     _watches: dict[tuple[int, float], tuple[Manager, Watch]] = field(default_factory=dict)
     _losing: asyncio.Task[None] | None = None
-    _grace_s: float = 0.0
 
     def resume(self) -> None:
         """Watch the daemons that an earlier agent of this folder watched."""
@@ -89,9 +88,6 @@ class ManagerWatch:
         key = (manager.pid, manager.process_started_at)
         if key in self._watches:
             self._watches[key][1].close()
-        if self.has_leases():  # another service of this user, or the next one, may have a shorter grace
-            manager = replace(manager, grace_s=max(manager.grace_s, self._grace_s))
-        self._grace_s = manager.grace_s
         if self._losing is not None:
             # The cluster is back within the grace. Releases that have begun go on: their leases are reported as lost.
             self._losing.cancel()
@@ -103,6 +99,7 @@ class ManagerWatch:
         watch.close()
         if self._watches:
             return
+        manager = replace(manager, grace_s=max(manager.grace_s, self.promised_s()))
         # Before the report, so that a scheduler that asks for the status at once sees a node that is draining.
         self.is_cut_off, self.ends_at = True, time.time() + SETTLE_S + manager.grace_s
         self.on_cut_off(f"{manager.name}'s last daemon here has ended")
@@ -116,7 +113,10 @@ class ManagerWatch:
         else:
             log.warning("the %s cluster is away; kernels stay for %g s", manager.name, manager.grace_s)
             await self.sleep(manager.grace_s)
-            reason = f"the {manager.name} cluster did not come back within {manager.grace_s:g} s"
+            what = f"the {manager.name} cluster did not come back"
+            if await _cluster_answers(manager):
+                what = f"the {manager.name} cluster is back, and its node did not come back"
+            reason = f"{what} within {manager.grace_s:g} s"
         log.warning("all leases are lost: %s", reason)
         await self.on_lost(reason)
 

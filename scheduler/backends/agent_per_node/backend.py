@@ -176,6 +176,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             reserve = Reserve(
                 lease=granted,
                 linger_s=self._restart_grace_s,
+                grace_s=self._manager_grace_s,
                 is_granted=self._manager.holds_claims,
                 launch=launch,
             )
@@ -292,7 +293,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return len(self._membership.nodes)
 
     async def diagnose(self) -> list[Finding]:
-        return [*await self._manager.diagnose(), *self._report_failures()]
+        return [*await self._manager.diagnose(), *self._recovery.report_missing(), *self._report_failures()]
 
     async def name_holders(self, node_ids: Collection[str], resource: Resource) -> Sequence[str]:
         if resource != "gpus":

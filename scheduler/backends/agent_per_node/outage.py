@@ -19,6 +19,7 @@ from roost.launchers.daemon.tasks import ask_all
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.lease_book import LeaseBook
 from roost.scheduler.errors import LeaseConflict, RoostError
+from roost.scheduler.messages import Finding
 
 from .agents import AgentPool
 from .manager import ClusterManager
@@ -73,6 +74,18 @@ class OutageRecovery(Generic[N]):
         if time.time() > ends[0]:
             return f"{kernels} were to end at {at}"
         return f"{kernels} end at {at} if it is not back by then"
+
+    def report_missing(self) -> list[Finding]:
+        """Return a finding for each node that is not back after an outage, though kernels live there."""
+        if self.manager.membership.away:
+            return []
+        found: list[Finding] = []
+        for node_id, ends_at in sorted(self.pool.ends.items()):
+            if self.book.on(node_id) and node_id not in self.manager.membership.nodes:
+                at = time.strftime("%H:%M:%S", time.localtime(ends_at))
+                what = f"node {node_id} is not back in the {self.manager.name} cluster: what runs there ends at {at}"
+                found.append({"level": "warning", "what": what, "do": "bring the node back before that time"})
+        return found
 
     @contextmanager
     def restoring(self, node_ids: Iterable[str]) -> Iterator[None]:

@@ -229,6 +229,19 @@ async def test_the_time_at_which_kernels_end_is_the_agents(
         await later.close()
 
 
+async def test_doctor_says_when_kernels_end_on_a_node_that_is_not_back(opened: Opened) -> None:
+    await opened.backend.claim(LEASE)
+    ends_at = time.time() + 1000
+    opened.agent.cut_off(ends_at)
+    await until(lambda: "here" in opened.backend._pool.ends)
+    assert await opened.backend.diagnose() == [], "the node is there"
+    opened.manager.left.add("here")
+    await opened.backend._membership.read()
+    (finding,) = await opened.backend.diagnose()
+    what = "node here is not back in the Fake cluster: what runs there ends at %H:%M:%S"
+    assert finding["what"] == time.strftime(what, time.localtime(ends_at))
+
+
 async def test_starts_that_wait_hear_that_the_manager_is_away(opened: Opened) -> None:
     with suppress(asyncio.TimeoutError):
         while True:  # what the opening has reported
