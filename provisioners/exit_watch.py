@@ -193,7 +193,8 @@ def describe_wait(kernel: Kernel) -> str:
         return f"The kernel on {kernel.node_id or 'its node'} is out of reach: nobody knows whether it runs."
     if kernel.state != "queued":
         return f"Starting on {kernel.node_id}." if kernel.node_id else "Starting."
-    reason = f": {kernel.waits_for.rstrip('.')}." if kernel.waits_for else "."
+    why = kernel.waits_for.rstrip(".")
+    reason = (f": {why}" if why else "") + ("" if why.endswith("?") else ".")
     if kernel.is_pending:
         return f"Waiting for the cluster{reason}"
     return f"Position {kernel.position or 1} in the queue{reason}"

@@ -184,7 +184,10 @@ def _show(kernels: Sequence[Kernel], worlds: Mapping[str, str], *, is_queue: boo
     print_table(out, (_build_queue if is_queue else _build_list)(kernels, short))
     for kernel in kernels:
         if kernel.is_pending and not is_queue:
-            out.print(f"{short[kernel.id]} is pending: {clean(kernel.waits_for) or 'no reason known'}")
+            claimed = (
+                f"its slice of {kernel.node_id} is being claimed" if kernel.node_id else "no reason known"
+            )
+            out.print(f"{short[kernel.id]} is pending: {clean(kernel.waits_for) or claimed}")
     for kernel_id, world in worlds.items():
         out.print(f"{short[kernel_id]} is in another world: {world}")
 

@@ -185,7 +185,7 @@ def _judge_agent(client: Client, decision: Mapping[str, Any], *, is_tested: bool
         return Outlook(kind="starts")
     if agent.get("has_run") or get_spec(client.backend).has_agent_per_kernel:
         # The agent may run on another Python. The starts of an earlier service are not known.
-        reason = "the service knows no start of it, so nobody has seen its Python there"
+        reason = "the service knows no start of such a kernel, so nobody has seen the Python there"
         return Outlook(kind="not asked", reason=reason, do="start one: what fails is then known")
     do = f"run {client.advice.write('up')}: it starts an agent on each node, and says what fails"
     return Outlook(kind="not asked", reason=f"no agent of roost runs on {node_id} yet", do=do)

@@ -334,7 +334,10 @@ class Scheduler:
                 document["remedies"] = document["remedies"][:-1]  # that waiting does not help
         if decision.placement is None and not decision.is_never:
             leases = (await self.backend.leases()).leases
-            since = {record.kernel_id: record.created_at for record in self._table.records.values()}
+            since = {
+                record.kernel_id: record.process.launched_at if record.process else record.created_at
+                for record in self._table.records.values()
+            }
             # The kernels whose end would make room.
             document["soonest"] = find_soonest(decision, snapshot, leases, since)
             document["others"] = await find_others(decision, snapshot, leases, self.backend)

@@ -209,7 +209,7 @@ class FakeAgent:
             process_started_at=1.0,
             how="exec",
             connection=replace(request.connection, shell_port=50_000),
-            launched_at=time.monotonic(),
+            launched_at=time.time(),
         )
         self.kernels[request.kernel_id] = process
         event = AgentEvent(kind="launched", lease_id=request.lease_id, kernel=process)

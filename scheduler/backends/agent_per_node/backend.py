@@ -129,12 +129,20 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._events.close()
 
     async def snapshot(self) -> Snapshot:
+        self._check_manager()
+        try:
+            await self._membership.read(max_age_s=_FRESH_S)
+        except BackendUnavailable:
+            self._check_manager()
+            raise
+        return self._table.snapshot()
+
+    def _check_manager(self) -> None:
+        """Raise `BackendUnavailable` while the manager is away."""
         if self._membership.away:
             cluster = f"the {self._manager.name} cluster" + (f" at {self.address}" if self.address else "")
             kernels = f", and {rule}" if (rule := self._recovery.describe_ends()) else ""
             raise BackendUnavailable(f"{cluster} is away{kernels}: {self._membership.away}")
-        await self._membership.read(max_age_s=_FRESH_S)
-        return self._table.snapshot()
 
     @property
     def is_still_reading(self) -> bool:

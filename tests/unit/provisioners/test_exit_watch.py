@@ -12,7 +12,7 @@ import pytest
 
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY
 from roost.placement import Request
-from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch, KernelExit
+from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch, KernelExit, describe_wait
 from roost.scheduler.messages import Event, Kernel, KernelState, Owner
 from roost.testing.deadlines import allow_s
 
@@ -127,3 +127,27 @@ def test_an_end_counts_if_the_launch_does_not_go_on(states: tuple[KernelState, .
     if ended is not None:
         watch.read(ending, ended)
         assert ending.code is not None
+
+
+@pytest.mark.parametrize(
+    ("waits_for", "told"),
+    [
+        ("", "Position 2 in the queue."),
+        ("no node has room.", "Position 2 in the queue: no node has room."),
+        (
+            "there is no cluster: is it just starting?.",
+            "Position 2 in the queue: there is no cluster: is it just starting?",
+        ),
+    ],
+)
+def test_a_wait_is_told_as_one_sentence(waits_for: str, told: str) -> None:
+    kernel = Kernel(
+        id="k",
+        launch_id="1",
+        state="queued",
+        owner=Owner(user="ada"),
+        request=Request(),
+        position=2,
+        waits_for=waits_for,
+    )
+    assert describe_wait(kernel) == told

@@ -490,7 +490,7 @@ def test_a_kernelspec_without_an_address_is_told_of_the_cluster_that_is_served(
         (
             {"has_run": True, "problem": ""},
             "not asked",
-            "the service knows no start of it, so nobody has seen its Python there",
+            "the service knows no start of such a kernel, so nobody has seen the Python there",
             "start one",
         ),
         (

@@ -126,7 +126,8 @@ async def test_a_live_cluster_names_the_kernels_that_hold_scarce_resources(tmp_p
         assert explanation["placement"] is None
         (holder,) = explanation["soonest"]["kernels"]
         assert (holder["id"], holder["user"], holder["gpus"]) == ("k", "ada", 0.75)
-        assert (holder["device_ids"], holder["since"]) == (["0"], kernel.created_at)
+        assert kernel.process is not None
+        assert (holder["device_ids"], holder["since"]) == (["0"], kernel.process.launched_at)
         never = await w.scheduler.explain(Request(gpus=2), ada)
         assert (never["is_never"], never["soonest"]) == (True, None)
 
