@@ -187,8 +187,8 @@ class Reconciler:
         elif record.lease_id != lease.id:
             self._ender.release_soon(lease)  # of an earlier start
             return
-        if not record.owner.pid:
-            record.owner = lease.owner
+        if not record.owner.pid:  # found by its claim alone, which shows less
+            record.owner, record.request = lease.owner, lease.request
             self._owners.watch(lease.owner)
         if lease.state == "lost":
             self._ender.stop_soon(record, _describe_loss(lease.reason))

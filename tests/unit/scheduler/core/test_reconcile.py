@@ -164,7 +164,7 @@ async def test_a_kernel_whose_agent_is_silent_when_the_next_service_comes_is_unk
     monkeypatch.setattr(reconcile, "RETRY_S", 0.01)
     agent = FakeAgent(tmp_path)
     async with scheduler_on([agent]) as w:
-        await w.start("k", cpus=1)
+        await w.start("k", cpus=1, memory_bytes=1 << 30, owner=Owner(user="ada", pid=1))
     leases, is_silent, asked = FakeBackend.leases, True, 0
 
     async def read(backend: FakeBackend) -> LeaseReading:
@@ -173,7 +173,8 @@ async def test_a_kernel_whose_agent_is_silent_when_the_next_service_comes_is_unk
         reading = await leases(backend)
         if not is_silent:
             return reading
-        pending = tuple(replace(lease, state="pending", reason="it is silent") for lease in reading.leases)
+        shown = {"state": "pending", "request": Request(cpus=1), "owner": Owner(user="ada")}
+        pending = tuple(replace(lease, **shown) for lease in reading.leases)
         ids = frozenset(lease.id for lease in pending)
         return LeaseReading(leases=pending, unanswered=ids)
 
@@ -184,7 +185,8 @@ async def test_a_kernel_whose_agent_is_silent_when_the_next_service_comes_is_unk
         assert w.kernel("k").state == "unknown"
         is_silent = False
         await w.told("running")
-        assert w.kernel("k").state == "running"
+        kernel = w.kernel("k")
+        assert (kernel.state, kernel.request.memory_bytes, kernel.owner.pid) == ("running", 1 << 30, 1)
     await agent.close()
 
 
