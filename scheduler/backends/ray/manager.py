@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -39,6 +40,7 @@ from .settings import RoostRayBackend
 from .start_times import StartTimes
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 _LOOK_S = 0.5
 """How long to wait between two readings of Ray's state (0.4 ms each): joins, deaths and lost leases show within 1 s."""
@@ -295,8 +297,11 @@ class RayManager:
             self._own_address = own.address
         elif any(node.address == self._own_address for node in found):
             self._own_address = ""
+            problem = "the raylet of this machine was started again"
+            log.warning("roost leaves the Ray cluster and joins it again: %s", problem)
+            self.membership.away = problem  # a call without a driver would start a cluster of its own
             await self._calls.run(join.leave, deadline_s=_JOIN_S)
-            raise BackendUnavailable("the raylet of this machine was started again")
+            raise BackendUnavailable(problem)
 
     @property
     def _is_elastic(self) -> bool:
