@@ -113,10 +113,10 @@ class ManagerWatch:
         else:
             log.warning("the %s cluster is away; kernels stay for %g s", manager.name, manager.grace_s)
             await self.sleep(manager.grace_s)
-            what = f"the {manager.name} cluster did not come back"
-            if await _cluster_answers(manager):
-                what = f"the {manager.name} cluster is back, and its node did not come back"
-            reason = f"{what} within {manager.grace_s:g} s"
+            who = f"the {manager.name} cluster did not come back"
+            if not manager.is_gone and await answers(manager.address):
+                who = f"its node did not come back to the {manager.name} cluster"
+            reason = f"{who} within {manager.grace_s:g} s"
         log.warning("all leases are lost: %s", reason)
         await self.on_lost(reason)
 

@@ -162,9 +162,15 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return self._events.read()
 
     async def claim(self, lease: Lease, launch: Launch | None = None) -> Lease:
+        is_new = not self.book.is_shown(lease.id)
         self.book.want(lease)
         if not lease.node_id and self._waiting is not None:
             return await self._waiting.claim(lease, launch)
+        if is_new and self._manager.holds_claims and lease.node_id in self._recovery.expected:
+            # The manager does not know the leases of before the outage, and would grant their slices again.
+            raise LeaseConflict(
+                f"the kernels of node {lease.node_id} claim their slices again after an outage"
+            )
         return await self._hold(lease, launch)
 
     async def _hold(self, lease: Lease, launch: Launch | None) -> Lease:

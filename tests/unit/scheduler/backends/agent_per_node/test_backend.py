@@ -21,7 +21,7 @@ from roost.scheduler.backends.agent_per_node import backend as module
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
 from roost.scheduler.backends.base import AgentReport, BackendContext, BackendEvent
-from roost.scheduler.errors import BackendUnavailable
+from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 from roost.testing.deadlines import allow_s
 
 LEASE = Lease(
@@ -267,6 +267,23 @@ async def test_no_lease_is_missing_while_an_outage_is_being_repaired(opened: Ope
     goes_on.set()
     await opened.event("resync")
     assert opened.manager.granted == {LEASE.id: LEASE}
+
+
+async def test_no_start_takes_the_slice_of_a_live_kernel_when_the_manager_is_back(opened: Opened) -> None:
+    await opened.backend.claim(LEASE)
+    opened.manager.problem = "it is being upgraded"
+    await until(lambda: bool(opened.manager.membership.away))
+    opened.manager.granted.clear()
+    goes_on = opened.manager.hold("claim again")
+    opened.manager.problem = ""
+    await until(lambda: "claim again" in opened.manager.calls)
+    other = replace(LEASE, id="roost:other:s/1", kernel_id="other")
+    with pytest.raises(LeaseConflict, match="claim their slices again"):
+        await opened.backend.claim(other)
+    goes_on.set()
+    await opened.event("resync")
+    await opened.backend.claim(other)
+    assert opened.manager.granted.keys() == {LEASE.id, other.id}
 
 
 async def test_a_lease_whose_slice_was_taken_in_an_outage_is_lost_and_its_kernel_ended(
