@@ -156,8 +156,10 @@ class Scheduler:
         has_lease = record is not None and record.lease is not None
         try:
             request = self._admit(start, elsewhere, has_lease=has_lease)
-        except LimitExceeded as refusal:
-            if has_lease or refusal.fields["is_never"]:
+        except RoostError as refusal:
+            if start.asked_at and record is None:
+                self._starts.refuse(start, refusal)
+            if not isinstance(refusal, LimitExceeded) or has_lease or refusal.fields["is_never"]:
                 raise
             raise await self._find_lasting_refusal(start) or refusal from None
         if not has_lease:

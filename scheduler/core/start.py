@@ -68,6 +68,14 @@ class StartRunner:
         self._under_way[record.kernel_id] = record
         return record.start
 
+    def refuse(self, start: StartKernel, error: RoostError) -> None:
+        """Note that this service does not allow a start that has waited at an earlier one."""
+        record = self._table.add(start, start.request)
+        record.kernel_name, record.reason = start.connection.kernel_name, error.user_message
+        record.finish()
+        self._table.publish("failed", record, error.user_message)
+        self._table.drop(record, error.user_message)
+
     def list_waiting(self) -> list[KernelRecord]:
         """Return the records of starts that wait for a lease."""
         return [record for record in self._under_way.values() if record.is_waiting]

@@ -27,6 +27,7 @@ from roost.scheduler.errors import (
     ConfigError,
     KernelDied,
     LaunchError,
+    LimitExceeded,
     NoNodeEver,
     NoNodeNow,
     RoostError,
@@ -528,3 +529,14 @@ async def test_a_start_of_an_ended_service_keeps_its_time(tmp_path: Path) -> Non
         assert w.kernel("late").created_at == asked_at
         with pytest.raises(NoNodeNow, match="waited 30 s"):
             await asyncio.wait_for(late, allow_s(10))
+
+
+async def test_a_start_that_the_next_service_does_not_allow_is_told_to_all(tmp_path: Path) -> None:
+    """It has waited at an earlier service, so that people know it."""
+    async with fake_world(tmp_path, gpus=4, settings=Settings(max_gpus_per_user=1)) as w:
+        for asked_at in (0.0, time.time()):
+            with pytest.raises(LimitExceeded):
+                await w.start("k", gpus=2, asked_at=asked_at)
+            assert w.count("failed", "k") == (1 if asked_at else 0)
+        assert "max_gpus_per_user allows 1 GPU" in w.kernel("k").reason
+        assert w.scheduler.kernels() == []
