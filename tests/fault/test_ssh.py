@@ -46,7 +46,15 @@ async def node_problem(world: SshWorld, name: str) -> str:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    subprocess.run(["cp", "--archive", "--no-target-directory", source, target], check=True)
+    """Copy a folder. Copy it again if its owner has replaced a file meanwhile."""
+    command = ["cp", "--archive", "--no-target-directory", source, target]
+    problems = ""
+    for _ in range(10):
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if done.returncode == 0:
+            return
+        problems = done.stderr
+    raise AssertionError(problems)
 
 
 def start_with_pid(world: SshWorld, pid: int) -> psutil.Process:
