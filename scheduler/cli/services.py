@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -33,13 +34,15 @@ def restart(arguments: argparse.Namespace) -> int:
         count_kernels=lambda: len(wait_for(client.kernels())),
     )
     service = wait_for(client.service())
-    kernels = sum(each.state in ("running", "unknown") for each in wait_for(client.kernels()))
+    states = Counter(each.state for each in wait_for(client.kernels()))
+    unknown = states["unknown"]
+    kernels = states["running"] + unknown
     document = {**asdict(done), "backend": client.backend, "kernels": kernels}
     lives = (
         f"{format_count(kernels, 'kernel')} {'lives' if kernels == 1 else 'live'} on"
         if kernels
         else "no kernels"
-    )
+    ) + (f" (the agents of {unknown} have not answered yet)" if unknown else "")
     own = [f"--backend-option {name}={value}" for name, value in client.options.items() if name != "address"]
     of_options = f" with {' '.join(own)}" if own else ""
     where = describe_cluster(service)
