@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +16,7 @@ from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.client.client import Client
 from roost.scheduler.client.service_restart import Restart, restart_service
-from roost.scheduler.messages import Finding
+from roost.scheduler.messages import Finding, format_names
 
 from .nodes import describe_cluster
 from .options import connect_scheduler, print_answer
@@ -34,15 +33,21 @@ def restart(arguments: argparse.Namespace) -> int:
         count_kernels=lambda: len(wait_for(client.kernels())),
     )
     service = wait_for(client.service())
-    states = Counter(each.state for each in wait_for(client.kernels()))
-    unknown = states["unknown"]
-    kernels = states["running"] + unknown
-    document = {**asdict(done), "backend": client.backend, "kernels": kernels}
+    listed = wait_for(client.kernels())
+    kernels = sum(each.state in ("running", "unknown") for each in listed)
+    document = {
+        **asdict(done),
+        "backend": client.backend,
+        "kernels": kernels,
+        "unreachable": listed.unreachable,
+    }
     lives = (
         f"{format_count(kernels, 'kernel')} {'lives' if kernels == 1 else 'live'} on"
         if kernels
         else "no kernels"
-    ) + (f" (the agents of {unknown} have not answered yet)" if unknown else "")
+    )
+    if listed.unreachable:
+        lives += f"; more may live on {format_names(listed.unreachable)}, where no agent answers now"
     own = [f"--backend-option {name}={value}" for name, value in client.options.items() if name != "address"]
     of_options = f" with {' '.join(own)}" if own else ""
     where = describe_cluster(service)

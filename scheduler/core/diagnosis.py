@@ -165,7 +165,8 @@ class Doctor:
         except BackendUnavailable as away:
             # Agents without leases may have left: nobody needs them.
             needed = {lease.node_id or lease.id for lease in reading.leases if lease.state != "lost"}
-            return [*self._report_away(away), *_report_unreachable(unreachable & needed)]
+            silent = [*_report_unreachable(unreachable & needed), *_report_doubtful(unreachable - needed)]
+            return [*self._report_away(away), *silent]
         left = self._access.backend.left_nodes()
         found += _report_silent(unreachable, left, snapshot, self._access.backend.name)
         found += _report_lost(reading)
@@ -199,6 +200,13 @@ class Doctor:
     def _report_away(self, away: BackendUnavailable) -> list[Finding]:
         do = "look at the cluster: no kernel starts until it is back"
         return [{"level": "error", "what": away.user_message, "do": do}]
+
+
+def _report_doubtful(names: Set[str]) -> list[Finding]:
+    """Return a warning for each agent that does not answer while the manager cannot say what runs there."""
+    what = "the agent on {0} does not answer, and kernels that are not listed may live there"
+    do = "look at that machine"
+    return [{"level": "warning", "what": what.format(name), "do": do} for name in sorted(names)]
 
 
 def _report_unreachable(names: Set[str]) -> list[Finding]:

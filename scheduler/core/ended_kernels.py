@@ -40,6 +40,14 @@ class EndedKernels:
         if earlier is not None and earlier.process is not None and kernel.process is None:
             kernel = replace(earlier, request=kernel.request, decision=kernel.decision)
         self._kernels[kernel.id] = kernel
+        self._save_later()
+
+    def forget(self, kernel_id: str) -> None:
+        """Forget a kernel, because it runs again under its id."""
+        if self._kernels.pop(kernel_id, None) is not None:
+            self._save_later()
+
+    def _save_later(self) -> None:
         if self._file is not None and self not in self._timers:
             self._timers.later(_SAVE_AFTER_S, self._save, key=self)
 

@@ -15,6 +15,7 @@ from roost.launchers.daemon.file_input import take_json
 from roost.launchers.daemon.private_files import write_private_json
 from roost.launchers.daemon.tasks import Timers, cancel_all, join_shared, spawn, start_shared
 from roost.launchers.protocol.messages import KernelProcess, Lease
+from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 RETRY_S = 5.0
 """How long the scheduler waits before it tries a failed end, a failed release or a failed reading again."""
 _STOP_GRACE_S = 2.0
+_REMEMBERED = 500
+"""At most this many kernels are remembered that are to end once they are found."""
 
 
 class KernelEnder:
@@ -47,10 +50,22 @@ class KernelEnder:
             lease_id: launch_id for lease_id, launch_id in (known or {}).items() if isinstance(launch_id, str)
         }
         """The launch ids of kernels that could not be ended yet, by lease id."""
+        self._unwanted = LastEntries[str, None](_REMEMBERED)
+        """The ids of kernels to end as soon as they are found."""
 
     def is_due(self, lease: Lease, process: KernelProcess | None) -> bool:
-        """True if the end of the lease's kernel must be tried again, and no newer launch runs in the lease."""
+        """True if the lease's kernel must be ended, or tried to be ended again, and no newer launch runs there."""
+        if lease.kernel_id in self._unwanted:
+            return True
         return lease.id in self._due and (process is None or process.launch_id == self._due[lease.id])
+
+    def end_when_found(self, kernel_id: str) -> None:
+        """End a kernel that may live where no agent answers now, once its agent does."""
+        self._unwanted[kernel_id] = None
+
+    def want(self, kernel_id: str) -> None:
+        """Note that a kernel of this id is wanted, because it is started."""
+        self._unwanted.pop(kernel_id, None)
 
     async def close(self) -> None:
         await cancel_all(self._tasks)

@@ -124,6 +124,7 @@ class KernelTable:
     def ran(self, record: KernelRecord, process: KernelProcess) -> None:
         """Note that a kernel runs. May be repeated."""
         record.run(process)
+        self.ended.forget(record.kernel_id)
         self._report("ran", record)
 
     def exited(self, record: KernelRecord, process: KernelProcess) -> None:

@@ -137,6 +137,7 @@ class Scheduler:
         A call that repeats a launch id waits for the same start, and gets the same answer.
         """
         await self._load_policy(start.request)  # first, because it may wait
+        self._ender.want(start.kernel_id)
         if (failure := self._starts.failed.get((start.kernel_id, start.launch_id))) is not None:
             raise failure
         elsewhere = await self._held_elsewhere(start.request, start.owner, start.kernel_id)
@@ -195,11 +196,17 @@ class Scheduler:
     async def stop(self, kernel_id: str, grace_s: float = 5.0) -> Kernel:
         """End a kernel or its start, and release its lease.
 
-        If this raises an error, the end goes on, or is tried again later.
+        If this raises an error, the end goes on, or is tried again later. A kernel that may live where no agent
+        answers is ended once it is found.
         """
         record = self._table.get(kernel_id)
         if record is None:
-            return self._ended(kernel_id)
+            try:
+                return self._ended(kernel_id)
+            except BackendUnavailable as problem:
+                self._ender.end_when_found(kernel_id)
+                said = problem.user_message.rstrip(".")
+                raise BackendUnavailable(f"{said}. It is stopped as soon as its agent answers.") from None
         record.is_stopped = True
         ending = self._ender.stop(record, grace_s, "stopped")
         if record.lease is None:

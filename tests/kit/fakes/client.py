@@ -14,6 +14,7 @@ import pytest
 from roost.launchers.protocol.messages import Connection, KernelProcess, Owner
 from roost.placement import Device, Node, NodeType, Request, Snapshot, get_policy
 from roost.scheduler.cli import main
+from roost.scheduler.client.client import KernelList
 from roost.scheduler.errors import UnknownKernel
 from roost.scheduler.messages import Event, Kernel
 from roost.scheduler.policies.explain import build_explanation
@@ -85,6 +86,7 @@ class StubClient:
         self.cluster: list[Node] = list(NODES)
         self.types: list[NodeType] = []
         self.known: list[Kernel] = [RUNNING, SECOND, QUEUED]
+        self.unreachable: list[str] = []
         self.soonest: dict[str, Any] | None = None
         self.others: dict[str, Any] | None = None
         self.ended: Kernel | None = None
@@ -120,7 +122,8 @@ class StubClient:
 
     def kernels(self, *, with_use: bool = False) -> Answer:
         # The age of the constants above grows while the tests run, and "10 min" is wider than "90 s".
-        return self._answer([replace(each, created_at=time.time() - 90) for each in self.known], "kernels")
+        known = [replace(each, created_at=time.time() - 90) for each in self.known]
+        return self._answer(KernelList(known, self.unreachable), "kernels")
 
     def count_elsewhere(self) -> Answer:
         return self._answer(self.elsewhere_count, "elsewhere")

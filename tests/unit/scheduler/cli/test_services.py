@@ -103,8 +103,10 @@ def test_a_restart_says_where_the_settings_are_if_that_changes(
         path_now=now,
     )
     monkeypatch.setattr(services, "restart_service", lambda *_, **__: done)
+    client.unreachable = ["n7"] if said else []
     code, out, _ = run(capsys, "restart-service", "--backend", "ray", "--here")
     assert code == 0
+    assert ("; more may live on n7, where no agent answers now." in out) is bool(said)
     ended, begun, *more = out.splitlines()
     assert ended == "The service of ray at h:1 (pid 1) has ended."
     assert begun.startswith("The next one (pid 2) serves ray at 192.0.2.1:6379 after 0.1 s, ")

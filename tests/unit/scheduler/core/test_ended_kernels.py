@@ -37,6 +37,16 @@ async def test_the_next_scheduler_knows_why_a_kernel_has_ended(tmp_path: Path) -
     await agent.close()
 
 
+async def test_a_kernel_that_runs_again_has_not_ended(tmp_path: Path) -> None:
+    """A restart by Jupyter keeps the id. The next scheduler may not find the kernel at once."""
+    async with fake_world(tmp_path, nodes=("here",)) as w:
+        for launch_id in ("1", "2"):
+            await w.start("k", launch_id)
+            assert w.scheduler._table.ended.find("k") is None
+            await w.scheduler.stop("k", 0)
+            assert w.scheduler._table.ended.find("k") is not None
+
+
 async def test_a_killed_scheduler_has_written_them_soon_after_the_end(tmp_path: Path) -> None:
     file = tmp_path / "ended.json"
     ended = EndedKernels(Timers(), file)

@@ -149,6 +149,8 @@ async def test_applications_ask_again_once_a_silent_agent_is_heard(
         await w.until_not(lambda: _knows_all(w))
         with pytest.raises(BackendUnavailable, match="may live where no agent answers now: on far"):
             w.kernel("k")
+        with pytest.raises(BackendUnavailable, match="It is stopped as soon as its agent answers"):
+            await w.scheduler.stop("k")
         assert w.count("resync") == 0
         silent.clear()
         await w.told("resync")
@@ -187,6 +189,37 @@ async def test_a_kernel_whose_agent_is_silent_when_the_next_service_comes_is_unk
         await w.told("running")
         kernel = w.kernel("k")
         assert (kernel.state, kernel.request.memory_bytes, kernel.owner.pid) == ("running", 1 << 30, 1)
+    await agent.close()
+
+
+@pytest.mark.parametrize("is_started_again", [False, True])
+async def test_a_kernel_that_was_stopped_while_its_agent_was_silent_is_ended_once_it_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_started_again: bool
+) -> None:
+    monkeypatch.setattr(reconcile, "RETRY_S", 0.01)
+    agent = FakeAgent(tmp_path)
+    async with scheduler_on([agent]) as w:
+        await w.start("k", cpus=1)
+    leases, is_silent = FakeBackend.leases, True
+
+    async def read(backend: FakeBackend) -> LeaseReading:
+        return (
+            LeaseReading(leases=(), unreachable=frozenset({"here"})) if is_silent else await leases(backend)
+        )
+
+    monkeypatch.setattr(FakeBackend, "leases", read)
+    async with scheduler_on([agent]) as w:
+        with pytest.raises(BackendUnavailable, match="It is stopped as soon as"):
+            await w.scheduler.stop("k")
+        if is_started_again:
+            await w.start("k", cpus=1)
+        is_silent = False
+        if is_started_again:
+            await w.told("resync")
+            assert w.kernel("k").state == "running"
+        else:
+            await w.told("released")
+            assert w.leases() == []
     await agent.close()
 
 
