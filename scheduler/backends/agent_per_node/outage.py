@@ -70,7 +70,7 @@ class OutageRecovery(Generic[N]):
             return f"its kernels live on while the {self.manager.daemon} of their node does" if nodes else ""
         is_same = len(ends) == len(nodes) and ends[-1] - ends[0] < 1
         kernels = "its kernels" if is_same else "some of its kernels"
-        at = time.strftime("%H:%M:%S", time.localtime(ends[0]))
+        at = _format_time(ends[0])
         if time.time() > ends[0]:
             return f"{kernels} were to end at {at}"
         return f"{kernels} end at {at} if it is not back by then"
@@ -82,8 +82,8 @@ class OutageRecovery(Generic[N]):
         found: list[Finding] = []
         for node_id, ends_at in sorted(self.pool.ends.items()):
             if self.book.on(node_id) and node_id not in self.manager.membership.nodes:
-                at = time.strftime("%H:%M:%S", time.localtime(ends_at))
-                what = f"node {node_id} is not back in the {self.manager.name} cluster: what runs there ends at {at}"
+                where = f"node {node_id} is not back in the {self.manager.name} cluster"
+                what = f"{where}: what runs there ends at {_format_time(ends_at)}"
                 found.append({"level": "warning", "what": what, "do": "bring the node back before that time"})
         return found
 
@@ -193,3 +193,7 @@ class OutageRecovery(Generic[N]):
             reason = f"the {self.manager.name} cluster came back without room for it: {problem}"
             self.lose(lease.id, reason)
             self.end(lease)  # no kernel record may exist yet, so that nobody else would end it
+
+
+def _format_time(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))
