@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from kit.clusters.dask.shared_cluster import dask_cluster, dask_tls_cluster  # noqa: F401 - fixtures
 from kit.clusters.docker.shared_cluster import docker_cluster, podman_cluster  # noqa: F401 - fixtures
@@ -21,6 +22,15 @@ from kit.machine.run_parts import is_rest
 from roost.bench.clusters.raylets import WITHOUT_TOKEN
 from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import private_runtime_dir
+
+# No limits on time, which a busy machine exceeds. The same inputs in each run, except in those of `make hostile`.
+settings.register_profile(
+    "roost",
+    deadline=None,
+    derandomize="ROOST_MESSAGES" not in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("roost")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
