@@ -19,6 +19,7 @@ from roost.placement import Node, Request
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_node import backend as module
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
+from roost.scheduler.backends.agent_per_node.manager import StartedAgent
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
 from roost.scheduler.backends.base import AgentReport, BackendContext, BackendEvent
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
@@ -101,13 +102,13 @@ async def test_a_released_lease_is_gone_from_the_manager_and_the_agent(opened: O
 async def test_a_release_wakes_who_waits_although_no_snapshot_shows_a_change(opened: Opened) -> None:
     """The agent tells of its release first, and a manager that is read twice a second may never show the lease."""
     held = await opened.backend.claim(LEASE)
-    before = (await opened.backend.snapshot()).node("here")
+    assert (await opened.backend.snapshot()).node("here").cpus_promised == 1
     with suppress(asyncio.TimeoutError):
         while True:  # what the claim has reported
             await asyncio.wait_for(opened.event("nodes"), 0.3)
     opened.agent.ledger.release(LEASE.id)
     opened.agent.report_status()
-    await until(lambda: (opened.backend._table.snapshot()).node("here") != before)
+    await until(lambda: opened.backend._table.snapshot().node("here").cpus_promised == 0)
     await opened.backend.release(held)
     await opened.event("nodes")
 
@@ -120,6 +121,43 @@ async def test_the_claim_of_a_lease_that_its_agent_let_go_is_released_without_an
     opened.agent.give_back(LEASE.id)
     await until(lambda: not opened.manager.granted)
     assert "release" not in opened.agent.calls
+
+
+@pytest.mark.parametrize(
+    ("silent", "who_says_so"),
+    [
+        ("claim", "manager"),
+        ("claim", "agent"),
+        ("reserve", "manager"),
+        ("reserve", "agent"),
+        ("start", "manager"),
+    ],
+)
+async def test_a_claim_is_refused_as_soon_as_its_node_ends(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, silent: str, who_says_so: str
+) -> None:
+    """Ray shows a killed raylet for half a minute, and answers nothing about it."""
+
+    async def start_agent(node_id: str) -> StartedAgent:
+        if node_id in opened.manager.left:
+            raise BackendUnavailable("no such node")
+        return await asyncio.Future()
+
+    if silent == "start":
+        monkeypatch.setattr(opened.manager, "start_agent", start_agent)
+    else:
+        await opened.backend.warm_up()
+        (opened.manager if silent == "claim" else opened.agent).hold(silent)
+    claiming = asyncio.create_task(opened.backend.claim(LEASE))
+    await asyncio.sleep(0.1)
+    assert not claiming.done()
+    if who_says_so == "agent":
+        opened.agent.cut_off(time.time() + 60)
+    else:
+        opened.manager.left.add("here")
+    with pytest.raises(LeaseConflict, match="its daemon has ended"):
+        await asyncio.wait_for(claiming, allow_s(10))
+    await opened.backend.release(LEASE)
 
 
 async def test_a_lease_whose_node_left_is_read_as_lost(opened: Opened) -> None:
@@ -324,10 +362,13 @@ async def test_the_next_service_takes_no_claim_for_empty_while_its_agent_does_no
     second = Opened(tmp_path, opened.agent, opened.manager)
     await second.backend.open()
     try:
-        reading = await second.backend.leases()
-        reason = "the agent of node here does not answer"
-        assert reading.leases == (replace(LEASE, state="pending", reason=reason),)
-        assert (dict(reading.processes), reading.unanswered) == ({}, {LEASE.id})
+        pending = replace(LEASE, state="pending", reason="the agent of node here does not answer")
+        for _ in range(3):
+            reading = await second.backend.leases()
+            assert reading.leases == (pending,)
+            assert (dict(reading.processes), reading.unanswered) == ({}, {LEASE.id})
+            second.backend.book.show(pending)  # as the scheduler does
+        monkeypatch.setattr("roost.scheduler.backends.agent_per_node.agents._ANSWER_S", allow_s(10))
         opened.agent.held["list"].set()
         reading = await second.backend.leases()
         assert (reading.leases, reading.unanswered) == ((LEASE,), set())
