@@ -52,6 +52,7 @@ from roost.scheduler.errors import ConfigError
 from roost.testing import BackendContract, LeaseContract, backend_context, open_backend
 from roost.testing.contract import Opener
 from roost.testing.contract_steps import name_kernel
+from roost.testing.deadlines import allow_s
 from roost.testing.faults import Faults
 from roost.testing.local_faults import LocalFaults
 from roost.testing.node_faults import NodeFaults
@@ -61,8 +62,8 @@ T4 = Callable[..., Request]
 
 
 def end_local(runtime_dir: Path) -> None:
-    announced = daemon.ensure(agent_folder(runtime_dir), ["false"], deadline_s=5)
-    os.kill(announced["pid"], signal.SIGTERM)
+    if (announced := daemon.read_announcement(agent_folder(runtime_dir))) is not None:  # else it has left
+        os.kill(announced["pid"], signal.SIGTERM)
 
 
 async def start_master(opener: Opener) -> None:
@@ -122,6 +123,19 @@ def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir
         return
     at_dask = RoostDaskBackend(address=cluster.address, **tls_files(cluster))
     yield partial(open_backend, lambda agents: dask.create(at_dask, backend_context(agents, folder)))
+
+
+@pytest.fixture(autouse=True)
+def late_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The managers of a busy machine decide late. A claim that is undecided by then would count as one or the other."""
+    for name, seconds in {
+        "kubernetes.creation._DECIDED_S": 10.0,
+        "yarn.creation._MARGIN_S": 0.5,
+        "ray.placement_groups._DECIDES_S": 3.0,
+        "dask.join._CONNECT_S": 3.0,
+        "dask.join._ANSWER_S": 5.0,
+    }.items():
+        monkeypatch.setattr(f"roost.scheduler.backends.{name}", allow_s(seconds))
 
 
 @pytest.fixture
