@@ -43,12 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
-        item.add_marker("browser")
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
         for backend, quick in QUICK.items():
             if f"[{backend}" in item.name and not item.name.startswith(quick):
-                item.add_marker("slow")
+                item.add_marker("long")
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def test_a_cell_that_waited_says_that_it_has_to_be_run_again(lab: Lab, restartab
     assert lab.output(0, "second").strip() == "second"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_server_ends_at_once_after_its_page_has_closed(notebooks: Path, chromium: browser.Browser) -> None:
     """Fifty times, while other programs use all cores. The seconds are printed."""

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = ROOT / ".conformance"
 LIBRARIES = ("ipykernel", "jupyter_client", "jupyter_kernel_gateway", "jupyter_server")
 TESTS = (
-    *("tests/unit/provisioners", "tests/lifecycle", "-m", "not slow and not fault_long"),
+    *("tests/unit/provisioners", "tests/machine", "tests/suites", "-m", "not long"),
     *("--ignore-glob", "*/test_kubernetes_*", "--ignore-glob", "*/test_yarn_*"),
     *("-k", "not ([ray or [dask or [kubernetes or [yarn)"),
 )

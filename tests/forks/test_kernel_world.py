@@ -71,42 +71,42 @@ EQUAL = {
 }
 """The parts that every kernel has alike, each with an expression that shows the part."""
 TESTED = {
-    "tests/lifecycle/test_assigned_agent.py": {
+    "tests/machine/test_assigned_agent.py": {
         "`fork` is false": "test_the_first_process_leaves_other_kernels_to_the_agent",
     },
     "tests/unit/launchers/agent/warm/test_kernel_command.py": {
         "program": "test_a_program_that_starts_an_interpreter_is_none",
         "other commands": "test_other_commands_are_no_ipykernel",
     },
-    "tests/lifecycle/test_preloads.py": {
+    "tests/forks/test_preloads.py": {
         "variables read at import": "test_learnt_packages_are_preloaded_without_those_that_are_unfit",
         "threads of imports": "test_a_preload_that_starts_a_thread_is_refused_with_its_reason",
     },
-    "tests/lifecycle/test_startup_code.py": {
+    "tests/forks/test_startup_code.py": {
         "start-up code": "test_start_up_code_sees_all_variables_of_a_forked_kernel",
         "process of start-up code": "test_start_up_code_sees_all_variables_of_a_forked_kernel",
         "what start-up code began": "test_what_start_up_code_has_begun_is_named",
     },
-    "tests/lifecycle/test_zygote.py": {
+    "tests/forks/test_zygote.py": {
         "imported files": "test_the_next_kernel_imports_an_upgraded_package",
         "modules in the working folder": "test_a_users_own_module_hides_a_preloaded_one",
         "configuration of IPython": "test_each_kernel_runs_the_current_startup_files",
         "random numbers": "test_kernels_of_one_zygote_draw_different_random_numbers",
     },
-    "tests/lifecycle/test_contexts.py": {
+    "tests/machine/test_contexts.py": {
         "counted CPUs": "test_libraries_count_the_cpus_of_the_application",
         "stack limit": "test_the_depth_of_the_stack_and_of_a_threads_stack",
         "limits": "test_the_largest_file",
         "affinity and priority": "test_affinity_and_niceness",
         "groups": "test_the_group_of_new_files",
     },
-    "tests/lifecycle/test_kernel_object.py": {
+    "tests/suites/test_kernel_object.py": {
         "umask": "test_a_kernel_has_the_umask_of_its_application",
     },
-    "tests/lifecycle/test_limits.py": {
+    "tests/machine/test_limits.py": {
         "control group": "test_only_the_kernel_that_needs_too_much_memory_dies",
     },
-    "tests/lifecycle/test_async_manager.py": {
+    "tests/suites/test_async_manager.py": {
         "connection file": "test_the_connection_file_has_the_kernels_id",
     },
 }

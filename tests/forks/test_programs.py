@@ -34,7 +34,7 @@ def kinds() -> Iterator[Kinds]:
 def list_cases() -> Iterator[pytest.param]:
     for program in load_programs():
         for kind in KINDS:
-            marks = () if program.is_in_ci and kind in IN_CI else (pytest.mark.slow,)
+            marks = () if program.is_in_ci and kind in IN_CI else (pytest.mark.long,)
             yield pytest.param(program, kind, marks=marks, id=f"{program.name}-{kind}")
 
 

@@ -17,7 +17,6 @@ from kit.programs.program import explain_no_standby, load
 from kit.programs.spoils import SPOILS, VARIABLE, Spoil, write_spoilt_script
 
 pytestmark = [
-    pytest.mark.rest,
     pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only"),
 ]
 
@@ -34,7 +33,7 @@ def spoilt_kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kinds]:
 def list_cases() -> list[object]:
     return [
         pytest.param(
-            spoil, id=spoil.state.replace(" ", "-"), marks=() if spoil.is_in_ci else pytest.mark.slow
+            spoil, id=spoil.state.replace(" ", "-"), marks=() if spoil.is_in_ci else pytest.mark.long
         )
         for spoil in SPOILS
     ]

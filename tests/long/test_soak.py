@@ -15,7 +15,7 @@ SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
 CYCLES = 500
 
 
-@pytest.mark.soak
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_nothing_grows_over_hundreds_of_kernels() -> None:
     """The script prints a table of descriptors, threads, memory and files, and fails if one grows."""

@@ -1,6 +1,6 @@
 """Frames of any form reach a real Jupyter Server. Other clients and kernels notice nothing, and SIGTERM ends it.
 
-`make hostile` sends more of them.
+`make long` sends more of them.
 """
 
 from __future__ import annotations

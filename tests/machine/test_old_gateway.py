@@ -1,6 +1,6 @@
 """Enterprise Gateway's own integration tests, against Kernel Gateway with migrated kernelspecs and against itself.
 
-`pytest -m slow -s tests/lifecycle/test_old_gateway.py` shows the seconds of both.
+`pytest -m long -s tests/machine/test_old_gateway.py` shows the seconds of both.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ EXPECTED = {
 }
 """Facts about the cluster, for the tests of Spark."""
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(autouse=True)

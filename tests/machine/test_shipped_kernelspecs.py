@@ -22,7 +22,7 @@ def shipped() -> None:
         pytest.skip(reason)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_table_of_the_page(tmp_path: Path) -> None:
     assert build_table(tmp_path) == read_table(), "write it again: python -m kit.jupyter.kernelspec_table"
 
@@ -42,7 +42,6 @@ def migrated(settled_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "new" / "kernels" / PLAIN).symlink_to(old[PLAIN])
 
 
-@pytest.mark.rest
 @pytest.mark.usefixtures("migrated")
 @pytest.mark.parametrize("name", RUN_HERE)
 async def test_a_cell_runs(name: str) -> None:

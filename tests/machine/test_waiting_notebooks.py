@@ -492,7 +492,7 @@ async def test_kernels_of_kernel_gateway_wait_as_well(one_gpu: Path) -> None:
     await none_is_left()
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.parametrize("may_fork", [True, False], ids=["forked", "executed"])
 async def test_no_cell_is_lost_in_100_tries(server: JupyterServer, one_gpu: Path, may_fork: bool) -> None:
     """Each cell is sent as soon as POST has answered. A kernel that is executed, not forked, is not ready by then."""

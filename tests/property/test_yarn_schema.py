@@ -17,7 +17,7 @@ from kit.clusters.hadoop_nodes import jars, why_not
 from roost.scheduler.backends.yarn.master import schema, wire
 
 pytestmark = pytest.mark.skipif(
-    not jars().exists(), reason=why_not() or "Hadoop's jars are missing: `make yarn`"
+    not jars().exists(), reason=why_not() or "Hadoop's jars are missing: `make build-yarn`"
 )
 
 MESSAGES = [

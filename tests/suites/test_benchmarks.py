@@ -12,7 +12,6 @@ import pytest
 
 from roost.testing.deadlines import allow_s
 
-pytestmark = pytest.mark.rest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 MAKEFILE = BENCHMARKS.parent / "Makefile"
 DEADLINE_S = 60

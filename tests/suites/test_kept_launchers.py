@@ -17,7 +17,7 @@ from kit.jupyter.real_launchers import KINDS, build_command, library, why_not
 from roost.scheduler.client.client import connect
 from roost.testing.deadlines import allow_s
 
-pytestmark = [pytest.mark.backends("local", "yarn"), pytest.mark.rest]
+pytestmark = [pytest.mark.backends("local", "yarn")]
 Specs = Callable[..., object]
 
 

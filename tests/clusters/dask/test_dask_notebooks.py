@@ -11,9 +11,10 @@ import papermill
 import pytest
 from nbclient import NotebookClient
 
+from kit import ROOT
 from roost.testing.deadlines import allow_s
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "dask_map.ipynb"
+EXAMPLE = ROOT / "docs" / "examples" / "dask_map.ipynb"
 
 DASK_WITHIN = """
 import os

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from kit import TESTS
 from kit.clusters.docker_engine import IMAGE, DockerEngine, leftovers, why_not
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
-TESTS = Path(__file__).parents[1]
 LONG_S = 60.0
 OWNER = """
 import sys

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kit import TESTS
 from kit.clusters.kubelets import GPUS, Api, Kubelets, Machine, Refused, leftovers, why_not
 from kit.clusters.kubelets.cluster import claim
 from roost.bench.clusters.cluster_folder import answers, wait_until
@@ -140,7 +141,7 @@ def is_quota_known(api: Api) -> bool:
     return "hard" in status
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pod_outlives_the_api_server_the_kubelet_containerd_and_the_network(kubelets: Kubelets) -> None:
     api = kubelets.api
     run(api, "lives", SLEEP, node="n2")
@@ -172,7 +173,7 @@ def test_a_pod_outlives_the_api_server_the_kubelet_containerd_and_the_network(ku
     assert phase(api, "lives") == "Running"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_loses_power_and_comes_back_without_its_pods(kubelets: Kubelets) -> None:
     api = kubelets.api
     run(api, "dies", SLEEP, node="n1")
@@ -187,10 +188,10 @@ def test_a_node_loses_power_and_comes_back_without_its_pods(kubelets: Kubelets) 
     wait_until(lambda: phase(api, "next") == "Succeeded", "no pod runs there", timeout_s=allow_s(LONG_S))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["owner", "keeper"])
 def test_nothing_outlives_the_killed_process(victim: str) -> None:
-    folder_of_kit = str(Path(__file__).parents[1])
+    folder_of_kit = str(TESTS)
     with subprocess.Popen(
         [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": folder_of_kit},

@@ -131,7 +131,7 @@ def kernel_pod(api: Api) -> str:
     return str(uid)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.parametrize("may_report", [True, False], ids=["reports", "no reports"])
 def test_only_jupyter_reaches_its_kernels(
     kubernetes_cluster: Kubelets, pods: Pods, runtime_dir: Path, tmp_path: Path, may_report: bool

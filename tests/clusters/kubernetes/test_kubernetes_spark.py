@@ -1,7 +1,7 @@
 """PySpark in client mode in a kernel's pod. Its executors are pods, which end with the application or the kernel.
 
-These tests have a cluster of their own, with an image that has Java and PySpark: `make spark` builds it. Then
-`pytest -m slow tests/lifecycle/test_kubernetes_spark.py` runs them in some minutes.
+These tests have a cluster of their own, with an image that has Java and PySpark: `make build-spark` builds it. Then
+`pytest -m long tests/clusters/kubernetes/test_kubernetes_spark.py` runs them in some minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pytest
 import yaml
 from jupyter_client.kernelspec import KernelSpecManager
 
+from kit import ROOT
 from kit.clusters.kubelets import Kubelets, Machine, leftovers
 from kit.clusters.kubernetes.shared_cluster import NAMESPACE, cluster_settings, create_namespace
 from kit.clusters.spark import SPARK, USER, images, why_no_image
@@ -28,7 +29,6 @@ from roost.scheduler.backends import kubernetes
 from roost.scheduler.client.client import disconnect
 from roost.testing.deadlines import allow_s
 
-ROOT = Path(__file__).parents[2]
 KERNELSPEC = ROOT / "docs/examples/spark/kubernetes/kernel.json"
 RIGHTS = Path(kubernetes.__file__).parent / "manifests" / "spark.yaml"
 DOCS_IMAGE = "registry.example.org/lab/spark:1"
@@ -40,7 +40,7 @@ PATHS = {
 SPARK_S = 180.0
 END_S = 60.0
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from roost.scheduler.errors import Cancelled, NoNodeEver, RoostError
 from roost.scheduler.messages import Event, Kernel
 from roost.testing.deadlines import allow_s
 
-pytestmark = [pytest.mark.rest, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+pytestmark = [pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 NO_ROOM = "no A100 is left in zone b"
 
@@ -115,7 +115,7 @@ def test_services_bring_no_more_nodes_than_the_cap(elastic: Elastic) -> None:
             start.result(allow_s(30))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failed_launch_says_why_and_the_start_goes_on_after_the_repair(elastic: Elastic) -> None:
     elastic.cluster.steer(fail=NO_ROOM)
     start = elastic.client.start(tiny(gpus=1))
@@ -124,7 +124,7 @@ def test_a_failed_launch_says_why_and_the_start_goes_on_after_the_repair(elastic
     assert start.result(allow_s(120)).state == "running"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_start_outlives_a_machine_on_which_ray_does_not_start(elastic: Elastic) -> None:
     """The autoscaler ends such a machine and starts another one, if it is told how long machines take."""
     elastic.cluster.steer(lacks_ray=True)
@@ -135,7 +135,7 @@ def test_a_start_outlives_a_machine_on_which_ray_does_not_start(elastic: Elastic
     assert elastic.launched() == ["gpu", "gpu"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_node_starts_for_the_kernel_of_an_ended_node(elastic: Elastic) -> None:
     elastic.client.start(tiny(gpus=2)).result(allow_s(120))
     (raylet,) = elastic.raylets()
@@ -145,7 +145,7 @@ def test_no_node_starts_for_the_kernel_of_an_ended_node(elastic: Elastic) -> Non
     assert elastic.launched() == ["gpu"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_guard_removes_a_group_without_a_service(elastic: Elastic) -> None:
     join.join(elastic.cluster.address, namespace=placement_groups.NAMESPACE)
     head = next(node for node in nodes.read() if node.is_head)

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kit import TESTS
 from kit.clusters.faults import read_command
 from kit.clusters.ssh_hosts import ACCOUNTS, SshHosts, leftovers, why_not
 from roost.bench.clusters.cluster_folder import wait_until
@@ -22,7 +23,6 @@ pytestmark = pytest.mark.skipif(
     why_not(2, tuple(ACCOUNTS)) is not None, reason=str(why_not(2, tuple(ACCOUNTS)))
 )
 
-TESTS = Path(__file__).parents[1]
 LONG_S = 60.0
 OWNER = """
 import sys

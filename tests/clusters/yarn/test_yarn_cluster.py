@@ -171,7 +171,7 @@ def test_a_container_outlives_both_daemons(hadoop_nodes: HadoopNodes) -> None:
     assert_nothing_left(hadoop_nodes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_that_is_paused_or_loses_power_comes_back(hadoop_nodes: HadoopNodes) -> None:
     hadoop_nodes.pause("nm1")
     hadoop_nodes.await_node("nm1", "LOST")
@@ -188,7 +188,7 @@ def test_a_node_that_is_paused_or_loses_power_comes_back(hadoop_nodes: HadoopNod
     assert_nothing_left(hadoop_nodes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_standby_takes_over_with_all_applications() -> None:
     with HadoopNodes(Machine(), has_standby=True) as cluster:
         application = run(cluster.rest, SLEEPS)

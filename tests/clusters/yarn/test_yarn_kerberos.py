@@ -32,7 +32,7 @@ REASON = hadoop_nodes.why_not() or kerberos.why_not()
 
 pytestmark = [
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
-    pytest.mark.slow,
+    pytest.mark.long,
 ]
 
 

@@ -1,6 +1,6 @@
 """PySpark in client mode in a kernel's container. Its executors are containers of Spark's own application.
 
-`make spark` installs PySpark for these tests.
+`make build-spark` installs PySpark for these tests.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
+from kit import ROOT
 from kit.clusters.hadoop_nodes import HadoopNodes
 from kit.clusters.spark import python, spark_home, why_not, write_defaults
 from kit.clusters.spark.cells import LONG_JOB, SUM
@@ -28,14 +29,14 @@ from kit.machine.daemons import settle
 from roost.scheduler.client.client import disconnect
 from roost.testing.deadlines import allow_s
 
-TEMPLATE = Path(__file__).parents[2] / "docs/examples/spark/yarn/kernel.json"
+TEMPLATE = ROOT / "docs/examples/spark/yarn/kernel.json"
 """The file of the documentation's kernelspec for PySpark."""
 SPARK_S = 180.0
 END_S = 60.0
 MASTER_S = 4
 End = Callable[[Notebook, HadoopNodes], Awaitable[None]]
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

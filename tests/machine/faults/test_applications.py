@@ -19,13 +19,14 @@ import nbformat
 import pytest
 
 import roost
+from kit import TESTS
 from kit.jupyter.restarted_servers import none_is_left
 from kit.machine.daemons import wait_gone
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.messages import Kernel
 from roost.testing.deadlines import allow_s, looks
 
-pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("roost_by_default")]
+pytestmark = [pytest.mark.usefixtures("roost_by_default")]
 
 TOKEN = "for-this-test-only"
 
@@ -144,7 +145,7 @@ async def until_owner_grace_is_over() -> None:
 
     To do so, kill a new owner of a kernel and wait for the kernel's end: all older graces are over by then.
     """
-    folder = str(Path(__file__).parents[1])
+    folder = str(TESTS)
     owner = await asyncio.create_subprocess_exec(
         sys.executable, "-c", ANOTHER_OWNER, folder, stdout=asyncio.subprocess.PIPE
     )

@@ -22,8 +22,6 @@ from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Kernel, StartKernel
 from roost.testing.deadlines import allow_s
 
-pytestmark = pytest.mark.fault
-
 
 @pytest.fixture
 def small_disk(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

@@ -14,7 +14,7 @@ import pytest
 from kit.jupyter.odd_launcher import Bridged, an_answer, bridged, load_seal, odd_launcher
 from roost.testing.deadlines import allow_s
 
-pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("runtime_dir")]
+pytestmark = [pytest.mark.usefixtures("runtime_dir")]
 NO_ANSWER = "The launcher has not answered, or its kernel has not listened, within "
 
 

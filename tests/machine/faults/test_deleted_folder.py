@@ -11,15 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import agent_folder, daemon_pids, kill, wait_gone
 from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import Client
 from roost.testing.deadlines import allow_s, looks
-
-pytestmark = pytest.mark.fault
 
 SECONDS = 10.0
 

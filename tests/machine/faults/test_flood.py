@@ -1,6 +1,6 @@
 """An agent's TCP port, while 2,000 peers without a key connect to it from the address of its clients.
 
-    pytest -m "fault or fault_long" -s tests/fault/test_flood.py
+    pytest -m "" -s tests/machine/faults/test_flood.py
 
 prints, for each kind of peer and limit of descriptors: how long starts take before the flood and in it, and how long
 new clients take to connect (the median and the longest), the agent's share of a CPU, its most descriptors and how much
@@ -46,7 +46,7 @@ SHORT = {("idle", 1_024, True), ("half", 1_024, True)}
 CASES = [
     pytest.param(
         *case,
-        marks=pytest.mark.fault if case in SHORT else pytest.mark.fault_long,
+        marks=[] if case in SHORT else [pytest.mark.long],
         id="-".join(map(str, case)),
     )
     for kind in KINDS

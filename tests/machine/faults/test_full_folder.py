@@ -16,8 +16,6 @@ from kit.machine.small_disk import small_disk
 from kit.machine.tiny_kernel import TINY_KERNEL, tiny
 from roost.scheduler.client.client import Client
 
-pytestmark = pytest.mark.fault
-
 SIZE_BYTES = 256 << 20
 PRINTS = TINY_KERNEL.replace(
     "signal.pause()",
@@ -38,7 +36,7 @@ def runtime_dir(runtime_dir: Path) -> Iterator[Path]:
         yield runtime_dir
 
 
-@pytest.mark.fault_long  # beside other tests, the folder may be full before its logs are cut
+@pytest.mark.long  # beside other tests, the folder may be full before its logs are cut
 async def test_starts_go_on_beside_kernels_that_print(
     roost_by_default: None, settled_runtime_dir: Path, client: Client
 ) -> None:

@@ -1,6 +1,6 @@
 """A kernel publishes messages of any form. The agent goes on, does not grow, and shows all kernels and later cells.
 
-`make hostile` sends more of them.
+`make long` sends more of them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from roost.scheduler.client.client import Client
 from roost.scheduler.errors import KernelDied
 from roost.scheduler.messages import Kernel
 from roost.testing.deadlines import allow_s, looks
-
-pytestmark = pytest.mark.fault
 
 SHOWN_S = 60.0
 GROWS_BYTES = 32 << 20

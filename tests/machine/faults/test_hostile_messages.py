@@ -1,6 +1,6 @@
 """Messages of any form reach the service and the agent. Neither crashes, hangs or grows.
 
-`make hostile` sends more of them.
+`make long` sends more of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 import zmq
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -25,8 +24,6 @@ from roost.placement.model.json_codec import encode
 from roost.scheduler.client.client import Client
 from roost.scheduler.messages import StartKernel
 from roost.scheduler.service.server import OPERATIONS
-
-pytestmark = pytest.mark.fault
 
 MESSAGES = int(os.environ.get("ROOST_MESSAGES", "3000"))
 BATCH = 20

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kit import TESTS
 from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import daemon_pids, kill, wait_gone
 from kit.machine.tiny_kernel import tiny
@@ -22,8 +23,6 @@ from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.client import client as roost_client
 from roost.scheduler.client.client import Client
 from roost.testing.deadlines import allow_s, looks
-
-pytestmark = pytest.mark.fault
 
 
 @pytest.fixture
@@ -203,7 +202,7 @@ asyncio.run(main())
 
 async def test_an_owner(short_owner_grace: float, client: Client, settled_runtime_dir: Path) -> None:
     """Kill an owner. Its kernel that no application may adopt ends after the grace, and its other kernel lives on."""
-    folder = str(Path(__file__).parents[1])
+    folder = str(TESTS)
     owner = await asyncio.create_subprocess_exec(sys.executable, "-c", OWNER, folder, stdout=subprocess.PIPE)
     assert owner.stdout is not None
     adoptable, owned = json.loads(await asyncio.wait_for(owner.stdout.readline(), allow_s(60)))

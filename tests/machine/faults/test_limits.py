@@ -19,7 +19,6 @@ from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError
 from roost.testing.deadlines import allow_s
 
-pytestmark = pytest.mark.fault
 ROUNDS = int(os.environ.get("ROOST_LIMIT_ROUNDS", "25"))
 SEED = int(os.environ.get("ROOST_LIMIT_SEED", "1"))
 

@@ -27,7 +27,6 @@ ROUNDS = int(os.environ.get("ROOST_ROUNDS", "1"))
 OTHER = 3001
 
 pytestmark = [
-    pytest.mark.fault,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
 ]
 

@@ -24,7 +24,6 @@ from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import processes
 
 pytestmark = [
-    pytest.mark.fault,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user"),
 ]
 

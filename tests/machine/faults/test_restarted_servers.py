@@ -20,7 +20,7 @@ from kit.machine.daemons import settle
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.testing.deadlines import looks
 
-pytestmark = [pytest.mark.fault_long, pytest.mark.slow]
+pytestmark = [pytest.mark.long, pytest.mark.long]
 ROUNDS = int(os.environ.get("ROOST_ROUNDS", "100"))
 NOTEBOOKS = 4
 

@@ -14,7 +14,7 @@ import pytest
 import roost
 from kit.jupyter.notebook import Notebook
 
-pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("roost_by_default")]
+pytestmark = [pytest.mark.usefixtures("roost_by_default")]
 
 
 def wheel(folder: Path, version: str) -> Path:

@@ -29,8 +29,6 @@ from roost.testing.leftovers import VARIABLE
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 
-pytestmark = pytest.mark.fault
-
 GRACE_S = 300.0
 PAIR = Machine(cpus=2, gpus=2)
 SPLIT = Machine(cpus=2, gpus=2, is_split=True)
@@ -197,7 +195,7 @@ async def test_nannies(start_world: Begin) -> None:
     assert "its node has left the Dask cluster" in await world.ended(notebook, 10)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_a_worker_without_a_nanny(start_world: Begin) -> None:
     world = await start_world(Machine(cpus=2, has_nanny=False), Machine(cpus=1))
     alone = world.cluster.hosts[0].address
@@ -218,7 +216,7 @@ async def test_the_agent(start_world: Begin) -> None:
     assert (await notebook.run("mine"))["ename"] == "NameError"
 
 
-@pytest.mark.parametrize("away_s", [0.0, pytest.param(20.0, marks=pytest.mark.fault_long)])
+@pytest.mark.parametrize("away_s", [0.0, pytest.param(20.0, marks=pytest.mark.long)])
 async def test_the_scheduler_of_dask(start_world: Begin, away_s: float) -> None:
     """Dask's scheduler comes back at its address. The nannies have ended, and start again one after the other."""
     world = await start_world(PAIR, SPLIT)
@@ -245,7 +243,7 @@ async def test_the_scheduler_of_dask(start_world: Begin, away_s: float) -> None:
     await (await world.open(cpus=0.5)).close()
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_all_at_once(start_world: Begin) -> None:
     """Kill Dask's scheduler, the service and the agents. One machine comes back at once, the other 15 s later."""
     world = await start_world(PAIR, SPLIT)
@@ -268,7 +266,7 @@ async def test_all_at_once(start_world: Begin) -> None:
         await world.lives(*notebooks)
 
 
-@pytest.mark.parametrize("how", ["shutdown", pytest.param("kill -9", marks=pytest.mark.fault_long)])
+@pytest.mark.parametrize("how", ["shutdown", pytest.param("kill -9", marks=pytest.mark.long)])
 async def test_a_dask_that_does_not_come_back(start_world: Begin, how: str) -> None:
     world = await start_world(PAIR, grace_s=3)
     notebook = await world.open(gpus=1)
@@ -283,7 +281,7 @@ async def test_a_dask_that_does_not_come_back(start_world: Begin, how: str) -> N
     assert time.monotonic() - gone_at > 3
 
 
-@pytest.mark.parametrize("how", ["retired", pytest.param("lifetime", marks=pytest.mark.fault_long)])
+@pytest.mark.parametrize("how", ["retired", pytest.param("lifetime", marks=pytest.mark.long)])
 async def test_a_machine_that_is_taken_away(start_world: Begin, how: str) -> None:
     """The operator removes a machine: it gets no new kernel, and its kernels end with it."""
     options = ("--lifetime", "20 seconds") if how == "lifetime" else ()
@@ -304,7 +302,7 @@ async def test_a_machine_that_is_taken_away(start_world: Begin, how: str) -> Non
     assert await data == "7"
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_a_dask_that_leaves_when_it_is_idle(start_world: Begin) -> None:
     world = await start_world(Machine(cpus=2), DASK_DISTRIBUTED__SCHEDULER__IDLE_TIMEOUT="4s")
     notebook = await world.open(cpus=1)

@@ -124,8 +124,7 @@ def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, flo
             yield (machine, device), min(share, 1.0), began, ended
 
 
-@pytest.mark.fault
-@pytest.mark.fault_long
+@pytest.mark.long
 def test_sixty_kernels_of_three_schedulers_among_dasks_own_tasks(
     dask_machines: DaskMachines, users_runtime_dirs: list[str], tmp_path: Path
 ) -> None:

@@ -23,8 +23,6 @@ from roost.scheduler.client.client import connect, disconnect
 from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import VARIABLE, end
 
-pytestmark = pytest.mark.fault
-
 CLUSTER = """
 import asyncio, json, sys
 from distributed import Adaptive, Nanny, Scheduler, SpecCluster
@@ -160,7 +158,7 @@ async def test_adaptive_scaling_spares_a_machine_until_its_kernel_has_ended(
     await scaling_cluster.until([], 60)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_a_cluster_that_is_scaled_down_by_hand(
     scaling_cluster: Cluster, open_notebook: Callable[[], Any]
 ) -> None:

@@ -10,16 +10,12 @@ import re
 import time
 from pathlib import Path
 
-import pytest
-
 from kit.clusters.docker.faults import DockerWorld
 from kit.clusters.docker_engine import Registry
 from kit.clusters.faults import say, until
 from roost.scheduler.backends.docker.container_state import STOPPED, STOPPED_OR_KILLED
 from roost.scheduler.errors import RoostError
 from roost.testing.deadlines import allow_s
-
-pytestmark = pytest.mark.fault
 
 WRITE = """
 def write(path):

@@ -66,8 +66,7 @@ print(json.dumps({"looks": looks, "over": over}))
 """
 
 
-@pytest.mark.fault
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_sixty_kernels_of_three_services(
     users_runtime_dirs: list[str], tmp_path: Path, docker_engine: DockerEngine

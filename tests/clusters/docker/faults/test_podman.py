@@ -9,8 +9,6 @@ import pytest
 from kit.clusters.docker.faults import DockerWorld
 from kit.clusters.docker_engine import DockerEngine, why_not
 
-pytestmark = pytest.mark.fault
-
 
 @pytest.fixture(scope="module")
 def podman_engine(private_environment: None) -> Iterator[DockerEngine]:

@@ -21,8 +21,6 @@ from kit.machine.daemons import wait_gone
 from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.testing.deadlines import allow_s
 
-pytestmark = pytest.mark.fault
-
 
 async def test_the_scheduler_service(kubernetes_world: KubernetesWorld) -> None:
     await kubernetes_world.outlives_service(gpus=1)
@@ -76,7 +74,7 @@ async def test_a_pod_deleted_by_hand(kubernetes_world: KubernetesWorld) -> None:
     await kubernetes_world.lives(notebook)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_a_pod_deleted_while_the_service_restarts(kubernetes_world: KubernetesWorld) -> None:
     notebook = await kubernetes_world.open(labels=SPARE)
     kubernetes_world.cluster.pause("n2/kubelet")  # else the pod might be gone before the next service looks
@@ -139,7 +137,7 @@ async def test_a_watch_that_falls_silent(kubernetes_world: KubernetesWorld) -> N
     say("next kernel after", opened_at)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_the_kubelet(kubernetes_world: KubernetesWorld) -> None:
     notebook = await kubernetes_world.open(labels=SPARE)
     kubernetes_world.cluster.kill("n2/kubelet")
@@ -159,7 +157,7 @@ async def test_the_kubelet(kubernetes_world: KubernetesWorld) -> None:
     await kubernetes_world.lives(notebook, await kubernetes_world.open(labels=SPARE))
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_containerd(kubernetes_world: KubernetesWorld) -> None:
     notebook = await kubernetes_world.open(labels=SPARE)
     kubernetes_world.cluster.kill("n2/containerd")
@@ -176,7 +174,7 @@ async def test_containerd(kubernetes_world: KubernetesWorld) -> None:
     await kubernetes_world.lives(notebook, other)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_a_node_that_is_cut_off(kubernetes_world: KubernetesWorld) -> None:
     notebook = await kubernetes_world.open(labels=SPARE)
     stopped = await kubernetes_world.open(labels=SPARE)
@@ -203,7 +201,7 @@ async def test_a_node_that_is_cut_off(kubernetes_world: KubernetesWorld) -> None
     await kubernetes_world.lives(notebook)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_a_node_that_loses_power(kubernetes_world: KubernetesWorld) -> None:
     notebook = await kubernetes_world.open(labels=SPARE)
     off_at = time.monotonic()
@@ -224,7 +222,7 @@ async def test_a_node_that_loses_power(kubernetes_world: KubernetesWorld) -> Non
     await kubernetes_world.lives(notebook)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_eviction(kubernetes_world: KubernetesWorld) -> None:
     notebook = await kubernetes_world.open()
     name = (await kubernetes_world.pod(notebook))["metadata"]["name"]
@@ -266,7 +264,7 @@ def accepts(api: Api, name: str) -> bool:
     return True
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_preemption(kubernetes_world: KubernetesWorld) -> None:
     notebook = await kubernetes_world.open(labels=SPARE, cpus=1)
     classes = "/apis/scheduling.k8s.io/v1/priorityclasses"
@@ -300,7 +298,7 @@ async def test_preemption(kubernetes_world: KubernetesWorld) -> None:
     await kubernetes_world.lives(notebook)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_out_of_memory(kubernetes_world: KubernetesWorld) -> None:
     """With cgroup v1 the system kills one process, and with cgroup v2 all processes of the container."""
     notebook = await kubernetes_world.open(memory="300MiB")
@@ -326,7 +324,7 @@ async def test_out_of_memory(kubernetes_world: KubernetesWorld) -> None:
     await kubernetes_world.lives(notebook)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_a_token_that_expires(kubernetes_world: KubernetesWorld) -> None:
     """The token ends with the Secret that it is bound to. A new token appears in the same file."""
     kubernetes_world.configure(watch_timeout_s=2.0)
@@ -360,7 +358,7 @@ def create_token(api: Api, name: str, file: Path) -> None:
     file.write_text(answer["status"]["token"])
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.parametrize("away_s", [3, 20])
 async def test_the_api_server(kubernetes_world: KubernetesWorld, away_s: float) -> None:
     """Kill the API server. This test is the last one, because Kubernetes' own parts need a minute to recover."""

@@ -130,8 +130,7 @@ def devices(use: list[Any]) -> Iterator[tuple[str, float, float, float]]:
         yield device, 1.0, began, ended
 
 
-@pytest.mark.fault
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_sixty_kernels_of_three_services_among_jobs_and_a_deployment(
     users_runtime_dirs: list[str], tmp_path: Path, private_environment: None

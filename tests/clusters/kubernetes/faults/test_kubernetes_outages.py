@@ -70,7 +70,7 @@ class Outages(ClusterOutages):
         return None
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.timeout(TIMEOUT_S)
 async def test_outages(
     runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private_environment: None

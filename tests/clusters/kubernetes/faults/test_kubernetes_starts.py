@@ -36,8 +36,6 @@ OWN_VARIABLE = """
   containers: [{name: kernel, env: [{name: A, valueFrom: {secretKeyRef: {name: none, key: a}}}]}]
 """
 
-pytestmark = pytest.mark.fault
-
 
 @pytest.fixture
 def registry(kubelets: Kubelets) -> Iterator[None]:
@@ -50,7 +48,7 @@ def registry(kubelets: Kubelets) -> Iterator[None]:
         server.kill()
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "template", "reason"),
     [
@@ -79,7 +77,7 @@ async def test_a_pod_that_can_never_start(
     assert_plain(refused.value.user_message)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.parametrize("is_late", [False, True], ids=["in time", "too late"])
 async def test_a_slow_image(kubernetes_world: KubernetesWorld, is_late: bool) -> None:
     """No registry answers. The image comes to the node later, or the start's time runs out."""

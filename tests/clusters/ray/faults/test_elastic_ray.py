@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from kit import TESTS
 from kit.clusters.ray.elastic_raylets import ElasticRaylets
 from kit.clusters.ray.elastic_world import IDLE_S, Elastic, grown_by_kernels, until
 from kit.machine.daemons import daemon_pids, kill
@@ -23,7 +24,7 @@ from roost.bench.clusters.raylets import why_not
 from roost.scheduler.client.client import connect, disconnect
 from roost.testing.deadlines import allow_s
 
-pytestmark = [pytest.mark.fault_long, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+pytestmark = [pytest.mark.long, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 ROUNDS = int(os.environ.get("ROOST_ROUNDS", "1"))
 NOBODY_S = 40.0
@@ -75,7 +76,7 @@ def test_kills(elastic_cluster: ElasticRaylets, module_runtime_dir: Path, step: 
 
 def run_round(elastic: Elastic, home: Path, step: str, victim: str) -> None:
     assert (elastic.groups(), elastic.raylets()) == ([], [])
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     with subprocess.Popen([sys.executable, "-c", OWNER], env=environment, stdin=subprocess.PIPE) as owner:
         try:
             until(lambda: STEPS[step](elastic) or owner.poll() is not None, 120)

@@ -37,8 +37,6 @@ from roost.scheduler.errors import BackendUnavailable
 from roost.testing.deadlines import allow_s, looks
 from roost.testing.leftovers import VARIABLE, private_runtime_dir
 
-pytestmark = pytest.mark.fault
-
 MACHINES = (Machine(cpus=4, gpus=2, gpu_model="T4"), Machine(cpus=2, gpus=2, gpu_model="A100"))
 GROUPS = """
 import ray, sys
@@ -237,7 +235,7 @@ async def test_a_raylet(notebooks: Callable[..., object], raylets: Raylets) -> N
     print(f"The kernel has ended {time.monotonic() - killed_at:.1f} s after the raylet was killed.")
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_a_cell_shows_that_its_node_was_lost(
     raylets_runtime_dir: Path, raylets: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -426,7 +424,7 @@ def redis() -> Iterator[str]:
         server.terminate()
 
 
-@pytest.mark.parametrize("state", [pytest.param("kept", marks=pytest.mark.fault_long), "lost"])
+@pytest.mark.parametrize("state", [pytest.param("kept", marks=pytest.mark.long), "lost"])
 async def test_the_head(
     own_cluster_runtime_dir: Path,
     tmp_path: Path,
@@ -437,7 +435,7 @@ async def test_the_head(
     await _lose_the_head(own_cluster_runtime_dir, tmp_path, impatient, monkeypatch, state, within_s=60)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.parametrize("state", ["kept", "lost", "redis"])
 async def test_the_head_for_rays_own_minute(
     own_cluster_runtime_dir: Path,
@@ -450,7 +448,7 @@ async def test_the_head_for_rays_own_minute(
     await _lose_the_head(own_cluster_runtime_dir, tmp_path, settings, monkeypatch, state, within_s=150)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_a_head_that_restarts_at_once(
     own_cluster_runtime_dir: Path, tmp_path: Path, impatient: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -568,7 +566,7 @@ async def _until_refused(about: str) -> str:
     raise AssertionError(f"no refusal says {about!r}: {said}")
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_a_service_without_a_head_uses_little_processor_time(
     own_cluster_runtime_dir: Path,
     impatient: dict[str, str],

@@ -114,8 +114,7 @@ def devices(use: list[Any]) -> Iterator[tuple[tuple[str, str], float, float, flo
         yield (node, device), share, began, ended
 
 
-@pytest.mark.fault
-@pytest.mark.fault_long
+@pytest.mark.long
 def test_sixty_kernels_of_three_schedulers_among_rays_own_tasks(
     ray_cluster: Raylets, users_runtime_dirs: list[str], tmp_path: Path
 ) -> None:

@@ -285,7 +285,7 @@ def patient_runtime_dir(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.M
     settle(runtime_dir)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.timeout(300 + 180 * ROUNDS)
 async def test_outages(patient_runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if reason := why_not():

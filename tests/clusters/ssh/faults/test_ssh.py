@@ -16,8 +16,6 @@ from kit.jupyter.notebook import Notebook, held_by
 from roost.scheduler.errors import RoostError
 from roost.testing.deadlines import allow_s
 
-pytestmark = pytest.mark.fault
-
 HOST = "n3"
 """The host that fails."""
 CUT_S = 20.0
@@ -186,7 +184,7 @@ async def test_a_host_that_is_turned_off_and_on(ssh_world: SshWorld, tmp_path: P
     kill_process(impostor)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_a_kernel_on_a_host_that_stays_off_can_be_closed(ssh_world: SshWorld) -> None:
     notebook, kept = await ssh_world.open(**on_host(HOST)), await ssh_world.open(**on_host("n1"))
     ssh_world.hosts.off(HOST)

@@ -14,8 +14,6 @@ from kit.machine.daemons import settle
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import KernelDied
 
-pytestmark = pytest.mark.fault
-
 
 @pytest.fixture(scope="module")
 def hard_hosts(private_environment: None) -> Iterator[SshHosts]:

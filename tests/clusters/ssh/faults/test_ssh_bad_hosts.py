@@ -17,8 +17,6 @@ from kit.machine.daemons import daemon_pids, settle
 from roost.scheduler.client.client import disconnect
 from roost.testing.deadlines import allow_s
 
-pytestmark = pytest.mark.fault
-
 ANSWERED_S = 60.0
 """How long roost may wait for a host that answers nothing. Its own limit is half of it."""
 MOST_BYTES = 64 << 20

@@ -91,8 +91,7 @@ print(json.dumps(dict(looks=looks, users=users, most=most, longest_s=longest_s, 
 """
 
 
-@pytest.mark.fault
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_sixty_kernels_of_three_users(
     fault_hosts: SshHosts, users_runtime_dirs: list[str], tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ OFF, OFF_S = 20, 20.0
 """How many hosts are off, and how long ssh waits for each."""
 UNREACHED = "roost has not reached it yet"
 
-pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 
 class ManyHosts(SshWorld):

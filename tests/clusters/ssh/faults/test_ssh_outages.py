@@ -76,7 +76,7 @@ class Outages(ClusterOutages):
             kill_process(process)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.timeout(TIMEOUT_S)
 async def test_outages(ssh_world: SshWorld) -> None:
     print(f"ROOST_OUTAGES={ROUNDS} ROOST_OUTAGES_SEED={SEED}", flush=True)

@@ -15,8 +15,6 @@ from kit.jupyter.notebook import held_by
 from kit.machine.daemons import wait_gone
 from roost.scheduler.errors import BackendUnavailable, RoostError
 
-pytestmark = pytest.mark.fault
-
 """How long the ResourceManager is away."""
 LATE_S = 30.0
 """How long a busy machine may need for a step that usually takes a few seconds."""
@@ -82,7 +80,7 @@ async def test_a_container_ended_by_hand(yarn_world: YarnWorld) -> None:
     await yarn_world.lives(ended, kept)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_the_application_ended_by_hand(yarn_world: YarnWorld) -> None:
     """An operator ends the application. Its kernels end, and the next start submits another application."""
     notebooks = [await yarn_world.open(), await yarn_world.open()]
@@ -101,7 +99,7 @@ async def test_the_application_ended_by_hand(yarn_world: YarnWorld) -> None:
     await yarn_world.lives(*notebooks)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_the_master(yarn_world: YarnWorld) -> None:
     """Kernels live, the master's next attempt takes over, and starts go on, even if the service dies as well."""
     notebooks = [await yarn_world.open(gpus=1)]
@@ -122,7 +120,7 @@ async def test_the_master(yarn_world: YarnWorld) -> None:
     await yarn_world.lives(*notebooks)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_the_master_with_a_new_kernel(yarn_world: YarnWorld) -> None:
     """If a master ends, YARN may end a container that is younger than a heartbeat. Then its owner reads the reason."""
     notebook = await yarn_world.open()
@@ -137,7 +135,7 @@ async def test_the_master_with_a_new_kernel(yarn_world: YarnWorld) -> None:
     await yarn_world.lives(notebook, other)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.parametrize("away_s", [3.0, 20.0])
 async def test_the_resource_manager(yarn_world: YarnWorld, away_s: float) -> None:
     """Kernels live. New starts are refused, and starts that wait go on once the ResourceManager is back."""
@@ -185,7 +183,7 @@ async def test_the_resource_manager(yarn_world: YarnWorld, away_s: float) -> Non
     await yarn_world.restart(kept)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_an_idle_master_leaves(yarn_world: YarnWorld) -> None:
     """A master without kernels ends `idle_exit_s` after its service."""
     yarn_world.configure_service(idle_exit_s=5.0)

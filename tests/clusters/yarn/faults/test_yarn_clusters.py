@@ -13,7 +13,7 @@ from kit.clusters.faults import assert_plain, say, until
 from kit.clusters.yarn.faults import OpenYarnWorld, YarnWorld
 from kit.machine.daemons import wait_gone
 
-pytestmark = [pytest.mark.fault_long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 LATE_S = 60.0
 """How long a busy machine may need for a step that usually takes a few seconds."""

@@ -15,7 +15,6 @@ from roost.scheduler.backends.yarn.master.messages import Container, Resources
 from roost.testing.deadlines import allow_s
 
 pytestmark = [
-    pytest.mark.fault,
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
 
@@ -119,7 +118,7 @@ async def test_the_resource_manager_is_killed(master: YarnMaster) -> None:
     assert (await master.hello()).attempt == 1
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_a_node_is_lost(master: YarnMaster) -> None:
     node = other_node(master)
     ask = await master.ask(node)
@@ -152,7 +151,7 @@ async def test_a_node_manager_is_paused(master: YarnMaster) -> None:
     master.cluster.await_node(node)
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_preemption(master: YarnMaster, tmp_path: Path) -> None:
     """The queue `batch` has all resources. YARN warns, then takes back the other queue's share.
 
@@ -184,7 +183,7 @@ async def test_preemption(master: YarnMaster, tmp_path: Path) -> None:
         assert {each.exit_status for each in find_ended()} == {-102}
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_another_cluster_takes_the_address(tmp_path: Path) -> None:
     """A master whose token nobody accepts any more ends itself after its grace."""
     with HadoopNodes(Machine(), settings=SETTINGS) as cluster:
@@ -198,7 +197,7 @@ async def test_another_cluster_takes_the_address(tmp_path: Path) -> None:
             assert "this attempt ends" in master.log()
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_the_token_is_renewed(tmp_path: Path) -> None:
     """The ResourceManager rolls the key of its tokens. A later connection needs the new token.
 
@@ -216,7 +215,7 @@ async def test_the_token_is_renewed(tmp_path: Path) -> None:
             assert "WARNING" not in master.log()
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 async def test_the_standby_takes_over(tmp_path: Path) -> None:
     with HadoopNodes(Machine(), settings=SETTINGS, has_standby=True) as cluster:
         async with running_master(cluster, tmp_path) as master:

@@ -16,7 +16,7 @@ from kit.clusters.yarn.faults import EXPIRY_S, SPARE, YarnWorld, signal_all
 from kit.jupyter.notebook import Notebook, held_by
 from kit.machine.daemons import wait_gone
 
-pytestmark = pytest.mark.fault_long
+pytestmark = pytest.mark.long
 
 LATE_S = 60.0
 """How long a busy machine may need for a step that usually takes a few seconds."""

@@ -124,7 +124,7 @@ class Outages(ClusterOutages):
         self.world.cluster.resume("nm3")
 
 
-@pytest.mark.fault_long
+@pytest.mark.long
 @pytest.mark.timeout(TIMEOUT_S)
 async def test_outages(open_yarn_world: OpenYarnWorld, tmp_path: Path) -> None:
     print(f"ROOST_OUTAGES={ROUNDS} ROOST_OUTAGES_SEED={SEED}", flush=True)

@@ -14,7 +14,7 @@ from kit.clusters.yarn.faults import OpenYarnWorld, YarnWorld, signal_all
 from roost.scheduler.messages import Event
 from roost.testing.deadlines import allow_s
 
-pytestmark = pytest.mark.fault_long
+pytestmark = pytest.mark.long
 
 LATE_S = 60.0
 """How long a busy machine may need for a step that usually takes a few seconds."""

@@ -25,7 +25,7 @@ def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_an_engine_needs_root_and_an_image(root: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert str(why_not()).endswith("`make docker` (a minute, once)")
+    assert str(why_not()).endswith("`make build-docker` (a minute, once)")
     build.cache().mkdir(parents=True)
     build.image_file().touch()
     assert why_not() is None

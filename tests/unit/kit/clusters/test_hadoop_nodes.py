@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(
     ("missing", "reason"),
-    [("java", "Java is missing"), ("mvn", "Maven is missing"), ("", "not downloaded yet: `make yarn`")],
+    [("java", "Java is missing"), ("mvn", "Maven is missing"), ("", "not downloaded yet: `make build-yarn`")],
 )
 def test_the_missing_part_is_named(
     cache: Path, monkeypatch: pytest.MonkeyPatch, missing: str, reason: str

@@ -18,7 +18,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("missing", "reason"), [("java", "Java is missing"), ("", "not installed yet: `make spark`")]
+    ("missing", "reason"), [("java", "Java is missing"), ("", "not installed yet: `make build-spark`")]
 )
 def test_the_missing_part_is_named(
     cache: Path, monkeypatch: pytest.MonkeyPatch, missing: str, reason: str

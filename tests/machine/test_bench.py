@@ -23,7 +23,7 @@ from roost.testing.deadlines import allow_s
 
 RUN_S = 300
 """The limit of a run. Alone on the machine it takes up to 30 s, beside other tests four times as long."""
-pytestmark = [pytest.mark.rest, pytest.mark.backends("local", why="each run starts a scheduler of its own")]
+pytestmark = [pytest.mark.backends("local", why="each run starts a scheduler of its own")]
 BENCH = (str(Path(sys.executable).with_name("roost")), "bench")
 PEER = """
 from jupyter_client.provisioning import LocalProvisioner
@@ -67,7 +67,7 @@ def bench(tmp_path: Path, *options: str, **environment: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_starts_are_compared_with_plain_kernels(tmp_path: Path) -> None:
     found = bench(tmp_path, "start", "--rounds", "1", "--at-once", "2")
     stages = {"start", "again", "interrupt", "restart", "stop", "2 at once", "start by roost.start_kernel"}
@@ -80,7 +80,7 @@ def test_starts_are_compared_with_plain_kernels(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_provisioner_is_compared_in_its_own_process(tmp_path: Path) -> None:
     (tmp_path / "peer.py").write_text(PEER)
     info = tmp_path / "peer-1.0.dist-info"
@@ -97,7 +97,7 @@ def test_another_provisioner_is_compared_in_its_own_process(tmp_path: Path) -> N
     assert not found["failures"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_memory_of_everything_that_runs_for_some_users(tmp_path: Path) -> None:
     found = bench(tmp_path, "memory", "--quick", "--users", "2", "--kernels", "1")
     figures = {name: figure["median"] for name, figure in found["figures"].items()}
@@ -119,7 +119,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_side_has_learnt_the_packages_when_its_memory_is_measured(tmp_path: Path) -> None:
     options = ["--packages", "numpy", "--backend-option", "learn_preloads=true"]
     other = "roost:learn_preloads=false"
@@ -144,7 +144,7 @@ def test_a_node_is_filled_until_a_limit(tmp_path: Path) -> None:
     assert (tmp_path / "plot-capacity.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_placement_limits_a_node_too(tmp_path: Path) -> None:
     settings = {"RoostLocalBackend": {"cpus": 2}}
     (tmp_path / "jupyter_roost_config.json").write_text(json.dumps(settings))
@@ -156,7 +156,7 @@ def test_placement_limits_a_node_too(tmp_path: Path) -> None:
     assert "needs 1 CPU, 0 free" in node["why"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
@@ -173,7 +173,7 @@ def test_kernels_that_cannot_be_measured_are_one_sentence(options: list[str], co
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_users_of_a_small_node_wait_for_each_other(tmp_path: Path) -> None:
     settings = {"RoostLocalBackend": {"cpus": 1}}
     (tmp_path / "jupyter_roost_config.json").write_text(json.dumps(settings))
@@ -198,7 +198,7 @@ def test_users_of_a_small_node_wait_for_each_other(tmp_path: Path) -> None:
     assert not found["failures"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_kernels_of_a_trace_arrive(tmp_path: Path) -> None:
     """The second kernel waits for the first one's CPU. The third would arrive after the end of the run."""
     (tmp_path / "jupyter_roost_config.py").write_text("c.RoostLocalBackend.cpus = 1\n")
@@ -213,7 +213,7 @@ def test_the_kernels_of_a_trace_arrive(tmp_path: Path) -> None:
     assert found["figures"]["queued/roost"]["median"] in (0.5, 1.0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kernels_per_hour_are_not_compared_if_roost_refuses_some(tmp_path: Path) -> None:
     """The baseline starts a kernel that no node can hold."""
     (tmp_path / "jupyter_roost_config.py").write_text("c.RoostLocalBackend.cpus = 1\n")
@@ -228,7 +228,7 @@ def test_kernels_per_hour_are_not_compared_if_roost_refuses_some(tmp_path: Path)
     assert any("were refused: " in note for note in found["notes"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_service_is_measured_on_a_simulated_cluster(tmp_path: Path) -> None:
     found = bench(tmp_path, "scale", "--nodes", "200", "--kernels", "400")
     assert found["figures"]["start p99"]["median"] >= found["figures"]["start p50"]["median"] > 0
@@ -238,7 +238,7 @@ def test_the_service_is_measured_on_a_simulated_cluster(tmp_path: Path) -> None:
     assert found["notes"][0].startswith("The limit is the ")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_that_cannot_be_simulated_is_one_sentence() -> None:
     for options, says in {
         ("--nodes", "2", "--kernels", "25"): "take at most 24.",
@@ -253,7 +253,7 @@ def test_a_cluster_that_cannot_be_simulated_is_one_sentence() -> None:
         assert says in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 async def test_a_kernel_that_has_ended_is_not_waited_for() -> None:
     sides = read_sides({"backend": "local"}, ["plain"])
     with world(sides):
@@ -264,7 +264,7 @@ async def test_a_kernel_that_has_ended_is_not_waited_for() -> None:
                     await kernel.execute("1+1")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "signum"),
     [
@@ -295,7 +295,7 @@ def test_an_interrupted_run_keeps_its_results_and_leaves_nothing(
     assert not folder.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
     words = [*BENCH, "density", "--kernels", "500"]
     marked = {**os.environ, "ROOST_BENCH_TEST": str(tmp_path)}
