@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from kit.clusters.ssh_hosts import ACCOUNTS, HARD, SshHosts, leftovers, why_not
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.errors import KernelDied
+from roost.testing.deadlines import allow_s
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,23 @@ def hard_hosts(private_environment: None) -> Iterator[SshHosts]:
     with SshHosts(2, accounts=accounts, shared_home=True) as hosts:
         yield hosts
     assert not leftovers(hosts.folder)
+
+
+def test_hard_accounts_are_hard(hard_hosts: SshHosts) -> None:
+    def ssh(user: str, command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*hard_hosts.ssh(user), "n1", command],
+            capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=allow_s(60),
+        )  # fmt: skip
+
+    script = "cp /bin/true ~/true && ~/true && rm ~/true"
+    assert "Permission denied" in ssh("noexec", script).stderr
+    assert ssh("ada", script).returncode == 0
+    assert "No space left" in ssh("full", "echo text > ~/file").stderr
+    assert ssh("nohome", "test -e ~").returncode == 1
+    assert "csh" in ssh("csh", "echo $version").stdout
+    assert "3" in ssh("fish", "echo $FISH_VERSION").stdout
+    assert ssh("noisy", "true").stdout.startswith("Welcome to the lab\n")
 
 
 @pytest.mark.parametrize("user", ["ada", *HARD])
