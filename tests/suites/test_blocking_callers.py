@@ -1,4 +1,4 @@
-"""Real kernels for callers without an event loop, with several loops, after a fork, and through nbclient."""
+"""Real kernels for callers without an event loop, with several loops, after a fork, in nbclient and in Papermill."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jupyter_client.multikernelmanager import AsyncMultiKernelManager, MultiKern
 from jupyter_core.utils import ensure_event_loop
 from nbclient import NotebookClient
 
+from kit.jupyter.notebook_runs import run_papermill
 from roost.scheduler.client.client import connect
 from roost.testing.deadlines import allow_s
 
@@ -131,6 +132,11 @@ def test_nbclient(specs: KernelSpecManager, tmp_path: Path, monkeypatch: pytest.
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(6 * 7)")])
     NotebookClient(notebook, kernel_name="roosted", resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert notebook.cells[0].outputs[0].text == "42\n"
+
+
+def test_papermill(specs: KernelSpecManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    assert run_papermill("print(6 * 7)", tmp_path) == "42\n"
 
 
 def test_an_interpreter_that_ends_does_not_hang(specs: KernelSpecManager, backend: str) -> None:

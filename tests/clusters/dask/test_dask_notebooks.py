@@ -1,4 +1,4 @@
-"""Notebooks that only name a kernelspec run on a Dask cluster: nbclient, Papermill, and Dask inside the kernel."""
+"""Dask inside the kernel of a notebook that only names a kernelspec."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
-import papermill
 import pytest
 from nbclient import NotebookClient
 
 from kit import ROOT
+from kit.jupyter.notebook_runs import run_papermill
 from roost.testing.deadlines import allow_s
 
 EXAMPLE = ROOT / "docs" / "examples" / "dask_map.ipynb"
@@ -26,8 +26,6 @@ with Client() as client:
 print(os.environ["CUDA_VISIBLE_DEVICES"])
 """
 
-pytestmark = pytest.mark.backends("dask", "dask_tls", why="uses Dask inside a kernel")
-
 
 @pytest.fixture
 def on_half_an_a100(specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -37,15 +35,9 @@ def on_half_an_a100(specs_of: Callable[..., object], tmp_path: Path, monkeypatch
     return tmp_path
 
 
+@pytest.mark.backends("dask", "dask_tls", why="uses Dask inside a kernel")
 def test_papermill_with_dask_within(on_half_an_a100: Path) -> None:
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(DASK_WITHIN)])
-    notebook.metadata["kernelspec"] = {"name": "roosted", "display_name": "roosted", "language": "python"}
-    nbformat.write(notebook, on_half_an_a100 / "notebook.ipynb")
-    papermill.execute_notebook(
-        str(on_half_an_a100 / "notebook.ipynb"), str(on_half_an_a100 / "out.ipynb"), progress_bar=False
-    )
-    (cell,) = nbformat.read(on_half_an_a100 / "out.ipynb", as_version=4).cells
-    printed = "".join(output.text for output in cell.outputs if output.name == "stdout").split()
+    printed = run_papermill(DASK_WITHIN, on_half_an_a100).split()
     total, threads, address, device = printed
     assert int(total) == sum(x * x for x in range(100))
     assert int(threads) == 4 + 2 + 2
@@ -53,6 +45,7 @@ def test_papermill_with_dask_within(on_half_an_a100: Path) -> None:
     assert device in "0123"
 
 
+@pytest.mark.backends("dask", why="uses Dask inside a kernel")
 def test_the_example(on_half_an_a100: Path) -> None:
     notebook = nbformat.read(EXAMPLE, as_version=4)
     NotebookClient(notebook, timeout=int(allow_s(100)), kernel_name="roosted").execute()

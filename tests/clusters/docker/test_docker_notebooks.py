@@ -1,4 +1,4 @@
-"""Notebooks in containers of a real engine: nbclient, Papermill, what containers may do, and how they end."""
+"""Notebooks in containers of a real engine: what containers may do, and how they end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 
 from kit.clusters.docker_engine import IMAGE, DockerEngine
 from kit.jupyter.notebook import Notebook
-from kit.jupyter.notebook_runs import run_nbclient, run_papermill
+from kit.jupyter.notebook_runs import run_nbclient
 from roost.scheduler.backends.docker.container_state import STOPPED, STOPPED_OR_KILLED
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import KernelDied, LaunchError
@@ -69,11 +69,6 @@ async def opened(specs: KernelSpecManager) -> AsyncIterator[Notebook]:
         yield notebook
     finally:
         await notebook.close()
-
-
-def test_papermill(specs: KernelSpecManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    check(run_papermill(WITHIN, tmp_path))
 
 
 def test_nbclient(specs: KernelSpecManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

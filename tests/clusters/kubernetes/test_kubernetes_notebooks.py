@@ -1,4 +1,4 @@
-"""Notebooks that only name a kernelspec run in pods with a GPU: nbclient and Papermill."""
+"""Notebooks that only name a kernelspec run in pods with a GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.jupyter.notebook_runs import run_nbclient, run_papermill
+from kit.jupyter.notebook_runs import run_nbclient
 
 WITHIN = """
 import os
@@ -24,10 +24,6 @@ def check(printed: str) -> None:
     assert uid == "12345"
     assert pod.startswith("roost-")
     assert variables == "['JPY_PARENT_PID']"
-
-
-def test_papermill(on_an_a100: Path) -> None:
-    check(run_papermill(WITHIN, on_an_a100))
 
 
 def test_nbclient(on_an_a100: Path) -> None:

@@ -1,4 +1,4 @@
-"""Notebooks that only name a kernelspec run on a Ray cluster: nbclient, Papermill, and Ray inside the kernel."""
+"""Ray inside the kernel of a notebook that only names a kernelspec, and kernels on nodes of a real cluster."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
-import papermill
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
-from nbclient import NotebookClient
 
+from kit.jupyter.notebook_runs import run_nbclient
 from roost.placement import Request
 from roost.scheduler.backends.ray import join, nodes
 from roost.scheduler.client.client import connect
-from roost.testing.deadlines import allow_s
 
 RAY_WITHIN = """
 import os, ray
@@ -29,7 +26,7 @@ group = ray.util.get_placement_group(os.environ["ROOST_PLACEMENT_GROUP"])
 def where():
     return ray.util.get_node_ip_address(), os.environ["CUDA_VISIBLE_DEVICES"]
 
-print(*ray.get(where.remote()), os.environ["CUDA_VISIBLE_DEVICES"])
+print(*ray.get(where.remote()), os.environ["CUDA_VISIBLE_DEVICES"], os.environ["RAY_ADDRESS"])
 ray.shutdown()
 """
 
@@ -45,21 +42,12 @@ def on_half_an_a100(specs_of: Callable[..., object], tmp_path: Path, monkeypatch
     return tmp_path
 
 
-def written(folder: Path, source: str) -> Path:
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    notebook.metadata["kernelspec"] = {"name": "roosted", "display_name": "roosted", "language": "python"}
-    path = folder / "notebook.ipynb"
-    nbformat.write(notebook, path)
-    return path
-
-
 def test_ray_within_a_notebook_runs_on_the_leases_own_devices(on_half_an_a100: Path) -> None:
-    notebook = nbformat.read(written(on_half_an_a100, RAY_WITHIN), as_version=4)
-    NotebookClient(notebook, timeout=int(allow_s(100))).execute()
-    (printed,) = [output.text for output in notebook.cells[0].outputs if output.get("name") == "stdout"]
-    node, of_the_task, of_the_kernel = printed.split()
+    node, of_the_task, of_the_kernel, address = run_nbclient(RAY_WITHIN).split()
     assert node.endswith(".3")
     assert of_the_task == of_the_kernel
+    assert of_the_kernel in "0123"
+    assert address == os.environ["RAY_ADDRESS"]
 
 
 def test_ray_within_a_notebook_joins_the_namespace_of_the_kernelspec(
@@ -74,22 +62,7 @@ ray.init(namespace=os.environ["RAY_NAMESPACE"], log_to_driver=False)
 print(ray.get_runtime_context().namespace)
 ray.shutdown()
 """
-    notebook = nbformat.read(written(tmp_path, source), as_version=4)
-    NotebookClient(notebook, timeout=int(allow_s(100))).execute()
-    (printed,) = [output.text for output in notebook.cells[0].outputs if output.get("name") == "stdout"]
-    assert printed.strip() == "team"
-
-
-def test_papermill(on_half_an_a100: Path) -> None:
-    source = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['RAY_ADDRESS'])"
-    papermill.execute_notebook(
-        str(written(on_half_an_a100, source)), str(on_half_an_a100 / "out.ipynb"), progress_bar=False
-    )
-    device, address = (
-        nbformat.read(on_half_an_a100 / "out.ipynb", as_version=4).cells[0].outputs[0].text.split()
-    )
-    assert device in "0123"
-    assert address == os.environ["RAY_ADDRESS"]
+    assert run_nbclient(source).strip() == "team"
 
 
 async def test_a_kernel_is_prepared_on_the_node_of_its_request(
