@@ -21,9 +21,7 @@ from roost.testing.deadlines import allow_s
 nbformat = pytest.importorskip("nbformat", reason="notebooks are written with it (extra: test)")
 pytest.importorskip("nbclient", reason="`roost run` needs it (extra: test)")
 
-pytestmark = pytest.mark.backends(
-    "local", "ray", "dask", why="TLS changes no command, and pods do not share the files of these tests"
-)
+pytestmark = pytest.mark.backends("local", "ray", why="the same command on every backend")
 DEADLINE_S = 180.0
 
 T = TypeVar("T")
@@ -241,7 +239,6 @@ def test_doctor_finds_nothing_wrong(shell: Shell) -> None:
     assert "error" not in levels
 
 
-@pytest.mark.backends("local", "ray", why="on every cluster the same option is added")
 def test_each_command_that_a_text_names_works_as_it_is_printed(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,6 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 import roost
-from kit.clusters.own_machines import HOMES, kernel_pid
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import SLEEP
 from roost.provisioners.execution import Result
@@ -28,7 +27,10 @@ from roost.provisioners.notebook_run import run_notebook
 from roost.scheduler.client.client import connect
 from roost.testing.deadlines import allow_s
 
-pytestmark = pytest.mark.usefixtures("roosted")
+pytestmark = [
+    pytest.mark.usefixtures("roosted"),
+    pytest.mark.backends("local", "ray", why="the same client on every backend"),
+]
 on_this_machine = pytest.mark.backends("local", why="the same on every backend")
 PUBLISH_BADLY = """
 import json
@@ -83,9 +85,8 @@ def test_start_execute_stop(roosted: Path, tmp_path: Path, backend: str) -> None
         assert kernel.timing_ms["launched"] > 0
         assert kernel.decision["reason"]
         result = kernel.execute("import os; print(os.getcwd(), os.environ['MINE']); os.getpid()")
-        folder = HOMES.get(backend, tmp_path)
-        assert (result.stdout, result.error) == (f"{folder} a$b\n", None)
-        pid = kernel_pid(kernel.id) if backend in HOMES else int(result.text)
+        assert (result.stdout, result.error) == (f"{tmp_path} a$b\n", None)
+        pid = int(result.text)
         assert psutil.pid_exists(pid)
     assert not psutil.pid_exists(pid)
     assert connect(backend).kernels().result(allow_s(10)) == []
@@ -104,7 +105,6 @@ def test_an_error_in_the_code() -> None:
         assert kernel.execute("2").text == "2"
 
 
-@on_this_machine
 @on_this_machine
 def test_bad_messages_of_the_code_are_left_out(tmp_path: Path) -> None:
     with roost.start_kernel("roosted") as kernel:
@@ -286,7 +286,6 @@ except KeyboardInterrupt:
 
 @on_this_machine
 @pytest.mark.parametrize("moment", ["start", "execute"])
-@on_this_machine
 def test_ctrl_c_stops_the_kernel(moment: str) -> None:
     program = subprocess.Popen(
         [sys.executable, "-c", STARTS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

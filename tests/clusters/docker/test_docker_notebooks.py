@@ -107,6 +107,7 @@ async def test_a_kernel_without_memory_is_reported_as_such(
         assert "memory" in await notebook.ended(connect("docker"), ENDS_S)
 
 
+@pytest.mark.backends("docker", why="the same option for Podman")
 async def test_a_kernel_has_the_shared_memory_that_it_asks_for(
     specs_of: Callable[..., KernelSpecManager],
 ) -> None:
@@ -114,6 +115,7 @@ async def test_a_kernel_has_the_shared_memory_that_it_asks_for(
         assert await notebook.value("__import__('shutil').disk_usage('/dev/shm').total") == str(256 << 20)
 
 
+@pytest.mark.backends("docker", why="the same option for Podman")
 async def test_a_kernel_starts_in_the_folder_of_its_option(
     specs_of: Callable[..., KernelSpecManager],
 ) -> None:
