@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -56,6 +55,7 @@ from .promises import (
     BrokenPromise,
     expect,
     promised,
+    until_kept,
 )
 
 __all__ = ["OWNER", "BackendContract", "Opener", "Scarce", "open_backend"]
@@ -271,11 +271,12 @@ class BackendContract(ContractSteps):
             address = connection.ip, connection.shell_port
             expect(await is_open(address), STARTS_KERNEL, f"nothing answers at {address}")
             await self.release(backend, lease)
-            deadline = time.monotonic() + allow_s(self.held_s)
-            while await is_open(address):
-                found = f"{self.held_s:g} s after the release, the kernel still listens at {address}"
-                expect(time.monotonic() < deadline, ENDS_KERNEL, found)
-                await asyncio.sleep(0.1)  # nothing reports the end of a process on another machine
+
+            async def is_closed() -> bool:
+                return not await is_open(address)
+
+            found = f"after the release, the kernel still listens at {address}"
+            await until_kept(is_closed, ENDS_KERNEL, lambda: found, self.held_s, 0.1)
 
     async def test_the_events_end_with_the_backend(self, opener: Opener) -> None:
         async with opener() as (backend, _):

@@ -23,7 +23,6 @@ from roost.placement import Request, Snapshot
 from roost.scheduler.errors import BackendUnavailable, Cancelled
 
 from .contract_steps import KERNEL, ContractSteps, Opener, describe, name_kernel
-from .deadlines import looks
 from .faults import Faults
 from .lease_promises import (
     BRIDGES_GAPS,
@@ -34,7 +33,7 @@ from .lease_promises import (
     STAYS_RELEASED,
     UNDOES_LATE,
 )
-from .promises import COUNTS_NO_MORE, COUNTS_OTHERS, ENDS_KERNEL, LISTS, expect
+from .promises import COUNTS_NO_MORE, COUNTS_OTHERS, ENDS_KERNEL, LISTS, expect, until_kept
 from .running_service import ME, RunningService, running_service
 
 K, OTHER = map(name_kernel, ("k", "other"))
@@ -180,12 +179,18 @@ class LeaseContract(ContractSteps):
             with pytest.raises(Cancelled):
                 await starting
             await service.compare()
+            listed: set[str] = set()
             async with opener() as (another, _):  # this one may ignore what it has released
-                async for _ in looks(self.held_s):  # the release may outlast the withdrawal
+
+                async def is_undone() -> bool:
+                    nonlocal listed
                     listed = await self.list_ids(another) | await self.list_ids(service.backend)
-                    if not listed:
-                        break
-            expect(not listed, UNDOES_LATE, f"`leases` lists {listed}")
+                    return not listed
+
+                # The release may outlast the withdrawal.
+                await until_kept(
+                    is_undone, UNDOES_LATE, lambda: f"`leases` lists {listed}", self.held_s, 0.05
+                )
             expect(not service.kernels, UNDOES_LATE, f"the service has {service.kernels}")
             await self.until_counted(service, dict.fromkeys(before.nodes, 0), before, COUNTS_NO_MORE)
             self.taken.clear()

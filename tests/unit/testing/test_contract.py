@@ -20,7 +20,7 @@ from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel import AgentPerKernelBackend
 from roost.scheduler.backends.base import BackendEvent, LeaseReading
 from roost.scheduler.errors import LeaseConflict
-from roost.testing import BackendContract, FakePodCluster, contract, open_backend, promises
+from roost.testing import BackendContract, FakePodCluster, contract, deadlines, open_backend, promises
 from roost.testing.contract_steps import name_kernel, name_lease
 from roost.testing.promises import BrokenPromise
 
@@ -355,8 +355,11 @@ async def test_a_broken_promise_is_named(
     assert backend is KeepsReleased or not await cluster.pods(), "the leases of the test are released"
 
 
-async def test_promises_about_the_future_are_named_after_a_while(tmp_path: Path) -> None:
+async def test_promises_about_the_future_are_named_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """These tests wait for something that never comes, all at once. The last cluster has no room."""
+    monkeypatch.setattr(deadlines, "_LONGER", 1.0)
     broken = [*AFTER_A_WHILE, (Kept, COUNTS, promises.SHOWS_ROOM)]
     clusters = [Cluster(tmp_path / str(number)) for number in range(len(AFTER_A_WHILE))]
     clusters.append(Cluster(tmp_path / "full", gpus=0))
@@ -380,6 +383,7 @@ async def test_a_kernel_that_does_not_listen_or_end_is_named(
         return is_open
 
     monkeypatch.setattr(contract, "is_open", answer)
+    monkeypatch.setattr(deadlines, "_LONGER", 1.0)
     assert await run(ENDS, Kept, cluster, held_s=2.0) == promise
     assert not await cluster.pods()
 
