@@ -15,6 +15,8 @@ _MOST = 10.0
 """At most how many times longer a deadline gets. A hang must still end the test."""
 _LONGER = 4.0
 """How many times as long as its deadline a wait goes on looking. This tells a slow machine from a race."""
+_MORE_S = 240.0
+"""At most how long a wait goes on looking after its deadline. The time limit of the test must not end it first."""
 
 
 class TooLate(AssertionError):
@@ -25,7 +27,7 @@ class TooLate(AssertionError):
 
 
 class Never(AssertionError):
-    """The error of a wait for something that did not come in four times its deadline. It is a race or a defect."""
+    """The error of a wait for something that did not come long after its deadline. It is a race or a defect."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"It never came: {what}")
@@ -64,8 +66,8 @@ async def until(
     `what` names the wait in the text of an error. If it is a function, it is called after the deadline, and may
     describe what the last look has found. The deadline is `allow_s(seconds)`, from the load at each look.
 
-    Raises `TooLate` if the value becomes true after the deadline, and `Never` after four times the deadline. Errors
-    of `condition` are raised at once.
+    Raises `TooLate` if the value becomes true after the deadline. Raises `Never` after four times the deadline, or
+    240 s after it. Errors of `condition` are raised at once.
     """
     __tracebackhide__ = True
     wait = _Wait(what, seconds)
@@ -115,7 +117,7 @@ class _Wait:
         """Take note of a look in vain. Raise `Never` if it was the last one."""
         __tracebackhide__ = True
         took_s, deadline_s = self._took_s(), allow_s(self._seconds)
-        if took_s >= _LONGER * deadline_s:
+        if took_s >= min(_LONGER * deadline_s, deadline_s + allow_s(_MORE_S)):
             raise Never(self._describe())
         if took_s >= deadline_s and self._late_text is None:
             self._late_text = self._describe()

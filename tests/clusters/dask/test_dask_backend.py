@@ -5,9 +5,7 @@ agent keeps no lease. A lease is given up if another kernel took its slice durin
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from roost.scheduler.backends.dask.manager import create
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.errors import BackendUnavailable
 from roost.testing import backend_context
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import until
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 
@@ -50,11 +48,12 @@ async def joined(
 
 
 async def taken(backend: Backend, kernel_id: str, request: Request) -> Lease:
-    give_up_at = time.monotonic() + allow_s(60)
-    while (decision := get_policy("pack").place(request, await backend.snapshot())).placement is None:
-        assert time.monotonic() < give_up_at, decision.reason
-        await asyncio.sleep(0.05)  # workers report freed resources a moment later
-    return await backend.claim(wanted(kernel_id, request, decision.placement))
+    async def find_placement() -> Placement | None:
+        return get_policy("pack").place(request, await backend.snapshot()).placement
+
+    # Workers report freed resources a moment later.
+    placement = await until(find_placement, f"there is room for {request.describe()}")
+    return await backend.claim(wanted(kernel_id, request, placement))
 
 
 def wanted(kernel_id: str, request: Request, placement: Placement) -> Lease:
@@ -71,13 +70,6 @@ def wanted(kernel_id: str, request: Request, placement: Placement) -> Lease:
 
 async def leases_of(backend: Backend) -> list[Lease]:
     return list((await backend.leases()).leases)
-
-
-async def until(holds: Callable[[], Awaitable[bool]], within_s: float = 60.0) -> None:
-    give_up_at = time.monotonic() + allow_s(within_s)
-    while not await holds():
-        assert time.monotonic() < give_up_at, "too late"
-        await asyncio.sleep(0.05)
 
 
 def operator(cluster: DaskMachines) -> Any:
@@ -103,16 +95,18 @@ async def test_a_service_with_other_settings_or_without_all_plugins_installs_the
                     lambda dask_scheduler: getattr(dask_scheduler, missing).pop("roost")
                 )
     async with joined(dask_cluster.address, tmp_path, 300.0 if missing else 77.0) as second:
-        found = []
-        async for _ in looks(30):  # a lease is pending while its agent is slow to answer
-            if (found := await leases_of(second)) == [lease]:
-                break
-        assert found == [lease]
+
+        async def is_held() -> bool:  # a lease is pending while its agent is slow to answer
+            return await leases_of(second) == [lease]
+
+        await until(is_held, "the second service has the lease", 30)
         assert await second.warm_up() == 3
-        give_up_at = time.monotonic() + allow_s(30)
-        while graces(dask_cluster) != {300.0 if missing else 77.0}:  # nannies send it to the agents
-            assert time.monotonic() < give_up_at, graces(dask_cluster)
-            await asyncio.sleep(0.05)
+        grace_s = 300.0 if missing else 77.0  # nannies send it to the agents
+        await until(
+            lambda: graces(dask_cluster) == {grace_s},
+            lambda: f"all agents have the grace: {graces(dask_cluster)}",
+            30,
+        )
         async with operator(dask_cluster) as dask:
             assert (await dask.scheduler.roost_hello())["is_whole"]
         await second.release(lease)
@@ -136,7 +130,7 @@ async def test_a_lease_that_another_kernel_took_during_an_outage_is_given_up(
             async def is_given_up() -> bool:
                 return noted(Path(dask_cluster.environment["ROOST_RUNTIME_DIR"])) == [others_lease.id]
 
-            await until(is_given_up)
+            await until(is_given_up, "only the other lease is left")
             assert [each.id for each in await leases_of(after)] == [others_lease.id]
         await other.release(others_lease)
 
@@ -154,7 +148,7 @@ async def test_a_machine_that_cannot_run_an_agent_keeps_no_lease(
             async def is_known() -> bool:
                 return "/nonexistent cannot be run" in (await backend.snapshot()).node(name).drains_because
 
-            await until(is_known)
+            await until(is_known, "the node cannot run agents")
             placement = Placement(node_id=name, device_ids=("0",))
             with pytest.raises(BackendUnavailable, match="/nonexistent cannot be run"):
                 await backend.claim(wanted("k", Request(gpus=1), placement))
@@ -168,7 +162,7 @@ async def test_a_machine_that_cannot_run_an_agent_keeps_no_lease(
                 snapshot = await mended.snapshot()
                 return get_policy("pack").place(Request(gpus=1), snapshot).placement is not None
 
-            await until(has_room)
+            await until(has_room, "the node has room")
 
 
 async def test_the_resources_of_a_worker_may_change(
@@ -195,7 +189,7 @@ async def test_the_resources_of_a_worker_may_change(
             async def is_seen(count: int = count) -> bool:
                 return await gpus() == (count, 0.5)
 
-            await until(is_seen)
+            await until(is_seen, f"the worker has {count} GPUs")
             seen = await client.run_on_scheduler(
                 lambda dask_scheduler: [dask_scheduler.workers[name].resources["GPU"] for name in workers]
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -21,9 +20,8 @@ from roost.placement import Request
 from roost.scheduler.backends.base import Backend
 from roost.scheduler.backends.docker.backend import create
 from roost.scheduler.backends.docker.settings import RoostDockerBackend
-from roost.testing import backend_context, open_backend
+from roost.testing import backend_context, deadlines, open_backend
 from roost.testing.contract_steps import ContractSteps, Opener, name_kernel
-from roost.testing.deadlines import allow_s
 
 LOGIN = "ada:the-password"
 HALF = 2_000_000
@@ -76,13 +74,16 @@ class TestPulls(ContractSteps):
 
     async def shown(self, backend: Backend, lease: Lease, is_met: Callable[[Lease], bool]) -> Lease:
         """Return a lease once it meets the condition."""
-        deadline = time.monotonic() + allow_s(SHOWS_S)
-        while True:
-            shown = await find(backend, lease)
-            if shown is not None and is_met(shown):
-                return shown
-            assert time.monotonic() < deadline, shown
-            await self.next_event(backend)
+        shown = await find(backend, lease)
+
+        async def look() -> Lease | None:
+            nonlocal shown
+            if shown is None or not is_met(shown):
+                await self.next_event(backend)
+                shown = await find(backend, lease)
+            return shown if shown is not None and is_met(shown) else None
+
+        return await deadlines.until(look, lambda: f"the lease meets the condition: {shown}", SHOWS_S, 0.0)
 
     async def test_kernels_wait_for_one_pull_and_see_its_progress(
         self, opener: Opener, registry: Registry, engine: DockerEngine, tmp_path: Path,

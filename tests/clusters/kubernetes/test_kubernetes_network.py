@@ -20,7 +20,7 @@ from kit.clusters.kubernetes.pod_firewall import PodFirewall
 from kit.clusters.kubernetes.shared_cluster import cluster_settings
 from kit.machine.daemons import settle
 from roost.scheduler.backends import kubernetes
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 MANIFESTS = Path(kubernetes.__file__).parent / "manifests"
 JUPYTER, KERNELS, OTHERS = "jupyterhub", "guarded", "others"
@@ -55,13 +55,9 @@ asyncio.run(main())
 CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1)"
 
 
-def wait_for(is_true: Callable[[], Any], what: str) -> Any:
-    """Wait until `is_true()` is true, and return its value. `what` is the error text at the deadline."""
-    deadline = time.monotonic() + allow_s(WAIT_S)
-    while not (found := is_true()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-    return found
+def wait_for(is_true: Callable[[], object], what: str) -> None:
+    """Wait until `is_true()` is true. `what` is the text of the error."""
+    until_blocking(is_true, what, WAIT_S, 0.1)
 
 
 class Pods:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import settle
 from roost.scheduler.backends import kubernetes
 from roost.scheduler.client.client import disconnect
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import until_blocking
 
 KERNELSPEC = ROOT / "docs/examples/spark/kubernetes/kernel.json"
 RIGHTS = Path(kubernetes.__file__).parent / "manifests" / "spark.yaml"
@@ -78,15 +78,9 @@ def specs(
     yield kernelspecs(tmp_path, config=config, **content)
     disconnect()
     settle(runtime_dir)
-    await_true(lambda: not left_in(cluster), lambda: f"left in the namespace: {left_in(cluster)}")
-
-
-def await_true(is_true: Callable[[], bool], describe: Callable[[], str]) -> None:
-    """Wait until something is true. Raise AssertionError with a description after `END_S`."""
-    deadline = time.monotonic() + allow_s(END_S)
-    while not is_true():
-        assert time.monotonic() < deadline, describe()
-        time.sleep(0.1)
+    until_blocking(
+        lambda: not left_in(cluster), lambda: f"left in the namespace: {left_in(cluster)}", END_S, 0.1
+    )
 
 
 def left_in(cluster: Kubelets) -> list[str]:
@@ -143,7 +137,9 @@ async def test_spark_computes_is_interrupted_and_restarts_and_nothing_is_left(
 
     await notebook.restart()
     began = time.monotonic()
-    await asyncio.to_thread(await_true, lambda: not executors_of(cluster), lambda: "executors live on")
+    await asyncio.to_thread(
+        until_blocking, lambda: not executors_of(cluster), "the executors end", END_S, 0.1
+    )
     print(f"no executors {time.monotonic() - began:.1f} s after a restart")
     assert await compute(notebook, cluster) != application
     await notebook.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -33,7 +32,7 @@ from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
 from roost.scheduler.errors import ConfigError, LaunchError
 from roost.testing import BackendContract, backend_context, open_backend
 from roost.testing.contract import OWNER
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until, until_blocking
 
 MANIFESTS = Path(kubernetes.__file__).parent / "manifests"
 SHARED = "shared"
@@ -108,15 +107,17 @@ def users(kubernetes_cluster: Kubelets) -> Iterator[dict[str, Api]]:
         "POST", f"{rbac}/rolebindings",
         {"metadata": {"name": "more"}, "roleRef": reference, "subjects": [subject]},
     )  # fmt: skip
-    deadline = time.monotonic() + allow_s(POLICY_S)
-    # Before that, Kubernetes may refuse it for another reason.
-    while "created-by" not in attempt(found["bob"], "POST", pods(SHARED), pod("bob", created_by="alice")):
-        assert time.monotonic() < deadline, "the policy is not enforced"
-        time.sleep(0.2)
-    for namespace in ("alice", "bob"):
-        while not admin.has(f"/api/v1/namespaces/{namespace}/serviceaccounts/default"):
-            assert time.monotonic() < deadline, f"{namespace} has no service account"
-            time.sleep(0.2)
+
+    def is_enforced() -> bool:  # before that, Kubernetes may refuse it for another reason
+        return "created-by" in attempt(found["bob"], "POST", pods(SHARED), pod("bob", created_by="alice"))
+
+    def have_accounts() -> bool:
+        paths = (f"/api/v1/namespaces/{name}/serviceaccounts/default" for name in ("alice", "bob"))
+        return all(map(admin.has, paths))
+
+    until_blocking(
+        lambda: is_enforced() and have_accounts(), "the policy and the accounts are there", POLICY_S, 0.2
+    )
     yield found
     for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
         admin.call("DELETE", f"{_GROUPS['ValidatingAdmissionPolicy']}/{kind}/roost-own-pods")
@@ -244,10 +245,8 @@ async def test_a_kernel_runs_with_the_rights_of_the_manifests(
             assert attempt(bob, method, where, body).startswith("403 "), (method, where)
         assert [one.kernel_id for one in (await client.holdings()).kernels] == ["k"]
         await backend.release(lease)
-        deadline = time.monotonic() + allow_s(60)
-        while name in secrets_of(kubernetes_cluster.api, "alice"):
-            assert time.monotonic() < deadline, "the Secret outlives its pod"
-            await asyncio.sleep(0.2)
+        api = kubernetes_cluster.api
+        await until(lambda: name not in secrets_of(api, "alice"), "the Secret ends with its pod", 60, 0.2)
 
 
 async def test_users_of_one_namespace_cannot_touch_each_others_pods(
@@ -458,10 +457,11 @@ async def test_no_pod_of_a_user_takes_over_its_node(
     }
     admin.call("PATCH", namespace, {"metadata": {"labels": {level: "privileged"}}})
     try:
-        deadline = time.monotonic() + allow_s(POLICY_S)
-        while "PodSecurity" in attempt(admin, "POST", pods(SHARED), pod("bob", hostPID=True)):
-            assert time.monotonic() < deadline, "Pod Security is still enforced"
-            await asyncio.sleep(0.2)
+
+        def is_off() -> bool:
+            return "PodSecurity" not in attempt(admin, "POST", pods(SHARED), pod("bob", hostPID=True))
+
+        await until(is_off, "Pod Security is no longer enforced", POLICY_S, 0.2)
         for message, bodies in cases.items():
             for body in bodies:
                 assert message in attempt(users["bob"], "POST", pods(SHARED), body)

@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from kit.clusters.hadoop_nodes import GPU, HadoopNodes, why_not
-from kit.clusters.yarn.application_master import YarnMaster, live, running_master, until
+from kit.clusters.yarn.application_master import YarnMaster, live, running_master
 from kit.clusters.yarn.shared_cluster import assert_nothing_left, end_applications
 from kit.machine.container_agent import LEASE, PARENT_KERNEL, a_launch, connect, find_children
 from roost.bench.clusters.free_ports import free_port
@@ -103,12 +103,12 @@ async def test_a_container_ends_with_all_that_its_kernel_started(
         assert os.getpgid(first.pid) == os.getsid(first.pid) == os.getsid(agent)
         assert len(live(children)) == 4
         await client.stop("k", 0)
-        await until(lambda: not live(children))
+        await master.until(lambda: not live(children), "the processes end with their kernel")
         second = await client.launch(replace(launch, launch_id="second"))
         pids = [agent, second.pid, *(child.pid for child in await find_children(client))]
         assert len(live(pids)) == 6
         await master.release(ask)
-        await until(lambda: not live(pids))
+        await master.until(lambda: not live(pids), "the processes end with their container")
 
 
 async def test_kernels_of_a_node_fork_and_share_its_gpus_out(master: YarnMaster, runtime_dir: Path) -> None:

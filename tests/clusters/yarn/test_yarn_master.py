@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from kit.clusters.hadoop_nodes import GPU, HadoopNodes, why_not
-from kit.clusters.yarn.application_master import YarnMaster, kill, live, running_master, until
+from kit.clusters.yarn.application_master import YarnMaster, kill, live, running_master
 from kit.clusters.yarn.shared_cluster import assert_nothing_left, end_applications
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
@@ -26,7 +26,7 @@ from roost.scheduler.backends.yarn.master.messages import (
     Update,
     Widen,
 )
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -62,7 +62,7 @@ async def test_a_container_on_the_chosen_node(master: YarnMaster) -> None:
         assert process.environ()["CONTAINER_ID"] == granted.container_id
         assert master.states(ask) == ["granted", "started"]
         await master.release(ask)
-        await until(lambda pid=pid: not live([pid]))
+        await master.until(lambda pid=pid: not live([pid]), "the container's process ends")
         await master.await_state(ask, "ended")
     assert await master.containers() == []
 
@@ -72,12 +72,13 @@ async def test_headroom_follows_the_books(master: YarnMaster) -> None:
     assert before is not None
     ask = await master.ask("nm1", resources=Resources(memory_mb=1024, vcores=1))
     await master.await_state(ask, "started")
-    async for _ in looks(10 * HEARTBEAT_S):
+
+    async def read_taken_mb() -> int:
         after = (await master.hello()).headroom
         assert after is not None
-        if after.memory_mb < before.memory_mb:
-            break
-    assert before.memory_mb - after.memory_mb == 1024
+        return max(0, before.memory_mb - after.memory_mb)
+
+    assert await until(read_taken_mb, "the headroom shrinks", 10 * HEARTBEAT_S) == 1024
 
 
 async def test_a_repeated_ask_has_one_container(master: YarnMaster) -> None:
@@ -156,12 +157,14 @@ async def test_grants_that_cross_a_withdrawal_are_given_back(master: YarnMaster)
         ask = await master.ask("nm1")
         await asyncio.sleep(pause_s)
         await master.release(ask)
-    await until(lambda: master.report()["runningContainers"] == 1)
-    await until(lambda: len(master.cluster.container_processes()) <= 2)  # the master, and its shell
-    async for _ in looks(10 * HEARTBEAT_S):  # until the master knows it, too
-        if not (containers := await master.containers()):
-            break
-    assert containers == []
+    await master.until(lambda: master.report()["runningContainers"] == 1, "only the master's container runs")
+    # The master, and its shell.
+    await master.until(lambda: len(master.cluster.container_processes()) <= 2, "the other processes end")
+
+    async def has_none() -> bool:
+        return not await master.containers()
+
+    await until(has_none, "the master knows it, too", 10 * HEARTBEAT_S)
 
 
 async def test_node_managers_are_probed(master: YarnMaster) -> None:
@@ -248,7 +251,7 @@ async def test_an_application_that_is_killed(master: YarnMaster) -> None:
     pid = await master.await_pid(ask)
     own = master.process().pid
     kill(master)
-    await until(lambda: not live([pid, own]), timeout_s=10.0)
+    await master.until(lambda: not live([pid, own]), "the processes end", 10.0)
 
 
 async def test_only_the_service_may_call(master: YarnMaster) -> None:

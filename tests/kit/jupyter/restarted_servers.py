@@ -14,7 +14,7 @@ from server import JupyterServer, jupyter_server
 
 from kit.jupyter.front_end import FrontEnd, Message
 from roost.scheduler.client.client import connect
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 _OTHERS = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim")
 EXTENSIONS = {"roost": True, **dict.fromkeys(_OTHERS, False)}
@@ -65,13 +65,14 @@ async def end(server: JupyterServer, signum: int = signal.SIGKILL) -> None:
     """End a server by a signal, and wait until it has ended."""
     os.kill(server.pid, signum)
     status = Path(f"/proc/{server.pid}/stat")
-    async for _ in looks(20):
+
+    def has_ended() -> bool:
         try:
-            if ") Z " in status.read_text():
-                return
+            return ") Z " in status.read_text()
         except (FileNotFoundError, ProcessLookupError):
-            return
-    raise AssertionError(f"the server {server.pid} does not end")
+            return True
+
+    await until(has_ended, f"the server {server.pid} ends", 20)
 
 
 async def none_is_left() -> None:

@@ -18,12 +18,13 @@ from kit.clusters.dask.lease_records import Slow, hold, most_at_once, sweep, who
 from kit.clusters.faults import ClusterWorld, read_command, until
 from kit.jupyter.notebook import Notebook, held_by
 from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
-from roost.bench.clusters.cluster_folder import answers, wait_until
+from roost.bench.clusters.cluster_folder import END_TIMEOUT_S, answers
 from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
+from roost.testing import deadlines
 from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import VARIABLE
 
@@ -71,25 +72,30 @@ class DaskWorld(ClusterWorld):
 
     async def refusal(self, within_s: float = 30, **asked: Any) -> str:
         """Wait until the service refuses a request with the amounts `asked`, and return the reason."""
-        deadline = time.monotonic() + allow_s(within_s)
-        while (decision := await service().explain(Request(**asked)))["placement"]:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+
+        async def find_refusal() -> dict[str, Any] | None:
+            decision = await service().explain(Request(**asked))
+            return None if decision["placement"] else decision
+
+        decision = await deadlines.until(find_refusal, "the service refuses the request", within_s)
         assert not decision["is_never"]
         return f"{decision['reason']} {decision['refusals']}"
 
     async def has_room(self, **asked: Any) -> None:
         """Wait until the service has room for a request with the amounts `asked`."""
-        deadline = time.monotonic() + allow_s(30)
-        while True:
+        problem = ""
+
+        async def is_there() -> bool:
+            nonlocal problem
             try:
-                if (await service().explain(Request(**asked)))["placement"]:
-                    return
-                problem = "there is no room"
+                decision = await service().explain(Request(**asked))
             except RoostError as error:
                 problem = str(error)
-            assert time.monotonic() < deadline, problem
-            await asyncio.sleep(0.1)
+                return False
+            problem = "there is no room"
+            return bool(decision["placement"])
+
+        await deadlines.until(is_there, lambda: problem, 30, 0.1)
 
 
 @pytest.fixture
@@ -309,7 +315,8 @@ async def test_a_dask_that_leaves_when_it_is_idle(start_world: Begin) -> None:
     await asyncio.sleep(9)
     await world.lives(notebook)
     await notebook.close()
-    wait_until(lambda: not answers(world.cluster.address.partition("://")[2]), "it stays")
+    address = world.cluster.address.partition("://")[2]
+    await deadlines.until(lambda: not answers(address), "Dask's scheduler ends", END_TIMEOUT_S)
 
 
 async def test_a_lease_without_an_agent_is_given_up_when_its_service_died(start_world: Begin) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from kit.machine.daemons import settle, wait_gone
 from roost.bench.clusters.cluster_folder import claim_network
 from roost.bench.clusters.dask_machines import why_not
 from roost.scheduler.client.client import connect, disconnect
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 from roost.testing.leftovers import VARIABLE, end
 
 CLUSTER = """
@@ -81,10 +80,14 @@ class Cluster:
 
     async def until(self, machines: list[str], within_s: float) -> None:
         """Wait until exactly these machines have workers."""
-        deadline = time.monotonic() + allow_s(within_s)
-        while (there := self.tell("look")) != machines:
-            assert time.monotonic() < deadline, there
-            await asyncio.sleep(0.1)
+        there: list[str] = []
+
+        def is_so() -> bool:
+            nonlocal there
+            there = self.tell("look")
+            return there == machines
+
+        await until(is_so, lambda: f"{machines} have workers: {there}", within_s, 0.1)
 
     def _read(self) -> str:
         assert self._process.stdout is not None

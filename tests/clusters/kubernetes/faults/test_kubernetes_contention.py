@@ -20,7 +20,7 @@ from kit.clusters.faults import say
 from kit.clusters.kubelets import Kubelets, Machine, why_not
 from kit.clusters.kubernetes.faults import CLEAN_S, USER, left, prepare
 from kit.clusters.kubernetes.shared_cluster import cluster_settings
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import until_blocking
 
 SHARES = (1.0, 1.0, 2.0, 1.0)
 GPU_NODES = (Machine(cpus=4, gpus=2, gpu_model="Tesla-T4", gpu_memory_mib=15360),) * 3
@@ -148,10 +148,9 @@ def test_sixty_kernels_of_three_services_among_jobs_and_a_deployment(
         began = time.monotonic()
         answers, seen = contend(ASKER, shares, users_runtime_dirs, others, within_s=600, **environment)
         say(f"{SCHEDULERS * EACH} kernels and {len(seen['held'])} Jobs after", began)
-        deadline = time.monotonic() + allow_s(CLEAN_S)
-        while found := left(cluster.api):
-            assert time.monotonic() < deadline, found
-            time.sleep(0.1)
+        until_blocking(
+            lambda: not left(cluster.api), lambda: f"left behind: {left(cluster.api)}", CLEAN_S, 0.1
+        )
     kernels = [use for answer in answers for use in answer["held"]]
     assert len(kernels) == SCHEDULERS * EACH
     assert [answer["left"] for answer in answers] == [[]] * SCHEDULERS

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kit.clusters.hadoop_nodes import HadoopNodes, Machine, why_not
-from kit.clusters.yarn.application_master import YarnMaster, live, running_master, until
+from kit.clusters.yarn.application_master import YarnMaster, live, running_master
 from roost.scheduler.backends.yarn.master.messages import Container, Resources
 from roost.testing.deadlines import allow_s
 
@@ -61,7 +61,7 @@ async def ends(master: YarnMaster, number: int) -> Container:
         ]
         return bool(found)
 
-    await until(has_ended, master.log)
+    await master.until(has_ended, "the container has ended")
     return found[0]
 
 
@@ -81,9 +81,9 @@ async def test_the_master_is_killed(master: YarnMaster) -> None:
     repeated = await master.ask("nm1", number=asks[0].number)
     assert len(await master.containers()) == 2
     await master.release(repeated)
-    await until(lambda: live(pids) == pids[1:])
+    await master.until(lambda: live(pids) == pids[1:], "the first container ends")
     await master.release(asks[1])
-    await until(lambda: not live(pids))
+    await master.until(lambda: not live(pids), "the other container ends")
     await ends(master, asks[1].number)
     another = await master.ask("nm2")
     await master.await_state(another, "started")
@@ -102,7 +102,7 @@ async def test_the_resource_manager_is_killed(master: YarnMaster) -> None:
     withdrawn = await master.ask("nm1")
     await master.release(withdrawn)
     await master.release(released)
-    await until(lambda: live(pids) == pids[:1])
+    await master.until(lambda: live(pids) == pids[:1], "the released container ends")
     master.cluster.start("rm1")
     await master.await_event("back")
     assert (await master.await_state(late, "started")).node == master.cluster.address_of("nm1")
@@ -114,7 +114,7 @@ async def test_the_resource_manager_is_killed(master: YarnMaster) -> None:
     numbers = {each.number for each in await master.containers()}
     assert numbers == {kept.number, late.number, large.number}
     await master.release(kept)
-    await until(lambda: not live(pids))
+    await master.until(lambda: not live(pids), "the containers end")
     assert (await master.hello()).attempt == 1
 
 
@@ -131,7 +131,8 @@ async def test_a_node_is_lost(master: YarnMaster) -> None:
     assert event.text == f"{master.cluster.address_of(node)} lost"
     waiting = await master.ask(node)
     master.cluster.start(node)
-    await until(lambda: not live([pid]))  # the NodeManager ends containers that YARN has lost
+    # The NodeManager ends containers that YARN has lost.
+    await master.until(lambda: not live([pid]), "the lost container ends")
     await master.await_state(waiting, "started")
 
 
@@ -147,7 +148,7 @@ async def test_a_node_manager_is_paused(master: YarnMaster) -> None:
         await ends(master, ask.number)
     finally:
         master.cluster.resume(node)
-    await until(lambda: not live([pid]))
+    await master.until(lambda: not live([pid]), "the released container ends")
     master.cluster.await_node(node)
 
 
@@ -179,7 +180,8 @@ async def test_preemption(master: YarnMaster, tmp_path: Path) -> None:
             found = (event.container for event in batch.events if event.container is not None)
             return [each for each in found if each.state == "ended" and each.number in numbers]
 
-        await until(lambda: len(find_ended()) >= len(wanted), batch.log)  # another master hears of it later
+        # The ResourceManager reports it later to another master.
+        await batch.until(lambda: len(find_ended()) >= len(wanted), "the containers end")
         assert {each.exit_status for each in find_ended()} == {-102}
 
 
@@ -193,7 +195,7 @@ async def test_another_cluster_takes_the_address(tmp_path: Path) -> None:
             cluster.kill("rm1")
             shutil.rmtree(cluster.folder / "store")
             cluster.start("rm1")
-            await until(lambda: not live([process.pid]), master.log)
+            await master.until(lambda: not live([process.pid]), "the attempt ends")
             assert "this attempt ends" in master.log()
 
 
@@ -209,7 +211,11 @@ async def test_the_token_is_renewed(tmp_path: Path) -> None:
     }
     with HadoopNodes(Machine(), settings=rolling) as cluster:
         async with running_master(cluster, tmp_path) as master:
-            await until(lambda: master.log().count("renewed the master's token") >= 2, master.log, 180.0)
+            await master.until(
+                lambda: master.log().count("renewed the master's token") >= 2,
+                "the token is renewed twice",
+                180.0,
+            )
             await master.await_state(await master.ask(), "started")
             assert not [event for event in master.events if event.kind == "away"]
             assert "WARNING" not in master.log()
@@ -239,5 +245,5 @@ async def test_sealed_calls(protection: str, tmp_path: Path) -> None:
             pids = [await master.await_pid(ask) for ask in asks]
             for ask in asks:
                 await master.release(ask)
-            await until(lambda: not live(pids))
+            await master.until(lambda: not live(pids), "the containers end")
             assert "WARNING" not in master.log()

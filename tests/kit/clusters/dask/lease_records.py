@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import until
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -86,20 +86,22 @@ def most_at_once(ran: list[tuple[str, float, float]]) -> int:
 async def whole(client: Client, node_folder: Path, kernel_leases: list[str]) -> dict[str, Any]:
     """Wait until Dask, the ledger, the workers and the agents know exactly these leases. Return `ledger()`.
 
-    After `AGREE_S` an AssertionError lists the differences. `node_folder` holds the folders of the machines' agents.
+    After `AGREE_S` an error lists the differences. `node_folder` holds the folders of the machines' agents.
     """
-    deadline = time.monotonic() + allow_s(AGREE_S)
-    while True:
-        said: dict[str, Any] = {}
+    said: dict[str, Any] = {}
+    wrong: list[str] = []
+
+    async def do_agree() -> bool:
+        nonlocal said, wrong
         try:
             said = await client.run_on_scheduler(ledger)
             wrong = _wrong(said, await client.run(books), sorted(kernel_leases), noted(node_folder))
         except (KeyError, OSError) as problem:  # a worker has just come or gone
             wrong = [repr(problem)]
-        if not wrong:
-            return dict(said)
-        assert time.monotonic() < deadline, wrong
-        await asyncio.sleep(0.1)
+        return not wrong
+
+    await until(do_agree, lambda: str(wrong), AGREE_S, 0.1)
+    return dict(said)
 
 
 def noted(node_folder: Path) -> list[str]:
