@@ -15,7 +15,7 @@ import pytest
 
 from kit.jupyter import browser
 from kit.jupyter.browser import EXTENSION, Lab, RestartableLab
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 COMES_BACK_S = 60.0
 """How long JupyterLab may take to connect again. It tries after 1, 2, 4 … seconds."""
@@ -83,7 +83,7 @@ def test_a_new_page_finds_the_notebook_with_what_it_has_missed(
 ) -> None:
     lab.write_notebook("long.ipynb", "gpu", COUNTING.format(60), "print(x + 1)")
     lab.open("long.ipynb")
-    browser.until(lambda: len(lab.api("GET", "sessions")) == 1, browser.CELL_S)
+    until_blocking(lambda: len(lab.api("GET", "sessions")) == 1, "the server has one session", browser.CELL_S)
     lab.status("GPU")
     lab.run_again(0)
     lab.output(0, "n 5", browser.CELL_S)
@@ -104,7 +104,11 @@ def test_a_new_page_finds_the_notebook_with_what_it_has_missed(
 
 def test_a_cell_that_waited_says_that_it_has_to_be_run_again(lab: Lab, restartable: RestartableLab) -> None:
     holder = lab.api("POST", "kernels", {"name": "gpu"})["id"]
-    browser.until(lambda: " GPU" in lab.get(f"roost/api/kernels/{holder}")["text"], browser.CELL_S)
+    until_blocking(
+        lambda: " GPU" in lab.get(f"roost/api/kernels/{holder}")["text"],
+        "a kernel has the GPU",
+        browser.CELL_S,
+    )
     lab.open()
     lab.create_notebook("gpu")
     lab.run(0, "print('never')")

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from kit.clusters.ray.elastic_raylets import ElasticRaylets
-from kit.clusters.ray.elastic_world import Elastic, grown_by_kernels, read_pages, until
+from kit.clusters.ray.elastic_world import Elastic, grown_by_kernels, read_pages
 from kit.machine.tiny_kernel import tiny
 from roost.bench.clusters.raylets import why_not
 from roost.scheduler.backends.ray import guard, join, nodes, placement_groups
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import Cancelled, NoNodeEver, RoostError
 from roost.scheduler.messages import Event, Kernel
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = [pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
@@ -42,7 +42,7 @@ def elastic(elastic_cluster: ElasticRaylets) -> Iterator[Elastic]:
     for kernel in elastic.client.kernels().result(allow_s(10)):
         elastic.client.stop(kernel.id).result(allow_s(60))
     assert elastic.groups() == []
-    until(lambda: elastic.workers() == [], 120)
+    until_blocking(lambda: elastic.workers() == [], "the machines end", 120, 0.1)
     elastic.close()
 
 
@@ -75,7 +75,7 @@ def test_a_request_that_no_type_could_hold_is_refused_and_starts_nothing(elastic
 def test_a_cancelled_start_leaves_no_group(elastic: Elastic) -> None:
     message = tiny(cpus=4)
     start = elastic.client.start(message)
-    until(elastic.groups)
+    until_blocking(elastic.groups, "the start has its placement group", 60, 0.1)
     elastic.client.cancel(message.kernel_id).result(allow_s(30))
     assert elastic.groups() == []
     with pytest.raises(Cancelled):
@@ -101,7 +101,7 @@ def test_services_bring_no_more_nodes_than_the_cap(elastic: Elastic) -> None:
         return len(elastic.groups()), machines, len(elastic.workers()), len(running())
 
     # Ray may see both services' groups before one of them is taken back, and then ends the second machine again.
-    until(lambda: counts() == (1, 1, 1, 1), 180)
+    until_blocking(lambda: counts() == (1, 1, 1, 1), lambda: f"one of each is left: {counts()}", 180, 0.1)
     time.sleep(6)  # longer than a service waits before it looks at Ray's table again
     assert counts() == (1, 1, 1, 1)
     reason = "all users may have 1 new node together (max_new_nodes), and have or wait for 1"
@@ -119,7 +119,9 @@ def test_services_bring_no_more_nodes_than_the_cap(elastic: Elastic) -> None:
 def test_a_failed_launch_says_why_and_the_start_goes_on_after_the_repair(elastic: Elastic) -> None:
     elastic.cluster.steer(fail=NO_ROOM)
     start = elastic.client.start(tiny(gpus=1))
-    until(lambda: any(NO_ROOM in reason for reason in elastic.reasons()))
+    until_blocking(
+        lambda: any(NO_ROOM in reason for reason in elastic.reasons()), "the start says why", 60, 0.1
+    )
     elastic.cluster.steer()
     assert start.result(allow_s(120)).state == "running"
 
@@ -129,7 +131,7 @@ def test_a_start_outlives_a_machine_on_which_ray_does_not_start(elastic: Elastic
     """The autoscaler ends such a machine and starts another one, if it is told how long machines take."""
     elastic.cluster.steer(lacks_ray=True)
     start = elastic.client.start(tiny(gpus=1))
-    until(elastic.launched)
+    until_blocking(elastic.launched, "a machine is started", 60, 0.1)
     elastic.cluster.steer()
     assert start.result(allow_s(240)).state == "running"
     assert elastic.launched() == ["gpu", "gpu"]
@@ -140,8 +142,8 @@ def test_no_node_starts_for_the_kernel_of_an_ended_node(elastic: Elastic) -> Non
     elastic.client.start(tiny(gpus=2)).result(allow_s(120))
     (raylet,) = elastic.raylets()
     raylet.kill()
-    until(lambda: not elastic.groups())
-    until(lambda: not elastic.client.kernels().result(allow_s(10)))
+    until_blocking(lambda: not elastic.groups(), "the placement group is removed", 60, 0.1)
+    until_blocking(lambda: not elastic.client.kernels().result(allow_s(10)), "the kernel ends", 60, 0.1)
     assert elastic.launched() == ["gpu"]
 
 
@@ -153,7 +155,7 @@ def test_the_guard_removes_a_group_without_a_service(elastic: Elastic) -> None:
     guard.renew(head, [name])
     placement_groups.create_unpinned(name, {"GPU": 64.0}, {})
     began = time.monotonic()
-    until(lambda: not elastic.groups(), guard.GRACE_S + 15)
+    until_blocking(lambda: not elastic.groups(), "the group is removed", guard.GRACE_S + 15, 0.1)
     waited_s = time.monotonic() - began
     print(f"removed after {waited_s:.0f} s")
     assert waited_s > guard.GRACE_S - 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from roost.scheduler.backends.ray.manager import create
 from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import backend_context
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 ADA = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
 
@@ -85,10 +84,11 @@ async def test_amounts_are_promised_leased_and_released(
     assert (lease.node_id, lease.request.resources) == (having, {"licence": 1.5})
     (group,) = placement_groups.read_groups()
     assert group.amounts["licence"] == 1.5
-    async for _ in looks(30):  # it is pending while its agent does not answer
-        if (found := (await backend.leases()).leases) == (lease,):
-            break
-    assert found == (lease,)
+
+    async def is_held() -> bool:  # it is pending while its agent does not answer
+        return (await backend.leases()).leases == (lease,)
+
+    await until(is_held, "the lease is held", 30)
     assert (await backend.snapshot()).node(having).resources_promised == {"licence": 1.5}
 
     refused = await decide(backend, licence=1)
@@ -133,7 +133,4 @@ async def test_a_refused_or_cancelled_claim_leaves_no_task_in_ray(backend: Backe
         await backend.release(replace(lease, id="roost:k4:t/1", kernel_id="k4"))
     assert placement_groups.read_groups() == []
     await asyncio.sleep(4)  # Ray reports its demands late
-    give_up_at = time.monotonic() + allow_s(30)
-    while demands := list_demands():
-        assert time.monotonic() < give_up_at, demands
-        await asyncio.sleep(0.5)
+    await until(lambda: not list_demands(), lambda: f"no demand is left: {list_demands()}", 30, 0.5)

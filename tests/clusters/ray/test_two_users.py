@@ -25,7 +25,7 @@ from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import KernelProcess
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import until
 from roost.testing.leftovers import private_runtime_dir
 
 OTHERS = AgentSettings(
@@ -84,10 +84,14 @@ async def other_agent(**wish: float) -> AsyncIterator[OtherAgent]:
 
 
 async def until_queued(client: Client, kernel_id: str) -> None:
-    deadline = time.monotonic() + allow_s(60)
-    while [(each.id, each.state) for each in await client.kernels()] != [(kernel_id, "queued")]:
-        assert time.monotonic() < deadline, await client.kernels()
-        await asyncio.sleep(0.02)
+    states: list[tuple[str, str]] = []
+
+    async def is_queued() -> bool:
+        nonlocal states
+        states = [(each.id, each.state) for each in await client.kernels()]
+        return states == [(kernel_id, "queued")]
+
+    await until(is_queued, lambda: f"only this kernel is queued: {states}", 60, 0.02)
 
 
 @pytest.mark.parametrize("way", ["stopped", "killed"])

@@ -21,7 +21,7 @@ from kit.machine.own_sshd import PYTHON, OwnSshd, own_sshd, why_not
 from roost.scheduler.backends.ssh import open_ssh
 from roost.scheduler.backends.ssh.contacts import Contacts, find_route_of
 from roost.scheduler.backends.ssh.open_ssh import HostProblem, run_on_host
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "sshd is there")
 
@@ -54,10 +54,7 @@ def started(*command: str, makes: str) -> Iterator[None]:
     """Run a program until the end of the block, which begins when the program has made the file `makes`."""
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        ends_at = time.monotonic() + allow_s(10)
-        while not os.path.exists(makes):
-            assert time.monotonic() < ends_at
-            time.sleep(0.01)
+        until_blocking(lambda: os.path.exists(makes), f"the program has made {makes}", 10, 0.01)
         yield
     finally:
         process.terminate()

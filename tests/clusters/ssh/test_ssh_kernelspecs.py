@@ -8,7 +8,6 @@ import os
 import sys
 import sysconfig
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from kit.jupyter.kernelspecs import read_kernelspec, register, search_one_folder
 from roost.scheduler.cli import main
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import LaunchError
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = [
     pytest.mark.backends("ssh"),
@@ -133,10 +132,10 @@ def test_a_prologue_prepares_the_environment_of_its_host(
     prologue = 'export WHERE="on $(hostname)" LINES_="a\nb=c"\nexport PATH="$HOME/bin:$PATH"; unset MAIL'
     assert install("--option", f"prologue={prologue}", "--label", "rack=2") == 0
     show = "import json, os; print(json.dumps(dict(os.environ)))"
-    why_not_forked = [""]
-    ends_at = time.monotonic() + allow_s(120)
-    while why_not_forked[-1] or len(why_not_forked) == 1:  # a warm process follows the first kernel
-        assert time.monotonic() < ends_at, why_not_forked
+    why_not_forked: list[str] = []
+
+    def check_one() -> bool:
+        """Check a kernel. Return whether it was forked: a warm process follows the first kernel."""
         with roost.start_kernel("far") as kernel:
             found = json.loads(ask(kernel, show))
             known = connect("ssh").kernel(kernel.id).result(allow_s(30))
@@ -147,6 +146,9 @@ def test_a_prologue_prepares_the_environment_of_its_host(
         assert found["HOME"] == str(HOME)
         assert found["MAIL"] == ""
         assert not [name for name in found if name.startswith(("SSH_", "ROOST_LINES", "ROOST_PYTHON"))]
+        return not known.why_not_forked
+
+    until_blocking(check_one, lambda: f"a kernel is forked: {why_not_forked}", 120, 0.0)
 
 
 def test_a_restart_on_another_service_has_the_prologue_too(install: Install) -> None:
@@ -187,9 +189,7 @@ def test_no_command_line_has_the_prologue(ssh_hosts: SshHosts, home: Path, insta
 
     thread = threading.Thread(target=start)
     thread.start()
-    ends_at = time.monotonic() + allow_s(60)
-    while "begun" not in list_home(ssh_hosts, "n1"):
-        assert time.monotonic() < ends_at
+    until_blocking(lambda: "begun" in list_home(ssh_hosts, "n1"), "the prologue has begun", 60, 0.0)
     commands: list[str] = []
     ours: list[str] = []
     try:

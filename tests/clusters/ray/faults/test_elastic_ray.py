@@ -18,11 +18,11 @@ import pytest
 
 from kit import TESTS
 from kit.clusters.ray.elastic_raylets import ElasticRaylets
-from kit.clusters.ray.elastic_world import IDLE_S, Elastic, grown_by_kernels, until
+from kit.clusters.ray.elastic_world import IDLE_S, Elastic, grown_by_kernels
 from kit.machine.daemons import daemon_pids, kill
 from roost.bench.clusters.raylets import why_not
 from roost.scheduler.client.client import connect, disconnect
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
@@ -79,7 +79,10 @@ def run_round(elastic: Elastic, home: Path, step: str, victim: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     with subprocess.Popen([sys.executable, "-c", OWNER], env=environment, stdin=subprocess.PIPE) as owner:
         try:
-            until(lambda: STEPS[step](elastic) or owner.poll() is not None, 120)
+            has_come = STEPS[step]
+            until_blocking(
+                lambda: has_come(elastic) or owner.poll() is not None, f"the step {step}", 120, 0.1
+            )
             assert owner.poll() is None, "the start has failed"
             if victim == "service and application":
                 elastic.close()
@@ -98,9 +101,9 @@ def run_round(elastic: Elastic, home: Path, step: str, victim: str) -> None:
     for kernel in kernels(elastic):
         elastic.client.stop(kernel.id).result(allow_s(60))
     ended_at = time.monotonic()
-    until(lambda: not elastic.groups(), NOBODY_S)
+    until_blocking(lambda: not elastic.groups(), "the groups are removed", NOBODY_S, 0.1)
     groups_s = time.monotonic() - ended_at
-    until(lambda: not elastic.raylets(), IDLE_S + NOBODY_S)
+    until_blocking(lambda: not elastic.raylets(), "the machines end", IDLE_S + NOBODY_S, 0.1)
     print(f"no group after {groups_s:.1f} s, no node after {time.monotonic() - ended_at:.1f} s", flush=True)
     elastic.close()
 
@@ -126,10 +129,12 @@ def see_end(elastic: Elastic, step: str, victim: str) -> str:
             time.sleep(5)
             assert elastic.groups(), "a kernel has lost its lease, though only nobody watches"
             return "the kernel lives"
-        until(lambda: not elastic.groups(), NOBODY_S)
+        until_blocking(lambda: not elastic.groups(), "the group is removed", NOBODY_S, 0.1)
         return "no group"
     if (step, victim) == ("running", "node"):
-        until(lambda: not elastic.groups(), NOBODY_S)
+        until_blocking(lambda: not elastic.groups(), "the group is removed", NOBODY_S, 0.1)
         return "no group"
-    until(lambda: any(kernel.state == "running" for kernel in kernels(elastic)), 180)
+    until_blocking(
+        lambda: any(kernel.state == "running" for kernel in kernels(elastic)), "the kernel runs", 180, 0.1
+    )
     return "the kernel runs"

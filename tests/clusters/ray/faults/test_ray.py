@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -34,7 +35,7 @@ from roost.bench.clusters.raylets import Machine, Raylets, why_not
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 from roost.testing.leftovers import VARIABLE, private_runtime_dir
 
 MACHINES = (Machine(cpus=4, gpus=2, gpu_model="T4"), Machine(cpus=2, gpus=2, gpu_model="A100"))
@@ -121,13 +122,14 @@ async def test_the_scheduler_service(notebooks: Callable[..., object], raylets_r
     before = held_by(await service().kernel(notebook.manager.kernel_id))
     kill(*daemon_pids(raylets_runtime_dir, "scheduler"))
     assert await notebook.value("mine") == "42"
-    found = None
-    async for _ in looks(60):
+
+    async def is_held_again() -> bool:
         with contextlib.suppress(BackendUnavailable):  # the next service joins Ray first
             kernel = await service().kernel(notebook.manager.kernel_id)
-            if kernel.state != "unknown" and (found := held_by(kernel)) == before:
-                break
-    assert found == before
+            return kernel.state != "unknown" and held_by(kernel) == before
+        return False
+
+    await until(is_held_again, "the next service finds the kernel with its lease")
     await notebook.interrupt()
     assert await notebook.value("mine") == "42"
 
@@ -154,14 +156,13 @@ async def test_agents_that_are_silent_when_the_next_service_comes(
         agent.suspend()
     try:
         kill(*daemon_pids(raylets_runtime_dir, "scheduler"))
-        kernel = None
-        async for _ in looks(60):
+
+        async def is_unknown() -> bool:
             with contextlib.suppress(BackendUnavailable):  # it waits for the silent agents before it serves
-                kernel = await service().kernel(notebook.manager.kernel_id)
-                if kernel.state == "unknown":
-                    break
-        assert kernel is not None
-        assert kernel.state == "unknown"
+                return (await service().kernel(notebook.manager.kernel_id)).state == "unknown"
+            return False
+
+        await until(is_unknown, "the next service shows the kernel as unknown")
         for _ in range(35):  # longer than two readings, and than a start may take to be repeated
             await asyncio.sleep(1)
             assert (await service().kernel(notebook.manager.kernel_id)).state == "unknown"
@@ -172,10 +173,11 @@ async def test_agents_that_are_silent_when_the_next_service_comes(
         for agent in silent:
             agent.resume()
     assert await notebook.value("mine") == "42"
-    async for _ in looks(60):
-        if (await service().kernel(notebook.manager.kernel_id)).state == "running":
-            break
-    assert (await service().kernel(notebook.manager.kernel_id)).state == "running"
+
+    async def is_running() -> bool:
+        return (await service().kernel(notebook.manager.kernel_id)).state == "running"
+
+    await until(is_running, "the service knows that the kernel runs")
     await notebook.interrupt()
     assert await notebook.value("mine") == "42"
 
@@ -193,13 +195,8 @@ async def test_a_ray_worker(notebooks: Callable[..., object], raylets: Raylets) 
     """Ray's workers find the devices. A running kernel does not need them."""
     notebook = await notebooks(gpus=1, gpu_models=["T4"])
     await notebook.run("mine = 42")
-    async for _ in looks(
-        30
-    ):  # a worker waits for the next claim some seconds after the first start on a node
-        if workers := find_idle_workers(raylets):
-            break
-    assert workers
-    for worker in workers:
+    # A worker waits for the next claim some seconds after the first start on a node.
+    for worker in await until(lambda: find_idle_workers(raylets), "a worker of Ray waits", 30):
         kill(worker.pid)
     assert await notebook.value("mine") == "42"
     other = await notebooks(gpus=1, gpu_models=["T4"])
@@ -225,9 +222,7 @@ async def test_a_raylet(notebooks: Callable[..., object], raylets: Raylets) -> N
     assert (await service().explain(asked))["placement"]
     killed_at = time.monotonic()
     raylets.kill_raylet(node.address)
-    while (decision := await service().explain(asked))["placement"]:  # Ray itself notices after 13 s
-        assert time.monotonic() - killed_at < allow_s(2)
-        await asyncio.sleep(0.05)
+    decision = await _until_no_room(asked, 2)  # Ray itself notices after 13 s
     assert "its raylet has ended" in str(decision["refusals"])
     assert not decision["is_never"]
     assert "its node has left the Ray cluster" in await notebook.ended(service(), 10)
@@ -274,13 +269,15 @@ async def test_doctor_about_a_node_that_has_left(notebooks: Callable[..., object
     psutil.Process(node.raylet_pid).terminate()
     await notebook.ended(service(), 10)
     about: dict[str, str] = {}
-    until = time.monotonic() + allow_s(60)
     says = f"node {node.address} has left the cluster "
-    while len(about) != 1 or not next(iter(about)).startswith(says):  # the kernel may be ending
-        assert time.monotonic() < until, about
-        await asyncio.sleep(0.2)
+
+    async def is_right() -> bool:  # the kernel may be ending
+        nonlocal about
         found = {finding["what"]: finding["level"] for finding in await service().doctor()}
         about = {what: level for what, level in found.items() if node.address in what and level != "not now"}
+        return len(about) == 1 and next(iter(about)).startswith(says)
+
+    await until(is_right, lambda: f"doctor says that the node has left: {about}", 60, 0.2)
     assert list(about.values()) == ["warning"]
 
 
@@ -308,14 +305,16 @@ async def test_a_waiting_kernel_names_the_actors_that_hold_its_gpus(
         assert actors.stdout is not None
         while (line := await asyncio.wait_for(actors.stdout.readline(), allow_s(60))).strip() != b"held":
             assert line, "the actors do not start"
-        until = time.monotonic() + allow_s(60)
-        while True:  # raylets report one after the other, and holders are named if Ray answers in 0.2 s
+        decision: dict[str, Any] = {}
+
+        async def find_others() -> dict[str, Any] | None:
+            nonlocal decision
             decision = await service().explain(Request(gpus=2))
             others = decision.get("others") or {"amount": 0, "holders": []}
-            if (others["amount"], len(others["holders"])) == (3, 3):
-                break
-            assert time.monotonic() < until, decision
-            await asyncio.sleep(0.1)
+            return others if (others["amount"], len(others["holders"])) == (3, 3) else None
+
+        # Raylets report one after the other, and holders are named if Ray answers in 0.2 s.
+        others = await until(find_others, lambda: f"the actors are named: {decision}", 60, 0.1)
         assert (others["resource"], others["amount"], others["of"]) == ("gpus", 3, 4)
         held_by = "3 of 4 GPUs are held by Ray actors and tasks that roost did not start"
         assert others["text"].startswith(f"{held_by} (Trainer of job ")
@@ -384,10 +383,7 @@ async def test_a_node_that_drains(notebooks: Callable[..., object], raylets: Ray
     await notebook.run("mine = 42")
     command = [sys.executable, "-c", DRAIN, raylets.address, node.address]
     await asyncio.to_thread(subprocess.run, command, timeout=allow_s(60), check=True)
-    drained_at = time.monotonic()
-    while (decision := await service().explain(Request(labels={"third": "yes"})))["placement"]:
-        assert time.monotonic() - drained_at < allow_s(2)
-        await asyncio.sleep(0.1)
+    decision = await _until_no_room(Request(labels={"third": "yes"}), 2)
     assert "draining" in decision["reason"]
     assert await notebook.value("mine") == "42"
 
@@ -468,11 +464,12 @@ async def test_a_head_that_restarts_at_once(
             cluster.kill_gcs()
             cluster.kill_raylet(head.address)
             await asyncio.to_thread(cluster.start_again, head.address)
-            give_up_at = time.monotonic() + allow_s(90)
-            while psutil.pid_exists(node.raylet_pid):
+
+            async def has_ended() -> bool:
                 assert await notebook.value("mine") == "42"
-                assert time.monotonic() < give_up_at, "Ray keeps a raylet of another cluster"
-                await asyncio.sleep(0.5)
+                return wait_gone(node.raylet_pid, 0)
+
+            await until(has_ended, "Ray ends the raylet of another cluster", 90, 0.5)
             await asyncio.sleep(10)  # its agent asks meanwhile which cluster is there
             assert await notebook.value("mine") == "42"
             await asyncio.to_thread(cluster.start_again, node.address)
@@ -511,17 +508,21 @@ async def _lose_the_head(
         opening = asyncio.ensure_future(waits.open())
         try:
             await notebook.run("mine = 42")
-            async for _ in looks(60):
-                if any(kernel.state == "queued" for kernel in await service().kernels()):
-                    break
+
+            async def is_queued() -> bool:
+                return any(kernel.state == "queued" for kernel in await service().kernels())
+
+            await until(is_queued, "the third start is queued")
             lease_id = (await service().kernel(notebook.manager.kernel_id)).lease_id
             (driver,) = daemon_pids(home, "scheduler")
             cluster.kill_gcs()
-            give_up_at = time.monotonic() + allow_s(within_s)
-            for pid in (driver, head.raylet_pid, node.raylet_pid):
-                while not await asyncio.to_thread(wait_gone, pid, 1):
-                    assert await notebook.value("mine") == "42"
-                    assert time.monotonic() < give_up_at, "a process of Ray outlives Ray's own deadline"
+            pids = (driver, head.raylet_pid, node.raylet_pid)
+
+            async def have_ended() -> bool:
+                assert await notebook.value("mine") == "42"
+                return all(wait_gone(pid, 0) for pid in pids)
+
+            await until(have_ended, "the processes of Ray end at Ray's own deadline", within_s, 1)
             refusal = await _until_refused("its kernels end at ")
             kill(*daemon_pids(home, "scheduler"))
             assert await _until_refused("its kernels end at ") == refusal
@@ -536,11 +537,11 @@ async def _lose_the_head(
             await _until_back()
             kernel = await service().kernel(notebook.manager.kernel_id)
             assert (kernel.state, kernel.lease_id) == ("running", lease_id)
-            async for _ in looks(30):  # the head is back before the node's kernels have their groups
-                claimed = [name.partition(" for ")[0] for name in groups(cluster.address)]
-                if lease_id in claimed:
-                    break
-            assert lease_id in claimed
+
+            def is_claimed() -> bool:  # the head is back before the node's kernels have their groups
+                return lease_id in [name.partition(" for ")[0] for name in groups(cluster.address)]
+
+            await until(is_claimed, "the kernel has its placement group again", 30)
             await asyncio.wait_for(opening, allow_s(60))
             assert await waits.value("6 * 7") == "42"
             assert await notebook.value("mine") == "42"
@@ -556,14 +557,26 @@ async def _lose_the_head(
 async def _until_refused(about: str) -> str:
     """Wait until the refusal of a question says something about kernels, and return this clause."""
     said = ""
-    async for _ in looks(60):
+
+    async def find_clause() -> str:
+        nonlocal said
         with pytest.raises(BackendUnavailable, match="away") as caught:
             await service().explain(Request())
         said = str(caught.value)
         clause = re.search("is away, and (.*?): ", said)
-        if clause is not None and clause[1].startswith(about):
-            return clause[1]
-    raise AssertionError(f"no refusal says {about!r}: {said}")
+        return clause[1] if clause is not None and clause[1].startswith(about) else ""
+
+    return await until(find_clause, lambda: f"a refusal says {about!r}: {said}")
+
+
+async def _until_no_room(request: Request, seconds: float) -> dict[str, Any]:
+    """Wait until the service refuses the request, and return its decision."""
+
+    async def find_refusal() -> dict[str, Any] | None:
+        decision = await service().explain(request)
+        return None if decision["placement"] else decision
+
+    return await until(find_refusal, "the service refuses the request", seconds)
 
 
 @pytest.mark.long
@@ -582,9 +595,13 @@ async def test_a_service_without_a_head_uses_little_processor_time(
         before_s = after_s = processor_s(driver)
         cluster.kill_gcs()
         gone_at = time.monotonic()
-        while not await asyncio.to_thread(wait_gone, driver, 0.5):
+
+        def has_ended() -> bool:
+            nonlocal after_s
             after_s = processor_s(driver, after_s)
-            assert time.monotonic() - gone_at < allow_s(60), "the driver outlives Ray's own deadline"
+            return wait_gone(driver, 0)
+
+        await until(has_ended, "the driver ends at Ray's own deadline", 60, 0.5)
         record_property("processor_s", after_s - before_s)
         assert after_s - before_s < 1 + 0.2 * (time.monotonic() - gone_at)
 
@@ -598,8 +615,9 @@ def processor_s(pid: int, otherwise: float = 0.0) -> float:
 
 
 async def _until_back() -> None:
-    async for _ in looks(80):
+    async def is_back() -> bool:
         with contextlib.suppress(BackendUnavailable):
-            if (await service().explain(Request(gpus=1)))["placement"]:
-                return
-    raise AssertionError("the service does not find the cluster that is back")
+            return bool((await service().explain(Request(gpus=1)))["placement"])
+        return False
+
+    await until(is_back, "the service finds the cluster that is back", 80)

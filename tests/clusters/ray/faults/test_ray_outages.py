@@ -29,7 +29,7 @@ from roost.bench.clusters.raylets import Machine, Raylets, processes, why_not
 from roost.launchers.daemon.private_files import read_json
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 from roost.testing.leftovers import VARIABLE
 
 ROUNDS = int(os.environ.get("ROOST_OUTAGES", "6"))
@@ -171,14 +171,15 @@ class Outages:
         say(f"whole {time.monotonic() - back_at:.1f} s after the last")
 
     async def is_whole(self) -> None:
-        """Wait until Ray holds all leases again. Raises `AssertionError` with the problems after `BACK_S`."""
-        deadline = time.monotonic() + allow_s(BACK_S)
-        while True:
+        """Wait until Ray holds all leases again. The error after `BACK_S` has the problems."""
+        wrong: list[str] = []
+
+        async def is_right() -> bool:
+            nonlocal wrong
             wrong = await self._not_yet() or await self._not_in_ray()
-            if not wrong or time.monotonic() > deadline:
-                break
-            await asyncio.sleep(0.5)
-        assert not wrong
+            return not wrong
+
+        await until(is_right, lambda: f"Ray holds all leases again: {wrong}", BACK_S, 0.5)
         await self.values_are_kept()
         for asked in ({"cpus": 0.5}, {"gpus": 0.25}, {"labels": IDLE}):
             await self._nothing_is_promised_twice()
