@@ -30,7 +30,7 @@ from roost.launchers.daemon.process import is_running, start_time
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Connection, Launch, Reserve
 from roost.launchers.protocol.rpc import RemoteError
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ async def test_the_next_agent_adopts_the_kernels_of_a_killed_agent(agent: Sessio
         holdings = await again.client.holdings()
         assert [kernel.pid for kernel in holdings.kernels] == [process.pid]
         assert len(holdings.leases) == 2
-        assert not await _group_lives(unfinished), "a start that was not finished is ended"
+        await _until_group_ends(unfinished)  # a start that was not finished is ended
         assert reader.returncode is None, "a reader of its log is not"
         reader.kill()
         await reader.wait()
@@ -210,7 +210,7 @@ async def test_a_kernel_that_its_agent_had_no_time_to_note_is_ended(agent: Sessi
     assert is_running(unfinished, start_time(unfinished))
     async with agent_session() as again:
         assert (await again.client.holdings()).kernels == ()
-        assert not await _group_lives(unfinished)
+        await _until_group_ends(unfinished)
 
 
 def _folder(name: str) -> Path:
@@ -220,11 +220,8 @@ def _folder(name: str) -> Path:
 
 async def _wait_for_pid(name: str) -> int:
     """Return the pid of a kernel that has not opened its port yet."""
-    async for _ in looks(60):
-        found = read_json(_folder(name) / "starting.json")
-        if found:
-            return int(found["pid"])
-    raise AssertionError("no kernel was started")
+    found = await until(lambda: read_json(_folder(name) / "starting.json"), "a kernel is started")
+    return int(found["pid"])
 
 
 async def test_a_kernel_with_an_unreadable_record_is_ended(agent: Session) -> None:
@@ -239,7 +236,7 @@ async def test_a_kernel_with_an_unreadable_record_is_ended(agent: Session) -> No
     async with agent_session() as again:
         assert [kernel.kernel_id for kernel in (await again.client.holdings()).kernels] == ["newer"]
         assert alive(newer)
-        assert not await _group_lives(broken.pid)
+        await _until_group_ends(broken.pid)
         assert not _folder("broken").exists()
 
 
@@ -253,7 +250,7 @@ async def test_the_next_agent_kills_a_kernel_without_a_lease(agent: Session, run
     async with agent_session() as again:
         assert (await again.client.holdings()).kernels == ()
         assert not _folder("k").exists()
-        assert not await _group_lives(process.pid)
+        await _until_group_ends(process.pid)
 
 
 async def test_the_group_of_an_adopted_kernel_ends_with_it(agent: Session) -> None:
@@ -265,16 +262,17 @@ async def test_the_group_of_an_adopted_kernel_ends_with_it(agent: Session) -> No
     async with agent_session() as again:
         os.kill(process.pid, signal.SIGKILL)
         await again.until("exited")
-        assert not await _group_lives(process.pid)
+        await _until_group_ends(process.pid)
 
 
-async def _group_lives(group: int) -> bool:
-    """True if a process of this process group still runs after 30 s. A zombie does not count."""
-    async for _ in looks(30):
+async def _until_group_ends(group: int) -> None:
+    """Wait until no process of this process group runs. A zombie does not count."""
+
+    def has_ended() -> bool:
         members = [process for process in psutil.process_iter(["status"]) if _group_of(process.pid) == group]
-        if all(process.info["status"] == psutil.STATUS_ZOMBIE for process in members):
-            return False
-    return True
+        return all(process.info["status"] == psutil.STATUS_ZOMBIE for process in members)
+
+    await until(has_ended, "the processes of the group end", 30)
 
 
 def _group_of(pid: int) -> int | None:
@@ -324,13 +322,17 @@ async def test_the_use_of_kernels(agent: Session) -> None:
     assert 1 << 20 < stats.memory_bytes < rss_bytes, "of shared pages, only a part counts"
     assert stats.cpu_s >= 0
     assert 0 <= stats.cpu_percent < 100 * (os.cpu_count() or 1)
-    async for _ in looks(30):
+
+    async def measure() -> bool:
         began = time.monotonic()
         ((stats,), (again,)) = await agent.client.stats(), await agent.client.stats()
-        if time.monotonic() - began < 0.5:
-            assert again.cpu_percent == stats.cpu_percent, "measured at most once a second"
-            break
-    assert again.idle_s > stats.idle_s > 0
+        if time.monotonic() - began >= 0.5:
+            return False
+        assert again.cpu_percent == stats.cpu_percent, "measured at most once a second"
+        assert again.idle_s > stats.idle_s > 0
+        return True
+
+    await until(measure, "two readings take less than 0.5 s", 30)
 
 
 async def test_the_status_lists_the_warm_interpreters_and_is_reported_when_it_changes(agent: Session) -> None:

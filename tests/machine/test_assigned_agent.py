@@ -7,7 +7,6 @@ import gc
 import os
 import socket
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,25 @@ import psutil
 import pytest
 
 from kit.machine.container_agent import LEASE, a_launch, assigned_agent, evaluate, start_archive
+from kit.machine.daemons import wait_gone
 from kit.machine.descriptors import list_inheritable, private_files
 from kit.machine.tiny_kernel import TINY_ARGV
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.agent.main import NO_PORT_EXIT
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.agent_settings import AgentSettings
-from roost.launchers.protocol.messages import Assignment, Reserve
+from roost.launchers.protocol.messages import Assignment, KernelProcess, Reserve
 from roost.launchers.protocol.rpc import RpcError, ServerKeys
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 
 async def test_the_assigned_kernel_starts_before_anyone_asks(runtime_dir: Path) -> None:
     async with assigned_agent(runtime_dir, a_launch()) as agent:
-        deadline = time.monotonic() + allow_s(60)
-        while not (kernels := (await agent.client.holdings()).kernels):
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.02)
+
+        async def read_kernels() -> tuple[KernelProcess, ...]:
+            return (await agent.client.holdings()).kernels
+
+        kernels = await until(read_kernels, "the agent has a kernel", 60, 0.02)
         assert (await agent.client.holdings()).leases == (LEASE,)
         joined = await agent.client.launch(a_launch())
         assert joined.pid == kernels[0].pid, "a later call joins the launch"
@@ -59,7 +60,7 @@ async def test_the_first_process_of_a_pod_forks_a_kernel_that_knows_no_roost(run
         at_start, _, afterwards = await evaluate(process.connection, collector)
         assert at_start > afterwards[0]
         assert afterwards == gc.get_threshold()
-    assert not psutil.pid_exists(process.pid)
+    assert wait_gone(process.pid, 0)
 
 
 @pytest.mark.parametrize("may_fork", [True, False])

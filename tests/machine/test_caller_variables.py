@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 
 from kit.machine.daemons import daemon_pids, settle
 from kit.machine.live_folders import read_files
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 SPEC = """
 from roost.scheduler.backends.spec import BackendSpec
@@ -146,10 +145,13 @@ def test_ssh_logs_in_with_the_latest_callers_agent(
     first, second, third = (runtime_dir / name for name in ("first", "second", "third"))
 
     def wait_for(agent: Path) -> None:
-        deadline = time.monotonic() + allow_s(60)
-        while f"{agent} " not in (log.read_text() if log.exists() else ""):
-            assert time.monotonic() < deadline, log.read_text()
+        def is_logged() -> bool:
+            if log.exists() and f"{agent} " in log.read_text():
+                return True
             run(*command, SSH_AUTH_SOCK=str(agent))
+            return False
+
+        until_blocking(is_logged, lambda: f"ssh uses {agent}: {log.read_text()}", 60, 0.0)
 
     try:
         with listen(first):

@@ -15,9 +15,8 @@ from server import JupyterServer, jupyter_server
 from kit.jupyter.background_processes import KEEP_PORTS, ending, find_named, start_code
 from kit.jupyter.front_end import FrontEnd, front_end, states, texts
 from kit.jupyter.restarted_servers import EXTENSIONS, replies, start
-from roost.bench.clusters.cluster_folder import wait_until
 from roost.scheduler.client.client import connect
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 READY_S = 60.0
 
@@ -52,7 +51,7 @@ def kinds(front: FrontEnd) -> set[str]:
 async def keep_ports(front: FrontEnd, name: str) -> None:
     """Start a process that keeps the kernel's ports open after the kernel's end."""
     await front.ended(await front.run(KEEP_PORTS + start_code("popen", name)), READY_S)
-    wait_until(lambda: find_named(name), "the process does not run", timeout_s=READY_S)
+    await until(lambda: find_named(name), "the process runs", READY_S)
 
 
 async def assert_answers_once(front: FrontEnd, request: str, text: str) -> None:
@@ -123,12 +122,12 @@ async def test_open_websockets_follow_an_automatic_restart_with_other_ports(
                 (kernel,) = service.kernels().result(allow_s(10))
                 return kernel.state == "exited" or kernel.launch_id != launch_id
 
-            await asyncio.to_thread(wait_until, has_ended, "the kernel lives", timeout_s=allow_s(60))
-            async for _ in looks(60):  # the server has the report, too, and holds requests from now on
-                if any("ended with exit code" in line for line in server.log):
-                    break
-            else:
-                raise AssertionError("the server does not know that the kernel has ended")
+            await until(lambda: asyncio.to_thread(has_ended), "the kernel ends")
+            # The server has the report, too, and holds requests from now on.
+            await until(
+                lambda: any("ended with exit code" in line for line in server.log),
+                "the server knows that the kernel has ended",
+            )
             request = await front.run("print(42)")
             await assert_answers_once(front, request, "42\n")
             assert not before & await read_ports(front)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from kit.jupyter.restarted_servers import none_is_left
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import connect, disconnect
 from roost.scheduler.client.running_services import find_services
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import until
 
 EXTENSION = "--ServerApp.jpserver_extensions={'roost': True}"
 QUIET = "--RoostExtension.warm_up=False"
@@ -58,18 +56,20 @@ async def test_the_page_shows_nodes_kernels_and_the_queue(gpu_folder: Path) -> N
         assert await read_clusters(server) == []
         assert find_services() == []  # looking starts no service
         holder, waiting = [(await server.api("POST", "kernels", {"name": "gpu"}))[1]["id"] for _ in range(2)]
-        deadline = time.monotonic() + allow_s(30)
-        while True:
+        cluster: dict[str, Any] = {}
+        kernels: dict[str, dict[str, Any]] = {}
+
+        async def is_whole() -> bool:
+            nonlocal cluster, kernels
             cluster = next(iter(await read_clusters(server)), {"kernels": []})
             kernels = {kernel["id"]: kernel for kernel in cluster["kernels"]}
-            if (
+            return bool(
                 kernels.get(holder, {}).get("state") == "running"
                 and kernels.get(waiting, {}).get("waits_for")
-                and cluster["nodes"][0]["kernels"] == 1
-            ):  # it is read before the kernels
-                break
-            assert time.monotonic() < deadline, cluster
-            await asyncio.sleep(0.1)
+                and cluster["nodes"][0]["kernels"] == 1  # it is read before the kernels
+            )
+
+        await until(is_whole, lambda: f"the page shows both kernels: {cluster}", 30, 0.1)
         (node,) = cluster["nodes"]
         assert (cluster["backend"], cluster["problem"], node["kernels"]) == ("local", "", 1)
         assert [(gpu["model"], gpu["promised"]) for gpu in node["devices"]] == [(HOSTILE, 1.0)]
@@ -108,13 +108,12 @@ async def test_the_status_of_kernels(gpu_folder: Path) -> None:
         holder, waiting, plain = [
             (await server.api("POST", "kernels", {"name": name}))[1]["id"] for name in names
         ]
-        deadline = time.monotonic() + allow_s(30)
-        while "1 GPU" not in (await read_status(holder))["text"]:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.1)
-        while "position 1" not in (await read_status(waiting))["text"]:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.1)
+
+        async def are_known() -> bool:
+            texts = [(await read_status(each))["text"] for each in (holder, waiting)]
+            return "1 GPU" in texts[0] and "position 1" in texts[1]
+
+        await until(are_known, "one kernel has the GPU, and the other one waits for it", 30, 0.1)
         assert await read_status(plain) == {"text": "", "detail": ""}
         assert (await get(server, "roost/api/kernels/none")).code == 404
         assert (await get(server, f"roost/api/kernels/{holder}", has_token=False)).code == 403

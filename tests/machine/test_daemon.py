@@ -33,7 +33,7 @@ from roost.launchers.daemon.daemon import (
 from roost.launchers.daemon.private_files import FolderError, private_folder, tail, write_private
 from roost.launchers.daemon.private_files import runtime_dir as find_runtime_dir
 from roost.launchers.daemon.process import Watch, is_running, signal_group, start_time
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 SERVE = """
 import sys, signal
@@ -79,9 +79,9 @@ def test_many_callers_share_one_daemon(runtime_dir: Path) -> None:
     again = ensure(folder, command(folder), deadline_s=allow_s(20))
     assert again["pid"] != pid
     os.kill(again["pid"], signal.SIGKILL)  # its lock's file, its announcement and its log stay
-    pause = threading.Event()
-    while is_running(again["pid"], again["process_started_at"]):
-        pause.wait(0.01)
+    until_blocking(
+        lambda: not is_running(again["pid"], again["process_started_at"]), "the daemon ends", 60, 0.01
+    )
     third = ensure(folder, command(folder), deadline_s=allow_s(20))
     assert third["pid"] != again["pid"]
     end(third["pid"])

@@ -15,7 +15,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from kit.machine.daemons import daemon_pids
 from kit.machine.descriptors import list_descriptors, list_inheritable, private_files
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 REPLY_S = 60.0
 START_SERVICE = """
@@ -71,15 +71,17 @@ async def test_no_process_has_files_of_another_one(
         (service,) = daemon_pids(backend_runtime_dir, "scheduler")
         own = {service: "service", agent: "agent"}
         inheritable, shared = {}, {}
-        async for _ in looks(60):  # a spare that was just forked has the sockets of its zygote for a moment
+
+        def are_separate() -> bool:  # a spare that was just forked has the sockets of its zygote for a moment
+            nonlocal inheritable, shared
             with suppress(FileNotFoundError, ProcessLookupError):  # a process between zygote and spare
                 everyone = own | dict.fromkeys(zygotes(agent), "zygote or spare") | ways
                 inheritable = {f"{how} {pid}": sorted(list_inheritable(pid)) for pid, how in everyone.items()}
                 shared = find_shared(everyone)
-                if not shared and set(map(tuple, inheritable.values())) == {(0, 1, 2)}:
-                    break
-        assert set(map(tuple, inheritable.values())) == {(0, 1, 2)}, inheritable
-        assert shared == {}
+                return not shared and set(map(tuple, inheritable.values())) == {(0, 1, 2)}
+            return False
+
+        await until(are_separate, lambda: f"inheritable: {inheritable}, shared: {shared}")
     finally:
         for km in managers:
             await km.shutdown_kernel(now=True)

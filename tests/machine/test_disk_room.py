@@ -15,7 +15,7 @@ import pytest
 from kit.machine.small_disk import small_disk
 from roost.launchers.agent.machine.disk_room import DiskRoom
 from roost.launchers.daemon.private_files import write_private
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 SIZE_BYTES = 2 << 20
 WRITER = """
@@ -60,11 +60,14 @@ async def test_logs_give_way_and_the_reserve_comes_back(small_folder: Path) -> N
     assert logs[0].stat().st_size < 64 << 10
     assert not (small_folder / "reserve").exists()
     try:
-        while not (small_folder / "reserve").exists():  # noqa: ASYNC110 - the next look takes it again
-            await asyncio.sleep(0.01)
+        await until((small_folder / "reserve").exists, "the next look takes the reserve again", 60, 0.01)
         fill(logs[1])
-        while os.statvfs(small_folder).f_bavail * 4096 < SIZE_BYTES // 2:  # noqa: ASYNC110 - a look cuts it
-            await asyncio.sleep(0.01)
+        await until(
+            lambda: os.statvfs(small_folder).f_bavail * 4096 >= SIZE_BYTES // 2,
+            "a look cuts the log",
+            60,
+            0.01,
+        )
         assert logs[1].stat().st_size < SIZE_BYTES // 4
     finally:
         room.close()

@@ -21,11 +21,12 @@ import roost
 from kit.machine.container_agent import LEASE, a_launch, connect
 from roost.bench.clusters.free_ports import free_port
 from roost.launchers.protocol.agent_client import AgentClient
+from roost.launchers.protocol.messages import AgentAddress
 from roost.scheduler.backends.agent_per_kernel import read_address
 from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import backend_context, open_backend
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 PAGE = (Path(roost.__file__).parent / "docs" / "developers.md").read_text()
 
@@ -105,9 +106,12 @@ async def test_the_shell_of_a_pod_sets_its_address_path_and_code(demo: Any, runt
     script = demo.add_code.add_code(script, archive)
     process = await asyncio.create_subprocess_exec("sh", "-c", script)
     try:
-        while (address := read_address(str(folder))) is None:
+
+        def find_address() -> AgentAddress | None:
             assert process.returncode is None, "the agent has ended"
-            await asyncio.sleep(0.02)
+            return read_address(str(folder))
+
+        address = await until(find_address, "the agent listens", 60, 0.02)
         assert address.endpoint.startswith("tcp://127.0.0.1:")
         client = AgentClient(address.endpoint, address.keys)
         await client.connect()

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from kit.machine.daemons import daemon_pids, kill, settle
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import KernelDied
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = pytest.mark.backends("local", why="the same agent on every backend")
 MIB = 1 << 20
@@ -87,13 +86,6 @@ def start(*, how: str = "forked", options: dict[str, object] | None = None, **wi
         assert time.monotonic() < deadline, f"no kernel was {how}"
 
 
-def wait_for(condition: Callable[[], object], what: str, deadline_s: float = 120) -> None:
-    deadline = time.monotonic() + allow_s(deadline_s)
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 def is_there(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -127,7 +119,7 @@ def test_a_detached_process_counts_and_ends_with_the_lease(settled_runtime_dir: 
         child = int(kernel.execute(DETACHED.format("")).text)
         kernel.restart()
         assert is_there(child), "it ends with the lease, not with the process of the kernel"
-    wait_for(lambda: not is_there(child), "it has outlived its lease")
+    until_blocking(lambda: not is_there(child), "it ends with its lease", 120, 0.02)
 
 
 @needs_cgroups
@@ -143,7 +135,7 @@ def test_a_detached_process_may_outlive_its_lease_if_the_operator_says_so(settle
     with start(memory="300MiB", options={"end_detached": False}) as kernel:
         child = int(kernel.execute(DETACHED.format("")).text)
     try:
-        wait_for(lambda: not lease_groups(settled_runtime_dir), "the group is left")
+        until_blocking(lambda: not lease_groups(settled_runtime_dir), "the group is removed", 120, 0.02)
         assert is_there(child)
     finally:
         os.kill(child, 9)
@@ -178,9 +170,12 @@ def test_the_cpus_are_shared_in_proportion_to_the_promises(settled_runtime_dir: 
         code = BUSY_FROM.format(BUSY_S, time.monotonic() + allow_s(2))
         with ThreadPoolExecutor() as threads:
             found = list(threads.map(lambda each: float(each.execute(code).text), started))
-        give_up_at = time.monotonic() + allow_s(60)
-        while float(started[0].execute(BUSY.format(2.0)).text) / 2.0 <= 2 * found[0] / BUSY_S:
-            assert time.monotonic() < give_up_at, "something holds back a kernel that is alone"
+        until_blocking(
+            lambda: float(started[0].execute(BUSY.format(2.0)).text) / 2.0 > 2 * found[0] / BUSY_S,
+            "a kernel that is alone gets more",
+            60,
+            0.0,
+        )
     total = sum(found)
     for used, promised in zip(found, (1, 1, 2, 4), strict=True):
         assert used / total == pytest.approx(promised / 8, rel=TOLERANCE), found
@@ -190,10 +185,12 @@ def test_the_cpus_are_shared_in_proportion_to_the_promises(settled_runtime_dir: 
 @needs_cgroups
 def test_a_ceiling_holds_also_for_a_kernel_that_is_alone(settled_runtime_dir: Path) -> None:
     with start(cpus=0.2, options={"cpu_ceiling": 1.5}) as kernel:
-        give_up_at = time.monotonic() + allow_s(60)
-        while (used := float(kernel.execute(BUSY.format(2.0)).text)) <= 0.4:  # other tests use the CPUs, too
-            assert time.monotonic() < give_up_at, used
-        assert used < 0.8
+
+        def find_used() -> float | None:
+            used = float(kernel.execute(BUSY.format(2.0)).text)
+            return used if used > 0.4 else None  # other tests use the CPUs, too
+
+        assert until_blocking(find_used, "the kernel uses more than its share", 60, 0.0) < 0.8
 
 
 @needs_cgroups
@@ -204,7 +201,7 @@ def test_a_kernel_that_is_about_to_use_all_its_memory_is_reported_once(settled_r
     try:
         with start(memory="300MiB") as kernel:
             kernel.execute(FILL.format(275))
-            wait_for(lambda: seen, "no warning was seen")
+            until_blocking(lambda: seen, "a warning is seen", 120, 0.02)
             time.sleep(2.5)
             assert len(seen) == 1
             assert re.fullmatch(r"uses 2\d\d\.?\d* MiB of its 300 MiB of memory; .*killed.*", seen[0])
@@ -218,16 +215,22 @@ def test_an_agent_that_is_killed_leaves_its_limits_to_the_next(settled_runtime_d
         for _ in range(3):
             (pid,) = daemon_pids(settled_runtime_dir, "agent")
             kill(pid)
-            wait_for(lambda: daemon_pids(settled_runtime_dir, "agent"), "there is no new agent")
+            until_blocking(
+                lambda: daemon_pids(settled_runtime_dir, "agent"), "there is a new agent", 120, 0.02
+            )
         with pytest.raises(KernelDied, match="of its 300 MiB of memory"):
             kernel.execute(FILL.format(400))
-    wait_for(lambda: not lease_groups(settled_runtime_dir), "the control group of a lease is left")
+    until_blocking(
+        lambda: not lease_groups(settled_runtime_dir), "the control group of a lease is removed", 120, 0.02
+    )
 
 
 @needs_cgroups
 def test_no_control_group_is_left(settled_runtime_dir: Path) -> None:
     with start(memory="300MiB"):
         assert len(lease_groups(settled_runtime_dir)) == 1
-    wait_for(lambda: not lease_groups(settled_runtime_dir), "the control group of a lease is left")
+    until_blocking(
+        lambda: not lease_groups(settled_runtime_dir), "the control group of a lease is removed", 120, 0.02
+    )
     settle(settled_runtime_dir)
     assert not has_groups(settled_runtime_dir), "a control group of the agent is left"

@@ -24,7 +24,7 @@ from kit.machine.daemons import settle
 from kit.machine.tiny_kernel import tiny
 from roost.bench.clusters.free_ports import free_port
 from roost.scheduler.client.client import connect
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = pytest.mark.backends("local", why="the same service on every backend")
 CHURN_S = float(os.environ.get("ROOST_CHURN_S", "10"))
@@ -66,11 +66,7 @@ def query(address: str, expression: str, label: str) -> dict[str, float]:
 
 def read(address: str, expression: str, label: str) -> dict[str, float]:
     """Query until there are values. After a reading that came too late, Prometheus has none."""
-    deadline = time.monotonic() + allow_s(30)
-    while not (found := query(address, expression, label)):
-        assert time.monotonic() < deadline, expression
-        time.sleep(0.2)
-    return found
+    return until_blocking(lambda: query(address, expression, label), expression, 30, 0.2)
 
 
 @pytest.mark.timeout(600 + CHURN_S)
@@ -91,12 +87,15 @@ def test_prometheus_counts_the_same_events_as_a_listener(
             starts = [client.start(tiny(cpus=1)) for _ in range(3)]  # the third waits for room
             for start in starts:
                 client.stop(start.result(allow_s(60)).id, grace_s=0).result(allow_s(60))
-        expected: dict[str, float] = {}
-        deadline = time.monotonic() + allow_s(30)
-        while (found := query(address, "roost_events_total", "kind")) != expected or not found:
-            assert time.monotonic() < deadline, (found, expected)
+        found: dict[str, float] = {}
+
+        def are_equal() -> bool:
+            nonlocal found
             expected = {kind: float(count) for kind, count in heard.items()}
-            time.sleep(0.2)
+            found = query(address, "roost_events_total", "kind")
+            return bool(found) and found == expected
+
+        until_blocking(are_equal, lambda: f"both count the same: {found}, {dict(heard)}", 30, 0.2)
         assert found["running"] == found["released"] >= 3
         assert sum(read(address, "roost_start_seconds_count", "how").values()) == found["running"]
         assert read(address, "roost_kernel_ends_total", "cause") == {"stopped": found["exited"]}

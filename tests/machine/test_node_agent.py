@@ -33,7 +33,7 @@ from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Connection, Manager
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, Unauthorized
 from roost.placement.model.json_codec import decode, encode
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 AT = AgentSettings(
     cpus=4,
@@ -238,10 +238,11 @@ async def test_the_next_agent_notices_that_the_daemon_has_ended_meanwhile(
         kill(manager.pid)
     assert alive(process)
     async with agent_session(AT) as following:
-        async for _ in looks(60):  # it may have released the lease before this client is there
-            if not (leases := (await following.client.holdings()).leases):
-                break
-        assert leases == ()
+
+        async def has_none() -> bool:  # it may have released the lease before this client is there
+            return not (await following.client.holdings()).leases
+
+        await until(has_none, "the next agent releases the lease")
     assert not alive(process)
 
 

@@ -17,7 +17,7 @@ from roost.provisioners.execution import Result
 from roost.provisioners.journal_reader import read_runs
 from roost.scheduler.client.client import connect
 from roost.scheduler.messages import Kernel
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 pytestmark = pytest.mark.backends("local")
 REPLY_S = 60.0
@@ -58,19 +58,24 @@ async def test_the_journal_keeps_its_output(folder: Path) -> None:
     async with roost.start_kernel("roosted") as kernel:
         service = connect("local")
         await kernel.execute("value")
-        async for _ in looks(30):  # the agent reads a little later, and may subscribe after the first cell
+
+        async def is_kept() -> bool:  # the agent reads a little later, and may subscribe after the first cell
             await kernel.execute("text")
             kept = await read_runs(service, kernel.id)
-            if kept and kept[-1].is_done:
-                break
+            return bool(kept) and kept[-1].is_done
+
+        await until(is_kept, "the journal keeps a cell", 30)
         await kernel.execute("value")
         await kernel.execute("text")
-        async for _ in looks(30):
+        kinds: list[tuple[str, list[str], bool]] = []
+
+        async def are_kept() -> bool:
+            nonlocal kinds
             runs = (await read_runs(service, kernel.id))[-2:]
             kinds = [(run.code, [each["output_type"] for each in run.outputs], run.is_done) for run in runs]
-            if kinds == [("value", ["display_data", "display_data"], True), ("text", ["stream"], True)]:
-                return
-        raise AssertionError(kinds)
+            return kinds == [("value", ["display_data", "display_data"], True), ("text", ["stream"], True)]
+
+        await until(are_kept, lambda: f"the journal keeps both cells: {kinds}", 30)
 
 
 def test_a_program_interrupts_by_a_message(folder: Path) -> None:

@@ -34,7 +34,7 @@ from roost.scheduler.backends.agent_per_kernel import (
     read_address,
     shorten_id,
 )
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 LEASE = Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1))
 
@@ -53,10 +53,12 @@ def a_launch(**env: str) -> Launch:
 
 async def find_address(process: asyncio.subprocess.Process, folder: Path) -> AgentAddress:
     """Return the address of a pod's agent once it listens."""
-    while (address := read_address(str(folder))) is None:
+
+    def find() -> AgentAddress | None:
         assert process.returncode is None, "the agent has ended"
-        await asyncio.sleep(0.02)
-    return address
+        return read_address(str(folder))
+
+    return await until(find, "the agent listens", 60, 0.02)
 
 
 @asynccontextmanager

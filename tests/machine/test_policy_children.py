@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from kit.clusters.faults import until
 from kit.fakes.client_policies import CLUSTER, HALF, Always, policies
 from roost.launchers.daemon.group_guard import GroupGuard
 from roost.launchers.daemon.process import is_running, start_time
 from roost.placement import Decision, Request, Snapshot, get_policy
+from roost.testing.deadlines import until
 
 _SERVICE = f"""
 import asyncio

@@ -28,6 +28,7 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.policies import sandbox
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.recent_requests import RecentRequests
+from roost.testing import deadlines
 from roost.testing.deadlines import allow_s
 
 Answer = Callable[[Request, Snapshot], Any]
@@ -254,15 +255,16 @@ async def test_threads_of_a_policy_take_no_time_between_its_answers() -> None:
 async def count_turns(group: int, processes: int, turns: int) -> None:
     """Wait until so many processes of the group, all at once, have been stopped and have run so many times."""
     seen = list[bool]()
-    deadline = time.monotonic() + allow_s(15)
-    while len(seen) < 2 * turns:
-        assert time.monotonic() < deadline, seen
+
+    def is_enough() -> bool:
         states = states_of(group)
         are_stopped = set(states.values()) == {"T"}
         is_uniform = len(states) == processes and (are_stopped or "T" not in states.values())
         if is_uniform and seen[-1:] != [are_stopped]:
             seen.append(are_stopped)
-        await asyncio.sleep(0.001)
+        return len(seen) >= 2 * turns
+
+    await deadlines.until(is_enough, lambda: f"the processes take turns: {seen}", 15, 0.001)
 
 
 async def test_a_slow_policy_is_stopped_again_and_again(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from roost.launchers.agent.machine.nvml import list_gpus
 from roost.provisioners.kernel_object import BlockingKernel
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 MIB = 1 << 20
@@ -62,13 +62,6 @@ def run(kernel: BlockingKernel, code: str) -> str:
     return answer.text
 
 
-def until(condition: Callable[[], object], what: str, within_s: float = 60) -> None:
-    deadline = time.monotonic() + allow_s(within_s)
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
 def devices() -> list[dict[str, Any]]:
     (node,) = connect("local").nodes().result(allow_s(20))
     return list(node["devices"])
@@ -83,7 +76,7 @@ def test_the_driver_and_roost_agree(burning: subprocess.Popen[str]) -> None:
     assert first.memory_bytes == pytest.approx(int(total) * MIB, rel=0.01)
     assert first.memory_used_bytes is not None
     assert first.memory_used_bytes >= 1024 * MIB
-    until(lambda: (reader.read(10)[0].used or 0) > 0.5, "the GPU does not look busy")
+    until_blocking(lambda: (reader.read(10)[0].used or 0) > 0.5, "the GPU looks busy")
     assert reader.memory_by_pid[burning.pid] >= 1024 * MIB
     reader.close()
 
@@ -109,7 +102,7 @@ def test_kernels_share_a_gpu_and_roost_knows_who_uses_it(settled_runtime_dir: Pa
             use = client.kernel(kernel.id, with_use=True).result(allow_s(20)).use
             return use.gpu_memory_bytes if use is not None else 0
 
-        until(lambda: memory(large) >= 4000 * MIB, "the memory of a kernel on the GPU is not known")
+        until_blocking(lambda: memory(large) >= 4000 * MIB, "the memory of a kernel on the GPU is known")
         assert 1000 * MIB <= memory(small) < 2500 * MIB
         assert devices()[0]["promised"] == 1.0
         if len(ask("uuid")) == 1:
@@ -125,7 +118,7 @@ def test_the_memory_of_a_killed_kernel_is_free(settled_runtime_dir: Path) -> Non
         process = connect("local").kernel(kernel.id).result(allow_s(20)).process
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
-        until(lambda: int(ask("memory.used")[0][0]) < int(before) + 1000, "the GPU's memory is not free")
+        until_blocking(lambda: int(ask("memory.used")[0][0]) < int(before) + 1000, "the GPU's memory is free")
 
 
 def test_no_process_of_roost_uses_the_gpu(settled_runtime_dir: Path) -> None:
@@ -144,9 +137,9 @@ def test_no_process_of_roost_uses_the_gpu(settled_runtime_dir: Path) -> None:
 def test_explain_says_that_others_keep_the_gpu_busy(
     settled_runtime_dir: Path, burning: subprocess.Popen[str]
 ) -> None:
-    until(
+    until_blocking(
         lambda: (connect("local").up().result(allow_s(60)), devices()[0]["used"])[1],
-        "the GPU does not look busy",
+        "the GPU looks busy",
     )
     command = [sys.executable, "-m", "roost", "explain", "--gpus", "1", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=allow_s(60))
@@ -163,9 +156,9 @@ def test_a_kernel_whose_gpu_works_is_not_idle(
         client = connect("local")
         assert client.kernel(kernel.id).result(allow_s(20)).state == "running"
         run(kernel, "is_over.set()")
-        until(
+        until_blocking(
             lambda: client.kernel(kernel.id).result(allow_s(20)).state == "exited",
-            "the idle kernel has not ended",
+            "the idle kernel ends",
         )
         assert client.kernel(kernel.id).result(allow_s(20)).reason == "culled: idle for longer than 5 s"
 
@@ -183,7 +176,7 @@ def test_torch_is_loaded_before_the_fork_and_cuda_after_it(
             how = connect("local").kernel(kernel.id).result(allow_s(20)).how
         return (loaded, how) == ("True", "forked")
 
-    until(is_forked_with_torch, "no kernel is forked with torch", within_s=300)
+    until_blocking(is_forked_with_torch, "a kernel is forked with torch", 300, 0.1)
     with start(0.5) as first, start(0.5) as second:
         for kernel in (first, second):
             began = time.monotonic()

@@ -22,7 +22,7 @@ from roost.launchers.daemon.private_files import runtime_dir, write_private_json
 from roost.provisioners.journal_reader import read_runs
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 STANDING_STILL = """
 import pathlib, time
@@ -121,8 +121,11 @@ async def test_a_kernel_that_has_ended_meanwhile_is_not_listed_and_says_why(one_
             await front.until(lambda: has_begun(front, cell))
             await end(server)
     (one_gpu / "go").touch()
-    while any(kernel.state == "running" for kernel in await connect("local").kernels()):  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
+
+    async def runs_none() -> bool:
+        return all(kernel.state != "running" for kernel in await connect("local").kernels())
+
+    await until(runs_none, "the kernel ends")
     async with serving(one_gpu) as server:
         assert await listed(server) == {}
         _, status = await server.get(f"roost/api/kernels/{kernel_id}")
@@ -186,10 +189,12 @@ async def test_output_beyond_the_journal_is_reported(one_gpu: Path) -> None:
             await front.until(lambda: has_begun(front, cell))
             await end(server)
     (one_gpu / "beyond").touch()
-    async for _ in looks(60):
+
+    async def is_done() -> bool:
         runs = await read_runs(connect("local"), kernel_id)
-        if runs and runs[-1].is_done:
-            break
+        return bool(runs) and runs[-1].is_done
+
+    await until(is_done, "the cell ends")
     async with serving(one_gpu) as server, front_end(server, kernel_id, "client") as front:
         text = shown(await front.ended(cell))
         assert text.startswith("[roost: the beginning of this output was not kept")
@@ -210,10 +215,13 @@ async def test_output_from_before_a_new_agent_is_reported(one_gpu: Path) -> None
             before = front.messages
     (agent,) = daemon_pids(runtime_dir(), "agent")
     kill(agent)
-    async for _ in looks(60):
+
+    def has_outputs() -> bool:
         with suppress(RoostError):
-            if connect("local").journal(kernel_id).result(allow_s(10)).last > 50:
-                break
+            return connect("local").journal(kernel_id).result(allow_s(10)).last > 50
+        return False
+
+    await until(has_outputs, "the next agent keeps 50 outputs")
     async with serving(one_gpu) as server, front_end(server, kernel_id, "client") as front:
         front.messages[:0] = before
         (one_gpu / "end").touch()

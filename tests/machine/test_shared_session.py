@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ import pytest
 
 from kit.machine.container_agent import PARENT_KERNEL, AssignedAgent, a_launch, assigned_agent, find_children
 from roost.launchers.protocol.messages import KernelProcess, Launch
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 
 @pytest.fixture
@@ -26,11 +24,8 @@ def launch(runtime_dir: Path) -> Launch:
     return a_launch((sys.executable, "-S", "-c", PARENT_KERNEL, "{connection_file}"))
 
 
-async def wait_until_ended(*processes: psutil.Process, within_s: float = 60) -> None:
-    deadline = time.monotonic() + allow_s(within_s)
-    while left := [process for process in processes if lives(process)]:
-        assert time.monotonic() < deadline, f"{left} still live"
-        await asyncio.sleep(0.01)
+async def wait_until_ended(*processes: psutil.Process) -> None:
+    await until(lambda: not any(map(lives, processes)), f"these processes end: {processes}", 60, 0.01)
 
 
 def lives(process: psutil.Process) -> bool:
@@ -90,11 +85,12 @@ async def test_a_kernel_that_exits_leaves_nothing_behind(runtime_dir: Path, laun
 
 async def ended_kernel(agent: AssignedAgent) -> KernelProcess:
     """Wait until the agent knows that the kernel has ended, and return the kernel."""
-    deadline = time.monotonic() + allow_s(60)
-    while (kernel := (await agent.client.holdings()).kernels[0]).is_running:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
-    return kernel
+
+    async def find() -> KernelProcess | None:
+        kernel = (await agent.client.holdings()).kernels[0]
+        return None if kernel.is_running else kernel
+
+    return await until(find, "the agent knows that the kernel has ended", 60, 0.01)
 
 
 async def test_signals_reach_the_kernel_and_its_group_but_not_the_agent(
@@ -105,12 +101,11 @@ async def test_signals_reach_the_kernel_and_its_group_but_not_the_agent(
         here, away, daemon, deaf = await find_children(agent.client)
         assert await agent.client.signal("k", signal.SIGINT)
         await wait_until_ended(here, deaf)
-        deadline = time.monotonic() + allow_s(60)
-        while "interrupted" not in await agent.client.logs(
-            "k", 1000
-        ):  # the children may end before the kernel prints
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+
+        async def is_printed() -> bool:  # the children may end before the kernel prints
+            return "interrupted" in await agent.client.logs("k", 1000)
+
+        await until(is_printed, "the kernel prints that it was interrupted", 60, 0.01)
         assert all(map(lives, (away, daemon, psutil.Process(process.pid))))
         assert agent.process.returncode is None
 

@@ -20,7 +20,7 @@ from roost.launchers.protocol import rpc_server
 from roost.launchers.protocol.rpc import ClientKeys, ServerKeys
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 FREE = 400
 """How many descriptors the server's process has in the tests with few of them."""
@@ -139,10 +139,7 @@ async def test_only_the_crowd_is_closed(few_descriptors: None, monkeypatch: pyte
         welcomed = server.connect(record_hello(server.keys.server))
         await asyncio.sleep(0.1)
         with Flood(server.port, "idle", peers=2 * FREE) as flood:
-            async for _ in looks(20):
-                if (opened := flood.count()) > 2 * FREE + 20:
-                    break
-            assert opened > 2 * FREE + 20, "none was closed"
+            await until(lambda: flood.count() > 2 * FREE + 20, "connections are closed", 20)
             assert not is_closed(welcomed)
 
 
@@ -171,8 +168,5 @@ async def test_a_server_ends_during_a_flood() -> None:
     async with running_server() as server:
         flood = Flood(server.port, "garbage", peers=200).__enter__()
         before = flood.count()
-        async for _ in looks(20):
-            if (opened := flood.count()) > before:
-                break
-        assert opened > before
+        await until(lambda: flood.count() > before, "more connections are opened", 20)
     flood.__exit__()

@@ -31,7 +31,8 @@ from kit.jupyter.restarted_servers import listed, none_is_left
 from kit.machine.daemons import wait_gone
 from roost.bench.clusters.free_ports import free_port
 from roost.scheduler.client.client import connect
-from roost.testing.deadlines import allow_s, looks
+from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import allow_s, until
 
 _PIDFD_GETFD = 438  # from linux/unistd.h, on every processor
 STOPPED_WITHIN_S = 60.0
@@ -83,13 +84,14 @@ async def start(server: JupyterServer, name: str = "gpu") -> str:
 
 
 async def until_queued(kernel_id: str, position: int = 1) -> None:
-    deadline = time.monotonic() + allow_s(60)
-    while True:
+    kernels: dict[str, Kernel] = {}
+
+    async def is_queued() -> bool:
+        nonlocal kernels
         kernels = {kernel.id: kernel for kernel in await connect("local").kernels()}
-        if kernel_id in kernels and kernels[kernel_id].position == position:
-            return
-        assert time.monotonic() < deadline, kernels
-        await asyncio.sleep(0.02)
+        return kernel_id in kernels and kernels[kernel_id].position == position
+
+    await until(is_queued, lambda: f"{kernel_id} has position {position}: {kernels}", 60, 0.02)
 
 
 @asynccontextmanager
@@ -111,11 +113,12 @@ async def test_cells_of_a_waiting_kernel_run_once_and_in_order(server: JupyterSe
             _, model = await server.api("GET", f"kernels/{waiting}")
             assert model["execution_state"] == "starting"
             assert model["connections"] == 1
-            async for _ in looks(20):  # the seconds in it go on
-                if model["reason"] == front.line(cells[0]):
-                    break
+
+            async def are_equal() -> bool:  # the seconds in it go on
                 _, model = await server.api("GET", f"kernels/{waiting}")
-            assert model["reason"] == front.line(cells[0])
+                return bool(model["reason"] == front.line(cells[0]))
+
+            await until(are_equal, "the model has the reason that the cell shows", 20)
             await server.api("DELETE", f"kernels/{holder}")
             ended = [await front.ended(cell) for cell in cells]
             assert [texts(messages) for messages in ended] == [f"{number}\n" for number in range(5)]
@@ -246,9 +249,11 @@ async def test_a_cell_runs_although_its_page_was_closed(server: JupyterServer) -
             cell = await front.run("x = 'ran'")
             await front.until(lambda: front.line(cell), 20)
         await server.api("DELETE", f"kernels/{holder}")
-        async for _ in looks(10):
-            if any(kernel.state == "running" for kernel in await connect("local").kernels()):
-                break
+
+        async def runs_one() -> bool:
+            return any(kernel.state == "running" for kernel in await connect("local").kernels())
+
+        await until(runs_one, "the waiting kernel runs", 10)
         async with front_end(server, waiting) as front:
             assert texts(await front.ended(await front.run("print(x)"))) == "ran\n"
 
@@ -272,11 +277,9 @@ async def test_a_server_that_stops_withdraws_its_waiting_starts_first(one_gpu: P
             front = await stack.enter_async_context(front_end(server, kernel_id))
             await front.run("1")
         assert len(await connect("local").kernels()) == 11, holder
-        deadline = time.monotonic() + allow_s(STOPPED_WITHIN_S)
         os.kill(server.pid, signal.SIGTERM)
-        while "Shutting down 11 kernels" not in "".join(server.log):
-            await asyncio.sleep(0.02)
-            assert time.monotonic() < deadline
+        text = "Shutting down 11 kernels"
+        await until(lambda: text in "".join(server.log), f"the log has {text!r}", STOPPED_WITHIN_S, 0.02)
         assert await asyncio.to_thread(wait_gone, server.pid, STOPPED_WITHIN_S)
     await none_is_left()
 
@@ -311,10 +314,14 @@ async def test_a_waiting_kernel_is_not_culled(one_gpu: Path) -> None:
         idle = await start(
             server, "plain"
         )  # a later kernel without a client, which the server culls after `waiting`
-        deadline = time.monotonic() + allow_s(60)
-        while idle in (kernels := await listed(server)):
-            assert time.monotonic() < deadline, kernels
-            await asyncio.sleep(0.1)
+        kernels: dict[str, str] = {}
+
+        async def is_culled() -> bool:
+            nonlocal kernels
+            kernels = await listed(server)
+            return idle not in kernels
+
+        await until(is_culled, lambda: f"the idle kernel is culled: {kernels}", 60, 0.1)
         assert kernels.keys() == {holder, waiting}
 
 
@@ -384,22 +391,24 @@ async def test_a_cell_shows_why_its_kernel_ended(server: JupyterServer) -> None:
         await front.until(lambda: "restarting" in _states(front))
         _, model = await server.api("GET", f"kernels/{kernel_id}")
         assert model["reason"] == sentence
-        deadline = time.monotonic() + allow_s(30)
-        while True:  # the kernel is started again, and the same websocket goes on
+
+        async def goes_on() -> bool:
             with contextlib.suppress(AssertionError):
-                assert texts(await front.ended(await front.run("print(42)"), 2)) == "42\n"
-                break
-            assert time.monotonic() < deadline
+                return texts(await front.ended(await front.run("print(42)"), 2)) == "42\n"
+            return False
+
+        await until(goes_on, "the kernel is started again, and the same websocket goes on", 30, 0.0)
 
 
 async def test_a_culled_kernel_says_why_it_ended(one_gpu: Path) -> None:
     names = ("cull_idle_timeout=1", "cull_interval=1", "cull_connected=True")
     async with run_server(one_gpu, *(f"--MappingKernelManager.{name}" for name in names)) as server:
         kernel_id = await start(server)
-        deadline = time.monotonic() + allow_s(30)
-        while (await server.api("GET", f"kernels/{kernel_id}"))[0] != 404:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.2)
+
+        async def is_culled() -> bool:
+            return bool((await server.api("GET", f"kernels/{kernel_id}"))[0] == 404)
+
+        await until(is_culled, "the kernel is culled", 30, 0.2)
         status, shown = await server.get(f"roost/api/kernels/{kernel_id}")
         assert (status, shown["text"]) == (200, "not running")
         assert "nobody had used it for" in shown["detail"]

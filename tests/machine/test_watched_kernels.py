@@ -16,7 +16,8 @@ from kit.jupyter.restarted_servers import listed, run_server, start
 from kit.machine.daemons import daemon_pids, kill, settle
 from roost.bench.world import ROOST, write_kernelspec
 from roost.scheduler.client.client import connect, disconnect
-from roost.testing.deadlines import allow_s
+from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import allow_s, until
 
 MISSPELT = "c.RoostScheduler.idel_after_s = 20\n"
 WITHIN_S = 6.0
@@ -41,10 +42,14 @@ def shell(*argv: str) -> subprocess.CompletedProcess[str]:
 
 
 async def until_running(*kernels: str) -> None:
-    deadline = time.monotonic() + allow_s(60)
-    while {kernel.id for kernel in await connect().kernels() if kernel.state == "running"} != {*kernels}:
-        assert time.monotonic() < deadline, await connect().kernels()
-        await asyncio.sleep(0.1)
+    found: list[Kernel] = []
+
+    async def do_run() -> bool:
+        nonlocal found
+        found = await connect().kernels()
+        return {kernel.id for kernel in found if kernel.state == "running"} == {*kernels}
+
+    await until(do_run, lambda: f"exactly {kernels} run: {found}", 60, 0.1)
 
 
 async def test_the_list_is_right_after_a_service_that_could_not_start(
@@ -69,9 +74,11 @@ async def test_the_list_is_right_after_a_service_that_could_not_start(
             done = await asyncio.to_thread(shell, "stop", ended)
             assert done.returncode == 0, done.stderr
             began = time.monotonic()
-            while (await listed(server)).get(ended, "dead") != "dead":
-                assert time.monotonic() - began < allow_s(WITHIN_S), await listed(server)
-                await asyncio.sleep(0.05)
+
+            async def is_dead(kernel_id: str = ended) -> bool:
+                return (await listed(server)).get(kernel_id, "dead") == "dead"
+
+            await until(is_dead, "the list has no ended kernel", WITHIN_S)
             took_s.append(time.monotonic() - began)
             assert (await listed(server))[kept] != "dead"
     print(f"the list was right after {min(took_s):.2f} to {max(took_s):.2f} s in {rounds} rounds")

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from kit.jupyter.front_end import FrontEnd, errors, front_end, texts
 from kit.jupyter.notebook import SLEEP
 from kit.jupyter.restarted_servers import end, listed, replies, serving, shown, start
 from roost.scheduler.client.client import connect, disconnect
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 from roost.testing.leftovers import private_runtime_dir
 
 SECONDS = "import time\nfor i in range({0}):\n    print(i, flush=True)\n    time.sleep(0.1)"
@@ -42,11 +43,8 @@ def end_kernels(backend: str) -> None:
 
 
 async def until_logged(server: JupyterServer, text: str) -> None:
-    """Wait until an ended server's last log line has this text. Raise `AssertionError` after 60 s."""
-    async for _ in looks(60):
-        if text in server.log[-1]:
-            return
-    raise AssertionError(server.log[-5:])
+    """Wait until an ended server's last log line has this text."""
+    await until(lambda: text in server.log[-1], lambda: f"the log ends with {text!r}: {server.log[-5:]}")
 
 
 def count_to(number: int) -> str:
@@ -104,9 +102,8 @@ async def test_a_server_in_a_new_container_finds_its_kernels(
                 await end(server)
     with container(tmp_path_factory, monkeypatch):
         async with serving(notebooks, name="", host="pod-2") as server:
-            async for _ in looks(60):  # a new service may need longer than the server's start waits
-                if await listed(server):
-                    break
+            # A new service may need longer than the server's start waits.
+            await until(partial(listed, server), "the server lists a kernel")
             assert (await listed(server)).keys() == {kernel_id}
             async with front_end(server, kernel_id, "client") as front:
                 assert shown(await front.ended(cell)) == count_to(40)

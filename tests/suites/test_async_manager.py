@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import zmq
 import zmq.asyncio
@@ -24,11 +23,11 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
 from kit.clusters.own_machines import HOMES, kernel_pid
-from kit.machine.daemons import daemon_pids, kill
+from kit.machine.daemons import daemon_pids, kill, wait_gone
 from roost.provisioners import RoostProvisioner
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import ConfigError, KernelDied, LaunchError, NoNodeEver
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 Specs = Callable[..., KernelSpecManager]
 of_the_client = pytest.mark.backends("local", "ray", why="the same client and service on every backend")
@@ -82,10 +81,10 @@ async def test_start_execute_shut_down(specs_of: Specs, backend: str, tmp_path: 
         pid = await pid_of(km)
         inner_pid = int((await run(kc, "print(os.getpid())"))["text"])
         assert inner_pid == (await km.provisioner.get_provisioner_info())["pid"]
-        assert psutil.pid_exists(pid)
+        assert not wait_gone(pid, 0)
         assert [one.id for one in await connect(backend).kernels()] == [km.kernel_id]
         await km.shutdown_kernel()
-        assert not psutil.pid_exists(pid)
+        assert wait_gone(pid, 0)
 
 
 @on_both_agents
@@ -107,8 +106,11 @@ async def test_a_killed_kernel_is_restarted_by_jupyters_restarter(specs: KernelS
         pid = await pid_of(km)
         os.kill(pid, signal.SIGKILL)
         await asyncio.wait_for(restarted.wait(), allow_s(60))
-        while await pid_of(km) == pid or not await km.is_alive():  # noqa: ASYNC110 - the restarter reports no more
-            await asyncio.sleep(0.02)
+
+        async def is_back() -> bool:  # the restarter reports no more
+            return await pid_of(km) != pid and await km.is_alive()
+
+        await until(is_back, "the kernel has another process", 60, 0.02)
         await asyncio.wait_for(asyncio.shield(km.ready), allow_s(60))
         await kc.wait_for_ready(allow_s(30))
         assert (await run(kc, "print(1)"))["text"] == "1"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import time
@@ -20,11 +19,10 @@ from server import jupyter_server
 from kit.jupyter.background_processes import STARTS, ending, find_named, start_code
 from kit.jupyter.front_end import front_end, texts
 from kit.jupyter.restarted_servers import EXTENSIONS, replies, start
-from roost.bench.clusters.cluster_folder import wait_until
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.client import Client, connect
 from roost.scheduler.errors import UnknownKernel
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 REPEATS = int(os.environ.get("ROOST_TEST_RESTARTS", "3"))
 """How many restarts each test makes. They take turns at the ways to start a process and to restart a kernel."""
@@ -52,12 +50,14 @@ async def until_forked(backend: str, kernel_id: str, restart: Callable[[], Await
     if get_spec(backend).has_agent_per_kernel:
         return
     service = connect(backend)
-    deadline = time.monotonic() + allow_s(READY_S)
-    while (how := await read_how(service, kernel_id)) != "forked":
-        assert time.monotonic() < deadline, "the kernel is not forked"
-        await asyncio.sleep(0.5)
-        if how:
+
+    async def is_forked() -> bool:
+        how = await read_how(service, kernel_id)
+        if how and how != "forked":
             await restart()
+        return how == "forked"
+
+    await until(is_forked, "the kernel is forked", READY_S, 0.5)
 
 
 async def read_how(service: Client, kernel_id: str) -> str:
@@ -87,7 +87,7 @@ async def test_a_client_reaches_the_restarted_kernel(
             await client.execute_interactive(
                 start_code(how, daemon), timeout=allow_s(READY_S), output_hook=note
             )
-            wait_until(partial(find_named, daemon), "the process does not run", timeout_s=READY_S)
+            await until(partial(find_named, daemon), "the process runs", READY_S)
             shown.clear()
             ports = km.ports
             await km.restart_kernel(now=now)
@@ -120,7 +120,7 @@ async def test_an_open_websocket_reaches_the_restarted_kernel(
         for number, (how, _) in enumerate(plan()):
             daemon = f"{name}-{number}-"
             await front.ended(await front.run(start_code(how, daemon)), READY_S)
-            wait_until(partial(find_named, daemon), "the process does not run", timeout_s=READY_S)
+            await until(partial(find_named, daemon), "the process runs", READY_S)
             assert (await restart())[0] == 200
             began = time.monotonic()
             messages = await front.ended(await front.run(f"print({number})"), ANSWER_S)

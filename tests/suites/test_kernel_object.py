@@ -9,23 +9,20 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nbformat
-import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
 import roost
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import SLEEP
+from kit.machine.daemons import wait_gone
 from roost.provisioners.execution import Result
 from roost.provisioners.notebook_run import run_notebook
 from roost.scheduler.client.client import connect
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until, until_blocking
 
 pytestmark = [
     pytest.mark.usefixtures("roosted"),
@@ -68,15 +65,6 @@ def left_behind() -> list[str]:
     return [kernel.id for kernel in connect("local").kernels().result(allow_s(10))]
 
 
-def until(is_true: Callable[[], Any]) -> Any:
-    """Poll until `is_true()` has a true value, and return the value. No event reports the change."""
-    deadline = time.monotonic() + allow_s(60)
-    while not (value := is_true()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value
-
-
 def test_start_execute_stop(roosted: Path, tmp_path: Path, backend: str) -> None:
     with roost.start_kernel("roosted", cwd=tmp_path, env={"MINE": "a$b"}) as kernel:
         assert [one.id for one in connect(backend).kernels().result(allow_s(10))] == [kernel.id]
@@ -87,8 +75,8 @@ def test_start_execute_stop(roosted: Path, tmp_path: Path, backend: str) -> None
         result = kernel.execute("import os; print(os.getcwd(), os.environ['MINE']); os.getpid()")
         assert (result.stdout, result.error) == (f"{tmp_path} a$b\n", None)
         pid = int(result.text)
-        assert psutil.pid_exists(pid)
-    assert not psutil.pid_exists(pid)
+        assert not wait_gone(pid, 0)
+    assert wait_gone(pid, 0)
     assert connect(backend).kernels().result(allow_s(10)) == []
     assert list(roosted.glob("*")) == []
     kernel.stop()
@@ -158,7 +146,7 @@ def test_interrupt_from_another_thread(tmp_path: Path) -> None:
     with roost.start_kernel("roosted") as kernel:
 
         def interrupt() -> None:
-            until(running.exists)
+            until_blocking(running.exists, "the cell runs", 60, 0.02)
             kernel.interrupt()
 
         thread = threading.Thread(target=interrupt)
@@ -269,7 +257,7 @@ async def test_a_cancelled_start_leaves_nothing_behind(roosted: Path) -> None:
         (ended,) = await asyncio.gather(starting, return_exceptions=True)
         if not isinstance(ended, BaseException):  # it was faster
             await ended.stop()
-    assert await asyncio.to_thread(until, lambda: not left_behind())
+    await until(lambda: asyncio.to_thread(lambda: not left_behind()), "no kernel is left", 60, 0.02)
     assert list(roosted.glob("*")) == []
 
 
@@ -292,7 +280,7 @@ def test_ctrl_c_stops_the_kernel(moment: str) -> None:
     )
     assert program.stdout is not None
     if moment == "start":
-        until(left_behind)
+        until_blocking(left_behind, "the kernel is known", 60, 0.02)
     else:
         assert program.stdout.readline() == "up\n"
     program.send_signal(signal.SIGINT)
@@ -357,7 +345,8 @@ print("goes on")
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=allow_s(120)
     )
     assert done.stdout == "goes on\n"
-    until(lambda: not left_behind())  # the scheduler stops the kernels of a program that has ended
+    # The scheduler stops the kernels of a program that has ended.
+    until_blocking(lambda: not left_behind(), "no kernel is left", 60, 0.02)
 
 
 @on_this_machine
@@ -406,6 +395,6 @@ def test_an_attached_program_notices_a_restart(tmp_path: Path) -> None:
         running = tmp_path / "running"
         with pytest.raises(TimeoutError, match="goes on"):
             attached.execute(f"open({str(running)!r}, 'w').close()\n{SLEEP}", timeout_s=0.1)
-        until(running.exists)
+        until_blocking(running.exists, "the cell runs", 60, 0.02)
         attached.interrupt()
         assert attached.execute("6 * 7", timeout_s=allow_s(30)).text == "42"

@@ -13,7 +13,7 @@ from server import JupyterServer, jupyter_server
 from kit.jupyter.front_end import errors, front_end, states, texts
 from kit.jupyter.restarted_servers import EXTENSIONS, start
 from roost.scheduler.client.client import connect
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 FILL = "data = bytearray(400 << 20); data[::4096] = b'x' * len(data[::4096])"
 DIE_ONCE = """
@@ -135,15 +135,13 @@ async def test_the_state_of_a_restarted_kernel_is_true(
         await front.ended(await front.run("1"))
         before = (await server.api("GET", f"kernels/{kernel_id}"))[1]
         await front.run("import os; os.kill(os.getpid(), 9)")
-        shown = before
-        while (
-            shown["execution_state"] != "idle"
-            or "reason" not in shown
-            or shown["last_activity"]
-            == before["last_activity"]  # its state may be idle until it is restarted
-        ):
-            await asyncio.sleep(0.1)
+
+        async def is_true() -> bool:
             shown = (await server.api("GET", f"kernels/{kernel_id}"))[1]
+            is_new = shown["last_activity"] != before["last_activity"]  # it may be idle until it is restarted
+            return is_new and shown["execution_state"] == "idle" and "reason" in shown
+
+        await until(is_true, "the restarted kernel is idle, and its model has a reason", 60, 0.1)
         answer = await server.api("POST", f"kernels/{kernel_id}/restart", {})
         assert (answer[0], answer[1]["execution_state"]) == (200, "idle")
 

@@ -24,7 +24,7 @@ from kit.jupyter.restarted_servers import none_is_left
 from kit.machine.daemons import wait_gone
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.messages import Kernel
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 pytestmark = [pytest.mark.usefixtures("roost_by_default")]
 
@@ -34,11 +34,11 @@ TOKEN = "for-this-test-only"
 async def until_kernel(state: str = "running") -> Kernel:
     """Wait until the only kernel is in that state, and return it."""
     client = roost.connect("local")
-    async for _ in looks(30):
-        for kernel in await client.kernels():
-            if kernel.state == state:
-                return kernel
-    raise AssertionError(f"no kernel is {state}")
+
+    async def find() -> Kernel | None:
+        return next((kernel for kernel in await client.kernels() if kernel.state == state), None)
+
+    return await until(find, f"a kernel is {state}", 30)
 
 
 async def test_kill_a_notebook_run(
@@ -60,10 +60,11 @@ async def test_kill_a_notebook_run(
     await run.wait()
     assert await asyncio.to_thread(wait_gone, kernel.pid, 60)
     assert time.monotonic() - killed_at >= short_owner_grace
-    async for _ in looks(60):
-        if not await roost.connect("local").kernels():
-            break
-    assert await roost.connect("local").kernels() == []
+
+    async def has_none() -> bool:
+        return not await roost.connect("local").kernels()
+
+    await until(has_none, "the service has no kernel")
     roost.connect("local").close()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Kernel, StartKernel
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 
 @pytest.fixture
@@ -163,10 +162,10 @@ async def _start(client: Client, asked: StartKernel) -> Kernel:
 
 
 async def _until_queued(client: Client, kernel_id: str) -> None:
-    deadline = time.monotonic() + allow_s(60)
-    while not any(kernel.id == kernel_id and kernel.state == "queued" for kernel in await client.kernels()):
-        assert time.monotonic() < deadline, "it is not queued"
-        await asyncio.sleep(0.02)
+    async def is_queued() -> bool:
+        return any(kernel.id == kernel_id and kernel.state == "queued" for kernel in await client.kernels())
+
+    await until(is_queued, "the start is queued", 60, 0.02)
 
 
 async def test_the_agent_of_this_machine_has_no_port(client: Client, settled_runtime_dir: Path) -> None:

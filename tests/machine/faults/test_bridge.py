@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from kit.jupyter.odd_launcher import Bridged, an_answer, bridged, load_seal, odd_launcher
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = [pytest.mark.usefixtures("runtime_dir")]
 NO_ANSWER = "The launcher has not answered, or its kernel has not listened, within "
@@ -50,10 +49,7 @@ def test_a_launcher_that_answers_twice(tmp_path: Path) -> None:
 
 def find_launcher(bridge: Bridged) -> psutil.Process:
     """Wait until the launcher `waits`, and return its process."""
-    deadline = time.monotonic() + allow_s(60)
-    while "waits" not in bridge.log:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until_blocking(lambda: "waits" in bridge.log, "the launcher waits", 60, 0.02)
     return next(
         each for each in bridge.descendants() if each.cmdline()[1] == "-c" and "waits" in each.cmdline()
     )

@@ -16,7 +16,7 @@ from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import Cancelled, NoNodeEver, NoNodeNow
 from roost.scheduler.messages import Event, Kernel, StartKernel
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 ASKER = """
 import asyncio, json, os, sys
@@ -100,11 +100,13 @@ async def _outcome(client: Client, asked: StartKernel) -> Kernel:
 
 
 async def _until_queued(client: Client, kernel_id: str) -> Kernel:
-    async for _ in looks(60):
+    async def find() -> Kernel | None:
         for kernel in await client.kernels():
             if kernel.id == kernel_id and kernel.state == "queued" and kernel.position is not None:
                 return kernel
-    raise AssertionError("the start was never queued")
+        return None
+
+    return await until(find, "the start is queued")
 
 
 async def test_a_start_waits_no_longer_than_its_launch_timeout(client: Client) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import agent_folder, daemon_pids, kill, wait_gone
 from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import Client
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 SECONDS = 10.0
 
@@ -26,11 +25,11 @@ async def test_kernels_stay_within_reach(roost_by_default: None, settled_runtime
     await notebook.run("kept = 42")
     before = {kind: daemon_pids(settled_runtime_dir, kind) for kind in ("scheduler", "agent")}
     shutil.rmtree(settled_runtime_dir, ignore_errors=True)
-    async for _ in looks(SECONDS):
-        if {kind: daemon_pids(settled_runtime_dir, kind) for kind in before} == before:
-            break
-    else:
-        raise AssertionError("the service and the agent cannot be found again")
+    await until(
+        lambda: {kind: daemon_pids(settled_runtime_dir, kind) for kind in before} == before,
+        "the service and the agent are found again",
+        SECONDS,
+    )
     assert _list_kernels() == [str(notebook.pid)], "a new client finds the service with its kernel"
     for kind, (pid,) in before.items():
         kill(pid)  # the next one reads the files that were put back
@@ -55,9 +54,9 @@ async def test_a_damaged_announcement_is_written_again(client: Client, settled_r
     assert len(announcements) == 2
     for file in announcements:
         file.write_bytes(b"")
-    async for _ in looks(SECONDS):
-        if all(file.stat().st_size for file in announcements):
-            break
+    await until(
+        lambda: all(file.stat().st_size for file in announcements), "the files are written again", SECONDS
+    )
     assert _list_kernels("gpus=2") == [str(kernel.pid)]
     await client.stop(kernel.id, grace_s=0)
 
@@ -74,8 +73,10 @@ async def test_damaged_files_leave_no_process_behind(client: Client, settled_run
     (agent_folder(settled_runtime_dir) / "leases" / "stray.json").write_text("x")
     kill(pid)
     assert wait_gone(damaged.pid, 60)
-    while _list_kernels("gpus=2") != [str(whole.pid)]:  # noqa: ASYNC110 - the lease outlives a kernel for a restarter
-        await asyncio.sleep(0.5)
+    # The lease outlives a kernel for a restarter.
+    await until(
+        lambda: _list_kernels("gpus=2") == [str(whole.pid)], "only the other kernel is listed", 120, 0.5
+    )
     assert (agent_folder(settled_runtime_dir) / "leases" / "stray.unreadable").exists()
     (agent_folder(settled_runtime_dir) / "leases" / "stray.unreadable").unlink()
     await client.stop(whole.id, grace_s=0)

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from roost.provisioners.journal_reader import CellRun, read_runs
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import KernelDied
 from roost.scheduler.messages import Kernel
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import until
 
 SHOWN_S = 60.0
 GROWS_BYTES = 32 << 20
@@ -54,13 +53,12 @@ class HostileKernel:
         """Publish a good cell and return it as the journal shows it."""
         for frames in good_cell(name):
             self.publish(*frames)
-        until = time.monotonic() + allow_s(SHOWN_S)
-        while time.monotonic() < until:
+
+        async def find() -> CellRun | None:
             runs = await read_runs(self._client, self.id, session=name)
-            if runs and runs[-1].is_done:
-                return runs[-1]
-            await asyncio.sleep(0.02)
-        raise AssertionError("a good cell is not shown")
+            return runs[-1] if runs and runs[-1].is_done else None
+
+        return await until(find, "a good cell is shown", SHOWN_S, 0.02)
 
     def close(self) -> None:
         self._shell.close()
@@ -74,11 +72,13 @@ async def hostile(client: Client, settled_runtime_dir: Path) -> AsyncIterator[Ho
     await client.start(tiny("innocent"))
     (pid,) = daemon_pids(settled_runtime_dir, "agent")
     kernel = HostileKernel(client, started, psutil.Process(pid))
-    for number in range(1_000):
-        kernel.publish(*good_cell(f"early-{number}")[0])
-        if (await client.journal("hostile")).last:
-            break
-        await asyncio.sleep(0.02)
+    numbers = itertools.count()
+
+    async def is_subscribed() -> bool:
+        kernel.publish(*good_cell(f"early-{next(numbers)}")[0])
+        return bool((await client.journal("hostile")).last)
+
+    await until(is_subscribed, "the agent receives what the kernel publishes", 20, 0.02)
     await kernel.run_good_cell("first")
     yield kernel
     kernel.close()
@@ -132,9 +132,11 @@ async def test_a_state_breaks_no_list(client: Client, hostile: HostileKernel) ->
         header = {"msg_id": f"m{number}", "msg_type": "status"}
         last = (await client.journal("hostile")).last
         hostile.publish(b"", b"<IDS|MSG>", b"", *map(dump, (header, CELL, {}, {"execution_state": state})))
-        async for _ in looks(60):
-            if (await client.journal("hostile")).last > last:
-                break
+
+        async def is_received(last: int = last) -> bool:
+            return (await client.journal("hostile")).last > last
+
+        await until(is_received, "the agent receives the state")
         listed = {each.id: each.use for each in await client.kernels(with_use=True)}
         assert (listed["hostile"] and listed["hostile"].execution_state) == "idle"
         assert listed["innocent"] is not None

@@ -22,7 +22,7 @@ from kit.machine.tiny_kernel import tiny
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.client import client as roost_client
 from roost.scheduler.client.client import Client
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 
 @pytest.fixture
@@ -62,11 +62,9 @@ async def test_the_agent_of_ten_busy_kernels(notebooks: list[Notebook], settled_
 
 async def _agent_after(world: Path, killed: int) -> list[int]:
     """Wait for the agent that roost starts after the killed one, and return a list with its pid."""
-    async for _ in looks(60):
-        found = [pid for pid in daemon_pids(world, "agent") if pid != killed]
-        if found:
-            return found
-    raise AssertionError("no new agent came up")
+    return await until(
+        lambda: [pid for pid in daemon_pids(world, "agent") if pid != killed], "a new agent has started"
+    )
 
 
 async def test_a_start_that_is_withdrawn_while_the_service_is_stopped(
@@ -87,10 +85,7 @@ async def test_a_start_that_is_withdrawn_while_the_service_is_stopped(
     finally:
         os.kill(service, signal.SIGCONT)
     monkeypatch.undo()
-    async for _ in looks(60):
-        if not client._tasks:
-            break
-    assert not client._tasks
+    await until(lambda: not client._tasks, "the client has no task")
     assert await client.kernels() == []
 
 
@@ -142,11 +137,11 @@ async def test_the_service_while_kernels_run(notebooks: list[Notebook], settled_
     assert await notebook.manager.is_alive()
     await notebook.run("import os, signal")
     notebook.client.execute("os.kill(os.getpid(), signal.SIGKILL)")
-    async for _ in looks(60):
-        if not await notebook.manager.is_alive():
-            break
-    else:
-        raise AssertionError("the new service did not report the kernel's end")
+
+    async def has_ended() -> bool:
+        return not await notebook.manager.is_alive()
+
+    await until(has_ended, "the new service reports the kernel's end")
     await notebook.manager.restart_kernel()
     await notebook.client.wait_for_ready(timeout=allow_s(60))
 
@@ -223,7 +218,8 @@ async def test_an_owner(short_owner_grace: float, client: Client, settled_runtim
 
 async def _until_only(client: Client, kernel_id: str) -> None:
     """Wait until the service knows no kernel but this one."""
-    deadline = time.monotonic() + allow_s(60)
-    while [kernel.id for kernel in await client.kernels()] != [kernel_id]:
-        assert time.monotonic() < deadline, "the kernel of the ended owner is still known"
-        await asyncio.sleep(0.05)
+
+    async def is_only() -> bool:
+        return [kernel.id for kernel in await client.kernels()] == [kernel_id]
+
+    await until(is_only, "the kernel of the ended owner is gone")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from kit.machine.daemons import daemon_pids, kill, settle
 from kit.machine.tiny_kernel import tiny
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 ROUNDS = int(os.environ.get("ROOST_LIMIT_ROUNDS", "25"))
 SEED = int(os.environ.get("ROOST_LIMIT_SEED", "1"))
@@ -46,10 +46,8 @@ def test_starts_stops_and_killed_agents_leave_no_control_group(settled_runtime_d
     print(f"{ROUNDS} starts, {killed} killed agents, {failed} failed starts, {len(held)} kernels left")
     for kernel in client.kernels().result(allow_s(60)):
         client.stop(kernel.id, grace_s=0).result(allow_s(60))
-    deadline = time.monotonic() + allow_s(10)
+    groups = partial(control_groups.lease_groups, settled_runtime_dir)
     # The next agent ends those of a killed one.
-    while left := control_groups.lease_groups(settled_runtime_dir):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    until_blocking(lambda: not groups(), lambda: f"no control group is left: {groups()}", 10)
     settle(settled_runtime_dir)
     assert not control_groups.has_groups(settled_runtime_dir)

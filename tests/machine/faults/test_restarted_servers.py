@@ -18,7 +18,8 @@ from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.restarted_servers import end, listed, serving, shown, start
 from kit.machine.daemons import settle
 from roost.scheduler.client.client import Client, connect, disconnect
-from roost.testing.deadlines import looks
+from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import until
 
 pytestmark = [pytest.mark.long, pytest.mark.long]
 ROUNDS = int(os.environ.get("ROOST_ROUNDS", "100"))
@@ -157,10 +158,14 @@ async def test_fifty_kernels_with_a_node_that_does_not_answer(
 
 async def until_all_run(service: Client) -> None:
     """Wait until each kernel has a process."""
-    async for _ in looks(60):
-        if all(kernel.pid for kernel in await service.kernels()):
-            return
-    raise AssertionError([(kernel.state, kernel.waits_for) for kernel in await service.kernels()])
+    kernels: list[Kernel] = []
+
+    async def do_run() -> bool:
+        nonlocal kernels
+        kernels = await service.kernels()
+        return all(kernel.pid for kernel in kernels)
+
+    await until(do_run, lambda: str([(kernel.state, kernel.waits_for) for kernel in kernels]))
 
 
 def is_agent_at(process: psutil.Process, address: str) -> bool:
@@ -177,7 +182,11 @@ def is_agent_at(process: psutil.Process, address: str) -> bool:
 
 async def settled(server: Any) -> None:
     """Wait until all kernels of a server are idle."""
-    async for _ in looks(60):
-        if set((await listed(server)).values()) == {"idle"}:
-            return
-    raise AssertionError(await listed(server))
+    states: dict[str, str] = {}
+
+    async def are_idle() -> bool:
+        nonlocal states
+        states = await listed(server)
+        return set(states.values()) == {"idle"}
+
+    await until(are_idle, lambda: f"all kernels are idle: {states}")
