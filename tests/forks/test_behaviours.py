@@ -10,7 +10,6 @@ import queue
 import signal
 import sqlite3
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ import pytest
 
 from kit.machine.forked_kernels import REPLY_S, Agent, Kernel, command_of
 from kit.programs.program import explain_old_ipykernel
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
@@ -209,10 +208,11 @@ def test_output_of_every_kind_arrives(kernel: Kernel) -> None:
         kernel,
         "import subprocess, time; subprocess.run(['echo', 'three']); os.write(2, b'four\\n'); time.sleep(0.5)",
     )
-    until = time.monotonic() + allow_s(REPLY_S)
-    while not {"three", "four"} <= set(kernel.log.read_text().split()) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert {"three", "four"} <= set(kernel.log.read_text().split()), "the log has what children write"
+    until_blocking(
+        lambda: {"three", "four"} <= set(kernel.log.read_text().split()),
+        "the log has what children write",
+        REPLY_S,
+    )
 
 
 def test_a_cell_may_await_and_a_cell_may_ask(kernel: Kernel) -> None:
@@ -296,10 +296,10 @@ def test_a_subshell_runs_beside_a_busy_cell(kernel: Kernel) -> None:
 
 def test_an_interrupt_ends_a_cell_with_its_children(kernel: Kernel) -> None:
     kernel.client.execute("import subprocess; subprocess.run(['sleep', '60'])")
-    deadline = time.monotonic() + allow_s(REPLY_S)
-    while not any(child.name() == "sleep" for child in psutil.Process(kernel.pid).children()):
-        assert time.monotonic() < deadline, "the child does not run"
-        time.sleep(0.02)
+    children = psutil.Process(kernel.pid).children
+    until_blocking(
+        lambda: any(child.name() == "sleep" for child in children()), "the child runs", REPLY_S, 0.02
+    )
     os.killpg(kernel.pid, signal.SIGINT)
     assert kernel.client.get_shell_msg(timeout=allow_s(REPLY_S))["content"]["ename"] == "KeyboardInterrupt"
 
@@ -352,12 +352,16 @@ def test_a_standby_that_nobody_needs_leaves_nothing(tmp_path: Path) -> None:
         agent.warm(tmp_path)
         first = agent.start(cwd=tmp_path)
         sessions = "get_ipython().history_manager.session_number"
-        number = first.value(sessions)
-        deadline = time.monotonic() + allow_s(60)
-        while not (second := agent.fork(cwd=tmp_path)).was_standby:  # none was ready yet
-            assert time.monotonic() < deadline, "no standby is ready"
-            number = second.value(sessions)
-            time.sleep(1)
+        number, second = first.value(sessions), first
+
+        def is_ready() -> bool:
+            nonlocal number, second
+            second = agent.fork(cwd=tmp_path)
+            if not second.was_standby:
+                number = second.value(sessions)
+            return second.was_standby
+
+        until_blocking(is_ready, "a standby is ready", 60, 1)
         assert second.value(sessions) == number + 1
     finally:
         agent.close()

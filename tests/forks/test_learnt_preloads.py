@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-import roost
 from kit.jupyter.kernelspecs import IPYKERNEL, kernelspecs
 from kit.machine.daemons import agent_folder, daemon_pids, settle, wait_gone
+from kit.machine.started_kernels import start_as
 from roost.launchers.agent.warm.learnt_preloads import FEWEST
 from roost.provisioners.kernel_object import BlockingKernel
-from roost.scheduler.client.client import connect, disconnect
-from roost.testing.deadlines import allow_s
+from roost.scheduler.client.client import disconnect
+from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = [
     pytest.mark.backends("local", why="the same agent on every backend"),
@@ -27,14 +26,7 @@ WITHIN_S = 180
 
 
 def start(name: str = "python3", **options: object) -> BlockingKernel:
-    """Start kernels until one is forked, and return it. Kernels are executed until a zygote is ready."""
-    deadline = time.monotonic() + allow_s(WITHIN_S)
-    while True:
-        kernel = roost.start_kernel(name, backend="local", backend_options=OPTIONS, **options)
-        if connect("local", **OPTIONS).kernel(kernel.id).result(allow_s(10)).how == "forked":
-            return kernel
-        kernel.stop()
-        assert time.monotonic() < deadline, "no kernel was forked"
+    return start_as("forked", name, WITHIN_S, OPTIONS, **options)
 
 
 def find_loaded(names: set[str], wanted: str, **options: object) -> set[str]:
@@ -42,15 +34,18 @@ def find_loaded(names: set[str], wanted: str, **options: object) -> set[str]:
 
     Each kernel then imports all of `names`, so that the agent learns these modules.
     """
-    deadline = time.monotonic() + allow_s(WITHIN_S)
-    while True:
+    loaded: set[str] = set()
+
+    def is_loaded() -> bool:
+        nonlocal loaded
         with start(**options) as kernel:
             text = kernel.execute(f"sorted({names!r} & set(__import__('sys').modules))").text
             kernel.execute(f"import {', '.join(names)}", check=True)
         loaded = {name for name in names if repr(name) in text}
-        if wanted in loaded:
-            return loaded
-        assert time.monotonic() < deadline, loaded
+        return wanted in loaded
+
+    until_blocking(is_loaded, lambda: f"a kernel has imported {wanted}: {loaded}", WITHIN_S, 0.0)
+    return loaded
 
 
 def test_what_kernels_import_is_in_the_next_zygote_and_survives_the_agent(settled_runtime_dir: Path) -> None:

@@ -19,13 +19,13 @@ import pytest
 from kit.jupyter.notebook import SLEEP
 from kit.machine.descriptors import list_inheritable
 from kit.machine.forked_kernels import REPLY_S, Agent, children, command_of, wait_for
-from roost.bench.clusters.cluster_folder import wait_until
+from roost.bench.clusters.cluster_folder import END_TIMEOUT_S
 from roost.launchers.agent.machine.ports import claim
 from roost.launchers.agent.warm import fork_report, zygote_pool
 from roost.launchers.agent.warm.fork_report import KernelDiedEarly
 from roost.launchers.agent.warm.kernel_command import NotForked
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
@@ -136,10 +136,7 @@ def test_an_interrupt_stops_a_cell_and_leaves_an_idle_kernel_alone(agent: Agent,
         message = kernel.client.get_iopub_msg(timeout=allow_s(REPLY_S))
         if message["parent_header"].get("msg_id") == msg_id and message["msg_type"] == "stream":
             break
-    deadline = time.monotonic() + allow_s(REPLY_S)
-    while not has_printed.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until_blocking(has_printed.exists, "the cell has printed", REPLY_S, 0.01)
     os.killpg(kernel.pid, signal.SIGINT)
     reply = kernel.client.get_shell_msg(timeout=allow_s(REPLY_S))
     assert reply["content"]["ename"] == "KeyboardInterrupt"
@@ -367,12 +364,12 @@ def test_spares_end_with_their_zygote_while_its_kernels_live(tmp_path: Path) -> 
     try:
         zygote = agent.warm()
         agent.start(how="standby")  # the first one makes IPython's folder, which ends the spares of before
-        wait_until(lambda: bool(spares()), "no spare waits")
+        until_blocking(lambda: bool(spares()), "a spare waits", END_TIMEOUT_S)
         kernel = agent.start("--InteractiveShell.xmode=Minimal")
         assert not kernel.was_standby
         os.kill(zygote, signal.SIGKILL)
         assert agent.zygotes.on_reaped(*os.waitpid(zygote, 0))
-        wait_until(lambda: not spares(), "a spare has not ended")
+        until_blocking(lambda: not spares(), "the spares end", END_TIMEOUT_S)
         assert kernel.run("1+1")["status"] == "ok"
     finally:
         agent.close()
@@ -440,8 +437,10 @@ def test_a_change_that_no_watch_reports_affects_one_start(
     zygote.fingerprint.files[str(tmp_path / "changed")] = (0, 0, 0)
     (tmp_path / "changed").touch()
     assert agent.try_start() is not None
-    deadline = time.monotonic() + allow_s(60)
-    while zygote.pid in agent.zygotes.interpreters():
-        assert time.monotonic() < deadline
+
+    def is_replaced() -> bool:
         agent.loop.run_until_complete(asyncio.sleep(0.01))
+        return zygote.pid not in agent.zygotes.interpreters()
+
+    until_blocking(is_replaced, "the zygote is replaced", 60, 0.0)
     assert agent.try_start() is None

@@ -15,11 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
-from roost.bench.clusters.cluster_folder import wait_until
 from roost.bench.kernel import BenchKernel, NoAnswer
 from roost.bench.sides import read_sides, world
 from roost.bench.world import write_kernelspec
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 RUN_S = 300
 """The limit of a run. Alone on the machine it takes up to 30 s, beside other tests four times as long."""
@@ -302,20 +301,16 @@ def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=marked) as run:
         folder = find_folder(tmp_path)
         run.kill()
-    wait_until(
-        lambda: not find_marked(tmp_path), "processes of the killed run are left", timeout_s=allow_s(60)
-    )
-    wait_until(lambda: not folder.exists(), "the folder of the killed run is left", timeout_s=allow_s(15))
+    until_blocking(lambda: not find_marked(tmp_path), "the processes of the killed run end", 60)
+    until_blocking(lambda: not folder.exists(), "the folder of the killed run is removed", 15)
 
 
 def find_folder(tmp_path: Path) -> Path:
     """Return the private folder of a benchmark's run, once roost's processes and some kernels use it."""
-    began = time.monotonic()
-    while len(found := find_marked(tmp_path)) < 8:  # service, agent, zygote, kernels
-        assert time.monotonic() - began < allow_s(60)
-        time.sleep(0.2)
+    # Service, agent, zygote, kernels.
+    until_blocking(lambda: len(find_marked(tmp_path)) >= 8, "some kernels run", 60, 0.2)
     homes = set()
-    for process in found:
+    for process in find_marked(tmp_path):
         with suppress(psutil.Error, OSError):  # a kernel may have ended meanwhile
             homes.add(process.environ().get("ROOST_RUNTIME_DIR", ""))
     (home,) = homes - {"", os.environ["ROOST_RUNTIME_DIR"]}

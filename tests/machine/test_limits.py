@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-import roost
 from kit.machine import control_groups
 from kit.machine.control_groups import has_groups, lease_groups
 from kit.machine.daemons import daemon_pids, kill, settle
-from roost.provisioners.kernel_object import BlockingKernel
+from kit.machine.started_kernels import start_as
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import KernelDied
 from roost.testing.deadlines import allow_s, until_blocking
@@ -74,18 +73,6 @@ except RoostError as problem:
 needs_cgroups = pytest.mark.skipif(bool(control_groups.why_not()), reason=control_groups.why_not())
 
 
-def start(*, how: str = "forked", options: dict[str, object] | None = None, **wish: object) -> BlockingKernel:
-    """Start kernels until one is started as `how` says (`forked`: once a zygote is ready); return it."""
-    deadline = time.monotonic() + allow_s(60)
-    options = options or {}
-    while True:
-        kernel = roost.start_kernel("python3", backend="local", backend_options=options, **wish)
-        if connect("local", **options).kernel(kernel.id).result(allow_s(10)).how == how:
-            return kernel
-        kernel.stop()
-        assert time.monotonic() < deadline, f"no kernel was {how}"
-
-
 def is_there(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -97,8 +84,8 @@ def is_there(pid: int) -> bool:
 def test_only_the_kernel_that_needs_too_much_memory_dies(settled_runtime_dir: Path, how: str) -> None:
     fork = how == "forked"
     with (
-        start(how=how, memory="300MiB", fork=fork) as small,
-        start(how=how, memory="600MiB", fork=fork) as large,
+        start_as(how=how, memory="300MiB", fork=fork) as small,
+        start_as(how=how, memory="600MiB", fork=fork) as large,
     ):
         for kernel in (small, large):
             pid = kernel.execute("import os; os.getpid()").text
@@ -115,7 +102,7 @@ def test_only_the_kernel_that_needs_too_much_memory_dies(settled_runtime_dir: Pa
 
 @needs_cgroups
 def test_a_detached_process_counts_and_ends_with_the_lease(settled_runtime_dir: Path) -> None:
-    with start(memory="300MiB") as kernel:
+    with start_as(memory="300MiB") as kernel:
         child = int(kernel.execute(DETACHED.format("")).text)
         kernel.restart()
         assert is_there(child), "it ends with the lease, not with the process of the kernel"
@@ -124,7 +111,7 @@ def test_a_detached_process_counts_and_ends_with_the_lease(settled_runtime_dir: 
 
 @needs_cgroups
 def test_a_detached_process_that_needs_too_much_memory_ends_its_kernel(settled_runtime_dir: Path) -> None:
-    with start(memory="300MiB") as kernel:
+    with start_as(memory="300MiB") as kernel:
         code = DETACHED.format(FILL.format(400)) + "\nimport time; time.sleep(60)"
         with pytest.raises(KernelDied, match="of its 300 MiB of memory"):
             kernel.execute(code)
@@ -132,7 +119,7 @@ def test_a_detached_process_that_needs_too_much_memory_ends_its_kernel(settled_r
 
 @needs_cgroups
 def test_a_detached_process_may_outlive_its_lease_if_the_operator_says_so(settled_runtime_dir: Path) -> None:
-    with start(memory="300MiB", options={"end_detached": False}) as kernel:
+    with start_as(memory="300MiB", options={"end_detached": False}) as kernel:
         child = int(kernel.execute(DETACHED.format("")).text)
     try:
         until_blocking(lambda: not lease_groups(settled_runtime_dir), "the group is removed", 120, 0.02)
@@ -164,7 +151,7 @@ def test_the_cpus_are_shared_in_proportion_to_the_promises(settled_runtime_dir: 
     with contextlib.ExitStack() as kernels:
         started = []
         for cpus in (1, 1, 2, 4):
-            kernel = kernels.enter_context(start(cpus=cpus, options=options))
+            kernel = kernels.enter_context(start_as(cpus=cpus, options=options))
             kernel.execute(f"import os; os.sched_setaffinity(0, {allowed})")
             started.append(kernel)
         code = BUSY_FROM.format(BUSY_S, time.monotonic() + allow_s(2))
@@ -184,7 +171,7 @@ def test_the_cpus_are_shared_in_proportion_to_the_promises(settled_runtime_dir: 
 
 @needs_cgroups
 def test_a_ceiling_holds_also_for_a_kernel_that_is_alone(settled_runtime_dir: Path) -> None:
-    with start(cpus=0.2, options={"cpu_ceiling": 1.5}) as kernel:
+    with start_as(cpus=0.2, options={"cpu_ceiling": 1.5}) as kernel:
 
         def find_used() -> float | None:
             used = float(kernel.execute(BUSY.format(2.0)).text)
@@ -199,7 +186,7 @@ def test_a_kernel_that_is_about_to_use_all_its_memory_is_reported_once(settled_r
     client = connect("local")
     unlisten = client.listen(lambda event: seen.append(event.detail) if event.kind == "warned" else None)
     try:
-        with start(memory="300MiB") as kernel:
+        with start_as(memory="300MiB") as kernel:
             kernel.execute(FILL.format(275))
             until_blocking(lambda: seen, "a warning is seen", 120, 0.02)
             time.sleep(2.5)
@@ -211,7 +198,7 @@ def test_a_kernel_that_is_about_to_use_all_its_memory_is_reported_once(settled_r
 
 @needs_cgroups
 def test_an_agent_that_is_killed_leaves_its_limits_to_the_next(settled_runtime_dir: Path) -> None:
-    with start(memory="300MiB") as kernel:
+    with start_as(memory="300MiB") as kernel:
         for _ in range(3):
             (pid,) = daemon_pids(settled_runtime_dir, "agent")
             kill(pid)
@@ -227,7 +214,7 @@ def test_an_agent_that_is_killed_leaves_its_limits_to_the_next(settled_runtime_d
 
 @needs_cgroups
 def test_no_control_group_is_left(settled_runtime_dir: Path) -> None:
-    with start(memory="300MiB"):
+    with start_as(memory="300MiB"):
         assert len(lease_groups(settled_runtime_dir)) == 1
     until_blocking(
         lambda: not lease_groups(settled_runtime_dir), "the control group of a lease is removed", 120, 0.02

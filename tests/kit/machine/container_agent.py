@@ -7,7 +7,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
 from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.node_archive import dump_start, pack
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1))
 
@@ -144,15 +143,16 @@ async def connect(
     endpoint: str, keys: ClientKeys, on_event: Callable[[AgentEvent], None] | None = None
 ) -> AgentClient:
     """Connect to an agent as soon as it listens."""
-    deadline = time.monotonic() + allow_s(60)
-    while True:
+
+    async def try_once() -> AgentClient | None:
         client = AgentClient(endpoint, keys, on_event=on_event)
         try:
             await client.connect()
-            return client
         except (RpcError, asyncio.TimeoutError):
-            assert time.monotonic() < deadline, "the agent does not listen"
-            await asyncio.sleep(0.02)
+            return None
+        return client
+
+    return await until(try_once, "the agent listens", 60, 0.02)
 
 
 def a_launch(argv: tuple[str, ...] = TINY_ARGV) -> Launch:

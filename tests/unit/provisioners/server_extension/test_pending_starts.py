@@ -31,7 +31,7 @@ from roost.provisioners.server_extension.pending_start import PendingStart
 from roost.provisioners.server_extension.pending_starts import PendingStarts, add_pending_starts
 from roost.scheduler.errors import LaunchError
 from roost.scheduler.messages import Event, Kernel, StartKernel
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 
 class OtherConnection(BaseKernelWebsocketConnection):
@@ -138,8 +138,8 @@ async def test_a_waiting_kernel_is_listed_and_no_client_connects_with_it(
     assert kernels.started == ""
     with pytest.raises(LaunchError, match="has not started yet"):
         kernels.get_kernel(kernel_id).client().start_channels()
-    while not service.called("start"):  # noqa: ASYNC110 - the first start in a process also imports
-        await asyncio.sleep(0.01)
+    # The first start in a process also imports.
+    await until(lambda: service.called("start"), "the service gets the start", 60, 0.01)
     assert service.called("start")[0].queue_timeout_s == 3600.0
     await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), allow_s(60))
     assert kernel_id not in kernels
@@ -151,8 +151,8 @@ async def test_a_start_is_answered_as_soon_as_it_is_known_to_wait(
 ) -> None:
     monkeypatch.setattr(waiting_starts, "ANSWER_AFTER_S", 600.0)
     starting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))
-    while not service.called("start"):  # noqa: ASYNC110 - the first start in a process also imports
-        await asyncio.sleep(0.01)
+    # The first start in a process also imports.
+    await until(lambda: service.called("start"), "the service gets the start", 60, 0.01)
     assert not starting.done()
     start = service.called("start")[0]
     kernel = Kernel(

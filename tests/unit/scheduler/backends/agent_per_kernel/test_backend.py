@@ -28,7 +28,7 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, NoNodeEver, NoNodeNow
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
 from roost.testing.contract import Opener
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 PULLING = "its image is being pulled"
 SOON = Settings(claim_grace_s=0.1)
@@ -483,9 +483,11 @@ async def test_a_pod_that_ends_while_all_are_read_is_not_shown_again(
         await has_read.wait()
         monkeypatch.setattr(pod_cluster, "pods", pods)
         await pod_cluster.delete(lease.id)  # its agent says nothing
-        async for _ in looks(60):
-            if not (await mine.snapshot()).node("a").cpus_promised:
-                break
+
+        async def is_free() -> bool:
+            return not (await mine.snapshot()).node("a").cpus_promised
+
+        await until(is_free, "the pod takes no room")
         goes_on.set()
         assert [found.state for found in (await reading).leases] == ["lost"]
         assert (await mine.snapshot()).node("a").cpus_promised == 0

@@ -23,6 +23,7 @@ from roost.scheduler.backends.agent_per_node.manager import StartedAgent
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
 from roost.scheduler.backends.base import AgentReport, BackendContext, BackendEvent
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+from roost.testing import deadlines
 from roost.testing.deadlines import allow_s
 
 LEASE = Lease(
@@ -84,10 +85,7 @@ async def opened(tmp_path: Path, agent: FakeAgent) -> AsyncIterator[Opened]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + allow_s(60)
-    while not holds():
-        assert time.monotonic() < give_up_at, "too late"
-        await asyncio.sleep(0.01)
+    await deadlines.until(holds, "the backend reaches its next state", 60, 0.01)
 
 
 async def test_a_released_lease_is_gone_from_the_manager_and_the_agent(opened: Opened) -> None:
@@ -402,14 +400,13 @@ async def test_agents_report_the_real_use_and_are_not_asked_for_it(
     opened.agent.report_status()
     node = await until_used(opened, 3.0)
     assert node.cpus_promised == 1
-    deadline = began + allow_s(60)
-    # The age counts from the reading of the metrics before the report until the next reading.
-    while (age_s := (await opened.backend.snapshot()).node("here").metrics_age_s) is not None:
-        if age_s <= time.monotonic() - began:
-            break
-        assert time.monotonic() < deadline, age_s
-        await asyncio.sleep(0.01)
-    assert age_s is not None
+
+    async def is_new() -> bool:  # the age counts from the reading before the report until the next reading
+        age_s = (await opened.backend.snapshot()).node("here").metrics_age_s
+        assert age_s is not None
+        return age_s <= time.monotonic() - began
+
+    await deadlines.until(is_new, "the metrics are read again", 60, 0.01)
     assert "status" not in opened.agent.calls
 
 
@@ -491,11 +488,12 @@ async def test_an_agent_that_is_lost_and_cannot_be_started_is_not_tried_again(
 
 async def until_used(opened: Opened, cpus_used: float | None) -> Node:
     """Wait until the snapshot has this use of CPUs. Return the node."""
-    deadline = time.monotonic() + allow_s(60)
-    while (node := (await opened.backend.snapshot()).node("here")).cpus_used != cpus_used:
-        assert time.monotonic() < deadline, node
-        await asyncio.sleep(0.01)
-    return node
+
+    async def find() -> Node | None:
+        node = (await opened.backend.snapshot()).node("here")
+        return node if node.cpus_used == cpus_used else None
+
+    return await deadlines.until(find, f"the node uses {cpus_used} CPUs", 60, 0.01)
 
 
 async def test_agents_are_found_again_after_a_change_of_their_settings(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from roost.scheduler.backends.kubernetes import api
 from roost.scheduler.backends.kubernetes.api import Api
 from roost.scheduler.errors import BackendUnavailable
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 
 class SilentServer(ThreadingHTTPServer):
@@ -101,9 +100,7 @@ def test_a_server_that_is_silent_is_away_after_two_attempts(client: Api, server:
     server.silent = set(range(1 << 16))
     with pytest.raises(BackendUnavailable, match="does not answer"):
         client.request("GET", "/version", timeout_s=0.3)
-    give_up_at = time.monotonic() + allow_s(60)
-    while len(server.requests) < 2 and time.monotonic() < give_up_at:
-        time.sleep(0.01)
+    until_blocking(lambda: len(server.requests) >= 2, "the server gets two requests", 60, 0.01)
     assert len(server.requests) == 2
 
 

@@ -21,7 +21,7 @@ from roost.scheduler.backends.ray.nodes import RayNode
 from roost.scheduler.backends.ray.placement_groups import Group
 from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
-from roost.testing.deadlines import looks
+from roost.testing.deadlines import until
 
 SERVICE = KeyPair("public", "secret")
 NODE = RayNode(
@@ -316,9 +316,7 @@ async def test_a_worker_is_ready_for_later_claims_on_a_node(monkeypatch: pytest.
     await ray_manager.start_agent("a")
     assert await claiming == ("1",)
     assert (ray.brought_up, ray.workers) == (1, [])
-    async for _ in looks(60):
-        if ray.workers:
-            break
+    await until(lambda: ray.workers, "a worker is started")
     assert ray.workers == ["start_reader"]
 
     await ray_manager.claim(replace(lease("0", 1), id="roost:k:s/2"), NODE, lambda *_: True)

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 
-from kit.clusters.faults import until
 from kit.fakes.cluster_manager import FakeManager
 from kit.fakes.scheduler import FakeAgent
 from roost.launchers.protocol.messages import Lease, Owner
@@ -18,6 +17,7 @@ from roost.scheduler.backends.base import BackendContext
 from roost.scheduler.backends.ssh.backend import SshBackend
 from roost.scheduler.backends.ssh.settings import RoostSshBackend
 from roost.scheduler.errors import LeaseConflict
+from roost.testing.deadlines import until
 
 LEASE = Lease(
     id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1), node_id="here"

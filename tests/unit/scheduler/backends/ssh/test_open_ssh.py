@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 
 from roost.scheduler.backends.ssh import open_ssh
 from roost.scheduler.backends.ssh.open_ssh import HostProblem, read_options, run_on_host
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 MakeClient = Callable[..., tuple[str, ...]]
 
@@ -48,7 +47,7 @@ async def contact(ssh: tuple[str, ...], program: str = "say({'is': 1})", **optio
 async def problem_of(ssh: tuple[str, ...], program: str = "say({})", **options: Any) -> HostProblem:
     with pytest.raises(HostProblem) as caught:
         await contact(ssh, program, **options)
-    assert not await left_processes()
+    await until_none_is_left()
     return caught.value
 
 
@@ -77,14 +76,9 @@ def find_new() -> set[psutil.Process]:
     return new
 
 
-async def left_processes() -> set[psutil.Process]:
-    """Return what this test has started and left, zombies too. A killed process may need a moment to be reaped."""
-    until = time.monotonic() + allow_s(5)
-    while left := find_new():
-        if time.monotonic() > until:
-            break
-        await asyncio.sleep(0.02)
-    return left
+async def until_none_is_left() -> None:
+    """Wait until this test has no process, not even a zombie. A killed process may need a moment to be reaped."""
+    await until(lambda: not find_new(), lambda: f"no process is left: {find_new()}", 5, 0.02)
 
 
 def count_descriptors() -> int:
@@ -122,7 +116,7 @@ async def test_a_question_to_a_master_has_a_deadline(
     monkeypatch.setattr(open_ssh, "_CHECK_S", 0.5)
     await contact(client(RUN, check="trap '' TERM; sleep 1000"))
     assert "ControlPath=none" in (tmp_path / "words").read_text()
-    assert not await left_processes()
+    await until_none_is_left()
 
 
 async def test_a_client_that_is_missing(tmp_path: Path, client: MakeClient) -> None:
@@ -147,7 +141,7 @@ async def test_a_client_that_does_not_end_is_killed_with_its_programs(client: Ma
 
 async def test_a_client_that_goes_on_after_the_answer_is_killed(client: MakeClient) -> None:
     assert await contact(client('sh -c "$last"; sleep 1000')) == {"is": 1}
-    assert not await left_processes()
+    await until_none_is_left()
 
 
 async def test_a_program_that_holds_the_pipes_holds_no_contact(client: MakeClient, tmp_path: Path) -> None:
@@ -190,10 +184,7 @@ async def test_many_contacts_leave_no_descriptor(client: MakeClient) -> None:
         await contact(client(RUN))
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(contact(client("exec sleep 1000")), 0.1)
-    async for _ in looks(5):
-        if count_descriptors() <= before:
-            break
-    assert count_descriptors() <= before
+    await until(lambda: count_descriptors() <= before, "no more descriptors are open than before", 5)
 
 
 @pytest.mark.parametrize("host", ["", "-oProxyCommand=x", "a b", "a\nb"])
@@ -229,7 +220,7 @@ async def test_an_error_of_the_caller_reaches_the_caller(client: MakeClient) -> 
         await contact(client(RUN), report=fail)
     with pytest.raises(ValueError, match="of the caller"):
         await contact(client(RUN), "fetch_archive()", archive=fail)
-    assert not await left_processes()
+    await until_none_is_left()
 
 
 async def test_options_of_the_client(client: MakeClient) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from roost.testing import deadlines
 from roost.testing.deadlines import allow_s
 
 dask = pytest.importorskip("dask", reason="Dask is not installed: pip install '.[dask]'")
@@ -140,12 +141,7 @@ def quiet(tmp_path: Path) -> Iterator[None]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds, because Dask publishes no event for it."""
-
-    async def look() -> None:
-        while not condition():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(look(), allow_s(DEADLINE_S))
+    await deadlines.until(condition, "Dask reaches its next state", DEADLINE_S, 0.01)
 
 
 async def test_a_lease_reduces_the_resources_of_tasks_until_it_is_released() -> None:
