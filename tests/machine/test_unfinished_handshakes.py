@@ -81,13 +81,13 @@ def few_descriptors() -> Iterator[None]:
 
 async def open_a_file() -> None:
     """Open a file. While the process has no descriptor, try again: the thread that closes connections may be late."""
-    until = time.monotonic() + allow_s(2)
+    deadline = time.monotonic() + allow_s(2)
     while True:
         try:
             os.close(os.open(os.devnull, os.O_RDONLY))
             return
         except OSError:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
             await asyncio.sleep(0.01)
 
