@@ -139,7 +139,7 @@ async def test_the_state_of_a_restarted_kernel_is_true(
         async def is_true() -> bool:
             shown = (await server.api("GET", f"kernels/{kernel_id}"))[1]
             is_new = shown["last_activity"] != before["last_activity"]  # it may be idle until it is restarted
-            return is_new and shown["execution_state"] == "idle" and "reason" in shown
+            return bool(is_new and shown["execution_state"] == "idle" and "reason" in shown)
 
         await until(is_true, "the restarted kernel is idle, and its model has a reason", 60, 0.1)
         answer = await server.api("POST", f"kernels/{kernel_id}/restart", {})

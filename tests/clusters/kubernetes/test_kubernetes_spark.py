@@ -27,7 +27,7 @@ from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import settle
 from roost.scheduler.backends import kubernetes
 from roost.scheduler.client.client import disconnect
-from roost.testing.deadlines import until_blocking
+from roost.testing.deadlines import until, until_blocking
 
 KERNELSPEC = ROOT / "docs/examples/spark/kubernetes/kernel.json"
 RIGHTS = Path(kubernetes.__file__).parent / "manifests" / "spark.yaml"
@@ -137,9 +137,7 @@ async def test_spark_computes_is_interrupted_and_restarts_and_nothing_is_left(
 
     await notebook.restart()
     began = time.monotonic()
-    await asyncio.to_thread(
-        until_blocking, lambda: not executors_of(cluster), "the executors end", END_S, 0.1
-    )
+    await until(lambda: asyncio.to_thread(lambda: not executors_of(cluster)), "the executors end", END_S, 0.1)
     print(f"no executors {time.monotonic() - began:.1f} s after a restart")
     assert await compute(notebook, cluster) != application
     await notebook.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -69,7 +70,9 @@ async def test_a_wait_tells_a_late_value_from_one_that_never_comes(
     async def look() -> str:
         return clock.look()
 
-    what = (lambda: "the value") if is_late_text else "the value"
+    what: str | Callable[[], object] = "the value"
+    if is_late_text:
+        what = lambda: "the value"  # noqa: E731
     for condition in (clock.look, look):
         clock.now_s = 0.0
         if error is None:
@@ -102,3 +105,10 @@ async def test_a_wait_raises_the_errors_of_its_condition(clock: Clock) -> None:
     with pytest.raises(KeyError, match="mine"):
         until_blocking(fail, "the value")
     assert clock.now_s == 0
+
+
+@pytest.mark.parametrize("clock", [345], indirect=True)
+async def test_a_late_wait_ends_before_the_time_limit_of_its_test(clock: Clock) -> None:
+    with pytest.raises(Never):
+        await until(clock.look, "the value", 100, 1)
+    assert clock.now_s == 340
