@@ -307,10 +307,13 @@ def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
 
 def find_folder(tmp_path: Path) -> Path:
     """Return the private folder of a benchmark's run, once roost's processes and some kernels use it."""
-    # Service, agent, zygote, kernels.
-    until_blocking(lambda: len(find_marked(tmp_path)) >= 8, "some kernels run", 60, 0.2)
+
+    def find() -> list[psutil.Process]:
+        found = find_marked(tmp_path)
+        return found if len(found) >= 8 else []  # service, agent, zygote, kernels
+
     homes = set()
-    for process in find_marked(tmp_path):
+    for process in until_blocking(find, "some kernels run", 60, 0.2):
         with suppress(psutil.Error, OSError):  # a kernel may have ended meanwhile
             homes.add(process.environ().get("ROOST_RUNTIME_DIR", ""))
     (home,) = homes - {"", os.environ["ROOST_RUNTIME_DIR"]}
