@@ -70,7 +70,8 @@ async def test_no_process_has_files_of_another_one(
         (agent,) = daemon_pids(backend_runtime_dir, "agent")
         (service,) = daemon_pids(backend_runtime_dir, "scheduler")
         own = {service: "service", agent: "agent"}
-        inheritable, shared = {}, {}
+        inheritable: dict[str, list[int]] = {}
+        shared: dict[str, list[str]] = {}
 
         def are_separate() -> bool:  # a spare that was just forked has the sockets of its zygote for a moment
             nonlocal inheritable, shared
