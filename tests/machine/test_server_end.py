@@ -197,7 +197,7 @@ async def test_ctrl_c_twice(folders: Path) -> None:
     try:
         server.expect(r"http://127\.0\.0\.1:\d+/")
         url = f"{server.after.decode()}api"
-        await until(lambda: urllib.request.urlopen(url, timeout=allow_s(10)), f"nothing answers at {url}")
+        await until(lambda: urllib.request.urlopen(url, timeout=allow_s(10)), f"a server answers at {url}")
         server.sendintr()
         server.expect("Shut down this Jupyter server")
         server.sendintr()
@@ -238,7 +238,7 @@ async def test_a_file_operation_that_is_stuck_is_reported(folders: Path, tmp_pat
     settings.write_text(STUCK.format(fifo=str(fifo)))
     async with run_server(folders, f"--config={settings}") as server:
         asking = asyncio.create_task(server.api("GET", "contents/a.txt"))
-        await until(lambda: is_opening(server.pid), "the server does not open the file")
+        await until(lambda: is_opening(server.pid), "the server opens the file")
         os.kill(server.pid, signal.SIGTERM)
         await until_logged(server, "the server waits for 1 file operation")
         await until_logged(server, "the server stops before the end of 1 file operation")
@@ -251,7 +251,7 @@ async def test_a_file_operation_that_is_stuck_is_reported(folders: Path, tmp_pat
 
 
 async def until_logged(server: JupyterServer, text: str) -> None:
-    await until(lambda: any(text in line for line in server.log), f"the server does not log: {text}")
+    await until(lambda: any(text in line for line in server.log), f"the server logs: {text}")
 
 
 def is_opening(pid: int) -> bool:

@@ -117,7 +117,7 @@ class TestPulls(ContractSteps):
         async with opener() as (backend, _):
             leases = [await self.start(backend, name, registry.image) for name in ("one", "two")]
             await until(
-                lambda: any("/blobs/" in path for path in registry.requests()), "no pull", within_s=30
+                lambda: any("/blobs/" in path for path in registry.requests()), "there is a pull", within_s=30
             )
             await self.release(backend, leases[0])
             await self.shown(backend, leases[1], lambda shown: "is being pulled" in shown.reason)
@@ -152,7 +152,7 @@ class TestPulls(ContractSteps):
         async with opener() as (backend, _):
             lease = await self.start(backend, "one", registry.image)
             await until(
-                lambda: any("/blobs/" in path for path in registry.requests()), "no pull", within_s=30
+                lambda: any("/blobs/" in path for path in registry.requests()), "there is a pull", within_s=30
             )
         self.taken.clear()
         async with opener() as (backend, _):

@@ -73,7 +73,7 @@ class Pods:
         path = f"/api/v1/namespaces/{namespace}/pods"
         pod = {"metadata": {"name": name, "labels": labels}, "spec": spec}
         uid: str = self._cluster.api.call("POST", path, pod)["metadata"]["uid"]
-        wait_for(lambda: self.read(path, name)["status"].get("podIP"), f"{name} has no address")
+        wait_for(lambda: self.read(path, name)["status"].get("podIP"), f"{name} has an address")
         return uid
 
     def read(self, path: str, name: str) -> Any:
@@ -97,14 +97,14 @@ def pods(kubernetes_cluster: Kubelets) -> Iterator[Pods]:
         api.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
     for namespace in (JUPYTER, KERNELS, OTHERS):
         account = f"/api/v1/namespaces/{namespace}/serviceaccounts/default"
-        wait_for(lambda account=account: api.has(account), f"there is no {account}")  # type: ignore[misc]
+        wait_for(lambda account=account: api.has(account), f"there is {account}")  # type: ignore[misc]
     closed = {"podSelector": {"matchLabels": SERVER}, "policyTypes": ["Ingress"]}
     api.call("POST", POLICIES.format(JUPYTER), {"metadata": {"name": "closed"}, "spec": closed})
     yield Pods(kubernetes_cluster)
     for namespace in (JUPYTER, KERNELS, OTHERS):
         api.call("DELETE", f"/api/v1/namespaces/{namespace}")
     for namespace in (JUPYTER, KERNELS, OTHERS):
-        wait_for(lambda name=namespace: not api.has(f"/api/v1/namespaces/{name}"), f"{namespace} stays")  # type: ignore[misc]
+        wait_for(lambda name=namespace: not api.has(f"/api/v1/namespaces/{name}"), f"{namespace} is removed")  # type: ignore[misc]
 
 
 @contextmanager
@@ -150,7 +150,8 @@ def test_only_jupyter_reaches_its_kernels(
         stack.callback(settle, runtime_dir)
         with applied(api, "network-policy.yaml", KERNELS), reports:
             wait_for(
-                lambda: firewall.rules(jupyter) and firewall.rules(strangers["kernel"]), "nothing is enforced"
+                lambda: firewall.rules(jupyter) and firewall.rules(strangers["kernel"]),
+                "the policy is enforced",
             )
             began = time.monotonic()
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -160,16 +161,18 @@ def test_only_jupyter_reaches_its_kernels(
             print(f"started after {time.monotonic() - began:.1f} s")
             assert value == "42"
             kernel, ports = kernel_pod(api), (8870, ports[0])
-            wait_for(lambda: firewall.rules(kernel), "nothing is enforced")
+            wait_for(lambda: firewall.rules(kernel), "the policy is enforced")
             # The pod has reported its kernel. Its agent listens only when the kernel has nothing more to do.
-            wait_for(lambda: all(pods.connects(jupyter, ip, port) for port in ports), "Jupyter is kept out")
+            wait_for(
+                lambda: all(pods.connects(jupyter, ip, port) for port in ports), "Jupyter reaches the kernel"
+            )
             for stranger, uid in strangers.items():
                 assert not any(pods.connects(uid, ip, port) for port in ports), stranger
             if may_report:
-                wait_for(lambda: firewall.packets(jupyter, REPORT_PORT), "no report has arrived")
+                wait_for(lambda: firewall.packets(jupyter, REPORT_PORT), "a report has arrived")
             else:
                 assert not firewall.packets(jupyter, REPORT_PORT)
-        wait_for(lambda: not firewall.rules(kernel), "the policy is enforced still")
+        wait_for(lambda: not firewall.rules(kernel), "the policy is no longer enforced")
         assert all(pods.connects(uid, ip, port) for uid in strangers.values() for port in ports)
         rest, _ = application.communicate("\n", timeout=allow_s(60))
         assert json.loads(rest) == "42"

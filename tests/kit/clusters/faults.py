@@ -184,7 +184,7 @@ class ClusterWorld:
             problem = f"there is no room: {decision}"
             return bool(decision["placement"])
 
-        await deadlines.until(is_there, lambda: problem, within_s, 0.1)
+        await deadlines.until(is_there, lambda: f"the service has room: {problem}", within_s, 0.1)
         return time.monotonic() - began
 
     async def refusal(self, within_s: float = 60.0, **asked: Any) -> str:

@@ -165,7 +165,10 @@ async def until_all_run(service: Client) -> None:
         kernels = await service.kernels()
         return all(kernel.pid for kernel in kernels)
 
-    await until(do_run, lambda: str([(kernel.state, kernel.waits_for) for kernel in kernels]))
+    await until(
+        do_run,
+        lambda: f"each kernel has a process: {[(kernel.state, kernel.waits_for) for kernel in kernels]}",
+    )
 
 
 def is_agent_at(process: psutil.Process, address: str) -> bool:

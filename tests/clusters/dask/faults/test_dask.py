@@ -95,7 +95,7 @@ class DaskWorld(ClusterWorld):
             problem = "there is no room"
             return bool(decision["placement"])
 
-        await deadlines.until(is_there, lambda: problem, 30, 0.1)
+        await deadlines.until(is_there, lambda: f"the service has room: {problem}", 30, 0.1)
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ async def test_a_worker_under_a_stream_of_tasks(start_world: Begin) -> None:
     tasks = world.dask.map(hold, range(40), resources={"GPU": 1}, retries=5)
     for _ in range(2):
         await asyncio.sleep(1)
-        await until(lambda: world.cluster.worker_pids(host.address), "the nanny starts no worker")
+        await until(lambda: world.cluster.worker_pids(host.address), "the nanny starts a worker")
         await asyncio.to_thread(world.cluster.kill_worker, host.address)
     ran = await asyncio.wait_for(world.dask.gather(tasks), allow_s(60))
     assert most_at_once(ran) == 1, "a task had the kernel's GPU"

@@ -75,7 +75,7 @@ async def test_a_container_that_cannot_change_its_image(docker_world: DockerWorl
     container = await docker_world.container(notebook)
     docker_world.engine.run("rm", "--force", container)
     assert STOPPED in await docker_world.ended(notebook, 20)
-    await until(lambda: not docker_world.left(), "the volume is left")
+    await until(lambda: not docker_world.left(), "the volume is removed")
     await docker_world.restart(notebook)
     await docker_world.lives(notebook)
 
@@ -114,9 +114,9 @@ async def test_the_service_during_a_pull(docker_world: DockerWorld, tmp_path: Pa
         registry.hold(2_000_000)
         notebook = docker_world.notebook(options={"image": registry.image}, launch_timeout=600)
         opening = asyncio.create_task(notebook.open())
-        await until(is_shown, "no progress is shown", within_s=30)
+        await until(is_shown, "progress is shown", within_s=30)
         docker_world.kill_service()
-        await until(is_shown, "no progress is shown after the service was killed", within_s=60)
+        await until(is_shown, "progress is shown after the service was killed", within_s=60)
         registry.go_on()
         await opening
         await notebook.run("mine = 42")
@@ -132,7 +132,7 @@ async def test_the_engine_during_a_pull(docker_world: DockerWorld, tmp_path: Pat
         registry.hold(2_000_000)
         notebook = docker_world.notebook(options={"image": registry.image}, launch_timeout=600)
         opening = asyncio.create_task(notebook.open())
-        await until(lambda: any("/blobs/" in path for path in registry.requests()), "there is no pull")
+        await until(lambda: any("/blobs/" in path for path in registry.requests()), "there is a pull")
         docker_world.engine.kill()
         registry.go_on()
         docker_world.engine.start()
@@ -162,4 +162,4 @@ async def test_the_service_at_any_moment_of_a_start(docker_world: DockerWorld) -
             await docker_world.close_stopped(notebook)
         if notebook in docker_world.opened:
             docker_world.opened.remove(notebook)
-    await until(lambda: not docker_world.left(), "something is left", within_s=60)
+    await until(lambda: not docker_world.left(), "nothing is left", within_s=60)

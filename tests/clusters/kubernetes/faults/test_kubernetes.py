@@ -100,7 +100,9 @@ async def test_a_pod_that_is_gone_before_the_next_service_looks(
     pod = await kubernetes_world.pod(notebook)
     kubernetes_world.pause_service()  # the notebook would start the next service at once, which might see the pod end
     kubernetes_world.delete_pod(pod)
-    await until(lambda: not kubernetes_world.api.has(f"{PODS}/{pod['metadata']['name']}"), "the pod stays")
+    await until(
+        lambda: not kubernetes_world.api.has(f"{PODS}/{pod['metadata']['name']}"), "the pod is removed"
+    )
     kubernetes_world.kill_service()
     assert await kubernetes_world.service().kernels() == []
     await asyncio.wait_for(notebook.manager.provisioner.wait(), allow_s(30))
@@ -195,7 +197,7 @@ async def test_a_node_that_is_cut_off(kubernetes_world: KubernetesWorld) -> None
     back_at = time.monotonic()
     await kubernetes_world.has_room(labels=SPARE)
     say("room again after", back_at)
-    await until(lambda: len(kubernetes_world.pods()) == 1, "the stop is not carried out")
+    await until(lambda: len(kubernetes_world.pods()) == 1, "the stop is carried out")
     say("the stop was carried out after", back_at)
     await kubernetes_world.close_stopped(stopped)
     await kubernetes_world.lives(notebook)
@@ -236,7 +238,7 @@ async def test_eviction(kubernetes_world: KubernetesWorld) -> None:
                 kubernetes_world.api.call("GET", f"{budgets}/kernels").get("status", {}).get("currentHealthy")
                 == 1
             ),
-            "the budget has no effect",
+            "the budget has an effect",
         )
         with pytest.raises(Refused, match="disruption budget") as refused:
             kubernetes_world.api.call("POST", f"{PODS}/{name}/eviction", evict(name))
@@ -245,7 +247,7 @@ async def test_eviction(kubernetes_world: KubernetesWorld) -> None:
     finally:
         kubernetes_world.api.call("DELETE", f"{budgets}/kernels")
     kernel = (await kubernetes_world.processes(notebook))[-1]
-    await until(lambda: accepts(kubernetes_world.api, name), "the eviction is refused")
+    await until(lambda: accepts(kubernetes_world.api, name), "the eviction is accepted")
     evicted_at = time.monotonic()
     reason = await kubernetes_world.ended(notebook, 10)
     say(f"{reason!r} after", evicted_at)
@@ -286,7 +288,7 @@ async def test_preemption(kubernetes_world: KubernetesWorld) -> None:
         assert "a pod of higher priority took its place" in reason
         await until(
             lambda: kubernetes_world.api.call("GET", f"{path}/urgent")["status"]["phase"] == "Running",
-            "the urgent pod does not run",
+            "the urgent pod runs",
         )
         say("the urgent pod runs after", created_at)
         assert "CPU" in await kubernetes_world.refusal(labels=SPARE, cpus=1)
@@ -383,7 +385,7 @@ async def test_the_api_server(kubernetes_world: KubernetesWorld, away_s: float) 
     say("room again after", back_at)
     with contextlib.suppress(RoostError):
         await ending
-    await until(lambda: len(kubernetes_world.pods()) == 1, "the pod of the stopped kernel stays")
+    await until(lambda: len(kubernetes_world.pods()) == 1, "the pod of the stopped kernel is removed")
     say("the stopped kernel's pod is gone after", back_at)
     await kubernetes_world.close_stopped(stopped)
     assert held_by(await kubernetes_world.kernel_of(kept)) == before

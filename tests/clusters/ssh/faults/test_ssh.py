@@ -96,7 +96,7 @@ async def test_a_contact_that_is_killed_in_the_middle(ssh_world: SshWorld, side:
             kill_process(process)
         return bool(found)
 
-    await until(kill_contacts, "there is no contact")
+    await until(kill_contacts, "there is a contact")
     await outcome(ssh_world, opening, notebook)
     other = await ssh_world.open(**on_host(HOST))
     await ssh_world.running(kept, other)
@@ -168,7 +168,7 @@ async def test_a_host_that_is_turned_off_and_on(ssh_world: SshWorld, tmp_path: P
     copy_folder(ssh_world.hosts.root(HOST) / folder, saved)
     ssh_world.hosts.off(HOST)
     off_at = time.monotonic()
-    await until(lambda: not ssh_world.contacts(HOST), "a contact hangs", FOUND_S)
+    await until(lambda: not ssh_world.contacts(HOST), "no contact hangs", FOUND_S)
     assert await kept.value("mine") == "42"
     ssh_world.hosts.on(HOST)
     if keeps_tmp:
@@ -224,7 +224,7 @@ async def test_a_host_key_that_changes_under_a_kernel(ssh_world: SshWorld) -> No
         await notebook.interrupt()
         sentence = f"the host key of {HOST} has changed"
         await ssh_world.close_stopped(notebook)
-        await until(lambda: not ssh_world.agents(HOST), "the idle agent stays")
+        await until(lambda: not ssh_world.agents(HOST), "the idle agent ends")
         say(await ssh_world.refusal(**on_host(HOST)))
         assert sentence in await node_problem(ssh_world, HOST)
     finally:

@@ -100,7 +100,7 @@ async def test_hosts_without_a_good_answer(world: SshWorld) -> None:
     first = psutil.Process(pid).memory_info().rss
     await until(
         lambda: not any("not reached it yet" in each for each in problems().values()),
-        "a host is still waited for",
+        "no host is waited for",
         ANSWERED_S,
     )
     say(f"the last sentence came, with {(peak - first) >> 20} MiB more, after", began)

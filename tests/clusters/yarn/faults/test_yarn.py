@@ -116,7 +116,7 @@ async def test_the_master(yarn_world: YarnWorld) -> None:
     stopped = notebooks.pop(0)
     await stopped.close()
     yarn_world.opened.remove(stopped)
-    await until(lambda: len(yarn_world.held()) == 2, "the container of a stopped kernel stays")
+    await until(lambda: len(yarn_world.held()) == 2, "the container of a stopped kernel ends")
     await yarn_world.lives(*notebooks)
 
 
@@ -178,7 +178,7 @@ async def test_the_resource_manager(yarn_world: YarnWorld, away_s: float) -> Non
     assert held_by(await yarn_world.kernel_of(kept)) == before
     other = await yarn_world.open()
     say("next kernel after", back_at)
-    await until(lambda: len(yarn_world.held()) == 3, "the container of the stopped kernel stays")
+    await until(lambda: len(yarn_world.held()) == 3, "the container of the stopped kernel ends")
     await yarn_world.lives(kept, waiting, other)
     await yarn_world.restart(kept)
 
@@ -192,7 +192,7 @@ async def test_an_idle_master_leaves(yarn_world: YarnWorld) -> None:
     yarn_world.opened.remove(notebook)
     yarn_world.kill_service()
     killed_at = time.monotonic()
-    await until(lambda: not yarn_world.masters(), "the master stays", LATE_S)
+    await until(lambda: not yarn_world.masters(), "the master ends", LATE_S)
     say("the master has left after", killed_at)
     await yarn_world.open()
     assert len(yarn_world.masters()) == 1

@@ -80,7 +80,7 @@ async def test_keys_of_tokens_that_roll(open_yarn_world: OpenYarnWorld) -> None:
     async with open_yarn_world(ROLLING) as world:
         kept, stopped = await world.open(), await world.open()
         began = time.monotonic()
-        await until(lambda: min(count_rolls(world)) > ROLLS, "the keys do not roll", 400.0)
+        await until(lambda: min(count_rolls(world)) > ROLLS, "the keys roll", 400.0)
         say(f"rolls {count_rolls(world)} after", began)
         began = time.monotonic()
         late = await world.open()
@@ -88,7 +88,7 @@ async def test_keys_of_tokens_that_roll(open_yarn_world: OpenYarnWorld) -> None:
         began = time.monotonic()
         await stopped.close()
         world.opened.remove(stopped)
-        await until(lambda: len(world.held()) == 2, "the container of the stopped kernel stays", 5.0)
+        await until(lambda: len(world.held()) == 2, "the container of the stopped kernel ends", 5.0)
         say("an old kernel stops in", began)
         await world.lives(kept, late)
         await world.until_known(kept, late)
@@ -135,7 +135,7 @@ async def test_failover(open_yarn_world: OpenYarnWorld) -> None:
         say("next kernel after", began)
         await world.lives(*notebooks)
         world.cluster.start("rm2")
-        await until(lambda: len(world.masters()) == 1, "another application was submitted", LATE_S)
+        await until(lambda: len(world.masters()) == 1, "one application is left", LATE_S)
 
 
 async def open_soon(world: YarnWorld) -> Any:

@@ -125,7 +125,7 @@ async def test_a_kernel_of_a_frozen_node_is_restarted_elsewhere(yarn_world: Yarn
         assert host not in lease
     await gone(processes)
     await asyncio.to_thread(yarn_world.cluster.await_node, node)
-    await until(lambda: len(yarn_world.held()) == 1, "the old container stays", LATE_S)
+    await until(lambda: len(yarn_world.held()) == 1, "the old container ends", LATE_S)
     await yarn_world.lives(notebook)
     assert held_by(await yarn_world.kernel_of(notebook)) == lease
 

@@ -104,7 +104,7 @@ class Outages(ClusterOutages):
             self.world.end_application(application)
             return application not in [row["id"] for row in self.world.cluster.applications()]
 
-        await until(has_ended, "the other application does not end", BACK_S)
+        await until(has_ended, "the other application ends", BACK_S)
 
     def _freeze(self) -> Repair:
         """Stop all processes of the spare node. The ResourceManager does not notice this within a round."""

@@ -40,7 +40,7 @@ async def test_preemption(open_yarn_world: OpenYarnWorld, caplog: pytest.LogCapt
         asked_at = time.monotonic()
         urgent = world.notebook(cpus=3)  # a right of queue `default`, which has 60 % of the node
         opening = asyncio.create_task(urgent.open())
-        await until(lambda: warned, "nobody is warned", LATE_S)
+        await until(lambda: warned, "the owner is warned", LATE_S)
         (kernel_id, (warned_at, warning)), *others = warned.items()
         say(f"{warning!r} after {warned_at - asked_at:.1f} s")
         assert "preemption" in warning
@@ -65,19 +65,19 @@ async def test_starts_that_are_withdrawn(open_yarn_world: OpenYarnWorld) -> None
         for is_service_killed in (False, False, True):
             opening = asyncio.create_task(world.notebook(cpus=4).open())
             say(await world.waits_for("no node has room"))
-            await until(lambda: asks(world) == 1, "YARN does not know the ask")
+            await until(lambda: asks(world) == 1, "YARN knows the ask")
             cancelled_at = time.monotonic()
             opening.cancel()
             if is_service_killed:
                 world.kill_service()
             await asyncio.wait([opening], timeout=allow_s(LATE_S))
-            await until(lambda: asks(world) == 0, "the ask stays")
+            await until(lambda: asks(world) == 0, "the ask is withdrawn")
             say("YARN knows the ask no more after", cancelled_at)
             world.opened.pop()
             await world.lives(kept)
         await kept.close()
         world.opened.remove(kept)
-        await until(lambda: (cores(world), world.held()) == (1, {}), "more than the master is left")
+        await until(lambda: (cores(world), world.held()) == (1, {}), "only the master is left")
 
 
 async def test_grants_that_cross_a_withdrawal(open_yarn_world: OpenYarnWorld) -> None:
@@ -88,12 +88,12 @@ async def test_grants_that_cross_a_withdrawal(open_yarn_world: OpenYarnWorld) ->
             await world.until_known(kept)
             opening = asyncio.create_task(withdrawn.open())
             await world.waits_for("no node has room")
-            await until(lambda: asks(world) == 1, "YARN does not know the ask")
+            await until(lambda: asks(world) == 1, "YARN knows the ask")
             masters, processes = world.master_processes(), world.processes(kept)
             signal_all(masters, signal.SIGSTOP)
             try:
                 signal_all(processes, signal.SIGKILL)
-                await until(lambda: cores(world) == 1 + 4, "YARN does not grant the container", LATE_S)
+                await until(lambda: cores(world) == 1 + 4, "YARN grants the container", LATE_S)
                 opening.cancel()
                 await asyncio.sleep(1)
             finally:
@@ -106,7 +106,7 @@ async def test_grants_that_cross_a_withdrawal(open_yarn_world: OpenYarnWorld) ->
             await kept.close()
             await until(
                 lambda: (cores(world), asks(world), world.held()) == (1, 0, {}),
-                "more than the master is left",
+                "only the master is left",
                 LATE_S,
             )
             say("all was given back after", resumed_at)

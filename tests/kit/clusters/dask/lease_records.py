@@ -100,7 +100,7 @@ async def whole(client: Client, node_folder: Path, kernel_leases: list[str]) -> 
             wrong = [repr(problem)]
         return not wrong
 
-    await until(do_agree, lambda: str(wrong), AGREE_S, 0.1)
+    await until(do_agree, lambda: f"all know exactly these leases: {wrong}", AGREE_S, 0.1)
     return dict(said)
 
 

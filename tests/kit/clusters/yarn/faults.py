@@ -137,7 +137,7 @@ class YarnWorld(ClusterWorld):
     async def until_known(self, *notebooks: Notebook) -> None:
         """Wait until the ResourceManager knows that these kernels run. Earlier they would end with their master."""
         expected = {container_of(notebook.pid) for notebook in notebooks}
-        await until(lambda: expected <= self.cluster.launched(), "YARN does not know that a container runs")
+        await until(lambda: expected <= self.cluster.launched(), "YARN knows that the containers run")
 
     def kill_masters(self) -> None:
         signal_all(self.master_processes(), signal.SIGKILL)

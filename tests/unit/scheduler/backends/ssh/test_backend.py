@@ -64,7 +64,7 @@ async def test_another_host_is_taken_if_the_agent_of_this_one_is_out_of_reach(
     """The host was switched off a moment ago. Its agent is known from before, and ssh does not reach it either."""
     await backend.warm_up()
     await agent.close()
-    await until(lambda: not backend._pool.connected, "the agent is still connected")
+    await until(lambda: not backend._pool.connected, "the agent is disconnected")
     manager.broken = "ssh cannot reach here: No route to host"
     with pytest.raises(LeaseConflict, match=r"here is unreachable: ssh cannot reach here: No route to host"):
         await backend.claim(LEASE)
