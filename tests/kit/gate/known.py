@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -19,6 +20,8 @@ else:
     import tomli as tomllib
 
 FILE = Path("tests/flaky.toml")
+SUITES = Path("tests/testing")
+"""Classes of tests inherit functions from the files of this folder."""
 MOST = 10
 """At most how many tests the file may have."""
 _COUNTS = timedelta(days=14)
@@ -47,26 +50,31 @@ def read_entries() -> list[Entry]:
 
 
 def write_lines(failures: Iterable[Failure]) -> str:
-    """Return the lines that can be pasted into the file for flaky tests. The cause is to be filled in."""
+    """Return the lines that can be pasted into the file for flaky tests. A person fills in the cause of late ones."""
     today = datetime.now(timezone.utc).date()
-    return "\n".join(
-        f"[[flaky]]\ntest = {_quote(each.test)}\nsince = {today}\nuntil = {today + _COUNTS}\n"
-        f'error = {_quote(each.error)}\ncause = "?"\n'
-        for each in failures
-    )
+    lines = []
+    for each in failures:
+        cause, counts = ("product", _RACE_COUNTS) if each.is_race else ("?", _COUNTS)
+        lines += ["[[flaky]]", f"test = {_quote(each.test)}", f"since = {today}", f"until = {today + counts}"]
+        lines += [f"error = {_quote(each.error)}", f"cause = {_quote(cause)}", ""]
+    return "\n".join(lines)
 
 
 def is_edited(test: str, base: str) -> bool:
     """True if the change adds or edits the function of this test. A moved file does not count."""
-    path, _, names = test.partition("::")
-    function = names.split("::")[-1].partition("[")[0]
-    now, before = Path(path).read_text(encoding="utf-8"), _read_before(path, base)
-    return _find_function(now, function) != _find_function(before, function)
+    path, _, names = test.partition("[")[0].partition("::")
+    *classes, function = names.split("::")
+    homes = [path, *map(str, sorted(SUITES.glob("*.py")))] if classes else [path]
+    return any(
+        _find_function(Path(home).read_text(encoding="utf-8"), function)
+        != _find_function(_read_before(home, base), function)
+        for home in homes
+    )
 
 
 def _find_since(test: str) -> datetime:
-    dates = git("log", "--format=%cI", "--reverse", f"-S{_quote(test)}", "--", str(FILE)).splitlines()
-    return datetime.fromisoformat(dates[0]) if dates else datetime.now(timezone.utc)
+    dates = git("log", "--format=%ct", "--reverse", f"-S{_quote(test)}", "--", str(FILE)).splitlines()
+    return datetime.fromtimestamp(int(dates[0]) if dates else time.time(), timezone.utc)
 
 
 def _read_before(path: str, base: str) -> str:

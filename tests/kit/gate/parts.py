@@ -19,10 +19,10 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {
     "forks": ("launchers/zygote/", "launchers/agent/warm/", "tests/forks/", "tests/kit/programs/"),
     "ray": (_PER_NODE, "provisioners/server_extension/", "tests/browser/"),
     "dask": (_PER_NODE,),
-    "docker": (_PER_KERNEL,),
-    "kubernetes": (_PER_KERNEL,),
-    "yarn": (),
-    "ssh": ("launchers/agent/on_host.py",),
+    "docker": (_PER_KERNEL, "tests/kit/clusters/docker_engine/"),
+    "kubernetes": (_PER_KERNEL, "tests/kit/clusters/kubelets/"),
+    "yarn": ("tests/kit/clusters/hadoop_nodes/",),
+    "ssh": ("launchers/agent/on_host.py", "tests/kit/clusters/ssh_hosts/"),
 }
 """The parts that take turns, and what touches them beside the folders that have their names."""
 _NAMED = ("scheduler/backends/", "tests/clusters/", "tests/kit/clusters/")
@@ -39,7 +39,9 @@ def find_base() -> str:
     if base := os.environ.get("BASE"):
         return git("rev-parse", base)
     before = int(git("log", "-1", "--format=%ct")) - _HOURS * 3600
-    return git("rev-list", "-1", f"--before={before}", "HEAD") or git("rev-list", "--max-parents=0", "HEAD")
+    return git("rev-list", "-1", f"--before={before}", "HEAD") or git(
+        "rev-list", "-1", "--max-parents=0", "HEAD"
+    )
 
 
 def list_changed(base: str) -> list[str]:

@@ -19,6 +19,7 @@ TEST = "def test_it():\n    assert True\n"
         (["placement/__init__.py", "docs/ray.md"], []),
         (["scheduler/backends/yarn/cluster.py"], ["yarn"]),
         (["tests/clusters/ssh/test_ssh_hosts.py"], ["ssh"]),
+        (["tests/kit/clusters/kubelets/cluster.py"], ["kubernetes"]),
         (["launchers/zygote/loop.py"], ["forks"]),
         (
             ["scheduler/backends/agent_per_node/backend.py", "scheduler/backends/dask/join.py"],
@@ -34,6 +35,7 @@ def test_the_parts_that_a_change_touches(paths: list[str], parts: list[str]) -> 
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a new git checkout, which is the working folder, with one old commit."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BASE", raising=False)
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "ada")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "ada@example.org")
@@ -72,6 +74,18 @@ def test_a_moved_test_is_not_edited(checkout: Path, monkeypatch: pytest.MonkeyPa
     commit("2030-01-01T02:00:00Z", monkeypatch)
     assert is_edited("tests/test_b.py::test_it[1]", base)
     assert is_edited("tests/test_c.py::test_it", base)
+
+
+def test_an_inherited_test_is_edited_with_its_suite(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite, test = checkout / "tests/testing/suite.py", "tests/test_it.py::TestIt::test_it[a::b]"
+    suite.parent.mkdir()
+    suite.write_text(f"class Suite:\n    {TEST.replace('    ', '        ')}")
+    (checkout / "tests/test_it.py").write_text("class TestIt(Suite):\n    pass\n")
+    base = commit("2030-01-01T01:00:00Z", monkeypatch)
+    assert not is_edited(test, base)
+    suite.write_text(suite.read_text().replace("True", "1"))
+    commit("2030-01-01T02:00:00Z", monkeypatch)
+    assert is_edited(test, base)
 
 
 def test_an_entry_counts_since_git_first_saw_its_test(
