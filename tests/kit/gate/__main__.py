@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree
 
 from .known import is_edited, read_entries
 from .parts import ALWAYS, find_base, find_own, find_turn, list_changed
@@ -31,8 +32,9 @@ _ALONE_S = 1800.0
 
 def main() -> int:
     began = time.monotonic()
+    os.environ.pop("PYTHONPATH", None)  # of this process alone: kernels would have it
     shutil.rmtree(RESULTS, ignore_errors=True)
-    base, turn = find_base(), find_turn()
+    base, turn, entries = find_base(), find_turn(), read_entries()
     own = find_own(list_changed(base))
     print(f"gate: base {base[:8]}, own parts {', '.join(own) or 'none'}, turn {turn}", flush=True)
     results = [run_part(part) for part in (*ALWAYS, *own)]
@@ -44,17 +46,26 @@ def main() -> int:
             results.append(run_part(turn))
     failures = [each for result in results for each in label_failures(result.failures)]
     edited = partial(is_edited, base=base)
-    reasons = find_reasons(results, failures, read_entries(), edited, datetime.now(timezone.utc))
+    reasons = find_reasons(results, failures, entries, edited, datetime.now(timezone.utc))
     print(describe(results, failures, reasons, left_out))
     return bool(reasons)
 
 
 def run_part(part: str) -> PartResult:
-    """Run a target of the Makefile, and read the junit files that it has written."""
+    """Run a target of the Makefile, and read the junit files that it has written.
+
+    A file `PART.broken` says that something has failed beside tests.
+    """
     began = time.monotonic()
     has_failed = subprocess.run(["make", part], check=False).returncode != 0
     minutes = (time.monotonic() - began) / 60
-    read = [read_junit(path) for path in sorted(RESULTS.glob(f"{part}*.xml"))]
+    is_broken = any(RESULTS.glob(f"{part}.broken"))
+    read = []
+    for path in sorted(RESULTS.glob(f"{part}*.xml")):
+        try:
+            read.append(read_junit(path))
+        except ElementTree.ParseError:  # pytest was killed
+            is_broken = True
     failures = tuple(failure for _, found, _ in read for failure in found)
     return PartResult(
         part=part,
@@ -62,14 +73,14 @@ def run_part(part: str) -> PartResult:
         tests=sum(tests for tests, _, _ in read),
         failures=failures,
         reasonless=tuple(test for _, _, found in read for test in found),
-        is_broken=has_failed and not failures,
+        is_broken=is_broken or (has_failed and not failures),
     )
 
 
 def label_failures(failures: Sequence[Failure]) -> list[Failure]:
     """Run the failed tests of a part again, each alone and twice, and label them by how often they pass."""
     if len(failures) > MOST_FAILED:
-        return list(failures)
+        return [replace(each, never=each.never or f"one of {len(failures)} in its part") for each in failures]
     labels: dict[int, Label] = {0: "FAILED", 1: "UNSTABLE", 2: "FLAKY"}
     return [each if each.never else replace(each, label=labels[count_passes(each.test)]) for each in failures]
 

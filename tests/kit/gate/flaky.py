@@ -16,7 +16,8 @@ _BUSY = "while True: pass"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="flaky", description=__doc__)
     parser.add_argument("test")
-    test = parser.parse_args().test
+    test = parser.parse_args().test or parser.error("TEST=tests/... names the test")
+    os.environ.pop("PYTHONPATH", None)  # of this process alone: kernels would have it
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
     with ExitStack() as loops:
         for _ in range(os.cpu_count() or 1):

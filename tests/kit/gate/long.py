@@ -5,6 +5,7 @@ A step that has ended is noted in `build/long.tsv`. A slice that was killed goes
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +17,6 @@ _PYTEST = ".venv/bin/python -m pytest -q --timeout 1800"
 COMMANDS = (
     f"ROOST_MESSAGES=100000 {_PYTEST} --timeout 14400 tests/property -k hostile",
     f"ROOST_MESSAGES=100000 {_PYTEST} --timeout 14400 tests/machine -k hostile",
-    "make build-spark",
     ".venv/bin/python tests/conformance/run.py jupyter_client nbclient jupyter_server jupyter_kernel_test",
     ".venv/bin/python tests/conformance/pythons.py .venv/bin/python",
     ".venv/bin/python tests/conformance/jupyters.py --only oldest",
@@ -25,6 +25,7 @@ COMMANDS = (
 
 
 def main(slice_of: str) -> int:
+    os.environ.pop("PYTHONPATH", None)  # of this process alone: kernels would have it
     number, count = map(int, slice_of.split("/"))
     steps = [*COMMANDS, *(f"{_PYTEST} -m long {file}" for file in list_files())]
     failed = [step for step in steps[number - 1 :: count] if not run(step)]

@@ -55,7 +55,7 @@ def describe(
         lines.append(f"{each.label}{' RACE' if each.is_race else ''} {each.test}\n    {each.error}")
     if flaky := [each for each in failures if each.label != "FAILED"]:
         lines.append(f"Lines for tests/flaky.toml:\n{write_lines(flaky)}")
-    if left_out:
-        lines.append(f"This machine is slow: {left_out}, whose turn it is, did not run.")
     lines += [f"Red: {reason}." for reason in reasons] or ["Green."]
+    if left_out:
+        lines[-1] += f" This machine is slow: {left_out}, whose turn it is, did not run."
     return "\n".join(lines)
