@@ -22,9 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = ROOT / ".conformance"
 LIBRARIES = ("ipykernel", "jupyter_client", "jupyter_kernel_gateway", "jupyter_server")
 TESTS = (
-    *("tests/unit/provisioners", "tests/machine", "tests/suites", "-m", "not long"),
-    *("--ignore-glob", "*/test_kubernetes_*", "--ignore-glob", "*/test_yarn_*"),
-    *("-k", "not ([ray or [dask or [kubernetes or [yarn)"),
+    *("tests/unit/provisioners", "tests/machine", "tests/forks", "tests/suites", "-m", "not long"),
+    *("--ignore", "tests/suites/test_backend.py", "--backend", "local"),  # it imports all cluster libraries
 )
 """The tests that need no cluster."""
 SIDE_BY_SIDE = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")  # as `make test`
