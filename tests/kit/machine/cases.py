@@ -17,6 +17,6 @@ def find_wrong(cases: Iterable[Case], check: Callable[[Case], object]) -> list[s
     for case in all_cases:
         try:
             check(case)
-        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - any error names its case
+        except (Exception, SystemExit, pytest.fail.Exception) as error:  # noqa: BLE001 - any error names its case
             wrong.append(f"{case!r}: {type(error).__name__}: {error}")
     return wrong
