@@ -21,7 +21,7 @@ from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.messages import Kernel
 from roost.testing.deadlines import until
 
-pytestmark = [pytest.mark.long, pytest.mark.long]
+pytestmark = pytest.mark.long
 ROUNDS = int(os.environ.get("ROOST_ROUNDS", "100"))
 NOTEBOOKS = 4
 
