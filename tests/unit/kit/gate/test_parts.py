@@ -70,10 +70,10 @@ def test_a_moved_test_is_not_edited(checkout: Path, monkeypatch: pytest.MonkeyPa
     commit("2030-01-01T01:00:00Z", monkeypatch)
     assert not is_edited("tests/test_b.py::test_it[1]", base)
     (checkout / "tests/test_b.py").write_text(TEST.replace("True", "1"))
-    (checkout / "tests/test_c.py").write_text(TEST)
+    (checkout / "tests/test_c.py").write_text(TEST.replace("it", "new"))
     commit("2030-01-01T02:00:00Z", monkeypatch)
     assert is_edited("tests/test_b.py::test_it[1]", base)
-    assert is_edited("tests/test_c.py::test_it", base)
+    assert is_edited("tests/test_c.py::test_new", base)
 
 
 def test_an_inherited_test_is_edited_with_its_suite(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
