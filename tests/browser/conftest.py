@@ -1,6 +1,6 @@
 """JupyterLab with roost's kernels, on one machine with one GPU, on a Ray cluster and on SSH hosts.
 
-On a cluster most tests have the marker `slow`. ROOST_SCREENSHOTS names a folder for pictures.
+On a cluster most tests have the marker `long`. ROOST_SCREENSHOTS names a folder for pictures.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Each of the two gets a virtual environment in .conformance/ (git-ignored), with roost and what its tests need, but
 without cluster libraries. pip looks for newer releases in each run. Without arguments, it runs the unit tests of
-`provisioners/`, and the lifecycle tests on this machine. The exit status is 1 if a test failed.
+`provisioners/`, and the real ones on this machine. The exit status is 1 if a test failed.
 """
 
 from __future__ import annotations
