@@ -37,7 +37,7 @@ help:
 	@echo 'make lint         format, lint, types'
 	@echo 'make check        the same, and the unit tests'
 	@echo 'make test         the tests without processes, and a sample of those on this machine and on a Ray cluster (6 minutes on two cores)'
-	@echo 'make machine      the other tests on this machine and on Ray'
+	@echo 'make machine      the other tests on this machine'
 	@echo 'make forks        forked kernels against fresh ones: programs, behaviours, spoilt forks'
 	@echo 'make ray, dask, docker, kubernetes, yarn, ssh'
 	@echo '                  the tests on such a cluster, and its tour; ray has the growing clusters and the browser'
@@ -93,7 +93,7 @@ test: $(READY)
 	$(PART) tests/unit tests/property tests/packaging $(SAMPLE) --backend local --backend ray
 
 machine: $(READY)
-	$(PART) tests/machine tests/suites --ignore=$(SAMPLE) --backend local --backend ray
+	$(PART) tests/machine tests/suites --ignore=$(SAMPLE) --backend local
 
 forks: $(READY)
 	$(PART) tests/forks
@@ -104,7 +104,7 @@ BROKEN = { mkdir -p build/results; touch build/results/$@.broken; exit 1; }
 # The tests in a browser are alone: a page and a kernel need both processors of a small machine.
 ray: $(BROWSER_READY)
 	PYTHONPATH=tests:docs/examples $(PY) -m kit.jupyter.browser || $(CANNOT_INSTALL)
-	$(PART) tests/clusters/ray; rc=$$?; test $$rc -le 1 || $(BROKEN); \
+	$(PART) tests/clusters/ray tests/suites --ignore=$(SAMPLE) --backend ray; rc=$$?; test $$rc -le 1 || $(BROKEN); \
 	$(PYTEST) -m 'not long' --junitxml build/results/$@-browser.xml -o junit_family=xunit1 tests/browser && exit $$rc
 
 # A cluster whose build fails although its tools are there is an error. Without the tools, its tests are skipped.

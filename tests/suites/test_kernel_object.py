@@ -226,7 +226,7 @@ async def test_a_cancelled_execute_interrupts_the_code(tmp_path: Path) -> None:
     async with roost.start_kernel("roosted") as kernel:
         code = f"import pathlib\npathlib.Path({str(running)!r}).touch()\n{SLEEP}"
         task = asyncio.ensure_future(kernel.execute(code))
-        await asyncio.to_thread(until, running.exists)
+        await until(running.exists, "the code runs")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -239,7 +239,7 @@ async def test_a_restart_ends_the_running_code(tmp_path: Path) -> None:
     async with roost.start_kernel("roosted") as kernel:
         code = f"import pathlib\npathlib.Path({str(running)!r}).touch()\n{SLEEP}"
         task = asyncio.ensure_future(kernel.execute(code))
-        await asyncio.to_thread(until, running.exists)
+        await until(running.exists, "the code runs")
         await kernel.restart()
         (ended,) = await asyncio.gather(task, return_exceptions=True)
         if not isinstance(ended, roost.KernelDied):  # the restart interrupts the code first
