@@ -145,6 +145,7 @@ def test_without_control_groups_memory_is_limited_and_watched(settled_runtime_di
 
 
 @needs_cgroups
+@pytest.mark.long
 def test_the_cpus_are_shared_in_proportion_to_the_promises(settled_runtime_dir: Path) -> None:
     options = {"cpus": 8}
     allowed = sorted(os.sched_getaffinity(0))[:2]

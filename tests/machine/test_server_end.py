@@ -124,7 +124,9 @@ def saving(server: JupyterServer) -> Iterator[list[Saver]]:
             saver.thread.join(allow_s(60))
 
 
-@pytest.mark.parametrize("round_", range(20))
+@pytest.mark.parametrize(
+    "round_", [*range(3), *(pytest.param(each, marks=pytest.mark.long) for each in range(3, 20))]
+)
 async def test_notebooks_that_are_saved_are_whole(folders: Path, round_: int) -> None:
     async with run_server(folders) as server:
         kernel_id = await start(server, "roosted")

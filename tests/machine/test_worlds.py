@@ -78,6 +78,7 @@ def own_kernels(client: Client) -> set[str]:
     return {kernel.id for kernel in client.kernels().result()}
 
 
+@pytest.mark.long
 def test_commands_see_the_kernels_of_all_worlds(settled_runtime_dir: Path) -> None:
     with ExitStack() as stack:
         here = stack.enter_context(application())
@@ -137,6 +138,7 @@ async def test_a_server_that_restarts_in_another_world_has_its_kernels(one_gpu: 
         assert (await server.api("DELETE", f"kernels/{kernel_id}"))[0] == 204
 
 
+@pytest.mark.long
 def test_a_kernel_in_another_network_is_stopped_but_not_reached(settled_runtime_dir: Path) -> None:
     with application("unshare", "-n") as there:
         with pytest.raises(LaunchError, match="another network namespace"):
@@ -148,6 +150,7 @@ def test_a_kernel_in_another_network_is_stopped_but_not_reached(settled_runtime_
 
 
 @pytest.mark.skipif(bool(why_not()), reason=f"no control groups: {why_not()}")
+@pytest.mark.long
 def test_the_kernel_of_a_batch_job_is_in_the_control_group_of_the_job(settled_runtime_dir: Path) -> None:
     """A job's limits hold for the kernels of the job, although an earlier application has an agent outside."""
     group = find_own_group().child("job_1")

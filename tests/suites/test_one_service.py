@@ -62,6 +62,7 @@ def read(*argv: str, **environment: str) -> Mapping[str, Any]:
     return dict(json.loads(done.stdout))
 
 
+@pytest.mark.backends("ray")
 def test_every_name_of_a_cluster_leads_to_its_one_service(
     cluster: Raylets, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +112,7 @@ def test_every_name_of_a_cluster_leads_to_its_one_service(
         assert len(find_services()) == 2
 
 
+@pytest.mark.backends("ray")
 def test_the_service_that_a_shell_started_serves_jupyter_too(
     cluster: Raylets, runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +137,7 @@ def test_the_service_that_a_shell_started_serves_jupyter_too(
         assert [each.pid for each in find_services()] == [next_service.pid], named
 
 
+@pytest.mark.backends("ray")
 def test_two_services_of_one_cluster_are_joined_as_doctor_says(cluster: Raylets, runtime_dir: Path) -> None:
     """Two services have kernels, as after an upgrade from a roost that did not look for the other one."""
     _, _, port = cluster.address.rpartition(":")
@@ -222,6 +225,7 @@ def test_a_yarn_cluster_has_one_service(
     )
 
 
+@pytest.mark.backends("ray")
 def test_the_next_service_replaces_an_idle_agent_in_another_interpreter(
     cluster: Raylets, runtime_dir: Path, tmp_path: Path
 ) -> None:
