@@ -20,8 +20,6 @@ class Forking:
     """True if zygotes also import what most kernels of a Python have imported lately."""
     immortal_preloads: bool = True
     """True if references to these modules are not counted, where that is possible."""
-    page_out_after_s: float = 0.0
-    """After this time without work, a kernel's memory goes to the swap, if any; 0: never."""
     merge_memory: bool = False
     """True if the system may merge equal pages of kernels (KSM)."""
 

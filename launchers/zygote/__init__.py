@@ -11,7 +11,6 @@
 - `memory`, `immortal`: how kernels share the zygote's memory
 - `startup`: the code that an interpreter runs before the zygote
 - `shown_process`: the command line and variables that the system shows for a process
-- `page_out`: how an idle kernel moves its memory to the swap
 
 The kernel's environment need not contain roost. Therefore these files import the standard library, what ipykernel
 brings, and each other, but nothing else of roost.

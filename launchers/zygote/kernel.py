@@ -21,7 +21,6 @@ from typing import Any, NamedTuple, NoReturn
 from .ending import end_process, end_standby
 from .learnt import report_imports
 from .memory import ModuleFiles, find_madvise
-from .page_out import page_out_on_signal
 from .shown_process import show
 from .standby import Standby
 
@@ -47,13 +46,12 @@ class WarmState:
     the folders of installed packages.
     """
 
-    def __init__(self, args: list[str], *, pages_out: bool = False, sites: tuple[str, ...] = ()) -> None:
+    def __init__(self, args: list[str], *, sites: tuple[str, ...] = ()) -> None:
         from ipykernel import ipkernel
         from ipykernel._version import version_info
         from ipykernel.kernelapp import IPKernelApp
 
         self.args = args
-        self.pages_out = pages_out
         self.sites = sites
         self.pages = array.array("Q")
         self.environment_changes: dict[str, str | None] = {}
@@ -257,8 +255,6 @@ def begin_process(warm: WarmState | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
-    if warm and warm.pages_out:
-        page_out_on_signal()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # if memory runs out, the system kills kernels before the agent
     main_thread: Any = threading.main_thread()

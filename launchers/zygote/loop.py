@@ -380,7 +380,7 @@ def prepare(
     if changed:  # the process may have imported the old content
         return None, encode_refusal(f"{changed[0]} changed while it was loaded", op="failed")
     packet = json.dumps(answer).encode()
-    warm = WarmState(request["args"], pages_out=request["page_out_after_s"] > 0, sites=sites)
+    warm = WarmState(request["args"], sites=sites)
     warm.keeps_tempdir = startup.has_tempdir
     for name in before.keys() | os.environ.keys():
         if before.get(name) != os.environ.get(name):

@@ -42,11 +42,6 @@ class ForkingSettings(Section):
         True,
         help="Python 3.12 to 3.14: count no references to preloaded objects, so that kernels share more memory.",
     )
-    page_out_after_s = Float(
-        0.0,
-        min=0.0,
-        help="Kernels that have done nothing for this time move their memory to the swap, if there is one. 0: never.",
-    )
     merge_memory = Bool(
         False,
         help="Let Linux merge equal pages of kernels, where its administrator has turned that on (KSM).",
@@ -69,7 +64,6 @@ class ForkingSettings(Section):
             preload_by_python={python: tuple(names) for python, names in self.preload_by_python.items()},
             learn_preloads=self.learn_preloads,
             immortal_preloads=self.immortal_preloads,
-            page_out_after_s=self.page_out_after_s,
             merge_memory=self.merge_memory,
         )
 
