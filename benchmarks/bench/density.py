@@ -37,7 +37,6 @@ from roost.placement import Request
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.errors import ConfigError, RoostError
 
-from .idle_memory import wait_for_merging
 from .kernel import BenchKernel, Memory, NoAnswer
 from .learnt_imports import teach
 from .machine import find_fault_doubts, time_fault
@@ -344,8 +343,6 @@ async def _measure_loads(
     found = {}
     for load, code in loads.items():
         loaded = await _run_load(report, side, filled, limits, load, code)
-        if side.options.get("merge_memory"):
-            await wait_for_merging(report)
         asked = _choose(loaded, _SAMPLE)
         answers = [await filled.await_answer(report, kernel, kernel.read_memory()) for kernel in asked]
         if memory := [each for each in answers if each is not None]:

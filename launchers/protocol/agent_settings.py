@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forking:
-    """How zygotes prepare kernels, and what happens to the memory of these kernels."""
+    """How zygotes prepare kernels."""
 
     preload: tuple[str, ...] = ()
     """Modules that zygotes import."""
@@ -20,8 +20,6 @@ class Forking:
     """True if zygotes also import what most kernels of a Python have imported lately."""
     immortal_preloads: bool = True
     """True if references to these modules are not counted, where that is possible."""
-    merge_memory: bool = False
-    """True if the system may merge equal pages of kernels (KSM)."""
 
     def choose_preloads(self, python: str) -> list[str]:
         """Return the modules for zygotes of the interpreter with this path."""

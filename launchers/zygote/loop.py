@@ -24,7 +24,7 @@ from .immortal import make_immortal, why_not
 from .kernel import KernelChild, WarmState, begin_process, prepare_standby
 from .launch_packet import PACKET_BYTES, receive
 from .learnt import UNFIT, Unfit, find_sites, import_learnt
-from .memory import clear_type_cache, fill_heap, fill_pools, gather_module_names, merge_memory
+from .memory import clear_type_cache, fill_heap, fill_pools, gather_module_names
 from .rehearsal import rehearse
 from .shown_process import show
 from .standby import has_read, is_current, record_environment
@@ -325,8 +325,6 @@ def prepare(
     notes: list[str] = []
     problems: list[str] = []
     sites = find_sites()
-    if request["merge_memory"] and (problem := merge_memory()):
-        problems.append(f"equal pages are not merged, because {problem}")
     try:
         with record_environment(reads):
             for name in _BASE_PRELOAD:

@@ -42,10 +42,6 @@ class ForkingSettings(Section):
         True,
         help="Python 3.12 to 3.14: count no references to preloaded objects, so that kernels share more memory.",
     )
-    merge_memory = Bool(
-        False,
-        help="Let Linux merge equal pages of kernels, where its administrator has turned that on (KSM).",
-    )
 
     @validate("preload", "preload_by_python")
     def _check_modules(self, proposal: Any) -> Any:
@@ -64,7 +60,6 @@ class ForkingSettings(Section):
             preload_by_python={python: tuple(names) for python, names in self.preload_by_python.items()},
             learn_preloads=self.learn_preloads,
             immortal_preloads=self.immortal_preloads,
-            merge_memory=self.merge_memory,
         )
 
 
