@@ -38,7 +38,6 @@ from roost.provisioners.request_options import read_start_options
 from roost.scheduler.errors import ConfigError, RoostError
 
 from .kernel import BenchKernel, Memory, NoAnswer
-from .learnt_imports import teach
 from .machine import find_fault_doubts, time_fault
 from .report import Report, take_turns
 from .sides import Side
@@ -116,9 +115,6 @@ async def measure(
     few = replace(limits, kernels=min(FEW, limits.kernels))
     for side in sides if packages else ():
         await check_packages(side, packages)
-    for side in sides:
-        if packages and side.options.get("learn_preloads"):
-            await teach(report, side, packages)
     if len(sides) > 1:
         for name, _ in take_turns("density", list(by_name), rounds=rounds, warm_up=0):
             async with _filled(report, by_name[name], few, is_shown=False) as filled:

@@ -46,7 +46,6 @@ from .machine.disk_room import DiskRoom
 from .machine.node_metrics import NodeMetrics
 from .machine.status_feed import StatusFeed
 from .warm.kernel_command import parse_ipykernel_command
-from .warm.learnt_preloads import LearntPreloads
 from .warm.zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
@@ -106,7 +105,6 @@ class Agent:
             scratch=folder,
             on_spawned=self._limits.add_other,
             on_problems=feed.begin,  # reports them now
-            learnt=LearntPreloads(folder / "preloads") if settings.forking.learn_preloads else None,
         )
         self._room = DiskRoom(folder, self._list_logs)
         self._changes = LaunchChanges(settings, self._limits, machine.devices, has_devices=bool(devices))

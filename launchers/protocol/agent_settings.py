@@ -16,8 +16,6 @@ class Forking:
     """Modules that zygotes import."""
     preload_by_python: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Modules for some Pythons alone, by a pattern for the path of the interpreter."""
-    learn_preloads: bool = False
-    """True if zygotes also import what most kernels of a Python have imported lately."""
     immortal_preloads: bool = True
     """True if references to these modules are not counted, where that is possible."""
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from .ending import end_process, end_standby
-from .learnt import report_imports
 from .memory import ModuleFiles, find_madvise
 from .shown_process import show
 from .standby import Standby
@@ -42,17 +41,15 @@ class WarmState:
     """The things that a zygote prepares for its kernels.
 
     `environment_changes` are variables that preloaded modules have changed: each kernel repeats these
-    changes. `keeps_tempdir` is true if start-up code has chosen the folder for temporary files. `sites` are
-    the folders of installed packages.
+    changes. `keeps_tempdir` is true if start-up code has chosen the folder for temporary files.
     """
 
-    def __init__(self, args: list[str], *, sites: tuple[str, ...] = ()) -> None:
+    def __init__(self, args: list[str]) -> None:
         from ipykernel import ipkernel
         from ipykernel._version import version_info
         from ipykernel.kernelapp import IPKernelApp
 
         self.args = args
-        self.sites = sites
         self.pages = array.array("Q")
         self.environment_changes: dict[str, str | None] = {}
         self.keeps_tempdir = False
@@ -151,8 +148,6 @@ class KernelChild(NamedTuple):
             del sys.modules[name]
         app.start()
         if self.warm:
-            if report := self.request.get("report"):  # a rehearsal has none
-                report_imports(report["path"], report["python"], self.warm.module_names, self.warm.sites)
             end_process(app, self.warm.module_names)
 
     def build_application(self) -> Any:

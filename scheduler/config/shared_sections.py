@@ -34,10 +34,6 @@ class ForkingSettings(Section):
         key_trait=Unicode(),
         help="Further modules for some Pythons: a path of an interpreter, or a pattern such as `/opt/ml/*` → modules.",
     )
-    learn_preloads = Bool(
-        False,
-        help="Also import the installed packages that at least half of a Python's latest kernels have imported.",
-    )
     immortal_preloads = Bool(
         True,
         help="Python 3.12 to 3.14: count no references to preloaded objects, so that kernels share more memory.",
@@ -58,7 +54,6 @@ class ForkingSettings(Section):
         return Forking(
             preload=tuple(self.preload),
             preload_by_python={python: tuple(names) for python, names in self.preload_by_python.items()},
-            learn_preloads=self.learn_preloads,
             immortal_preloads=self.immortal_preloads,
         )
 

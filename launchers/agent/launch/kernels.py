@@ -386,7 +386,6 @@ class Kernels:
             self._room.write(lambda: write_private_json(kernel.folder / "record.json", record))
         except OSError as problem:
             log.warning("kernel=%s its end cannot be recorded: %s", kernel.process.kernel_id, problem)
-        self._zygotes.learn(kernel.folder)
         kernel.ended.set()
         log.info("kernel=%s %s", kernel.process.kernel_id, kernel.process.reason)
         self._on_exited(kernel.process)
