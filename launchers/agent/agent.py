@@ -41,13 +41,11 @@ from .leases.ledger import LeaseLedger
 from .leases.machine_share import MachineShare
 from .leases.manager_watch import ManagerWatch
 from .limits.limits import Limits, name_group
-from .limits.page_out import PageOut
 from .limits.usage import RunningKernel, UsageMeter
 from .machine.disk_room import DiskRoom
 from .machine.node_metrics import NodeMetrics
 from .machine.status_feed import StatusFeed
 from .warm.kernel_command import parse_ipykernel_command
-from .warm.learnt_preloads import LearntPreloads
 from .warm.zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
@@ -98,7 +96,6 @@ class Agent:
             place.session,
             cpus=machine.cpus,
             own_group=place.own_group,
-            pages_out=settings.forking.page_out_after_s > 0,
             list_others=self._list_unlimited,
             on_near=lambda lease_id, sentence: self._publish("warned", lease_id=lease_id, reason=sentence),
         )
@@ -108,7 +105,6 @@ class Agent:
             scratch=folder,
             on_spawned=self._limits.add_other,
             on_problems=feed.begin,  # reports them now
-            learnt=LearntPreloads(folder / "preloads") if settings.forking.learn_preloads else None,
         )
         self._room = DiskRoom(folder, self._list_logs)
         self._changes = LaunchChanges(settings, self._limits, machine.devices, has_devices=bool(devices))
@@ -124,8 +120,6 @@ class Agent:
             book=book,
             earlier_fork=earlier_fork,
         )
-        after_s = settings.forking.page_out_after_s
-        self._page_out = PageOut(after_s, self._kernels.forked_pids) if after_s else None
         self.left = asyncio.Event()
         self.leases = LeaseRules(
             self._ledger,
@@ -186,8 +180,6 @@ class Agent:
             )
             spawn(self.leases.release(lease_id), self._tasks, log)
         self._managed.resume()
-        if self._page_out is not None:
-            keep_running(self._page_out.run, self._tasks, log, "the page-out of idle kernels")
 
     async def begin(self, assignment: messages.Assignment) -> None:
         """Record the assigned lease and begin its launch, unless the ledger has the lease. Raises `RemoteError`."""
@@ -367,14 +359,13 @@ class Agent:
             self.leases.leave_when_empty()
         self._limit_spares()
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
-        problems = [*self._zygotes.problems(), *self._share.problems()]
-        problems += self._page_out.problems() if self._page_out else []
+        problems = (*self._zygotes.problems(), *self._share.problems())
         return replace(
             status,
             warm=warm,
             is_draining=self._managed.is_cut_off,
             enforcement=self._limits.describe(),
-            problems=tuple(problems),
+            problems=problems,
         )
 
     async def _stats(self) -> tuple[KernelUse, ...]:

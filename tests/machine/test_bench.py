@@ -118,19 +118,6 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-@pytest.mark.long
-def test_a_side_has_learnt_the_packages_when_its_memory_is_measured(tmp_path: Path) -> None:
-    options = ["--packages", "numpy", "--backend-option", "learn_preloads=true"]
-    other = "roost:learn_preloads=false"
-    found = bench(tmp_path, "density", "--quick", "--kernels", "4", *options, "--baseline", other)
-    grown = [
-        found["figures"][f"USS after import numpy/{side}"]["median"]
-        - found["figures"][f"USS after a completion/{side}"]["median"]
-        for side in ("roost", other)
-    ]
-    assert grown[0] < grown[1] / 2, found["notes"]
-
-
 def test_a_node_is_filled_until_a_limit(tmp_path: Path) -> None:
     found = bench(
         tmp_path, "density", "--quick", "--baseline", "none", "--kernels", "3", "--packages", "colorsys"

@@ -27,7 +27,6 @@ from roost.launchers.agent.launch.place import OnNode
 from roost.launchers.agent.leases.ledger import LeaseLedger
 from roost.launchers.agent.leases.manager_watch import ManagerWatch
 from roost.launchers.agent.machine.disk_room import DiskRoom
-from roost.launchers.agent.warm.learnt_preloads import LearntPreloads
 from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.daemon import _read_ready
 from roost.launchers.daemon.tasks import Timers
@@ -167,10 +166,6 @@ OWN: Mapping[str, tuple[Any, Callable[[Path], object]]] = {
     "manager.json": ({"managers": [encode(MANAGER)]}, resume),
     "ready.json": ({"pid": 1, "endpoint": "x", "keys": {}}, lambda file: _read_ready(file.parent)),
     "pod/ready.json": (encode(ADDRESS), lambda file: read_address(str(file.parent))),
-    "preloads/x.json": (
-        {"python": "p", "recent": [["a"]]},
-        lambda file: LearntPreloads(file.parent).choose("p"),
-    ),
     "requests.json": ({"requests": [[1, 0.5, 7, ["T4"]]]}, lambda file: RecentRequests(file, clock=float)),
     "ends.json": (
         {LEASE.id: "1"},

@@ -125,11 +125,6 @@ class Kernels:
     def list(self) -> tuple[KernelProcess, ...]:
         return tuple(kernel.process for kernel in self._kernels.values() if kernel.process is not None)
 
-    def forked_pids(self) -> tuple[int, ...]:
-        """Return the pids of the forked kernels that run."""
-        running = (kernel.process for kernel in self._kernels.values() if not kernel.ended.is_set())
-        return tuple(process.pid for process in running if process is not None and process.how == "forked")
-
     def pids(self) -> dict[str, int]:
         """Return the pids of the kernels that run, by lease id."""
         return {lease_id: process.pid for lease_id, process in self.running().items()}
@@ -391,7 +386,6 @@ class Kernels:
             self._room.write(lambda: write_private_json(kernel.folder / "record.json", record))
         except OSError as problem:
             log.warning("kernel=%s its end cannot be recorded: %s", kernel.process.kernel_id, problem)
-        self._zygotes.learn(kernel.folder)
         kernel.ended.set()
         log.info("kernel=%s %s", kernel.process.kernel_id, kernel.process.reason)
         self._on_exited(kernel.process)

@@ -36,11 +36,11 @@ def test_each_baseline_is_a_side() -> None:
 
 
 def test_a_baseline_may_have_other_settings_of_the_backend() -> None:
-    measured, other = read_sides(CONFIG, ["roost:fork=false,page_out_after_s=2"], {"preload": ["jedi"]})
+    measured, other = read_sides(CONFIG, ["roost:fork=false,cpu_ceiling=2"], {"preload": ["jedi"]})
     assert (measured.config, measured.options) == (CONFIG, {"preload": ["jedi"]})
     assert (other.config, other.options) == (
         {**CONFIG, "fork": False},
-        {"preload": ["jedi"], "page_out_after_s": 2},
+        {"preload": ["jedi"], "cpu_ceiling": 2},
     )
 
 

@@ -152,7 +152,7 @@ agent = socket.socket(fileno=int(sys.argv[-2]))
 _, (fd,), _, _ = socket.recv_fds(agent, 1 << 20, 1)
 print("it was here", flush=True)
 names = [f"module_{n:0100}" for n in range(5000)]
-answer = {"op": "ready", "notes": [], "problems": [], "learnt": {}, "environment": {}}
+answer = {"op": "ready", "notes": [], "problems": [], "environment": {}}
 answer |= {"files": [], "folders": [], "names": names, "late_names": [], "absent": []}
 with open(fd, "w") as file:
     json.dump(answer, file)
