@@ -172,6 +172,7 @@ class Agent:
             shutil.rmtree(left, ignore_errors=True)
         # Kernels first: a kernel whose lease is gone ends, and no lease expires whose kernel lives.
         self._kernels.adopt(self._ledger)
+        self._room.cut()  # the next files need room
         pids = self._kernels.pids()
         self._limits.adopt(
             {entry.lease.id: (entry.lease, pids.get(entry.lease.id, 0)) for entry in self._ledger.entries()}
@@ -237,7 +238,7 @@ class Agent:
         keep_running(watch, self._tasks, log, "the watch of the agent's folder")
 
     def announce(self, announced: Mapping[str, Any]) -> None:
-        self._room.write(lambda: announce(self._folder, announced))
+        announce(self._folder, announced)
 
     async def close(self) -> None:
         self._publish("leaving")
@@ -278,7 +279,7 @@ class Agent:
 
     def _reserve_in_ledger(self, request: messages.Reserve) -> Lease:
         try:
-            return self._room.write(lambda: self._ledger.reserve(request))
+            return self._ledger.reserve(request)
         except FileNotFoundError:
             if request.is_granted:  # a conflict would mean that the manager has granted nothing
                 raise
@@ -291,7 +292,7 @@ class Agent:
 
     def _transfer(self, lease_id: str, owner: messages.Owner) -> None:
         with writing(self._folder):
-            self._room.write(lambda: self._ledger.transfer(lease_id, owner))
+            self._ledger.transfer(lease_id, owner)
 
     def _list_logs(self) -> list[Path]:
         logs = self._kernels.find_logs()

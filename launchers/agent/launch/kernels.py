@@ -115,7 +115,6 @@ class Kernels:
             self._reaper,
             self._on_started,
             place,
-            room,
             limits,
             book,
             earlier_fork,
@@ -388,7 +387,7 @@ class Kernels:
         record = encode(kernel.process)
         # Recorded before it is reported: an agent that dies in between leaves a record that the next one lists.
         try:
-            self._room.write(lambda: write_private_json(kernel.folder / "record.json", record))
+            write_private_json(kernel.folder / "record.json", record)
         except OSError as problem:
             log.warning("kernel=%s its end cannot be recorded: %s", kernel.process.kernel_id, problem)
         self._zygotes.learn(kernel.folder)
