@@ -18,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from roost.launchers.daemon.daemon import AlreadyRunning, hold
+from roost.launchers.daemon.daemon import AlreadyRunning, announce, hold
 from roost.launchers.daemon.file_input import clear_place
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
@@ -79,8 +79,8 @@ async def serve(
                 agent.report(assignment, endpoint)
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
             announced["settings"] = encode(settings)
-            agent.announce(announced)
-            agent.watch_folder(held, announced)
+            announce(folder, announced)
+            agent.watch_folder(held)
             await agent.left.wait()
             await place.leave(agent.leases)
         finally:

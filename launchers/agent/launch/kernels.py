@@ -38,7 +38,7 @@ from roost.placement.model.json_codec import WireError, decode, encode
 
 from .child_reaper import Reaper
 from .place import Place
-from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter, write_connection
+from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter
 
 log = logging.getLogger(__name__)
 
@@ -295,17 +295,6 @@ class Kernels:
         except UnfitFile:
             noted = None
         return (noted.pid, noted.started_at) if noted is not None else (0, 0.0)
-
-    def put_back(self) -> None:
-        """Write the files of all kernels again, after somebody has deleted them. Raises `OSError`."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        for kernel in self._kernels.values():
-            process = kernel.process
-            kernel.folder.mkdir(mode=0o700, exist_ok=True)
-            if process is not None:
-                if process.connection is not None:
-                    write_connection(kernel.folder, kernel.kernel_id, process.connection)
-                write_private_json(kernel.folder / "record.json", encode(process))
 
     async def close(self) -> None:
         for kernel in self._kernels.values():

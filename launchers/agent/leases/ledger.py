@@ -127,12 +127,6 @@ class LeaseLedger:
         self._path(lease_id).unlink(missing_ok=True)
         return True
 
-    def put_back(self) -> None:
-        """Write all files again, after somebody has deleted them. Raises `OSError`."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        for entry in self._entries.values():
-            self._write(entry)
-
     def transfer(self, lease_id: str, owner: Owner) -> None:
         known = self._entries.get(lease_id)
         if known is not None and known.lease.owner != owner:
