@@ -15,7 +15,6 @@ from typing import Any
 import psutil
 
 from roost.launchers.daemon.daemon import Hold, name_owner
-from roost.launchers.daemon.file_input import clear_place
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn
@@ -89,7 +88,6 @@ class Agent:
         )
         book = machine.open_book(name_owner(folder)) if settings.divides_machine else None
         self._share = MachineShare(self._ledger, book, gpu_ids=machine.devices.ids)
-        clear_place(folder / _ZYGOTE_LOG, log)
         self._usage, self._measuring = UsageMeter(place.session), asyncio.Lock()
         self._timers = Timers()
         feed = self._feed = StatusFeed(self._status, self._report_status, self._timers)

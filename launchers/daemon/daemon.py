@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .file_input import MOST_RECORD_BYTES, clear_place
+from .file_input import MOST_RECORD_BYTES
 from .open_files import original_limit, raise_limit
 from .private_files import (
     FolderError,
@@ -103,7 +103,7 @@ def ensure(
     except FolderError as error:
         raise NotPrivate(str(error)) from None
     except OSError as error:
-        raise DaemonError(f"cannot start {command[0]} in {folder}: {error.strerror}") from None
+        raise DaemonError(f"cannot start {command[0]} in {folder}: {error}") from None
 
 
 def _forget(folder: Path) -> None:
@@ -149,8 +149,6 @@ def _read_ready(folder: Path) -> dict[str, Any] | None:
 
 
 def _start(folder: Path, command: Sequence[str], env: Mapping[str, str], deadline_s: float) -> dict[str, Any]:
-    for name in ("log", "log.old"):
-        clear_place(folder / name, log)
     with suppress(FileNotFoundError):
         os.replace(folder / "log", folder / "log.old")  # it may say why the last daemon ended
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -285,7 +283,6 @@ class Hold:
 
     def _lock(self) -> int:
         private_folder(self.folder)
-        clear_place(self.folder / "lock", log)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = _move_up(os.open(self.folder / "lock", flags, 0o600))
         if not _lock(descriptor, _PROBE_S):
@@ -306,7 +303,6 @@ def hold(folder: Path) -> Iterator[Hold]:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     held = Hold(folder)
     try:
-        clear_place(folder / "ready.json", log)
         (folder / "ready.json").unlink(missing_ok=True)
         remove_unfinished(folder)
         yield held
@@ -339,7 +335,6 @@ def _locked(path: Path, deadline_s: float) -> Iterator[None]:
     deadline = time.monotonic() + deadline_s
     while True:
         private_folder(path.parent)
-        clear_place(path, log)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:

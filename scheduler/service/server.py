@@ -29,7 +29,7 @@ from typing import Any
 from jupyter_core.paths import jupyter_config_path
 
 from roost.launchers.daemon.daemon import DaemonError, Hold, announce, announce_failure, hold
-from roost.launchers.daemon.file_input import clear_place, take_json
+from roost.launchers.daemon.file_input import take_json
 from roost.launchers.daemon.private_files import FolderError, write_private_json
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all
@@ -310,7 +310,6 @@ async def serve(
             cluster.claim(has_kernels=not scheduler.is_idle())
             scheduler.reconciler.on_resync = cluster.renew
             path = folder / "socket"
-            clear_place(path, log)
             path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
             announce(folder, {"endpoint": service.server.start(f"ipc://{path}"), **service.greet()})
             service.watch_folder(held)

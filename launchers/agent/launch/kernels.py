@@ -24,7 +24,6 @@ from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.file_input import (
     MOST_OWN_BYTES,
     UnfitFile,
-    make_own_folder,
     put_aside,
     read_document,
 )
@@ -119,7 +118,7 @@ class Kernels:
             book,
             earlier_fork,
         )
-        make_own_folder(folder, log)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
     def list(self) -> tuple[KernelProcess, ...]:
         return tuple(kernel.process for kernel in self._kernels.values() if kernel.process is not None)
@@ -285,7 +284,7 @@ class Kernels:
         """Move a file out of a kernel's folder, which is removed next."""
         aside = self._folder.with_name(f"{self._folder.name}.unreadable")
         with contextlib.suppress(OSError):
-            make_own_folder(aside, log)
+            aside.mkdir(mode=0o700, exist_ok=True)
         put_aside(path, reason, log, aside=aside / f"{path.parent.name}-{path.name}")
 
     def _read_starting(self, path: Path) -> tuple[int, float]:

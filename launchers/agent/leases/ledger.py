@@ -16,7 +16,6 @@ from pathlib import Path
 from roost.launchers.daemon.file_input import (
     MOST_OWN_BYTES,
     UnfitFile,
-    make_own_folder,
     put_aside,
     read_document,
 )
@@ -63,7 +62,7 @@ class LeaseLedger:
         self._folder = folder
         self._entries: dict[str, Reserve] = {}
         self._promised = _Promised(self.models)
-        make_own_folder(folder, log)
+        folder.mkdir(mode=0o700, exist_ok=True)
         remove_unfinished(folder)
         for path in sorted(folder.glob("*.json")):
             try:

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from roost.launchers.daemon.file_input import make_own_folder, read_document, take_json
+from roost.launchers.daemon.file_input import read_document, take_json
 from roost.launchers.daemon.private_files import is_own_file, write_private_json
 from roost.placement.model.json_codec import WireError, decode, encode
 
@@ -142,7 +142,7 @@ class LearntPreloads:
     def _keep(self, habits: Habits) -> None:
         self._habits[habits.python] = habits
         try:
-            make_own_folder(self._folder, log)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
             write_private_json(self._file(habits.python), encode(habits))
             files = sorted(self._folder.glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
             for file in files[:-_MOST_PYTHONS]:
