@@ -14,8 +14,7 @@ from typing import Any
 
 import psutil
 
-from roost.launchers.daemon.daemon import Hold, announce
-from roost.launchers.daemon.file_input import clear_place
+from roost.launchers.daemon.daemon import Hold, name_owner
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn
@@ -77,6 +76,7 @@ class Agent:
         earlier_fork: EarlierFork | None = None,
     ) -> None:
         self._folder = folder
+        self._held: Hold | None = None
         self._settings = settings
         self._place = place
         machine = self._machine = NodeMetrics(settings)
@@ -84,14 +84,13 @@ class Agent:
         self._ledger = LeaseLedger(
             folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
         )
-        book = machine.open_book(str(folder)) if settings.divides_machine else None
+        book = machine.open_book(name_owner(folder)) if settings.divides_machine else None
         self._share = MachineShare(self._ledger, book, gpu_ids=machine.devices.ids)
-        clear_place(folder / _ZYGOTE_LOG, log)
         self._usage, self._measuring = UsageMeter(place.session), asyncio.Lock()
         self._timers = Timers()
         feed = self._feed = StatusFeed(self._status, self._report_status, self._timers)
         self._limits = Limits(
-            name_group(folder),
+            name_group(name_owner(folder)),
             settings.enforcement,
             place.session,
             cpus=machine.cpus,
@@ -166,6 +165,7 @@ class Agent:
             shutil.rmtree(left, ignore_errors=True)
         # Kernels first: a kernel whose lease is gone ends, and no lease expires whose kernel lives.
         self._kernels.adopt(self._ledger)
+        self._room.cut()  # the next files need room
         pids = self._kernels.pids()
         self._limits.adopt(
             {entry.lease.id: (entry.lease, pids.get(entry.lease.id, 0)) for entry in self._ledger.entries()}
@@ -203,33 +203,16 @@ class Agent:
         port = int(endpoint.rpartition(":")[2])
         spawn(report_address(assignment, self._settings.address, port), self._tasks, log)
 
-    def watch_folder(self, held: Hold, announced: Mapping[str, Any]) -> None:
-        """Watch this agent's folder.
+    def watch_folder(self, held: Hold) -> None:
+        """Watch this agent's folder. If it was deleted, start no kernel, and leave once there are no leases.
 
-        If somebody deletes it, write all files again, or leave if there are no leases. The exception is a folder that a
-        daemon with an address has, which may remove it: see `watch_address`.
+        A daemon with an address may remove the folder of its agent, which then loses its leases: see `watch_address`.
         """
+        self._held = held
         if self._settings.daemon_address:
             return
-
-        def put_back() -> None:
-            self._ledger.put_back()
-            self._kernels.put_back()
-            self._managed.put_back()
-            self.server.bind_again()
-            self.announce(announced)
-
-        watch = partial(
-            held.watch,
-            is_needed=lambda: not self._ledger.is_empty,
-            put_back=put_back,
-            leave=self.left.set,
-            has_successor=False,
-        )
+        watch = partial(held.watch, is_needed=lambda: not self._ledger.is_empty, leave=self.left.set)
         keep_running(watch, self._tasks, log, "the watch of the agent's folder")
-
-    def announce(self, announced: Mapping[str, Any]) -> None:
-        self._room.write(lambda: announce(self._folder, announced))
 
     async def close(self) -> None:
         self._publish("leaving")
@@ -250,12 +233,15 @@ class Agent:
         for name in (request.lease.id, request.lease.kernel_id):
             if not name.isprintable():  # it would forge lines in the log
                 raise RemoteError("bad_request", f"an id has characters that cannot be shown: {name!a:.80}")
+        if request.lease.id not in self._ledger:
+            # After a conflict, a scheduler would count a slice as free, although its manager has granted it.
+            self._check_folder("internal" if request.is_granted else "conflict")
         is_new = False
 
         def record(granted: messages.Reserve) -> Lease:
             nonlocal is_new
             is_new = granted.lease.id not in self._ledger
-            return self._reserve_in_ledger(granted)
+            return self._ledger.reserve(granted)
 
         try:
             with writing(self._folder):
@@ -268,13 +254,11 @@ class Agent:
             self._begin_launch(request.launch)
         return lease
 
-    def _reserve_in_ledger(self, request: messages.Reserve) -> Lease:
-        try:
-            return self._room.write(lambda: self._ledger.reserve(request))
-        except FileNotFoundError:
-            if request.is_granted:  # a conflict would mean that the manager has granted nothing
-                raise
-            raise Conflict(f"{self._folder} was deleted, and is restored within seconds") from None
+    def _check_folder(self, kind: str) -> None:
+        """Raise `RemoteError` if this agent's folder was deleted: the next agent would not find its new kernels."""
+        if self._held is not None and not self._held.is_intact:
+            remedy = "no kernel starts here until those that run have ended"
+            raise RemoteError(kind, f"{self._folder} was deleted: {remedy}")
 
     async def _clear(self, lease_id: str) -> None:
         """Remove what a lease has besides its entry in the ledger."""
@@ -283,7 +267,7 @@ class Agent:
 
     def _transfer(self, lease_id: str, owner: messages.Owner) -> None:
         with writing(self._folder):
-            self._room.write(lambda: self._ledger.transfer(lease_id, owner))
+            self._ledger.transfer(lease_id, owner)
 
     def _list_logs(self) -> list[Path]:
         logs = self._kernels.find_logs()
@@ -330,6 +314,7 @@ class Agent:
         spawn(launch(), self._tasks, log)
 
     async def _launch(self, request: messages.Launch) -> KernelProcess:
+        self._check_folder("internal")
         lease = self.leases.occupy(request.lease_id, request.kernel_id)
         try:
             return await self._kernels.launch(request, lease)

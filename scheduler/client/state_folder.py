@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from roost.launchers.daemon.file_input import UnfitFile as UnfitFile
-from roost.launchers.daemon.file_input import clear_place as clear_place
 from roost.launchers.daemon.file_input import open_checked as open_checked
 from roost.launchers.daemon.file_input import put_aside as put_aside
 from roost.launchers.daemon.file_input import take_json as take_json

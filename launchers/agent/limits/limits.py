@@ -15,7 +15,6 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 
 from roost.launchers.agent.machine.sessions import Session
 from roost.launchers.daemon.tasks import cancel_all, spawn
@@ -245,9 +244,9 @@ class Limits:
             self._tree.others.add(pid)
 
 
-def name_group(folder: Path) -> str:
-    """Return the name of the control group that the agent of this folder makes."""
-    return f"roost-{_hash(str(folder))[:16]}"
+def name_group(owner: str) -> str:
+    """Return the name of the control group that this agent makes."""
+    return f"roost-{_hash(owner)[:16]}"
 
 
 def _hash(text: str) -> str:
