@@ -19,7 +19,6 @@
     top.py          roost top
     holders.py      roost top --all
     attach.py       roost attach, output
-    simulate.py     roost simulate
     bench.py        roost bench
     clean_text.py   removes control characters from texts of other programs
     tables.py       how tables, amounts and ages look

@@ -58,7 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"roost {roost.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_cluster_commands(commands)
-    _add_simulate(commands)
     _add_kernelspec(commands)
     _add_migrate(commands)
     _add_machine(commands)
@@ -127,35 +126,6 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     for parser in (nodes, explain, kernels, top, events, logs, output, attach, stop, drain, up, restart):
         add_scheduler(parser)
     add_request(explain)
-
-
-def _add_simulate(commands: Subparsers) -> None:
-    what = "run a trace of requests under several policies"
-    simulate = _add_command(commands, "simulate", "simulate:simulate", what, has_json=False)
-    what = "a CSV file in openb's form, or one of roost's decision logs"
-    simulate.add_argument("trace", metavar="TRACE", nargs="?", help=what)
-    cluster = simulate.add_argument_group("nodes")
-    which = cluster.add_mutually_exclusive_group(required=True)
-    which.add_argument("--nodes", metavar="FILE", help="read nodes from a CSV file in openb's form")
-    which.add_argument("--snapshot", metavar="FILE", help="use nodes saved with `roost nodes --json`")
-    which.add_argument("--live", action="store_true", help="use the scheduler's nodes as they are now")
-    what = "add nodes: 4x96cpus,384GiB,8xA100, or 4xNODE for empty copies of a node"
-    cluster.add_argument("--add", metavar="NODES", action="append", default=[], help=what)
-    cluster.add_argument("--empty", action="store_true", help="ignore the kernels that run on the nodes")
-    add_scheduler(simulate)
-    how = simulate.add_argument_group("run")
-    what = "compare this policy (NAME, FILE.py:NAME or MODULE:NAME); default: all shipped policies"
-    how.add_argument("--policy", metavar="NAME", action="append", help=what)
-    what = "requested multiple of the resources (1.3)"
-    how.add_argument("--demand", metavar="RATIO", type=parse_amount, help=what)
-    kinds = how.add_mutually_exclusive_group()
-    kinds.add_argument("--departures", action="store_true", help="random arrivals that end after their time")
-    kinds.add_argument("--recorded", action="store_true", help="let kernels arrive and end as recorded")
-    how.add_argument("--load", metavar="RATIO", type=parse_amount, help="mean load, with --departures (1.05)")
-    how.add_argument("--arrivals", metavar="N", type=int, help="with --departures: number (the trace's)")
-    how.add_argument("--seeds", metavar="N", type=int, help="repeat with this many random orders (3)")
-    simulate.add_argument("--json", metavar="FILE", help="write all results as JSON (- prints only them)")
-    simulate.add_argument("--plot", metavar="FILE", help="draw a PNG, SVG or PDF file; needs matplotlib")
 
 
 def _add_kernelspec(commands: Subparsers) -> None:
@@ -291,7 +261,7 @@ def _add_bench(commands: Subparsers) -> None:
         "--seconds", metavar="SECONDS", type=parse_seconds, default=120.0, help="for this many seconds (120)"
     )
     queue.add_argument("--seed", metavar="N", type=int, help="repeat the random times of an earlier run")
-    what = "let the kernels of this trace arrive: a decisions.jsonl, or a CSV file as for roost simulate"
+    what = "let the kernels of this trace arrive: a decisions.jsonl, or a CSV file of tasks"
     queue.add_argument("--trace", metavar="FILE", default="", help=what)
     what = "let them arrive this many times as fast (1)"
     queue.add_argument("--speed", metavar="FACTOR", type=parse_factor, default=1.0, help=what)

@@ -277,16 +277,3 @@ def test_each_command_that_a_text_names_works_as_it_is_printed(
         assert typed.returncode == 0, (command, typed.stdout, typed.stderr)
     assert not any(node["is_draining"] for node in shell.answer("nodes")["nodes"])
     assert shell.answer("explain")["decision"]["placement"]
-
-
-def test_recorded_decisions_can_be_simulated(shell: Shell, tmp_path: Path) -> None:
-    assert shell.run("run", notebook(tmp_path, "1"), "--cpus", "0.5").returncode == 0
-    nodes = shell.answer("nodes")["nodes"]
-    more = ("--add", f"1x{nodes[0]['id']}")
-    done = shell.run("simulate", "--live", "--recorded", *more, "--policy", "spread", "--json", "-")
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["nodes"], told["resource"]) == (len(nodes) + 1, "cpus")
-    (run,) = told["policies"]["spread"]["runs"]
-    assert run["arrived"] >= 0.5
-    assert run["placed"] >= 0.5
