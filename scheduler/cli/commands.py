@@ -104,10 +104,7 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     logs.add_argument("--tail", metavar="SIZE", default="64KiB", help="print at most this much (64KiB)")
     what = "print what the cells of a kernel have put out, as far as its node has kept it"
     output = _add_command(commands, "output", "attach:print_output", what)
-    what = "open a console on a kernel (needs the extra `console`)"
-    attach = _add_command(commands, "attach", "attach:attach", what, has_json=False)
-    for parser in (output, attach):
-        parser.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
+    output.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
     stop = _add_command(commands, "stop", "kernels:stop", "stop kernels, or remove them from the queue")
     stop.add_argument("kernels", metavar="KERNEL", nargs="*", help="a kernel's id, or the beginning of it")
     what = "stop all kernels of the Jupyter Server of this name"
@@ -123,7 +120,7 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     restart = _add_command(commands, "restart-service", "services:restart", what)
     what = "with the environment, the Python and the options of this command, not with those of the service"
     restart.add_argument("--here", action="store_true", help=what)
-    for parser in (nodes, explain, kernels, top, events, logs, output, attach, stop, drain, up, restart):
+    for parser in (nodes, explain, kernels, top, events, logs, output, stop, drain, up, restart):
         add_scheduler(parser)
     add_request(explain)
 

@@ -27,6 +27,16 @@ def test_kernels(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None
     assert listed[0]["why_not_forked"] == ""
 
 
+def test_a_kernel_of_a_server_has_a_connection_file(
+    client: StubClient, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
+    file = tmp_path / f"kernel-{RUNNING.id}.json"
+    file.touch()
+    listed = document(capsys, "kernels")["kernels"]
+    assert [known["connection_file"] for known in listed] == [str(file), "", ""]
+
+
 def test_kernels_of_other_worlds_are_listed_and_stopped(
     client: StubClient, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ ROOT = Path(roost.__file__).parent
 FOLDERS = ("launchers", "placement", "provisioners", "scheduler")
 IN_BACKTICKS = re.compile(r"`((?:roost|jupyter) [^`]*)`")
 BARE = re.compile(
-    r"(?<![`.\w-])roost (?:attach|doctor|drain|events|explain|kernels|kernelspec|logs|machine|nodes|stop|up)\b"
+    r"(?<![`.\w-])roost (?:doctor|drain|events|explain|kernels|kernelspec|logs|machine|nodes|stop|up)\b"
 )
 SHELL = re.compile(r"\b(?:chmod|chown|export|kill|mkdir|pip install|rm|sudo) ['{\w./+-]|[:;] run: ")
 """A command of the shell."""
