@@ -18,7 +18,7 @@
     events.py       roost events
     top.py          roost top
     holders.py      roost top --all
-    attach.py       roost output
+    output.py       roost output
     bench.py        roost bench
     clean_text.py   removes control characters from texts of other programs
     tables.py       how tables, amounts and ages look

@@ -103,7 +103,7 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     logs.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
     logs.add_argument("--tail", metavar="SIZE", default="64KiB", help="print at most this much (64KiB)")
     what = "print what the cells of a kernel have put out, as far as its node has kept it"
-    output = _add_command(commands, "output", "attach:print_output", what)
+    output = _add_command(commands, "output", "output:print_output", what)
     output.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
     stop = _add_command(commands, "stop", "kernels:stop", "stop kernels, or remove them from the queue")
     stop.add_argument("kernels", metavar="KERNEL", nargs="*", help="a kernel's id, or the beginning of it")
