@@ -12,7 +12,7 @@
     book_doctor.py  the findings of roost doctor in the machine's book
     outside_use.py  GPUs and memory that other programs use, for roost doctor
     services.py     roost restart-service; what roost doctor says about two services for one cluster
-    jupyter.py      roost kernelspec install, list, remove; roost run
+    jupyter.py      roost kernelspec install, list, remove
     migrate.py      roost migrate
     migrate_report.py  the report of roost migrate
     events.py       roost events

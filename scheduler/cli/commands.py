@@ -62,7 +62,6 @@ def build_parser() -> argparse.ArgumentParser:
     _add_migrate(commands)
     _add_machine(commands)
     _add_ssh(commands)
-    _add_run(commands)
     _add_bench(commands)
     doctor = _add_command(commands, "doctor", "doctor:diagnose", "find problems and their remedies")
     what = "repair disagreements between kernels, leases and processes, and show each step"
@@ -206,17 +205,6 @@ def _add_ssh(commands: Subparsers) -> None:
     check.add_argument("hosts", metavar="HOST", nargs="*", help=what)
     what = "option of the backend ssh, such as hosts_file=/path"
     check.add_argument("--backend-option", metavar="KEY=VALUE", action="append", default=[], help=what)
-
-
-def _add_run(commands: Subparsers) -> None:
-    run = _add_command(commands, "run", "jupyter:run", "execute a notebook on a kernel that roost places")
-    run.add_argument("notebook", metavar="NOTEBOOK")
-    run.add_argument("--output", metavar="FILE", help="write the executed notebook here (NOTEBOOK.out.ipynb)")
-    run.add_argument("--kernel", metavar="NAME", default="", help="kernelspec (the notebook's own)")
-    what = "at most this long for each cell"
-    run.add_argument("--timeout", metavar="SECONDS", type=parse_seconds, help=what)
-    add_scheduler(run, default="")
-    add_request(run)
 
 
 def _add_bench(commands: Subparsers) -> None:

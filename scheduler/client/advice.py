@@ -20,8 +20,8 @@ from roost.scheduler.errors import ConfigError, RoostError
 E = TypeVar("E", bound=RoostError)
 T = TypeVar("T")
 
-WITHOUT_BACKEND = frozenset({"bench", "kernelspec", "machine", "migrate", "run", "version"})
-"""The commands that no backend is added to: they ask no scheduler, or take the kernelspec's."""
+WITHOUT_BACKEND = frozenset({"bench", "kernelspec", "machine", "migrate", "version"})
+"""The commands that no backend is added to: they ask no scheduler."""
 _COMMAND = re.compile(r"`roost ([\w-]+)([^`]*)`")
 
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from jupyter_core.paths import jupyter_config_path
@@ -174,8 +173,7 @@ def test_a_kernel_that_died_shows_its_log(client: StubClient, capsys: pytest.Cap
         ["explain", "--resource", "licence=-1"],
         ["explain", "--resource", "licence=nan"],
         ["logs", "b", "--tail", "-1"],
-        ["run", "no-such-notebook.ipynb"],
-        ["run", "no-such-notebook.ipynb", "--gpus", "1.5"],
+        ["explain", "--gpus", "1.5"],
     ],
 )
 def test_wrong_options_are_code_2(
@@ -196,8 +194,6 @@ def test_wrong_options_are_code_2(
         ["explain", "--gpus", "nan"],
         ["explain", "--cpus", "inf"],
         ["explain", "--cpus", "manym"],
-        ["run", "a.ipynb", "--timeout=-1"],
-        ["run", "a.ipynb", "--timeout", "0"],
         ["logs"],
     ],
 )
@@ -266,8 +262,8 @@ def test_every_command_has_a_function() -> None:
         for action in parser._actions:  # argparse has no public way to its subparsers
             if isinstance(action.choices, dict):
                 pending += action.choices.values()
-    assert len(actions) == 30
-    assert len({commands.find_action(action) for action in actions}) == 22
+    assert len(actions) == 29
+    assert len({commands.find_action(action) for action in actions}) == 21
 
 
 def test_help_imports_no_heavy_module() -> None:
@@ -281,29 +277,6 @@ def test_help_imports_no_heavy_module() -> None:
     )
     loaded = set(done.stdout.rpartition("loaded ")[2].split())
     assert not loaded & {"zmq", "rich", "asyncio", "jupyter_client", "numpy", "roost.scheduler.errors"}
-
-
-def test_run_overrides_the_kernelspecs_options(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With --backend, the kernelspec's own options do not count: they belong to another backend."""
-    configs = []
-
-    def run_notebook(_: str, *, config: dict[str, Any], **__: Any) -> dict[str, Any]:
-        configs.append(config)
-        return {"error": None}
-
-    monkeypatch.setattr("roost.scheduler.cli.jupyter.run_notebook", run_notebook)
-    assert run(capsys, "run", "a.ipynb", "--option", "namespace=team")[0] == 0
-    assert run(capsys, "run", "a.ipynb", "--backend", "ray", "--option", "namespace=team")[0] == 0
-    assert run(capsys, "run", "a.ipynb", "--backend", "dask")[0] == 0
-    assert run(capsys, "run", "a.ipynb", "--option", "namespace")[0] == 2
-    team = {"options": {"namespace": "team"}}
-    assert configs == [
-        team,
-        {**team, "backend": "ray", "backend_options": {}},
-        {"options": {}, "backend": "dask", "backend_options": {}},
-    ]
 
 
 @pytest.mark.parametrize(
