@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import roost
-from roost.scheduler.backends.ssh import SPEC as SSH
 
 from .options import (
     add_request,
@@ -61,7 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
     _add_kernelspec(commands)
     _add_migrate(commands)
     _add_machine(commands)
-    _add_ssh(commands)
     _add_bench(commands)
     doctor = _add_command(commands, "doctor", "doctor:diagnose", "find problems and their remedies")
     what = "repair disagreements between kernels, leases and processes, and show each step"
@@ -193,18 +191,6 @@ def _add_machine(commands: Subparsers) -> None:
     check = _add_command(actions, "check", "machine:check", what)
     check.add_argument("--file", metavar="FILE", help="read this draft, not /etc/roost/machine.toml")
     check.add_argument("--user", metavar="NAME", default="", help="show the limits of this user (your own)")
-
-
-def _add_ssh(commands: Subparsers) -> None:
-    what = "examine hosts that you can log in to"
-    parent = commands.add_parser(SSH.name, help=what, description=f"{what.capitalize()}.")
-    actions = parent.add_subparsers(title="actions", metavar="ACTION", required=True)
-    what = "show for each host what works and what lacks, and how long each step takes; ssh may ask you"
-    check = _add_command(actions, "check", "ssh_check:check", what)
-    what = "a host as `ssh HOST` reads it (all hosts of the backend ssh)"
-    check.add_argument("hosts", metavar="HOST", nargs="*", help=what)
-    what = "option of the backend ssh, such as hosts_file=/path"
-    check.add_argument("--backend-option", metavar="KEY=VALUE", action="append", default=[], help=what)
 
 
 def _add_bench(commands: Subparsers) -> None:
