@@ -7,7 +7,7 @@
     kernels.py      roost kernels, logs, stop
     explain.py      roost explain
     doctor.py       roost doctor, version
-    machine.py      roost machine install, check
+    machine.py      roost machine install
     book_doctor.py  the findings of roost doctor in the machine's book
     outside_use.py  GPUs and memory that other programs use, for roost doctor
     services.py     roost restart-service; what roost doctor says about two services for one cluster

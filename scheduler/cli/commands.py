@@ -181,16 +181,12 @@ def _add_folder(parser: argparse.ArgumentParser, otherwise: str = "") -> None:
 
 
 def _add_machine(commands: Subparsers) -> None:
-    what = "let several users share this machine, and show their limits"
+    what = "let several users share this machine"
     parent = commands.add_parser("machine", help=what, description=f"{what.capitalize()}.")
     actions = parent.add_subparsers(title="actions", metavar="ACTION", required=True)
     what = "make the folder in which all users' agents divide this machine; for root, and may be repeated"
     install = _add_command(actions, "install", "machine:install", what)
     install.add_argument("--dry-run", action="store_true", help="show what would be written; for everybody")
-    what = "show the totals, the reserve and the limits of this machine"
-    check = _add_command(actions, "check", "machine:check", what)
-    check.add_argument("--file", metavar="FILE", help="read this draft, not /etc/roost/machine.toml")
-    check.add_argument("--user", metavar="NAME", default="", help="show the limits of this user (your own)")
 
 
 def _add_bench(commands: Subparsers) -> None:

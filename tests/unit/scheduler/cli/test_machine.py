@@ -1,4 +1,4 @@
-"""`roost machine install` and `roost machine check`, in folders of the test."""
+"""`roost machine install`, in folders of the test."""
 
 from __future__ import annotations
 
@@ -10,24 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.client import document, run
-from roost.scheduler.cli import machine
 from roost.scheduler.cli.machine import Installation, run_installation
 from roost.scheduler.errors import NotAllowed, RoostError
-
-RULES = """
-cpus = 30
-memory = "64GiB"
-gpus = ["GPU-a", "GPU-b"]
-show_names = true
-reserve = { cpus = 2, memory = "8GiB" }
-[users."*"]
-cpus = 4
-[users.root]
-gpus = 1.5
-[groups.0]
-memory = "16GiB"
-"""
 
 
 @pytest.fixture
@@ -175,83 +159,3 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(installation: Installat
     installation.tmpfiles.parent.parent.write_text("no folder")
     with pytest.raises(RoostError, match=r"^Cannot write .*\.$"):
         run_installation(argparse.Namespace(dry_run=False, json=False), installation)
-
-
-# roost machine check
-
-
-def test_the_rules_are_shown_for_a_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draft = tmp_path / "machine.toml"
-    draft.write_text(RULES)
-    shown = document(capsys, "machine", "check", "--file", str(draft), "--user", "root")
-    assert shown["totals"] == {"cpus": 30, "memory_bytes": 64 << 30, "gpus": 2}
-    assert shown["for_kernels"] == {"cpus": 28, "memory_bytes": 56 << 30, "gpus": 2}
-    assert shown["gpu_ids"] == ["GPU-a", "GPU-b"]
-    user = shown["user"]
-    assert (user["name"], user["table"]) == ("root", "root")
-    assert user["limits"] == {"cpus": None, "memory_bytes": None, "gpus": 1.5}
-    assert user["groups"] == {"0": {"cpus": None, "memory_bytes": 16 << 30, "gpus": None}}
-    assert shown["warnings"] == []
-    code, out, _ = run(capsys, "machine", "check", "--file", str(draft), "--user", "4711")
-    assert code == 0
-    assert "To user 4711, the table users.* applies." in out
-
-
-def test_a_limit_for_nobody_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draft = tmp_path / "machine.toml"
-    draft.write_text('[users.adda]\ncpus = 1\n[users."*"]\ncpus = 1\n[groups."*"]\ncpus = 1\n[groups.0]\n')
-    warnings = document(capsys, "machine", "check", "--file", str(draft))["warnings"]
-    assert [each.split()[2] for each in warnings] == ["users.adda", "groups.*"]
-
-
-def test_what_has_no_effect_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draft = tmp_path / "machine.toml"
-    draft.write_text(
-        'cpus = 4\nmemory = "8GiB"\ngpus = 1\n[reserve]\ncpus = 4\n'
-        '[users.root]\ngpus = 2\n[groups.0]\nmemory = "9GiB"\n'
-    )
-    assert document(capsys, "machine", "check", "--file", str(draft))["warnings"] == [
-        "the reserve leaves no cpus for kernels",
-        "users.root.gpus is more than this machine has for kernels",
-        "groups.0.memory is more than this machine has for kernels",
-    ]
-
-
-def test_a_bad_file_gives_its_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draft = tmp_path / "machine.toml"
-    draft.write_text("cpu = 3")
-    code, out, problem = run(capsys, "machine", "check", "--file", str(draft))
-    assert (code, out) == (1, "")
-    assert problem.startswith(f"roost: {draft}: there is no setting `cpu`; known are")
-    assert problem.count("\n") == 1
-    code, _, problem = run(capsys, "machine", "check", "--file", str(tmp_path / "none"))
-    assert (code, problem) == (1, f"roost: {tmp_path / 'none'} does not exist.\n")
-
-
-def test_without_a_file_nothing_is_limited(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(machine, "FILE", tmp_path / "machine.toml")
-    code, out, _ = run(capsys, "machine", "check")
-    assert code == 0
-    assert "does not exist: nothing is limited." in out
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="the file must belong to root")
-def test_rules_that_others_cannot_read_are_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "roost" / "machine.toml"
-    file.parent.mkdir(mode=0o755)
-    file.write_text("cpus = 1")
-    monkeypatch.setattr(machine, "FILE", file)
-    for mode, folder_mode, is_warned in ((0o644, 0o755, False), (0o600, 0o755, True), (0o644, 0o700, True)):
-        file.chmod(mode)
-        file.parent.chmod(folder_mode)
-        warnings = document(capsys, "machine", "check")["warnings"]
-        assert [f"others cannot read {file}" in each for each in warnings] == [True] * is_warned
-
-
-def test_an_unknown_user_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, problem = run(capsys, "machine", "check", "--user", "no-such-user")
-    assert (code, problem) == (2, "roost: There is no user 'no-such-user' on this machine.\n")

@@ -262,8 +262,8 @@ def test_every_command_has_a_function() -> None:
         for action in parser._actions:  # argparse has no public way to its subparsers
             if isinstance(action.choices, dict):
                 pending += action.choices.values()
-    assert len(actions) == 28
-    assert len({commands.find_action(action) for action in actions}) == 20
+    assert len(actions) == 27
+    assert len({commands.find_action(action) for action in actions}) == 19
 
 
 def test_help_imports_no_heavy_module() -> None:
