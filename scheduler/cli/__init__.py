@@ -7,7 +7,7 @@
     kernels.py      roost kernels, logs, stop
     explain.py      roost explain
     doctor.py       roost doctor, version
-    machine.py      roost machine install
+    machine.py      roost machine install; what the machine's book has, for roost nodes and doctor
     book_doctor.py  the findings of roost doctor in the machine's book
     outside_use.py  GPUs and memory that other programs use, for roost doctor
     services.py     roost restart-service; what roost doctor says about two services for one cluster
@@ -16,7 +16,6 @@
     migrate_report.py  the report of roost migrate
     events.py       roost events
     top.py          roost top
-    holders.py      roost top --all
     output.py       roost output
     bench.py        roost bench
     clean_text.py   removes control characters from texts of other programs

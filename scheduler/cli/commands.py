@@ -85,8 +85,6 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     what = "list only queued and pending kernels, with the reason"
     kernels.add_argument("--pending", action="store_true", help=what)
     top = _add_command(commands, "top", "top:show_top", "watch what the kernels use, the busiest first")
-    what = "show what the kernels of all users hold on this machine, the oldest first"
-    top.add_argument("--all", action="store_true", help=what)
     what = "pause between two looks (2)"
     top.add_argument("--interval", metavar="SECONDS", type=parse_amount, default=2.0, help=what)
     what = "print the service's last events"

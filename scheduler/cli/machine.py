@@ -1,4 +1,4 @@
-"""`roost machine install`: the operator's side of the machine's book."""
+"""`roost machine install`, and what other commands say about the machine's book."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
 from roost.launchers.daemon.file_input import UnfitFile, read_text
 from roost.launchers.daemon.private_files import write_whole
-from roost.launchers.machine_book.places import INSTALLED
-from roost.launchers.machine_book.rules import FILE
+from roost.launchers.machine_book.book import MachineBook
+from roost.launchers.machine_book.folder_reader import Held, Stranger
+from roost.launchers.machine_book.places import INSTALLED, find_place, list_places
+from roost.launchers.machine_book.rules import FILE, BadRules, MachineRules, read_rules
+from roost.placement.model.format import format_bytes, format_count
 from roost.scheduler.errors import NotAllowed, RoostError
 
 from .options import print_answer
@@ -145,3 +148,29 @@ def write_root_command(command: str) -> str:
     if program.name in ("roost", "jupyter-roost") and program.is_file():
         return f"`sudo {quote(str(program.absolute()))} {command}`"
     return f"`sudo {quote(sys.executable)} -m roost {command}`"
+
+
+def describe_others() -> str:
+    """Return what other users of this machine hold, as a list for people; empty if they hold nothing."""
+    if find_place().folder is None:
+        return ""
+    held, _, _ = _read_book()
+    others = [each.promise for each in held if each.uid != os.getuid()]
+    cpus = sum(each.cpus for each in others)
+    memory_bytes = sum(each.memory_bytes for each in others)
+    gpus = sum(sum(each.devices.values()) for each in others)
+    parts = [format_count(cpus, "CPU")] if cpus else []
+    parts += [f"{format_bytes(memory_bytes)} of memory"] if memory_bytes else []
+    parts += [format_count(gpus, "GPU")] if gpus else []
+    return ", ".join(parts)
+
+
+def _read_book() -> tuple[Sequence[Held], Sequence[Stranger], str]:
+    """Return the promises that count, the files that do not, and a mistake in the rules. Takes no lock."""
+    rules, mistake = MachineRules(), ""
+    try:
+        rules = read_rules()
+    except BadRules as problem:
+        mistake = str(problem)
+    held, strangers = MachineBook("", cpus=0, memory_bytes=0, list_folders=list_places).read_all(rules)
+    return held, strangers, mistake

@@ -1,8 +1,9 @@
-"""`roost machine install`, in folders of the test."""
+"""`roost machine install`, and what other commands say about the machine's book, in folders of the test."""
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import stat
 from dataclasses import replace
@@ -10,6 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from kit.fakes.client import StubClient, run
+from roost.launchers.machine_book.book import MachineBook
+from roost.launchers.machine_book.folder_reader import Held, Stranger
+from roost.launchers.machine_book.places import Place
+from roost.launchers.machine_book.rules import MachineRules
+from roost.scheduler.cli import machine
 from roost.scheduler.cli.machine import Installation, run_installation
 from roost.scheduler.errors import NotAllowed, RoostError
 
@@ -159,3 +166,54 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(installation: Installat
     installation.tmpfiles.parent.parent.write_text("no folder")
     with pytest.raises(RoostError, match=r"^Cannot write .*\.$"):
         run_installation(argparse.Namespace(dry_run=False, json=False), installation)
+
+
+# The machine's book
+
+
+@pytest.fixture
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MachineBook:
+    """Return the book of an agent, which the commands read."""
+    place = Place(tmp_path, "chosen")
+    monkeypatch.setattr(machine, "find_place", lambda: place)
+    monkeypatch.setattr(machine, "list_places", lambda: (tmp_path,))
+    monkeypatch.setattr(machine, "read_rules", MachineRules)
+    return MachineBook("agent", cpus=4, memory_bytes=0, find=lambda: place, list_folders=lambda: (tmp_path,))
+
+
+def give_to(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
+    """Let all promises belong to another user."""
+    read_all = MachineBook.read_all
+
+    def read(self: MachineBook, rules: MachineRules) -> tuple[list[Held], list[Stranger]]:
+        held, strangers = read_all(self, rules)
+        return [Held(uid, each.path, each.promise) for each in held], strangers
+
+    monkeypatch.setattr(MachineBook, "read_all", read)
+
+
+def test_the_nodes_of_this_machine_say_what_other_users_hold(
+    client: StubClient,
+    book: MachineBook,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    book.promise("a", cpus=2.5, memory_bytes=3 << 30, devices={})
+    book.promise("b", cpus=0, memory_bytes=0, devices={"GPU-5ad": 1.0, "GPU-7": 0.25})
+    assert "ther users" not in run(capsys, "nodes")[1], "all are this user's"
+    give_to(monkeypatch, 987_654_321)
+    last = run(capsys, "nodes")[1].splitlines()[-1]
+    assert last == "Other users hold 2.5 CPUs, 3 GiB of memory, 1.25 GPUs."
+    assert "ther users" not in run(capsys, "nodes", "--backend", "ray")[1]
+
+
+def test_the_book_is_read_without_its_lock(book: MachineBook, tmp_path: Path) -> None:
+    book.promise("a", cpus=2.5, memory_bytes=0, devices={})
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert machine.describe_others() == ""
+    finally:
+        os.close(descriptor)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
