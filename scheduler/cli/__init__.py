@@ -8,8 +8,6 @@
     explain.py      roost explain
     doctor.py       roost doctor, version
     machine.py      roost machine install; what the machine's book has, for roost nodes and doctor
-    book_doctor.py  the findings of roost doctor in the machine's book
-    outside_use.py  GPUs and memory that other programs use, for roost doctor
     services.py     roost restart-service; what roost doctor says about two services for one cluster
     jupyter.py      roost kernelspec install, list, remove
     migrate.py      roost migrate

@@ -22,6 +22,7 @@ from roost.scheduler.client.settings_path import find_other_path
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Finding
 
+from . import machine
 from .nodes import describe_cluster
 from .options import advise, connect_scheduler, print_answer, scheduler_options
 from .services import find_twins
@@ -80,19 +81,11 @@ def diagnose(arguments: argparse.Namespace) -> int:
             do = f"read this log; if the service hangs, `{restart}` ends it and starts the next: kernels live on"
         findings.append({"level": "error", "what": fields.get("what", str(error)), "do": do})
     if arguments.backend == DEFAULT_BACKEND:  # the machine's book divides this machine, and no cluster
-        findings += _examine_book(arguments)
+        findings += machine.find_problems()
     findings += setup_check.find_problems() + older_servers.find_problems()
     findings += kernelspecs.find_problems(silent=silent) if silent is not None else of_kernelspecs
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))
     return 1 if any(finding["level"] == "error" for finding in findings) else 0
-
-
-def _examine_book(arguments: argparse.Namespace) -> list[Finding]:
-    """Return the findings about the machine's book, and repair it if asked."""
-    from . import book_doctor
-
-    found = book_doctor.find_problems(fix=arguments.fix and not arguments.dry_run)
-    return _show_plans(found) if arguments.dry_run else found
 
 
 def _show_plans(findings: Sequence[Finding]) -> list[Finding]:

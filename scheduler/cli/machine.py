@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import stat
@@ -12,18 +13,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
-from roost.launchers.daemon.file_input import UnfitFile, read_text
+from roost.launchers.agent.machine.gpus import DeviceReader
+from roost.launchers.daemon.file_input import UnfitFile, read_text, show_path
 from roost.launchers.daemon.private_files import write_whole
-from roost.launchers.machine_book.book import MachineBook
+from roost.launchers.daemon.process import describe_process
+from roost.launchers.machine_book.book import LEFT_BEHIND, MachineBook
 from roost.launchers.machine_book.folder_reader import Held, Stranger
 from roost.launchers.machine_book.places import INSTALLED, find_place, list_places
 from roost.launchers.machine_book.rules import FILE, BadRules, MachineRules, read_rules
 from roost.placement.model.format import format_bytes, format_count
 from roost.scheduler.errors import NotAllowed, RoostError
+from roost.scheduler.messages import Finding, format_names
 
 from .options import print_answer
 
 _MODE = 0o1777
+_WAYS = {
+    "installed": "the agents of all users divide this machine through {}, which root has made",
+    "shared": "the agents of all users divide this machine through {}, a folder of the system",
+    "chosen": "agents with ROOST_MACHINE_DIR={} divide this machine among themselves: others do not count",
+}
+"""The sentence for each way in which the folder of the machine's book was found."""
+_NVML_S = 3.0
+"""How long NVML may take."""
 
 
 def _read(file: Path) -> str:
@@ -148,6 +160,50 @@ def write_root_command(command: str) -> str:
     if program.name in ("roost", "jupyter-roost") and program.is_file():
         return f"`sudo {quote(str(program.absolute()))} {command}`"
     return f"`sudo {quote(sys.executable)} -m roost {command}`"
+
+
+def find_problems() -> list[Finding]:
+    """Return what divides this machine between its users, and what is wrong with that, for `roost doctor`."""
+    place = find_place()
+    install = f"run {write_root_command('machine install')}"
+    if place.folder is None:
+        what = f"nobody divides this machine between its users: {place.why}"
+        return [{"level": "warning", "what": what, "do": f"if others use roost here, {install}"}]
+    what = _WAYS[place.way].format(place.folder)
+    found: list[Finding] = [{"level": "ok", "what": what, "do": ""}]
+    if place.why:
+        found = [{"level": "warning", "what": f"{what}: {place.why}", "do": install}]
+    held, strangers, mistake = _read_book()
+    if mistake:
+        do = "correct it as root: until then, no kernel starts that asks for CPUs, memory or GPUs"
+        found.append({"level": "error", "what": mistake, "do": do})
+    if unfit := [each for each in strangers if each.reason != LEFT_BEHIND]:
+        first = unfit[0]
+        count = (
+            f"{format_count(len(unfit), 'file')} in the machine's book {'does' if len(unfit) == 1 else 'do'}"
+        )
+        what = f"{count} not count: {show_path(first.path)} of uid {first.uid} {first.reason}"
+        found.append({"level": "warning", "what": what, "do": "ask that user"})
+    return found + _find_outside_use(held)
+
+
+def _find_outside_use(held: Sequence[Held]) -> list[Finding]:
+    """Return a warning about processes that use GPUs and do not belong to the session of a kernel."""
+    named = {process.pid for each in held for process in each.promise.processes}
+    reader = DeviceReader(first_wait_s=_NVML_S)
+    reader.close()
+    outside = []
+    for pid in sorted(reader.memory_by_pid):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.getsid(pid) not in named:
+                outside.append(pid)
+    if not outside:
+        return []
+    programs = (
+        f"{format_count(len(outside), 'program')} outside roost {'uses' if len(outside) == 1 else 'use'} GPUs"
+    )
+    what = f"{programs}: {format_names([describe_process(pid) for pid in outside])}"
+    return [{"level": "warning", "what": what, "do": "look whether kernels find enough memory there"}]
 
 
 def describe_others() -> str:

@@ -8,14 +8,23 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from kit.fakes.client import StubClient, run
+from kit.fakes.client import StubClient, document, run
+from roost.launchers.daemon.process import start_time
 from roost.launchers.machine_book.book import MachineBook
 from roost.launchers.machine_book.folder_reader import Held, Stranger
-from roost.launchers.machine_book.places import Place
-from roost.launchers.machine_book.rules import MachineRules
+from roost.launchers.machine_book.places import Place, Way
+from roost.launchers.machine_book.promise import (
+    NamedProcess,
+    Promise,
+    find_pid_namespace,
+    name_file,
+    write_promise,
+)
+from roost.launchers.machine_book.rules import BadRules, MachineRules
 from roost.scheduler.cli import machine
 from roost.scheduler.cli.machine import Installation, run_installation
 from roost.scheduler.errors import NotAllowed, RoostError
@@ -170,6 +179,10 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(installation: Installat
 
 # The machine's book
 
+HERE = NamedProcess(pid=os.getpid(), started_at=start_time(os.getpid()))
+DEAD = NamedProcess(pid=1 << 22, started_at=1.0)
+"""No process has this pid: it is above the greatest one of Linux."""
+
 
 @pytest.fixture
 def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MachineBook:
@@ -217,3 +230,86 @@ def test_the_book_is_read_without_its_lock(book: MachineBook, tmp_path: Path) ->
     finally:
         os.close(descriptor)
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("way", "why", "level", "text"),
+    [
+        ("installed", "", "ok", "which root has made"),
+        ("shared", "", "ok", "a folder of the system"),
+        ("shared", "/run/roost is no folder of root's with mode 1777", "warning", "with mode 1777"),
+        ("chosen", "", "ok", "others do not count"),
+        ("nobody", "/tmp is private to this user or service", "warning", "nobody divides this machine"),
+    ],
+)
+def test_the_doctor_says_what_divides_this_machine(
+    way: Way,
+    why: str,
+    level: str,
+    text: str,
+    book: MachineBook,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = Place(None if way == "nobody" else tmp_path, way, why)
+    monkeypatch.setattr(machine, "find_place", lambda: place)
+    (finding,) = machine.find_problems()
+    assert finding["level"] == level
+    assert text in finding["what"]
+    assert finding["what"].endswith(why)
+    assert ("machine install`" in finding["do"]) == bool(why)
+
+
+def test_the_doctor_names_a_mistake_in_the_rules(book: MachineBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> MachineRules:
+        raise BadRules("/etc/roost/machine.toml: `cpus` must be a number")
+
+    monkeypatch.setattr(machine, "read_rules", fail)
+    _, finding = machine.find_problems()
+    assert (finding["level"], finding["what"]) == (
+        "error",
+        "/etc/roost/machine.toml: `cpus` must be a number",
+    )
+
+
+def test_the_doctor_names_one_of_the_files_that_do_not_count(book: MachineBook, tmp_path: Path) -> None:
+    book.promise("a", cpus=1, memory_bytes=0, devices={})
+    write_promise(tmp_path, build_promise(1, agent=DEAD))
+    assert len(machine.find_problems()) == 1, "a dead promise harms nobody"
+    (tmp_path / name_file(os.getuid(), "agent", "2")).symlink_to("/etc/passwd")
+    write_promise(tmp_path, build_promise(3, agent=DEAD, pid_namespace="pid:[1]"))
+    _, finding = machine.find_problems()
+    assert finding["level"] == "warning"
+    assert finding["what"].startswith(f"2 files in the machine's book do not count: {tmp_path}/")
+    assert f" of uid {os.getuid()} " in finding["what"]
+
+
+def build_promise(number: int, *, agent: NamedProcess = HERE, **values: object) -> Promise:
+    fields = {"pid_namespace": find_pid_namespace(), "cpus": 1.0, "since": 1.0, **values}
+    name = name_file(os.getuid(), "agent", str(number))
+    return Promise(name=name, agent=agent, **fields)  # type: ignore[arg-type]
+
+
+def test_the_doctor_names_programs_outside_roost_that_use_gpus(
+    book: MachineBook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = SimpleNamespace(memory_by_pid={os.getpid(): 3 << 30, DEAD.pid: 5 << 30}, close=lambda: None)
+    monkeypatch.setattr(machine, "DeviceReader", lambda first_wait_s: reader)
+    _, finding = machine.find_problems()
+    assert finding["what"].startswith(f"1 program outside roost uses GPUs: process {os.getpid()} (")
+    session = os.getsid(0)
+    leader = NamedProcess(pid=session, started_at=start_time(session))
+    write_promise(tmp_path, build_promise(1, processes=(leader,)))
+    assert len(machine.find_problems()) == 1, "a kernel and its processes are roost's"
+
+
+@pytest.mark.usefixtures("client")
+def test_the_book_is_no_matter_of_clusters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(machine, "find_problems", lambda: asked.append(True) or [])
+    document(capsys, "doctor", "--backend", "ray")
+    assert asked == []
+    document(capsys, "doctor")
+    assert asked == [True]
