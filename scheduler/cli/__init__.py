@@ -6,7 +6,7 @@
     nodes.py        roost nodes, drain, up
     kernels.py      roost kernels, logs, stop
     explain.py      roost explain
-    doctor.py       roost doctor, version
+    doctor.py       roost doctor
     machine.py      roost machine install; what the machine's book has, for roost nodes and doctor
     services.py     roost restart-service; what roost doctor says about two services for one cluster
     jupyter.py      roost kernelspec install, list, remove

@@ -66,8 +66,6 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--fix", action="store_true", help=what)
     doctor.add_argument("--dry-run", action="store_true", help="show what --fix would do, and change nothing")
     add_scheduler(doctor)
-    what = "show the versions of roost and of the packages it works with"
-    _add_command(commands, "version", "doctor:print_versions", what)
     return parser
 
 

@@ -127,7 +127,7 @@ def test_nothing_is_stopped_if_one_of_several_kernels_is_not_known(
         assert problem in err
         assert err.endswith(" No kernel was stopped.\n")
     assert not any(asked[0] == "stop" for asked in client.asked)
-    other = RunningService(folder=Path("/x"), backend="dask", address="a:1", pid=1, version="0")
+    other = RunningService(folder=Path("/x"), backend="dask", address="a:1", pid=1)
     monkeypatch.setattr("roost.scheduler.cli.kernels.find_services", lambda: [other])
     assert "lists them, and those of other clusters with --backend dask." in run(capsys, "stop", "zz")[2]
     assert "dask" not in run(capsys, "kernels")[1]

@@ -1,8 +1,7 @@
-"""The `roost` command itself, and `roost doctor`, `version` and `run`, with a stub client."""
+"""The `roost` command itself, and `roost doctor`, with a stub client."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from jupyter_core.paths import jupyter_config_path
 
 import roost
 from kit.fakes.client import Answer, StubClient, document, run
-from kit.fakes.service import fake_service
 from roost.scheduler.cli import commands, doctor, main
 from roost.scheduler.client import service_connection, settings_path
 from roost.scheduler.client.service_connection import no_answer
@@ -221,20 +219,6 @@ def test_an_unknown_option_is_answered_with_the_nearest_one(capsys: pytest.Captu
     assert capsys.readouterr().err.endswith("unrecognized arguments: --gpu=1 (did you mean --gpus?)\n")
 
 
-def test_version_names_running_services(runtime_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dead = runtime_dir / "scheduler-ray"
-    dead.mkdir(mode=0o700)
-    (dead / "ready.json").write_text("{}")
-    with fake_service() as service:
-        said = {"version": "9", "pid": 7, "backend": "ray", "address": "192.0.2.1:6379", "endpoint": "x"}
-        (service.folder / "ready.json").write_text(json.dumps(said))
-        (found,) = document(capsys, "version")["schedulers"]
-        assert found == {"folder": service.folder.name} | {
-            name: said[name] for name in said if name != "endpoint"
-        }
-        assert f"9 for ray at 192.0.2.1:6379 (pid 7, {service.folder.name})" in run(capsys, "version")[1]
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_behind_the_output_is_one_sentence(
     client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -246,7 +230,6 @@ def test_a_full_disk_behind_the_output_is_one_sentence(
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert document(capsys, "version")["roost"] == roost.__version__
     with pytest.raises(SystemExit) as caught:
         main.main(["--version"])
     assert caught.value.code == 0
@@ -262,8 +245,8 @@ def test_every_command_has_a_function() -> None:
         for action in parser._actions:  # argparse has no public way to its subparsers
             if isinstance(action.choices, dict):
                 pending += action.choices.values()
-    assert len(actions) == 27
-    assert len({commands.find_action(action) for action in actions}) == 19
+    assert len(actions) == 26
+    assert len({commands.find_action(action) for action in actions}) == 18
 
 
 def test_help_imports_no_heavy_module() -> None:
@@ -304,7 +287,7 @@ sys.exit(main(["doctor"]))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", err)
 
 
-@pytest.mark.parametrize("command", ["nodes", "version", "explain"])
+@pytest.mark.parametrize("command", ["nodes", "explain"])
 def test_a_wrong_runtime_folder_is_code_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
