@@ -6,7 +6,8 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,16 @@ from .options import (
 
 Action = Callable[[argparse.Namespace], int]
 Subparsers = Any  # argparse's own type is private
+_NAME_WIDTH = 17
+_HELP_WIDTH = 76
+"""The width of the lines in a group of commands. argparse indents them by two."""
+_GROUPS = {
+    "kernels": ("kernels", "top", "explain", "logs", "output", "events", "stop"),
+    "the cluster": ("nodes", "up", "drain", "restart-service", "machine"),
+    "kernelspecs": ("kernelspec", "migrate"),
+    "checks": ("doctor", "bench"),
+}
+"""The commands in the order of the help."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,6 +52,35 @@ class _Parser(argparse.ArgumentParser):
         return found, unknown
 
 
+class _GroupedCommands:
+    """The commands of a parser. The help lists them in groups; argparse itself has one list for all."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._parser = parser
+        what = "one of these; `COMMAND --help` says more"
+        self._commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, help=what)
+        self._what: dict[str, str] = {}
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
+        """Add a command. The options are those of argparse."""
+        self._what[name] = options.pop("help")
+        return self._commands.add_parser(name, **options)
+
+    def show(self, groups: Mapping[str, Sequence[str]]) -> None:
+        """Let the help show these groups of commands."""
+        for title, names in groups.items():
+            lines = (
+                textwrap.fill(
+                    f"{name:{_NAME_WIDTH}}{self._what[name]}",
+                    _HELP_WIDTH,
+                    subsequent_indent=" " * _NAME_WIDTH,
+                    break_on_hyphens=False,
+                )
+                for name in names
+            )
+            self._parser.add_argument_group(title, "\n".join(lines))
+
+
 def find_action(name: str) -> Action:
     """Import and return the function behind a command. `--help` imports none of them."""
     module, _, function = name.partition(":")
@@ -53,9 +93,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="jupyter roost" if os.path.basename(sys.argv[0]).startswith("jupyter-") else "roost",
         description="Show where Jupyter kernels run and why, and manage them.",
         allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the groups have line breaks of their own
     )
     parser.add_argument("--version", action="version", version=f"roost {roost.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = _GroupedCommands(parser)
     _add_cluster_commands(commands)
     _add_kernelspec(commands)
     _add_migrate(commands)
@@ -66,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--fix", action="store_true", help=what)
     doctor.add_argument("--dry-run", action="store_true", help="show what --fix would do, and change nothing")
     add_scheduler(doctor)
+    commands.show(_GROUPS)
     return parser
 
 

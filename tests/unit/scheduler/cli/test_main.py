@@ -249,6 +249,14 @@ def test_every_command_has_a_function() -> None:
     assert len({commands.find_action(action) for action in actions}) == 18
 
 
+def test_the_help_lists_each_command_in_one_group() -> None:
+    parser = commands.build_parser()
+    (names,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    lines = parser.format_help().splitlines()
+    assert [sum(line.startswith(f"  {name} ") for line in lines) for name in names] == [1] * len(names)
+    assert max(map(len, lines)) <= 80
+
+
 def test_help_imports_no_heavy_module() -> None:
     code = (
         "import sys; from roost.scheduler.cli.main import main\n"
