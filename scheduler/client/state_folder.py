@@ -9,4 +9,3 @@ from roost.launchers.daemon.file_input import take_json as take_json
 from roost.launchers.daemon.private_files import remove_unfinished as remove_unfinished
 from roost.launchers.daemon.private_files import state_folder as state_folder
 from roost.launchers.daemon.private_files import write_private_json as write_private_json
-from roost.launchers.daemon.private_files import write_whole as write_whole

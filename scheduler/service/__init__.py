@@ -13,5 +13,5 @@
 `server` reads the settings, imports the one backend that it was started for, and puts all parts together.
 
 The service stands above `core` and `client`. `client/service_folder.py` names its folder and its command. `simulate`
-and `cli` read its log of decisions.
+reads its log of decisions.
 """

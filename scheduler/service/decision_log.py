@@ -1,4 +1,4 @@
-"""A log of decisions for `roost simulate`: one line for each kernel that is placed, is refused, or ends.
+"""A log of decisions for `roost bench queue`: one line for each kernel that is placed, is refused, or ends.
 
 The private file contains amounts, names and times, but no environment, key or path.
 """

@@ -1,4 +1,4 @@
-"""Traces and nodes for `roost simulate`: CSV files as in Alibaba's trace openb, decision logs, `--add`."""
+"""Traces and nodes for benchmarks: CSV files as in Alibaba's trace openb, decision logs, `--add`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MIB = 1 << 20
 _NODES = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
 _TASKS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli")
 _MORE_OF_TASKS = ("gpu_spec", "creation_time", "deletion_time", "qos", "pod_phase", "scheduled_time")
-"""The other columns of openb's tasks. The last three have no effect on a simulation."""
+"""The other columns of openb's tasks. The last three have no effect."""
 MOST_NODES = 200_000
 MOST_TASKS = 1_000_000
 _MOST_LINE = 1_000_000
@@ -147,8 +147,7 @@ def _rows(
             )
         if unread := [f"{name!r:.40}" for name in names if name not in (*columns, *more)]:
             which = f"the column {unread[0]}" if len(unread) == 1 else f"the columns {', '.join(unread[:5])}"
-            instead = " Nodes with more properties come from --snapshot." if what == "nodes" else ""
-            raise ConfigError(f"{file} has {which}, which a simulation does not read: leave it out.{instead}")
+            raise ConfigError(f"{file} has {which}, which roost does not read: leave it out.")
         for number, row in enumerate(reader):
             if None in row:
                 raise ConfigError(f"{file}, line {reader.line_num}: it has more values than columns.")

@@ -81,9 +81,9 @@ def test_tasks_of_openb(tmp_path: Path) -> None:
         ("name,cpu_milli\n", "is not a list of tasks: it has no column memory_mib"),
         (
             f"{TASKS[:-1]},labels\na,1,1,0,0,zone=a\n",
-            "has the column 'labels', which a simulation does not read: leave it out.",
+            "has the column 'labels', which roost does not read: leave it out.",
         ),
-        (f"{TASKS[:-1]},qos,user,\n", "has the columns 'user', '', which a simulation does not read"),
+        (f"{TASKS[:-1]},qos,user,\n", "has the columns 'user', '', which roost does not read"),
         (f"{TASKS}a,1,1,0,0,more\n", "line 2: it has more values than columns."),
         ("", "is not a list of tasks: it has no column name"),
         (TASKS, "has no tasks."),
@@ -107,10 +107,7 @@ def test_columns_of_nodes_that_are_not_read_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, f"{NODES[:-1]},labels\na,1000,1024,0,,zone=a\n")
     with pytest.raises(ConfigError) as caught:
         read_nodes(path)
-    assert str(caught.value) == (
-        f"{path} has the column 'labels', which a simulation does not read: leave it out. "
-        "Nodes with more properties come from --snapshot."
-    )
+    assert str(caught.value) == f"{path} has the column 'labels', which roost does not read: leave it out."
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
