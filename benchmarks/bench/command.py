@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from roost.scheduler.backends.spec import describe_extra
 from roost.scheduler.cli.options import request_config, scheduler_options
 from roost.scheduler.config.shared_sections import is_module_name
 from roost.scheduler.errors import ConfigError
@@ -156,7 +158,13 @@ def _check_memory(name: str) -> None:
 
 
 def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> int:
-    """Read the sides from the options, compare them, and return the exit code."""
+    """Read the sides from the options, compare them, and return the exit code.
+
+    Raise `ConfigError` if ipykernel, whose kernels are measured, is not installed here.
+    """
+    if find_spec("ipykernel") is None:
+        missing = f"the package ipykernel is missing: {describe_extra('bench')}"
+        raise ConfigError(f"roost bench {arguments.command} cannot run here, because {missing}.")
     request = request_config(arguments)
     config = {"backend": arguments.backend, **request}
     sides = read_sides(config, arguments.baseline or ["plain"], scheduler_options(arguments))

@@ -66,6 +66,16 @@ def test_an_unknown_kernelspec_is_refused_before_anything_starts(monkeypatch: py
         pass
 
 
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("roost.bench.command.find_spec", lambda name: None)
+    assert main(["bench", "start"]) == 2
+    said = capsys.readouterr().err
+    assert "roost bench start cannot run here, because the package ipykernel is missing" in said
+    assert "pip install '.[bench]'" in said
+
+
 def result(tmp_path: Path, name: str, **samples: list[float]) -> str:
     report = Report("start")
     for figure, values in samples.items():
