@@ -13,7 +13,7 @@
         └── compare.py     two JSON files: the figures that differ by more than noise
 
     runs.py      a run from its warm-up to its table and files, which Ctrl-C ends early
-    embedded.py  the option --embedded: a cluster on this machine (clusters/)
+    embedded.py  the option --embedded: a cluster of roost.testing on this machine
     idle_memory.py, learnt_imports.py    waits for page-out, for merged pages and for learnt imports
     peer_process.py    a process of its own for the kernels of another provisioner
     sides.py     the sides of a comparison: roost on a backend, plain local Jupyter, an installed kernelspec

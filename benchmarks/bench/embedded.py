@@ -10,8 +10,8 @@ from typing import Any
 
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.errors import ConfigError
+from roost.testing.clusters import dask_machines, raylets
 
-from .clusters import dask_machines, raylets
 from .world import RUNTIME, end_processes
 
 

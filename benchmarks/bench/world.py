@@ -26,7 +26,7 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
-from .clusters.cluster_folder import END_TIMEOUT_S, FOLDER, make_folder
+from roost.testing.clusters.cluster_folder import END_TIMEOUT_S, FOLDER, make_folder
 
 PLAIN = "local-provisioner"
 ROOST = "roost"
