@@ -5,15 +5,11 @@
         ├── starts.py      start, interrupt, restart and stop of kernels; first starts (first_start.py)
         ├── latency.py     round trips of a running kernel, idle and under load
         ├── density.py     kernels per node until a limit, with their memory
-        ├── memory.py      everything that runs for some users, some time after the last start
         ├── churn.py       starts and stops for some time, and the processes and files left after them
-        ├── queue.py       users who share the cluster, and how long their kernels wait
         ├── placement.py   the time of a decision on busy clusters
-        ├── scale.py       the service on a large simulated cluster (simulated/)
         └── compare.py     two JSON files: the figures that differ by more than noise
 
     runs.py      a run from its warm-up to its table and files, which Ctrl-C ends early
-    embedded.py  the option --embedded: a cluster of roost.testing on this machine
     idle_memory.py, learnt_imports.py    waits for page-out, for merged pages and for learnt imports
     peer_process.py    a process of its own for the kernels of another provisioner
     sides.py     the sides of a comparison: roost on a backend, plain local Jupyter, an installed kernelspec

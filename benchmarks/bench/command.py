@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,13 @@ from roost.scheduler.cli.options import request_config, scheduler_options
 from roost.scheduler.config.shared_sections import is_module_name
 from roost.scheduler.errors import ConfigError
 
-from . import churn, density, latency, memory, placement, queue, scale, starts
+from . import churn, density, latency, placement, starts
 from . import compare as comparison
-from .embedded import embedded
 from .report import Report
 from .runs import Measure, measure_sides, read_rounds, run
 from .sides import Side, read_sides
 
-_NODES, _KERNELS = 200, 1_000
-_QUICK_NODES, _QUICK_KERNELS = 20, 20
+_KERNELS, _QUICK_KERNELS = 1_000, 20
 _SIZES, _PLACEMENT_ROUNDS = (1_000, 10_000, 100_000), 7
 
 
@@ -56,7 +52,6 @@ def fill(arguments: argparse.Namespace) -> int:
         kernels=arguments.kernels or (_QUICK_KERNELS if arguments.quick else _KERNELS),
         free=arguments.keep_free,
         latency_s=arguments.latency,
-        shares_machine=arguments.embedded,
     )
     rounds = 1 if arguments.quick else arguments.rounds or 3
 
@@ -72,19 +67,6 @@ def fill(arguments: argparse.Namespace) -> int:
     return _run(arguments, measure, rounds=rounds, packages=arguments.packages, **settings)
 
 
-def add_up(arguments: argparse.Namespace) -> int:
-    """Run `roost bench memory`."""
-    _check_memory("memory")
-    cases = [memory.Case(users=arguments.users, kernels=count) for count in arguments.kernels or (1, 3, 10)]
-    rest_s = 1.0 if arguments.quick else arguments.rest
-
-    async def measure(report: Report, sides: Sequence[Side]) -> None:
-        for _ in range(arguments.rounds or 1):
-            await memory.measure(report, sides, cases, rest_s)
-
-    return _run(arguments, measure, cases=[asdict(case) for case in cases], rest_s=rest_s)
-
-
 def run_churn(arguments: argparse.Namespace) -> int:
     """Run `roost bench churn`."""
 
@@ -93,26 +75,6 @@ def run_churn(arguments: argparse.Namespace) -> int:
             await churn.measure(report, side, for_s=arguments.seconds, at_once=arguments.at_once)
 
     return _run(arguments, measure, seconds=arguments.seconds, at_once=arguments.at_once)
-
-
-def share(arguments: argparse.Namespace) -> int:
-    """Run `roost bench queue`."""
-    habits = queue.Habits(
-        users=arguments.users,
-        use_s=arguments.use,
-        pause_s=arguments.pause,
-        for_s=10.0 if arguments.quick else arguments.seconds,
-        seed=random.randrange(10_000) if arguments.seed is None else arguments.seed,
-        trace=arguments.trace,
-        speed=arguments.speed,
-    )
-    if habits.trace:
-        habits.read_arrivals()
-
-    async def measure(report: Report, sides: Sequence[Side]) -> None:
-        await queue.measure(report, sides, habits)
-
-    return _run(arguments, measure, **asdict(habits))
 
 
 def decide(arguments: argparse.Namespace) -> int:
@@ -127,16 +89,6 @@ def decide(arguments: argparse.Namespace) -> int:
     report = Report("placement", **asdict(plan))
 
     return run(arguments, report, nullcontext(lambda: placement.measure(report, plan)))
-
-
-def simulate(arguments: argparse.Namespace) -> int:
-    """Run `roost bench scale`."""
-    nodes = arguments.nodes or (_QUICK_NODES if arguments.quick else _NODES)
-    kernels = arguments.kernels or 10 * nodes
-    size = scale.Size(nodes=nodes, kernels=kernels, at_once=arguments.at_once)
-    scale.check(size)
-    report = Report("scale", **asdict(size))
-    return run(arguments, report, scale.prepare(report, size))
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -170,5 +122,4 @@ def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> in
     sides = read_sides(config, arguments.baseline or ["plain"], scheduler_options(arguments))
     names = [side.name for side in sides]
     report = Report(arguments.command, backend=arguments.backend, request=request, sides=names, **settings)
-    cluster = partial(embedded, arguments.backend) if arguments.embedded else None
-    return measure_sides(arguments, report, sides, measure, cluster=cluster)
+    return measure_sides(arguments, report, sides, measure)

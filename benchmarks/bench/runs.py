@@ -7,8 +7,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import NoReturn
 
 from roost.launchers.daemon.open_files import raise_limit, read_limit
@@ -37,13 +36,8 @@ def measure_sides(
     report: Report,
     sides: Sequence[Side],
     measure: Measure,
-    *,
-    cluster: Callable[[Path], AbstractContextManager[None]] | None = None,
 ) -> int:
-    """Warm up the sides and measure them in private folders, as `run` does. Return the exit status.
-
-    `cluster` starts a cluster for the run. Its argument is the folder that holds the private folders.
-    """
+    """Warm up the sides and measure them in private folders, as `run` does. Return the exit status."""
 
     async def measurement() -> None:
         await warm_up(report, sides)
@@ -51,7 +45,7 @@ def measure_sides(
 
     @contextmanager
     def prepare() -> Iterator[Measurement]:
-        with world(sides) as folder, cluster(folder) if cluster else nullcontext():
+        with world(sides):
             yield measurement
 
     return run(arguments, report, prepare())

@@ -11,11 +11,8 @@ _FUNCTIONS = {
     "start": "start",
     "latency": "measure_latency",
     "density": "fill",
-    "memory": "add_up",
     "churn": "run_churn",
-    "queue": "share",
     "placement": "decide",
-    "scale": "simulate",
     "compare": "compare",
 }
 

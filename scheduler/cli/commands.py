@@ -19,7 +19,6 @@ from .options import (
     add_scheduler,
     parse_amount,
     parse_count,
-    parse_factor,
     parse_seconds,
     parse_share,
 )
@@ -240,31 +239,11 @@ def _add_bench(commands: Subparsers) -> None:
     density.add_argument("--latency", metavar="SECONDS", type=parse_seconds, default=2.0, help=what)
     what = "measure the memory again after these were imported: numpy,pandas"
     density.add_argument("--packages", metavar="NAMES", default="", help=what)
-    memory = _add_benchmark(actions, "memory", "what all processes take that run for some users")
-    memory.add_argument("--users", metavar="N", type=parse_count, default=1, help="number of users (1)")
-    what = "kernels of each user; may be repeated (1, 3, 10)"
-    memory.add_argument("--kernels", metavar="N", type=parse_count, action="append", default=[], help=what)
-    what = "how long after the last start (600)"
-    memory.add_argument("--rest", metavar="SECONDS", type=parse_seconds, default=600.0, help=what)
     churn = _add_benchmark(actions, "churn", "starts and stops for some time, and leaks")
     churn.add_argument(
         "--seconds", metavar="SECONDS", type=parse_seconds, default=60.0, help="for this many seconds (60)"
     )
     churn.add_argument("--at-once", metavar="N", type=parse_count, default=1, help="starts at once (1)")
-    queue = _add_benchmark(actions, "queue", "how long the kernels of several users wait")
-    queue.add_argument("--users", metavar="N", type=parse_count, default=8, help="number of users (8)")
-    what = "mean time for which a user keeps a kernel (10)"
-    queue.add_argument("--use", metavar="SECONDS", type=parse_seconds, default=10.0, help=what)
-    what = "mean pause before a user's next kernel (10)"
-    queue.add_argument("--pause", metavar="SECONDS", type=parse_seconds, default=10.0, help=what)
-    queue.add_argument(
-        "--seconds", metavar="SECONDS", type=parse_seconds, default=120.0, help="for this many seconds (120)"
-    )
-    queue.add_argument("--seed", metavar="N", type=int, help="repeat the random times of an earlier run")
-    what = "let the kernels of this trace arrive: a decisions.jsonl, or a CSV file of tasks"
-    queue.add_argument("--trace", metavar="FILE", default="", help=what)
-    what = "let them arrive this many times as fast (1)"
-    queue.add_argument("--speed", metavar="FACTOR", type=parse_factor, default=1.0, help=what)
     what = "how long a decision takes on a busy cluster, which is drawn"
     placement = _add_command(actions, "placement", "bench:run", f"measure {what}", has_json=False)
     what = "nodes of the cluster; may be repeated (1000, 10000, 100000)"
@@ -273,15 +252,6 @@ def _add_bench(commands: Subparsers) -> None:
     placement.add_argument("--policy", metavar="NAME", action="append", default=[], help=what)
     placement.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each (7)")
     _add_result(placement, "placement", "few decisions on small clusters, to try it out")
-    what = "how many starts roost's service manages on a large cluster, which is simulated"
-    scale = _add_command(actions, "scale", "bench:run", f"measure {what}", has_json=False)
-    scale.add_argument(
-        "--nodes", metavar="N", type=parse_count, help="nodes of the cluster (200; with --quick 20)"
-    )
-    what = "kernels to start (ten for each node)"
-    scale.add_argument("--kernels", metavar="N", type=parse_count, default=0, help=what)
-    scale.add_argument("--at-once", metavar="N", type=parse_count, default=16, help="starts at once (16)")
-    _add_result(scale, "scale", "few nodes, to try it out")
     what = "show which figures of two results have changed by more than noise"
     compare = _add_command(actions, "compare", "bench:run", what, has_json=False)
     compare.set_defaults(command="compare")
@@ -295,8 +265,6 @@ def _add_benchmark(actions: Subparsers, name: str, what: str) -> argparse.Argume
     parser.add_argument("--baseline", metavar="WHAT", action="append", default=[], help=what)
     parser.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each side")
     _add_result(parser, name, "few repetitions, to try it out")
-    what = "start a cluster of three nodes on this machine for the run (ray, dask)"
-    parser.add_argument("--embedded", action="store_true", help=what)
     add_scheduler(parser)
     add_request(parser)
     return parser
