@@ -7,6 +7,7 @@
         ├── density.py     kernels per node until a limit, with their memory
         ├── churn.py       starts and stops for some time, and the processes and files left after them
         ├── placement.py   the time of a decision on busy clusters
+        ├── policies.py    policies side by side on a trace (trace_files.py, trace_run.py)
         └── compare.py     two JSON files: the figures that differ by more than noise
 
     runs.py      a run from its warm-up to its table and files, which Ctrl-C ends early

@@ -6,23 +6,32 @@ import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from roost.placement import Snapshot
+from roost.placement.shipped_policies import SHIPPED
 from roost.scheduler.backends.spec import describe_extra
-from roost.scheduler.cli.options import request_config, scheduler_options
+from roost.scheduler.cli.options import connect_scheduler, request_config, scheduler_options
+from roost.scheduler.client.call import wait_for
+from roost.scheduler.client.service_folder import service_folder
+from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.shared_sections import is_module_name
 from roost.scheduler.errors import ConfigError
 
-from . import churn, density, latency, placement, starts
+from . import churn, density, latency, placement, policies, starts
 from . import compare as comparison
+from .policies import FoundPolicy, Trace
 from .report import Report
 from .runs import Measure, measure_sides, read_rounds, run
 from .sides import Side, read_sides
+from .trace_files import is_list, read_cluster, read_trace
+from .trace_run import empty_node
 
 _KERNELS, _QUICK_KERNELS = 1_000, 20
-_SIZES, _PLACEMENT_ROUNDS = (1_000, 10_000, 100_000), 7
+_SIZES, _PLACEMENT_ROUNDS, _TRACE_ROUNDS = (1_000, 10_000, 100_000), 7, 3
 
 
 def start(arguments: argparse.Namespace) -> int:
@@ -78,7 +87,14 @@ def run_churn(arguments: argparse.Namespace) -> int:
 
 
 def decide(arguments: argparse.Namespace) -> int:
-    """Run `roost bench placement`."""
+    """Run `roost bench placement`: on a trace if there is one, else on clusters that are drawn."""
+    settings, _ = load_settings(arguments.backend, scheduler_options(arguments))
+    if arguments.trace or arguments.live:
+        names = arguments.policy or list(SHIPPED)
+        found = [FoundPolicy.find(name, settings.policies) for name in dict.fromkeys(names)]
+        return _place_trace(arguments, found)
+    if arguments.cluster:
+        raise ConfigError("--cluster has no effect without a trace: name one, or give --live.")
     plan = placement.Plan(
         policies=tuple(dict.fromkeys(arguments.policy or ["balanced"])),
         sizes=tuple(dict.fromkeys(arguments.nodes or _SIZES[: 1 if arguments.quick else None])),
@@ -86,9 +102,31 @@ def decide(arguments: argparse.Namespace) -> int:
         decisions=200 if arguments.quick else 2_000,
     )
     placement.check(plan)
+    found = [FoundPolicy.find(name, settings.policies) for name in plan.policies]
     report = Report("placement", **asdict(plan))
+    return run(arguments, report, nullcontext(lambda: placement.measure(report, plan, found)))
 
-    return run(arguments, report, nullcontext(lambda: placement.measure(report, plan)))
+
+def _place_trace(arguments: argparse.Namespace, found: Sequence[FoundPolicy]) -> int:
+    """Compare policies on a trace or on the scheduler's own log, and return the exit code."""
+    if arguments.nodes:
+        raise ConfigError("--nodes has no effect on a trace: give --cluster, or leave it out.")
+    rounds = arguments.rounds or (1 if arguments.quick else _TRACE_ROUNDS)
+    client = connect_scheduler(arguments) if arguments.live or not arguments.cluster else None
+    if arguments.live:
+        assert client is not None
+        path = str(service_folder(arguments.backend, client.options) / "log")
+    else:
+        path = arguments.trace
+    trace = Trace(tasks=read_trace(path), is_recorded=not is_list(path))
+    clusters = {Path(file).name: read_cluster(file) for file in arguments.cluster}
+    if client is not None and not clusters:
+        nodes = Snapshot.from_dict({"nodes": wait_for(client.nodes())})
+        clusters = {arguments.backend: [empty_node(nodes.node(node_id)) for node_id in nodes.nodes]}
+    names = [policy.name for policy in found]
+    report = Report("placement", trace=path, clusters=list(clusters), policies=names, rounds=rounds)
+    measurement = partial(policies.measure, report, found, clusters, trace, rounds)
+    return run(arguments, report, nullcontext(measurement))
 
 
 def compare(arguments: argparse.Namespace) -> int:

@@ -1,24 +1,22 @@
-"""Traces and nodes for benchmarks: CSV files as in Alibaba's trace openb, decision logs, `--add`."""
+"""Traces and nodes for benchmarks: CSV files as in Alibaba's trace openb, and the logs of services."""
 
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from datetime import datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TextIO
 
 from roost.launchers.daemon.json_text import UnfitText, parse_json
-from roost.placement import Device, Node, NodeType, Request
-from roost.placement.trace_run import Arrival
-from roost.scheduler.config.memory_size import parse_bytes
+from roost.placement import Device, Node, Request, Snapshot
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import open_input
-from roost.scheduler.service.decision_log import ASKED, older_file
+from roost.scheduler.policies.offline import read_snapshot
+from roost.scheduler.service.decision_log import ASKED, DECISION
+
+from .trace_run import Arrival, empty_node
 
 _MIB = 1 << 20
 _NODES = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
@@ -33,34 +31,25 @@ MOST_GPUS = 64
 
 
 def read_trace(path: str) -> list[Arrival]:
-    """Return the tasks of a CSV file or a decision log by time of arrival. A `ConfigError` names the file and line."""
-    return sorted(_read(path)[0], key=attrgetter("at_s"))
-
-
-def read_ended(path: str) -> tuple[list[Arrival], int]:
-    """Return the kernels of a decision log that have ended, by time of arrival, and how many still run."""
-    arrivals, running = _read(path)
-    ended = [arrival for i, arrival in enumerate(arrivals) if i not in running]
-    return sorted(ended, key=attrgetter("at_s")), len(running)
-
-
-def _read(path: str) -> tuple[list[Arrival], set[int]]:
-    """Return the tasks of a file. For a decision log, return also the indexes of the kernels that still run.
-
-    Before a decision log, the older log that it replaced is read.
-    """
-    file, running = Path(path), set[int]()
-    with _open(file) as opened:
-        is_log = opened.read(1) == "{"
-    if is_log:
-        files = [each for each in (older_file(file), file) if each == file or each.exists()]
-        arrivals, running = _read_decisions(line for each in files for line in _json_lines(each))
-    else:
+    """Return the requests of a CSV file or of a service's log by time of arrival. A `ConfigError` names the line."""
+    file = Path(path)
+    if is_list(path):
         rows = _rows(file, _TASKS, "tasks", MOST_TASKS, more=_MORE_OF_TASKS)
         arrivals = [_in_file(_task, *row) for row in rows]
-    if not arrivals:
-        raise ConfigError(f"{path} has no tasks.")
-    return arrivals, running
+        if not arrivals:
+            raise ConfigError(f"{path} has no tasks.")
+    else:
+        arrivals = list(_read_log(file))
+        if not arrivals:
+            raise ConfigError(
+                f"{path} has no decision of a service, or no kernel has ended yet. The name of a list ends in .csv."
+            )
+    return sorted(arrivals, key=attrgetter("at_s"))
+
+
+def is_list(path: str) -> bool:
+    """True if the file is a CSV file by its name."""
+    return path.lower().endswith(".csv")
 
 
 @contextmanager
@@ -71,7 +60,7 @@ def _open(file: Path) -> Iterator[TextIO]:
     except OSError as problem:
         raise ConfigError(f"{file} cannot be read: {problem.strerror}.") from None
     except (UnicodeDecodeError, csv.Error) as problem:
-        raise ConfigError(f"{file} is neither a CSV file nor a decision log: {problem}.") from None
+        raise ConfigError(f"{file} is neither a CSV file nor the log of a service: {problem}.") from None
 
 
 def _lines(opened: TextIO, file: Path) -> Iterator[str]:
@@ -90,44 +79,18 @@ def read_nodes(path: str) -> list[Node]:
     return nodes
 
 
-def add_nodes(nodes: Sequence[Node], specification: str, types: Sequence[NodeType] = ()) -> list[Node]:
-    """Return the nodes that `--add` describes: `4x96cpus,384GiB,8xA100`, or `4xNODE` for empty copies of a node.
-
-    NODE is the name of a node, or of one of the types of nodes that the cluster could start.
-    """
-    count_text, cross, what = specification.partition("x")
-    if not (cross and what and count_text.isdecimal() and int(count_text[:10]) > 0):
-        raise ConfigError(
-            f"--add {specification!r} must be a number and a node: 4x96cpus,384GiB,8xA100, or 4xNODE to copy one."
-        )
-    count = int(count_text[:10])  # longer numbers exceed MOST_NODES anyway
-    if len(nodes) + count > MOST_NODES:
-        raise ConfigError(f"--add {specification!r:.80} makes more than {MOST_NODES:,} nodes: add fewer.")
-    known = {node_type.name: node_type.node for node_type in types} | {node.id: node for node in nodes}
-    like = known[what].as_empty() if what in known else _parse_node(what, specification, known)
-    taken = sum(node.id.startswith("added-") for node in nodes)
-    return [replace(like, id=f"added-{taken + number:04}", address="") for number in range(1, count + 1)]
-
-
-def _parse_node(what: str, specification: str, known: Mapping[str, Node]) -> Node:
-    cpus, memory_bytes, devices = 0.0, 0, list[Device]()
-    for part in what.split(","):
-        part = part.strip()
-        if match := re.fullmatch(r"(\d+(?:\.\d+)?) ?cpus?", part):
-            cpus = float(match[1])
-        elif match := re.fullmatch(r"(\d{1,9}) ?(?:gpus?|x ?(\S.*))", part):
-            first = len(devices)
-            if first + int(match[1]) > MOST_GPUS:
-                raise ConfigError(f"--add {specification!r}: a node can have at most {MOST_GPUS} GPUs.")
-            devices += [Device(id=str(first + i), model=match[2] or "") for i in range(int(match[1]))]
-        elif re.fullmatch(r"[\d.]+ ?[kmgtpKMGTP]i?[bB]?", part):
-            memory_bytes = parse_bytes(part)
-        else:
-            examples = f"; the nodes are {', '.join(list(known)[:3])}, …" if known else ""
-            raise ConfigError(
-                f"--add {specification!r}: {part!r} is neither 96cpus, 384GiB, 8xA100 nor the name of a node{examples}."
-            )
-    return Node(id="added", cpus=cpus, memory_bytes=memory_bytes, devices=tuple(devices))
+def read_cluster(path: str) -> list[Node]:
+    """Return the empty nodes of a CSV file, or of the output of `roost nodes --json`. Raise `ConfigError`."""
+    if is_list(path):
+        nodes = read_nodes(path)
+    else:
+        saved = read_snapshot(path)
+        nodes = [saved.node(node_id) for node_id in saved.nodes]
+    try:
+        Snapshot.of(nodes)
+    except ValueError as problem:  # two nodes have the same name
+        raise ConfigError(f"{path}: {problem}") from None
+    return [empty_node(node) for node in nodes]
 
 
 # openb
@@ -212,49 +175,30 @@ def _whole(row: Mapping[str, str], name: str) -> int:
     return int(number)
 
 
-# The decision log
+# The log of a service
 
 
-def _json_lines(file: Path) -> Iterator[tuple[Mapping[str, Any], Path, int]]:
-    with _open(file) as opened:
-        for number, text in enumerate(_lines(opened, file), start=1):
-            try:
-                line = parse_json(text)
-            except UnfitText:
-                line = None
-            if not isinstance(line, dict) or "what" not in line:
-                raise ConfigError(
-                    f"{file}, line {number}: this line is not from a decision log. Remove it, or give another file."
-                )
-            if number > MOST_TASKS:
-                raise ConfigError(f"{file} has more than {MOST_TASKS:,} lines: give fewer.")
-            yield line, file, number
+def _read_log(file: Path) -> Iterator[Arrival]:
+    """Yield the requests that a service has decided on, after those in the log of the service before it."""
+    earlier = file.with_name(f"{file.name}.old")
+    for each in (earlier, file) if earlier.exists() else (file,):
+        with _open(each) as opened:
+            for number, line in enumerate(_lines(opened, each), start=1):
+                if match := DECISION.search(line):
+                    yield _in_file(_parse_decision, match[1], each, number)
 
 
-def _read_decisions(lines: Iterator[tuple[Mapping[str, Any], Path, int]]) -> tuple[list[Arrival], set[int]]:
-    """Return the arrivals in a decision log, and the indexes of the kernels that still run.
-
-    A kernel arrives at the time of its request, and runs from its placement to its end.
-    """
-    arrivals: list[Arrival] = []
-    running: dict[str, tuple[int, float]] = {}  # by kernel id: index of the arrival, time of the placement
-    for line, file, number in lines:
-        arrival, at_s = _in_file(_parse_decision, line, file, number)
-        kernel_id = str(line.get("kernel", ""))
-        if line["what"] in ("placed", "ended") and kernel_id in running:
-            index, placed_s = running.pop(kernel_id)
-            arrivals[index] = replace(arrivals[index], duration_s=max(0.0, at_s - placed_s))
-        if line["what"] == "placed":
-            running[kernel_id] = len(arrivals), at_s
-        if line["what"] in ("placed", "refused"):
-            arrivals.append(arrival)
-    return arrivals, {index for index, _ in running.values()}
-
-
-def _parse_decision(line: Mapping[str, Any]) -> tuple[Arrival, float]:
+def _parse_decision(text: str) -> Arrival:
+    """Return the request of one decision. Its kernel runs from its placement to its end."""
     try:
-        asked = {name: line["request"][name] for name in ASKED if name in line["request"]}
-        at_s, asked_s = (datetime.fromisoformat(line[name]).timestamp() for name in ("at", "asked_at"))
-    except (KeyError, TypeError, ValueError) as problem:
-        raise ValueError(f"this line is not from a decision log ({problem}).") from None
-    return Arrival(request=Request.from_dict(asked), at_s=asked_s), at_s
+        line = parse_json(text)
+        at_s, ended_s = float(line["asked_at"]), float(line["ended_at"])
+        placed_s = None if line["placed_at"] is None else float(line["placed_at"])
+        request = Request.from_dict(
+            {name: line["request"][name] for name in ASKED if name in line["request"]}
+        )
+    except (UnfitText, KeyError, TypeError, ValueError) as problem:
+        raise ValueError(f"this decision cannot be read ({problem}).") from None
+    return Arrival(
+        request=request, at_s=at_s, duration_s=None if placed_s is None else max(0.0, ended_s - placed_s)
+    )

@@ -244,13 +244,22 @@ def _add_bench(commands: Subparsers) -> None:
         "--seconds", metavar="SECONDS", type=parse_seconds, default=60.0, help="for this many seconds (60)"
     )
     churn.add_argument("--at-once", metavar="N", type=parse_count, default=1, help="starts at once (1)")
-    what = "how long a decision takes on a busy cluster, which is drawn"
+    what = "how long a decision takes on busy clusters, or how policies fill a cluster with a trace"
     placement = _add_command(actions, "placement", "bench:run", f"measure {what}", has_json=False)
-    what = "nodes of the cluster; may be repeated (1000, 10000, 100000)"
+    what = "compare policies on these requests: a list of tasks (FILE.csv), or the log of a service"
+    placement.add_argument("trace", metavar="TRACE", nargs="?", help=what)
+    what = "compare policies on the requests in the log of this scheduler"
+    placement.add_argument("--live", action="store_true", help=what)
+    what = "nodes for a trace: a list (FILE.csv), or saved with `roost nodes --json`; may be repeated (the scheduler's)"
+    placement.add_argument("--cluster", metavar="FILE", action="append", default=[], help=what)
+    add_scheduler(placement)
+    what = "nodes of a cluster that is drawn; may be repeated (1000, 10000, 100000)"
     placement.add_argument("--nodes", metavar="N", type=parse_count, action="append", default=[], help=what)
-    what = "the policy that decides; may be repeated, to compare policies (balanced)"
+    what = "the policy that decides (NAME, FILE.py:NAME or MODULE:NAME); may be repeated (balanced; on a trace all)"
     placement.add_argument("--policy", metavar="NAME", action="append", default=[], help=what)
-    placement.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each (7)")
+    placement.add_argument(
+        "--rounds", metavar="N", type=parse_count, help="repetitions of each (7; on a trace 3)"
+    )
     _add_result(placement, "placement", "few decisions on small clusters, to try it out")
     what = "show which figures of two results have changed by more than noise"
     compare = _add_command(actions, "compare", "bench:run", what, has_json=False)

@@ -54,7 +54,7 @@ CLIENT_SIDE = {
     "policies.pickling",
 }
 SERVICE_SIDE = re.compile(
-    r"roost\.(placement\b.*|scheduler\.(core|simulate|service\.server|config\.(files|section|settings))\b.*"
+    r"roost\.(placement\b.*|scheduler\.(core|service\.server|config\.(files|section|settings))\b.*"
     r"|scheduler\.backends\.(?!(spec|registry)$).*)"
 )
 NODE_SIDE_LIBRARIES = {"zmq", "psutil", "jupyter_client", "jupyter_core", "traitlets", "ipykernel", "IPython"}

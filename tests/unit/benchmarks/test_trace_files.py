@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from roost.placement import Device, Node, NodeType, Request
-from roost.placement.trace_run import Arrival
+from roost.bench import trace_files
+from roost.bench.trace_files import read_cluster, read_nodes, read_trace
+from roost.bench.trace_run import Arrival
+from roost.placement import Device, Node, Request, Snapshot
 from roost.scheduler.errors import ConfigError
-from roost.scheduler.simulate import trace_files
-from roost.scheduler.simulate.trace_files import add_nodes, read_ended, read_nodes, read_trace
 
 NODES = "sn,cpu_milli,memory_mib,gpu,model\n"
 TASKS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli\n"
 TIMED = TASKS.strip() + ",gpu_spec,qos,pod_phase,creation_time,deletion_time,scheduled_time\n"
 
 
-def written(folder: Path, text: str, name: str = "trace") -> str:
+def written(folder: Path, text: str, name: str = "trace.csv") -> str:
     (folder / name).write_text(text)
     return str(folder / name)
 
@@ -87,12 +87,6 @@ def test_tasks_of_openb(tmp_path: Path) -> None:
         (f"{TASKS}a,1,1,0,0,more\n", "line 2: it has more values than columns."),
         ("", "is not a list of tasks: it has no column name"),
         (TASKS, "has no tasks."),
-        ('{"what": "placed"}\n', "line 1: this line is not from a decision log"),
-        ('{"nodes": []}\n', "line 1: this line is not from a decision log. Remove it, or give another file."),
-        (
-            '{"what": "ended", "a\n',
-            "line 1: this line is not from a decision log. Remove it, or give another file.",
-        ),
     ],
 )
 def test_an_error_names_the_line(tmp_path: Path, text: str, said: str) -> None:
@@ -112,101 +106,60 @@ def test_columns_of_nodes_that_are_not_read_are_refused(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (str(tmp_path), str(tmp_path / "none")):
-        for read in (read_trace, read_nodes):
+        for read in (read_trace, read_nodes, read_cluster):
             with pytest.raises(ConfigError, match=r"cannot be read: .*\.$"):
                 read(path)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="is neither a CSV file nor a decision log"):
+    with pytest.raises(ConfigError, match="is neither a CSV file nor the log of a service"):
         read_nodes(str(tmp_path / "bytes"))
     with pytest.raises(ConfigError, match="has no nodes"):
         read_nodes(written(tmp_path, NODES))
 
 
-def line(what: str, kernel: str, at: int, asked: int = 0, **request: Any) -> str:
-    return json.dumps(
-        {
-            "at": f"2026-11-20T10:00:{at:02}.000+00:00",
-            "what": what,
-            "kernel": kernel,
-            "asked_at": f"2026-11-20T10:00:{asked:02}.000+00:00",
-            "request": {"gpus": 1, "labels": {"zone": "a"}, **request},
-        }
-    )
+def line(asked: float, placed: float | None, ended: float, **request: Any) -> str:
+    request = {"gpus": 1, "labels": {"zone": "a"}, **request}
+    decision = {"asked_at": asked, "placed_at": placed, "ended_at": ended, "request": request}
+    logger = "roost.scheduler.service.decision_log"
+    return f"2026-11-30 14:05:03,123 INFO {logger} kernel=k decided {json.dumps(decision)}\n"
 
 
-def test_a_decision_log_is_read_with_the_older_one(tmp_path: Path) -> None:
-    before = [line("ended", "unknown", 0), line("placed", "k", 5, 1, gpus=0.5)]
-    now = [
-        line("refused", "r", 6, 2, gpus=8),
-        line("ended", "k", 15, 1, gpus=0.5),
-        line("placed", "moved", 20, 20),
-        line("placed", "moved", 30, 20),
+OTHER = "2026-11-30 14:05:03,123 INFO roost.scheduler.core.events kernel=k node=a released stopped\n"
+
+
+def test_the_log_of_a_service_is_read_with_the_one_before(tmp_path: Path) -> None:
+    written(tmp_path, OTHER + line(21.0, 25.0, 35.0, gpus=0.5), "log.old")
+    now = line(22.0, None, 23.0, gpus=8) + OTHER + line(20.0, 20.5, 20.0)
+    assert read_trace(written(tmp_path, now, "log")) == [
+        Arrival(request=Request(gpus=1, labels={"zone": "a"}), at_s=20.0, duration_s=0.0),
+        Arrival(request=Request(gpus=0.5, labels={"zone": "a"}), at_s=21.0, duration_s=10.0),
+        Arrival(request=Request(gpus=8, labels={"zone": "a"}), at_s=22.0, duration_s=None),
     ]
-    written(tmp_path, "\n".join(before) + "\n", "log.old")
-    arrivals = read_trace(written(tmp_path, "\n".join(now) + "\n", "log"))
-    first_s = arrivals[0].at_s
-    assert [(a.request.gpus, a.at_s - first_s, a.duration_s) for a in arrivals] == [
-        (0.5, 0.0, 10.0),
-        (8.0, 1.0, None),
-        (1.0, 19.0, 10.0),
-        (1.0, 19.0, None),
-    ]
-    assert arrivals[0].request.labels == {"zone": "a"}
-
-
-A100 = Node(id="big", cpus=96, memory_bytes=1 << 40, labels={"zone": "a"}, devices=(Device(id="GPU-x"),))
 
 
 @pytest.mark.parametrize(
-    ("specification", "count", "cpus", "memory_bytes", "models"),
+    ("text", "said"),
     [
-        ("4x96cpus,384GiB,8xA100", 4, 96.0, 384 << 30, ["A100"] * 8),
-        ("1x1.5 cpus,2 gpus", 1, 1.5, 0, ["", ""]),
-        ("2x1gpu,1cpu,16g", 2, 1.0, 16 << 30, [""]),
-        ("1x8cpus,2x NVIDIA A100-SXM4-80GB,1xT4", 1, 8.0, 0, ["NVIDIA A100-SXM4-80GB"] * 2 + ["T4"]),
+        (OTHER, "has no decision of a service, or no kernel has ended yet"),
+        (OTHER + line(1, 1, 2, gpus=-1), "log, line 2: "),
+        (line(1, 1, 2).replace('"ended_at": 2', '"ended_at": []'), "line 1: this decision cannot be read"),
+        (line(1, 1, 2).replace('"labels"', "labels"), "line 1: this decision cannot be read"),
     ],
 )
-def test_nodes_to_add(
-    specification: str, count: int, cpus: float, memory_bytes: int, models: list[str]
-) -> None:
-    more = add_nodes([A100], specification)
-    assert len({node.id for node in [A100, *more]}) == count + 1
-    assert {(node.cpus, node.memory_bytes) for node in more} == {(cpus, memory_bytes)}
-    assert [device.model for device in more[0].devices] == models
+def test_a_log_that_cannot_be_read_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_trace(written(tmp_path, text, "log"))
+    assert said in str(caught.value)
 
 
-def test_copies_of_a_node_are_empty(tmp_path: Path) -> None:
-    more = add_nodes([A100.with_kernel(Request(cpus=4, gpus=1), ["GPU-x"])], "2xbig")
-    assert [node.id for node in more] == ["added-0001", "added-0002"]
-    assert (more[1].cpus_promised, more[1].devices[0].promised, more[1].labels) == (0.0, 0.0, {"zone": "a"})
-    assert [node.id for node in add_nodes([A100, *more], "1xbig")] == ["added-0003"]
-
-
-def test_a_type_of_nodes_can_be_added_by_its_name() -> None:
-    more = add_nodes([], "3xbig", [NodeType(node=A100, limit=1)])
-    assert [(node.id, node.cpus) for node in more] == [(f"added-000{n}", 96) for n in (1, 2, 3)]
-    with pytest.raises(ConfigError, match="nor the name of a node; the nodes are big"):
-        add_nodes([], "3xsmall", [NodeType(node=A100)])
-
-
-@pytest.mark.parametrize("specification", ["", "4", "x8cpus", "0x8cpus", "-1x8cpus", "4x"])
-def test_added_nodes_need_a_number_and_a_kind(specification: str) -> None:
-    with pytest.raises(ConfigError, match="must be a number and a node"):
-        add_nodes([A100], specification)
-
-
-@pytest.mark.parametrize(
-    ("specification", "said"),
-    [
-        ("200000xbig", "makes more than 200,000 nodes"),
-        (f"{'9' * 5000}x8cpus", "makes more than 200,000 nodes"),
-        ("1x8cpus,60xT4,5xA100", "a node can have at most 64 GPUs"),
-        ("1x99999999gpus", "a node can have at most 64 GPUs"),
-    ],
-)
-def test_too_many_nodes_to_add(specification: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        add_nodes([A100], specification)
+def test_a_saved_cluster_is_read_without_its_kernels(tmp_path: Path) -> None:
+    node = Node(id="big", cpus=96, memory_bytes=1 << 40, devices=(Device(id="GPU-x"),))
+    saved = {"nodes": [node.with_kernel(Request(cpus=4, gpus=1), ["GPU-x"]).to_dict()]}
+    (read,) = read_cluster(written(tmp_path, json.dumps(saved), "nodes.json"))
+    assert (read.id, read.cpus_promised, read.devices[0].promised) == ("big", 0.0, 0.0)
+    listed = read_cluster(written(tmp_path, f"{NODES}a,1000,1024,1,T4\nb,1000,1024,0,\n", "nodes.csv"))
+    assert len(Snapshot.of(listed)) == 2
+    with pytest.raises(ConfigError, match=r"nodes\.csv: "):
+        read_cluster(written(tmp_path, f"{NODES}a,1000,1024,1,T4\na,1000,1024,0,\n", "nodes.csv"))
 
 
 def test_too_many_nodes_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,25 +168,3 @@ def test_too_many_nodes_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(trace_files, "MOST_TASKS", 2)
     with pytest.raises(ConfigError, match="has more than 2 tasks: give fewer"):
         read_trace(written(tmp_path, TASKS + "a,1000,1024,1,1000\n" * 3))
-    with pytest.raises(ConfigError, match="has more than 2 lines: give fewer"):
-        read_trace(written(tmp_path, "\n".join([line("refused", "r", 6)] * 3)))
-
-
-def test_running_kernels_can_be_left_out(tmp_path: Path) -> None:
-    lines = [
-        line("placed", "old", 5),
-        line("placed", "runs", 6),
-        line("ended", "old", 7),
-        line("refused", "r", 8),
-    ]
-    path = written(tmp_path, "\n".join(lines))
-    ended, running = read_ended(path)
-    assert ([arrival.duration_s for arrival in ended], running) == ([2.0, None], 1)
-    assert len(read_trace(path)) == 3
-
-
-def test_an_unknown_kind_of_node_to_add() -> None:
-    with pytest.raises(
-        ConfigError, match=r"'large' is neither 96cpus, 384GiB, 8xA100 nor the name of a node"
-    ):
-        add_nodes([A100], "2x8cpus,large")
