@@ -20,11 +20,11 @@ from argparse import Namespace
 from collections.abc import Awaitable
 from functools import partial
 
+from claims import SKIPPED, Report, interleave, parser
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from page_tables import PageTable
 
 import roost
-from roost.bench.report import SKIPPED, Report, interleave, parser
 from roost.bench.world import (
     ROOST,
     elapsed_ms,

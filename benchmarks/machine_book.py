@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+from claims import Report, interleave, parser
 from page_tables import PageTable
 
 import roost
-from roost.bench.report import Report, interleave, parser
 from roost.bench.world import (
     ROOST,
     private_world,

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import all_processes
+from claims import SKIPPED, Report, parser
 from page_tables import compare_with_plain
 
 from roost.bench import density
-from roost.bench.report import SKIPPED, Report, parser
 from roost.bench.runs import measure_sides
 from roost.bench.sides import Side, read_sides
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from claims import Report, parser
 from page_tables import PageTable
 from rich.console import Console
 from rich.progress import track
@@ -42,7 +43,6 @@ from trace_data import (
     read_tasks,
 )
 
-from roost.bench.report import Report, parser
 from roost.bench.trace_run import Arrival, draw_arrivals_to_demand, run_trace
 from roost.placement import (
     NOWHERE,

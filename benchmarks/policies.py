@@ -23,10 +23,10 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import psutil
+from claims import Report, interleave, parser
 from page_tables import PageTable
 
 import roost
-from roost.bench.report import Report, interleave, parser
 from roost.bench.world import (
     ROOST,
     elapsed_ms,

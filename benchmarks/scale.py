@@ -14,10 +14,10 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from claims import Report, parser
 from page_tables import PageTable
 from simulated import scale
 
-from roost.bench.report import Report, parser
 from roost.bench.runs import Measurement, run
 from roost.scheduler.errors import ConfigError
 

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from roost.bench.report import SKIPPED
+from claims import SKIPPED
+
 from roost.bench.trace_files import read_nodes, read_trace
 from roost.bench.trace_run import RESOURCE_NAMES, Arrival, Resource, empty_node
 from roost.placement import Node

@@ -17,7 +17,7 @@
     kernel.py    a kernel with all channels open, as a notebook has it
     world.py     private folders, kernelspecs and processes of a run
     machine.py   how fast and how quiet the machine is
-    report.py    figures, ratios and claims, as a table, JSON and pictures
+    report.py    figures and ratios, as a table, JSON and pictures
     interval.py  confidence intervals, and what they say about a bound
 
 The scripts in `benchmarks/` use the same parts, and add claims.

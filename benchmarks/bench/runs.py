@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContext
     """Measure, then print and write the results. Return the exit status.
 
     `prepared` yields the measurement. After Ctrl-C, or if too many kernels do not answer, the results so far are
-    written. `arguments` has `json`, `plot` and `check`. Raise `ConfigError` if a file cannot be written.
+    written. `arguments` has `json` and `plot`. Raise `ConfigError` if a file cannot be written.
     """
     _check_files(arguments)
     check_open_files()

@@ -220,12 +220,6 @@ async def reply_to(client: AsyncKernelClient, message_id: str) -> dict[str, Any]
     return await asyncio.wait_for(wait(), REPLY_TIMEOUT_S)
 
 
-async def read_pid(client: AsyncKernelClient) -> int:
-    """Run `1+1`, and return the kernel's process id from the same request."""
-    reply = await execute(client, "1+1", user_expressions={"pid": "__import__('os').getpid()"})
-    return int(reply["user_expressions"]["pid"]["data"]["text/plain"])
-
-
 @asynccontextmanager
 async def kernels(
     name: str, count: int, *, options: Mapping[str, Any] | None = None, **traits: Any
