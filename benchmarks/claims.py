@@ -1,13 +1,16 @@
-"""The report of a script: that of `roost bench`, with claims. Also the options and the rounds of scripts."""
+"""The report of a script: that of `roost bench`, with claims and a picture. Also the scripts' options and rounds."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
+from plots import draw
 from rich.console import Console
 from rich.markup import escape
 
@@ -17,6 +20,7 @@ from roost.bench.report import check_writable, take_turns
 
 SKIPPED = 77
 """The exit status of a script that needs something which is missing here."""
+_PICTURES = (".png", ".svg", ".pdf")
 MOST_ROUNDS = 1_000
 """No more rounds are recommended."""
 
@@ -104,6 +108,16 @@ class Report(report.Report):
         missed = arguments.check and any(claim.verdict == "missed" for claim in self.claims)
         return super().finish(arguments) or int(missed)
 
+    def list_files(self, arguments: argparse.Namespace) -> list[tuple[Path | None, Callable[[Path], None]]]:
+        return [*super().list_files(arguments), (arguments.plot, self.plot)]
+
+    def plot(self, path: Path) -> None:
+        """Draw all samples. Print a note if matplotlib is missing."""
+        try:
+            draw(self.to_dict(), path)
+        except ImportError:
+            print("no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
+
     def show(self, console: Console) -> None:
         super().show(console)
         for claim in self.claims:
@@ -164,7 +178,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--json", type=check_writable, metavar="FILE", help="write the machine, versions, figures and ratios"
     )
     options.add_argument(
-        "--plot", type=check_writable, metavar="FILE", help="write a picture (PNG, SVG or PDF)"
+        "--plot", type=check_picture, metavar="FILE", help="write a picture (PNG, SVG or PDF)"
     )
     options.add_argument("--check", action="store_true", help="exit with 1 if a claim does not hold")
     return options
+
+
+def check_picture(file: str) -> Path:
+    """Return the path of a picture. Raises `ArgumentTypeError` if it cannot be written, or if its name says no kind."""
+    if not file.endswith(_PICTURES):
+        raise argparse.ArgumentTypeError(f"{file}: the name must end in {', '.join(_PICTURES)}.")
+    return check_writable(file)

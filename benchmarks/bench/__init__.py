@@ -1,6 +1,6 @@
 """`roost bench`: how fast kernels start and answer on a cluster, and how many of them each node holds.
 
-    command.py ── options → sides in private folders; table, JSON file and plots at the end
+    command.py ── options → sides in private folders; table and JSON file at the end
         │
         ├── starts.py      start, interrupt, restart and stop of kernels; first starts (first_start.py)
         ├── latency.py     round trips of a running kernel, idle and under load
@@ -17,7 +17,7 @@
     kernel.py    a kernel with all channels open, as a notebook has it
     world.py     private folders, kernelspecs and processes of a run
     machine.py   how fast and how quiet the machine is
-    report.py    figures and ratios, as a table, JSON and pictures
+    report.py    figures and ratios, as a table and JSON
     interval.py  confidence intervals, and what they say about a bound
 
 The scripts in `benchmarks/` use the same parts, and add claims.

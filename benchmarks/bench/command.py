@@ -1,4 +1,4 @@
-"""The subcommands of `roost bench`: from their options to the table, the JSON file and the pictures."""
+"""The subcommands of `roost bench`: from their options to the table and the JSON file."""
 
 from __future__ import annotations
 

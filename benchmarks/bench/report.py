@@ -1,4 +1,4 @@
-"""The report of a benchmark: figures and ratios with their spread, as a table, JSON and a plot.
+"""The report of a benchmark: figures and ratios with their spread, as a table and JSON.
 
 A benchmark creates a `Report`, fills it through `Report.add`, and ends with `report.finish(arguments)`.
 A figure is the median with its extremes and n; a ratio also has an interval. The JSON file also has the samples.
@@ -16,7 +16,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -30,7 +30,6 @@ from rich.table import Table
 
 from . import interval
 from .interval import Interval
-from .plots import describe_machine, draw, show_number
 
 PACKAGES = (
     "roost",
@@ -197,7 +196,7 @@ class Report:
         It is 1 if a file cannot be written any more. The report is printed nevertheless.
         """
         problems = []
-        for file, write in ((arguments.json, self._write_json), (arguments.plot, self.plot)):
+        for file, write in self.list_files(arguments):
             try:
                 if file:
                     write(file)
@@ -214,6 +213,10 @@ class Report:
                 print(*problems, sep="\n", file=sys.stderr)
             return 1
         return 0
+
+    def list_files(self, arguments: argparse.Namespace) -> list[tuple[Path | None, Callable[[Path], None]]]:
+        """Return the files that the options name, if any, and the functions that write them."""
+        return [(arguments.json, self._write_json)]
 
     def _write_json(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
@@ -244,13 +247,6 @@ class Report:
             console.print(f"Kernels of {side} that did not answer: {count}.", highlight=False)
         for note in self.notes:
             console.print(note, highlight=False, markup=False)
-
-    def plot(self, path: Path) -> None:
-        """Draw all samples. Print a note if matplotlib is missing."""
-        try:
-            draw(self.to_dict(), path)
-        except ImportError:
-            print("no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
 
 
 async def show_time(description: str, jobs: Iterable[Awaitable[Any]], for_s: float) -> None:
@@ -296,6 +292,16 @@ def check_writable(file: str | Path) -> Path:
     except OSError as problem:
         raise argparse.ArgumentTypeError(f"{path} cannot be written: {problem.strerror}.") from None
     return path
+
+
+def show_number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
+
+
+def describe_machine(machine: Mapping[str, Any], python: str) -> str:
+    """Return one line about the machine (`report.machine`) and the version of Python."""
+    system = f"{machine['system']} {machine['kernel']}"
+    return f"{machine['cpu']}, {machine['cores']} cores, {system}, Python {python}"
 
 
 def machine() -> dict[str, object]:

@@ -285,7 +285,6 @@ def _add_result(parser: argparse.ArgumentParser, name: str, quick: str) -> None:
     parser.add_argument(
         "--json", metavar="FILE", type=Path, help="write all samples, the machine and the versions"
     )
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw a PNG, SVG or PDF file")
     parser.set_defaults(command=name)
 
 

@@ -52,8 +52,6 @@ def bench(tmp_path: Path, *options: str, **environment: str) -> dict[str, Any]:
         *options,
         "--json",
         str(tmp_path / "result.json"),
-        "--plot",
-        str(tmp_path / "plot.png"),
     ]
     with (tmp_path / "said").open("w") as said:
         done = subprocess.run(
@@ -79,7 +77,6 @@ def test_starts_are_compared_with_plain_kernels(tmp_path: Path) -> None:
     assert figures["first start/roost"]["median"] > figures["first start, stage launched/roost"]["median"]
     assert "first start/plain" not in figures
     assert len(found["conditions"]) == 2
-    assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
 @pytest.mark.long
@@ -147,7 +144,6 @@ def test_a_node_is_filled_until_a_limit(tmp_path: Path) -> None:
     assert list(node["holds"]) == ["1+1", "a completion", "import colorsys"]
     assert node["holds"]["1+1"] > node["holds"]["a completion"] > 3
     assert 5 < found["figures"]["PSS after 1+1, 3 kernels/roost"]["median"] < 60
-    assert (tmp_path / "plot-capacity.png").exists()
 
 
 @pytest.mark.long

@@ -196,7 +196,7 @@ def test_the_command_needs_what_roost_requires() -> None:
     needed = {re.split(r"[^\w.-]", each)[0].lower() for each in requires("roost") or () if ";" not in each}
     ours = {module for module, names in packages_distributions().items() if needed & {*map(str.lower, names)}}
     assert {"rich", "zmq"} <= ours
-    asked_for = {"jupyter_console", "matplotlib"}  # the subcommand that needs it catches the ImportError
+    asked_for = {"jupyter_console"}  # the subcommand that needs it catches the ImportError
     reasons: dict[str, str] = {}
     pending = sources("scheduler/cli")
     while pending:

@@ -134,7 +134,7 @@ def test_a_result_is_printed_even_if_its_file_cannot_be_written(
     report = Report("start")
     report.add("up", 1.0, "ms")
     gone = tmp_path / "gone" / "result.json"
-    assert report.finish(argparse.Namespace(json=gone, plot=None, check=False)) == 1
+    assert report.finish(argparse.Namespace(json=gone)) == 1
     said = capsys.readouterr()
     assert "up" in said.out
     assert said.err == f"roost: {gone} cannot be written: No such file or directory.\n"
