@@ -22,6 +22,7 @@ from functools import partial
 
 from claims import SKIPPED, Report, interleave, parser
 from jupyter_client.asynchronous.client import AsyncKernelClient
+from local_kernels import kernels, time_start
 from page_tables import PageTable
 
 import roost
@@ -29,10 +30,8 @@ from roost.bench.world import (
     ROOST,
     elapsed_ms,
     execute,
-    kernels,
     open_client,
     private_world,
-    time_start,
     wait_until_forked,
     write_config,
     write_kernelspec,

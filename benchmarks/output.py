@@ -27,6 +27,7 @@ from functools import partial
 import psutil
 from claims import Report, interleave, parser
 from jupyter_client.asynchronous.client import AsyncKernelClient
+from local_kernels import kernels
 from page_tables import compare_with_plain
 
 from roost.bench.world import (
@@ -35,7 +36,6 @@ from roost.bench.world import (
     RUNTIME,
     elapsed_ms,
     execute,
-    kernels,
     open_client,
     private_world,
     processes,

@@ -24,6 +24,7 @@ from functools import partial
 
 import psutil
 from claims import Report, interleave, parser
+from local_kernels import time_start
 from page_tables import PageTable
 
 import roost
@@ -33,7 +34,6 @@ from roost.bench.world import (
     name_part,
     private_world,
     processes,
-    time_start,
     wait_until_forked,
     write_config,
 )

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 from claims import Report, parser
+from local_kernels import kernels
 from page_tables import PageTable
 from rich.console import Console
 from rich.progress import track
@@ -31,7 +32,6 @@ from roost.bench.world import (
     ROOST,
     RUNTIME,
     execute,
-    kernels,
     name_part,
     open_client,
     private_world,
