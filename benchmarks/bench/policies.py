@@ -72,17 +72,23 @@ class Trace:
 
 @dataclass(slots=True, kw_only=True)
 class TimedPolicy:
-    """A policy that measures how long another policy takes for each decision. Its errors become `ConfigError`s."""
+    """A policy that measures how long another policy takes for each decision. Its errors become `ConfigError`s.
+
+    It raises `CancelledError` once the report is interrupted, because it runs in a thread.
+    """
 
     name: str
     policy: Policy
+    report: Report
     times_s: list[float] = field(default_factory=list)
 
     def place(self, request: Request, snapshot: Snapshot, *, avoid: Mapping[str, str] = NOWHERE) -> Decision:
+        if self.report.is_interrupted:
+            raise asyncio.CancelledError
         began = time.perf_counter()
         try:
             return self.policy.place(request, snapshot, avoid=avoid)
-        except Exception as problem:  # noqa: BLE001 - a policy may be foreign code
+        except BaseException as problem:  # noqa: BLE001 - a policy is foreign code and may even raise SystemExit
             raise ConfigError(f"policy {self.name} failed ({format_error(problem)}).") from None
         finally:
             self.times_s.append(time.perf_counter() - began)
@@ -105,21 +111,21 @@ async def measure(
         resource, capacity = choose_resource(nodes, trace.tasks)
         for policy in policies:
             runs[f"{policy.name} on {cluster}"] = partial(
-                _run, policy, workload, snapshot, trace, resource, capacity
+                _run, report, policy, workload, snapshot, trace, resource, capacity
             )
     rounds = 1 if trace.is_recorded else rounds
     for count, (name, _) in enumerate(take_turns("placement", list(runs), rounds=rounds, warm_up=0)):
-        done, times_s = runs[name](_FIRST_SEED + count // len(runs))
+        done, times_s = await asyncio.to_thread(runs[name], _FIRST_SEED + count // len(runs))
         if done.at_100 is not None and not trace.is_recorded:
             report.add(f"allocated at 100 %/{name}", 100 * done.at_100 / done.capacity, "%")
         report.add(f"allocated at the end/{name}", 100 * done.at_end / done.capacity, "%")
         report.add(f"refused/{name}", 100 * done.refused / done.arrived, "%")
         for percent in (50, 99):
             report.add(f"decision p{percent}/{name}", float(np.percentile(times_s, percent)) * 1e6, "µs")
-        await asyncio.sleep(0)  # an interrupt ends it here
 
 
 def _run(
+    report: Report,
     policy: FoundPolicy,
     workload: Workload,
     snapshot: Snapshot,
@@ -129,7 +135,7 @@ def _run(
     seed: int,
 ) -> tuple[TraceRun, list[float]]:
     """Run one round of a policy on a cluster. Return its result, and the seconds of each decision."""
-    timed = TimedPolicy(name=policy.name, policy=policy.build(workload))
+    timed = TimedPolicy(name=policy.name, policy=policy.build(workload), report=report)
     done = run_trace(timed, snapshot, trace.draw(seed, resource, capacity), resource=resource)
     return done, timed.times_s
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import math
 import resource
@@ -12,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from roost.bench import compare, density, machine, placement
+from roost.bench import compare, density, machine, placement, policies, trace_files
 from roost.bench.density import Filled, Limits, conclude, count_slots, find_limit
 from roost.bench.kernel import BenchKernel, Memory
 from roost.bench.report import Report
 from roost.bench.sides import Side, read_sides, world
 from roost.bench.world import MIB
-from roost.placement import Request
+from roost.placement import Request, Snapshot, get_policy
 from roost.scheduler.cli.main import main
 from roost.scheduler.errors import ConfigError
 
@@ -362,6 +363,10 @@ class Refuses:
 class Fails(Refuses):
     def place(self, request, snapshot, *, avoid):
         raise LookupError("no idea")
+
+class Exits(Refuses):
+    def place(self, request, snapshot, *, avoid):
+        raise SystemExit(3)
 """
 
 
@@ -393,6 +398,14 @@ def test_policies_are_compared_on_a_trace(
     assert 10 < refused["median"] < 30
     assert found[f"refused/{mine} on nodes.csv"]["median"] == 100
     assert found["decision p50/pack on nodes.csv"]["unit"] == "µs"
+
+
+async def test_an_interrupted_policy_ends(trace: list[str]) -> None:
+    report = Report("placement")
+    report.is_interrupted = True
+    timed = policies.TimedPolicy(name="pack", policy=get_policy("pack"), report=report)
+    with pytest.raises(asyncio.CancelledError):
+        timed.place(Request(), Snapshot.of(trace_files.read_cluster(trace[2])))
 
 
 def test_a_log_is_played_as_recorded(tmp_path: Path, trace: list[str]) -> None:
@@ -431,6 +444,10 @@ def test_requests_that_fit_no_node_are_counted(capsys: pytest.CaptureFixture[str
         (
             ["{trace}", "--cluster", "{nodes}", "--policy", "{mine}:Fails"],
             "failed (LookupError: no idea, at mine.py:11)",
+        ),
+        (
+            ["{trace}", "--cluster", "{nodes}", "--policy", "{mine}:Exits"],
+            "failed (SystemExit: 3, at mine.py:15)",
         ),
         (["{trace}", "--cluster", "{nodes}", "--policy", "{mine}:None_"], "has no 'None_'"),
     ],
