@@ -63,15 +63,11 @@ _FILES = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The limits that end the starts of kernels. `free` is the least share of a node's memory that must stay free.
-
-    With `shares_machine`, all nodes are on this machine.
-    """
+    """The limits that end the starts of kernels. `free` is the least share of a node's memory that must stay free."""
 
     kernels: int
     free: float
     latency_s: float
-    shares_machine: bool = False
 
 
 @dataclass(slots=True)
@@ -320,8 +316,6 @@ def _find_room(side: Side, nodes: Sequence[Mapping[str, Any]], limits: Limits) -
     here = memory.available - limits.free * memory.total
     if not side.is_roost:
         return {"this machine": here}
-    if limits.shares_machine:
-        return {node["id"]: here / len(nodes) for node in nodes}
     room = {}
     for node in nodes:
         used, total = node.get("memory_used_bytes"), node["memory_bytes"]

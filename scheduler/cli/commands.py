@@ -19,7 +19,6 @@ from .options import (
     add_scheduler,
     parse_amount,
     parse_count,
-    parse_factor,
     parse_seconds,
     parse_share,
 )
@@ -245,48 +244,28 @@ def _add_bench(commands: Subparsers) -> None:
     density.add_argument("--latency", metavar="SECONDS", type=parse_seconds, default=2.0, help=what)
     what = "measure the memory again after these were imported: numpy,pandas"
     density.add_argument("--packages", metavar="NAMES", default="", help=what)
-    memory = _add_benchmark(actions, "memory", "what all processes take that run for some users")
-    memory.add_argument("--users", metavar="N", type=parse_count, default=1, help="number of users (1)")
-    what = "kernels of each user; may be repeated (1, 3, 10)"
-    memory.add_argument("--kernels", metavar="N", type=parse_count, action="append", default=[], help=what)
-    what = "how long after the last start (600)"
-    memory.add_argument("--rest", metavar="SECONDS", type=parse_seconds, default=600.0, help=what)
     churn = _add_benchmark(actions, "churn", "starts and stops for some time, and leaks")
     churn.add_argument(
         "--seconds", metavar="SECONDS", type=parse_seconds, default=60.0, help="for this many seconds (60)"
     )
     churn.add_argument("--at-once", metavar="N", type=parse_count, default=1, help="starts at once (1)")
-    queue = _add_benchmark(actions, "queue", "how long the kernels of several users wait")
-    queue.add_argument("--users", metavar="N", type=parse_count, default=8, help="number of users (8)")
-    what = "mean time for which a user keeps a kernel (10)"
-    queue.add_argument("--use", metavar="SECONDS", type=parse_seconds, default=10.0, help=what)
-    what = "mean pause before a user's next kernel (10)"
-    queue.add_argument("--pause", metavar="SECONDS", type=parse_seconds, default=10.0, help=what)
-    queue.add_argument(
-        "--seconds", metavar="SECONDS", type=parse_seconds, default=120.0, help="for this many seconds (120)"
-    )
-    queue.add_argument("--seed", metavar="N", type=int, help="repeat the random times of an earlier run")
-    what = "let the kernels of this trace arrive: a decisions.jsonl, or a CSV file of tasks"
-    queue.add_argument("--trace", metavar="FILE", default="", help=what)
-    what = "let them arrive this many times as fast (1)"
-    queue.add_argument("--speed", metavar="FACTOR", type=parse_factor, default=1.0, help=what)
-    what = "how long a decision takes on a busy cluster, which is drawn"
+    what = "how long a decision takes on busy clusters, or how policies fill a cluster with a trace"
     placement = _add_command(actions, "placement", "bench:run", f"measure {what}", has_json=False)
-    what = "nodes of the cluster; may be repeated (1000, 10000, 100000)"
+    what = "compare policies on these requests: a list of tasks (FILE.csv), or the log of a service"
+    placement.add_argument("trace", metavar="TRACE", nargs="?", help=what)
+    what = "compare policies on the requests in the log of this scheduler"
+    placement.add_argument("--live", action="store_true", help=what)
+    what = "nodes for a trace: a list (FILE.csv), or saved with `roost nodes --json`; may be repeated (the scheduler's)"
+    placement.add_argument("--cluster", metavar="FILE", action="append", default=[], help=what)
+    add_scheduler(placement)
+    what = "nodes of a cluster that is drawn; may be repeated (1000, 10000, 100000)"
     placement.add_argument("--nodes", metavar="N", type=parse_count, action="append", default=[], help=what)
-    what = "the policy that decides; may be repeated, to compare policies (balanced)"
+    what = "the policy that decides (NAME, FILE.py:NAME or MODULE:NAME); may be repeated (balanced; on a trace all)"
     placement.add_argument("--policy", metavar="NAME", action="append", default=[], help=what)
-    placement.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each (7)")
-    _add_result(placement, "placement", "few decisions on small clusters, to try it out")
-    what = "how many starts roost's service manages on a large cluster, which is simulated"
-    scale = _add_command(actions, "scale", "bench:run", f"measure {what}", has_json=False)
-    scale.add_argument(
-        "--nodes", metavar="N", type=parse_count, help="nodes of the cluster (200; with --quick 20)"
+    placement.add_argument(
+        "--rounds", metavar="N", type=parse_count, help="repetitions of each (7; on a trace 3)"
     )
-    what = "kernels to start (ten for each node)"
-    scale.add_argument("--kernels", metavar="N", type=parse_count, default=0, help=what)
-    scale.add_argument("--at-once", metavar="N", type=parse_count, default=16, help="starts at once (16)")
-    _add_result(scale, "scale", "few nodes, to try it out")
+    _add_result(placement, "placement", "few decisions on small clusters, to try it out")
     what = "show which figures of two results have changed by more than noise"
     compare = _add_command(actions, "compare", "bench:run", what, has_json=False)
     compare.set_defaults(command="compare")
@@ -300,8 +279,6 @@ def _add_benchmark(actions: Subparsers, name: str, what: str) -> argparse.Argume
     parser.add_argument("--baseline", metavar="WHAT", action="append", default=[], help=what)
     parser.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each side")
     _add_result(parser, name, "few repetitions, to try it out")
-    what = "start a cluster of three nodes on this machine for the run (ray, dask)"
-    parser.add_argument("--embedded", action="store_true", help=what)
     add_scheduler(parser)
     add_request(parser)
     return parser
@@ -313,8 +290,7 @@ def _add_result(parser: argparse.ArgumentParser, name: str, quick: str) -> None:
     parser.add_argument(
         "--json", metavar="FILE", type=Path, help="write all samples, the machine and the versions"
     )
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw a PNG, SVG or PDF file")
-    parser.set_defaults(command=name, check=False)
+    parser.set_defaults(command=name)
 
 
 def _add_command(

@@ -70,11 +70,6 @@ def parse_seconds(text: str) -> float:
     return _parse_positive(text, "seconds above 0")
 
 
-def parse_factor(text: str) -> float:
-    """Return a number above 0; raises argparse's usage error."""
-    return _parse_positive(text, "a number above 0")
-
-
 def parse_count(text: str) -> int:
     """Return a whole number above 0; raises argparse's usage error."""
     wanted = "a whole number, 1 or more"

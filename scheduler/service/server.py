@@ -59,7 +59,7 @@ from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.recent_requests import RecentRequests
 
 from . import garbage
-from .decision_log import DecisionLog
+from .decision_log import log_decision
 from .input_checks import MOST_CHARACTERS, check_caller, check_input
 from .old_settings import OldSettings
 from .served_cluster import ServedCluster, check_other_place
@@ -297,8 +297,7 @@ async def serve(
         name = scheduler_name(folder)
         scheduler = Scheduler(backend, agents, settings, name=name, folder=folder)
         service = Service(scheduler, settings, spec, OldSettings(read or ReadFiles(), spec.name, options))
-        decisions = DecisionLog(folder)
-        scheduler.events.listen(decisions)
+        scheduler.events.listen(log_decision)
         serving = contextlib.ExitStack()
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -318,7 +317,6 @@ async def serve(
             await service.close()
             serving.close()
             await scheduler.close()
-            decisions.close()
 
 
 def create_backend(

@@ -55,7 +55,6 @@ from roost.scheduler.errors import RoostError
 from roost.scheduler.policies.offline import read_snapshot
 from roost.scheduler.policies.recent_requests import RecentRequests
 from roost.scheduler.service.server import scheduler_name
-from roost.scheduler.simulate.trace_files import read_trace
 
 FILES = int(os.environ.get("ROOST_MESSAGES", "2000"))
 MEMORY = "/dev/shm"
@@ -93,7 +92,6 @@ POD = {
     "metadata": {"labels": {"a": "b"}},
     "spec": {"containers": [{"name": "kernel", "env": [{"name": "A", "value": "b"}]}], "tolerations": []},
 }
-DECISION = {"at": "2026-01-01T00:00:00Z", "what": "placed", "kernel": "k", "asked_at": "2026-01-01T00:00:00Z"}
 ONE_GPU = Device(id="0", model="T4")
 
 
@@ -198,7 +196,6 @@ USERS: Mapping[str, tuple[Any, Callable[[Path], object]]] = {
         {"RoostScheduler": {"idle_exit_s": 7}, "RoostLocalBackend": {"cpus": 1}},
         lambda file: load_settings("local", {"config_file": str(file)}),
     ),
-    "decisions.jsonl": ({**DECISION, "request": {"cpus": 1}}, lambda file: read_trace(str(file))),
     "scheduler.json": ({"address": "tcp://a:1"}, lambda file: _read_scheduler_file(str(file))),
     "pod.yaml": (POD, lambda file: PodTemplate(RoostKubernetesBackend(image="a", pod_template=str(file)))),
     "identity.json": (

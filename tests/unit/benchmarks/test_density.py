@@ -83,7 +83,7 @@ def test_a_run_with_too_many_failures_ends_with_the_results_so_far(
         for _ in range(failures):
             report.count_failure("plain", "it did not answer")
 
-    arguments = argparse.Namespace(json=None, plot=None, check=False)
+    arguments = argparse.Namespace(json=None)
     assert run(arguments, report, nullcontext(measure)) == (1 if failures == 30 else 0)
     shown = " ".join(capsys.readouterr().out.split())
     said = "Ended early, because 21 kernels of plain failed; the last one: it did not answer. These are the results"

@@ -245,7 +245,7 @@ def test_every_command_has_a_function() -> None:
         for action in parser._actions:  # argparse has no public way to its subparsers
             if isinstance(action.choices, dict):
                 pending += action.choices.values()
-    assert len(actions) == 26
+    assert len(actions) == 23
     assert len({commands.find_action(action) for action in actions}) == 18
 
 
