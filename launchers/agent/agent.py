@@ -53,6 +53,9 @@ _QUIET_GPU = 0.02
 """A GPU that is busy for less than this share of the time is quiet."""
 _SPARE_BYTES = 32 << 20
 """How much memory counts for one spare: more than a spare with the usual preloads takes."""
+_UNREACHED_S = 60.0
+"""How long kernels in a deleted folder live on without a subscribed scheduler. No other scheduler finds them."""
+_UNREACHED = "unreached"  # the key of the timer for that
 _ZYGOTE_LOG = "zygote.log"
 _REHEARSALS = "rehearsal-*"  # see zygote/rehearsal.py
 _SUBREAPER = (
@@ -206,13 +209,31 @@ class Agent:
     def watch_folder(self, held: Hold) -> None:
         """Watch this agent's folder. If it was deleted, start no kernel, and leave once there are no leases.
 
-        A daemon with an address may remove the folder of its agent, which then loses its leases: see `watch_address`.
+        A minute after the last scheduler has gone, all leases are lost. A daemon with an address may remove the folder
+        of its agent, which then loses its leases: see `watch_address`.
         """
         self._held = held
         if self._settings.daemon_address:
             return
-        watch = partial(held.watch, is_needed=lambda: not self._ledger.is_empty, leave=self.left.set)
+        watch = partial(held.watch, is_needed=self._is_needed_without_folder, leave=self.left.set)
         keep_running(watch, self._tasks, log, "the watch of the agent's folder")
+
+    def _is_needed_without_folder(self) -> bool:
+        """True while there are leases. Called every two seconds once the folder was deleted."""
+        if self.server.subscribers or not self._place.speaks_for_node:  # the service knows a pod's address
+            self._timers.cancel(_UNREACHED)
+        elif _UNREACHED not in self._timers:
+            self._timers.later(
+                _UNREACHED_S, lambda: spawn(self._lose_unreached(), self._tasks, log), key=_UNREACHED
+            )
+        return not self._ledger.is_empty
+
+    async def _lose_unreached(self) -> None:
+        if self._held is None or self._held.is_intact or self.server.subscribers:
+            return  # the folder was moved back, or a scheduler is there again
+        reason = "its folder was deleted"
+        log.warning("all leases are lost: %s", reason)
+        await self.leases.lose_all(reason)
 
     async def close(self) -> None:
         self._publish("leaving")
