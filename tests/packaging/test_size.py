@@ -39,7 +39,7 @@ ROOMS = {
     "benchmarks/bench": Size(3195, 1879),
     "benchmarks/simulated": Size(600, 357),
     "launchers": Size(15, 0),
-    "launchers/agent": Size(7296, 4239),
+    "launchers/agent": Size(7300, 4241),
     "launchers/bridge": Size(1027, 603),
     "launchers/daemon": Size(1658, 907),
     "launchers/machine_book": Size(1526, 896),

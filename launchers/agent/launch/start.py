@@ -149,7 +149,8 @@ class Starter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing(folder):
             folder.mkdir(mode=0o700, exist_ok=True)
-            log_fd = os.open(folder / "log", flags, 0o600)
+            # A pipe in the log's place fails, instead of waiting for a reader.
+            log_fd = os.open(folder / "log", flags | os.O_NONBLOCK, 0o600)
             if self.book is not None:
                 self.book.begin_launch(request.lease_id)
         try:
@@ -397,4 +398,5 @@ def writing(folder: Path) -> Iterator[None]:
             is_here = str(problem.filename or folder).startswith(str(folder))
             full = folder if is_here else problem.filename
             raise RemoteError("no_space", f"no space left for {full}: free some, then try again") from None
-        raise RemoteError("internal", f"cannot write to {folder}: {problem.strerror or problem}") from None
+        place = problem.filename or folder
+        raise RemoteError("internal", f"cannot write to {place}: {problem.strerror or problem}") from None

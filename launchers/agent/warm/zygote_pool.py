@@ -282,8 +282,8 @@ class ZygotePool:
             await asyncio.sleep(self._warm_delay_s if delay_s is None else delay_s)
             try:
                 await self._make(key, command, env, cwd)
-            except Exception:
-                self._pause(key, _PAUSE_S, "its warm process could not be made")
+            except Exception as problem:
+                self._pause(key, _PAUSE_S, f"its warm process could not be made: {problem}")
                 log.exception("no zygote for %s", key.python)
 
         if key not in self._warming:

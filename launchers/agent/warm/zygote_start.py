@@ -158,7 +158,9 @@ class ZygoteStarter:
         code has all variables.
         """
         context = ProcessContext(cpus=key.cpus, limits={"STACK": key.stack})
-        output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
+        # A pipe in the log's place fails, instead of waiting for a reader.
+        output = os.open(self.output, flags | os.O_NONBLOCK, 0o600)
         try:
             process = subprocess.Popen(
                 [key.python, *key.flags, str(self.script), str(fd), _ROOM],

@@ -227,6 +227,19 @@ async def test_a_start_is_execed_if_its_request_is_too_large_for_a_packet(
     assert zygotes.on_reaped(*reap(pid))
 
 
+async def test_a_pipe_in_the_place_of_the_log_is_named(stand_in: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "output"
+    os.mkfifo(pipe)
+    zygotes = ZygotePool(output=pipe, script=stand_in)
+    command = KernelCommand(python=sys.executable)
+    await zygotes.warm(command, {})
+    with pytest.raises(NotForked, match=f"could not be made: .*{pipe}"):
+        await zygotes.launch(
+            command, connection_file=tmp_path / "c", env={}, cwd="/", log_fd=2, deadline_s=20.0
+        )
+    await zygotes.close()
+
+
 async def test_launches_of_a_burst_share_a_check_that_starts_after_all_of_them() -> None:
     starts: list[int] = []
     callers = 0
