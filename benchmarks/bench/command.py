@@ -109,6 +109,8 @@ def decide(arguments: argparse.Namespace) -> int:
 
 def _place_trace(arguments: argparse.Namespace, found: Sequence[FoundPolicy]) -> int:
     """Compare policies on a trace or on the scheduler's own log, and return the exit code."""
+    if arguments.trace and arguments.live:
+        raise ConfigError("Give a trace or --live, not both.")
     if arguments.nodes:
         raise ConfigError("--nodes has no effect on a trace: give --cluster, or leave it out.")
     rounds = arguments.rounds or (1 if arguments.quick else _TRACE_ROUNDS)

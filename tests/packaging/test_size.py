@@ -36,7 +36,7 @@ class Size(NamedTuple):
 
 ROOMS = {
     "benchmarks": Size(5743, 3156),
-    "benchmarks/bench": Size(3195, 1879),
+    "benchmarks/bench": Size(3197, 1881),
     "benchmarks/simulated": Size(600, 357),
     "launchers": Size(15, 0),
     "launchers/agent": Size(7300, 4241),

@@ -439,6 +439,7 @@ def test_requests_that_fit_no_node_are_counted(capsys: pytest.CaptureFixture[str
     ("options", "said"),
     [
         (["--cluster", "x.csv"], "--cluster has no effect without a trace"),
+        (["{trace}", "--live"], "Give a trace or --live, not both"),
         (["{trace}", "--cluster", "{nodes}", "--nodes", "5"], "--nodes has no effect on a trace"),
         (["{trace}", "--cluster", "none.csv"], "none.csv cannot be read: No such file or directory."),
         (
