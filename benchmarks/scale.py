@@ -46,10 +46,12 @@ TABLE = PageTable(
 def main() -> int:
     options = parser(__doc__)
     options.add_argument("--nodes", type=int, help="nodes of the cluster (default 10000, quick 2000)")
-    options.add_argument("--kernels", type=int, help="kernels to start (default 100000, quick 2000)")
+    what = "kernels to start (default 100000, quick 2000, but at most 10 for each node)"
+    options.add_argument("--kernels", type=int, help=what)
     arguments = options.parse_args()
     nodes, kernels = (2_000, 2_000) if arguments.quick else (10_000, 100_000)
-    size = scale.Size(nodes=arguments.nodes or nodes, kernels=arguments.kernels or kernels, at_once=16)
+    nodes = arguments.nodes or nodes
+    size = scale.Size(nodes=nodes, kernels=arguments.kernels or min(kernels, 10 * nodes), at_once=16)
     try:
         scale.check(size)
     except ConfigError as problem:
