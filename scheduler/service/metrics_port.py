@@ -57,7 +57,11 @@ class _Server(ThreadingMixIn, WSGIServer):
         self._lock = threading.Lock()
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        return self.socket.accept()[0], ("localhost", 0)  # the peer of a Unix socket has no address
+        try:
+            return self.socket.accept()[0], ("localhost", 0)  # the peer of a Unix socket has no address
+        except OSError:  # too many open files: `serve_forever` would ask again at once, without end
+            time.sleep(_LOOK_S)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:

@@ -71,7 +71,7 @@ ROOMS = {
     "scheduler/config": Size(638, 357),
     "scheduler/core": Size(3797, 2268),
     "scheduler/policies": Size(1421, 879),
-    "scheduler/service": Size(1171, 670),
+    "scheduler/service": Size(1175, 673),
     "tests/testing": Size(4170, 2379),
 }
 """At most how large a room is."""

@@ -289,6 +289,17 @@ async def test_few_requests_are_answered_at_once(tmp_path: Path, monkeypatch: py
     assert all(answer.startswith(b"HTTP/1.0 200") for answer in answers)
 
 
+def test_accepting_is_not_tried_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that does not listen fails in `accept`, as one does without a free descriptor."""
+    monkeypatch.setattr(metrics_port, "_LOOK_S", 0.1)
+    with socket.socket() as listener:
+        server = metrics_port._Server(listener, lambda *_: [])
+        began = time.monotonic()
+        with pytest.raises(OSError, match="Invalid argument"):
+            server.get_request()
+        assert time.monotonic() - began >= 0.1
+
+
 def read_all(peer: socket.socket) -> bytes:
     with peer.makefile("rb") as reader:
         return reader.read()
