@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 
+import psutil
+
 from roost.launchers.agent.machine.gpus import DeviceReader
 from roost.launchers.daemon.file_input import UnfitFile, read_text, show_path
 from roost.launchers.daemon.private_files import write_whole
@@ -188,14 +190,15 @@ def find_problems() -> list[Finding]:
 
 
 def _find_outside_use(held: Sequence[Held]) -> list[Finding]:
-    """Return a warning about processes that use GPUs and do not belong to the session of a kernel."""
+    """Return a warning about processes that use GPUs, if neither they nor an ancestor is in a kernel's session."""
     named = {process.pid for each in held for process in each.promise.processes}
     reader = DeviceReader(first_wait_s=_NVML_S)
     reader.close()
     outside = []
     for pid in sorted(reader.memory_by_pid):
-        with contextlib.suppress(OSError):  # it has ended
-            if os.getsid(pid) not in named:
+        with contextlib.suppress(OSError, psutil.Error):  # it has ended
+            family = [pid, *(parent.pid for parent in psutil.Process(pid).parents())]
+            if named.isdisjoint(map(os.getsid, family)):
                 outside.append(pid)
     if not outside:
         return []

@@ -66,7 +66,7 @@ ROOMS = {
     "scheduler/backends/ray": Size(2849, 1558),
     "scheduler/backends/ssh": Size(2958, 1557),
     "scheduler/backends/yarn": Size(5221, 2906),
-    "scheduler/cli": Size(2466, 1559),
+    "scheduler/cli": Size(2469, 1561),
     "scheduler/client": Size(2301, 1246),
     "scheduler/config": Size(638, 357),
     "scheduler/core": Size(3797, 2268),

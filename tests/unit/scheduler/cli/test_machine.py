@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import os
 import stat
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -301,6 +302,11 @@ def test_the_doctor_names_programs_outside_roost_that_use_gpus(
     leader = NamedProcess(pid=session, started_at=start_time(session))
     write_promise(tmp_path, build_promise(1, processes=(leader,)))
     assert len(machine.find_problems()) == 1, "a kernel and its processes are roost's"
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as child:
+        reader.memory_by_pid = {child.pid: 3 << 30}
+        found = machine.find_problems()
+        child.kill()
+    assert len(found) == 1, "also those with a session of their own"
 
 
 @pytest.mark.usefixtures("client")
