@@ -74,8 +74,8 @@ def test_a_queued_start_is_shown_and_stopped(shell: Shell) -> None:
     nodes = [node["id"] for node in shell.answer("nodes")["nodes"]]
     for node in nodes:
         assert shell.answer("drain", node)["is_draining"]
-    try:
-        with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:
+        try:
             waiting = pool.submit(roost.start_kernel, backend=shell.backend)
             (queued, *_) = _await(
                 lambda: [
@@ -91,9 +91,9 @@ def test_a_queued_start_is_shown_and_stopped(shell: Shell) -> None:
             }
             with pytest.raises(roost.RoostError, match="taken back"):
                 waiting.result(allow_s(DEADLINE_S))
-    finally:
-        for node in nodes:
-            shell.answer("drain", node, "--off")
+        finally:  # before the pool waits for the start
+            for node in nodes:
+                shell.answer("drain", node, "--off")
 
 
 def _await(question: Callable[[], T], complaint: str) -> T:
