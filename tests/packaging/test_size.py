@@ -42,7 +42,7 @@ ROOMS = {
     "launchers/agent": Size(7300, 4241),
     "launchers/bridge": Size(1027, 603),
     "launchers/daemon": Size(1658, 907),
-    "launchers/machine_book": Size(1526, 896),
+    "launchers/machine_book": Size(1535, 902),
     "launchers/protocol": Size(2050, 1042),
     "launchers/zygote": Size(2016, 1254),
     "placement": Size(1086, 515),
