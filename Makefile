@@ -14,8 +14,8 @@ CODE := $(wildcard *.py .ci placement scheduler launchers provisioners benchmark
 INSTALL := $(PY) .ci/install.py
 PYTEST := $(PY) -m pytest -q
 LABELLED := $(PYTEST) --label-failures
-BENCHMARKS := start against_gateway bridge memory through_server output limits machine_book in_browser early_cells on_gpu on_ray on_dask on_kubernetes \
-  kubernetes_scale on_yarn on_ssh ssh_peer placement decision policies scale soak
+BENCHMARKS := start first_kernels against_gateway bridge memory through_server output limits machine_book in_browser early_cells on_gpu on_ray on_dask on_docker on_kubernetes \
+  kubernetes_scale on_yarn on_ssh ssh_peer placement readiness decision policies scale soak
 ONLY ?= $(BENCHMARKS)
 FIGURES ?= docs/figures
 PAGE ?= docs/benchmarks.md

@@ -25,7 +25,6 @@ Without a cluster the script prints a note and exits with 77.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 import uuid
@@ -35,7 +34,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from on_pods import GATEWAY_OPTIONS, MEMORY_BYTES, plain_life, reply_of_gateway, rest, roost_life
+from on_pods import (
+    GATEWAY_OPTIONS,
+    MEMORY_BYTES,
+    create_by_default,
+    plain_life,
+    reply_of_gateway,
+    rest,
+    roost_life,
+)
 from page_tables import PLAIN_JUPYTER, PageTable
 
 from roost.bench.report import SKIPPED, Report, interleave, parser
@@ -49,8 +56,6 @@ CPUS = 0.5
 OPEN, LIMITED = "kernels", "kernels-limited"
 """The namespaces. In the second one, Kubernetes gives each container without a CPU limit a limit of 0.5."""
 USER = 12345
-POLL_S = 0.5
-"""How often a gateway looks at its pod, by default."""
 CREATE = """
 import json, os, sys
 import jinja2, urllib3, yaml
@@ -126,7 +131,9 @@ async def gateway_life(
     try:
         if is_default:
             pod["spec"]["containers"][0]["resources"] = {}
-            took, address = await create_by_default(cluster, namespace, pod)
+            find = partial(find_address, api, pods, name)
+            address = await create_by_default(find, CREATE, str(cluster.kubeconfig), namespace, content=pod)
+            took = {"stage address": elapsed_ms(began)}
         else:
             took, address = await asyncio.to_thread(create, api, pods, pod)
         reply_ms = await reply_of_gateway(address, key)
@@ -152,31 +159,12 @@ def create(api: Api, pods: str, pod: Mapping[str, Any]) -> tuple[dict[str, float
     raise RuntimeError(f"{metadata['name']} got no address")
 
 
-async def create_by_default(
-    cluster: Kubelets, namespace: str, pod: Mapping[str, Any]
-) -> tuple[dict[str, float], str]:
-    """Create a gateway's pod as gateways do it by default. Return stage → milliseconds, and the address."""
-    began = time.perf_counter()
-    creating = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CREATE, str(cluster.kubeconfig), namespace, stdin=asyncio.subprocess.PIPE
-    )
-    assert creating.stdin is not None
-    creating.stdin.write(json.dumps(pod).encode())
-    creating.stdin.close()
-    while True:
-        await asyncio.sleep(POLL_S)
-        found = await asyncio.to_thread(cluster.api.call, "GET", f"/api/v1/namespaces/{namespace}/pods")
-        if status := next(
-            (
-                item["status"]
-                for item in found["items"]
-                if item["metadata"]["name"] == pod["metadata"]["name"]
-                and item["status"]["phase"] == "Running"
-            ),
-            None,
-        ):
-            await creating.wait()
-            return {"stage address": elapsed_ms(began)}, status["podIP"]
+def find_address(api: Api, pods: str, name: str) -> str | None:
+    """List the pods, as a gateway does. Return the address of this one; None until it is Running."""
+    for item in api.call("GET", pods)["items"]:
+        if item["metadata"]["name"] == name and item["status"]["phase"] == "Running":
+            return str(item["status"]["podIP"])
+    return None
 
 
 def gateway_pod(name: str, key: str, cpu_limit: float | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The parts that `on_kubernetes.py` and `on_yarn.py` share: kernels in a new pod or container for each start.
+"""What `on_docker.py`, `on_kubernetes.py` and `on_yarn.py` share: kernels in a new pod or container for each start.
 
 start      start_kernel() called, or a gateway's pod or application is being created → first execute_reply
 stages     for roost: placed, leased, granted (→ the agent has answered), launched (→ the kernel's ports are open),
@@ -10,9 +10,12 @@ A gateway's kernel has its ports and key on its command line.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import sys
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
@@ -20,12 +23,16 @@ from jupyter_client.manager import AsyncKernelManager
 import roost
 from roost.bench.world import elapsed_ms, execute, open_client, start
 
+T = TypeVar("T")
+
 MEMORY_BYTES = 512 << 20
 REST_S = 0.3
 """The shortest pause after each case, so that the end of a pod does not count for the next case."""
 LOOK_S = 1.0
 """How often a kubelet looks at its containers, and a NodeManager reports."""
 GONE_S = 60.0
+POLL_S = 0.5
+"""How often a gateway looks at its pod or container, by default."""
 STAGES = ("placed", "leased", "granted", "launched")
 GATEWAY_PORTS = {
     f"{name}_port": 50_001 + number
@@ -82,6 +89,26 @@ async def reply_of_gateway(ip: str, key: str) -> float:
     finally:
         client.stop_channels()
     return elapsed_ms(began)
+
+
+async def create_by_default(find: Callable[[], T | None], code: str, *words: str, content: object) -> T:
+    """Create a pod or container as gateways do by default: by a Python process of its own, with JSON as its input.
+
+    Look with `find` every `POLL_S` until it returns something, and return that. Raise RuntimeError if it fails.
+    """
+    creating = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, *words, stdin=asyncio.subprocess.PIPE
+    )
+    assert creating.stdin is not None
+    creating.stdin.write(json.dumps(content).encode())
+    creating.stdin.close()
+    while True:
+        await asyncio.sleep(POLL_S)
+        if (found := await asyncio.to_thread(find)) is not None:
+            await creating.wait()
+            return found
+        if creating.returncode:
+            raise RuntimeError("the gateway's process could not create a pod or container")
 
 
 async def rest(count: Callable[[], int]) -> None:

@@ -102,9 +102,16 @@ class CellRun:
     outputs: list[dict[str, Any]] = field(default_factory=list)
     """The outputs in the form of nbformat."""
     is_done: bool = False
+    is_lost: bool = False
+    """True if the kernel's process has ended before the cell was done."""
     is_cut: bool = False
     """True if a part of the output is gone."""
     _displays: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    def end_with_process(self) -> None:
+        """Note that the kernel's process has ended. A cell that was not done is lost."""
+        if not self.is_done:
+            self.is_done = self.is_lost = True
 
     def add(self, message: JournalMessage) -> None:
         kind, content = message.header.kind, read_content(message.header.kind, message.content)
@@ -136,11 +143,17 @@ async def read_runs(
     """
     reader = JournalReader(client, kernel_id)
     runs: dict[str, CellRun] = {}
+    process = ""
     page = JournalPage(last=1)
     while not page.is_last:
         page = await reader.read(session, since_s)
         for message in reader.messages(page):
-            parent = message.parent
+            parent, own = message.parent, message.header.session
+            if own and own != parent.session:  # some kernels repeat the session of the request
+                if process and own != process:
+                    for earlier in runs.values():
+                        earlier.end_with_process()
+                process = own
             if parent.kind != "execute_request" or not parent.msg_id:
                 continue
             run = runs.get(parent.msg_id)

@@ -105,6 +105,11 @@ class StartKernel(Execution):
     """
 
     @property
+    def interpreter(self) -> str:
+        """The interpreter from whose zygote the kernel may be forked; empty if it never is."""
+        return self.argv[0] if self.may_fork and self.argv else ""
+
+    @property
     def waited_s(self) -> float:
         """How long the start has waited with an earlier service."""
         return max(0.0, time.time() - self.asked_at) if self.asked_at else 0.0
@@ -153,6 +158,8 @@ class Kernel:
     """Why the kernel has ended, or why its start has failed."""
     is_held: bool = True
     """True if the owner lives."""
+    keeps_node: bool = False
+    """True if the cluster takes the kernel's node away once no kernel is there."""
     is_stopped: bool = False
     """True if the kernel was stopped on purpose, or because it was idle."""
     unheld_s: float | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kit.clusters.dask.shared_cluster import dask_cluster, dask_tls_cluster  # noqa: F401 - fixtures
-from kit.clusters.docker.shared_cluster import docker_cluster, podman_cluster  # noqa: F401 - fixtures
+from kit.clusters.docker.shared_cluster import docker_cluster, podman_cluster, rootless_cluster  # noqa: F401 - fixtures
 from kit.clusters.kubernetes.shared_cluster import kubernetes_cluster  # noqa: F401 - a fixture
 from kit.clusters.ray.shared_cluster import ray_cluster  # noqa: F401 - a fixture
 from kit.clusters.ssh.shared_cluster import ssh_hosts  # noqa: F401 - a fixture

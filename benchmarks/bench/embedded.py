@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from .clusters import dask_machines, raylets
 from .world import RUNTIME, end_processes
 
 
-def _start_ray(environment: Mapping[str, str]) -> AbstractContextManager[Any]:
-    machines = (
+def _start_ray(environment: Mapping[str, str], cpus: Sequence[int]) -> AbstractContextManager[Any]:
+    machines = [raylets.Machine(cpus=count) for count in cpus] or (
         raylets.Machine(cpus=4, gpus=2, gpu_model="T4"),
         raylets.Machine(cpus=4, gpus=4, gpu_model="A100"),
         raylets.Machine(cpus=2, labels={"zone": "b"}),
@@ -24,8 +24,8 @@ def _start_ray(environment: Mapping[str, str]) -> AbstractContextManager[Any]:
     return raylets.Raylets(*machines, environment=environment)
 
 
-def _start_dask(environment: Mapping[str, str]) -> AbstractContextManager[Any]:
-    machines = (
+def _start_dask(environment: Mapping[str, str], cpus: Sequence[int]) -> AbstractContextManager[Any]:
+    machines = [dask_machines.Machine(cpus=count, environment=environment) for count in cpus] or (
         dask_machines.Machine(cpus=4, gpus=2, environment=environment),
         dask_machines.Machine(cpus=4, gpus=4, environment=environment),
         dask_machines.Machine(cpus=2, environment=environment),
@@ -33,7 +33,7 @@ def _start_dask(environment: Mapping[str, str]) -> AbstractContextManager[Any]:
     return dask_machines.DaskMachines(*machines)
 
 
-_CLUSTERS: Mapping[str, Callable[[Mapping[str, str]], AbstractContextManager[Any]]] = {
+_CLUSTERS: Mapping[str, Callable[[Mapping[str, str], Sequence[int]], AbstractContextManager[Any]]] = {
     "ray": _start_ray,
     "dask": _start_dask,
 }
@@ -51,14 +51,15 @@ def why_not(backend: str) -> str | None:
 
 
 @contextmanager
-def embedded(backend: str, folder: Path) -> Iterator[None]:
+def embedded(backend: str, folder: Path, cpus: Sequence[int] = ()) -> Iterator[None]:
     """Start a cluster, to which roost connects by default until the end. Raise `ConfigError` if impossible.
 
-    At the end, roost's processes with the runtime folder `r` in `folder` are ended.
+    With `cpus`, it has a node for each of these numbers of CPUs, without GPUs. Its agents have the runtime folder `n`
+    in `folder`. At the end, roost's processes with the runtime folder `r` there are ended.
     """
     if reason := why_not(backend):
         raise ConfigError(f"There can be no embedded cluster here: {reason}.")
-    with _CLUSTERS[backend]({RUNTIME: str(folder / "n")}) as started:
+    with _CLUSTERS[backend]({RUNTIME: str(folder / "n")}, cpus) as started:
         wanted = {get_spec(backend).address_variable: started.address, **_DRIVERS.get(backend, {})}
         before = {variable: os.environ.get(variable) for variable in wanted}
         os.environ.update(wanted)

@@ -6,6 +6,7 @@ starts              kernels per second that were placed, leased and "launched", 
 start p50, p99      start() called → the agent has answered
 decision p50, p99   the part of a start in which the scheduler chooses a node
 CPU per start       of the service, of the process with all agents, and of this process with the client
+probe p99, max      a call every 50 ms from another process: while the service joins the nodes, and while kernels start
 memory              of the service, with all kernels
 descriptors         of the service, per node
 read back           the service is killed, and the next one knows all kernels again
@@ -36,6 +37,7 @@ from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Connection, Owner, StartKernel
 
 from . import simulated
+from .probe import Probe, probe
 from .report import Report, show_time
 from .runs import Measurement
 from .simulated.cluster import MOST_SOCKETS
@@ -121,18 +123,15 @@ def prepare(report: Report, size: Size) -> Iterator[Measurement]:
 
 async def measure(report: Report, agents: psutil.Process, folder: Path, size: Size) -> None:
     """Start all kernels, kill the service, and add the figures to the report."""
-    client = connect(simulated.NAME, address=f"ipc://{folder / 'cluster' / 'manager'}")
+    address = f"ipc://{folder / 'cluster' / 'manager'}"
+    client = connect(simulated.NAME, address=address)
     began = time.perf_counter()
-    nodes = await client.up()
-    report.add("connect", elapsed_ms(began), "ms")
-    assert nodes == size.nodes
     service = psutil.Process((await client.service())["pid"])
-    report.add("descriptors", service.num_fds() / nodes, "per node")
-    await asyncio.sleep(_SETTLE_S)
-    used_s, began = _cpu_s(service), time.perf_counter()
-    await asyncio.sleep(_IDLE_S)
-    report.add("idle: service", 100_000 * (_cpu_s(service) - used_s) / elapsed_ms(began), "% of a core")
-    await _start_all(report, client, {"service": service, "agents": agents, "client": psutil.Process()}, size)
+    with probe(simulated.NAME, address) as calls:
+        nodes = await client.up()
+        report.add("connect", elapsed_ms(began), "ms")
+        assert nodes == size.nodes
+        await _measure_starts(report, client, service, agents, calls, size)
     report.add("memory", service.memory_full_info().pss / MIB, "MiB")
     os.kill(service.pid, signal.SIGKILL)
     began = time.perf_counter()
@@ -148,6 +147,26 @@ async def measure(report: Report, agents: psutil.Process, folder: Path, size: Si
     running = sum(kernel.state == "running" for kernel in await client.kernels())
     if running < size.kernels:
         report.notes.append(f"The next service knows only {running} of {size.kernels} kernels.")
+
+
+async def _measure_starts(
+    report: Report, client: Client, service: psutil.Process, agents: psutil.Process, calls: Probe, size: Size
+) -> None:
+    report.add("descriptors", service.num_fds() / size.nodes, "per node")
+    await asyncio.sleep(_SETTLE_S)
+    _report_calls(report, calls, "while nodes join")
+    used_s, began = _cpu_s(service), time.perf_counter()
+    await asyncio.sleep(_IDLE_S)
+    report.add("idle: service", 100_000 * (_cpu_s(service) - used_s) / elapsed_ms(began), "% of a core")
+    calls.read()
+    await _start_all(report, client, {"service": service, "agents": agents, "client": psutil.Process()}, size)
+    _report_calls(report, calls, "while kernels start")
+
+
+def _report_calls(report: Report, calls: Probe, when: str) -> None:
+    took_ms = sorted(calls.read())
+    report.add(f"probe p99 {when}", took_ms[len(took_ms) * 99 // 100], "ms")
+    report.add(f"probe max {when}", took_ms[-1], "ms")
 
 
 async def _start_all(

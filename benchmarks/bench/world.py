@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,16 @@ def name_part(command: Sequence[str]) -> str:
     return match[1] if match else line[-40:]
 
 
+def own_processes(runtime_dir: str) -> list[psutil.Process]:
+    """Return roost's own processes among `processes(runtime_dir)`: services, agents and zygotes."""
+    found = []
+    for process in processes(runtime_dir):
+        with suppress(psutil.Error):  # it has just ended
+            if name_part(process.cmdline()) in OWN_PARTS:
+                found.append(process)
+    return found
+
+
 def pss_bytes(pid: int) -> int:
     """Return the proportional set size of one process; `ProcessLookupError` if it has ended."""
     try:
@@ -153,12 +163,9 @@ def pss_bytes(pid: int) -> int:
 def fixed_pss_bytes() -> int:
     """Return the PSS of roost's own processes in the current runtime folder: service, agents, zygotes and spares."""
     used = 0
-    for process in processes(os.environ[RUNTIME]):
-        try:
-            if name_part(process.cmdline()) in OWN_PARTS:
-                used += pss_bytes(process.pid)
-        except (psutil.Error, ProcessLookupError):  # the process has just ended
-            continue
+    for process in own_processes(os.environ[RUNTIME]):
+        with suppress(ProcessLookupError):  # it has just ended
+            used += pss_bytes(process.pid)
     return used
 
 

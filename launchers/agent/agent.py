@@ -44,6 +44,7 @@ from .limits.limits import Limits, name_group
 from .limits.page_out import PageOut
 from .limits.usage import RunningKernel, UsageMeter
 from .machine.disk_room import DiskRoom
+from .machine.hang_watch import HangWatch
 from .machine.node_metrics import NodeMetrics
 from .machine.status_feed import StatusFeed
 from .warm.kernel_command import parse_ipykernel_command
@@ -144,6 +145,7 @@ class Agent:
             promised_s=lambda: max((entry.grace_s for entry in self._ledger.entries()), default=0.0),
         )
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._hangs = HangWatch()
         self.server = RpcServer(
             {
                 "reserve": Operation(self._reserve, messages.Reserve),
@@ -176,7 +178,6 @@ class Agent:
         self._limits.adopt(
             {entry.lease.id: (entry.lease, pids.get(entry.lease.id, 0)) for entry in self._ledger.entries()}
         )
-        keep_running(self._limits.watch, self._tasks, log, "the watch of memory limits")
         with writing(self._folder):
             taken = self._share.adopt(self._kernels.running())
         self.leases.adopt()
@@ -211,10 +212,11 @@ class Agent:
         port = int(endpoint.rpartition(":")[2])
         spawn(report_address(assignment, self._settings.address, port), self._tasks, log)
 
-    def watch_folder(self, held: Hold, announced: Mapping[str, Any]) -> None:
-        """Watch this agent's folder.
+    def watch(self, held: Hold, announced: Mapping[str, Any]) -> None:
+        """Begin to watch for hangs, the memory of kernels, and this agent's folder.
 
-        If somebody deletes it, write all files again, or leave if there are no leases.
+        If somebody deletes the folder, write all files again, or leave if there are no leases. The exception is the
+        folder of a container of a manager whose daemon has an address.
         """
 
         def put_back() -> None:
@@ -224,14 +226,18 @@ class Agent:
             self.server.bind_again()
             self.announce(announced)
 
-        watch = partial(
+        folder = partial(
             held.watch,
             is_needed=lambda: not self._ledger.is_empty,
             put_back=put_back,
             leave=self.left.set,
             has_successor=False,
         )
-        keep_running(watch, self._tasks, log, "the watch of the agent's folder")
+        # A daemon with an address has the folder, and may remove it: see `watch_address`.
+        if not self._settings.daemon_address:
+            keep_running(folder, self._tasks, log, "the watch of the agent's folder")
+        keep_running(self._hangs.run, self._tasks, log, "the watch for hangs")
+        keep_running(self._limits.watch, self._tasks, log, "the watch of memory limits")
 
     def announce(self, announced: Mapping[str, Any]) -> None:
         self._room.write(lambda: announce(self._folder, announced))
@@ -344,6 +350,11 @@ class Agent:
     def _signal(self, kernel_id: str, signum: int) -> dict[str, bool]:
         if not 0 <= signum < signal.NSIG:
             raise RemoteError("bad_request", f"{signum} is no signal")
+        if signum == signal.SIGINT and self._hangs.has_just_hung:
+            # The caller has been told that the agent does not answer, and the kernel may run another cell by now.
+            raise RemoteError(
+                "hung", "the agent did not run for a while: interrupt the kernel again, if need be"
+            )
         return {"delivered": self._kernels.signal(kernel_id, signum)}
 
     def _list(self) -> messages.Holdings:

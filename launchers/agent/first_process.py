@@ -41,6 +41,8 @@ _PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_por
 _MODULE = ["-m", "ipykernel_launcher"]
 _NO_PARENT = "1"  # as in start.py
 _FOLDER_OPTION = "cwd"  # as in messages.py
+_KERNEL_SOCKETS = "kernel"  # as in launch_changes.py
+_SOCKETS = {name: number for number, name in enumerate(_PORT_NAMES, start=1)}
 _DESCRIPTORS = 256
 _MOST_CANDIDATES = 2_000  # as in ports.py
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
@@ -162,10 +164,15 @@ def fork_kernel(
     if not cwd:
         return None, None
     began = time.perf_counter()
-    connection = choose_ports(
-        {**launch["connection"], "ip": settings["address"] or launch["connection"]["ip"]},
-        settings["kernel_ports"],
-    )
+    if sockets := settings["socket_folder"]:
+        connection: dict[str, Any] | None = {
+            **launch["connection"], "transport": "ipc", "ip": f"{sockets}/{_KERNEL_SOCKETS}", **_SOCKETS
+        }  # fmt: skip
+    else:
+        connection = choose_ports(
+            {**launch["connection"], "ip": settings["address"] or launch["connection"]["ip"]},
+            settings["kernel_ports"],
+        )
     if connection is None:
         return None, None
     home = os.path.join(folder, "kernels", hashlib.sha256(launch["kernel_id"].encode()).hexdigest()[:32])

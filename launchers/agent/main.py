@@ -74,13 +74,14 @@ async def serve(
                 agent.adopt()
             if assignment is not None:
                 await agent.begin(assignment)
-            endpoint = listen(agent.server, folder, place.ip, settings.ports or _shuffle(place.kernel_ports))
+            sockets = Path(settings.socket_folder or folder)
+            endpoint = listen(agent.server, sockets, place.ip, settings.ports or _shuffle(place.kernel_ports))
             if assignment is not None and assignment.report_to:
                 agent.report(assignment, endpoint)
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
             announced["settings"] = encode(settings)
             agent.announce(announced)
-            agent.watch_folder(held, announced)
+            agent.watch(held, announced)
             await agent.left.wait()
             await place.leave(agent.leases)
         finally:
@@ -90,7 +91,7 @@ async def serve(
 def listen(server: RpcServer, folder: Path, ip: str, ports: Sequence[int]) -> str:
     """Bind the first of these ports that is free, or any if there are none, and return the endpoint.
 
-    An agent for this machine alone has no IP address, but a Unix socket in its folder. No other user can reach that
+    An agent for this machine alone has no IP address, but a Unix socket in `folder`. No other user can reach that
     socket. Raises `NoFreePort`.
     """
     if not ip:

@@ -37,7 +37,7 @@ _MARGIN_S = 5.0
 class AgentClient:
     """One connection to an agent, on one event loop. Every call may be repeated on another connection.
 
-    Calls raise `RemoteError` (kinds: conflict, no_lease, kernel_died, launch_timeout, bad_command,
+    Calls raise `RemoteError` (kinds: conflict, hung, no_lease, kernel_died, launch_timeout, bad_command,
     unknown_kernel, no_space, no_descriptors, too_large, bad_request, internal), `Disconnected`, `Unauthorized` or
     `asyncio.TimeoutError`.
     """

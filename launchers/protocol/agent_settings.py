@@ -59,6 +59,11 @@ class AgentSettings:
     enforcement: Enforcement = Enforcement()
     address: str = ""
     """The IP address where the agent and its kernels listen, instead of loopback."""
+    socket_folder: str = ""
+    """Where the agent and its kernels listen on Unix sockets, instead of at an address; empty: nowhere.
+
+    Applications reach the folder under the same path, but none of the addresses here.
+    """
     is_remote: bool = False
     """True if the application may be on another machine.
 
@@ -79,6 +84,8 @@ class AgentSettings:
 
     That kernel is never forked from a zygote, and ends with the agent. The agent ends with its lease.
     """
+    is_unlimited: bool = False
+    """True if the cluster manager cannot limit that pod or container. The agent then limits the kernel's memory."""
     shares_session: bool = False
     """True if that kernel stays in the session and process group of the agent.
 

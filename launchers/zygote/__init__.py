@@ -11,6 +11,7 @@
 - `memory`, `immortal`: how kernels share the zygote's memory
 - `startup`: the code that an interpreter runs before the zygote
 - `shown_process`: the command line and variables that the system shows for a process
+- `interpreter_name`: the name of the kernel's interpreter, which may be another one than the zygote's
 - `page_out`: how an idle kernel moves its memory to the swap
 
 The kernel's environment need not contain roost. Therefore these files import the standard library, what ipykernel

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from .ending import end_process, end_standby
+from .interpreter_name import InterpreterName
 from .learnt import report_imports
 from .memory import ModuleFiles, find_madvise
 from .page_out import page_out_on_signal
@@ -60,6 +61,7 @@ class WarmState:
         self.keeps_tempdir = False
         self.launcher = find_launcher()
         self.module_names: frozenset[str] = frozenset()
+        self.interpreter_name = InterpreterName()
         own = __name__.partition(".")[0]
         self.own_names = [name for name in sys.modules if name.partition(".")[0] == own]
         self.app: Any = IPKernelApp.instance()
@@ -191,7 +193,7 @@ class KernelChild(NamedTuple):
         return standby.app
 
     def take_over_process(self) -> None:
-        """Set environment, folder and command line to those of the launch."""
+        """Set environment, folder, command line and the interpreter's name to those of the launch."""
         first = {**self.request["env"], "JPY_PARENT_PID": _NO_PARENT}
         wanted: dict[str, str | None] = dict(first)
         for changed_by in (self.warm, self.standby):
@@ -204,6 +206,8 @@ class KernelChild(NamedTuple):
         os.chdir(self.request["cwd"])
         if self.request["umask"] is not None:
             os.umask(self.request["umask"])
+        if self.warm and (executable := self.request.get("executable")):
+            self.warm.interpreter_name.change(executable)
         sys.argv[1:] = self.request["argv"]
         sys.orig_argv[0] = self.request.get("program", sys.orig_argv[0])
         sys.orig_argv[-3:] = ["-m", "ipykernel_launcher", *sys.argv[1:]]

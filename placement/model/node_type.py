@@ -69,6 +69,13 @@ class NodeType:
         count = self.running + self.starting
         return f"{count}" if self.limit is None else f"{count} of {self.limit}"
 
+    def describe_running(self) -> str:
+        """Return the numbers of nodes that run and that start, as a clause: ``1 of 3 run, 1 starts``."""
+        verb = "runs" if (self.running if self.limit is None else self.limit) == 1 else "run"
+        running = f"{self.running} {verb}" if self.limit is None else f"{self.running} of {self.limit} {verb}"
+        starting = f"{self.starting} {'starts' if self.starting == 1 else 'start'}" if self.starting else ""
+        return ", ".join(filter(None, (running, starting)))
+
     def describe_starts(self) -> str:
         """Return how long the last starts took, as a clause; empty if none has been seen."""
         last = self.starts_took_s[-_SHOWN_STARTS:]
@@ -81,13 +88,15 @@ class NodeType:
     def describe_room(self) -> str:
         """Return whether the cluster may start another such node, as a clause with the reason."""
         if self.has_room:
-            running = f"{self.describe_count()} {'run' if self.limit != 1 else 'runs'}"
-            known = ", ".join(filter(None, (running, self.describe_starts())))
-            return f"a node of type {self.name} can be started for it ({known})"
+            known = ", ".join(filter(None, (self.describe_running(), self.describe_starts())))
+            room = f"a node of type {self.name} can be started for it ({known})"
+            return f"{room}, but {self.failure}" if self.failure else room
         if not self.limit:
             return f"the cluster may start no node of type {self.name}"
-        nodes = f"{format_count(self.limit, 'node')} of type {self.name}"
-        return f"all of the {nodes} that the cluster may have run already"
+        at_most = f"the cluster may have {format_count(self.limit, 'node')} of type {self.name}"
+        if self.limit == 1:
+            return f"{at_most}, and it {'is being started' if self.starting else 'runs'}"
+        return f"{at_most}, and all of them {'run or are being started' if self.starting else 'run'}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the type as JSON types; ``from_dict`` is the inverse."""

@@ -69,7 +69,8 @@ class RefusalGroup:
     def describe(self, count: int) -> str:
         """Return the predicate for ``count`` of these nodes."""
         if self.filter == "avoid" and self.examples:
-            return self.examples[0].reason
+            reason = self.examples[0].reason
+            return reason if count == 1 else f"are avoided (each {reason})"
         if self.examples and find_cause(self.filter, self.examples[0].reason) == UNREACHABLE:
             return "cannot be reached now"
         by_policy = f"is refused by {self.filter}", f"are refused by {self.filter}"

@@ -51,6 +51,7 @@ class LeaseGone(LaunchError):
 
 _ERRORS: dict[str, type[RoostError]] = {
     "conflict": LeaseConflict,
+    "hung": BackendUnavailable,
     "kernel_died": KernelDied,
     "launch_timeout": LaunchTimeout,
     "no_lease": LeaseGone,

@@ -20,6 +20,7 @@ from roost.launchers.protocol.messages import Lease as Lease
 from roost.launchers.protocol.messages import Owner as Owner
 from roost.launchers.protocol.messages import PodKernel as PodKernel
 from roost.placement import NodeType, Request, Snapshot
+from roost.placement.model.node import UNREACHABLE
 from roost.scheduler.messages import Finding as Finding
 from roost.scheduler.messages import format_names
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from .agent_calls import Agents
 
 
+SILENT = f"{UNREACHABLE}: its agent does not answer"
+"""The `Node.drains_because` of a node that is there and whose agent does not answer."""
 Resource = Literal["gpus", "memory", "cpus"]
 """A resource of nodes. Others than roost may hold a part of it."""
 
@@ -227,6 +230,10 @@ class Backend(ABC):
     async def warm_up(self) -> int:
         """Start the agents of all nodes before they are needed; return their number (0 for an agent per kernel)."""
 
+    def may_end(self, node_id: str) -> bool:
+        """True if the cluster takes this node away while no kernel is there. Cheap."""
+        return False
+
     async def explain_loss(self, lease: Lease) -> str:
         """Return why the manager ends this lease, as a clause; empty if it does not say.
 
@@ -287,8 +294,11 @@ class Backend(ABC):
         """Return the known state of this node's agent. With an agent per kernel, nothing is known."""
         return AgentReport()
 
-    def left_nodes(self) -> Mapping[str, float]:
-        """Return the nodes that have left the cluster lately, and for how many seconds they have been gone."""
+    def left_nodes(self, request: Request | None = None) -> Mapping[str, float]:
+        """Return the nodes that have left the cluster lately, and for how many seconds they have been gone.
+
+        With a request, leave out those that could not hold it even if they were empty, as far as that is known.
+        """
         return {}
 
     async def diagnose(self) -> list[Finding]:

@@ -18,7 +18,7 @@ from roost.scheduler.backends.spec import describe_extra
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.client.client import user_folder
 from roost.scheduler.client.state_folder import write_private_json
-from roost.scheduler.errors import ConfigError, LaunchTimeout
+from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchTimeout
 
 from .clean_text import clean, clean_but_colours
 from .kernels import find_kernels
@@ -83,7 +83,16 @@ def _build_console(attached: AttachedKernel) -> Any:
 
 def print_output(arguments: argparse.Namespace) -> int:
     ((client, kernel),) = find_kernels(connect_worlds(arguments), [arguments.kernel])
-    runs = asyncio.run(read_runs(client, kernel.id))
+    try:
+        runs = asyncio.run(read_runs(client, kernel.id))
+    except asyncio.TimeoutError:
+        where = kernel.node_id or "its node"
+        raise BackendUnavailable(
+            f"the agent on {where}, which keeps the output, does not answer. Try again later."
+        ) from None
+    if kernel.state == "exited":
+        for run in runs:
+            run.end_with_process()
     return print_answer(
         arguments, {"kernel": kernel.id, "cells": [*map(_to_json, runs)]}, lambda: _show(runs)
     )
@@ -94,7 +103,7 @@ def _to_text_value(value: object) -> object:
 
 
 def _to_json(run: CellRun) -> dict[str, Any]:
-    names = ("cell_id", "session", "code", "execution_count", "outputs", "is_done", "is_cut")
+    names = ("cell_id", "session", "code", "execution_count", "outputs", "is_done", "is_lost", "is_cut")
     return {name: getattr(run, name) for name in names}
 
 
@@ -104,7 +113,7 @@ def _show(runs: Sequence[CellRun]) -> None:
             "Nothing is kept: the kernel has executed nothing, its agent has just started, or journal_memory is 0."
         )
     for run in runs:
-        state = "" if run.is_done else "  (still running)"
+        state = "  (the kernel ended)" if run.is_lost else "" if run.is_done else "  (still running)"
         first, _, rest = clean(run.code or "[its code was not kept]").partition("\n")
         print(f"In [{run.execution_count or '?'}]: {first}{' …' if rest else ''}{state}")
         if run.is_cut:

@@ -173,7 +173,7 @@ def _add_kernelspec(commands: Subparsers) -> None:
     install.add_argument("--python", metavar="PATH", default="", help=what)
     what = "where to test the Python: hosts, or all (the first host that answers)"
     install.add_argument("--check-on", metavar="HOST", action="append", default=[], help=what)
-    what = "do not test the kernelspec's Python, nor its kernels' settings on the cluster"
+    what = "do not test the kernelspec's Python and policy, nor its kernels' settings on the cluster"
     install.add_argument("--no-check", action="store_true", help=what)
     add_scheduler(install)
     add_request(install)

@@ -62,7 +62,11 @@ def _explain_kernel(arguments: argparse.Namespace) -> int:
             print("Its placement was decided by an earlier scheduler, which kept no reasons.")
         else:
             # The decision for a start has no warnings, and names no kernels that would make room.
-            show_decision({"warnings": (), "soonest": None, **decision}, verb=verb)
+            placement = decision["placement"]
+            if placement and kernel.node_id == placement["node_id"]:
+                # Some managers choose the GPUs themselves.
+                placement = {**placement, "device_ids": kernel.device_ids}
+            show_decision({"warnings": (), "soonest": None, **decision, "placement": placement}, verb=verb)
         if kernel.process is not None:
             print(f"\n{_describe_start(kernel)}")
 

@@ -6,30 +6,37 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from roost.placement.model.format import format_age, format_amount, format_bytes
+from roost.placement.model.format import format_age, format_amount, format_bytes, format_count
 from roost.placement.model.json_codec import encode
 from roost.scheduler.client.call import ANSWER_S, wait_for
-from roost.scheduler.client.client import Client
+from roost.scheduler.client.client import Client, KernelList
 from roost.scheduler.client.running_services import find_services
 from roost.scheduler.config.memory_size import parse_bytes
-from roost.scheduler.errors import ConfigError, RoostError, UnknownKernel
-from roost.scheduler.messages import Kernel
+from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError, UnknownKernel
+from roost.scheduler.messages import Kernel, format_names
 
 from .clean_text import clean, clean_but_colours
 from .options import connect_worlds, print_answer
 from .tables import build_table, format_request, open_console, print_table, shorten_ids
 
 _STYLES = {"running": "green", "queued": "yellow", "starting": "yellow", "exited": "red", "unknown": "red"}
+_LONG_IDLE_S = 600.0
+"""From then on, idle kernels are said to keep their node alone."""
+_WHOLE_ID = 32
+"""The least length of a whole kernel id: a UUID without its hyphens."""
 
 
 def list_kernels(arguments: argparse.Namespace) -> int:
     clients = connect_worlds(arguments)
-    found = read_worlds(clients, with_use=not arguments.pending)
+    lists = _read_lists(clients, with_use=not arguments.pending)
+    found = [(client, kernel) for client, kernels in lists for kernel in kernels]
+    silent = sorted({name for _, kernels in lists for name in kernels.unreachable})
     listed = [each for each in found if not arguments.pending or each[1].state == "queued"]
     worlds = {kernel.id: client.world for client, kernel in listed if client.is_elsewhere}
     kernels = [kernel for _, kernel in listed]
@@ -37,6 +44,12 @@ def list_kernels(arguments: argparse.Namespace) -> int:
 
     def show() -> None:
         _show(kernels, worlds, is_queue=arguments.pending)
+        for line in _describe_kept_nodes(kernels):
+            print(line)
+        if silent:
+            print(
+                f"Kernels that are not listed may live where no agent answers now: on {format_names(silent)}."
+            )
         if not found and (others := _find_other_backends(clients)):
             print(f"Services of other clusters run too: give --backend {' or '.join(others)}.")
         if not found and (count := _count_elsewhere(clients[0])):
@@ -61,11 +74,16 @@ def read_worlds(clients: Sequence[Client], *, with_use: bool = False) -> list[tu
 
     A scheduler of another world that does not answer gets a line on standard error.
     """
+    lists = _read_lists(clients, with_use=with_use)
+    return [(client, kernel) for client, kernels in lists for kernel in kernels]
+
+
+def _read_lists(clients: Sequence[Client], *, with_use: bool) -> list[tuple[Client, KernelList]]:
     calls = [(client, client.kernels(with_use=with_use)) for client in clients]
     found = []
     for client, call in calls:
         try:
-            found += [(client, kernel) for kernel in wait_for(call)]
+            found.append((client, wait_for(call)))
         except RoostError as problem:
             if not client.is_elsewhere:
                 raise
@@ -106,14 +124,16 @@ def stop(arguments: argparse.Namespace) -> int:
             "Which kernels? Give the beginning of an id, or --server: `roost kernels` lists them."
         )
     try:
-        kernels = find_kernels(clients, arguments.kernels)
-    except (UnknownKernel, ConfigError) as problem:
+        named = [(client, kernel.id) for client, kernel in find_kernels(clients, arguments.kernels)]
+    except (UnknownKernel, ConfigError, BackendUnavailable) as problem:
         if len(arguments.kernels) > 1:
             raise type(problem)(f"{problem.user_message} No kernel was stopped.", **problem.fields) from None
-        raise
+        if not isinstance(problem, BackendUnavailable):
+            raise
+        named = [(clients[0], _check_whole(arguments.kernels[0], problem))]
     if arguments.server:
-        kernels += _find_kernels_of(clients, arguments.server)
-    calls = {kernel.id: client.stop(kernel.id, grace_s=arguments.grace) for client, kernel in kernels}
+        named += [(client, kernel.id) for client, kernel in _find_kernels_of(clients, arguments.server)]
+    calls = {kernel_id: client.stop(kernel_id, grace_s=arguments.grace) for client, kernel_id in named}
     outcomes = []
     for kernel_id, call in calls.items():
         try:
@@ -124,6 +144,19 @@ def stop(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"{kernel_id} {outcome}")
     return print_answer(arguments, {"stopped": outcomes}, lambda: None)
+
+
+def _check_whole(kernel_id: str, problem: BackendUnavailable) -> str:
+    """Return the id of a kernel that may live where no agent answers: the service remembers to stop it.
+
+    Raises `BackendUnavailable` if this is only the beginning of an id.
+    """
+    if len(kernel_id) < _WHOLE_ID:
+        said = problem.user_message.rstrip(".")
+        raise BackendUnavailable(
+            f"{said}. Give its whole id: then it is stopped as soon as its agent answers."
+        )
+    return kernel_id
 
 
 def _describe_end(ended: Kernel) -> str:
@@ -138,7 +171,8 @@ def find_kernels(clients: Sequence[Client], prefixes: Sequence[str]) -> list[tup
 
     Each comes with the client of its scheduler.
 
-    Raises `UnknownKernel` if a prefix has no kernel, and `ConfigError` if it has several.
+    Raises `UnknownKernel` if a prefix has no kernel, `ConfigError` if it has several, and `BackendUnavailable` if an
+    agent that does not answer may have one.
     """
     known = read_worlds(clients)
     found = {}
@@ -146,7 +180,14 @@ def find_kernels(clients: Sequence[Client], prefixes: Sequence[str]) -> list[tup
         matches = [each for each in known if prefix and each[1].id.startswith(prefix)]
         matches = [each for each in matches if each[1].id == prefix] or matches
         if not matches:
-            raise UnknownKernel(_describe_missing(clients, prefix), kernel=prefix)
+            problem = _describe_missing(clients, prefix)
+            with suppress(UnknownKernel):  # unless an agent that does not answer may have it
+                ended = wait_for(clients[0].kernel(prefix))
+                if ended.state == "exited":
+                    problem = (
+                        f"Kernel {ended.id} has ended: {ended.reason.rstrip('.') or 'nobody knows why'}."
+                    )
+            raise UnknownKernel(problem, kernel=prefix)
         if len(matches) > 1:
             ids = ", ".join(kernel.id for _, kernel in matches[:4])
             raise ConfigError(f"{len(matches)} kernels begin with {prefix!r}: {ids}. Give more of the id.")
@@ -190,6 +231,20 @@ def _show(kernels: Sequence[Kernel], worlds: Mapping[str, str], *, is_queue: boo
             out.print(f"{short[kernel.id]} is pending: {clean(kernel.waits_for) or claimed}")
     for kernel_id, world in worlds.items():
         out.print(f"{short[kernel_id]} is in another world: {world}")
+
+
+def _describe_kept_nodes(kernels: Sequence[Kernel]) -> list[str]:
+    """Return a sentence for each node that would end if its kernels, which are idle, did."""
+    idle_s: dict[str, list[float]] = {}
+    for kernel in kernels:
+        if kernel.keeps_node:
+            is_idle = kernel.use is not None and kernel.use.execution_state == "idle"
+            idle_s.setdefault(kernel.node_id, []).append(kernel.use.idle_s if kernel.use and is_idle else 0.0)
+    return [
+        f"{node_id} is kept by {format_count(len(times), 'idle kernel')} alone: for {format_age(min(times))} by now"
+        for node_id, times in sorted(idle_s.items())
+        if min(times) >= _LONG_IDLE_S
+    ]
 
 
 def _build_list(kernels: Sequence[Kernel], short: Mapping[str, str]) -> Table:

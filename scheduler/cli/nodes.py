@@ -54,7 +54,7 @@ def read_types(client: Client) -> list[dict[str, Any]]:
 
 def drain(arguments: argparse.Namespace) -> int:
     wait_for(connect_scheduler(arguments).drain(arguments.node, on=not arguments.off))
-    state = "kernels again" if arguments.off else "no more kernels; the kernels on it stay"
+    state = "kernels of yours again" if arguments.off else "no more kernels of yours; those on it stay"
     document = {"node": arguments.node, "is_draining": not arguments.off}
     return print_answer(arguments, document, lambda: print(f"{arguments.node} takes {state}"))
 
@@ -120,7 +120,7 @@ def show_node_types(node_types: Sequence[Mapping[str, Any]]) -> None:
         gpus = f"{node.gpus} {node.devices[0].model}".strip() if node.devices else "-"
         labels = "\n".join(f"{name}={value}" for name, value in sorted(node.labels.items())) or "-"
         amounts = format_amount(node.cpus), format_bytes(node.memory_bytes)
-        table.add_row(node_type.name, *amounts, gpus, node_type.describe_count(), labels)
+        table.add_row(node_type.name, *amounts, gpus, node_type.describe_running(), labels)
     out = open_console()
     out.print()
     print_table(out, table)
@@ -128,6 +128,8 @@ def show_node_types(node_types: Sequence[Mapping[str, Any]]) -> None:
         "\nNODE TYPES: the nodes that the cluster could start. NODES: how many there are, of its limit.",
         style="dim",
     )
+    for failed in (each for each in node_types if each["failure"]):
+        out.print(f"Starts of type {failed['node']['id']}: {failed['failure']}.")
 
 
 def _describe_state(node: Mapping[str, Any]) -> Text:

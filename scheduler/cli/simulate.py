@@ -37,6 +37,7 @@ _FIGURES = {
     "P50 ms": "decision_p50_ms",
     "P99 ms": "decision_p99_ms",
 }
+_WITHOUT_USERS = "The trace has no column `user`: a policy that counts kernels of a user counts none."
 
 
 def simulate(arguments: argparse.Namespace) -> int:
@@ -50,6 +51,10 @@ def simulate(arguments: argparse.Namespace) -> int:
     if impossible := count_impossible(nodes, tasks):
         what = f"{impossible} of {format_count(len(tasks), 'request')}"
         note = f"{what} would fit no node, even an empty one, and count as refused. {note}".rstrip()
+    if not any(task.request.owner for task in tasks) and any(
+        settings.policies.get(name, name) not in SHIPPED for name in policies
+    ):
+        note = f"{note} {_WITHOUT_USERS}".lstrip()
     resource, capacity = request_streams.choose_resource(nodes, tasks)
     streams, description = request_streams.build_streams(arguments, tasks, resource, capacity)
     comparison = Comparison(
@@ -62,17 +67,17 @@ def simulate(arguments: argparse.Namespace) -> int:
         runs=compare(policies, settings.policies, nodes, tasks, streams, resource),
     )
     document = json.dumps(comparison.to_dict(), ensure_ascii=False)
-    if arguments.json == "-":
-        print(document)
-    else:
-        _show(comparison, has_ends=arguments.recorded or arguments.departures)
-    try:
+    try:  # before the table, whose reader may end early
         if arguments.json not in (None, "-"):
             Path(arguments.json).write_text(document + "\n", encoding="utf-8")
         if pyplot is not None:
             comparison.draw(pyplot, arguments.plot)
     except OSError as problem:
         raise ConfigError(f"not written: {problem}") from None
+    if arguments.json == "-":
+        print(document)
+    else:
+        _show(comparison, has_ends=arguments.recorded or arguments.departures)
     return 1 if arguments.plot and pyplot is None else 0
 
 

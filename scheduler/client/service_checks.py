@@ -141,7 +141,8 @@ def find_outlook(
         )
     if decision["placement"] is None:
         return Outlook(kind="not now", reason=decision.get("reason", ""), do=_describe_others(decision))
-    if latest is not None or get_spec(backend).runs_on_this_machine:
+    has_problem = bool((decision.get("agent") or {}).get("problem"))
+    if not has_problem and (latest is not None or get_spec(backend).runs_on_this_machine):
         return Outlook(kind="starts")
     return _judge_agent(client, decision, is_tested=is_tested)
 
@@ -180,7 +181,11 @@ def _judge_agent(client: Client, decision: Mapping[str, Any], *, is_tested: bool
     agent = decision.get("agent") or {}
     node_id = decision["placement"]["node_id"]
     if problem := agent.get("problem"):
-        return Outlook(kind="not now", reason=problem, do=f"mend that, then run {client.advice.write('up')}")
+        do = f"mend that, then run {client.advice.write('up')}"
+        if decision.get("has_other_agent"):  # by then the policy may choose its node
+            problem = f"the next one would go to {node_id} now: {problem}"
+            return Outlook(kind="not asked", reason=problem, do=do)
+        return Outlook(kind="not now", reason=problem, do=do)
     if is_tested:
         return Outlook(kind="starts")
     if agent.get("has_run") or get_spec(client.backend).has_agent_per_kernel:

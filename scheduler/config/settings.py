@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from traitlets import Bool, Dict, Float, Int, List, TraitError, Unicode, validate
+from traitlets.config import Config
 
+from roost.placement.model import Request
+from roost.placement.model.format import format_amount, format_bytes
 from roost.scheduler.errors import ConfigError
 
 from .memory_size import check_kernel_memory
@@ -57,15 +60,35 @@ class RoostScheduler(Section):
         None, allow_none=True, min=1.0, help="Kernels that are idle for this many seconds end."
     )
     idle_gpu_after_s = Float(None, allow_none=True, min=1.0, help="The same for a kernel with a GPU.")
+    idle_on_grown_node_after_s = Float(
+        None,
+        allow_none=True,
+        min=1.0,
+        help="The same for a kernel on a node that the cluster ends once it has no kernel.",
+    )
     place_grace_s = Float(60.0, min=0.0, help="How long a queued start outlives its Jupyter Server.")
     restart_grace_s = Float(10.0, min=0.0, help="How long a kernel that died keeps its lease for a restart.")
     claim_grace_s = Float(5.0, min=0.0, help="How long a lease without a kernel waits for its start.")
     reserve_after_s = Float(30.0, min=0.0, help="After this time in the queue, a kernel gets a node hold.")
     journal_memory = Memory[int](16 << 20, help="Latest output of each kernel that its node keeps in memory.")
     journal_disk = Memory[int](0, help="Output of each kernel before that, which its node keeps in a file.")
+    ready_places = Int(
+        1, min=0, max=8, help="On how many nodes a process waits from which a user's next kernel is forked."
+    )
     metrics = Unicode("", help="Where to serve metrics for Prometheus: '127.0.0.1:9476' or 'unix:/path'.")
     metrics_by_user = Bool(False, help="Metrics count the kernels of each user apart.")
     idle_exit_s = Float(300.0, min=0.0, help="The service exits after this time without clients and kernels.")
+
+    def __init__(self, *, config: Config | None = None, **values: Any) -> None:
+        super().__init__(config=config, **values)
+        for amount in ("cpus", "gpus", "memory"):
+            show = format_bytes if amount == "memory" else format_amount
+            default = getattr(self, f"default_{amount}")
+            for cap in (f"max_{amount}_per_kernel", f"max_{amount}_per_user"):
+                most = getattr(self, cap)
+                if most is not None and default > most:
+                    wrong = f"default_{amount} = {show(default)} is more than {cap} = {show(most)} allows"
+                    raise TraitError(f"{wrong}: change one of them.")
 
     @validate("default_memory")
     def _check_memory(self, proposal: Any) -> Any:
@@ -73,6 +96,15 @@ class RoostScheduler(Section):
             return check_kernel_memory("default_memory", proposal["value"])
         except ConfigError as problem:
             raise TraitError(problem.user_message) from None
+
+    @validate("default_cpus", "default_gpus")
+    def _check_amount(self, proposal: Any) -> Any:
+        name, value = proposal["trait"].name, proposal["value"]
+        try:
+            Request(**{name.removeprefix("default_"): value})
+        except ValueError as problem:
+            raise TraitError(f"{name} = {value:g} is not possible: {problem}") from None
+        return value
 
     @validate("kernelspec_users")
     def _check_kernelspec_users(self, proposal: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -30,8 +31,9 @@ def describe_refusal(problem: TraitError, owner: type[HasTraits], values: Mappin
         allowed = _KINDS.get(type(trait), trait.info_text)
         if name.endswith("_s"):
             allowed = allowed.replace("number", "number of seconds")
-    least = getattr(trait, "min", None)
-    allowed += f", {least:g} or more" if least is not None else ""
+    least, most = getattr(trait, "min", None), getattr(trait, "max", None)
+    if least is not None:
+        allowed += f" from {least:g} to {most:g}" if most not in (None, math.inf) else f", {least:g} or more"
     # A value that is missing here comes from the application's configuration.
     value = f" = {values[name]!r:.60}" if name in values else ""
     return f"{name}{value} is not possible: give {allowed}."

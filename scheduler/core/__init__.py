@@ -5,6 +5,7 @@
                     ├──> StartRunner ──> the agent launches the kernel           start
                     │        └──> LeaseClaimer ──> Queue, snapshot, policy,      lease_claim, queue
                     │                              Backend.claim
+                    ├──> Readiness ──> agents prepare the next start             readiness
                     ├──> KernelEnder ──> the agent ends the process,             ender
                     │        ^           Backend.release
                     │        └── OwnerWatch, IdleCuller, Reconciler              owner_watch, idle

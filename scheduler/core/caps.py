@@ -63,9 +63,10 @@ def check_beside(request: Request, user: str, held: Mapping[str, Request], setti
     """Raise `LimitExceeded` if `user` may not have this request now, besides the kernels in `held`."""
     most = settings.max_kernels_per_user
     if most is not None and len(held) >= most:
+        too_many = len(held) - max(most - 1, 0)
         raise LimitExceeded(
             f"{user} has {format_count(len(held), 'kernel')}, and max_kernels_per_user allows {most}: "
-            f"stop one first{_named(held)}.",
+            f"stop {'one' if too_many == 1 else too_many} first{_named(held)}.",
             cap="max_kernels_per_user",
             allowed=most,
             is_never=False,
@@ -116,8 +117,13 @@ def check_wait(user: str, waiting: Sequence[str], wait_s: float, settings: Setti
 
 def find_default_timeout(settings: Settings) -> float:
     """Return how many seconds a start may take that names no time: the operator's default, within the cap."""
+    return limit_wait(settings.default_launch_timeout_s, settings)
+
+
+def limit_wait(wait_s: float, settings: Settings) -> float:
+    """Return how many seconds a start may wait that nobody has asked to wait as long: `wait_s`, within the cap."""
     most = settings.max_launch_timeout_s
-    return settings.default_launch_timeout_s if most is None else min(settings.default_launch_timeout_s, most)
+    return wait_s if most is None else min(wait_s, most)
 
 
 def _check(

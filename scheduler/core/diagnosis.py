@@ -10,8 +10,9 @@ from shlex import quote
 from roost.launchers.daemon.supervision import list_failures
 from roost.placement import Snapshot
 from roost.placement.model.format import format_age, format_count
-from roost.placement.model.node import MEMORY_ONLY
+from roost.placement.model.node import MEMORY_ONLY, UNREACHABLE
 from roost.placement.shipped_policies import ENTRY_POINTS
+from roost.scheduler.backends.base import SILENT
 from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.messages import Finding, format_names
 from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
@@ -57,12 +58,12 @@ class Doctor:
         self._owners = owners
         self._policies = policies
 
-    async def diagnose(self) -> list[Finding]:
+    async def diagnose(self, reading: Reading | None = None) -> list[Finding]:
         """Return all findings, in no fixed order; at least one of level ok if nothing is wrong.
 
-        Changes nothing.
+        Changes nothing. `reading` is a reading of this moment, if there is one.
         """
-        reading = await self._reconciler.read(only_own=False)
+        reading = reading or await self._reconciler.read(only_own=False)
         found: list[Finding] = [
             {"level": "error", "what": each.what, "do": _FIX, "fix": each.fix}
             for each in self._compare(reading)
@@ -117,14 +118,16 @@ class Doctor:
     async def repair(self) -> list[Finding]:
         """Repair all disagreements. Return a finding for each repair, and then the findings of `diagnose`."""
         steps: list[Finding] = []
-        for each in self._compare(await self._reconciler.read(only_own=False)):
+        reading = await self._reconciler.read(only_own=False)
+        for each in self._compare(reading):
             try:
                 await each.repair()
             except RoostError as problem:
                 steps.append({"level": "error", "what": each.what, "do": f"it cannot be repaired: {problem}"})
             else:
                 steps.append({"level": "fixed", "what": each.what, "do": "", "fix": each.fix})
-        return steps + await self.diagnose()
+        # Silent agents make a reading slow: it is repeated only after a change.
+        return steps + await self.diagnose(None if steps else reading)
 
     def _compare(self, reading: Reading) -> Iterator[_Disagreement]:
         """Yield what disagrees: leases without a kernel, kernels without a lease, kernels without a process."""
@@ -132,7 +135,8 @@ class Doctor:
         lease_ids = {lease.id for lease in reading.leases}
         running = {process.kernel_id for process in reading.processes.values() if process.is_running}
         for lease in reading.leases:
-            if table.is_own(lease) and lease.kernel_id not in table.records:
+            is_silent = lease.id in reading.unanswered  # then it goes once its agent answers
+            if table.is_own(lease) and lease.kernel_id not in table.records and not is_silent:
                 release = partial(self._access.backend.release, lease)
                 yield _Disagreement(f"lease {lease.id} has no kernel", "the lease is released", release)
         for record in [each for each in table.records.values() if each.start is None]:
@@ -232,9 +236,9 @@ def _report_silent(
         what = f"node {name} has left the cluster{ago}{silence}"
         found.append({"level": "warning", "what": what, "do": "bring it back, if kernels need it"})
     causes = {name: snapshot.node(name).drains_because for name in names - lost if name in snapshot}
-    closed = {name: cause for name, cause in sorted(causes.items()) if cause}
+    closed = {name: cause for name, cause in sorted(causes.items()) if cause not in ("", SILENT)}
     for name, cause in closed.items():
-        what = f"the agent on {name} does not answer: {cause}"
+        what = f"the agent on {name} does not answer: {cause.removeprefix(f'{UNREACHABLE}: ')}"
         found.append({"level": "warning", "what": what, "do": ""})
     return found + _report_unreachable(names - lost - closed.keys())
 
@@ -282,7 +286,7 @@ def _list_closed(snapshot: Snapshot) -> list[Finding]:
     """Return a finding for each cause why nodes take no kernels, unless an operator drains them by roost."""
     nodes: dict[str, list[str]] = {}
     for node_id in snapshot.nodes:
-        if cause := snapshot.node(node_id).drains_because:
+        if (cause := snapshot.node(node_id).drains_because) not in ("", SILENT):
             nodes.setdefault(cause, []).append(node_id)
     return [
         {"level": "not now", "what": f"no kernel starts on {format_names(where)}: {cause}", "do": ""}

@@ -35,7 +35,7 @@ class IdleCuller:
     """Ends a kernel that has been idle for as long as the settings say.
 
     A kernel is idle while it runs no cell, and neither it nor a process that it has started uses a CPU or a
-    GPU.
+    GPU. `may_end` says of a node whether its cluster takes it away while no kernel is there.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class IdleCuller:
         read_use: ReadUse,
         timers: Timers,
         settings: Settings,
+        *,
+        may_end: Callable[[str], bool],
     ) -> None:
         self._table = table
         self._ender = ender
@@ -53,6 +55,7 @@ class IdleCuller:
         self._read_use = read_use
         self._timers = timers
         self._settings = settings
+        self._may_end = may_end
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ends_at: dict[tuple[str, str], float] = {}
         """The moment (`time.monotonic`) that the warning about a launch named, while its kernel stays idle."""
@@ -97,12 +100,14 @@ class IdleCuller:
 
     def _find_limit(self, record: KernelRecord) -> float | None:
         """Return how long this kernel may be idle; None if it has no limit or does not run."""
-        if not record.runs or record.end is not None:
+        if not record.runs or record.end is not None or record.is_stopped:
             return None
         settings, has_gpu = self._settings, bool(record.request.gpus)
         limits: list[float | None] = [settings.idle_after_s]
         if has_gpu:
             limits.append(settings.idle_gpu_after_s)
+        if record.lease is not None and self._may_end(record.lease.node_id):
+            limits.append(settings.idle_on_grown_node_after_s)
         if not self._owners.is_alive(record.owner):
             limits.append(settings.orphan_idle_gpu_after_s if has_gpu else settings.orphan_idle_after_s)
         return min((limit_s for limit_s in limits if limit_s is not None), default=None)

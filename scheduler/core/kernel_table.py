@@ -10,6 +10,7 @@ from typing import Literal
 
 from roost.launchers.protocol.messages import KernelProcess, Lease
 from roost.placement.model import Request
+from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.backends.lease_book import LeaseBook
 from roost.scheduler.messages import EventKind, Kernel, KernelState, StartKernel
 
@@ -19,6 +20,11 @@ from .kernel_record import KernelRecord, Phase
 from .queue import Queue
 
 Listener = Callable[[KernelRecord], None]
+
+_SHOWN_LATE_S = 2.0
+"""How late a cluster may show that a lease is free. Ray: up to 1 s."""
+_REMEMBERED = 500
+"""At most this many leases that were given back are remembered."""
 
 Change = Literal["ran", "exited", "dropped"]
 """A kernel is reported as running, its process has ended, or its record is dropped."""
@@ -35,6 +41,8 @@ class KernelTable:
     ) -> None:
         self.records: dict[str, KernelRecord] = {}
         self.ended = ended
+        self._given_back = LastEntries[str, tuple[float, Lease]](_REMEMBERED)
+        """The leases of the last kernels that have ended, by id, and when that was (`time.monotonic`)."""
         self._listeners: dict[Change, list[Listener]] = {"ran": [], "exited": [], "dropped": []}
         self.queue = queue
         self.events = events
@@ -48,6 +56,12 @@ class KernelTable:
     def lease_id(self, kernel_id: str, launch_id: str) -> str:
         """Return the id of the lease that a start takes: the same id whenever that start is repeated."""
         return f"{self._prefix(kernel_id)}{launch_id}"
+
+    def held_lately(self) -> list[Lease]:
+        """Return the leases of all kernels, with those of a moment ago: a cluster shows late that they are free."""
+        since = time.monotonic() - _SHOWN_LATE_S
+        held = [record.lease for record in self.records.values() if record.lease is not None]
+        return [*held, *(lease for at, lease in self._given_back.values() if at > since)]
 
     def is_own(self, lease: Lease) -> bool:
         """True if this scheduler, or an earlier one with its name, has taken the lease."""
@@ -150,6 +164,8 @@ class KernelTable:
         # Noted before the event: a client that gets the event may ask for the kernel at once.
         ended = self.show_ended(record)
         self.ended.add(ended)
+        if record.lease is not None:
+            self._given_back[record.lease.id] = time.monotonic(), record.lease
         if record.lease_id:
             if not self.book.is_released(record.lease_id):
                 self.book.drop(record.lease_id)

@@ -40,7 +40,6 @@ _EXPLAIN_S = 1.0
 _KEPT_REFUSALS = 20
 """At most this many refusals are kept with each placed kernel. All are counted."""
 _REFUSED = "refused this request a moment ago"
-_KEPT = "reserved for a kernel that has waited longer"
 
 
 def build_launch(start: StartKernel, lease_id: str, deadline_s: float, journal: JournalLimits) -> Launch:
@@ -68,15 +67,17 @@ class LeaseClaimer:
         manager has answered this start before, so that it waits while the manager is away.
         """
         skipped = _Skipped()
-        if record.lease is not None:  # pending, of an earlier scheduler: the answer is the same
-            lease = replace(record.lease, request=record.request, owner=record.owner)
-            await self.access.backend.claim(lease)
+        is_of_earlier = record.lease is not None  # pending, of an earlier scheduler
         while True:
             if record.lease is None:
                 await self._queue_and_claim(record, start, deadline, skipped, has_tried=has_tried)
             has_tried = True
             assert record.lease is not None
             try:
+                if is_of_earlier:  # the answer is the same
+                    is_of_earlier = False
+                    lease = replace(record.lease, request=record.request, owner=record.owner)
+                    await self.access.backend.claim(lease)
                 if record.lease.state != "held":
                     deadline = await self._wait_until_held(record, start, deadline)
             except LeaseConflict as problem:
@@ -113,10 +114,11 @@ class LeaseClaimer:
 
         On return the record has a lease, held or pending. `has_tried` is as in `take`.
         """
-        interpreter = start.argv[0] if start.may_fork and start.argv else ""
-        request = replace(record.request, environment=interpreter)
+        request = replace(record.request, environment=start.interpreter)
         queue, began = self.table.queue, time.monotonic()
-        record.ticket = ticket = queue.join(record.kernel_id, _line(record), start.waited_s)
+        record.ticket = ticket = queue.join(
+            record.kernel_id, _line(record.request, record.kernel_id), start.waited_s
+        )
         is_timed = False
         try:
             while True:
@@ -144,7 +146,7 @@ class LeaseClaimer:
                 decision = await self._decide(ticket, request, snapshot, skipped)
                 has_waited, has_tried = has_tried, True
                 if decision.is_never:
-                    left = describe_left(self.access.backend.left_nodes())
+                    left = describe_left(self.access.backend.left_nodes(request))
                     if not (has_waited and left):
                         raise no_node(decision, self.access.backend)
                     # After an outage, nodes come back one by one.
@@ -169,7 +171,9 @@ class LeaseClaimer:
                 record.timing_ms["queued"] = (looked - began) * 1e3
                 record.timing_ms["placed"] = (placed - looked) * 1e3
                 lease_id = self.table.lease_id(start.kernel_id, start.launch_id)
-                deadline_s = min(deadline - placed, start.launch_timeout_s)
+                # `deadline` limits the launch, too, unless it is that of the queue alone.
+                left_s = deadline - placed if start.queue_timeout_s is None else math.inf
+                deadline_s = min(left_s, start.launch_timeout_s)
                 launch = build_launch(start, lease_id, deadline_s, self.journal)
                 conflict = await self._claim(record, decision, launch)
                 if conflict is None:
@@ -201,11 +205,19 @@ class LeaseClaimer:
             for name, refusal in skipped.nodes.items()
             if refusal.holds(snapshot, now)
         }
-        held = held_for_elders(
-            ticket, request, self.table.queue.heads(), now=now, after_s=self.reserve_after_s
-        )
-        reasons |= dict.fromkeys(held, _KEPT)
+        reasons |= self._find_reserved(ticket.line, request, now)
         return await self.policies.decide(request.policy, request, snapshot, avoid=reasons)
+
+    def find_reserved(self, request: Request) -> dict[str, str]:
+        """Return the nodes where no kernel with this request would start now, and why: others have waited longer."""
+        return self._find_reserved(_line(request, ""), request, time.monotonic())
+
+    def _find_reserved(self, line: Hashable, request: Request, now: float) -> dict[str, str]:
+        heads = self.table.queue.heads()
+        held = held_for_elders(line, request, heads, now=now, after_s=self.reserve_after_s)
+        return {
+            node: f"reserved for kernel {elder[:8]}, which has waited longer" for node, elder in held.items()
+        }
 
     def _find_claim_time(self, decision: Decision, began: float) -> float:
         """Return from when on a claim without a node may wait with the manager, which may start a node for it.
@@ -350,22 +362,23 @@ def no_node(decision: Decision, backend: Backend) -> NoNodeNow | NoNodeEver:
     """Return the error that a decision found no node. A node of the backend that has left lately may come back."""
     if not decision.is_never:
         return NoNodeNow(f"{decision.reason}.", decision=decision.to_dict())
-    left = describe_left(backend.left_nodes())
-    reason = f"{decision.reason}; {left}. Start it again when it is back" if left else decision.advised_reason
+    nodes = backend.left_nodes(decision.request)
+    back = "that node is back" if len(nodes) == 1 else "one of them is back"
+    again = f"{describe_left(nodes)}. Start the kernel again when {back}"
+    reason = f"{decision.reason}; {again}" if nodes else decision.advised_reason
     return NoNodeEver(f"{reason}.", decision=decision.to_dict())
 
 
-def _line(record: KernelRecord) -> Hashable:
-    """Return the key of the record's line in the queue. Equal requests share a line.
+def _line(request: Request, kernel_id: str) -> Hashable:
+    """Return the key of a request's line in the queue. Equal requests share a line.
 
     A request without amounts gets a line of its own: it always fits. A policy of somebody else may look at the owner,
     and count the owner's kernels. Its lines are therefore those of one owner, and it never decides on two equal
     requests at the same moment.
     """
-    request = record.request
     is_ours = request.policy in SHIPPED
     if is_ours and request.is_best_effort and not request.resources:
-        return record.kernel_id
+        return kernel_id
     return replace(request, environment="", owner="" if is_ours else request.owner, near={})
 
 

@@ -247,17 +247,18 @@ def find_hold(decision: Decision, snapshot: Snapshot) -> NodeHold | None:
 
 
 def held_for_elders(
-    ticket: Ticket, request: Request, heads: Iterable[Ticket], *, now: float, after_s: float
-) -> frozenset[str]:
-    """Return the nodes reserved for requests that have waited longer than `ticket`, and at least `after_s`.
+    line: Hashable, request: Request, heads: Iterable[Ticket], *, now: float, after_s: float
+) -> dict[str, str]:
+    """Return the nodes reserved for kernels that have waited longer than the head of `line`, and at least `after_s`.
 
-    A hold counts only if `request` asks for an amount that is short there. `heads` come from `Queue.heads`.
+    Each comes with the id of its kernel. For a line that nobody waits in, all others count. A hold counts only if
+    `request` asks for an amount that is short there. `heads` come from `Queue.heads`.
     """
-    held = set()
+    held: dict[str, str] = {}
     for elder in itertools.islice(heads, _MOST_HOLDS):
-        if elder is ticket:
+        if elder.line == line:
             break
         hold = elder.hold if now - elder.joined_at >= after_s else None
         if hold is not None and any(getattr(request, amount) for amount in hold.amounts):
-            held.add(hold.node_id)
-    return frozenset(held)
+            held.setdefault(hold.node_id, elder.kernel_id)
+    return held

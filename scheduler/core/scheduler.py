@@ -10,17 +10,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.tasks import Timers, cancel_all
+from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import JournalLimits, JournalPage, Owner
 from roost.launchers.protocol.process_context import UNKNOWN, ProcessContext
+from roost.launchers.protocol.rpc import RemoteError
 from roost.placement import Snapshot
 from roost.placement.model import Request
 from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.agent_calls import Agents
-from roost.scheduler.backends.base import Backend, Lease
+from roost.scheduler.backends.base import AgentReport, Backend, Lease
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import (
     BackendUnavailable,
@@ -37,24 +40,29 @@ from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
 from roost.scheduler.policies.explain import build_explanation, describe_left, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
 
-from .backend_access import IN_TIME_S, BackendAccess, in_time
-from .caps import check_alone, check_beside, check_user, check_wait, has_user_cap, with_defaults
+from .backend_access import BackendAccess, in_time
+from .caps import check_alone, check_beside, check_user, check_wait, has_user_cap, limit_wait, with_defaults
 from .diagnosis import Doctor
 from .ended_kernels import EndedKernels
 from .ender import KernelEnder
 from .events import EventStream
 from .idle import IdleCuller
-from .kernel_record import KernelRecord
+from .kernel_record import KernelRecord, Phase
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, no_node
 from .other_holders import find_others
 from .other_schedulers import OtherSchedulers
 from .owner_watch import OwnerWatch, owner_key
 from .queue import Queue
+from .readiness import Readiness
 from .reconcile import Reconciler
 from .start import StartRunner
 from .use import UseReader
 
+_STOPS_S = 10.0
+"""How much longer than its grace a stop may take before its client is told that it goes on."""
+_AFTER_HANG_S, _STILL_WAITS_S = 1.5, 10.0
+"""How long after a hang an agent takes signals again, and for how long the sender of one surely waits."""
 _LOOKS, _LOOK_S = 100, 0.05
 """How often a question looks whether the backend has read all nodes and all kinds of nodes, and the pause between."""
 
@@ -100,16 +108,28 @@ class Scheduler:
             partial(self._use.read, is_fresh=True),
             self._timers,
             settings,
+            may_end=backend.may_end,
         )
         self._recent = RecentRequests(folder / "requests.json" if folder else None, clock=time.monotonic)
         self.policies = PolicyCatalog(settings, self._recent)
         journal = JournalLimits(memory_bytes=settings.journal_memory, disk_bytes=settings.journal_disk)
-        claimer = LeaseClaimer(self._access, self._table, self.policies, settings.reserve_after_s, journal)
+        self._claimer = LeaseClaimer(
+            self._access, self._table, self.policies, settings.reserve_after_s, journal
+        )
         self._doctor = Doctor(
             self._access, self._table, self._ender, self.reconciler, self.owners, self.policies
         )
         self._others = OtherSchedulers(backend, self._table)
-        self._starts = StartRunner(self._access, self._table, claimer, self.reconciler)
+        self._readiness = Readiness(self._access, self.policies, self._timers, settings.ready_places)
+        self.reconciler.on_nodes = self._readiness.look
+        self._starts = StartRunner(
+            self._access,
+            self._table,
+            self._claimer,
+            self.reconciler,
+            self._ender,
+            on_started=self._readiness.note,
+        )
 
     async def open(self) -> None:
         """Join the cluster and read back the kernels of earlier schedulers."""
@@ -128,7 +148,15 @@ class Scheduler:
         self._recent.close()
         await self.policies.close()
         self.owners.close()
-        for part in (self._idle, self._use, self._ender, self.reconciler, self.backend, self._access.agents):
+        for part in (
+            self._readiness,
+            self._idle,
+            self._use,
+            self._ender,
+            self.reconciler,
+            self.backend,
+            self._access.agents,
+        ):
             await part.close()
 
     async def start(self, start: StartKernel) -> Kernel:
@@ -141,10 +169,13 @@ class Scheduler:
         if (failure := self._starts.failed.get((start.kernel_id, start.launch_id))) is not None:
             raise failure
         elsewhere = await self._held_elsewhere(start.request, start.owner, start.kernel_id)
-        record = self._table.get(start.kernel_id)
-        while record is not None and record.end is not None:
-            await asyncio.wait([record.end])
-            record = self._table.get(start.kernel_id)
+        record = await self._find_after_end(start.kernel_id)
+        is_other = record is not None and record.runs and record.launch_id != start.launch_id
+        if is_other and record is not None and record.start is None and record.lease is not None:
+            # Raises an error if the agent is silent: then nobody knows whether the kernel still runs.
+            await self._access.call_in_time(record.lease, lambda agent: agent.signal(start.kernel_id, 0))
+            record = await self._find_after_end(start.kernel_id)  # it may end, or be stopped, meanwhile
+        # From here to the start, nothing waits: the record stays as it is.
         if record is not None and record.start is not None:
             if record.launch_id == start.launch_id:
                 return await record.start.result()
@@ -154,9 +185,10 @@ class Scheduler:
                 return record.view(self._queue, with_connection=True)
             if record.runs:
                 raise LaunchError(f"kernel {start.kernel_id} still runs; stop it before starting it again.")
-        has_lease = record is not None and record.lease is not None
+        lease = record.lease if record is not None else None
+        has_lease = lease is not None
         try:
-            request = self._admit(start, elsewhere, has_lease=has_lease)
+            request = self._admit(start, elsewhere, lease)
         except RoostError as refusal:
             if start.asked_at and record is None:
                 self._starts.refuse(start, refusal)
@@ -165,6 +197,8 @@ class Scheduler:
             raise await self._find_lasting_refusal(start) or refusal from None
         if not has_lease:
             self._check_wait(start)
+        if start.queue_timeout_s is not None:  # the application's own; the caller has not asked for it
+            start = replace(start, queue_timeout_s=limit_wait(start.queue_timeout_s, self._settings))
         self.owners.watch(start.owner)
         if not self.owners.is_alive(start.owner):
             raise Cancelled(f"kernel {start.kernel_id} is not started: its owner has ended.")
@@ -176,6 +210,14 @@ class Scheduler:
         ):  # a claim shows less than its start asked for
             record.request = request
         return await self._starts.begin(record, start).result()
+
+    async def _find_after_end(self, kernel_id: str) -> KernelRecord | None:
+        """Return the kernel's record as soon as no end of it is under way; None if there is none then."""
+        record = self._table.get(kernel_id)
+        while record is not None and record.end is not None:
+            await asyncio.wait([record.end])
+            record = self._table.get(kernel_id)
+        return record
 
     async def cancel(self, kernel_id: str, launch_id: str = "") -> None:
         """Cancel a start.
@@ -192,6 +234,8 @@ class Scheduler:
         if launch_id:
             error = Cancelled(f"the start of {kernel_id} was taken back.")
             self._starts.failed[kernel_id, launch_id] = error
+            if record is None:  # an earlier scheduler may have sent this launch to an agent
+                self._ender.end_launch_when_found(self._table.lease_id(kernel_id, launch_id), launch_id)
 
     async def stop(self, kernel_id: str, grace_s: float = 5.0) -> Kernel:
         """End a kernel or its start, and release its lease.
@@ -205,17 +249,31 @@ class Scheduler:
                 return self._ended(kernel_id)
             except BackendUnavailable as problem:
                 self._ender.end_when_found(kernel_id)
-                said = problem.user_message.rstrip(".")
-                raise BackendUnavailable(f"{said}. It is stopped as soon as its agent answers.") from None
+                raise _promise_stop(problem) from None
         record.is_stopped = True
         ending = self._ender.stop(record, grace_s, "stopped")
         if record.lease is None:
             return await ending
-        return await in_time(ending, record.lease, grace_s + IN_TIME_S)
+        try:
+            return await in_time(ending, record.lease, grace_s + _STOPS_S)
+        except BackendUnavailable as problem:
+            self._ender.keep(record)
+            raise _promise_stop(problem) from None
 
     async def signal(self, kernel_id: str, signum: int) -> None:
-        lease = self._lease_of(kernel_id)
-        await self._access.call_in_time(lease, lambda agent: agent.signal(kernel_id, signum))
+        lease, began = self._lease_of(kernel_id), time.monotonic()
+
+        async def send(agent: AgentClient) -> bool:
+            try:
+                return await agent.signal(kernel_id, signum)
+            except RemoteError as problem:
+                if problem.kind != "hung" or time.monotonic() - began > _STILL_WAITS_S:
+                    raise
+            # The agent cannot tell whether somebody still waits for this. Somebody does.
+            await asyncio.sleep(_AFTER_HANG_S)
+            return await agent.signal(kernel_id, signum)
+
+        await self._access.call_in_time(lease, send)
 
     async def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> str:
         """Return the end of a kernel's log (stdout and stderr); of an ended kernel, the part that was kept."""
@@ -233,7 +291,9 @@ class Scheduler:
         return [self._view(self._table.records[id_]) for id_ in ids]
 
     def _view(self, record: KernelRecord) -> Kernel:
-        return replace(record.view(self._queue), is_held=self.owners.is_alive(record.owner))
+        kernel = record.view(self._queue)
+        keeps_node = kernel.node_id != "" and self.backend.may_end(kernel.node_id)
+        return replace(kernel, is_held=self.owners.is_alive(record.owner), keeps_node=keeps_node)
 
     def count_kernels(self) -> Counter[tuple[KernelState, str]]:
         """Return how many kernels and waiting starts there are in each state, by user."""
@@ -328,17 +388,21 @@ class Scheduler:
             used_up = refusal
         request = self.backend.to_placement(request)
         snapshot = await self._access.snapshot()
-        decision = await self.policies.decide(request.policy, request, snapshot)
+        reserved = self._claimer.find_reserved(request)
+        decision = await self.policies.decide(request.policy, request, snapshot, avoid=reserved)
         if decision.fits_no_node and await self._until_read():  # whether waiting helps is known by now
             snapshot = await self._access.snapshot()
-            decision = await self.policies.decide(request.policy, request, snapshot)
+            decision = await self.policies.decide(request.policy, request, snapshot, avoid=reserved)
         document = build_explanation(decision, snapshot)
         if used_up is not None and not document["is_never"]:
             raise used_up
         if decision.placement is not None:
-            document["agent"] = encode(self.backend.report_agent(decision.placement.node_id))
+            document["agent"] = encode(self._report_agent(decision.placement.node_id))
+            document["has_other_agent"] = any(
+                not self._report_agent(other.node_id).problem for other in decision.runners_up
+            )
         if decision.is_never:
-            document["left"] = describe_left(self.backend.left_nodes())
+            document["left"] = describe_left(self.backend.left_nodes(request))
             if document["left"]:
                 document["remedies"] = document["remedies"][:-1]  # that waiting does not help
         if decision.placement is None and not decision.is_never:
@@ -349,13 +413,22 @@ class Scheduler:
             }
             # The kernels whose end would make room.
             document["soonest"] = find_soonest(decision, snapshot, leases, since)
-            document["others"] = await find_others(decision, snapshot, leases, self.backend)
+            own = {lease.id: lease for lease in (*leases, *self._table.held_lately())}
+            document["others"] = await find_others(decision, snapshot, own.values(), self.backend)
         return document
+
+    def _report_agent(self, node_id: str) -> AgentReport:
+        report = self.backend.report_agent(node_id)
+        if report.problem or node_id not in self.reconciler.unreachable:
+            return report
+        return replace(report, problem=f"the agent on {node_id} does not answer")
 
     async def drain(self, node_id: str, on: bool = True) -> None:
         """Place no more kernels on a node, or place kernels there again. Kernels on the node go on."""
         if node_id not in self._access.draining and node_id not in await self._access.snapshot():
             raise ConfigError(f"there is no node {node_id}; see `roost nodes`.", with_any_settings=True)
+        if on == (node_id in self._access.draining):
+            return
         self._access.drain(node_id, on)
         self.events.publish("nodes", detail=f"node {node_id} {'drains' if on else 'is open again'}")
         self._queue.wake()
@@ -367,16 +440,19 @@ class Scheduler:
         context: ProcessContext = UNKNOWN,
         request: Request = Request(),  # noqa: B008 - it cannot change
     ) -> None:
-        """Warm a zygote for `argv` and `env` on the node where a kernel with this request would be placed now."""
+        """Warm a zygote for `argv` and `env` on the node where a kernel with this request would be placed now.
+
+        A node without kernels that the cluster can take away is left alone: the next one in rank is chosen.
+        """
         request = replace(request, environment=request.environment or (argv[0] if argv else ""))
         request = self.backend.to_placement(with_defaults(request, self._settings))
         await self._load_policy(request)
-        decision = await self.policies.decide(request.policy, request, await self._access.snapshot())
+        snapshot = await self._access.snapshot()
+        decision = await self.policies.decide(request.policy, request, snapshot)
         if decision.placement is None:
             raise no_node(decision, self.backend)
-        node_id = decision.placement.node_id
-        lease = Lease(id="", kernel_id="", node_id=node_id, request=request, owner=Owner(user=""))
-        await self._access.call(lease, lambda agent: agent.warm(argv, env, context))
+        for node_id in islice(self._readiness.choose(decision, snapshot), 1):
+            await self._readiness.warm(node_id, argv, env, context)
 
     async def doctor(self, fix: bool = False) -> list[Finding]:
         """Return all findings.
@@ -408,12 +484,19 @@ class Scheduler:
     def _check_wait(self, start: StartKernel) -> None:
         """Raise `LimitExceeded` if too many starts wait, or if this start wants to wait too long."""
         waiting = [record.owner.user for record in self._starts.list_waiting()]
-        check_wait(start.owner.user, waiting, start.wait_s, self._settings)
+        check_wait(start.owner.user, waiting, start.launch_timeout_s, self._settings)
 
-    def _admit(self, start: StartKernel, elsewhere: Mapping[str, Request], *, has_lease: bool) -> Request:
-        """Return the request with the operator's defaults; raise if it is not allowed or not possible."""
+    def _admit(self, start: StartKernel, elsewhere: Mapping[str, Request], lease: Lease | None) -> Request:
+        """Return the request with the operator's defaults; raise if it is not allowed or not possible.
+
+        `lease` is the one that the kernel has already. A restart in a held one takes nothing, so caps that are lower by
+        now do not end the kernel.
+        """
         name = start.connection.kernel_name
-        request = self._check_alone(start.request, start.owner, name, has_lease=has_lease)
+        if lease is not None and lease.state == "held":
+            check_user(start.owner.user, name, self._settings)
+            return self.backend.to_placement(self._with_defaults(start.request, start.owner))
+        request = self._check_alone(start.request, start.owner, name, has_lease=lease is not None)
         self._check_beside(request, start.owner, elsewhere, start.kernel_id)
         return self.backend.to_placement(request)
 
@@ -461,6 +544,9 @@ class Scheduler:
             raise self._unknown(
                 kernel_id, f"There is no running kernel {kernel_id!r}: `roost kernels` lists them."
             )
+        if record.phase is Phase.UNCLAIMED:
+            why = (record.lease.reason if record.lease else "") or "no agent says so"
+            raise BackendUnavailable(f"nobody knows whether kernel {kernel_id} still runs: {why}.")
         if record.lease is None or record.lease.state == "pending":
             waits_for = record.view(self._queue).waits_for or "it is being placed"
             raise UnknownKernel(f"kernel {kernel_id} has not started yet: {waits_for}.", kernel_id=kernel_id)
@@ -484,3 +570,9 @@ class Scheduler:
         if record is not None and record.ticket is not None:
             position, waits_for = self._queue.place(record.ticket)
             self._table.publish("queued", record, f"position {position}: {waits_for}")
+
+
+def _promise_stop(problem: BackendUnavailable) -> BackendUnavailable:
+    """Return the error of a stop that is tried again until it succeeds."""
+    said = problem.user_message.rstrip(".")
+    return BackendUnavailable(f"{said}. The kernel is stopped as soon as its agent answers.")

@@ -92,10 +92,13 @@ class PolicyCatalog:
 
         Each is loaded in a process of its own, which ends at once.
         """
+        installed = list_installed().keys()
         known = SHIPPED.keys() | self._settings.policies.keys() | self._others.keys()
-        wanted = sorted(list_installed().keys() - known - {self._settings.default_policy})
+        wanted = sorted(installed - known - {self._settings.default_policy})
         problems = await ask_all(self._try_installed, wanted, most=_LOADED_AT_ONCE)
-        return {name: problem for name, problem in zip(wanted, problems, strict=True) if problem}
+        unusable = {name: problem for name, problem in zip(wanted, problems, strict=True) if problem}
+        taken = "a shipped policy has this name, and is used instead."
+        return unusable | dict.fromkeys(sorted(installed & SHIPPED.keys()), taken)
 
     async def _try_installed(self, name: str) -> str:
         """Return why the policy of an installed package cannot be used; empty if it can."""
@@ -168,7 +171,8 @@ class PolicyCatalog:
                 decision = await policy.place(request, snapshot, avoid, self._workload)
                 self.failed.pop(name, None)
             except PolicyFailed as problem:
-                self.failed[name] = str(problem)
+                if problem.is_fault:
+                    self.failed[name] = problem.cause
                 decision = self._get_shipped(FALLBACK, shipped).place(request, snapshot, avoid=avoid)
                 fallback = f"ranked by {FALLBACK}, since policy {name} {problem}"
                 own = f"; {decision.fallback}" if decision.fallback else ""

@@ -15,6 +15,7 @@ from roost.scheduler.backends.base import Lease
 
 STALE_AFTER_S = 30.0
 """Metrics older than this cause a warning."""
+_SHORT_S = 120.0
 _EXAMINED_NODES = 50
 """At most this many nodes, closest to fitting first, are searched for kernels whose end would make room."""
 
@@ -41,11 +42,15 @@ def find_metrics_warnings(decision: Decision, snapshot: Snapshot) -> list[str]:
 
 
 def describe_left(nodes: Mapping[str, float]) -> str:
-    """Return a clause about nodes that have left the cluster lately, and for how many seconds; empty without one.
+    """Return a clause about nodes that have left the cluster lately, and for how long; empty without one.
 
-    Such a node may come back, and could then hold a request that no node could ever hold.
+    Such a node may come back, and could then hold a request that no node could ever hold. The clause is part of the
+    reason of a wait, so it changes once a minute at most.
     """
-    ages = [f"{name} {format_age(left_s)} ago" for name, left_s in sorted(nodes.items())]
+    ages = [
+        f"{name} {format_age(left_s) if left_s >= _SHORT_S else 'less than 2 min'} ago"
+        for name, left_s in sorted(nodes.items())
+    ]
     return f"lately left the cluster: {', '.join(ages)}" if ages else ""
 
 

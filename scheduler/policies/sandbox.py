@@ -48,7 +48,7 @@ _LOADS_FREE_S = 3.0
 _RESTS_S = (1.0, 60.0)
 """First and longest time for which a policy is not asked after its process was ended."""
 _UNUSED_S = 600.0
-"""A process that was not asked for so long ends. The next question starts another."""
+"""A process that was not asked for so long ends, if it loads quickly. The next question starts another."""
 _UNASKED_S = 30.0
 """The same for one that was never asked. `roost doctor` loads all configured policies."""
 _ENDS_S = 5.0
@@ -64,7 +64,15 @@ _LONG_BYTES = 100 * _MANY_NODES
 
 
 class PolicyFailed(Exception):
-    """The policy made no usable decision. The text completes "policy NAME …", as in `did not answer within 1 s`."""
+    """The policy made no usable decision. The text completes "policy NAME …", as in `did not answer within 1 s`.
+
+    `cause` is the text without a time that soon passes. `is_fault` is false if the policy is only not ready yet.
+    """
+
+    def __init__(self, cause: str, when: str = "", *, is_fault: bool = True) -> None:
+        super().__init__(cause + when)
+        self.cause = cause
+        self.is_fault = is_fault
 
 
 class SandboxedPolicy:
@@ -78,6 +86,8 @@ class SandboxedPolicy:
         self._process: _PolicyProcess | None = None
         self._loading: asyncio.Task[_PolicyProcess] | None = None
         self._pauses = backoff(*_RESTS_S)
+        self._load_s = 0.0
+        """How long the process took to load."""
         self._why = ""
         self._rests_until = 0.0
         self._is_closed = False
@@ -105,6 +115,7 @@ class SandboxedPolicy:
         self._timers.close()
         if self._loading is not None:
             self._loading.cancel()
+            await asyncio.wait([self._loading], timeout=2 * _ENDS_S)  # its process ends
         if self._process is not None:
             await self._process.end()
 
@@ -140,12 +151,12 @@ class SandboxedPolicy:
             self._process = None
         rests_s = self._rests_until - time.monotonic()
         if rests_s > 0:
-            raise PolicyFailed(f"{self._why}; it is asked again in {math.ceil(rests_s)} s")
+            raise PolicyFailed(self._why, f"; it is asked again in {math.ceil(rests_s)} s")
         if self._loading is None:
             self._loading = start_shared(self._start())
         await asyncio.wait([self._loading], timeout=self._timeout_s)
         if not self._loading.done():
-            raise PolicyFailed("is still loading")
+            raise PolicyFailed("is still loading", is_fault=False)
         loading, self._loading = self._loading, None
         try:
             self._process = loading.result()
@@ -159,14 +170,18 @@ class SandboxedPolicy:
             raise PolicyFailed("was replaced by another of this name")
 
     def _end_unused(self) -> None:
-        if self._process is not None:
+        """End the process, unless the next question would have to wait longer for another one than it may."""
+        if self._process is not None and self._load_s < self._timeout_s / 2:
             self._process.kill()
             self._process = None
 
     async def _start(self) -> _PolicyProcess:
         has_log = bool(logging.getLogger().handlers)
         setup = Setup(self._source, tuple(sys.path), _find_folder(), self._memory_bytes, has_log)
-        return await _PolicyProcess.start(setup)
+        began = time.monotonic()
+        process = await _PolicyProcess.start(setup)
+        self._load_s = time.monotonic() - began
+        return process
 
     def _rest(self, why: str) -> None:
         log.error("policy=%s %s", self._source.name, why)

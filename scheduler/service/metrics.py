@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_a
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from roost.placement import Snapshot
+from roost.placement.model.node import UNREACHABLE
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import Event, Kernel, KernelState
 
@@ -130,9 +131,11 @@ def _describe_nodes(snapshot: Snapshot) -> Iterator[Metric]:
             family.add_metric([resource], sum(getattr(node, field) or 0 for node in nodes))
         yield family
     states = GaugeMetricFamily("roost_nodes", "Nodes of the cluster.", labels=["state"])
-    draining = sum(node.is_draining for node in nodes)
-    states.add_metric(["ready"], len(nodes) - draining)
-    states.add_metric(["draining"], draining)
+    closed = sum(node.is_draining for node in nodes)
+    unreachable = sum(node.is_draining and node.drains_because.startswith(UNREACHABLE) for node in nodes)
+    states.add_metric(["ready"], len(nodes) - closed)
+    states.add_metric(["draining"], closed - unreachable)
+    states.add_metric(["unreachable"], unreachable)
     yield states
     if snapshot.node_types:
         text = "Nodes of each type that the cluster could start."

@@ -23,8 +23,8 @@ from roost.scheduler.service.decision_log import ASKED, older_file
 _MIB = 1 << 20
 _NODES = ("sn", "cpu_milli", "memory_mib", "gpu", "model")
 _TASKS = ("name", "cpu_milli", "memory_mib", "num_gpu", "gpu_milli")
-_MORE_OF_TASKS = ("gpu_spec", "creation_time", "deletion_time", "qos", "pod_phase", "scheduled_time")
-"""The other columns of openb's tasks. The last three have no effect on a simulation."""
+_MORE_OF_TASKS = ("user", "gpu_spec", "creation_time", "deletion_time", "qos", "pod_phase", "scheduled_time")
+"""A column of roost, and the other columns of openb's tasks. The last three have no effect on a simulation."""
 MOST_NODES = 200_000
 MOST_TASKS = 1_000_000
 _MOST_LINE = 1_000_000
@@ -123,7 +123,8 @@ def _parse_node(what: str, specification: str, known: Mapping[str, Node]) -> Nod
         elif re.fullmatch(r"[\d.]+ ?[kmgtpKMGTP]i?[bB]?", part):
             memory_bytes = parse_bytes(part)
         else:
-            examples = f"; the nodes are {', '.join(list(known)[:3])}, …" if known else ""
+            more = ", …" if len(known) > 3 else ""
+            examples = f"; the nodes are {', '.join(list(known)[:3])}{more}" if known else ""
             raise ConfigError(
                 f"--add {specification!r}: {part!r} is neither 96cpus, 384GiB, 8xA100 nor the name of a node{examples}."
             )
@@ -189,6 +190,7 @@ def _task(row: Mapping[str, str]) -> Arrival:
         memory_bytes=_whole(row, "memory_mib") * _MIB,
         gpus=gpus,
         gpu_models=models,
+        owner=row.get("user", "").strip(),
     )
     created_s = _number(row, "creation_time") if row.get("creation_time") else 0.0
     duration_s = None
@@ -255,6 +257,7 @@ def _read_decisions(lines: Iterator[tuple[Mapping[str, Any], Path, int]]) -> tup
 def _parse_decision(line: Mapping[str, Any]) -> tuple[Arrival, float]:
     try:
         asked = {name: line["request"][name] for name in ASKED if name in line["request"]}
+        asked["owner"] = line.get("user", "")
         at_s, asked_s = (datetime.fromisoformat(line[name]).timestamp() for name in ("at", "asked_at"))
     except (KeyError, TypeError, ValueError) as problem:
         raise ValueError(f"this line is not from a decision log ({problem}).") from None

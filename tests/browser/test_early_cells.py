@@ -370,6 +370,8 @@ def test_another_executor_is_left_alone(
     page_config("@jupyterlab/notebook-extension:cell-executor")
     lab.open()
     lab.create_notebook("plain")
+    idle = lab.page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+    idle.wait_for(timeout=allow_s(CELL_S * 1000))  # the Lab itself drops a cell that is run before
     lab.run(0, "print('ran')")
     assert lab.output(0, "ran").strip() == "ran"
     assert lab.page.evaluate("window.ranByAnother")

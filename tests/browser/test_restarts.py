@@ -15,6 +15,7 @@ import pytest
 
 from kit.jupyter import browser
 from kit.jupyter.browser import EXTENSION, Lab, RestartableLab
+from roost.testing.deadlines import allow_s
 
 COMES_BACK_S = 60.0
 """How long JupyterLab may take to connect again. It tries after 1, 2, 4 … seconds."""
@@ -69,8 +70,10 @@ def test_a_page_goes_on_when_its_server_is_back(lab: Lab, restartable: Restartab
     lab.press("Escape", "i", "i")
     assert "KeyboardInterrupt" in lab.output(2, "KeyboardInterrupt")
     lab.press("Escape", "0", "0")
-    lab.page.get_by_role("button", name="Confirm Kernel Restart").click()
-    browser.until(lambda: lab.api("GET", "kernels")[0]["execution_state"] == "idle", browser.CELL_S)
+    cell_ms = allow_s(browser.CELL_S * 1000)
+    with lab.page.expect_response(lambda answer: "/restart" in answer.url, timeout=cell_ms):
+        lab.page.get_by_role("button", name="Confirm Kernel Restart").click()
+    lab.page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=cell_ms)
     lab.run(3, "x")
     assert "NameError" in lab.output(3, "NameError")
 
@@ -150,7 +153,7 @@ def test_cells_that_wait_for_a_session_are_let_go_when_the_server_ends(
     lab.open()
     held = lab.hold_session()
     lab.card("gpu").click()
-    lab.cell(0).wait_for(timeout=browser.OPEN_S * 1000)
+    lab.cell(0).wait_for(timeout=allow_s(browser.OPEN_S * 1000))
     for i in range(2):
         lab.run(i, "print('early')")
         lab.prompt(i, "[*]:")

@@ -52,17 +52,20 @@ from roost.scheduler.errors import ConfigError
 from roost.testing import BackendContract, LeaseContract, backend_context, open_backend
 from roost.testing.contract import Opener
 from roost.testing.contract_steps import name_kernel
+from roost.testing.deadlines import allow_s
 from roost.testing.faults import Faults
 from roost.testing.local_faults import LocalFaults
 from roost.testing.node_faults import NodeFaults
 from roost.testing.pod_faults import PodFaults
 
 T4 = Callable[..., Request]
+PODMANS = ("podman", "rootless")
+"""Podman's service as root, and as a user without rights."""
 
 
 def end_local(runtime_dir: Path) -> None:
-    announced = daemon.ensure(agent_folder(runtime_dir), ["false"], deadline_s=5)
-    os.kill(announced["pid"], signal.SIGTERM)
+    if (announced := daemon.read_announcement(agent_folder(runtime_dir))) is not None:  # else it has left
+        os.kill(announced["pid"], signal.SIGTERM)
 
 
 async def start_master(opener: Opener) -> None:
@@ -72,7 +75,7 @@ async def start_master(opener: Opener) -> None:
 
 
 @pytest.fixture(
-    params=["local", "ray", "dask", "dask_tls", "docker", "podman", "kubernetes", "yarn", "ssh"],
+    params=["local", "ray", "dask", "dask_tls", "docker", "podman", "rootless", "kubernetes", "yarn", "ssh"],
     scope="module",
 )
 def kind(request: pytest.FixtureRequest) -> str:
@@ -98,7 +101,7 @@ def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir
         yield partial(open_backend, lambda agents: ray.create(at_ray, backend_context(agents, folder)))
         join.leave()
         return
-    if kind in ("docker", "podman"):
+    if kind in ("docker", *PODMANS):
         at_engine = RoostDockerBackend(**docker_settings(cluster, module_runtime_dir))
         yield partial(open_backend, lambda agents: create_docker(at_engine, backend_context(agents, folder)))
         return
@@ -124,6 +127,19 @@ def opener_of_kind(kind: str, request: pytest.FixtureRequest, module_runtime_dir
     yield partial(open_backend, lambda agents: dask.create(at_dask, backend_context(agents, folder)))
 
 
+@pytest.fixture(autouse=True)
+def late_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The managers of a busy machine decide late. A claim that is undecided by then would count as one or the other."""
+    for name, seconds in {
+        "kubernetes.creation._DECIDED_S": 10.0,
+        "yarn.creation._MARGIN_S": 0.5,
+        "ray.placement_groups._DECIDES_S": 3.0,
+        "dask.join._CONNECT_S": 3.0,
+        "dask.join._ANSWER_S": 5.0,
+    }.items():
+        monkeypatch.setattr(f"roost.scheduler.backends.{name}", allow_s(seconds))
+
+
 @pytest.fixture
 def t4(kind: str) -> T4:
     """Return a function that builds a request for T4 GPUs, which are a custom resource on Dask.
@@ -132,7 +148,7 @@ def t4(kind: str) -> T4:
     """
 
     def ask(gpus: float, **more: Any) -> Request:
-        if kind == "podman":
+        if kind in PODMANS:
             return Request(**{"memory_bytes": int(gpus * psutil.virtual_memory().total / 2), **more})
         if kind not in ("dask", "dask_tls"):
             return Request(gpus=gpus, gpu_models=("T4",), **more)
@@ -154,11 +170,11 @@ class TestBackend(BackendContract):
 
     @pytest.fixture
     def kernel_python(self, kind: str) -> str:
-        return "python3" if kind in (*OWN_PYTHONS, "podman") else sys.executable
+        return "python3" if kind in (*OWN_PYTHONS, *PODMANS) else sys.executable
 
     async def test_a_share_of_a_gpu_is_granted_once(self, kind: str, opener: Opener, t4: T4) -> None:
         async with opener() as (backend, _):
-            if kind == "podman":
+            if kind in PODMANS:
                 pytest.skip("Podman gives no GPUs through Docker's interface")
             if kind in ("docker", "kubernetes", "yarn"):
                 with pytest.raises(ConfigError, match="whole GPUs only"):
@@ -194,6 +210,7 @@ class TestLeases(LeaseContract):
         clusters = {
             "docker": DockerCluster,
             "podman": DockerCluster,
+            "rootless": DockerCluster,
             "kubernetes": KubernetesCluster,
             "yarn": YarnCluster,
         }
@@ -201,4 +218,4 @@ class TestLeases(LeaseContract):
 
     @pytest.fixture
     def kernel_python(self, kind: str) -> str:
-        return "python3" if kind in (*OWN_PYTHONS, "podman") else sys.executable
+        return "python3" if kind in (*OWN_PYTHONS, *PODMANS) else sys.executable

@@ -20,7 +20,7 @@ from roost.scheduler.backends.ray.manager import create
 from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import backend_context
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 
 ADA = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)
 
@@ -85,7 +85,10 @@ async def test_amounts_are_promised_leased_and_released(
     assert (lease.node_id, lease.request.resources) == (having, {"licence": 1.5})
     (group,) = placement_groups.read_groups()
     assert group.amounts["licence"] == 1.5
-    assert (await backend.leases()).leases == (lease,)
+    async for _ in looks(30):  # it is pending while its agent does not answer
+        if (found := (await backend.leases()).leases) == (lease,):
+            break
+    assert found == (lease,)
     assert (await backend.snapshot()).node(having).resources_promised == {"licence": 1.5}
 
     refused = await decide(backend, licence=1)

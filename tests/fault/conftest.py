@@ -14,8 +14,8 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 import roost
 from kit.clusters.contention import SCHEDULERS
 from kit.clusters.docker.faults import DockerWorld
+from kit.clusters.docker.shared_cluster import started
 from kit.clusters.docker_engine import DockerEngine
-from kit.clusters.docker_engine import why_not as why_no_engine
 from kit.clusters.faults import show_logs
 from kit.clusters.hadoop_nodes import HadoopNodes, Machine
 from kit.clusters.hadoop_nodes import why_not as why_no_yarn
@@ -95,10 +95,17 @@ def kubelets(private_environment: None) -> Iterator[Kubelets]:
 @pytest.fixture(scope="module")
 def docker_engine(private_environment: None) -> Iterator[DockerEngine]:
     """Start an engine for one test module, whose tests kill it."""
-    if reason := why_no_engine():
-        pytest.skip(reason)
-    with DockerEngine() as engine:
-        yield engine
+    yield from started("dockerd")
+
+
+@pytest.fixture(scope="module")
+def podman_engine(private_environment: None) -> Iterator[DockerEngine]:
+    yield from started("podman")
+
+
+@pytest.fixture(scope="module")
+def rootless_engine(private_environment: None) -> Iterator[DockerEngine]:
+    yield from started("rootless")
 
 
 @pytest.fixture

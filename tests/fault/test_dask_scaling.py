@@ -153,11 +153,11 @@ async def test_adaptive_scaling_spares_a_machine_until_its_kernel_has_ended(
     notebook = await open_notebook()
     kernel = await connect("dask").kernel(notebook.manager.kernel_id)
     scaling_cluster.tell("adapt")
-    await scaling_cluster.until([kernel.node_id], 10)
+    await scaling_cluster.until([kernel.node_id], 60)
     assert scaling_cluster.tell("decide 5") == [kernel.node_id]  # Dask retires a worker after two decisions
     assert await notebook.value("mine") == "42"
     await notebook.close()
-    await scaling_cluster.until([], 10)
+    await scaling_cluster.until([], 60)
 
 
 @pytest.mark.fault_long

@@ -60,8 +60,9 @@ async def test_a_container_removed_while_no_service_runs(docker_world: DockerWor
 async def test_a_container_stopped_while_no_service_runs(docker_world: DockerWorld) -> None:
     notebook = await docker_world.open()
     container = await docker_world.container(notebook)
-    docker_world.kill_service()
+    docker_world.pause_service()  # the notebook would start the next one at once, which might see the stop
     docker_world.engine.run("stop", container)
+    docker_world.kill_service()
     assert STOPPED_OR_KILLED in await docker_world.ended(notebook, 20)
 
 
@@ -115,7 +116,7 @@ async def test_the_service_during_a_pull(docker_world: DockerWorld, tmp_path: Pa
 
     with Registry(docker_world.engine, tmp_path / "registry") as registry:
         registry.hold(2_000_000)
-        notebook = docker_world.notebook(options={"image": registry.image})
+        notebook = docker_world.notebook(options={"image": registry.image}, launch_timeout=600)
         opening = asyncio.create_task(notebook.open())
         await until(is_shown, "no progress is shown", within_s=30)
         docker_world.kill_service()
@@ -133,7 +134,7 @@ async def test_the_engine_during_a_pull(docker_world: DockerWorld, tmp_path: Pat
     docker_world.configure(pull="missing")
     with Registry(docker_world.engine, tmp_path / "registry") as registry:
         registry.hold(2_000_000)
-        notebook = docker_world.notebook(options={"image": registry.image})
+        notebook = docker_world.notebook(options={"image": registry.image}, launch_timeout=600)
         opening = asyncio.create_task(notebook.open())
         await until(lambda: any("/blobs/" in path for path in registry.requests()), "there is no pull")
         docker_world.engine.kill()

@@ -75,15 +75,21 @@ def test_kills(elastic_cluster: ElasticRaylets, module_runtime_dir: Path, step: 
 
 def run_round(elastic: Elastic, home: Path, step: str, victim: str) -> None:
     assert (elastic.groups(), elastic.raylets()) == ([], [])
+    until(lambda: not elastic.joined())  # Ray shows an ended node for a while
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    leaves_nobody = victim == "service and application"
     with subprocess.Popen([sys.executable, "-c", OWNER], env=environment, stdin=subprocess.PIPE) as owner:
         try:
-            until(lambda: STEPS[step](elastic) or owner.poll() is not None, 120)
-            assert owner.poll() is None, "the start has failed"
-            if victim == "service and application":
+            if leaves_nobody and step != "running":
+                # Later it may take seconds, in which the kernel begins to run. It would live on.
                 elastic.close()
                 disconnect()
+            until(lambda: STEPS[step](elastic) or owner.poll() is not None, 120)
+            assert owner.poll() is None, "the start has failed"
+            if leaves_nobody:
                 owner.kill()
+                elastic.close()
+                disconnect()
             kill_part(elastic, home, victim)
             killed_at = time.monotonic()
             what = see_end(elastic, step, victim)

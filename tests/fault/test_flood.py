@@ -37,7 +37,7 @@ SETTINGS = AgentSettings(cpus=64, memory_bytes=1000, gpus=0, idle_exit_s=60, add
 PEERS = 2_000
 STARTS = 6
 CONNECTS = 10
-LATER_S = 2.0
+LATER_S = 8.0
 """How much longer a start may take in a flood."""
 CONNECT_S = 5.0
 GROWS_BYTES = 256 << 20

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from kit.jupyter.hostile_kernel import BATCH, CELL, HOSTILE_ARGV, MESSAGES, dump, good_cell, messages
 from kit.machine.daemons import daemon_pids
+from kit.machine.live_folders import read_files
 from kit.machine.tiny_kernel import tiny
 from roost.provisioners.journal_reader import CellRun, read_runs
 from roost.scheduler.client.client import Client
@@ -157,7 +158,7 @@ async def test_last_words_reach_the_user_and_no_log(client: Client, settled_runt
     with pytest.raises(KernelDied, match="API_KEY=hush") as died:
         await client.start(tiny(argv=(sys.executable, "-S", "-c", code)))
     assert "API_KEY=hush" in died.value.fields["log_tail"]
-    logs = {log: log.read_text() for log in settled_runtime_dir.rglob("log*") if log.is_file()}
+    logs = {log: text.decode() for log, text in read_files(settled_runtime_dir) if log.name.startswith("log")}
     assert {log.parent.name.partition(".")[0].partition("-")[0] for log in logs} >= {"agent", "scheduler"}
     assert any("exited with code 3 while it was starting" in text for text in logs.values())
     assert not any("API_KEY" in text or "hush" in text for text in logs.values())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,8 @@ import pytest
 from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import daemon_pids, kill, wait_gone
 from kit.machine.tiny_kernel import tiny
-from roost.launchers.daemon.process import is_running
+from roost.launchers.daemon.process import is_running, start_time
+from roost.scheduler.client import client as roost_client
 from roost.scheduler.client.client import Client
 from roost.testing.deadlines import allow_s, looks
 
@@ -65,6 +68,31 @@ async def _agent_after(world: Path, killed: int) -> list[int]:
         if found:
             return found
     raise AssertionError("no new agent came up")
+
+
+async def test_a_start_that_is_withdrawn_while_the_service_is_stopped(
+    client: Client, settled_runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP until the connection is lost. The service then reads the start from its socket, but no cancellation."""
+    await client.kernels()
+    (service,) = daemon_pids(settled_runtime_dir, "scheduler")
+    monkeypatch.setattr(roost_client, "CALL_DEADLINE_S", 1.0)
+    os.kill(service, signal.SIGSTOP)
+    try:
+        starting = asyncio.ensure_future(_start(client, tiny()))
+        await asyncio.sleep(12)  # a connection without heartbeats is lost after 10 s
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        await asyncio.sleep(2)  # the first cancellation is given up
+    finally:
+        os.kill(service, signal.SIGCONT)
+    monkeypatch.undo()
+    async for _ in looks(60):
+        if not client._tasks:
+            break
+    assert not client._tasks
+    assert await client.kernels() == []
 
 
 async def test_the_service_during_ten_starts(client: Client, settled_runtime_dir: Path) -> None:
@@ -152,7 +180,9 @@ def _children(pid: int) -> list[int]:
 
 
 def _command(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
 
 
 OWNER = """
@@ -185,10 +215,11 @@ async def test_an_owner(short_owner_grace: float, client: Client, settled_runtim
     await _until_only(client, "adoptable")
     (kernel,) = await client.kernels()
     assert (kernel.pid, kernel.state) == (adoptable, "running")
+    adopted_at = start_time(adoptable)
     (node,) = await client.nodes()
     assert sum(device["promised"] for device in node["devices"]) == 1
     await client.stop("adoptable", grace_s=0)
-    assert not is_running(adoptable, 0.1)
+    assert not is_running(adoptable, adopted_at)
 
 
 async def _until_only(client: Client, kernel_id: str) -> None:

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from kit.clusters.docker.faults import DockerWorld
-from kit.clusters.docker_engine import DockerEngine, why_not
 
 pytestmark = pytest.mark.fault
 
 
-@pytest.fixture(scope="module")
-def podman_engine(private_environment: None) -> Iterator[DockerEngine]:
-    if reason := why_not("podman"):
-        pytest.skip(reason)
-    with DockerEngine("podman") as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine_of_world() -> str:
-    return "podman_engine"
+@pytest.fixture(params=["podman_engine", "rootless_engine"], ids=["root", "no root"])
+def engine_of_world(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 async def test_the_scheduler_service(docker_world: DockerWorld) -> None:

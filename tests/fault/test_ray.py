@@ -19,6 +19,7 @@ import psutil
 import pytest
 from server import jupyter_server
 
+from kit.clusters.faults import read_command
 from kit.jupyter.front_end import errors, front_end
 from kit.jupyter.kernelspecs import (
     IPYKERNEL,
@@ -85,7 +86,9 @@ async def notebooks(raylets_runtime_dir: Path, tmp_path: Path) -> AsyncIterator[
     opened: list[Notebook] = []
 
     async def open_one(**config: object) -> Notebook:
-        specs = kernelspecs(tmp_path / str(len(opened)), config={"backend": "ray", **config})
+        specs = kernelspecs(
+            tmp_path / str(len(opened)), config={"backend": "ray", "launch_timeout": allow_s(60), **config}
+        )
         notebook = Notebook("roosted")
         notebook.manager.kernel_spec_manager = specs
         await notebook.open()
@@ -111,7 +114,7 @@ def groups(address: str, remove: str = "") -> list[str]:
 
 
 def agents(cluster: Raylets) -> list[psutil.Process]:
-    return [one for one in cluster.processes() if "roost.launchers.agent.main" in one.cmdline()]
+    return [one for one in cluster.processes() if "roost.launchers.agent.main" in read_command(one)]
 
 
 async def test_the_scheduler_service(notebooks: Callable[..., object], raylets_runtime_dir: Path) -> None:
@@ -120,7 +123,13 @@ async def test_the_scheduler_service(notebooks: Callable[..., object], raylets_r
     before = held_by(await service().kernel(notebook.manager.kernel_id))
     kill(*daemon_pids(raylets_runtime_dir, "scheduler"))
     assert await notebook.value("mine") == "42"
-    assert held_by(await service().kernel(notebook.manager.kernel_id)) == before
+    found = None
+    async for _ in looks(60):
+        with contextlib.suppress(BackendUnavailable):  # the next service joins Ray first
+            kernel = await service().kernel(notebook.manager.kernel_id)
+            if kernel.state != "unknown" and (found := held_by(kernel)) == before:
+                break
+    assert found == before
     await notebook.interrupt()
     assert await notebook.value("mine") == "42"
 
@@ -149,12 +158,18 @@ async def test_agents_that_are_silent_when_the_next_service_comes(
         kill(*daemon_pids(raylets_runtime_dir, "scheduler"))
         kernel = None
         async for _ in looks(60):
-            kernel = await service().kernel(notebook.manager.kernel_id)
-            if kernel.state == "unknown":
-                break
+            with contextlib.suppress(BackendUnavailable):  # it waits for the silent agents before it serves
+                kernel = await service().kernel(notebook.manager.kernel_id)
+                if kernel.state == "unknown":
+                    break
         assert kernel is not None
         assert kernel.state == "unknown"
-        await asyncio.sleep(8)  # longer than a start may take to be repeated
+        for _ in range(35):  # longer than two readings, and than a start may take to be repeated
+            await asyncio.sleep(1)
+            assert (await service().kernel(notebook.manager.kernel_id)).state == "unknown"
+        with pytest.raises(Exception, match=r"nobody knows whether kernel .* still runs: the agent of"):
+            await notebook.manager.interrupt_kernel()
+        assert await notebook.manager.is_alive()
     finally:
         for agent in silent:
             agent.resume()
@@ -167,11 +182,101 @@ async def test_agents_that_are_silent_when_the_next_service_comes(
     assert await notebook.value("mine") == "42"
 
 
+async def test_a_refused_interrupt_does_not_meet_a_later_cell(
+    notebooks: Callable[..., object], raylets: Raylets
+) -> None:
+    """The message waits in the socket of the agent, which hangs."""
+    notebook = await notebooks(cpus=0.5)
+    silent = agents(raylets)
+    for agent in silent:
+        agent.suspend()
+    try:
+        with pytest.raises(BackendUnavailable, match="has not answered within"):
+            await notebook.manager.interrupt_kernel()
+        running = asyncio.create_task(notebook.run("import time\nfor _ in range(20): time.sleep(0.5)"))
+        await asyncio.sleep(1)
+    finally:
+        for agent in silent:
+            agent.resume()
+    assert (await running)["status"] == "ok"
+    await notebook.interrupt()
+
+
+async def test_what_a_person_does_while_an_agent_is_silent(
+    raylets_runtime_dir: Path, raylets: Raylets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start and a stop wait for the agent, also if the service is killed. A restart is refused. Nothing is lost."""
+    node = raylets.add_node(Machine(cpus=4, labels={"silent": "yes"}))
+    kernelspecs(tmp_path, config={"backend": "ray", "labels": {"silent": "yes"}, "cpus": 0.5})
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    async with jupyter_server(
+        tmp_path, options=["--ServerApp.jpserver_extensions={'roost': True}"]
+    ) as server:
+
+        async def listed() -> set[str]:
+            return {each["id"] for each in (await server.api("GET", "kernels"))[1]}
+
+        ids = [(await server.api("POST", "kernels", {"name": "roosted"}))[1]["id"] for _ in range(3)]
+        kept, restarted, stopped = ids
+        for kernel_id in (kept, restarted):
+            async with front_end(server, kernel_id) as front:
+                await front.ended(await front.run("mine = 42"))
+        silent = agents(raylets)
+        for agent in silent:
+            agent.suspend()
+        try:
+            started = (await server.api("POST", "kernels", {"name": "roosted"}))[1]["id"]
+            assert (await server.api("POST", f"kernels/{restarted}/restart", {}))[
+                0
+            ] == 500  # as Jupyter has it
+            reason = (await server.api("GET", f"kernels/{restarted}"))[1]["reason"]
+            assert re.fullmatch(r"The kernel was not restarted: the agent on .* has not answered .*", reason)
+            with pytest.raises(BackendUnavailable, match="is stopped as soon as its agent answers"):
+                await service().stop(stopped)
+            kill(*daemon_pids(raylets_runtime_dir, "scheduler"))
+            await asyncio.sleep(5)
+        finally:
+            for agent in silent:
+                agent.resume()
+        resumed_at = time.monotonic()
+        for kernel_id, code, shown in (
+            (kept, "mine", "42"),
+            (restarted, "mine", "42"),
+            (started, "1 + 1", "2"),
+        ):
+            async with front_end(server, kernel_id) as front:
+                assert shown in str(await front.ended(await front.run(code)))
+            print(f"{code} was answered {time.monotonic() - resumed_at:.1f} s after the agent went on.")
+        status, model = await server.api("POST", f"kernels/{restarted}/restart", {})
+        assert (status, model.get("reason", "")) == (200, "")
+        async for _ in looks(30):
+            if await listed() == {kept, restarted, started}:
+                break
+        assert await listed() == {kept, restarted, started}
+        for kernel_id in (kept, restarted, started):
+            await server.api("DELETE", f"kernels/{kernel_id}")
+    raylets.stop_node(node.address)
+    assert await service().kernels() == []
+
+
+def find_idle_workers(raylets: Raylets) -> list[psutil.Process]:
+    found = []
+    for process in raylets.processes():
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if process.cmdline()[:1] == ["ray::IDLE"]:
+                found.append(process)
+    return found
+
+
 async def test_a_ray_worker(notebooks: Callable[..., object], raylets: Raylets) -> None:
-    """Ray's workers started the agent and found the devices. A running kernel does not need them."""
+    """Ray's workers find the devices. A running kernel does not need them."""
     notebook = await notebooks(gpus=1, gpu_models=["T4"])
     await notebook.run("mine = 42")
-    workers = [one for one in raylets.processes() if one.cmdline()[:1] == ["ray::IDLE"]]
+    async for _ in looks(
+        30
+    ):  # a worker waits for the next claim some seconds after the first start on a node
+        if workers := find_idle_workers(raylets):
+            break
     assert workers
     for worker in workers:
         kill(worker.pid)
@@ -200,7 +305,7 @@ async def test_a_raylet(notebooks: Callable[..., object], raylets: Raylets) -> N
     killed_at = time.monotonic()
     raylets.kill_raylet(node.address)
     while (decision := await service().explain(asked))["placement"]:  # Ray itself notices after 13 s
-        assert time.monotonic() - killed_at < allow_s(2)
+        assert time.monotonic() - killed_at < max(8.0, allow_s(2))
         await asyncio.sleep(0.05)
     assert "its raylet has ended" in str(decision["refusals"])
     assert not decision["is_never"]
@@ -232,6 +337,26 @@ async def test_a_cell_shows_that_its_node_was_lost(
     assert await service().kernels() == []
 
 
+async def test_the_first_kernel_on_a_node_that_joins_is_forked(
+    notebooks: Callable[..., object], raylets: Raylets
+) -> None:
+    """The user has a kernel that fills its node, so the next one would go to the new node."""
+    asked = {"cpus": 2, "labels": {"joins": "yes"}}
+    nodes = [raylets.add_node(Machine(cpus=2, labels={"joins": "yes"}))]
+    first = await notebooks(**asked)
+    nodes.append(raylets.add_node(Machine(cpus=2, labels={"joins": "yes"})))
+    until = time.monotonic() + allow_s(60)
+    while not any(row["warm"] for row in await service().nodes() if row["id"] == nodes[1].address):
+        assert time.monotonic() < until, "no process is warm on the new node"
+        await asyncio.sleep(0.2)
+    second = await notebooks(**asked)
+    kernel = await service().kernel(second.manager.kernel_id)
+    assert (kernel.node_id, kernel.how) == (nodes[1].address, "forked")
+    for node, notebook in zip(nodes, (first, second), strict=True):
+        raylets.stop_node(node.address)
+        await notebook.ended(service(), 10)
+
+
 async def test_a_node_that_is_stopped(notebooks: Callable[..., object], raylets: Raylets) -> None:
     node = raylets.add_node(Machine(cpus=2, labels={"other": "yes"}))
     notebook = await notebooks(labels={"other": "yes"})
@@ -249,14 +374,13 @@ async def test_doctor_about_a_node_that_has_left(notebooks: Callable[..., object
     await notebook.ended(service(), 10)
     about: dict[str, str] = {}
     until = time.monotonic() + allow_s(60)
-    while not about:
-        assert time.monotonic() < until
+    says = f"node {node.address} has left the cluster "
+    while len(about) != 1 or not next(iter(about)).startswith(says):  # the kernel may be ending
+        assert time.monotonic() < until, about
         await asyncio.sleep(0.2)
         found = {finding["what"]: finding["level"] for finding in await service().doctor()}
         about = {what: level for what, level in found.items() if node.address in what and level != "not now"}
-    ((what, level),) = about.items()
-    assert what.startswith(f"node {node.address} has left the cluster ")
-    assert level == "warning"
+    assert list(about.values()) == ["warning"]
 
 
 HOLD = """
@@ -283,11 +407,14 @@ async def test_a_waiting_kernel_names_the_actors_that_hold_its_gpus(
         assert actors.stdout is not None
         while (line := await asyncio.wait_for(actors.stdout.readline(), allow_s(60))).strip() != b"held":
             assert line, "the actors do not start"
-        until = time.monotonic() + allow_s(10)
-        while (decision := await service().explain(Request(gpus=2)))["placement"]:
-            assert time.monotonic() < until, "Ray does not show what the actors hold"
+        until = time.monotonic() + allow_s(60)
+        while True:  # raylets report one after the other, and holders are named if Ray answers in 0.2 s
+            decision = await service().explain(Request(gpus=2))
+            others = decision.get("others") or {"amount": 0, "holders": []}
+            if (others["amount"], len(others["holders"])) == (3, 3):
+                break
+            assert time.monotonic() < until, decision
             await asyncio.sleep(0.1)
-        others = decision["others"]
         assert (others["resource"], others["amount"], others["of"]) == ("gpus", 3, 4)
         held_by = "3 of 4 GPUs are held by Ray actors and tasks that roost did not start"
         assert others["text"].startswith(f"{held_by} (Trainer of job ")
@@ -529,7 +656,7 @@ async def _until_refused(about: str) -> str:
     """Wait until the refusal of a question says something about kernels, and return this clause."""
     said = ""
     async for _ in looks(60):
-        with pytest.raises(BackendUnavailable, match="away") as caught:
+        with pytest.raises(BackendUnavailable) as caught:
             await service().explain(Request())
         said = str(caught.value)
         clause = re.search("is away, and (.*?): ", said)

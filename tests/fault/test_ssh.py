@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kit.clusters.faults import assert_plain, say, until
+from kit.clusters.faults import assert_plain, read_name, say, until
 from kit.clusters.ssh.faults import SshWorld, kill_process, on_host
 from kit.jupyter.notebook import Notebook, held_by
 from roost.scheduler.errors import RoostError
@@ -60,10 +60,11 @@ def copy_folder(source: Path, target: Path) -> None:
 def start_with_pid(world: SshWorld, pid: int) -> psutil.Process:
     """Start a process with this pid on HOST. No other process may have it."""
     script = (
-        f"echo {pid - 1} > /proc/sys/kernel/ns_last_pid; sleep 1000 < /dev/null > /dev/null 2>&1 & echo $!"
+        f"for i in $(seq 50); do echo {pid - 1} > /proc/sys/kernel/ns_last_pid; "
+        f"sleep 1000 < /dev/null > /dev/null 2>&1 & test $! = {pid} && break; kill $!; done; echo $!"
     )
     assert world.hosts.run(HOST, "root", ["sh", "-c", script]).stdout == f"{pid}\n"
-    (found,) = [each for each in world.hosts.processes(HOST, "root") if each.name() == "sleep"]
+    (found,) = [each for each in world.hosts.processes(HOST, "root") if read_name(each) == "sleep"]
     return found
 
 
@@ -91,7 +92,7 @@ async def test_a_contact_that_is_killed_in_the_middle(ssh_world: SshWorld, side:
             found = ssh_world.contacts(HOST)
         else:
             found = [
-                each for each in ssh_world.hosts.processes(HOST, "ada") if each.name().startswith("sshd")
+                each for each in ssh_world.hosts.processes(HOST, "ada") if read_name(each).startswith("sshd")
             ]
         for process in found:
             kill_process(process)

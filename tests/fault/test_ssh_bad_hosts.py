@@ -74,6 +74,7 @@ async def world(
     runtime_dir: Path, bad_hosts: SshHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[SshWorld]:
     world = SshWorld(bad_hosts, runtime_dir, tmp_path, monkeypatch, python="")
+    world.configure(connect_timeout_s=20.0)  # the machine may be busy with hosts that never stop to talk
     try:
         with show_logs(runtime_dir):
             yield world

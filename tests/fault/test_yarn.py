@@ -30,13 +30,14 @@ async def test_the_service_and_a_master_while_a_container_is_pending(yarn_world:
     kept = await yarn_world.open()
     await yarn_world.until_known(kept)
     yarn_world.cluster.pause("nm3")
-    notebook = yarn_world.notebook(**SPARE)
+    notebook = yarn_world.notebook(**SPARE, launch_timeout=600)
     try:
         opening = asyncio.create_task(notebook.open())
         say(await yarn_world.waits_for("does not answer"))
         (lease,) = [kernel.lease_id for kernel in await yarn_world.service().kernels() if kernel.is_pending]
         for _ in range(2):
             yarn_world.kill_service()
+            await yarn_world.running(kept)
             kernels = await yarn_world.service().kernels()
             assert {kernel.state for kernel in kernels} == {"running", "queued"}
         (again,) = [kernel.lease_id for kernel in kernels if kernel.is_pending]

@@ -10,12 +10,13 @@ from pathlib import Path
 import psutil
 
 from kit.machine.container_agent import a_launch, assigned_agent
+from roost.bench.clusters.free_ports import free_port
 from roost.launchers.agent.leases.address_watch import watch_address
 from roost.testing.deadlines import allow_s
 
 
 async def test_a_daemon_that_is_back_within_its_grace_loses_nothing(tmp_path: Path) -> None:
-    daemon = socket.create_server(("127.0.0.1", 0))
+    daemon = socket.create_server(("127.0.0.1", free_port()))
     address = daemon.getsockname()
     now = 0.0
     lost: list[tuple[float, str]] = []
@@ -38,7 +39,7 @@ async def test_a_daemon_that_is_back_within_its_grace_loses_nothing(tmp_path: Pa
 
 
 async def test_the_kernel_ends_if_the_daemon_of_its_node_stays_away(runtime_dir: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as daemon:
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as daemon:
         address = f"127.0.0.1:{daemon.getsockname()[1]}"
         settings = {"daemon_address": address, "daemon_name": "NodeDaemon", "daemon_grace_s": 0.5}
         async with assigned_agent(runtime_dir, a_launch(), **settings) as agent:
@@ -51,9 +52,10 @@ async def test_the_kernel_ends_if_the_daemon_of_its_node_stays_away(runtime_dir:
 
 
 async def test_the_kernel_ends_if_the_daemon_of_its_node_has_removed_its_folder(runtime_dir: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as daemon:
+    """The agent looks every 3 s here. Any other agent would make its folder again within 2 s."""
+    with socket.create_server(("127.0.0.1", 0), backlog=4096) as daemon:
         address = f"127.0.0.1:{daemon.getsockname()[1]}"
-        settings = {"daemon_address": address, "daemon_name": "NodeDaemon", "daemon_grace_s": 3.0}
+        settings = {"daemon_address": address, "daemon_name": "NodeDaemon", "daemon_grace_s": 30.0}
         async with assigned_agent(runtime_dir, a_launch(), **settings) as agent:
             kernel = psutil.Process((await agent.client.launch(a_launch())).pid)
             shutil.rmtree(runtime_dir / "agent")

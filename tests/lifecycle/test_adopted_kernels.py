@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from server import JupyterServer
 
 from kit.jupyter.front_end import FrontEnd, errors, front_end, texts
+from kit.jupyter.notebook import SLEEP
 from kit.jupyter.restarted_servers import end, listed, replies, serving, shown, start
 from roost.scheduler.client.client import connect, disconnect
 from roost.testing.deadlines import allow_s, looks
@@ -133,8 +135,9 @@ def kill_services(folder: Path) -> None:
 
 
 async def _interrupt_and_restart(server: JupyterServer, front: FrontEnd, kernel_id: str) -> None:
-    cell = await front.run(SECONDS.format(600))
+    cell = await front.run(f"print(1, flush=True)\n{SLEEP}")
     await front.until(lambda: "1\n" in texts(front.about(cell)))
+    await asyncio.sleep(allow_s(0.2))  # some kernels hang if they are interrupted while they still print
     assert (await server.api("POST", f"kernels/{kernel_id}/interrupt", {}))[0] == 204
     assert "KeyboardInterrupt" in shown(await front.ended(cell))
     assert (await server.api("POST", f"kernels/{kernel_id}/restart", {}))[0] == 200

@@ -10,14 +10,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from kit.machine.daemons import agent_folder
+from kit.machine.daemons import agent_folder, wait_gone
+from kit.machine.live_folders import walk
 from kit.machine.real_agent import Session, agent_pid, agent_session, alive, end_agent
 from kit.machine.tiny_kernel import TINY_ARGV as ARGV
 from kit.machine.tiny_kernel import TINY_KERNEL
@@ -53,8 +56,9 @@ async def test_a_kernel_from_lease_to_release(agent: Session, runtime_dir: Path)
     status = await agent.client.status()
     assert (status.kernels, status.cpus_promised, status.gpus_promised) == (1, 1, 0.5)
     assert await agent.client.logs("k", 100) == "up\n"
-    for path in agent_folder(runtime_dir).rglob("*"):
-        assert path.stat().st_mode & 0o077 == 0, f"{path} is open to others"
+    for path in walk(agent_folder(runtime_dir)):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            assert path.stat().st_mode & 0o077 == 0, f"{path} is open to others"
     await agent.client.release(lease_id)
     assert not alive(process)
     await agent.client.release(lease_id)
@@ -175,7 +179,7 @@ async def test_the_next_agent_adopts_the_kernels_of_a_killed_agent(agent: Sessio
         holdings = await again.client.holdings()
         assert [kernel.pid for kernel in holdings.kernels] == [process.pid]
         assert len(holdings.leases) == 2
-        assert not is_running(unfinished, start_time(unfinished)), "a start that was not finished is ended"
+        assert not await _group_lives(unfinished), "a start that was not finished is ended"
         assert reader.returncode is None, "a reader of its log is not"
         reader.kill()
         await reader.wait()
@@ -320,8 +324,12 @@ async def test_the_use_of_kernels(agent: Session) -> None:
     assert 1 << 20 < stats.memory_bytes < rss_bytes, "of shared pages, only a part counts"
     assert stats.cpu_s >= 0
     assert 0 <= stats.cpu_percent < 100 * (os.cpu_count() or 1)
-    (again,) = await agent.client.stats()
-    assert again.cpu_percent == stats.cpu_percent, "measured at most once a second"
+    async for _ in looks(30):
+        began = time.monotonic()
+        ((stats,), (again,)) = await agent.client.stats(), await agent.client.stats()
+        if time.monotonic() - began < 0.5:
+            assert again.cpu_percent == stats.cpu_percent, "measured at most once a second"
+            break
     assert again.idle_s > stats.idle_s > 0
 
 
@@ -370,17 +378,11 @@ def test_a_log_is_cut_to_its_end_while_it_is_written(tmp_path: Path) -> None:
 
 
 async def test_an_agent_stays_while_a_lease_exists_and_leaves_when_idle(runtime_dir: Path) -> None:
-    async with agent_session(AgentSettings(cpus=4, idle_exit_s=0.3)) as session:
+    async with agent_session(AgentSettings(cpus=4, idle_exit_s=allow_s(3))) as session:
         await session.reserve("k", linger_s=0.2)
         await session.launch("k")
         pid = agent_pid()
         await session.client.release("roost:k:1")
         await session.until("leaving")
-    descriptor = os.pidfd_open(pid) if os.path.exists(f"/proc/{pid}") else None
-    if descriptor is not None:
-        ended = asyncio.Event()
-        asyncio.get_running_loop().add_reader(descriptor, ended.set)
-        await asyncio.wait_for(ended.wait(), allow_s(60))
-        asyncio.get_running_loop().remove_reader(descriptor)
-        os.close(descriptor)
+    assert await asyncio.to_thread(wait_gone, pid)
     shutil.rmtree(agent_folder(runtime_dir))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -53,7 +54,7 @@ async def kernel(
     kc = km.client()
     kc.start_channels()
     try:
-        await kc.wait_for_ready(30)
+        await kc.wait_for_ready(allow_s(30))
         yield km, kc
     finally:
         kc.stop_channels()
@@ -106,7 +107,7 @@ async def test_a_killed_kernel_is_restarted_by_jupyters_restarter(specs: KernelS
         while await pid_of(km) == pid or not await km.is_alive():  # noqa: ASYNC110 - the restarter reports no more
             await asyncio.sleep(0.02)
         await asyncio.wait_for(asyncio.shield(km.ready), allow_s(60))
-        await kc.wait_for_ready(30)
+        await kc.wait_for_ready(allow_s(30))
         assert (await run(kc, "print(1)"))["text"] == "1"
 
 
@@ -145,7 +146,7 @@ async def test_ipc(specs: KernelSpecManager) -> None:
     async with kernel(specs, manager={"transport": "ipc"}) as (km, kc):
         assert (await run(kc, "print(1)"))["text"] == "1"
         await km.restart_kernel(now=True)
-        await kc.wait_for_ready(30)
+        await kc.wait_for_ready(allow_s(30))
         assert (await run(kc, "print(2)"))["text"] == "2"
 
 
@@ -164,7 +165,7 @@ async def test_other_users_cannot_reach_an_ipykernel_without_curve(
             assert backend_runtime_dir in folder.parents
             assert folder.stat().st_mode & 0o777 == 0o700
             await km.restart_kernel(now=True)
-            await kc.wait_for_ready(30)
+            await kc.wait_for_ready(allow_s(30))
 
 
 async def test_a_kernelspec_that_is_not_forked(specs_of: Specs, backend: str) -> None:
@@ -245,4 +246,8 @@ async def test_a_start_cancelled_half_way_leaves_nothing(specs: KernelSpecManage
             km.has_kernel
         ):  # it was quicker, or jupyter_client was cancelled after the provisioner had finished
             await km.shutdown_kernel(now=True)
-        assert await connect(backend).kernels() == []
+        # A withdrawal may return before its kernel's record has gone.
+        end = time.monotonic() + min(allow_s(2), 8)
+        while left := await connect(backend).kernels():
+            assert time.monotonic() < end, left
+            await asyncio.sleep(0.05)

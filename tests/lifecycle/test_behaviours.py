@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from kit.machine.forked_kernels import REPLY_S, Agent, Kernel, command_of
@@ -282,20 +283,23 @@ def test_a_subshell_runs_beside_a_busy_cell(kernel: Kernel) -> None:
     if "kernel subshells" not in info.get("supported_features", []):
         pytest.skip("this ipykernel has no subshells")
     subshell = ask(kernel, "create_subshell_request", {})["subshell_id"]
-    kernel.client.execute("import time; time.sleep(3)")
+    kernel.client.execute("import time; time.sleep(600)")
     beside = kernel.client.session.msg(
         "execute_request",
         {"code": "beside = 1", "silent": False, "user_expressions": {}, "allow_stdin": False},
     )
     beside["header"]["subshell_id"] = subshell
     kernel.client.shell_channel.send(beside)
-    reply = kernel.client.get_shell_msg(timeout=2.5)
+    reply = kernel.client.get_shell_msg(timeout=allow_s(30))
     assert reply["parent_header"]["msg_id"] == beside["header"]["msg_id"]
 
 
 def test_an_interrupt_ends_a_cell_with_its_children(kernel: Kernel) -> None:
     kernel.client.execute("import subprocess; subprocess.run(['sleep', '60'])")
-    time.sleep(1)  # until the child runs
+    deadline = time.monotonic() + allow_s(REPLY_S)
+    while not any(child.name() == "sleep" for child in psutil.Process(kernel.pid).children()):
+        assert time.monotonic() < deadline, "the child does not run"
+        time.sleep(0.02)
     os.killpg(kernel.pid, signal.SIGINT)
     assert kernel.client.get_shell_msg(timeout=allow_s(REPLY_S))["content"]["ename"] == "KeyboardInterrupt"
 
@@ -349,8 +353,11 @@ def test_a_standby_that_nobody_needs_leaves_nothing(tmp_path: Path) -> None:
         first = agent.start(cwd=tmp_path)
         sessions = "get_ipython().history_manager.session_number"
         number = first.value(sessions)
-        time.sleep(1)  # the next standby is ready
-        second = agent.start(cwd=tmp_path)
+        deadline = time.monotonic() + allow_s(60)
+        while not (second := agent.fork(cwd=tmp_path)).was_standby:  # none was ready yet
+            assert time.monotonic() < deadline, "no standby is ready"
+            number = second.value(sessions)
+            time.sleep(1)
         assert second.value(sessions) == number + 1
     finally:
         agent.close()

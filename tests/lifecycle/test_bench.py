@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,8 @@ def test_the_kernels_of_a_trace_arrive(tmp_path: Path) -> None:
     found = bench(tmp_path, "queue", "--quick", *options, JUPYTER_CONFIG_DIR=str(tmp_path))
     assert found["figures"]["wait/roost"]["n"] == 2
     assert found["figures"]["wait/roost"]["max"] > 1000
-    assert found["figures"]["queued/roost"]["median"] == 0.5
+    # On a busy machine the first one waits, too: it takes 0.1 s to be placed.
+    assert found["figures"]["queued/roost"]["median"] in (0.5, 1.0)
 
 
 def test_kernels_per_hour_are_not_compared_if_roost_refuses_some(tmp_path: Path) -> None:
@@ -290,16 +292,19 @@ def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
     wait_until(
         lambda: not find_marked(tmp_path), "processes of the killed run are left", timeout_s=allow_s(60)
     )
-    wait_until(lambda: not folder.exists(), "the folder of the killed run is left")
+    wait_until(lambda: not folder.exists(), "the folder of the killed run is left", timeout_s=allow_s(15))
 
 
 def find_folder(tmp_path: Path) -> Path:
     """Return the private folder of a benchmark's run, once roost's processes and some kernels use it."""
-    deadline = time.monotonic() + allow_s(60)
+    began = time.monotonic()
     while len(found := find_marked(tmp_path)) < 8:  # service, agent, zygote, kernels
-        assert time.monotonic() < deadline
+        assert time.monotonic() - began < allow_s(60)
         time.sleep(0.2)
-    homes = {process.environ().get("ROOST_RUNTIME_DIR", "") for process in found}
+    homes = set()
+    for process in found:
+        with suppress(psutil.Error, OSError):  # a kernel may have ended meanwhile
+            homes.add(process.environ().get("ROOST_RUNTIME_DIR", ""))
     (home,) = homes - {"", os.environ["ROOST_RUNTIME_DIR"]}
     return Path(home).parent
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kit.machine.daemons import daemon_pids, settle
+from kit.machine.live_folders import read_files
 from roost.testing.deadlines import allow_s
 
 SPEC = """
@@ -104,10 +105,9 @@ def test_the_latest_callers_variables_reach_the_backend_alone(noted: Path, runti
     assert "JPY_PARENT_PID" in printed
     assert "ssh-second" not in printed
     assert "krb5cc_second" not in printed
-    written = [path for path in runtime_dir.rglob("*") if path.is_file()]
+    written = dict(read_files(runtime_dir))
     assert len(written) > 5
-    for path in written:
-        content = path.read_bytes()
+    for path, content in written.items():
         assert not [secret for secret in SECRETS if secret.encode() in content], path
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:

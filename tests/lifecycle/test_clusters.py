@@ -12,6 +12,7 @@ import pytest
 
 from roost.bench.clusters import cluster_folder, dask_machines, raylets
 from roost.bench.clusters.cluster_folder import DaemonCluster, claim_network, processes, wait_until
+from roost.testing.deadlines import allow_s
 
 
 @pytest.fixture(params=[raylets, dask_machines], ids=["ray", "dask"])
@@ -37,7 +38,7 @@ with {name}(Machine()) as cluster:
         folder = Path(program.stdout.readline().strip())
         assert processes(folder)
         program.kill()
-        wait_until(lambda: not folder.exists(), "the folder stays", timeout_s=within_s)
+        wait_until(lambda: not folder.exists(), "the folder stays", timeout_s=allow_s(within_s))
         assert processes(folder) == []
 
 

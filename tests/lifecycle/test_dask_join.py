@@ -87,6 +87,12 @@ def listener(answer: bytes | None) -> Iterator[str]:
                 connection.close()
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_CONNECT_S", "_ANSWER_S", "_JOIN_S"):
+        monkeypatch.setattr(join, name, allow_s(getattr(join, name)))
+
+
 @pytest.fixture(scope="module")
 def foreign_tls_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return TLS files that no cluster accepts."""

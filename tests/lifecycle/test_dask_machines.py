@@ -13,6 +13,7 @@ import pytest
 
 from roost.bench.clusters.cluster_folder import processes, wait_until
 from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
+from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import VARIABLE
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
@@ -91,12 +92,14 @@ def test_machines_are_as_declared_and_killed_parts_come_back(
         wait_until(
             lambda: one in (there := workers(cluster)) and there[one]["address"] != before[one]["address"],
             "the nanny starts no other worker",
-            timeout_s=LONG_S,
+            timeout_s=allow_s(LONG_S),
         )
         assert workers(cluster)[one]["nanny"] == before[one]["nanny"]
 
         cluster.kill_nanny(split, 1)
-        wait_until(lambda: f"{split}-1" not in workers(cluster), "the worker stays", timeout_s=LONG_S)
+        wait_until(
+            lambda: f"{split}-1" not in workers(cluster), "the worker stays", timeout_s=allow_s(LONG_S)
+        )
         assert f"{split}-0" in workers(cluster)
         cluster.kill_machine(split)
         cluster.start_machine_again(split)
@@ -122,7 +125,9 @@ def test_a_killed_scheduler_ends_its_machines_and_comes_back_at_its_address() ->
     with DaskMachines(Machine(), Machine(cpus=2)) as cluster:
         address, hosts = cluster.address, [host.address for host in cluster.hosts]
         cluster.kill_scheduler()
-        wait_until(lambda: cluster.processes() == [], "machines stay without a scheduler", timeout_s=LONG_S)
+        wait_until(
+            lambda: cluster.processes() == [], "machines stay without a scheduler", timeout_s=allow_s(LONG_S)
+        )
         cluster.start_scheduler_again()
         assert cluster.address == address
         assert workers(cluster) == {}
@@ -138,7 +143,9 @@ def test_tls_refuses_clients_with_another_certificate_or_none() -> None:
         assert key.stat().st_mode & 0o777 == 0o600
 
         async def try_to_connect(address: str, security: Any) -> None:
-            await distributed.core.connect(address, timeout=2, **security.get_connection_args("client"))
+            await distributed.core.connect(
+                address, timeout=allow_s(30), **security.get_connection_args("client")
+            )
 
         with pytest.raises(OSError, match="certificate"):
             asyncio.run(try_to_connect(cluster.address, distributed.Security.temporary()))

@@ -15,8 +15,9 @@ from kit.jupyter.notebook_runs import run_nbclient, run_papermill
 from roost.scheduler.backends.docker.container_state import STOPPED, STOPPED_OR_KILLED
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import KernelDied, LaunchError
+from roost.testing.deadlines import looks
 
-pytestmark = pytest.mark.backends("docker", "podman", why="looks into containers")
+pytestmark = pytest.mark.backends("docker", "podman", "rootless", why="looks into containers")
 
 WITHIN = """
 import os
@@ -24,7 +25,8 @@ status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read()
 print(os.getuid(), status["CapBnd"], status["NoNewPrivs"], os.path.exists("/var/run/docker.sock"))
 print([name for name in os.environ if name.startswith(("JPY_", "JUPYTER_"))])
 """
-FILLS_MEMORY = "held = [bytearray(1 << 20) for _ in range(4096)]"
+HOLDS_MEMORY = "(held := bytearray(900 << 20)).__setitem__(slice(0, None, 4096), bytes(900 << 8))"
+FILLS_MEMORY = "held = bytearray(600 << 20); held[::4096] = b'x' * len(held[::4096])"
 ENDS_S = 30.0
 
 
@@ -101,7 +103,7 @@ async def test_a_container_that_a_person_ends_is_reported_as_such(
         engine.run(*command, container)
         reason = await notebook.ended(connect("docker"), ENDS_S)
         # Podman does not say which signal a container got.
-        assert STOPPED in reason or (engine.program == "podman" and STOPPED_OR_KILLED in reason)
+        assert STOPPED in reason or (engine.program != "dockerd" and STOPPED_OR_KILLED in reason)
 
 
 async def test_a_kernel_without_memory_is_reported_as_such(
@@ -110,6 +112,22 @@ async def test_a_kernel_without_memory_is_reported_as_such(
     async with opened(specs_of(config={"memory": "512MiB"})) as notebook:
         notebook.client.execute(FILLS_MEMORY)
         assert "memory" in await notebook.ended(connect("docker"), ENDS_S)
+
+
+async def test_a_kernel_that_is_near_its_memory_is_reported(
+    specs_of: Callable[..., KernelSpecManager],
+) -> None:
+    async with opened(specs_of(config={"memory": "1GiB"})) as notebook:
+        await notebook.value(HOLDS_MEMORY)
+        async for _ in looks(ENDS_S):
+            warnings = [
+                event.detail
+                for event in await connect("docker").events()
+                if event.kind == "warned" and event.kernel and event.kernel.id == notebook.manager.kernel_id
+            ]
+            if warnings:
+                break
+        assert "of its 1 GiB of memory; it is killed if it needs more" in warnings[-1]
 
 
 async def test_a_kernel_has_the_shared_memory_that_it_asks_for(

@@ -40,7 +40,7 @@ def blobs_of(registry: Registry) -> list[str]:
 
 
 class TestPulls(ContractSteps):
-    @pytest.fixture(params=["docker", "podman"])
+    @pytest.fixture(params=["docker", "podman", "rootless"])
     def engine(self, request: pytest.FixtureRequest) -> DockerEngine:
         cluster: DockerEngine = request.getfixturevalue(f"{request.param}_cluster")
         return cluster

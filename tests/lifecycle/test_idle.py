@@ -79,8 +79,13 @@ def test_only_a_kernel_that_does_nothing_ends(config_file: Path) -> None:
     unlisten()
 
 
-@pytest.mark.parametrize("code", ["import time; time.sleep(40)", "input()"])
-def test_a_cell_that_outlives_its_agent_is_not_idle(config_file: Path, runtime_dir: Path, code: str) -> None:
+@pytest.mark.parametrize("waits_for", ["file", "input"])
+def test_a_cell_that_outlives_its_agent_is_not_idle(
+    config_file: Path, runtime_dir: Path, tmp_path: Path, waits_for: str
+) -> None:
+    end = tmp_path / "end"
+    wait = f"import os, time\nwhile not os.path.exists({str(end)!r}): time.sleep(0.1)"
+    code = wait if waits_for == "file" else "input()"
     client = connect("local")
     with (
         roost.start_kernel("python3", backend="local") as working,
@@ -98,8 +103,7 @@ def test_a_cell_that_outlives_its_agent_is_not_idle(config_file: Path, runtime_d
             time.sleep(0.1)
         time.sleep(IDLE_S)
         assert client.kernel(working.id).result(allow_s(60)).state == "running"
-        if code == "input()":
-            channels.input("42")
+        channels.input("42") if waits_for == "input" else end.touch()
         reply = channels.get_shell_msg(timeout=allow_s(60))
         assert (reply["parent_header"]["msg_id"], reply["content"]["status"]) == (request, "ok")
         channels.stop_channels()

@@ -53,6 +53,11 @@ class TestPodman(Lifecycle):
     pass
 
 
+@pytest.mark.backends("rootless")
+class TestPodmanWithoutRoot(Lifecycle):
+    pass
+
+
 @pytest.mark.backends("kubernetes")
 class TestKubernetes(Lifecycle):
     pass

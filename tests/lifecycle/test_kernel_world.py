@@ -16,9 +16,12 @@ from roost.launchers.agent.warm.kernel_world import KERNEL_WORLD
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 
+NAMES = [Path(sys.executable).with_name(name) for name in ("python", "python3")]
+"""One file, by which a zygote is made, and by which the kernels start."""
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = """
-import __main__, ctypes, gc, locale, os, re, resource, signal, stat, sys, tempfile, threading, time, warnings
+import __main__, ctypes, gc, locale, multiprocessing.spawn, os, re, resource, signal, stat, sys, tempfile, threading
+import time, warnings
 getenv = ctypes.CDLL(None).getenv
 getenv.restype = ctypes.c_char_p
 
@@ -57,6 +60,8 @@ EQUAL = {
     "folder for temporary files": "tempfile.gettempdir()",
     "command line": "[sys.argv[0], sys.argv[1], sys.argv[3:], sys.orig_argv[:-1],"
     " read('/proc/self/cmdline').split(chr(0))[:-2], read('/proc/self/cmdline')[-6:], read('/proc/self/comm')]",
+    "name of the interpreter": "[sys.executable, sys._base_executable,"
+    " os.fsdecode(multiprocessing.spawn.get_executable()), os.readlink('/proc/self/exe')]",
     "shown variables": "sorted(read('/proc/self/environ').split(chr(0)))",
     "main module": "[__main__.__name__, str(__main__.__spec__), sorted(n for n in vars(__main__) if n[:2] == '__')]",
     "main thread": "threading.main_thread().native_id == threading.get_native_id() == os.getpid()",
@@ -122,10 +127,11 @@ DIFFERENT = {
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     agent = Agent(tmp_path_factory.mktemp("agent"))
-    agent.command = command_of(sys.executable)
+    agent.command = command_of(str(NAMES[0]))
     agent.env |= {"SEEN": "ä", "TZ": "Asia/Tokyo", "JPY_SESSION_NAME": "/work/a.ipynb"}
     agent.env.pop("ABSENT", None)
     agent.warm()
+    agent.command = command_of(str(NAMES[1]))
     yield agent
     agent.close()
     agent.reap()

@@ -15,6 +15,7 @@ import pytest
 from kit.clusters.kubelets import GPUS, Api, Kubelets, Machine, Refused, leftovers, why_not
 from kit.clusters.kubelets.cluster import claim
 from roost.bench.clusters.cluster_folder import answers, wait_until
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -72,7 +73,9 @@ def pid_of(cluster: Kubelets, name: str) -> int:
 def test_a_pod_has_its_gpu_its_log_and_its_exit_code(kubelets: Kubelets) -> None:
     code = "import ipykernel, os; print(os.getuid(), os.environ['NVIDIA_VISIBLE_DEVICES']); os._exit(7)"
     run(kubelets.api, "ends", code, **{GPUS: "1"})
-    wait_until(lambda: phase(kubelets.api, "ends") == "Failed", "the pod does not end", timeout_s=LONG_S)
+    wait_until(
+        lambda: phase(kubelets.api, "ends") == "Failed", "the pod does not end", timeout_s=allow_s(LONG_S)
+    )
     pod = kubelets.api.call("GET", f"{PODS}/ends")
     assert pod["spec"]["nodeName"] == "n1"
     assert pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] == 7
@@ -83,9 +86,11 @@ def test_a_pod_has_its_gpu_its_log_and_its_exit_code(kubelets: Kubelets) -> None
 
 def test_this_machine_reaches_a_pod_by_its_address(kubelets: Kubelets) -> None:
     run(kubelets.api, "serves", SERVER, node="n2")
-    wait_until(lambda: phase(kubelets.api, "serves") == "Running", "the pod does not run", timeout_s=LONG_S)
+    wait_until(
+        lambda: phase(kubelets.api, "serves") == "Running", "the pod does not run", timeout_s=allow_s(LONG_S)
+    )
     address = kubelets.api.call("GET", f"{PODS}/serves")["status"]["podIP"]
-    wait_until(lambda: answers(f"{address}:5555"), "the pod does not listen", timeout_s=LONG_S)
+    wait_until(lambda: answers(f"{address}:5555"), "the pod does not listen", timeout_s=allow_s(LONG_S))
 
 
 def test_a_user_has_the_rights_of_its_groups_only(kubelets: Kubelets) -> None:
@@ -99,7 +104,7 @@ def test_a_user_has_the_rights_of_its_groups_only(kubelets: Kubelets) -> None:
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "users"}],
     }
     kubelets.api.call("POST", "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings", role)
-    wait_until(lambda: allows(api), "the role has no effect", timeout_s=LONG_S)
+    wait_until(lambda: allows(api), "the role has no effect", timeout_s=allow_s(LONG_S))
 
 
 def allows(api: Api) -> bool:
@@ -115,13 +120,15 @@ def test_admission_refuses_pods_beyond_quota_and_security_level(kubelets: Kubele
     kubelets.api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "strict", "labels": labels}})
     path = "/api/v1/namespaces/strict"
     pod = {"metadata": {"name": "any"}, "spec": {"containers": [{"name": "main", "image": "roost-test:1"}]}}
-    wait_until(lambda: kubelets.api.has(f"{path}/serviceaccounts/default"), "no account", timeout_s=LONG_S)
+    wait_until(
+        lambda: kubelets.api.has(f"{path}/serviceaccounts/default"), "no account", timeout_s=allow_s(LONG_S)
+    )
     with pytest.raises(Refused, match="violates PodSecurity"):
         kubelets.api.call("POST", f"{path}/pods", pod)
     quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
     kubelets.api.call("POST", "/api/v1/namespaces/default/resourcequotas", quota)
     try:
-        wait_until(lambda: is_quota_known(kubelets.api), "the quota has no effect", timeout_s=LONG_S)
+        wait_until(lambda: is_quota_known(kubelets.api), "the quota has no effect", timeout_s=allow_s(LONG_S))
         with pytest.raises(Refused, match="exceeded quota"):
             kubelets.api.call("POST", PODS, pod)
     finally:
@@ -137,13 +144,13 @@ def is_quota_known(api: Api) -> bool:
 def test_a_pod_outlives_the_api_server_the_kubelet_containerd_and_the_network(kubelets: Kubelets) -> None:
     api = kubelets.api
     run(api, "lives", SLEEP, node="n2")
-    wait_until(lambda: phase(api, "lives") == "Running", "the pod does not run", timeout_s=LONG_S)
+    wait_until(lambda: phase(api, "lives") == "Running", "the pod does not run", timeout_s=allow_s(LONG_S))
     process = psutil.Process(pid_of(kubelets, "lives"))
 
     kubelets.kill("apiserver")
     assert not api.is_ready()
     kubelets.start("apiserver")
-    wait_until(api.is_ready, "the API server does not come back", timeout_s=LONG_S)
+    wait_until(api.is_ready, "the API server does not come back", timeout_s=allow_s(LONG_S))
 
     for stop, start in (
         (lambda: kubelets.kill("n2/kubelet"), lambda: kubelets.start("n2/kubelet")),
@@ -151,10 +158,14 @@ def test_a_pod_outlives_the_api_server_the_kubelet_containerd_and_the_network(ku
         (lambda: kubelets.cut("n2"), lambda: kubelets.reconnect("n2")),
     ):
         stop()
-        wait_until(lambda: not kubelets.is_node_ready("n2"), "the node stays ready", timeout_s=LONG_S)
+        wait_until(
+            lambda: not kubelets.is_node_ready("n2"), "the node stays ready", timeout_s=allow_s(LONG_S)
+        )
         assert kubelets.is_node_ready("n1")
         start()
-        wait_until(lambda: kubelets.is_node_ready("n2"), "the node does not come back", timeout_s=LONG_S)
+        wait_until(
+            lambda: kubelets.is_node_ready("n2"), "the node does not come back", timeout_s=allow_s(LONG_S)
+        )
     kubelets.kill("n2/containerd")
     kubelets.start("n2/containerd")
     assert process.is_running()
@@ -165,15 +176,15 @@ def test_a_pod_outlives_the_api_server_the_kubelet_containerd_and_the_network(ku
 def test_a_node_loses_power_and_comes_back_without_its_pods(kubelets: Kubelets) -> None:
     api = kubelets.api
     run(api, "dies", SLEEP, node="n1")
-    wait_until(lambda: phase(api, "dies") == "Running", "the pod does not run", timeout_s=LONG_S)
+    wait_until(lambda: phase(api, "dies") == "Running", "the pod does not run", timeout_s=allow_s(LONG_S))
     pid = pid_of(kubelets, "dies")
     kubelets.power_off("n1")
     assert not psutil.pid_exists(pid)
-    wait_until(lambda: not kubelets.is_node_ready("n1"), "the node stays ready", timeout_s=LONG_S)
+    wait_until(lambda: not kubelets.is_node_ready("n1"), "the node stays ready", timeout_s=allow_s(LONG_S))
     kubelets.power_on("n1")
-    wait_until(lambda: kubelets.is_node_ready("n1"), "the node does not come back", timeout_s=LONG_S)
+    wait_until(lambda: kubelets.is_node_ready("n1"), "the node does not come back", timeout_s=allow_s(LONG_S))
     run(api, "next", "pass", node="n1")
-    wait_until(lambda: phase(api, "next") == "Succeeded", "no pod runs there", timeout_s=LONG_S)
+    wait_until(lambda: phase(api, "next") == "Succeeded", "no pod runs there", timeout_s=allow_s(LONG_S))
 
 
 @pytest.mark.slow

@@ -109,9 +109,14 @@ def users(kubernetes_cluster: Kubelets) -> Iterator[dict[str, Api]]:
         {"metadata": {"name": "more"}, "roleRef": reference, "subjects": [subject]},
     )  # fmt: skip
     deadline = time.monotonic() + allow_s(POLICY_S)
-    while not attempt(found["bob"], "POST", pods(SHARED), pod("bob", created_by="alice")):
+    # Before that, Kubernetes may refuse it for another reason.
+    while "created-by" not in attempt(found["bob"], "POST", pods(SHARED), pod("bob", created_by="alice")):
         assert time.monotonic() < deadline, "the policy is not enforced"
         time.sleep(0.2)
+    for namespace in ("alice", "bob"):
+        while not admin.has(f"/api/v1/namespaces/{namespace}/serviceaccounts/default"):
+            assert time.monotonic() < deadline, f"{namespace} has no service account"
+            time.sleep(0.2)
     yield found
     for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
         admin.call("DELETE", f"{_GROUPS['ValidatingAdmissionPolicy']}/{kind}/roost-own-pods")

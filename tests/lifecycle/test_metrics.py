@@ -64,6 +64,15 @@ def query(address: str, expression: str, label: str) -> dict[str, float]:
     return {each["metric"].get(label, ""): float(each["value"][1]) for each in found}
 
 
+def read(address: str, expression: str, label: str) -> dict[str, float]:
+    """Query until there are values. After a reading that came too late, Prometheus has none."""
+    deadline = time.monotonic() + allow_s(30)
+    while not (found := query(address, expression, label)):
+        assert time.monotonic() < deadline, expression
+        time.sleep(0.2)
+    return found
+
+
 @pytest.mark.timeout(600 + CHURN_S)
 def test_prometheus_counts_the_same_events_as_a_listener(
     runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -89,9 +98,9 @@ def test_prometheus_counts_the_same_events_as_a_listener(
             expected = {kind: float(count) for kind, count in heard.items()}
             time.sleep(0.2)
         assert found["running"] == found["released"] >= 3
-        assert sum(query(address, "roost_start_seconds_count", "how").values()) == found["running"]
-        assert query(address, "roost_kernel_ends_total", "cause") == {"stopped": found["exited"]}
-        assert query(address, "roost_nodes_promised", "resource")["cpus"] == 0
+        assert sum(read(address, "roost_start_seconds_count", "how").values()) == found["running"]
+        assert read(address, "roost_kernel_ends_total", "cause") == {"stopped": found["exited"]}
+        assert read(address, "roost_nodes_promised", "resource")["cpus"] == 0
     print(f"{CHURN_S:g} s: {dict(found)}")
     unlisten()
     settle(runtime_dir)

@@ -12,9 +12,11 @@ from roost.placement import Device, Node
 from roost.placement.model import Request
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError
+from roost.scheduler.policies import sandbox
 from roost.scheduler.policies.offline import explain_saved, read_snapshot
+from roost.testing.deadlines import allow_s
 
-PATIENT = Settings(policy_timeout_s=20)
+PATIENT = Settings(policy_timeout_s=60)
 NODES = [
     Node(id="a", cpus=8, metrics_age_s=1, devices=(Device(id="0", model="T4", promised=0.25, used=0.3),)),
     Node(id="b", cpus=4, metrics_age_s=1, labels={"zone": "b"}, taints=("lab",), warm=("/usr/bin/python3",)),
@@ -43,6 +45,11 @@ class Broken:
     def place(self, request, snapshot, *, avoid):
         raise ZeroDivisionError("oops")
 """
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "LOAD_S", allow_s(60))
 
 
 @pytest.fixture

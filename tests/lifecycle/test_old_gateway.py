@@ -9,7 +9,6 @@ import asyncio
 import getpass
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -37,6 +36,7 @@ from kit.jupyter.old_gateway import (
 from kit.jupyter.real_launchers import library
 from kit.jupyter.real_launchers import why_not as why_no_launchers
 from kit.machine.daemons import settle
+from roost.bench.clusters.free_ports import free_port
 from roost.scheduler.client.client import disconnect
 from roost.testing.deadlines import allow_s
 
@@ -60,8 +60,7 @@ def own_gateway() -> None:
 @asynccontextmanager
 async def serve(folder: Path, words: list[str], application: str, **env: str) -> AsyncIterator[int]:
     """Run a server and yield its port. Its log is in `folder`, and so are its data and its configuration."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     words = [*words, f"--{application}.ip=127.0.0.1", f"--{application}.port={port}"]
     env |= folders(folder)
     with (folder / "server.log").open("wb") as log:
@@ -69,7 +68,7 @@ async def serve(folder: Path, words: list[str], application: str, **env: str) ->
             *words, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=env, start_new_session=True
         )
     try:
-        await until_it_listens(JupyterServer(pid=process.pid, port=port, token="", log=[]))
+        await until_it_listens(JupyterServer(pid=process.pid, port=port, token="", log=[]), process)
         yield port
     finally:
         process.terminate()

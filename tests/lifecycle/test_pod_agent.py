@@ -89,7 +89,7 @@ async def test_a_shell_fills_in_the_address_and_then_becomes_the_agent(runtime_d
     folder = runtime_dir / "agent"
     command = agent_command(sys.executable, str(folder), address="$NODE_ADDRESS")
     script = f"export NODE_ADDRESS=$(echo localhost)\nexec {shlex.join(command)}\n"
-    async with pod(["sh", "-c", script], folder) as (_, address):
+    async with pod(["sh", "-c", script], folder) as (process, address):
         assert address.endpoint.startswith("tcp://127.0.0.1:"), "a host's name becomes its IP address"
         async with connected(address) as client:
             await client.reserve(Reserve(lease=LEASE, is_granted=True))
@@ -97,6 +97,7 @@ async def test_a_shell_fills_in_the_address_and_then_becomes_the_agent(runtime_d
             assert connection is not None
             assert connection.ip == "127.0.0.1", "the kernel listens where its agent does"
             await client.release(LEASE.id)
+        assert await asyncio.wait_for(process.wait(), allow_s(60)) == 0, "it leaves with its last lease"
     assert read_address(str(folder)) is None, "an agent that has left has no address"
 
 
@@ -130,15 +131,14 @@ async def test_a_python_without_roost_runs_the_agent_from_a_file(runtime_dir: Pa
     assert agent_archive() == archive.read_bytes(), "all pods may share one file"
     python, *command = agent_command(sys.executable, str(folder))
     paths = f"{archive}:{env['PYTHONPATH']}"
-    async with (
-        pod([python, "-S", *command], folder, PYTHONPATH=paths) as (_, address),
-        connected(address) as client,
-    ):
-        await client.reserve(Reserve(lease=LEASE, is_granted=True))
-        process = await client.launch(a_launch())
-        paths = await evaluate(process.connection, "__import__('os').environ['PYTHONPATH']")
-        assert paths == env["PYTHONPATH"], "the file is the agent's alone"
-        await client.release(LEASE.id)
+    async with pod([python, "-S", *command], folder, PYTHONPATH=paths) as (first, address):
+        async with connected(address) as client:
+            await client.reserve(Reserve(lease=LEASE, is_granted=True))
+            process = await client.launch(a_launch())
+            paths = await evaluate(process.connection, "__import__('os').environ['PYTHONPATH']")
+            assert paths == env["PYTHONPATH"], "the file is the agent's alone"
+            await client.release(LEASE.id)
+        assert await asyncio.wait_for(first.wait(), allow_s(60)) == 0
 
 
 @pytest.mark.parametrize("unit", ["", "job"])

@@ -23,7 +23,10 @@ from roost.placement import Decision, Request, Snapshot, get_policy
 _SERVICE = f"""
 import asyncio
 from kit.fakes.client_policies import CLUSTER, HALF, policies
+from roost.scheduler.policies import sandbox
 from {__name__} import starts_children
+
+sandbox.LOAD_S = 60.0
 
 async def main():
     async with policies(mine=starts_children) as found:

@@ -46,7 +46,7 @@ def test_claimed_ports_are_not_chosen_again() -> None:
 
 
 def test_an_agent_in_another_process_does_not_choose_claimed_ports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "_candidates", lambda: range(20_000, 22_000))
+    monkeypatch.setattr(ports, "_candidates", lambda: range(7_000, 9_000))
     with ports.claim(Connection()) as claimed:
         code = "import sys; from roost.launchers.agent.machine import ports\n"
         code += "from roost.launchers.protocol.messages import *\n"
@@ -104,34 +104,34 @@ def test_no_socket_stays_open_if_one_port_is_taken() -> None:
 
 def test_kernels_share_a_range_without_taking_each_others_ports() -> None:
     """One is executed and binds its ports later, the other one is forked and gets sockets."""
-    allowed = range(21_000, 21_010)
+    allowed = range(9_500, 9_510)
     with ports.claim(Connection(), allowed) as later, ports.listen(Connection(), allowed) as (first, _):
         assert numbers(later) | numbers(first) == {*allowed}
         for choose_ports in (ports.claim, ports.listen):
-            sentence = "no five free ports on 127.0.0.1 from 21000 to 21009, which kernel_ports allows"
+            sentence = "no five free ports on 127.0.0.1 from 9500 to 9509, which kernel_ports allows"
             with pytest.raises(OSError, match=sentence), choose_ports(Connection(), allowed):
                 pass
     with ports.listen(first, allowed) as (again, _):
         assert again == first, "a restart keeps its ports"
-    other = range(21_100, 21_105)
+    other = range(9_600, 9_605)
     with socket.create_server((first.ip, first.hb_port)), ports.listen(first, other) as (moved, _):
         assert numbers(moved) == {*other}
 
 
 def test_a_socket_in_a_folder_has_no_part_in_a_range(tmp_path: Path) -> None:
     wish = Connection(transport="ipc", ip=str(tmp_path / "k"))
-    with ports.claim(wish, range(21_000, 21_010)) as chosen:
+    with ports.claim(wish, range(9_500, 9_510)) as chosen:
         assert numbers(chosen) == {1, 2, 3, 4, 5}
 
 
 def test_the_first_process_of_a_container_keeps_to_a_range() -> None:
     wish = {"ip": "127.0.0.1", **dict.fromkeys(PORT_NAMES, 0)}
-    chosen = first_process.choose_ports({**wish}, (21_000, 21_004))
+    chosen = first_process.choose_ports({**wish}, (9_500, 9_504))
     assert chosen is not None
-    assert {chosen[name] for name in PORT_NAMES} == {*range(21_000, 21_005)}
-    assert first_process.choose_ports({**chosen}, (21_100, 21_104)) == chosen, "a restart keeps its ports"
-    with socket.create_server(("127.0.0.1", 21_002)):
-        assert first_process.choose_ports({**wish}, (21_000, 21_004)) is None
+    assert {chosen[name] for name in PORT_NAMES} == {*range(9_500, 9_505)}
+    assert first_process.choose_ports({**chosen}, (9_600, 9_604)) == chosen, "a restart keeps its ports"
+    with socket.create_server(("127.0.0.1", 9_502)):
+        assert first_process.choose_ports({**wish}, (9_500, 9_504)) is None
 
 
 async def test_an_agent_and_its_kernels_keep_to_a_range(runtime_dir: Path) -> None:

@@ -41,6 +41,10 @@ async def main():
             elif step == "use":
                 import ray
                 word = [ray.get(ray.put("kept")), ray.get_runtime_context().namespace]
+            elif step == "where":
+                import ray
+                own = ray.get_runtime_context().get_node_id()
+                (word,) = (node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own)
             elif step == "terminate":
                 os.kill(os.getpid(), signal.SIGTERM)
                 await asyncio.wait_for(terms.get(), 60)
@@ -134,3 +138,11 @@ def test_a_raylet_that_hangs(raylets: Raylets) -> None:
         raylet.resume()
     assert said[0].startswith("BackendUnavailable: the node of the Ray cluster")
     assert serve(raylets.address) == [raylets.address]
+
+
+def test_of_several_nodes_on_this_machine_the_head_is_joined(raylets: Raylets) -> None:
+    """Ray 2.40 would take the node that was started last. After the end of its raylet, Ray would end the service."""
+    later = raylets.add_node(Machine(cpus=1))
+    assert serve(raylets.address, "where")[1] == raylets.nodes[0].address
+    raylets.kill_raylet(later.address)
+    assert serve(raylets.address, "where")[1] == raylets.nodes[0].address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,25 @@ async def test_a_kernel_is_prepared_on_the_node_of_its_request(
         assert (kernel.how, kernel.why_not_forked) == ("forked", "")
     finally:
         await km.shutdown_kernel(now=True)
+
+
+async def test_the_next_kernel_is_forked_although_it_goes_to_another_node(
+    specs_of: Callable[..., KernelSpecManager],
+) -> None:
+    """No other test has these variables. The first kernel fills its node."""
+    specs, service = specs_of(config={"cpus": 2}, env={"OMP_NUM_THREADS": "5"}), connect("ray")
+    first, second = (AsyncKernelManager(kernel_name="roosted", kernel_spec_manager=specs) for _ in range(2))
+    try:
+        await first.start_kernel()
+        await asyncio.sleep(allow_s(6))  # the next place is prepared a second after the start
+        await second.start_kernel()
+        kernels = [await service.kernel(km.kernel_id) for km in (first, second)]
+        assert kernels[0].node_id != kernels[1].node_id
+        assert (kernels[1].how, kernels[1].why_not_forked) == ("forked", "")
+    finally:
+        for km in (first, second):
+            if km.has_kernel:
+                await km.shutdown_kernel(now=True)
 
 
 def test_the_free_resources_of_each_node_can_be_read(ray_cluster: object) -> None:

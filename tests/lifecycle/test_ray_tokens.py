@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 import roost
+from kit.machine.live_folders import read_files
 from roost.bench.clusters.raylets import Machine, Raylets, why_not
 from roost.scheduler.errors import ConfigError
 from roost.testing.deadlines import allow_s
@@ -68,11 +68,8 @@ def find_in(token: str, *folders: Path) -> list[str]:
     """Return each file below the folders that contains the token, and each command line on this machine."""
     commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
     found = [command for command in commands if token in command]
-    for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
-        with suppress(FileNotFoundError):  # removed meanwhile
-            if token.encode() in path.read_bytes():
-                found.append(str(path))
-    return found
+    files = (file for folder in folders for file in read_files(folder))
+    return found + [str(path) for path, content in files if token.encode() in content]
 
 
 def test_a_kernel_starts_with_the_token_and_tells_it_to_nobody(

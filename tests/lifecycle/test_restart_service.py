@@ -221,3 +221,23 @@ def test_a_start_that_fails_says_that_no_service_runs(
     assert not isinstance(caught.value, ConfigError)
     assert wait_gone(before)
     assert read_pid(client) != before  # the next call starts one
+
+
+def test_an_open_folder_is_named_and_ends_no_service(client: Client, runtime_dir: Path) -> None:
+    before = read_pid(client)
+    (folder,) = runtime_dir.glob("scheduler-local*")
+    folder.chmod(0o755)
+    why = f"{folder} can be entered by other users; run `chmod 700 {folder}`."
+    for command in ("kernels", "restart-service"):
+        refused = shell(command)
+        assert refused.returncode != 0
+        assert why in refused.stderr
+        assert "did not answer in time" not in refused.stderr
+    (found,) = (
+        each
+        for each in json.loads(shell("doctor", "--json").stdout)["findings"]
+        if str(folder) in each["what"]
+    )
+    assert found["level"] == "error"
+    folder.chmod(0o700)
+    assert read_pid(roost.connect()) == before

@@ -19,6 +19,7 @@ from kit.jupyter.restarted_servers import end, has_begun, listed, replies, servi
 from kit.machine.daemons import daemon_pids, kill
 from roost.bench.world import wait_until_forked
 from roost.launchers.daemon.private_files import runtime_dir, write_private_json
+from roost.provisioners.journal_reader import read_runs
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import RoostError
 from roost.testing.deadlines import allow_s, looks
@@ -139,7 +140,9 @@ async def test_much_output_arrives_once_for_each_of_two_clients(one_gpu: Path) -
             pause = await one.run(wait_for(one_gpu / "much"))
             cells = {one: await one.run(objects), two: await two.run(text)}
             await one.until(lambda: has_begun(one, pause))
-            await asyncio.sleep(0.5)  # so that the server has passed on the cells that wait in the kernel
+            await asyncio.sleep(
+                allow_s(0.5)
+            )  # so that the server has passed on the cells that wait in the kernel
             await end(server)
     (one_gpu / "much").touch()
     await asyncio.sleep(3)
@@ -183,7 +186,10 @@ async def test_output_beyond_the_journal_is_reported(one_gpu: Path) -> None:
             await front.until(lambda: has_begun(front, cell))
             await end(server)
     (one_gpu / "beyond").touch()
-    await asyncio.sleep(2.5)
+    async for _ in looks(60):
+        runs = await read_runs(connect("local"), kernel_id)
+        if runs and runs[-1].is_done:
+            break
     async with serving(one_gpu) as server, front_end(server, kernel_id, "client") as front:
         text = shown(await front.ended(cell))
         assert text.startswith("[roost: the beginning of this output was not kept")
@@ -222,6 +228,8 @@ async def test_sessions_are_found_again(one_gpu: Path) -> None:
     async with serving(one_gpu) as server:
         status, session = await server.api("POST", "sessions", body)
         assert status == 201
+        async with front_end(server, session["kernel"]["id"], "client") as front:
+            await front.ended(await front.run("1"))
         await end(server)
     async with serving(one_gpu) as server:
         _, (found,) = await server.api("GET", "sessions")

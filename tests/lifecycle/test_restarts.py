@@ -21,7 +21,7 @@ import os, pathlib, time
 mark = pathlib.Path({mark!r})
 if not mark.exists():
     mark.touch()
-    time.sleep(1)
+    time.sleep(3)
     os.kill(os.getpid(), 9)
 """
 LATE_SUBSCRIPTIONS = """
@@ -116,7 +116,9 @@ async def test_a_kernel_that_runs_out_of_memory_again_is_not_started_again(
     (kernel,) = service.kernels().result(allow_s(10))
     assert kernel.process is not None
     assert kernel.process.is_out_of_memory
-    assert kernel.process.peak_bytes == 300 << 20
+    # A pod has the limit as a whole, and Kubernetes' own process in it (`pause`) uses some of it.
+    others = 1 << 20 if backend == "kubernetes" else 0
+    assert (300 << 20) - others <= kernel.process.peak_bytes <= 300 << 20
     service.stop(kernel.id).result(allow_s(20))
 
 
@@ -146,6 +148,24 @@ async def test_the_state_of_a_restarted_kernel_is_true(
         assert (answer[0], answer[1]["execution_state"]) == (200, "idle")
 
 
+@pytest.mark.backends("local", "ray")
+async def test_two_restarts_at_once_leave_one_kernel_that_answers(
+    specs_of: Callable[..., object], backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs_of()
+    async with serving_a_kernel(tmp_path, monkeypatch) as (server, kernel_id):
+        for _ in range(3):
+            restarts = [server.api("POST", f"kernels/{kernel_id}/restart", {}) for _ in range(2)]
+            await asyncio.gather(*restarts)  # one of them is refused by 500, as with plain Jupyter
+            (before,) = await connect(backend).kernels()
+            # jupyter_client may leave the kernel ended. Nothing that lives may be taken for dead.
+            assert (await server.api("POST", f"kernels/{kernel_id}/restart", {}))[0] == 200
+            async with front_end(server, kernel_id, "client") as front:
+                pid = texts(await front.ended(await front.run("import os; print(os.getpid())")))
+            (after,) = await connect(backend).kernels()
+            assert int(pid) == after.pid != before.pid
+
+
 @pytest.mark.backends("local")
 @pytest.mark.parametrize("stays", [True, False])
 async def test_a_kernel_that_ended_before_its_first_answer_is_reached_after_its_restart(
@@ -162,6 +182,6 @@ async def test_a_kernel_that_ended_before_its_first_answer_is_reached_after_its_
             if stays:
                 assert texts(await front.ended(await front.run("print(42)"))) == "42\n"
             else:
-                await asyncio.sleep(1)
+                await asyncio.sleep(3)
         async with front_end(server, kernel_id, "second") as front:
             assert texts(await front.ended(await front.run("print(43)"))) == "43\n"

@@ -121,7 +121,7 @@ async def test_a_terminated_container_leaves_nothing_behind(runtime_dir: Path, l
         children = await find_children(agent.client)
         os.killpg(agent.process.pid, signal.SIGTERM)
         await agent.process.wait()
-        assert not [left for left in (process, *children) if lives(left)]
+        await wait_until_ended(process, *children)
 
 
 def test_only_the_processes_that_the_manager_does_not_reach_are_killed_first() -> None:

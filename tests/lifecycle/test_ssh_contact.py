@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from kit.machine.own_sshd import PYTHON, OwnSshd, own_sshd, why_not
+from roost.scheduler.backends.ssh import open_ssh
 from roost.scheduler.backends.ssh.contacts import Contacts, find_route_of
 from roost.scheduler.backends.ssh.open_ssh import HostProblem, run_on_host
 from roost.testing.deadlines import allow_s
@@ -348,7 +349,10 @@ async def test_the_latest_callers_agent_is_asked(sshd: OwnSshd, tmp_path: Path) 
         await problem_of(sshd, "authentication", variables={"SSH_AUTH_SOCK": ""})
 
 
-async def test_a_persons_open_connection_is_used(sshd: OwnSshd, tmp_path: Path) -> None:
+async def test_a_persons_open_connection_is_used(
+    sshd: OwnSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_ssh, "_CHECK_S", allow_s(20))
     sshd.start()
     steps: list[str] = []
     sshd.configure_client(ControlPath=f"{tmp_path}/master")
@@ -360,7 +364,10 @@ async def test_a_persons_open_connection_is_used(sshd: OwnSshd, tmp_path: Path) 
     await problem_of(sshd, "authentication")
 
 
-async def test_an_open_connection_without_a_free_session(sshd: OwnSshd, tmp_path: Path) -> None:
+async def test_an_open_connection_without_a_free_session(
+    sshd: OwnSshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_ssh, "_CHECK_S", allow_s(20))
     sshd.start(MaxSessions="1")
     sshd.configure_client(ControlPath=f"{tmp_path}/master")
     with started(*sshd.ssh, "-M", sshd.host, "sleep 1000", makes=f"{tmp_path}/master"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kit.clusters.faults import read_command
 from kit.clusters.ssh_hosts import ACCOUNTS, SshHosts, leftovers, why_not
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.testing.deadlines import allow_s
@@ -32,6 +33,7 @@ with SshHosts(1) as hosts:
 """
 WITHOUT_ROOT = """
 import subprocess
+from kit.clusters.faults import read_name
 from kit.clusters.ssh_hosts import SshHosts, leftovers, why_not
 from roost.bench.clusters.cluster_folder import wait_until
 assert "root" in why_not(hosts=3)
@@ -42,7 +44,7 @@ with SshHosts(1) as hosts:
     print(hosts.users, ssh("id -un"), ssh("echo $ROOST_RUNTIME_DIR") == (0, f"{hosts.folder}/n1/run"))
     subprocess.Popen([*hosts.ssh(), "n1", "sleep 1000"], stdin=subprocess.DEVNULL)
     def names():
-        return {process.name() for process in hosts.processes("n1", hosts.users[0])}
+        return {read_name(process) for process in hosts.processes("n1", hosts.users[0])}
     wait_until(lambda: "sleep" in names(), "sleep does not run", timeout_s=60)
     hosts.off("n1")
     print(hosts.processes(), ssh("true")[0])
@@ -77,9 +79,9 @@ def start(hosts: SshHosts, name: str, command: str) -> psutil.Process:
     assert ssh(hosts, name, f"setsid {command} < /dev/null > /dev/null 2>&1 &").returncode == 0
 
     def find() -> list[psutil.Process]:
-        return [each for each in hosts.processes(name, "ada") if " ".join(each.cmdline()) == command]
+        return [each for each in hosts.processes(name, "ada") if read_command(each) == command]
 
-    wait_until(find, f"{command} does not run on {name}", timeout_s=LONG_S)
+    wait_until(find, f"{command} does not run on {name}", timeout_s=allow_s(LONG_S))
     (found,) = find()
     return found
 
@@ -182,9 +184,11 @@ def test_a_changed_host_key_is_refused_until_clients_know_it(hosts: SshHosts) ->
 
 def test_a_killed_sshd_is_started_again_and_sessions_live(hosts: SshHosts) -> None:
     process = start(hosts, "n1", "sleep 1003")
-    (sshd,) = [each for each in hosts.processes("n1", "root") if "[listener]" in " ".join(each.cmdline())]
+    (sshd,) = [each for each in hosts.processes("n1", "root") if "[listener]" in read_command(each)]
     sshd.kill()
-    wait_until(lambda: ssh(hosts, "n1", "true").returncode == 0, "sshd does not come back", timeout_s=LONG_S)
+    wait_until(
+        lambda: ssh(hosts, "n1", "true").returncode == 0, "sshd does not come back", timeout_s=allow_s(LONG_S)
+    )
     assert process.is_running()
     process.kill()
 
@@ -214,6 +218,6 @@ def test_nothing_outlives_a_killed_test() -> None:
         assert {line.partition(" ")[0] for line in leftovers(folder)} == {"process", "folder", "device"}
         os.kill(owner.pid, signal.SIGKILL)
     left = f"folder {folder}"
-    wait_until(lambda: leftovers(folder) == [left], "processes outlive the test", timeout_s=LONG_S)
+    wait_until(lambda: leftovers(folder) == [left], "processes outlive the test", timeout_s=allow_s(LONG_S))
     with SshHosts(1, accounts=["ada"]):
         assert not folder.exists(), "the next start removes the files"

@@ -26,6 +26,7 @@ LOOK = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import startup
+startup._MASK_LOOKS *= int(sys.argv[2])
 found = startup.look(-1)
 import json, os
 print(json.dumps(found), flush=True)
@@ -34,12 +35,15 @@ os._exit(0)
 
 
 def look(
-    folder: Path, code: str, meanwhile: Callable[[], object] = lambda: None, **variables: str
+    folder: Path, code: str, meanwhile: Callable[[], object] = lambda: None, times: int = 1, **variables: str
 ) -> dict[str, Any]:
-    """Return the fields of `Startup` for a process whose `sitecustomize` has this code."""
+    """Return the fields of `Startup` for a process whose `sitecustomize` has this code.
+
+    The process looks at its signal masks `times` as often as usual.
+    """
     (folder / "sitecustomize.py").write_text(code)
     env = {**os.environ, "PYTHONPATH": str(folder), "LC_ALL": "C.UTF-8", **variables}
-    argv = [sys.executable, "-c", LOOK, str(Path(startup.__file__).parent)]
+    argv = [sys.executable, "-c", LOOK, str(Path(startup.__file__).parent), str(times)]
     with open(folder / "output", "w+") as output:  # both streams, as the agent has them
         with subprocess.Popen(
             argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -134,7 +138,7 @@ def test_a_parent_that_begins_another_process_is_no_work_of_start_up_code(tmp_pa
         time.sleep(0.5)  # longer than an interpreter takes to start
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    assert look(tmp_path, "", block)["why_not_fork"] == ""
+    assert look(tmp_path, "", block, 60)["why_not_fork"] == ""
 
 
 def test_the_changes_of_the_environment_are_found(tmp_path: Path) -> None:
@@ -146,7 +150,7 @@ def test_the_changes_of_the_environment_are_found(tmp_path: Path) -> None:
 def test_the_interpreter_itself_may_set_the_locale(tmp_path: Path) -> None:
     """Python sets LC_CTYPE in a process without a locale (PEP 538), so a forked kernel needs it as well."""
     env = {name: os.environ[name] for name in os.environ if not name.startswith(("LC_", "LANG"))}
-    argv = [sys.executable, "-c", LOOK, str(Path(startup.__file__).parent)]
+    argv = [sys.executable, "-c", LOOK, str(Path(startup.__file__).parent), "1"]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=allow_s(60), check=True)
     assert set(json.loads(done.stdout)[2]) <= {"LC_CTYPE"}
 

@@ -16,10 +16,11 @@ import pytest
 import zmq
 
 from kit.machine.flood import GREETING, Flood, record_hello
+from roost.launchers.protocol import rpc_server
 from roost.launchers.protocol.rpc import ClientKeys, ServerKeys
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.rpc_server import Operation, RpcServer
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, looks
 
 FREE = 400
 """How many descriptors the server's process has in the tests with few of them."""
@@ -132,39 +133,46 @@ async def test_a_finished_but_silent_client_stays_connected(server: Server, few_
             assert await silent.call("ping", timeout_s=60) == "pong"
 
 
-async def test_only_the_crowd_is_closed(server: Server, few_descriptors: None) -> None:
-    welcomed = server.connect(record_hello(server.keys.server))
-    await asyncio.sleep(0.1)
-    with Flood(server.port, "idle", peers=2 * FREE) as flood:
-        for _ in range(40):
-            await asyncio.sleep(0.05)
-            if (opened := flood.count()) > 2 * FREE + 20:
-                break
-        assert opened > 2 * FREE + 20, "none was closed"
-        assert not is_closed(welcomed)
+async def test_only_the_crowd_is_closed(few_descriptors: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_server, "_HANDSHAKE_MS", 600_000)  # ZeroMQ itself closes none meanwhile
+    async with running_server() as server:
+        welcomed = server.connect(record_hello(server.keys.server))
+        await asyncio.sleep(0.1)
+        with Flood(server.port, "idle", peers=2 * FREE) as flood:
+            async for _ in looks(20):
+                if (opened := flood.count()) > 2 * FREE + 20:
+                    break
+            assert opened > 2 * FREE + 20, "none was closed"
+            assert not is_closed(welcomed)
 
 
-async def test_strangers_stay_while_descriptors_suffice(server: Server) -> None:
-    peers = [server.connect(sent) for sent in (b"", GREETING[:20], GREETING) for _ in range(8)]
-    await asyncio.sleep(1)
-    assert not any(map(is_closed, peers))
-    async with server.client() as client:
-        assert await client.call("ping", timeout_s=60) == "pong"
+async def test_strangers_stay_while_descriptors_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_server, "_HANDSHAKE_MS", 600_000)
+    async with running_server() as server:
+        peers = [server.connect(sent) for sent in (b"", GREETING[:20], GREETING) for _ in range(8)]
+        await asyncio.sleep(1)
+        assert not any(map(is_closed, peers))
+        async with server.client() as client:
+            assert await client.call("ping", timeout_s=60) == "pong"
 
 
-async def test_a_stranger_cannot_send_much(server: Server) -> None:
+async def test_a_stranger_cannot_send_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a limit, each connection of a stranger takes the memory of the largest message."""
+    monkeypatch.setattr(rpc_server, "_HANDSHAKE_MS", 600_000)
     command = GREETING + b"\x06" + (8 << 20).to_bytes(8, "big")
-    small, large = server.connect(command + bytes(600)), server.connect(command + bytes(100_000))
-    large.settimeout(3)  # without a limit it would be 5 s
-    assert await asyncio.to_thread(read_to_the_end, large)
-    assert not is_closed(small)
+    async with running_server() as server:
+        small, large = server.connect(command + bytes(600)), server.connect(command + bytes(100_000))
+        large.settimeout(allow_s(60))
+        assert await asyncio.to_thread(read_to_the_end, large)
+        assert not is_closed(small)
 
 
 async def test_a_server_ends_during_a_flood() -> None:
     async with running_server() as server:
         flood = Flood(server.port, "garbage", peers=200).__enter__()
         before = flood.count()
-        await asyncio.sleep(0.2)
-        assert flood.count() > before
+        async for _ in looks(20):
+            if (opened := flood.count()) > before:
+                break
+        assert opened > before
     flood.__exit__()

@@ -75,3 +75,32 @@ async def test_the_list_is_right_after_a_service_that_could_not_start(
             took_s.append(time.monotonic() - began)
             assert (await listed(server))[kept] != "dead"
     print(f"the list was right after {min(took_s):.2f} to {max(took_s):.2f} s in {rounds} rounds")
+
+
+async def test_what_a_person_does_while_no_service_can_start(
+    runtime_dir: Path, tmp_path: Path, config: Path
+) -> None:
+    """What was stopped ends as soon as the settings are right. A start that waits keeps its place."""
+    write_kernelspec(config.parent / "share" / "kernels" / "whole", ROOST, config={"cpus": os.cpu_count()})
+    config.write_text(right := f"c.RoostLocalBackend.cpus = {os.cpu_count()}\n")
+    async with run_server(tmp_path) as server:
+        stopped = await start(server, "whole")
+        await until_running(stopped)
+        waits = await start(server, "whole")
+        (pid,) = daemon_pids(runtime_dir, "scheduler")
+        config.write_text(MISSPELT)
+        await asyncio.to_thread(kill, pid)
+        status, answer = await server.api("POST", f"kernels/{stopped}/interrupt", {})
+        assert (status, "idel_after_s" in answer["message"]) == (400, True)
+        status, _ = await server.api("POST", f"kernels/{stopped}/restart", {})
+        _, kernel = await server.api("GET", f"kernels/{stopped}")
+        assert (status, kernel["execution_state"] == "dead") == (500, False)
+        assert kernel["reason"].startswith("The kernel was not restarted: ")
+        assert "idel_after_s" in kernel["reason"]
+        status, _ = await server.api("DELETE", f"kernels/{stopped}")
+        assert status == 204
+        assert (await listed(server)).keys() == {waits}
+        await asyncio.sleep(3)
+        config.write_text(right)
+        await until_running(waits)
+        assert {kernel.id for kernel in await connect().kernels()} == {waits}

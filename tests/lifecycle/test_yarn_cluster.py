@@ -25,6 +25,7 @@ from kit.clusters.hadoop_nodes import (
 )
 from kit.clusters.yarn.shared_cluster import assert_nothing_left, container_of, left
 from roost.bench.clusters.cluster_folder import processes, wait_until
+from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -43,7 +44,7 @@ with HadoopNodes(Machine()) as cluster:
 
 @pytest.fixture(scope="module")
 def hadoop_nodes() -> Iterator[HadoopNodes]:
-    settings = {"yarn.nm.liveness-monitor.expiry-interval-ms": 5000}
+    settings = {"yarn.nm.liveness-monitor.expiry-interval-ms": 15000}
     with HadoopNodes(*MACHINES, Machine(label=PARTITION), settings=settings) as cluster:
         yield cluster
         folder = cluster.folder
@@ -81,7 +82,9 @@ def sleeping(folder: Path) -> list[psutil.Process]:
 
 
 def await_process(cluster: HadoopNodes) -> psutil.Process:
-    wait_until(lambda: len(sleeping(cluster.folder)) == 1, "the container does not run", timeout_s=LONG_S)
+    wait_until(
+        lambda: len(sleeping(cluster.folder)) == 1, "the container does not run", timeout_s=allow_s(LONG_S)
+    )
     return sleeping(cluster.folder)[0]
 
 
@@ -114,7 +117,7 @@ def attributes_of(row: dict[str, Any]) -> dict[str, str]:
 
 def test_each_setting_can_be_changed(hadoop_nodes: HadoopNodes) -> None:
     found = hadoop_nodes.rest.get("/conf?format=json&name=yarn.nm.liveness-monitor.expiry-interval-ms")
-    assert found["property"]["value"] == "5000"
+    assert found["property"]["value"] == "15000"
 
 
 def test_a_container_runs_and_a_process_that_leaves_it_is_found_and_ended(hadoop_nodes: HadoopNodes) -> None:
@@ -149,7 +152,9 @@ def test_a_container_outlives_both_daemons(hadoop_nodes: HadoopNodes) -> None:
     hadoop_nodes.await_node("nm4", "LOST")
     hadoop_nodes.start("nm4")
     hadoop_nodes.await_node("nm4")
-    wait_until(lambda: not is_alive(process), "a container survives its lost lease", timeout_s=LONG_S)
+    wait_until(
+        lambda: not is_alive(process), "a container survives its lost lease", timeout_s=allow_s(LONG_S)
+    )
     end(hadoop_nodes.rest, application)
     assert_nothing_left(hadoop_nodes)
 
@@ -211,12 +216,14 @@ def test_nothing_outlives_the_killed_owner_and_two_clusters_do_not_meet(hadoop_n
         assert address.rpartition(".")[0] != hadoop_nodes.address.rpartition(".")[0]
         application = run(Rest(address), DETACHES, **{"max-app-attempts": 1})
         try:
-            wait_until(lambda: bool(sleeping(folder)), "the container does not run", timeout_s=LONG_S)
+            wait_until(
+                lambda: bool(sleeping(folder)), "the container does not run", timeout_s=allow_s(LONG_S)
+            )
         except RuntimeError:
             print(Rest(address).get(f"/ws/v1/cluster/apps/{application}"))
             raise
         owner.kill()
-        wait_until(lambda: not folder.exists(), "the cluster outlives its owner", timeout_s=LONG_S)
+        wait_until(lambda: not folder.exists(), "the cluster outlives its owner", timeout_s=allow_s(LONG_S))
         assert processes(folder) == []
     assert len(hadoop_nodes.nodes()) == 4
     assert_nothing_left(hadoop_nodes)

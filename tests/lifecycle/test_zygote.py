@@ -21,7 +21,7 @@ from kit.machine.descriptors import list_inheritable
 from kit.machine.forked_kernels import REPLY_S, Agent, children, command_of, wait_for
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.agent.machine.ports import claim
-from roost.launchers.agent.warm import zygote_pool
+from roost.launchers.agent.warm import fork_report, zygote_pool
 from roost.launchers.agent.warm.fork_report import KernelDiedEarly
 from roost.launchers.agent.warm.kernel_command import NotForked
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
@@ -124,17 +124,22 @@ def test_magics_shell_commands_and_completion_work(agent: Agent) -> None:
     assert "getcwd" in {match.rpartition(".")[2] for match in reply["content"]["matches"]}
 
 
-def test_an_interrupt_stops_a_cell_and_leaves_an_idle_kernel_alone(agent: Agent) -> None:
+def test_an_interrupt_stops_a_cell_and_leaves_an_idle_kernel_alone(agent: Agent, tmp_path: Path) -> None:
     kernel = agent.start()
     kernel.run("1")
     os.kill(kernel.pid, signal.SIGINT)
     assert kernel.run("1+1")["status"] == "ok"
-    msg_id = kernel.client.execute(f"print('running', flush=True)\n{SLEEP}")
+    has_printed = tmp_path / "has printed"  # ipykernel may hang if it is interrupted while it prints
+    mark = f"open({str(has_printed)!r}, 'w').close()"
+    msg_id = kernel.client.execute(f"print('running', flush=True)\n{mark}\n{SLEEP}")
     while True:
         message = kernel.client.get_iopub_msg(timeout=allow_s(REPLY_S))
         if message["parent_header"].get("msg_id") == msg_id and message["msg_type"] == "stream":
             break
-    time.sleep(0.2)  # until the cell sleeps: ipykernel may hang if it is interrupted while it prints
+    deadline = time.monotonic() + allow_s(REPLY_S)
+    while not has_printed.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     os.killpg(kernel.pid, signal.SIGINT)
     reply = kernel.client.get_shell_msg(timeout=allow_s(REPLY_S))
     assert reply["content"]["ename"] == "KeyboardInterrupt"
@@ -297,8 +302,11 @@ def test_a_kernel_on_ipc_is_started_once_its_sockets_are_bound(agent: Agent, tmp
         assert kernel.wait() == 0
 
 
-def test_a_kernel_that_is_not_confirmed_ends_and_does_nothing(agent: Agent, tmp_path: Path) -> None:
+def test_a_kernel_that_is_not_confirmed_ends_and_does_nothing(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The zygote's files have changed, so the fork ends. Its ports are free at once for a kernel that is executed."""
+    monkeypatch.setattr(fork_report, "_ENDS_S", allow_s(60))
     (zygote,) = agent.zygotes._zygotes
     (tmp_path / "changed").write_text("by an upgrade")
     zygote.fingerprint.close()  # no watch: all files are looked at
@@ -427,6 +435,7 @@ def test_a_change_that_no_watch_reports_affects_one_start(
     """Linux reports no write through mapped memory."""
     (zygote,) = agent.zygotes._zygotes
     assert agent.start().run("1")["status"] == "ok"
+    agent.zygotes._timers.cancel(zygote)  # the look after this start may be due, and would see the change
     monkeypatch.setattr(zygote_pool, "_LOOK_AGAIN_S", 0.01)
     zygote.fingerprint.files[str(tmp_path / "changed")] = (0, 0, 0)
     (tmp_path / "changed").touch()

@@ -59,6 +59,8 @@ NAMES = ("s", "t")
 """The services. The next service of a name finds the leases of the one before."""
 EXPIRES_S = 30.0
 """How long an agent keeps a lease without a kernel."""
+ANSWERS_S = 30.0
+"""How long the manager waits for an agent that hangs."""
 SETTLES_S = 300.0
 """After this time without faults, all graces and retries are over."""
 ME = Owner(
@@ -182,6 +184,9 @@ class ModelManager(FakeManager):
     async def start_agent(self, node_id: str) -> StartedAgent:
         await self._travel()
         agent = self._service.network.agents[node_id]
+        await asyncio.sleep(min(agent.hangs_s, ANSWERS_S))
+        if agent.hangs_s:
+            raise BackendUnavailable(f"no agent has answered on {node_id}")
         agent.revive()
         await self._travel()
         return StartedAgent(address=self._service.address(agent), daemon="1")
@@ -239,6 +244,15 @@ class LinkedPods(FakePodCluster):
         number = next(self._numbers)
         agent = LinkedAgent(self._folder / f"pod-{number}", name=node_id, cpus=CPUS)
         agent.join(self._world.network, f"pod-{number}")
+        give_back = agent.give_back
+
+        def end(lease_id: str) -> None:
+            """Give the lease back, and end the pod with its first process, the agent."""
+            give_back(lease_id)
+            if lease_id in self._pods:
+                asyncio.get_running_loop().call_soon(self.evict, lease_id)
+
+        agent.give_back = end  # type: ignore[method-assign]
         self.made[lease_id] = agent
         self._expiring[lease_id] = asyncio.get_running_loop().create_task(agent.expire(EXPIRES_S))
         return agent
@@ -261,7 +275,8 @@ class LinkedPods(FakePodCluster):
         return next(lease_id for lease_id, each in self.agents.items() if each is agent)
 
     def evict(self, lease_id: str) -> None:
-        pod = self._pods.pop(lease_id)
+        if (pod := self._pods.pop(lease_id, None)) is None:
+            return
         lost = replace(pod.lease, state="lost", reason="it was evicted")
         self._report(PodChange(kind="pod", pod=replace(pod, lease=lost)))
         self._end_agent(lease_id)
@@ -498,13 +513,18 @@ class Leases(RuleBasedStateMachine):
     def kernel_ends(self, at: int, number: int) -> None:
         if (agent := self.agent(at)) is not None:
             running = [kernel.kernel_id for kernel in agent.kernels.values() if kernel.is_running]
-            if agent.is_up and running:
+            if agent.is_up and not self.loop.now < agent.goes_on_at and running:
                 self.run(self.act(lambda: agent.end(running[number % len(running)])))
 
     @rule(at=st.integers(0, 5))
     def agent_crashes(self, at: int) -> None:
         if (agent := self.agent(at)) is not None:
             self.run(self.act(lambda: self.world.crash(agent)))
+
+    @rule(at=st.integers(0, 5), seconds=st.sampled_from([1.0, 12.0, 45.0, 120.0]))
+    def agent_hangs(self, at: int, seconds: float) -> None:
+        if (agent := self.agent(at)) is not None and agent.is_up:
+            self.run(self.act(lambda: agent.hang(seconds)))
 
     @rule(at=st.integers(0, 5))
     def connections_break(self, at: int) -> None:
@@ -668,4 +688,101 @@ def test_an_answer_from_before_a_restart_may_come_after_it() -> None:
     for _ in range(5):
         state.agent_crashes(at=0)
     state.start(cpus=0.5, kernel_ids=["k0"], name="t")
+    state.teardown()
+
+
+def test_the_manager_may_leave_again_while_its_leases_are_claimed_again() -> None:
+    """The agent hung all the time. A claim without a kernel was left, because no reading followed. Found so."""
+    state = LeasesOnNodes()
+    state.begin(seed=88553358)
+    state.connections_break(at=0)
+    state.lease_is_taken_back(number=0)
+    state.lease_is_taken_back(number=0)
+    state.lease_is_taken_back(number=0)
+    state.connections_break(at=0)
+    state.start(cpus=0.5, kernel_ids=["k0"], name="s")
+    state.agent_hangs(at=5, seconds=1.0)
+    state.start(cpus=0.5, kernel_ids=["k1", "k0", "k2", "k3"], name="t")
+    state.manager_leaves(seconds=3.0)
+    state.stop(kernel_id="k1", name="t")
+    state.service_opens(name="s")
+    state.connections_break(at=0)
+    state.start(cpus=0.5, kernel_ids=["k0", "k1"], name="s")
+    state.service_dies(name="s")
+    state.manager_leaves(seconds=30.0)
+    state.service_opens(name="s")
+    state.connections_break(at=0)
+    state.service_dies(name="t")
+    state.service_opens(name="s")
+    state.connections_break(at=0)
+    state.service_opens(name="t")
+    state.manager_leaves(seconds=3.0)
+    state.agent_hangs(at=2, seconds=120.0)
+    state.connections_break(at=2)
+    state.start(cpus=1.0, kernel_ids=["k1"], name="s")
+    state.cancel(kernel_id="k0", name="s")
+    state.manager_leaves(seconds=30.0)
+    state.connections_break(at=5)
+    state.teardown()
+
+
+def test_an_agent_may_hang_for_longer_than_its_node_is_expected_back() -> None:
+    """The manager had forgotten its claims, and nobody asked the agent for its leases any more. Found so."""
+    state = LeasesOnNodes()
+    state.begin(seed=173127)
+    state.start(cpus=0.5, kernel_ids=["k0", "k1"], name="s")
+    state.connections_break(at=0)
+    state.connections_break(at=0)
+    state.lease_is_taken_back(number=0)
+    state.lease_is_taken_back(number=0)
+    state.start(cpus=0.5, kernel_ids=["k0", "k1", "k2", "k3"], name="t")
+    state.connections_break(at=0)
+    state.time_passes(seconds=30.0)
+    state.connections_break(at=0)
+    state.connections_break(at=0)
+    state.time_passes(seconds=0.0)
+    state.lease_is_taken_back(number=0)
+    state.connections_break(at=0)
+    state.connections_break(at=0)
+    state.connections_break(at=0)
+    state.agent_hangs(at=0, seconds=120.0)
+    state.connections_break(at=0)
+    state.lease_is_taken_back(number=0)
+    state.start(cpus=0.5, kernel_ids=["k0", "k1"], name="s")
+    state.connections_break(at=0)
+    state.service_dies(name="t")
+    state.time_passes(seconds=3.0)
+    state.lease_is_taken_back(number=4)
+    state.agent_hangs(at=0, seconds=45.0)
+    state.time_passes(seconds=30.0)
+    state.time_passes(seconds=0.01)
+    state.kernel_ends(at=2, number=3)
+    state.lease_is_taken_back(number=2)
+    state.teardown()
+
+
+def test_a_lease_may_be_lost_while_its_agent_hangs() -> None:
+    """The next reading did not show it, and its kernel's end was not tried again. Found so."""
+    state = LeasesOnNodes()
+    state.begin(seed=173127)
+    state.start(cpus=0.5, kernel_ids=["k0"], name="s")
+    state.connections_break(at=0)
+    state.connections_break(at=0)
+    state.lease_is_taken_back(number=0)
+    state.lease_is_taken_back(number=0)
+    state.start(cpus=0.5, kernel_ids=["k0", "k1", "k2"], name="s")
+    state.connections_break(at=1)
+    state.time_passes(seconds=30.0)
+    state.connections_break(at=0)
+    state.connections_break(at=0)
+    state.manager_leaves(seconds=0.1)
+    state.lease_is_taken_back(number=0)
+    state.connections_break(at=1)
+    state.agent_hangs(at=0, seconds=120.0)
+    state.connections_break(at=0)
+    state.connections_break(at=0)
+    state.connections_break(at=0)
+    state.connections_break(at=0)
+    state.connections_break(at=0)
+    state.lease_is_taken_back(number=0)
     state.teardown()

@@ -84,7 +84,7 @@ class Application:
             self._folder,
             _NAME,
             backend=backend,
-            config={"environment": [ASKED], "launch_timeout": start_s, **config},
+            config={"environment": [ASKED], "launch_timeout": allow_s(start_s), **config},
             argv=[python, *IPYKERNEL[1:]],
             env={SPEC: "spec"},
         )
@@ -183,8 +183,8 @@ class Application:
             with suppress(RoostError, AssertionError, RuntimeError, zmq.ZMQError):
                 await kernel.shut_down()
         with suppress(RoostError, asyncio.TimeoutError):
-            for left in await self.service.kernels().within(self._answer_s):
-                await self.service.stop(left.id, 0.0).within(self._answer_s)
+            for left in await self.service.kernels().within(allow_s(self._answer_s)):
+                await self.service.stop(left.id, 0.0).within(allow_s(self._answer_s))
         await asyncio.to_thread(self.service.close)
 
 

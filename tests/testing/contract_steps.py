@@ -17,7 +17,7 @@ from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.base import Backend
 from roost.scheduler.errors import LeaseConflict, RoostError
 
-from .deadlines import allow_s
+from .deadlines import allow_s, looks
 from .promises import (
     ANSWERS,
     BECOMES_HELD,
@@ -39,7 +39,14 @@ Opener = Callable[[], AbstractAsyncContextManager[tuple[Backend, Agents]]]
 KERNEL = f"""
 import json, socket, sys, time
 connection = json.load(open(sys.argv[1]))
-sockets = [socket.create_server((connection["ip"], connection[name])) for name in {PORT_NAMES}]
+sockets = []
+for name in {PORT_NAMES}:
+    if connection["transport"] == "ipc":
+        sockets.append(socket.socket(socket.AF_UNIX))
+        sockets[-1].bind(connection["ip"] + "-" + str(connection[name]))
+        sockets[-1].listen()
+    else:
+        sockets.append(socket.create_server((connection["ip"], connection[name])))
 time.sleep(3600)
 """
 """A program that listens on the ports of a kernel and does nothing else."""
@@ -107,7 +114,7 @@ class ContractSteps:
         async with opener() as (backend, _):
             for lease in leases:
                 with promised(RELEASES, "release"):
-                    await asyncio.wait_for(backend.release(lease), self.held_s)
+                    await asyncio.wait_for(backend.release(lease), allow_s(self.held_s))
             kept = await self.list_ids(backend) & {lease.id for lease in leases}
             expect(not kept, LISTS, f"after their release, `leases` lists {sorted(kept)}")
 
@@ -116,6 +123,15 @@ class ContractSteps:
         ids = [lease.id for lease in (await backend.leases()).leases]
         expect(len(ids) == len(set(ids)), LISTS, f"`leases` lists {ids}")
         return set(ids)
+
+    async def find_leases(self, backend: Backend) -> tuple[Lease, ...]:
+        """Return all leases, once there is one and its owner is known. Masters and agents may answer late."""
+        leases: tuple[Lease, ...] = ()
+        async for _ in looks(self.held_s, 0.2):
+            leases = (await backend.leases()).leases
+            if leases and all(lease.owner.pid for lease in leases):
+                break
+        return leases
 
     async def find_room(self, backend: Backend, request: Request) -> Placement:
         """Wait until the default policy finds room for a request, and return the placement.
@@ -145,7 +161,7 @@ class ContractSteps:
         is_new = wanted.id not in self.taken
         self.taken.setdefault(wanted.id, wanted)
         try:
-            lease = await asyncio.wait_for(backend.claim(wanted), self.held_s)
+            lease = await asyncio.wait_for(backend.claim(wanted), allow_s(self.held_s))
         except LeaseConflict:
             if is_new:
                 del self.taken[wanted.id]
@@ -200,7 +216,7 @@ class ContractSteps:
     async def release(self, backend: Backend, lease: Lease) -> None:
         """Release a lease."""
         with promised(RELEASES, "release"):
-            await asyncio.wait_for(backend.release(lease), self.held_s)
+            await asyncio.wait_for(backend.release(lease), allow_s(self.held_s))
         self.taken.pop(lease.id, None)
 
     async def until(

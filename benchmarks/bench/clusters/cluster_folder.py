@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import psutil
 
-END_TIMEOUT_S = 15.0
+END_TIMEOUT_S = 60.0
 CLAIM_PORT = 47_470
 """The port that a cluster holds at the first address of its network, so that no other cluster takes the network."""
 FOLDER = "ROOST_CLUSTER_FOLDER"

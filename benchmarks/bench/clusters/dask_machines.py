@@ -32,7 +32,7 @@ from .cluster_folder import (
 )
 from .free_ports import free_port
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 _JOINED = "Registered to:"  # a worker logs this when the scheduler knows it
 _NOT_INHERITED = ("DASK_", "PYTEST_", "CUDA_VISIBLE_DEVICES")
 _ROLES = ("client", "scheduler", "worker")

@@ -10,6 +10,8 @@ own processes. All files are in that folder. The cluster listens on every interf
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import os
 import subprocess
@@ -34,7 +36,7 @@ from .cluster_folder import (
 )
 from .free_ports import free_port
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 
 # The `ray` program as a plain `pip install ray` has it. The additions of `ray[default]` (a dashboard, the server of
 # `ray://` with its fixed port) are of no use here.
@@ -206,11 +208,13 @@ class Raylets(DaemonCluster):
             "memory": machine.memory_bytes,
             "object-store-memory": _OBJECT_STORE_BYTES,
             "resources": json.dumps(resources),
-            "labels": ",".join(f"{key}={value}" for key, value in labels.items()),
+            "labels": ",".join(f"{key}={value}" for key, value in labels.items())
+            if _takes("labels-file")  # else Ray reads JSON, and sets its own labels by itself
+            else json.dumps({key: value for key, value in labels.items() if not key.startswith("ray.io/")}),
             "min-worker-port": 0,
             "max-worker-port": 0,
             "dashboard-agent-listen-port": 0,
-            "include-log-monitor": "false",
+            **({"include-log-monitor": "false"} if _takes("include-log-monitor") else {}),
         }
         if is_head:
             port = self.address.rpartition(":")[2] or free_port()
@@ -252,6 +256,13 @@ class Raylets(DaemonCluster):
         self.address = self.address or (nodes[0].folder / "ray_current_cluster").read_text().strip()
         self._nodes |= {node.address: node for node in nodes}
         return nodes
+
+
+@functools.cache
+def _takes(option: str) -> bool:
+    """True if `ray start` of this Ray has the option."""
+    (folder,) = importlib.util.find_spec("ray").submodule_search_locations
+    return f'"--{option}"' in (Path(folder) / "scripts/scripts.py").read_text()
 
 
 def _named(folder: Path, program: str) -> list[psutil.Process]:

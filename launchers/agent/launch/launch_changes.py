@@ -14,6 +14,9 @@ from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import FOLDER_OPTION, Launch, Lease
 from roost.launchers.protocol.rpc import RemoteError
 
+KERNEL_SOCKETS = "kernel"
+"""How the names of a kernel's sockets begin in `AgentSettings.socket_folder`: as in `kernel-1`."""
+
 
 class LaunchChanges:
     """Prepares launches for this node: the limits of their leases, addresses, environment and devices.
@@ -42,7 +45,9 @@ class LaunchChanges:
         device_ids = await self._choose_devices(lease)
         settings = self._settings
         connection, cwd, env = request.connection, request.cwd, dict(request.env)
-        if settings.address and connection.transport == "tcp":
+        if settings.socket_folder:
+            connection = replace(connection, transport="ipc", ip=f"{settings.socket_folder}/{KERNEL_SOCKETS}")
+        elif settings.address and connection.transport == "tcp":
             connection = replace(connection, ip=settings.address)
         if settings.is_remote:
             cwd = next(filter(os.path.isdir, (cwd, os.path.expanduser("~"))), os.getcwd())

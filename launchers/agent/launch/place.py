@@ -57,8 +57,8 @@ class InPod:
 
     def __init__(self, settings: AgentSettings) -> None:
         self.session = SharedSession() if settings.shares_session else OwnSession()
-        self.own_group = find_own_group()  # the cluster manager limits it
-        self.ip = settings.address or "127.0.0.1"
+        self.own_group = None if settings.is_unlimited else find_own_group()  # the cluster manager limits it
+        self.ip = "" if settings.socket_folder else settings.address or "127.0.0.1"
         self.kernel_ports = list_ports(settings)
         self._unit = settings.unit
 

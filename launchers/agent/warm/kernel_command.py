@@ -17,6 +17,7 @@ _ELF = b"\x7fELF"
 _STARTS_PYTHON = (b"Py_BytesMain", b"Py_Main")
 """Functions of CPython's C API that run an interpreter. Its programs call or contain one of them."""
 _MOST_PROGRAMS = 64
+_FIRST_NAMES = ("python", "python3")
 
 _checked: LastEntries[str, tuple[tuple[int, int, int], bool]] = LastEntries(_MOST_PROGRAMS)
 """The latest programs that were looked at: stamp, and whether the program is an interpreter."""
@@ -92,6 +93,19 @@ def find_program(name: str, env: Mapping[str, str], cwd: str = "/") -> str | Non
         return shutil.which(os.path.join(cwd, name))
     found = shutil.which(name, path=env.get("PATH", os.defpath))
     return os.path.abspath(found) if found else None
+
+
+def choose_name(program: str) -> str:
+    """Return the path under which a zygote runs the interpreter `program`: `python` if its folder has it, or `python3`.
+
+    It names the same file in the same folder, from which an interpreter finds its environment.
+    """
+    folder, name = os.path.split(program)
+    for other in _FIRST_NAMES if name.startswith("python") else ():
+        with contextlib.suppress(OSError):
+            if os.path.samefile(found := os.path.join(folder, other), program):
+                return found
+    return program
 
 
 def suggest_interpreter(pid: int) -> str:

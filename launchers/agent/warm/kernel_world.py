@@ -68,6 +68,8 @@ KERNEL_WORLD: tuple[Part, ...] = (
             "time zone": "The C library reads TZ again.",
             "folder for temporary files": "It is chosen again from the kernel's variables.",
             "command line": "sys.argv, sys.orig_argv and /proc/PID/cmdline are those of the command.",
+            "name of the interpreter": "`python` and `python3` share a zygote if they are one file in one folder. "
+            "sys.executable and what modules have made of it are the command's.",
             "shown variables": "/proc/PID/environ has the kernel's variables.",
             "main module": "__main__ is a fresh module, with the launcher's path.",
             "main thread": "Its native id is that of the fork.",

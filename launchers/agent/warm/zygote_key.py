@@ -18,7 +18,7 @@ class Key(NamedTuple):
     """The interpreter, its flags, its folder and variables. A start with another key needs another zygote."""
 
     python: str
-    """The path of the interpreter, with links."""
+    """The path of the interpreter, with links. Names of one file in one folder have one path here (`choose_name`)."""
     flags: tuple[str, ...]
     folder: str
     """The folder on which imports or start-up code depend, or `/`."""
@@ -35,11 +35,15 @@ class Key(NamedTuple):
     stack: tuple[int, ...] = ()
     """The limits of the stack with which the program starts. They fix the layout of the process."""
 
-    def with_all(self, env: Mapping[str, str], cwd: str) -> Key:
-        """Return the key for a Python with start-up code, which may read all variables and files of its folder."""
+    def with_all(self, program: str, env: Mapping[str, str], cwd: str) -> Key:
+        """Return the key for a Python with start-up code.
+
+        That code may read its interpreter's name `program`, all variables, and the files of its folder.
+        """
         # roost's own variables may name the lease.
         known = {name: value for name, value in drop_per_kernel(env).items() if not name.startswith("ROOST_")}
-        return self._replace(folder=cwd, variables=tuple(sorted(known.items())), is_whole=True)
+        variables = tuple(sorted(known.items()))
+        return self._replace(python=program, folder=cwd, variables=variables, is_whole=True)
 
 
 def build_key(

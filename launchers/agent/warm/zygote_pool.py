@@ -29,7 +29,7 @@ from roost.placement.model.last_entries import LastEntries
 from .fingerprint import Fingerprint, find_shadow
 from .folder_watch import FolderWatch
 from .fork_report import ForkedKernel, read_report, refuse
-from .kernel_command import KernelCommand, NotForked, check_command, find_program
+from .kernel_command import KernelCommand, NotForked, check_command, choose_name, find_program
 from .learnt_preloads import LearntPreloads
 from .zygote_key import Key, build_key, drop_per_kernel
 from .zygote_start import SCRIPT, Attempt, Zygote, ZygoteStarter, explain_program, runs_program
@@ -132,12 +132,14 @@ class ZygotePool:
         pool has done that, and `on_pid` has returned.
         """
         started = time.perf_counter()
-        key = self._key(command, env, str(cwd), context)
+        program = self._find_program(command, env, str(cwd))
+        key = self._key(program, command, env, str(cwd), context)
         if (refusal := self._find_refusal(key)) is not None:
             raise refusal
         argv = ["-f", str(connection_file), *command.args]
         order: dict[str, Any] = {
             "program": command.python,
+            "executable": program if program != key.python else None,
             "argv": argv,
             "env": dict(env),
             "cwd": str(cwd),
@@ -229,13 +231,19 @@ class ZygotePool:
         cwd: Path | str = "/",
         context: ProcessContext = UNKNOWN,
     ) -> None:
-        """Start a zygote for this command and environment if none serves them. Return once it is ready or failed."""
+        """Start a zygote for this command and environment if none serves them. Return once it is ready or failed.
+
+        One that serves them counts as used now.
+        """
         with contextlib.suppress(NotForked):
-            key = self._key(command, env, str(cwd), context)
-            if self._find_refusal(key) is not None or any(
-                zygote.serves(key, env) for zygote in self._zygotes
-            ):
+            program = self._find_program(command, env, str(cwd))
+            key = self._key(program, command, env, str(cwd), context)
+            if self._find_refusal(key) is not None:
                 return
+            for zygote in self._zygotes:
+                if zygote.serves(key, env):
+                    zygote.used_at = time.monotonic()
+                    return
             await join_shared(self._warm_later(key, command, env, str(cwd), delay_s=0.0))
 
     def limit_spares(self, most: int) -> None:
@@ -282,13 +290,23 @@ class ZygotePool:
         self._folders.close()
         self._timers.close()
 
-    def _key(self, command: KernelCommand, env: Mapping[str, str], cwd: str, context: ProcessContext) -> Key:
-        """Return the key of a start. Raises `NotForked` for a command that no zygote can stand for."""
+    def _find_program(self, command: KernelCommand, env: Mapping[str, str], cwd: str) -> str:
+        """Return the path of a command's interpreter. Raises `NotForked` for a command that no zygote can stand for."""
         if not self._is_possible:
             raise NotForked(_NO_SUBREAPER)
-        python = check_command(command, find_program(command.python, env, cwd))
-        key = build_key(python, command.flags, env, cwd, context)
-        return key.with_all(env, cwd) if key in self._has_startup_code else key
+        return check_command(command, find_program(command.python, env, cwd))
+
+    def _key(
+        self,
+        program: str,
+        command: KernelCommand,
+        env: Mapping[str, str],
+        cwd: str,
+        context: ProcessContext,
+    ) -> Key:
+        """Return the key of a start. Start-up code may read the name of its interpreter."""
+        key = build_key(choose_name(program), command.flags, env, cwd, context)
+        return key.with_all(program, env, cwd) if key in self._has_startup_code else key
 
     def _say_none(self, key: Key) -> str:
         """Return why no zygote serves a key now. The pool makes one for later kernels."""
@@ -357,7 +375,8 @@ class ZygotePool:
             if answer["op"] == "startup":
                 self._has_startup_code[key] = True
                 log.info("%s runs start-up code: %s", key.python, ", ".join(answer["code"]))
-                await self._make(key.with_all(env, cwd), command, env, cwd)
+                program = self._find_program(command, env, cwd)
+                await self._make(key.with_all(program, env, cwd), command, env, cwd)
                 return
             if answer["op"] != "unfit" or self._learnt is None:
                 pause_s = _REFUSAL_PAUSE_S if answer["op"] == "refused" else _PAUSE_S

@@ -95,8 +95,13 @@ function drawNode(node) {
     drawAmount("CPUs", node.cpus_promised, node.cpus, node.cpus_used, amount),
     drawAmount("memory", node.memory_promised_bytes, node.memory_bytes, node.memory_used_bytes, bytes),
     gpus.length ? make("div", "gpus", ...gpus) : null,
-    node.is_draining ? make("p", "note", `draining${node.drains_because ? `: it ${node.drains_because}` : ""}`) : null,
+    node.is_draining ? make("p", "note", describeDrain(node.drains_because)) : null,
   );
+}
+
+function describeDrain(because) {
+  if (because.startsWith("unreachable")) return because;
+  return because ? `draining: ${because}` : "draining";
 }
 
 function drawTable(titles, rows) {

@@ -4,6 +4,7 @@
        ^        ├──> ClusterManager: join, read the nodes, claim, release, start an agent      manager
        │        │        └── Membership: the nodes, or why the manager is away                 membership
        │        ├──> AgentPool ──> the agent of a node: reserve, launch, release               agents
+       │        ├──> SilentAgents: nodes whose agents do not answer, which get no kernels      silent_agents
        │        ├──> WaitingLeases ──> NewNodes: claims without a node, on clusters that grow  new_nodes
        │        ├──> OutageRecovery: claims the leases of live kernels again                   outage
        │        └──> NodeTable: leases by node ──> the snapshot                                node_table

@@ -12,17 +12,18 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, KeysView, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from roost.launchers.daemon.file_input import put_aside, take_json
 from roost.launchers.daemon.private_files import write_private_json
-from roost.launchers.daemon.tasks import join_shared, start_shared
+from roost.launchers.daemon.tasks import join_shared, spawn, start_shared
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import AgentEvent, Holdings, Lease
+from roost.launchers.protocol.rpc import RpcError
 from roost.placement import Node
 from roost.placement.model.json_codec import WireError, decode, encode
 from roost.scheduler.backends.agent_calls import AgentCaller, Agents
@@ -36,6 +37,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ANSWER_S = 5.0
+_TRY_AGAIN_S = 30.0
+"""After how long a start of an agent is tried again that has failed while an agent with earlier settings serves."""
+_REJOIN_S = (0.0, 5.0, 30.0)
+"""The pause before each attempt to reach an agent again whose connection was lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +90,7 @@ class AgentPool:
         """Why the latest attempt to start an agent has failed, by node. An attempt that succeeds removes the entry."""
         self._failed_at: dict[str, float] = {}
         self._starting: dict[str, asyncio.Task[StartedAgent]] = {}
+        self._replacing: set[asyncio.Task[Any]] = set()
         self._load()
 
     @property
@@ -117,7 +123,7 @@ class AgentPool:
         self._agents.listen(on_agent)
 
     def close(self) -> None:
-        for task in self._starting.values():
+        for task in (*self._starting.values(), *self._replacing):
             task.cancel()
         if self._saving is not None:
             self._saving.cancel()
@@ -130,7 +136,7 @@ class AgentPool:
         `BackendUnavailable` if no address is known and no agent can be started.
         """
         known = self._known.get(node_id)
-        if known is not None and node_id not in self._doubted:
+        if known is not None and (node_id not in self._doubted or self._stays(node_id, known)):
             return known.address
         task = self._starting.get(node_id)
         if task is None:
@@ -142,10 +148,22 @@ class AgentPool:
                 raise
             return known.address
 
+    def _stays(self, node_id: str, known: StartedAgent) -> bool:
+        """True if an agent with earlier settings serves the node, because none has started with those of now lately."""
+        has_failed = time.monotonic() - self._failed_at.get(node_id, -math.inf) < _TRY_AGAIN_S
+        is_there = self._agents.connected(known.address.endpoint) is not None
+        return node_id in self._outdated and has_failed and is_there
+
     async def call(self, node_id: str, call: Callable[[AgentClient], Awaitable[T]]) -> T:
         began = time.monotonic()
         await self.address(node_id)  # an agent that cannot be started at all is not tried again
         name = f"the agent on {node_id}"
+
+        async def resolve() -> AgentAddress:
+            known = self._known.get(node_id)
+            if known is not None and self._failed_at.get(node_id, -math.inf) >= began:
+                return known.address
+            return await self.address(node_id)
 
         async def on_lost(address: AgentAddress | None) -> None:
             await self._on_lost(address)
@@ -154,7 +172,7 @@ class AgentPool:
             if self._failed_at.get(node_id, -math.inf) >= began:
                 raise BackendUnavailable(f"{name} cannot be reached: {self.failures[node_id]}")
 
-        caller = AgentCaller(self._agents, partial(self.address, node_id), name=name, on_lost=on_lost)
+        caller = AgentCaller(self._agents, resolve, name=name, on_lost=on_lost)
         return await caller.call(call)
 
     async def reach(self, node_id: str) -> None:
@@ -164,11 +182,26 @@ class AgentPool:
 
         await self.call(node_id, do_nothing)
 
+    async def rejoin(self, node: ManagedNode) -> None:
+        """Connect again to the agent of this node, if it still listens. Starts none.
+
+        It may live although the connection was lost, as after a pause of this service.
+        """
+        for pause_s in _REJOIN_S:
+            await asyncio.sleep(pause_s)
+            known = self._known.get(node.id)
+            if known is None or known.daemon != node.daemon or node.id in self._outdated:
+                return
+            with suppress(BackendUnavailable):
+                await self._agents.client(known.address)
+                if self._known.get(node.id) is known:
+                    self._doubted.discard(node.id)
+                return
+
     async def held_on(self, node_id: str) -> Holdings | None:
         """Return the leases and kernels of a node's agent; None if the agent is unreachable."""
         try:
-            call = self.call(node_id, lambda agent: agent.holdings())
-            held = await asyncio.wait_for(call, _ANSWER_S)
+            held = await asyncio.wait_for(self._read_holdings(node_id), _ANSWER_S)
             self._unreachable.discard(node_id)
             self._note_end(node_id, held.ends_at)
             return replace(held, leases=tuple(_put_on(node_id, lease) for lease in held.leases))
@@ -177,6 +210,19 @@ class AgentPool:
             log.log(level, "node=%s its agent is unreachable: %s", node_id, str(problem) or "it is slow")
             self._unreachable.add(node_id)
             return None
+
+    async def _read_holdings(self, node_id: str) -> Holdings:
+        known = self._known.get(node_id)
+        if known is not None and node_id in self._outdated:
+            # It knows what it holds. One with the settings of now may take long to start, or may not start at all.
+            spawn(self._replace(node_id), self._replacing, log)
+            with suppress(BackendUnavailable, RpcError, WireError):
+                return await (await self._agents.client(known.address)).holdings()
+        return await self.call(node_id, lambda agent: agent.holdings())
+
+    async def _replace(self, node_id: str) -> None:
+        with suppress(BackendUnavailable):  # the failure is noted, and the earlier agent serves
+            await self.reach(node_id)
 
     def note_status(self, node_id: str, status: Node) -> None:
         """Keep the status that the node's agent reports."""

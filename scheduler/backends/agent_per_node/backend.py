@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from roost.launchers.daemon.tasks import ask_all, backoff, cancel_all, spawn, start_shared
+from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import (
     AgentEvent,
@@ -22,7 +24,9 @@ from roost.launchers.protocol.messages import (
     Reserve,
 )
 from roost.placement import Node, NodeType, Request, Snapshot
+from roost.placement.model.node import UNREACHABLE
 from roost.scheduler.backends.base import (
+    SILENT,
     AgentAddress,
     AgentReport,
     Backend,
@@ -37,12 +41,14 @@ from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 from roost.scheduler.messages import Finding, format_names
 
 from .agents import AgentPool
-from .manager import ClusterManager
+from .manager import ClusterManager, StartedAgent
 from .membership import N
 from .new_nodes import NewNodes, WaitingLeases
 from .node_table import NodeTable
 from .outage import OutageRecovery
+from .silent_agents import ANSWERS_S, SilentAgents
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _FRESH_S = 0.05  # at most this old are the nodes on which a placement is made
@@ -53,6 +59,11 @@ _METRICS_SHARE = 20.0
 _REJOIN_S = 1.0
 _RELEASE_AGAIN_S = (1.0, 30.0)
 """First and longest pause between two attempts to give back the claim of a lease that its agent has released."""
+_START_AGENTS = "run `roost up`, or `roost restart-service` if it is a setting"
+_ENDS_S = 0.5
+"""How long to wait between two looks whether a node has ended on which something is waited for."""
+_HOLD_AGAIN_S = (0.5, 2.0)
+"""First and longest pause before a lease is noted again that a silent agent may have noted."""
 _FORGET_S = 60.0  # how long the agent of a node that left is remembered after the grace of its kernels
 
 
@@ -78,15 +89,21 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._manager = manager
         self._membership = manager.membership
         self._pool = AgentPool(
-            context.folder / "agents.json", context.agents, manager.start_agent, agent_settings, grace_s
+            context.folder / "agents.json", context.agents, self._start_agent, agent_settings, grace_s
         )
         self.address = self._pool.cluster
         self._table: NodeTable[N] = NodeTable(self._build_node)
+        self._silent = SilentAgents(
+            self._pool,
+            lambda node_id: node_id in self._membership.nodes,
+            lambda node_id: self._update([node_id]),
+        )
         self._recovery = OutageRecovery(
             manager,
             self.book,
             self._table,
             self._pool,
+            self._silent,
             grace_s,
             lose=self._lose,
             end=lambda lease: self._spawn(self._end(lease)),
@@ -96,6 +113,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._is_open = True
         self._tasks: set[asyncio.Task[Any]] = set()
         self._events = EventQueue()
+        self._doubtful: dict[str, asyncio.Task[Any]] = {}
+        """Tasks that have silent agents note leases which they may have noted already, by lease id."""
         self._new_nodes = new_nodes
         self._waiting = WaitingLeases(new_nodes, self.book, self._hold) if new_nodes is not None else None
         if new_nodes is not None:
@@ -121,6 +140,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     async def close(self) -> None:
         self._is_open = False
         self._pool.close()
+        await self._silent.close()
         await cancel_all(self._tasks)
         if self._waiting is not None:
             await cancel_all(self._waiting.tasks)
@@ -158,6 +178,9 @@ class AgentPerNodeBackend(Backend, Generic[N]):
     def why_no_new_node(self, request: Request) -> str:
         return self._new_nodes.why_not(request) if self._new_nodes is not None else ""
 
+    def may_end(self, node_id: str) -> bool:
+        return self._new_nodes is not None and self._new_nodes.may_end(node_id)
+
     def events(self) -> AsyncIterator[BackendEvent]:
         return self._events.read()
 
@@ -168,22 +191,111 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             return await self._waiting.claim(lease, launch)
         if is_new and self._manager.holds_claims and lease.node_id in self._recovery.expected:
             # The manager does not know the leases of before the outage, and would grant their slices again.
-            raise LeaseConflict(
-                f"the kernels of node {lease.node_id} claim their slices again after an outage"
-            )
-        return await self._hold(lease, launch)
+            who = f"the kernels that node {lease.node_id} may have had before the outage"
+            raise LeaseConflict(f"{who} claim their slices again first")
+        if lease.id in self._doubtful:
+            return self.book.get(lease.id) or lease
+        try:
+            return await self._hold(lease, launch, may_be_noted=not is_new)
+        except _Doubtful as problem:
+            pending = replace(lease, state="pending", reason=problem.user_message)
+            self.book.show(pending)
+            holding = self._hold_in_the_end(pending, launch, problem.device_ids)
+            self._doubtful[lease.id] = spawn(holding, self._tasks, log)
+            return pending
 
-    async def _hold(self, lease: Lease, launch: Launch | None) -> Lease:
-        """Claim the slice on the lease's node, and have the node's agent note the lease."""
+    async def _hold_in_the_end(
+        self, lease: Lease, launch: Launch | None, device_ids: tuple[str, ...]
+    ) -> None:
+        """Have a silent agent note the lease as soon as it answers. The lease is pending until then."""
+        try:
+            for pause_s in backoff(*_HOLD_AGAIN_S):
+                await asyncio.sleep(pause_s)
+                try:
+                    await self._hold(lease, launch, may_be_noted=True, device_ids=device_ids)
+                    return
+                except LeaseConflict as problem:
+                    self._lose(lease.id, str(problem))
+                    return
+                except RoostError as problem:
+                    log.debug("lease=%s its agent is still silent: %s", lease.id, problem)
+        finally:
+            self._doubtful.pop(lease.id, None)
+
+    async def _hold(
+        self,
+        lease: Lease,
+        launch: Launch | None,
+        *,
+        may_be_noted: bool = False,
+        device_ids: tuple[str, ...] | None = None,
+    ) -> Lease:
+        """Claim the slice on the lease's node, and have the node's agent note the lease.
+
+        Raises `LeaseConflict` as soon as the node ends: its manager and its agent might not answer for a minute. Raises
+        it also if the agent is silent and cannot have noted the lease; otherwise `_Doubtful`. `device_ids` are those
+        that the manager has granted already; None: it is asked.
+        """
         node = self._membership.nodes.get(lease.node_id)
         if node is None:
             raise LeaseConflict(f"there is no node {lease.node_id} any more")
+        try:
+            return await self._while_there(node, self._hold_on(node, lease, launch, may_be_noted, device_ids))
+        except BackendUnavailable:
+            await asyncio.sleep(_ENDS_S)
+            if not self._has_ended(node):
+                raise
+            raise LeaseConflict(f"its {self._manager.daemon} has ended") from None
+
+    async def _start_agent(self, node_id: str) -> StartedAgent:
+        node = self._membership.nodes.get(node_id)
+        starting = self._manager.start_agent(node_id)
+        return await (starting if node is None else self._while_there(node, starting))
+
+    async def _while_there(self, node: N, doing: Coroutine[Any, Any, T]) -> T:
+        """Return the result of `doing`. Raises `BackendUnavailable` as soon as the node's daemon has ended."""
+        task = asyncio.create_task(doing)
+        try:
+            while not task.done() and not self._has_ended(node):
+                await asyncio.wait([task], timeout=_ENDS_S)
+            if task.done():
+                return task.result()
+        finally:
+            await cancel_all({task})
+        raise BackendUnavailable(f"the {self._manager.daemon} of node {node.id} has ended")
+
+    def _has_ended(self, node: N) -> bool:
+        # Another daemon is no sign: on Dask and SSH hosts it is known only once the node has reported.
+        is_shown = node.id in self._membership.nodes and node.daemon not in self._pool.ended_daemons
+        return not (is_shown or self._membership.away)
+
+    async def _hold_on(
+        self,
+        node: N,
+        lease: Lease,
+        launch: Launch | None,
+        may_be_noted: bool,
+        device_ids: tuple[str, ...] | None,
+    ) -> Lease:
         if self._new_nodes is not None:
             self._new_nodes.hold(lease)
+        has_run = node.id in self._pool.nodes
         address = start_shared(self._pool.address(node.id))  # starts the agent while the manager decides
-        try:
-            device_ids = await self._manager.claim(lease, node, self._table.has_room)
+
+        async def note(reserve: Reserve) -> Lease:
+            nonlocal may_be_noted
             await address
+
+            async def send(agent: AgentClient) -> Lease:
+                nonlocal may_be_noted
+                may_be_noted = True
+                return await agent.reserve(reserve)
+
+            return await self._pool.call(node.id, send)
+
+        try:
+            if device_ids is None:
+                device_ids = await self._manager.claim(lease, node, self._table.has_room)
             granted = replace(lease, device_ids=device_ids, state="held", reason="")
             if launch is not None:
                 launch = replace(launch, env={**launch.env, **self.environment(granted)})
@@ -194,7 +306,17 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 is_granted=self._manager.holds_claims,
                 launch=launch,
             )
-            held = await self._pool.call(node.id, lambda agent: agent.reserve(reserve))
+            try:
+                held = await asyncio.wait_for(note(reserve), ANSWERS_S if has_run else None)
+            except (BackendUnavailable, asyncio.TimeoutError) as problem:
+                if not has_run:
+                    raise
+                self._silent.note(node.id)
+                silence = str(problem) or f"the agent on {node.id} does not answer"
+                if may_be_noted:  # then it may start the kernel later, and no other node may have the lease
+                    raise _Doubtful(silence, device_ids) from None
+                await self._manager.release(lease)
+                raise LeaseConflict(silence) from None
         except LeaseConflict:
             self._membership.expire()
             raise
@@ -211,6 +333,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self.book.release(lease.id)
         if self._waiting is not None:
             await self._waiting.stop(lease.id)
+        if (holding := self._doubtful.pop(lease.id, None)) is not None:
+            await cancel_all({holding})
         try:
             if lease.node_id:  # else its node has left, and the kernel with it, or it has none yet
                 await self._pool.call(lease.node_id, lambda agent: agent.release(lease.id))
@@ -236,16 +360,22 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         claims = {name: lease for name, lease in claims.items() if name not in waiting}
         placed = {lease.node_id for lease in claims.values() if _is_placed(lease, agent_nodes)}
         held_before = {lease.id for lease in self.book if lease.state == "held"}
-        node_ids = sorted(placed | incomplete | set(self.book.nodes()))
+        lost = [
+            lease for lease in self.book if lease.state == "lost" and lease.node_id in self._membership.nodes
+        ]
+        node_ids = sorted(placed | incomplete | {*self.book.nodes(), *(lease.node_id for lease in lost)})
         found: dict[str, Lease] = {}
         unreachable, unanswered = set[str](), set[str]()
         processes: dict[str, KernelProcess | None] = {}
         for node_id, held in zip(node_ids, await ask_all(self._pool.held_on, node_ids), strict=True):
             if held is None:
                 unreachable.add(node_id)
+                if node_id in agent_nodes and node_id in self._membership.nodes:
+                    self._silent.note(node_id)
             else:
                 processes |= held.by_lease()
-            for lease in self.book.on(node_id) if held is None else held.leases:
+            shown = [*self.book.on(node_id), *(lease for lease in lost if lease.node_id == node_id)]
+            for lease in shown if held is None else held.leases:
                 claim = claims.get(lease.id)
                 if claim is not None and not _is_placed(claim, agent_nodes):
                     continue
@@ -253,6 +383,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 is_sure = claim is not None or node_id in incomplete or held is None
                 if is_sure or await self._manager.find(lease):
                     found[lease.id] = lease
+                    if held is None:  # an earlier reading may have shown only the claim
+                        unanswered.add(lease.id)
                 else:
                     reason = f"its {self._manager.claim_name} was removed"
                     found[lease.id] = replace(lease, state="lost", reason=reason)
@@ -304,6 +436,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         problems = [each for each in await ask_all(self._connect, self._membership.nodes) if each is not None]
         if problems:
             raise problems[0]
+        if failures := self._report_failures():  # although earlier agents serve these nodes
+            raise BackendUnavailable(failures[0]["what"])
         return len(self._membership.nodes)
 
     async def diagnose(self) -> list[Finding]:
@@ -321,18 +455,24 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         problem = self._pool.failures.get(node_id, "")
         return AgentReport(has_run=node_id in self._pool.nodes and not problem, problem=problem)
 
-    def left_nodes(self) -> Mapping[str, float]:
-        return self._pool.left()
+    def left_nodes(self, request: Request | None = None) -> Mapping[str, float]:
+        left = self._pool.left()
+        if request is None:
+            return left
+        return {name: left_s for name, left_s in left.items() if self._table.could_hold(name, request)}
 
     def _has_earlier_agent(self, node_id: str) -> bool:
         """True if the latest attempt to start an agent has failed, but an agent from before is connected."""
         return node_id in self._pool.failures and self._pool.status(node_id) is not None
 
     def _report_failures(self) -> list[Finding]:
-        """Return a finding for each cause why agents of nodes did not start at the latest attempt."""
+        """Return a finding for each cause why agents of nodes did not start at the latest attempt.
+
+        An agent that runs and does not answer has a finding of its own.
+        """
         by_cause: dict[tuple[str, bool], list[str]] = {}
         for node_id, problem in sorted(self._pool.failures.items()):
-            if node_id in self._membership.nodes:
+            if node_id in self._membership.nodes and node_id not in self._silent:
                 cause = problem.removeprefix(f"no agent on {node_id}: ")
                 by_cause.setdefault((cause, self._has_earlier_agent(node_id)), []).append(node_id)
         return [_describe_failure(cause, nodes, is_served) for (cause, is_served), nodes in by_cause.items()]
@@ -359,7 +499,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             await self._recovery.restore(self._pool.nodes)
 
     async def _keep_up(self) -> None:
-        due_at, was_away = 0.0, False
+        due_at, was_away, must_read_leases = 0.0, False, False
         # Up to Python 3.11, `wait_for` loses a cancellation that arrives with its result.
         while self._is_open:
             try:
@@ -368,12 +508,17 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                     self._events.put(BackendEvent(kind="nodes"))  # starts that wait then say so
                 was_away = is_away
                 if is_away:
+                    # Even if the manager leaves again while its leases are claimed again.
+                    must_read_leases = True
                     await asyncio.sleep(_REJOIN_S)
                     await self._join()
-                    self._events.put(BackendEvent(kind="resync"))
                 else:
                     await self._manager.wait_for_change()
                     await self._membership.read()
+                if must_read_leases:
+                    must_read_leases = False
+                    self._events.put(BackendEvent(kind="resync"))
+                if not is_away:
                     self._forget_left()
                     if await self._recovery.restore_returned():
                         self._events.put(BackendEvent(kind="resync"))
@@ -395,11 +540,19 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._table.update_metrics(self._membership.nodes, measured)
 
     def _build_node(self, node: N) -> Node:
-        built = self._manager.build_node(node, self._pool.status(node.id))
+        status = self._pool.status(node.id)
+        built = self._manager.build_node(node, status)
+        held = self.book.on(node.id) if status is None else ()
+        if held:  # its agent does not answer, or has not been asked
+            owners = Counter(lease.owner.user for lease in held)
+            built = replace(built, kernels=len(held), owners=dict(owners))
+        if node.id in self._silent and not built.is_draining:
+            return replace(built, is_draining=True, drains_because=SILENT)
         if node.daemon not in self._pool.ended_daemons:
             return built
         # The manager still shows the node for some seconds.
-        return replace(built, is_draining=True, drains_because=f"its {self._manager.daemon} has ended")
+        cause = f"{UNREACHABLE}: its {self._manager.daemon} has ended"
+        return replace(built, is_draining=True, drains_because=cause)
 
     def _on_nodes(self, changed: Collection[str], gone: Collection[str]) -> None:
         nodes = self._membership.nodes
@@ -431,6 +584,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         if event is None or event.node is not None:
             # Of these changes only a release makes room for a start that waits, and its claim is released next.
             self._table.update(self._membership.nodes, [node_id])
+        if event is None and node_id in self._membership.nodes:
+            self._spawn(self._pool.rejoin(self._membership.nodes[node_id]))
         if event is None or event.kind == "status":
             return
         if event.kind == "lost" and not event.lease_id:
@@ -487,13 +642,21 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         spawn(coroutine, self._tasks, log)
 
 
+class _Doubtful(BackendUnavailable):
+    """A silent agent may have noted a lease, and may start its kernel later. The manager has granted the lease."""
+
+    def __init__(self, user_message: str, device_ids: tuple[str, ...]) -> None:
+        super().__init__(user_message)
+        self.device_ids = device_ids
+
+
 def _describe_failure(cause: str, nodes: Sequence[str], is_served: bool) -> Finding:
     """Return the finding about nodes on which no agent has started. An earlier agent may serve them."""
     names = format_names(nodes)
     if is_served:
         what = f"earlier agents serve {names}, with their own settings, because no new agent starts there: {cause}"
-        return {"level": "warning", "what": what, "do": "mend that, then run `roost up`"}
-    do = "mend that, then run `roost up`: it starts the agents of all nodes"
+        return {"level": "warning", "what": what, "do": f"mend that, then {_START_AGENTS}"}
+    do = f"mend that, then {_START_AGENTS}: it starts the agents of all nodes"
     return {"level": "error", "what": f"no agent of roost starts on {names}: {cause}", "do": do}
 
 

@@ -47,6 +47,9 @@ class NewNodes(Protocol):
     def why_not(self, request: Request) -> str:
         """Return why the cluster cannot be asked for a node for this request, as a clause; empty if it can."""
 
+    def may_end(self, node_id: str) -> bool:
+        """True if the cluster takes this node away while no kernel is there. Cheap."""
+
     async def ask(self, lease: Lease) -> None:
         """Claim the slice without a node, or find it claimed. Raises `BackendUnavailable`."""
 

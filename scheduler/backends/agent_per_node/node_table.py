@@ -8,9 +8,12 @@ from dataclasses import replace
 from typing import Generic
 
 from roost.placement import Device, Node, Request, Snapshot, get_policy
+from roost.placement.model.last_entries import LastEntries
 
 from .membership import N
 
+_REMEMBERED = 1_000
+"""At most this many nodes that have left are remembered."""
 _ANY_POLICY = get_policy("pack")
 """A policy whose filters decide if a request fits. Its ranking does not matter on one node."""
 
@@ -21,6 +24,8 @@ class NodeTable(Generic[N]):
     def __init__(self, build_node: Callable[[N], Node]) -> None:
         self._build_node = build_node
         self._snapshot = Snapshot.of([])
+        self._gone = LastEntries[str, Node](_REMEMBERED)
+        """The last nodes that were removed, as they were built last."""
         self._measured_at = time.monotonic()
 
     def snapshot(self) -> Snapshot:
@@ -39,6 +44,8 @@ class NodeTable(Generic[N]):
         gone = [name for name in node_ids if name not in nodes and name in before]
         if not changed and not gone:
             return False
+        for name in gone:
+            self._gone[name] = before.node(name)
         self._snapshot = before.apply(changed, removed=gone)
         return True
 
@@ -47,17 +54,17 @@ class NodeTable(Generic[N]):
         self._measured_at = time.monotonic()
         self.update(nodes, node_ids)
 
-    def has_room(self, node_id: str, request: Request, ahead: int) -> bool:
-        """True if `ahead + 1` requests like this one would fit on the node, according to the snapshot."""
+    def has_room(self, node_id: str, request: Request) -> bool:
+        """True if the request would fit on the node, according to the snapshot."""
         node = self.node(node_id)
+        return node is not None and _ANY_POLICY.place(request, Snapshot.of([node])).placement is not None
+
+    def could_hold(self, node_id: str, request: Request) -> bool:
+        """False if a node that was removed could not hold the request even if it were empty; True if nobody knows."""
+        node = self._gone.get(node_id)
         if node is None:
-            return False
-        for _ in range(ahead + 1):
-            placement = _ANY_POLICY.place(request, Snapshot.of([node])).placement
-            if placement is None:
-                return False
-            node = node.with_kernel(request, placement.device_ids)
-        return True
+            return True
+        return not _ANY_POLICY.place(request, Snapshot.of([node.as_empty()])).is_never
 
 
 def build_device(name: str, seen: Sequence[Device], *, promised: float, model: str = "") -> Device:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from roost.launchers.daemon.tasks import ask_all
+from roost.placement.model.format import format_age
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.backends.lease_book import LeaseBook
 from roost.scheduler.errors import LeaseConflict, RoostError
@@ -25,6 +26,7 @@ from .agents import AgentPool
 from .manager import ClusterManager
 from .membership import N
 from .node_table import NodeTable
+from .silent_agents import SilentAgents
 
 _MISSES = 3
 """How many readings in a row must lack the claim of a lease before roost asks the manager for that claim.
@@ -41,8 +43,9 @@ class OutageRecovery(Generic[N]):
     book: LeaseBook
     table: NodeTable[N]
     pool: AgentPool
+    silent: SilentAgents
     grace_s: float
-    """How long a node is expected back."""
+    """How long a node that is not in the cluster is expected back."""
     lose: Callable[[str, str], None]
     """Reports that a lease is lost, and why."""
     end: Callable[[Lease], None]
@@ -67,7 +70,8 @@ class OutageRecovery(Generic[N]):
         nodes = self.book.nodes()
         ends = sorted(self.pool.ends[node_id] for node_id in nodes if node_id in self.pool.ends)
         if not ends:
-            return f"its kernels live on while the {self.manager.daemon} of their node does" if nodes else ""
+            lives = f"while the {self.manager.daemon} of their node does, and for {format_age(self.grace_s)} after it"
+            return f"its kernels live on {lives}" if nodes else ""
         is_same = len(ends) == len(nodes) and ends[-1] - ends[0] < 1
         kernels = "its kernels" if is_same else "some of its kernels"
         at = _format_time(ends[0])
@@ -103,14 +107,16 @@ class OutageRecovery(Generic[N]):
     async def restore_returned(self) -> bool:
         """Claim the leases again on expected nodes that are back in the cluster.
 
-        Return True if at least one of these nodes is no longer expected.
+        Return True if at least one node is no longer expected: it is back, or its grace is over.
         """
-        now = time.monotonic()
-        self._expected = {name: until for name, until in self._expected.items() if now < until}
-        returned = self._expected.keys() & self.manager.membership.nodes.keys()
+        now, before, present = time.monotonic(), self._expected.keys(), self.manager.membership.nodes.keys()
+        self._expected = {
+            name: until for name, until in self._expected.items() if now < until or name in present
+        }
+        returned = {name for name in self._expected.keys() & present if name not in self.silent}
         if returned:
             await self.restore(returned)
-        return bool(returned - self._expected.keys())
+        return bool(before - self._expected.keys())
 
     async def restore(self, node_ids: Iterable[str]) -> None:
         """Claim again the leases of live kernels on these nodes. A node that is not in the cluster yet is expected."""
@@ -132,6 +138,8 @@ class OutageRecovery(Generic[N]):
             node = self.manager.membership.nodes.get(node_id)
             if node is not None and not self.manager.can_take_on(node):
                 node = None
+            if held is None and node_id in self.manager.membership.nodes:
+                self.silent.note(node_id)
             if held is None or (held.leases and node is None):
                 self.expect(node_id)
             else:

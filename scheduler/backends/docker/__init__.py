@@ -9,6 +9,7 @@
         ├── container_spec    lease → the container that the engine makes, and its start archive
         │     ├── volumes     the volumes that a kernel asks for, and the operator's list
         │     └── mounts      the real folders of these volumes, as the engine mounts them
+        ├── socket_folders    the sockets of containers without an address, as Podman makes them without root
         └── container_state   the container as the engine shows it → its lease and address
 
 The engine has no accounting, so its containers are the accounts: their labels have the leases, and a name that only one

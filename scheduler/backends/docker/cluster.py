@@ -14,6 +14,7 @@ from typing import Any
 from roost.launchers.daemon.tasks import cancel_all, spawn, wait_until_set
 from roost.launchers.protocol.messages import Launch, Lease
 from roost.placement import Device, Node, Request
+from roost.placement.model.node import MEMORY_ONLY
 from roost.scheduler.backends.agent_per_kernel import Pod, PodChange, PodCluster
 from roost.scheduler.backends.key_pair import KeyPair, load_key_pair
 from roost.scheduler.errors import BackendUnavailable, ConfigError, LeaseConflict
@@ -91,6 +92,8 @@ class DockerCluster(PodCluster):
             raise BackendUnavailable(f"the Docker engine refuses roost: {problem.message}") from None
         self.cluster_id = str(info.get("ID") or "")
         self._creator.engine_folder = str(info.get("DockerRootDir") or "")
+        self._creator.is_rootless = bool(info.get("Rootless"))
+        self._creator.is_unlimited = _is_unlimited(info)
         self._node = read_node(info, self._settings)
         self._stopped, self._died = set(), set()
         await cancel_all(self._tasks)
@@ -129,7 +132,7 @@ class DockerCluster(PodCluster):
     async def delete(self, lease_id: str) -> None:
         await self._pending.drop(lease_id)
         for listed in await self._creator.find(lease_id):
-            await self._creator.remove(listed["Id"])
+            await self._creator.remove(listed)
         await self._owners.remove(lease_id)
 
     async def update(self, lease: Lease) -> None:
@@ -147,6 +150,8 @@ class DockerCluster(PodCluster):
     async def _read_pods(self) -> list[Pod]:
         creating = set(self.creating)
         ours = await self._creator.read_all(f"{SERVICE_LABEL}={self._key_pair.label}")
+        if self._creator.is_rootless:
+            await self._creator.sockets.remove_left(await self._creator.read_all())
         await self._owners.read({listed["Labels"][ID_LABEL] for listed in ours})
         found = [await self._read(listed) for listed in ours if not is_claim(listed)]
         creating |= set(self.creating)
@@ -214,6 +219,7 @@ class DockerCluster(PodCluster):
         elif action == "destroy":
             self._stopped.discard(container_id)
             self._died.discard(container_id)
+            await self._creator.sockets.remove(labels)
             return PodChange(kind="nodes")
         if self._is_created(lease.id, self.creating):  # its creation reports it
             return None
@@ -268,5 +274,18 @@ def read_node(info: JsonObject, settings: RoostDockerBackend) -> Node:
         cpus=float(info.get("NCPU") or 0),
         memory_bytes=int(info.get("MemTotal") or 0),
         devices=devices,
-        enforcement=f"cgroup v{info.get('CgroupVersion') or 1}" if info.get("MemoryLimit") else "",
+        enforcement=_describe_limits(info),
     )
+
+
+def _is_unlimited(info: JsonObject) -> bool:
+    """True if the engine takes limits of memory and ignores them."""
+    return bool(info.get("Rootless")) and "memory" not in info["Controllers"]
+
+
+def _describe_limits(info: JsonObject) -> str:
+    """Return how kernels are limited, as `Node.enforcement` describes it."""
+    version = f"cgroup v{info.get('CgroupVersion') or 1}"
+    if _is_unlimited(info):
+        return f"{MEMORY_ONLY}: Podman without root may not use {version}"
+    return version if info.get("MemoryLimit") else ""

@@ -7,6 +7,7 @@ import os
 import re
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from roost.launchers.daemon.process import start_time
@@ -21,7 +22,7 @@ from roost.scheduler.config.memory_size import parse_bytes
 from roost.scheduler.errors import ConfigError
 
 from .engine import JsonObject
-from .names import CREATOR_LABEL, ID_LABEL, KEY_LABEL, LEASE_LABEL, SERVICE_LABEL
+from .names import CREATOR_LABEL, ID_LABEL, KEY_LABEL, LEASE_LABEL, SERVICE_LABEL, SOCKETS_LABEL
 from .settings import RoostDockerBackend
 from .volumes import check_volumes
 
@@ -35,9 +36,20 @@ _TMP_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"
 _SHARES_OF_A_CPU, _LEAST_SHARES, _MOST_SHARES = 1024, 2, 262_144
 _END_BYTES = 2 * tarfile.BLOCKSIZE
 """The end mark of a tar file. Podman may read no further, and then fails if the file goes on with padding."""
+_USUAL, _OUTWARD = "bridge", "slirp4netns"
+"""The engine's usual network, and what Podman has without root in its place: a network without an address."""
 _IMAGE = re.compile(r"[A-Za-z0-9][\w./:@-]{0,300}", re.ASCII)
 _MOST_EXACT = 10**9
 """The engine counts CPUs in billionths."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """The folder with the sockets of a container, and the user in it who is the engine's own user outside."""
+
+    folder: str
+    uid: int
+    gid: int
 
 
 def find_image(request: Request, settings: RoostDockerBackend) -> str:
@@ -100,12 +112,27 @@ def build_container(
     service: str,
     agent_public: str,
     mounts: Sequence[JsonObject] = (),
+    sockets: Sockets | None = None,
 ) -> JsonObject:
     """Return the container of a granted lease, as the engine's API wants it.
 
     `service` is the label of the service, and `agent_public` is the public key of the container's agent. `mounts` are
     those of `find_mounts`. No secret is in it: everybody who may use the engine can read it.
     """
+    labels = {
+        LEASE_LABEL: dump_lease(lease),
+        ID_LABEL: shorten_id(lease.id),
+        SERVICE_LABEL: service,
+        KEY_LABEL: agent_public,
+        CREATOR_LABEL: f"{os.getpid()} {start_time(os.getpid())}",
+    }
+    network, user_namespace = settings.network, {}
+    if sockets is not None:
+        labels[SOCKETS_LABEL] = sockets.folder
+        user_namespace = {"UsernsMode": f"keep-id:uid={sockets.uid},gid={sockets.gid}"}
+        network = _OUTWARD if network == _USUAL else network
+        own = {"Type": "bind", "Source": sockets.folder, "Target": sockets.folder}
+        mounts = [*mounts, {**own, "BindOptions": {"Propagation": "rprivate"}}]
     return {
         "Image": image,
         "Entrypoint": [settings.python],
@@ -114,15 +141,10 @@ def build_container(
         "StopSignal": "SIGTERM",
         "StopTimeout": GRACE_S,
         "Healthcheck": {"Test": ["NONE"]},  # it would run in the place of a kernel that has the CPUs
-        "Labels": {
-            LEASE_LABEL: dump_lease(lease),
-            ID_LABEL: shorten_id(lease.id),
-            SERVICE_LABEL: service,
-            KEY_LABEL: agent_public,
-            CREATOR_LABEL: f"{os.getpid()} {start_time(os.getpid())}",
-        },
+        "Labels": labels,
         "HostConfig": {
-            "NetworkMode": settings.network,
+            **user_namespace,
+            "NetworkMode": network,
             "RestartPolicy": {"Name": "no"},  # the agent ends with its kernel, and begins no second one
             "Privileged": False,
             "CapDrop": ["ALL"],
@@ -164,14 +186,23 @@ def _limits(lease: Lease, settings: RoostDockerBackend) -> JsonObject:
     return limits
 
 
-def build_archive(assignment: Assignment, settings: RoostDockerBackend, user: str) -> bytes:
+def build_archive(
+    assignment: Assignment,
+    settings: RoostDockerBackend,
+    user: str,
+    sockets: Sockets | None = None,
+    *,
+    is_unlimited: bool = False,
+) -> bytes:
     """Return a tar file for the container's folder `find_place`, with the agent's code, settings and assignment.
 
     It is secret. Only the container's `user`, as the image or the settings name it, can read it there. A user by name
     has a number that only the image knows: everybody in the container may then read it, which is the kernel alone.
     """
     agent = AgentSettings(
-        address="$HOSTNAME",
+        address="" if sockets else "$HOSTNAME",
+        socket_folder=sockets.folder if sockets else "",
+        is_unlimited=is_unlimited,
         ports=(settings.agent_port,),
         idle_exit_s=_IDLE_EXIT_S,
         gpus=0,  # the service knows them; reading them again delays the start

@@ -10,10 +10,10 @@ from roost.launchers.daemon.process import is_running
 from roost.launchers.protocol.messages import AgentAddress, Lease
 from roost.scheduler.backends.agent_per_kernel import Pod, load_lease
 from roost.scheduler.backends.key_pair import KeyPair
-from roost.scheduler.backends.node_archive import advise_python
+from roost.scheduler.backends.node_archive import advise_python, find_missing_module
 
 from .engine import JsonObject
-from .names import CLAIM_NAME, CREATOR_LABEL, KEY_LABEL, LEASE_LABEL, SERVICE_LABEL
+from .names import CLAIM_NAME, CREATOR_LABEL, KEY_LABEL, LEASE_LABEL, SERVICE_LABEL, SOCKETS_LABEL
 
 STOPPED = "somebody stopped or removed its container"
 STOPPED_OR_KILLED = "its container was stopped or killed, for example because the engine was restarted"
@@ -92,7 +92,10 @@ def build_pod(lease: Lease, labels: Mapping[str, str], ip: str, key_pair: KeyPai
     """Return a container that runs, with the address of its agent; `ip` is empty if it has no network."""
     keys = key_pair.keys_for(labels[KEY_LABEL])
     host = f"[{ip}]" if ":" in ip else ip
-    address = AgentAddress(endpoint=f"tcp://{host}:{port}", keys=keys) if ip else None
+    endpoint = f"tcp://{host}:{port}" if ip else ""
+    if folder := labels.get(SOCKETS_LABEL):
+        endpoint = f"ipc://{folder}/socket"
+    address = AgentAddress(endpoint=endpoint, keys=keys) if endpoint else None
     return Pod(lease=replace(lease, state="held", reason=""), address=address)
 
 
@@ -119,11 +122,9 @@ def describe_end(state: JsonObject, printed: str) -> End:
         return End(reason=f"its container cannot start: {shorten(error)}", is_final=True)
     if code in (0, _KILLED, _TERMINATED):  # the agent heeds SIGTERM
         return End(reason=STOPPED_OR_KILLED)
-    lines = printed.strip().splitlines() or [""]
-    line = lines[-1].replace("ModuleNotFoundError: ", "")
-    if "No module named" in line:
-        problem = f"the Python of its image cannot run roost's agent ({shorten(line)})"
-        return End(reason=f"{problem}: {advise_python(line)}", is_final=True)
+    if missing := find_missing_module(printed):
+        problem = f"the Python of its image cannot run roost's agent ({missing})"
+        return End(reason=f"{problem}: {advise_python(missing)}", is_final=True)
     return End(reason=f"its agent ended with exit code {code}")
 
 

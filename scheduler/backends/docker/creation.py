@@ -24,7 +24,7 @@ from roost.scheduler.backends.key_pair import KeyPair
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict
 
 from .container_end import explain_container
-from .container_spec import build_archive, build_container, find_image, find_place
+from .container_spec import Sockets, build_archive, build_container, find_image, find_place
 from .container_state import (
     ENDED,
     build_lost,
@@ -39,10 +39,11 @@ from .container_state import (
     shorten,
 )
 from .engine import Engine, EngineError, JsonObject
-from .images import find_user
+from .images import find_numbers, find_user
 from .mounts import find_mounts
-from .names import CLAIM_NAME, ID_LABEL, LEASE_LABEL, SERVICE_LABEL, name_container
+from .names import CLAIM_NAME, ID_LABEL, LEASE_LABEL, SERVICE_LABEL, SOCKETS_LABEL, name_container
 from .settings import RoostDockerBackend
+from .socket_folders import SocketFolders
 
 _TURN_S = 20.0
 """How long a claim waits for its turn."""
@@ -69,6 +70,11 @@ class ContainerCreator:
     ) -> None:
         self.engine_folder = ""
         """The folder with the engine's files, once the engine has named it."""
+        self.is_rootless = False
+        """True once the engine has said that it does not run as root."""
+        self.is_unlimited = False
+        """True once the engine has said that it may not limit the memory of containers."""
+        self.sockets = SocketFolders(engine.address)
         self._engine, self._settings = engine, settings
         self._key_pair, self._node = key_pair, node
         self._lock = asyncio.Lock()
@@ -82,25 +88,31 @@ class ContainerCreator:
         image = find_image(lease.request, self._settings)
         user = await find_user(self._engine, image, self._settings)
         mounts = await find_mounts(lease.request, self._settings, self._engine, self.engine_folder)
+        uid, gid = find_numbers(user, image) if self.is_rootless else (0, 0)
         for listed in await self.find(lease.id):
             if has_started(listed):
                 return await self.inspect(listed["Id"])
-            await self.remove(listed["Id"])
+            await self.remove(listed)
+        sockets = Sockets(await self.sockets.make(), uid, gid) if self.is_rootless else None
         public, secret = (key.decode() for key in zmq.curve_keypair())
-        container_id, granted = await self._claim(lease, image, public, mounts)
+        try:
+            container_id, granted = await self._claim(lease, image, public, mounts, sockets)
+        except BaseException:
+            await asyncio.shield(self.sockets.remove(_label(sockets)))
+            raise
         try:
             reserve = Reserve(lease=granted, is_granted=True, launch=launch)
             clients = frozenset([self._key_pair().public])
             assignment = Assignment(
                 keys=ServerKeys(public=public, secret=secret, clients=clients), reserve=reserve
             )
-            archive = build_archive(assignment, self._settings, user)
+            archive = build_archive(assignment, self._settings, user, sockets, is_unlimited=self.is_unlimited)
             place = find_place(self._settings)
             await self._engine.call(lambda client: client.put_archive(container_id, place, archive))
             await self._engine.call(lambda client: client.start(container_id))
             return await self.inspect(container_id)
         except BaseException as problem:
-            await asyncio.shield(self.remove(container_id))
+            await asyncio.shield(self.remove({"Id": container_id, "Labels": _label(sockets)}))
             if isinstance(problem, EngineError):
                 raise LaunchError(f"Docker cannot start {image}: {shorten(problem.message)}.") from None
             raise
@@ -132,13 +144,14 @@ class ContainerCreator:
             lease, labels, find_ip(found), self._key_pair(), self._settings.agent_port
         ), container_id
 
-    async def remove(self, container_id: str) -> None:
-        """Kill and remove a container with its anonymous volumes. May be repeated."""
+    async def remove(self, listed: JsonObject) -> None:
+        """Kill and remove a container with its anonymous volumes and its sockets. May be repeated."""
         try:
-            await self._engine.call(lambda client: client.remove_container(container_id, v=True, force=True))
+            await self._engine.call(lambda client: client.remove_container(listed["Id"], v=True, force=True))
         except EngineError as problem:
             if problem.status not in (404, 409):  # 409: somebody else removes it
                 raise BackendUnavailable(f"Docker does not remove a container: {problem.message}") from None
+        await self.sockets.remove(listed["Labels"])
 
     async def remove_left_claim(self) -> None:
         """Remove the claim that an earlier service has left, if any, as soon as it is stale."""
@@ -152,7 +165,7 @@ class ContainerCreator:
         for listed in filter(is_claim, await self.read_all()):
             is_lost = self.is_ours(listed) and has_lost_creator(listed["Labels"])
             if is_lost or time.time() - listed["Created"] > _STALE_S:
-                await self.remove(listed["Id"])
+                await self.remove(listed)
             else:
                 is_newer = True
         return is_newer
@@ -171,7 +184,12 @@ class ContainerCreator:
         return is_of(listed["Labels"], self._key_pair())
 
     async def _claim(
-        self, lease: Lease, image: str, agent_public: str, mounts: Sequence[JsonObject]
+        self,
+        lease: Lease,
+        image: str,
+        agent_public: str,
+        mounts: Sequence[JsonObject],
+        sockets: Sockets | None,
     ) -> tuple[str, Lease]:
         """Create a container that counts, and return its id and its lease as granted."""
         until = time.monotonic() + _TURN_S
@@ -181,7 +199,7 @@ class ContainerCreator:
                 self.turn_ended.clear()
                 granted = self._grant(lease, await self.read_all())
                 content = build_container(
-                    granted, image, self._settings, self._key_pair().label, agent_public, mounts
+                    granted, image, self._settings, self._key_pair().label, agent_public, mounts, sockets
                 )
                 container_id = await self._take_turn(content, image)
                 if not container_id:
@@ -196,12 +214,18 @@ class ContainerCreator:
                         await self._rename(container_id, name)
                         return container_id, granted
                 except EngineError as problem:
-                    await self.remove(container_id)
+                    await self._remove_claim(container_id)
                     raise LeaseConflict(f"its claim was lost: {problem.message}") from None
                 except BaseException:
-                    await asyncio.shield(self.remove(container_id))
+                    await asyncio.shield(self._remove_claim(container_id))
                     raise
-                await self.remove(container_id)  # others have taken its devices meanwhile: choose again
+                await self._remove_claim(
+                    container_id
+                )  # others have taken its devices meanwhile: choose again
+
+    async def _remove_claim(self, container_id: str) -> None:
+        """Remove a container that has not started. Its sockets stay, for the next try."""
+        await self.remove({"Id": container_id, "Labels": {}})
 
     async def _rename(self, container_id: str, name: str) -> None:
         await self._engine.call(lambda client: client.rename(container_id, name))
@@ -236,3 +260,8 @@ class ContainerCreator:
             return await self._engine.call(work)
         except EngineError as problem:
             raise BackendUnavailable(f"Docker does not list its containers: {problem.message}") from None
+
+
+def _label(sockets: Sockets | None) -> dict[str, str]:
+    """Return the label of a container with these sockets."""
+    return {SOCKETS_LABEL: sockets.folder} if sockets is not None else {}

@@ -76,14 +76,24 @@ class Engine:
     async def describe(self) -> JsonObject:
         """Return the engine's `info`. For Podman, `Podman` is its version, and `ID`, which changes, is left out.
 
-        Raises as `call` does.
+        `Rootless` is true for a Podman that does not run as root. It limits only what `Controllers` has. Raises as
+        `call` does.
         """
 
         def ask(client: docker.APIClient) -> JsonObject:
             parts = client.version().get("Components") or ()
             podman = next((part["Version"] for part in parts if part["Name"] == "Podman Engine"), "")
             info: JsonObject = client.info()
-            return {**info, "ID": "", "Podman": podman} if podman else info
+            if not podman:
+                return info
+            answer = client.get(
+                f"{client.base_url}/v4.0.0/libpod/info"
+            )  # Docker's interface does not tell this
+            answer.raise_for_status()
+            host = answer.json()["host"]
+            is_rootless = bool(host["security"]["rootless"])
+            controllers = host.get("cgroupControllers") or []
+            return {**info, "ID": "", "Podman": podman, "Rootless": is_rootless, "Controllers": controllers}
 
         return await self.call(ask)
 

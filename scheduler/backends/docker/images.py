@@ -36,6 +36,17 @@ async def find_user(engine: Engine, image: str, settings: RoostDockerBackend) ->
     return user
 
 
+def find_numbers(user: str, image: str) -> tuple[int, int]:
+    """Return the numbers of the user and the group of `find_user`. Raises `LaunchError` for a user by name."""
+    uid, _, gid = user.partition(":")
+    if not uid.isdecimal() or not (gid or "0").isdecimal():
+        raise LaunchError(
+            f"the image {image} names its user {user!r:.40}, and Podman without root needs numbers: set "
+            "c.RoostDockerBackend.user, such as '1000:100'."
+        )
+    return int(uid), int(gid or uid)
+
+
 async def _inspect(engine: Engine, image: str) -> JsonObject | None:
     """Return what the engine knows of an image; None if it has no such image."""
     try:

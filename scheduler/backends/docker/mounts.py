@@ -21,6 +21,7 @@ from roost.scheduler.errors import ConfigError, LaunchError
 
 from .engine import Engine, EngineError, JsonObject
 from .settings import RoostDockerBackend
+from .socket_folders import SocketFolders
 from .volumes import (
     SYSTEM_FOLDERS,
     AllowedVolume,
@@ -50,7 +51,9 @@ def list_guarded(settings: RoostDockerBackend, address: str, engine_folder: str)
     its user's credentials for registries.
     """
     logins = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    paths = [*SYSTEM_FOLDERS, *_ENGINE_FOLDERS, address.removeprefix("unix://"), engine_folder, logins]
+    sockets = str(SocketFolders(address).base)
+    engines = [*_ENGINE_FOLDERS, address.removeprefix("unix://"), engine_folder, sockets]
+    paths = [*SYSTEM_FOLDERS, *engines, logins]
     with suppress(FolderError):  # there is none to guard
         paths.append(str(runtime_dir()))
     with suppress(FolderError):

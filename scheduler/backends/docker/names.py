@@ -16,6 +16,8 @@ KEY_LABEL = "roost.agent-key"
 """The agent's public key."""
 CREATOR_LABEL = "roost.creator"
 """The process that creates the container: its pid and its start time."""
+SOCKETS_LABEL = "roost.sockets"
+"""The folder where the agent and the kernel listen, if this machine does not reach the container's address."""
 CLAIM_NAME = "roost-claim"
 """The name of a container whose claim is under way. The engine gives a name to one container only: this is the lock."""
 

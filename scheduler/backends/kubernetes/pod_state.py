@@ -11,7 +11,7 @@ from roost.launchers.protocol.messages import AgentAddress, Lease
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY
 from roost.scheduler.backends.agent_per_kernel import Pod, load_lease
 from roost.scheduler.backends.key_pair import KeyPair
-from roost.scheduler.backends.node_archive import advise_python
+from roost.scheduler.backends.node_archive import advise_python, find_missing_module
 
 from .api import JsonObject
 from .names import CONTAINER, GATE, KEY_ANNOTATION, LEASE_ANNOTATION, PORT_ANNOTATION
@@ -203,11 +203,9 @@ def describe_end(raw: JsonObject) -> News | None:
 
 def _describe_failure(ended: JsonObject) -> News:
     """Return why the agent has ended by itself, from the end of what the container has printed."""
-    lines = str(ended.get("message", "")).strip().splitlines() or [""]
-    printed = lines[-1].replace("ModuleNotFoundError: ", "")
-    if "No module named" in printed:
-        problem = f"the Python of its image cannot run roost's agent ({_last(printed)})"
-        return News(f"{problem}: {advise_python(printed)}", is_final=True)
+    if missing := find_missing_module(str(ended.get("message", ""))):
+        problem = f"the Python of its image cannot run roost's agent ({missing})"
+        return News(f"{problem}: {advise_python(missing)}", is_final=True)
     return News(f"its agent ended with exit code {ended.get('exitCode')}")
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ class Launches:
     booting: Mapping[str, int] = field(default_factory=dict)
     """How many more the provider is starting."""
     failed: Mapping[str, int] = field(default_factory=dict)
-    """How many starts have failed lately, at least."""
+    """How many starts have failed lately, at least, since the provider has last started one."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Why they have failed, as far as the autoscaler says it."""
 
@@ -80,13 +81,25 @@ def find_kind() -> Kind:
         return ""
 
 
-def read_launches(kind: Kind) -> Launches:
-    """Return what this autoscaler is doing now."""
+def read_launches(kind: Kind, accepted_at: Mapping[str, float]) -> Launches:
+    """Return what this autoscaler is doing now. Failures of a type before `accepted_at` do not count.
+
+    `accepted_at` says when the provider was last seen to start a node of the type (`time.time`).
+    """
+    since = find_recent(accepted_at, time.time())
     if kind == "second":
-        return decode_second(_read_second(), time.time())
+        return decode_second(_read_second(), since)
     from ray.experimental.internal_kv import _internal_kv_get
 
-    return decode_first(_internal_kv_get(_STATUS) or b"{}", time.time())
+    return decode_first(_internal_kv_get(_STATUS) or b"{}", since)
+
+
+def find_recent(accepted_at: Mapping[str, float], now: float) -> Mapping[str, float]:
+    """Return since when failures of a type count, for every type. The second autoscaler notes them in whole seconds."""
+    recent = now - _RECENT_S
+    return defaultdict(
+        lambda: recent, {name: max(recent, math.floor(at)) for name, at in accepted_at.items()}
+    )
 
 
 def _read_second() -> Any:
@@ -97,13 +110,14 @@ def _read_second() -> Any:
     return GetClusterStatusReply.FromString(content).autoscaling_state
 
 
-def decode_second(state: Any, now: float) -> Launches:
-    """Return what the second autoscaler's `AutoscalingState` shows."""
+def decode_second(state: Any, since: Mapping[str, float]) -> Launches:
+    """Return what the second autoscaler's `AutoscalingState` shows. `since` has a moment for every type."""
     booting = Counter[str](each.ray_node_type_name for each in state.pending_instances)
     asked = Counter[str]()
     for request in state.pending_instance_requests:
         asked[request.ray_node_type_name] += request.count
-    recent = [each for each in state.failed_instance_requests if now - each.failed_ts < _RECENT_S]
+    failures = state.failed_instance_requests
+    recent = [each for each in failures if each.failed_ts >= since[each.ray_node_type_name]]
     failed = Counter[str]()
     for each in recent:
         failed[each.ray_node_type_name] += each.count
@@ -111,15 +125,18 @@ def decode_second(state: Any, now: float) -> Launches:
     return Launches(asked=asked, booting=booting, failed=failed, reasons=reasons)
 
 
-def decode_first(content: bytes, now: float) -> Launches:
-    """Return what the first autoscaler's JSON shows. It keeps the last failure of each type, without a number."""
+def decode_first(content: bytes, since: Mapping[str, float]) -> Launches:
+    """Return what the first autoscaler's JSON shows. `since` has a moment for every type.
+
+    This autoscaler keeps the last failure of each type, without a number.
+    """
     report = json.loads(content).get("autoscaler_report") or {}
     asked = Counter[str](report.get("pending_launches") or {})
     booting = Counter[str](node_type for _, node_type, *_ in report.get("pending_nodes") or ())
     availability = (report.get("node_availability_summary") or {}).get("node_availabilities") or {}
     reasons = {}
     for name, each in availability.items():
-        if not each["is_available"] and now - each["last_checked_timestamp"] < _RECENT_S:
+        if not each["is_available"] and each["last_checked_timestamp"] >= since[name]:
             why = each.get("unavailable_node_information") or {}
             reasons[name] = ": ".join(filter(None, (why.get("category"), why.get("description"))))
     return Launches(asked=asked, booting=booting, failed=dict.fromkeys(reasons, 1), reasons=reasons)

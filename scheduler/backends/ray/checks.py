@@ -163,10 +163,14 @@ def check_versions(gcs: str, facts: ClusterFacts, ray_version: str) -> None:
         )
 
 
-def check_machine(gcs: str, facts: ClusterFacts) -> None:
+def check_machine(gcs: str, facts: ClusterFacts) -> str:
     """Raise `BackendUnavailable` unless a healthy node of that cluster runs on this machine, as a driver needs.
 
     If the node does not answer, `ray.init` blocks all threads, and ends the process after 40 s.
+
+    Return the address of the checked node if Ray lists another one at an address of this machine, else an empty text.
+    By itself, Ray 2.60 takes the head, but Ray 2.40 takes the node that was started last (ray#37644). If that node's
+    raylet has just ended, Ray 2.40 ends this process.
     """
     if not facts.nodes:
         raise BackendUnavailable(f"the Ray cluster at {gcs} has no live node: is it just starting?")
@@ -179,13 +183,17 @@ def check_machine(gcs: str, facts: ClusterFacts) -> None:
             f"`ray start --address={gcs} --num-cpus=0 --num-gpus=0 --memory=0` joins it "
             f"without giving anything away. {_FROM_OUTSIDE}"
         )
-    for node in [node for node in here if node.is_head] or here:  # of several, Ray takes the head
+    candidates = [node for node in here if node.is_head] or here
+    for node in candidates:
         problem = _probe_grpc(node.host, node.port)
         if problem:
             raise BackendUnavailable(
                 f"the node of the Ray cluster at {gcs} on this machine is not well, "
                 f"its raylet at {node.host}:{node.port}: {problem}"
             )
+    address = candidates[0].host
+    others = {node.host for node in facts.nodes if node in here or _is_own_address(node.host)} - {address}
+    return address if others else ""
 
 
 def run_in_time(work: Callable[[], T], deadline_s: float, what: str) -> T:

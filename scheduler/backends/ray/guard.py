@@ -2,8 +2,8 @@
 
 A service renews its waiting groups every few seconds, and those that Ray has just created, until an agent has noted
 their leases. The guard removes such a group if no service has renewed it for `GRACE_S`, and a group whose node has
-ended, because its kernel ended with the node. It ends itself when no group is left. The actor is pickled by value, and
-uses only Ray and the standard library.
+ended, because its kernel ended with the node. It ends itself a minute after the last service and the last group. The
+actor is pickled by value, and uses only Ray and the standard library.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RENEW_S = 5.0
 """How long a service waits between two renewals."""
 _LOOK_S = 2.0
 _IDLE_LOOKS = 30
-"""After this many looks without a group the guard ends. A service that needs it starts it again."""
+"""After this many looks without a group, and without a word of a service, the guard ends."""
 
 
 class Guard:
@@ -40,10 +40,13 @@ class Guard:
         """When each group was renewed last, or seen first, by name."""
         self._unsettled: set[str] = set()
         """The groups that a service has renewed, and of whose leases no agent is known to have noted any."""
+        self._idle = 0
+        """How many looks have found no group since a service was heard last."""
         threading.Thread(target=self._watch, daemon=True).start()
 
     def renew(self, names: list[str]) -> None:
-        """Note that a service wants these groups, whose leases no agent has noted yet."""
+        """Note that a service wants these groups, whose leases no agent has noted yet. There may be none."""
+        self._idle = 0
         self._renewed.update(dict.fromkeys(names, time.monotonic()))
         self._unsettled.update(names)
 
@@ -79,8 +82,7 @@ class Guard:
             remove_placement_group,
         )
 
-        idle = 0
-        while idle < self._idle_looks:
+        while self._idle < self._idle_looks:
             time.sleep(self._look_s)
             try:
                 unwanted, left = self.find_unwanted(list(placement_group_table().values()), time.monotonic())
@@ -88,18 +90,24 @@ class Guard:
                     remove_placement_group(get_placement_group(name))
             except (RayError, ValueError):
                 continue  # Ray is away, or somebody else has removed the group
-            idle = 0 if left or unwanted else idle + 1
+            self._idle = 0 if left or unwanted else self._idle + 1
         os._exit(0)
 
 
-def renew(head: RayNode, names: Collection[str]) -> None:
-    """Tell the cluster's guard that these groups are wanted. Start it if there is none. Blocks for milliseconds."""
-    _find_guard(head).renew.remote(list(names))
+def renew(head: RayNode, names: Collection[str]) -> Any:
+    """Tell the cluster's guard that these groups are wanted. Start it if there is none. Blocks for milliseconds.
+
+    Return the Ray reference to its answer, which comes once it lives. If its first service ends before that, Ray may
+    start no guard.
+    """
+    guard = _find_guard(head)  # older versions of Ray want this name: a method does not keep its actor
+    return guard.renew.remote(list(names))
 
 
 def settle(head: RayNode, names: Collection[str]) -> None:
     """Tell the cluster's guard that agents have noted the leases of these groups. Blocks for milliseconds."""
-    _find_guard(head).settle.remote(list(names))
+    guard = _find_guard(head)
+    guard.settle.remote(list(names))
 
 
 def _find_guard(head: RayNode) -> Any:

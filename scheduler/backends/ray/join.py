@@ -55,15 +55,15 @@ def join(address: str, *, namespace: str, deadline_s: float = 20.0) -> str:
 
     give_up_at += time.monotonic() - importing_at
     checks.check_token(gcs, address)
-    facts = checks.ask(gcs)
+    facts, node_address = checks.ask(gcs), ""
     if facts is not None:
         checks.check_versions(gcs, facts, ray.__version__)
-        checks.check_machine(gcs, facts)
+        node_address = checks.check_machine(gcs, facts)
     if ray.is_initialized():
         if facts is None or facts.cluster_id == _cluster_id:
             return str(ray.get_runtime_context().gcs_address)
         leave()
-    _init(gcs, namespace, give_up_at)
+    _init(gcs, namespace, give_up_at, node_address)
     _cluster_id = facts.cluster_id if facts is not None else ""
     _ray_version = facts.ray_version if facts is not None else ray.__version__
     _raylet = ray.get_runtime_context().get_node_id()
@@ -109,13 +109,17 @@ def _import_ray() -> None:
             del sys.modules[grammar]
 
 
-def _init(gcs: str, namespace: str, give_up_at: float) -> None:
-    """Call `ray.init` in a thread. Raises `BackendUnavailable` if it fails, or at the deadline.
+def _init(gcs: str, namespace: str, give_up_at: float, node_address: str = "") -> None:
+    """Call `ray.init` in a thread, through the node at `node_address`; empty: the one that Ray finds.
+
+    Raises `BackendUnavailable` if it fails, or at the deadline.
 
     After the deadline the thread goes on alone. If it joins the cluster then, it leaves the cluster again.
     """
     import ray
 
+    # Not in Ray's reference, but `ray start` itself advises it for a node with an address of its own.
+    through = {"_node_ip_address": node_address} if node_address else {}
     if not _attempt.acquire(timeout=max(0.0, give_up_at - time.monotonic())):
         raise BackendUnavailable(f"an earlier attempt to join the Ray cluster at {gcs} has not ended yet")
 
@@ -129,7 +133,9 @@ def _init(gcs: str, namespace: str, give_up_at: float) -> None:
         try:
             logging.getLogger("ray._private.worker").addFilter(_is_useful)
             with _keep_signals():
-                ray.init(address=gcs, namespace=namespace, log_to_driver=False, configure_logging=False)
+                ray.init(
+                    address=gcs, namespace=namespace, log_to_driver=False, configure_logging=False, **through
+                )
             _stop_error_listener()
         except BaseException:
             undo()  # otherwise Ray regards the process as joined, although `init` failed half way

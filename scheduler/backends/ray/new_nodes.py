@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -19,7 +21,7 @@ from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Lease
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
 
-from . import autoscaler, guard, placement_groups
+from . import asking_turn, autoscaler, guard, placement_groups
 from .autoscaler import Description, Kind, Launches
 from .created_groups import CreatedGroups
 from .node_caps import NodeCaps
@@ -37,8 +39,12 @@ _COMES_BACK_S = 60.0
 """How long a cluster that has had an autoscaler may take to have one again, after it was joined."""
 _DESCRIBE_S = 600.0
 _EXPLAIN_S = 5.0
-"""How long the head's files count as known: usually, and while nodes cannot be started and no reason is known."""
+"""How long the head's files count as known: usually, and while they have not been read or may soon say more."""
 _TASK_S = 20.0
+_GUARD_S = 10.0
+"""How long a new group waits for the guard to live."""
+_TURN_S, _TURN_AGAIN_S = 12.0, 0.05
+"""How long a claim waits for its turn among all services, and how often it asks."""
 _LEAST_AMOUNT = {"CPU": 0.0001}
 """The bundle of a request without amounts: Ray refuses an empty one."""
 _ANY_POLICY = get_policy("pack")
@@ -66,7 +72,7 @@ class RayNewNodes:
         membership: Membership[RayNode],
         ask: Ask,
         calls: Calls,
-        creating: dict[str, tuple[str, asyncio.Task[Any]]],
+        creating: dict[str, asyncio.Task[Any]],
         *,
         given: Sequence[NodeType] = (),
         times: StartTimes,
@@ -85,12 +91,17 @@ class RayNewNodes:
         self._given = tuple(given)
         self._times = times
         self._caps = caps
+        self._owner = secrets.token_hex(8)
         self._asking = asyncio.Lock()
         """Held by a claim that counts the groups, until Ray has its own."""
         self._on_change: Callable[[], None] = lambda: None
         self._kind: Kind = ""
         self._description: Description | None = None
+        self._is_guess = False
+        """True while the description stands for files that could not be read."""
         self._launches = Launches()
+        self._accepted_at: dict[str, float] = {}
+        """When the provider was last seen to start a node, by type (`time.time`)."""
         self._read_at = self._described_at = self._renewed_at = self._looked_at = -float("inf")
         self._expected_until = -float("inf")
         """Until when an autoscaler that has not reported yet may come back (`time.monotonic`)."""
@@ -197,18 +208,32 @@ class RayNewNodes:
         if not self._caps.is_set:
             await self._create(lease, name)
             return
-        async with self._asking:  # the next one counts this one
+        async with self._asking, self._turn():  # the next one counts this one
             groups = await self._ask(placement_groups.read_groups)
-            why_not = self._caps.why_not(lease.owner.user, groups, self._list_grown())
+            why_not = self._caps.why_not(lease.owner.user, groups, self._list_standing())
             if why_not and name not in {group.name for group in groups}:
                 raise LeaseConflict(f"no node is asked for: {why_not}")
             await self._create(lease, name)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Have the turn among all services in the block. After `_TURN_S` go on without it: caps are advisory."""
+        until = time.monotonic() + _TURN_S
+        while not await self._ask(asking_turn.take, self._owner):
+            await asyncio.sleep(_TURN_AGAIN_S)
+            if time.monotonic() > until:
+                break
+        try:
+            yield
+        finally:
+            with suppress(BackendUnavailable):
+                await self._ask(asking_turn.give_back, self._owner)
 
     async def _create(self, lease: Lease, name: str) -> None:
         bundle, selector = self._build_wish(lease.request)
         await self._renew(name)
         creating = start_shared(self._ask(placement_groups.create_unpinned, name, bundle, selector))
-        self._creating[name] = "", creating
+        self._creating[name] = creating
         try:
             await join_shared(creating)
         finally:
@@ -228,7 +253,7 @@ class RayNewNodes:
         """Find the groups in Ray's table. Return the leases whose groups are given up, with the reason."""
         self._looked_at = time.monotonic()
         found = await self._ask(placement_groups.read_groups)
-        surplus = self._caps.find_surplus(found, self._list_grown()) if self._caps.is_set else {}
+        surplus = self._caps.find_surplus(found, self._list_standing()) if self._caps.is_set else {}
         groups = {group.name: group for group in found}
         given_up = {}
         for lease in leases:
@@ -245,14 +270,18 @@ class RayNewNodes:
                 self._group_ids[lease.id] = group.id
         return given_up
 
-    def _list_grown(self) -> set[str]:
-        """Return the raylets of the nodes that the autoscaler manages."""
-        types = self.list_types()
-        return {
-            node.daemon
-            for node in self._membership.nodes.values()
-            if any(autoscaler.is_of(node, each) for each in types)
-        }
+    def _list_standing(self) -> set[str]:
+        """Return the raylets of the nodes that the autoscaler does not manage."""
+        return {node.daemon for node in self._membership.nodes.values() if not self._is_grown(node)}
+
+    def _is_grown(self, node: RayNode) -> bool:
+        return any(autoscaler.is_of(node, each) for each in self.list_types())
+
+    def may_end(self, node_id: str) -> bool:
+        node = self._membership.nodes.get(node_id)
+        if node is None or node.is_head or self._is_guess or not (self.adds_nodes or self.may_grow):
+            return False
+        return not self.list_types() or self._is_grown(node)
 
     @property
     def waits(self) -> bool:
@@ -301,16 +330,25 @@ class RayNewNodes:
         return time.monotonic() - self._looked_at >= guard.RENEW_S
 
     async def _renew(self, *new: str) -> None:
-        """Tell the guard which groups are wanted: new ones, and those that wait. Start the guard if there is none."""
+        """Tell the guard which groups are wanted: new ones, and those that wait. Start the guard if there is none.
+
+        It lives as long as a service that may ask for nodes. It must live before a new group does: a service that is
+        killed right after that leaves the group to it.
+        """
         self._renewed_at = time.monotonic()
         names = [*self._names.values(), *self._created.in_states("held", "noted"), *new]
         head = self._find_head()
-        if not names:
+        if not names and not self.adds_nodes:
             return
         if head is None:
             log.warning("Ray shows no head: if this service ends, its groups that wait for nodes stay")
             return
-        await self._ask(guard.renew, head, names)
+        answer = await self._ask(guard.renew, head, names)
+        if new:
+            try:
+                await self._calls.answer(answer, _GUARD_S, "to start the guard of new nodes")
+            except BackendUnavailable as problem:
+                log.warning("if this service ends, its groups that wait for nodes may stay: %s", problem)
 
     def _show(self, lease: Lease, given_up: str) -> Lease:
         if lease.id not in self._names:
@@ -342,7 +380,7 @@ class RayNewNodes:
         self.address = address
         if self._kind or self._times:
             self._expected_until = time.monotonic() + _COMES_BACK_S
-        self._kind, self._description, self._launches = "", None, Launches()
+        self._kind, self._description, self._is_guess, self._launches = "", None, False, Launches()
         self._read_at = self._described_at = self._renewed_at = self._looked_at = -float("inf")
         if self._describing is not None:
             self._describing.cancel()
@@ -371,7 +409,11 @@ class RayNewNodes:
             if not self._kind:
                 self._kind = await self._ask(autoscaler.find_kind)
             if self._kind:
-                self._launches = await self._ask(autoscaler.read_launches, self._kind)
+                self._launches = await self._ask(autoscaler.read_launches, self._kind, self._accepted_at)
+                self._accepted_at = {
+                    **self._accepted_at,
+                    **dict.fromkeys(self._launches.booting, time.time()),
+                }
         except (BackendUnavailable, ValueError) as problem:
             log.debug("Ray's autoscaler does not report: %s", problem)
             return
@@ -387,7 +429,7 @@ class RayNewNodes:
     @property
     def _is_description_short(self) -> bool:
         """True while the head's files may soon say more than they did."""
-        if self._names and self._launches.failed.keys() - self._launches.reasons.keys():
+        if self._is_guess or (self._names and self._launches.failed.keys() - self._launches.reasons.keys()):
             return True
         return self._is_expected and self._description is not None and not self._description.has_monitor
 
@@ -406,17 +448,18 @@ class RayNewNodes:
                 raise BackendUnavailable("Ray shows no head")
             reference = await self._ask(autoscaler.read_on, head, self.address)
             answer = await self._calls.answer(reference, _TASK_S, "to read the autoscaler's file on the head")
-            self._description = autoscaler.decode(answer)
+            self._description, self._is_guess = autoscaler.decode(answer), False
         except (BackendUnavailable, ValueError) as problem:
             if self._description is None:
                 log.warning("the types of nodes that Ray's autoscaler can start are not known: %s", problem)
-                self._description = Description(has_monitor=False, types=None)
+                self._description, self._is_guess = Description(has_monitor=False, types=None), True
         if self._description.has_monitor and self._description.types is None and not self._given:
             # A monitor without a file only reports: the cluster stands still.
             self._kind, self._description = "", None
             self._read_at, self._expected_until = float("inf"), -float("inf")
         self._fitting.clear()
         if before != (self.adds_nodes, self.may_grow, self._description):
+            self._renewed_at = -float("inf")  # the guard is wanted soon
             self._on_change()
 
     def _find_head(self) -> RayNode | None:
@@ -429,6 +472,8 @@ class RayNewNodes:
         types = [each for each in self.list_types() if each.name in self._find_fitting(request)]
         if not types:
             return f"Ray's autoscaler was asked for a node with {request.describe()}"
+        if not request.gpus:  # others may wait for nodes with GPUs, which are kept free of such kernels
+            types = [each for each in types if not each.node.devices] or types
         failed = next(
             (each for each in types if each.failure and not self._launches.booting.get(each.name)), None
         )

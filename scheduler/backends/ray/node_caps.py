@@ -18,7 +18,8 @@ from .placement_groups import Group
 class NodeCaps:
     """The most nodes of one user and of all users; None: no cap.
 
-    A node counts if the autoscaler manages it and a kernel is there. A kernel that waits for a node counts as one.
+    A node counts if a kernel is there, unless the node is known to be none of the autoscaler's. A kernel that waits for
+    a node counts as one.
     """
 
     per_user: int | None = None
@@ -28,22 +29,23 @@ class NodeCaps:
     def is_set(self) -> bool:
         return self.per_user is not None or self.in_total is not None
 
-    def why_not(self, user: str, groups: Collection[Group], grown: Collection[str]) -> str:
+    def why_not(self, user: str, groups: Collection[Group], standing: Collection[str]) -> str:
         """Return why a kernel of this user may not wait for one more node, as a clause; empty if it may.
 
-        `groups` are those of roost, and `grown` the raylets of the nodes that the autoscaler manages.
+        `groups` are those of roost, and `standing` the raylets of the nodes that the autoscaler does not manage. A node
+        that has just joined may hold a group before the service has read that the node is there.
         """
-        own = _count([group for group in groups if group.user == user], grown)
+        own = _count([group for group in groups if group.user == user], standing)
         if self.per_user is not None and own >= self.per_user:
             most = format_count(self.per_user, "new node")
             return f"{user} may have {most} (max_new_nodes_per_user), and has or waits for {own}"
-        together = _count(groups, grown)
+        together = _count(groups, standing)
         if self.in_total is not None and together >= self.in_total:
             most = format_count(self.in_total, "new node")
             return f"all users may have {most} together (max_new_nodes), and have or wait for {together}"
         return ""
 
-    def find_surplus(self, groups: Collection[Group], grown: Collection[str]) -> dict[str, str]:
+    def find_surplus(self, groups: Collection[Group], standing: Collection[str]) -> dict[str, str]:
         """Return the groups that wait although a cap is reached, by name, with the reason.
 
         All services choose the same ones: the first groups by id may wait.
@@ -51,21 +53,21 @@ class NodeCaps:
         kept = [group for group in groups if not _waits(group)]
         surplus = {}
         for group in sorted(filter(_waits, groups), key=lambda group: group.id):
-            if reason := self.why_not(group.user, kept, grown):
+            if reason := self.why_not(group.user, kept, standing):
                 surplus[group.name] = reason
             else:
                 kept.append(group)
         return surplus
 
 
-def _count(groups: Iterable[Group], grown: Collection[str]) -> int:
+def _count(groups: Iterable[Group], standing: Collection[str]) -> int:
     """Return how many nodes these groups have, and how many more they wait for at most."""
     nodes: set[str] = set()
     waiting = 0
     for group in groups:
         if _waits(group):
             waiting += 1
-        elif group.node in grown:
+        elif group.is_created and group.node not in standing:
             nodes.add(group.node)
     return len(nodes) + waiting
 

@@ -1,6 +1,7 @@
 """Ray's nodes, and roost's nodes built from them. Pure, except for `read`, which asks Ray's GCS.
 
-A node's id is its address, which stays the same when its raylet is started again. Ray's own id changes then.
+A node's id is its address, which stays the same when its raylet is started again. Ray's own id changes then. A further
+raylet at the same address has a part of Ray's id in its own: `address/1a2b3c4d`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import logging
 import re
 import socket
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,14 +95,32 @@ def read(known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:
     ports = {node["NodeID"]: node["NodeManagerPort"] for node in ray.nodes()}
     live = [node for node in nodes if at[node.address] == 1 or not _refuses(node.address, ports[node.daemon])]
     left = Counter(node.address for node in live)
+    first = _find_first(live) if len(left) < len(live) else {}
     found = []
     for node in live:
         if left[node.address] < at[node.address]:
             node = replace(node, is_held_up=True, drains_because=_HELD_UP)
-        if left[node.address] > 1:  # several live raylets share an address in tests of Ray itself
+        if left[node.address] > 1 and first[node.address] != node.daemon:
             node = replace(node, id=f"{node.address}/{node.daemon[:8]}")
         found.append(node)
     return tuple(found)
+
+
+def _find_first(nodes: Sequence[RayNode]) -> dict[str, str]:
+    """Return, by address, the raylet that was started first: the node with the address as its id.
+
+    Several live raylets share an address in tests of Ray itself.
+    """
+    started_ms: dict[str, int] = {}
+    try:
+        from ray._private.worker import global_worker
+
+        table = global_worker.gcs_client.get_all_node_info(timeout=_READ_S)
+        started_ms = {daemon.hex(): info.start_time_ms for daemon, info in table.items()}
+    except (ImportError, AttributeError, TypeError) as problem:
+        log.debug("this Ray does not tell when its raylets were started: %s", problem)
+    latest_first = sorted(nodes, key=lambda node: (started_ms.get(node.daemon, 0), node.daemon), reverse=True)
+    return {node.address: node.daemon for node in latest_first}
 
 
 def decode(content: bytes, known: Iterable[RayNode] = ()) -> tuple[RayNode, ...]:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import Notebook, held_by
 from kit.machine.daemons import daemon_pids, kill
@@ -85,7 +87,7 @@ class ClusterWorld:
 
     async def open(self, **config: Any) -> Notebook:
         """Open a notebook with this configuration. Its variable `mine` is 42."""
-        notebook = self.notebook(**config)
+        notebook = self.notebook(**{"launch_timeout": allow_s(60), **config})
         await notebook.open()
         await notebook.run("import os, time; mine = 42")
         return notebook
@@ -222,14 +224,17 @@ class ClusterWorld:
             if node["cpus_promised"] > own.get(node["id"], 0)
         ]
 
+    async def listed(self) -> list[str]:
+        """Return a line for each kernel that the service lists."""
+        return [f"kernel {kernel.id} is {kernel.state}" for kernel in await self.service().kernels()]
+
     async def close(self) -> None:
         """Close all notebooks. Check that no kernel, no remains and no promises are left."""
         for notebook in self.opened:
             if hasattr(notebook, "client"):
                 await notebook.close()
-        assert await self.service().kernels() == []
-        began = time.monotonic()
-        while found := [*self.left(), *await self.promised()]:
+        began = time.monotonic()  # a kernel's end may outlast its notebook's
+        while found := [*await self.listed(), *self.left(), *await self.promised()]:
             assert time.monotonic() - began < allow_s(self.clean_s), found
             await asyncio.sleep(0.1)
         say("all removed after", began)
@@ -263,6 +268,20 @@ async def until(is_true: Callable[[], Any], what: str, within_s: float = 60.0) -
                 return
         assert time.monotonic() < deadline, what
         await asyncio.sleep(0.1)
+
+
+def read_command(process: psutil.Process) -> str:
+    """Return the command line of a process, or an empty text if it has just ended."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def read_name(process: psutil.Process) -> str:
+    """Return the name of a process, or an empty text if it has just ended."""
+    with contextlib.suppress(psutil.Error):
+        return process.name()
+    return ""
 
 
 def say(text: str, since: float | None = None) -> None:

@@ -27,7 +27,7 @@ Repair = Callable[[], object] | None
 
 
 class ClusterOutages:
-    """Rounds of random faults while two kernels live: one with a GPU, and one on the spare node.
+    """Rounds of random faults while two kernels live: one as `usual`, and one on the spare node.
 
     Faults can switch off the spare node. `dice` chooses the faults. The class for a cluster manager overrides the class
     variables, `processes` and `break_part`.
@@ -43,6 +43,8 @@ class ClusterOutages:
     """The faults that need the manager. They come first in a round."""
     covers: Mapping[str, Sequence[str]] = {}
     """By fault: other faults that a round leaves out if this fault is in it."""
+    usual: Mapping[str, Any] = {"gpus": 1}
+    """The request of the first kernel."""
     spare: Mapping[str, Any] = {}
     """The request of kernels for the spare node."""
     back_s = 120.0
@@ -64,9 +66,15 @@ class ClusterOutages:
     async def until_settled(self) -> None:
         """Wait, before a round, until the cluster manager itself knows all kernels. By default do nothing."""
 
+    def must_end(self, notebook: Notebook, victim: Notebook, faults: Sequence[str]) -> bool:
+        """Return whether these faults end this notebook's kernel."""
+        ending = [*(self.ends_victim if notebook is victim else ())]
+        ending += self.ends_spare if notebook is self.notebooks[1] else ()
+        return not set(faults).isdisjoint(ending)
+
     async def run(self) -> None:
         """Open the two kernels, and run all rounds."""
-        for config in ({"gpus": 1}, self.spare):
+        for config in (self.usual, self.spare):
             self.notebooks.append(await self.world.open(**config))
         for number in range(ROUNDS):
             await self._round(number + 1)
@@ -93,14 +101,12 @@ class ClusterOutages:
             await asyncio.to_thread(repair)
         began = time.monotonic()
         for notebook in self.notebooks:
-            must_end = notebook is victim and set(faults) & set(self.ends_victim)
-            if notebook is self.notebooks[1]:
-                must_end = must_end or set(faults) & set(self.ends_spare)
+            must_end = self.must_end(notebook, victim, faults)
             await (self._has_ended(notebook, faults) if must_end else self._is_kept(notebook))
         if starting and opening:
             await self._outcome(starting, opening)
         await self.world.has_room(**self.spare, within_s=self.back_s)
-        await self.world.has_room(gpus=1, within_s=self.back_s)
+        await self.world.has_room(**self.usual, within_s=self.back_s)
         await until(lambda: len(self.world.held()) == 2, "a pod or container is left", self.back_s)
         await self.world.lives(*self.notebooks)
         say("whole after", began)
@@ -118,7 +124,7 @@ class ClusterOutages:
                 raise
             reason = problem.user_message
         say(f"{reason!r} after", began)
-        config = self.spare if notebook is self.notebooks[1] else {"gpus": 1}
+        config = self.spare if notebook is self.notebooks[1] else self.usual
         await self.world.has_room(within_s=self.back_s, **config)
         await self.world.restart(notebook)
 

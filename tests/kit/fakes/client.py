@@ -90,6 +90,8 @@ class StubClient:
         self.soonest: dict[str, Any] | None = None
         self.others: dict[str, Any] | None = None
         self.ended: Kernel | None = None
+        self.silent: Exception | None = None
+        """What questions about kernels that are not `known` raise."""
         self.is_damaged = False
         self.happened: list[Event] = []
         self.coming: list[Event] = []
@@ -130,14 +132,14 @@ class StubClient:
 
     def kernel(self, kernel_id: str) -> Answer:
         return self._answer(
-            self.ended or UnknownKernel(f"there is no kernel {kernel_id}"), "kernel", kernel_id
+            self.ended or self.silent or UnknownKernel(f"there is no kernel {kernel_id}"), "kernel", kernel_id
         )
 
     def logs(self, kernel_id: str, tail_bytes: int) -> Answer:
         return self._answer(f"log of {kernel_id}\n", "logs", kernel_id, tail_bytes)
 
     def stop(self, kernel_id: str, grace_s: float) -> Answer:
-        gone = UnknownKernel("gone")
+        gone = self.silent or UnknownKernel("gone")
         known = {kernel.id: kernel for kernel in self.known if kernel is not SECOND}
         return self._answer(self.ended or known.get(kernel_id, gone), "stop", kernel_id, grace_s)
 

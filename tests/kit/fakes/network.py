@@ -20,6 +20,8 @@ from roost.scheduler.backends.base import AgentAddress
 from roost.testing import FakeAgent
 
 _NO_KEYS = ClientKeys(server="", public="", secret="")
+_BEATS_S = 10.0
+"""A connection to an agent that hangs is lost after this time."""
 
 
 class Network:
@@ -56,6 +58,8 @@ class LinkedAgent(FakeAgent):
     key = ""
     """The name of this agent in the network: that of its node, or that of its lease."""
     is_up = True
+    goes_on_at = 0.0
+    """Until then the agent hangs."""
 
     def _listen(self) -> None:
         self.address = AgentAddress(endpoint="", keys=_NO_KEYS)  # each service has one of its own
@@ -71,8 +75,18 @@ class LinkedAgent(FakeAgent):
 
     def crash(self) -> None:
         """End the agent without a word. Its kernels live on, and its ledger stays."""
-        self.is_up = False
+        self.is_up, self.goes_on_at = False, 0.0
         self.network.cut(self)
+
+    @property
+    def hangs_s(self) -> float:
+        """For how long the agent hangs, as after SIGSTOP. Messages wait, also those of connections that are lost."""
+        return max(0.0, self.goes_on_at - asyncio.get_running_loop().time())
+
+    def hang(self, for_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self.goes_on_at = max(self.goes_on_at, loop.time() + for_s)
+        loop.call_later(_BEATS_S, lambda: self.network.cut(self) if self.hangs_s else None)
 
     def revive(self) -> None:
         """Start the next agent of this node, if none runs."""
@@ -89,7 +103,7 @@ class LinkedAgent(FakeAgent):
             busy = {kernel.lease_id for kernel in self.kernels.values() if kernel.is_running}
             idle = [lease_id for lease_id in self.held_leases() if lease_id not in busy]
             idle_since = {lease_id: idle_since.get(lease_id, now) for lease_id in idle}
-            for lease_id in idle if self.is_up else ():
+            for lease_id in idle if self.is_up and not self.hangs_s else ():
                 if now - idle_since[lease_id] > after_s:
                     self.give_back(lease_id)
 
@@ -136,6 +150,7 @@ class Link:
 
     async def connect(self, *, timeout_s: float) -> None:
         await self.service.network.travel()
+        await asyncio.wait_for(asyncio.sleep(self.agent.hangs_s), timeout_s)
         if self.service.is_dead or not self.agent.is_up:
             raise Disconnected(f"nobody listens at {self.agent.name}")
         self.service.network.links.append(self)
@@ -146,7 +161,18 @@ class Link:
         request = json.loads(pack({"op": op, "args": encode_message(arguments or {})}))
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._pending.add(answer)
-        self._send(0, lambda: self._receive(request, answer))
+        agent = self.agent
+        waiting_s, ledger = agent.hangs_s, agent.ledger
+        if waiting_s:  # it reads the message later, unless it is killed
+
+            def read() -> None:
+                if agent.is_up and agent.ledger is ledger:
+                    self._receive(request, answer)
+
+            self._arrives_at[0] = max(self._arrives_at[0], agent.goes_on_at) + 1e-6
+            asyncio.get_running_loop().call_at(self._arrives_at[0], read)
+        else:
+            self._send(0, lambda: self._receive(request, answer))
         try:
             return await asyncio.wait_for(answer, timeout_s)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import json
 import os
 import secrets
@@ -210,6 +211,7 @@ class Lab:
 
     def __init__(self, page: Page, server: JupyterServer) -> None:
         self.page = page
+        page.set_default_timeout(allow_s(CELL_S * 1000))
         self._at = f"http://127.0.0.1:{server.port}"
         self._token = server.token
 
@@ -322,8 +324,13 @@ class Lab:
         return status
 
     def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
+        """Press keys. Equal ones come in one call: the Lab forgets the first key of a pair after a second."""
+        for key, same in itertools.groupby(keys):
+            count = len(list(same))
+            if count > 1:
+                self.page.keyboard.type(key * count)
+            else:
+                self.page.keyboard.press(key)
 
     def reload(self) -> None:
         """Load the page again, and wait until the notebook is in sight."""

@@ -66,7 +66,7 @@ class Notebook:
             "stream",
         ):  # the kernel announces the cell before the cell's first line runs
             await self._until_published(kind, cell)
-        await asyncio.sleep(_PRINTED_S)
+        await asyncio.sleep(allow_s(_PRINTED_S))
         await self.manager.interrupt_kernel()
         reply = await self.client._async_recv_reply(cell, timeout=allow_s(30))
         assert reply["content"]["ename"] == "KeyboardInterrupt"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +13,8 @@ from pathlib import Path
 from server import JupyterServer, jupyter_server
 
 from kit.jupyter.front_end import FrontEnd, Message
-from roost.testing.deadlines import looks
+from roost.scheduler.client.client import connect
+from roost.testing.deadlines import allow_s, looks
 
 _OTHERS = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim")
 EXTENSIONS = {"roost": True, **dict.fromkeys(_OTHERS, False)}
@@ -69,6 +72,17 @@ async def end(server: JupyterServer, signum: int = signal.SIGKILL) -> None:
         except (FileNotFoundError, ProcessLookupError):
             return
     raise AssertionError(f"the server {server.pid} does not end")
+
+
+async def none_is_left() -> None:
+    """Wait until this machine's scheduler has no kernel. A server may end before its last kernel has.
+
+    The deadline comes before the scheduler itself ends the kernels of a server that has ended.
+    """
+    end = time.monotonic() + min(allow_s(2), 8)
+    while left := await connect("local").kernels():
+        assert time.monotonic() < end, left
+        await asyncio.sleep(0.05)
 
 
 def has_begun(front: FrontEnd, cell: str) -> bool:

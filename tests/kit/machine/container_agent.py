@@ -42,11 +42,13 @@ LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Re
 
 
 PARENT_KERNEL = """
-import json, os, signal, socket, subprocess, sys
+import json, os, signal, socket, subprocess, sys, time
 SLEEP = ["sleep", "300"]
 signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-deaf = subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.signal(15, 1); signal.pause()"])
+DEAF = "import signal, time\\nsignal.signal(15, 1)\\nprint('deaf', flush=True)\\nwhile True: time.sleep(0.1)"
+deaf = subprocess.Popen([sys.executable, "-S", "-c", DEAF], stdout=subprocess.PIPE)
+deaf.stdout.readline()
 here = subprocess.Popen(SLEEP)
 away = subprocess.Popen(SLEEP, start_new_session=True)
 shell = subprocess.run(["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $!"], capture_output=True, text=True)
@@ -54,9 +56,12 @@ print(here.pid, away.pid, int(shell.stdout), deaf.pid, flush=True)
 connection = json.load(open(sys.argv[1]))
 servers = [socket.create_server((connection["ip"], connection[name])) for name in ("shell_port", "iopub_port")]
 while True:
-    signal.pause()
+    time.sleep(0.1)
 """
-"""A kernel that ignores SIGTERM. It has two children in its group, one in another session, and a daemon."""
+"""A kernel that ignores SIGTERM. It has two children in its group, one in another session, and a daemon.
+
+No `signal.pause()`: a signal that comes just before it is handled at its end.
+"""
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ async def connect(
         try:
             await client.connect()
             return client
-        except RpcError:
+        except (RpcError, asyncio.TimeoutError):
             assert time.monotonic() < deadline, "the agent does not listen"
             await asyncio.sleep(0.02)
 

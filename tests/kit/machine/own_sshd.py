@@ -9,7 +9,6 @@ import contextlib
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from roost.bench.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin") or ""
@@ -122,10 +122,7 @@ def own_sshd(folder: Path) -> Iterator[OwnSshd]:
             timeout=allow_s(10),
         )
     shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    sshd = OwnSshd(folder, port)
+    sshd = OwnSshd(folder, free_port())
     sshd.configure_client()
     sshd.know()
     try:

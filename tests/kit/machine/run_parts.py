@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 
 _FOLDERS = ("tests/fault/", "tests/browser/")
-_CLUSTERS = ("dask", "dask_tls", "docker", "podman", "kubernetes", "yarn", "ssh")
+_CLUSTERS = ("dask", "dask_tls", "docker", "podman", "rootless", "kubernetes", "yarn", "ssh")
 _ON_A_CLUSTER = re.compile(
-    r"tests/(?:contract|lifecycle)/.*(?<![a-z])(dask_tls|dask|docker|kubernetes|podman|ray|ssh|yarn)(?![a-z])"
+    r"tests/(?:contract|lifecycle)/.*(?<![a-z])(dask_tls|dask|docker|kubernetes|podman|ray|rootless|ssh|yarn)(?![a-z])"
 )
 
 

@@ -18,7 +18,7 @@ def no_daemons(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a cluster without daemons in place of both kinds."""
 
     @contextmanager
-    def start(environment: object) -> Iterator[SimpleNamespace]:
+    def start(environment: object, cpus: object) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(address="127.0.9.2:1")
 
     for backend in ("ray", "dask"):

@@ -209,6 +209,16 @@ class TestRefused:
             ("avoid", "now", 1, 1),
         ]
 
+    def test_a_policys_reason_is_about_one_node_each(self) -> None:
+        avoid = dict.fromkeys("ab", "runs 2 kernels of ada")
+        decision = get_policy("balanced").place(
+            Request(cpus=1), Snapshot.of([_node("a"), _node("b")]), avoid=avoid
+        )
+        assert (
+            decision.reason
+            == "no node has room now for 1 CPU: 2 of 2 nodes are avoided (each runs 2 kernels of ada)"
+        )
+
     def test_no_groups_if_there_are_no_nodes_or_all_fit(self) -> None:
         assert get_policy("balanced").place(Request(gpus=1), Snapshot.of([])).refused == ()
         assert get_policy("balanced").place(Request(cpus=1), CLUSTER).refused == ()

@@ -50,7 +50,7 @@ def test_a_type_at_its_limit_is_not_now() -> None:
     assert decision.new_node is not None
     assert not decision.new_node.has_room
     assert not decision.is_never
-    assert "all of the 3 nodes of type a100x2 that the cluster may have run already" in decision.reason
+    assert "the cluster may have 3 nodes of type a100x2, and all of them run" in decision.reason
 
 
 def test_no_type_that_fits_is_never_and_says_why_of_each() -> None:
@@ -101,7 +101,24 @@ def test_a_full_node_is_named_beside_the_type() -> None:
         (gpu_type(limit=0), "the cluster may start no node of type a100x2"),
         (
             gpu_type(limit=1, running=1),
-            "all of the 1 node of type a100x2 that the cluster may have run already",
+            "the cluster may have 1 node of type a100x2, and it runs",
+        ),
+        (
+            gpu_type(limit=3, starting=1),
+            "a node of type a100x2 can be started for it (0 of 3 run, 1 starts)",
+        ),
+        (gpu_type(running=1, starting=2), "a node of type a100x2 can be started for it (1 runs, 2 start)"),
+        (
+            gpu_type(limit=2, failure="2 attempts have failed: no A100 is left"),
+            "a node of type a100x2 can be started for it (0 of 2 run), but 2 attempts have failed: no A100 is left",
+        ),
+        (
+            gpu_type(limit=3, running=2, starting=1),
+            "the cluster may have 3 nodes of type a100x2, and all of them run or are being started",
+        ),
+        (
+            gpu_type(limit=1, starting=1),
+            "the cluster may have 1 node of type a100x2, and it is being started",
         ),
     ],
 )

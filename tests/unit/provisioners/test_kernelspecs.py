@@ -363,6 +363,18 @@ ONE = LimitExceeded(
             "ask for less, or stop another",
         ),
         (BackendUnavailable("Ray is away."), "not asked", "greedy may start kernels: Ray is away", ""),
+        (
+            {**THERE, "agent": {"problem": "no agent on n: x"}},
+            "not now",
+            "greedy can start no kernel now: no agent on n: x",
+            "mend that, then run",
+        ),
+        (
+            {**THERE, "agent": {"problem": "no agent on n: x"}, "has_other_agent": True},
+            "not asked",
+            "greedy may start kernels: the next one would go to a now: no agent on n: x",
+            "mend that, then run",
+        ),
     ],
 )
 def test_the_finding_says_whether_a_kernel_can_never_start_or_not_now(

@@ -56,13 +56,14 @@ class OneJournal:
 
     def __init__(self) -> None:
         self.journal_ = Journal(JournalLimits())
+        self.session = "kernel"
         self._number = 0
 
     def publish(
         self, kind: str, content: Any, parent: Any = None, metadata: bytes = b"{}", *more: bytes
     ) -> str:
         self._number += 1
-        header = {"msg_id": f"m{self._number}", "msg_type": kind}
+        header = {"msg_id": f"m{self._number}", "msg_type": kind, "session": self.session}
         parts = [header, CELL if parent is None else parent, metadata, content]
         encoded = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in parts]
         self.journal_.add([b"", b"<IDS|MSG>", b"", *encoded, *more])
@@ -109,6 +110,25 @@ async def test_all_cells_of_a_kernel_with_bad_messages_are_shown(
     printed = capsys.readouterr().out
     assert "good\n" in printed
     assert "\x1b]" not in printed
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["own session", "session of the request"])
+async def test_a_cell_whose_kernel_has_ended_runs_no_more(
+    copies: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = OneJournal()
+    for number, process in enumerate(("first", "second")):
+        request = {**CELL, "msg_id": process, "session": f"client {number}"}
+        kernel.session = request["session"] if copies else process
+        kernel.publish("status", {"execution_state": "busy"}, request)
+        kernel.publish("execute_input", {"code": process, "execution_count": 1}, request)
+    runs = await read_runs(cast(Client, kernel), "k")
+    assert [(run.code, run.is_done, run.is_lost) for run in runs] == [
+        ("first", not copies, not copies),
+        ("second", False, False),
+    ]
+    _show(runs)
+    assert ("In [1]: first  (the kernel ended)\n" in capsys.readouterr().out) == (not copies)
 
 
 @pytest.mark.parametrize(("kind", "content"), BAD_CONTENTS[:3] + BAD_CONTENTS[6:], ids=str)

@@ -237,6 +237,7 @@ async def test_a_broken_promise_is_named(
     suite = LeaseContract()
     faults = PodFaults(FakePodCluster)
     suite.prepare(sys.executable, faults, monkeypatch)
+    suite.held_s = 2.0
     opener = partial(open_backend, partial(backend, pod_cluster))
     with pytest.raises(BrokenPromise) as broken:
         await getattr(suite, test)(opener=opener, faults=faults)

@@ -25,7 +25,7 @@ def cluster_settings(engine: DockerEngine, folder: Path) -> dict[str, Any]:
     return {
         "address": engine.address,
         "image": IMAGE,
-        "gpus": 0 if engine.program == "podman" else 2,
+        "gpus": 2 if engine.program == "dockerd" else 0,
         "gpu_model": "T4",
         "identity_file": str(folder / "identity.json"),
     }
@@ -34,16 +34,23 @@ def cluster_settings(engine: DockerEngine, folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def docker_cluster(private_environment: None) -> Iterator[DockerEngine]:
     """Start an engine with the image of kernels. Its CPUs and memory are this machine's."""
-    yield from _start("dockerd")
+    yield from started("dockerd")
 
 
 @pytest.fixture(scope="session")
 def podman_cluster(private_environment: None) -> Iterator[DockerEngine]:
     """Start Podman's service as root, with the image of kernels."""
-    yield from _start("podman")
+    yield from started("podman")
 
 
-def _start(program: Program) -> Iterator[DockerEngine]:
+@pytest.fixture(scope="session")
+def rootless_cluster(private_environment: None) -> Iterator[DockerEngine]:
+    """Start Podman's service as a user without rights, with the image of kernels."""
+    yield from started("rootless")
+
+
+def started(program: Program) -> Iterator[DockerEngine]:
+    """Yield an engine with the image of kernels, or skip the test. Check that the tests have left nothing in it."""
     if reason := why_not(program):
         pytest.skip(reason)
     with DockerEngine(program) as engine:

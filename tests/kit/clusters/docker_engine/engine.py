@@ -16,6 +16,7 @@ import docker
 import psutil
 
 from kit.clusters.ssh_hosts.held_process import HeldProcess
+from kit.machine.live_folders import walk
 from kit.machine.network_cables import connect, disconnect, find_devices, has_route, ip
 from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.daemon.process import is_running, start_time
@@ -85,7 +86,7 @@ class DockerEngine:
         """End the engine with all its processes, and remove its network and files. May be repeated."""
         process, self._process = self._process, None
         if process is not None:
-            if self.program == "podman":  # the control groups of its containers have a place of their own
+            if self.program != "dockerd":  # the control groups of its containers have a place of their own
                 with suppress(RuntimeError):
                     self.run("container", "prune", "--force")
                     self.run("rm", "--force", *self.run("ps", "--quiet").split())
@@ -107,7 +108,7 @@ class DockerEngine:
 
     def trust(self, registry: str) -> None:
         """Let the engine use a registry of its loopback without TLS. Docker's engine does so anyway."""
-        if self.program == "podman":
+        if self.program != "dockerd":
             podman.trust(self.folder, registry)
             self.kill()
             self.start()
@@ -146,15 +147,15 @@ class DockerEngine:
 
     def contained(self) -> list[psutil.Process]:
         """Return the processes in containers, by their pids on this machine."""
-        if self.program == "podman":
+        if self.program != "dockerd":
             assert self._process is not None, "the engine has ended"
             own = {process.pid for process in self.processes()}
             below = psutil.Process(self._process.pid).children(recursive=True)
             return [process for process in below if process.pid not in own]
         found: dict[int, psutil.Process] = {}
-        for file in _CGROUPS.glob(f"**/{self.folder.name}/**/cgroup.procs"):
+        for group in _find_groups(self.folder):
             with suppress(OSError):  # its container has just ended
-                for pid in map(int, file.read_text().split()):
+                for pid in map(int, (group / "cgroup.procs").read_text().split()):
                     with suppress(psutil.NoSuchProcess):
                         found[pid] = psutil.Process(pid)
         return list(found.values())
@@ -211,7 +212,9 @@ class DockerEngine:
 
 def why_not(program: Program = "dockerd") -> str | None:
     """Return why no engine of this program can start here, in one sentence, or None."""
-    return build.why_not() or (podman.why_not() if program == "podman" else None)
+    return build.why_not() or (
+        podman.why_not(with_root=program == "podman") if program != "dockerd" else None
+    )
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -219,7 +222,7 @@ def leftovers(folder: Path) -> list[str]:
     found = [f"process {process.pid}" for process in _find_processes(folder)]
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found += [f"mount {line}" for line in mounts if f" {folder}/" in line]
-    found += [f"control group {path}" for path in _CGROUPS.glob(f"**/{folder.name}")]
+    found += [f"control group {path}" for path in _find_groups(folder)]
     found += [f"device {name}" for name in find_devices(str(folder))]
     return found + ([f"folder {folder}"] if folder.exists() else [])
 
@@ -267,14 +270,18 @@ def _remove(folder: Path) -> None:
         disconnect(device)
 
     def has_no_groups() -> bool:
-        for group in _CGROUPS.glob(f"**/{folder.name}"):
-            for path in (*sorted(group.glob("**/"), reverse=True), group):
-                with suppress(OSError):  # a process in it has not ended yet
-                    path.rmdir()
-        return not any(_CGROUPS.glob(f"**/{folder.name}"))
+        for group in sorted(_find_groups(folder), reverse=True):
+            with suppress(OSError):  # a process in it has not ended yet
+                group.rmdir()
+        return not _find_groups(folder)
 
     wait_until(has_no_groups, f"control groups of {folder} cannot be removed", timeout_s=allow_s(_ENDS_S))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _find_groups(folder: Path) -> list[Path]:
+    """Return the control groups of an engine, and those below them."""
+    return [path for path in walk(_CGROUPS) if folder.name in path.parts and path.is_dir()]
 
 
 def _find_processes(folder: Path) -> list[psutil.Process]:

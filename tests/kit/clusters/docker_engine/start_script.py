@@ -22,7 +22,8 @@ DEVICE = "machine"
 """The engine's end of its cable to this machine."""
 PID_FILE, LOG = "dockerd.pid", "engine.log"
 _CONTAINERD = "exec/containerd/containerd.pid"
-Program = Literal["dockerd", "podman"]
+Program = Literal["dockerd", "podman", "rootless"]
+"""Docker's engine, Podman's service as root, and Podman's service as a user without rights."""
 
 
 def network(number: int) -> str:
@@ -39,14 +40,16 @@ def write_script(folder: Path, number: int, program: Program = "dockerd") -> str
     """Return the script of an engine with its files in `folder`.
 
     It prints a line once its namespaces are there, and reads one when they have a cable. Then it reads commands, and
-    prints a line after each: `start` starts the engine, and `kill` kills it. At the end of its input all processes end.
+    prints a line after each: `start` starts the engine, and `kill` kills it, with the child in which Podman works
+    without root. At the end of its input all processes end.
     """
     return f"""
         mount -t tmpfs -o mode=755 tmpfs /run
         mkdir -p /etc/docker {folder}/data
         mount -t tmpfs -o mode=711 tmpfs {folder}/data
         mount -t tmpfs -o mode=755 tmpfs /etc/docker
-        {podman.write_settings(folder, number) if program == "podman" else ""}
+        {podman.write_settings(folder, number) if program != "dockerd" else ""}
+        {podman.become_possible(folder) if program == "rootless" else ""}
         echo; read -r plugged
         ip link set lo up
         ip addr add 10.248.{number}.1/30 dev {DEVICE}
@@ -58,6 +61,7 @@ def write_script(folder: Path, number: int, program: Program = "dockerd") -> str
                 {shlex.join(_PROGRAMS[program](folder, number))} > {folder}/{LOG} 2>&1 < /dev/null &
             else
                 containerd=$(cat {folder}/{_CONTAINERD} 2>/dev/null || echo none)
+                {"pkill -KILL -P $! || true" if program == "rootless" else ":"}
                 kill -KILL $!
                 wait $! || true
                 while [ -e /proc/$containerd/exe ]; do sleep 0.01; done
@@ -79,4 +83,5 @@ def _dockerd(folder: Path, number: int) -> list[str]:
 _PROGRAMS: Mapping[Program, Callable[[Path, int], list[str]]] = {
     "dockerd": _dockerd,
     "podman": podman.command,
+    "rootless": podman.rootless_command,
 }

@@ -23,7 +23,7 @@ from roost.scheduler.messages import Event
 from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import VARIABLE
 
-from .elastic_raylets import ElasticRaylets
+from .elastic_raylets import ElasticRaylets, Launch
 
 IDLE_S = 3.0
 """How long a node without work stays."""
@@ -49,7 +49,18 @@ class Elastic:
 
     def launched(self) -> list[str]:
         """Return the types of the nodes that the autoscaler has started in this test."""
-        return [each.node_type for each in self.cluster.launches()[self._before :] if each.what == "launch"]
+        return [each.node_type for each in self.launches()]
+
+    def has_launched(self, count: int) -> bool:
+        """True if the autoscaler has started this many GPU nodes in this test, and no other nodes."""
+        launched = self.launched()
+        return launched == ["gpu"] * count or (
+            self.cluster.starts_too_many and launched == ["gpu"] * (count + 1)
+        )
+
+    def launches(self) -> list[Launch]:
+        """Return the nodes that the autoscaler has started in this test."""
+        return [each for each in self.cluster.launches()[self._before :] if each.what == "launch"]
 
     def reasons(self) -> list[str]:
         """Return why starts have waited in this test."""
@@ -75,6 +86,24 @@ class Elastic:
     def groups(self) -> list[placement_groups.Group]:
         join.join(self.cluster.address, namespace=placement_groups.NAMESPACE)
         return placement_groups.read_groups()
+
+    def read_group_times(self) -> dict[str, tuple[float, float]]:
+        """Return by kernel when Ray was asked for the kernel's group and when it had created the group.
+
+        These are the GCS's own times, in seconds since the epoch. Groups that wait are left out.
+        """
+        from ray._private.state import state
+        from ray.core.generated import gcs_pb2
+
+        kernel_of = {group.id: group.kernel_id for group in self.groups() if group.is_created}
+        found = {}
+        for content in state._connect_and_get_accessor().get_placement_group_table():
+            entry = gcs_pb2.PlacementGroupTableData.FromString(content)
+            if (kernel_id := kernel_of.get(entry.placement_group_id.hex())) is not None:
+                asked_ms = entry.placement_group_creation_timestamp_ms
+                created_ms = entry.placement_group_final_bundle_placement_timestamp_ms
+                found[kernel_id] = asked_ms / 1e3, created_ms / 1e3
+        return found
 
 
 async def read_pages() -> list[dict[str, Any]]:

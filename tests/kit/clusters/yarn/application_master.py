@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import psutil
 import zmq
 
+from kit.clusters.faults import read_name
 from kit.clusters.hadoop_nodes import HadoopNodes, Refused
 from roost.launchers.protocol.rpc import ClientKeys, Disconnected
 from roost.launchers.protocol.rpc_client import RpcClient
@@ -108,9 +109,8 @@ class YarnMaster:
     def process(self) -> psutil.Process:
         """Return the process of the current master."""
         container = self.report()["amContainerLogs"].split("/")[-2]
-        (process,) = [
-            each for each in self.cluster.container_processes(container=container) if each.name() != "bash"
-        ]
+        found = self.cluster.container_processes(container=container)
+        (process,) = [each for each in found if read_name(each) not in ("bash", "")]
         return process
 
     def log(self) -> str:

@@ -40,8 +40,8 @@ def test_the_missing_packages_are_named(root: None, monkeypatch: pytest.MonkeyPa
 
 def test_podman_needs_its_own_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert podman.why_not() == (
-        "Podman is not installed: apt-get install --no-install-recommends podman netavark runc"
+    assert podman.why_not(with_root=False) == (
+        "Podman is not installed: apt-get install --no-install-recommends podman netavark runc slirp4netns uidmap"
     )
     script = write_script(Path("/tmp/docker-engine-x"), 7, "podman")
     assert "--root=/tmp/docker-engine-x/data" in script

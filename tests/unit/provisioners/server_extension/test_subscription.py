@@ -19,6 +19,12 @@ from roost.provisioners.server_extension.subscription import Subscription
 from roost.testing.deadlines import allow_s
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process take as long as it likes to answer a probe, unless a test says otherwise."""
+    monkeypatch.setattr(subscription, "_DEAF_S", 600.0)
+
+
 class Provisioner:
     launch_id = "first"
     is_launching = False

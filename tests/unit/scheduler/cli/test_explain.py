@@ -113,11 +113,11 @@ def test_explain_lists_the_kernels_that_hold_scarce_resources(
 ) -> None:
     kernel = {"id": RUNNING.id, "user": "ada", "application": "lab", "cpus": 0.0, "memory_bytes": 8 << 30}
     kernel |= {"gpus": 0.25, "resources": {"licence": 2}}
-    held = {**kernel, "device_ids": ["GPU-0"], "since": time.time() - 90}
+    held = {**kernel, "device_ids": ["GPU-0"], "since": time.time() - 7300}
     client.soonest = {"node_id": "big", "kernels": [held, {**held, "id": SECOND.id, "since": None}]}
     out = " ".join(run(capsys, "explain", "--gpus", "1")[1].split())
     assert "The soonest to free: big would have room if these 2 kernels ended." in out
-    assert "aaaaaaaa-1 ada lab 0.25 GPU, 8 GiB, 2 licence GPU-0 90 s" in out
+    assert "aaaaaaaa-1 ada lab 0.25 GPU, 8 GiB, 2 licence GPU-0 2 h" in out
     assert "unknown" in out
     client.soonest = {"node_id": "big", "kernels": [held]}
     code, out, _ = run(capsys, "explain", "--gpus", "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,22 @@ def test_kernels_show_what_they_use(
     assert document(capsys, "kernels")["kernels"][0]["use"]["memory_bytes"] == 180 << 20
 
 
+def test_nodes_that_only_idle_kernels_keep_are_named(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hours = KernelUse(kernel_id=RUNNING.id, execution_state="idle", idle_s=7300)
+    client.known = [
+        replace(RUNNING, use=hours),
+        replace(RUNNING, id="dddd-1", use=replace(hours, idle_s=9e4)),
+    ]
+    kept = f"{RUNNING.node_id} is kept by 2 idle kernels alone: for 2 h by now\n"
+    assert kept not in run(capsys, "kernels")[1], "the node stays without kernels, too"
+    client.known = [replace(kernel, keeps_node=True) for kernel in client.known]
+    assert run(capsys, "kernels")[1].endswith(kept)
+    client.known[1] = replace(client.known[1], use=replace(hours, execution_state="busy"))
+    assert "is kept by" not in run(capsys, "kernels")[1]
+
+
 @pytest.mark.parametrize("command", ["kernels", "top"])
 def test_a_state_of_a_kernel_cannot_colour_the_terminal(
     client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
@@ -89,6 +106,20 @@ def test_the_log_of_an_ended_kernel_ends_with_the_reason(
     client.ended = replace(RUNNING, id="gone-1", state="exited", reason="culled: idle for longer than 1 h")
     said = "roost: the kernel has ended: culled: idle for longer than 1 h\n"
     assert run(capsys, "logs", "gone") == (0, "log of gone-1\n", said)
+    for command in ("explain", "output", "attach", "stop"):
+        err = run(capsys, command, "gone")[2]
+        assert err == "roost: Kernel gone-1 has ended: culled: idle for longer than 1 h.\n"
+
+
+def test_kernels_that_a_silent_agent_may_have_are_mentioned(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = "Kernels that are not listed may live where no agent answers now: on "
+    assert note not in run(capsys, "kernels")[1]
+    client.unreachable = ["b", "a"]
+    for known in (client.known, []):
+        client.known = known
+        assert run(capsys, "kernels")[1].splitlines().count(f"{note}a, b.") == 1
 
 
 def test_a_kernel_is_named_by_the_beginning_of_its_id(
@@ -140,6 +171,24 @@ def test_stop_takes_several_kernels_and_ended_ones(
     assert document(capsys, "stop", "bb") == {
         "stopped": [{"id": "bbbb-1", "outcome": "removed from the queue"}]
     }
+
+
+def test_the_stop_of_a_kernel_whose_agent_is_silent_is_kept(
+    client: StubClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silent = "kernel k may live where no agent answers now: on far"
+    whole = str(uuid.uuid4())
+    client.silent = BackendUnavailable(f"{silent}.")
+    assert run(capsys, "stop", "zz")[2] == (
+        f"roost: {silent}. Give its whole id: then it is stopped as soon as its agent answers.\n"
+    )
+    assert run(capsys, "explain", whole)[2] == f"roost: {silent}.\n"
+    assert not any(asked[0] == "stop" for asked in client.asked)
+    assert run(capsys, "stop", whole)[:2] == (1, "")
+    assert ("stop", whole, 5.0) in client.asked
+    client.silent = None
+    client.ended = replace(RUNNING, id=whole, state="exited")
+    assert run(capsys, "stop", whole)[0] == 1
 
 
 def test_stop_reports_what_the_service_did(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,11 +55,13 @@ def test_the_kinds_of_nodes_that_the_cluster_could_start_are_shown(
     assert "NODE TYPE" not in run(capsys, "nodes")[1]
     devices = (Device(id="0", model="A100"), Device(id="1", model="A100"))
     node = Node(id="a100x2", cpus=8, memory_bytes=2**35, devices=devices, labels={"pool": "a100"})
-    client.types = [NodeType(node=node, running=1, limit=3)]
+    failure = "2 attempts have failed: no A100 is left"
+    client.types = [NodeType(node=node, running=1, starting=1, limit=3, failure=failure)]
     out = run(capsys, "nodes")[1]
     assert "a100x2" in out
     assert "2 A100" in out
-    assert "1 of 3" in out
+    assert "1 of 3 run, 1 starts" in out
+    assert out.endswith(f"Starts of type a100x2: {failure}.\n")
     assert document(capsys, "nodes")["node_types"] == [client.types[0].to_dict()]
 
 

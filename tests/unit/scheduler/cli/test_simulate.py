@@ -201,6 +201,28 @@ def test_a_policy_of_the_operator(simulate: Simulate, files: Path, monkeypatch: 
     assert (code, err.rstrip().endswith(", ours.")) == (2, True)
 
 
+EXAMPLE = Path(__file__).parents[4] / "docs" / "examples" / "few_of_one_user.py"
+
+
+@pytest.mark.parametrize(("users", "refused"), [("aaaaaa", 3), ("ababab", 0), ("", 0)])
+def test_a_policy_can_count_the_kernels_of_a_user(
+    simulate: Simulate, files: Path, users: str, refused: int
+) -> None:
+    names = list(users) or [""] * 6
+    rows = [f"t,100,0,0,0,{at},{at + 100},{user}" for at, user in enumerate(names)]
+    columns = "name,cpu_milli,memory_mib,num_gpu,gpu_milli,creation_time,deletion_time,user"
+    (files / "many.csv").write_text("\n".join([columns, *rows]))
+    (files / "node.csv").write_text("sn,cpu_milli,memory_mib,gpu,model\nbig,64000,65536,0,\n")
+    few = f"{EXAMPLE}:few_of_one_user"
+    code, out, _ = simulate(
+        "many.csv", "--recorded", "--policy", few, "--json", "-", nodes=("--nodes", "node.csv")
+    )
+    assert code == 0
+    found = json.loads(out)
+    (run,) = found["policies"][few]["runs"]
+    assert (run["refused_requests"], bool(found["note"])) == (refused * 100 / 6, not users)
+
+
 class Answer:
     def result(self, timeout: float | None = None) -> Any:
         assert timeout is not None

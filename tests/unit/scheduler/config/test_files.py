@@ -96,6 +96,22 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
             "1 KiB is too little for a kernel: give at least 16 MiB",
         ),
         ("c.RoostScheduler.default_memory = 1.5", "give an amount of memory such as '8GiB'"),
+        (
+            "c.RoostScheduler.default_gpus = 1.5",
+            "^/.*/jupyter_roost_config.py: .* is wrong: default_gpus = 1.5 is not possible: .* Ask for 1 or 2",
+        ),
+        (
+            "c.RoostScheduler.default_cpus = 4\nc.RoostScheduler.max_cpus_per_kernel = 2",
+            "default_cpus = 4 is more than max_cpus_per_kernel = 2 allows: change one of them",
+        ),
+        (
+            "c.RoostScheduler.default_memory = '2GiB'\nc.RoostScheduler.max_memory_per_user = '1GiB'",
+            "default_memory = 2 GiB is more than max_memory_per_user = 1 GiB allows",
+        ),
+        (
+            "c.RoostScheduler.ready_places = 100",
+            "ready_places = 100 is not possible: give a whole number from 0 to 8",
+        ),
         ("c.RoostLocalBackend.labels = {'zone': 1}", "give an object of names and texts"),
         (
             "c.RoostScheduler.policies = {'balanced': 'm:P'}",
@@ -133,7 +149,7 @@ def test_python_and_json_files_are_read(tmp_path: Path) -> None:
         ],
         (
             "c.RoostScheduler.default_cpus = float('nan')",
-            "c.RoostScheduler is wrong: default_cpus = nan is not possible: give a number",
+            "c.RoostScheduler is wrong: default_cpus = nan is not possible: cpus must be a finite number",
         ),
         ("raise RuntimeError('oops')", "RuntimeError: oops"),
         (
@@ -164,7 +180,7 @@ def test_options_overrule_the_file_and_are_checked_too(tmp_path: Path) -> None:
     assert load_settings("local", {"config_file": file}, path=[])[1] == RoostLocalBackend(gpus=1)
     for wrong, said in (
         ({"gpu": 2}, "did you mean gpus"),
-        ({"gpus": -1}, "gpus = -1 is not possible: give a whole number, 0 or more"),
+        ({"gpus": -1}, "gpus = -1 is not possible: give a whole number from 0 to 1024"),
         ({"gpus": 1.5}, "gpus = 1.5 is not possible"),
         ({"config_file": str(tmp_path / "none.py")}, "there is no configuration file"),
     ):

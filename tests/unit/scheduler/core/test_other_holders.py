@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kit.fakes.scheduler import fake_world
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Device, Node, Request, Snapshot, get_policy
 from roost.scheduler.backends.base import Backend, Resource
+from roost.scheduler.core import kernel_table
 from roost.scheduler.core.other_holders import OtherHolders, find_others
 from roost.scheduler.errors import BackendUnavailable
 
@@ -123,3 +126,26 @@ async def test_a_backend_that_cannot_tell_says_nothing() -> None:
     cluster.other_holders = ""
     assert await find(cluster, [node("a", 2, 2)]) is None
     assert cluster.asked == []
+
+
+async def test_a_lease_that_was_just_given_back_is_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster shows late that the resources are free."""
+    monkeypatch.setattr(kernel_table, "_SHOWN_LATE_S", 3_600.0)
+    async with fake_world(tmp_path) as w:
+        monkeypatch.setattr(w.backend, "other_holders", "others", raising=False)
+        most = (await w.backend.snapshot()).node("here").cpus
+        await w.start("k", cpus=most)
+        held = await w.backend.snapshot()
+        await w.scheduler.stop("k", 0.0)
+
+        async def show_late() -> Snapshot:
+            return held
+
+        monkeypatch.setattr(w.backend, "snapshot", show_late)
+        explained = await w.scheduler.explain(Request(cpus=most), Owner(user="bob"))
+        assert (explained["placement"], explained["others"]) == (None, None)
+        monkeypatch.setattr(kernel_table, "_SHOWN_LATE_S", 0.0)
+        explained = await w.scheduler.explain(Request(cpus=most), Owner(user="bob"))
+        assert explained["others"]["amount"] == most

@@ -83,7 +83,7 @@ def test_tasks_of_openb(tmp_path: Path) -> None:
             f"{TASKS[:-1]},labels\na,1,1,0,0,zone=a\n",
             "has the column 'labels', which a simulation does not read: leave it out.",
         ),
-        (f"{TASKS[:-1]},qos,user,\n", "has the columns 'user', '', which a simulation does not read"),
+        (f"{TASKS[:-1]},qos,team,\n", "has the columns 'team', '', which a simulation does not read"),
         (f"{TASKS}a,1,1,0,0,more\n", "line 2: it has more values than columns."),
         ("", "is not a list of tasks: it has no column name"),
         (TASKS, "has no tasks."),
@@ -130,6 +130,7 @@ def line(what: str, kernel: str, at: int, asked: int = 0, **request: Any) -> str
         {
             "at": f"2026-11-20T10:00:{at:02}.000+00:00",
             "what": what,
+            "user": "ada",
             "kernel": kernel,
             "asked_at": f"2026-11-20T10:00:{asked:02}.000+00:00",
             "request": {"gpus": 1, "labels": {"zone": "a"}, **request},
@@ -154,7 +155,7 @@ def test_a_decision_log_is_read_with_the_older_one(tmp_path: Path) -> None:
         (1.0, 19.0, 10.0),
         (1.0, 19.0, None),
     ]
-    assert arrivals[0].request.labels == {"zone": "a"}
+    assert (arrivals[0].request.labels, arrivals[0].request.owner) == ({"zone": "a"}, "ada")
 
 
 A100 = Node(id="big", cpus=96, memory_bytes=1 << 40, labels={"zone": "a"}, devices=(Device(id="GPU-x"),))

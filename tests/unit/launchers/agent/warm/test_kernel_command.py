@@ -13,6 +13,7 @@ from roost.launchers.agent.warm.kernel_command import (
     NotForked,
     NotInterpreter,
     check_command,
+    choose_name,
     find_program,
     is_interpreter,
     parse_ipykernel_command,
@@ -81,6 +82,22 @@ def test_an_interpreter_may_be_named_by_a_link(tmp_path: Path) -> None:
     (tmp_path / "python").symlink_to(sys.executable)
     assert is_interpreter(sys.executable)
     assert is_interpreter(str(tmp_path / "python"))
+
+
+def test_names_of_one_file_in_one_folder_are_one_name(tmp_path: Path) -> None:
+    for folder, target in (("a", sys.executable), ("b", sys.executable)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "python3.12").symlink_to(target)
+    names = [str(tmp_path / "a" / name) for name in ("python", "python3", "python3.12")]
+    assert [choose_name(name) for name in names] == names  # nothing but python3.12 exists
+    Path(names[1]).symlink_to("python3.12")
+    assert choose_name(names[2]) == names[1]
+    Path(names[0]).symlink_to("python3")
+    assert {choose_name(name) for name in names} == {names[0]}
+    assert choose_name(str(tmp_path / "b" / "python3.12")) == str(tmp_path / "b" / "python3.12")
+    Path(names[0]).unlink()
+    Path(names[0]).symlink_to(shutil.which("env") or "/usr/bin/env")
+    assert choose_name(names[2]) == names[1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")

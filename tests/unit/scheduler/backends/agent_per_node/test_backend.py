@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ import pytest
 from kit.fakes.cluster_manager import FakeManager
 from kit.fakes.scheduler import FakeAgent
 from roost.launchers.protocol.messages import Lease, Owner
+from roost.launchers.protocol.rpc import Disconnected
 from roost.placement import Node, Request
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_node import backend as module
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
+from roost.scheduler.backends.agent_per_node.manager import StartedAgent
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
 from roost.scheduler.backends.base import AgentReport, BackendContext, BackendEvent
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
@@ -101,13 +103,13 @@ async def test_a_released_lease_is_gone_from_the_manager_and_the_agent(opened: O
 async def test_a_release_wakes_who_waits_although_no_snapshot_shows_a_change(opened: Opened) -> None:
     """The agent tells of its release first, and a manager that is read twice a second may never show the lease."""
     held = await opened.backend.claim(LEASE)
-    before = (await opened.backend.snapshot()).node("here")
+    assert (await opened.backend.snapshot()).node("here").cpus_promised == 1
     with suppress(asyncio.TimeoutError):
         while True:  # what the claim has reported
             await asyncio.wait_for(opened.event("nodes"), 0.3)
     opened.agent.ledger.release(LEASE.id)
     opened.agent.report_status()
-    await until(lambda: (opened.backend._table.snapshot()).node("here") != before)
+    await until(lambda: opened.backend._table.snapshot().node("here").cpus_promised == 0)
     await opened.backend.release(held)
     await opened.event("nodes")
 
@@ -120,6 +122,106 @@ async def test_the_claim_of_a_lease_that_its_agent_let_go_is_released_without_an
     opened.agent.give_back(LEASE.id)
     await until(lambda: not opened.manager.granted)
     assert "release" not in opened.agent.calls
+
+
+@pytest.mark.parametrize(
+    ("silent", "who_says_so"),
+    [
+        ("claim", "manager"),
+        ("claim", "agent"),
+        ("reserve", "manager"),
+        ("reserve", "agent"),
+        ("start", "manager"),
+    ],
+)
+async def test_a_claim_is_refused_as_soon_as_its_node_ends(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, silent: str, who_says_so: str
+) -> None:
+    """Ray shows a killed raylet for half a minute, and answers nothing about it."""
+
+    async def start_agent(node_id: str) -> StartedAgent:
+        if node_id in opened.manager.left:
+            raise BackendUnavailable("no such node")
+        return await asyncio.Future()
+
+    if silent == "start":
+        monkeypatch.setattr(opened.manager, "start_agent", start_agent)
+    else:
+        await opened.backend.warm_up()
+        (opened.manager if silent == "claim" else opened.agent).hold(silent)
+    claiming = asyncio.create_task(opened.backend.claim(LEASE))
+    await asyncio.sleep(0.1)
+    assert not claiming.done()
+    if who_says_so == "agent":
+        opened.agent.cut_off(time.time() + 60)
+    else:
+        opened.manager.left.add("here")
+    with pytest.raises(LeaseConflict, match="its daemon has ended"):
+        await asyncio.wait_for(claiming, allow_s(10))
+    await opened.backend.release(LEASE)
+
+
+async def node_of(opened: Opened) -> Node:
+    return (await opened.backend.snapshot()).node("here")
+
+
+async def test_a_silent_agent_cannot_have_noted_a_lease_without_a_connection(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWERS_S", 0.2)
+    await opened.backend._pool.address("here")
+    opened.agent.hold("subscribe")
+    with pytest.raises(LeaseConflict, match="the agent on here does not answer"):
+        await opened.backend.claim(LEASE)
+    assert opened.manager.granted == {}, "another node may have the lease"
+    node = await node_of(opened)
+    assert (node.is_draining, node.drains_because) == (True, "unreachable: its agent does not answer")
+    while (await opened.event("nodes")) and (await node_of(opened)).is_draining:
+        opened.agent.held["subscribe"].set()
+    monkeypatch.setattr(module, "ANSWERS_S", allow_s(10))
+    assert await opened.backend.claim(LEASE) == LEASE
+    assert opened.agent.calls.count("reserve") == 1
+
+
+@pytest.mark.parametrize("then", ["it answers", "it is released", "its node ends", "it refuses"])
+async def test_a_lease_that_a_silent_agent_may_have_noted_is_pending(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    monkeypatch.setattr(module, "ANSWERS_S", 1.0)
+    await opened.backend.warm_up()
+    opened.agent.hold("status")
+    reserved = opened.agent.hold("reserve")
+    pending = await opened.backend.claim(LEASE)
+    assert (pending.state, pending.reason) == ("pending", "the agent on here does not answer")
+    assert opened.manager.granted == {LEASE.id: LEASE}, "no other kernel may have its slice"
+    assert (await node_of(opened)).is_draining
+    assert (await opened.backend.claim(LEASE)).state == "pending", "a repeated claim waits, too"
+    book = opened.backend.book
+
+    def state() -> str:
+        lease = book.get(LEASE.id)
+        return lease.state if lease is not None else ""
+
+    if then == "its node ends":
+        opened.manager.left.add("here")
+        await until(lambda: state() == "lost")
+    if then == "it refuses":
+        opened.agent.fail("reserve", "conflict")
+    opened.agent.held["status"].set()
+    if then == "it is released":
+        releasing = asyncio.create_task(opened.backend.release(LEASE))
+        await opened.agent.called("release")
+    reserved.set()
+    if then == "it answers":
+        await until(lambda: state() == "held")
+        assert opened.agent.held_leases() == [LEASE.id]
+        assert not (await node_of(opened)).is_draining
+    elif then == "it refuses":
+        await until(lambda: state() == "lost")
+    elif then == "it is released":
+        await releasing
+        await asyncio.sleep(0.2)
+        assert opened.manager.granted == {}
 
 
 async def test_a_lease_whose_node_left_is_read_as_lost(opened: Opened) -> None:
@@ -199,7 +301,7 @@ async def test_the_time_at_which_kernels_end_is_the_agents(
     opened.manager.problem = "it is being upgraded"
     await until(lambda: bool(opened.manager.membership.away))
     assert (
-        "is away, and its kernels live on while the daemon of their node does: it is being"
+        "is away, and its kernels live on while the daemon of their node does, and for 60 s after it: it is being"
         in await refusal(opened)
     )
     ends_at = time.time() + 1000
@@ -324,10 +426,13 @@ async def test_the_next_service_takes_no_claim_for_empty_while_its_agent_does_no
     second = Opened(tmp_path, opened.agent, opened.manager)
     await second.backend.open()
     try:
-        reading = await second.backend.leases()
-        reason = "the agent of node here does not answer"
-        assert reading.leases == (replace(LEASE, state="pending", reason=reason),)
-        assert (dict(reading.processes), reading.unanswered) == ({}, {LEASE.id})
+        pending = replace(LEASE, state="pending", reason="the agent of node here does not answer")
+        for _ in range(3):
+            reading = await second.backend.leases()
+            assert reading.leases == (pending,)
+            assert (dict(reading.processes), reading.unanswered) == ({}, {LEASE.id})
+            second.backend.book.show(pending)  # as the scheduler does
+        monkeypatch.setattr("roost.scheduler.backends.agent_per_node.agents._ANSWER_S", allow_s(10))
         opened.agent.held["list"].set()
         reading = await second.backend.leases()
         assert (reading.leases, reading.unanswered) == ((LEASE,), set())
@@ -422,7 +527,8 @@ async def test_an_earlier_agent_serves_its_node_while_no_new_one_starts(
     later.manager.broken = "no agent on here: python3 on that node cannot run roost's agent"
     await later.backend.open()
     try:
-        assert await later.backend.warm_up() == 1
+        with pytest.raises(BackendUnavailable, match="earlier agents serve here, with their own settings"):
+            await later.backend.warm_up()
         await later.backend.claim(LEASE)
         (found,) = await later.backend.diagnose()
         assert found["level"] == "warning"
@@ -437,6 +543,21 @@ async def test_an_earlier_agent_serves_its_node_while_no_new_one_starts(
         await later.close()
 
 
+async def test_an_agent_whose_connection_was_lost_is_reached_again_without_a_start(
+    opened: Opened, agent: FakeAgent
+) -> None:
+    """The service was stopped for a while, and all connections are lost. No kernel runs on the node."""
+    await opened.backend.warm_up()
+    await until_used(opened, agent.cpus_used)
+    opened.manager.broken = "no agent may be started"
+    client = await opened.agents.client(agent.address)
+    client._client._lose(Disconnected("the service was stopped"))
+    assert opened.agents.connected(agent.address.endpoint) is None
+    await until(lambda: opened.agents.connected(agent.address.endpoint) is not None)
+    await until_used(opened, agent.cpus_used)
+    assert (await opened.backend.claim(LEASE)).state == "held"
+
+
 async def test_an_agent_that_is_lost_and_cannot_be_started_is_not_tried_again(
     opened: Opened, agent: FakeAgent
 ) -> None:
@@ -444,8 +565,8 @@ async def test_an_agent_that_is_lost_and_cannot_be_started_is_not_tried_again(
     await opened.backend.warm_up()
     await agent.close()
     opened.manager.broken = "the machine is down"
-    with pytest.raises(BackendUnavailable, match=r"the agent on here cannot be reached: the machine is down"):
-        await opened.backend.claim(LEASE)
+    pending = await opened.backend.claim(LEASE)
+    assert pending.reason == "the agent on here cannot be reached: the machine is down"
 
 
 async def until_used(opened: Opened, cpus_used: float | None) -> Node:
@@ -468,7 +589,8 @@ async def test_agents_are_found_again_after_a_change_of_their_settings(
         opened = Opened(tmp_path, agent, manager, **settings)
         try:
             await opened.backend.open()
-            assert await opened.backend.warm_up() == 1
+            with pytest.raises(BackendUnavailable, match=broken) if broken else nullcontext():
+                assert await opened.backend.warm_up() == 1
         finally:
             await opened.close()
         return len(manager.started)

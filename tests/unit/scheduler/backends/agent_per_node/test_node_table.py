@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from roost.placement import Node
+from roost.placement import Device, Node, Request
 from roost.scheduler.backends.agent_per_node.node_table import NodeTable
 
 
@@ -13,3 +13,13 @@ def test_the_first_reported_use_is_fresh() -> None:
     table: NodeTable[Any] = NodeTable(lambda node_id: Node(id=node_id, metrics_age_s=0.5))
     table.update({"here": "here"}, ["here"])
     assert table.snapshot().has_fresh_metrics(5.0).tolist() == [True]
+
+
+def test_a_node_that_has_left_could_hold_what_it_held_empty() -> None:
+    known = {"here": Node(id="here", cpus=4, cpus_promised=4, devices=(Device(id="0"),))}
+    table: NodeTable[Any] = NodeTable(lambda node: node)
+    table.update(known, ["here"])
+    table.update({}, ["here"])
+    asked = [Request(cpus=4, gpus=1), Request(gpus=3), Request(labels={"zone": "a"})]
+    assert [table.could_hold("here", request) for request in asked] == [True, False, False]
+    assert table.could_hold("nobody knows it", asked[1])

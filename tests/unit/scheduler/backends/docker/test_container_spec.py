@@ -17,13 +17,14 @@ from roost.placement import Request
 from roost.scheduler.backends.agent_per_kernel import shorten_id
 from roost.scheduler.backends.docker import SPEC
 from roost.scheduler.backends.docker.container_spec import (
+    Sockets,
     build_archive,
     build_container,
     check_request,
     find_image,
     find_place,
 )
-from roost.scheduler.backends.docker.names import ID_LABEL, SERVICE_LABEL
+from roost.scheduler.backends.docker.names import ID_LABEL, SERVICE_LABEL, SOCKETS_LABEL
 from roost.scheduler.backends.docker.settings import RoostDockerBackend
 from roost.scheduler.errors import ConfigError
 
@@ -190,3 +191,35 @@ def test_a_container_can_be_kept_from_changing_its_image() -> None:
         assert tar.getnames() == ["start.zip"]
     assert (find_place(settings), find_place(SETTINGS)) == ("/roost", "/")
     assert "ReadonlyRootfs" not in build()["HostConfig"]
+
+
+def test_without_root_a_container_listens_in_a_folder_of_this_machine() -> None:
+    """Its user is the engine's own user outside, who owns the folder."""
+    sockets = Sockets("/run/user/1000/podman/roost-kernels/1a", 1000, 100)
+    content = build_container(LEASE, "i", SETTINGS, "service", KEYS.public, [], sockets)
+    host = content["HostConfig"]
+    assert (host["UsernsMode"], host["NetworkMode"]) == ("keep-id:uid=1000,gid=100", "slirp4netns")
+    assert host["Mounts"] == [
+        {
+            "Type": "bind",
+            "Source": sockets.folder,
+            "Target": sockets.folder,
+            "BindOptions": {"Propagation": "rprivate"},
+        }
+    ]
+    assert content["Labels"][SOCKETS_LABEL] == sockets.folder
+    other = RoostDockerBackend(image="i", network="none")
+    assert (
+        build_container(LEASE, "i", other, "service", KEYS.public, [], sockets)["HostConfig"]["NetworkMode"]
+        == "none"
+    )
+
+    assignment = Assignment(keys=KEYS, reserve=Reserve(lease=LEASE, is_granted=True))
+    archive = build_archive(assignment, SETTINGS, "1000:100", sockets, is_unlimited=True)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        file = tar.extractfile("roost/start.zip")
+        assert file is not None
+        with zipfile.ZipFile(io.BytesIO(file.read())) as start:
+            settings = json.loads(start.read("start.json"))["settings"]
+    assert (settings["address"], settings["socket_folder"]) == ("", sockets.folder)
+    assert settings["is_unlimited"]

@@ -100,6 +100,12 @@ def test_a_container_without_a_network_has_no_address() -> None:
             f"the Python of its image cannot run roost's agent ({NO_ZMQ}): {advise_python(NO_ZMQ)}",
             True,
         ),
+        (  # an unbuffered traceback as Podman may show it
+            {"ExitCode": 1},
+            f'  File "__main__.py", line 9, in import_libraries{NO_ZMQ}\n: ModuleNotFoundError\n',
+            f"the Python of its image cannot run roost's agent ({NO_ZMQ}): {advise_python(NO_ZMQ)}",
+            True,
+        ),
         ({"ExitCode": 3}, "", "its agent ended with exit code 3", False),
     ],
 )

@@ -66,6 +66,19 @@ def test_the_node_is_the_engines_machine() -> None:
     assert read_node({**info, "MemoryLimit": False}, RoostDockerBackend()).enforcement == ""
 
 
+@pytest.mark.parametrize(
+    ("controllers", "limits"),
+    [
+        (["cpu", "memory", "pids"], "cgroup v2"),
+        ([], "memory only: Podman without root may not use cgroup v2"),
+    ],
+)
+def test_without_root_an_engine_may_be_unable_to_limit(controllers: list[str], limits: str) -> None:
+    info = {"MemoryLimit": True, "CgroupVersion": "2", "Podman": "4.3.1", "Rootless": True}
+    node = read_node({**info, "Controllers": controllers}, RoostDockerBackend())
+    assert node.enforcement == limits
+
+
 def test_podman_gives_no_gpus() -> None:
     """It would take the request, and start the container without them."""
     info = {"Name": "box", "Podman": "4.3.1"}

@@ -78,6 +78,7 @@ async def test_the_promises_are_known_when_a_call_returns_and_nobody_asks_for_th
 async def test_a_report_is_not_replaced_by_an_older_answer(backend: LocalBackend, agent: FakeAgent) -> None:
     """The answer to a question may be read after a report that the agent has sent later."""
     goes_on = agent.hold("status")
+    agent.calls.clear()
     with pytest.raises(LeaseConflict):
         await backend.claim(replace(LEASE, request=Request(gpus=2)))  # so that the agent is asked
     asking = asyncio.ensure_future(backend.snapshot())

@@ -16,6 +16,7 @@ from roost.scheduler.backends.ray.autoscaler import Launches
 from roost.scheduler.backends.ray.nodes import TYPE_LABEL, RayNode
 
 NOW = 1_000_000.0
+RECENT = autoscaler.find_recent({}, NOW)
 GPU = {
     "resources": {"CPU": 8, "GPU": 2, "memory": 4 << 30, "accelerator_type:A100": 1, "licence": 2},
     "labels": {"zone": "b"},
@@ -155,10 +156,12 @@ def test_the_first_autoscaler_reports_in_json() -> None:
             }
         },
     }
-    found = autoscaler.decode_first(json.dumps({"autoscaler_report": report}).encode(), NOW)
+    found = autoscaler.decode_first(json.dumps({"autoscaler_report": report}).encode(), RECENT)
     assert (found.asked, found.booting) == ({"gpu": 2}, {"gpu": 1, "cpu": 1})
     assert (found.failed, found.reasons) == ({"gpu": 1}, {"gpu": "CAPACITY: no A100"})
-    assert autoscaler.decode_first(b"{}", NOW) == Launches()
+    since = autoscaler.find_recent({"gpu": NOW - 9}, NOW)
+    assert autoscaler.decode_first(json.dumps({"autoscaler_report": report}).encode(), since).failed == {}
+    assert autoscaler.decode_first(b"{}", RECENT) == Launches()
 
 
 def test_the_second_autoscaler_reports_in_a_message() -> None:
@@ -174,9 +177,12 @@ def test_the_second_autoscaler_reports_in_a_message() -> None:
             of("old", count=1, reason="quota", failed_ts=NOW - 1_000),
         ],
     )
-    found = autoscaler.decode_second(state, NOW)
+    found = autoscaler.decode_second(state, RECENT)
     assert (found.asked, found.booting) == ({"gpu": 2}, {"gpu": 1, "cpu": 1})
     assert (found.failed, found.reasons) == ({"gpu": 3}, {"gpu": "quota"})
+    for accepted_at, failed in ((NOW - 2.5, {"gpu": 1}), (NOW - 0.5, {"gpu": 1}), (NOW, {})):
+        since = autoscaler.find_recent({"gpu": accepted_at}, NOW)
+        assert autoscaler.decode_second(state, since).failed == failed
 
 
 def test_a_type_without_failures_says_nothing() -> None:

@@ -38,7 +38,7 @@ def no_ray_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[s
     raylets: list[tuple[str, str]] = []
     monkeypatch.setattr(checks, "_raylets", lambda: raylets)
     monkeypatch.setattr(checks, "_is_own_address", lambda address: False)
-    monkeypatch.setattr(checks, "_CONNECT_S", 0.2)
+    monkeypatch.setattr(checks, "_CONNECT_S", allow_s(20))
     settings = ("ADDRESS", "USE_TLS", "AUTH_MODE", "AUTH_TOKEN_PATH", "DEFAULT_PYTHON_VERSION_MATCH_LEVEL")
     for name in (f"RAY_{setting}" for setting in settings):
         monkeypatch.delenv(name, raising=False)
@@ -139,7 +139,11 @@ def test_a_server_that_speaks_grpc_is_accepted() -> None:
     ("answer", "says"),
     [(b"HTTP/1.1 400 Bad Request\r\n", "something else listens"), (None, "no answer within")],
 )
-def test_a_server_that_is_not_ray_is_explained(answer: bytes | None, says: str) -> None:
+def test_a_server_that_is_not_ray_is_explained(
+    answer: bytes | None, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if answer is None:
+        monkeypatch.setattr(checks, "_CONNECT_S", 0.2)
     with (
         pytest.raises(BackendUnavailable, match=rf"there is no Ray cluster at 127\.0\.0\.1:\d+: .*{says}"),
         listener(answer) as (host, port),
@@ -192,7 +196,7 @@ def test_the_node_on_this_machine_must_answer(
     no_ray_here += [(GCS, "dead"), (GCS, "well")]
     with listener(SETTINGS) as (host, port):
         well = node("well", host=host, port=port, is_head=True)
-        checks.check_machine(GCS, facts(dead, well))  # the head is what Ray would take
+        assert checks.check_machine(GCS, facts(dead, well)) == ""
     with pytest.raises(
         BackendUnavailable, match=r"not well, its raylet at 127\.0\.0\.1:\d+: connection refused"
     ):
@@ -201,6 +205,22 @@ def test_the_node_on_this_machine_must_answer(
     monkeypatch.setattr(checks, "_is_own_address", lambda address: address == "127.0.0.1")
     with pytest.raises(BackendUnavailable, match="not well"):
         checks.check_machine(GCS, facts(dead, node("far")))
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_the_head_is_named_if_ray_lists_another_node_of_this_machine(
+    runs: bool, no_ray_here: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray still lists the other node for some seconds after its raylet has ended."""
+    no_ray_here += [(GCS, "later"), (GCS, "head")] if runs else [(GCS, "head")]
+    monkeypatch.setattr(checks, "_is_own_address", lambda address: address.startswith("127."))
+    later = node("later", host="127.0.0.2", port=closed_port())
+    with listener(SETTINGS) as (host, port):
+        head = node("head", host=host, port=port, is_head=True)
+        assert checks.check_machine(GCS, facts(later, head, node("elsewhere"))) == host
+    with listener(SETTINGS) as (host, port):
+        head = node("head", host=host, port=port, is_head=True)
+        assert checks.check_machine(GCS, facts(head, node("elsewhere"))) == ""
 
 
 def test_a_raylet_is_known_by_its_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,9 +266,11 @@ class FakeRay:
     def __init__(self, init: Callable[[], object]) -> None:
         self._init = init
         self.calls: list[str] = []
+        self.options: dict[str, object] = {}
 
     def init(self, **options: object) -> None:
         assert options["log_to_driver"] is False
+        self.options = options
         self._init()
         self.calls.append("init")
 
@@ -313,6 +335,20 @@ def test_a_driver_remains_one_until_another_cluster_has_its_address(monkeypatch:
         assert join.join(GCS, namespace="roost") == GCS
         assert ray.calls == calls
         assert join.get_ray_version() == "2.60.0"
+
+
+@pytest.mark.parametrize("address", ["", "10.0.0.2"])
+def test_ray_is_told_the_node_if_it_could_take_another_one(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = fake(monkeypatch, lambda: None)
+    ray.__version__ = "2.60.0"  # type: ignore[attr-defined]
+    for check in ("greet", "check_token", "check_versions"):
+        monkeypatch.setattr(checks, check, lambda *facts: None)
+    monkeypatch.setattr(checks, "ask", lambda gcs: facts())
+    monkeypatch.setattr(checks, "check_machine", lambda gcs, facts: address)
+    join.join(GCS, namespace="roost")
+    assert ray.options.get("_node_ip_address", "") == address
 
 
 def use_setup(monkeypatch: pytest.MonkeyPatch, **functions: Callable[..., object]) -> None:

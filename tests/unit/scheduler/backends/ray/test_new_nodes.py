@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_node.membership import Membership
 from roost.scheduler.backends.base import Lease, Owner
-from roost.scheduler.backends.ray import autoscaler, guard, new_nodes, placement_groups
+from roost.scheduler.backends.ray import asking_turn, autoscaler, guard, new_nodes, placement_groups
 from roost.scheduler.backends.ray.autoscaler import Kind, Launches
 from roost.scheduler.backends.ray.new_nodes import RayNewNodes
 from roost.scheduler.backends.ray.node_caps import NodeCaps
@@ -51,12 +53,23 @@ class FakeRay:
         self.kind = kind
         self.file: dict[str, Any] | None = FILE
         self.has_monitor = True
+        self.is_slow = False
+        """True while the head does not read its files in time."""
         self.launches = Launches()
+        self.accepted_at: dict[str, float] = {}
+        """What the service knows of nodes that the provider has started."""
         self.groups: dict[str, tuple[dict[str, float], dict[str, str]]] = {}
         self.renewed: list[list[str]] = []
+        """What the guard has heard of groups."""
+        self.kept_alive = 0
+        """How often the guard has heard that a service lives which wants no group."""
+        self.guard_lives = asyncio.Event()
+        self.guard_lives.set()
         self.nodes: list[RayNode] = [HEAD]
         self.problem = ""
         self.asked: list[Callable[..., Any]] = []
+        self.turn = ""
+        """Which service counts and asks."""
         self.membership: Membership[RayNode] = Membership("Ray", join=self._join, fetch=self._fetch)
         self.new_nodes = RayNewNodes(
             self.membership,
@@ -81,9 +94,18 @@ class FakeRay:
         if question is autoscaler.find_kind:
             return self.kind
         if question is autoscaler.read_launches:
+            self.accepted_at = arguments[1]
             return self.launches
+        if question is asking_turn.take:
+            self.turn = self.turn or arguments[0]
+            return self.turn == arguments[0]
+        if question is asking_turn.give_back:
+            self.turn = ""
         if question is guard.renew:
-            self.renewed.append(list(arguments[1]))
+            if arguments[1]:
+                self.renewed.append(list(arguments[1]))
+            self.kept_alive += not arguments[1]
+            return "guard"
         if question is placement_groups.create_unpinned:
             self.groups[arguments[0]] = arguments[1], arguments[2]
         if question is placement_groups.remove:
@@ -105,6 +127,10 @@ class FakeRay:
         return "reference"
 
     async def answer(self, reference: Any, deadline_s: float, purpose: str) -> Any:
+        if reference == "guard":
+            await self.guard_lives.wait()
+        if self.is_slow:
+            raise BackendUnavailable(f"Ray took longer than {deadline_s:g} s {purpose}")
         return {"has_monitor": self.has_monitor, "config": self.file, "reasons": {}}
 
     async def read(self, *, again: bool = True) -> RayNewNodes:
@@ -149,6 +175,19 @@ async def test_an_autoscaler_elsewhere_may_start_anything(ray: FakeRay) -> None:
     await found.ask(LEASE)
     (lease,) = await found.follow([LEASE])
     assert lease.reason == "Ray's autoscaler was asked for a node with 0.5 GPU"
+
+
+async def test_a_file_that_could_not_be_read_in_time_is_read_again(ray: FakeRay) -> None:
+    """Meanwhile nothing is refused for good, and no node is taken for one that ends without kernels."""
+    ray.is_slow, ray.nodes = True, [HEAD, NEW]
+    found = await ray.read()
+    assert (found.adds_nodes, found.may_grow, found.may_end("n")) == (True, True, False)
+    ray.is_slow, ray.file = False, None  # a monitor without a file: the cluster stands still
+    await ray.read()
+    assert found.may_grow, "it is not read all the time"
+    found._described_at = time.monotonic() - new_nodes._EXPLAIN_S
+    await ray.read()
+    assert (found.adds_nodes, found.may_grow, found.may_end("n")) == (False, False, False)
 
 
 async def test_nothing_is_refused_for_good_before_the_file_is_read(ray: FakeRay) -> None:
@@ -247,7 +286,7 @@ async def test_an_old_ray_is_not_asked_for_labels(ray: FakeRay, monkeypatch: pyt
         (Launches(), 0, "Ray's autoscaler was asked for a node of type gpu (0 of 3 run)"),
         (Launches(asked={"gpu": 1}), 0, "a node with 2 × T4 is being started (type gpu, 1 of 3)"),
         (Launches(booting={"gpu": 1}), 1, "a node with 2 × T4 is being started (type gpu, 2 of 3)"),
-        (Launches(), 3, "all of the 3 nodes of type gpu that the cluster may have run already"),
+        (Launches(), 3, "the cluster may have 3 nodes of type gpu, and all of them run"),
         (
             Launches(failed={"gpu": 4}, reasons={"gpu": "no T4 in zone b"}),
             0,
@@ -266,6 +305,31 @@ async def test_a_waiting_lease_says_why(ray: FakeRay, launches: Launches, runnin
     found = await ray.read()
     await found.ask(LEASE)
     assert await found.follow([LEASE]) == [replace(LEASE, state="pending", reason=reason)]
+
+
+async def test_a_kernel_without_gpus_is_not_told_of_nodes_with_gpus(ray: FakeRay) -> None:
+    ray.file = {
+        **FILE,
+        "available_node_types": {"gpu": GPU, "small": {"resources": {"CPU": 4}, "max_workers": 2}},
+    }
+    ray.launches = Launches(booting={"gpu": 1})
+    found = await ray.read()
+    lease = replace(LEASE, request=Request(cpus=2))
+    await found.ask(lease)
+    (told,) = await found.follow([lease])
+    assert told.reason == "Ray's autoscaler was asked for a node of type small (0 of 2 run)"
+
+
+async def test_a_failure_counts_until_the_provider_starts_a_node(ray: FakeRay) -> None:
+    ray.launches = Launches(booting={"gpu": 1})
+    found = await ray.read()
+    assert ray.accepted_at == {}
+    seen_at = time.time()
+    for _ in range(2):
+        found._read_at = -float("inf")
+        await found.keep_up(ray.nodes)
+    assert ray.accepted_at.keys() == {"gpu"}
+    assert ray.accepted_at["gpu"] >= seen_at
 
 
 async def test_a_lease_has_its_node_where_ray_has_created_the_group(ray: FakeRay) -> None:
@@ -312,6 +376,51 @@ async def test_a_cap_lets_one_lease_wait_and_no_more(ray: FakeRay, monkeypatch: 
     assert list(ray.groups) == ["roost:a:s/1 for ada"]
 
 
+async def test_services_count_and_ask_one_after_the_other(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray could start a node for each of two groups before one of them is taken back."""
+    found = await ray.read()
+    found._caps = NodeCaps(in_total=1)
+    ray.turn = "another service"
+    claiming = asyncio.ensure_future(found.ask(LEASE))
+    await asyncio.sleep(0.1)
+    assert ray.groups == {}
+    ray.groups, ray.turn = {"roost:a:s/1 for bob": ({}, {})}, ""
+    with pytest.raises(LeaseConflict, match="all users may have 1 new node together"):
+        await claiming
+    assert (list(ray.groups), ray.turn) == (["roost:a:s/1 for bob"], "")
+
+    ray.groups, ray.turn = {}, "a service that does not give it back"
+    monkeypatch.setattr(new_nodes, "_TURN_S", 0.05)
+    await found.ask(LEASE)  # caps are advisory
+    assert list(ray.groups) == [NAME]
+
+
+def test_a_turn_is_taken_once_until_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    store: dict[bytes, bytes] = {}
+
+    def put(key: bytes, value: bytes, *, overwrite: bool, namespace: bytes) -> bool:
+        assert not overwrite
+        return store.setdefault(key, value) is not value
+
+    kv = ModuleType("ray.experimental.internal_kv")
+    kv._internal_kv_put = put  # type: ignore[attr-defined]
+    kv._internal_kv_get = lambda key, namespace: store.get(key)  # type: ignore[attr-defined]
+    kv._internal_kv_del = lambda key, namespace: store.pop(key, None)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray.experimental.internal_kv", kv)
+    assert [asking_turn.take(owner) for owner in ("a", "b", "a")] == [True, False, False]
+    asking_turn.give_back("b")
+    assert not asking_turn.take("b")
+    asking_turn.give_back("a")
+    assert asking_turn.take("b")
+    monkeypatch.setattr(asking_turn, "_STALE_S", 0.0)
+    assert [asking_turn.take("a") for _ in range(2)] == [False, True]
+    monkeypatch.setitem(sys.modules, "ray.experimental.internal_kv", None)
+    assert asking_turn.take("c"), "a Ray without this store"
+    asking_turn.give_back("c")
+
+
 async def test_the_guard_knows_a_group_before_ray_does(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     found = await ray.read()
     ray.asked.clear()
@@ -324,6 +433,43 @@ async def test_the_guard_knows_a_group_before_ray_does(ray: FakeRay, monkeypatch
     assert ray.renewed == [[NAME], [NAME]]
     ray.problem = "the guard's class is lost"
     await found.keep_up([HEAD])  # its problem is no outage
+
+
+async def test_the_guard_lives_before_a_group_does(ray: FakeRay) -> None:
+    """If the service is killed right after it has asked for the group, the guard must remove the group."""
+    found = await ray.read()
+    ray.guard_lives.clear()
+    asking = asyncio.ensure_future(found.ask(LEASE))
+    await asyncio.sleep(0.05)
+    assert (ray.renewed, ray.groups) == ([[NAME]], {})
+    ray.guard_lives.set()
+    await asking
+    assert list(ray.groups) == [NAME]
+
+
+async def test_the_guard_lives_as_long_as_a_service_of_a_cluster_that_grows(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "RENEW_S", 3600.0)
+    found = await ray.read()
+    before = ray.kept_alive
+    await found.keep_up([HEAD])  # at once, so that the first start need not wait for it
+    assert ray.kept_alive == before + 1
+    await found.keep_up([HEAD])
+    assert ray.kept_alive == before + 1
+    monkeypatch.setattr(guard, "RENEW_S", 0.0)
+    await found.keep_up([HEAD])
+    assert ray.kept_alive == before + 2
+
+
+async def test_no_guard_is_started_on_a_cluster_that_stands_still(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "RENEW_S", 0.0)
+    ray.kind = ""
+    found = await ray.read()
+    await found.keep_up([HEAD])
+    assert (ray.kept_alive, ray.renewed) == (0, [])
 
 
 async def test_the_guard_hears_of_a_created_group_until_an_agent_has_noted_its_lease(

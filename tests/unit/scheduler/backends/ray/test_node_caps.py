@@ -7,7 +7,7 @@ import pytest
 from roost.scheduler.backends.ray.node_caps import NodeCaps
 from roost.scheduler.backends.ray.placement_groups import Group
 
-GROWN = {"n1", "n2"}
+STANDING = {"head"}
 
 
 def group(number: int, user: str = "ada", node: str = "", *, is_pinned: bool = False) -> Group:
@@ -39,15 +39,15 @@ def group(number: int, user: str = "ada", node: str = "", *, is_pinned: bool = F
     ],
 )
 def test_who_may_wait_for_a_node(groups: list[Group], refused: str) -> None:
-    found = NodeCaps(per_user=1, in_total=2).why_not("ada", groups, GROWN)
+    found = NodeCaps(per_user=1, in_total=2).why_not("ada", groups, STANDING)
     assert found.startswith(refused)
     assert bool(found) == bool(refused)
 
 
 def test_the_first_groups_by_id_stay() -> None:
     groups = [group(5), group(4, "bob"), group(3), group(2, "bob", "n2"), group(1, "bob", "head")]
-    surplus = NodeCaps(in_total=2).find_surplus(groups, GROWN)
+    surplus = NodeCaps(in_total=2).find_surplus(groups, STANDING)
     assert list(surplus) == ["roost:4 for bob", "roost:5 for ada"]
-    assert list(NodeCaps(per_user=1).find_surplus(groups, GROWN)) == ["roost:4 for bob", "roost:5 for ada"]
-    assert NodeCaps().find_surplus(groups, GROWN) == {}
-    assert list(NodeCaps(per_user=0).find_surplus([group(1)], GROWN)) == ["roost:1 for ada"]
+    assert list(NodeCaps(per_user=1).find_surplus(groups, STANDING)) == ["roost:4 for bob", "roost:5 for ada"]
+    assert NodeCaps().find_surplus(groups, STANDING) == {}
+    assert list(NodeCaps(per_user=0).find_surplus([group(1)], STANDING)) == ["roost:1 for ada"]

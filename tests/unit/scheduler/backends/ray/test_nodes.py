@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +23,21 @@ RESOURCES = {
 
 def raylet(resources: dict[str, float]) -> dict[str, Any]:
     return {"Alive": True, "NodeID": "ab", "NodeManagerAddress": "10.0.0.1", "Resources": resources}
+
+
+class Id(bytes):
+    """An id of Ray."""
+
+    def hex(self, *_: Any) -> str:
+        return self.decode()
+
+
+def worker(table: dict[Id, Any]) -> ModuleType:
+    """Return Ray's module with a client of a GCS that has these nodes, and tells no resources."""
+    module = ModuleType("ray._private.worker")
+    client = SimpleNamespace(get_all_node_info=lambda timeout: table)
+    module.global_worker = SimpleNamespace(gcs_client=client)  # type: ignore[attr-defined]
+    return module
 
 
 def test_custom_resources_exclude_rays_own_and_those_of_groups() -> None:
@@ -59,7 +74,14 @@ def test_an_ended_raylet_is_left_out_beside_the_next_one_at_its_address(
         ray = ModuleType("ray")
         ray.nodes = lambda: raylets  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "ray", ray)
-        assert [node.id for node in nodes.read()] == ["127.0.0.1/old", "127.0.0.1/new"]
+        assert [node.id for node in nodes.read()] == [
+            "127.0.0.1/old",
+            "127.0.0.1",
+        ]  # without times: by Ray's ids
+        started_ms = {b"old": 1, b"new": 2}
+        table = {Id(name): SimpleNamespace(start_time_ms=at) for name, at in started_ms.items()}
+        monkeypatch.setitem(sys.modules, "ray._private.worker", worker(table))
+        assert [node.id for node in nodes.read()] == ["127.0.0.1", "127.0.0.1/new"]
         lives.close()
         (node,) = nodes.read()
         assert (node.id, node.daemon, node.is_held_up) == ("127.0.0.1", "new", True)

@@ -87,12 +87,20 @@ def test_a_failure_is_one_clause(before: dict[str, str], lines: str, problem: st
 
 
 def test_a_prologue_that_does_not_end_is_ended(
-    before: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    before: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(far_side, "PROLOGUE_S", 0.5)
-    _, said = run_prologue(f"echo $$ > {tmp_path}/pid; sleep 1000; true", before)
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*words, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    _, said = run_prologue("sleep 1000; true", before)
     assert said == "the prologue did not end within 0.5 s: shorten it"
-    group = int((tmp_path / "pid").read_text())
+    group = started[0].pid
     ends_at = time.monotonic() + allow_s(10)
     while any(is_alive_in(group, process) for process in psutil.process_iter()):
         assert time.monotonic() < ends_at
