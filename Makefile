@@ -1,8 +1,6 @@
 # Needs make and Python >= 3.10; everything else goes into .venv on first use.
 PYTHON ?= python3
 BACKEND ?= ray
-SUITES ?= jupyter_client nbclient jupyter_server jupyter_kernel_test
-PYTHONS ?= $(PY)
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -13,26 +11,24 @@ DOCS_READY := $(VENV)/.ready-docs
 CODE := $(wildcard *.py .ci placement scheduler launchers provisioners benchmarks tests docs)
 INSTALL := $(PY) .ci/install.py
 PYTEST := $(PY) -m pytest -q
-LABELLED := $(PYTEST) --label-failures
+RESULTS = --junitxml build/results/$@.xml -o junit_family=xunit1
 BENCHMARKS := start against_gateway bridge memory through_server output limits machine_book in_browser early_cells on_gpu on_ray on_dask on_kubernetes \
   kubernetes_scale on_yarn on_ssh ssh_peer placement decision policies scale soak
 ONLY ?= $(BENCHMARKS)
 FIGURES ?= docs/figures
 PAGE ?= docs/benchmarks.md
-# Which tests run on one worker: tests/kit/machine/worker_groups.py. The long ones are collected first.
-WORKERS ?= 4
-FAULT_WORKERS ?= 2
+WORKERS ?= 2
 SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
-IS_BUILT := PYTHONPATH=tests $(PY) -c
-MESSAGES := 100000
-REST := test-clusters test-faults browser tours
-SHORT := not slow and not fault_long and not soak and not browser
+PART = $(PYTEST) --durations 30 -m 'not long' $(RESULTS) $(SIDE_BY_SIDE) -n $(WORKERS)
+CLUSTERS := dask docker kubernetes yarn ssh
+SAMPLE := tests/suites/test_kernel_lifecycle.py
+SLICE ?= 1/1
 
 MAKEFLAGS += --no-print-directory
 # The workers of pytest-xdist then rewrite the tests' assertions once, not in each run.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help run lab test test-rest test-clusters test-faults tours lint check browser docker kubernetes yarn ssh spark conformance jupyters bench figures docs fault hostile format clean
+.PHONY: help run lab lint check test machine forks ray $(CLUSTERS) long gate flaky build-dask build-docker build-kubernetes build-yarn build-ssh build-spark bench figures docs format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -40,19 +36,16 @@ help:
 	@echo 'make lab          the same, in JupyterLab'
 	@echo 'make lint         format, lint, types'
 	@echo 'make check        the same, and the unit tests'
-	@echo 'make test         the tests on this machine and on a Ray cluster that they start (10 minutes on two cores)'
-	@echo 'make test-rest    what CI runs besides, in parts: test-clusters (on Dask, Docker, Kubernetes, YARN and SSH hosts), test-faults,'
-	@echo '                  browser, tours (make run on the other clusters)'
-	@echo "make browser      roost's kernels in a real JupyterLab, in Debian's Chromium (SLOW=1: every scenario on Ray too)"
-	@echo 'make fault        long fault and soak runs'
-	@echo 'make hostile      messages and files of any form, 100,000 of each kind (MESSAGES=...)'
-	@echo 'make kubernetes   build the Kubernetes cluster of the tests, once (10 minutes; root, Debian and Go)'
-	@echo 'make docker       make the image for the Docker engine of the tests, once (root and Debian)'
-	@echo 'make yarn         download the YARN cluster of the tests, once (a minute; Java and Maven)'
-	@echo 'make ssh          install what the SSH hosts of the tests need, once (root and Debian)'
-	@echo "make conformance  Jupyter's own suites with roost as the default provisioner (SUITES=...), and small programs on"
-	@echo '                  plain and forked kernels (PYTHONS="python3.10 python3.13:6": with ipykernel 6; SUITES=: these alone)'
-	@echo "make jupyters     the tests with the oldest and the newest of Jupyter's libraries that roost allows (TESTS=...)"
+	@echo 'make test         the tests without processes, and a sample of those on this machine and on a Ray cluster (6 minutes on two cores)'
+	@echo 'make machine      the other tests on this machine'
+	@echo 'make forks        forked kernels against fresh ones: programs, behaviours, spoilt forks'
+	@echo 'make ray, dask, docker, kubernetes, yarn, ssh'
+	@echo '                  the tests on such a cluster, and its tour; ray has the growing clusters and the browser'
+	@echo 'make gate         what a change has to pass: all above that every landing has, the parts that the change touches, and one by turn'
+	@echo 'make flaky        one test thirty times beside busy loops (TEST=tests/...)'
+	@echo 'make long         everything else: before a release (SLICE=3/8: the third of eight parts)'
+	@echo 'make build-kubernetes, build-yarn, build-docker, build-ssh, build-spark'
+	@echo '                  what the tests on these clusters need, once (Kubernetes: 10 minutes; root, Debian and Go)'
 	@echo 'make bench        every benchmark (ONLY="start memory": just these)'
 	@echo 'make figures      the same, and the figures and tables of docs/benchmarks.md from them'
 	@echo 'make docs         the documentation as a site, in build/docs; a warning or a broken link is an error'
@@ -94,62 +87,60 @@ lint: $(READY)
 
 # Unit tests hardly wait: with more workers than CPUs, they would only be collected more often.
 check: lint
-	$(PYTEST) tests/unit -m 'not slow' $(SIDE_BY_SIDE) -n logical --maxprocesses $(WORKERS)
+	$(PYTEST) tests/unit -m 'not long' $(SIDE_BY_SIDE) -n logical --maxprocesses 4
 
-# tests/kit/machine/run_parts.py has the rule that says what is left to `make test-rest`.
 test: $(READY)
-	$(LABELLED) tests -m '$(SHORT) and not rest' $(SIDE_BY_SIDE) -n $(WORKERS)
+	$(PART) tests/unit tests/property tests/packaging $(SAMPLE) --backend local --backend ray
 
-test-rest:
-	$(MAKE) -j1 $(REST)
+machine: $(READY)
+	$(PART) tests/machine tests/suites --ignore=$(SAMPLE) --backend local
 
-test-clusters: $(READY)
-	$(LABELLED) tests --ignore tests/fault -m '$(SHORT) and rest' $(SIDE_BY_SIDE) -n $(WORKERS)
+forks: $(READY)
+	$(PART) tests/forks
 
-# With fewer workers: they kill parts of the clusters that they share with no other test.
-test-faults: $(READY)
-	$(LABELLED) tests/fault -m '$(SHORT)' $(SIDE_BY_SIDE) -n $(FAULT_WORKERS)
+# `make gate` forgives flaky tests alone. This file tells it that something else has failed.
+BROKEN = { mkdir -p build/results; touch build/results/$@.broken; exit 1; }
 
-tours: $(READY)
-	$(MAKE) run BACKEND=dask
-	if $(IS_BUILT) 'from kit.clusters.docker_engine import why_not; exit(why_not())'; then $(MAKE) run BACKEND=docker; fi
-	if $(IS_BUILT) 'from kit.clusters.kubelets import why_not; exit(why_not())'; then $(MAKE) run BACKEND=kubernetes; fi
-	if $(IS_BUILT) 'from kit.clusters.hadoop_nodes import why_not; exit(why_not())'; then $(MAKE) run BACKEND=yarn; fi
-	if $(IS_BUILT) 'from kit.clusters.ssh_hosts import why_not; exit(why_not(3))'; then $(MAKE) run BACKEND=ssh; fi
+# The tests in a browser are alone: a page and a kernel need both processors of a small machine.
+ray: $(BROWSER_READY)
+	PYTHONPATH=tests:docs/examples $(PY) -m kit.jupyter.browser || $(CANNOT_INSTALL)
+	$(PART) tests/clusters/ray tests/suites --ignore=$(SAMPLE) --backend ray; rc=$$?; test $$rc -le 1 || $(BROKEN); \
+	$(PYTEST) -m 'not long' --junitxml build/results/$@-browser.xml -o junit_family=xunit1 tests/browser && exit $$rc
 
-browser: $(BROWSER_READY)
-	PYTHONPATH=tests:docs/examples $(PY) -m kit.jupyter.browser || echo 'Chromium cannot be installed here: its tests are skipped.'
-	$(LABELLED) tests/browser $(if $(SLOW),,-m 'not slow')
+# A cluster whose build fails although its tools are there is an error. Without the tools, its tests are skipped.
+CANNOT_INSTALL = { test "$$(id -u)" != 0 || ! command -v apt-get > /dev/null; }
+$(CLUSTERS): $(READY)
+	$(MAKE) build-$@ || $(CANNOT_INSTALL) || { test $@ = kubernetes && ! command -v go > /dev/null; }
+	$(PART) tests/clusters/$@ tests/suites --backend $@; rc=$$?; $(MAKE) run BACKEND=$@ || $(BROKEN); exit $$rc
 
-fault: $(READY)
-	$(PYTEST) tests -m 'fault or fault_long or soak' --timeout 1800 $(SIDE_BY_SIDE) -n $(FAULT_WORKERS)
+# Everything else. A slice that was killed goes on where it stopped.
+long: $(BROWSER_READY)
+	PYTHONPATH=tests:docs/examples $(PY) -m kit.jupyter.browser || $(CANNOT_INSTALL)
+	for name in docker kubernetes yarn ssh spark; do $(MAKE) build-$$name || echo "The tests that need build-$$name are skipped."; done
+	PYTHONPATH=tests $(PY) -m kit.gate.long $(SLICE)
 
-hostile: $(READY)
-	ROOST_MESSAGES=$(MESSAGES) $(PYTEST) tests/*/test_hostile_*.py -m 'not soak' --timeout 14400
+gate: $(READY)
+	PYTHONPATH=tests $(PY) -m kit.gate
 
-docker: $(READY)
+flaky: $(READY)
+	PYTHONPATH=tests $(PY) -m kit.gate.flaky '$(TEST)'
+
+build-dask:
+
+build-docker: $(READY)
 	PYTHONPATH=tests $(PY) -m kit.clusters.docker_engine build
 
-kubernetes: $(READY)
+build-kubernetes: $(READY)
 	PYTHONPATH=tests $(PY) -m kit.clusters.kubelets build
 
-yarn: $(READY)
+build-yarn: $(READY)
 	PYTHONPATH=tests $(PY) -m kit.clusters.hadoop_nodes build
 
-ssh: $(READY)
+build-ssh: $(READY)
 	PYTHONPATH=tests $(PY) -m kit.clusters.ssh_hosts install
 
-spark: $(READY)
+build-spark: $(READY)
 	PYTHONPATH=tests $(PY) -m kit.clusters.spark
-
-conformance: $(READY)
-	@failed=; \
-	[ -z "$(strip $(SUITES))" ] || $(PY) tests/conformance/run.py $(SUITES) || failed=1; \
-	[ -z "$(strip $(PYTHONS))" ] || $(PY) tests/conformance/pythons.py $(PYTHONS) || failed=1; \
-	[ -z "$$failed" ]
-
-jupyters: $(READY)
-	$(PY) tests/conformance/jupyters.py $(TESTS)
 
 bench: $(READY)
 	@for name in $(ONLY); do echo "== $$name"; $(PY) benchmarks/$$name.py || [ $$? -eq 77 ] || exit 1; done

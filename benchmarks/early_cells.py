@@ -41,6 +41,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from kit.jupyter import browser
 from roost.scheduler.client.client import disconnect
+from roost.testing.deadlines import until_blocking
 
 PAUSES_MS = {"at once": 0, "0.3 s": 300, "0.6 s": 600}
 CARDS = {"plain": f"Python ({PLAIN})", "roost": f"Python ({ROOST})"}
@@ -108,7 +109,11 @@ def count_on_new_servers(chromium: browser.Browser, root: Path, kernel: str, num
 
 
 def until_it_has_the_gpu(lab: browser.Lab, kernel_id: str) -> None:
-    browser.until(lambda: "GPU" in lab.get(f"roost/api/kernels/{kernel_id}")["text"], browser.RESULT_S)
+    until_blocking(
+        lambda: "GPU" in lab.get(f"roost/api/kernels/{kernel_id}")["text"],
+        "the kernel has the GPU",
+        browser.RESULT_S,
+    )
 
 
 def count_while_the_gpu_is_held(lab: browser.Lab, number: int) -> int:

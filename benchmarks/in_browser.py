@@ -41,6 +41,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 from kit.jupyter import browser
 from roost.scheduler.client.client import disconnect
+from roost.testing.deadlines import until_blocking
 
 LOST_AFTER_S = 0.5
 """A cell counts as lost, and is run again, if its prompt is still `[ ]:` after this time."""
@@ -113,7 +114,11 @@ def measure_first(report: Report, chromium: browser.Browser, root: Path, rounds:
 def measure_waiting(report: Report, lab: browser.Lab, rounds: int) -> None:
     for _, is_warm in take_turns("waiting", ["roost"], rounds=rounds):
         holder = lab.api("POST", "kernels", {"name": "gpu"})["id"]
-        browser.until(lambda id_=holder: "GPU" in lab.get(f"roost/api/kernels/{id_}")["text"], browser.CELL_S)  # type: ignore[misc]
+        until_blocking(
+            lambda id_=holder: "GPU" in lab.get(f"roost/api/kernels/{id_}")["text"],  # type: ignore[misc]
+            "the kernel has the GPU",
+            browser.CELL_S,
+        )
         lab.open()
         lab.create_notebook(GPU_CARD)
         began = time.perf_counter()

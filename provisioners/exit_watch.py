@@ -96,6 +96,11 @@ class ExitWatch:
         self.current = KernelExit(launch_id)
         return self.current
 
+    def resume(self, client: Client, earlier: KernelExit) -> None:
+        """Watch an earlier launch again, because nobody knows whether its kernel has ended."""
+        self.current = earlier
+        self._read_again(client, earlier)
+
     def begin_launch(self) -> None:
         """Note that a launch is under way. If its lease is lost, the launch may go on with another lease."""
         self.is_launching, self._reported = True, None
@@ -152,7 +157,10 @@ class ExitWatch:
             else:
                 self.read(ending, event.kernel)
         elif event.kind == "resync" and not self.is_launching and ending.code is None:
-            client.kernel(self._kernel_id).add_done_callback(lambda call: self._on_read_again(call, ending))
+            self._read_again(client, ending)
+
+    def _read_again(self, client: Client, ending: KernelExit) -> None:
+        client.kernel(self._kernel_id).add_done_callback(lambda call: self._on_read_again(call, ending))
 
     def _on_read_again(self, call: Call[Kernel], ending: KernelExit) -> None:
         if ending is not self.current or self.is_launching:

@@ -1,6 +1,6 @@
 """The private members of Jupyter's objects that roost uses. No other file of `provisioners/` touches one.
 
-Each function names its member, and the releases whose source was read for it. `make jupyters` tests the functions with
+Each function names its member, and the releases whose source was read for it. `make long` tests the functions with
 the oldest and the newest release that roost allows. `OVERRIDDEN` lists the private methods that roost's subclasses
 replace, and `change_class` makes an existing object one of these subclasses.
 

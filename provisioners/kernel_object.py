@@ -11,9 +11,9 @@ import functools
 import os
 import threading
 import uuid
-from collections.abc import Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
@@ -38,6 +38,7 @@ _ANSWER_S = 60.0
 _ASK_AGAIN_S = 0.1
 """How long a client waits for an answer before it asks again. The kernel's first answers may be lost."""
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -253,19 +254,19 @@ class BlockingKernel(_KernelFacts):
 
     def start(self) -> BlockingKernel:
         """Start the kernel. If this fails or Ctrl-C ends it, nothing stays behind."""
-        _run(self._kernel.start())
+        _run(self._kernel.start)
         return self
 
     def execute(self, code: str, *, timeout_s: float | None = None, check: bool = False) -> Result:
         """Execute code, as `AsyncKernel.execute`. Ctrl-C interrupts the code."""
-        return _run(self._kernel.execute(code, timeout_s=timeout_s, check=check))
+        return _run(self._kernel.execute, code, timeout_s=timeout_s, check=check)
 
     def client(self) -> BlockingKernelClient:
         """Return a new jupyter_client that is connected to the kernel. It is closed when the kernel is stopped.
 
         Raises `KernelDied` if the kernel has ended.
         """
-        _run(self._kernel.check_lives())
+        _run(self._kernel.check_lives)
         client = self._manager.blocking_client()
         client.context = find_context(zmq.Context)
         accept_odd_messages(client)
@@ -276,15 +277,15 @@ class BlockingKernel(_KernelFacts):
 
     def interrupt(self) -> None:
         """Interrupt the code that the kernel executes for another thread."""
-        _run(self._kernel.interrupt())
+        _run(self._kernel.interrupt)
 
     def restart(self) -> None:
         """Restart the kernel, as `AsyncKernel.restart`."""
-        _run(self._kernel.restart())
+        _run(self._kernel.restart)
 
     def stop(self) -> None:
         """Stop the kernel and give its lease back. May be repeated."""
-        _run(self._kernel.stop())
+        _run(self._kernel.stop)
 
     def __enter__(self) -> BlockingKernel:
         return self if self._manager.provisioner is not None else self.start()
@@ -358,21 +359,21 @@ def start_kernel(
     return kernel
 
 
-def _run(work: Coroutine[Any, Any, T]) -> T:
+def _run(work: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `work` on the loop's thread. Ctrl-C cancels it and waits until it has ended."""
+    # `work` is a function: a coroutine that Ctrl-C leaves here before its first step is reported as never awaited.
     loop = _get_loop()
     tasks: list[asyncio.Task[T]] = []
     ended = threading.Event()
 
     def begin() -> None:
-        tasks.append(loop.create_task(work))
+        tasks.append(loop.create_task(work(*args, **kwargs)))
         tasks[0].add_done_callback(lambda _: ended.set())
 
     def cancel() -> None:
         if tasks:
             tasks[0].cancel()
         else:  # Ctrl-C came before `begin` was sent
-            work.close()
             ended.set()
 
     try:

@@ -15,7 +15,9 @@ import shutil
 import signal
 import time
 import uuid
+import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
 
@@ -135,6 +137,9 @@ class RoostProvisioner(KernelProvisionerBase):
         self._options: StartOptions | None = None
         self._connection = Connection()
         self._exit: KernelExit | None = None  # of the latest launch, for `poll` and `wait`
+        self._turn = asyncio.Lock()  # two restarts at once launch one after the other
+        self._restarting: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+        """The tasks that restart the kernel and have not launched it yet."""
         watch_log = choose_watch_log(self.parent, self.log)
         self._exits = ExitWatch(watch_log, self._is_end_expected, self._note_waiting)  # set by events
         self.waiting: Kernel | None = None
@@ -143,6 +148,9 @@ class RoostProvisioner(KernelProvisionerBase):
         self._stopping: Call[Kernel] | None = None
         self._has_lease = False
         self._is_ending = False
+        self._ends_for_good = False
+        self._is_silent = False
+        """True if the latest signal was not sent, because the kernel's agent or the service does not answer."""
         self._cwd: str | None = None
         self._waited_s = 0.0
         self.unheld_s: float | None = None
@@ -198,13 +206,29 @@ class RoostProvisioner(KernelProvisionerBase):
 
         If the first start fails, this undoes it and raises the error. If a restart fails, this raises no
         `RoostError`: `poll` then returns an exit code. Jupyter's restarter tries again, and finally reports
-        *dead*.
+        *dead*. If nobody knows whether the earlier process has ended, `poll` returns None until its end is known.
         """
         env, cwd = kwargs.pop("env"), kwargs.pop("cwd", None)
         if kwargs:
             self.log.debug("kernel=%s unused arguments: %s", self.kernel_id, ", ".join(sorted(kwargs)))
         with show_errors_in_jupyter(self.parent):
-            return await self._launch(cmd, env, cwd)
+            is_restart = self._take_restart()
+            async with self._turn:
+                if is_restart and not self._has_lease:
+                    self.log.info("kernel=%s was shut down while it was restarted", self._id)
+                    self._exit = self._exits.current
+                    return self.connection_info
+                if is_restart and not self.has_ended and not self._is_silent:
+                    # Another restart has started it.
+                    await self._end_by(signal.SIGKILL, wait_s=_PROMPT_EXIT_S)
+                return await self._launch(cmd, env, cwd)
+
+    def _take_restart(self) -> bool:
+        """Return whether this task restarts the kernel. Forget it, because its launch follows, or its shutdown."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        is_restart = task in self._restarting
+        self._restarting.discard(task)
+        return is_restart
 
     @property
     def has_process(self) -> bool:
@@ -233,16 +257,18 @@ class RoostProvisioner(KernelProvisionerBase):
     async def send_signal(self, signum: int) -> None:
         """Send `signum` to the kernel's process group; do nothing if the kernel has ended.
 
-        Raises `BackendUnavailable` if the kernel is out of reach, except while the server shuts it down.
+        Raises a `RoostError` if the kernel is out of reach, except while the server shuts it down.
         """
         ending = self._exit
         if ending is None or ending.code is not None:
             return
         try:
             await self.service.signal(self._id, signum)
+            self._is_silent = False
         except UnknownKernel:
             self._exits.mark_unknown(ending)
-        except BackendUnavailable as problem:
+        except RoostError as problem:  # the next service may find a wrong setting
+            self._is_silent = True
             if not getattr(self.parent, "shutting_down", False):
                 with show_errors_in_jupyter(self.parent):
                     raise
@@ -256,7 +282,7 @@ class RoostProvisioner(KernelProvisionerBase):
 
     async def shutdown_requested(self, restart: bool = False) -> None:
         """Wait for the exit for a moment, because jupyter_client's own loop polls only every 0.1 s."""
-        self._is_ending = True
+        self._is_ending, self._ends_for_good = True, not restart
         started = time.monotonic()
         if self._exit is not None:
             await self._exit.wait(_PROMPT_EXIT_S)
@@ -271,11 +297,15 @@ class RoostProvisioner(KernelProvisionerBase):
     async def cleanup(self, restart: bool = False) -> None:
         """Stop the kernel if it still runs, and give its lease back. May be repeated.
 
-        If `restart` is true, this does nothing, because the restarted kernel keeps the lease.
+        If `restart` is true, this only notes the restart, because the restarted kernel keeps the lease.
         """
-        if restart or not self._has_lease:
+        if restart:
+            self._restarting.add(cast("asyncio.Task[Any]", asyncio.current_task()))
             return
-        self._is_ending = True
+        self._take_restart()
+        if not self._has_lease:
+            return
+        self._is_ending, self._has_lease = True, False
         code: int | None = 0
         try:
             self._stopping = self.service.stop(self._id, grace_s=1.0, repeat_s=_REPEAT_STOP_S)
@@ -289,7 +319,9 @@ class RoostProvisioner(KernelProvisionerBase):
             self.log.warning(
                 "kernel=%s the scheduler does not answer: %s for %g s", self._id, what, _REPEAT_STOP_S
             )
-        self._has_lease = False
+        except asyncio.CancelledError:
+            self._has_lease = True
+            raise
         self._exits.unfollow()
         self._exits.current.set(code)
 
@@ -395,7 +427,7 @@ class RoostProvisioner(KernelProvisionerBase):
         while True:
             try:
                 kernel = await self._adopt(start.owner, takes_away=False)
-            except BackendUnavailable as problem:
+            except (BackendUnavailable, ConfigError) as problem:  # no service can start yet
                 self.log.warning("kernel=%s is out of reach: %s", self._id, problem)
             else:
                 self.unheld_s = kernel.unheld_s
@@ -466,14 +498,24 @@ class RoostProvisioner(KernelProvisionerBase):
             check_deploy_mode(start.argv, start.env)
         if self._stopping is not None:
             self._stopping.cancel()  # or it could stop the kernel that is started now
-        watched = self._exits.begin(self._id, start.launch_id)
-        self._is_ending = False
+        before, watched = self._exit, self._exits.begin(self._id, start.launch_id)
+        self._is_ending = self._ends_for_good = False
         self._exits.begin_launch()
         self._exits.follow(self.service)
         self._has_lease = True
         try:
             kernel = await self.service.start(start)
         except BaseException as problem:
+            is_silent = isinstance(problem, BackendUnavailable) or (
+                self._is_silent and isinstance(problem, ConfigError)  # no service can start
+            )
+            if is_restart and is_silent and before is not None and before.code is None:
+                self._exits.finish_launch()
+                self._exits.resume(self.service, before)
+                self._exits.last_reason = f"the kernel could not be restarted: {problem}"
+                why = f"{hide_output(problem)} Jupyter starts it again when its end is known."
+                self.log.error("kernel=%s was not restarted: %s", self._id, why)
+                return self.connection_info
             if is_restart:
                 code = problem.fields.get("exit_code") if isinstance(problem, RoostError) else None
                 self._exit, self._exits.last_reason = watched, f"the kernel could not be restarted: {problem}"
@@ -528,6 +570,13 @@ class RoostProvisioner(KernelProvisionerBase):
             self._logged_wait = time.monotonic(), told
             self.log.info("kernel=%s %s", self._id, told)
 
+    async def check_reachable(self) -> None:
+        """Raise a `RoostError` if nobody can end the kernel now."""
+        if self._exit is None or self._exit.code is not None:
+            return
+        with suppress(UnknownKernel):
+            await self.service.signal(self._id, 0)
+
     @property
     def launch_id(self) -> str:
         """The id of the latest launch. A restart sets a new id as soon as the old process has ended."""
@@ -565,7 +614,8 @@ class RoostProvisioner(KernelProvisionerBase):
         try:
             await self.service.cancel(self._id, launch_id).within(_NO_ANSWER_S)
         except (RoostError, asyncio.TimeoutError) as problem:
-            self.log.warning("kernel=%s its start could not be undone: %s", self._id, problem)
+            why = str(problem) or f"no answer for {_NO_ANSWER_S:g} s, and the service goes on"
+            self.log.warning("kernel=%s its start could not be undone: %s", self._id, why)
 
     # The end of the kernel
 
@@ -574,10 +624,14 @@ class RoostProvisioner(KernelProvisionerBase):
 
     async def _end_by(self, signum: int, wait_s: float) -> None:
         self._is_ending = True
+        if self._is_silent and self._ends_for_good:
+            return  # `cleanup` stops the kernel, and the service keeps that until the agent answers
         try:
             await asyncio.wait_for(self.send_signal(signum), _NO_ANSWER_S)
         except (RoostError, asyncio.TimeoutError) as problem:
-            self.log.warning("kernel=%s signal %d was not sent: %s", self._id, signum, problem)
+            self._is_silent = True
+            why = str(problem) or f"no answer for {_NO_ANSWER_S:g} s"
+            self.log.warning("kernel=%s signal %d was not sent: %s", self._id, signum, why)
             return
         if self._exit is not None and wait_s:
             await self._exit.wait(wait_s)

@@ -65,12 +65,14 @@ def check_backend_options(backend: str, options: Any) -> None:
 def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> StartOptions:
     """Combine `options` (keys as in OPTIONS) with the overriding KERNEL_* variables of `env`; raises `ConfigError`."""
     fields: dict[str, Any] = {"options": _read_backend_options(options, env)}
+    variables = {}
     try:
         for field, option, variable, read in _FIELDS:
             text = env.get(variable, "").strip() if variable else ""
             name, value = (variable, text) if text else (option, options.get(option))
             if value is not None and value != "":
                 fields[field] = read(name, value)
+                variables[option] = name
         if host := _read_host(options, env):
             fields["labels"] = {**fields.get("labels", {}), NODE_LABEL: host}
         timeout_s = fields.pop("launch_timeout_s", SERVICE_TIMEOUT)
@@ -80,7 +82,8 @@ def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> St
                 raise ConfigError(f"{name} = {amount:g} is less than the smallest amount, {_SMALLEST:g}.")
         return StartOptions(request=request, launch_timeout_s=timeout_s)
     except ValueError as problem:
-        raise ConfigError(str(problem)) from None
+        option, _, rest = str(problem).partition(" ")
+        raise ConfigError(f"{variables.get(option, option)} {rest}") from None
 
 
 def read_seconds(name: str, value: Any) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,14 +15,13 @@ from kit.clusters.kubernetes.shared_cluster import kubernetes_cluster  # noqa: F
 from kit.clusters.ray.shared_cluster import ray_cluster  # noqa: F401 - a fixture
 from kit.clusters.ssh.shared_cluster import ssh_hosts  # noqa: F401 - a fixture
 from kit.clusters.yarn.shared_cluster import yarn_cluster  # noqa: F401 - a fixture
-from kit.machine import failure_labels
 from kit.machine.progress import Progress, hide_start_of_workers
-from kit.machine.run_parts import is_rest
 from roost.bench.clusters.raylets import WITHOUT_TOKEN
 from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import private_runtime_dir
 
-# No limits on time, which a busy machine exceeds. The same inputs in each run, except in those of `make hostile`.
+pytest_plugins = ["kit.fixtures.backends", "kit.fixtures.faults"]
+# No limits on time, which a busy machine exceeds. The same inputs in each run, except in those of `make long`.
 settings.register_profile(
     "roost",
     deadline=None,
@@ -33,34 +31,12 @@ settings.register_profile(
 settings.load_profile("roost")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    failure_labels.add_option(parser)
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     plugins = config.pluginmanager
     if not hasattr(config, "workerinput"):
         plugins.register(Progress(plugins.get_plugin("terminalreporter")))
         hide_start_of_workers(plugins.get_plugin("terminaldistreporter"))
-    failure_labels.register(config)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if is_rest(item.nodeid):
-            item.add_marker("rest")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
-    """Return our own scheduler of pytest-xdist for `--dist loadgroup`, and None for any other `--dist`."""
-    if config.getoption("dist") != "loadgroup":
-        return None
-    from kit.machine.worker_groups import GroupScheduling
-
-    return GroupScheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

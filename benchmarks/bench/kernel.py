@@ -25,10 +25,10 @@ _PARTS = {
 }
 _READ_MEMORY = "open('/proc/self/smaps_rollup').read()"
 _COMPLETED = "import collections; collections.Or"
-_BUSY = "print('busy', flush=True)\nimport time; time.sleep(60)"
+_BUSY = "print('busy', flush=True)\nimport time\nwhile True: time.sleep(0.1)"
 _HEARTBEAT_MS = 1000
 """How long the thread of a heartbeat channel may take to begin."""
-_SETTLE_S = 0.05
+_SETTLE_S = 0.2
 """The pause before an interrupt. ipykernel 7.4 may hang if it is interrupted while a cell still prints."""
 _LOOK_S = 2.0
 """How often to look whether a kernel that has not answered is still alive."""

@@ -206,7 +206,11 @@ async def jupyter_server(
         reader = asyncio.create_task(_read(process.stdout, log))
         port = found or await _find_port(process.pid)
         server = JupyterServer(pid=process.pid, port=port, token=token, log=log)
-        await until_it_listens(server)
+        try:
+            await until_it_listens(server, process)
+        except ConnectionRefusedError as problem:
+            lines = "\n".join(log[-_SHOWN_LINES:])
+            raise RuntimeError(f"the Jupyter Server does not listen at its address:\n{lines}") from problem
         yield server
     finally:
         await _stop(process)
@@ -255,15 +259,18 @@ async def _find_port(pid: int) -> int:
     return await asyncio.wait_for(find(), START_TIMEOUT_S)
 
 
-async def until_it_listens(server: JupyterServer) -> None:
-    """Wait until the server answers. It logs its address a moment before it listens."""
+async def until_it_listens(server: JupyterServer, process: asyncio.subprocess.Process) -> None:
+    """Wait until the server answers. It logs its address a moment before it listens.
+
+    Raise ConnectionRefusedError if its process has ended or if it does not listen within a minute.
+    """
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
             await server.api("GET", "status")
             return
         except ConnectionRefusedError:
-            if time.monotonic() > deadline:
+            if process.returncode is not None or time.monotonic() > deadline:
                 raise
             await asyncio.sleep(0.02)
 

@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -39,7 +39,7 @@ from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
-from server import CellFailed, JupyterServer, Output, jupyter_server, run_notebook
+from server import CellFailed, JupyterServer, Output, execute, jupyter_server, run_notebook
 from stops import REFUSED, STOPS, TourStop
 
 from roost.bench.clusters.raylets import WITHOUT_TOKEN
@@ -48,13 +48,16 @@ HERE = Path(__file__).resolve().parent
 GPUS = 2
 IDLE_EXIT_S = 4  # longer than a zygote takes to warm up on a busy machine
 AGENT_IDLE_EXIT_S = 6
-WARM_TIMEOUT_S = 60.0
 SETTLE_TIMEOUT_S = 8.0
 POLL_S = 0.3
 LEAVE_TIMEOUT_S = 15.0
 COMMAND_TIMEOUT_S = 30.0
 IN_IMAGES = ("docker", "kubernetes")
 """The backends whose kernels have the Python of an image."""
+PLAIN = "python3"
+"""The kernelspec of a kernel that the server itself starts on this machine, for comparison."""
+EXTENSION = "--ServerApp.jpserver_extensions={'roost': True}"
+"""The option that turns roost's extension on. An installed roost needs no option."""
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
@@ -68,6 +71,17 @@ class World:
     runtime: Path
     jupyter_runtime: Path
     notebooks: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A kernel, and how many milliseconds after POST the server answered and the kernel showed its first result."""
+
+    kernel_id: str
+    answered_ms: float
+    result_ms: float
+    how: str = ""
+    """How roost started it: forked or exec."""
 
 
 @contextmanager
@@ -159,60 +173,68 @@ async def roost(*arguments: str, backend: str) -> dict[str, Any]:
     return answer
 
 
-async def warm(backend: str) -> str:
-    """Start the service and the agents of nodes, and on this machine also a zygote. Return a sentence about it."""
-    import roost as library
-
-    began = time.monotonic()
-    client = library.connect(backend)
-    try:
-        if backend == "local":
-            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-            await asyncio.wait_for(client.warm(argv, os.environ), WARM_TIMEOUT_S)
-            what = "agent and zygote for this Python"
-        elif backend in ("docker", "kubernetes", "yarn"):
-            count = len(await asyncio.wait_for(client.nodes(), WARM_TIMEOUT_S))
-            what = f"which sees {count} node{'' if count == 1 else 's'},"
-        else:
-            what = f"agents on {await asyncio.wait_for(client.up(), WARM_TIMEOUT_S)} nodes"
-            while any(node["metrics_age_s"] is None for node in await nodes(backend)):
-                if time.monotonic() - began > WARM_TIMEOUT_S:
-                    return f"{what} that do not report their use"
-                await asyncio.sleep(POLL_S)
-    except library.RoostError as error:
-        return f"not ready: {error}"
-    finally:
-        await asyncio.to_thread(client.close)
-    return f"service, {what} started in {time.monotonic() - began:.1f} s"
-
-
 async def nodes(backend: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = (await roost("nodes", backend=backend))["nodes"]
     return found
 
 
-async def visit(server: JupyterServer, number: int, stop: TourStop, backend: str) -> str | None:
-    """Start one kernel, run its notebook and print both. Return the kernel's id, or None after a failure."""
-    out.print(Rule(f"[bold]{number} · {stop.title}[/] · {stop.notebook}", align="left", style="cyan"))
+async def start(server: JupyterServer, name: str) -> Started | str:
+    """Start a kernel and run `1 + 1` on it. Return the message of the server or of the cell if there is no kernel."""
     began = time.perf_counter()
-    status, answer = await server.api("POST", "kernels", {"name": stop.name})
-    started_ms = (time.perf_counter() - began) * 1000
+    status, answer = await server.api("POST", "kernels", {"name": name})
+    answered_ms = (time.perf_counter() - began) * 1000
     if status != 201:
-        out.print(f"[red]not started[/] (HTTP {status}): {answer and answer.get('message')}")
-        return None
-    kernel_id: str = answer["id"]
+        return f"HTTP {status}: {answer and answer.get('message')}"
+    async with server.channels(answer["id"]) as socket:
+        outputs = await execute(socket, "1 + 1")
+    result_ms = (time.perf_counter() - began) * 1000
+    if outputs and outputs[-1].kind == "error":  # the server has not waited for the refusal
+        await server.api("DELETE", f"kernels/{answer['id']}")
+        return f"in the cell: {outputs[-1].text.splitlines()[-1]}"
+    return Started(kernel_id=answer["id"], answered_ms=answered_ms, result_ms=result_ms)
+
+
+async def visit(server: JupyterServer, number: int, stop: TourStop, backend: str) -> Started | None:
+    """Start one kernel, run its notebook and print both. Return the kernel, or None after a failure."""
+    out.print(Rule(f"[bold]{number} · {stop.title}[/] · {stop.notebook}", align="left", style="cyan"))
     try:
-        cells = await run_notebook(server, kernel_id, HERE / stop.notebook)
+        started = await start(server, stop.name)
+        if isinstance(started, str):
+            out.print(Text(f"not started: {started}", style="red"))
+            return None
+        cells = await run_notebook(server, started.kernel_id, HERE / stop.notebook)
     except (CellFailed, asyncio.TimeoutError, ConnectionError) as error:
         out.print(Text(f"the notebook failed: {str(error) or type(error).__name__}", style="red"))
         return None
-    ran_ms = (time.perf_counter() - began) * 1000
     kernels = (await roost("kernels", backend=backend))["kernels"]
-    describe(next(kernel for kernel in kernels if kernel["id"] == kernel_id))
-    row("total", f"POST answered after {started_ms:.0f} ms, notebook done after {ran_ms:.0f} ms")
+    kernel = next(kernel for kernel in kernels if kernel["id"] == started.kernel_id)
+    describe(kernel)
     for source, outputs in cells:
         show_cell(source, outputs)
-    return kernel_id
+    return replace(started, how=kernel["process"]["how"])
+
+
+async def visit_stops(server: JupyterServer, backend: str) -> list[Started]:
+    """Visit all stops, each after a plain kernel on this machine, and print the times of both."""
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for column in ("", "how", "POST answered", "plain local", "first result", "plain local"):
+        table.add_column(column, justify="left" if column in ("", "how") else "right")
+    visited: list[Started] = []
+    for number, stop in enumerate(STOPS[backend], start=1):
+        plain = await start(server, PLAIN)
+        if isinstance(plain, Started):
+            await server.api("DELETE", f"kernels/{plain.kernel_id}")
+        started = await visit(server, number, stop, backend)
+        if started is None:
+            continue
+        visited.append(started)
+        times = [f"{started.answered_ms:.0f} ms", "-", f"{started.result_ms:.0f} ms", "-"]
+        if isinstance(plain, Started):
+            times[1], times[3] = f"{plain.answered_ms:.0f} ms", f"{plain.result_ms:.0f} ms"
+        table.add_row(stop.title, started.how, *times)
+    out.print(Rule("[bold]Times after POST[/]", align="left", style="cyan"))
+    out.print(table)
+    return visited
 
 
 def describe(kernel: Mapping[str, Any]) -> None:
@@ -222,6 +244,8 @@ def describe(kernel: Mapping[str, Any]) -> None:
         "node",
         f"{kernel['node_id']}{devices}, process {kernel['process']['pid']} ({kernel['process']['how']})",
     )
+    if kernel["process"]["why_not_forked"]:
+        row("exec", f"because {kernel['process']['why_not_forked']}")
     decision = kernel["decision"]
     if decision:
         row("because", decision["reason"])
@@ -256,13 +280,14 @@ async def is_refused(server: JupyterServer, refused: TourStop) -> bool:
     """Request a kernel that roost cannot place, and print the refusal. False if roost started the kernel."""
     out.print(Rule(f"[bold]{refused.title}[/]", align="left", style="cyan"))
     began = time.perf_counter()
-    status, answer = await server.api("POST", "kernels", {"name": refused.name})
+    answer = await start(server, refused.name)
     took_ms = (time.perf_counter() - began) * 1000
-    if status == 201:
+    if isinstance(answer, Started):
         out.print("[red]roost started it[/]")
         return False
-    row("refused", f"after {took_ms:.0f} ms, HTTP {status}")
-    row("because", str(answer and answer.get("message")))
+    where, _, why = answer.partition(": ")
+    row("refused", f"after {took_ms:.0f} ms, {where}")
+    row("because", why)
     return True
 
 
@@ -390,11 +415,9 @@ async def tour(backend: str) -> bool:
 async def visit_all(backend: str, world: World, cluster: AnyCluster | None) -> bool:
     """Run every stop and every refused start, and end everything. True if everything worked and nothing is left."""
     stops = STOPS[backend]
-    async with jupyter_server(world.notebooks) as server:
+    async with jupyter_server(world.notebooks, options=[EXTENSION]) as server:
         row("server", f"Jupyter Server on 127.0.0.1:{server.port}, process {server.pid}")
-        row("warm", await warm(backend))
-        visits = [await visit(server, number, stop, backend) for number, stop in enumerate(stops, start=1)]
-        kernel_ids = [kernel_id for kernel_id in visits if kernel_id]
+        kernel_ids = [started.kernel_id for started in await visit_stops(server, backend)]
         is_good = len(kernel_ids) == len(stops)
         is_good &= all([await is_refused(server, refused) for refused in REFUSED[backend]])
         if is_good and cluster and backend == "dask":
@@ -419,7 +442,7 @@ async def lab(backend: str) -> bool:
         for signum in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(signum, until.set)
         async with run_nodes(backend, world) as cluster:
-            async with jupyter_server(world.notebooks, program="jupyterlab") as server:
+            async with jupyter_server(world.notebooks, program="jupyterlab", options=[EXTENSION]) as server:
                 out.print(f"JupyterLab is at [bold]{server.url}[/]", soft_wrap=True)
                 out.print("The notebooks there are copies. Ctrl-C stops everything.")
                 await until.wait()

@@ -214,8 +214,11 @@ class Agent:
     def watch_folder(self, held: Hold, announced: Mapping[str, Any]) -> None:
         """Watch this agent's folder.
 
-        If somebody deletes it, write all files again, or leave if there are no leases.
+        If somebody deletes it, write all files again, or leave if there are no leases. The exception is a folder that a
+        daemon with an address has, which may remove it: see `watch_address`.
         """
+        if self._settings.daemon_address:
+            return
 
         def put_back() -> None:
             self._ledger.put_back()

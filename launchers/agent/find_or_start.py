@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ from roost.placement.model.json_codec import WireError, decode, encode
 log = logging.getLogger(__name__)
 
 _START_DEADLINE_S = 20.0
-_REPLACE_TRIES = 20
+_REPLACED_WITHIN_S = 20.0
 _DAMAGED_S = 0.25
 
 
@@ -56,7 +57,8 @@ async def find_or_start_agent(
     agent with other settings is replaced if it holds no lease. Otherwise it keeps its settings, with a warning.
     """
     folder = runtime_dir() / (name or name_in_world("agent"))
-    for _ in range(_REPLACE_TRIES):
+    give_up_at = time.monotonic() + _REPLACED_WITHIN_S
+    while time.monotonic() < give_up_at:
         program = [sys.executable, "-m", "roost.launchers.agent.main"]
         command = [*program, str(folder), json.dumps(encode(settings))]
         announced = await asyncio.to_thread(ensure, folder, command, deadline_s=_START_DEADLINE_S)

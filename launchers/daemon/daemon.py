@@ -63,6 +63,14 @@ class DaemonError(Exception):
         self.kind = kind
 
 
+class EndedSilently(DaemonError):
+    """A daemon has ended while it was starting, without a word in its log: somebody has killed it."""
+
+
+class NotPrivate(DaemonError):
+    """The folder of a daemon is not private, or cannot be made. The text says what to do."""
+
+
 class AlreadyRunning(DaemonError):
     """Another daemon is already running for the same folder."""
 
@@ -93,7 +101,7 @@ def ensure(
                     _forget(folder)
                 raise
     except FolderError as error:
-        raise DaemonError(str(error)) from None
+        raise NotPrivate(str(error)) from None
     except OSError as error:
         raise DaemonError(f"cannot start {command[0]} in {folder}: {error.strerror}") from None
 
@@ -188,11 +196,12 @@ def _await_announcement(
             raise DaemonError(f"{_name(command)} was not ready within {deadline_s:g} s; see {folder / 'log'}")
         chunk = os.read(reader, 65_536)
         if not chunk:
-            last = tail(folder / "log", 2_000).strip().rpartition("\n")[2]
-            reason = f"{last} (all of it in {folder / 'log'})" if last else "it wrote nothing to its log"
-            if not last and not os.statvfs(folder).f_bavail:
-                reason = f"no space is left for {folder}: free some, then try again"
-            raise DaemonError(f"{_name(command)} ended while it was starting: {reason}")
+            what = f"{_name(command)} ended while it was starting"
+            if last := tail(folder / "log", 2_000).strip().rpartition("\n")[2]:
+                raise DaemonError(f"{what}: {last} (all of it in {folder / 'log'})")
+            if not os.statvfs(folder).f_bavail:
+                raise DaemonError(f"{what}: no space is left for {folder}: free some, then try again")
+            raise EndedSilently(f"{what}: it wrote nothing to its log")
         content += chunk
     announcement = json.loads(content)
     assert isinstance(announcement, dict)

@@ -33,6 +33,8 @@ _NO_DESCRIPTORS = (
     "roost's process on that machine may open no more files and connections: end some kernels there, or raise the "
     "limit of open files (`ulimit -n`)"
 )
+_HANDSHAKE_MS = 5_000
+"""After which time ZeroMQ closes a connection whose handshake has not ended."""
 _BACKLOG = 32
 """At most this many connections wait for their acceptance. The system has all others try again a second later.
 
@@ -107,7 +109,7 @@ class RpcServer:
         socket.setsockopt(zmq.LINGER, 200)
         set_limits(socket)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 5_000)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         socket.setsockopt(zmq.SNDHWM, 20_000)
         if addresses[0].startswith("tcp:"):
             socket.setsockopt(zmq.BACKLOG, _BACKLOG)

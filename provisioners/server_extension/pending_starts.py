@@ -19,7 +19,7 @@ from roost.provisioners import RoostProvisioner
 from roost.provisioners.application import to_http_error
 from roost.provisioners.jupyter_internals import find_restarter, read_launch_arguments
 from roost.provisioners.kernel_json import PROVISIONER, check_spec, find_provisioner
-from roost.scheduler.errors import ConfigError
+from roost.scheduler.errors import ConfigError, RoostError
 
 from .adopted_kernels import Adoption
 from .chosen_id import read_kernel_id
@@ -134,10 +134,11 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         start = self.starts.find_waiting(kernel_id)
         if start is None:
             km = self.get_kernel(kernel_id)
+            await self._check_restart(km)
             async with following_state(km):
                 answer = await super().restart_kernel(kernel_id, now=now)
-            if not await km.is_alive():  # Jupyter's restarter tries again
-                km.reason = describe_end(km) or km.reason
+            is_alive = await km.is_alive()  # else Jupyter's restarter tries again
+            km.reason = "" if is_alive else describe_end(km) or km.reason
             return answer
         if start.is_adoption and start.state == "waiting":
             raise HTTPError(503, _OUT_OF_REACH)
@@ -146,6 +147,19 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         else:
             await self.starts.start_again(start)
         return None
+
+    async def _check_restart(self, km: Any) -> None:
+        """Raise an `HTTPError` if the kernel's agent does not answer, before Jupyter asks the kernel to end.
+
+        Jupyter Server answers with a text of its own, so the kernel's `reason` has the sentence.
+        """
+        if isinstance(km.provisioner, RoostProvisioner):
+            try:
+                await km.provisioner.check_reachable()
+            except RoostError as problem:
+                km.reason = f"The kernel was not restarted: {problem}"
+                self.log.warning("kernel=%s was not restarted: %s", km.kernel_id, problem)
+                raise to_http_error(problem) from None
 
     async def shutdown_kernel(self, kernel_id: str, now: bool = False, restart: bool = False) -> None:
         """Shut a kernel down. The start of a waiting kernel is withdrawn."""

@@ -97,8 +97,9 @@ class Subscription:
             self._answered.is_set() or self._lacks_process or launch_id != self._provisioner.launch_id
         ):
             if not self._provisioner.is_launching:
-                late_at = late_at or time.monotonic() + _DEAF_S
-                if time.monotonic() > late_at:
+                if late_at is None:
+                    late_at = time.monotonic() + _DEAF_S
+                elif time.monotonic() > late_at:
                     return
                 self._probes.add(self._connection.probe())
             with suppress(asyncio.TimeoutError):

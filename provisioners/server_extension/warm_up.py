@@ -1,8 +1,9 @@
 """Prepares roost for the installed kernelspecs when a server starts, so that even the first kernel starts fast.
 
-One thread does this in the background, one kernelspec after the other. It brings up the service, and, where
-kernels are forked, the agent and a zygote. On a cluster this uses the nodes that are there: it never asks for
-new ones. A start that a user asks for meanwhile waits for nothing here.
+One thread does this in the background: on this machine for one kernelspec after the other, the default one first, and
+on the nodes of a cluster for all at once. It brings up the service, and, where kernels are forked, the agent and a
+zygote. On a cluster this uses the nodes that are there: it never asks for new ones. A start that a user asks for
+meanwhile waits for nothing here.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 from jupyter_client.kernelspec import KernelSpecManager
@@ -50,20 +52,21 @@ class _WarmUp:
         self._config = config
         self._log = log
         self._failed: set[Client] = set()
+        self._here = asyncio.Lock()
+        """Held while a zygote is made on this machine."""
 
     async def run(self, first: str) -> None:
         await asyncio.sleep(_BEGIN_AFTER_S)
         try:
-            prepared = 0
-            for name in list_roost_kernelspecs(self._kernelspecs, self._config, first):
-                prepared += await self._prepare(name)
-                if prepared == _MOST:
-                    break
+            prepared, left = 0, list_roost_kernelspecs(self._kernelspecs, self._config, first)
+            while left and prepared < _MOST:
+                now, left = left[: _MOST - prepared], left[_MOST - prepared :]
+                prepared += sum(await asyncio.gather(*map(self._prepare, now)))
         except Exception as problem:  # noqa: BLE001 - the log has it, and the server goes on
             self._log.warning("roost: kernels could not be prepared: %s", problem)
 
     async def _prepare(self, name: str) -> bool:
-        """Prepare a kernelspec as its first start would, but start no kernel. Return True on success.
+        """Prepare a kernelspec as its first start would, but start no kernel. Return True if a zygote is ready for it.
 
         Return False at once if its service has failed for another kernelspec.
         """
@@ -81,18 +84,24 @@ class _WarmUp:
                 return False
             await service.service()
             spec = get_spec(provisioner.backend)
-            if provisioner.fork and not spec.has_agent_per_kernel:
-                env = build_environment(
-                    launch["env"],
-                    provisioner.kernel_spec.env,
-                    is_local=spec.runs_on_this_machine,
-                    also=provisioner.environment,
-                )
+            if not provisioner.fork or spec.has_agent_per_kernel:
+                return False
+            env = build_environment(
+                launch["env"],
+                provisioner.kernel_spec.env,
+                is_local=spec.runs_on_this_machine,
+                also=provisioner.environment,
+            )
+            async with self._here if spec.runs_on_this_machine else nullcontext():
+                if service in self._failed:  # meanwhile, for another kernelspec
+                    return False
                 await service.warm(command, env, provisioner.request)
         except (NoNodeNow, NoNodeEver) as problem:  # its notebook will say so, and nothing can be prepared
             self._log.info("roost: kernels of %s are not prepared: %s", name, problem)
             return False
         except Exception as problem:  # noqa: BLE001 - the log has it, and the server goes on
+            if service in self._failed:
+                return False
             if service is not None:
                 self._failed.add(service)
             self._log.warning("roost: kernels of %s are not prepared: %s", name, problem)

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import marshal
+import sys
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -60,11 +61,12 @@ _SHARED_WITH_ZYGOTES = ("shown_process.py", "startup.py")
 
 
 @functools.cache
-def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
+def pack(*, is_imported: bool = False, has_bytecode: bool = False) -> tuple[bytes, str]:
     """Return the code that a node needs, as a zip archive, and a digest of the archive.
 
-    `is_imported`: the node runs the archive itself (see `start_archive`), and starts no zygote. The archive then also
-    holds bytecode, which saves 0.1 s of processor time. A Python of another version reads the sources.
+    `is_imported`: the node runs the archive itself (see `start_archive`), and starts no zygote. `has_bytecode`, which
+    is then always so: the first agent on a node starts 0.2 s faster, from an archive of 0.8 MB instead of 0.3 MB. A
+    Python of another version reads the sources.
     """
     import roost
 
@@ -84,8 +86,9 @@ def pack(*, is_imported: bool = False) -> tuple[bytes, str]:
             source = path.read_bytes()
             # Without dates: the same code gives the same archive.
             archive.writestr(zipfile.ZipInfo(name), source, zipfile.ZIP_DEFLATED)
-            if is_imported:
-                archive.writestr(zipfile.ZipInfo(f"{name}c"), _compile(source, name), zipfile.ZIP_DEFLATED)
+            if is_imported or has_bytecode:
+                place = f"{name}c" if is_imported else _find_cache(name)  # where Python looks for it
+                archive.writestr(zipfile.ZipInfo(place), _compile(source, name), zipfile.ZIP_DEFLATED)
     return content.getvalue(), hashlib.sha256(content.getvalue()).hexdigest()[:12]
 
 
@@ -95,6 +98,12 @@ def dump_start(settings: AgentSettings, assignment: Assignment) -> bytes:
     They hold the agent's keys: keep them secret.
     """
     return json.dumps({"settings": encode(settings), "assignment": encode(assignment)}).encode()
+
+
+def _find_cache(name: str) -> str:
+    """Return the path of a source file's bytecode, without the prefix that this process may have."""
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/__pycache__/{file.removesuffix('.py')}.{sys.implementation.cache_tag}.pyc"
 
 
 def _compile(source: bytes, name: str) -> bytes:

@@ -71,6 +71,10 @@ CALL_DEADLINE_S = 20.0
 """How long a call is repeated. A start's timeout and a stop's grace are added to this."""
 _WARM_S = 100.0
 """How long a call waits for agents to start or to warm up."""
+_NO_SERVICE_S = (1.0, 5.0)
+"""First and longest pause before a call is repeated for which no service can start."""
+_CANCEL_AGAIN_S = 3.0
+"""The pause before a start is cancelled again that a silent service may still begin."""
 _CLOSE_S = 5.0
 _MISSED = "connected to the service again: events before this may be missing"
 
@@ -120,17 +124,24 @@ class Client:
 
     def start(self, start: StartKernel) -> Call[Kernel]:
         """Start a kernel, or restart it in its lease. Cancelling the call cancels the start."""
+        if not isinstance(start, StartKernel):
+            raise ConfigError(f"start takes a StartKernel, and got {start!r:.60}.")
         return self._run(self._start(start))
 
-    def stop(
-        self, kernel_id: str, grace_s: float = 5.0, *, repeat_s: float = CALL_DEADLINE_S
-    ) -> Call[Kernel]:
+    def stop(self, kernel_id: str, grace_s: float = 5.0, *, repeat_s: float | None = None) -> Call[Kernel]:
         """Stop a kernel, or cancel its start, and give its lease back; raises `UnknownKernel`.
 
-        If the service does not answer, the call is repeated for `repeat_s`.
+        With `repeat_s`, the call is repeated that long if the service does not answer, or none can start.
         """
-        deadline_s = repeat_s + grace_s
-        return self._ask("stop", self._read_kernel, deadline_s, kernel_id=kernel_id, grace_s=float(grace_s))
+        arguments = {"kernel_id": kernel_id, "grace_s": float(grace_s)}
+        deadline_s = grace_s + (CALL_DEADLINE_S if repeat_s is None else repeat_s)
+
+        async def stop() -> Kernel:
+            return self._read_kernel(
+                await self._call("stop", arguments, deadline_s, is_patient=repeat_s is not None)
+            )
+
+        return self._run(stop())
 
     def cancel(self, kernel_id: str, launch_id: str = "") -> Call[None]:
         """Cancel a start: its caller gets `Cancelled`.
@@ -212,6 +223,8 @@ class Client:
 
         `kernel_name` is the name of the kernelspec, which may have users of its own; empty: none.
         """
+        if not isinstance(request, Request):
+            raise ConfigError(f"explain takes a Request, and got {request!r:.60}.")
         also = {"kernel_name": kernel_name} if kernel_name else {}  # older services do not know it
         return self._ask("explain", self._read("decision"), request=request, owner=this_owner(), **also)
 
@@ -336,6 +349,8 @@ class Client:
     def _begin(self) -> None:
         self._changing = threading.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._asked: set[str] = set()
+        """The launch ids of the starts under way that a service has had."""
         self._connection = ServiceConnection(
             self.backend,
             self.options,
@@ -406,25 +421,40 @@ class Client:
 
     # Calls
 
-    async def _call(self, op: str, arguments: Mapping[str, Any], deadline_s: float) -> Any:
-        """Call the service. If the connection is lost, repeat the call on a new one until the deadline."""
+    async def _call(
+        self, op: str, arguments: Mapping[str, Any], deadline_s: float, *, is_patient: bool = False
+    ) -> Any:
+        """Call the service. If the connection is lost, repeat the call on a new one until the deadline.
+
+        A call that `is_patient` is also repeated while no service can start. So is a start that a service has had.
+        """
         try:
-            return await self._repeat(op, arguments, deadline_s)
+            return await self._repeat(op, arguments, deadline_s, is_patient)
         except RoostError as problem:
             self.advice.complete_error(problem)
             raise
 
-    async def _repeat(self, op: str, arguments: Mapping[str, Any], deadline_s: float) -> Any:
+    async def _repeat(
+        self, op: str, arguments: Mapping[str, Any], deadline_s: float, is_patient: bool
+    ) -> Any:
         deadline = time.monotonic() + deadline_s
-        pauses = backoff(*RETRY_S)
+        pauses, long_pauses = backoff(*RETRY_S), backoff(*_NO_SERVICE_S)
         asked_at = 0.0
         while True:
             try:
                 connection = await self._connection.connect(deadline)
-            except ManagerAway:
-                if not asked_at or time.monotonic() > deadline - 1:
+            except (ManagerAway, ConfigError) as problem:
+                pause_s = next(long_pauses)
+                if not (asked_at or is_patient) or time.monotonic() > deadline - pause_s:
+                    if asked_at:  # the kernel may run by now, so the start is cancelled
+                        raise BackendUnavailable(problem.user_message) from None
                     raise
-                await asyncio.sleep(1)
+                if pause_s == _NO_SERVICE_S[0]:
+                    kernel_id = arguments["kernel_id"]
+                    log.warning(
+                        "kernel=%s its %s is repeated until a service can start: %s", kernel_id, op, problem
+                    )
+                await asyncio.sleep(pause_s)
                 continue
             if arguments.get("launch_timeout_s") == SERVICE_TIMEOUT:
                 arguments = {**arguments, "launch_timeout_s": self._connection.launch_timeout_s}
@@ -432,6 +462,7 @@ class Client:
                 deadline, deadline_s = deadline + more_s, deadline_s + more_s
             if op == "start" and not asked_at:
                 asked_at = time.time()
+                self._asked.add(arguments["launch_id"])
                 deadline += self._connection.node_start_timeout_s
                 deadline_s += self._connection.node_start_timeout_s
             try:
@@ -488,17 +519,36 @@ class Client:
             deadline_s = timeout_s + (start.queue_timeout_s or 0.0) + CALL_DEADLINE_S
             return self._read_kernel(await self._call("start", arguments, deadline_s))
         except (asyncio.CancelledError, BackendUnavailable):
-            spawn(self._cancel_start(start), self._tasks, log)
+            spawn(self._cancel_start(start, was_asked=start.launch_id in self._asked), self._tasks, log)
             raise
+        finally:
+            self._asked.discard(start.launch_id)
 
-    async def _cancel_start(self, start: StartKernel) -> None:
+    async def _cancel_start(self, start: StartKernel, *, was_asked: bool) -> None:
+        """Cancel a start. This is repeated while the service runs and does not answer, because it may begin it later.
+
+        If a service has had the start, it is also repeated while none can start: the kernel may run by now.
+        """
         arguments = {"kernel_id": start.kernel_id, "launch_id": start.launch_id}
-        try:
-            await self._call("cancel", arguments, CALL_DEADLINE_S)
-        except UnknownKernel:
-            pass
-        except RoostError as problem:
-            log.warning("kernel=%s its start could not be cancelled: %s", start.kernel_id, problem)
+        is_told, long_pauses = False, backoff(*_NO_SERVICE_S)
+        while True:
+            try:
+                await self._call("cancel", arguments, CALL_DEADLINE_S)
+                return
+            except UnknownKernel:
+                return
+            except RoostError as problem:
+                has_none = was_asked and isinstance(problem, (ConfigError, ManagerAway))
+                is_silent = has_none or (isinstance(problem, BackendUnavailable) and self.is_running())
+                if not is_told or not is_silent:
+                    again = "; it is cancelled once the service answers" if is_silent else ""
+                    log.warning(
+                        "kernel=%s its start could not be cancelled%s: %s", start.kernel_id, again, problem
+                    )
+                if not is_silent:
+                    return
+                is_told = True
+                await asyncio.sleep(next(long_pauses) if has_none else _CANCEL_AGAIN_S)
 
 
 def _to_page(answer: Any) -> JournalPage:

@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive, read_announcement
+from roost.launchers.daemon.daemon import (
+    DaemonError,
+    EndedSilently,
+    NotPrivate,
+    ensure,
+    is_alive,
+    read_announcement,
+)
 from roost.launchers.daemon.private_files import FolderError, runtime_dir
 from roost.launchers.daemon.tasks import backoff, in_thread, join_shared, start_shared
 from roost.launchers.daemon.world import name_in_world
@@ -165,7 +172,7 @@ class ServiceConnection:
                 return self._find_elsewhere(folder)
             folder = self._start_service(folder)
             self._folder = folder
-        except FolderError as problem:
+        except (FolderError, NotPrivate) as problem:
             raise ConfigError(f"{problem}.") from None
         except (DaemonError, OSError) as problem:
             if isinstance(problem, DaemonError) and problem.kind:
@@ -173,7 +180,7 @@ class ServiceConnection:
                 raise (
                     ManagerAway(str(problem)) if isinstance(refusal, BackendUnavailable) else refusal
                 ) from None
-            if isinstance(problem, DaemonError) and is_alive(folder):
+            if isinstance(problem, EndedSilently) or (isinstance(problem, DaemonError) and is_alive(folder)):
                 raise rpc.Disconnected(str(problem)) from None
             python = os.environ.get(PYTHON_VARIABLE)
             remedy = f"; {PYTHON_VARIABLE} is {python}: correct it, or unset it" if python else ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError, ensure, is_alive, read_announcement
+from roost.launchers.daemon.private_files import FolderError, private_folder
 from roost.launchers.daemon.process import is_running
 from roost.launchers.protocol import rpc
 from roost.placement.model.format import format_count
@@ -87,12 +88,18 @@ def restart_service(
     """End the service of this folder, and start the next one with its Python, environment and options.
 
     With `is_here`, or if none runs, they are those of this process, and `options`. Blocks for two minutes at most.
-    Raises `ConfigError`, without ending anything, if the next service could not read its settings, or if it would serve
-    another cluster while `count_kernels` is not 0. Raises `BackendUnavailable` if the next service cannot start.
+    Raises `ConfigError`, without ending anything, if the folder is not private, if the next service could not read its
+    settings, or if it would serve another cluster while `count_kernels` is not 0. Raises `BackendUnavailable` if the
+    next service cannot start.
     """
     announced = read_announcement(folder)
     argv, env = _find_command(None if is_here else announced, folder, backend, options)
-    other = _check_settings(argv, env, folder, _KEPT if is_alive(folder) else _NONE_RUNS)
+    end = _KEPT if is_alive(folder) else _NONE_RUNS
+    try:
+        private_folder(folder)
+    except FolderError as problem:
+        raise ConfigError(f"{problem}. {end}") from None
+    other = _check_settings(argv, env, folder, end)
     before = str((announced or {}).get("address", ""))
     if other and announced is not None and (kernels := count_kernels()):
         live = f"{format_count(kernels, 'kernel')} {'lives' if kernels == 1 else 'live'} at {before}"

@@ -116,8 +116,13 @@ def check_wait(user: str, waiting: Sequence[str], wait_s: float, settings: Setti
 
 def find_default_timeout(settings: Settings) -> float:
     """Return how many seconds a start may take that names no time: the operator's default, within the cap."""
+    return limit_wait(settings.default_launch_timeout_s, settings)
+
+
+def limit_wait(wait_s: float, settings: Settings) -> float:
+    """Return how many seconds a start may wait that nobody has asked to wait as long: `wait_s`, within the cap."""
     most = settings.max_launch_timeout_s
-    return settings.default_launch_timeout_s if most is None else min(settings.default_launch_timeout_s, most)
+    return wait_s if most is None else min(wait_s, most)
 
 
 def _check(

@@ -132,7 +132,8 @@ class Doctor:
         lease_ids = {lease.id for lease in reading.leases}
         running = {process.kernel_id for process in reading.processes.values() if process.is_running}
         for lease in reading.leases:
-            if table.is_own(lease) and lease.kernel_id not in table.records:
+            is_silent = lease.id in reading.unanswered  # then it goes once its agent answers
+            if table.is_own(lease) and lease.kernel_id not in table.records and not is_silent:
                 release = partial(self._access.backend.release, lease)
                 yield _Disagreement(f"lease {lease.id} has no kernel", "the lease is released", release)
         for record in [each for each in table.records.values() if each.start is None]:

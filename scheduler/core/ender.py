@@ -63,9 +63,18 @@ class KernelEnder:
         """End a kernel that may live where no agent answers now, once its agent does."""
         self._unwanted[kernel_id] = None
 
+    def end_launch_when_found(self, lease_id: str, launch_id: str) -> None:
+        """End the kernel of a launch that an earlier scheduler may have sent, once it is found. A file keeps this."""
+        self._note_due(lease_id, launch_id)
+
     def want(self, kernel_id: str) -> None:
         """Note that a kernel of this id is wanted, because it is started."""
         self._unwanted.pop(kernel_id, None)
+
+    def keep(self, record: KernelRecord) -> None:
+        """Remember an end that goes on, also for the next scheduler. Its success removes the entry."""
+        if record.end is not None and record.lease_id:
+            self._note_due(record.lease_id, record.launch_id)
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
@@ -98,6 +107,7 @@ class KernelEnder:
             spawn(self._release(lease), self._tasks, log)
 
     async def _stop(self, record: KernelRecord, grace_s: float, reason: str) -> Kernel:
+        lease: Lease | None = None
         try:
             if record.start is not None:
                 await record.start.take_back(reason)
@@ -122,7 +132,7 @@ class KernelEnder:
         except Exception:
             if record.lease_id:
                 self._note_due(record.lease_id, record.launch_id)
-            self._stop_later(record, reason)
+            self._stop_later(record, lease, reason)
             raise
         finally:
             record.end = None
@@ -134,25 +144,30 @@ class KernelEnder:
             del self._due[lease_id]
         else:
             self._due[lease_id] = launch_id
+            for forgotten in list(self._due)[:-_REMEMBERED]:
+                del self._due[forgotten]
         if self._file is not None:
             try:
                 write_private_json(self._file, self._due)
             except OSError as problem:
                 log.warning("%s cannot be written: %s", self._file, problem.strerror)
 
-    def _stop_later(self, record: KernelRecord, reason: str) -> None:
+    def _stop_later(self, record: KernelRecord, lease: Lease | None, reason: str) -> None:
         """Try the end again later, unless the kernel is started again meanwhile."""
         launch_id = record.launch_id
 
         def retry() -> None:
-            if record.launch_id == launch_id:
+            if record.launch_id == launch_id and self._table.holds(record):
                 self.stop_soon(record, reason)
+            elif record.launch_id == launch_id and lease is not None:
+                self.release_soon(lease)  # the cluster has forgotten the lease, but its kernel may live
 
         self._timers.later(RETRY_S, retry)
 
     async def _release(self, lease: Lease) -> None:
         try:
             await self._access.backend.release(lease)
+            self._note_due(lease.id, None)
         except RoostError as problem:
             log.warning("lease=%s is not released yet, trying again: %s", lease.id, problem)
             self._timers.later(RETRY_S, lambda: self.release_soon(lease), key=f"release {lease.id}")

@@ -97,7 +97,7 @@ class IdleCuller:
 
     def _find_limit(self, record: KernelRecord) -> float | None:
         """Return how long this kernel may be idle; None if it has no limit or does not run."""
-        if not record.runs or record.end is not None:
+        if not record.runs or record.end is not None or record.is_stopped:
             return None
         settings, has_gpu = self._settings, bool(record.request.gpus)
         limits: list[float | None] = [settings.idle_after_s]

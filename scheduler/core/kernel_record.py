@@ -140,6 +140,7 @@ class KernelRecord:
     held_back: list[Callable[[], None]] | None = None
     """What to do once the manager has given the reason for a lost lease; None if nothing waits for that."""
     lease_changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """Set if the lease of a start has changed: its claim is decided, or its node has left during the launch."""
 
     @property
     def lease(self) -> Lease | None:
@@ -187,6 +188,7 @@ class KernelRecord:
     def launch(self) -> None:
         self._go(Phase.LAUNCHING)
         self.process = None
+        self.lease_changed.clear()
 
     def run(self, process: KernelProcess) -> None:
         self._go(Phase.RUNNING)

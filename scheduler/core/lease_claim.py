@@ -68,15 +68,17 @@ class LeaseClaimer:
         manager has answered this start before, so that it waits while the manager is away.
         """
         skipped = _Skipped()
-        if record.lease is not None:  # pending, of an earlier scheduler: the answer is the same
-            lease = replace(record.lease, request=record.request, owner=record.owner)
-            await self.access.backend.claim(lease)
+        is_of_earlier = record.lease is not None  # pending, of an earlier scheduler
         while True:
             if record.lease is None:
                 await self._queue_and_claim(record, start, deadline, skipped, has_tried=has_tried)
             has_tried = True
             assert record.lease is not None
             try:
+                if is_of_earlier:  # the answer is the same
+                    is_of_earlier = False
+                    lease = replace(record.lease, request=record.request, owner=record.owner)
+                    await self.access.backend.claim(lease)
                 if record.lease.state != "held":
                     deadline = await self._wait_until_held(record, start, deadline)
             except LeaseConflict as problem:
@@ -169,7 +171,9 @@ class LeaseClaimer:
                 record.timing_ms["queued"] = (looked - began) * 1e3
                 record.timing_ms["placed"] = (placed - looked) * 1e3
                 lease_id = self.table.lease_id(start.kernel_id, start.launch_id)
-                deadline_s = min(deadline - placed, start.launch_timeout_s)
+                # `deadline` limits the launch, too, unless it is that of the queue alone.
+                left_s = deadline - placed if start.queue_timeout_s is None else math.inf
+                deadline_s = min(left_s, start.launch_timeout_s)
                 launch = build_launch(start, lease_id, deadline_s, self.journal)
                 conflict = await self._claim(record, decision, launch)
                 if conflict is None:

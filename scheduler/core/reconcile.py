@@ -145,7 +145,7 @@ class Reconciler:
     def _apply(self, reading: Reading, before: Mapping[str, Lease]) -> None:
         """Note what a reading shows. `before` are the leases that the book had when the reading began."""
         book = self._table.book
-        if reading.unreachable:
+        if reading.unreachable - self._unheard:
             log.warning("agents are unreachable: %s", ", ".join(sorted(reading.unreachable)))
         if reading.unreachable or not all(lease.owner.pid for lease in reading.leases):
             # An agent that was too slow for the backend may have answered the core: then its lease has no owner.
@@ -180,6 +180,7 @@ class Reconciler:
             record = self._table.add_found(lease, is_known=is_known)
             self._owners.watch(lease.owner)
             if self._ender.is_due(lease, process):
+                record.is_stopped = True  # Jupyter must not start it again
                 self._ender.stop_soon(record, "stopped")
                 return
         elif record.start is not None or record.lease is None or record.phase is Phase.ENDING:
@@ -235,10 +236,16 @@ class Reconciler:
         elif not is_shown:
             if record.start is None:  # else its agent says that it knows no such lease
                 self._table.drop(record, lease.reason)
+        elif lease.state == "lost" and record.start is not None and self._has_left(lease):
+            record.lease_changed.set()  # the start goes on with another node
         elif lease.state == "lost":
             self._ender.stop_soon(record, _describe_loss(lease.reason))
         elif lease.state == "held" and record.phase is Phase.PENDING:
             self.soon()  # its agent answers now, and may have a kernel
+
+    def _has_left(self, lease: Lease) -> bool:
+        """True if the node of a lost lease has left. A reading then shows no node if no agent of it is known."""
+        return not lease.node_id or lease.node_id in self._access.backend.left_nodes()
 
     def _on_agent(self, endpoint: str, event: AgentEvent | None) -> None:
         if event is None:

@@ -37,14 +37,14 @@ from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
 from roost.scheduler.policies.explain import build_explanation, describe_left, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
 
-from .backend_access import IN_TIME_S, BackendAccess, in_time
-from .caps import check_alone, check_beside, check_user, check_wait, has_user_cap, with_defaults
+from .backend_access import BackendAccess, in_time
+from .caps import check_alone, check_beside, check_user, check_wait, has_user_cap, limit_wait, with_defaults
 from .diagnosis import Doctor
 from .ended_kernels import EndedKernels
 from .ender import KernelEnder
 from .events import EventStream
 from .idle import IdleCuller
-from .kernel_record import KernelRecord
+from .kernel_record import KernelRecord, Phase
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, no_node
 from .other_holders import find_others
@@ -55,6 +55,8 @@ from .reconcile import Reconciler
 from .start import StartRunner
 from .use import UseReader
 
+_STOPS_S = 10.0
+"""How much longer than its grace a stop may take before its client is told that it goes on."""
 _LOOKS, _LOOK_S = 100, 0.05
 """How often a question looks whether the backend has read all nodes and all kinds of nodes, and the pause between."""
 
@@ -109,7 +111,7 @@ class Scheduler:
             self._access, self._table, self._ender, self.reconciler, self.owners, self.policies
         )
         self._others = OtherSchedulers(backend, self._table)
-        self._starts = StartRunner(self._access, self._table, claimer, self.reconciler)
+        self._starts = StartRunner(self._access, self._table, claimer, self.reconciler, self._ender)
 
     async def open(self) -> None:
         """Join the cluster and read back the kernels of earlier schedulers."""
@@ -141,10 +143,13 @@ class Scheduler:
         if (failure := self._starts.failed.get((start.kernel_id, start.launch_id))) is not None:
             raise failure
         elsewhere = await self._held_elsewhere(start.request, start.owner, start.kernel_id)
-        record = self._table.get(start.kernel_id)
-        while record is not None and record.end is not None:
-            await asyncio.wait([record.end])
-            record = self._table.get(start.kernel_id)
+        record = await self._find_after_end(start.kernel_id)
+        is_other = record is not None and record.runs and record.launch_id != start.launch_id
+        if is_other and record is not None and record.start is None and record.lease is not None:
+            # Raises an error if the agent is silent: then nobody knows whether the kernel still runs.
+            await self._access.call_in_time(record.lease, lambda agent: agent.signal(start.kernel_id, 0))
+            record = await self._find_after_end(start.kernel_id)  # it may end, or be stopped, meanwhile
+        # From here to the start, nothing waits: the record stays as it is.
         if record is not None and record.start is not None:
             if record.launch_id == start.launch_id:
                 return await record.start.result()
@@ -154,9 +159,10 @@ class Scheduler:
                 return record.view(self._queue, with_connection=True)
             if record.runs:
                 raise LaunchError(f"kernel {start.kernel_id} still runs; stop it before starting it again.")
-        has_lease = record is not None and record.lease is not None
+        lease = record.lease if record is not None else None
+        has_lease = lease is not None
         try:
-            request = self._admit(start, elsewhere, has_lease=has_lease)
+            request = self._admit(start, elsewhere, lease)
         except RoostError as refusal:
             if start.asked_at and record is None:
                 self._starts.refuse(start, refusal)
@@ -165,6 +171,8 @@ class Scheduler:
             raise await self._find_lasting_refusal(start) or refusal from None
         if not has_lease:
             self._check_wait(start)
+        if start.queue_timeout_s is not None:  # the application's own; the caller has not asked for it
+            start = replace(start, queue_timeout_s=limit_wait(start.queue_timeout_s, self._settings))
         self.owners.watch(start.owner)
         if not self.owners.is_alive(start.owner):
             raise Cancelled(f"kernel {start.kernel_id} is not started: its owner has ended.")
@@ -176,6 +184,14 @@ class Scheduler:
         ):  # a claim shows less than its start asked for
             record.request = request
         return await self._starts.begin(record, start).result()
+
+    async def _find_after_end(self, kernel_id: str) -> KernelRecord | None:
+        """Return the kernel's record as soon as no end of it is under way; None if there is none then."""
+        record = self._table.get(kernel_id)
+        while record is not None and record.end is not None:
+            await asyncio.wait([record.end])
+            record = self._table.get(kernel_id)
+        return record
 
     async def cancel(self, kernel_id: str, launch_id: str = "") -> None:
         """Cancel a start.
@@ -192,6 +208,8 @@ class Scheduler:
         if launch_id:
             error = Cancelled(f"the start of {kernel_id} was taken back.")
             self._starts.failed[kernel_id, launch_id] = error
+            if record is None:  # an earlier scheduler may have sent this launch to an agent
+                self._ender.end_launch_when_found(self._table.lease_id(kernel_id, launch_id), launch_id)
 
     async def stop(self, kernel_id: str, grace_s: float = 5.0) -> Kernel:
         """End a kernel or its start, and release its lease.
@@ -205,13 +223,16 @@ class Scheduler:
                 return self._ended(kernel_id)
             except BackendUnavailable as problem:
                 self._ender.end_when_found(kernel_id)
-                said = problem.user_message.rstrip(".")
-                raise BackendUnavailable(f"{said}. It is stopped as soon as its agent answers.") from None
+                raise _promise_stop(problem) from None
         record.is_stopped = True
         ending = self._ender.stop(record, grace_s, "stopped")
         if record.lease is None:
             return await ending
-        return await in_time(ending, record.lease, grace_s + IN_TIME_S)
+        try:
+            return await in_time(ending, record.lease, grace_s + _STOPS_S)
+        except BackendUnavailable as problem:
+            self._ender.keep(record)
+            raise _promise_stop(problem) from None
 
     async def signal(self, kernel_id: str, signum: int) -> None:
         lease = self._lease_of(kernel_id)
@@ -356,6 +377,8 @@ class Scheduler:
         """Place no more kernels on a node, or place kernels there again. Kernels on the node go on."""
         if node_id not in self._access.draining and node_id not in await self._access.snapshot():
             raise ConfigError(f"there is no node {node_id}; see `roost nodes`.", with_any_settings=True)
+        if on == (node_id in self._access.draining):
+            return
         self._access.drain(node_id, on)
         self.events.publish("nodes", detail=f"node {node_id} {'drains' if on else 'is open again'}")
         self._queue.wake()
@@ -408,12 +431,19 @@ class Scheduler:
     def _check_wait(self, start: StartKernel) -> None:
         """Raise `LimitExceeded` if too many starts wait, or if this start wants to wait too long."""
         waiting = [record.owner.user for record in self._starts.list_waiting()]
-        check_wait(start.owner.user, waiting, start.wait_s, self._settings)
+        check_wait(start.owner.user, waiting, start.launch_timeout_s, self._settings)
 
-    def _admit(self, start: StartKernel, elsewhere: Mapping[str, Request], *, has_lease: bool) -> Request:
-        """Return the request with the operator's defaults; raise if it is not allowed or not possible."""
+    def _admit(self, start: StartKernel, elsewhere: Mapping[str, Request], lease: Lease | None) -> Request:
+        """Return the request with the operator's defaults; raise if it is not allowed or not possible.
+
+        `lease` is the one that the kernel has already. A restart in a held one takes nothing, so caps that are lower by
+        now do not end the kernel.
+        """
         name = start.connection.kernel_name
-        request = self._check_alone(start.request, start.owner, name, has_lease=has_lease)
+        if lease is not None and lease.state == "held":
+            check_user(start.owner.user, name, self._settings)
+            return self.backend.to_placement(self._with_defaults(start.request, start.owner))
+        request = self._check_alone(start.request, start.owner, name, has_lease=lease is not None)
         self._check_beside(request, start.owner, elsewhere, start.kernel_id)
         return self.backend.to_placement(request)
 
@@ -461,6 +491,9 @@ class Scheduler:
             raise self._unknown(
                 kernel_id, f"There is no running kernel {kernel_id!r}: `roost kernels` lists them."
             )
+        if record.phase is Phase.UNCLAIMED:
+            why = (record.lease.reason if record.lease else "") or "no agent says so"
+            raise BackendUnavailable(f"nobody knows whether kernel {kernel_id} still runs: {why}.")
         if record.lease is None or record.lease.state == "pending":
             waits_for = record.view(self._queue).waits_for or "it is being placed"
             raise UnknownKernel(f"kernel {kernel_id} has not started yet: {waits_for}.", kernel_id=kernel_id)
@@ -484,3 +517,9 @@ class Scheduler:
         if record is not None and record.ticket is not None:
             position, waits_for = self._queue.place(record.ticket)
             self._table.publish("queued", record, f"position {position}: {waits_for}")
+
+
+def _promise_stop(problem: BackendUnavailable) -> BackendUnavailable:
+    """Return the error of a stop that is tried again until it succeeds."""
+    said = problem.user_message.rstrip(".")
+    return BackendUnavailable(f"{said}. The kernel is stopped as soon as its agent answers.")

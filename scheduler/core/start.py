@@ -10,19 +10,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
-from roost.launchers.daemon.tasks import backoff, cancel_all, join_shared, spawn, start_shared
+from roost.launchers.daemon.tasks import (
+    backoff,
+    cancel_all,
+    join_shared,
+    spawn,
+    start_shared,
+    wait_until_set,
+)
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import KernelProcess
 from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.backends.agent_calls import LeaseGone
 from roost.scheduler.backends.base import Lease
-from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, LaunchTimeout, RoostError
+from roost.scheduler.errors import (
+    BackendUnavailable,
+    Cancelled,
+    LaunchError,
+    LaunchTimeout,
+    RoostError,
+    UnknownKernel,
+)
 from roost.scheduler.messages import Kernel, StartKernel
 
 from .backend_access import BackendAccess
+from .ender import KernelEnder
 from .kernel_record import KernelRecord, StartTask
 from .kernel_table import KernelTable
 from .lease_claim import LeaseClaimer, build_launch
@@ -33,8 +49,14 @@ log = logging.getLogger(__name__)
 _JOIN_AGAIN_S = (0.1, 2.0)
 _LEASE_GONE_S = (0.05, 5.0)
 """First and longest pause before a request is placed again because the agent does not know its lease."""
+_LEAVES_S = 2.0
+"""How long the manager may take to show that the node of an unreachable agent has left."""
 _LEAST_S = 0.1
 """A start whose time in the queue ended while no service ran is tried once."""
+_ANSWERS_S = 5.0
+"""How much longer than a launch may take its agent may take to say so."""
+_UNDO_S = 10.0
+"""How long a start that has failed waits for its lease's release before it says so. The release goes on."""
 _REMEMBERED = 1_000
 """At most this many failed starts are remembered."""
 
@@ -43,12 +65,18 @@ class StartRunner:
     """Runs starts, and remembers the errors of failed starts."""
 
     def __init__(
-        self, access: BackendAccess, table: KernelTable, claimer: LeaseClaimer, reconciler: Reconciler
+        self,
+        access: BackendAccess,
+        table: KernelTable,
+        claimer: LeaseClaimer,
+        reconciler: Reconciler,
+        ender: KernelEnder,
     ) -> None:
         self._access = access
         self._table = table
         self._claimer = claimer
         self._reconciler = reconciler
+        self._ender = ender
         self.failed = LastEntries[tuple[str, str], RoostError](_REMEMBERED)
         """The errors of failed starts, by kernel id and launch id. A repeated start gets the same error."""
         self._under_way: dict[str, KernelRecord] = {}
@@ -110,7 +138,7 @@ class StartRunner:
                     "its log says more."
                 )
             task.is_taken_back = True  # the start undoes itself already
-            await self._undo(record, error, is_restart=is_restart)
+            await self._undo(record, start, error, is_restart=is_restart)
             raise error
         finally:
             record.start = None
@@ -144,7 +172,7 @@ class StartRunner:
                 launch = build_launch(start, record.lease.id, start.launch_timeout_s, self._claimer.journal)
                 process = self._access.backend.reported_kernel(launch)
                 if process is None:
-                    process = await self._launch(record.lease, start, launch_by)
+                    process = await self._launch_if_node_stays(record, record.lease, start, launch_by)
                 else:
                     joining = self._join(record, record.lease, start)
                     self._access.wait_for(record.lease, spawn(joining, self._tasks, log))
@@ -187,6 +215,26 @@ class StartRunner:
         if is_wanted() and record.start is None:
             self._table.update(record, process)
 
+    async def _launch_if_node_stays(
+        self, record: KernelRecord, lease: Lease, start: StartKernel, deadline: float
+    ) -> KernelProcess:
+        """Launch the kernel in the lease. Raises `LeaseGone` if the lease's node leaves the cluster meanwhile."""
+        launching = asyncio.create_task(self._launch(lease, start, deadline))
+        leaving = asyncio.create_task(record.lease_changed.wait())
+        try:
+            limit_s = deadline - time.monotonic() + _ANSWERS_S
+            await asyncio.wait([launching, leaving], return_when=asyncio.FIRST_COMPLETED, timeout=limit_s)
+            if not (launching.done() or leaving.done()):
+                raise BackendUnavailable(f"the agent on {lease.node_id} does not answer.")
+            if not record.lease_changed.is_set():
+                return await launching
+        except (BackendUnavailable, UnknownKernel):  # maybe because its node ends
+            if not await wait_until_set(record.lease_changed, _LEAVES_S):
+                raise
+        finally:
+            await cancel_all({launching, leaving})
+        raise LeaseGone(f"its node {lease.node_id} has left the cluster")
+
     async def _launch(self, lease: Lease, start: StartKernel, deadline: float) -> KernelProcess:
         """Launch the kernel in the lease, or join the launch that began with the claim.
 
@@ -207,19 +255,30 @@ class StartRunner:
 
         return await self._access.call(lease, launch)
 
-    async def _undo(self, record: KernelRecord, error: RoostError, *, is_restart: bool) -> None:
+    async def _undo(
+        self, record: KernelRecord, start: StartKernel, error: RoostError, *, is_restart: bool
+    ) -> None:
         """Give back what the start has taken. A restart keeps its lease, which the agent releases after a grace."""
         self.failed[record.kernel_id, record.launch_id] = error
         lease = record.lease
+        if lease is None and start.asked_at:  # an earlier scheduler may have taken a lease
+            lease_id = self._table.lease_id(start.kernel_id, start.launch_id)
+            self._ender.end_launch_when_found(lease_id, start.launch_id)
         is_held = lease is not None and lease.state == "held" and not self._table.book.is_released(lease.id)
         keeps_lease = is_restart and is_held
         try:
+            undoing: Coroutine[Any, Any, object] | None = None
             if lease is not None and keeps_lease:
-                await join_shared(start_shared(self._access.end_process(lease, 0.0)))
+                undoing = self._access.end_process(lease, 0.0)
             elif lease is not None:
-                await join_shared(start_shared(self._access.backend.release(lease)))
-        except RoostError as problem:
-            log.error("kernel=%s its lease is not released yet: %s", record.kernel_id, problem)
+                undoing = self._access.backend.release(lease)
+            if undoing is not None:
+                # The end of the process has no limit: it must not meet the next launch.
+                limit_s = None if keeps_lease else _UNDO_S
+                await asyncio.wait_for(join_shared(start_shared(undoing)), limit_s)
+        except (RoostError, asyncio.TimeoutError) as problem:
+            why = str(problem) or f"no answer for {_UNDO_S:g} s"
+            log.error("kernel=%s its lease is not released yet: %s", record.kernel_id, why)
             self._reconciler.soon()
         except Exception:
             log.exception("kernel=%s its lease is not released yet", record.kernel_id)

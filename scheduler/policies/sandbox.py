@@ -105,6 +105,7 @@ class SandboxedPolicy:
         self._timers.close()
         if self._loading is not None:
             self._loading.cancel()
+            await asyncio.wait([self._loading], timeout=2 * _ENDS_S)  # its process ends
         if self._process is not None:
             await self._process.end()
 

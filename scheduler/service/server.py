@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import hashlib
 import inspect
 import json
@@ -59,6 +58,7 @@ from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, Start
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.recent_requests import RecentRequests
 
+from . import garbage
 from .decision_log import DecisionLog
 from .input_checks import MOST_CHARACTERS, check_caller, check_input
 from .old_settings import OldSettings
@@ -72,8 +72,6 @@ _PAGE = 200
 _LONGEST_SOCKET = 103 if sys.platform == "darwin" else 107
 """At most this many bytes fit into the path of a Unix socket."""
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
-_COLLECT_AFTER = (5_000, 20, 20)
-"""The arguments of `gc.set_threshold`. With Python's own, a service with many kernels spent 6 % of its time on it."""
 
 
 class Service:
@@ -442,7 +440,7 @@ def main(arguments: list[str]) -> int:
     if given.check:
         return check_settings(given.backend, given.folder)
     loosen()
-    gc.set_threshold(*_COLLECT_AFTER)
+    garbage.set_up()
     set_up_log()
     try:
         options = json.loads(os.environ.pop(OPTIONS_VARIABLE, "") or "{}")

@@ -1,6 +1,6 @@
 """JupyterLab with roost's kernels, on one machine with one GPU, on a Ray cluster and on SSH hosts.
 
-On a cluster most tests have the marker `slow`. ROOST_SCREENSHOTS names a folder for pictures.
+On a cluster most tests have the marker `long`. ROOST_SCREENSHOTS names a folder for pictures.
 """
 
 from __future__ import annotations
@@ -43,12 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent not in item.path.parents:
             continue
-        item.add_marker("browser")
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
         for backend, quick in QUICK.items():
             if f"[{backend}" in item.name and not item.name.startswith(quick):
-                item.add_marker("slow")
+                item.add_marker("long")
 
 
 @pytest.fixture(scope="module")

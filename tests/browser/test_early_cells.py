@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.jupyter.browser import CELL_S, OPEN_S, HeldRequests, Lab, until
-from roost.testing.deadlines import allow_s
+from kit.jupyter.browser import CELL_S, OPEN_S, HeldRequests, Lab
+from roost.testing.deadlines import allow_s, until_blocking
 
 Take = Callable[[str], None]
 NUMBER = 20
@@ -77,7 +77,7 @@ def open_early(lab: Lab, kernel: str, *codes: str) -> HeldRequests:
     for i, code in enumerate(codes):
         lab.run(i, code)
         assert lab.prompt_of(i) == "[*]:"
-    until(lambda: at_least_one(lab, held), CELL_S)
+    until_blocking(lambda: at_least_one(lab, held), "a request is held", CELL_S)
     return held
 
 
@@ -106,7 +106,11 @@ def open_many(lab: Lab, name: str) -> None:
 
 def wait_for_prompts(lab: Lab, text: str) -> None:
     """Wait until all cells of `write_many` are drawn and have this prompt."""
-    until(lambda: all(lab.prompt_of(i) == text for i in range(NUMBER)), CELL_S)
+    until_blocking(
+        lambda: all(lab.prompt_of(i) == text for i in range(NUMBER)),
+        f"all cells have the prompt {text}",
+        CELL_S,
+    )
 
 
 @pytest.mark.parametrize("pause_ms", [0, 300, 600])
@@ -116,7 +120,9 @@ def test_no_cell_is_lost(lab: Lab, pause_ms: int) -> None:
 
 def test_no_cell_is_lost_while_the_gpu_is_held(lab: Lab) -> None:
     holder = lab.api("POST", "kernels", {"name": "gpu"})["id"]
-    until(lambda: " GPU" in lab.get(f"roost/api/kernels/{holder}")["text"], CELL_S)
+    until_blocking(
+        lambda: " GPU" in lab.get(f"roost/api/kernels/{holder}")["text"], "a kernel has the GPU", CELL_S
+    )
     lab.open()
     for _ in range(10):
         assert not lab.run_early("gpu")
@@ -243,7 +249,7 @@ def test_a_deleted_cell_does_not_run(lab: Lab) -> None:
     held = open_early(lab, "plain", "x = [1]", "x.append(2)", "print(x)")
     lab.cell(1).locator(".jp-InputPrompt").click()
     lab.press("d", "d")
-    until(lambda: lab.page.locator(".jp-CodeCell").count() == 3, CELL_S)
+    until_blocking(lambda: lab.page.locator(".jp-CodeCell").count() == 3, "the cell is deleted", CELL_S)
     held.release()
     assert lab.output(1, "[").strip() == "[1]"
 
@@ -252,7 +258,7 @@ def test_a_moved_cell_runs(lab: Lab) -> None:
     held = open_early(lab, "plain", "print('moved')", "print('stays')")
     lab.cell(0).locator(".jp-InputPrompt").click()
     lab.press("Control+Shift+ArrowDown")
-    until(lambda: "stays" in lab.cell(0).inner_text(), CELL_S)
+    until_blocking(lambda: "stays" in lab.cell(0).inner_text(), "the cell is moved", CELL_S)
     held.release()
     assert lab.output(1, "moved").strip() == "moved"
     lab.prompt(1, "[1]:")
@@ -266,7 +272,9 @@ def test_a_notebook_that_is_closed_ends_its_cells(lab: Lab) -> None:
     lab.page.locator(".jp-mod-current[role=tab] .lm-TabBar-tabCloseIcon").first.click()
     discard = lab.page.get_by_role("button", name=re.compile("Discard"))
     discard.click(timeout=allow_s(CELL_S * 1000))
-    until(lambda: lab.page.locator(".jp-NotebookPanel").count() == 0, CELL_S)
+    until_blocking(
+        lambda: lab.page.locator(".jp-NotebookPanel").count() == 0, "the notebook is closed", CELL_S
+    )
     held.release()
     lab.open_launcher()
     lab.create_notebook("plain")
@@ -320,7 +328,7 @@ def test_a_console_keeps_its_cells(lab: Lab) -> None:
         lab.page.keyboard.insert_text(code)
         lab.press("Shift+Enter")
     cells = lab.page.locator(".jp-CodeConsole-content .jp-CodeCell")
-    until(lambda: cells.count() == 2, CELL_S)
+    until_blocking(lambda: cells.count() == 2, "the console has two cells", CELL_S)
     assert [cell.locator(".jp-InputPrompt").inner_text() for cell in cells.all()] == ["[*]:", "[*]:"]
     held.release()
     cells.last.locator(".jp-OutputArea-output").filter(has_text="sum 42").wait_for(
@@ -346,7 +354,7 @@ def test_the_setting_turns_it_off(lab: Lab, page_config: Callable[..., None]) ->
     held = lab.hold_session()
     lab.card("plain").click()
     lab.cell(0).wait_for(timeout=allow_s(OPEN_S * 1000))
-    until(lambda: at_least_one(lab, held), CELL_S)
+    until_blocking(lambda: at_least_one(lab, held), "a request is held", CELL_S)
     lab.run(0, "print('dropped')")
     lab.page.wait_for_timeout(DROPPED_S * 1000)
     assert lab.prompt_of(0) == "[ ]:"
@@ -359,7 +367,7 @@ def test_the_setting_turns_it_off(lab: Lab, page_config: Callable[..., None]) ->
         lab.page.wait_for_timeout(DROPPED_S * 1000)
         return lab.prompt_of(1) != "[ ]:"
 
-    until(is_taken, OPEN_S)
+    until_blocking(is_taken, "the Lab takes the cell", OPEN_S)
     assert lab.output(1, "ran").strip() == "ran"
     assert "dropped" not in lab.text(0)
 
@@ -370,6 +378,8 @@ def test_another_executor_is_left_alone(
     page_config("@jupyterlab/notebook-extension:cell-executor")
     lab.open()
     lab.create_notebook("plain")
+    idle = lab.page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+    idle.wait_for(timeout=allow_s(CELL_S * 1000))  # the Lab itself drops a cell that is run before
     lab.run(0, "print('ran')")
     assert lab.output(0, "ran").strip() == "ran"
     assert lab.page.evaluate("window.ranByAnother")

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from kit.clusters.ray.elastic_raylets import ElasticRaylets
-from kit.clusters.ray.elastic_world import Elastic, grown_by_kernels, until
+from kit.clusters.ray.elastic_world import Elastic, grown_by_kernels
 from kit.jupyter import browser
 from kit.jupyter.kernelspecs import kernelspecs
 from roost.bench.clusters.raylets import why_not
+from roost.testing.deadlines import until_blocking
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -62,7 +63,7 @@ def test_a_notebook_brings_its_node_and_gives_it_back(
     lab.take("its-kernel-runs")
     assert (elastic.launched(), len(elastic.workers())) == (["gpu"], 1)
     lab.end_kernels()
-    until(lambda: elastic.workers() == [], NODE_S)
+    until_blocking(lambda: elastic.workers() == [], "the machine ends", NODE_S, 0.1)
     lab.open()
     lab.create_notebook("gpu")
     lab.run(0, "6 * 7")
@@ -71,5 +72,5 @@ def test_a_notebook_brings_its_node_and_gives_it_back(
     lab.take("how-long-the-last-one-took")
     lab.output(0, "42", NODE_S)
     lab.end_kernels()
-    until(lambda: elastic.workers() == [], NODE_S)
+    until_blocking(lambda: elastic.workers() == [], "the machine ends", NODE_S, 0.1)
     elastic.close()

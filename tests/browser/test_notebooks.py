@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from kit.jupyter.browser import Lab, until
-from roost.testing.deadlines import allow_s
+from kit.jupyter.browser import Lab
+from roost.testing.deadlines import allow_s, until_blocking
 
 Take = Callable[[str], None]
 SHOWN_S = 15.0
@@ -31,7 +31,9 @@ def wait_in_queue(lab: Lab, code: str) -> str:
 
 
 def until_it_runs(lab: Lab, kernel_id: str) -> None:
-    until(lambda: " GPU" in lab.get(f"roost/api/kernels/{kernel_id}")["text"], SHOWN_S)
+    until_blocking(
+        lambda: " GPU" in lab.get(f"roost/api/kernels/{kernel_id}")["text"], "the kernel runs", SHOWN_S
+    )
 
 
 def test_a_waiting_cell_shows_its_place_and_runs_when_the_gpus_are_free(lab: Lab, take: Take) -> None:
@@ -131,7 +133,9 @@ def said_on_card(lab: Lab, name: str) -> str:
 def test_the_status_and_the_launcher_show_what_a_kernel_asks_for_and_uses(lab: Lab, take: Take) -> None:
     holder = hold_gpus(lab)
     lab.open()
-    until(lambda: re.match(r'"\d GPUs?.*1 GiB', said_on_card(lab, "gpu")) is not None, SHOWN_S)
+    until_blocking(
+        lambda: re.match(r'"\d GPUs?.*1 GiB', said_on_card(lab, "gpu")), "the card shows the request", SHOWN_S
+    )
     assert said_on_card(lab, "plain") == "none"
     take("launcher")
     lab.create_notebook("gpu")

@@ -15,6 +15,7 @@ import pytest
 
 from kit.jupyter import browser
 from kit.jupyter.browser import EXTENSION, Lab, RestartableLab
+from roost.testing.deadlines import allow_s, until_blocking
 
 COMES_BACK_S = 60.0
 """How long JupyterLab may take to connect again. It tries after 1, 2, 4 … seconds."""
@@ -69,8 +70,10 @@ def test_a_page_goes_on_when_its_server_is_back(lab: Lab, restartable: Restartab
     lab.press("Escape", "i", "i")
     assert "KeyboardInterrupt" in lab.output(2, "KeyboardInterrupt")
     lab.press("Escape", "0", "0")
-    lab.page.get_by_role("button", name="Confirm Kernel Restart").click()
-    browser.until(lambda: lab.api("GET", "kernels")[0]["execution_state"] == "idle", browser.CELL_S)
+    cell_ms = allow_s(browser.CELL_S * 1000)
+    with lab.page.expect_response(lambda answer: "/restart" in answer.url, timeout=cell_ms):
+        lab.page.get_by_role("button", name="Confirm Kernel Restart").click()
+    lab.page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=cell_ms)
     lab.run(3, "x")
     assert "NameError" in lab.output(3, "NameError")
 
@@ -80,7 +83,7 @@ def test_a_new_page_finds_the_notebook_with_what_it_has_missed(
 ) -> None:
     lab.write_notebook("long.ipynb", "gpu", COUNTING.format(60), "print(x + 1)")
     lab.open("long.ipynb")
-    browser.until(lambda: len(lab.api("GET", "sessions")) == 1, browser.CELL_S)
+    until_blocking(lambda: len(lab.api("GET", "sessions")) == 1, "the server has one session", browser.CELL_S)
     lab.status("GPU")
     lab.run_again(0)
     lab.output(0, "n 5", browser.CELL_S)
@@ -101,7 +104,11 @@ def test_a_new_page_finds_the_notebook_with_what_it_has_missed(
 
 def test_a_cell_that_waited_says_that_it_has_to_be_run_again(lab: Lab, restartable: RestartableLab) -> None:
     holder = lab.api("POST", "kernels", {"name": "gpu"})["id"]
-    browser.until(lambda: " GPU" in lab.get(f"roost/api/kernels/{holder}")["text"], browser.CELL_S)
+    until_blocking(
+        lambda: " GPU" in lab.get(f"roost/api/kernels/{holder}")["text"],
+        "a kernel has the GPU",
+        browser.CELL_S,
+    )
     lab.open()
     lab.create_notebook("gpu")
     lab.run(0, "print('never')")
@@ -115,7 +122,7 @@ def test_a_cell_that_waited_says_that_it_has_to_be_run_again(lab: Lab, restartab
     assert lab.output(0, "second").strip() == "second"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_a_server_ends_at_once_after_its_page_has_closed(notebooks: Path, chromium: browser.Browser) -> None:
     """Fifty times, while other programs use all cores. The seconds are printed."""
@@ -150,7 +157,7 @@ def test_cells_that_wait_for_a_session_are_let_go_when_the_server_ends(
     lab.open()
     held = lab.hold_session()
     lab.card("gpu").click()
-    lab.cell(0).wait_for(timeout=browser.OPEN_S * 1000)
+    lab.cell(0).wait_for(timeout=allow_s(browser.OPEN_S * 1000))
     for i in range(2):
         lab.run(i, "print('early')")
         lab.prompt(i, "[*]:")

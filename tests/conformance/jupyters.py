@@ -4,7 +4,7 @@
 
 Each of the two gets a virtual environment in .conformance/ (git-ignored), with roost and what its tests need, but
 without cluster libraries. pip looks for newer releases in each run. Without arguments, it runs the unit tests of
-`provisioners/`, and the lifecycle tests on this machine. The exit status is 1 if a test failed.
+`provisioners/`, and the real ones on this machine. The exit status is 1 if a test failed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = ROOT / ".conformance"
 LIBRARIES = ("ipykernel", "jupyter_client", "jupyter_kernel_gateway", "jupyter_server")
 TESTS = (
-    *("tests/unit/provisioners", "tests/lifecycle", "-m", "not slow and not fault_long"),
-    *("--ignore-glob", "*/test_kubernetes_*", "--ignore-glob", "*/test_yarn_*"),
-    *("-k", "not ([ray or [dask or [kubernetes or [yarn)"),
+    *("tests/unit/provisioners", "tests/machine", "tests/forks", "tests/suites", "-m", "not long"),
+    *("--ignore", "tests/suites/test_backend.py", "--backend", "local"),  # it imports all cluster libraries
 )
 """The tests that need no cluster."""
 SIDE_BY_SIDE = ("-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder")  # as `make test`

@@ -1,6 +1,6 @@
 """Files of any form are read right, refused with one sentence, or put aside. There is no other error.
 
-`make hostile` reads more of them.
+`make long` reads more of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A frame of any form is a message, or is refused. `make hostile` reads more of them."""
+"""A frame of any form is a message, or is refused. `make long` reads more of them."""
 
 from __future__ import annotations
 

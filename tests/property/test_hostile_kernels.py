@@ -1,6 +1,6 @@
 """Messages of kernels, of any form: the journal and its readers go on, stay within bounds, and show later cells.
 
-`make hostile` sends more of them.
+`make long` sends more of them.
 """
 
 from __future__ import annotations

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.clusters.hadoop_nodes import jars, why_not
+from kit.machine.cases import find_wrong
 from roost.scheduler.backends.yarn.master import schema, wire
 
 pytestmark = pytest.mark.skipif(
-    not jars().exists(), reason=why_not() or "Hadoop's jars are missing: `make yarn`"
+    not jars().exists(), reason=why_not() or "Hadoop's jars are missing: `make build-yarn`"
 )
 
 MESSAGES = [
@@ -70,30 +71,32 @@ def scalar(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-@pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
-def test_fields_are_hadoops(kind: type) -> None:
-    known = oracle(kind).DESCRIPTOR.fields_by_number
-    for name, (hint, number, is_zigzag) in fields(kind).items():
-        field, (single, is_repeated) = known[number], scalar(hint)
-        assert plain(field.name) == plain(name)
-        assert field.is_repeated == is_repeated
-        assert (field.type == field.TYPE_SINT32) == is_zigzag
-        if dataclasses.is_dataclass(single):
-            assert field.message_type == oracle(typing.cast(type, single)).DESCRIPTOR
-            continue
-        expected = {
-            str: (field.TYPE_STRING,),
-            bytes: (field.TYPE_BYTES,),
-            bool: (field.TYPE_BOOL,),
-            int: (
-                field.TYPE_INT32, field.TYPE_INT64, field.TYPE_UINT32, field.TYPE_UINT64, field.TYPE_ENUM,
-                field.TYPE_SINT32,
-            ),
-        }  # fmt: skip
-        assert field.type in expected[single]
-        default = next(each for each in dataclasses.fields(kind) if each.name == name).default
-        if default is not dataclasses.MISSING and default is not None and not is_repeated:
-            assert default == field.default_value or field.type == field.TYPE_ENUM
+def test_fields_are_hadoops() -> None:
+    def check(kind: type) -> None:
+        known = oracle(kind).DESCRIPTOR.fields_by_number
+        for name, (hint, number, is_zigzag) in fields(kind).items():
+            field, (single, is_repeated) = known[number], scalar(hint)
+            assert plain(field.name) == plain(name)
+            assert field.is_repeated == is_repeated
+            assert (field.type == field.TYPE_SINT32) == is_zigzag
+            if dataclasses.is_dataclass(single):
+                assert field.message_type == oracle(typing.cast(type, single)).DESCRIPTOR
+                continue
+            expected = {
+                str: (field.TYPE_STRING,),
+                bytes: (field.TYPE_BYTES,),
+                bool: (field.TYPE_BOOL,),
+                int: (
+                    field.TYPE_INT32, field.TYPE_INT64, field.TYPE_UINT32, field.TYPE_UINT64, field.TYPE_ENUM,
+                    field.TYPE_SINT32,
+                ),
+            }  # fmt: skip
+            assert field.type in expected[single]
+            default = next(each for each in dataclasses.fields(kind) if each.name == name).default
+            if default is not dataclasses.MISSING and default is not None and not is_repeated:
+                assert default == field.default_value or field.type == field.TYPE_ENUM
+
+    assert find_wrong(MESSAGES, check) == []
 
 
 def test_required_fields_are_always_written() -> None:

@@ -25,7 +25,7 @@ from roost.scheduler.client.this_owner import this_owner
 from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.messages import Event, Kernel
 
-from .deadlines import allow_s
+from .deadlines import allow_s, until
 from .kernelspecs import IPYKERNEL, write_ipykernel_spec
 from .leftovers import await_end
 from .live_kernel import LiveKernel, within
@@ -84,7 +84,7 @@ class Application:
             self._folder,
             _NAME,
             backend=backend,
-            config={"environment": [ASKED], "launch_timeout": start_s, **config},
+            config={"environment": [ASKED], "launch_timeout": allow_s(start_s), **config},
             argv=[python, *IPYKERNEL[1:]],
             env={SPEC: "spec"},
         )
@@ -153,7 +153,7 @@ class Application:
     async def until(self, look: Callable[[], Awaitable[str]], within_s: float) -> None:
         """Wait until `look` returns no problem. It looks after each event of the service, and every second.
 
-        Raises `AssertionError` with the last problem after `within_s`.
+        The errors are those of `roost.testing.deadlines.until`, with the last problem.
         """
         loop, news, problem = asyncio.get_running_loop(), asyncio.Event(), ""
 
@@ -161,21 +161,23 @@ class Application:
             loop.call_soon_threadsafe(news.set)
 
         stop = self.service.listen(wake)
-        deadline = loop.time() + allow_s(within_s)
-        try:
-            while loop.time() < deadline:
-                news.clear()
-                try:
-                    problem = await look()
-                except BackendUnavailable as away:
-                    problem = str(away)
-                if not problem:
-                    return
+
+        async def is_solved() -> bool:
+            nonlocal problem
+            news.clear()
+            try:
+                problem = await look()
+            except BackendUnavailable as away:
+                problem = str(away)
+            if problem:
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(news.wait(), _LOOK_S)
+            return not problem
+
+        try:
+            await until(is_solved, lambda: problem, within_s, 0.0)
         finally:
             stop()
-        raise AssertionError(f"after {within_s:g} s: {problem}")
 
     async def close(self) -> None:
         """Stop all kernels, also those of other applications, and disconnect from the service."""
@@ -183,8 +185,8 @@ class Application:
             with suppress(RoostError, AssertionError, RuntimeError, zmq.ZMQError):
                 await kernel.shut_down()
         with suppress(RoostError, asyncio.TimeoutError):
-            for left in await self.service.kernels().within(self._answer_s):
-                await self.service.stop(left.id, 0.0).within(self._answer_s)
+            for left in await self.service.kernels().within(allow_s(self._answer_s)):
+                await self.service.stop(left.id, 0.0).within(allow_s(self._answer_s))
         await asyncio.to_thread(self.service.close)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -32,6 +31,7 @@ from .contract_steps import (
     open_backend,
 )
 from .deadlines import allow_s
+from .live_kernel import is_open
 from .promises import (
     BECOMES_HELD,
     CLAIMS_AGAIN,
@@ -55,6 +55,7 @@ from .promises import (
     BrokenPromise,
     expect,
     promised,
+    until_kept,
 )
 
 __all__ = ["OWNER", "BackendContract", "Opener", "Scarce", "open_backend"]
@@ -176,7 +177,7 @@ class BackendContract(ContractSteps):
         async with opener() as (backend, _):
             lease = await self.take(backend, K, scarce(1, cpus=1, owner="ada"))
         async with opener() as (backend, _):
-            found = [await self.held(backend, found) for found in (await backend.leases()).leases]
+            found = [await self.held(backend, found) for found in await self.find_leases(backend)]
             expect(found == [lease], LISTS, f"another process reads {found}, claimed was {lease}")
             await self.release(backend, lease)
             listed = await self.list_ids(backend)
@@ -200,7 +201,7 @@ class BackendContract(ContractSteps):
             placement = await self.find_room(backend, scarce(1))
             claimed = await self.claim(backend, K, scarce(1), placement)
         async with opener() as (backend, _):
-            leases = (await backend.leases()).leases
+            leases = await self.find_leases(backend)
             kept = [(found.id, found.request, found.owner) for found in leases]
             asked = [(claimed.id, claimed.request, OWNER)]
             expect(kept == asked, LISTS, f"another process reads {kept}, claimed was {asked}")
@@ -221,7 +222,7 @@ class BackendContract(ContractSteps):
                 transferred == again == wanted, TRANSFERS, f"`transfer` returned {transferred}, then {again}"
             )
         async with opener() as (backend, _):
-            leases = (await backend.leases()).leases
+            leases = await self.find_leases(backend)
             expect(len(leases) == 1, LISTS, f"another process reads {leases}")
             found = await self.held(backend, leases[0])
             expect(found == transferred, TRANSFERS, f"another process reads {found}, not {transferred}")
@@ -268,19 +269,20 @@ class BackendContract(ContractSteps):
                 connection = (await client.launch(launch)).connection
             assert connection is not None
             address = connection.ip, connection.shell_port
-            expect(await _is_open(*address), STARTS_KERNEL, f"nothing answers at {address}")
+            expect(await is_open(address), STARTS_KERNEL, f"nothing answers at {address}")
             await self.release(backend, lease)
-            deadline = time.monotonic() + allow_s(self.held_s)
-            while await _is_open(*address):
-                found = f"{self.held_s:g} s after the release, the kernel still listens at {address}"
-                expect(time.monotonic() < deadline, ENDS_KERNEL, found)
-                await asyncio.sleep(0.1)  # nothing reports the end of a process on another machine
+
+            async def is_closed() -> bool:
+                return not await is_open(address)
+
+            found = f"after the release, the kernel still listens at {address}"
+            await until_kept(is_closed, ENDS_KERNEL, lambda: found, self.held_s, 0.1)
 
     async def test_the_events_end_with_the_backend(self, opener: Opener) -> None:
         async with opener() as (backend, _):
             watching = asyncio.ensure_future(_collect(backend.events()))
         try:
-            events = await asyncio.wait_for(watching, self.held_s)
+            events = await asyncio.wait_for(watching, allow_s(self.held_s))
         except asyncio.TimeoutError:
             raise BrokenPromise(ENDS_EVENTS, "`events` goes on after `close`") from None
         about_leases = [event for event in events if event.kind not in ("nodes", "resync")]
@@ -339,12 +341,3 @@ class BackendContract(ContractSteps):
 
 async def _collect(events: AsyncIterator[BackendEvent]) -> list[BackendEvent]:
     return [event async for event in events]
-
-
-async def _is_open(host: str, port: int) -> bool:
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), allow_s(5.0))
-    except (OSError, asyncio.TimeoutError):
-        return False
-    writer.close()
-    return True

@@ -23,6 +23,7 @@ from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.messages import Kernel
 
 from .application import ASKED, FOREIGN, SPEC, Application, Promised, first_application
+from .deadlines import allow_s
 from .leftovers import await_end, describe, of_roost, private_runtime_dir, processes, terminate
 from .live_kernel import LiveKernel, is_open, within
 from .promises import holds
@@ -42,7 +43,8 @@ _WAIT = """
 import subprocess, time
 child = subprocess.Popen(["sleep", "600"])
 print("begun", flush=True)
-time.sleep(600)
+while True:
+    time.sleep(0.1)
 """
 
 
@@ -246,6 +248,9 @@ class KernelLifecycle:
         with holds("an interrupt reaches the code of a kernel, and the programs that it has started"):
             cell = kernel.begin(_WAIT)
             await cell.shows("begun")
+            await asyncio.sleep(
+                allow_s(0.2)
+            )  # some kernels hang if they are interrupted while they still print
             await kernel.interrupt()
             assert (error := await cell.ends()) == "KeyboardInterrupt", f"the code ended with {error!r}"
             code = await kernel.run("print(child.wait(60))")

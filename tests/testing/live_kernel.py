@@ -127,7 +127,9 @@ class LiveKernel:
         """Return the result of `work`, unless the kernel ends first."""
         task, end = asyncio.ensure_future(work), asyncio.ensure_future(self._end())
         try:
-            await asyncio.wait((task, end), timeout=self._answer_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                (task, end), timeout=allow_s(self._answer_s), return_when=asyncio.FIRST_COMPLETED
+            )
             if task.done():
                 return task.result()
             assert not end.done(), f"the kernel ended with exit code {end.result()} while {doing}"
@@ -138,7 +140,9 @@ class LiveKernel:
             await asyncio.gather(task, end, return_exceptions=True)
 
     async def _answers(self) -> None:
-        await self.unless_it_ends(self.client.wait_for_ready(self._answer_s), "waiting for its first answer")
+        await self.unless_it_ends(
+            self.client.wait_for_ready(allow_s(self._answer_s)), "waiting for its first answer"
+        )
 
     async def _end(self) -> int:
         return int(await self.manager.provisioner.wait() or 0)  # type: ignore[union-attr]
@@ -152,7 +156,7 @@ class LiveKernel:
 async def within(work: Awaitable[T], within_s: float, doing: str) -> T:
     """Return the result of `work`. Raise `AssertionError` after `within_s`."""
     try:
-        return await asyncio.wait_for(work, within_s)
+        return await asyncio.wait_for(work, allow_s(within_s))
     except asyncio.TimeoutError:
         raise AssertionError(f"more than {within_s:g} s passed while {doing}") from None
 

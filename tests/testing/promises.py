@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+
+from .deadlines import Never, TooLate, until
 
 ANSWERS = "`claim` returns a lease that is held or pending, or raises `LeaseConflict`"
 KEEPS_LEASE = "a lease keeps its id, kernel, owner and request"
@@ -49,6 +51,24 @@ def expect(is_kept: bool, promise: str, found: str) -> None:
         raise BrokenPromise(promise, found)
 
 
+async def until_kept(
+    condition: Callable[[], Awaitable[object]],
+    promise: str,
+    found: Callable[[], str],
+    seconds: float,
+    pause_s: float = 0.0,
+) -> None:
+    """Wait until the backend keeps its promise. `condition` may itself wait for an event before it looks.
+
+    Raises `BrokenPromise` with the text of `found()` if the backend never keeps it, and `TooLate` if it is late.
+    """
+    __tracebackhide__ = True
+    try:
+        await until(condition, lambda: f"{promise}.\nfound: {found()}", seconds, pause_s)
+    except Never:
+        raise BrokenPromise(promise, found()) from None
+
+
 @contextmanager
 def promised(promise: str, call: str) -> Iterator[None]:
     """Raise `BrokenPromise` if the block raises an error. `call` names the method that the block calls."""
@@ -62,10 +82,15 @@ def promised(promise: str, call: str) -> Iterator[None]:
 
 @contextmanager
 def holds(promise: str) -> Iterator[None]:
-    """Raise `BrokenPromise` if the block raises an error. The text of an `AssertionError` is the finding."""
+    """Raise `BrokenPromise` if the block raises an error. The text of an `AssertionError` is the finding.
+
+    `TooLate` is passed on: it tells of a slow machine, not of a broken promise.
+    """
     __tracebackhide__ = True
     try:
         yield
+    except TooLate:
+        raise
     except Exception as problem:
         found = (
             str(problem) if isinstance(problem, AssertionError) else f"{type(problem).__name__}: {problem}"

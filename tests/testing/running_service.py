@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -20,7 +19,7 @@ from roost.scheduler.messages import Event, Kernel, StartKernel
 
 from .contract_steps import Opener
 from .deadlines import allow_s
-from .promises import expect
+from .promises import until_kept
 
 ME = this_owner(application="the contract suite")
 """The holder of the kernels: this process."""
@@ -118,17 +117,19 @@ class RunningService:
     ) -> None:
         """Wait until a condition is true, which is checked after each event, and each 0.1 s.
 
-        Raise `BrokenPromise` after `patience_s`, with what `describe` returns then.
+        Raise `BrokenPromise` with what `describe` returns if it never is. `patience_s` is the deadline.
         """
-        deadline = time.monotonic() + allow_s(self._patience_s)
-        while True:
+
+        async def is_met() -> bool:
             is_true = condition()
             if is_true if isinstance(is_true, bool) else await is_true:
-                return
-            expect(time.monotonic() < deadline, promise, describe())
+                return True
             self._changed.clear()
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), 0.1)
+            return False
+
+        await until_kept(is_met, promise, describe, self._patience_s)
 
 
 @asynccontextmanager

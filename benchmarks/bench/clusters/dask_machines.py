@@ -108,7 +108,7 @@ class DaskMachines(DaemonCluster):
 
     @property
     def hosts(self) -> list[StartedMachine]:
-        """The machines that were started and not stopped. Machines with killed nannies are included."""
+        """The started machines. Machines with killed nannies are included."""
         return list(self._hosts.values())
 
     @property
@@ -131,28 +131,12 @@ class DaskMachines(DaemonCluster):
         self._await_scheduler()
         self._finish(hosts)
 
-    def add_machine(self, machine: Machine) -> StartedMachine:
-        """Start one more machine, at the next address. Takes 1 to 2 s."""
-        return self._finish([self._begin(machine, self._next_address())])[0]
-
     def start_machine_again(self, address: str) -> StartedMachine:
         """Start a machine at its address again, after its nannies have ended."""
         host = self._hosts[address]
         for nanny in host.nannies:
             nanny.process.wait(START_TIMEOUT_S)
         return self._finish([self._begin(host.machine, address)])[0]
-
-    def stop_machine(self, address: str) -> list[int]:
-        """Send SIGTERM to a machine's nannies, which leave the cluster and end. Return their exit codes."""
-        host = self._hosts.pop(address)
-        for nanny in host.nannies:
-            nanny.process.terminate()
-        return [nanny.process.wait(END_TIMEOUT_S) for nanny in host.nannies]
-
-    def kill_machine(self, address: str) -> None:
-        """Kill a machine's nannies and thus its workers. Detached processes stay. The machine may be started again."""
-        for index in range(len(self._hosts[address].nannies)):
-            self.kill_nanny(address, index)
 
     def kill_nanny(self, address: str, index: int = 0) -> None:
         """Kill one nanny. Its worker ends as soon as it notices."""

@@ -2,7 +2,7 @@
 
 A forked kernel must be the kernel that its command would have started: on this machine in the application's context, on
 a node in that of the node's agent. docs/forks.md shows this list. Each row has a test
-(`tests/lifecycle/test_kernel_world.py`).
+(`tests/forks/test_kernel_world.py`).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +27,7 @@ from roost.launchers.protocol.messages import (
     Reserve,
 )
 from roost.placement import Node, NodeType, Request, Snapshot
+from roost.placement.model.last_entries import LastEntries
 from roost.scheduler.backends.agent_calls import AgentCaller, Agents, until_listening
 from roost.scheduler.backends.base import Backend, BackendEvent, Finding, LeaseReading
 from roost.scheduler.backends.event_queue import EventQueue
@@ -45,6 +47,8 @@ _AGENT_S = 5.0
 _ANSWERS_S = 1.0
 """How long a reading of all pods waits for the agents of pods that it has found."""
 _CLOSE_S = 5.0
+_REMEMBERED = 1_000
+"""The ends of at most this many pods are remembered."""
 _STARTING = "its agent is starting"
 
 
@@ -94,6 +98,8 @@ class AgentPerKernelBackend(Backend):
         cluster.creating = self._creating.keys()
         self._pods: dict[str, _Known] = {}
         """The pods that have not ended, by lease id."""
+        self._ended_at = LastEntries[str, float](_REMEMBERED)
+        """When the pods of the last leases have ended, as `time.monotonic` returns it."""
         self._nodes: dict[str, Node] = {}
         """The nodes by name, without the resources that roost's pods take."""
         self._snapshot = Snapshot.of([])
@@ -293,8 +299,12 @@ class AgentPerKernelBackend(Backend):
 
     async def _read_pods(self) -> None:
         """Read all pods. Pods that another scheduler created are noted too."""
-        before = set(self._pods)
+        before, began = set(self._pods), time.monotonic()
         found = {pod.lease.id: pod for pod in await self._cluster.pods()}
+        for lease_id, ended_at in self._ended_at.items():
+            if ended_at >= began:  # what was read of its pod may be older
+                before.discard(lease_id)
+                found.pop(lease_id, None)
         for lease_id in before & self._pods.keys() - found.keys():
             self._lose(lease_id, f"its {self._cluster.unit} is gone")
         for pod in found.values():
@@ -391,6 +401,7 @@ class AgentPerKernelBackend(Backend):
                 self.book.miss(lease_id)
 
     def _forget(self, lease_id: str) -> None:
+        self._ended_at[lease_id] = time.monotonic()
         if self._pods.pop(lease_id, None) is not None and (lease := self.book.get(lease_id)) is not None:
             self._redraw(lease.node_id)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from roost.launchers.daemon.tasks import ask_all, backoff, cancel_all, spawn, start_shared
 from roost.launchers.protocol.agent_settings import AgentSettings
@@ -37,12 +38,13 @@ from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 from roost.scheduler.messages import Finding, format_names
 
 from .agents import AgentPool
-from .manager import ClusterManager
+from .manager import ClusterManager, StartedAgent
 from .membership import N
 from .new_nodes import NewNodes, WaitingLeases
 from .node_table import NodeTable
 from .outage import OutageRecovery
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _FRESH_S = 0.05  # at most this old are the nodes on which a placement is made
@@ -53,6 +55,8 @@ _METRICS_SHARE = 20.0
 _REJOIN_S = 1.0
 _RELEASE_AGAIN_S = (1.0, 30.0)
 """First and longest pause between two attempts to give back the claim of a lease that its agent has released."""
+_ENDS_S = 0.5
+"""How long to wait between two looks whether a node has ended on which something is waited for."""
 _FORGET_S = 60.0  # how long the agent of a node that left is remembered after the grace of its kernels
 
 
@@ -78,7 +82,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         self._manager = manager
         self._membership = manager.membership
         self._pool = AgentPool(
-            context.folder / "agents.json", context.agents, manager.start_agent, agent_settings, grace_s
+            context.folder / "agents.json", context.agents, self._start_agent, agent_settings, grace_s
         )
         self.address = self._pool.cluster
         self._table: NodeTable[N] = NodeTable(self._build_node)
@@ -174,10 +178,46 @@ class AgentPerNodeBackend(Backend, Generic[N]):
         return await self._hold(lease, launch)
 
     async def _hold(self, lease: Lease, launch: Launch | None) -> Lease:
-        """Claim the slice on the lease's node, and have the node's agent note the lease."""
+        """Claim the slice on the lease's node, and have the node's agent note the lease.
+
+        Raises `LeaseConflict` as soon as the node ends: its manager and its agent might not answer for a minute.
+        """
         node = self._membership.nodes.get(lease.node_id)
         if node is None:
             raise LeaseConflict(f"there is no node {lease.node_id} any more")
+        try:
+            return await self._while_there(node, self._hold_on(node, lease, launch))
+        except BackendUnavailable:
+            await asyncio.sleep(_ENDS_S)
+            if not self._has_ended(node):
+                raise
+            with suppress(RoostError):  # the manager may have granted the claim
+                await self._manager.release(lease)
+            raise LeaseConflict(f"its {self._manager.daemon} has ended") from None
+
+    async def _start_agent(self, node_id: str) -> StartedAgent:
+        node = self._membership.nodes.get(node_id)
+        starting = self._manager.start_agent(node_id)
+        return await (starting if node is None else self._while_there(node, starting))
+
+    async def _while_there(self, node: N, doing: Coroutine[Any, Any, T]) -> T:
+        """Return the result of `doing`. Raises `BackendUnavailable` as soon as the node's daemon has ended."""
+        task = asyncio.create_task(doing)
+        try:
+            while not task.done() and not self._has_ended(node):
+                await asyncio.wait([task], timeout=_ENDS_S)
+            if task.done():
+                return task.result()
+        finally:
+            await cancel_all({task})
+        raise BackendUnavailable(f"the {self._manager.daemon} of node {node.id} has ended")
+
+    def _has_ended(self, node: N) -> bool:
+        # Another daemon is no sign: on Dask and SSH hosts it is known only once the node has reported.
+        is_shown = node.id in self._membership.nodes and node.daemon not in self._pool.ended_daemons
+        return not (is_shown or self._membership.away)
+
+    async def _hold_on(self, node: N, lease: Lease, launch: Launch | None) -> Lease:
         if self._new_nodes is not None:
             self._new_nodes.hold(lease)
         address = start_shared(self._pool.address(node.id))  # starts the agent while the manager decides
@@ -253,6 +293,8 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                 is_sure = claim is not None or node_id in incomplete or held is None
                 if is_sure or await self._manager.find(lease):
                     found[lease.id] = lease
+                    if held is None:  # an earlier reading may have shown only the claim
+                        unanswered.add(lease.id)
                 else:
                     reason = f"its {self._manager.claim_name} was removed"
                     found[lease.id] = replace(lease, state="lost", reason=reason)
@@ -359,7 +401,7 @@ class AgentPerNodeBackend(Backend, Generic[N]):
             await self._recovery.restore(self._pool.nodes)
 
     async def _keep_up(self) -> None:
-        due_at, was_away = 0.0, False
+        due_at, was_away, must_read_leases = 0.0, False, False
         # Up to Python 3.11, `wait_for` loses a cancellation that arrives with its result.
         while self._is_open:
             try:
@@ -368,12 +410,17 @@ class AgentPerNodeBackend(Backend, Generic[N]):
                     self._events.put(BackendEvent(kind="nodes"))  # starts that wait then say so
                 was_away = is_away
                 if is_away:
+                    # Even if the manager leaves again while its leases are claimed again.
+                    must_read_leases = True
                     await asyncio.sleep(_REJOIN_S)
                     await self._join()
-                    self._events.put(BackendEvent(kind="resync"))
                 else:
                     await self._manager.wait_for_change()
                     await self._membership.read()
+                if must_read_leases:
+                    must_read_leases = False
+                    self._events.put(BackendEvent(kind="resync"))
+                if not is_away:
                     self._forget_left()
                     if await self._recovery.restore_returned():
                         self._events.put(BackendEvent(kind="resync"))

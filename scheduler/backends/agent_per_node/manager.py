@@ -14,11 +14,8 @@ from roost.scheduler.messages import Finding
 
 from .membership import Membership, N
 
-HasRoom = Callable[[str, Request, int], bool]
-"""A function of a node's id, a request and a number n.
-
-It returns True if n + 1 such requests would fit on the node.
-"""
+HasRoom = Callable[[str, Request], bool]
+"""A function of a node's id and a request. It returns True if the request would fit on the node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,17 +47,10 @@ class NodeTable(Generic[N]):
         self._measured_at = time.monotonic()
         self.update(nodes, node_ids)
 
-    def has_room(self, node_id: str, request: Request, ahead: int) -> bool:
-        """True if `ahead + 1` requests like this one would fit on the node, according to the snapshot."""
+    def has_room(self, node_id: str, request: Request) -> bool:
+        """True if the request would fit on the node, according to the snapshot."""
         node = self.node(node_id)
-        if node is None:
-            return False
-        for _ in range(ahead + 1):
-            placement = _ANY_POLICY.place(request, Snapshot.of([node])).placement
-            if placement is None:
-                return False
-            node = node.with_kernel(request, placement.device_ids)
-        return True
+        return node is not None and _ANY_POLICY.place(request, Snapshot.of([node])).placement is not None
 
 
 def build_device(name: str, seen: Sequence[Device], *, promised: float, model: str = "") -> Device:

@@ -103,14 +103,14 @@ class OutageRecovery(Generic[N]):
     async def restore_returned(self) -> bool:
         """Claim the leases again on expected nodes that are back in the cluster.
 
-        Return True if at least one of these nodes is no longer expected.
+        Return True if at least one node is no longer expected: it is back, or its grace is over.
         """
-        now = time.monotonic()
+        now, before = time.monotonic(), self._expected.keys()
         self._expected = {name: until for name, until in self._expected.items() if now < until}
         returned = self._expected.keys() & self.manager.membership.nodes.keys()
         if returned:
             await self.restore(returned)
-        return bool(returned - self._expected.keys())
+        return bool(before - self._expected.keys())
 
     async def restore(self, node_ids: Iterable[str]) -> None:
         """Claim again the leases of live kernels on these nodes. A node that is not in the cluster yet is expected."""

@@ -1,10 +1,10 @@
-"""Kernels on the nodes of a Ray cluster: the lease is a placement group, and a Ray task starts the agent.
+"""Kernels on the nodes of a Ray cluster: the lease is a placement group, and a Ray actor starts the agent.
 
     AgentPerNodeBackend ──> RayManager, with threads, because Ray's functions block     manager, settings
                                ├── joins as a driver, after some checks                 join, checks
                                ├── reads the nodes twice a second: RayNode ──> Node     nodes
                                ├── claims: one detached placement group per kernel      placement_groups
-                               ├── starts an agent by a task on its node                agent_task
+                               ├── starts an agent by an actor on its node              agent_task
                                ├── claims without a node, which Ray's autoscaler starts new_nodes
                                │     ├── its kinds of nodes, and what it is starting    autoscaler
                                │     ├── how long its last starts took                  start_times

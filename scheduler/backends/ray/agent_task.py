@@ -1,6 +1,6 @@
-"""Starts an agent on a node of a Ray cluster: a Ray task on that node starts it, as a process of its own.
+"""Starts an agent on a node of a Ray cluster: a Ray actor on that node starts it, as a process of its own, and ends.
 
-Functions that run in a Ray worker are pickled by value, and use the standard library alone (see `node_archive`).
+What runs in a Ray worker is pickled by value, and uses the standard library alone (see `node_archive`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from roost.scheduler.backends.node_archive import Answer, bring_up, name_agent, 
 from . import join
 from .nodes import RayNode
 
+BringUp = tuple[bytes, str, str, str, dict[str, Any], list[str], str]
+"""The arguments of `_bring_up`."""
 
-def start_on(
+
+def prepare(
     node: RayNode, settings: AgentSettings, *, client: str, cluster_address: str, grace_s: float, python: str
-) -> Any:
-    """Start a Ray task that runs `node_archive.bring_up` on that node; return the Ray reference to its result.
-
-    Blocks for a moment. `client` is the public key of the service.
-    """
+) -> BringUp:
+    """Return what `node_archive.bring_up` needs on that node. `client` is the public key of the service."""
     manager = {
         "name": "Ray",
         "address": cluster_address,
@@ -32,24 +32,63 @@ def start_on(
         "cluster_id": join.get_cluster_id(),
     }
     name, sent = name_agent("ray", cluster_address, node.id), json.dumps(encode(settings))
-    return build_task_on(node, _bring_up).remote(*pack(), name, sent, manager, [client], python)
+    return (*pack(has_bytecode=True), name, sent, manager, [client], python)
+
+
+def start_on(node: RayNode, bring_up: BringUp) -> Any:
+    """Run `node_archive.bring_up` on that node; return the Ray reference to its answer. Blocks for a moment."""
+    return run_once(_bring_up, *bring_up, scheduling_strategy=_affinity(node))
+
+
+def run_once(function: Any, *arguments: Any, returns: int = 1, **options: Any) -> Any:
+    """Run one of roost's functions in a Ray actor, which ends with it. Return the Ray reference to its result.
+
+    With `returns` above 1 it returns that many values, and these are as many references. `options` are the actor's.
+
+    On a node without a worker this takes half the time of a task, 0.6 s instead of 1.2: for a task that waits, Ray
+    starts a second worker beside the task's own, and both import Ray.
+    """
+    import ray
+
+    _send_by_value(function)
+    actor = ray.remote(num_cpus=0, max_restarts=0)(_Once).options(**options).remote()
+    return actor.run.options(num_returns=returns).remote(function, *arguments)
+
+
+class _Once:
+    """An actor that runs one function. Ray ends it after that, because nobody keeps its handle."""
+
+    def run(self, function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
 
 
 def build_task_on(node: RayNode, function: Any) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    strategy = NodeAffinitySchedulingStrategy(node.daemon, soft=False)
-    return build_task(function).options(scheduling_strategy=strategy)
+    return build_task(function).options(scheduling_strategy=_affinity(node))
 
 
 def build_task(function: Any) -> Any:
-    """Return a Ray task of one of roost's functions. It asks for no resources, and the node need not have roost."""
+    """Return a Ray task of one of roost's functions. It asks for no resources, and the node need not have roost.
+
+    Where a worker of this driver is idle, the task runs at once (see `run_once`).
+    """
     import ray
 
-    for module in (sys.modules[function.__module__], node_archive):
-        ray.cloudpickle.register_pickle_by_value(module)
+    _send_by_value(function)
     # By default, Ray ends a worker after each task with GPUs; `max_calls` keeps it for the next task.
     return ray.remote(num_cpus=0, max_calls=0, max_retries=0)(function)
+
+
+def _affinity(node: RayNode) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(node.daemon, soft=False)
+
+
+def _send_by_value(function: Any) -> None:
+    import ray
+
+    for module in (sys.modules[function.__module__], sys.modules[__name__], node_archive):
+        ray.cloudpickle.register_pickle_by_value(module)
 
 
 def _bring_up(
@@ -76,3 +115,19 @@ def _bring_up(
     for variable in [key for key in env if key.startswith("RAY_") and not key.startswith("RAY_AUTH_")]:
         del env[variable]
     return bring_up(archive, digest, name, settings, {**manager, "pid": raylet}, clients, python, env)
+
+
+def list_gpu_ids(_: bytes | None = None) -> list[str]:
+    """Return the ids of the devices that Ray has granted to this task."""
+    import ray
+
+    return [str(device_id) for device_id in ray.get_gpu_ids()]
+
+
+def list_gpu_ids_and_bring_up(*bring_up: Any) -> tuple[list[str], Answer]:
+    """Return the ids of the granted devices, and the answer of the node's agent: one worker starts for both."""
+    device_ids = list_gpu_ids()
+    try:
+        return device_ids, _bring_up(*bring_up)
+    except OSError as error:  # the devices are known all the same
+        return device_ids, {"problem": str(error)}

@@ -92,14 +92,20 @@ class Guard:
         os._exit(0)
 
 
-def renew(head: RayNode, names: Collection[str]) -> None:
-    """Tell the cluster's guard that these groups are wanted. Start it if there is none. Blocks for milliseconds."""
-    _find_guard(head).renew.remote(list(names))
+def renew(head: RayNode, names: Collection[str]) -> Any:
+    """Tell the cluster's guard that these groups are wanted. Start it if there is none. Blocks for milliseconds.
+
+    Return the Ray reference to its answer, which comes once it lives. If its first service ends before that, Ray may
+    start no guard.
+    """
+    guard = _find_guard(head)  # older versions of Ray want this name: a method does not keep its actor
+    return guard.renew.remote(list(names))
 
 
 def settle(head: RayNode, names: Collection[str]) -> None:
     """Tell the cluster's guard that agents have noted the leases of these groups. Blocks for milliseconds."""
-    _find_guard(head).settle.remote(list(names))
+    guard = _find_guard(head)
+    guard.settle.remote(list(names))
 
 
 def _find_guard(head: RayNode) -> Any:

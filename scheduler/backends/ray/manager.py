@@ -13,13 +13,13 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from roost.launchers.daemon.tasks import join_shared, start_shared
+from roost.launchers.daemon.tasks import cancel_all, join_shared, spawn, start_shared
 from roost.launchers.protocol.messages import Owner
 from roost.placement import Request
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
@@ -48,6 +48,8 @@ _LOOK_WAITING_S = 0.2
 """The same while a kernel waits for a new node."""
 _JOIN_S = 45.0
 _START_AGENT_S = 45.0
+_READER_AFTER_S = 5.0
+"""How long after an agent's start a worker starts for later claims, so that it slows down no kernel's start."""
 _PROBE_S = 30.0
 _CALL_S = 8.0
 _THREADS = 32
@@ -90,7 +92,7 @@ class RayCalls:
             self._threads.submit(call, *arguments)
 
     async def answer(self, reference: Any, deadline_s: float, purpose: str) -> Any:
-        """Return the result of the Ray task behind `reference`. `purpose` ends an error's sentence ("to start x")."""
+        """Return the result behind a Ray reference. `purpose` ends an error's sentence ("to start x")."""
         try:
             return await asyncio.wait_for(asyncio.wrap_future(reference.future()), deadline_s)
         except asyncio.TimeoutError:
@@ -140,8 +142,13 @@ class RayManager:
         self._address = ""
         self.cluster_id = ""
         self._group_ids: dict[str, str] = {}  # Ray's, by lease
-        self._creating: dict[str, tuple[str, asyncio.Task[Any]]] = {}  # by group name, with the node's id
+        self._creating: dict[str, asyncio.Task[Any]] = {}  # by group name
         self._anchors: dict[str, Any] = {}  # by raylet
+        self._has_begun: set[str] = set()
+        """The raylets on which this service has begun to start an agent."""
+        self._brought_up: dict[str, asyncio.Task[StartedAgent]] = {}
+        """The agents that a claim brings up, by raylet."""
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._own_address = ""
         """The address of the raylet through which the cluster was joined."""
         self.membership: Membership[RayNode] = Membership(self.name, join=self._join, fetch=self._fetch)
@@ -158,6 +165,7 @@ class RayManager:
         )
 
     async def close(self) -> None:
+        await cancel_all(self._tasks)
         await self.new_nodes.close()
         self._calls.close()
 
@@ -183,10 +191,12 @@ class RayManager:
         if again:
             return await self._claim_devices(lease, node)
         name = _name_group(lease)
-        if self.new_nodes.is_granted(name):
-            group = await self._ask(placement_groups.find_granted, name, lease.request, node)
-            return await self._read_devices(lease, group)
-        return await self._claim(lease, name, node, has_room)
+        if not self.new_nodes.is_granted(name):
+            return await self._claim(lease, name, node, has_room)
+        if lease.request.gpus and (starting := self._brought_up.get(node.daemon)):
+            await asyncio.wait([starting])  # a second worker would slow the agent's start down
+        find = functools.partial(self._ask, placement_groups.find_granted, name, lease.request, node)
+        return await self._take(lease, name, node, find)
 
     def can_take_on(self, node: RayNode) -> bool:
         return not node.is_held_up
@@ -195,7 +205,7 @@ class RayManager:
         name = _name_group(lease)
         reading = None
         if name in self._creating:  # a cancelled claim goes on in its thread, and would outlive the removal
-            creating = self._creating[name][1]
+            creating = self._creating[name]
             await asyncio.wait([creating])
             reading = _find_reading(creating)
         await self._ask(placement_groups.remove, name)
@@ -207,7 +217,13 @@ class RayManager:
     async def claims(self) -> Sequence[Lease]:
         groups = await self._ask(placement_groups.read_groups)
         self._group_ids.update({group.lease_id: group.id for group in groups})
-        self.new_nodes.note(groups)
+        # Ray may have created a group on a node that has just joined. Two readings: the first may have begun before.
+        for _ in range(2):
+            known = {node.daemon for node in self.membership.nodes.values()}
+            if all(group.node in known for group in groups if group.is_created):
+                break
+            await self.membership.read()
+        self.new_nodes.note(groups)  # now: to a reading of before, the new node would be one that has left
         by_daemon = {node.daemon: node.id for node in self.membership.nodes.values()}
         return [_build_lease(group, by_daemon.get(group.node, "")) for group in groups]
 
@@ -233,14 +249,22 @@ class RayManager:
         away, node = self.membership.away, self.membership.nodes.get(node_id)
         if away or node is None:
             raise BackendUnavailable(f"there is no agent on {node_id}: {away or 'no such node in Ray'}")
+        if (by_claim := self._brought_up.get(node.daemon)) is not None:
+            with contextlib.suppress(RoostError):  # the claim was taken back, and its task with it
+                return await join_shared(by_claim)
+        self._has_begun.add(node.daemon)
+        bring_up = await self._ask(self._prepare, node)
+        reference = await self._ask(agent_task.start_on, node, bring_up)
+        return await self._find_agent(node, reference)
+
+    def _prepare(self, node: RayNode) -> agent_task.BringUp:
         settings = replace(
             self._settings.agent_settings(),
             cpus=node.total.get("CPU", 0.0),
             memory_bytes=int(node.total.get("memory", 0)),
             address=node.address,
         )
-        reference = await self._ask(
-            agent_task.start_on,
+        return agent_task.prepare(
             node,
             settings,
             client=self._key_pair.public,
@@ -248,9 +272,21 @@ class RayManager:
             grace_s=self._settings.manager_grace_s,
             python=self._settings.python,
         )
-        purpose = f"to start roost's agent on {node_id}"
+
+    async def _find_agent(self, node: RayNode, reference: Any) -> StartedAgent:
+        """Return the agent that is the answer behind a Ray reference."""
+        purpose = f"to start roost's agent on {node.id}"
         answer = await self._calls.answer(reference, _START_AGENT_S, purpose)
-        return decode_agent(answer, node_id, node.daemon, self._key_pair)
+        agent = decode_agent(answer, node.id, node.daemon, self._key_pair)
+        if node.total.get("GPU"):
+            spawn(self._start_reader(node), self._tasks, log)
+        return agent
+
+    async def _start_reader(self, node: RayNode) -> None:
+        """Have a worker ready for the next claim with GPUs on a node, once the first kernel there has started."""
+        await asyncio.sleep(_READER_AFTER_S)
+        with contextlib.suppress(BackendUnavailable):
+            await self._ask(placement_groups.start_reader, node)
 
     async def diagnose(self) -> list[Finding]:
         return known_holes.find_holes(join.get_ray_version())
@@ -282,6 +318,7 @@ class RayManager:
         kept = set() if self._is_elastic else {node.daemon for node in found}
         for daemon in self._anchors.keys() - kept:
             del self._anchors[daemon]
+        self._has_begun &= {node.daemon for node in found}
         await self._check_raylet(found)
         await self.new_nodes.keep_up(found)
         return found
@@ -343,20 +380,43 @@ class RayManager:
     async def _claim(
         self, lease: Lease, name: str, node: RayNode, has_room: HasRoom | None = None
     ) -> tuple[str, ...]:
-        """Claim the slice with a placement group of that name; return the ids of the granted devices.
+        """Claim the slice with a placement group of that name; return the ids of the granted devices."""
+        create = functools.partial(self._create, name, lease.request, node, has_room)
+        return await self._take(lease, name, node, create)
 
-        If the caller is cancelled, `release` waits until the creation ends.
+    async def _take(
+        self,
+        lease: Lease,
+        name: str,
+        node: RayNode,
+        find: Callable[[agent_task.BringUp | None], Awaitable[Group]],
+    ) -> tuple[str, ...]:
+        """Return the ids of the devices that Ray has granted to the group that `find` returns.
+
+        On a node where this service has begun to start no agent, what reads the devices brings up the agent, too. If
+        the caller is cancelled, `release` waits until the group is found.
         """
-        anchor = await self._find_anchor(node) if lease.request.gpus else None
-        creating = start_shared(self._create(name, lease.request, node, anchor, has_room))
-        self._creating[name] = node.id, creating
+
+        async def find_group() -> Group:
+            return await find(await self._ask(self._prepare, node) if is_new else None)
+
+        async def find_agent() -> StartedAgent:
+            return await self._find_agent(node, (await join_shared(finding)).agent)
+
+        is_new = bool(lease.request.gpus) and node.daemon not in self._has_begun
+        finding = start_shared(find_group())
+        self._creating[name] = finding
+        if is_new:
+            self._has_begun.add(node.daemon)
+            agent = self._brought_up[node.daemon] = start_shared(find_agent())
+            agent.add_done_callback(lambda _: self._brought_up.pop(node.daemon, None))
         try:
-            return await self._read_devices(lease, await join_shared(creating))
+            return await self._read_devices(lease, await join_shared(finding))
         except BackendUnavailable:
             self._anchors.pop(node.daemon, None)  # a lost anchor may be the cause
             raise
         finally:
-            creating.add_done_callback(lambda _: self._creating.pop(name, None))
+            finding.add_done_callback(lambda _: self._creating.pop(name, None))
 
     async def _read_devices(self, lease: Lease, group: Group) -> tuple[str, ...]:
         self._group_ids[lease.id] = group.id
@@ -364,7 +424,8 @@ class RayManager:
             return ()
         purpose = "to report which devices it has granted"
         try:
-            return tuple(await self._calls.answer(group.device_ids, _PROBE_S, purpose))
+            deadline_s = _PROBE_S if group.agent is None else _START_AGENT_S
+            return tuple(await self._calls.answer(group.device_ids, deadline_s, purpose))
         except BaseException:
             self._calls.begin(placement_groups.cancel_reading, group.device_ids)
             raise
@@ -379,38 +440,34 @@ class RayManager:
         return anchor
 
     async def _create(
-        self, name: str, request: Request, node: RayNode, anchor: Any, has_room: HasRoom | None
+        self,
+        name: str,
+        request: Request,
+        node: RayNode,
+        has_room: HasRoom | None,
+        bring_up: agent_task.BringUp | None,
     ) -> Group:
         """Create the placement group.
 
-        After a refusal, try again for `_CONFIRM_S`, unless `has_room` says that the node is full.
+        After a refusal, try again for `_CONFIRM_S`, unless the node is full.
         """
+        anchor = await self._find_anchor(node) if request.gpus and bring_up is None else None
         believe_at = time.monotonic() + _CONFIRM_S
         while True:
             try:
-                group: Group = await self._ask(placement_groups.create, name, request, node, anchor)
+                group: Group = await self._ask(placement_groups.create, name, request, node, anchor, bring_up)
                 return group
             except LeaseConflict:
-                await self.membership.read()
-                is_full = has_room is not None and not has_room(node.id, request, self._count_ahead(name))
-                if is_full or time.monotonic() > believe_at:
+                if time.monotonic() > believe_at or await self._is_full(request, node, has_room):
                     raise
             await asyncio.sleep(_ASK_AGAIN_S)
 
-    def _count_ahead(self, name: str) -> int:
-        """Return how many other claims on this node Ray has just granted, or has received before this one.
-
-        A granted claim counts until its devices are known.
-        """
-        count, is_earlier, node_id = 0, True, self._creating[name][0]
-        for other, (at, creating) in self._creating.items():
-            if other == name:
-                is_earlier = False
-            elif at == node_id and creating.done():
-                count += not creating.cancelled() and creating.exception() is None
-            elif at == node_id:
-                count += is_earlier
-        return count
+    async def _is_full(self, request: Request, node: RayNode, has_room: HasRoom | None) -> bool:
+        """True if the groups on the node leave no room, or Ray's figures of it, which may be 1 s late."""
+        if await self._ask(placement_groups.leave_no_room, request, node):
+            return True
+        await self.membership.read()
+        return has_room is not None and not has_room(node.id, request)
 
 
 def _name_group(lease: Lease, suffix: str = "") -> str:

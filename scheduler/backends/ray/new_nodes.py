@@ -39,6 +39,8 @@ _DESCRIBE_S = 600.0
 _EXPLAIN_S = 5.0
 """How long the head's files count as known: usually, and while nodes cannot be started and no reason is known."""
 _TASK_S = 20.0
+_GUARD_S = 10.0
+"""How long a new group waits for the guard to live."""
 _LEAST_AMOUNT = {"CPU": 0.0001}
 """The bundle of a request without amounts: Ray refuses an empty one."""
 _ANY_POLICY = get_policy("pack")
@@ -66,7 +68,7 @@ class RayNewNodes:
         membership: Membership[RayNode],
         ask: Ask,
         calls: Calls,
-        creating: dict[str, tuple[str, asyncio.Task[Any]]],
+        creating: dict[str, asyncio.Task[Any]],
         *,
         given: Sequence[NodeType] = (),
         times: StartTimes,
@@ -208,7 +210,7 @@ class RayNewNodes:
         bundle, selector = self._build_wish(lease.request)
         await self._renew(name)
         creating = start_shared(self._ask(placement_groups.create_unpinned, name, bundle, selector))
-        self._creating[name] = "", creating
+        self._creating[name] = creating
         try:
             await join_shared(creating)
         finally:
@@ -301,7 +303,10 @@ class RayNewNodes:
         return time.monotonic() - self._looked_at >= guard.RENEW_S
 
     async def _renew(self, *new: str) -> None:
-        """Tell the guard which groups are wanted: new ones, and those that wait. Start the guard if there is none."""
+        """Tell the guard which groups are wanted: new ones, and those that wait. Start the guard if there is none.
+
+        It must live before a new group does: a service that is killed right after that leaves the group to it.
+        """
         self._renewed_at = time.monotonic()
         names = [*self._names.values(), *self._created.in_states("held", "noted"), *new]
         head = self._find_head()
@@ -310,7 +315,12 @@ class RayNewNodes:
         if head is None:
             log.warning("Ray shows no head: if this service ends, its groups that wait for nodes stay")
             return
-        await self._ask(guard.renew, head, names)
+        answer = await self._ask(guard.renew, head, names)
+        if new:
+            try:
+                await self._calls.answer(answer, _GUARD_S, "to start the guard of new nodes")
+            except BackendUnavailable as problem:
+                log.warning("if this service ends, its groups that wait for nodes may stay: %s", problem)
 
     def _show(self, lease: Lease, given_up: str) -> Lease:
         if lease.id not in self._names:

@@ -18,7 +18,7 @@ from typing import Any
 from roost.placement import Request
 from roost.scheduler.errors import LeaseConflict
 
-from .agent_task import build_task, build_task_on
+from .agent_task import BringUp, build_task, build_task_on, list_gpu_ids, list_gpu_ids_and_bring_up, run_once
 from .nodes import RayNode
 
 NAMESPACE = "roost"
@@ -28,13 +28,15 @@ PIN = "node:"
 """How the resource begins that ties a group to its node. A group that waits for a new node has none."""
 _SHARE_OF_ADDRESS = 0.0001
 """Each node has 1.0 of Ray's `node:<address>`. This amount ties a group to its node, and makes an empty group valid."""
+_SMALLEST = 0.0001
+"""The smallest amount that Ray counts."""
 _WAITING = frozenset({"PENDING", "PREPARED", "RESCHEDULING"})
 _REFUSED = frozenset({"NO_RESOURCES", "INFEASIBLE"})
 _ANCHOR_BYTES = 200_000
 """The size of an anchor (see `create_anchor`). Ray keeps an object of up to 100 KiB with its owner, not on its node."""
 _LOOK_S = 0.002
-_DECIDES_S = 1.0
-"""How long to wait for Ray's decision. Its GCS places a group, or finds no room for it, within milliseconds."""
+_DECIDES_S = 3.0
+"""How long to wait for Ray's decision. It takes milliseconds, and on a busy machine seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,7 @@ class Group:
     """A placement group of roost. `node` is Ray's id of the node that holds it, empty while no node does.
 
     `device_ids` is a Ray reference to the ids (a list of texts) of the devices that Ray has granted. It is None
-    without GPUs, and if the group was only read.
+    without GPUs, and if the group was only read. `agent` is one to the answer of the node's agent, if it is brought up.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Group:
     is_rescheduling: bool = False
     """True if the node that had the group has ended, and Ray looks for another one."""
     device_ids: Any = None
+    agent: Any = None
 
     @property
     def address(self) -> str:
@@ -72,12 +75,15 @@ def name_group(lease_id: str, user: str) -> str:
     return f"{lease_id}{_FOR}{user}"
 
 
-def create(name: str, request: Request, node: RayNode, anchor: Any = None) -> Group:
+def create(
+    name: str, request: Request, node: RayNode, anchor: Any = None, bring_up: BringUp | None = None
+) -> Group:
     """Claim the slice on that node, or find the group of that name.
 
     Raises `LeaseConflict` if Ray has no room; then there is no group.
 
-    A request with GPUs needs the node's `anchor` (see `create_anchor`).
+    A request with GPUs needs `bring_up`, to bring up the node's agent, too, or the node's `anchor` (see
+    `create_anchor`).
     """
     import ray
     from ray.util.placement_group import placement_group
@@ -90,13 +96,13 @@ def create(name: str, request: Request, node: RayNode, anchor: Any = None) -> Gr
         handle = _handle(name)
         if handle is None:
             raise LeaseConflict("a placement group of this name has just been removed") from None
-    reading = _read_device_ids(handle, request.gpus, anchor) if request.gpus else None
+    reading, agent = _read_device_ids(handle, request.gpus, anchor, bring_up)
     try:
         group = _wait_until_created(handle, name, node)
     except BaseException:
         cancel_reading(reading)
         raise
-    return replace(group, device_ids=reading)
+    return replace(group, device_ids=reading, agent=agent)
 
 
 def _wait_until_created(handle: Any, name: str, node: RayNode) -> Group:
@@ -129,13 +135,14 @@ def create_unpinned(name: str, bundle: Mapping[str, float], selector: Mapping[st
             raise
 
 
-def find_granted(name: str, request: Request, node: RayNode) -> Group:
+def find_granted(name: str, request: Request, node: RayNode, bring_up: BringUp | None = None) -> Group:
     """Return the group of that name, which Ray has created on this node. Raises `LeaseConflict` if it has not."""
     handle = _handle(name)
     group = None if handle is None else _group(_table(handle))
     if group is None or not group.is_created or group.node != node.daemon:
         raise LeaseConflict(f"Ray has taken the place on {node.address} back")
-    return replace(group, device_ids=_read_device_ids(handle, request.gpus, None) if request.gpus else None)
+    reading, agent = _read_device_ids(handle, request.gpus, None, bring_up)
+    return replace(group, device_ids=reading, agent=agent)
 
 
 def takes_selectors() -> bool:
@@ -166,6 +173,16 @@ def read_groups() -> list[Group]:
     return [group for entry in placement_group_table().values() if (group := _group(entry)) is not None]
 
 
+def leave_no_room(request: Request, node: RayNode) -> bool:
+    """True if the groups of roost on that node leave too little for the request. Ray knows its groups at once."""
+    groups = [group.amounts for group in read_groups() if group.is_created and group.node == node.daemon]
+    return any(
+        node.total[name] - sum(amounts.get(name, 0.0) for amounts in groups) < amount - _SMALLEST / 2
+        for name, amount in build_amounts(request).items()
+        if name in node.total
+    )
+
+
 def build_bundle(request: Request, node: RayNode) -> dict[str, float]:
     return {**build_amounts(request), f"{PIN}{node.address}": _SHARE_OF_ADDRESS}
 
@@ -186,25 +203,30 @@ def create_anchor(node: RayNode) -> Any:
     return build_task_on(node, _make_bytes).remote(_ANCHOR_BYTES)
 
 
+def start_reader(node: RayNode) -> None:
+    """Have Ray start a worker on that node for the tasks that read devices."""
+    build_task_on(node, list_gpu_ids).remote()
+
+
 def _make_bytes(size: int) -> bytes:
     return bytes(size)
 
 
-def _read_device_ids(handle: Any, gpus: float, anchor: Any) -> Any:
-    """Return a Ray reference to the ids of the devices that Ray grants to the group.
+def _read_device_ids(handle: Any, gpus: float, anchor: Any, bring_up: BringUp | None) -> tuple[Any, Any]:
+    """Return Ray references to the ids of the devices that Ray grants to the group, and to the agent's answer.
 
-    A task inside the group reads them as soon as there is room for it, in 4 ms if its worker is warm, else in seconds.
+    The first is None without GPUs, the second without `bring_up`. What reads the devices runs inside the group as soon
+    as there is room for it. A task needs 4 ms if its worker is warm, else 1.2 s.
     """
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    strategy = PlacementGroupSchedulingStrategy(handle)
-    return build_task(_list_gpu_ids).options(num_gpus=gpus, scheduling_strategy=strategy).remote(anchor)
-
-
-def _list_gpu_ids(_: bytes | None) -> list[str]:
-    import ray
-
-    return [str(device_id) for device_id in ray.get_gpu_ids()]
+    if not gpus:
+        return None, None
+    place = {"num_gpus": gpus, "scheduling_strategy": PlacementGroupSchedulingStrategy(handle)}
+    if bring_up is None:
+        return build_task(list_gpu_ids).options(**place).remote(anchor), None
+    reading, agent = run_once(list_gpu_ids_and_bring_up, *bring_up, returns=2, **place)
+    return reading, agent
 
 
 def cancel_reading(reading: Any) -> None:

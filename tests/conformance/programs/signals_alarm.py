@@ -21,8 +21,8 @@ def late(number, frame):
 
 
 signal.signal(signal.SIGALRM, late)
-signal.setitimer(signal.ITIMER_REAL, 0.1)
 try:
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
     time.sleep(20)
 except Late:
     print("late")

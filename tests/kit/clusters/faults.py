@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import Notebook, held_by
 from kit.machine.daemons import daemon_pids, kill
@@ -20,6 +22,7 @@ from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect
 from roost.scheduler.errors import BackendUnavailable, RoostError
 from roost.scheduler.messages import Kernel
+from roost.testing import deadlines
 from roost.testing.deadlines import allow_s
 
 KNOWN_S = 60.0
@@ -85,7 +88,7 @@ class ClusterWorld:
 
     async def open(self, **config: Any) -> Notebook:
         """Open a notebook with this configuration. Its variable `mine` is 42."""
-        notebook = self.notebook(**config)
+        notebook = self.notebook(**{"launch_timeout": allow_s(60), **config})
         await notebook.open()
         await notebook.run("import os, time; mine = 42")
         return notebook
@@ -113,12 +116,14 @@ class ClusterWorld:
         """
         for notebook in notebooks:
             assert await notebook.value("mine") == "42"
-        deadline = time.monotonic() + allow_s(KNOWN_S)
-        while True:
+        kernels: list[Kernel] = []
+
+        async def are_known() -> bool:
+            nonlocal kernels
             kernels = [await self.kernel_of(notebook) for notebook in notebooks]
-            if all(kernel.state != "unknown" for kernel in kernels) or time.monotonic() > deadline:
-                break
-            await asyncio.sleep(0.1)
+            return all(kernel.state != "unknown" for kernel in kernels)
+
+        await deadlines.until(are_known, "the service knows whether the kernels run", KNOWN_S, 0.1)
         assert [kernel.state for kernel in kernels] == ["running"] * len(kernels)
         return kernels
 
@@ -167,43 +172,51 @@ class ClusterWorld:
 
     async def has_room(self, within_s: float = 60.0, **asked: Any) -> float:
         """Wait until the service has room for a request with these fields. Return the seconds."""
-        began = time.monotonic()
-        while True:
+        began, problem = time.monotonic(), ""
+
+        async def is_there() -> bool:
+            nonlocal problem
             try:
                 decision = await self.service().explain(Request(**asked))
-                if decision["placement"]:
-                    return time.monotonic() - began
-                problem = f"there is no room: {decision}"
             except RoostError as error:
                 problem = str(error)
-            assert time.monotonic() - began < allow_s(within_s), problem
-            await asyncio.sleep(0.1)
+                return False
+            problem = f"there is no room: {decision}"
+            return bool(decision["placement"])
+
+        await deadlines.until(is_there, lambda: f"the service has room: {problem}", within_s, 0.1)
+        return time.monotonic() - began
 
     async def refusal(self, within_s: float = 60.0, **asked: Any) -> str:
         """Wait until the service refuses a request with these fields for now, or fails. Return the reason."""
-        deadline = time.monotonic() + allow_s(within_s)
-        while True:
+
+        async def find_reason() -> str:
             try:
                 decision = await self.service().explain(Request(**asked))
             except RoostError as error:
                 assert_plain(error.user_message)
                 return error.user_message
-            if not decision["placement"]:
-                assert not decision["is_never"]
-                return f"{decision['reason']} {decision['refusals']}"
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+            if decision["placement"]:
+                return ""
+            assert not decision["is_never"]
+            return f"{decision['reason']} {decision['refusals']}"
+
+        return await deadlines.until(find_reason, "the service refuses the request", within_s)
 
     async def waits_for(self, text: str, within_s: float = 60.0) -> str:
         """Wait until some kernel waits for a reason that holds this text. Return the whole reason."""
-        deadline = time.monotonic() + allow_s(within_s)
-        while True:
+        reasons: list[str] = []
+
+        async def find_reason() -> str:
+            nonlocal reasons
             reasons = [kernel.waits_for for kernel in await self.service().kernels()]
-            if found := [reason for reason in reasons if text in reason]:
-                assert_plain(found[0])
-                return found[0]
-            assert time.monotonic() < deadline, reasons
-            await asyncio.sleep(0.1)
+            return next((reason for reason in reasons if text in reason), "")
+
+        reason = await deadlines.until(
+            find_reason, lambda: f"a kernel waits for {text!r}: {reasons}", within_s, 0.1
+        )
+        assert_plain(reason)
+        return reason
 
     def cpus_of_backend(self) -> dict[str, float]:
         """Return the CPUs that the backend holds for itself on each node while the service runs."""
@@ -222,16 +235,24 @@ class ClusterWorld:
             if node["cpus_promised"] > own.get(node["id"], 0)
         ]
 
+    async def listed(self) -> list[str]:
+        """Return a line for each kernel that the service lists."""
+        return [f"kernel {kernel.id} is {kernel.state}" for kernel in await self.service().kernels()]
+
     async def close(self) -> None:
         """Close all notebooks. Check that no kernel, no remains and no promises are left."""
         for notebook in self.opened:
             if hasattr(notebook, "client"):
                 await notebook.close()
-        assert await self.service().kernels() == []
-        began = time.monotonic()
-        while found := [*self.left(), *await self.promised()]:
-            assert time.monotonic() - began < allow_s(self.clean_s), found
-            await asyncio.sleep(0.1)
+        began, found = time.monotonic(), list[str]()
+
+        async def is_clean() -> bool:
+            nonlocal found
+            found = [*await self.listed(), *self.left(), *await self.promised()]
+            return not found
+
+        # A kernel's end may outlast its notebook's.
+        await deadlines.until(is_clean, lambda: f"left behind: {found}", self.clean_s, 0.1)
         say("all removed after", began)
 
 
@@ -256,13 +277,27 @@ def assert_plain(reason: str) -> None:
 
 async def until(is_true: Callable[[], Any], what: str, within_s: float = 60.0) -> None:
     """Wait until something is true. A cluster manager that refuses or is `away` counts as false."""
-    deadline = time.monotonic() + allow_s(within_s)
-    while True:
+
+    def is_so() -> bool:
         with contextlib.suppress(OSError):
-            if await asyncio.to_thread(is_true):
-                return
-        assert time.monotonic() < deadline, what
-        await asyncio.sleep(0.1)
+            return bool(is_true())
+        return False
+
+    await deadlines.until(lambda: asyncio.to_thread(is_so), what, within_s, 0.1)
+
+
+def read_command(process: psutil.Process) -> str:
+    """Return the command line of a process, or an empty text if it has just ended."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def read_name(process: psutil.Process) -> str:
+    """Return the name of a process, or an empty text if it has just ended."""
+    with contextlib.suppress(psutil.Error):
+        return process.name()
+    return ""
 
 
 def say(text: str, since: float | None = None) -> None:

@@ -101,7 +101,7 @@ class ClusterOutages:
             await self._outcome(starting, opening)
         await self.world.has_room(**self.spare, within_s=self.back_s)
         await self.world.has_room(gpus=1, within_s=self.back_s)
-        await until(lambda: len(self.world.held()) == 2, "a pod or container is left", self.back_s)
+        await until(lambda: len(self.world.held()) == 2, "only two pods or containers are left", self.back_s)
         await self.world.lives(*self.notebooks)
         say("whole after", began)
 

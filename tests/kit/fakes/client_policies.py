@@ -23,6 +23,7 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.pickling import PYTHON, pack_policy
 from roost.scheduler.policies.recent_requests import RecentRequests
+from roost.testing.deadlines import allow_s
 
 GIB = 1 << 30
 
@@ -60,7 +61,7 @@ def placed(node_id: str, *device_ids: Any, score: float = 1.0, **more: Any) -> A
 async def policies(settings: Settings | None = None, **others: object) -> AsyncIterator[PolicyCatalog]:
     """Yield a catalog to which a client has added these objects as policies, by name."""
     made = PolicyCatalog(
-        settings or Settings(policy_timeout_s=20), RecentRequests(None, clock=time.monotonic)
+        settings or Settings(policy_timeout_s=allow_s(20)), RecentRequests(None, clock=time.monotonic)
     )
     try:
         for name, other in others.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,22 +70,26 @@ class FakeWorld:
             env={"SECRET": "hush"},
             cwd="/",
             connection=connection,
-            **{"launch_timeout_s": 10.0, **own},
+            **{"launch_timeout_s": allow_s(10.0), **own},
         )
         return asyncio.ensure_future(self.scheduler.start(start))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the condition is true, which is checked after each event."""
-        while not condition():
-            self._changed.clear()
-            await asyncio.wait_for(self._changed.wait(), allow_s(60))
+        """Wait until the condition is true, which is checked after each event and now and then: not all tells."""
 
-    async def until_not(self, read: Callable[[], Awaitable[object]]) -> None:
+        async def read() -> bool:
+            return not condition()
+
+        await self.until_not(read, 60.0)
+
+    async def until_not(self, read: Callable[[], Awaitable[object]], timeout_s: float = 5.0) -> None:
         """Wait until `read` returns something empty."""
-        deadline = asyncio.get_running_loop().time() + allow_s(5.0)
+        deadline = asyncio.get_running_loop().time() + allow_s(timeout_s)
         while await read():
             assert asyncio.get_running_loop().time() < deadline
-            await asyncio.wait([asyncio.ensure_future(self._changed.wait())], timeout=0.01)
+            self._changed.clear()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), 0.05)
 
     async def told(self, kind: str, kernel_id: str = "", times: int = 1) -> None:
         """Wait until `times` events of that kind have come, for that kernel if one is given."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import json
 import os
 import secrets
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from kit.machine import debian_packages
 from kit.machine.daemons import wait_gone
 from roost.bench.clusters.free_ports import free_port
 from roost.provisioners import server_extension
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, Route
@@ -76,14 +77,6 @@ def why_not() -> str:
 
 def _chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-def until(is_so: Callable[[], bool], within_s: float) -> None:
-    """Wait until a condition is true. Raise `AssertionError` after `within_s`."""
-    deadline = time.monotonic() + allow_s(within_s)
-    while not is_so():
-        assert time.monotonic() < deadline, f"it is not so after {within_s:g} s"
-        time.sleep(0.05)
 
 
 def prepare_lab(folder: Path) -> None:
@@ -210,6 +203,7 @@ class Lab:
 
     def __init__(self, page: Page, server: JupyterServer) -> None:
         self.page = page
+        page.set_default_timeout(allow_s(CELL_S * 1000))
         self._at = f"http://127.0.0.1:{server.port}"
         self._token = server.token
 
@@ -312,7 +306,7 @@ class Lab:
             self.page.wait_for_timeout(20)  # requests that were held leave the page only meanwhile
             return len(self.api("GET", "sessions")) >= number
 
-        until(has_them, OPEN_S)
+        until_blocking(has_them, f"the server has {number} sessions", OPEN_S)
         self.page.wait_for_timeout(_PERSON_MS)
 
     def status(self, holds: str = "") -> Locator:
@@ -322,8 +316,13 @@ class Lab:
         return status
 
     def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
+        """Press keys. Equal ones come in one call: the Lab forgets the first key of a pair after a second."""
+        for key, same in itertools.groupby(keys):
+            count = len(list(same))
+            if count > 1:
+                self.page.keyboard.type(key * count)
+            else:
+                self.page.keyboard.press(key)
 
     def reload(self) -> None:
         """Load the page again, and wait until the notebook is in sight."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from jupyter_client.asynchronous.client import AsyncKernelClient
@@ -13,7 +12,7 @@ from roost.provisioners.kernel_object import await_answer
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import KernelDied
 from roost.scheduler.messages import Kernel
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 SLEEP = "import time\nwhile True: time.sleep(0.1)"
 """Code that an interrupt ends. One long sleep would go on if the signal came just before it began."""
@@ -66,7 +65,7 @@ class Notebook:
             "stream",
         ):  # the kernel announces the cell before the cell's first line runs
             await self._until_published(kind, cell)
-        await asyncio.sleep(_PRINTED_S)
+        await asyncio.sleep(allow_s(_PRINTED_S))
         await self.manager.interrupt_kernel()
         reply = await self.client._async_recv_reply(cell, timeout=allow_s(30))
         assert reply["content"]["ename"] == "KeyboardInterrupt"
@@ -80,13 +79,19 @@ class Notebook:
 
     async def ended(self, service: Client, within_s: float) -> str:
         """Wait until the provisioner reports the kernel's end; return the service's reason for it."""
-        deadline = time.monotonic() + allow_s(within_s)
-        await asyncio.wait_for(self.manager.provisioner.wait(), allow_s(within_s))  # type: ignore[union-attr]
-        while True:
+        ending = asyncio.ensure_future(self.manager.provisioner.wait())  # type: ignore[union-attr]
+
+        async def read_reason() -> str:
+            if not ending.done():
+                return ""
+            await ending
             kernel = await service.kernel(self.manager.kernel_id)
-            if (kernel.state == "exited" and kernel.reason) or time.monotonic() > deadline:
-                return kernel.reason
-            await asyncio.sleep(0.05)
+            return kernel.reason if kernel.state == "exited" else ""
+
+        try:
+            return await until(read_reason, "the service gives a reason for the kernel's end", within_s)
+        finally:
+            ending.cancel()
 
     async def restart(self) -> None:
         await self.manager.restart_kernel()

@@ -29,7 +29,7 @@ def run_papermill(code: str, folder: Path) -> str:
 def run_nbclient(code: str) -> str:
     """Run a notebook with this code by nbclient. Return its output."""
     notebook = build_notebook(code)
-    NotebookClient(notebook, timeout=int(allow_s(100)), kernel_name="roosted").execute()
+    NotebookClient(notebook, timeout=int(allow_s(100))).execute()
     return _read_stdout(notebook)
 
 

@@ -88,8 +88,6 @@ while True:
     ready = dict(poller.poll())
     if heart in ready:
         heart.send(heart.recv())
-    if control in ready:
-        is_interrupted(0)
     if shell in ready:
         names, request = session.recv(shell)
         publish("status", {"execution_state": "busy"})
@@ -99,6 +97,8 @@ while True:
         content = execute(request) if kind == "execute_request" else {"status": "ok", **info}
         answer(shell, names, request, content)
         publish("status", {"execution_state": "idle"}, request)
+    elif control in ready:
+        is_interrupted(0)
 """
 
 ODD_SPEC = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +13,8 @@ from pathlib import Path
 from server import JupyterServer, jupyter_server
 
 from kit.jupyter.front_end import FrontEnd, Message
-from roost.testing.deadlines import looks
+from roost.scheduler.client.client import connect
+from roost.testing.deadlines import allow_s, until
 
 _OTHERS = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim")
 EXTENSIONS = {"roost": True, **dict.fromkeys(_OTHERS, False)}
@@ -62,13 +65,25 @@ async def end(server: JupyterServer, signum: int = signal.SIGKILL) -> None:
     """End a server by a signal, and wait until it has ended."""
     os.kill(server.pid, signum)
     status = Path(f"/proc/{server.pid}/stat")
-    async for _ in looks(20):
+
+    def has_ended() -> bool:
         try:
-            if ") Z " in status.read_text():
-                return
+            return ") Z " in status.read_text()
         except (FileNotFoundError, ProcessLookupError):
-            return
-    raise AssertionError(f"the server {server.pid} does not end")
+            return True
+
+    await until(has_ended, f"the server {server.pid} ends", 20)
+
+
+async def none_is_left() -> None:
+    """Wait until this machine's scheduler has no kernel. A server may end before its last kernel has.
+
+    The deadline comes before the scheduler itself ends the kernels of a server that has ended.
+    """
+    end = time.monotonic() + min(allow_s(2), 8)
+    while left := await connect("local").kernels():
+        assert time.monotonic() < end, left
+        await asyncio.sleep(0.05)
 
 
 def has_begun(front: FrontEnd, cell: str) -> bool:

@@ -7,7 +7,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -36,17 +35,19 @@ from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
 from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.node_archive import dump_start, pack
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1))
 
 
 PARENT_KERNEL = """
-import json, os, signal, socket, subprocess, sys
+import json, os, signal, socket, subprocess, sys, time
 SLEEP = ["sleep", "300"]
 signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-deaf = subprocess.Popen([sys.executable, "-S", "-c", "import signal; signal.signal(15, 1); signal.pause()"])
+DEAF = "import signal, time\\nsignal.signal(15, 1)\\nprint('deaf', flush=True)\\nwhile True: time.sleep(0.1)"
+deaf = subprocess.Popen([sys.executable, "-S", "-c", DEAF], stdout=subprocess.PIPE)
+deaf.stdout.readline()
 here = subprocess.Popen(SLEEP)
 away = subprocess.Popen(SLEEP, start_new_session=True)
 shell = subprocess.run(["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $!"], capture_output=True, text=True)
@@ -54,9 +55,12 @@ print(here.pid, away.pid, int(shell.stdout), deaf.pid, flush=True)
 connection = json.load(open(sys.argv[1]))
 servers = [socket.create_server((connection["ip"], connection[name])) for name in ("shell_port", "iopub_port")]
 while True:
-    signal.pause()
+    time.sleep(0.1)
 """
-"""A kernel that ignores SIGTERM. It has two children in its group, one in another session, and a daemon."""
+"""A kernel that ignores SIGTERM. It has two children in its group, one in another session, and a daemon.
+
+No `signal.pause()`: a signal that comes just before it is handled at its end.
+"""
 
 
 @dataclass(frozen=True)
@@ -139,15 +143,16 @@ async def connect(
     endpoint: str, keys: ClientKeys, on_event: Callable[[AgentEvent], None] | None = None
 ) -> AgentClient:
     """Connect to an agent as soon as it listens."""
-    deadline = time.monotonic() + allow_s(60)
-    while True:
+
+    async def try_once() -> AgentClient | None:
         client = AgentClient(endpoint, keys, on_event=on_event)
         try:
             await client.connect()
-            return client
-        except RpcError:
-            assert time.monotonic() < deadline, "the agent does not listen"
-            await asyncio.sleep(0.02)
+        except (RpcError, asyncio.TimeoutError):
+            return None
+        return client
+
+    return await until(try_once, "the agent listens", 60, 0.02)
 
 
 def a_launch(argv: tuple[str, ...] = TINY_ARGV) -> Launch:

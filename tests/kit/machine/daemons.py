@@ -68,7 +68,7 @@ def settle(runtime_dir: Path) -> None:
 async def _empty_agent(folder: Path) -> None:
     announced = read_json(folder / "ready.json")
     client = AgentClient(announced["endpoint"], decode(ClientKeys, announced["keys"]))
-    await client.connect()
+    await client.connect(timeout_s=allow_s(30))
     try:
         for lease in (await client.holdings()).leases:
             await client.release(lease.id)

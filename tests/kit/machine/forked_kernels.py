@@ -30,7 +30,7 @@ from roost.launchers.agent.warm.zygote_start import SCRIPT
 from roost.launchers.protocol.agent_settings import Forking
 from roost.launchers.protocol.messages import PORT_NAMES, Connection, Launch
 from roost.launchers.protocol.process_context import read_context
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 REPLY_S = 180.0
 _PR_SET_CHILD_SUBREAPER = 36
@@ -88,13 +88,13 @@ def wait_for(pid: int) -> int:
 
     It becomes a child of this process only after the end of the process that forked it.
     """
-    deadline = time.monotonic() + allow_s(REPLY_S)
-    while True:
-        try:
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        except ChildProcessError:
-            assert time.monotonic() < deadline, f"{pid} is no child"
-            time.sleep(0.01)
+
+    def reap() -> tuple[int] | None:
+        with contextlib.suppress(ChildProcessError):
+            return (os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]),)
+        return None
+
+    return until_blocking(reap, f"{pid} is a child", REPLY_S, 0.01)[0]
 
 
 @contextlib.contextmanager
@@ -111,15 +111,16 @@ def default_signals() -> Iterator[None]:
 
 def wait_until_open(port: int) -> None:
     """Wait until somebody listens on this port of the loopback address."""
-    deadline = time.monotonic() + allow_s(REPLY_S)
-    while True:
+
+    def is_open() -> bool:
         with (
             contextlib.suppress(ConnectionRefusedError),
             socket.create_connection(("127.0.0.1", port), timeout=allow_s(REPLY_S)),
         ):
-            return
-        assert time.monotonic() < deadline, f"nobody listens on port {port}"
-        time.sleep(0.01)
+            return True
+        return False
+
+    until_blocking(is_open, f"somebody listens on port {port}", REPLY_S, 0.01)
 
 
 class Agent:

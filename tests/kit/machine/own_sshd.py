@@ -9,15 +9,14 @@ import contextlib
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from roost.testing.deadlines import allow_s
+from roost.bench.clusters.free_ports import free_port
+from roost.testing.deadlines import allow_s, until_blocking
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin") or ""
 
@@ -97,11 +96,14 @@ class OwnSshd:
             script = 'mount -t tmpfs none /run && mkdir -m 755 /run/sshd && exec "$@"'
             command = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-        ends_at = time.monotonic() + allow_s(10)
-        while not (self.folder / "log").exists() or "Server listening" not in self.log:
-            assert self.process.poll() is None, self.log
-            assert time.monotonic() < ends_at, self.log
-            time.sleep(0.01)
+        until_blocking(self._listens, lambda: f"sshd listens: {self.log}", 10, 0.01)
+
+    def _listens(self) -> bool:
+        """True if sshd listens. Raise AssertionError if it has ended."""
+        assert self.process is not None
+        is_there = (self.folder / "log").exists() and "Server listening" in self.log
+        assert is_there or self.process.poll() is None, self.log
+        return is_there
 
     def stop(self) -> None:
         """End sshd. Sessions end with their clients."""
@@ -122,10 +124,7 @@ def own_sshd(folder: Path) -> Iterator[OwnSshd]:
             timeout=allow_s(10),
         )
     shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    sshd = OwnSshd(folder, port)
+    sshd = OwnSshd(folder, free_port())
     sshd.configure_client()
     sshd.know()
     try:

@@ -30,6 +30,7 @@ import pytest
 
 import roost
 from roost.launchers.daemon.process import start_time
+from roost.testing.deadlines import allow_s
 
 FIRST_UID = 3001
 CPUS, MEMORY_BYTES, GPUS = 4, 1000, 4
@@ -215,10 +216,9 @@ def run(way: str, users: int, rounds: int, kills: int) -> dict[str, Any]:
             time.sleep(0.002)
         took_s = time.monotonic() - began
         results = [json.loads(racer.communicate()[0] or "{}") for racer in racers]
-        for _ in range(100):  # leases of killed agents expire, and agents that have left end
-            left = [path.name for path in book.glob("*roost-*")]
-            if not left:
-                break
+        # Leases of killed agents expire, and agents that have left end.
+        until = time.monotonic() + allow_s(30)
+        while (left := [path.name for path in book.glob("*roost-*")]) and time.monotonic() < until:
             time.sleep(0.1)
     finally:
         for racer in racers:

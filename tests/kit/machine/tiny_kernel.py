@@ -15,8 +15,8 @@ from roost.testing.deadlines import allow_s
 TINY_KERNEL = """
 import json, signal, socket, sys
 connection = json.load(open(sys.argv[1]))
+print("up", flush=True)  # before it listens: then its start is over
 servers = [socket.create_server((connection["ip"], connection[name])) for name in ("shell_port", "iopub_port")]
-print("up", flush=True)
 signal.pause()
 """
 TINY_ARGV = (sys.executable, "-S", "-c", TINY_KERNEL, "{connection_file}")

@@ -25,7 +25,7 @@ from roost.launchers.agent.warm.kernel_command import KernelCommand, NotForked
 from roost.launchers.agent.warm.zygote_start import SCRIPT
 
 from .program import Program, list_packages
-from .session import run_session
+from .session import HANGS, run_session
 
 KINDS = ("executed", "fork", "standby", "learnt", "preload")
 _LEARNT = ("numpy", "pandas", "scikit-learn")
@@ -62,12 +62,12 @@ class Kinds:
     def run_fresh(self, program: Program) -> list[str]:
         """Return the transcript of a program on a fresh kernel. Each program runs once.
 
-        It runs again if Python aborts at its end. Plain kernels do that rarely (seen once in ten thousand ends); a
-        thread that holds the lock of a file's buffer is a known cause (python/cpython#129536).
+        It runs again if Python aborts or hangs at its end. Plain kernels do that rarely (each seen once in ten thousand
+        ends); a thread that holds the lock of a file's buffer is a known cause of aborts (python/cpython#129536).
         """
         if program.name not in self._transcripts:
             transcript = self.run(program, "fresh")
-            if f"exit code {-signal.SIGABRT}" in transcript:
+            if {f"exit code {-signal.SIGABRT}", HANGS} & set(transcript):
                 transcript = self.run(program, "fresh")
             self._transcripts[program.name] = transcript
         return self._transcripts[program.name]

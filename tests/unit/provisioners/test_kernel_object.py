@@ -8,12 +8,14 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
 import roost
 from kit.fakes.service import FakeService, fake_service
 from kit.jupyter.kernelspecs import kernelspecs
+from roost.provisioners import kernel_object
 from roost.provisioners.execution import add_output, build_result
 from roost.provisioners.kernel_object import await_answer
 from roost.scheduler.client.client import disconnect
@@ -55,6 +57,17 @@ def test_arguments_override_the_kernelspecs_options(service: FakeService, tmp_pa
 def test_a_plain_kernelspec_is_started_through_roost(service: FakeService, tmp_path: Path) -> None:
     kernelspecs(tmp_path, metadata={"kernel_provisioner": {}})
     assert refused_start(service, cpus=1).request.cpus == 1
+
+
+def test_ctrl_c_before_a_call_has_begun(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python reports a coroutine that is made and never runs. That would fail this test."""
+    kernelspecs(tmp_path)
+    monkeypatch.setattr(kernel_object, "_get_loop", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        roost.start_kernel("roosted")
+    assert service.called("start") == []
 
 
 def test_the_environment_and_the_folder(

@@ -9,11 +9,14 @@ import os
 import signal
 import sys
 import threading
+from asyncio import InvalidStateError
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from jupyter_client.manager import KernelManager
 from jupyter_console.app import ZMQTerminalIPythonApp
 from traitlets.config import Configurable
@@ -21,7 +24,7 @@ from traitlets.config import Configurable
 from kit.fakes.service import FakeService, exited
 from kit.jupyter.kernel_managers import a_start, ended, manager, the_start
 from roost.launchers.protocol.messages import PORT_NAMES
-from roost.provisioners import RoostProvisioner
+from roost.provisioners import RoostProvisioner, provisioner
 from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import (
@@ -214,7 +217,7 @@ async def test_a_cancelled_start_is_undone(service: FakeService, tmp_path: Path)
 
     async def queue_forever(_: StartKernel) -> None:
         loop.call_soon_threadsafe(begun.set)
-        await asyncio.sleep(30)
+        await asyncio.sleep(3600)
 
     service.answers["start"] = queue_forever
     km = manager(tmp_path)
@@ -246,6 +249,84 @@ async def test_poll_reports_a_failed_restart(
     await km.restart_kernel(now=True)
     assert await km.is_alive()
     await km.shutdown_kernel(now=True)
+
+
+async def test_a_restart_that_cannot_end_the_kernel_does_not_take_it_for_dead(
+    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    km = manager(tmp_path)
+    await km.start_kernel()
+    launched = the_start(service)
+    silent = BackendUnavailable("The agent on a does not answer.")
+    service.answers.update(signal=silent, start=silent)
+    await km.restart_kernel(now=True)
+    assert await km.is_alive(), "nobody knows whether it has ended"
+    assert "was not restarted: The agent on a does not answer." in caplog.text
+    service.answers.clear()
+    service.exit(launched.kernel_id, -2)  # its agent answers again
+    assert await ended(km) == -2
+    await km.restart_kernel(now=True)
+    assert await km.is_alive()
+    await km.shutdown_kernel(now=True)
+
+
+async def begin_restart(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, asyncio.Task[None], asyncio.Event]:
+    """Start a kernel and begin its restart, which has ended it and waits for the returned event before its launch."""
+    km = manager(folder)
+    await km.start_kernel()
+    plain, has_ended, go = km.provisioner.pre_launch, asyncio.Event(), asyncio.Event()
+
+    async def wait(**kwargs: Any) -> dict[str, Any]:
+        monkeypatch.setattr(km.provisioner, "pre_launch", plain)
+        has_ended.set()
+        await go.wait()
+        return dict(await plain(**kwargs))
+
+    monkeypatch.setattr(km.provisioner, "pre_launch", wait)
+    restart = asyncio.create_task(km.restart_kernel(now=True))
+    await has_ended.wait()
+    return km, restart, go
+
+
+async def test_a_restart_ends_the_kernel_that_another_restart_has_started_meanwhile(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    km, restart, go = await begin_restart(tmp_path, monkeypatch)
+    await km.restart_kernel(now=True)
+    go.set()
+    with suppress(InvalidStateError):  # jupyter_client sets the state of one of the two restarts twice
+        await restart
+    assert await km.is_alive()
+    assert [call.signum for call in service.called("signal")].count(signal.SIGKILL) == 2
+    assert len(service.called("start")) == 3
+    await km.shutdown_kernel(now=True)
+    assert not service.kernels
+
+
+async def test_a_shutdown_during_a_restart_is_final(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    km, restart, go = await begin_restart(tmp_path, monkeypatch)
+    await km.shutdown_kernel(now=True)
+    go.set()
+    with suppress(InvalidStateError, zmq.ZMQError):  # jupyter_client has closed its sockets
+        await restart
+    assert not await km.is_alive()
+    assert not service.kernels
+    assert len(service.called("start")) == 1
+
+
+async def test_a_shutdown_asks_a_silent_agent_once(service: FakeService, tmp_path: Path) -> None:
+    km = manager(tmp_path)
+    await km.start_kernel()
+    km.shutdown_wait_time = 0.2
+    gone = BackendUnavailable("The agent cannot be reached.")
+    service.answers.update(signal=gone, stop=gone)
+    await km.shutdown_kernel()
+    assert (len(service.called("signal")), len(service.called("stop"))) == (1, 1)
+    assert not await km.is_alive()
 
 
 def test_the_blocking_manager_from_a_thread_without_a_loop(service: FakeService, tmp_path: Path) -> None:
@@ -301,7 +382,7 @@ async def test_a_stop_is_repeated_after_the_shutdown(
     assert "is repeated for 300 s" in caplog.text
     service.answers["stop"] = lambda arguments: (stopped.set(), service._stop(arguments))[1]
     service.serve()
-    assert await asyncio.to_thread(stopped.wait, 10)
+    assert await asyncio.to_thread(stopped.wait, allow_s(30))
     await km.shutdown_kernel(now=True)
 
 
@@ -318,6 +399,31 @@ class ManyKernels(Configurable):
 
     def note_waiting(self, kernel_id: str) -> None:
         self.changed.set()
+
+
+@pytest.mark.parametrize(
+    "problem", [BackendUnavailable("Ray is away."), ConfigError("there is no option max_gpu.")]
+)
+async def test_an_adoption_waits_until_a_service_can_start(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    monkeypatch.setattr(provisioner, "_ADOPT_AGAIN_S", 0.01)
+    holder, taker = manager(tmp_path), manager(tmp_path)
+    await holder.start_kernel()
+    taker.kernel_id = holder.kernel_id
+    taker.parent = ManyKernels()
+    taker.parent.adopting.add(holder.kernel_id)
+
+    def refuse(_: object) -> None:
+        del service.answers["adopt"]
+        raise problem
+
+    service.answers["adopt"] = refuse
+    await taker.start_kernel()
+    assert await taker.is_alive()
+    assert len(service.called("adopt")) == 2
+    await taker.shutdown_kernel(now=True)
+    await holder.shutdown_kernel(now=True)
 
 
 async def test_an_adoption_takes_no_kernel_from_a_program_that_lives(
@@ -355,12 +461,12 @@ async def test_the_log_shows_what_a_start_waits_for(
 
     async def wait(_: object) -> None:
         begun.set()
-        await asyncio.sleep(30)
+        await asyncio.sleep(3600)
 
     service.answers["start"] = wait
     km = manager(tmp_path)
     starting = asyncio.ensure_future(km.start_kernel())
-    assert await asyncio.to_thread(begun.wait, 10)
+    assert await asyncio.to_thread(begun.wait, allow_s(30))
     start = the_start(service)
     assert start.queue_timeout_s is None  # nobody sees it wait here
     km.parent = ManyKernels()
@@ -372,7 +478,7 @@ async def test_the_log_shows_what_a_start_waits_for(
     with caplog.at_level(logging.INFO):
         for position in (3, 2):  # the second change comes too soon for the log
             service.push(Event(kind="queued", at=0.0, kernel=replace(waiting, position=position)))
-            assert await asyncio.to_thread(changed.wait, 10)
+            assert await asyncio.to_thread(changed.wait, allow_s(30))
             changed.clear()
     assert [record.message for record in caplog.records if "Position" in record.message] == [
         f"kernel={start.kernel_id} Position 3 in the queue: no GPU is free."
@@ -423,7 +529,7 @@ async def test_there_is_no_kernel_during_a_launch(service: FakeService, tmp_path
 
     async def slow(start: StartKernel) -> Any:
         loop.call_soon_threadsafe(begun.set)
-        await asyncio.to_thread(go_on.wait, 10)
+        await asyncio.to_thread(go_on.wait, allow_s(60))
         return service._start(start)
 
     service.answers["start"] = slow

@@ -136,7 +136,7 @@ def test_the_local_backend_needs_no_name_for_this_machine() -> None:
         ({"gpu_models": {"a": 1}}, {}, "gpu_models"),
         ({"policy": 3}, {}, "policy"),
         ({"launch_timeout": 0}, {}, "launch_timeout"),
-        ({}, {"KERNEL_GPUS": "1.5"}, "gpus must be at most 1"),
+        ({}, {"KERNEL_GPUS": "1.5"}, "KERNEL_GPUS must be at most 1"),
         ({}, {"KERNEL_CPUS": "two"}, "KERNEL_CPUS must be a number; got 'two'"),
         (
             {},

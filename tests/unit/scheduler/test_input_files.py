@@ -14,6 +14,7 @@ import zmq
 from kubernetes.client import Configuration
 
 from kit.machine.bad_files import BAD_FILES
+from kit.machine.cases import find_wrong
 from roost.launchers.daemon.file_input import take_json
 from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.agent_settings import AgentSettings
@@ -89,21 +90,25 @@ SERVICES_FILES: Mapping[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD_FILES)
 @pytest.mark.parametrize("name", USERS_FILES)
-def test_a_bad_file_of_a_user_is_one_sentence(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_bad_file_of_a_user_is_one_sentence(tmp_path: Path, name: str) -> None:
     """Some of these are good files, such as an empty configuration."""
-    tmp_path.chmod(0o700)
-    path = tmp_path / name
-    BAD_FILES[kind](path)
-    if kind == "brackets" and name in ("pod.yaml", "kubeconfig"):
-        path.write_text("[\n" * 200_000)  # PyYAML takes seconds for as many in one line
-    if not path.is_symlink():
-        path.chmod(0o600)
-    refusal = find_refusal(lambda: USERS_FILES[name](str(path)))
-    assert "\n" not in refusal
-    assert len(refusal) < 1_000
-    assert refusal or path.is_file()
+
+    def check(kind: str) -> None:
+        folder = tmp_path / kind
+        folder.mkdir(mode=0o700)
+        path = folder / name
+        BAD_FILES[kind](path)
+        if kind == "brackets" and name in ("pod.yaml", "kubeconfig"):
+            path.write_text("[\n" * 200_000)  # PyYAML takes seconds for as many in one line
+        if not path.is_symlink():
+            path.chmod(0o600)
+        refusal = find_refusal(lambda: USERS_FILES[name](str(path)))
+        assert "\n" not in refusal
+        assert len(refusal) < 1_000
+        assert refusal or path.is_file()
+
+    assert find_wrong(BAD_FILES, check) == []
 
 
 @pytest.mark.parametrize("name", ["snapshot.json", "trace.csv", "policy.py", "config.json", "pod.yaml"])
@@ -120,20 +125,23 @@ def test_the_file_of_a_user_may_be_a_link(tmp_path: Path, name: str) -> None:
     assert USERS_FILES[name](str(tmp_path / name))
 
 
-@pytest.mark.parametrize("kind", BAD_FILES)
 @pytest.mark.parametrize("name", SERVICES_FILES)
 async def test_a_bad_file_of_the_service_is_put_aside(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, kind: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    file = tmp_path / name
-    BAD_FILES[kind](file)
-    SERVICES_FILES[name](file)
-    aside = [record for record in caplog.records if f"{file} is put aside" in record.getMessage()]
-    if kind in ("types", "infinite") and name == "ends.json":  # an object without launches
-        assert not aside
-    else:
-        assert len(aside) == 1
-        assert os.path.lexists(file.with_suffix(".unreadable"))
+    def check(kind: str) -> None:
+        file = tmp_path / kind / name
+        file.parent.mkdir()
+        BAD_FILES[kind](file)
+        SERVICES_FILES[name](file)
+        aside = [record for record in caplog.records if f"{file} is put aside" in record.getMessage()]
+        if kind in ("types", "infinite") and name == "ends.json":  # an object without launches
+            assert not aside
+        else:
+            assert len(aside) == 1
+            assert os.path.lexists(file.with_suffix(".unreadable"))
+
+    assert find_wrong(BAD_FILES, check) == []
 
 
 def test_a_key_pair_may_be_a_link_and_must_fit(tmp_path: Path) -> None:

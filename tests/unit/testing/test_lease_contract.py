@@ -28,6 +28,7 @@ from roost.testing import (
     FakePodCluster,
     LeaseContract,
     backend_context,
+    deadlines,
     local_backend,
     open_backend,
     pod_backend,
@@ -237,6 +238,8 @@ async def test_a_broken_promise_is_named(
     suite = LeaseContract()
     faults = PodFaults(FakePodCluster)
     suite.prepare(sys.executable, faults, monkeypatch)
+    suite.held_s = 2.0
+    monkeypatch.setattr(deadlines, "_LONGER", 1.0)
     opener = partial(open_backend, partial(backend, pod_cluster))
     with pytest.raises(BrokenPromise) as broken:
         await getattr(suite, test)(opener=opener, faults=faults)

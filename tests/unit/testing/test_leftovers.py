@@ -12,7 +12,7 @@ import pytest
 from roost.testing import leftovers
 from roost.testing.deadlines import allow_s
 
-SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
 
 
 def test_a_clean_end_removes_the_folder_and_the_variable() -> None:
@@ -30,7 +30,10 @@ def test_a_process_in_a_session_of_its_own_is_found_and_ended(monkeypatch: pytes
     with subprocess.Popen(SLEEP, env={leftovers.VARIABLE: "/tmp/other"}) as other:
         kept = leftovers.private_runtime_dir()
         folder = kept.__enter__()
-        left = subprocess.Popen(SLEEP, start_new_session=True)
+        left = subprocess.Popen(SLEEP, start_new_session=True, stdout=subprocess.PIPE)
+        assert left.stdout is not None
+        with left.stdout:
+            assert left.stdout.readline() == b"up\n"  # before that, Linux may not show its environment yet
         assert [process.pid for process in leftovers.processes(folder)] == [left.pid]
         with pytest.raises(AssertionError, match=rf"left behind:\n{left.pid} .*time\.sleep"):
             kept.__exit__(None, None, None)

@@ -64,6 +64,7 @@ class AgentStarter:
             name = name_agent("dask", server.scheduler.address, get_address_host(server.address))
             return find_noted(name, lease_ids, os.environ)
 
+        server.roost_starter = self
         server.handlers.update(roost_bring_up=bring_up_agent, roost_noted=find_noted_leases)
         self.cluster = await _read_scheduler_id(server)
         answer = await self.bring_up(server, await _read_clients(server))
@@ -114,6 +115,10 @@ class AgentStarter:
             )
         except OSError as problem:
             return {"problem": str(problem)}
+        latest: AgentStarter = getattr(server, "roost_starter", self)
+        if latest is not self:
+            # A plugin with other settings came meanwhile, and its call may have ended first.
+            return await latest.bring_up(server, clients, is_gone=is_gone, has_left=has_left)
         if "endpoint" in answer:
             answer = {**answer, "clients": list(clients)}
         return {**answer, "environment": _build_environment(server.security, cluster)}

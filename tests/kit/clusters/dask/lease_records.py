@@ -6,13 +6,14 @@ Dask's processes import this module, so they need the folder of `kit` in their P
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import until
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -66,14 +67,14 @@ def hold(number: int) -> tuple[str, float, float]:
 
 
 class Slow:
-    """A task's result that takes 2 s to move to another worker, and arrives there as a text."""
+    """A task's result that takes 8 s to move to another worker, and arrives there as a text."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _slowly, ()
 
 
 def _slowly() -> str:
-    time.sleep(2)
+    time.sleep(8)
     return "7"
 
 
@@ -85,22 +86,31 @@ def most_at_once(ran: list[tuple[str, float, float]]) -> int:
 async def whole(client: Client, node_folder: Path, kernel_leases: list[str]) -> dict[str, Any]:
     """Wait until Dask, the ledger, the workers and the agents know exactly these leases. Return `ledger()`.
 
-    After `AGREE_S` an AssertionError lists the differences. `node_folder` holds the folders of the machines' agents.
+    After `AGREE_S` an error lists the differences. `node_folder` holds the folders of the machines' agents.
     """
-    deadline = time.monotonic() + allow_s(AGREE_S)
-    while True:
-        said = await client.run_on_scheduler(ledger)
-        wrong = _wrong(said, await client.run(books), sorted(kernel_leases), noted(node_folder))
-        if not wrong:
-            return dict(said)
-        assert time.monotonic() < deadline, wrong
-        await asyncio.sleep(0.1)
+    said: dict[str, Any] = {}
+    wrong: list[str] = []
+
+    async def do_agree() -> bool:
+        nonlocal said, wrong
+        try:
+            said = await client.run_on_scheduler(ledger)
+            wrong = _wrong(said, await client.run(books), sorted(kernel_leases), noted(node_folder))
+        except (KeyError, OSError) as problem:  # a worker has just come or gone
+            wrong = [repr(problem)]
+        return not wrong
+
+    await until(do_agree, lambda: f"all know exactly these leases: {wrong}", AGREE_S, 0.1)
+    return dict(said)
 
 
 def noted(node_folder: Path) -> list[str]:
     """Return the ids of the leases in the agents' ledgers."""
-    found = [json.loads(file.read_text()) for file in node_folder.glob("agent-dask-*/leases/*.json")]
-    return sorted(entry["lease"]["id"] for entry in found)
+    found = []
+    for file in node_folder.glob("agent-dask-*/leases/*.json"):
+        with contextlib.suppress(FileNotFoundError):  # it has just been released
+            found.append(json.loads(file.read_text())["lease"]["id"])
+    return sorted(found)
 
 
 def _wrong(

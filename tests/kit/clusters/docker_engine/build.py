@@ -47,7 +47,7 @@ def why_not() -> str | None:
     """Return why no engine can start here, in one sentence, or None."""
     reason = why_not_build()
     if reason is None and not image_file().exists():
-        return "the image for the Docker engine is not built yet: `make docker` (a minute, once)"
+        return "the image for the Docker engine is not built yet: `make build-docker` (a minute, once)"
     return reason
 
 

@@ -11,8 +11,8 @@ import tempfile
 import time
 from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import docker
 import psutil
 
 from kit.clusters.ssh_hosts.held_process import HeldProcess
@@ -24,6 +24,9 @@ from roost.testing.deadlines import allow_s
 from . import build, podman
 from .build import image_file
 from .start_script import DEVICE, LOG, SOCKET, Program, network, separate_network, write_script
+
+if TYPE_CHECKING:
+    import docker
 
 MARK = "ROOST_DOCKER_ENGINE"
 """The environment variable of the engine's processes. It names the engine's folder."""
@@ -125,6 +128,8 @@ class DockerEngine:
 
     def client(self) -> AbstractContextManager[docker.APIClient]:
         """Return a client of the engine, which closes at the end of a `with`."""
+        import docker  # all tests import this module, also where Docker's library is not installed
+
         return closing(docker.APIClient(base_url=self.address, version="auto", timeout=allow_s(_START_S)))
 
     def inside(self, *command: str) -> list[str]:

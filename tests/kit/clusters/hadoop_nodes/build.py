@@ -74,7 +74,7 @@ def why_not() -> str | None:
     """Return why no cluster can start here, in one sentence, or None."""
     reason = why_not_build()
     if reason is None and not jars().exists():
-        return f"Hadoop {version()} is not downloaded yet: `make yarn` (one minute, once)"
+        return f"Hadoop {version()} is not downloaded yet: `make build-yarn` (one minute, once)"
     return reason
 
 

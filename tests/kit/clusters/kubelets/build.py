@@ -67,7 +67,7 @@ def why_not() -> str | None:
     """Return why no cluster can start here, in one sentence, or None."""
     reason = why_not_build()
     if reason is None and not (program().exists() and images().exists()):
-        return "Kubernetes is not built yet: `make kubernetes` (10 minutes, once)"
+        return "Kubernetes is not built yet: `make build-kubernetes` (10 minutes, once)"
     return reason
 
 

@@ -69,11 +69,6 @@ class Kubelets:
         with contextlib.suppress(BlockingIOError), locked(self.folder.name):
             keeper.remove(self.folder)  # a keeper that was killed has not done it
 
-    def is_node_ready(self, node: str) -> bool:
-        """True if a node is ready. The API server notices after 8 s that a kubelet is gone."""
-        conditions = self.api.call("GET", f"/api/v1/nodes/{node}")["status"]["conditions"]
-        return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
     def pids(self, uid: str) -> list[int]:
         """Return the pids of all processes in the containers of a pod, as this machine sees them."""
         return [pid for pid in self._all_pids(uid) if not is_pause(pid)]

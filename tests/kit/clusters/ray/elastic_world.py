@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from roost.scheduler.backends.ray import join, nodes, placement_groups
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.client.running_services import find_services
 from roost.scheduler.messages import Event
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 from roost.testing.leftovers import VARIABLE
 
 from .elastic_raylets import ElasticRaylets
@@ -82,13 +81,6 @@ async def read_pages() -> list[dict[str, Any]]:
     return [await read_cluster(service) for service in find_services()]
 
 
-def until(holds: Callable[[], object], within_s: float = 60.0) -> None:
-    give_up_at = time.monotonic() + allow_s(within_s)
-    while not holds():
-        assert time.monotonic() < give_up_at, "too late"
-        time.sleep(0.1)
-
-
 @contextmanager
 def grown_by_kernels(home: Path, *, is_second: bool, keeps_state: bool = False) -> Iterator[ElasticRaylets]:
     """Run a head without GPUs. Its autoscaler can start two nodes of two A100 and one of 8 CPUs.
@@ -110,7 +102,8 @@ def grown_by_kernels(home: Path, *, is_second: bool, keeps_state: bool = False) 
             environment=environment,
         ) as cluster:
             patch.setenv("RAY_ADDRESS", cluster.address)
-            until(lambda: connect("ray").node_types().result(allow_s(60)))
+            node_types = connect("ray").node_types
+            until_blocking(lambda: node_types().result(allow_s(60)), "the service knows node types", 60, 0.1)
             yield cluster
             join.leave()
             disconnect()

@@ -104,6 +104,9 @@ class Provider(NodeProvider):  # type: ignore[misc]
                 self._boot(folder, node_type, steer.get("delay_s", 0))
 
     def terminate_node(self, node_id: str) -> None:
+        # Ray's second autoscaler takes a head that comes back slowly for a node to end. KubeRay ends no head either.
+        if node_id == self.provider_config["head"]:
+            return
         with self._lock:
             tags = self._tags.pop(node_id, None)
             self._keep()
@@ -131,7 +134,12 @@ class Provider(NodeProvider):  # type: ignore[misc]
         for place, value in places.items():
             command = [word.replace(place, value) for word in command]
         program = f"sleep {delay_s}; until {shlex.join(command)}; do sleep 1; done; touch {_MARK}"
-        own = {"RAY_CLOUD_INSTANCE_ID": folder.name, "RAY_NODE_TYPE_NAME": node_type}
+        paths = [str(self._folder / "stub"), *filter(None, [os.environ.get("PYTHONPATH")])]  # see `Raylets`
+        own = {
+            "RAY_CLOUD_INSTANCE_ID": folder.name,
+            "RAY_NODE_TYPE_NAME": node_type,
+            "PYTHONPATH": os.pathsep.join(paths),
+        }
         with open(folder / "start.log", "ab") as log:
             subprocess.Popen(
                 ["sh", "-c", program],

@@ -57,7 +57,7 @@ def why_not() -> str | None:
             f"Java is missing, which runs Spark {VERSION}: apt-get install --no-install-recommends {PACKAGE}"
         )
     if not environment().exists():
-        return f"Spark {VERSION} is not installed yet: `make spark` (two minutes, once)"
+        return f"Spark {VERSION} is not installed yet: `make build-spark` (two minutes, once)"
     return None
 
 

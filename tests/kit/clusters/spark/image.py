@@ -38,7 +38,7 @@ def why_no_image() -> str | None:
     """Return why no pod can have Spark here, in one sentence, or None."""
     reason = kubelets.why_not() or why_not()
     if reason is None and not images().exists():
-        return "the image with Spark is not built yet: `make spark`"
+        return "the image with Spark is not built yet: `make build-spark`"
     return reason
 
 

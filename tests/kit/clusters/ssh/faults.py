@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from kit.clusters.faults import ClusterWorld
+from kit.clusters.faults import ClusterWorld, read_command
 from kit.clusters.ssh_hosts import ACCOUNTS, SshHosts
 from kit.jupyter.notebook import Notebook
 from roost.scheduler.messages import Kernel
@@ -96,7 +96,7 @@ class SshWorld(ClusterWorld):
 
     def agents(self, name: str) -> list[psutil.Process]:
         """Return the user's agents on a host."""
-        return [each for each in self.hosts.processes(name, self.user) if AGENT in " ".join(each.cmdline())]
+        return [each for each in self.hosts.processes(name, self.user) if AGENT in read_command(each)]
 
     def process_of(self, notebook: Notebook, name: str) -> psutil.Process:
         """Return the process of a kernel on a host, whose pid there is the notebook's."""

@@ -9,7 +9,6 @@ import io
 import itertools
 import os
 import sys
-import time
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import psutil
 import zmq
 
+from kit.clusters.faults import read_name
 from kit.clusters.hadoop_nodes import HadoopNodes, Refused
 from roost.launchers.protocol.rpc import ClientKeys, Disconnected
 from roost.launchers.protocol.rpc_client import RpcClient
@@ -35,7 +35,7 @@ from roost.scheduler.backends.yarn.master.messages import (
     Resources,
 )
 from roost.scheduler.backends.yarn.packing import pack_master
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import until
 
 T = TypeVar("T")
 
@@ -108,9 +108,8 @@ class YarnMaster:
     def process(self) -> psutil.Process:
         """Return the process of the current master."""
         container = self.report()["amContainerLogs"].split("/")[-2]
-        (process,) = [
-            each for each in self.cluster.container_processes(container=container) if each.name() != "bash"
-        ]
+        found = self.cluster.container_processes(container=container)
+        (process,) = [each for each in found if read_name(each) not in ("bash", "")]
         return process
 
     def log(self) -> str:
@@ -118,23 +117,29 @@ class YarnMaster:
         files = self.cluster.folder.glob(f"*/logs/{self.application}/*_000001/std*")
         return "\n".join(path.read_text() for path in sorted(files))
 
+    async def until(self, is_true: Callable[[], object], what: str, seconds: float = WAIT_S) -> None:
+        """Wait until something is true. An error has the master's log."""
+        await until(is_true, lambda: f"{what}\n{self.log()}", seconds, 0.02)
+
     async def await_end(self) -> str:
         """Wait for the end of the application, and return its final status."""
-        await until(lambda: self.report()["state"] in ("FINISHED", "FAILED", "KILLED"), self.log)
+        await self.until(
+            lambda: self.report()["state"] in ("FINISHED", "FAILED", "KILLED"), "the application ends"
+        )
         return str(self.report()["finalStatus"])
 
     # The connection
 
     async def connect(self, *, attempt: int = 1) -> None:
         """Connect to the master of this attempt or a later one, subscribe, and send it the containers' archive."""
-        deadline = time.monotonic() + allow_s(WAIT_S)
-        while True:
-            assert time.monotonic() < deadline, f"no master: {self.report()}\n{self.log()}"
+
+        async def is_there() -> bool:
             with contextlib.suppress(Disconnected, Refused, OSError, asyncio.TimeoutError):
                 await self._connect()
-                if (await self.hello()).attempt >= attempt:
-                    break
-            await asyncio.sleep(0.05)
+                return (await self.hello()).attempt >= attempt
+            return False
+
+        await until(is_there, lambda: f"the master answers: {self.report()}\n{self.log()}", WAIT_S)
         await self.call("subscribe")
         await self.call("put_archive", Archive(digest=DIGEST, data_base64=_build_archive()))
 
@@ -201,22 +206,22 @@ class YarnMaster:
         return [container for container in found if container is not None and container.number == ask.number]
 
     async def await_state(self, ask: Ask, state: str) -> Container:
-        await until(lambda: state in self.states(ask), self.log)
+        await self.until(lambda: state in self.states(ask), f"the container is {state}")
         return next(each for each in self.reports(ask) if each.state == state)
 
     async def await_known(self, *asks: Ask) -> None:
         """Wait until the ResourceManager knows that these containers run. Earlier they would end with their master."""
         expected = {(await self.await_state(ask, "started")).container_id for ask in asks}
-        await until(lambda: expected <= self.cluster.launched(), self.log)
+        await self.until(lambda: expected <= self.cluster.launched(), "YARN knows that the containers run")
 
     async def await_event(self, kind: str) -> MasterEvent:
-        await until(lambda: any(event.kind == kind for event in self.events), self.log)
+        await self.until(lambda: any(event.kind == kind for event in self.events), f"an event `{kind}` comes")
         return next(event for event in self.events if event.kind == kind)
 
     async def await_pid(self, ask: Ask) -> int:
         """Wait until the container's program runs, and return its pid."""
         file = self.folder / str(ask.number)
-        await until(file.exists, self.log)
+        await self.until(file.exists, "the container's program runs")
         return int(file.read_text())
 
 
@@ -238,16 +243,6 @@ def kill(master: YarnMaster) -> None:
     with contextlib.suppress(Refused):
         path = f"/ws/v1/cluster/apps/{master.application}/state"
         master.cluster.rest.call("PUT", path, {"state": "KILLED"})
-
-
-async def until(
-    is_true: Callable[[], object], explain: Callable[[], str] = str, timeout_s: float = WAIT_S
-) -> None:
-    """Wait until something is true. After `timeout_s`, raise AssertionError with the text of `explain()`."""
-    deadline = time.monotonic() + allow_s(timeout_s)
-    while not is_true():
-        assert time.monotonic() < deadline, f"waited for {timeout_s:g} s in vain\n{explain()}"
-        await asyncio.sleep(0.02)
 
 
 def live(pids: Iterable[int]) -> list[int]:

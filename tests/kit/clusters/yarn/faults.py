@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from kit.clusters.faults import ClusterWorld, show_logs, until
+from kit.clusters.faults import ClusterWorld, read_name, show_logs, until
 from kit.clusters.hadoop_nodes import PARTITION, HadoopNodes, Machine
 from kit.clusters.yarn.shared_cluster import assert_nothing_left, cluster_settings, container_of, in_use
 from kit.jupyter.notebook import Notebook
@@ -31,7 +31,7 @@ MACHINES = (
 """The nodes of a cluster whose daemons tests kill."""
 SPARE = {"options": {"label": PARTITION}}
 """The request of kernels for `nm3`, whose daemon tests kill. Masters run on the other nodes."""
-EXPIRY_S = 30.0
+EXPIRY_S = 120.0
 """How long a node may be silent before YARN takes it for lost. A restarted NodeManager may need 20 s."""
 TYPE = "roost"
 """The type of roost's applications in YARN."""
@@ -137,7 +137,7 @@ class YarnWorld(ClusterWorld):
     async def until_known(self, *notebooks: Notebook) -> None:
         """Wait until the ResourceManager knows that these kernels run. Earlier they would end with their master."""
         expected = {container_of(notebook.pid) for notebook in notebooks}
-        await until(lambda: expected <= self.cluster.launched(), "YARN does not know that a container runs")
+        await until(lambda: expected <= self.cluster.launched(), "YARN knows that the containers run")
 
     def kill_masters(self) -> None:
         signal_all(self.master_processes(), signal.SIGKILL)
@@ -175,7 +175,7 @@ class YarnWorld(ClusterWorld):
         found = [
             process
             for process in self.cluster.container_processes(container=container)
-            if process.name() != "bash"
+            if read_name(process) not in ("bash", "")
         ]
         return sorted(found, key=lambda process: process.create_time())
 

@@ -6,7 +6,6 @@ All tests share its nodes and leave them as they found them. A test that kills s
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import psutil
 import pytest
 
 from kit.clusters.hadoop_nodes import MACHINES, HadoopNodes, gpus_of, why_not
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import until_blocking
 from roost.testing.leftovers import describe
 
 FREED_S = 180.0
@@ -79,11 +78,15 @@ def assert_nothing_left(cluster: HadoopNodes, within_s: float = FREED_S) -> None
 
 
 def await_nothing(look: Callable[[], list[str]], within_s: float = FREED_S) -> None:
-    """Wait until `look` returns no remains. Raise AssertionError with the remains after this time."""
-    deadline = time.monotonic() + allow_s(within_s)
-    while found := look():
-        assert time.monotonic() < deadline, "left behind in YARN:\n" + "\n".join(found)
-        time.sleep(0.1)
+    """Wait until `look` returns no remains. The error after this time lists them."""
+    found: list[str] = []
+
+    def is_empty() -> bool:
+        nonlocal found
+        found = look()
+        return not found
+
+    until_blocking(is_empty, lambda: "left behind in YARN:\n" + "\n".join(found), within_s, 0.1)
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ async def test_other_settings_wait_until_there_is_no_lease(
     agent: AgentClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     pid = agent_pid()
-    await agent.reserve(Reserve(lease=LEASE))
+    await agent.reserve(Reserve(lease=LEASE, linger_s=600))
     other = AgentSettings(cpus=1, idle_exit_s=60)
     assert await cpus_and_pid(other) == (4, pid)
     assert "keeps the settings" in caplog.text
@@ -74,7 +74,7 @@ async def test_an_older_agent_with_a_lease_passes_its_settings_on(
     agent: AgentClient, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = agent_pid()
-    await agent.reserve(Reserve(lease=LEASE))
+    await agent.reserve(Reserve(lease=LEASE, linger_s=60))
     announced = read_json(agent_folder(runtime_dir) / "ready.json")
     announced["version"] = "0.0.0"
     announced["settings"]["of_old"] = 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kit.machine.daemons import settle
 from roost.launchers.agent.on_host import answer
 from roost.launchers.daemon.daemon import is_alive
 from roost.launchers.protocol.agent_client import AgentClient
@@ -19,14 +21,22 @@ from roost.launchers.protocol.rpc import ClientKeys, RpcError
 from roost.placement.model import Request
 from roost.placement.model.json_codec import decode, encode
 from roost.scheduler.backends.key_pair import KeyPair, load_key_pair
+from roost.testing.deadlines import allow_s
 
-SETTINGS = AgentSettings(cpus=4, gpus=2, is_remote=True, divides_machine=True, idle_exit_s=1)
+SETTINGS = AgentSettings(cpus=4, gpus=2, is_remote=True, divides_machine=True, idle_exit_s=60)
 CONNECTION = "10.0.0.9 40000 127.0.0.1 22"
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> KeyPair:
     return load_key_pair(str(tmp_path / "keys" / "pair.json"), name="ssh", section="RoostSshBackend")
+
+
+@pytest.fixture
+def host_dir(runtime_dir: Path) -> Iterator[Path]:
+    """Yield the runtime folder of the host. Its agent ends with the test."""
+    yield runtime_dir
+    settle(runtime_dir)
 
 
 def ask(keys: KeyPair, **wishes: Any) -> HostAnswer:
@@ -43,9 +53,7 @@ def test_a_host_without_leases_measures_itself_and_keeps_no_agent(runtime_dir: P
     assert not (runtime_dir / "agent-ssh-1").exists()
 
 
-def test_an_agent_begins_listens_where_ssh_came_in_and_is_found_again(
-    runtime_dir: Path, keys: KeyPair
-) -> None:
+def test_an_agent_begins_listens_where_ssh_came_in_and_is_found_again(host_dir: Path, keys: KeyPair) -> None:
     begun = ask(keys, begins=True)
     assert begun.endpoint.startswith("tcp://127.0.0.1:")
     assert begun.node.cpus == 4
@@ -70,20 +78,20 @@ def test_an_agent_begins_listens_where_ssh_came_in_and_is_found_again(
     asyncio.run(hold())
 
 
-def test_nobody_else_is_accepted(runtime_dir: Path, keys: KeyPair, tmp_path: Path) -> None:
+def test_nobody_else_is_accepted(host_dir: Path, keys: KeyPair, tmp_path: Path) -> None:
     begun = ask(keys, begins=True)
     stranger = load_key_pair(str(tmp_path / "other" / "pair.json"), name="ssh", section="RoostSshBackend")
 
-    async def connect(with_keys: ClientKeys) -> None:
+    async def connect(with_keys: ClientKeys, timeout_s: float) -> None:
         client = AgentClient(begun.endpoint, with_keys)
         try:
-            await client.connect(timeout_s=1)
+            await client.connect(timeout_s=timeout_s)
         finally:
             await client.close()
 
-    asyncio.run(connect(keys.keys_for(begun.public)))
+    asyncio.run(connect(keys.keys_for(begun.public), allow_s(60)))
     with pytest.raises((RpcError, asyncio.TimeoutError)):
-        asyncio.run(connect(stranger.keys_for(begun.public)))
+        asyncio.run(connect(stranger.keys_for(begun.public), 1))
 
 
 def test_a_folder_of_another_user_is_one_clause(keys: KeyPair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ class Agent:
             find=lambda: Place(folder / "book", "chosen"),
             list_folders=lambda: (folder / "book",),
             rules=RulesReader(rules),
-            deadline_s=0.2,
+            deadline_s=60.0,
         )
         self.share = MachineShare(self.ledger, self.book)
 

@@ -225,6 +225,7 @@ async def test_connecting_without_a_server(tmp_path: Path) -> None:
 
 async def test_a_client_that_is_admitted_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc_server, "_MOST_CLIENTS", 2)
+    monkeypatch.setattr(rpc_server, "_HANDSHAKE_MS", 60_000)
     pairs = [key_pair() for _ in range(3)]
 
     async def is_accepted(pair: tuple[str, str], server: RpcServer) -> bool:
@@ -251,7 +252,10 @@ async def test_a_client_that_is_admitted_later(monkeypatch: pytest.MonkeyPatch) 
                 server.admit(text)
 
 
-async def test_a_client_without_the_key_gets_no_answer_and_delays_nobody() -> None:
+async def test_a_client_without_the_key_gets_no_answer_and_delays_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rpc_server, "_HANDSHAKE_MS", 60_000)
     async with serving() as server, connected(server) as client:
         port = int(server.endpoint.rpartition(":")[2])
         public, secret = key_pair()

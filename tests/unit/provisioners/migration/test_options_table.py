@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kit.machine.cases import find_wrong
 from roost.provisioners.migration import Translation, translate_server
 from roost.provisioners.migration.classes import PROVISIONERS, find_class
 from roost.provisioners.migration.options_table import STATUSES, read_table
@@ -32,17 +33,21 @@ def test_each_class_has_a_kind() -> None:
     assert unknown == ["crd.CustomResourceProvisioner"]  # abstract: no kernelspec has it
 
 
-@pytest.mark.parametrize("name", [name for name in list_names("env-server") if "*" not in name])
-def test_each_variable_of_a_server_has_a_line(name: str) -> None:
-    (line,) = translate_server({name: "1"}).lines
-    assert line.option == f"server {name}"
-    assert not line.text.startswith(UNKNOWN)
+def test_each_variable_of_a_server_has_a_line() -> None:
+    def check(name: str) -> None:
+        (line,) = translate_server({name: "1"}).lines
+        assert line.option == f"server {name}"
+        assert not line.text.startswith(UNKNOWN)
+
+    assert find_wrong([name for name in list_names("env-server") if "*" not in name], check) == []
 
 
-@pytest.mark.parametrize("name", [name for name in list_names("trait") if "*" not in name])
-def test_each_trait_of_a_server_has_a_line(name: str) -> None:
-    (line,) = translate_server({name: 1}).lines
-    assert not line.text.startswith(UNKNOWN)
+def test_each_trait_of_a_server_has_a_line() -> None:
+    def check(name: str) -> None:
+        (line,) = translate_server({name: 1}).lines
+        assert not line.text.startswith(UNKNOWN)
+
+    assert find_wrong([name for name in list_names("trait") if "*" not in name], check) == []
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from roost.provisioners.migration import Translation
+from roost.testing.deadlines import allow_s
 
 TranslateNew = Callable[..., Translation]
 HANDSHAKE = [
@@ -204,7 +205,9 @@ def test_the_shell_of_toree_passes_its_words_on(translate_new: TranslateNew, tmp
         "SPARK_HOME": str(tmp_path),
         "KERNEL_EXTRA_SPARK_OPTS": "--num-executors 2",
     }
-    shown = subprocess.run(argv, env=os.environ | env, capture_output=True, text=True, check=True, timeout=60)
+    shown = subprocess.run(
+        argv, env=os.environ | env, capture_output=True, text=True, check=True, timeout=allow_s(60)
+    )
     words = shown.stdout.splitlines()
     assert words[:2] == ["--master", "yarn"]
     assert "a.b=c d" in words
@@ -259,7 +262,7 @@ def test_a_real_ipykernel_has_spark_at_its_first_use(translate_new: TranslateNew
         "IPYTHONDIR": str(tmp_path),
     }
     argv = [sys.executable, "-c", _PROGRAM, str(tmp_path / "kernel.json"), *options]
-    shown = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    shown = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=allow_s(120), cwd=tmp_path)
     lines = shown.stdout.splitlines()
     assert "BEFORE Later" in lines, shown.stderr
     assert "SUM ran one 3.5 SparkSession" in lines

@@ -21,6 +21,7 @@ from roost.provisioners.server_extension.adoption import FoundKernel, KernelFind
 from roost.provisioners.server_extension.server_state import ServerState
 from roost.scheduler.errors import BackendUnavailable
 from roost.scheduler.messages import Kernel
+from roost.testing.deadlines import allow_s
 
 OURS = Owner(user="ada", application="jupyter", host="here", pid=7, server="ours")
 UNKNOWN = Owner(user="ada")
@@ -31,6 +32,7 @@ def finder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KernelFinder:
     """Return the finder of the server `ours`. The kernelspecs `roosted` and `python3` are installed."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(adoption, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(adoption, "_ANSWER_S", allow_s(60))
     folder = tmp_path / "kernels" / "roosted"
     folder.mkdir(parents=True)
     provisioner = {"provisioner_name": PROVISIONER, "config": {}}

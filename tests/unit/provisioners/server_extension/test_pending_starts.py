@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -23,14 +24,14 @@ from tornado.web import Application, HTTPError
 from kit.fakes.service import FakeService
 from kit.jupyter.kernelspecs import kernelspecs
 from roost.provisioners.application import find_holder
-from roost.provisioners.server_extension import RoostExtension, waiting_starts
+from roost.provisioners.server_extension import RoostExtension, shutdown, waiting_starts
 from roost.provisioners.server_extension.adoption import FoundKernel
 from roost.provisioners.server_extension.connection import RoostConnection
 from roost.provisioners.server_extension.pending_start import PendingStart
 from roost.provisioners.server_extension.pending_starts import PendingStarts, add_pending_starts
 from roost.scheduler.errors import LaunchError
 from roost.scheduler.messages import Event, Kernel, StartKernel
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 
 class OtherConnection(BaseKernelWebsocketConnection):
@@ -93,11 +94,16 @@ def test_another_connection_class_stays_and_kernels_are_adopted_all_the_same() -
 
 
 @pytest.fixture
-def kernels(service: FakeService, tmp_path: Path) -> Iterator[Any]:
-    """Yield a site's kernel manager with roost's pending starts added. The service answers a start after 30 s."""
+def kernels(service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Yield a site's kernel manager with roost's pending starts added. The service answers a start after an hour.
+
+    No limit of a shutdown ends sooner than the test.
+    """
+    monkeypatch.setattr(waiting_starts, "_WITHDRAWN_WITHIN_S", 60.0)
+    monkeypatch.setattr(shutdown, "_END_S", 60.0)
 
     async def wait(_: StartKernel) -> None:
-        await asyncio.sleep(30)
+        await asyncio.sleep(3600)
 
     service.answers["start"] = wait
     specs = kernelspecs(tmp_path)
@@ -132,8 +138,8 @@ async def test_a_waiting_kernel_is_listed_and_no_client_connects_with_it(
     assert kernels.started == ""
     with pytest.raises(LaunchError, match="has not started yet"):
         kernels.get_kernel(kernel_id).client().start_channels()
-    while not service.called("start"):  # noqa: ASYNC110 - the first start in a process also imports
-        await asyncio.sleep(0.01)
+    # The first start in a process also imports.
+    await until(lambda: service.called("start"), "the service gets the start", 60, 0.01)
     assert service.called("start")[0].queue_timeout_s == 3600.0
     await asyncio.wait_for(kernels.shutdown_kernel(kernel_id), allow_s(60))
     assert kernel_id not in kernels
@@ -145,8 +151,8 @@ async def test_a_start_is_answered_as_soon_as_it_is_known_to_wait(
 ) -> None:
     monkeypatch.setattr(waiting_starts, "ANSWER_AFTER_S", 600.0)
     starting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))
-    while not service.called("start"):  # noqa: ASYNC110 - the first start in a process also imports
-        await asyncio.sleep(0.01)
+    # The first start in a process also imports.
+    await until(lambda: service.called("start"), "the service gets the start", 60, 0.01)
     assert not starting.done()
     start = service.called("start")[0]
     kernel = Kernel(
@@ -241,15 +247,18 @@ async def test_a_kernel_that_comes_as_it_is_shut_down_is_stopped(
         await goes_on.wait()
         await follow(start)
 
-    async def start_soon(start: StartKernel) -> Kernel:
-        await asyncio.sleep(0.5)
+    may_start = threading.Event()
+
+    async def start_late(start: StartKernel) -> Kernel:
+        await asyncio.to_thread(may_start.wait, allow_s(60))
         return service._start(start)
 
     kernels.parent.event_logger = EventLogger()
     monkeypatch.setattr(kernels.starts, "_follow", follow_late)
-    service.answers["start"] = start_soon
+    service.answers["start"] = start_late
     kernel_id = await kernels.start_kernel(kernel_name="roosted")
-    await asyncio.wait([kernels.starts.pending[kernel_id].task], timeout=60)
+    may_start.set()
+    await asyncio.wait([kernels.starts.pending[kernel_id].task], timeout=allow_s(60))
     ending = asyncio.ensure_future(
         kernels.shutdown_kernel(kernel_id) if end == "shutdown" else kernels.shutdown_all()
     )

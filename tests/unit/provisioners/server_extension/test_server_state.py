@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from kit.machine.bad_files import BAD_FILES
+from kit.machine.cases import find_wrong
 from kit.machine.killed_writer import die_while_writing
 from roost.provisioners.server_extension.server_state import ServerState, choose_server_name
 from roost.scheduler.backends.key_pair import load_key_pair
@@ -132,28 +133,29 @@ def test_damaged_files_are_left_aside(damaged: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["kernels.json", "held.json", "sessions.db", "lock"])
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_files_of_any_form_do_not_turn_the_extension_off(
-    caplog: pytest.LogCaptureFixture, kind: str, name: str
-) -> None:
-    state = ServerState("ours")
-    state.close()
-    (state.folder / name).unlink(missing_ok=True)
-    BAD_FILES[kind](state.folder / name)
-    state = ServerState("ours")
-    assert (state.problem, state.has_lock) == ("", True)
-    assert (state.kernels, state.lost_cells) == ({}, {})
-    is_aside = os.path.lexists((state.folder / name).with_suffix(".unreadable"))
-    assert [
-        record.getMessage().startswith(f"{state.folder / name} is put aside") for record in caplog.records
-    ] == [True] * is_aside
-    if name in ("kernels.json", "held.json") and kind not in ("types", "infinite"):
-        assert is_aside
-    state.note("k", name="python3")
-    with contextlib.closing(sqlite3.connect(state.sessions)) as database:
-        database.execute("CREATE TABLE IF NOT EXISTS session (x)")
-    state.close()
-    assert set(ServerState("ours").kernels) == {"k"}
+def test_files_of_any_form_do_not_turn_the_extension_off(caplog: pytest.LogCaptureFixture, name: str) -> None:
+    def check(kind: str) -> None:
+        caplog.clear()
+        state = ServerState(kind)
+        state.close()
+        (state.folder / name).unlink(missing_ok=True)
+        BAD_FILES[kind](state.folder / name)
+        state = ServerState(kind)
+        assert (state.problem, state.has_lock) == ("", True)
+        assert (state.kernels, state.lost_cells) == ({}, {})
+        is_aside = os.path.lexists((state.folder / name).with_suffix(".unreadable"))
+        messages = [record.getMessage() for record in caplog.records]
+        start = f"{state.folder / name} is put aside"
+        assert [message.startswith(start) for message in messages] == [True] * is_aside
+        if name in ("kernels.json", "held.json") and kind not in ("types", "infinite"):
+            assert is_aside
+        state.note("k", name="python3")
+        with contextlib.closing(sqlite3.connect(state.sessions)) as database:
+            database.execute("CREATE TABLE IF NOT EXISTS session (x)")
+        state.close()
+        assert set(ServerState(kind).kernels) == {"k"}
+
+    assert find_wrong(BAD_FILES, check) == []
 
 
 def test_entries_of_any_form_are_left_out() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,7 +15,13 @@ from roost.provisioners.server_extension import held_messages, subscription
 from roost.provisioners.server_extension.client_message import ClientMessage
 from roost.provisioners.server_extension.quick_manager import make_quick
 from roost.provisioners.server_extension.subscription import Subscription
-from roost.testing.deadlines import allow_s
+from roost.testing import deadlines
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a process take as long as it likes to answer a probe, unless a test says otherwise."""
+    monkeypatch.setattr(subscription, "_DEAF_S", 600.0)
 
 
 class Provisioner:
@@ -55,10 +60,7 @@ class Connection:
 
 
 async def until(is_met: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + allow_s(60)
-    while not is_met():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
+    await deadlines.until(is_met, "the client reaches its next state", 60, 0.001)
 
 
 async def test_a_request_goes_straight_to_a_kernel_that_was_not_restarted() -> None:

@@ -90,6 +90,7 @@ def test_a_wrong_kernelspec_does_not_stop_the_others(
 
 
 def test_few_kernelspecs_are_prepared(service: FakeService, tmp_path: Path) -> None:
+    kernelspecs(tmp_path, "another", config={"fork": False})  # it needs no zygote, and takes no place
     for number in range(9):
         specs = kernelspecs(tmp_path, f"spec{number}")
     warm_up(specs)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 import roost
+from kit.machine.cases import find_wrong
 from roost.scheduler.backends.registry import backend_names
 from roost.scheduler.cli.commands import build_parser, find_action
 from roost.scheduler.client.advice import WITHOUT_BACKEND, Advice
@@ -64,18 +64,19 @@ def test_the_commands_are_found() -> None:
     assert len(COMMANDS) > 9
 
 
-@pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith("roost ")])
-@pytest.mark.parametrize("backend", ["local", "ray", "kubernetes"])
-def test_each_command_parses_as_it_is_printed(command: str, backend: str) -> None:
-    completed = Advice(backend, {"namespace": "a b"} if backend == "kubernetes" else {}).complete(
-        f"`{command}`"
-    )
-    words = shlex.split(completed.strip("`"))
-    arguments = build_parser().parse_args(words[1:])
-    assert find_action(arguments.action) is not None
-    if words[1] not in {*WITHOUT_BACKEND, *backend_names()}:
-        assert arguments.backend == backend
-        assert arguments.backend_option == (["namespace=a b"] if backend == "kubernetes" else [])
+def test_each_command_parses_as_it_is_printed() -> None:
+    def check(case: tuple[str, str]) -> None:
+        command, backend = case
+        options = {"namespace": "a b"} if backend == "kubernetes" else {}
+        words = shlex.split(Advice(backend, options).complete(f"`{command}`").strip("`"))
+        arguments = build_parser().parse_args(words[1:])
+        assert find_action(arguments.action) is not None
+        if words[1] not in {*WITHOUT_BACKEND, *backend_names()}:
+            assert arguments.backend == backend
+            assert arguments.backend_option == (["namespace=a b"] if backend == "kubernetes" else [])
+
+    commands = [each for each in COMMANDS if each.startswith("roost ")]
+    assert find_wrong(itertools.product(commands, ("local", "ray", "kubernetes")), check) == []
 
 
 def test_no_text_names_a_command_without_backticks() -> None:

@@ -10,6 +10,7 @@ from roost.scheduler.client.advice import Advice
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import NoNodeEver, from_remote
 from roost.scheduler.messages import Event
+from roost.testing.deadlines import allow_s
 
 DRAIN = "run `roost drain n --off` to use it again"
 
@@ -79,9 +80,9 @@ def test_all_texts_of_a_service_are_complete() -> None:
         service.answers["explain"] = lambda _: {"decision": {"remedies": [DRAIN], "is_never": False}}
         service.answers["events"] = lambda _: {"events": [{"kind": "nodes", "at": 1.0, "detail": DRAIN}]}
         service.answers["drain"] = NoNodeEver(DRAIN)
-        assert client.doctor().result(10)[0]["do"] == complete
-        assert client.explain(Request()).result(10)["remedies"] == [complete]
-        assert client.events().result(10) == [Event(kind="nodes", at=1.0, detail=complete)]
+        assert client.doctor().result(allow_s(10))[0]["do"] == complete
+        assert client.explain(Request()).result(allow_s(10))["remedies"] == [complete]
+        assert client.events().result(allow_s(10)) == [Event(kind="nodes", at=1.0, detail=complete)]
         with pytest.raises(NoNodeEver, match="--backend yarn"):
-            client.drain("n").result(10)
+            client.drain("n").result(allow_s(10))
         client.close()

@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import roost
 from kit.fakes.service import FakeService, fake_service
-from roost.launchers.daemon.daemon import DaemonError
+from roost.launchers.daemon.daemon import DaemonError, EndedSilently
 from roost.launchers.protocol.messages import Connection
 from roost.placement.model import Request
 from roost.placement.model.json_codec import encode
@@ -47,6 +48,18 @@ def a_start(kernel_id: str = "k", launch_id: str = "l") -> StartKernel:
         kernel_id=kernel_id, launch_id=launch_id, request=Request(), owner=this_owner(), argv=("x",), env={},
         cwd="/", connection=Connection(),
     )  # fmt: skip
+
+
+def hang_in_start(service: FakeService) -> threading.Event:
+    """Have the service answer no start. Return what is set once it has one."""
+    begun = threading.Event()
+
+    async def hang(_: object) -> None:
+        begun.set()
+        await asyncio.sleep(30)
+
+    service.answers["start"] = hang
+    return begun
 
 
 def test_calls_from_a_thread_without_a_loop(service: FakeService, client: Client) -> None:
@@ -123,18 +136,33 @@ async def test_cancelling_the_call_cancels_the_start(service: FakeService, clien
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await asyncio.to_thread(cancelled.wait, 5)
+    assert await asyncio.to_thread(cancelled.wait, allow_s(60))
     assert service.called("cancel")[0].launch_id == "l"
 
 
+async def test_a_start_is_cancelled_as_soon_as_a_silent_service_answers(
+    service: FakeService, client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It reads the start from its socket when it goes on. Nobody would hold that kernel."""
+    monkeypatch.setattr(roost_client, "_CANCEL_AGAIN_S", 0.01)
+    cancelled = threading.Event()
+
+    def cancel(_: object) -> dict[str, str]:
+        if len(service.called("cancel")) < 3:
+            raise BackendUnavailable("the service does not answer")
+        cancelled.set()
+        return {}
+
+    service.answers["start"] = BackendUnavailable("the service does not answer")
+    service.answers["cancel"] = cancel
+    with pytest.raises(BackendUnavailable):
+        await client.start(a_start())
+    assert await asyncio.to_thread(cancelled.wait, allow_s(5))
+    assert caplog.text.count("it is cancelled once the service answers") == 1
+
+
 def test_a_call_is_repeated_after_the_service_was_lost(service: FakeService, client: Client) -> None:
-    begun = threading.Event()
-
-    async def hang(_: object) -> None:
-        begun.set()
-        await asyncio.sleep(30)
-
-    service.answers["start"] = hang
+    begun = hang_in_start(service)
     call = client.start(a_start())
     assert begun.wait(allow_s(60))
     del service.answers["start"]
@@ -148,14 +176,8 @@ def test_a_call_is_repeated_after_the_service_was_lost(service: FakeService, cli
 
 def test_a_start_that_names_no_time_has_that_of_the_service(service: FakeService, client: Client) -> None:
     """The deadline of the call follows, and a repeated start has only the rest of the time."""
-    begun = threading.Event()
-
-    async def hang(_: object) -> None:
-        begun.set()
-        await asyncio.sleep(30)
-
+    begun = hang_in_start(service)
     service.launch_timeout_s = 300.0
-    service.answers["start"] = hang
     call = client.start(replace(a_start(), launch_timeout_s=SERVICE_TIMEOUT))
     assert begun.wait(allow_s(60))
     del service.answers["start"]
@@ -186,18 +208,14 @@ def test_a_start_may_wait_for_a_new_node_besides(
 ) -> None:
     """If the service ends meanwhile, the start has its whole time again: its node may take long."""
     monkeypatch.setattr(roost_client, "CALL_DEADLINE_S", 0.1)
-    begun = threading.Event()
-
-    async def hang(_: object) -> None:
-        begun.set()
-        await asyncio.sleep(30)
+    begun = hang_in_start(service)
 
     async def answer_late(start: StartKernel) -> Kernel:
         await asyncio.sleep(1.0)  # longer than the call may take without a new node
         return service._start(start)
 
     service.node_start_timeout_s = allow_s(60)
-    service.answers["start"] = hang
+    client.nodes().result(allow_s(60))  # it connects
     call = client.start(replace(a_start(), launch_timeout_s=0.5))
     assert begun.wait(allow_s(60))
     service.answers["start"] = answer_late
@@ -208,43 +226,85 @@ def test_a_start_may_wait_for_a_new_node_besides(
     assert first.launch_timeout_s == second.launch_timeout_s == 0.5
 
 
-def test_a_start_goes_on_though_the_next_service_has_to_wait_for_its_cluster(
-    service: FakeService, client: Client, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("problem", "kind"),
+    [("YARN does not answer", BackendUnavailable), ("there is no option max_gpu", ConfigError)],
+)
+def test_a_start_goes_on_though_the_next_service_cannot_start_yet(
+    service: FakeService, client: Client, monkeypatch: pytest.MonkeyPatch, problem: str, kind: type[Exception]
 ) -> None:
-    begun, asked = threading.Event(), threading.Event()
+    begun, asked = hang_in_start(service), threading.Event()
     ensure = service_connection.ensure
-
-    async def hang(_: object) -> None:
-        begun.set()
-        await asyncio.sleep(30)
 
     def fail(*_: object, **__: object) -> None:
         asked.set()
-        raise DaemonError("YARN does not answer", "BackendUnavailable")
+        raise DaemonError(problem, kind.__name__)
 
-    service.answers["start"] = hang
     call = client.start(a_start())
     assert begun.wait(allow_s(60))
     del service.answers["start"]
     monkeypatch.setattr(service_connection, "ensure", fail)
     service.close()
     assert asked.wait(allow_s(60))
-    with pytest.raises(BackendUnavailable, match="YARN does not answer"):
-        client.nodes().result(allow_s(5))  # it was never sent before, so it is told at once
+    for told_at_once in (client.nodes(), client.stop("k")):  # they were never sent before
+        with pytest.raises(kind, match=problem):
+            told_at_once.result(allow_s(5))
+    stop = client.stop("other", repeat_s=60.0)
+    with pytest.raises(TimeoutError):
+        stop.result(1.5)
     monkeypatch.setattr(service_connection, "ensure", ensure)
     service.serve()
-    assert call.result(allow_s(10)).id == "k"
+    assert call.result(allow_s(20)).id == "k"
     assert len(service.called("start")) == 2
+    with pytest.raises(UnknownKernel):  # an answer of the service
+        stop.result(allow_s(20))
+
+
+async def test_a_withdrawn_start_is_cancelled_by_the_next_service_that_can_start(
+    service: FakeService, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may run by then, and nobody would hold it."""
+    monkeypatch.setattr(roost_client, "_NO_SERVICE_S", (0.01, 0.05))
+    begun, asked, cancelled = hang_in_start(service), threading.Event(), threading.Event()
+    ensure = service_connection.ensure
+
+    def fail(*_: object, **__: object) -> None:
+        asked.set()
+        raise DaemonError("there is no option max_gpu", ConfigError.__name__)
+
+    service.answers["cancel"] = lambda _: cancelled.set() or {}
+    call = asyncio.ensure_future(client.start(a_start()))
+    assert await asyncio.to_thread(begun.wait, allow_s(60))
+    monkeypatch.setattr(service_connection, "ensure", fail)
+    await asyncio.to_thread(service.close)
+    assert await asyncio.to_thread(asked.wait, allow_s(60))
+    call.cancel()
+    await asyncio.wait([call])
+    await asyncio.sleep(0.2)
+    assert not cancelled.is_set()
+    monkeypatch.setattr(service_connection, "ensure", ensure)
+    service.serve()
+    assert await asyncio.to_thread(cancelled.wait, allow_s(20))
+
+
+def test_a_service_that_is_killed_while_it_starts_is_started_again(
+    service: FakeService, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure, killed = service_connection.ensure, []
+
+    def fail_twice(*arguments: Any, **options: Any) -> Any:
+        if len(killed) < 2:
+            killed.append(1)
+            raise EndedSilently("it wrote nothing to its log")
+        return ensure(*arguments, **options)
+
+    monkeypatch.setattr(service_connection, "ensure", fail_twice)
+    assert client.start(a_start()).result(allow_s(10)).id == "k"
+    assert len(killed) == 2
 
 
 def test_a_repeated_start_says_since_when_it_waits(service: FakeService, client: Client) -> None:
-    begun = threading.Event()
-
-    async def hang(_: object) -> None:
-        begun.set()
-        await asyncio.sleep(30)
-
-    service.answers["start"] = hang
+    begun = hang_in_start(service)
     call = client.start(replace(a_start(), queue_timeout_s=3600.0))
     assert begun.wait(allow_s(60))
     del service.answers["start"]
@@ -422,6 +482,7 @@ def test_a_silent_service_ends_at_the_deadline(
     async def hang(_: object) -> None:
         await asyncio.sleep(30)
 
+    client.nodes().result(allow_s(60))  # it connects
     service.answers["nodes"] = hang
     monkeypatch.setattr(Client._ask, "__defaults__", (0.3,))
     (service.folder / "ready.json").write_text('{"pid": 7}')
@@ -478,3 +539,10 @@ def test_a_cancelled_start_raises_cancelled(service: FakeService, client: Client
     service.answers["start"] = Cancelled("It was taken back.")
     with pytest.raises(Cancelled):
         client.start(a_start()).result(allow_s(5))
+
+
+def test_what_is_no_request_is_refused(client: Client) -> None:
+    with pytest.raises(ConfigError, match=r"^start takes a StartKernel, and got \{'cpus': 1\}\.$"):
+        client.start({"cpus": 1})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="explain takes a Request, and got 'cpus=1'"):
+        client.explain("cpus=1")  # type: ignore[arg-type]

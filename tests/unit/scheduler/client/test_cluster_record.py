@@ -65,6 +65,7 @@ def record(*places: str, cluster_id: str = "", backend: str = "ray", **options: 
 
 def hosts(monkeypatch: pytest.MonkeyPatch, **known: str) -> None:
     """Let these host names, and no others, have these addresses. The name `hangs` has one after a minute."""
+    monkeypatch.setattr(cluster_record, "_LOOK_UP_S", allow_s(60))
 
     def ask(host: str, *_: Any, **__: Any) -> list[Any]:
         if host == "hangs":

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import fake_world
+from kit.fakes.scheduler import FakeAgent, fake_world, scheduler_on
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Request
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import other_schedulers
 from roost.scheduler.core.caps import check_alone, check_beside, check_user, check_wait, with_defaults
-from roost.scheduler.errors import ConfigError, LimitExceeded, NoNodeEver, NotAllowed
+from roost.scheduler.errors import ConfigError, LimitExceeded, NoNodeEver, NoNodeNow, NotAllowed
 
 GIB = 1 << 30
 
@@ -114,6 +115,16 @@ def test_the_queue_has_caps(settings: Settings, wait_s: float, said: str) -> Non
     check_wait("bob", ["ada", "bob"], 60, settings)
 
 
+async def test_the_queue_time_of_an_application_is_cut_to_the_cap(tmp_path: Path) -> None:
+    """Nobody has asked for it, and a shorter `launch_timeout` would not help."""
+    async with fake_world(tmp_path, cpus=1, settings=Settings(max_launch_timeout_s=1)) as w:
+        w.backend.lies["here"] = lambda node: replace(node, cpus_promised=node.cpus)  # it is full
+        with pytest.raises(NoNodeNow, match="waited 1 s"):
+            await w.start("waits", cpus=1, launch_timeout_s=1.0, queue_timeout_s=3600.0)
+        with pytest.raises(LimitExceeded, match="may wait 10 s, and max_launch_timeout_s allows 1 s"):
+            await w.start("asks", cpus=1, launch_timeout_s=10.0, queue_timeout_s=3600.0)
+
+
 async def test_starts_that_wait_count(tmp_path: Path) -> None:
     async with fake_world(tmp_path, cpus=1, settings=Settings(max_queued_per_user=1)) as w:
         await w.start("runs", cpus=1)
@@ -197,6 +208,22 @@ async def test_caps_hold_in_the_scheduler_and_are_by_user(tmp_path: Path) -> Non
         assert (await w.start("a", "2")).state == "running"
         await w.scheduler.stop("a", 0)
         assert (await w.start("c")).state == "running"
+
+
+async def test_a_restart_in_its_lease_meets_no_lower_cap(tmp_path: Path) -> None:
+    """It takes nothing, and its refusal would end the kernel."""
+    agent = FakeAgent(tmp_path / "agent")
+    async with scheduler_on([agent]) as w:
+        for kernel_id in ("a", "b"):
+            await w.start(kernel_id, cpus=1)
+    lower = Settings(max_kernels_per_user=1, max_cpus_per_kernel=0.5)
+    async with scheduler_on([agent], settings=lower) as w:
+        agent.end("a")
+        await w.told("exited", "a")
+        assert (await w.start("a", "2", cpus=1)).state == "running"
+        with pytest.raises(LimitExceeded, match=r"allows 0\.5 CPU"):
+            await w.start("c", cpus=1)
+    await agent.close()
 
 
 async def test_a_request_that_no_node_could_hold_says_so_before_a_cap_that_is_used_up(tmp_path: Path) -> None:

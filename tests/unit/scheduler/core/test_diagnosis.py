@@ -15,10 +15,18 @@ from roost.scheduler.backends.base import LeaseReading
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import diagnosis
 from roost.scheduler.errors import ConfigError, NoNodeEver
+from roost.scheduler.policies import sandbox
 from roost.testing import FakeBackend
+from roost.testing.deadlines import allow_s
 
 LEASE = Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(), node_id="")
 SOON = Settings(claim_grace_s=0.05, owner_grace_s=0.05, orphan_after_s=0.3)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a policy load as long as a busy machine takes."""
+    monkeypatch.setattr(sandbox, "LOAD_S", allow_s(60.0))
 
 
 async def test_doctor_names_what_nodes_were_set_to_do_and_cannot_do(tmp_path: Path) -> None:
@@ -243,6 +251,26 @@ async def test_doctor_says_what_it_could_not_repair(tmp_path: Path) -> None:
         assert failed["level"] == still["level"] == "error"
         assert failed["do"].startswith("it cannot be repaired: ")
         w.agent.failures.clear()
+
+
+async def test_doctor_leaves_a_lease_without_a_kernel_to_its_silent_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its release is under way, and `--fix` would wait for the agent."""
+    async with fake_world(tmp_path, settings=SOON) as w:
+        await w.start("k", cpus=1)
+        reading = replace(await w.backend.leases(), unanswered=frozenset({"roost:k:s/1"}))
+
+        async def silent() -> LeaseReading:
+            return reading
+
+        with monkeypatch.context() as patched:
+            patched.setattr(w.backend, "leases", silent)
+            del w.scheduler._table.records["k"]
+            found = [each["what"] for each in await w.scheduler.doctor(fix=True)]
+        assert "the agent on here does not answer" in found
+        assert not any("has no kernel" in what for what in found)
+        assert w.leases() == ["roost:k:s/1"]
 
 
 async def test_a_question_waits_until_it_is_known_whether_waiting_helps(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import stat
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from roost.launchers.protocol.messages import Connection, KernelProcess
 from roost.scheduler.core import ended_kernels
 from roost.scheduler.core.ended_kernels import EndedKernels
 from roost.scheduler.errors import NoNodeEver
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import until
 
 ENDED = replace(build_kernel("k-1", node_id="n1"), state="exited", reason="it was killed")
 
@@ -51,10 +49,7 @@ async def test_a_killed_scheduler_has_written_them_soon_after_the_end(tmp_path: 
     file = tmp_path / "ended.json"
     ended = EndedKernels(Timers(), file)
     ended.add(ENDED)
-    give_up_at = time.monotonic() + allow_s(30)
-    while not file.exists():
-        assert time.monotonic() < give_up_at
-        await asyncio.sleep(0.05)
+    await until(file.exists, "the file is written", 30)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert EndedKernels(Timers(), file).find("k-1") == ENDED
 

@@ -29,6 +29,7 @@ class Clock:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = time.monotonic()
         patch.setattr(idle, "time", SimpleNamespace(monotonic=lambda: self.now))
+        patch.setattr(idle, "_SHORTEST_PAUSE_S", 60.0)  # the scheduler does not look by itself
 
 
 @pytest.fixture
@@ -72,6 +73,18 @@ async def test_an_idle_kernel_is_warned_and_then_ends(tmp_path: Path, clock: Clo
         assert details(w, "cull") == ["culled: idle for longer than 10 s"]
 
 
+async def test_two_looks_at_once_end_a_kernel_once(tmp_path: Path, clock: Clock) -> None:
+    async with fake_world(tmp_path, settings=SOON) as w:
+        await w.start("k")
+        use(w, 9)
+        await looked(w)
+        clock.now += 2
+        use(w, 11)
+        await asyncio.gather(*(w.scheduler._idle._look() for _ in range(2)))
+        await w.told("released", "k")
+        assert w.count("cull") == 1
+
+
 @pytest.mark.parametrize("is_held", [True, False], ids=["held", "orphan"])
 async def test_a_kernel_that_was_idle_for_long_has_the_whole_time_of_the_warning(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, is_held: bool
@@ -100,6 +113,7 @@ async def test_a_kernel_that_was_idle_for_long_has_the_whole_time_of_the_warning
         {"idle_s": 99.0, "quiet_s": 99.0, "state": "busy"},  # a cell runs or waits for input
     ],
 )
+@pytest.mark.usefixtures("clock")
 async def test_activity_cancels_the_warning(tmp_path: Path, active: dict[str, Any]) -> None:
     async with fake_world(tmp_path, settings=SOON) as w:
         await w.start("k")
@@ -145,6 +159,7 @@ async def test_the_scheduler_looks_by_itself(tmp_path: Path) -> None:
 
 async def test_a_start_looks_at_no_other_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With many thousand kernels, a look at all of them would take longer than the start."""
+    monkeypatch.setattr(idle, "_SHORTEST_PAUSE_S", 60.0)  # the scheduler does not look by itself
     async with fake_world(tmp_path, settings=SOON) as w:
         await w.start("first")
         seen = []

@@ -12,7 +12,7 @@ from kit.fakes.scheduler import FakeWorld, fake_world
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
-from roost.testing.deadlines import looks
+from roost.testing.deadlines import until
 
 KERNELS = 12
 
@@ -59,14 +59,16 @@ def agree(w: FakeWorld) -> None:
     assert {kernel.id for kernel in held.values() if kernel.state == "running"} == processes
 
 
-async def settled(w: FakeWorld) -> list[dict[str, str]]:
-    """Ask `doctor` up to 200 times until it finds no problem. Return its last findings: one `ok` means no problem."""
+async def until_settled(w: FakeWorld) -> None:
+    """Ask `doctor` until it finds no problem."""
     found: list[dict[str, str]] = []
-    async for _ in looks(10):
+
+    async def is_settled() -> bool:
+        nonlocal found
         found = await w.scheduler.doctor()
-        if found[0]["level"] == "ok":
-            break
-    return found
+        return found[0]["level"] == "ok"
+
+    await until(is_settled, lambda: f"doctor finds no problem: {found}", 10)
 
 
 @pytest.mark.parametrize("kills_agents", [False, True])
@@ -77,7 +79,7 @@ async def test_whatever_happens_both_sides_agree(tmp_path: Path, seed: int, kill
         await asyncio.gather(
             *(someone(w, seed * 100 + i, kills_agents=kills_agents and i == 0) for i in range(8))
         )
-        assert (await settled(w))[0]["level"] == "ok"
+        await until_settled(w)
         agree(w)
         for kernel in w.scheduler.kernels():
             ended: Kernel = await w.scheduler.stop(kernel.id, 0)

@@ -50,7 +50,7 @@ async def test_a_request_that_no_node_could_hold_brings_a_node_at_once(tmp_path:
 
 
 async def test_a_request_that_waits_for_a_full_node_brings_one_after_a_while(tmp_path: Path) -> None:
-    async with growing(tmp_path, after_s=0.3) as w:
+    async with growing(tmp_path, after_s=2.0) as w:
         w.start("first", cpus=1)
         await w.told("placed", "first")
         w.start("second", cpus=1)
@@ -74,6 +74,12 @@ async def test_no_claim_without_a_node_while_a_node_with_room_is_drained(tmp_pat
         await w.scheduler.drain("small", True)
         with pytest.raises(NoNodeNow, match=r"^waited 0\.5 s at position 1.*drain"):
             await w.start("k", cpus=1, launch_timeout_s=0.5)
+        for on in (True, False, False):
+            await w.scheduler.drain("small", on)
+        assert [event.detail for event in w.events if "small" in event.detail and event.kind == "nodes"] == [
+            "node small drains",
+            "node small is open again",
+        ]
 
 
 async def test_a_request_that_fits_a_type_at_its_limit_waits_for_room(tmp_path: Path) -> None:

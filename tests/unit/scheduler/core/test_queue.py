@@ -10,6 +10,7 @@ import pytest
 from kit.fakes.scheduler import FakeWorld, fake_world
 from kit.machine.manual_clock import ManualClock
 from roost.launchers.daemon.tasks import Timers
+from roost.launchers.protocol.messages import Launch, Lease
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.queue import Queue
 from roost.scheduler.errors import Cancelled
@@ -59,6 +60,29 @@ async def test_a_queued_start_is_taken_back_by_stop_too(tmp_path: Path) -> None:
         assert positions(w) == {"third": 1}
         await w.scheduler.stop("first", 0)
         assert (await third).state == "running"
+
+
+async def test_the_limit_of_the_queue_does_not_shorten_the_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent begins the launch with the claim, and keeps to the limit that the claim has."""
+    limits_s: dict[str, float] = {}
+    async with fake_world(tmp_path, gpus=1) as w:
+        claim = w.backend.claim
+
+        async def note(lease: Lease, launch: Launch | None = None) -> Lease:
+            assert launch is not None
+            limits_s[lease.kernel_id] = launch.deadline_s
+            return await claim(lease, launch)
+
+        monkeypatch.setattr(w.backend, "claim", note)
+        await w.start("both", gpus=1, launch_timeout_s=600.0)
+        waiting = w.start("waiting", gpus=1, launch_timeout_s=600.0, queue_timeout_s=60.0)
+        await w.told("queued", "waiting")
+        await w.scheduler.stop("both", 0)
+        await waiting
+    assert 540 < limits_s["both"] < 600, "queue and launch together"
+    assert limits_s["waiting"] == 600
 
 
 async def test_never_more_than_fit_hold_a_share_and_none_is_lost(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from roost.placement import Request
 from roost.scheduler.backends.base import Lease, LeaseReading
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core import reconcile
-from roost.scheduler.errors import BackendUnavailable, Cancelled, UnknownKernel
+from roost.scheduler.errors import BackendUnavailable, Cancelled, LeaseConflict, UnknownKernel
 from roost.testing.deadlines import allow_s
 from roost.testing.fake_backends import FakeBackend
 
@@ -149,7 +150,7 @@ async def test_applications_ask_again_once_a_silent_agent_is_heard(
         await w.until_not(lambda: _knows_all(w))
         with pytest.raises(BackendUnavailable, match="may live where no agent answers now: on far"):
             w.kernel("k")
-        with pytest.raises(BackendUnavailable, match="It is stopped as soon as its agent answers"):
+        with pytest.raises(BackendUnavailable, match="The kernel is stopped as soon as its agent answers"):
             await w.scheduler.stop("k")
         assert w.count("resync") == 0
         silent.clear()
@@ -185,6 +186,9 @@ async def test_a_kernel_whose_agent_is_silent_when_the_next_service_comes_is_unk
         await asyncio.sleep(3 * SOON.claim_grace_s)
         assert asked > 1
         assert w.kernel("k").state == "unknown"
+        for call in (w.scheduler.signal("k", 2), w.scheduler.logs("k"), w.scheduler.journal("k")):
+            with pytest.raises(BackendUnavailable, match="nobody knows whether kernel k still runs"):
+                await call  # an application would take `UnknownKernel` for its end
         is_silent = False
         await w.told("running")
         kernel = w.kernel("k")
@@ -204,12 +208,14 @@ async def test_a_kernel_that_was_stopped_while_its_agent_was_silent_is_ended_onc
 
     async def read(backend: FakeBackend) -> LeaseReading:
         return (
-            LeaseReading(leases=(), unreachable=frozenset({"here"})) if is_silent else await leases(backend)
+            LeaseReading(leases=tuple(backend.book), unreachable=frozenset({"here"}))
+            if is_silent
+            else await leases(backend)
         )
 
     monkeypatch.setattr(FakeBackend, "leases", read)
     async with scheduler_on([agent]) as w:
-        with pytest.raises(BackendUnavailable, match="It is stopped as soon as"):
+        with pytest.raises(BackendUnavailable, match="The kernel is stopped as soon as"):
             await w.scheduler.stop("k")
         if is_started_again:
             await w.start("k", cpus=1)
@@ -268,6 +274,38 @@ async def test_a_repeated_start_asks_for_all_that_it_asked_for_though_its_claim_
         for request in (kernel.request, lease.request):
             assert (request.memory_bytes, request.policy) == (1 << 30, "balanced")
             assert request.options == {"namespace": "team"}
+    await agent.close()
+
+
+async def test_a_repeated_start_goes_on_if_the_node_of_its_earlier_claim_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = FakeAgent(tmp_path, cpus=1)
+    pending = Lease(
+        id="roost:k:s/1",
+        kernel_id="k",
+        owner=Owner(user="ada"),
+        request=Request(cpus=1),
+        node_id="here",
+        state="pending",
+    )
+    leases, claim, claims = FakeBackend.leases, FakeBackend.claim, list[Lease]()
+
+    async def read(backend: FakeBackend) -> LeaseReading:
+        reading = await leases(backend)
+        return reading if claims else LeaseReading(leases=(pending,), processes={pending.id: None})
+
+    async def claim_later(backend: FakeBackend, lease: Lease, *more: Any) -> Lease:
+        claims.append(lease)
+        if len(claims) == 1:
+            raise LeaseConflict("its raylet has ended")
+        return await claim(backend, lease, *more)
+
+    monkeypatch.setattr(FakeBackend, "leases", read)
+    monkeypatch.setattr(FakeBackend, "claim", claim_later)
+    async with scheduler_on([agent]) as w:
+        assert (await w.start("k", cpus=1)).state == "running"
+        assert w.leases() == [pending.id]
     await agent.close()
 
 
@@ -437,6 +475,7 @@ async def test_a_lost_node_is_the_reason_of_what_ends_there(tmp_path: Path) -> N
 async def test_the_reason_of_a_loss_is_awaited_also_when_the_lease_is_gone_before_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_told: bool
 ) -> None:
+    monkeypatch.setattr(reconcile, "_REASON_S", allow_s(60))
     async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
         may_answer, asked, read = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -497,15 +536,19 @@ async def test_kernels_of_a_dead_owner_end_after_the_grace(
 async def test_kernels_of_an_owner_that_can_adopt_live_until_they_are_culled(
     tmp_path: Path, application: subprocess.Popen[bytes]
 ) -> None:
-    async with fake_world(tmp_path, settings=SOON) as w:
-        await w.start("k", cpus=1, owner=owner_of(application, can_adopt=True))
+    agent, owner = FakeAgent(tmp_path), owner_of(application, can_adopt=True)
+    async with scheduler_on([agent], SOON.with_values(orphan_after_s=60.0)) as w:
+        await w.start("k", cpus=1, owner=owner)
+        await w.start("left", cpus=1, owner=replace(owner, can_adopt=False))
         kill(application)
-        await asyncio.sleep(0.15)  # beyond the grace of owners that cannot adopt
+        await w.told("released", "left")  # the grace of owners that cannot adopt is over
         assert w.kernel("k").state == "running"
         assert "outlived app" in (await w.scheduler.doctor())[0]["what"]
+    async with scheduler_on([agent], SOON) as w:
         await w.told("cull", "k")
         await w.told("released", "k")
         assert w.kernel("k").reason == "culled: nobody has come back for it for 0.3 s"
+    await agent.close()
 
 
 async def test_an_adopted_kernel_lives_and_ends_with_its_new_owner(

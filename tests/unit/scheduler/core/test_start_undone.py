@@ -131,16 +131,19 @@ async def test_a_defect_in_a_start_leaves_nothing_behind(
 async def test_an_agent_that_does_not_answer_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (backend_access, scheduler):
-        monkeypatch.setattr(module, "IN_TIME_S", 0.05)
+    monkeypatch.setattr(backend_access, "IN_TIME_S", 0.05)
+    monkeypatch.setattr(scheduler, "_STOPS_S", 0.05)
     async with fake_world(tmp_path) as w:
         await w.start("k", cpus=1)
         releases = [w.agent.hold(stage) for stage in ("signal", "logs", "stop")]
-        for call in (w.scheduler.signal("k", 2), w.scheduler.logs("k"), w.scheduler.stop("k", 0.0)):
-            with pytest.raises(
-                BackendUnavailable, match=r"^the agent on here has not answered within 0.05 s\.$"
-            ):
+        silent = r"^the agent on here has not answered within 0.05 s\."
+        for call in (w.scheduler.signal("k", 2), w.scheduler.logs("k")):
+            with pytest.raises(BackendUnavailable, match=f"{silent}$"):
                 await call
+        with pytest.raises(BackendUnavailable, match=f"{silent} The kernel is stopped as soon as its agent"):
+            await w.scheduler.stop("k", 0.0)
+        assert list(w.scheduler._ender._due) == ["roost:k:s/1"]  # also for the next scheduler
         for release in releases:
             release.set()
         await w.until(lambda: w.leases() == [])  # the stop goes on
+        await w.until(lambda: not w.scheduler._ender._due)

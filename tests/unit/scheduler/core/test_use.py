@@ -24,7 +24,10 @@ async def read_memory(w: FakeWorld) -> int:
     return -1 if kernel.use is None else kernel.use.memory_bytes
 
 
-async def test_those_who_ask_within_a_short_time_share_an_answer(tmp_path: Path) -> None:
+async def test_those_who_ask_within_a_short_time_share_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(use, "_LEAST_S", 3_600.0)
     async with fake_world(tmp_path) as w:
         await w.start("k")
         set_memory(w, 1)

@@ -21,7 +21,8 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(file: Path) -> OldSettings:
+def settings(file: Path, monkeypatch: pytest.MonkeyPatch) -> OldSettings:
+    monkeypatch.setattr(old_settings, "_LOOK_S", 60.0)
     read = ReadFiles()
     read.note(file)
     return OldSettings(read, "ray", {"address": "head:6379"})

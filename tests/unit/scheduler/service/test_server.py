@@ -29,6 +29,7 @@ from roost.scheduler.config.read_files import ReadFiles
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, NoNodeEver, UnknownKernel, from_remote
 from roost.scheduler.messages import Event, Kernel, StartKernel
+from roost.scheduler.service import old_settings
 from roost.scheduler.service.old_settings import OldSettings
 from roost.scheduler.service.server import Service
 from roost.testing.deadlines import allow_s
@@ -247,8 +248,10 @@ async def test_a_start_outlives_the_connection_that_asked_for_it(tmp_path: Path)
 
 
 async def test_it_stays_while_there_are_kernels_and_leaves_when_there_are_none(tmp_path: Path) -> None:
-    async with served(tmp_path, Settings(idle_exit_s=0.1)) as (_, service, call):
+    async with served(tmp_path) as (_, service, call):
         await call.start(start_of("k"))
+        service._settings = Settings(idle_exit_s=0.1)
+        await call("hello")  # the time until the exit begins again
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(service.left.wait(), 0.3)
         await call("stop", kernel_id="k")
@@ -256,8 +259,10 @@ async def test_it_stays_while_there_are_kernels_and_leaves_when_there_are_none(t
 
 
 async def test_it_stays_while_a_client_is_subscribed(tmp_path: Path) -> None:
-    async with served(tmp_path, Settings(idle_exit_s=0.1)) as (_, service, call):
+    async with served(tmp_path) as (_, service, call):
         await call("subscribe", owner=ME)
+        service._settings = Settings(idle_exit_s=0.1)
+        await call("hello")  # the time until the exit begins again
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(service.left.wait(), 0.3)
         await call.close()
@@ -326,8 +331,9 @@ def test_spellings_of_one_address_have_one_service(runtime_dir: Path) -> None:
 
 
 async def test_only_errors_that_another_setting_may_avoid_say_that_the_settings_are_old(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(old_settings, "_LOOK_S", 60.0)
     read, note = ReadFiles(), "The service is older than its settings"
     read.note(tmp_path / "jupyter_roost_config.py")
     (tmp_path / "jupyter_roost_config.py").write_text("")

@@ -22,7 +22,7 @@ async def unknown_children() -> asyncio.Queue[int]:
 
 @pytest.fixture
 async def reaper(unknown_children: asyncio.Queue[int]) -> AsyncIterator[Reaper]:
-    reaper = Reaper(others=lambda pid, status: unknown_children.put_nowait(pid))
+    reaper = Reaper(others=lambda pid, status: unknown_children.put_nowait(pid), remembered_s=60.0)
     yield reaper
     reaper.close()
 

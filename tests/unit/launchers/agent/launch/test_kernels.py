@@ -326,6 +326,7 @@ async def test_a_kernel_that_died_before_its_agent_was_ready_is_reported(
         earlier_fork=EarlierFork(kernel, context.socket(zmq.SUB) if has_listened else None),
     )
     try:
+        held._reaper._remembered_s = 60.0
         if is_known:
             held._reaper.reap()
         if has_listened:

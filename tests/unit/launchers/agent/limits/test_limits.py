@@ -229,6 +229,7 @@ async def test_all_processes_are_listed_once_for_all_kernels(monkeypatch: pytest
             return super().add_up(pids)
 
     added: dict[int, list[int]] = {}
+    monkeypatch.setattr(limits, "_WATCH_S", 60.0)  # no second look
     held = make(session=Listing())
     kernels = [Noting(1), Noting(1)]
     for pid, kernel in zip((10, 20), kernels, strict=True):

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kit.clusters.faults import until
 from roost.launchers.agent.limits.page_out import SIGNAL, PageOut
 from roost.launchers.zygote import page_out as zygote
-from roost.testing.deadlines import allow_s, looks
+from roost.testing.deadlines import allow_s, until
 
 TICKS_PER_S = 100
 
@@ -151,9 +150,7 @@ async def test_an_idle_kernel_gets_the_signal_once(proc: Proc, caplog: pytest.Lo
     page_out = watch(proc, process.pid, after_s=0.05)
     running = asyncio.create_task(page_out.run())
     try:
-        async for _ in looks(10):
-            if "this machine has no swap" in caplog.text:
-                break
+        await until(lambda: "this machine has no swap" in caplog.text, "the log says why", 10)
         proc.set_swap(1000, 900)
         assert int(await asyncio.wait_for(process.stdout.readline(), allow_s(60))) == SIGNAL
         assert page_out.find_idle(float("inf")) == [], "it is not told again"

@@ -28,7 +28,7 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, NoNodeEver, NoNodeNow
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
 from roost.testing.contract import Opener
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 PULLING = "its image is being pulled"
 SOON = Settings(claim_grace_s=0.1)
@@ -459,6 +459,38 @@ async def test_a_backend_closes_once_its_creations_have_ended(tmp_path: Path) ->
         assert (await claiming).id == "l"
         await closing
     await cluster.shut_down()
+
+
+async def test_a_pod_that_ends_while_all_are_read_is_not_shown_again(
+    pod_cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read of it is older than its end. No later event would say that it has ended."""
+    lease = Lease(id="l", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1), node_id="a")
+    opener = partial(open_backend, partial(pod_backend, pod_cluster))
+    async with opener() as (theirs, _), opener() as (mine, _):
+        await theirs.claim(lease)
+        assert [found.id for found in (await mine.leases()).leases] == ["l"]
+        pods, has_read, goes_on = pod_cluster.pods, asyncio.Event(), asyncio.Event()
+
+        async def read_slowly() -> Sequence[Pod]:
+            found = await pods()
+            has_read.set()
+            await goes_on.wait()
+            return found
+
+        monkeypatch.setattr(pod_cluster, "pods", read_slowly)
+        reading = asyncio.ensure_future(mine.leases())
+        await has_read.wait()
+        monkeypatch.setattr(pod_cluster, "pods", pods)
+        await pod_cluster.delete(lease.id)  # its agent says nothing
+
+        async def is_free() -> bool:
+            return not (await mine.snapshot()).node("a").cpus_promised
+
+        await until(is_free, "the pod takes no room")
+        goes_on.set()
+        assert [found.state for found in (await reading).leases] == ["lost"]
+        assert (await mine.snapshot()).node("a").cpus_promised == 0
 
 
 async def test_a_pod_that_is_gone_before_its_deletion_returns_takes_no_room(

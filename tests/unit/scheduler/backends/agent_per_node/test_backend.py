@@ -19,9 +19,11 @@ from roost.placement import Node, Request
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_node import backend as module
 from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
+from roost.scheduler.backends.agent_per_node.manager import StartedAgent
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
 from roost.scheduler.backends.base import AgentReport, BackendContext, BackendEvent
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict
+from roost.testing import deadlines
 from roost.testing.deadlines import allow_s
 
 LEASE = Lease(
@@ -83,10 +85,7 @@ async def opened(tmp_path: Path, agent: FakeAgent) -> AsyncIterator[Opened]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + allow_s(60)
-    while not holds():
-        assert time.monotonic() < give_up_at, "too late"
-        await asyncio.sleep(0.01)
+    await deadlines.until(holds, "the backend reaches its next state", 60, 0.01)
 
 
 async def test_a_released_lease_is_gone_from_the_manager_and_the_agent(opened: Opened) -> None:
@@ -101,13 +100,13 @@ async def test_a_released_lease_is_gone_from_the_manager_and_the_agent(opened: O
 async def test_a_release_wakes_who_waits_although_no_snapshot_shows_a_change(opened: Opened) -> None:
     """The agent tells of its release first, and a manager that is read twice a second may never show the lease."""
     held = await opened.backend.claim(LEASE)
-    before = (await opened.backend.snapshot()).node("here")
+    assert (await opened.backend.snapshot()).node("here").cpus_promised == 1
     with suppress(asyncio.TimeoutError):
         while True:  # what the claim has reported
             await asyncio.wait_for(opened.event("nodes"), 0.3)
     opened.agent.ledger.release(LEASE.id)
     opened.agent.report_status()
-    await until(lambda: (opened.backend._table.snapshot()).node("here") != before)
+    await until(lambda: opened.backend._table.snapshot().node("here").cpus_promised == 0)
     await opened.backend.release(held)
     await opened.event("nodes")
 
@@ -120,6 +119,43 @@ async def test_the_claim_of_a_lease_that_its_agent_let_go_is_released_without_an
     opened.agent.give_back(LEASE.id)
     await until(lambda: not opened.manager.granted)
     assert "release" not in opened.agent.calls
+
+
+@pytest.mark.parametrize(
+    ("silent", "who_says_so"),
+    [
+        ("claim", "manager"),
+        ("claim", "agent"),
+        ("reserve", "manager"),
+        ("reserve", "agent"),
+        ("start", "manager"),
+    ],
+)
+async def test_a_claim_is_refused_as_soon_as_its_node_ends(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, silent: str, who_says_so: str
+) -> None:
+    """Ray shows a killed raylet for half a minute, and answers nothing about it."""
+
+    async def start_agent(node_id: str) -> StartedAgent:
+        if node_id in opened.manager.left:
+            raise BackendUnavailable("no such node")
+        return await asyncio.Future()
+
+    if silent == "start":
+        monkeypatch.setattr(opened.manager, "start_agent", start_agent)
+    else:
+        await opened.backend.warm_up()
+        (opened.manager if silent == "claim" else opened.agent).hold(silent)
+    claiming = asyncio.create_task(opened.backend.claim(LEASE))
+    await asyncio.sleep(0.1)
+    assert not claiming.done()
+    if who_says_so == "agent":
+        opened.agent.cut_off(time.time() + 60)
+    else:
+        opened.manager.left.add("here")
+    with pytest.raises(LeaseConflict, match="its daemon has ended"):
+        await asyncio.wait_for(claiming, allow_s(10))
+    await opened.backend.release(LEASE)
 
 
 async def test_a_lease_whose_node_left_is_read_as_lost(opened: Opened) -> None:
@@ -324,10 +360,13 @@ async def test_the_next_service_takes_no_claim_for_empty_while_its_agent_does_no
     second = Opened(tmp_path, opened.agent, opened.manager)
     await second.backend.open()
     try:
-        reading = await second.backend.leases()
-        reason = "the agent of node here does not answer"
-        assert reading.leases == (replace(LEASE, state="pending", reason=reason),)
-        assert (dict(reading.processes), reading.unanswered) == ({}, {LEASE.id})
+        pending = replace(LEASE, state="pending", reason="the agent of node here does not answer")
+        for _ in range(3):
+            reading = await second.backend.leases()
+            assert reading.leases == (pending,)
+            assert (dict(reading.processes), reading.unanswered) == ({}, {LEASE.id})
+            second.backend.book.show(pending)  # as the scheduler does
+        monkeypatch.setattr("roost.scheduler.backends.agent_per_node.agents._ANSWER_S", allow_s(10))
         opened.agent.held["list"].set()
         reading = await second.backend.leases()
         assert (reading.leases, reading.unanswered) == ((LEASE,), set())
@@ -361,14 +400,13 @@ async def test_agents_report_the_real_use_and_are_not_asked_for_it(
     opened.agent.report_status()
     node = await until_used(opened, 3.0)
     assert node.cpus_promised == 1
-    deadline = began + allow_s(60)
-    # The age counts from the reading of the metrics before the report until the next reading.
-    while (age_s := (await opened.backend.snapshot()).node("here").metrics_age_s) is not None:
-        if age_s <= time.monotonic() - began:
-            break
-        assert time.monotonic() < deadline, age_s
-        await asyncio.sleep(0.01)
-    assert age_s is not None
+
+    async def is_new() -> bool:  # the age counts from the reading before the report until the next reading
+        age_s = (await opened.backend.snapshot()).node("here").metrics_age_s
+        assert age_s is not None
+        return age_s <= time.monotonic() - began
+
+    await deadlines.until(is_new, "the metrics are read again", 60, 0.01)
     assert "status" not in opened.agent.calls
 
 
@@ -450,11 +488,12 @@ async def test_an_agent_that_is_lost_and_cannot_be_started_is_not_tried_again(
 
 async def until_used(opened: Opened, cpus_used: float | None) -> Node:
     """Wait until the snapshot has this use of CPUs. Return the node."""
-    deadline = time.monotonic() + allow_s(60)
-    while (node := (await opened.backend.snapshot()).node("here")).cpus_used != cpus_used:
-        assert time.monotonic() < deadline, node
-        await asyncio.sleep(0.01)
-    return node
+
+    async def find() -> Node | None:
+        node = (await opened.backend.snapshot()).node("here")
+        return node if node.cpus_used == cpus_used else None
+
+    return await deadlines.until(find, f"the node uses {cpus_used} CPUs", 60, 0.01)
 
 
 async def test_agents_are_found_again_after_a_change_of_their_settings(

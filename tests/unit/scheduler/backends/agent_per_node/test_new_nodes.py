@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +17,7 @@ from roost.scheduler.backends.agent_per_node.backend import AgentPerNodeBackend
 from roost.scheduler.backends.agent_per_node.settings import AgentPerNodeSettings
 from roost.scheduler.errors import BackendUnavailable
 from roost.testing import backend_context
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import until
 
 LEASE = Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada", pid=7), request=Request(cpus=1))
 WAITS = replace(LEASE, state="pending", reason="a node is being started")
@@ -93,11 +91,11 @@ class Growing:
 
     async def until(self, state: str) -> Lease:
         """Wait until the lease has been shown in this state; return it."""
-        give_up_at = time.monotonic() + allow_s(60)
-        while not any(lease.state == state for lease in self.shown):
-            assert time.monotonic() < give_up_at, self.shown
-            await asyncio.sleep(0.01)
-        return next(lease for lease in self.shown if lease.state == state)
+
+        def find() -> Lease | None:
+            return next((lease for lease in self.shown if lease.state == state), None)
+
+        return await until(find, lambda: f"the lease is {state}: {self.shown}", 60, 0.01)
 
 
 @pytest.fixture
@@ -162,10 +160,7 @@ async def test_a_lease_that_is_released_while_its_agent_starts_leaves_nothing(gr
     goes_on = growing.manager.hold("claim")
     await growing.backend.claim(LEASE)
     growing.new_nodes.at[LEASE.id] = "here"
-    give_up_at = time.monotonic() + allow_s(60)
-    while "claim" not in growing.manager.calls:
-        assert time.monotonic() < give_up_at
-        await asyncio.sleep(0.01)
+    await until(lambda: "claim" in growing.manager.calls, "the manager gets the claim", 60, 0.01)
     await growing.backend.release(growing.backend.book.get(LEASE.id) or LEASE)
     goes_on.set()
     assert (growing.manager.granted, growing.agent.held_leases()) == ({}, [])

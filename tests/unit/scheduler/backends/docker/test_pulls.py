@@ -15,6 +15,7 @@ from roost.scheduler.backends.docker.engine import Engine, EngineError, JsonObje
 from roost.scheduler.backends.docker.pending import PendingLeases
 from roost.scheduler.backends.docker.pulls import ImagePulls, PullProgress
 from roost.scheduler.errors import BackendUnavailable, LaunchError, LeaseConflict, RoostError
+from roost.testing.deadlines import until
 
 IMAGE = "team/python:3"
 LEASE = Lease(id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(), node_id="here")
@@ -207,7 +208,8 @@ class TestPendingLeases:
     ) -> None:
         engine.is_here.set()
         pending.start(LEASE, None, IMAGE)
-        await asyncio.sleep(0.01)
+        reason = "its container is being made"
+        await until(lambda: pending.pods()[0].lease.reason == reason, reason, 60, 0.01)
         dropping = asyncio.create_task(pending.drop(LEASE.id))
         await asyncio.sleep(0.01)
         assert not dropping.done()

@@ -13,6 +13,7 @@ import pytest
 from roost.scheduler.backends.kubernetes import api
 from roost.scheduler.backends.kubernetes.api import Api
 from roost.scheduler.errors import BackendUnavailable
+from roost.testing.deadlines import allow_s, until_blocking
 
 
 class SilentServer(ThreadingHTTPServer):
@@ -86,9 +87,9 @@ def client(server: SilentServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_call_on_a_silent_connection_is_repeated_on_a_new_one(
     client: Api, server: SilentServer, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "_SILENT_S", 0.3)
+    client.request("GET", "/version", timeout_s=allow_s(60))
+    monkeypatch.setattr(api, "_SILENT_S", allow_s(0.3))
     monkeypatch.setattr(api, "_SILENT_SHARE", 0.0)
-    client.request("GET", "/version")
     server.silent = {port for _, port in server.requests}
     assert client.request(method, "/version", timeout_s=30.0) == {}
     assert [sent for sent, _ in server.requests] == ["GET", method, method]
@@ -99,6 +100,7 @@ def test_a_server_that_is_silent_is_away_after_two_attempts(client: Api, server:
     server.silent = set(range(1 << 16))
     with pytest.raises(BackendUnavailable, match="does not answer"):
         client.request("GET", "/version", timeout_s=0.3)
+    until_blocking(lambda: len(server.requests) >= 2, "the server gets two requests", 60, 0.01)
     assert len(server.requests) == 2
 
 
@@ -108,7 +110,7 @@ def test_a_busy_server_is_asked_again(
 ) -> None:
     monkeypatch.setattr(api, "_PAUSE_S", 0.01)
     server.refusals = [retry_after]
-    assert client.request("GET", "/version") == {}
+    assert client.request("GET", "/version", timeout_s=allow_s(60)) == {}
     assert len(server.requests) == 2
 
 

@@ -181,8 +181,11 @@ async def test_a_pod_that_is_being_created_is_no_remains(watched: Watched) -> No
     assert [state for state, _ in await watched.list_leases(gated)] == ["pending"]
 
 
-async def test_a_pod_that_is_deleted_before_it_has_a_node_is_a_conflict(watched: Watched) -> None:
+async def test_a_pod_that_is_deleted_before_it_has_a_node_is_a_conflict(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The request is placed again. Only `create` can notice the deletion, because the watch skips pods in creation."""
+    monkeypatch.setattr("roost.scheduler.backends.kubernetes.creation._DECIDED_S", allow_s(60))
     creating = await watched.begin_creation()
     await watched.api.show(watched.pod("9"))
     await watched.api.show(None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from roost.scheduler.backends.local import backend as module
 from roost.scheduler.backends.local.backend import LocalBackend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import LeaseConflict
-from roost.testing.deadlines import allow_s
+from roost.testing import deadlines
 from roost.testing.fake_backends import local_backend
 
 LEASE = Lease(id="l", kernel_id="k", owner=Owner(user="ada"), request=Request(gpus=0.5), node_id="here")
@@ -44,11 +43,12 @@ async def backend(agent: FakeAgent) -> AsyncIterator[LocalBackend]:
 
 async def until(backend: LocalBackend, holds: Callable[[Node], bool]) -> Node:
     """Wait until this machine's node in the snapshot is as expected, and return it."""
-    deadline = time.monotonic() + allow_s(60)
-    while not holds(node := (await backend.snapshot()).node("here")):
-        assert time.monotonic() < deadline, node
-        await asyncio.sleep(0.01)
-    return node
+
+    async def find() -> Node | None:
+        node = (await backend.snapshot()).node("here")
+        return node if holds(node) else None
+
+    return await deadlines.until(find, "the node is as expected", 60, 0.01)
 
 
 async def test_the_agent_reports_the_use_and_is_not_asked_for_it(
@@ -78,6 +78,7 @@ async def test_the_promises_are_known_when_a_call_returns_and_nobody_asks_for_th
 async def test_a_report_is_not_replaced_by_an_older_answer(backend: LocalBackend, agent: FakeAgent) -> None:
     """The answer to a question may be read after a report that the agent has sent later."""
     goes_on = agent.hold("status")
+    agent.calls.clear()
     with pytest.raises(LeaseConflict):
         await backend.claim(replace(LEASE, request=Request(gpus=2)))  # so that the agent is asked
     asking = asyncio.ensure_future(backend.snapshot())

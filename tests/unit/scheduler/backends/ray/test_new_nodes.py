@@ -54,6 +54,8 @@ class FakeRay:
         self.launches = Launches()
         self.groups: dict[str, tuple[dict[str, float], dict[str, str]]] = {}
         self.renewed: list[list[str]] = []
+        self.guard_lives = asyncio.Event()
+        self.guard_lives.set()
         self.nodes: list[RayNode] = [HEAD]
         self.problem = ""
         self.asked: list[Callable[..., Any]] = []
@@ -84,6 +86,7 @@ class FakeRay:
             return self.launches
         if question is guard.renew:
             self.renewed.append(list(arguments[1]))
+            return "guard"
         if question is placement_groups.create_unpinned:
             self.groups[arguments[0]] = arguments[1], arguments[2]
         if question is placement_groups.remove:
@@ -105,6 +108,8 @@ class FakeRay:
         return "reference"
 
     async def answer(self, reference: Any, deadline_s: float, purpose: str) -> Any:
+        if reference == "guard":
+            await self.guard_lives.wait()
         return {"has_monitor": self.has_monitor, "config": self.file, "reasons": {}}
 
     async def read(self, *, again: bool = True) -> RayNewNodes:
@@ -324,6 +329,18 @@ async def test_the_guard_knows_a_group_before_ray_does(ray: FakeRay, monkeypatch
     assert ray.renewed == [[NAME], [NAME]]
     ray.problem = "the guard's class is lost"
     await found.keep_up([HEAD])  # its problem is no outage
+
+
+async def test_the_guard_lives_before_a_group_does(ray: FakeRay) -> None:
+    """If the service is killed right after it has asked for the group, the guard must remove the group."""
+    found = await ray.read()
+    ray.guard_lives.clear()
+    asking = asyncio.ensure_future(found.ask(LEASE))
+    await asyncio.sleep(0.05)
+    assert (ray.renewed, ray.groups) == ([[NAME]], {})
+    ray.guard_lives.set()
+    await asking
+    assert list(ray.groups) == [NAME]
 
 
 async def test_the_guard_hears_of_a_created_group_until_an_agent_has_noted_its_lease(

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 
-from kit.clusters.faults import until
 from kit.fakes.cluster_manager import FakeManager
 from kit.fakes.scheduler import FakeAgent
 from roost.launchers.protocol.messages import Lease, Owner
@@ -18,6 +17,7 @@ from roost.scheduler.backends.base import BackendContext
 from roost.scheduler.backends.ssh.backend import SshBackend
 from roost.scheduler.backends.ssh.settings import RoostSshBackend
 from roost.scheduler.errors import LeaseConflict
+from roost.testing.deadlines import until
 
 LEASE = Lease(
     id="roost:k:s/1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1), node_id="here"
@@ -64,7 +64,7 @@ async def test_another_host_is_taken_if_the_agent_of_this_one_is_out_of_reach(
     """The host was switched off a moment ago. Its agent is known from before, and ssh does not reach it either."""
     await backend.warm_up()
     await agent.close()
-    await until(lambda: not backend._pool.connected, "the agent is still connected")
+    await until(lambda: not backend._pool.connected, "the agent is disconnected")
     manager.broken = "ssh cannot reach here: No route to host"
     with pytest.raises(LeaseConflict, match=r"here is unreachable: ssh cannot reach here: No route to host"):
         await backend.claim(LEASE)

@@ -12,6 +12,7 @@ import pytest
 from roost.scheduler.backends.ssh import client_config
 from roost.scheduler.backends.ssh.client_config import check_file, prepare_command
 from roost.scheduler.backends.ssh.problems import HostProblem
+from roost.testing.deadlines import allow_s
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +100,9 @@ def test_no_option_of_a_person_makes_the_client_ask_or_leave_a_master(tmp_path: 
     )
     command = prepare_command(("ssh", "-F", str(own)))
     try:
-        done = subprocess.run([*command, "-G", "n1"], capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(
+            [*command, "-G", "n1"], capture_output=True, text=True, check=True, timeout=allow_s(10)
+        )
     except FileNotFoundError:
         pytest.skip("there is no ssh: install OpenSSH's client")
     options = done.stdout.splitlines()

@@ -18,7 +18,7 @@ import pytest
 
 from roost.scheduler.backends.ssh import far_side
 from roost.scheduler.backends.ssh.far_side import find_changes, run_prologue, write_program
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until_blocking
 
 
 @pytest.fixture
@@ -87,16 +87,26 @@ def test_a_failure_is_one_clause(before: dict[str, str], lines: str, problem: st
 
 
 def test_a_prologue_that_does_not_end_is_ended(
-    before: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    before: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(far_side, "PROLOGUE_S", 0.5)
-    _, said = run_prologue(f"echo $$ > {tmp_path}/pid; sleep 1000; true", before)
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*words, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    _, said = run_prologue("sleep 1000; true", before)
     assert said == "the prologue did not end within 0.5 s: shorten it"
-    group = int((tmp_path / "pid").read_text())
-    ends_at = time.monotonic() + allow_s(10)
-    while any(is_alive_in(group, process) for process in psutil.process_iter()):
-        assert time.monotonic() < ends_at
-        time.sleep(0.01)
+    group = started[0].pid
+    until_blocking(
+        lambda: not any(is_alive_in(group, process) for process in psutil.process_iter()),
+        "the group ends",
+        10,
+        0.01,
+    )
 
 
 def is_alive_in(group: int, process: psutil.Process) -> bool:

@@ -136,7 +136,7 @@ async def test_two_names_of_one_machine_are_one_node(make: Any, hosts: Hosts) ->
 
 
 async def test_an_unreachable_host_keeps_its_amounts_and_comes_back(make: Any, hosts: Hosts) -> None:
-    manager = make("n1", refresh_s=1.0)
+    manager = make("n1")
     await manager.membership.join("")
     hosts.problems["n1"] = "ssh cannot reach n1: no route"
     with pytest.raises(HostProblem, match="no route"):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from roost.scheduler.backends.ssh import open_ssh
 from roost.scheduler.backends.ssh.open_ssh import HostProblem, read_options, run_on_host
-from roost.testing.deadlines import allow_s
+from roost.testing.deadlines import allow_s, until
 
 MakeClient = Callable[..., tuple[str, ...]]
 
@@ -23,8 +24,9 @@ RUN = 'exec sh -c "$last"'
 
 
 @pytest.fixture
-def client(tmp_path: Path, runtime_dir: Path) -> MakeClient:
+def client(tmp_path: Path, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> MakeClient:
     """Give a function that makes a client. It runs the lines `check` for a question to a master, else `body`."""
+    monkeypatch.setattr(open_ssh, "_CHECK_S", allow_s(20))
 
     def make(body: str, *, check: str = "exit 255") -> tuple[str, ...]:
         path = tmp_path / "ssh"
@@ -45,7 +47,7 @@ async def contact(ssh: tuple[str, ...], program: str = "say({'is': 1})", **optio
 async def problem_of(ssh: tuple[str, ...], program: str = "say({})", **options: Any) -> HostProblem:
     with pytest.raises(HostProblem) as caught:
         await contact(ssh, program, **options)
-    assert not await left_processes()
+    await until_none_is_left()
     return caught.value
 
 
@@ -65,14 +67,18 @@ def others_processes() -> None:
     _BEFORE.update(psutil.Process().children(recursive=True))
 
 
-async def left_processes() -> set[psutil.Process]:
-    """Return what this test has started and left, zombies too. A killed process may need a moment to be reaped."""
-    until = time.monotonic() + allow_s(5)
-    while left := set(psutil.Process().children(recursive=True)) - _BEFORE:
-        if time.monotonic() > until:
-            break
-        await asyncio.sleep(0.02)
-    return left
+def find_new() -> set[psutil.Process]:
+    """Return the new children of this process, with theirs. The clusters of other tests may start processes, too."""
+    new = set(psutil.Process().children()) - _BEFORE
+    for child in list(new):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            new.update(child.children(recursive=True))
+    return new
+
+
+async def until_none_is_left() -> None:
+    """Wait until this test has no process, not even a zombie. A killed process may need a moment to be reaped."""
+    await until(lambda: not find_new(), lambda: f"no process is left: {find_new()}", 5, 0.02)
 
 
 def count_descriptors() -> int:
@@ -104,10 +110,13 @@ async def test_an_open_master_is_used(client: MakeClient, tmp_path: Path) -> Non
     assert "ControlPath=none" not in (tmp_path / "words").read_text()
 
 
-async def test_a_question_to_a_master_has_a_deadline(client: MakeClient, tmp_path: Path) -> None:
+async def test_a_question_to_a_master_has_a_deadline(
+    client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_ssh, "_CHECK_S", 0.5)
     await contact(client(RUN, check="trap '' TERM; sleep 1000"))
     assert "ControlPath=none" in (tmp_path / "words").read_text()
-    assert not await left_processes()
+    await until_none_is_left()
 
 
 async def test_a_client_that_is_missing(tmp_path: Path, client: MakeClient) -> None:
@@ -132,13 +141,14 @@ async def test_a_client_that_does_not_end_is_killed_with_its_programs(client: Ma
 
 async def test_a_client_that_goes_on_after_the_answer_is_killed(client: MakeClient) -> None:
     assert await contact(client('sh -c "$last"; sleep 1000')) == {"is": 1}
-    assert not await left_processes()
+    await until_none_is_left()
 
 
 async def test_a_program_that_holds_the_pipes_holds_no_contact(client: MakeClient, tmp_path: Path) -> None:
     before = count_descriptors()
     ssh = client(
-        f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 1000' & sleep 0.2; echo lost >&2; exit 255"
+        f"setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 1000' & "
+        f"while [ ! -s {tmp_path}/pid ]; do sleep 0.02; done; echo lost >&2; exit 255"
     )
     try:
         assert "lost" in str(await problem_of(ssh))
@@ -173,8 +183,8 @@ async def test_many_contacts_leave_no_descriptor(client: MakeClient) -> None:
         await problem_of(client("exit 255"))
         await contact(client(RUN))
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(contact(client("sleep 1000")), 0.1)
-    assert count_descriptors() <= before
+            await asyncio.wait_for(contact(client("exec sleep 1000")), 0.1)
+    await until(lambda: count_descriptors() <= before, "no more descriptors are open than before", 5)
 
 
 @pytest.mark.parametrize("host", ["", "-oProxyCommand=x", "a b", "a\nb"])
@@ -210,14 +220,14 @@ async def test_an_error_of_the_caller_reaches_the_caller(client: MakeClient) -> 
         await contact(client(RUN), report=fail)
     with pytest.raises(ValueError, match="of the caller"):
         await contact(client(RUN), "fetch_archive()", archive=fail)
-    assert not await left_processes()
+    await until_none_is_left()
 
 
 async def test_options_of_the_client(client: MakeClient) -> None:
     ssh = client(
         "printf 'hostname n1.example.org\\nport 22\\nidentityfile a\\nidentityfile b\\nproxyjump ada@j:1,k\\n'"
     )
-    options = await read_options("n1", ssh=ssh)
+    options = await read_options("n1", ssh=ssh, deadline_s=allow_s(20))
     assert options == {
         "hostname": "n1.example.org",
         "port": "22",

@@ -199,7 +199,7 @@ async def test_the_end_of_an_agent_is_explained_by_yarn(
     quiet_cluster: YarnCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """YARN never reports the end of a released container. roost therefore waits for the report before the release."""
-    monkeypatch.setattr("roost.scheduler.backends.yarn.cluster._CAUSE_S", 0.5)
+    monkeypatch.setattr("roost.scheduler.backends.yarn.cluster._CAUSE_S", 60.0)
     released: list[int] = []
     master = line(STARTED)
 

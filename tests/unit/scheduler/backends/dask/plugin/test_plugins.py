@@ -15,12 +15,20 @@ from typing import Any
 
 import pytest
 
+from roost.testing import deadlines
 from roost.testing.deadlines import allow_s
 
 dask = pytest.importorskip("dask", reason="Dask is not installed: pip install '.[dask]'")
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")
 
-from roost.scheduler.backends.dask.plugin import scheduler_plugin, worker_plugin  # noqa: E402 - they import distributed
+from roost.scheduler.backends.dask.plugin import (  # noqa: E402 - they import distributed
+    nanny_plugin,
+    scheduler_plugin,
+    worker_plugin,
+)
+
+# Dask warns if a busy machine takes a second for it.
+pytestmark = pytest.mark.filterwarnings("ignore:Creating scratch directories:UserWarning")
 
 DEADLINE_S = 60.0
 MANY = {"GPU": 2, "licence": 1}
@@ -133,12 +141,7 @@ def quiet(tmp_path: Path) -> Iterator[None]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds, because Dask publishes no event for it."""
-
-    async def look() -> None:
-        while not condition():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(look(), allow_s(DEADLINE_S))
+    await deadlines.until(condition, "Dask reaches its next state", DEADLINE_S, 0.01)
 
 
 async def test_a_lease_reduces_the_resources_of_tasks_until_it_is_released() -> None:
@@ -184,8 +187,11 @@ async def test_a_task_in_the_workers_own_queue_starts_when_a_lease_is_released()
         assert cluster.left() == (MANY, MANY)
 
 
-async def test_a_kernel_is_ahead_of_tasks_and_these_run_on_a_worker_with_room() -> None:
+async def test_a_kernel_is_ahead_of_tasks_and_these_run_on_a_worker_with_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Tests Dask's `CancelComputeEvent` and `reschedule`: the worker returns a task that has to wait for a kernel."""
+    monkeypatch.setattr(scheduler_plugin, "_WISH_S", allow_s(DEADLINE_S))
     async with started(MANY, {}) as cluster:
         running = cluster.submit("running", licence=1)
         await until(lambda: "running" in gates)
@@ -195,7 +201,7 @@ async def test_a_kernel_is_ahead_of_tasks_and_these_run_on_a_worker_with_room() 
             "tasks of the Dask cluster have it" in (await cluster.lease(resources={"licence": 1}))["refused"]
         )
         await until(lambda: not cluster.workers[0].state.constrained)
-        assert cluster.scheduler.tasks["queued"].state == "no-worker"
+        await until(lambda: cluster.scheduler.tasks["queued"].state == "no-worker")
         async with worker(cluster.scheduler, "127.0.0.9", {"licence": 1}) as late:
             await until(lambda: "queued" in gates)
             gates["queued"].set()
@@ -269,6 +275,7 @@ async def test_workers_report_their_free_resources() -> None:
     async with started(MANY) as cluster:
         task = cluster.submit("x", GPU=1)
         await until(lambda: cluster.plugin.ledger.slots[cluster.workers[0].address].free["GPU"] == 1)
+        await until(lambda: "x" in gates)
         gates["x"].set()
         await asyncio.wait_for(task, allow_s(DEADLINE_S))
         await until(lambda: cluster.plugin.ledger.slots[cluster.workers[0].address].free["GPU"] == 2)
@@ -367,3 +374,30 @@ async def test_each_agent_accepts_all_services(monkeypatch: pytest.MonkeyPatch) 
         assert calls[2:] == [["one", "two", "three"]], "it is tried again"
         await install(cluster)
         assert cluster.plugin.clients == ["one", "two", "three"], "the next plugin knows them"
+
+
+async def test_the_agent_gets_the_settings_of_the_latest_plugin_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of the plugin before may be slow, and end after the first call of the latest one."""
+    begun, may_end = threading.Event(), threading.Event()
+    graces: list[float] = []
+
+    def bring_up(_archive: bytes, _digest: str, _name: str, _settings: str, manager: Any, *_: Any) -> Any:
+        if manager["grace_s"] == 300.0 and not begun.is_set():
+            begun.set()
+            assert may_end.wait(allow_s(DEADLINE_S))
+        graces.append(manager["grace_s"])
+        return {"endpoint": "tcp://10.0.0.1:1", "public": "server"}
+
+    monkeypatch.setattr(nanny_plugin, "bring_up", bring_up)
+    earlier, latest = (
+        nanny_plugin.AgentStarter(archive=b"", digest="", settings={}, grace_s=grace_s, python="")
+        for grace_s in (300.0, 77.0)
+    )
+    async with started(MANY) as cluster:
+        server = cluster.workers[0]
+        slow = asyncio.create_task(earlier.start(server))
+        await until(begun.is_set)
+        await latest.start(server)
+        may_end.set()
+        await slow
+        assert graces[-1] == 77.0

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.machine.cases import find_wrong
 from roost.scheduler.backends.yarn.master.schema import Token
 from roost.scheduler.backends.yarn.master.tokens import Credentials, read_credentials, write_credentials
 from roost.scheduler.backends.yarn.master.wire import WireFormatError
@@ -40,10 +41,12 @@ def test_what_is_written_is_read(credentials: Credentials, as_protobuf: bool) ->
     assert read_credentials(write_credentials(credentials, as_protobuf=as_protobuf)) == credentials
 
 
-@pytest.mark.parametrize("size", range(len(WRITABLE)))
-def test_a_file_that_was_cut(size: int) -> None:
-    with pytest.raises(WireFormatError):
-        read_credentials(WRITABLE[:size])
+def test_a_file_that_was_cut() -> None:
+    def check(size: int) -> None:
+        with pytest.raises(WireFormatError):
+            read_credentials(WRITABLE[:size])
+
+    assert find_wrong(range(len(WRITABLE)), check) == []
 
 
 @pytest.mark.parametrize("data", [b"HDTS\x07\x00\x00", b"PK\x03\x04 a zip", b"HDTS\x00\x80\x00"])

@@ -1,0 +1,123 @@
+"""Many starts on few GPUs: the GPUs never hold too many kernels, and no start is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from kit import TESTS
+from kit.machine.tiny_kernel import tiny
+from roost.scheduler.client.client import Client
+from roost.scheduler.errors import Cancelled, NoNodeEver, NoNodeNow
+from roost.scheduler.messages import Event, Kernel, StartKernel
+from roost.testing.deadlines import allow_s, until
+
+ASKER = """
+import asyncio, json, os, sys
+sys.path.insert(0, sys.argv[1])
+import roost
+from kit.machine.tiny_kernel import tiny
+
+async def one(client):
+    kernel = await client.start(tiny(gpus=0.25, launch_timeout_s=100))
+    await asyncio.sleep(0.05)  # holds its share a moment
+    await client.stop(kernel.id, grace_s=0)
+    return kernel.id, kernel.device_ids
+
+async def main():
+    client = roost.connect("local", gpus=2)
+    print(json.dumps(await asyncio.gather(*(one(client) for _ in range(25)))))
+
+asyncio.run(main())
+"""
+
+
+def test_a_hundred_kernels_from_four_processes_on_two_gpus(client: Client, settled_runtime_dir: Path) -> None:
+    held: set[str] = set()
+    peak, positions, lock = 0, set(), threading.Lock()
+
+    def look(event: Event) -> None:
+        nonlocal peak
+        if event.kernel is None:
+            return
+        with lock:
+            if event.kind == "leased":
+                held.add(event.kernel.id)
+            elif event.kind == "released":
+                held.discard(event.kernel.id)
+            elif event.kind == "queued" and event.kernel.position is not None:
+                positions.add(event.kernel.position)
+            peak = max(peak, len(held))
+
+    client.listen(look)
+    assert client.kernels().result(allow_s(20)) == []
+    askers = [
+        subprocess.Popen([sys.executable, "-c", ASKER, str(TESTS)], stdout=subprocess.PIPE) for _ in range(4)
+    ]
+    most = 0
+    while any(asker.poll() is None for asker in askers):
+        (node,) = client.nodes().result(allow_s(20))
+        shares = [device["promised"] for device in node["devices"]]
+        assert max(shares) <= 1.0 + 1e-6
+        most = max(most, round(sum(shares) / 0.25))
+    started = [tuple(item) for asker in askers for item in json.loads(asker.communicate()[0])]
+    assert len({kernel_id for kernel_id, _ in started}) == 100
+    assert all(len(device_ids) == 1 for _, device_ids in started)
+    assert max(peak, most) <= 8, "more shares were held than there are"
+    assert peak == 8, "the GPUs were never full: the test shows nothing"
+    assert {1, 2, 3} <= positions
+    assert client.kernels().result(allow_s(20)) == []
+    (node,) = client.nodes().result(allow_s(20))
+    assert [device["promised"] for device in node["devices"]] == [0, 0]
+
+
+async def test_a_queued_start_shows_its_position_and_can_be_cancelled(client: Client) -> None:
+    first = await client.start(tiny(gpus=2))
+    asked = tiny(gpus=1)
+    waiting = asyncio.ensure_future(_outcome(client, asked))
+    queued = await _until_queued(client, asked.kernel_id)
+    assert queued.position == 1
+    assert "GPU" in queued.waits_for
+    await client.cancel(asked.kernel_id)
+    with pytest.raises(Cancelled):
+        await waiting
+    again = tiny(gpus=1)
+    waiting = asyncio.ensure_future(_outcome(client, again))
+    await _until_queued(client, again.kernel_id)
+    await client.stop(first.id, grace_s=0)
+    assert (await asyncio.wait_for(waiting, allow_s(60))).state == "running"
+    await client.stop(again.kernel_id, grace_s=0)
+
+
+async def _outcome(client: Client, asked: StartKernel) -> Kernel:
+    return await client.start(asked)
+
+
+async def _until_queued(client: Client, kernel_id: str) -> Kernel:
+    async def find() -> Kernel | None:
+        for kernel in await client.kernels():
+            if kernel.id == kernel_id and kernel.state == "queued" and kernel.position is not None:
+                return kernel
+        return None
+
+    return await until(find, "the start is queued")
+
+
+async def test_a_start_waits_no_longer_than_its_launch_timeout(client: Client) -> None:
+    first = await client.start(tiny(gpus=2))
+    with pytest.raises(NoNodeNow, match="GPU"):
+        await client.start(tiny(gpus=1, launch_timeout_s=0.4))
+    await client.stop(first.id, grace_s=0)
+
+
+async def test_an_impossible_request_fails_at_once(client: Client) -> None:
+    with pytest.raises(NoNodeEver) as failure:
+        await asyncio.wait_for(_outcome(client, tiny(gpus=3)), allow_s(60))
+    assert "\n" not in failure.value.user_message
+    assert "GPU" in failure.value.user_message

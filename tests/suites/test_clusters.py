@@ -1,0 +1,224 @@
+"""The clusters of the tests leave nothing on this machine after a failed start, or if their owner is killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kit import TESTS
+from kit.clusters import docker_engine, hadoop_nodes, kubelets, ssh_hosts
+from kit.clusters.kubelets.cluster import claim
+from roost.bench.clusters import dask_machines, raylets
+from roost.bench.clusters.cluster_folder import DaemonCluster, processes, wait_until
+from roost.testing.deadlines import allow_s
+
+OWNER = """
+import contextlib, sys, psutil
+from {module} import *
+from roost.bench.clusters.cluster_folder import wait_until
+with {start} as cluster:
+    {then}
+    print(cluster.folder, flush=True)
+    sys.stdin.read()
+"""
+RUNS_A_DETACHED_PROCESS = """
+    new = cluster.rest.call("POST", "/ws/v1/cluster/apps/new-application")["application-id"]
+    detach = "cd /; setsid --fork sleep 1000; timeout 1 tail -f /dev/null"
+    context = {"application-id": new, "application-name": "test", "resource": {"memory": 256, "vCores": 1}}
+    context |= {"am-container-spec": {"commands": {"command": detach}}, "max-app-attempts": 1}
+    cluster.rest.call("POST", "/ws/v1/cluster/apps", context)
+    def is_detached():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return any(each.name() == "sleep" for each in cluster.processes())
+    wait_until(is_detached, "the container does not run", timeout_s=60)
+"""
+"""YARN kills the process group of a container when its shell ends. This `sleep` has left the group."""
+
+DRIVER = """
+import os, sys
+sys.modules["rfc3987_syntax"] = None  # as in raylets.py
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+@ray.remote(num_cpus=0)
+def mode():
+    return os.environ["RAY_AUTH_MODE"]
+print(ray.get(mode.remote()))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """How a cluster starts in a process of its own, and what is on this machine meanwhile and afterwards."""
+
+    module: str
+    start: str
+    then: str = ""
+    """What the owner does on the cluster."""
+    why_not: Callable[[], str | None]
+    left: Callable[[Path], list[str]]
+    """Return a line for each thing that is left of the cluster with this folder. Its first word is the kind."""
+    has: frozenset[str] = frozenset({"process", "folder"})
+    """The kinds of things that a running cluster has on this machine."""
+    may_have: frozenset[str] = frozenset()
+    stays: frozenset[str] = frozenset()
+    """The kinds that only the next start removes."""
+    again: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Return the next cluster."""
+    ends_s: float = 60.0
+
+
+def left_of(folder: Path) -> list[str]:
+    """Return what is left of a cluster of daemons."""
+    found = [f"process {process.pid}" for process in processes(folder)]
+    return found + ([f"folder {folder}"] if folder.exists() else [])
+
+
+CLUSTERS: Mapping[str, Cluster] = {
+    "ray": Cluster(
+        module=raylets.__name__, start="Raylets(Machine())", why_not=raylets.why_not, left=left_of
+    ),
+    "dask": Cluster(
+        module=dask_machines.__name__,
+        start="DaskMachines(Machine())",
+        why_not=dask_machines.why_not,
+        left=left_of,
+        ends_s=20.0,
+    ),
+    "docker": Cluster(
+        module=docker_engine.__name__,
+        start="DockerEngine()",
+        then='cluster.run("run", "--detach", IMAGE, "sleep", "1000")',
+        why_not=docker_engine.why_not,
+        left=docker_engine.leftovers,
+        has=frozenset({"process", "folder", "device"}),
+        may_have=frozenset({"control", "mount"}),
+        stays=frozenset({"control", "folder"}),
+        again=docker_engine.DockerEngine,
+    ),
+    "kubernetes": Cluster(
+        module=kubelets.__name__,
+        start="Kubelets(Machine())",
+        why_not=kubelets.why_not,
+        left=kubelets.leftovers,
+        may_have=frozenset({"cgroup", "device", "mount"}),
+        ends_s=15.0,
+    ),
+    "yarn": Cluster(
+        module=hadoop_nodes.__name__,
+        start="HadoopNodes(Machine())",
+        then=RUNS_A_DETACHED_PROCESS,
+        why_not=hadoop_nodes.why_not,
+        left=left_of,
+    ),
+    "ssh": Cluster(
+        module=ssh_hosts.__name__,
+        start="SshHosts(1)",
+        why_not=lambda: ssh_hosts.why_not(2),
+        left=ssh_hosts.leftovers,
+        has=frozenset({"process", "folder", "device"}),
+        stays=frozenset({"folder"}),
+        again=lambda: ssh_hosts.SshHosts(1, accounts=["ada"]),
+    ),
+}
+
+
+@pytest.fixture
+def cluster(kind: str) -> Cluster:
+    if reason := CLUSTERS[kind].why_not():
+        pytest.skip(reason)
+    return CLUSTERS[kind]
+
+
+@contextmanager
+def owner_of(cluster: Cluster) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Start a process that owns a cluster. Yield the process, and the cluster's folder."""
+    program = OWNER.format(module=cluster.module, start=cluster.start, then=cluster.then)
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    ) as owner:  # fmt: skip
+        assert owner.stdout is not None
+        folder = owner.stdout.readline().strip()
+        assert folder, "the cluster does not start"
+        yield owner, Path(folder)
+
+
+def kinds_of(lines: list[str]) -> set[str]:
+    return {line.partition(" ")[0] for line in lines}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["ray", "dask", "docker", pytest.param("kubernetes", marks=pytest.mark.long), "yarn", "ssh"],
+)
+def test_nothing_outlives_a_killed_owner(cluster: Cluster) -> None:
+    with owner_of(cluster) as (owner, folder):
+        found = kinds_of(cluster.left(folder))
+        assert cluster.has <= found <= cluster.has | cluster.may_have
+        owner.kill()
+        wait_until(
+            lambda: kinds_of(cluster.left(folder)) <= cluster.stays,
+            "the cluster outlives its owner",
+            timeout_s=allow_s(cluster.ends_s),
+        )
+    with cluster.again():
+        assert cluster.left(folder) == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["kubernetes"])
+def test_only_files_outlive_a_killed_keeper(cluster: Cluster) -> None:
+    with owner_of(cluster) as (owner, folder):
+        os.kill(int((folder / "pid").read_text()), 9)
+        wait_until(
+            lambda: kinds_of(cluster.left(folder)) <= {"cgroup", "folder"},
+            "the cluster outlives its keeper",
+            timeout_s=allow_s(cluster.ends_s),
+        )
+        owner.kill()
+    with claim(int(folder.name)):
+        assert kinds_of(cluster.left(folder)) == {"folder"}, "the next cluster of that number starts clean"
+    folder.rmdir()
+
+
+@pytest.mark.parametrize("kind", ["ray", "dask", "ssh"])
+def test_a_failed_start_reports_why_and_leaves_nothing(kind: str, cluster: Cluster) -> None:
+    starts: Mapping[str, tuple[Callable[[], DaemonCluster | ssh_hosts.SshHosts], str]] = {
+        "ray": (lambda: raylets.Raylets(raylets.Machine(labels={"zone": "plenty of it"})), "plenty"),
+        "dask": (
+            lambda: dask_machines.DaskMachines(dask_machines.Machine(options=("--memory-limit", "plenty"))),
+            "plenty",
+        ),
+        "ssh": (lambda: ssh_hosts.SshHosts(2, accounts=["ada"], sshd_options=["Nonsense yes"]), "option: Nonsense"),
+    }  # fmt: skip
+    start, problem = starts[kind]
+    broken = start()
+    with pytest.raises(RuntimeError, match=problem), broken:
+        pass
+    assert cluster.left(broken.folder) == []
+
+
+@pytest.mark.parametrize("kind", ["ray"])
+def test_a_token_in_the_users_home_stays_as_it_is(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would read it by itself, and then ask every driver for it."""
+    file = tmp_path / ".ray/auth_token"
+    file.parent.mkdir()
+    file.write_text("of-another-cluster")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    with raylets.Raylets(raylets.Machine()) as started:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", DRIVER, started.address],
+            check=True, capture_output=True, text=True, timeout=allow_s(60), cwd="/",
+        )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "disabled"
+    assert [(path, path.read_text()) for path in file.parent.rglob("*")] == [(file, "of-another-cluster")]
