@@ -26,7 +26,6 @@ from roost.scheduler.simulate.comparison import compare, count_impossible
 from roost.scheduler.simulate.report import Comparison
 from roost.scheduler.simulate.trace_files import add_nodes, read_ended, read_nodes, read_trace
 
-from .nodes import read_types
 from .options import connect_scheduler, scheduler_options
 from .tables import build_table, open_console, print_table
 
@@ -132,7 +131,9 @@ def _read_nodes(arguments: argparse.Namespace) -> list[Node]:
 
 
 def _read_live(client: Client) -> Snapshot:
-    return Snapshot.from_dict({"nodes": wait_for(client.nodes()), "node_types": read_types(client)})
+    return Snapshot.from_dict(
+        {"nodes": wait_for(client.nodes()), "node_types": wait_for(client.node_types())}
+    )
 
 
 def _show(comparison: Comparison, *, has_ends: bool) -> None:

@@ -174,8 +174,7 @@ class Client:
 
     def kernel(self, kernel_id: str, *, with_use: bool = False) -> Call[Kernel]:
         """Return one kernel with its connection; raises `UnknownKernel`. `with_use` is as in `kernels`."""
-        also = {"with_use": True} if with_use else {}  # older services do not know it
-        return self._ask("kernel", self._read_kernel, kernel_id=kernel_id, **also)
+        return self._ask("kernel", self._read_kernel, kernel_id=kernel_id, with_use=with_use)
 
     def adopt(self, kernel_id: str, owner: Owner | None = None, *, takes_away: bool = True) -> Call[Kernel]:
         """Adopt a kernel or a start of another application, and return it; raises `UnknownKernel`.
@@ -225,8 +224,8 @@ class Client:
         """
         if not isinstance(request, Request):
             raise ConfigError(f"explain takes a Request, and got {request!r:.60}.")
-        also = {"kernel_name": kernel_name} if kernel_name else {}  # older services do not know it
-        return self._ask("explain", self._read("decision"), request=request, owner=this_owner(), **also)
+        arguments = {"request": request, "owner": this_owner(), "kernel_name": kernel_name}
+        return self._ask("explain", self._read("decision"), **arguments)
 
     def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> Call[str]:
         """Return the end of a kernel's log (its stdout and stderr)."""
@@ -243,9 +242,9 @@ class Client:
         `request` is what they ask for; None: nothing. Raises `NoNodeNow` and `NoNodeEver`, as their start would.
         """
         context = read_context() if get_spec(self.backend).runs_on_this_machine else UNKNOWN
-        also = {} if request is None else {"request": request}  # older services do not know it
+        asked = Request() if request is None else request
         return self._ask(
-            "warm", _to_nothing, _WARM_S, argv=list(argv), env=dict(env), context=context, **also
+            "warm", _to_nothing, _WARM_S, argv=list(argv), env=dict(env), context=context, request=asked
         )
 
     def up(self) -> Call[int]:
@@ -286,7 +285,7 @@ class Client:
         With `fix`, the service first repairs disagreements between kernels, leases and processes. Each repair
         is a finding of the level `fixed`. Without `fix`, a finding with the key `fix` can be repaired.
         """
-        return self._ask("doctor", self._read("findings"), **({"fix": True} if fix else {}))
+        return self._ask("doctor", self._read("findings"), fix=fix)
 
     def events(self, limit: int = 100) -> Call[list[Event]]:
         """Return the latest events, oldest first."""
@@ -511,10 +510,7 @@ class Client:
 
     async def _start(self, start: StartKernel) -> Kernel:
         try:
-            # A service of an earlier version knows no repeated starts.
-            arguments = {
-                each.name: getattr(start, each.name) for each in fields(start) if each.name != "asked_at"
-            }
+            arguments = {each.name: getattr(start, each.name) for each in fields(start)}
             timeout_s = start.launch_timeout_s or DEFAULT_LAUNCH_TIMEOUT_S
             deadline_s = timeout_s + (start.queue_timeout_s or 0.0) + CALL_DEADLINE_S
             return self._read_kernel(await self._call("start", arguments, deadline_s))

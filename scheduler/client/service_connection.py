@@ -223,9 +223,9 @@ class ServiceConnection:
         hello = {"protocol": PROTOCOL, "version": VERSION}
         greeting = await connection.call("hello", hello, timeout_s=_GREETING_S)
         protocol, version = int(greeting["protocol"]), str(greeting["version"])
-        self.launch_timeout_s = float(greeting.get("launch_timeout_s", DEFAULT_LAUNCH_TIMEOUT_S))
-        self.node_start_timeout_s = float(greeting.get("node_start_timeout_s", 0.0))
         if protocol == PROTOCOL and (self._is_elsewhere or parse_version(version) >= parse_version(VERSION)):
+            self.launch_timeout_s = float(greeting["launch_timeout_s"])
+            self.node_start_timeout_s = float(greeting["node_start_timeout_s"])
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(f"The service {version} is newer than this client ({VERSION}): upgrade.")

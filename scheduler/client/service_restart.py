@@ -22,7 +22,7 @@ from roost.scheduler.messages import end_sentence
 
 from .cluster_record import read_referral
 from .service_folder import PYTHON_VARIABLE, service_command
-from .settings_path import compare_paths, read_path
+from .settings_path import compare_paths
 
 CHECK_FLAG = "--check"
 """With this argument, the service's command only reads its settings and loads their policies.
@@ -32,8 +32,6 @@ prints the address of a cluster that the settings name, and that the service has
 """
 READS = "roost reads "
 MOVES = "roost moves to "
-_UNKNOWN_FLAG = 2
-"""The exit code with which an older roost refuses `CHECK_FLAG`."""
 _CHECK_S = 45.0
 _NOT_ENDED = "The service that runs was not ended."
 _KEPT = f"Correct this first. {_NOT_ENDED}"
@@ -112,7 +110,7 @@ def restart_service(
     serving, started = _start(folder, argv, env, has_ended=announced is not None)
     if announced is None and serving != folder:  # only now it is known which service was meant
         return restart_service(serving, backend, options, is_here=is_here, count_kernels=count_kernels)
-    path_before, path_now = compare_paths(read_path(announced or {}), read_path(started))
+    path_before, path_now = compare_paths((announced or {}).get("config_path", ()), started["config_path"])
     return Restart(
         ended_pid=announced["pid"] if announced is not None else None,
         was_killed=was_killed,
@@ -196,8 +194,7 @@ def _check_settings(argv: Sequence[str], env: Mapping[str, str], folder: Path, e
     refusal = done.stderr.strip().rpartition("\n")[2]  # a policy may print lines before it
     if refusal.startswith(READS):
         refusal = ""
-    is_older = done.returncode == _UNKNOWN_FLAG and CHECK_FLAG in refusal
-    if done.returncode and not is_older:
+    if done.returncode:
         file = _find_last_read(done.stderr) or f"The check of the settings by {argv[0]}"
         refusal = refusal or f"{file} ends Python with exit code {done.returncode}, without a message"
         raise ConfigError(f"{end_sentence(refusal)} {end}")
@@ -206,7 +203,7 @@ def _check_settings(argv: Sequence[str], env: Mapping[str, str], folder: Path, e
 
 
 def _find_last_read(printed: str) -> str:
-    """Return the file that the check has read last; empty if it printed none, as in an older roost."""
+    """Return the file that the check has read last; empty if it printed none."""
     files = [line.removeprefix(READS) for line in printed.splitlines() if line.startswith(READS)]
     return files[-1] if files else ""
 

@@ -15,14 +15,8 @@ from .advice import write_command
 _NAMES = ("jupyter_roost_config.py", "jupyter_roost_config.json")
 
 
-def read_path(facts: Mapping[str, Any]) -> list[str]:
-    """Return the path of the service with these facts or this announcement; empty if an older roost runs."""
-    found = facts.get("config_path")
-    return [str(folder) for folder in found] if isinstance(found, list) else []
-
-
 def compare_paths(one: Sequence[str], other: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the folders that only the one path has, and those of only the other. None if a path is unknown."""
+    """Return the folders that only the one path has, and those of only the other. None if a path is empty."""
     if not one or not other:
         return (), ()
     return tuple(each for each in one if each not in other), tuple(each for each in other if each not in one)
@@ -33,7 +27,7 @@ def find_other_path(facts: Mapping[str, Any], backend: str, options: Mapping[str
 
     Folders without settings do not count, and `config_file` names a file for both.
     """
-    theirs, ours = compare_paths(read_path(facts), jupyter_config_path())
+    theirs, ours = compare_paths(facts["config_path"], jupyter_config_path())
     if "config_file" in options or not any(
         Path(each, name).exists() for each in theirs + ours for name in _NAMES
     ):

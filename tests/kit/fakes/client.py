@@ -106,7 +106,7 @@ class StubClient:
 
     def service(self) -> Answer:
         who = {"protocol": 2, "version": "9", "pid": 7, "backend": "ray", "address": "192.0.2.1:6379"}
-        return self._answer(who, "service")
+        return self._answer({**who, "config_path": []}, "service")
 
     def nodes(self) -> Answer:
         return self._answer([node.to_dict() for node in self.cluster], "nodes")

@@ -109,7 +109,7 @@ class FakeService:
 
         return {
             "protocol": self.protocol, "version": self.version or __version__, "pid": os.getpid(), "backend": "local",
-            "address": "", "launch_timeout_s": self.launch_timeout_s,
+            "address": "", "network": "", "config_path": [], "launch_timeout_s": self.launch_timeout_s,
             "node_start_timeout_s": self.node_start_timeout_s,
         }  # fmt: skip
 
@@ -144,7 +144,8 @@ class FakeService:
         return self.kernels[kernel.id]
 
     def _kernels(self, _: Any) -> dict[str, Any]:
-        return {"kernels": [kernel.without_keys() for kernel in self.kernels.values()]}
+        kernels = [kernel.without_keys() for kernel in self.kernels.values()]
+        return {"kernels": kernels, "more": False, "unreachable": []}
 
     def _signal(self, arguments: Any) -> dict[str, Any]:
         self._known(arguments)
