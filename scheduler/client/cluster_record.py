@@ -138,39 +138,17 @@ def _ask(host: str) -> set[str]:
 
 
 def read_record(folder: Path) -> ClusterRecord | None:
-    """Return the record of a service's folder; None if there is none, or none that can be used.
-
-    An older version of roost has written no record. Its announcement, or the list of its agents, has the address.
-    """
+    """Return the record of a service's folder; None if there is none, or none that can be used."""
     found = read_json(folder / _RECORD)
-    if isinstance(found, dict):
-        try:
-            return ClusterRecord(
-                backend=str(found["backend"]),
-                cluster_id=str(found["cluster_id"]),
-                places=tuple(map(str, found["places"])),
-                options=dict(found["options"]),
-            )
-        except (KeyError, TypeError, ValueError):
-            return None
-    return _guess_record(folder)
-
-
-def _guess_record(folder: Path) -> ClusterRecord | None:
-    from .service_folder import name_service  # late: that module imports this one
-
-    backend = folder.name.removeprefix("scheduler-").partition("-")[0]
-    announced = read_announcement(folder) or {}
-    agents = read_json(folder / _AGENTS)
-    address = announced.get("address") or (agents.get("cluster") if isinstance(agents, dict) else "")
-    if not address or not isinstance(address, str):
+    try:
+        return ClusterRecord(
+            backend=str(found["backend"]),
+            cluster_id=str(found["cluster_id"]),
+            places=tuple(map(str, found["places"])),
+            options=dict(found["options"]),
+        )
+    except (KeyError, TypeError, ValueError):
         return None
-    for options in ({}, {"address": address}):
-        if folder.name == name_service(backend, options):
-            return ClusterRecord(
-                backend=backend, cluster_id="", places=(write_place(address),), options=options
-            )
-    return None
 
 
 def write_record(folder: Path, record: ClusterRecord) -> None:

@@ -136,7 +136,7 @@ def test_the_service_that_a_shell_started_serves_jupyter_too(
 
 
 def test_two_services_of_one_cluster_are_joined_as_doctor_says(cluster: Raylets, runtime_dir: Path) -> None:
-    """Two services have kernels, as after an upgrade from a roost that did not look for the other one."""
+    """Two services have kernels, because the second one did not find the record of the first one."""
     _, _, port = cluster.address.rpartition(":")
     with roost.start_kernel(backend="ray", backend_options={"address": cluster.address}) as kernel:
         (first,) = find_services()

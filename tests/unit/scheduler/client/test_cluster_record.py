@@ -158,20 +158,6 @@ def test_the_last_service_of_a_cluster_is_found_when_none_runs(serve: Serve, run
     assert service_folder("ray", {"address": HEAD}) == running
 
 
-def test_a_service_of_an_older_roost_is_found_by_its_announcement(serve: Serve, runtime_dir: Path) -> None:
-    running = serve("scheduler-ray", backend="ray", address=HEAD)
-    assert service_folder("ray", {"address": HEAD}) == running
-    serve("scheduler-ray-0123abcd", backend="ray", address="192.0.2.8:6379")  # with unknown options
-    own = runtime_dir / name_service("ray", {"address": "192.0.2.8:6379"})
-    assert service_folder("ray", {"address": "192.0.2.8:6379"}) == own
-
-
-def test_kernels_of_an_older_roost_are_found_when_its_service_has_ended(serve: Serve) -> None:
-    ended = serve("scheduler-ray", is_alive=False)
-    (ended / "agents.json").write_text(json.dumps({"cluster": HEAD, "agents": {}}))
-    assert service_folder("ray", {"address": HEAD}) == ended
-
-
 def test_a_referral_holds_while_the_same_process_serves(serve: Serve, runtime_dir: Path) -> None:
     own = runtime_dir / "scheduler-ray"
     own.mkdir(mode=0o700)
