@@ -44,8 +44,8 @@ class _Saved:
 
     cluster: str
     agents: Mapping[str, StartedAgent]
-    settings: str = ""
-    """A digest of the settings that these agents were asked to have; empty if an older service has written this."""
+    settings: str
+    """A digest of the settings that these agents were asked to have."""
 
 
 def _digest(settings: AgentSettings, grace_s: float) -> str:
@@ -285,7 +285,7 @@ class AgentPool:
         else:
             self._known.update(known.agents)
             self.cluster = known.cluster
-            if known.settings and known.settings != self._settings:
+            if known.settings != self._settings:
                 self._noted_settings = known.settings
                 self._outdated.update(known.agents)
                 self._doubted.update(known.agents)
