@@ -24,7 +24,7 @@ from roost.launchers.daemon.tasks import backoff, in_thread, join_shared, start_
 from roost.launchers.daemon.world import name_in_world
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.launchers.protocol.shared_values import VERSION, parse_version
+from roost.launchers.protocol.shared_values import VERSION, is_older
 from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,
@@ -223,7 +223,7 @@ class ServiceConnection:
         hello = {"protocol": PROTOCOL, "version": VERSION}
         greeting = await connection.call("hello", hello, timeout_s=_GREETING_S)
         protocol, version = int(greeting["protocol"]), str(greeting["version"])
-        if protocol == PROTOCOL and (self._is_elsewhere or parse_version(version) >= parse_version(VERSION)):
+        if protocol == PROTOCOL and (self._is_elsewhere or not is_older(version)):
             self.launch_timeout_s = float(greeting["launch_timeout_s"])
             self.node_start_timeout_s = float(greeting["node_start_timeout_s"])
             return True
