@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kit.machine.bad_files import BAD_FILES
+from kit.machine.bad_input import BAD_FILES
 from kit.machine.daemons import agent_folder
 from kit.machine.real_agent import agent_session, end_agent
 from roost.launchers.agent.leases.manager_watch import ManagerWatch

@@ -22,7 +22,7 @@ from jupyter_client.provisioning import KernelProvisionerFactory
 import roost
 from kit.fakes.service import FakeService, fake_service
 from kit.jupyter.kernelspecs import read_kernelspec, roost_metadata, search_one_folder, write_kernelspec
-from kit.machine.bad_files import BAD_FILES
+from kit.machine.bad_input import BAD_FILES
 from roost.placement.model import Request
 from roost.provisioners import kernelspecs
 from roost.scheduler.backends.registry import get_spec

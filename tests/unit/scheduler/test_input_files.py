@@ -13,7 +13,7 @@ import pytest
 import zmq
 from kubernetes.client import Configuration
 
-from kit.machine.bad_files import BAD_FILES
+from kit.machine.bad_input import BAD_FILES
 from kit.machine.cases import find_wrong
 from roost.bench.trace_files import read_nodes, read_trace
 from roost.launchers.daemon.file_input import take_json

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kit.machine.bad_files import BAD_FILES
+from kit.machine.bad_input import BAD_FILES
 from kit.machine.cases import find_wrong
 from kit.machine.killed_writer import die_while_writing
 from roost.provisioners.server_extension.server_state import ServerState, choose_server_name

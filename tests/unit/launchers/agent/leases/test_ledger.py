@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.machine.bad_files import BAD_FILES
+from kit.machine.bad_input import BAD_FILES
 from kit.machine.killed_writer import die_while_writing
 from roost.launchers.agent.leases.ledger import Conflict, LeaseLedger
 from roost.launchers.protocol.messages import Connection, Launch, Lease, Owner, Reserve
