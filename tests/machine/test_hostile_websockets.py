@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import uuid
 from collections.abc import AsyncIterator
@@ -15,19 +14,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import Phase, given, settings
 from server import JupyterServer, jupyter_server
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClosedError, websocket_connect
 
-from kit.jupyter.client_frames import any_frame
-from kit.jupyter.client_messages import BAD_LEGACY, BAD_V1
+from kit.jupyter.client_messages import BAD_LEGACY, BAD_V1, any_frame
 from kit.jupyter.front_end import front_end, texts
 from kit.jupyter.restarted_servers import EXTENSIONS, end, start
+from kit.machine.bad_input import INPUTS, draw_inputs
 from roost.provisioners.server_extension.client_message import V1
 from roost.testing.deadlines import allow_s
 
-FRAMES = int(os.environ.get("ROOST_MESSAGES", "2000")) // 10
 ANSWER_S = 60.0
 GROWS_BYTES = 96 << 20
 _QUIET_S = 0.1
@@ -111,14 +108,7 @@ async def test_bad_frames_for_a_waiting_kernel_cost_no_cell_of_others(
 
 
 async def test_frames_of_any_form(one_gpu: Path) -> None:
-    frames: list[tuple[str | bytes, str | None]] = []
-
-    @settings(max_examples=FRAMES, phases=(Phase.generate,), database=None, deadline=None)
-    @given(any_frame())
-    def collect(frame: tuple[str | bytes, str | None]) -> None:
-        frames.append(frame)
-
-    collect()
+    frames = draw_inputs(any_frame, INPUTS // 10)
     async with hostile_server(one_gpu) as server:
         other, attacked = await start(server, "plain"), await start(server, "gpu")
         await answers(server, attacked)

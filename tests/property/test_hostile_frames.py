@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from jupyter_client.session import Session
 
-from kit.jupyter.client_frames import any_frame
+from kit.jupyter.client_messages import any_frame
+from kit.machine.bad_input import INPUTS
 from roost.provisioners.server_extension.client_message import BadMessage, read_message
 
-FRAMES = int(os.environ.get("ROOST_MESSAGES", "2000"))
 SESSION = Session(key=b"")
 
 
 @pytest.mark.filterwarnings("ignore:Message serialization failed")  # jupyter_client cleans what is no JSON
-@settings(deadline=None, max_examples=FRAMES)
-@given(any_frame())
+@settings(max_examples=INPUTS)
+@given(any_frame)
 def test_a_frame_is_a_message_or_is_refused(case: tuple[str | bytes, str | None]) -> None:
     frame, subprotocol = case
     with suppress(BadMessage):

@@ -1,4 +1,4 @@
-"""Messages of clients: as roost holds them, and as frames of a websocket."""
+"""Messages of clients: as roost holds them, and as frames of a websocket. Frames of any form too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from roost.provisioners.server_extension.client_message import ClientMessage
+from hypothesis import strategies as st
+
+from kit.machine.bad_input import DEEP, any_value
+from roost.provisioners.server_extension.client_message import V1, ClientMessage
 
 
 def a_message(
@@ -58,7 +61,6 @@ def legacy(document: bytes, buffers: Sequence[bytes] = ()) -> bytes:
     return b"".join([*(number.to_bytes(4, "big") for number in (len(pieces), *offsets)), *pieces])
 
 
-DEEP = b"[" * 200_000
 DEEP_OBJECT = b'{"a":' * 200_000
 BAD_V1 = {
     "empty": b"",
@@ -114,7 +116,7 @@ BAD_LEGACY = {
     "list": "[]",
     "null": "null",
     "garbage": "garbage",
-    "deep": "[" * 200_000,
+    "deep": DEEP.decode(),
     "deep bytes": legacy(DEEP),
     "no header": _changed(header=None),
     "text as header": _changed(header="x"),
@@ -126,3 +128,74 @@ BAD_LEGACY = {
     "half a character": _changed(content={"code": "\ud800"}),
 }
 """Frames that are no message of the older protocol, by what is wrong with each."""
+
+_values = any_value("x" * 70_000)
+_names = st.sampled_from(
+    ["msg_id", "msg_type", "session", "username", "date", "version", "cellId", "subshell_id", "header"]
+)
+_kinds = st.sampled_from(
+    [
+        "execute_request",
+        "comm_msg",
+        "complete_request",
+        "input_reply",
+        "kernel_info_request",
+        "interrupt_request",
+    ]
+)
+_headers = st.one_of(
+    st.builds(
+        lambda kind, changes: {**header(kind), **changes},
+        _kinds,
+        st.dictionaries(_names, _values, max_size=2),
+    ),
+    _values,
+)
+_contents = st.one_of(_values, st.builds(lambda code: {"code": code}, _values))
+_parts = st.one_of(_values.map(lambda value: json.dumps(value).encode()), st.binary(max_size=40))
+_buffers = st.lists(st.binary(max_size=20), max_size=3)
+
+
+def _spoil(frame: bytes, at: int, other: bytes) -> bytes:
+    return frame[:at] + other + frame[at + len(other) :]
+
+
+_frames_v1 = st.one_of(
+    st.builds(
+        lambda head, metadata, content, channel, buffers: v1(
+            [json.dumps(head).encode(), b"{}", metadata, json.dumps(content).encode(), *buffers], channel
+        ),
+        _headers,
+        _parts,
+        _contents,
+        st.sampled_from([b"shell", b"control", b"stdin", b"iopub", b"evil", b"", b"\xff"]),
+        _buffers,
+    ),
+    st.builds(_spoil, st.just(v1(parts_of("1"))), st.integers(0, 100), st.binary(max_size=16)),
+    st.binary(max_size=200),
+    st.text(),
+    st.sampled_from(list(BAD_V1.values())),
+)
+_documents = st.one_of(
+    st.builds(
+        lambda head, metadata, content, channel: {
+            "header": head, "parent_header": {}, "metadata": metadata, "content": content, "channel": channel,
+        },
+        _headers,
+        _values,
+        _contents,
+        st.one_of(st.sampled_from(["shell", "control", "stdin", "iopub"]), _values),
+    ),
+    _values,
+)  # fmt: skip
+_frames_legacy = st.one_of(
+    _documents.map(json.dumps),
+    st.builds(lambda document, buffers: legacy(json.dumps(document).encode(), buffers), _documents, _buffers),
+    st.binary(max_size=100),
+    st.text(),
+    st.sampled_from(list(BAD_LEGACY.values())),
+)
+any_frame: st.SearchStrategy[tuple[str | bytes, str | None]] = st.one_of(
+    st.tuples(_frames_v1, st.just(V1)), st.tuples(_frames_legacy, st.none())
+)
+"""Frames of any form with their subprotocols: what somebody with a token may send through a kernel's websocket."""
