@@ -12,11 +12,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jupyter_client.session import Session
 
-from kit.jupyter.hostile_kernel import BATCH, MESSAGES, good_cell, messages
+from kit.jupyter.hostile_kernel import BATCH, good_cell, messages
+from kit.machine.bad_input import INPUTS, generate
 from roost.launchers.agent.output.journal import Journal
 from roost.launchers.protocol.messages import JournalLimits, JournalPage
 from roost.placement.model.json_codec import decode, encode
@@ -53,13 +54,7 @@ def read(journal: Journal, session: str = "") -> list[CellRun]:
 
 
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
-@settings(
-    max_examples=max(1, MESSAGES * 9 // 10 // BATCH),
-    deadline=None,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+@generate(INPUTS * 9 // 10 // BATCH)
 @given(st.lists(messages(), min_size=BATCH, max_size=BATCH))
 def test_any_message_is_read_or_left_out(batch: list[list[bytes]]) -> None:
     journal = Journal(JournalLimits(memory_bytes=MEMORY_BYTES))

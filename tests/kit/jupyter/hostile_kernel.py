@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import Any
 
 from hypothesis import strategies as st
 
-MESSAGES = int(os.environ.get("ROOST_MESSAGES", "2000"))
-"""How many messages of any form the tests publish. ROOST_MESSAGES sets it for long runs."""
+from kit.machine.bad_input import DEEP, any_number, any_value
+
 BATCH = 10
 """After this many messages comes a good cell."""
 
@@ -68,19 +67,8 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 """The fields of IOPub messages and of replies on the shell and control channels."""
 
-_texts = st.one_of(
-    st.text(max_size=20),
-    st.sampled_from(["", "idle", "busy", "\ud800", "\x1b[31m", "\0", "x" * 300, "x" * 70_000]),
-)
-_numbers = st.one_of(st.integers(), st.floats(), st.sampled_from([2**63, -1, 10**300, 1e308]))
-_values = st.recursive(
-    st.one_of(st.none(), st.booleans(), _numbers, _texts),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.one_of(st.just("data"), _texts), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-_DEEP = [b"[" * 200_000, b'{"a":' * 200_000, b'{"a":' * 500 + b"1" + b"}" * 500, b"1" * 5_000]
+_values = any_value("data", "idle", "busy", "\x1b[31m", "x" * 70_000)
+_DEEP = [DEEP, b'{"a":' * 200_000, b'{"a":' * 500 + b"1" + b"}" * 500, b"1" * 5_000]
 _raw = st.one_of(
     st.binary(max_size=60),
     st.sampled_from([*_DEEP, b"", b"{", b"null", b"7"]),
@@ -102,7 +90,7 @@ def dump(value: Any) -> bytes:
 def messages(draw: st.DrawFn) -> list[bytes]:
     """Return the frames of a message. Often one place of it is not as Jupyter defines it."""
     kind, place = draw(_kinds), draw(_places)
-    header, parent = {"msg_id": f"m{draw(_numbers)}", "msg_type": kind, "session": "k"}, {**draw(_parents)}
+    header, parent = {"msg_id": f"m{draw(any_number)}", "msg_type": kind, "session": "k"}, {**draw(_parents)}
     content = dict(FIELDS[kind])
     if place in ("header", "parent"):
         (header if place == "header" else parent)[draw(_names)] = draw(_values)

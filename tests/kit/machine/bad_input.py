@@ -37,7 +37,7 @@ BAD_FILES: Mapping[str, Callable[[Path], object]] = {
     "types": lambda path: path.write_text('{"lease": [], "pid": "x", "managers": {"a": 1}, "endpoint": 7}'),
 }
 """For each kind of bad file, a function that makes one at a path."""
-_numbers = st.one_of(st.integers(), st.floats(), st.sampled_from([2**63, -(2**63), 10**300, 1e308, -1]))
+any_number = st.one_of(st.integers(), st.floats(), st.sampled_from([2**63, -(2**63), 10**300, 1e308, -1]))
 
 
 def any_value(*texts: str) -> st.SearchStrategy[Any]:
@@ -47,7 +47,7 @@ def any_value(*texts: str) -> st.SearchStrategy[Any]:
         st.sampled_from(["", "\ud800", "\x1b[2J", "../..", "\0", "\n", "x" * 300, *texts]),
     )
     return st.recursive(
-        st.one_of(st.none(), st.booleans(), _numbers, some_text),
+        st.one_of(st.none(), st.booleans(), any_number, some_text),
         lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(some_text, inner, max_size=3)),
         max_leaves=8,
     )

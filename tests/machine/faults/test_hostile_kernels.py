@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 import zmq
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from kit.jupyter.hostile_kernel import BATCH, CELL, HOSTILE_ARGV, MESSAGES, dump, good_cell, messages
+from kit.jupyter.hostile_kernel import BATCH, CELL, HOSTILE_ARGV, dump, good_cell, messages
+from kit.machine.bad_input import INPUTS, draw_inputs
 from kit.machine.daemons import daemon_pids
 from kit.machine.live_folders import read_files
 from kit.machine.tiny_kernel import tiny
@@ -101,20 +101,7 @@ async def check(client: Client, kernel: HostileKernel, name: str) -> None:
 
 async def test_messages_of_any_form(client: Client, hostile: HostileKernel) -> None:
     before_bytes = hostile.agent.memory_info().rss
-    batches: list[list[list[bytes]]] = []
-
-    @settings(
-        max_examples=max(1, MESSAGES // 10 // BATCH),
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.lists(messages(), min_size=BATCH, max_size=BATCH))
-    def gather(batch: list[list[bytes]]) -> None:
-        batches.append(batch)
-
-    gather()
+    batches = draw_inputs(st.lists(messages(), min_size=BATCH, max_size=BATCH), INPUTS // 10 // BATCH)
     for number, batch in enumerate(batches):
         for frames in batch:
             hostile.publish(*frames)

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import psutil
 import zmq
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from kit.machine.bad_input import INPUTS, any_value, draw_inputs
 from kit.machine.daemons import agent_folder, daemon_pids
 from kit.machine.tiny_kernel import tiny
 from roost.launchers.daemon.private_files import read_json
@@ -25,7 +24,6 @@ from roost.scheduler.client.client import Client
 from roost.scheduler.messages import StartKernel
 from roost.scheduler.service.server import OPERATIONS
 
-MESSAGES = int(os.environ.get("ROOST_MESSAGES", "3000"))
 BATCH = 20
 ANSWER_MS = 60_000
 GROWS_BYTES = 64 << 20
@@ -39,18 +37,8 @@ FIELDS = (
     "since_s", "with_use", "limit", "policy", "node_id", "on", "launch_timeout_s", "deadline_s", "linger_s", "pid",
 )  # fmt: skip
 
-numbers = st.one_of(st.integers(), st.floats(), st.sampled_from([2**63, -(2**63), 10**300, 1e308, -1]))
-texts = st.one_of(
-    st.text(max_size=20), st.sampled_from(["", "k", "roost:k:1", "\ud800", "\x1b[2J", "../..", "\0"])
-)
-values = st.recursive(
-    st.one_of(st.none(), st.booleans(), numbers, texts),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(st.one_of(st.sampled_from(FIELDS), texts), inner, max_size=4),
-    ),
-    max_leaves=8,
-)
+values = any_value("k", "roost:k:1", *FIELDS)
+texts = st.one_of(st.text(max_size=20), st.sampled_from(["", "k", "\ud800", "\x1b[2J", "../..", "\0"]))
 real_start = encode(
     StartKernel(
         kernel_id="k",
@@ -115,22 +103,12 @@ async def test_messages_of_any_form(client: Client, settled_runtime_dir: Path) -
     service = next(settled_runtime_dir.glob("scheduler-*"))
     attackers = {"kernels": Attacker(service), "list": Attacker(agent_folder(settled_runtime_dir))}
 
-    @settings(
-        max_examples=MESSAGES // BATCH // 2,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(st.lists(messages, min_size=BATCH, max_size=BATCH))
-    def attack(batch: list[bytes]) -> None:
-        for operation, attacker in attackers.items():
-            for message in batch:
-                attacker.send(message)
-            attacker.check(operation)
-
     try:
-        attack()
+        for batch in draw_inputs(st.lists(messages, min_size=BATCH, max_size=BATCH), INPUTS // 25):
+            for operation, attacker in attackers.items():
+                for message in batch:
+                    attacker.send(message)
+                attacker.check(operation)
     finally:
         for attacker in attackers.values():
             attacker.close()
