@@ -18,10 +18,14 @@ from typing import Any, cast
 import hypothesis.strategies as st
 import pytest
 import zmq
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
+from kubernetes.client import Configuration
 
 from kit.fakes.client import build_kernel
+from kit.machine.bad_input import BAD_FILES, INPUTS, any_value, generate
+from kit.machine.cases import find_wrong
 from kit.machine.real_agent import as_it_is, no_limits
+from roost.bench.trace_files import read_nodes, read_trace
 from roost.launchers.agent.launch.kernels import Kernels
 from roost.launchers.agent.launch.place import OnNode
 from roost.launchers.agent.leases.ledger import LeaseLedger
@@ -42,21 +46,25 @@ from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel.pod_agent import read_address
 from roost.scheduler.backends.agent_per_node.agents import AgentPool
 from roost.scheduler.backends.base import AgentAddress, Backend
-from roost.scheduler.backends.dask.join import _read_scheduler_file
+from roost.scheduler.backends.dask.join import resolve
+from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.backends.key_pair import load_key_pair
+from roost.scheduler.backends.kubernetes.api import _read_configuration
 from roost.scheduler.backends.kubernetes.pod_spec import PodTemplate
 from roost.scheduler.backends.kubernetes.settings import RoostKubernetesBackend
+from roost.scheduler.backends.yarn.hadoop_conf import read_site
+from roost.scheduler.backends.yarn.rest import _read_password
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.core.backend_access import BackendAccess
 from roost.scheduler.core.ended_kernels import EndedKernels
 from roost.scheduler.core.ender import KernelEnder
 from roost.scheduler.core.kernel_table import KernelTable
 from roost.scheduler.errors import RoostError
+from roost.scheduler.policies.loader import find_policy, load_policy
 from roost.scheduler.policies.offline import read_snapshot
 from roost.scheduler.policies.recent_requests import RecentRequests
 from roost.scheduler.service.server import scheduler_name
 
-FILES = int(os.environ.get("ROOST_MESSAGES", "2000"))
 MEMORY = "/dev/shm"
 NO_PID = 2**22 + 1
 """No process has this pid: it is the greatest of Linux, and one more."""
@@ -196,7 +204,10 @@ USERS: Mapping[str, tuple[Any, Callable[[Path], object]]] = {
         {"RoostScheduler": {"idle_exit_s": 7}, "RoostLocalBackend": {"cpus": 1}},
         lambda file: load_settings("local", {"config_file": str(file)}),
     ),
-    "scheduler.json": ({"address": "tcp://a:1"}, lambda file: _read_scheduler_file(str(file))),
+    "scheduler.json": (
+        {"address": "tcp://a:1"},
+        lambda file: resolve(RoostDaskBackend(address=str(file))),
+    ),
     "pod.yaml": (POD, lambda file: PodTemplate(RoostKubernetesBackend(image="a", pod_template=str(file)))),
     "identity.json": (
         {"public": PUBLIC, "secret": SECRET},
@@ -204,22 +215,32 @@ USERS: Mapping[str, tuple[Any, Callable[[Path], object]]] = {
     ),
 }
 """For each file of users and operators: a good document, and a function that reads it or raises `RoostError`."""
-READERS = {**OWN, **USERS}
-
-scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
-    st.sampled_from([2**63, -(2**63), 10**300, 1e308, -1, "", "\0", "\ud800", "../..", "\n", "a" * 300, "a=b", "a:1"]),
+TEXTS: Mapping[str, Callable[[Path], object]] = {
+    "trace.csv": lambda file: read_trace(str(file)),
+    "nodes.csv": lambda file: read_nodes(str(file)),
+    "policy.py": lambda file: load_policy("p", lambda: find_policy(f"{file}:Policy")),
+    "config.py": lambda file: load_settings("local", {"config_file": str(file)}),
+    "kubeconfig": lambda file: _read_configuration(Configuration(), str(file), ""),
+    "yarn-site.xml": lambda file: read_site(str(file.parent)),
+    "password": lambda file: _read_password(str(file)),
+}
+"""For each file of users and operators that is no JSON: a function that reads it or raises `RoostError`."""
+READERS = {name: read for name, (_, read) in {**OWN, **USERS}.items()} | TEXTS
+DOCUMENTS = {name: document for name, (document, _) in {**OWN, **USERS}.items()}
+LINKED = {
+    "nodes.json": '{"nodes": [{"id": "a"}]}',
+    "trace.csv": "name,cpu_milli,memory_mib,num_gpu,gpu_milli\na,1000,1024,0,0\n",
+    "policy.py": "Policy = 7",
+    "config.json": '{"RoostScheduler": {"idle_exit_s": 7}}',
+    "pod.yaml": "metadata: {labels: {a: b}}",
+}
+"""Good files of users, which may be links."""
+PUT_ASIDE = (
+    "leases/x.json", "manager.json", "requests.json", "ends.json", "ended.json", "drained.json", "name.json",
+    "agents.json",
 )  # fmt: skip
-values = st.recursive(
-    scalars,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(
-            st.sampled_from(["pid", "lease", "id", "k", "managers", "env", ""]), inner, max_size=3
-        ),
-    ),
-    max_leaves=6,
-)
+"""The files of roost's own that have another name afterwards, if they are bad. The others are left out."""
+values = any_value("a=b", "a:1", "pid", "lease", "id", "k", "managers", "env")
 
 
 @st.composite
@@ -247,8 +268,8 @@ def changed(draw: st.DrawFn, document: Any) -> Any:
 @st.composite
 def files(draw: st.DrawFn) -> tuple[str, bytes]:
     """Return the name of a file, and a content of any form."""
-    name = draw(st.sampled_from(sorted(READERS)))
-    good = READERS[name][0]
+    name = draw(st.sampled_from(sorted(DOCUMENTS)))
+    good = DOCUMENTS[name]
     how = draw(st.sampled_from(["changed", "changed", "changed", "truncated", "bytes", "any"]))
     if how == "bytes":
         return name, draw(st.binary(max_size=60))
@@ -259,39 +280,90 @@ def files(draw: st.DrawFn) -> tuple[str, bytes]:
     return name, json.dumps(value).encode()
 
 
-def read(name: str, content: bytes) -> str:
-    """Write and read a file. Return the sentence of its refusal; empty if it is not refused."""
-    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as home:
-        file = Path(home, name)
-        file.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-        for parent in file.parents[: len(Path(name).parts)]:
-            parent.chmod(0o700)
-        file.write_bytes(content)
-        try:
-            READERS[name][1](file)
-        except RoostError as refusal:
-            sentence = refusal.user_message
-        else:
-            return ""
-    assert name in USERS, "a file of roost's own is put aside"
+def place(name: str, home: Path) -> Path:
+    """Return the path of a file in private folders."""
+    file = home / name
+    file.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+    for parent in file.parents[: len(Path(name).parts)]:
+        parent.chmod(0o700)
+    return file
+
+
+def find_refusal(name: str, file: Path) -> str:
+    """Read a file. Return the sentence of its refusal; empty if it is not refused. Any other error is raised."""
+    try:
+        READERS[name](file)
+    except RoostError as refusal:
+        sentence = refusal.user_message
+    else:
+        return ""
+    assert name not in OWN, "a file of roost's own is put aside"
     assert len(sentence.splitlines()) == 1, sentence
     return sentence
 
 
-@pytest.mark.parametrize("name", READERS)
+def read(name: str, content: bytes) -> str:
+    """Write a file and read it. Return the sentence of its refusal."""
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as home:
+        file = place(name, Path(home))
+        file.write_bytes(content)
+        return find_refusal(name, file)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_a_good_file_is_read(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert read(name, json.dumps(READERS[name][0]).encode()) == ""
+    assert read(name, json.dumps(DOCUMENTS[name]).encode()) == ""
     if name != "leases/x.json":  # a lease has a file of its own name
         assert [record for record in caplog.records if "put aside" in record.getMessage()] == []
 
 
-@settings(
-    max_examples=FILES,
-    deadline=None,
-    database=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+@pytest.mark.parametrize("name", LINKED)
+def test_the_file_of_a_user_may_be_a_link(tmp_path: Path, name: str) -> None:
+    (tmp_path / "target").write_text(LINKED[name])
+    (tmp_path / name).symlink_to("target")
+    assert READERS[name](tmp_path / name)
+
+
+@pytest.mark.parametrize("name", sorted({**USERS, **TEXTS}.keys() - {"kernel.json"}))
+def test_a_bad_file_of_a_user_is_one_sentence(tmp_path: Path, name: str) -> None:
+    """Some of these are good files, such as an empty configuration. A list of kernelspecs names the bad ones."""
+
+    def check(kind: str) -> None:
+        file = place(name, tmp_path / kind)
+        BAD_FILES[kind](file)
+        if kind == "brackets" and name in ("pod.yaml", "kubeconfig"):
+            file.write_text("[\n" * 200_000)  # PyYAML takes seconds for as many in one line
+        if not file.is_symlink():
+            file.chmod(0o600)
+        refusal = find_refusal(name, file)
+        assert len(refusal) < 1_000
+        assert refusal or file.is_file()
+
+    assert find_wrong(BAD_FILES, check) == []
+
+
+@pytest.mark.parametrize("name", PUT_ASIDE)
+def test_a_bad_file_of_roosts_own_is_put_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    def check(kind: str) -> None:
+        file = place(name, tmp_path / kind)
+        aside = file.with_suffix(".unreadable")
+        for each in (file, aside):
+            BAD_FILES[kind](each)
+        assert find_refusal(name, file) == ""
+        lines = [line for record in caplog.records if str(file) in (line := record.getMessage())]
+        if kind in ("types", "infinite") and name == "ends.json":  # an object without launches
+            assert lines == []
+        else:
+            assert [line.startswith(f"{file} is put aside") for line in lines] == [True]
+            assert os.path.lexists(file) == (name == "name.json"), "only the name is written again"
+            assert os.path.lexists(aside)
+
+    assert find_wrong(BAD_FILES, check) == []
+
+
+@generate(INPUTS)
 @given(files())
 def test_a_file_of_any_form_is_read_or_refused_in_one_sentence(made: tuple[str, bytes]) -> None:
     logging.disable(logging.CRITICAL)
