@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from kit.machine.bad_input import BAD_FILES
 from kit.machine.killed_writer import die_while_writing
 from roost.launchers.agent.leases.ledger import Conflict, LeaseLedger
 from roost.launchers.protocol.messages import Connection, Launch, Lease, Owner, Reserve
@@ -167,23 +165,6 @@ def test_no_file_keeps_the_keys_or_the_environment_of_a_launch(tmp_path: Path) -
     assert entry == replace(request, launch=None)
     assert "secret" not in file.read_text()
     assert make(tmp_path / "l").get("k") == entry
-
-
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_file_that_is_no_lease_is_put_aside(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
-) -> None:
-    ledger = make(tmp_path / "l")
-    ledger.reserve(ask("k", cpus=1))
-    BAD_FILES[kind](tmp_path / "l" / "x.json")
-    BAD_FILES[kind](tmp_path / "l" / "x.unreadable")
-    again = make(tmp_path / "l")
-    assert [entry.lease.id for entry in again.entries()] == ["k"]
-    assert [record.getMessage().partition(" ")[0] for record in caplog.records] == [
-        str(tmp_path / "l" / "x.json")
-    ]
-    assert not os.path.lexists(tmp_path / "l" / "x.json")
-    assert os.path.lexists(tmp_path / "l" / "x.unreadable")
 
 
 def test_a_lease_in_the_file_of_another_is_put_aside(tmp_path: Path) -> None:
