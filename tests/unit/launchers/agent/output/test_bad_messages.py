@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from kit.jupyter.hostile_kernel import CELL, good_cell
+from kit.machine.bad_input import DEEP
 from roost.launchers.agent.output.journal import Journal
 from roost.launchers.protocol.messages import JournalLimits, JournalPage
 from roost.placement.model.json_codec import decode, encode
 
-BRACKETS = b"[" * 200_000
-DEEP = b'{"a":' * 500 + b"1" + b"}" * 500
+DEEP_OBJECT = b'{"a":' * 500 + b"1" + b"}" * 500
 HEADER = {"msg_id": "m", "msg_type": "stream"}
-CELL = {"msg_id": "cell", "session": "s", "msg_type": "execute_request"}
 MOST_ANSWER_BYTES = 8 << 20
 
 
@@ -32,16 +32,12 @@ def name_case(value: object) -> str:
     return ascii(value)[:40]
 
 
-def run_good_cell(journal: Journal, request: str = "good") -> list[str]:
-    """Publish the messages of a good cell, and return their ids."""
-    parent = {"msg_id": request, "session": "s", "msg_type": "execute_request"}
-    contents = [("status", {"execution_state": "busy"}), ("execute_input", {"code": "1"})]
-    contents += [("stream", {"name": "stdout", "text": "good"}), ("status", {"execution_state": "idle"})]
-    ids = []
-    for number, (kind, content) in enumerate(contents):
-        ids.append(f"{request}-{number}")
-        journal.add(frames({"msg_id": ids[-1], "msg_type": kind}, parent, content))
-    return ids
+def run_good_cell(journal: Journal) -> list[str]:
+    """Publish the messages of a good cell of the session `good`, and return their ids."""
+    cell = good_cell("good")
+    for each in cell:
+        journal.add(each)
+    return [f"good-{number}" for number in range(len(cell))]
 
 
 def read_pages(journal: Journal, **choice: Any) -> list[JournalPage]:
@@ -60,45 +56,41 @@ def check_page(page: JournalPage) -> None:
     assert decode(JournalPage, json.loads(answer)) == page
 
 
+BAD_HEADERS: tuple[Any, ...] = (
+    DEEP,
+    DEEP_OBJECT,
+    b"",
+    b"{",
+    b"\xff\xfe",
+    [],
+    7,
+    "text",
+    {},
+    {"msg_id": "m"},
+    {"msg_type": "stream"},
+    {"msg_id": 7, "msg_type": "stream"},
+    {"msg_id": {"a": 1}, "msg_type": "stream"},
+    {"msg_id": "m" * 257, "msg_type": "stream"},
+    {"msg_id": "a\nb\x1b[31m", "msg_type": "stream"},
+    {"msg_id": "m", "msg_type": ["stream"]},
+    {"msg_id": "m", "msg_type": None},
+)
+BAD_PARENTS: tuple[Any, ...] = (DEEP, DEEP_OBJECT, b"", b"{", 7, ["a"], "text")
+
+
 @pytest.mark.parametrize(
-    "header",
-    [
-        BRACKETS,
-        DEEP,
-        b"",
-        b"{",
-        b"\xff\xfe",
-        [],
-        7,
-        "text",
-        {},
-        {"msg_id": "m"},
-        {"msg_type": "stream"},
-        {"msg_id": 7, "msg_type": "stream"},
-        {"msg_id": {"a": 1}, "msg_type": "stream"},
-        {"msg_id": "m" * 257, "msg_type": "stream"},
-        {"msg_id": "a\nb\x1b[31m", "msg_type": "stream"},
-        {"msg_id": "m", "msg_type": ["stream"]},
-        {"msg_id": "m", "msg_type": None},
-    ],
+    ("header", "parent"),
+    [*((header, CELL) for header in BAD_HEADERS), *((HEADER, parent) for parent in BAD_PARENTS)],
     ids=name_case,
 )
-def test_a_message_with_a_bad_header_is_left_out(header: Any) -> None:
+def test_a_message_with_a_bad_header_or_parent_is_left_out(header: Any, parent: Any) -> None:
     journal = Journal(JournalLimits())
-    journal.add(frames(header, CELL, {"name": "stdout", "text": "bad"}))
+    journal.add(frames(header, parent, {"name": "stdout", "text": "bad"}))
     good = run_good_cell(journal)
     page = journal.read()
     assert list(page.ids) == good
     check_page(page)
     assert journal.state == "idle"
-
-
-@pytest.mark.parametrize("parent", [BRACKETS, DEEP, b"", b"{", 7, ["a"], "text"], ids=name_case)
-def test_a_message_with_a_bad_parent_is_left_out(parent: Any) -> None:
-    journal = Journal(JournalLimits())
-    journal.add(frames(HEADER, parent, {"name": "stdout", "text": "bad"}))
-    good = run_good_cell(journal)
-    assert list(journal.read().ids) == good
 
 
 @pytest.mark.parametrize(
@@ -120,7 +112,7 @@ def test_a_message_whose_parent_has_no_usable_id_belongs_to_no_request(parent: A
     good = run_good_cell(journal)
     pages = read_pages(journal)
     assert [msg_id for page in pages for msg_id in page.ids] == ["m", *good]
-    assert len(journal.read(session="s").entries) == len(good)
+    assert len(journal.read(session="good").entries) == len(good)
     for page in pages:
         check_page(page)
 
@@ -128,7 +120,7 @@ def test_a_message_whose_parent_has_no_usable_id_belongs_to_no_request(parent: A
 @pytest.mark.parametrize(
     "content",
     [
-        BRACKETS,
+        DEEP,
         b"",
         [],
         {},
@@ -166,7 +158,7 @@ def test_a_long_stream_without_text_is_left_out() -> None:
     journal = Journal(JournalLimits(memory_bytes=100_000))
     for text in (["x"] * 100_000, {"a": "x" * 200_000}, 7):
         journal.add(frames(HEADER, CELL, {"text": text, "more": "x" * 100_000}))
-    journal.add(frames(HEADER, CELL, b"[" * 200_000))
+    journal.add(frames(HEADER, CELL, DEEP))
     good = run_good_cell(journal)
     assert list(journal.read().ids) == good
 
@@ -243,12 +235,12 @@ def test_a_request_is_known_as_long_as_it_has_messages() -> None:
     """Output that a thread prints after the idle status still belongs to its cell."""
     journal = Journal(JournalLimits(memory_bytes=4_000))
     good = run_good_cell(journal)
-    parent = {"msg_id": "good", "session": "s", "msg_type": "execute_request"}
+    parent = {**CELL, "msg_id": "good", "session": "good"}
     late = []
     for number in range(30):
         late.append(f"late-{number}")
         journal.add(frames({"msg_id": late[-1], "msg_type": "stream"}, parent, {"text": "x"}))
-    entries = journal.read(session="s").entries
+    entries = journal.read(session="good").entries
     assert not set(journal.read().ids) & set(good)
     assert len(entries) == len(journal.read().ids) > 3
     assert all(entry.is_cut for entry in entries)
