@@ -86,6 +86,14 @@ def dump(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
+def build_frames(
+    header: Any, parent: Any, content: Any, *buffers: bytes, metadata: Any = b"{}"
+) -> list[bytes]:
+    """Return the frames of a message. A part that is bytes stays as it is."""
+    parts = [part if isinstance(part, bytes) else dump(part) for part in (header, parent, metadata, content)]
+    return [b"topic", b"<IDS|MSG>", b"signature", *parts, *buffers]
+
+
 @st.composite
 def messages(draw: st.DrawFn) -> list[bytes]:
     """Return the frames of a message. Often one place of it is not as Jupyter defines it."""
@@ -100,10 +108,9 @@ def messages(draw: st.DrawFn) -> list[bytes]:
             content[name] = draw(_values)
         else:
             del content[name]
-    parts = [*map(dump, (header, parent, {}, content))]
+    frames = build_frames(header, parent, content)
     if place == "part":
-        parts[draw(st.integers(0, 3))] = draw(_raw)
-    frames = [b"topic", b"<IDS|MSG>", b"signature", *parts]
+        frames[3 + draw(st.integers(0, 3))] = draw(_raw)
     if place == "buffers":
         frames += draw(st.sampled_from([[b""], [b"ab"] * 2_000, [b"x" * 100_000]]))
     elif place == "frames":
@@ -121,11 +128,6 @@ def good_cell(name: str) -> list[list[bytes]]:
         ("status", {"execution_state": "idle"}),
     ]
     return [
-        [
-            b"topic",
-            b"<IDS|MSG>",
-            b"",
-            *map(dump, ({"msg_id": f"{name}-{number}", "msg_type": kind}, parent, {}, each)),
-        ]
+        build_frames({"msg_id": f"{name}-{number}", "msg_type": kind}, parent, each)
         for number, (kind, each) in enumerate(contents)
     ]

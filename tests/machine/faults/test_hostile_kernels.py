@@ -16,7 +16,7 @@ import pytest
 import zmq
 from hypothesis import strategies as st
 
-from kit.jupyter.hostile_kernel import BATCH, CELL, HOSTILE_ARGV, dump, good_cell, messages
+from kit.jupyter.hostile_kernel import BATCH, CELL, HOSTILE_ARGV, build_frames, good_cell, messages
 from kit.machine.bad_input import INPUTS, draw_inputs
 from kit.machine.daemons import daemon_pids
 from kit.machine.live_folders import read_files
@@ -118,7 +118,7 @@ async def test_a_state_breaks_no_list(client: Client, hostile: HostileKernel) ->
     for number, state in enumerate(states):
         header = {"msg_id": f"m{number}", "msg_type": "status"}
         last = (await client.journal("hostile")).last
-        hostile.publish(b"", b"<IDS|MSG>", b"", *map(dump, (header, CELL, {}, {"execution_state": state})))
+        hostile.publish(*build_frames(header, CELL, {"execution_state": state}))
 
         async def is_received(last: int = last) -> bool:
             return (await client.journal("hostile")).last > last

@@ -11,6 +11,8 @@ from typing import Any, cast
 import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
+from kit.jupyter.hostile_kernel import CELL, build_frames, dump
+from kit.machine.bad_input import DEEP
 from roost.launchers.agent.output.journal import Journal
 from roost.launchers.protocol.messages import JournalLimits, JournalPage
 from roost.provisioners.execution import Result, add_output, build_result
@@ -21,13 +23,12 @@ from roost.scheduler.cli.output import _show
 from roost.scheduler.client.client import Client
 from roost.testing.deadlines import allow_s
 
-CELL = {"msg_id": "cell", "session": "s", "msg_type": "execute_request", "cellId": "c"}
 GOOD = {**CELL, "msg_id": "good", "cellId": "g"}
 BAD_CONTENTS: list[tuple[str, Any]] = [
     ("stream", {}),
     ("stream", None),
     ("stream", {"name": ["stdout"], "text": {"a": 1}}),
-    ("stream", b"[" * 200_000),
+    ("stream", DEEP),
     ("execute_input", {}),
     ("execute_input", {"code": 7, "execution_count": "x"}),
     ("display_data", {}),
@@ -48,7 +49,7 @@ BAD_CONTENTS: list[tuple[str, Any]] = [
     ("comm_msg", [1, 2]),
     ("unknown", 7),
 ]
-METADATA = [b"{}", b"[" * 200_000, b"7"]
+METADATA = [b"{}", DEEP, b"7"]
 
 
 class OneJournal:
@@ -58,23 +59,17 @@ class OneJournal:
         self.journal_ = Journal(JournalLimits())
         self._number = 0
 
-    def publish(
-        self, kind: str, content: Any, parent: Any = None, metadata: bytes = b"{}", *more: bytes
-    ) -> str:
+    def publish(self, kind: str, content: Any, parent: Any = CELL, metadata: bytes = b"{}") -> str:
         self._number += 1
         header = {"msg_id": f"m{self._number}", "msg_type": kind}
-        parts = [header, CELL if parent is None else parent, metadata, content]
-        encoded = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in parts]
-        self.journal_.add([b"", b"<IDS|MSG>", b"", *encoded, *more])
+        self.journal_.add(build_frames(header, parent, content, metadata=metadata))
         return f"m{self._number}"
 
-    def run_good_cell(self) -> list[str]:
-        return [
-            self.publish("status", {"execution_state": "busy"}, GOOD),
-            self.publish("execute_input", {"code": "1", "execution_count": 4}, GOOD),
-            self.publish("stream", {"name": "stdout", "text": "good"}, GOOD),
-            self.publish("status", {"execution_state": "idle"}, GOOD),
-        ]
+    def run_good_cell(self) -> None:
+        self.publish("status", {"execution_state": "busy"}, GOOD)
+        self.publish("execute_input", {"code": "1", "execution_count": 4}, GOOD)
+        self.publish("stream", {"name": "stdout", "text": "good"}, GOOD)
+        self.publish("status", {"execution_state": "idle"}, GOOD)
 
     def journal(self, kernel_id: str, **choice: Any) -> Any:
         async def answer(_: float) -> JournalPage:
@@ -137,14 +132,14 @@ def test_a_client_reads_any_message() -> None:
     session = client.session
     header = {"msg_id": "m", "msg_type": "stream", "version": "5.3"}
     bad: list[list[Any]] = [
-        [b"[" * 200_000, {}, {}, {}],
+        [DEEP, {}, {}, {}],
         [{}, {}, {}, {}],
         [7, {}, {}, {}],
         [{**header, "msg_id": ["a"]}, {}, {}, {}],
         [{**header, "msg_type": ["a"]}, {}, {}, {}],
         [{**header, "version": 7}, {}, {}, {}],
         [header, b"{", {}, {}],
-        [header, {}, b"[" * 200_000, {}],
+        [header, {}, DEEP, {}],
         [header, {}, {}],
     ]
     for parts in bad:
@@ -165,7 +160,7 @@ def test_a_client_reads_any_message() -> None:
 
 
 def sign(session: Any, parts: list[Any]) -> list[bytes]:
-    encoded = [part if isinstance(part, bytes) else json.dumps(part).encode() for part in parts]
+    encoded = [part if isinstance(part, bytes) else dump(part) for part in parts]
     return [session.sign(encoded), *encoded]
 
 

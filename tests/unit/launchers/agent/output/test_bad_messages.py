@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kit.jupyter.hostile_kernel import CELL, good_cell
+from kit.jupyter.hostile_kernel import CELL, build_frames, good_cell
 from kit.machine.bad_input import DEEP
 from roost.launchers.agent.output.journal import Journal
 from roost.launchers.protocol.messages import JournalLimits, JournalPage
@@ -18,14 +18,6 @@ from roost.placement.model.json_codec import decode, encode
 DEEP_OBJECT = b'{"a":' * 500 + b"1" + b"}" * 500
 HEADER = {"msg_id": "m", "msg_type": "stream"}
 MOST_ANSWER_BYTES = 8 << 20
-
-
-def frames(header: Any, parent: Any = None, content: Any = None, *more: bytes) -> list[bytes]:
-    parts = [
-        part if isinstance(part, bytes) else json.dumps(part).encode()
-        for part in (header, parent, {}, content)
-    ]
-    return [b"topic", b"<IDS|MSG>", b"signature", *parts, *more]
 
 
 def name_case(value: object) -> str:
@@ -85,7 +77,7 @@ BAD_PARENTS: tuple[Any, ...] = (DEEP, DEEP_OBJECT, b"", b"{", 7, ["a"], "text")
 )
 def test_a_message_with_a_bad_header_or_parent_is_left_out(header: Any, parent: Any) -> None:
     journal = Journal(JournalLimits())
-    journal.add(frames(header, parent, {"name": "stdout", "text": "bad"}))
+    journal.add(build_frames(header, parent, {"name": "stdout", "text": "bad"}))
     good = run_good_cell(journal)
     page = journal.read()
     assert list(page.ids) == good
@@ -108,7 +100,7 @@ def test_a_message_with_a_bad_header_or_parent_is_left_out(header: Any, parent: 
 )
 def test_a_message_whose_parent_has_no_usable_id_belongs_to_no_request(parent: Any) -> None:
     journal = Journal(JournalLimits())
-    journal.add(frames(HEADER, parent, {"name": "stdout", "text": "a"}))
+    journal.add(build_frames(HEADER, parent, {"name": "stdout", "text": "a"}))
     good = run_good_cell(journal)
     pages = read_pages(journal)
     assert [msg_id for page in pages for msg_id in page.ids] == ["m", *good]
@@ -137,11 +129,11 @@ def test_a_message_whose_parent_has_no_usable_id_belongs_to_no_request(parent: A
 def test_a_state_that_jupyter_does_not_define_is_none(content: Any) -> None:
     journal = Journal(JournalLimits())
     good = run_good_cell(journal)
-    journal.add(frames({"msg_id": "m", "msg_type": "status"}, CELL, content))
+    journal.add(build_frames({"msg_id": "m", "msg_type": "status"}, CELL, content))
     assert journal.state == "idle"
-    journal.add(frames({"msg_id": "n", "msg_type": "status"}, CELL, {"execution_state": "busy"}))
+    journal.add(build_frames({"msg_id": "n", "msg_type": "status"}, CELL, {"execution_state": "busy"}))
     assert journal.state == "busy"
-    journal.add(frames({"msg_id": "m", "msg_type": "status"}, CELL, content))
+    journal.add(build_frames({"msg_id": "m", "msg_type": "status"}, CELL, content))
     assert journal.state == "busy"
     assert journal.read().ids[: len(good)] == tuple(good)
 
@@ -149,7 +141,7 @@ def test_a_state_that_jupyter_does_not_define_is_none(content: Any) -> None:
 def test_a_message_of_many_parts_is_left_out() -> None:
     journal = Journal(JournalLimits())
     for _ in range(3):
-        journal.add(frames(HEADER, CELL, {}, *[b"ab"] * 200_000))
+        journal.add(build_frames(HEADER, CELL, {}, *[b"ab"] * 200_000))
     good = run_good_cell(journal)
     assert list(journal.read().ids) == good
 
@@ -157,8 +149,8 @@ def test_a_message_of_many_parts_is_left_out() -> None:
 def test_a_long_stream_without_text_is_left_out() -> None:
     journal = Journal(JournalLimits(memory_bytes=100_000))
     for text in (["x"] * 100_000, {"a": "x" * 200_000}, 7):
-        journal.add(frames(HEADER, CELL, {"text": text, "more": "x" * 100_000}))
-    journal.add(frames(HEADER, CELL, DEEP))
+        journal.add(build_frames(HEADER, CELL, {"text": text, "more": "x" * 100_000}))
+    journal.add(build_frames(HEADER, CELL, DEEP))
     good = run_good_cell(journal)
     assert list(journal.read().ids) == good
 
@@ -166,9 +158,9 @@ def test_a_long_stream_without_text_is_left_out() -> None:
 def test_pages_stay_small_for_long_ids_and_many_parts() -> None:
     journal = Journal(JournalLimits())
     for number in range(8_000):
-        journal.add(frames({"msg_id": f"{number}".rjust(256, "é"), "msg_type": "stream"}, CELL, {}))
+        journal.add(build_frames({"msg_id": f"{number}".rjust(256, "é"), "msg_type": "stream"}, CELL, {}))
     for number in range(300):
-        journal.add(frames({"msg_id": f"{number}", "msg_type": "stream"}, CELL, {}, *[b""] * 900))
+        journal.add(build_frames({"msg_id": f"{number}", "msg_type": "stream"}, CELL, {}, *[b""] * 900))
     good = run_good_cell(journal)
     for choice in ({}, {"session": "s"}, {"session": "other"}):
         pages = read_pages(journal, **choice)
@@ -213,7 +205,9 @@ def test_requests_that_never_end_are_forgotten(memory_bytes: int, count: int, le
             "session": f"s{number}",
             "msg_type": "execute_request",
         }
-        journal.add(frames({"msg_id": f"m{number}", "msg_type": kind}, parent, {"execution_state": "busy"}))
+        journal.add(
+            build_frames({"msg_id": f"m{number}", "msg_type": kind}, parent, {"execution_state": "busy"})
+        )
         if number == count // 3:
             most = measure(journal)
     # The memory of requests without entries is not counted.
@@ -225,7 +219,7 @@ def test_requests_that_never_end_are_forgotten(memory_bytes: int, count: int, le
 
 def test_a_read_message_is_not_kept_twice() -> None:
     journal = Journal(JournalLimits(memory_bytes=4 << 20))
-    journal.add(frames(HEADER, CELL, {"name": "stdout", "text": "x" * (2 << 20) + "漢"}))
+    journal.add(build_frames(HEADER, CELL, {"name": "stdout", "text": "x" * (2 << 20) + "漢"}))
     pages = read_pages(journal)
     assert len(pages) > 3
     assert measure(journal) < 4 << 20
@@ -239,7 +233,7 @@ def test_a_request_is_known_as_long_as_it_has_messages() -> None:
     late = []
     for number in range(30):
         late.append(f"late-{number}")
-        journal.add(frames({"msg_id": late[-1], "msg_type": "stream"}, parent, {"text": "x"}))
+        journal.add(build_frames({"msg_id": late[-1], "msg_type": "stream"}, parent, {"text": "x"}))
     entries = journal.read(session="good").entries
     assert not set(journal.read().ids) & set(good)
     assert len(entries) == len(journal.read().ids) > 3
