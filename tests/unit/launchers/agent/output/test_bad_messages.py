@@ -118,6 +118,7 @@ def test_a_message_whose_parent_has_no_usable_id_belongs_to_no_request(parent: A
         {},
         {"execution_state": {"a": 1}},
         {"execution_state": None},
+        {"execution_state": 7},
         {"execution_state": ["idle"]},
         {"execution_state": "x" * (3 << 20)},
         {"execution_state": "\x1b[31mred"},
