@@ -1,6 +1,6 @@
-"""Messages of kernels, of any form: the journal and its readers go on, stay within bounds, and show later cells.
+"""Messages of any form: a client's frame is a message or is refused, and a kernel's message hides no later cell.
 
-`make long` sends more of them.
+The journal and its readers stay within bounds. `make long` sends more of them.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jupyter_client.session import Session
 
+from kit.jupyter.client_messages import any_frame
 from kit.jupyter.hostile_kernel import BATCH, good_cell, messages
 from kit.machine.bad_input import INPUTS, generate
 from roost.launchers.agent.output.journal import Journal
@@ -24,10 +26,12 @@ from roost.placement.model.json_codec import decode, encode
 from roost.provisioners.execution import Result, add_output, build_result
 from roost.provisioners.journal_reader import CellRun, read_runs
 from roost.provisioners.kernel_connection import accept_odd_messages
+from roost.provisioners.server_extension.client_message import BadMessage, read_message
 from roost.scheduler.client.client import Client
 
 MEMORY_BYTES = 1 << 20
 MOST_ANSWER_BYTES = 8 << 20
+SESSION = Session(key=b"")
 
 
 def publish_all(journal: Journal, batch: list[list[bytes]]) -> None:
@@ -93,3 +97,16 @@ def read_live(batch: list[list[bytes]]) -> None:
         result = build_result(outputs, message["content"])
         assert isinstance(result, Result)
         assert {type(each) for each in (result.text, result.stdout, result.stderr)} == {str}
+
+
+@pytest.mark.filterwarnings("ignore:Message serialization failed")  # jupyter_client cleans what is no JSON
+@settings(max_examples=INPUTS)
+@given(any_frame)
+def test_a_frame_is_a_message_or_is_refused(case: tuple[str | bytes, str | None]) -> None:
+    frame, subprotocol = case
+    with suppress(BadMessage):
+        message = read_message(frame, subprotocol=subprotocol, pack=SESSION.pack, sender=None)
+        answer = SESSION.msg("status", parent=message.header)
+        json.dumps(answer["parent_header"])
+        assert json.loads(message.parts_with_cell_id()[0])["msg_id"] == message.header["msg_id"]
+        assert message.n_bytes <= 2 * len(frame) + 1_000
