@@ -66,12 +66,22 @@ FIELDS: dict[str, dict[str, Any]] = {
     "shutdown_reply": {"status": "ok", "restart": False},
 }
 """The fields of IOPub messages and of replies on the shell and control channels."""
+UNREADABLE = (
+    DEEP,
+    b'{"a":' * 500 + b"1" + b"}" * 500,
+    b"",
+    b"{",
+    b"7",
+    b"[1]",
+    b'"text"',
+    b"\xff\xfe{}",
+)
+"""Parts of messages that are no JSON object, or have too many levels."""
 
 _values = any_value("data", "idle", "busy", "\x1b[31m", "x" * 70_000)
-_DEEP = [DEEP, b'{"a":' * 200_000, b'{"a":' * 500 + b"1" + b"}" * 500, b"1" * 5_000]
 _raw = st.one_of(
     st.binary(max_size=60),
-    st.sampled_from([*_DEEP, b"", b"{", b"null", b"7"]),
+    st.sampled_from([*UNREADABLE, b'{"a":' * 200_000, b"1" * 5_000, b"null"]),
     _values.map(lambda each: dump(each)),
 )
 _names = st.sampled_from(["msg_id", "msg_type", "session", "cellId", "header"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from kit.jupyter.hostile_kernel import UNREADABLE
 from roost.launchers.protocol.kernel_message import (
     Header,
     UnreadableMessage,
@@ -38,14 +39,12 @@ def test_a_message_is_read() -> None:
 
 
 @pytest.mark.parametrize("place", range(4))
-@pytest.mark.parametrize(
-    "part", [b"[" * 200_000, b'{"a":' * 300 + b"1" + b"}" * 300, b"{", b"7", b"[1]", b"\xff\xfe{}"]
-)
-def test_each_part_must_be_a_json_object(place: int, part: bytes) -> None:
-    parts = [HEADER, b"{}", b"{}", b"{}"]
-    parts[place] = part
-    with pytest.raises(UnreadableMessage):
-        read_message(parts)
+def test_each_part_must_be_a_json_object(place: int) -> None:
+    for part in UNREADABLE:
+        parts = [HEADER, b"{}", b"{}", b"{}"]
+        parts[place] = part
+        with pytest.raises(UnreadableMessage):
+            read_message(parts)
 
 
 @pytest.mark.parametrize(
