@@ -134,9 +134,7 @@ spec:
     env: [{name: ROOST_POD_IP, value: 1.2.3.4}, {name: MINE, value: "yes"}]
   - {name: sidecar, image: other}
 """)
-    plain = build()
-    for _ in range(2):  # a pod leaves no trace in the template
-        pod = build(template=str(template))
+    plain, pod = build(), build(template=str(template))
     spec, kernel = pod["spec"], pod["spec"]["containers"][0]
     assert pod["metadata"]["name"] == plain["metadata"]["name"]
     assert pod["metadata"]["labels"] == {**plain["metadata"]["labels"], "team": "blue", "value": "v"}
