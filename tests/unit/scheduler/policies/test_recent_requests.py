@@ -100,10 +100,6 @@ def test_a_broken_file_is_ignored(tmp_path: Path, content: str) -> None:
     assert RecentRequests(file, clock=Clock()).workload(cluster()).classes == ()
 
 
-def test_a_folder_in_place_of_the_file_is_ignored(tmp_path: Path) -> None:
-    assert RecentRequests(tmp_path, clock=Clock()).workload(cluster()).classes == ()
-
-
 async def test_one_warning_if_the_file_cannot_be_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
