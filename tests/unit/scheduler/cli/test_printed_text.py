@@ -1,0 +1,114 @@
+"""The whole text that commands print, with a stub client. `expected/` has a file for each case."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kit.fakes.client import QUEUED, RUNNING, SECOND, StubClient, build_kernel, run
+from roost.launchers.protocol.shared_values import KernelUse
+from roost.placement import Request
+
+EXPECTED = Path(__file__).parent / "expected"
+EVIL = "\x1b[31mred\x1b]0;title\x07"
+Case = Callable[[StubClient, pytest.MonkeyPatch], Iterator[str]]
+"""Yields the command lines that run one after the other, and changes the state before each of them."""
+
+
+def kernels(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Eight characters would name two of the kernels. The state of the fourth one tries to colour the terminal."""
+    use = KernelUse(kernel_id="", cpu_percent=150.0, memory_bytes=180 << 20)
+    evil = KernelUse(kernel_id="", execution_state=EVIL, gpu_memory_bytes=3 << 30)
+    large = Request(gpus=2, gpu_models=("A100",), gpu_memory_bytes=40 << 30, cpus=0.125, near={"rack": "7"})
+    pending = {"state": "queued", "lease_id": "l", "position": 2, "waits_for": "its agent is starting"}
+    client.known = [
+        replace(RUNNING, use=use),
+        SECOND,
+        QUEUED,
+        build_kernel("cccc", node_id="small", request=large, use=evil),
+        build_kernel("dddd", node_id="big", **pending),
+    ]
+    yield "kernels"
+    yield "kernels --pending"
+
+
+def piped_kernels(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Programs such as grep need each row on one line."""
+    patch.delenv("COLUMNS")
+    client.known = [build_kernel("cccc", state="queued", position=1, waits_for="word " * 60)]
+    yield "kernels --pending"
+
+
+def top(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The busiest kernel comes first, and that of a silent agent last. A narrow terminal has fewer columns."""
+    idle = KernelUse(
+        kernel_id="",
+        processes=2,
+        cpu_percent=1.0,
+        memory_bytes=950 << 20,
+        read_bytes=7,
+        execution_state="idle",
+    )
+    busy = KernelUse(kernel_id="", processes=1, cpu_percent=150.0, memory_bytes=9, gpu_memory_bytes=3 << 30)
+    limited = replace(RUNNING, use=idle, request=Request(cpus=2, memory_bytes=1 << 30))
+    silent = build_kernel("dddd", node_id="big")
+    evil = build_kernel("cccc", node_id="small", use=KernelUse(kernel_id="", execution_state=EVIL))
+    client.known = [silent, evil, limited, replace(SECOND, use=busy), QUEUED]
+    yield "top"
+    client.known = [silent, limited]
+    patch.setenv("COLUMNS", "80")
+    yield "top"
+
+
+TABLES: tuple[Case, ...] = (kernels,)
+CASES: tuple[Case, ...] = (*TABLES, piped_kernels, top)
+
+
+@pytest.fixture(autouse=True)
+def _terminal(client: StubClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the terminal be so wide that no line is folded, and let no time pass."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    monkeypatch.setattr(time, "localtime", time.gmtime)
+
+
+def show(
+    case: Case, client: StubClient, capsys: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
+) -> str:
+    """Return each command with all that it prints, its errors after `2>`, and its exit code unless it is 0."""
+    shown = ""
+    for command in case(client, patch):
+        code, out, err = run(capsys, *shlex.split(command))
+        errors = "".join(f"2> {line}" for line in err.splitlines(keepends=True))
+        shown += f"$ roost {command}\n{out}{errors}" + (f"exit code {code}\n" if code else "")
+    return shown
+
+
+def read_expected(case: Case) -> str:
+    return (EXPECTED / f"{case.__name__}.txt").read_text()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_a_command_prints_the_expected_text(
+    case: Case, client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert show(case, client, capsys, monkeypatch) == read_expected(case)
+
+
+@pytest.mark.parametrize("case", TABLES, ids=lambda case: case.__name__)
+def test_a_narrow_terminal_folds_tables_and_cuts_nothing(
+    case: Case, client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = show(case, client, capsys, monkeypatch)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert sorted("".join(shown.split())) == sorted("".join(read_expected(case).split()))
+
+
+def test_each_file_belongs_to_a_case() -> None:
+    assert {path.stem for path in EXPECTED.iterdir()} == {case.__name__ for case in CASES}
