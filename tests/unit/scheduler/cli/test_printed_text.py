@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.client import QUEUED, RUNNING, SECOND, StubClient, build_kernel, run
+from kit.fakes.client import NODES, QUEUED, RUNNING, SECOND, StubClient, build_kernel, run
 from roost.launchers.protocol.shared_values import KernelUse
-from roost.placement import Request
+from roost.placement import Device, Node, NodeType, Request
 
 EXPECTED = Path(__file__).parent / "expected"
 EVIL = "\x1b[31mred\x1b]0;title\x07"
@@ -65,8 +65,28 @@ def top(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[str]:
     yield "top"
 
 
-TABLES: tuple[Case, ...] = (kernels,)
-CASES: tuple[Case, ...] = (*TABLES, piped_kernels, top)
+def nodes(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """At first no node has other properties, and no type of nodes is known."""
+    yield "nodes --backend ray"
+    traits = {"labels": {"zone": "a", "disk": "ssd"}, "warm": (f"/home/ada/{'deep/' * 20}bin/python",)}
+    traits |= {"resources": {"licence": 2}, "resources_promised": {"licence": 0.5}}
+    client.cluster[0] = replace(NODES[0], **traits)
+    devices = (Device(id="0", model="A100"), Device(id="1", model="A100"))
+    large = Node(id="a100x2", cpus=8, memory_bytes=2**35, devices=devices, labels={"pool": "a100"})
+    client.types = [NodeType(node=large, running=1, limit=3)]
+    yield "nodes --backend ray"
+
+
+def gpus_of_others(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Ray says how many GPUs of a node are held, not which ones: they are not shown as free."""
+    gpus = (Device(id="0", model="T4", promised=1.0), Device(id="1", model="T4"))
+    for others in (0.0, 0.5, 1.0):
+        client.cluster[:] = [Node(id="n", cpus=4, devices=gpus, gpus_promised=1.0 + others)]
+        yield "nodes --backend ray"
+
+
+TABLES: tuple[Case, ...] = (kernels, nodes)
+CASES: tuple[Case, ...] = (*TABLES, piped_kernels, top, gpus_of_others)
 
 
 @pytest.fixture(autouse=True)
