@@ -85,8 +85,37 @@ def gpus_of_others(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[st
         yield "nodes --backend ray"
 
 
-TABLES: tuple[Case, ...] = (kernels, nodes)
-CASES: tuple[Case, ...] = (*TABLES, piped_kernels, top, gpus_of_others)
+def explain_never(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The second command explains why a kernel waits in the queue."""
+    yield "explain --cpus 1000"
+    client.ended = replace(QUEUED, request=Request(cpus=1000))
+    client.known = [client.ended]
+    yield f"explain {QUEUED.id}"
+
+
+def explain_one_node(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A node that is only full has no remedy."""
+    client.cluster = [Node(id="only", cpus=8, memory_bytes=1 << 30, is_draining=True)]
+    yield "explain --cpus 1"
+    client.cluster = [Node(id="only", cpus=8, memory_bytes=1 << 30, cpus_promised=8)]
+    yield "explain --cpus 1"
+
+
+def explain_holders(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Other programs and two kernels hold the GPUs, then one kernel."""
+    text = "3 of 4 GPUs are held by Ray actors and tasks that roost did not start (Trainer of job 01)"
+    client.others = {"text": text}
+    kernel = {"id": RUNNING.id, "user": "ada", "application": "lab", "cpus": 0.0, "memory_bytes": 8 << 30}
+    kernel |= {"gpus": 0.25, "resources": {"licence": 2}}
+    held = {**kernel, "device_ids": ["GPU-0"], "since": time.time() - 90}
+    client.soonest = {"node_id": "big", "kernels": [held, {**held, "id": SECOND.id, "since": None}]}
+    yield "explain --gpus 1"
+    client.others, client.soonest = None, {"node_id": "big", "kernels": [held]}
+    yield "explain --gpus 1"
+
+
+TABLES: tuple[Case, ...] = (kernels, nodes, explain_never, explain_holders)
+CASES: tuple[Case, ...] = (*TABLES, piped_kernels, top, gpus_of_others, explain_one_node)
 
 
 @pytest.fixture(autouse=True)
