@@ -8,15 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from kit.fakes.client import PROCESS, QUEUED, RUNNING, StubClient, document, run
+from kit.fakes.client import QUEUED, RUNNING, StubClient, document, run
 from roost.scheduler.cli import events
 from roost.scheduler.messages import Event
 
-WORDS = "the kernel was killed: it used 4 GiB of its 4 GiB of memory"
-ENDED = replace(RUNNING, state="exited", process=replace(PROCESS, peak_bytes=4 << 30, cpu_s=90.0))
 QUEUE = Event(kind="queued", at=0.0, kernel=QUEUED)
-END = Event(kind="exited", at=1.0, kernel=ENDED, detail=WORDS)
-NODES = Event(kind="nodes", at=2.0, detail="the nodes have \x1b[2Jchanged")
+END = Event(kind="exited", at=1.0, kernel=RUNNING)
+NODES = Event(kind="nodes", at=2.0, detail="the nodes have changed")
 
 
 @pytest.fixture(autouse=True)
@@ -24,23 +22,8 @@ def _events(client: StubClient) -> None:
     client.happened = [QUEUE, END, NODES]
 
 
-def lines(out: str) -> list[str]:
-    """Return the lines of the output, without the time at the head of each line."""
-    return [" ".join(line.split()[2:]) for line in out.splitlines()]
-
-
-def test_an_event_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "events")
-    assert code == 0
-    assert lines(out) == [
-        "queued bbbb-1 ada -",
-        f"exited aaaaaaaa ada big {WORDS}; used 90 s of CPU time and at most 4 GiB",
-        "nodes the nodes have \\u001b[2Jchanged",
-    ]
-
-
 def test_the_last_events_only(capsys: pytest.CaptureFixture[str], client: StubClient) -> None:
-    assert len(lines(run(capsys, "events", "--limit", "1")[1])) == 1
+    assert len(run(capsys, "events", "--limit", "1")[1].splitlines()) == 1
     assert client.asked == [("events", 1)]
     assert run_refused(capsys, "--limit", "0")
 
@@ -73,17 +56,5 @@ def test_following_goes_on_with_what_is_new(
     client.coming = [END, replace(QUEUE, at=3.0)]
     code, out, _ = run(capsys, "events", "--follow", *options)
     assert code == 0
-    kinds = [json.loads(line)["kind"] for line in out.splitlines()] if options else None
-    assert (kinds or [line.split()[0] for line in lines(out)]) == ["queued", "exited", "nodes", "queued"]
-
-
-def test_little_cpu_time_is_shown_with_tenths_of_a_second(
-    capsys: pytest.CaptureFixture[str], client: StubClient
-) -> None:
-    assert ENDED.process is not None
-    short = replace(ENDED, process=replace(ENDED.process, cpu_s=1.62))
-    unknown = replace(ENDED, process=replace(ENDED.process, cpu_s=0.0))
-    client.happened = [replace(END, kernel=each) for each in (short, unknown)]
-    first, second = run(capsys, "events")[1].splitlines()
-    assert first.endswith("used 1.6 s of CPU time and at most 4 GiB")
-    assert second.endswith("of memory; used at most 4 GiB")
+    kinds = [json.loads(line)["kind"] if options else line.split()[2] for line in out.splitlines()]
+    assert kinds == ["queued", "exited", "nodes", "queued"]

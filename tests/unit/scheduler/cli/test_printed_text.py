@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.client import NODES, QUEUED, RUNNING, SECOND, StubClient, build_kernel, run
+from kit.fakes.client import NODES, PROCESS, QUEUED, RUNNING, SECOND, StubClient, build_kernel, run
 from roost.launchers.protocol.shared_values import KernelUse
 from roost.placement import Device, Node, NodeType, Request
+from roost.scheduler.messages import Event
 
 EXPECTED = Path(__file__).parent / "expected"
 EVIL = "\x1b[31mred\x1b]0;title\x07"
@@ -85,6 +86,21 @@ def gpus_of_others(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[st
         yield "nodes --backend ray"
 
 
+def events(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Little CPU time is shown with tenths of a second, and unknown CPU time not at all."""
+    why = "the kernel was killed: it used 4 GiB of its 4 GiB of memory"
+    ended = [
+        replace(RUNNING, state="exited", process=replace(PROCESS, peak_bytes=4 << 30, cpu_s=cpu_s))
+        for cpu_s in (90.0, 1.62, 0.0)
+    ]
+    client.happened = [
+        Event(kind="queued", at=0.0, kernel=QUEUED),
+        *(Event(kind="exited", at=1.0, kernel=kernel, detail=why) for kernel in ended),
+        Event(kind="nodes", at=2.0, detail="the nodes have \x1b[2Jchanged"),
+    ]
+    yield "events"
+
+
 def explain_never(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[str]:
     """The second command explains why a kernel waits in the queue."""
     yield "explain --cpus 1000"
@@ -115,7 +131,7 @@ def explain_holders(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[s
 
 
 TABLES: tuple[Case, ...] = (kernels, nodes, explain_never, explain_holders)
-CASES: tuple[Case, ...] = (*TABLES, piped_kernels, top, gpus_of_others, explain_one_node)
+CASES: tuple[Case, ...] = (*TABLES, piped_kernels, top, gpus_of_others, explain_one_node, events)
 
 
 @pytest.fixture(autouse=True)
