@@ -13,6 +13,8 @@ import pytest
 from kit.fakes.client import NODES, PROCESS, QUEUED, RUNNING, SECOND, StubClient, build_kernel, run
 from roost.launchers.protocol.shared_values import KernelUse
 from roost.placement import Device, Node, NodeType, Request
+from roost.scheduler.cli import services
+from roost.scheduler.client.service_restart import Restart
 from roost.scheduler.messages import Event
 
 EXPECTED = Path(__file__).parent / "expected"
@@ -130,8 +132,27 @@ def explain_holders(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[s
     yield "explain --gpus 1"
 
 
+def restart_service(client: StubClient, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The next service reads its settings from other folders, from one more, from one less, and from the same."""
+    done = Restart(ended_pid=1, was_killed=False, pid=2, address_before="h:1", took_s=0.1, kept=())
+    client.unreachable = ["n7"]
+    for before, now in ((("/a", "/b"), ("/c",)), ((), ("/c",)), (("/a",), ()), ((), ())):
+        moved = replace(done, path_before=before, path_now=now)
+        patch.setattr(services, "restart_service", lambda *_, moved=moved, **__: moved)
+        yield "restart-service --backend ray --here"
+        client.unreachable = []
+
+
 TABLES: tuple[Case, ...] = (kernels, nodes, explain_never, explain_holders)
-CASES: tuple[Case, ...] = (*TABLES, piped_kernels, top, gpus_of_others, explain_one_node, events)
+CASES: tuple[Case, ...] = (
+    *TABLES,
+    piped_kernels,
+    top,
+    gpus_of_others,
+    explain_one_node,
+    events,
+    restart_service,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Two services for one cluster, as `roost doctor` reports them, and what `roost restart-service` prints."""
+"""Two services for one cluster, as `roost doctor` reports them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from kit.fakes.client import StubClient, run
-from roost.scheduler.cli import services
 from roost.scheduler.cli.commands import build_parser
 from roost.scheduler.cli.options import scheduler_options
 from roost.scheduler.cli.services import find_twins
@@ -19,7 +17,6 @@ from roost.scheduler.client import cluster_record
 from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.client import Client
 from roost.scheduler.client.cluster_record import ClusterRecord, write_record
-from roost.scheduler.client.service_restart import Restart
 
 HEAD = "192.0.2.7:6379"
 
@@ -73,41 +70,3 @@ def test_a_variable_that_would_name_another_service_is_left_out(
     monkeypatch.setenv("RAY_ADDRESS", HEAD)
     (finding,) = find_twins(Client("ray"))
     assert "`env -u RAY_ADDRESS roost kernels --backend ray`" in finding["do"]
-
-
-@pytest.mark.parametrize(
-    ("before", "now", "said"),
-    [
-        (("/a", "/b"), ("/c",), "It reads its settings from /c, and the last one read them from /a, /b."),
-        ((), ("/c",), "It also reads settings from /c."),
-        (("/a",), (), "It does not read the settings in /a, as the last one did."),
-        ((), (), ""),
-    ],
-)
-def test_a_restart_says_where_the_settings_are_if_that_changes(
-    client: StubClient,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    before: tuple[str, ...],
-    now: tuple[str, ...],
-    said: str,
-) -> None:
-    done = Restart(
-        ended_pid=1,
-        was_killed=False,
-        pid=2,
-        address_before="h:1",
-        took_s=0.1,
-        kept=(),
-        path_before=before,
-        path_now=now,
-    )
-    monkeypatch.setattr(services, "restart_service", lambda *_, **__: done)
-    client.unreachable = ["n7"] if said else []
-    code, out, _ = run(capsys, "restart-service", "--backend", "ray", "--here")
-    assert code == 0
-    assert ("; more may live on n7, where no agent answers now." in out) is bool(said)
-    ended, begun, *more = out.splitlines()
-    assert ended == "The service of ray at h:1 (pid 1) has ended."
-    assert begun.startswith("The next one (pid 2) serves ray at 192.0.2.1:6379 after 0.1 s, ")
-    assert more == ([said] if said else [])
