@@ -14,7 +14,6 @@ TYPE_CHECKING = False
 """Type checkers take this name as True, like `typing.TYPE_CHECKING`. The import of `typing` would be slow."""
 
 if TYPE_CHECKING:
-    from roost.provisioners.attached_kernel import attach as attach
     from roost.provisioners.kernel_object import start_kernel as start_kernel
     from roost.scheduler.client.client import connect as connect
     from roost.scheduler.errors import BackendUnavailable as BackendUnavailable
@@ -42,7 +41,6 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "roost.placement": ("Decision", "Node", "Placement", "Policy", "Request", "Snapshot"),
-    "roost.provisioners.attached_kernel": ("attach",),
     "roost.provisioners.kernel_object": ("start_kernel",),
     "roost.scheduler.client.client": ("connect",),
     "roost.scheduler.errors": (

@@ -22,10 +22,10 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from claims import SKIPPED, Report, parser
 from page_tables import LIFE, PLAIN_JUPYTER, PageTable
 
 from roost.bench import starts
-from roost.bench.report import SKIPPED, Report, parser
 from roost.bench.runs import measure_sides, read_rounds
 from roost.bench.sides import Side, read_sides
 from roost.scheduler.errors import ConfigError

@@ -22,10 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from claims import SKIPPED, Report, parser
 from page_tables import PageTable
 
 from roost.bench.kernel import BenchKernel, NoAnswer
-from roost.bench.report import SKIPPED, Report, parser, take_turns
+from roost.bench.report import take_turns
 from roost.bench.runs import Measurement, read_rounds, run
 from roost.bench.sides import Side
 from roost.bench.world import PLAIN, ROOST, private_world, write_kernelspec

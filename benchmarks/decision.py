@@ -15,13 +15,13 @@ import tracemalloc
 from argparse import Namespace
 from collections.abc import Sequence
 
+from claims import Report, parser
 from page_tables import PageTable
 from rich.console import Console
 from rich.progress import track
 from trace_data import add_traces, find_folder, read_cluster, read_tasks
 
 from roost.bench.placement import BusyCluster, copy_nodes, fill_nodes
-from roost.bench.report import Report, parser
 from roost.placement import Node, Snapshot, Workload, get_policy
 
 SIZES = (1_213, 10_000, 100_000)

@@ -23,9 +23,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from claims import SKIPPED, Report, parser
 from page_tables import PageTable
 
-from roost.bench.report import SKIPPED, Report, parser
 from roost.bench.world import (
     PLAIN,
     ROOST,

@@ -22,9 +22,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from claims import SKIPPED, Report, parser
 from page_tables import compare_with_plain
 
-from roost.bench.report import SKIPPED, Report, parser, take_turns
+from roost.bench.report import take_turns
 from roost.bench.world import (
     PLAIN,
     ROOST,

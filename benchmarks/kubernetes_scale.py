@@ -36,10 +36,10 @@ from pathlib import Path
 from typing import Any
 
 import urllib3
+from claims import Report, parser
 from kubernetes_objects import describe_node, describe_pod
 from page_tables import PageTable
 
-from roost.bench.report import Report, parser
 from roost.bench.world import MIB, elapsed_ms
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

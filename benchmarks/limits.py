@@ -20,19 +20,18 @@ from argparse import Namespace
 from collections.abc import Awaitable
 from functools import partial
 
+from claims import SKIPPED, Report, interleave, parser
 from jupyter_client.asynchronous.client import AsyncKernelClient
+from local_kernels import kernels, time_start
 from page_tables import PageTable
 
 import roost
-from roost.bench.report import SKIPPED, Report, interleave, parser
 from roost.bench.world import (
     ROOST,
     elapsed_ms,
     execute,
-    kernels,
     open_client,
     private_world,
-    time_start,
     wait_until_forked,
     write_config,
     write_kernelspec,

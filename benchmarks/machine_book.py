@@ -23,14 +23,14 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+from claims import Report, interleave, parser
+from local_kernels import time_start
 from page_tables import PageTable
 
 import roost
-from roost.bench.report import Report, interleave, parser
 from roost.bench.world import (
     ROOST,
     private_world,
-    time_start,
     wait_until_forked,
     write_config,
     write_kernelspec,

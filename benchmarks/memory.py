@@ -1,10 +1,10 @@
-"""Memory on this machine: `roost bench density` and `roost bench memory`, with claims, roost ÷ plain.
+"""Memory on this machine: `roost bench density`, and all processes of some users, with claims, roost ÷ plain.
 
 further kernel    the PSS of each of 50 kernels after `1+1` ≤ 0.43, from Python 3.12 on ≤ 0.27
 all in            all processes of a user, ten minutes after the last start: one kernel ≤ 2.0, three ≤ 1.2, ten ≤ 0.8;
                   twenty users with one kernel each have no claim
 
-`bench/density.py` and `bench/memory.py` describe the figures. Linux only (smaps_rollup).
+`bench/density.py` and `all_processes.py` describe the figures. Linux only (smaps_rollup).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import all_processes
+from claims import SKIPPED, Report, parser
 from page_tables import compare_with_plain
 
-from roost.bench import density, memory
-from roost.bench.report import SKIPPED, Report, parser
+from roost.bench import density
 from roost.bench.runs import measure_sides
 from roost.bench.sides import Side, read_sides
 
@@ -24,7 +25,7 @@ AT_MOST = 0.27 if sys.version_info >= (3, 12) else 0.43
 """The claimed PSS of a further kernel, roost ÷ plain. From Python 3.12 on, kernels share more: objects are immortal."""
 ALL_IN = {1: 2.0, 3: 1.2, 10: 0.8}
 """The claimed ratios of `all in`, by the number of one user's kernels."""
-MANY = memory.Case(users=20, kernels=1)
+MANY = all_processes.Case(users=20, kernels=1)
 REST_S, QUICK_REST_S = 600.0, 1.0
 LIMITS = density.Limits(kernels=density.FEW, free=0.1, latency_s=2.0)
 FURTHER = compare_with_plain(
@@ -66,8 +67,8 @@ def main() -> int:
             )
         else:
             report.claim(f"PSS after {density.FIRST}: roost ÷ plain", at_most=AT_MOST)
-        cases = {memory.Case(users=1, kernels=count): bound for count, bound in ALL_IN.items()}
-        await memory.measure(report, sides, [*cases, MANY], rest_s)
+        cases = {all_processes.Case(users=1, kernels=count): bound for count, bound in ALL_IN.items()}
+        await all_processes.measure(report, sides, [*cases, MANY], rest_s)
         for case, bound in cases.items():
             report.claim(f"all in, {case}: roost ÷ plain", at_most=bound)
 

@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from claims import SKIPPED, Report, parser
+from embedded import embedded, why_not
 from page_tables import LIFE, PLAIN_JUPYTER, PageTable
 
-from roost.bench.embedded import embedded, why_not
-from roost.bench.report import SKIPPED, Report, parser
 from roost.bench.runs import Measurement, read_rounds, run, warm_up
 from roost.bench.sides import Side, world
 from roost.bench.starts import STAGES, add_first, measure_lives, run_at_once

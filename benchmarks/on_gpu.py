@@ -22,10 +22,11 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
+from claims import SKIPPED, Report, parser
 from page_tables import compare_with_plain
 
 from roost.bench.kernel import BenchKernel
-from roost.bench.report import SKIPPED, Report, parser, take_turns
+from roost.bench.report import take_turns
 from roost.bench.runs import measure_sides, read_rounds
 from roost.bench.sides import Side, read_sides
 from roost.bench.starts import REST_S

@@ -35,10 +35,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from claims import SKIPPED, Report, interleave, parser
 from on_pods import GATEWAY_OPTIONS, MEMORY_BYTES, plain_life, reply_of_gateway, rest, roost_life
 from page_tables import PLAIN_JUPYTER, PageTable
 
-from roost.bench.report import SKIPPED, Report, interleave, parser
 from roost.bench.world import PLAIN, ROOST, elapsed_ms, private_world, write_config, write_kernelspec
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

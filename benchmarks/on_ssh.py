@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from claims import SKIPPED, Report, parser
 from page_tables import LIFE, PLAIN_JUPYTER, PageTable
 
-from roost.bench.report import SKIPPED, Report, parser
 from roost.bench.runs import Measurement, read_rounds, run, warm_up
 from roost.bench.sides import Side, world
 from roost.bench.starts import STAGES, add_first, measure_lives

@@ -33,12 +33,12 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from claims import SKIPPED, Report, interleave, parser
 from on_pods import GATEWAY_OPTIONS, GONE_S, MEMORY_BYTES, plain_life, reply_of_gateway, rest, roost_life
 from page_tables import PLAIN_JUPYTER, PageTable
 from recorded_yarn import NODES, time_readings
 
 import roost
-from roost.bench.report import SKIPPED, Report, interleave, parser
 from roost.bench.world import MIB, PLAIN, ROOST, elapsed_ms, private_world, write_config, write_kernelspec
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests", "docs/examples")]

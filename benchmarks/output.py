@@ -25,21 +25,20 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 import psutil
+from claims import Report, interleave, parser
 from jupyter_client.asynchronous.client import AsyncKernelClient
+from local_kernels import kernels
 from page_tables import compare_with_plain
 
-from roost.bench.report import Report, interleave, parser
 from roost.bench.world import (
     PLAIN,
     ROOST,
     RUNTIME,
     elapsed_ms,
     execute,
-    kernels,
     open_client,
     private_world,
     processes,
-    read_pid,
     wait_until_forked,
 )
 
@@ -65,6 +64,12 @@ TABLE = compare_with_plain(
     },
     plain="plain kernel",
 )
+
+
+async def read_pid(client: AsyncKernelClient) -> int:
+    """Run `1+1`, and return the kernel's process id from the same request."""
+    reply = await execute(client, "1+1", user_expressions={"pid": "__import__('os').getpid()"})
+    return int(reply["user_expressions"]["pid"]["data"]["text/plain"])
 
 
 async def measure_kernel(

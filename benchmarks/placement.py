@@ -30,12 +30,20 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from claims import Report, parser
 from page_tables import PageTable
 from rich.console import Console
 from rich.progress import track
-from trace_data import PUBLISHED, add_traces, find_folder, read_cluster, read_tasks
+from trace_data import (
+    PUBLISHED,
+    add_traces,
+    draw_poisson_arrivals,
+    find_folder,
+    read_cluster,
+    read_tasks,
+)
 
-from roost.bench.report import Report, parser
+from roost.bench.trace_run import Arrival, draw_arrivals_to_demand, run_trace
 from roost.placement import (
     NOWHERE,
     Decision,
@@ -49,7 +57,6 @@ from roost.placement import (
 )
 from roost.placement.shipped_policies import RandomTies
 from roost.placement.tables.columns import IntArray
-from roost.placement.trace_run import Arrival, draw_arrivals_to_demand, draw_poisson_arrivals, run_trace
 
 WORKLOADS = ("default", "gpushare40", "gpuspec33", "multigpu50", "cpu250")
 POLICIES = ("random", "best_fit", "fgd", "balanced", "balanced, ties", "balanced, 20 seen")
@@ -163,7 +170,7 @@ def measure_run(run: SeededRun) -> Mapping[str, float]:
         return {"refused": 100 * done.refused / done.arrived}
     requests = [task.request for task in tasks]
     done = run_trace(policy, snapshot, draw_arrivals_to_demand(requests, capacity, RATIO, run.seed))
-    return {"100 %": done.allocation(100) or 0.0, "130 %": 100 * done.placed / done.capacity}
+    return {"100 %": 100 * (done.at_100 or 0.0) / capacity, "130 %": 100 * done.placed / capacity}
 
 
 def read_published(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:

@@ -23,17 +23,17 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import psutil
+from claims import Report, interleave, parser
+from local_kernels import time_start
 from page_tables import PageTable
 
 import roost
-from roost.bench.report import Report, interleave, parser
 from roost.bench.world import (
     ROOST,
     elapsed_ms,
     name_part,
     private_world,
     processes,
-    time_start,
     wait_until_forked,
     write_config,
 )

@@ -1,8 +1,10 @@
-"""The service on a large cluster: `roost bench scale` with claims.
+"""The service on a large cluster.
 
 100,000 kernels start on 10,000 simulated nodes. The messages of all agents share one connection. Claims: the service
 takes ≤ 5 ms of processor time per start, and ≤ 1.5 GiB of memory. 99 % of the decisions take ≤ 2 ms. After kill -9, the
 next service has read everything back in ≤ 30 s.
+
+`simulated/scale.py` describes the figures. With at most 1,000 nodes, each agent has a connection of its own.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from claims import Report, parser
 from page_tables import PageTable
+from simulated import scale
 
-from roost.bench import scale
-from roost.bench.report import Report, parser
 from roost.bench.runs import Measurement, run
+from roost.scheduler.errors import ConfigError
 
 AT_MOST = {"CPU per start: service": 5.0, "decision p99": 2.0, "memory": 1536.0, "read back": 30_000.0}
 TABLE = PageTable(
@@ -41,9 +44,18 @@ TABLE = PageTable(
 
 
 def main() -> int:
-    arguments = parser(__doc__).parse_args()
+    options = parser(__doc__)
+    options.add_argument("--nodes", type=int, help="nodes of the cluster (default 10000, quick 2000)")
+    what = "kernels to start (default 100000, quick 2000, but at most 10 for each node)"
+    options.add_argument("--kernels", type=int, help=what)
+    arguments = options.parse_args()
     nodes, kernels = (2_000, 2_000) if arguments.quick else (10_000, 100_000)
-    size = scale.Size(nodes=nodes, kernels=kernels, at_once=16)
+    nodes = arguments.nodes or nodes
+    size = scale.Size(nodes=nodes, kernels=arguments.kernels or min(kernels, 10 * nodes), at_once=16)
+    try:
+        scale.check(size)
+    except ConfigError as problem:
+        options.error(str(problem))
     report = Report("scale", **asdict(size))
 
     @contextlib.contextmanager

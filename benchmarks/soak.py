@@ -19,19 +19,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
+from claims import Report, parser
+from local_kernels import kernels
 from page_tables import PageTable
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from roost.bench.report import Report, parser
 from roost.bench.world import (
     MIB,
     OWN_PARTS,
     ROOST,
     RUNTIME,
     execute,
-    kernels,
     name_part,
     open_client,
     private_world,

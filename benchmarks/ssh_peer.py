@@ -40,10 +40,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
+from claims import SKIPPED, Report, parser
 from page_tables import PLAIN_JUPYTER, PageTable
 from through_server import Notebook, open_notebook, post
 
-from roost.bench.report import SKIPPED, Report, parser, take_turns
+from roost.bench.report import take_turns
 from roost.bench.runs import Measurement, read_rounds, run
 from roost.bench.world import (
     NEUTRAL,

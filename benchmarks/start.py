@@ -10,10 +10,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from claims import Report, parser
 from page_tables import LIFE, compare_with_plain
 
 from roost.bench import starts
-from roost.bench.report import Report, parser
 from roost.bench.runs import measure_sides, read_rounds
 from roost.bench.sides import Side, read_sides
 from roost.scheduler.errors import ConfigError

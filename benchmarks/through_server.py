@@ -32,10 +32,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from claims import Report, interleave, parser
 from page_tables import compare_with_plain
 from tornado.websocket import WebSocketClientConnection
 
-from roost.bench.report import Report, interleave, parser
 from roost.bench.world import PLAIN, ROOST, RUNTIME, elapsed_ms, end_processes, private_world
 
 sys.path.append(str(Path(__file__).parents[1] / "docs/examples"))

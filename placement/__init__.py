@@ -15,8 +15,7 @@
                   └─ the same policy on one empty node of each type               new_nodes.py
 
 The folders form a stack: ``model``, then ``tables``, ``rules`` and ``engine``, then the files of this folder. Policies
-learn only from a ``Workload``, a summary of recent requests. ``trace_run`` lets a policy place a whole stream of
-requests, so that policies can be compared.
+learn only from a ``Workload``, a summary of recent requests.
 
 The public names are imported on first use (PEP 562). Only a snapshot, a workload or a policy imports numpy.
 

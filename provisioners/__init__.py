@@ -18,9 +18,6 @@ kernelspecs.py         installs, lists, checks and removes roost's kernelspecs
 kernel_object.py       a kernel as a Python object, for `roost.start_kernel`
 execution.py           the result of code that such a kernel has executed
 placed_kernelspecs.py  the installed kernelspecs, with their kernels started through roost
-notebook_run.py        executes a notebook, for `roost run`
-attached_kernel.py     a client of a kernel that runs already, for `roost.attach`
-launch_end.py          waits for the end of such a kernel's launch, next to its messages
 console_keys.py        passes a kernel's keys to `jupyter console --existing`, and to `qtconsole` and `run`
 other_worlds.py        finds a kernel in another world of this user, for adoption
 journal_reader.py      the messages of a kernel that its node has kept

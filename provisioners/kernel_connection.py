@@ -157,7 +157,7 @@ def _build_empty_message() -> dict[str, Any]:
 
 
 def accept_odd_messages(client: Any) -> None:
-    """Let a client or a kernel manager read the messages of all kernels.
+    """Let a client read the messages of all kernels.
 
     Kernels such as xeus-python send null as `parent_header`, others leave out fields, and a program in a kernel can
     publish anything.

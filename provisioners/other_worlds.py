@@ -22,18 +22,6 @@ async def find_elsewhere(client: Client, kernel_id: str) -> Client | None:
     return None
 
 
-def find_elsewhere_blocking(client: Client, kernel_id: str) -> Client | None:
-    """Do the same as `find_elsewhere`, in a thread without an event loop."""
-    for other in client.find_elsewhere():
-        try:
-            kernel, facts = other.kernel(kernel_id).result(), other.service().result()
-        except (UnknownKernel, BackendUnavailable):
-            continue
-        _check_network(other, kernel, facts)
-        return other
-    return None
-
-
 def _check_network(client: Client, kernel: Kernel, facts: ServiceFacts) -> None:
     """Raise `LaunchError` if nobody in this network can connect with a kernel that the service starts."""
     uses_ports = kernel.connection is not None and kernel.connection.transport == "tcp"

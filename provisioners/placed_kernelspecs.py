@@ -1,7 +1,4 @@
-"""The installed kernelspecs, changed so that all of them start kernels through roost.
-
-`roost run` and `roost.start_kernel` use them.
-"""
+"""The installed kernelspecs, changed so that all of them start kernels through roost, for `roost.start_kernel`."""
 
 from __future__ import annotations
 

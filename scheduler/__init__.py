@@ -10,8 +10,7 @@
 The folders form a stack. Each imports only folders below it, `roost.launchers` and `roost.placement`:
 
     cli/                          the `roost` command, which stands above `roost.provisioners` too
-    simulate/                     `roost simulate`
-    service/                      the process: its socket, operations, metrics and log of decisions
+    service/                      the process: its socket, operations, metrics and the decisions in its log
     core/, client/                the scheduler itself; the way to the service for every application
     policies/, backends/NAME/     placement policies by name; a folder for each cluster manager
     config/                       the operator's settings

@@ -16,7 +16,7 @@ from kit.clusters.ray.shared_cluster import ray_cluster  # noqa: F401 - a fixtur
 from kit.clusters.ssh.shared_cluster import ssh_hosts  # noqa: F401 - a fixture
 from kit.clusters.yarn.shared_cluster import yarn_cluster  # noqa: F401 - a fixture
 from kit.machine.progress import Progress, hide_start_of_workers
-from roost.bench.clusters.raylets import WITHOUT_TOKEN
+from roost.testing.clusters.raylets import WITHOUT_TOKEN
 from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import private_runtime_dir
 

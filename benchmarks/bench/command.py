@@ -1,30 +1,37 @@
-"""The subcommands of `roost bench`: from their options to the table, the JSON file and the pictures."""
+"""The subcommands of `roost bench`: from their options to the table and the JSON file."""
 
 from __future__ import annotations
 
 import argparse
-import random
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from roost.scheduler.cli.options import request_config, scheduler_options
+from roost.placement import Snapshot
+from roost.placement.shipped_policies import SHIPPED
+from roost.scheduler.backends.spec import describe_extra
+from roost.scheduler.cli.options import connect_scheduler, request_config, scheduler_options
+from roost.scheduler.client.call import wait_for
+from roost.scheduler.client.service_folder import service_folder
+from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.shared_sections import is_module_name
 from roost.scheduler.errors import ConfigError
 
-from . import churn, density, latency, memory, placement, queue, scale, starts
+from . import churn, density, latency, placement, policies, starts
 from . import compare as comparison
-from .embedded import embedded
+from .policies import FoundPolicy, Trace
 from .report import Report
 from .runs import Measure, measure_sides, read_rounds, run
 from .sides import Side, read_sides
+from .trace_files import is_list, read_cluster, read_trace
+from .trace_run import empty_node
 
-_NODES, _KERNELS = 200, 1_000
-_QUICK_NODES, _QUICK_KERNELS = 20, 20
-_SIZES, _PLACEMENT_ROUNDS = (1_000, 10_000, 100_000), 7
+_KERNELS, _QUICK_KERNELS = 1_000, 20
+_SIZES, _PLACEMENT_ROUNDS, _TRACE_ROUNDS = (1_000, 10_000, 100_000), 7, 3
 
 
 def start(arguments: argparse.Namespace) -> int:
@@ -54,7 +61,6 @@ def fill(arguments: argparse.Namespace) -> int:
         kernels=arguments.kernels or (_QUICK_KERNELS if arguments.quick else _KERNELS),
         free=arguments.keep_free,
         latency_s=arguments.latency,
-        shares_machine=arguments.embedded,
     )
     rounds = 1 if arguments.quick else arguments.rounds or 3
 
@@ -70,19 +76,6 @@ def fill(arguments: argparse.Namespace) -> int:
     return _run(arguments, measure, rounds=rounds, packages=arguments.packages, **settings)
 
 
-def add_up(arguments: argparse.Namespace) -> int:
-    """Run `roost bench memory`."""
-    _check_memory("memory")
-    cases = [memory.Case(users=arguments.users, kernels=count) for count in arguments.kernels or (1, 3, 10)]
-    rest_s = 1.0 if arguments.quick else arguments.rest
-
-    async def measure(report: Report, sides: Sequence[Side]) -> None:
-        for _ in range(arguments.rounds or 1):
-            await memory.measure(report, sides, cases, rest_s)
-
-    return _run(arguments, measure, cases=[asdict(case) for case in cases], rest_s=rest_s)
-
-
 def run_churn(arguments: argparse.Namespace) -> int:
     """Run `roost bench churn`."""
 
@@ -93,28 +86,15 @@ def run_churn(arguments: argparse.Namespace) -> int:
     return _run(arguments, measure, seconds=arguments.seconds, at_once=arguments.at_once)
 
 
-def share(arguments: argparse.Namespace) -> int:
-    """Run `roost bench queue`."""
-    habits = queue.Habits(
-        users=arguments.users,
-        use_s=arguments.use,
-        pause_s=arguments.pause,
-        for_s=10.0 if arguments.quick else arguments.seconds,
-        seed=random.randrange(10_000) if arguments.seed is None else arguments.seed,
-        trace=arguments.trace,
-        speed=arguments.speed,
-    )
-    if habits.trace:
-        habits.read_arrivals()
-
-    async def measure(report: Report, sides: Sequence[Side]) -> None:
-        await queue.measure(report, sides, habits)
-
-    return _run(arguments, measure, **asdict(habits))
-
-
 def decide(arguments: argparse.Namespace) -> int:
-    """Run `roost bench placement`."""
+    """Run `roost bench placement`: on a trace if there is one, else on clusters that are drawn."""
+    settings, _ = load_settings(arguments.backend, scheduler_options(arguments))
+    if arguments.trace or arguments.live:
+        names = arguments.policy or list(SHIPPED)
+        found = [FoundPolicy.find(name, settings.policies) for name in dict.fromkeys(names)]
+        return _place_trace(arguments, found)
+    if arguments.cluster:
+        raise ConfigError("--cluster has no effect without a trace: name one, or give --live.")
     plan = placement.Plan(
         policies=tuple(dict.fromkeys(arguments.policy or ["balanced"])),
         sizes=tuple(dict.fromkeys(arguments.nodes or _SIZES[: 1 if arguments.quick else None])),
@@ -122,19 +102,33 @@ def decide(arguments: argparse.Namespace) -> int:
         decisions=200 if arguments.quick else 2_000,
     )
     placement.check(plan)
+    found = [FoundPolicy.find(name, settings.policies) for name in plan.policies]
     report = Report("placement", **asdict(plan))
+    return run(arguments, report, nullcontext(lambda: placement.measure(report, plan, found)))
 
-    return run(arguments, report, nullcontext(lambda: placement.measure(report, plan)))
 
-
-def simulate(arguments: argparse.Namespace) -> int:
-    """Run `roost bench scale`."""
-    nodes = arguments.nodes or (_QUICK_NODES if arguments.quick else _NODES)
-    kernels = arguments.kernels or 10 * nodes
-    size = scale.Size(nodes=nodes, kernels=kernels, at_once=arguments.at_once)
-    scale.check(size)
-    report = Report("scale", **asdict(size))
-    return run(arguments, report, scale.prepare(report, size))
+def _place_trace(arguments: argparse.Namespace, found: Sequence[FoundPolicy]) -> int:
+    """Compare policies on a trace or on the scheduler's own log, and return the exit code."""
+    if arguments.trace and arguments.live:
+        raise ConfigError("Give a trace or --live, not both.")
+    if arguments.nodes:
+        raise ConfigError("--nodes has no effect on a trace: give --cluster, or leave it out.")
+    rounds = arguments.rounds or (1 if arguments.quick else _TRACE_ROUNDS)
+    client = connect_scheduler(arguments) if arguments.live or not arguments.cluster else None
+    if arguments.live:
+        assert client is not None
+        path = str(service_folder(arguments.backend, client.options) / "log")
+    else:
+        path = arguments.trace
+    trace = Trace(tasks=read_trace(path), is_recorded=not is_list(path))
+    clusters = {Path(file).name: read_cluster(file) for file in arguments.cluster}
+    if client is not None and not clusters:
+        nodes = Snapshot.from_dict({"nodes": wait_for(client.nodes())})
+        clusters = {arguments.backend: [empty_node(nodes.node(node_id)) for node_id in nodes.nodes]}
+    names = [policy.name for policy in found]
+    report = Report("placement", trace=path, clusters=list(clusters), policies=names, rounds=rounds)
+    measurement = partial(policies.measure, report, found, clusters, trace, rounds)
+    return run(arguments, report, nullcontext(measurement))
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -156,11 +150,16 @@ def _check_memory(name: str) -> None:
 
 
 def _run(arguments: argparse.Namespace, measure: Measure, **settings: Any) -> int:
-    """Read the sides from the options, compare them, and return the exit code."""
+    """Read the sides from the options, compare them, and return the exit code.
+
+    Raise `ConfigError` if ipykernel, whose kernels are measured, is not installed here.
+    """
+    if find_spec("ipykernel") is None:
+        missing = f"the package ipykernel is missing: {describe_extra('bench')}"
+        raise ConfigError(f"roost bench {arguments.command} cannot run here, because {missing}.")
     request = request_config(arguments)
     config = {"backend": arguments.backend, **request}
     sides = read_sides(config, arguments.baseline or ["plain"], scheduler_options(arguments))
     names = [side.name for side in sides]
     report = Report(arguments.command, backend=arguments.backend, request=request, sides=names, **settings)
-    cluster = partial(embedded, arguments.backend) if arguments.embedded else None
-    return measure_sides(arguments, report, sides, measure, cluster=cluster)
+    return measure_sides(arguments, report, sides, measure)

@@ -11,9 +11,7 @@ files       this process may open no more files: it has four channels to each ke
 
 PSS shares each page among the processes that use it, so it falls with the number of kernels. USS and private dirty
 pages are the kernel's alone. Each kernel reads its own memory. Memory is measured once more after each further load: a
-completion, and the import of the given packages. A load runs in fewer kernels if memory gets short. With the setting
-`page_out_after_s`, memory is also measured after page-out, and so is the time of the next answers. The kernels are then
-read from outside, on this machine only.
+completion, and the import of the given packages. A load runs in fewer kernels if memory gets short.
 
 all in      the PSS of a kernel and its part of roost's own processes on this machine (service, agent, zygotes, spares)
 """
@@ -39,9 +37,7 @@ from roost.placement import Request
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.errors import ConfigError, RoostError
 
-from .idle_memory import PAGE_OUT, page_out, wait_for_merging
 from .kernel import BenchKernel, Memory, NoAnswer
-from .learnt_imports import teach
 from .machine import find_fault_doubts, time_fault
 from .report import Report, take_turns
 from .sides import Side
@@ -67,15 +63,11 @@ _FILES = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The limits that end the starts of kernels. `free` is the least share of a node's memory that must stay free.
-
-    With `shares_machine`, all nodes are on this machine.
-    """
+    """The limits that end the starts of kernels. `free` is the least share of a node's memory that must stay free."""
 
     kernels: int
     free: float
     latency_s: float
-    shares_machine: bool = False
 
 
 @dataclass(slots=True)
@@ -119,9 +111,6 @@ async def measure(
     few = replace(limits, kernels=min(FEW, limits.kernels))
     for side in sides if packages else ():
         await check_packages(side, packages)
-    for side in sides:
-        if packages and side.options.get("learn_preloads"):
-            await teach(report, side, packages)
     if len(sides) > 1:
         for name, _ in take_turns("density", list(by_name), rounds=rounds, warm_up=0):
             async with _filled(report, by_name[name], few, is_shown=False) as filled:
@@ -136,13 +125,8 @@ async def measure(
                         own = fixed_pss_bytes() / MIB if by_name[name].is_roost else 0.0
                         mean = statistics.mean(each.pss for each in memory)
                         report.add(f"all in/{name}", mean + own / len(filled.kernels), "MiB")
-        for stage in (*(f"PSS after {load}" for load in (*loads, PAGE_OUT)), "all in"):
+        for stage in (*(f"PSS after {load}" for load in loads), "all in"):
             report.compare(stage, list(by_name))
-        paged_out = f"PSS after {PAGE_OUT}/{sides[0].name}"
-        for name in list(by_name)[1:] if paged_out in report.samples else ():
-            if f"PSS after {PAGE_OUT}/{name}" not in report.samples:
-                title = f"PSS after {PAGE_OUT}: {sides[0].name} ÷ {name} after {FIRST}"
-                report.ratio(title, paged_out, f"PSS after {FIRST}/{name}")
     side = sides[0]
     before_us = time_fault()
     async with _filled(report, side, limits) as filled:
@@ -332,8 +316,6 @@ def _find_room(side: Side, nodes: Sequence[Mapping[str, Any]], limits: Limits) -
     here = memory.available - limits.free * memory.total
     if not side.is_roost:
         return {"this machine": here}
-    if limits.shares_machine:
-        return {node["id"]: here / len(nodes) for node in nodes}
     room = {}
     for node in nodes:
         used, total = node.get("memory_used_bytes"), node["memory_bytes"]
@@ -351,16 +333,10 @@ async def _measure_loads(
     found = {}
     for load, code in loads.items():
         loaded = await _run_load(report, side, filled, limits, load, code)
-        if side.options.get("merge_memory"):
-            await wait_for_merging(report)
         asked = _choose(loaded, _SAMPLE)
         answers = [await filled.await_answer(report, kernel, kernel.read_memory()) for kernel in asked]
         if memory := [each for each in answers if each is not None]:
             found[load] = memory
-    if (after_s := side.options.get("page_out_after_s", 0.0)) and (
-        paged_out := await page_out(report, side, filled.kernels, after_s)
-    ):
-        found[PAGE_OUT] = paged_out
     return found
 
 
@@ -423,6 +399,3 @@ def conclude(report: Report, filled: Filled, memory: Mapping[str, Sequence[Memor
         report.notes.append(f"{text} {how}")
     if filled.limit == "files":
         report.notes.append(f"No more kernels were started, because {filled.why}.")
-    if PAGE_OUT in memory:
-        swap = statistics.mean(each.swap for each in memory[PAGE_OUT])
-        report.notes.append(f"After page-out, a kernel has {swap:.0f} MiB in the swap.")

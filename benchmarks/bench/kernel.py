@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -178,11 +177,6 @@ class BenchKernel:
             await self.manager.shutdown_kernel(now=not is_polite)
         self.manager.cleanup_connection_file()  # also of a start that was cancelled
         return elapsed_ms(began)
-
-
-def read_memory_of(pid: int) -> Memory:
-    """Return the memory of a process here, and leave its pages in the swap. Raise `OSError` if it has ended."""
-    return _read_rollup(Path(f"/proc/{pid}/smaps_rollup").read_text())
 
 
 def _read_rollup(text: str) -> Memory:

@@ -6,8 +6,7 @@ import mmap
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -73,16 +72,6 @@ def _time_spin() -> float:
     began = time.perf_counter()
     sum(range(_SPIN))
     return (time.perf_counter() - began) * 1e3
-
-
-@contextmanager
-def watched() -> Iterator[list[Condition]]:
-    """Measure the machine before and after the block. After it, the yielded list has both conditions."""
-    conditions = [measure()]
-    try:
-        yield conditions
-    finally:
-        conditions.append(measure())
 
 
 def find_doubts(before: Condition, after: Condition) -> list[str]:

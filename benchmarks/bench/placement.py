@@ -1,4 +1,4 @@
-"""`roost bench placement`: how long a decision takes on busy clusters of some sizes, by policy.
+"""`roost bench placement` without a trace: how long a decision takes on busy clusters of some sizes, by policy.
 
 decision p50, p99   the time of `Policy.place`. Before each decision one kernel starts and one ends, so that cached
                     scores must be updated
@@ -14,18 +14,19 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from roost.placement import Device, Node, Policy, Request, Snapshot, Workload, get_policy
+from roost.placement import Device, Node, Policy, Request, Snapshot, Workload
 from roost.placement.pipeline import class_key
-from roost.placement.shipped_policies import PolicyError
-from roost.placement.trace_run import assume_promised_use, draw_arrivals_to_demand, run_trace
+from roost.placement.shipped_policies import balanced
 from roost.scheduler.errors import ConfigError
 
+from .policies import FoundPolicy
 from .report import Report, take_turns
+from .trace_run import draw_arrivals_to_demand, empty_node, run_trace
 
 KERNELS = 200
 """At most this many kernels of the measurement run at a time. With one more, the oldest kernel ends."""
@@ -121,30 +122,25 @@ class BusyCluster:
 
 
 def check(plan: Plan) -> None:
-    """Raise `ConfigError` if a policy is unknown or a cluster too large."""
-    for policy in plan.policies:
-        try:
-            get_policy(policy)
-        except PolicyError as problem:
-            raise ConfigError(f"--policy {policy}: {problem}") from None
+    """Raise `ConfigError` if a cluster is too large."""
     if max(plan.sizes) > 1_000_000:
         raise ConfigError(
             "--nodes can be at most 1000000: a larger cluster needs more memory than most machines have."
         )
 
 
-async def measure(report: Report, plan: Plan) -> None:
+async def measure(report: Report, plan: Plan, policies: Sequence[FoundPolicy]) -> None:
     """Measure each policy on each size of the cluster. All pairs of policy and size take turns."""
     nodes = draw_nodes(min(_DRAWN, max(plan.sizes)), plan.seed)
     requests = draw_requests(plan.seed)
     clusters = {}
-    for policy in plan.policies:
-        busy = fill_nodes(nodes, requests, plan.fill, policy)
+    for policy in policies:
+        busy = fill_nodes(nodes, requests, plan.fill, policy.build)
         workload = Workload.of(requests, Snapshot.of(busy))
         for size in plan.sizes:
-            cluster = BusyCluster(copy_nodes(busy, size), requests, get_policy(policy, workload))
+            cluster = BusyCluster(copy_nodes(busy, size), requests, policy.build(workload))
             cluster.warm_up()
-            clusters[f"{policy} on {size} nodes"] = cluster
+            clusters[f"{policy.name} on {size} nodes"] = cluster
     for count, (name, is_warm) in enumerate(take_turns("placement", list(clusters), rounds=plan.rounds)):
         number = count // len(clusters) - 1 if is_warm else -1
         clusters[name].measure(report, name, plan.decisions, number)
@@ -155,7 +151,7 @@ def draw_nodes(count: int, seed: int) -> list[Node]:
     """Return empty nodes of several sizes."""
     kinds = random.Random(seed).choices(_MACHINES, _MACHINE_WEIGHTS, k=count)
     return [
-        assume_promised_use(
+        empty_node(
             Node(
                 id=f"node-{number:05}",
                 cpus=cpus,
@@ -174,12 +170,15 @@ def draw_requests(seed: int) -> list[Request]:
 
 
 def fill_nodes(
-    nodes: Sequence[Node], requests: Sequence[Request], fill: float, policy: str = "balanced"
+    nodes: Sequence[Node],
+    requests: Sequence[Request],
+    fill: float,
+    build: Callable[[Workload], Policy] = balanced,
 ) -> list[Node]:
     """Return the nodes after a policy has placed requests for the share `fill` of all GPUs."""
     snapshot = Snapshot.of(nodes)
     arrivals = draw_arrivals_to_demand(requests, float(snapshot.columns.gpus.sum()), fill, seed=1)
-    last = run_trace(get_policy(policy, Workload.of(requests, snapshot)), snapshot, arrivals).last
+    last = run_trace(build(Workload.of(requests, snapshot)), snapshot, arrivals).last
     return [last.node(node_id) for node_id in last.nodes]
 
 

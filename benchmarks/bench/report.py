@@ -1,6 +1,6 @@
-"""The parts that all benchmarks share: interleaved rounds, figures and ratios with their spread, JSON, a plot.
+"""The report of a benchmark: figures and ratios with their spread, as a table and JSON.
 
-A script creates a `Report`, fills it through `interleave` or `Report.add`, and ends with `report.finish(arguments)`.
+A benchmark creates a `Report`, fills it through `Report.add`, and ends with `report.finish(arguments)`.
 A figure is the median with its extremes and n; a ratio also has an interval. The JSON file also has the samples.
 """
 
@@ -25,13 +25,11 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress, track
 from rich.table import Table
 
 from . import interval
-from .interval import Interval, Verdict
-from .plots import describe_machine, draw, show_number
+from .interval import Interval
 
 PACKAGES = (
     "roost",
@@ -50,13 +48,8 @@ PACKAGES = (
     "gateway_provisioners",
 )
 
-SKIPPED = 77
-"""The exit status of a script that needs something which is missing here."""
 _MOST_FAILURES = 20
 """A run ends with an error if more kernels of a side fail."""
-
-Case = Callable[[], Awaitable[Mapping[str, float]]]
-"""One repetition of one side of a comparison. It returns stage → value, in the unit given to `interleave`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,54 +87,13 @@ class Ratio:
     n: int
     pairing: str
 
-    def count_missing_rounds(self) -> int:
-        """Return how many more rounds would tell whether the ratio is above 1; 0 if it is known, or too close to 1."""
-        found = self.interval
-        if found is None or not found.low < 1 < found.high:
-            return 0
-        more = interval.count_missing_rounds(self.of_medians, found, 1.0, self.n)
-        return more if more < interval.MOST_ROUNDS else 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bound:
-    """A claimed bound of a measured value. `value` was measured in `rounds`, and `text` names it.
-
-    Without an interval, the value alone decides: a sum, or the median of a few rounds.
-    """
-
-    text: str
-    value: float
-    at_most: float | None
-    at_least: float | None
-    interval: Interval | None = None
-    rounds: int = 0
-
-    @property
-    def verdict(self) -> Verdict:
-        return interval.judge(self.value, self.interval, at_most=self.at_most, at_least=self.at_least)
-
-    def describe(self, unit: str) -> str:
-        """Return the value, its interval and what was expected; for an open bound, also what would decide it."""
-        bound = f"≤ {self.at_most:g}" if self.at_most is not None else f"≥ {self.at_least:g}"
-        spread = f" [{self.interval.low:.3f}, {self.interval.high:.3f}]" if self.interval is not None else ""
-        text = f"{self.value:.3f}{spread} {unit}".rstrip() + f" (expected {bound})"
-        if self.interval is None or self.verdict != "open":
-            return text
-        limit = self.at_most if self.at_most is not None else self.at_least
-        assert limit is not None
-        more = interval.count_missing_rounds(self.value, self.interval, limit, self.rounds)
-        if more >= interval.MOST_ROUNDS:
-            return f"{text}; too close for {interval.MOST_ROUNDS:,} more rounds to tell"
-        return f"{text}; about {more} more {'round' if more == 1 else 'rounds'} would tell"
-
 
 class TooManyFailures(RuntimeError):
     """Too many kernels of a side have failed: its figures would be worth nothing."""
 
 
 class Report:
-    """The results of a benchmark: samples by name, in order, with the ratios and claims about them.
+    """The results of a benchmark: samples by name, in order, with the ratios of them.
 
     >>> report = Report("start")
     >>> for plain, roost in [(200.0, 30.0), (190.0, 38.0), (210.0, 31.5)]:
@@ -160,7 +112,6 @@ class Report:
         self.samples: dict[str, list[float]] = {}
         self.units: dict[str, str] = {}
         self.ratios: dict[str, Ratio] = {}
-        self.claims: list[Bound] = []
         self.notes: list[str] = []
         self.failures: dict[str, int] = {}
         """The number of kernels that did not answer, by side."""
@@ -221,26 +172,6 @@ class Report:
         if self.failures[side] > _MOST_FAILURES:
             raise TooManyFailures(f"{self.failures[side]} kernels of {side} failed; the last one: {what}")
 
-    def claim(
-        self,
-        text: str,
-        value: float | None = None,
-        *,
-        at_most: float | None = None,
-        at_least: float | None = None,
-    ) -> None:
-        """Add a claim: `value`, else the ratio (of medians) or the figure named `text`, is within these bounds."""
-        found, rounds = None, 0
-        if value is None and text in self.ratios:
-            ratio = self.ratios[text]
-            value, found, rounds = ratio.of_medians, ratio.interval, ratio.n
-        elif value is None:
-            samples = self.samples[text]
-            value, found, rounds = self.figure(text).median, interval.of_median(samples), len(samples)
-        self.claims.append(
-            Bound(text=text, value=value, at_most=at_most, at_least=at_least, interval=found, rounds=rounds)
-        )
-
     def to_dict(self) -> dict[str, object]:
         """Return all measurements, with the machine and versions that a reader needs to repeat them."""
         return {
@@ -251,7 +182,6 @@ class Report:
             "versions": versions(),
             "figures": {name: asdict(self.figure(name)) for name in self.samples},
             "ratios": {name: asdict(ratio) for name, ratio in self.ratios.items()},
-            "claims": [{**asdict(claim), "verdict": claim.verdict} for claim in self.claims],
             "failures": self.failures,
             "capacity": self.capacity,
             "series": self.series,
@@ -261,12 +191,12 @@ class Report:
         }
 
     def finish(self, arguments: argparse.Namespace) -> int:
-        """Write the files, print the report, and return the exit status: 1 if `--check` finds a missed bound.
+        """Write the files, print the report, and return the exit status.
 
-        It is also 1 if a file cannot be written any more. The report is printed nevertheless.
+        It is 1 if a file cannot be written any more. The report is printed nevertheless.
         """
         problems = []
-        for file, write in ((arguments.json, self._write_json), (arguments.plot, self.plot)):
+        for file, write in self.list_files(arguments):
             try:
                 if file:
                     write(file)
@@ -282,7 +212,11 @@ class Report:
             with contextlib.suppress(OSError):
                 print(*problems, sep="\n", file=sys.stderr)
             return 1
-        return int(arguments.check and any(claim.verdict == "missed" for claim in self.claims))
+        return 0
+
+    def list_files(self, arguments: argparse.Namespace) -> list[tuple[Path | None, Callable[[Path], None]]]:
+        """Return the files that the options name, if any, and the functions that write them."""
+        return [(arguments.json, self._write_json)]
 
     def _write_json(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
@@ -309,41 +243,10 @@ class Report:
                 values = (f"{value:.3f}" for value in (ratio.median, ratio.min, ratio.max))
                 table.add_row(name, f"{ratio.of_medians:.3f}", spread, *values, str(ratio.n))
             console.print(table)
-        for name, ratio in self.ratios.items():
-            if more := ratio.count_missing_rounds():
-                said = escape(
-                    f"{name}: about {more} more rounds would tell which side has the larger figure."
-                )
-                console.print(said, highlight=False)
-        for claim in self.claims:
-            colour = {"kept": "green", "missed": "red", "open": "yellow"}[claim.verdict]
-            said = escape(f"{claim.text}: {claim.describe(self.units.get(claim.text, ''))}")
-            console.print(f"[{colour}]{claim.verdict}[/]  {said}", highlight=False)
         for side, count in self.failures.items():
             console.print(f"Kernels of {side} that did not answer: {count}.", highlight=False)
         for note in self.notes:
             console.print(note, highlight=False, markup=False)
-
-    def plot(self, path: Path) -> None:
-        """Draw all samples. Print a note if matplotlib is missing."""
-        try:
-            draw(self.to_dict(), path)
-        except ImportError:
-            print("no plot: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
-
-
-async def interleave(
-    report: Report, cases: Mapping[str, Case], *, rounds: int, warm_up: int = 1, unit: str = "ms"
-) -> None:
-    """Run every case once per round. The order rotates, so that no case always runs at a quieter moment.
-
-    Samples are named `<stage>/<case>`. The samples of the first `warm_up` rounds are dropped.
-    """
-    for name, is_warm in take_turns(report.name, list(cases), rounds=rounds, warm_up=warm_up):
-        values = await cases[name]()
-        if is_warm:
-            for stage, value in values.items():
-                report.add(f"{stage}/{name}", value, unit)
 
 
 async def show_time(description: str, jobs: Iterable[Awaitable[Any]], for_s: float) -> None:
@@ -377,26 +280,6 @@ def take_turns(
             yield name, number >= warm_up
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the options of all benchmarks. Scripts add their own options."""
-    options = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument(
-        "--quick",
-        action="store_true",
-        help="few repetitions, to test the benchmark; do not quote the figures",
-    )
-    options.add_argument(
-        "--json", type=check_writable, metavar="FILE", help="write the machine, versions, figures and ratios"
-    )
-    options.add_argument(
-        "--plot", type=check_writable, metavar="FILE", help="write a picture (PNG, SVG or PDF)"
-    )
-    options.add_argument("--check", action="store_true", help="exit with 1 if a claim does not hold")
-    return options
-
-
 def check_writable(file: str | Path) -> Path:
     """Return the file's path. Raises `ArgumentTypeError` now if the results cannot be written there later."""
     path = Path(file)
@@ -409,6 +292,16 @@ def check_writable(file: str | Path) -> Path:
     except OSError as problem:
         raise argparse.ArgumentTypeError(f"{path} cannot be written: {problem.strerror}.") from None
     return path
+
+
+def show_number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
+
+
+def describe_machine(machine: Mapping[str, Any], python: str) -> str:
+    """Return one line about the machine (`report.machine`) and the version of Python."""
+    system = f"{machine['system']} {machine['kernel']}"
+    return f"{machine['cpu']}, {machine['cores']} cores, {system}, Python {python}"
 
 
 def machine() -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""A run: a measurement in private folders, which Ctrl-C ends early, and then its table, JSON file and picture."""
+"""A run: a measurement in private folders, which Ctrl-C ends early, and then its table and JSON file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import NoReturn
 
 from roost.launchers.daemon.open_files import raise_limit, read_limit
@@ -22,7 +21,6 @@ from .sides import Side, world
 Measure = Callable[[Report, Sequence[Side]], Awaitable[None]]
 Measurement = Callable[[], Awaitable[None]]
 INTERRUPTED = 130
-_PICTURES = (".png", ".svg", ".pdf")
 _QUICK_ROUNDS, _ROUNDS = 3, 20
 _FEWEST_FILES = 256
 
@@ -37,13 +35,8 @@ def measure_sides(
     report: Report,
     sides: Sequence[Side],
     measure: Measure,
-    *,
-    cluster: Callable[[Path], AbstractContextManager[None]] | None = None,
 ) -> int:
-    """Warm up the sides and measure them in private folders, as `run` does. Return the exit status.
-
-    `cluster` starts a cluster for the run. Its argument is the folder that holds the private folders.
-    """
+    """Warm up the sides and measure them in private folders, as `run` does. Return the exit status."""
 
     async def measurement() -> None:
         await warm_up(report, sides)
@@ -51,7 +44,7 @@ def measure_sides(
 
     @contextmanager
     def prepare() -> Iterator[Measurement]:
-        with world(sides) as folder, cluster(folder) if cluster else nullcontext():
+        with world(sides):
             yield measurement
 
     return run(arguments, report, prepare())
@@ -79,9 +72,9 @@ def run(arguments: argparse.Namespace, report: Report, prepared: AbstractContext
     """Measure, then print and write the results. Return the exit status.
 
     `prepared` yields the measurement. After Ctrl-C, or if too many kernels do not answer, the results so far are
-    written. `arguments` has `json`, `plot` and `check`. Raise `ConfigError` if a file cannot be written.
+    written. `arguments` has `json`. Raise `ConfigError` if that file cannot be written.
     """
-    _check_files(arguments)
+    _check_file(arguments)
     check_open_files()
     ended = 0
     with _interrupted_by_signals():
@@ -165,16 +158,10 @@ def check_open_files() -> None:
         )
 
 
-def _check_files(arguments: argparse.Namespace) -> None:
+def _check_file(arguments: argparse.Namespace) -> None:
     """Raise `ConfigError` now if the results cannot be written later."""
-    if arguments.plot is not None and arguments.plot.suffix not in _PICTURES:
-        raise ConfigError(
-            f"--plot {arguments.plot} is not possible: the name must end in {', '.join(_PICTURES)}."
-        )
-    if arguments.json is not None and arguments.json == arguments.plot:
-        raise ConfigError(f"--json and --plot name the same file, {arguments.json}: give two names.")
-    for name in filter(None, (arguments.json, arguments.plot)):
+    if arguments.json is not None:
         try:
-            check_writable(name)
+            check_writable(arguments.json)
         except argparse.ArgumentTypeError as problem:
             raise ConfigError(str(problem)) from None

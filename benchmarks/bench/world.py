@@ -26,12 +26,11 @@ from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
-from .clusters.cluster_folder import END_TIMEOUT_S, FOLDER, make_folder
+from roost.testing.clusters.cluster_folder import END_TIMEOUT_S, FOLDER, make_folder
 
 PLAIN = "local-provisioner"
 ROOST = "roost"
 REPLY_TIMEOUT_S = 60.0
-FIRST_S = 20.0
 RUNTIME = "ROOST_RUNTIME_DIR"
 MIB = 1 << 20
 NEUTRAL = "/"
@@ -220,67 +219,10 @@ async def reply_to(client: AsyncKernelClient, message_id: str) -> dict[str, Any]
     return await asyncio.wait_for(wait(), REPLY_TIMEOUT_S)
 
 
-async def read_pid(client: AsyncKernelClient) -> int:
-    """Run `1+1`, and return the kernel's process id from the same request."""
-    reply = await execute(client, "1+1", user_expressions={"pid": "__import__('os').getpid()"})
-    return int(reply["user_expressions"]["pid"]["data"]["text/plain"])
-
-
-@asynccontextmanager
-async def kernels(
-    name: str, count: int, *, options: Mapping[str, Any] | None = None, **traits: Any
-) -> AsyncIterator[list[AsyncKernelManager]]:
-    """Start `count` kernels of one kernelspec, four at a time, and stop them at the end. `traits` are the managers'.
-
-    Plain Jupyter chooses ports before the kernel binds them. Sometimes another kernel takes such a port first, and the
-    kernel never answers. A kernel that does not answer is therefore started again, at most twice.
-    """
-    managers = [make_manager(name, options or {}, **traits) for _ in range(count)]
-    gate = asyncio.Semaphore(4)
-
-    async def bring_up(manager: AsyncKernelManager) -> None:
-        for last in (False, False, True):
-            async with gate:
-                await start(manager)
-                try:
-                    async with open_client(manager) as client:
-                        await asyncio.wait_for(execute(client, "pass"), REPLY_TIMEOUT_S if last else FIRST_S)
-                    return
-                except asyncio.TimeoutError:
-                    if last:
-                        raise
-                    print(f"a kernel of {name} did not answer and is started again", file=sys.stderr)
-                    await manager.shutdown_kernel(now=True)
-
-    try:
-        await asyncio.gather(*(bring_up(manager) for manager in managers))
-        yield managers
-    finally:
-        started = [manager for manager in managers if manager.has_kernel]
-        await asyncio.gather(*(manager.shutdown_kernel(now=True) for manager in started))
-
-
 def make_manager(name: str, options: Mapping[str, Any], **traits: Any) -> AsyncKernelManager:
     """Return a manager of a kernelspec. `options` are settings of roost's backend, which a kernelspec cannot have."""
     config = Config(RoostProvisioner={"backend_options": dict(options)}) if options else Config()
     return AsyncKernelManager(kernel_name=name, config=config, **traits)
-
-
-async def time_start(name: str, *, pause_s: float = 0.3) -> float:
-    """Start a kernel of one kernelspec and stop it. Return the milliseconds until its first reply.
-
-    It starts after a pause, in which a spare is forked.
-    """
-    await asyncio.sleep(pause_s)
-    manager = make_manager(name, {})
-    began = time.perf_counter()
-    await start(manager)
-    try:
-        async with open_client(manager) as client:
-            await execute(client)
-        return elapsed_ms(began)
-    finally:
-        await manager.shutdown_kernel(now=True)
 
 
 async def wait_until_forked(
@@ -293,11 +235,15 @@ async def wait_until_forked(
     client = roost.connect(backend, **options)
     end = time.monotonic() + within_s
     while time.monotonic() < end:
-        async with kernels(name, 1, options=options) as [manager]:
+        manager = make_manager(name, options)
+        await start(manager)
+        try:
             async with open_client(manager) as channel:
                 await execute(channel)
             if (await client.kernel(manager.kernel_id)).how == "forked":
                 return True
+        finally:
+            await manager.shutdown_kernel(now=True)
     return False
 
 

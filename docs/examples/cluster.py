@@ -25,10 +25,10 @@ from kubelets_cluster import KubeletsCluster
 from proof import Check
 from rich.console import Console
 
-from roost.bench.clusters import dask_machines, raylets
-from roost.bench.clusters.cluster_folder import DaemonCluster, processes
-from roost.bench.clusters.dask_machines import DaskMachines
-from roost.bench.clusters.raylets import Raylets
+from roost.testing.clusters import dask_machines, raylets
+from roost.testing.clusters.cluster_folder import DaemonCluster, processes
+from roost.testing.clusters.dask_machines import DaskMachines
+from roost.testing.clusters.raylets import Raylets
 
 RAY_MACHINES = (
     raylets.Machine(cpus=4, memory_bytes=8 << 30, labels={"zone": "a"}),

@@ -42,7 +42,7 @@ from rich.text import Text
 from server import CellFailed, JupyterServer, Output, execute, jupyter_server, run_notebook
 from stops import REFUSED, STOPS, TourStop
 
-from roost.bench.clusters.raylets import WITHOUT_TOKEN
+from roost.testing.clusters.raylets import WITHOUT_TOKEN
 
 HERE = Path(__file__).resolve().parent
 GPUS = 2

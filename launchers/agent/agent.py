@@ -14,8 +14,7 @@ from typing import Any
 
 import psutil
 
-from roost.launchers.daemon.daemon import Hold, announce
-from roost.launchers.daemon.file_input import clear_place
+from roost.launchers.daemon.daemon import Hold, name_owner
 from roost.launchers.daemon.process import is_running
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all, in_thread, spawn
@@ -41,13 +40,11 @@ from .leases.ledger import LeaseLedger
 from .leases.machine_share import MachineShare
 from .leases.manager_watch import ManagerWatch
 from .limits.limits import Limits, name_group
-from .limits.page_out import PageOut
 from .limits.usage import RunningKernel, UsageMeter
 from .machine.disk_room import DiskRoom
 from .machine.node_metrics import NodeMetrics
 from .machine.status_feed import StatusFeed
 from .warm.kernel_command import parse_ipykernel_command
-from .warm.learnt_preloads import LearntPreloads
 from .warm.zygote_pool import ZygotePool
 
 log = logging.getLogger(__name__)
@@ -56,6 +53,9 @@ _QUIET_GPU = 0.02
 """A GPU that is busy for less than this share of the time is quiet."""
 _SPARE_BYTES = 32 << 20
 """How much memory counts for one spare: more than a spare with the usual preloads takes."""
+_UNREACHED_S = 60.0
+"""How long kernels in a deleted folder live on without a subscribed scheduler. No other scheduler finds them."""
+_UNREACHED = "unreached"  # the key of the timer for that
 _ZYGOTE_LOG = "zygote.log"
 _REHEARSALS = "rehearsal-*"  # see zygote/rehearsal.py
 _SUBREAPER = (
@@ -79,6 +79,7 @@ class Agent:
         earlier_fork: EarlierFork | None = None,
     ) -> None:
         self._folder = folder
+        self._held: Hold | None = None
         self._settings = settings
         self._place = place
         machine = self._machine = NodeMetrics(settings)
@@ -86,19 +87,17 @@ class Agent:
         self._ledger = LeaseLedger(
             folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
         )
-        book = machine.open_book(str(folder)) if settings.divides_machine else None
+        book = machine.open_book(name_owner(folder)) if settings.divides_machine else None
         self._share = MachineShare(self._ledger, book, gpu_ids=machine.devices.ids)
-        clear_place(folder / _ZYGOTE_LOG, log)
         self._usage, self._measuring = UsageMeter(place.session), asyncio.Lock()
         self._timers = Timers()
         feed = self._feed = StatusFeed(self._status, self._report_status, self._timers)
         self._limits = Limits(
-            name_group(folder),
+            name_group(name_owner(folder)),
             settings.enforcement,
             place.session,
             cpus=machine.cpus,
             own_group=place.own_group,
-            pages_out=settings.forking.page_out_after_s > 0,
             list_others=self._list_unlimited,
             on_near=lambda lease_id, sentence: self._publish("warned", lease_id=lease_id, reason=sentence),
         )
@@ -108,7 +107,6 @@ class Agent:
             scratch=folder,
             on_spawned=self._limits.add_other,
             on_problems=feed.begin,  # reports them now
-            learnt=LearntPreloads(folder / "preloads") if settings.forking.learn_preloads else None,
         )
         self._room = DiskRoom(folder, self._list_logs)
         self._changes = LaunchChanges(settings, self._limits, machine.devices, has_devices=bool(devices))
@@ -124,8 +122,6 @@ class Agent:
             book=book,
             earlier_fork=earlier_fork,
         )
-        after_s = settings.forking.page_out_after_s
-        self._page_out = PageOut(after_s, self._kernels.forked_pids) if after_s else None
         self.left = asyncio.Event()
         self.leases = LeaseRules(
             self._ledger,
@@ -172,6 +168,7 @@ class Agent:
             shutil.rmtree(left, ignore_errors=True)
         # Kernels first: a kernel whose lease is gone ends, and no lease expires whose kernel lives.
         self._kernels.adopt(self._ledger)
+        self._room.cut()  # the next files need room
         pids = self._kernels.pids()
         self._limits.adopt(
             {entry.lease.id: (entry.lease, pids.get(entry.lease.id, 0)) for entry in self._ledger.entries()}
@@ -186,8 +183,6 @@ class Agent:
             )
             spawn(self.leases.release(lease_id), self._tasks, log)
         self._managed.resume()
-        if self._page_out is not None:
-            keep_running(self._page_out.run, self._tasks, log, "the page-out of idle kernels")
 
     async def begin(self, assignment: messages.Assignment) -> None:
         """Record the assigned lease and begin its launch, unless the ledger has the lease. Raises `RemoteError`."""
@@ -211,33 +206,34 @@ class Agent:
         port = int(endpoint.rpartition(":")[2])
         spawn(report_address(assignment, self._settings.address, port), self._tasks, log)
 
-    def watch_folder(self, held: Hold, announced: Mapping[str, Any]) -> None:
-        """Watch this agent's folder.
+    def watch_folder(self, held: Hold) -> None:
+        """Watch this agent's folder. If it was deleted, start no kernel, and leave once there are no leases.
 
-        If somebody deletes it, write all files again, or leave if there are no leases. The exception is a folder that a
-        daemon with an address has, which may remove it: see `watch_address`.
+        A minute after the last scheduler has gone, all leases are lost. A daemon with an address may remove the folder
+        of its agent, which then loses its leases: see `watch_address`.
         """
+        self._held = held
         if self._settings.daemon_address:
             return
-
-        def put_back() -> None:
-            self._ledger.put_back()
-            self._kernels.put_back()
-            self._managed.put_back()
-            self.server.bind_again()
-            self.announce(announced)
-
-        watch = partial(
-            held.watch,
-            is_needed=lambda: not self._ledger.is_empty,
-            put_back=put_back,
-            leave=self.left.set,
-            has_successor=False,
-        )
+        watch = partial(held.watch, is_needed=self._is_needed_without_folder, leave=self.left.set)
         keep_running(watch, self._tasks, log, "the watch of the agent's folder")
 
-    def announce(self, announced: Mapping[str, Any]) -> None:
-        self._room.write(lambda: announce(self._folder, announced))
+    def _is_needed_without_folder(self) -> bool:
+        """True while there are leases. Called every two seconds once the folder was deleted."""
+        if self.server.subscribers or not self._place.speaks_for_node:  # the service knows a pod's address
+            self._timers.cancel(_UNREACHED)
+        elif _UNREACHED not in self._timers:
+            self._timers.later(
+                _UNREACHED_S, lambda: spawn(self._lose_unreached(), self._tasks, log), key=_UNREACHED
+            )
+        return not self._ledger.is_empty
+
+    async def _lose_unreached(self) -> None:
+        if self._held is None or self._held.is_intact or self.server.subscribers:
+            return  # the folder was moved back, or a scheduler is there again
+        reason = "its folder was deleted"
+        log.warning("all leases are lost: %s", reason)
+        await self.leases.lose_all(reason)
 
     async def close(self) -> None:
         self._publish("leaving")
@@ -258,12 +254,15 @@ class Agent:
         for name in (request.lease.id, request.lease.kernel_id):
             if not name.isprintable():  # it would forge lines in the log
                 raise RemoteError("bad_request", f"an id has characters that cannot be shown: {name!a:.80}")
+        if request.lease.id not in self._ledger:
+            # After a conflict, a scheduler would count a slice as free, although its manager has granted it.
+            self._check_folder("internal" if request.is_granted else "conflict")
         is_new = False
 
         def record(granted: messages.Reserve) -> Lease:
             nonlocal is_new
             is_new = granted.lease.id not in self._ledger
-            return self._reserve_in_ledger(granted)
+            return self._ledger.reserve(granted)
 
         try:
             with writing(self._folder):
@@ -276,13 +275,11 @@ class Agent:
             self._begin_launch(request.launch)
         return lease
 
-    def _reserve_in_ledger(self, request: messages.Reserve) -> Lease:
-        try:
-            return self._room.write(lambda: self._ledger.reserve(request))
-        except FileNotFoundError:
-            if request.is_granted:  # a conflict would mean that the manager has granted nothing
-                raise
-            raise Conflict(f"{self._folder} was deleted, and is restored within seconds") from None
+    def _check_folder(self, kind: str) -> None:
+        """Raise `RemoteError` if this agent's folder was deleted: the next agent would not find its new kernels."""
+        if self._held is not None and not self._held.is_intact:
+            remedy = "no kernel starts here until those that run have ended"
+            raise RemoteError(kind, f"{self._folder} was deleted: {remedy}")
 
     async def _clear(self, lease_id: str) -> None:
         """Remove what a lease has besides its entry in the ledger."""
@@ -291,7 +288,7 @@ class Agent:
 
     def _transfer(self, lease_id: str, owner: messages.Owner) -> None:
         with writing(self._folder):
-            self._room.write(lambda: self._ledger.transfer(lease_id, owner))
+            self._ledger.transfer(lease_id, owner)
 
     def _list_logs(self) -> list[Path]:
         logs = self._kernels.find_logs()
@@ -338,6 +335,7 @@ class Agent:
         spawn(launch(), self._tasks, log)
 
     async def _launch(self, request: messages.Launch) -> KernelProcess:
+        self._check_folder("internal")
         lease = self.leases.occupy(request.lease_id, request.kernel_id)
         try:
             return await self._kernels.launch(request, lease)
@@ -367,14 +365,13 @@ class Agent:
             self.leases.leave_when_empty()
         self._limit_spares()
         warm = tuple(sorted(set(self._zygotes.interpreters().values())))
-        problems = [*self._zygotes.problems(), *self._share.problems()]
-        problems += self._page_out.problems() if self._page_out else []
+        problems = (*self._zygotes.problems(), *self._share.problems())
         return replace(
             status,
             warm=warm,
             is_draining=self._managed.is_cut_off,
             enforcement=self._limits.describe(),
-            problems=tuple(problems),
+            problems=problems,
         )
 
     async def _stats(self) -> tuple[KernelUse, ...]:

@@ -19,6 +19,7 @@ from typing import Any
 from roost.launchers.daemon.daemon import DaemonError, ensure
 from roost.launchers.daemon.private_files import FolderError, runtime_dir
 from roost.launchers.daemon.world import name_in_world
+from roost.launchers.machine_book.lock import find_pids
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import PROTOCOL, Manager
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 
 _START_DEADLINE_S = 20.0
 _REPLACED_WITHIN_S = 20.0
-_DAMAGED_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +64,10 @@ async def find_or_start_agent(
         announced = await asyncio.to_thread(ensure, folder, command, deadline_s=_START_DEADLINE_S)
         try:
             found = decode(_Announcement, announced, ignore_unknown=True)
-        except WireError as problem:  # the agent writes it again within seconds
-            log.warning("the announcement in %s is damaged: %s", folder, problem)
-            await asyncio.sleep(_DAMAGED_S)
-            continue
+        except WireError as problem:
+            pid = next(find_pids(folder / "lock"), 0)
+            remedy = f"end that agent with `kill {pid}`" if pid > 0 else "stop that agent"
+            raise DaemonError(f"{folder / 'ready.json'} is damaged: {problem}; {remedy}") from None
         endpoint, keys = found.endpoint, found.keys
         is_replaced = is_older(announced)
         differences = find_differences(found.settings, settings)

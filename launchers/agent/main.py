@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 import signal
 import sys
@@ -18,8 +17,7 @@ from typing import Any
 
 import zmq
 
-from roost.launchers.daemon.daemon import AlreadyRunning, hold
-from roost.launchers.daemon.file_input import clear_place
+from roost.launchers.daemon.daemon import AlreadyRunning, announce, hold
 from roost.launchers.protocol import messages
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import PROTOCOL, PodKernel
@@ -34,8 +32,6 @@ from roost.placement.model.json_codec import decode, encode
 from .agent import Agent
 from .launch.place import Place, find_place
 from .launch.start import EarlierFork
-
-log = logging.getLogger(__name__)
 
 NO_PORT_EXIT = 98
 """The exit code of an agent that found none of its ports free. It is EADDRINUSE on Linux."""
@@ -79,8 +75,8 @@ async def serve(
                 agent.report(assignment, endpoint)
             announced = {"endpoint": endpoint, "keys": client_keys, "protocol": PROTOCOL, "version": VERSION}
             announced["settings"] = encode(settings)
-            agent.announce(announced)
-            agent.watch_folder(held, announced)
+            announce(folder, announced)
+            agent.watch_folder(held)
             await agent.left.wait()
             await place.leave(agent.leases)
         finally:
@@ -95,7 +91,6 @@ def listen(server: RpcServer, folder: Path, ip: str, ports: Sequence[int]) -> st
     """
     if not ip:
         path = folder / "socket"
-        clear_place(path, log)
         path.unlink(missing_ok=True)  # left by a killed agent: this process holds the folder
         try:
             return server.start(f"ipc://{path}")

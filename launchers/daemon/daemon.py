@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .file_input import MOST_RECORD_BYTES, clear_place
+from .file_input import MOST_RECORD_BYTES
 from .open_files import original_limit, raise_limit
 from .private_files import (
     FolderError,
@@ -103,7 +103,7 @@ def ensure(
     except FolderError as error:
         raise NotPrivate(str(error)) from None
     except OSError as error:
-        raise DaemonError(f"cannot start {command[0]} in {folder}: {error.strerror}") from None
+        raise DaemonError(f"cannot start {command[0]} in {folder}: {error}") from None
 
 
 def _forget(folder: Path) -> None:
@@ -148,14 +148,7 @@ def _read_ready(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and type(found.get("pid")) is int else None
 
 
-def _read_form(folder: Path) -> dict[str, type]:
-    """Return the names and types of an announcement's values; empty if the announcement is missing or damaged."""
-    return {name: type(value) for name, value in (_read_ready(folder) or {}).items()}
-
-
 def _start(folder: Path, command: Sequence[str], env: Mapping[str, str], deadline_s: float) -> dict[str, Any]:
-    for name in ("log", "log.old"):
-        clear_place(folder / name, log)
     with suppress(FileNotFoundError):
         os.replace(folder / "log", folder / "log.old")  # it may say why the last daemon ended
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -234,6 +227,14 @@ def _report_to_starter(announcement: Mapping[str, Any]) -> None:
         os.close(int(descriptor))
 
 
+def name_owner(folder: Path) -> str:
+    """Return the name that a folder's daemons have outside it. They hold the folder's lock.
+
+    After the folder was deleted and made again, the name is another one. The earlier daemon may still live.
+    """
+    return f"{folder} {(folder / 'lock').stat().st_ino}"
+
+
 def _is_at(path: Path, descriptor: int) -> bool:
     """True if the open file `descriptor` is still the file at `path`. False if that file was deleted or replaced."""
     try:
@@ -246,88 +247,47 @@ class Hold:
     """The lock that a daemon holds on its folder while it runs."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._descriptor = self._lock()
 
     @property
     def is_intact(self) -> bool:
-        """True if the folder still has this daemon's lock.
+        """True if the folder still has this daemon's lock. Programs that clean /tmp may have deleted the folder."""
+        return _is_at(self.folder / "lock", self._descriptor)
 
-        Programs that clean /tmp may have deleted the folder.
+    async def watch(self, *, is_needed: Callable[[], bool], leave: Callable[[], None]) -> None:
+        """Shorten a long log every two seconds. Once the folder was deleted, call `leave` when `is_needed()` is False.
+
+        Until then this process serves what it has, for those who are connected. It must begin nothing that the next
+        process would have to find in the folder.
         """
-        return _is_at(self._folder / "lock", self._descriptor)
-
-    def restore(self) -> None:
-        """Make the deleted folder again, with the lock and a log. Raises `AlreadyRunning`, `FolderError`, `OSError`."""
-        private_folder(self._folder.parent)
-        descriptor = self._lock()
-        _unlock(self._descriptor)
-        self._descriptor = descriptor
-        file = self._folder / "log"
-        for output in (1, 2):
-            if os.readlink(f"/proc/self/fd/{output}") == f"{file} (deleted)":
-                opened = os.open(
-                    file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-                )
-                os.dup2(opened, output)
-                os.close(opened)
-
-    async def watch(
-        self,
-        *,
-        is_needed: Callable[[], bool],
-        put_back: Callable[[], None],
-        leave: Callable[[], None],
-        has_successor: bool,
-    ) -> None:
-        """Shorten a long log, and restore the folder if it was deleted or `ready.json` is damaged, every two seconds.
-
-        `put_back` must write the daemon's files again. If a deletion is found while `is_needed()` is False, the watch
-        calls `leave` and ends. The watch does the same if another process serves the folder by now and `has_successor`
-        is True. Otherwise the watch runs until it is cancelled.
-        """
-        is_complete, last_problem = True, ""
-        announced = _read_form(self._folder)
+        was_intact = True
         while True:
             await asyncio.sleep(_LOOK_AT_FOLDER_S)
             with suppress(OSError):
-                shorten(self._folder / "log", over_bytes=_MOST_LOG_BYTES, keep_bytes=_MOST_LOG_BYTES // 8)
-            if self.is_intact and is_complete and announced and _read_form(self._folder) == announced:
+                shorten(self.folder / "log", over_bytes=_MOST_LOG_BYTES, keep_bytes=_MOST_LOG_BYTES // 8)
+            if self.is_intact:
                 continue
+            if was_intact:
+                log.error(
+                    "%s was deleted: no kernel starts here, and this process leaves after the last",
+                    self.folder,
+                )
+            was_intact = False
             if not is_needed():
-                log.error("%s was deleted, so this process leaves", self._folder)
                 leave()
                 return
-            is_complete = False
-            try:
-                if not self.is_intact:
-                    self.restore()
-                put_back()
-            except (AlreadyRunning, OSError) as problem:  # `FolderError` is an `OSError`
-                if last_problem != str(problem):
-                    last_problem = str(problem)
-                    log.error("%s was deleted, and cannot be restored: %s", self._folder, problem)
-                if has_successor and isinstance(problem, AlreadyRunning):
-                    leave()
-                    return
-            else:
-                is_complete, last_problem = True, ""
-                announced = _read_form(self._folder)
-                log.error(
-                    "%s was deleted or damaged, and is restored: earlier logs may be lost", self._folder
-                )
 
     def close(self) -> None:
         _unlock(self._descriptor)
 
     def _lock(self) -> int:
-        private_folder(self._folder)
-        clear_place(self._folder / "lock", log)
+        private_folder(self.folder)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = _move_up(os.open(self._folder / "lock", flags, 0o600))
+        descriptor = _move_up(os.open(self.folder / "lock", flags, 0o600))
         if not _lock(descriptor, _PROBE_S):
             os.close(descriptor)
-            raise AlreadyRunning(f"another process already serves {self._folder}")
+            raise AlreadyRunning(f"another process already serves {self.folder}")
         return descriptor
 
 
@@ -343,7 +303,6 @@ def hold(folder: Path) -> Iterator[Hold]:
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     held = Hold(folder)
     try:
-        clear_place(folder / "ready.json", log)
         (folder / "ready.json").unlink(missing_ok=True)
         remove_unfinished(folder)
         yield held
@@ -376,7 +335,6 @@ def _locked(path: Path, deadline_s: float) -> Iterator[None]:
     deadline = time.monotonic() + deadline_s
     while True:
         private_folder(path.parent)
-        clear_place(path, log)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:

@@ -171,20 +171,6 @@ def put_aside(path: Path, reason: str, log: logging.Logger, *, aside: Path | Non
         log.error("%s is put aside as %s: it %s", show_path(path), show_path(aside.name), reason)
 
 
-def clear_place(path: Path, log: logging.Logger) -> None:
-    """Put a folder, link, pipe or device aside that stands where a file of roost's belongs."""
-    if (kind := _find_kind(path)) and kind != _KINDS[stat.S_IFSOCK]:
-        put_aside(path, kind, log)
-
-
-def make_own_folder(path: Path, log: logging.Logger) -> Path:
-    """Make a folder of roost's with mode 0700. A file or link that stands there is put aside. Raises `OSError`."""
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        put_aside(path, "is no folder", log)
-    path.mkdir(mode=0o700, exist_ok=True)
-    return path
-
-
 def _find_kind(path: str | os.PathLike[str]) -> str:
     """Return what stands at `path` instead of a regular file, as a predicate; empty if that is unknown."""
     try:

@@ -12,7 +12,6 @@ It is a folder, not a process. Each promise is a file that belongs to the user w
 - `places`: the folder of the book
 - `lock`: the lock on that folder
 - `rules`: what root allows on this machine, in `/etc/roost/machine.toml`
-- `leftovers`: what dead agents have left, and its removal
 - `machine_id`: the identity of the machine, for those who reach it by name
 - `others`: a watch that tells when others give something back
 

@@ -346,7 +346,10 @@ class MachineBook:
                     (folder / known.name).unlink()
 
     def forget_earlier(self) -> None:
-        """Remove the files of earlier agents with the same name that are no promises of this one. Call it once."""
+        """Remove this user's files that are no promises any more. Call it once.
+
+        They are those of earlier agents with the same name, and those that ended processes of any agent have left.
+        """
         beginning = name_files(self._uid, self._owner)
         mine = {promise.name for promise in self._mine.values()}
         for folder in self._list_folders():
@@ -354,6 +357,12 @@ class MachineBook:
                 if path.name not in mine:
                     with contextlib.suppress(OSError):  # a stranger has taken the name
                         path.unlink()
+            reader, known = self._reader_of(folder), {self._agent: True}
+            for held in reader.read()[0]:
+                judged = self._judge(reader, held, known) if held.uid == self._uid else None
+                if isinstance(judged, Stranger) and judged.reason == LEFT_BEHIND:
+                    with contextlib.suppress(OSError):
+                        judged.path.unlink()
 
     def _write(self, lease_id: str, promise: Promise) -> None:
         place = self._find()

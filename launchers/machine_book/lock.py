@@ -54,22 +54,22 @@ class FolderLock:
             self._descriptor = -1
 
 
-def find_holders(folder: Path, locks: Path = Path("/proc/locks")) -> list[str]:
+def find_holders(folder: Path) -> list[str]:
     """Return who holds the lock on a folder: `process 17 (backup) of the user with uid 1001`."""
-    try:
-        status = folder.stat()
-        lines = locks.read_text().splitlines()
-    except OSError:
-        return []
-    device = status.st_dev
-    wanted = f"{os.major(device):02x}:{os.minor(device):02x}:{status.st_ino}"
     return [
-        describe_process(pid) if pid > 0 else "a process of another container"
-        for pid in _find_pids(lines, wanted)
+        describe_process(pid) if pid > 0 else "a process of another container" for pid in find_pids(folder)
     ]
 
 
-def _find_pids(lines: list[str], wanted: str) -> Iterator[int]:
+def find_pids(path: Path) -> Iterator[int]:
+    """Yield the pids of the processes that hold the lock on a folder or file, as far as they can be seen."""
+    try:
+        status = path.stat()
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return
+    device = status.st_dev
+    wanted = f"{os.major(device):02x}:{os.minor(device):02x}:{status.st_ino}"
     for line in lines:
         # proc_locks(5): 1: FLOCK ADVISORY WRITE 17 00:19:4711 0 EOF; "->" marks one that waits
         fields = line.split()

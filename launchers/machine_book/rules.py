@@ -14,7 +14,7 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from grp import getgrgid, getgrnam
+from grp import getgrgid
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +102,10 @@ class MachineRules:
         return {name: limit for name, limit in self.groups.items() if name in names}
 
 
-def read_rules(file: Path = FILE, *, root: int | None = 0) -> MachineRules:
+def read_rules(file: Path = FILE, *, root: int = 0) -> MachineRules:
     """Return the rules in a file that only root can change; no rules if there is none. Raises `BadRules`.
 
-    `root` is the uid that must own the file. None: anybody may own and change it, as a draft.
+    `root` is the uid that must own the file.
     """
     try:
         status = file.lstat()
@@ -116,8 +116,7 @@ def read_rules(file: Path = FILE, *, root: int | None = 0) -> MachineRules:
         raise BadRules(str(problem)) from None
     except OSError as problem:
         raise BadRules(f"{file} cannot be read: {problem.strerror}") from None
-    is_open = status.st_uid != root or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    if root is not None and is_open:
+    if status.st_uid != root or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BadRules(
             f"{file} can be changed by others than root: run `chown root:root {file}; chmod 644 {file}`"
         )
@@ -125,12 +124,6 @@ def read_rules(file: Path = FILE, *, root: int | None = 0) -> MachineRules:
         return _build(_load(text))
     except BadRules as problem:
         raise BadRules(f"{file}: {problem}") from None
-
-
-def list_unknown(rules: MachineRules) -> list[str]:
-    """Return the tables of limits for users and groups that the system does not know, such as `users.ada`."""
-    tables = [f"users.{name}" for name in rules.users if name != EVERYBODY and not _is_user(name)]
-    return tables + [f"groups.{name}" for name in rules.groups if not _is_group(name)]
 
 
 def find_groups(uid: int) -> frozenset[str]:
@@ -156,18 +149,6 @@ def _look_up(uid: int, minute: float) -> tuple[str, frozenset[str]]:
         with contextlib.suppress(KeyError):
             names.add(getgrgid(gid).gr_name)
     return user.pw_name, frozenset(names | set(map(str, gids)))
-
-
-def _is_user(name: str) -> bool:
-    with contextlib.suppress(KeyError, OverflowError, ValueError):
-        return bool(pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name))
-    return False
-
-
-def _is_group(name: str) -> bool:
-    with contextlib.suppress(KeyError, OverflowError, ValueError):
-        return bool(getgrgid(int(name)) if name.isdecimal() else getgrnam(name))
-    return False
 
 
 def _load(text: str) -> dict[str, Any]:

@@ -10,20 +10,14 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forking:
-    """How zygotes prepare kernels, and what happens to the memory of these kernels."""
+    """How zygotes prepare kernels."""
 
     preload: tuple[str, ...] = ()
     """Modules that zygotes import."""
     preload_by_python: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Modules for some Pythons alone, by a pattern for the path of the interpreter."""
-    learn_preloads: bool = False
-    """True if zygotes also import what most kernels of a Python have imported lately."""
     immortal_preloads: bool = True
     """True if references to these modules are not counted, where that is possible."""
-    page_out_after_s: float = 0.0
-    """After this time without work, a kernel's memory goes to the swap, if any; 0: never."""
-    merge_memory: bool = False
-    """True if the system may merge equal pages of kernels (KSM)."""
 
     def choose_preloads(self, python: str) -> list[str]:
         """Return the modules for zygotes of the interpreter with this path."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import errno
 import inspect
@@ -117,7 +116,9 @@ class RpcServer:
             self._require_keys(self._keys)
         for address in addresses:
             try:
-                self._bind(address)
+                socket.bind(address)
+                if address.startswith("ipc://"):
+                    os.chmod(address.removeprefix("ipc://"), 0o600)
                 break
             except zmq.ZMQError as problem:
                 if problem.errno != zmq.EADDRINUSE or address == addresses[-1]:
@@ -127,16 +128,6 @@ class RpcServer:
             self._handshakes = UnfinishedHandshakes(socket)
         keep_running(self._serve, self._tasks, log, "the reading of calls")
         return self.endpoint
-
-    def bind_again(self) -> None:
-        """Put back the Unix socket after its file was deleted. Raises `OSError`. A TCP port needs nothing."""
-        if self.endpoint.startswith("ipc:"):
-            with contextlib.suppress(zmq.ZMQError):
-                self._socket.unbind(self.endpoint)
-            try:
-                self._bind(self.endpoint)
-            except zmq.ZMQError as problem:
-                raise OSError(problem.errno, str(problem)) from None
 
     def admit(self, client: str) -> None:
         """Also accept the client with the public key `client`. Raises `RemoteError` if that is no CURVE key."""
@@ -149,11 +140,6 @@ class RpcServer:
 
     def _is_client(self, key: str) -> bool:
         return key in self._admitted or (self._keys is not None and key in self._keys.clients)
-
-    def _bind(self, address: str) -> None:
-        self._socket.bind(address)
-        if address.startswith("ipc://"):
-            os.chmod(address.removeprefix("ipc://"), 0o600)
 
     def _require_keys(self, keys: ServerKeys) -> None:
         self._authenticator = AsyncioAuthenticator(self._context)

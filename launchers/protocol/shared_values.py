@@ -94,10 +94,9 @@ class Connection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalLimits:
-    """The size of a kernel's journal: the latest messages in memory, and older messages in a file."""
+    """The size of a kernel's journal, which has the latest messages in memory."""
 
     memory_bytes: int = 16 << 20
-    disk_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

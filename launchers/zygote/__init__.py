@@ -7,11 +7,9 @@
 `main` is the program, and has the protocol. `loop` prepares once and then forks. For this it uses
 - `launch_packet`: the receiver of packets with descriptors
 - `rehearsal`: a trial start, which shows what a kernel imports and which memory it writes
-- `learnt`: packages that recent kernels have imported, and a kernel's report of its imports
 - `memory`, `immortal`: how kernels share the zygote's memory
 - `startup`: the code that an interpreter runs before the zygote
 - `shown_process`: the command line and variables that the system shows for a process
-- `page_out`: how an idle kernel moves its memory to the swap
 
 The kernel's environment need not contain roost. Therefore these files import the standard library, what ipykernel
 brings, and each other, but nothing else of roost.

@@ -19,9 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from .ending import end_process, end_standby
-from .learnt import report_imports
 from .memory import ModuleFiles, find_madvise
-from .page_out import page_out_on_signal
 from .shown_process import show
 from .standby import Standby
 
@@ -43,18 +41,15 @@ class WarmState:
     """The things that a zygote prepares for its kernels.
 
     `environment_changes` are variables that preloaded modules have changed: each kernel repeats these
-    changes. `keeps_tempdir` is true if start-up code has chosen the folder for temporary files. `sites` are
-    the folders of installed packages.
+    changes. `keeps_tempdir` is true if start-up code has chosen the folder for temporary files.
     """
 
-    def __init__(self, args: list[str], *, pages_out: bool = False, sites: tuple[str, ...] = ()) -> None:
+    def __init__(self, args: list[str]) -> None:
         from ipykernel import ipkernel
         from ipykernel._version import version_info
         from ipykernel.kernelapp import IPKernelApp
 
         self.args = args
-        self.pages_out = pages_out
-        self.sites = sites
         self.pages = array.array("Q")
         self.environment_changes: dict[str, str | None] = {}
         self.keeps_tempdir = False
@@ -153,8 +148,6 @@ class KernelChild(NamedTuple):
             del sys.modules[name]
         app.start()
         if self.warm:
-            if report := self.request.get("report"):  # a rehearsal has none
-                report_imports(report["path"], report["python"], self.warm.module_names, self.warm.sites)
             end_process(app, self.warm.module_names)
 
     def build_application(self) -> Any:
@@ -257,8 +250,6 @@ def begin_process(warm: WarmState | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
-    if warm and warm.pages_out:
-        page_out_on_signal()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("500")  # if memory runs out, the system kills kernels before the agent
     main_thread: Any = threading.main_thread()

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,8 +23,7 @@ from .ending import end_standby
 from .immortal import make_immortal, why_not
 from .kernel import KernelChild, WarmState, begin_process, prepare_standby
 from .launch_packet import PACKET_BYTES, receive
-from .learnt import UNFIT, Unfit, find_sites, import_learnt
-from .memory import clear_type_cache, fill_heap, fill_pools, gather_module_names, merge_memory
+from .memory import clear_type_cache, fill_heap, fill_pools, gather_module_names
 from .rehearsal import rehearse
 from .shown_process import show
 from .standby import has_read, is_current, record_environment
@@ -154,16 +153,10 @@ class ZygoteLoop:
             self._drop(self._most)
             return None
         if len(fds) == 1:
-            with open(fds[0], "wb", 0) as file:
-
-                def write(answer: bytes) -> None:
-                    file.truncate(0)
-                    file.seek(0)
-                    file.write(answer)
-
-                with lower_priority():
-                    self._warm, answer = prepare(json.loads(packet), write, self._startup)
-                write(answer)
+            with lower_priority():
+                self._warm, answer = prepare(json.loads(packet), self._startup)
+            with open(fds[0], "wb") as file:
+                file.write(answer)
             self._agent.send(b"prepared")
             return None
         self._launches.append(time.monotonic())
@@ -295,15 +288,12 @@ def fork_orphan() -> bool:
     return False
 
 
-def prepare(
-    request: dict[str, Any], write: Callable[[bytes], object], startup: Startup
-) -> tuple[WarmState | None, bytes]:
+def prepare(request: dict[str, Any], startup: Startup) -> tuple[WarmState | None, bytes]:
     """Import a kernel's modules.
 
     Return the state that kernels inherit (None: refused) and the answer for the agent.
 
-    A first rehearsal finds the modules. A second one finds the pages of memory that kernels write to. `write` stores
-    the answer that holds if this process ends before `prepare` returns.
+    A first rehearsal finds the modules. A second one finds the pages of memory that kernels write to.
     """
     started_ns = time.time_ns()
     if startup.code and not request["is_whole"]:
@@ -324,9 +314,6 @@ def prepare(
             os.environ[name] = value
     notes: list[str] = []
     problems: list[str] = []
-    sites = find_sites()
-    if request["merge_memory"] and (problem := merge_memory()):
-        problems.append(f"equal pages are not merged, because {problem}")
     try:
         with record_environment(reads):
             for name in _BASE_PRELOAD:
@@ -355,21 +342,11 @@ def prepare(
     if threading.active_count() > 1:
         names = ", ".join(sorted(thread.name for thread in threading.enumerate()[1:]))
         return None, encode_refusal(f"a preloaded module started a thread ({names})")
-    try:
-        learnt, learnt_reads = import_learnt(
-            request["learnt"], sites, lambda *unfit: write(encode_unfit(*unfit))
-        )
-    except Unfit as unfit:
-        return None, encode_unfit(*unfit.args)
-    write(b"")
-    notes += [f"{name} is not learnt: {UNFIT[name]}" for name in request["learnt"] if name in UNFIT]
-    reads = {**learnt_reads, **reads}
     if mortal_because := why_not() if request["immortal_preloads"] else "switched off":
         notes.append(f"preloads are not immortal: {mortal_because}")
     answer = {
         "op": "ready",
         "environment": {name: before.get(name) for name in sorted(reads)},
-        "learnt": learnt,
         "rehearsed": len(rehearsed),
         "notes": notes,
         "problems": problems,
@@ -380,12 +357,12 @@ def prepare(
     if changed:  # the process may have imported the old content
         return None, encode_refusal(f"{changed[0]} changed while it was loaded", op="failed")
     packet = json.dumps(answer).encode()
-    warm = WarmState(request["args"], pages_out=request["page_out_after_s"] > 0, sites=sites)
+    warm = WarmState(request["args"])
     warm.keeps_tempdir = startup.has_tempdir
     for name in before.keys() | os.environ.keys():
         if before.get(name) != os.environ.get(name):
             warm.environment_changes[name] = os.environ.get(name)
-    del answer, before, reads, learnt, learnt_reads, rehearsed, patterns, changed, notes, problems
+    del answer, before, reads, rehearsed, patterns, changed, notes, problems
     gc.collect()
     fill_heap()
     gather_module_names()
@@ -443,10 +420,6 @@ def is_installed(name: str) -> bool:
 
 def encode_refusal(reason: str, op: str = "refused") -> bytes:
     return json.dumps({"op": op, "reason": reason}).encode()
-
-
-def encode_unfit(name: str, reason: str) -> bytes:
-    return json.dumps({"op": "unfit", "name": name, "reason": reason}).encode()
 
 
 def take_fingerprint() -> dict[str, Any]:

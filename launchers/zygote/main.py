@@ -7,18 +7,16 @@ ROOM is any long string. Where Linux does not let a process choose the memory of
 (`shown_process`), a forked kernel overwrites ROOM with it.
 
     agent → zygote   {"args": [arguments of most kernels], "env": the environment, "preload": [modules],
-                      "learnt": [packages], "scratch": folder or null, "folder" and "cpus": those it was started with,
+                      "scratch": folder or null, "folder" and "cpus": those it was started with,
                       "is_whole": true if it was started with all variables of "env",
                       and the other fields of agent_settings.Forking} + [file]                      once, first
     zygote → agent   "prepared", once the file contains
                      {"op": "ready", "files", "folders", "absent", "names", "late_names", "environment", …}
                      or {"op": "startup", "code": [names]} if start-up code may need all variables
                      or {"op": "refused" or "failed", "reason"}
-                     or {"op": "unfit", "name": a learnt package, "reason"}, also while that is imported
     agent → zygote   {"most_spares": number}                                                        whenever it changes
-    agent → zygote   {"argv", "env", "cwd", "umask", "groups", "report", "listeners"}               once per kernel
+    agent → zygote   {"argv", "env", "cwd", "umask", "groups", "listeners"}                         once per kernel
                      + [channel, log, as many sockets as "listeners" says, files of a control group …]
-                     "report": {"path", "python"} for the kernel's imports, or null
     kernel → agent   on the channel, also a SOCK_SEQPACKET socket: {"pid": …}, then {"ready": true} when it serves its
                      ports, or {"standby": true} when it has its folder and environment and will serve them (not ipc)
     agent → kernel   "go" on the channel, once the agent has recorded the process. If the channel is closed instead, the

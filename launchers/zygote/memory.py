@@ -11,16 +11,12 @@ import contextlib
 import ctypes
 import itertools
 import mmap
-import os
 import sys
 import types
 from typing import Any
 
 _POPULATE_READ, _POPULATE_WRITE = 22, 23
 """Advice for madvise, from Linux's mman.h (5.14). Older systems answer EINVAL."""
-_SET_MEMORY_MERGE = 67
-"""An option of prctl, from Linux's prctl.h (6.4)."""
-_KSM = "/sys/kernel/mm/ksm/run"
 _PAGE_PRESENT = 1 << 63
 _PAGE_OWN = _PAGE_PRESENT | 1 << 56
 """Bits of /proc/PID/pagemap: the page is in memory; no other process maps it."""
@@ -120,20 +116,6 @@ class ModuleFiles:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys, name)
-
-
-def merge_memory() -> str:
-    """Let the system merge equal pages of this process and its children.
-
-    Return why it does not, as a clause, or "".
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_SET_MEMORY_MERGE, 1, 0, 0, 0) != 0:
-        return f"the system refuses it ({os.strerror(ctypes.get_errno())})"
-    with contextlib.suppress(OSError), open(_KSM) as file:
-        if file.read().strip() == "1":
-            return ""
-    return f"the administrator has not written 1 to {_KSM}"
 
 
 def find_written_pages(pid: int) -> array.array[int]:

@@ -19,7 +19,6 @@ from typing import Any
 
 from roost.scheduler.client.state_folder import (
     UnfitFile,
-    clear_place,
     open_checked,
     put_aside,
     remove_unfinished,
@@ -73,7 +72,6 @@ class ServerState:
 
     def _open(self) -> None:
         self.folder = state_folder("servers", hashlib.sha256(self.name.encode()).hexdigest()[:16])
-        clear_place(self.folder / "lock", log)
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,7 +158,6 @@ class ServerState:
 
 def _check_database(path: Path) -> None:
     """Put Jupyter Server's sessions aside if they are no database. Otherwise the server could not start."""
-    clear_place(path, log)
     try:
         with open(open_checked(path), "rb") as file:
             start = file.read(len(_SQLITE))

@@ -6,20 +6,15 @@
     nodes.py        roost nodes, drain, up
     kernels.py      roost kernels, logs, stop
     explain.py      roost explain
-    doctor.py       roost doctor, version
-    machine.py      roost machine install, check
-    ssh_check.py    roost ssh check
-    book_doctor.py  the findings of roost doctor in the machine's book
-    outside_use.py  GPUs and memory that other programs use, for roost doctor
+    doctor.py       roost doctor
+    machine.py      roost machine install; what the machine's book has, for roost nodes and doctor
     services.py     roost restart-service; what roost doctor says about two services for one cluster
-    jupyter.py      roost kernelspec install, list, remove; roost run
+    jupyter.py      roost kernelspec install, list, remove
     migrate.py      roost migrate
     migrate_report.py  the report of roost migrate
     events.py       roost events
     top.py          roost top
-    holders.py      roost top --all
-    attach.py       roost attach, output
-    simulate.py     roost simulate
+    output.py       roost output
     bench.py        roost bench
     clean_text.py   removes control characters from texts of other programs
     tables.py       how tables, amounts and ages look

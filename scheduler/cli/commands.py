@@ -6,26 +6,35 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import roost
-from roost.scheduler.backends.ssh import SPEC as SSH
 
 from .options import (
     add_request,
     add_scheduler,
     parse_amount,
     parse_count,
-    parse_factor,
     parse_seconds,
     parse_share,
 )
 
 Action = Callable[[argparse.Namespace], int]
 Subparsers = Any  # argparse's own type is private
+_NAME_WIDTH = 17
+_HELP_WIDTH = 76
+"""The width of the lines in a group of commands. argparse indents them by two."""
+_GROUPS = {
+    "kernels": ("kernels", "top", "explain", "logs", "output", "events", "stop"),
+    "the cluster": ("nodes", "up", "drain", "restart-service", "machine"),
+    "kernelspecs": ("kernelspec", "migrate"),
+    "checks": ("doctor", "bench"),
+}
+"""The commands in the order of the help."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,6 +51,35 @@ class _Parser(argparse.ArgumentParser):
         return found, unknown
 
 
+class _GroupedCommands:
+    """The commands of a parser. The help lists them in groups; argparse itself has one list for all."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._parser = parser
+        what = "one of these; `COMMAND --help` says more"
+        self._commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, help=what)
+        self._what: dict[str, str] = {}
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
+        """Add a command. The options are those of argparse."""
+        self._what[name] = options.pop("help")
+        return self._commands.add_parser(name, **options)
+
+    def show(self, groups: Mapping[str, Sequence[str]]) -> None:
+        """Let the help show these groups of commands."""
+        for title, names in groups.items():
+            lines = (
+                textwrap.fill(
+                    f"{name:{_NAME_WIDTH}}{self._what[name]}",
+                    _HELP_WIDTH,
+                    subsequent_indent=" " * _NAME_WIDTH,
+                    break_on_hyphens=False,
+                )
+                for name in names
+            )
+            self._parser.add_argument_group(title, "\n".join(lines))
+
+
 def find_action(name: str) -> Action:
     """Import and return the function behind a command. `--help` imports none of them."""
     module, _, function = name.partition(":")
@@ -54,24 +92,21 @@ def build_parser() -> argparse.ArgumentParser:
         prog="jupyter roost" if os.path.basename(sys.argv[0]).startswith("jupyter-") else "roost",
         description="Show where Jupyter kernels run and why, and manage them.",
         allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the groups have line breaks of their own
     )
     parser.add_argument("--version", action="version", version=f"roost {roost.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = _GroupedCommands(parser)
     _add_cluster_commands(commands)
-    _add_simulate(commands)
     _add_kernelspec(commands)
     _add_migrate(commands)
     _add_machine(commands)
-    _add_ssh(commands)
-    _add_run(commands)
     _add_bench(commands)
     doctor = _add_command(commands, "doctor", "doctor:diagnose", "find problems and their remedies")
     what = "repair disagreements between kernels, leases and processes, and show each step"
     doctor.add_argument("--fix", action="store_true", help=what)
     doctor.add_argument("--dry-run", action="store_true", help="show what --fix would do, and change nothing")
     add_scheduler(doctor)
-    what = "show the versions of roost and of the packages it works with"
-    _add_command(commands, "version", "doctor:print_versions", what)
+    commands.show(_GROUPS)
     return parser
 
 
@@ -89,8 +124,6 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     what = "list only queued and pending kernels, with the reason"
     kernels.add_argument("--pending", action="store_true", help=what)
     top = _add_command(commands, "top", "top:show_top", "watch what the kernels use, the busiest first")
-    what = "show what the kernels of all users hold on this machine, the oldest first"
-    top.add_argument("--all", action="store_true", help=what)
     what = "pause between two looks (2)"
     top.add_argument("--interval", metavar="SECONDS", type=parse_amount, default=2.0, help=what)
     what = "print the service's last events"
@@ -104,11 +137,8 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     logs.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
     logs.add_argument("--tail", metavar="SIZE", default="64KiB", help="print at most this much (64KiB)")
     what = "print what the cells of a kernel have put out, as far as its node has kept it"
-    output = _add_command(commands, "output", "attach:print_output", what)
-    what = "open a console on a kernel (needs the extra `console`)"
-    attach = _add_command(commands, "attach", "attach:attach", what, has_json=False)
-    for parser in (output, attach):
-        parser.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
+    output = _add_command(commands, "output", "output:print_output", what)
+    output.add_argument("kernel", metavar="KERNEL", help="the kernel's id, or the beginning of it")
     stop = _add_command(commands, "stop", "kernels:stop", "stop kernels, or remove them from the queue")
     stop.add_argument("kernels", metavar="KERNEL", nargs="*", help="a kernel's id, or the beginning of it")
     what = "stop all kernels of the Jupyter Server of this name"
@@ -124,38 +154,9 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     restart = _add_command(commands, "restart-service", "services:restart", what)
     what = "with the environment, the Python and the options of this command, not with those of the service"
     restart.add_argument("--here", action="store_true", help=what)
-    for parser in (nodes, explain, kernels, top, events, logs, output, attach, stop, drain, up, restart):
+    for parser in (nodes, explain, kernels, top, events, logs, output, stop, drain, up, restart):
         add_scheduler(parser)
     add_request(explain)
-
-
-def _add_simulate(commands: Subparsers) -> None:
-    what = "run a trace of requests under several policies"
-    simulate = _add_command(commands, "simulate", "simulate:simulate", what, has_json=False)
-    what = "a CSV file in openb's form, or one of roost's decision logs"
-    simulate.add_argument("trace", metavar="TRACE", nargs="?", help=what)
-    cluster = simulate.add_argument_group("nodes")
-    which = cluster.add_mutually_exclusive_group(required=True)
-    which.add_argument("--nodes", metavar="FILE", help="read nodes from a CSV file in openb's form")
-    which.add_argument("--snapshot", metavar="FILE", help="use nodes saved with `roost nodes --json`")
-    which.add_argument("--live", action="store_true", help="use the scheduler's nodes as they are now")
-    what = "add nodes: 4x96cpus,384GiB,8xA100, or 4xNODE for empty copies of a node"
-    cluster.add_argument("--add", metavar="NODES", action="append", default=[], help=what)
-    cluster.add_argument("--empty", action="store_true", help="ignore the kernels that run on the nodes")
-    add_scheduler(simulate)
-    how = simulate.add_argument_group("run")
-    what = "compare this policy (NAME, FILE.py:NAME or MODULE:NAME); default: all shipped policies"
-    how.add_argument("--policy", metavar="NAME", action="append", help=what)
-    what = "requested multiple of the resources (1.3)"
-    how.add_argument("--demand", metavar="RATIO", type=parse_amount, help=what)
-    kinds = how.add_mutually_exclusive_group()
-    kinds.add_argument("--departures", action="store_true", help="random arrivals that end after their time")
-    kinds.add_argument("--recorded", action="store_true", help="let kernels arrive and end as recorded")
-    how.add_argument("--load", metavar="RATIO", type=parse_amount, help="mean load, with --departures (1.05)")
-    how.add_argument("--arrivals", metavar="N", type=int, help="with --departures: number (the trace's)")
-    how.add_argument("--seeds", metavar="N", type=int, help="repeat with this many random orders (3)")
-    simulate.add_argument("--json", metavar="FILE", help="write all results as JSON (- prints only them)")
-    simulate.add_argument("--plot", metavar="FILE", help="draw a PNG, SVG or PDF file; needs matplotlib")
 
 
 def _add_kernelspec(commands: Subparsers) -> None:
@@ -217,39 +218,12 @@ def _add_folder(parser: argparse.ArgumentParser, otherwise: str = "") -> None:
 
 
 def _add_machine(commands: Subparsers) -> None:
-    what = "let several users share this machine, and show their limits"
+    what = "let several users share this machine"
     parent = commands.add_parser("machine", help=what, description=f"{what.capitalize()}.")
     actions = parent.add_subparsers(title="actions", metavar="ACTION", required=True)
     what = "make the folder in which all users' agents divide this machine; for root, and may be repeated"
     install = _add_command(actions, "install", "machine:install", what)
     install.add_argument("--dry-run", action="store_true", help="show what would be written; for everybody")
-    what = "show the totals, the reserve and the limits of this machine"
-    check = _add_command(actions, "check", "machine:check", what)
-    check.add_argument("--file", metavar="FILE", help="read this draft, not /etc/roost/machine.toml")
-    check.add_argument("--user", metavar="NAME", default="", help="show the limits of this user (your own)")
-
-
-def _add_ssh(commands: Subparsers) -> None:
-    what = "examine hosts that you can log in to"
-    parent = commands.add_parser(SSH.name, help=what, description=f"{what.capitalize()}.")
-    actions = parent.add_subparsers(title="actions", metavar="ACTION", required=True)
-    what = "show for each host what works and what lacks, and how long each step takes; ssh may ask you"
-    check = _add_command(actions, "check", "ssh_check:check", what)
-    what = "a host as `ssh HOST` reads it (all hosts of the backend ssh)"
-    check.add_argument("hosts", metavar="HOST", nargs="*", help=what)
-    what = "option of the backend ssh, such as hosts_file=/path"
-    check.add_argument("--backend-option", metavar="KEY=VALUE", action="append", default=[], help=what)
-
-
-def _add_run(commands: Subparsers) -> None:
-    run = _add_command(commands, "run", "jupyter:run", "execute a notebook on a kernel that roost places")
-    run.add_argument("notebook", metavar="NOTEBOOK")
-    run.add_argument("--output", metavar="FILE", help="write the executed notebook here (NOTEBOOK.out.ipynb)")
-    run.add_argument("--kernel", metavar="NAME", default="", help="kernelspec (the notebook's own)")
-    what = "at most this long for each cell"
-    run.add_argument("--timeout", metavar="SECONDS", type=parse_seconds, help=what)
-    add_scheduler(run, default="")
-    add_request(run)
 
 
 def _add_bench(commands: Subparsers) -> None:
@@ -270,48 +244,28 @@ def _add_bench(commands: Subparsers) -> None:
     density.add_argument("--latency", metavar="SECONDS", type=parse_seconds, default=2.0, help=what)
     what = "measure the memory again after these were imported: numpy,pandas"
     density.add_argument("--packages", metavar="NAMES", default="", help=what)
-    memory = _add_benchmark(actions, "memory", "what all processes take that run for some users")
-    memory.add_argument("--users", metavar="N", type=parse_count, default=1, help="number of users (1)")
-    what = "kernels of each user; may be repeated (1, 3, 10)"
-    memory.add_argument("--kernels", metavar="N", type=parse_count, action="append", default=[], help=what)
-    what = "how long after the last start (600)"
-    memory.add_argument("--rest", metavar="SECONDS", type=parse_seconds, default=600.0, help=what)
     churn = _add_benchmark(actions, "churn", "starts and stops for some time, and leaks")
     churn.add_argument(
         "--seconds", metavar="SECONDS", type=parse_seconds, default=60.0, help="for this many seconds (60)"
     )
     churn.add_argument("--at-once", metavar="N", type=parse_count, default=1, help="starts at once (1)")
-    queue = _add_benchmark(actions, "queue", "how long the kernels of several users wait")
-    queue.add_argument("--users", metavar="N", type=parse_count, default=8, help="number of users (8)")
-    what = "mean time for which a user keeps a kernel (10)"
-    queue.add_argument("--use", metavar="SECONDS", type=parse_seconds, default=10.0, help=what)
-    what = "mean pause before a user's next kernel (10)"
-    queue.add_argument("--pause", metavar="SECONDS", type=parse_seconds, default=10.0, help=what)
-    queue.add_argument(
-        "--seconds", metavar="SECONDS", type=parse_seconds, default=120.0, help="for this many seconds (120)"
-    )
-    queue.add_argument("--seed", metavar="N", type=int, help="repeat the random times of an earlier run")
-    what = "let the kernels of this trace arrive: a decisions.jsonl, or a CSV file as for roost simulate"
-    queue.add_argument("--trace", metavar="FILE", default="", help=what)
-    what = "let them arrive this many times as fast (1)"
-    queue.add_argument("--speed", metavar="FACTOR", type=parse_factor, default=1.0, help=what)
-    what = "how long a decision takes on a busy cluster, which is drawn"
+    what = "how long a decision takes on busy clusters, or how policies fill a cluster with a trace"
     placement = _add_command(actions, "placement", "bench:run", f"measure {what}", has_json=False)
-    what = "nodes of the cluster; may be repeated (1000, 10000, 100000)"
+    what = "compare policies on these requests: a list of tasks (FILE.csv), or the log of a service"
+    placement.add_argument("trace", metavar="TRACE", nargs="?", help=what)
+    what = "compare policies on the requests in the log of this scheduler"
+    placement.add_argument("--live", action="store_true", help=what)
+    what = "nodes for a trace: a list (FILE.csv), or saved with `roost nodes --json`; may be repeated (the scheduler's)"
+    placement.add_argument("--cluster", metavar="FILE", action="append", default=[], help=what)
+    add_scheduler(placement)
+    what = "nodes of a cluster that is drawn; may be repeated (1000, 10000, 100000)"
     placement.add_argument("--nodes", metavar="N", type=parse_count, action="append", default=[], help=what)
-    what = "the policy that decides; may be repeated, to compare policies (balanced)"
+    what = "the policy that decides (NAME, FILE.py:NAME or MODULE:NAME); may be repeated (balanced; on a trace all)"
     placement.add_argument("--policy", metavar="NAME", action="append", default=[], help=what)
-    placement.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each (7)")
-    _add_result(placement, "placement", "few decisions on small clusters, to try it out")
-    what = "how many starts roost's service manages on a large cluster, which is simulated"
-    scale = _add_command(actions, "scale", "bench:run", f"measure {what}", has_json=False)
-    scale.add_argument(
-        "--nodes", metavar="N", type=parse_count, help="nodes of the cluster (200; with --quick 20)"
+    placement.add_argument(
+        "--rounds", metavar="N", type=parse_count, help="repetitions of each (7; on a trace 3)"
     )
-    what = "kernels to start (ten for each node)"
-    scale.add_argument("--kernels", metavar="N", type=parse_count, default=0, help=what)
-    scale.add_argument("--at-once", metavar="N", type=parse_count, default=16, help="starts at once (16)")
-    _add_result(scale, "scale", "few nodes, to try it out")
+    _add_result(placement, "placement", "few decisions on small clusters, to try it out")
     what = "show which figures of two results have changed by more than noise"
     compare = _add_command(actions, "compare", "bench:run", what, has_json=False)
     compare.set_defaults(command="compare")
@@ -325,8 +279,6 @@ def _add_benchmark(actions: Subparsers, name: str, what: str) -> argparse.Argume
     parser.add_argument("--baseline", metavar="WHAT", action="append", default=[], help=what)
     parser.add_argument("--rounds", metavar="N", type=parse_count, help="repetitions of each side")
     _add_result(parser, name, "few repetitions, to try it out")
-    what = "start a cluster of three nodes on this machine for the run (ray, dask)"
-    parser.add_argument("--embedded", action="store_true", help=what)
     add_scheduler(parser)
     add_request(parser)
     return parser
@@ -338,8 +290,7 @@ def _add_result(parser: argparse.ArgumentParser, name: str, quick: str) -> None:
     parser.add_argument(
         "--json", metavar="FILE", type=Path, help="write all samples, the machine and the versions"
     )
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw a PNG, SVG or PDF file")
-    parser.set_defaults(command=name, check=False)
+    parser.set_defaults(command=name)
 
 
 def _add_command(

@@ -1,27 +1,23 @@
-"""`roost doctor` and `roost version`."""
+"""`roost doctor`."""
 
 from __future__ import annotations
 
 import argparse
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rich.text import Text
 
-import roost
 from roost.launchers.daemon.daemon import DaemonError
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.call import ANSWER_S, wait_for
 from roost.scheduler.client.client import Client
-from roost.scheduler.client.running_services import find_services
 from roost.scheduler.client.settings_path import find_other_path
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Finding
 
+from . import machine
 from .nodes import describe_cluster
 from .options import advise, connect_scheduler, print_answer, scheduler_options
 from .services import find_twins
@@ -80,19 +76,11 @@ def diagnose(arguments: argparse.Namespace) -> int:
             do = f"read this log; if the service hangs, `{restart}` ends it and starts the next: kernels live on"
         findings.append({"level": "error", "what": fields.get("what", str(error)), "do": do})
     if arguments.backend == DEFAULT_BACKEND:  # the machine's book divides this machine, and no cluster
-        findings += _examine_book(arguments)
+        findings += machine.find_problems()
     findings += setup_check.find_problems() + older_servers.find_problems()
     findings += kernelspecs.find_problems(silent=silent) if silent is not None else of_kernelspecs
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))
     return 1 if any(finding["level"] == "error" for finding in findings) else 0
-
-
-def _examine_book(arguments: argparse.Namespace) -> list[Finding]:
-    """Return the findings about the machine's book, and repair it if asked."""
-    from . import book_doctor
-
-    found = book_doctor.find_problems(fix=arguments.fix and not arguments.dry_run)
-    return _show_plans(found) if arguments.dry_run else found
 
 
 def _show_plans(findings: Sequence[Finding]) -> list[Finding]:
@@ -140,22 +128,3 @@ def _show_findings(findings: Sequence[Finding]) -> None:
             text.append(f"\n→ {advice}", style="bold")
         table.add_row(Text(finding["level"], style=_STYLES[finding["level"]]), text)
     print_table(open_console(), table)
-
-
-def print_versions(arguments: argparse.Namespace) -> int:
-    versions = {"roost": roost.__version__, "python": platform.python_version()}
-    for package in ("jupyter_client", "ipykernel", "pyzmq", "nbclient"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = ""
-    services = [{**asdict(service), "folder": service.folder.name} for service in find_services()]
-
-    def show() -> None:
-        for name, installed in versions.items():
-            print(f"{name:15} {installed or 'not installed'}")
-        for service in services:
-            where = f"{describe_cluster(service)} (pid {service['pid']}, {service['folder']})"
-            print(f"scheduler       {service['version']} for {where}")
-
-    return print_answer(arguments, {**versions, "schedulers": services}, show)

@@ -1,4 +1,4 @@
-"""Commands for Jupyter: `roost kernelspec install`, `list` and `remove`, and `roost run`."""
+"""`roost kernelspec install`, `list` and `remove`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from roost.provisioners import kernelspecs
 from roost.provisioners.kernelspecs import RoostKernelspec
-from roost.provisioners.notebook_run import run_notebook
 from roost.provisioners.request_options import read_start_options
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
@@ -122,19 +121,6 @@ def remove(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"Removed {folder}")
     return print_answer(arguments, {"removed": removed}, lambda: None)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    config = request_config(arguments)
-    options = scheduler_options(arguments)
-    if arguments.backend:  # the kernelspec's options belong to another backend
-        config = {"options": {}, **config, "backend": arguments.backend, "backend_options": options}
-    elif options:
-        config["backend_options"] = options
-    where = {"output": arguments.output, "kernel_name": arguments.kernel}
-    outcome = run_notebook(arguments.notebook, config=config, cell_timeout_s=arguments.timeout, **where)
-    print_answer(arguments, outcome, lambda: None)
-    return 0 if outcome["error"] is None else 1
 
 
 def _describe_cluster(spec: RoostKernelspec) -> str:

@@ -6,11 +6,14 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from jupyter_core.paths import jupyter_runtime_dir
 from rich.table import Table
 from rich.text import Text
 
+from roost.launchers.protocol.shared_values import name_connection_file
 from roost.placement.model.format import format_age, format_amount, format_bytes
 from roost.placement.model.json_codec import encode
 from roost.scheduler.client.call import ANSWER_S, wait_for
@@ -77,8 +80,22 @@ def read_worlds(clients: Sequence[Client], *, with_use: bool = False) -> list[tu
 
 
 def _to_document(kernel: Kernel) -> dict[str, Any]:
-    """Return a kernel as JSON, with the fields of its process that tell how it was started."""
-    return {**encode(kernel.without_keys()), "how": kernel.how, "why_not_forked": kernel.why_not_forked}
+    """Return a kernel as JSON, with the fields of its process that tell how it was started, and its connection file."""
+    return {
+        **encode(kernel.without_keys()),
+        "how": kernel.how,
+        "why_not_forked": kernel.why_not_forked,
+        "connection_file": find_connection_file(kernel.id),
+    }
+
+
+def find_connection_file(kernel_id: str) -> str:
+    """Return the path of the connection file that a Jupyter Server of this machine has written for the kernel.
+
+    Return an empty text if there is none. A program has the connection files of its kernels elsewhere.
+    """
+    path = Path(jupyter_runtime_dir(), name_connection_file(kernel_id))
+    return str(path) if path.is_file() else ""
 
 
 def print_log(arguments: argparse.Namespace) -> int:

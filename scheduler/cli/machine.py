@@ -1,38 +1,43 @@
-"""`roost machine install` and `roost machine check`: the operator's side of the machine's book."""
+"""`roost machine install`, and what other commands say about the machine's book."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import pwd
 import shutil
 import stat
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
+import psutil
+
+from roost.launchers.agent.machine.gpus import DeviceReader
 from roost.launchers.daemon.file_input import UnfitFile, read_text, show_path
 from roost.launchers.daemon.private_files import write_whole
-from roost.launchers.machine_book.places import INSTALLED
-from roost.launchers.machine_book.rules import (
-    FILE,
-    Amounts,
-    BadRules,
-    MachineRules,
-    list_unknown,
-    name_user,
-    read_rules,
-)
-from roost.placement.model.format import format_amount, format_bytes
-from roost.scheduler.errors import ConfigError, NotAllowed, RoostError
+from roost.launchers.daemon.process import describe_process
+from roost.launchers.machine_book.book import LEFT_BEHIND, MachineBook
+from roost.launchers.machine_book.folder_reader import Held, Stranger
+from roost.launchers.machine_book.places import INSTALLED, find_place, list_places
+from roost.launchers.machine_book.rules import FILE, BadRules, MachineRules, read_rules
+from roost.placement.model.format import format_bytes, format_count
+from roost.scheduler.errors import NotAllowed, RoostError
+from roost.scheduler.messages import Finding, format_names
 
 from .options import print_answer
-from .tables import build_table, open_console, print_table
 
 _MODE = 0o1777
+_WAYS = {
+    "installed": "the agents of all users divide this machine through {}, which root has made",
+    "shared": "the agents of all users divide this machine through {}, a folder of the system",
+    "chosen": "agents with ROOST_MACHINE_DIR={} divide this machine among themselves: others do not count",
+}
+"""The sentence for each way in which the folder of the machine's book was found."""
+_NVML_S = 3.0
+"""How long NVML may take."""
 
 
 def _read(file: Path) -> str:
@@ -143,7 +148,7 @@ def run_installation(arguments: argparse.Namespace, installation: Installation) 
             print("This machine has no systemd: run this command again after each boot, which empties /run.")
         if not arguments.dry_run:
             print("The agents of all users divide this machine there from their next kernel on.")
-        print(f"Totals and limits belong in {FILE}, which is optional. `roost machine check` reads it.")
+        print(f"Totals and limits belong in {FILE}, which is optional.")
 
     return print_answer(arguments, document, show)
 
@@ -159,116 +164,72 @@ def write_root_command(command: str) -> str:
     return f"`sudo {quote(sys.executable)} -m roost {command}`"
 
 
-def check(arguments: argparse.Namespace) -> int:
-    """Print the rules of this machine, and what applies to a user. Raises `RoostError` if the file is bad."""
-    uid = find_uid(arguments.user) if arguments.user else os.getuid()
-    file, rules = _read_file(arguments.file)
-    machine = _measure()
-    document = {
-        "file": str(file),
-        "exists": file.exists(),
-        "totals": _list_amounts(rules.find_totals(machine)),
-        "reserve": _list_amounts(rules.reserve),
-        "for_kernels": _list_amounts(replace(rules.find_room(machine), gpus=rules.totals.gpus)),
-        "gpu_ids": rules.gpu_ids,
-        "shows_names": rules.shows_names,
-        "user": {
-            "uid": uid,
-            "name": name_user(uid),
-            "table": rules.find_table(uid),
-            "limits": _list_amounts(rules.limit_of(uid)),
-            "groups": {name: _list_amounts(limits) for name, limits in rules.groups_of(uid).items()},
-        },
-        "warnings": [
-            *_find_warnings(file, rules, is_draft=bool(arguments.file)),
-            *_find_useless(rules, machine),
-        ],
-    }
-    return print_answer(arguments, document, lambda: _show_rules(document))
-
-
-def find_uid(name: str) -> int:
-    """Return the uid of a user, by name or uid. Raises `ConfigError`."""
-    try:
-        return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
-    except (KeyError, ValueError):
-        raise ConfigError(f"There is no user {name!a:.80} on this machine.") from None
-
-
-def _read_file(given: str | None) -> tuple[Path, MachineRules]:
-    """Return the file of the rules, and the rules. A draft may belong to anybody, and must exist."""
-    file = Path(given) if given else FILE
-    if given and not os.path.lexists(file):
-        raise RoostError(f"{show_path(file)} does not exist.")
-    try:
-        return file, read_rules(file, root=None if given else 0)
-    except BadRules as problem:
-        raise RoostError(f"{problem}.") from None
-
-
-def _find_useless(rules: MachineRules, machine: Amounts) -> list[str]:
-    """Return what in the rules has no effect, or leaves nothing."""
-    room = replace(rules.find_room(machine), gpus=rules.totals.gpus)
-    most = dict(room)
-    found = [f"the reserve leaves no {name} for kernels" for name in ("cpus", "memory") if most[name] == 0]
-    tables = {f"users.{name}": limits for name, limits in rules.users.items()}
-    tables |= {f"groups.{name}": limits for name, limits in rules.groups.items()}
-    for table, limits in tables.items():
-        for name, amount in limits:
-            if amount is not None and most[name] is not None and amount > most[name]:
-                found.append(f"{table}.{name} is more than this machine has for kernels")
-    return found
-
-
-def _find_warnings(file: Path, rules: MachineRules, *, is_draft: bool) -> list[str]:
-    found = [f"the table {table} is for nobody whom this machine knows" for table in list_unknown(rules)]
-    if not is_draft and file.exists():
-        can_all_read = file.stat().st_mode & stat.S_IROTH and file.parent.stat().st_mode & stat.S_IXOTH
-        if not can_all_read:
-            remedy = f"`chmod 755 {quote(str(file.parent))}; chmod 644 {quote(str(file))}`"
-            found.append(f"others cannot read {file}, so their agents grant nothing: run {remedy}")
-    return found
-
-
-def _measure() -> Amounts:
-    from roost.launchers.agent.machine.node_metrics import count_cpus, find_cgroups, find_memory_limit
-
-    cgroups = find_cgroups()
-    return Amounts(cpus=count_cpus(cgroups), memory_bytes=find_memory_limit(cgroups)[0])
-
-
-def _list_amounts(amounts: Amounts) -> dict[str, float | None]:
-    return {"cpus": amounts.cpus, "memory_bytes": amounts.memory_bytes, "gpus": amounts.gpus}
-
-
-def _show_rules(document: dict[str, Any]) -> None:
-    user = document["user"]
-    out = open_console()
-    if not document["exists"]:
-        out.print(f"{document['file']} does not exist: nothing is limited.")
-    table = build_table("", "CPUS", "MEMORY", "GPUS", right=("CPUS", "MEMORY", "GPUS"))
-
-    def add(name: str, amounts: dict[str, float | None], none: str, gpus: str | None = None) -> None:
-        cpus, memory = amounts["cpus"], amounts["memory_bytes"]
-        count = amounts["gpus"]
-        table.add_row(
-            name,
-            none if cpus is None else format_amount(cpus),
-            none if memory is None else format_bytes(memory),
-            (none if gpus is None else gpus) if count is None else format_amount(count),
+def find_problems() -> list[Finding]:
+    """Return what divides this machine between its users, and what is wrong with that, for `roost doctor`."""
+    place = find_place()
+    install = f"run {write_root_command('machine install')}"
+    if place.folder is None:
+        what = f"nobody divides this machine between its users: {place.why}"
+        return [{"level": "warning", "what": what, "do": f"if others use roost here, {install}"}]
+    what = _WAYS[place.way].format(place.folder)
+    found: list[Finding] = [{"level": "ok", "what": what, "do": ""}]
+    if place.why:
+        found = [{"level": "warning", "what": f"{what}: {place.why}", "do": install}]
+    held, strangers, mistake = _read_book()
+    if mistake:
+        do = "correct it as root: until then, no kernel starts that asks for CPUs, memory or GPUs"
+        found.append({"level": "error", "what": mistake, "do": do})
+    if unfit := [each for each in strangers if each.reason != LEFT_BEHIND]:
+        first = unfit[0]
+        count = (
+            f"{format_count(len(unfit), 'file')} in the machine's book {'does' if len(unfit) == 1 else 'do'}"
         )
+        what = f"{count} not count: {show_path(first.path)} of uid {first.uid} {first.reason}"
+        found.append({"level": "warning", "what": what, "do": "ask that user"})
+    return found + _find_outside_use(held)
 
-    add("this machine", document["totals"], "-", "by NVML")
-    add("reserve for the system", document["reserve"], "-")
-    add("for all kernels", document["for_kernels"], "-", "by NVML")
-    add(f"user {user['name']}", user["limits"], "no limit")
-    for name, limits in user["groups"].items():
-        add(f"group {name}, together", limits, "no limit")
-    print_table(out, table)
-    if document["exists"]:
-        applies = f"the table users.{user['table']} applies" if user["table"] else "no table in users applies"
-        out.print(f"To user {user['name']}, {applies}.")
-        names = "may" if document["shows_names"] else "may not"
-        out.print(f"Users {names} see the names of others who hold something.")
-    for warning in document["warnings"]:
-        out.print(f"Warning: {warning}.")
+
+def _find_outside_use(held: Sequence[Held]) -> list[Finding]:
+    """Return a warning about processes that use GPUs, if neither they nor an ancestor is in a kernel's session."""
+    named = {process.pid for each in held for process in each.promise.processes}
+    reader = DeviceReader(first_wait_s=_NVML_S)
+    reader.close()
+    outside = []
+    for pid in sorted(reader.memory_by_pid):
+        with contextlib.suppress(OSError, psutil.Error):  # it has ended
+            family = [pid, *(parent.pid for parent in psutil.Process(pid).parents())]
+            if named.isdisjoint(map(os.getsid, family)):
+                outside.append(pid)
+    if not outside:
+        return []
+    programs = (
+        f"{format_count(len(outside), 'program')} outside roost {'uses' if len(outside) == 1 else 'use'} GPUs"
+    )
+    what = f"{programs}: {format_names([describe_process(pid) for pid in outside])}"
+    return [{"level": "warning", "what": what, "do": "look whether kernels find enough memory there"}]
+
+
+def describe_others() -> str:
+    """Return what other users of this machine hold, as a list for people; empty if they hold nothing."""
+    if find_place().folder is None:
+        return ""
+    held, _, _ = _read_book()
+    others = [each.promise for each in held if each.uid != os.getuid()]
+    cpus = sum(each.cpus for each in others)
+    memory_bytes = sum(each.memory_bytes for each in others)
+    gpus = sum(sum(each.devices.values()) for each in others)
+    parts = [format_count(cpus, "CPU")] if cpus else []
+    parts += [f"{format_bytes(memory_bytes)} of memory"] if memory_bytes else []
+    parts += [format_count(gpus, "GPU")] if gpus else []
+    return ", ".join(parts)
+
+
+def _read_book() -> tuple[Sequence[Held], Sequence[Stranger], str]:
+    """Return the promises that count, the files that do not, and a mistake in the rules. Takes no lock."""
+    rules, mistake = MachineRules(), ""
+    try:
+        rules = read_rules()
+    except BadRules as problem:
+        mistake = str(problem)
+    held, strangers = MachineBook("", cpus=0, memory_bytes=0, list_folders=list_places).read_all(rules)
+    return held, strangers, mistake

@@ -17,7 +17,7 @@ from roost.scheduler.client.call import wait_for
 from roost.scheduler.client.client import Client
 from roost.scheduler.errors import RoostError
 
-from .holders import describe_others, read_all_holders
+from .machine import describe_others
 from .options import connect_scheduler, print_answer
 from .tables import build_table, open_console, print_table
 
@@ -38,8 +38,8 @@ def list_nodes(arguments: argparse.Namespace) -> int:
     def show() -> None:
         show_nodes(nodes, describe_cluster(service))
         show_node_types(node_types)
-        if get_spec(arguments.backend).runs_on_this_machine and (held := describe_others(read_all_holders())):
-            open_console().print(f"Other users hold {held}: see `roost top --all`.", style="dim")
+        if get_spec(arguments.backend).runs_on_this_machine and (held := describe_others()):
+            open_console().print(f"Other users hold {held}.", style="dim")
 
     return print_answer(arguments, document, show)
 

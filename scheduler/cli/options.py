@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from roost.scheduler.client.client import Client
 
 
-def add_scheduler(parser: argparse.ArgumentParser, default: str = DEFAULT_BACKEND) -> None:
+def add_scheduler(parser: argparse.ArgumentParser) -> None:
     """Add the options that name a scheduler; `connect_scheduler` reads them."""
-    shown = default or "the kernelspec's"
-    parser.add_argument("--backend", metavar="NAME", default=default, help=f"kind of cluster ({shown})")
+    what = f"kind of cluster ({DEFAULT_BACKEND})"
+    parser.add_argument("--backend", metavar="NAME", default=DEFAULT_BACKEND, help=what)
     what = "option of that backend, such as address=host:6379"
     parser.add_argument("--backend-option", metavar="KEY=VALUE", action="append", default=[], help=what)
 
@@ -68,11 +68,6 @@ def parse_cpus(text: str) -> float:
 def parse_seconds(text: str) -> float:
     """Return a time above 0; raises argparse's usage error."""
     return _parse_positive(text, "seconds above 0")
-
-
-def parse_factor(text: str) -> float:
-    """Return a number above 0; raises argparse's usage error."""
-    return _parse_positive(text, "a number above 0")
 
 
 def parse_count(text: str) -> int:

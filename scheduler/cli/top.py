@@ -1,16 +1,10 @@
-"""`roost top`: a table of the kernels' use, the busiest first, until the command is interrupted.
-
-With `--all`, what all users of this machine hold.
-"""
+"""`roost top`: a table of the kernels' use, the busiest first, until the command is interrupted."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 from rich.live import Live
 from rich.table import Table
@@ -21,8 +15,6 @@ from roost.placement.model.format import format_amount, format_bytes
 from roost.placement.model.json_codec import encode
 from roost.scheduler.messages import Kernel
 
-from .clean_text import clean
-from .holders import build_holders, read_all_holders
 from .kernels import read_worlds
 from .options import connect_worlds, print_answer
 from .tables import build_table, open_console, print_table, shorten_ids
@@ -34,31 +26,20 @@ _HIGH = 0.9
 
 
 def show_top(arguments: argparse.Namespace) -> int:
-    """Show the running kernels, or what all users hold, again and again. Outside a terminal, show them once."""
+    """Show the running kernels again and again. Outside a terminal, show them once."""
     out = open_console(moves_cursor=True)
-    look = _look_at_all if arguments.all else partial(_look_at_kernels, arguments, out.width)
-    document, table = look()
-    if problem := document.get("problem"):
-        print(f"roost: {clean(problem)}", file=sys.stderr)
+    kernels = _read(arguments)
+    table = build_top(kernels, out.width)
     if arguments.json or not out.is_terminal:
+        document = {"kernels": [encode(kernel.without_keys()) for kernel in kernels]}
         return print_answer(arguments, document, lambda: print_table(out, table))
     with Live(table, console=out, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(arguments.interval)
-                live.update(look()[1], refresh=True)
+                live.update(build_top(_read(arguments), out.width), refresh=True)
         except KeyboardInterrupt:
             return 0
-
-
-def _look_at_kernels(arguments: argparse.Namespace, width: int) -> tuple[dict[str, Any], Table]:
-    kernels = _read(arguments)
-    return {"kernels": [encode(kernel.without_keys()) for kernel in kernels]}, build_top(kernels, width)
-
-
-def _look_at_all() -> tuple[dict[str, Any], Table]:
-    found = read_all_holders()
-    return found.to_dict(), build_holders(found)
 
 
 def _read(arguments: argparse.Namespace) -> list[Kernel]:

@@ -13,15 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from roost.scheduler.backends.registry import backend_names, get_spec
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.errors import ConfigError, RoostError
 
 E = TypeVar("E", bound=RoostError)
 T = TypeVar("T")
 
-WITHOUT_BACKEND = frozenset({"bench", "kernelspec", "machine", "migrate", "run", "version"})
-"""The commands that no backend is added to: they ask no scheduler, or take the kernelspec's."""
+WITHOUT_BACKEND = frozenset({"bench", "kernelspec", "machine", "migrate"})
+"""The commands that no backend is added to: they ask no scheduler."""
 _COMMAND = re.compile(r"`roost ([\w-]+)([^`]*)`")
 
 
@@ -45,12 +45,9 @@ class Advice:
 
         def add(found: re.Match[str]) -> str:
             command, arguments = found.groups()
-            # A command with the name of a backend is of that backend alone. It reads the same settings.
-            words = given[2:] if command == self.backend else given
-            is_others = command != self.backend and command in backend_names()
-            if command in WITHOUT_BACKEND or is_others or not words or "--backend" in arguments:
+            if command in WITHOUT_BACKEND or "--backend" in arguments:
                 return found[0]
-            return f"`roost {command}{arguments} {join(words)}`"
+            return f"`roost {command}{arguments} {join(given)}`"
 
         return _COMMAND.sub(add, text)
 

@@ -24,7 +24,6 @@ class RunningService:
     """A service that runs. `address` is the address of its cluster, empty if the cluster has none."""
 
     folder: Path
-    version: str
     pid: int
     backend: str
     address: str
@@ -37,7 +36,7 @@ def find_services() -> list[RunningService]:
         report = read_announcement(folder)
         if report is None:
             continue
-        facts = {name: report.get(name, "") for name in ("version", "backend", "address")}
+        facts = {name: report.get(name, "") for name in ("backend", "address")}
         if all(isinstance(fact, str) for fact in facts.values()):  # else another program has written it
             found.append(RunningService(folder=folder, pid=report["pid"], **facts))
     return found

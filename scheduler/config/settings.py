@@ -62,7 +62,6 @@ class RoostScheduler(Section):
     claim_grace_s = Float(5.0, min=0.0, help="How long a lease without a kernel waits for its start.")
     reserve_after_s = Float(30.0, min=0.0, help="After this time in the queue, a kernel gets a node hold.")
     journal_memory = Memory[int](16 << 20, help="Latest output of each kernel that its node keeps in memory.")
-    journal_disk = Memory[int](0, help="Output of each kernel before that, which its node keeps in a file.")
     metrics = Unicode("", help="Where to serve metrics for Prometheus: '127.0.0.1:9476' or 'unix:/path'.")
     metrics_by_user = Bool(False, help="Metrics count the kernels of each user apart.")
     idle_exit_s = Float(300.0, min=0.0, help="The service exits after this time without clients and kernels.")

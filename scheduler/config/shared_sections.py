@@ -34,22 +34,9 @@ class ForkingSettings(Section):
         key_trait=Unicode(),
         help="Further modules for some Pythons: a path of an interpreter, or a pattern such as `/opt/ml/*` → modules.",
     )
-    learn_preloads = Bool(
-        False,
-        help="Also import the installed packages that at least half of a Python's latest kernels have imported.",
-    )
     immortal_preloads = Bool(
         True,
         help="Python 3.12 to 3.14: count no references to preloaded objects, so that kernels share more memory.",
-    )
-    page_out_after_s = Float(
-        0.0,
-        min=0.0,
-        help="Kernels that have done nothing for this time move their memory to the swap, if there is one. 0: never.",
-    )
-    merge_memory = Bool(
-        False,
-        help="Let Linux merge equal pages of kernels, where its administrator has turned that on (KSM).",
     )
 
     @validate("preload", "preload_by_python")
@@ -67,10 +54,7 @@ class ForkingSettings(Section):
         return Forking(
             preload=tuple(self.preload),
             preload_by_python={python: tuple(names) for python, names in self.preload_by_python.items()},
-            learn_preloads=self.learn_preloads,
             immortal_preloads=self.immortal_preloads,
-            page_out_after_s=self.page_out_after_s,
-            merge_memory=self.merge_memory,
         )
 
 

@@ -15,7 +15,7 @@
     all of them
       ├──> KernelTable of KernelRecords, with their phases                       kernel_table, kernel_record
       │        ├──> EndedKernels: the last ones, also for the next scheduler     ended_kernels
-      │        └──> EventStream ──> clients, log, metrics, log of decisions      events
+      │        └──> EventStream ──> clients, log, metrics, decisions in the log  events
       └──> BackendAccess: the backend with drained nodes, calls to agents      backend_access
 
 The core stands above `policies`, `config` and `backends`. Only the service imports it. It imports no single backend.

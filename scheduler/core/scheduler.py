@@ -105,7 +105,7 @@ class Scheduler:
         )
         self._recent = RecentRequests(folder / "requests.json" if folder else None, clock=time.monotonic)
         self.policies = PolicyCatalog(settings, self._recent)
-        journal = JournalLimits(memory_bytes=settings.journal_memory, disk_bytes=settings.journal_disk)
+        journal = JournalLimits(memory_bytes=settings.journal_memory)
         claimer = LeaseClaimer(self._access, self._table, self.policies, settings.reserve_after_s, journal)
         self._doctor = Doctor(
             self._access, self._table, self._ender, self.reconciler, self.owners, self.policies

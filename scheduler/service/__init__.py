@@ -3,7 +3,7 @@
     client ══ Unix socket ══> RpcServer ──> input_checks ──> OPERATIONS ──> core.Scheduler and its parts
        ^                          ^                                             │          server, input_checks
        └──────── events ──────────┴────────────── core.EventStream <────────────┘
-                                                     ├──> DecisionLog: one line for each decision  decision_log
+                                                     ├──> the log: one line for each decision  decision_log
                                                      └──> Metrics for Prometheus, if wanted        metrics, metrics_port
 
     old_settings              whether the files of the settings have changed since
@@ -12,6 +12,5 @@
 
 `server` reads the settings, imports the one backend that it was started for, and puts all parts together.
 
-The service stands above `core` and `client`. `client/service_folder.py` names its folder and its command. `simulate`
-and `cli` read its log of decisions.
+The service stands above `core` and `client`. `client/service_folder.py` names its folder and its command.
 """

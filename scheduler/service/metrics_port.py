@@ -1,135 +1,95 @@
 """The port of the metrics: HTTP for any program of this machine, which may also be idle, slow or one of thousands.
 
-    listener ──> connections without a request (few, seconds) ──> requests ──> eight threads ──> the application
-                        the oldest gives way to a new one
-
-All of it is beside the service's event loop.
+Prometheus's own server bounds neither its connections nor the time of a request.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
-from types import SimpleNamespace
+from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-log = logging.getLogger(__name__)
-
-REQUEST_S = 5.0
-"""How long a connection may take for its whole request, and then for reading the whole answer."""
-AT_ONCE = 8
-"""At most this many requests are answered at the same time. Others wait."""
-MOST_WAITING = 64
-"""At most this many connections have sent no whole request, and at most this many requests wait."""
-_REQUEST_BYTES = 16 << 10
+REQUEST_S = 10.0
+"""How long a connection may last, with its request and its answer."""
+AT_ONCE = 32
+"""At most this many connections are open, each with a thread. The oldest gives way to a new one."""
+_LOOK_S = 0.5
 
 
 @contextlib.contextmanager
 def serve(listener: socket.socket, application: Callable[..., Any]) -> Iterator[None]:
     """Answer requests to `listener` by the WSGI application `application`, in threads. Closes the listener."""
-    loop = asyncio.new_event_loop()
-    port = _Port(application)
-    stop = asyncio.Event()
-    thread = threading.Thread(target=_run, args=(loop, port.run(listener, stop)), name="metrics", daemon=True)
+    server = _Server(listener, application)
+    thread = threading.Thread(target=server.serve_forever, args=(_LOOK_S,), name="metrics", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        server.shutdown()
         thread.join()
-
-
-def _run(loop: asyncio.AbstractEventLoop, coroutine: Any) -> None:
-    try:
-        loop.run_until_complete(coroutine)
-    finally:
-        loop.close()
-
-
-class _Port:
-    """The open connections of the port."""
-
-    def __init__(self, application: Callable[..., Any]) -> None:
-        self._application = application
-        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="metrics")
-        self._waiting: dict[asyncio.StreamWriter, None] = {}  # for a request, the oldest first
-        self._requests = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    async def run(self, listener: socket.socket, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set."""
-        server = await asyncio.start_server(self._serve, sock=listener, limit=_REQUEST_BYTES)
-        await stop.wait()
         server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        self._waiting[writer] = None
-        if len(self._waiting) > MOST_WAITING:
-            oldest = next(iter(self._waiting))
-            del self._waiting[oldest]
-            oldest.transport.abort()
-        try:
-            request = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), REQUEST_S)
-            self._waiting.pop(writer, None)
-            if self._requests < AT_ONCE + MOST_WAITING:
-                writer.write(await self._answer(request))
-                await asyncio.wait_for(writer.drain(), REQUEST_S)
-                writer.close()
-                await asyncio.wait_for(writer.wait_closed(), REQUEST_S)
-        except (OSError, EOFError, asyncio.LimitOverrunError, asyncio.TimeoutError):
-            pass  # it is too slow, too long, or gone
-        finally:
-            self._waiting.pop(writer, None)
-            self._tasks.discard(task)
-            writer.transport.abort()
-
-    async def _answer(self, request: bytes) -> bytes:
-        self._requests += 1
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, _answer, self._application, request)
-        finally:
-            self._requests -= 1
 
 
 class _Handler(WSGIRequestHandler):
-    """Answers a request that has arrived, without a connection."""
-
-    def __init__(self, request: bytes, server: Any) -> None:
-        self._request = request
-        super().__init__(None, ("localhost", 0), server)  # type: ignore[arg-type]
-
-    def setup(self) -> None:
-        self.rfile, self.wfile = BytesIO(self._request), BytesIO()
-
-    def finish(self) -> None:
-        self.answer: bytes = self.wfile.getvalue()  # type: ignore[attr-defined]
-
     def log_message(self, *_: Any) -> None:
         """Leave each scrape out of the log."""
 
 
-def _answer(application: Callable[..., Any], request: bytes) -> bytes:
-    base = {
-        "SERVER_NAME": "localhost",
-        "SERVER_PORT": "0",
-        "GATEWAY_INTERFACE": "CGI/1.1",
-        "REMOTE_HOST": "",
-        "CONTENT_LENGTH": "",
-        "SCRIPT_NAME": "",
-    }
-    return _Handler(request, SimpleNamespace(base_environ=base, get_app=lambda: application)).answer
+class _Server(ThreadingMixIn, WSGIServer):
+    """A server whose connections are few and short."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, listener: socket.socket, application: Callable[..., Any]) -> None:
+        super().__init__(("localhost", 0), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = "localhost", 0
+        self.setup_environ()
+        self.set_app(application)
+        self._open: dict[socket.socket, float] = {}  # with the times of their beginnings, the oldest first
+        self._lock = threading.Lock()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return self.socket.accept()[0], ("localhost", 0)  # the peer of a Unix socket has no address
+        except OSError:  # too many open files: `serve_forever` would ask again at once, without end
+            time.sleep(_LOOK_S)
+            raise
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:  # each `_LOOK_S`, and after each new connection
+        self._cut_off(AT_ONCE, REQUEST_S)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore a connection that has ended before its answer."""
+
+    def close(self) -> None:
+        self._cut_off(0, 0.0)
+        self.server_close()
+
+    def _cut_off(self, most: int, longest_s: float) -> None:
+        """Cut off the oldest connections, so that at most `most` remain, of which none has lasted for `longest_s`."""
+        with self._lock:
+            ended_before = time.monotonic() - longest_s
+            for request, began in list(self._open.items()):
+                if len(self._open) <= most and began > ended_before:
+                    break
+                del self._open[request]
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)  # its thread ends

@@ -79,12 +79,6 @@ class ServedCluster:
         """Write the record again after the cluster was joined again: it may have another address by now."""
         self._write(self._build_record(self._backend.places()))
 
-    def put_back(self) -> None:
-        """Write the record again after the folder was deleted."""
-        written, self._written = self._written, None
-        if written is not None:
-            self._write(written)
-
     def _refer(self, record: ClusterRecord, *, only_running: bool) -> None:
         for other in find_folders(record, but=self._folder):
             if is_alive(other) or not only_running:

@@ -29,7 +29,7 @@ from typing import Any
 from jupyter_core.paths import jupyter_config_path
 
 from roost.launchers.daemon.daemon import DaemonError, Hold, announce, announce_failure, hold
-from roost.launchers.daemon.file_input import clear_place, take_json
+from roost.launchers.daemon.file_input import take_json
 from roost.launchers.daemon.private_files import FolderError, write_private_json
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all
@@ -53,13 +53,13 @@ from roost.scheduler.core.caps import find_default_timeout
 from roost.scheduler.core.events import EventStream
 from roost.scheduler.core.owner_watch import OwnerWatch
 from roost.scheduler.core.scheduler import Scheduler
-from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
+from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, RoostError
 from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
 from roost.scheduler.policies.recent_requests import RecentRequests
 
 from . import garbage
-from .decision_log import DecisionLog
+from .decision_log import log_decision
 from .input_checks import MOST_CHARACTERS, check_caller, check_input
 from .old_settings import OldSettings
 from .served_cluster import ServedCluster, check_other_place
@@ -88,6 +88,7 @@ class Service:
         self._old_settings = old_settings or OldSettings(ReadFiles(), spec.name, NO_OPTIONS)
         self._settings = settings
         self._spec = spec
+        self._held: Hold | None = None
         self._calls = 0
         self.metrics_problem = ""
         """Why the metrics are not served; empty if they are served, or if the operator does not want metrics."""
@@ -117,18 +118,14 @@ class Service:
             "node_start_timeout_s": self.core.backend.node_start_timeout_s,
         }
 
-    def watch_folder(self, held: Hold, put_back: Callable[[], None]) -> None:
-        """Call `put_back`, which writes the folder's files again, whenever the service's folder was deleted.
+    def watch_folder(self, held: Hold) -> None:
+        """Watch the service's folder. If it was deleted, start no kernel, and leave once there are none."""
+        self._held = held
 
-        If no client or kernel needs the service then, the service exits instead.
-        """
-        watch = partial(
-            held.watch,
-            is_needed=self.is_needed,
-            put_back=put_back,
-            leave=self.left.set,
-            has_successor=True,
-        )
+        def is_needed() -> bool:  # its clients find the next service
+            return bool(self._calls) or not self.core.is_idle()
+
+        watch = partial(held.watch, is_needed=is_needed, leave=self.left.set)
         keep_running(watch, self._tasks, log, "the watch of the service's folder")
 
     async def close(self) -> None:
@@ -159,7 +156,10 @@ class Service:
         return answer
 
     def _check_call(self, message: Any, arguments: Mapping[str, Any]) -> None:
-        """Raise `ConfigError` for values and options that no settings allow."""
+        """Raise `ConfigError` for values and options that no settings allow.
+
+        Raise `LaunchError` for a start if the folder was deleted: no other program would find the kernel.
+        """
         try:
             check_input(message, arguments)
             if request := message.request if message else arguments.get("request"):
@@ -167,6 +167,9 @@ class Service:
         except ConfigError as problem:
             problem.fields["with_any_settings"] = True
             raise
+        if isinstance(message, StartKernel) and self._held is not None and not self._held.is_intact:
+            refusal = f"The folder {self._held.folder} was deleted, so its service starts no kernel"
+            raise LaunchError(f"{refusal}: shut down the kernels that it has, or restart the application.")
 
     async def list_kernels(self, with_use: bool = False, after: str = "") -> dict[str, Any]:
         """Return one page of kernels in the order of their ids, after the id `after`.
@@ -294,8 +297,7 @@ async def serve(
         name = scheduler_name(folder)
         scheduler = Scheduler(backend, agents, settings, name=name, folder=folder)
         service = Service(scheduler, settings, spec, OldSettings(read or ReadFiles(), spec.name, options))
-        decisions = DecisionLog(folder)
-        scheduler.events.listen(decisions)
+        scheduler.events.listen(log_decision)
         serving = contextlib.ExitStack()
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -307,25 +309,14 @@ async def serve(
             cluster.claim(has_kernels=not scheduler.is_idle())
             scheduler.reconciler.on_resync = cluster.renew
             path = folder / "socket"
-            clear_place(path, log)
             path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
-            announced = {"endpoint": service.server.start(f"ipc://{path}"), **service.greet()}
-            announce(folder, announced)
-
-            def put_back() -> None:
-                write_private_json(folder / _NAME_FILE, name)
-                cluster.put_back()
-                decisions.close()  # the next line makes the file again
-                service.server.bind_again()
-                announce(folder, announced)
-
-            service.watch_folder(held, put_back)
+            announce(folder, {"endpoint": service.server.start(f"ipc://{path}"), **service.greet()})
+            service.watch_folder(held)
             await service.left.wait()
         finally:
             await service.close()
             serving.close()
             await scheduler.close()
-            decisions.close()
 
 
 def create_backend(

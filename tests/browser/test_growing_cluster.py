@@ -11,7 +11,7 @@ from kit.clusters.ray.elastic_raylets import ElasticRaylets
 from kit.clusters.ray.elastic_world import Elastic, grown_by_kernels
 from kit.jupyter import browser
 from kit.jupyter.kernelspecs import kernelspecs
-from roost.bench.clusters.raylets import why_not
+from roost.testing.clusters.raylets import why_not
 from roost.testing.deadlines import until_blocking
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

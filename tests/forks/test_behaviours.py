@@ -116,9 +116,9 @@ def kernels_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def agents(tmp_path_factory: pytest.TempPathFactory, kernels_folder: Path) -> Iterator[dict[str, Agent]]:
-    """Return two agents by name: `agent`, and `learnt`, which has learnt that kernels import numpy."""
+    """Return two agents by name: `agent`, and `preload`, whose zygotes have imported numpy."""
     folder = tmp_path_factory.mktemp("agent")
-    agents = {"agent": Agent(folder), "learnt": Agent(folder, learnt=["numpy"])}
+    agents = {"agent": Agent(folder), "preload": Agent(folder, preload=("numpy",))}
     for agent in agents.values():
         agent.command = command_of(PYTHON)
         agent.env |= {"JPY_SESSION_NAME": "/work/a.ipynb", "TZ": "Asia/Tokyo"}
@@ -130,12 +130,12 @@ def agents(tmp_path_factory: pytest.TempPathFactory, kernels_folder: Path) -> It
 
 
 def start(agents: dict[str, Agent], how: str, folder: Path) -> Kernel:
-    """Start a kernel: `fresh` (executed), `fork`, `standby`, or `learnt` (a standby that has imported numpy)."""
+    """Start a kernel: `fresh` (executed), `fork`, `standby`, or `preload` (a standby that has imported numpy)."""
     if how == "fresh":
         return agents["agent"].start_plain(cwd=folder)
     if how != "fork" and NO_STANDBY:
         pytest.skip(NO_STANDBY)
-    agent = agents["learnt" if how == "learnt" else "agent"]
+    agent = agents["preload" if how == "preload" else "agent"]
     agent.zygotes.limit_spares(0 if how == "fork" else 5)
     return agent.start(how="fork" if how == "fork" else "standby", cwd=folder)
 
@@ -149,7 +149,7 @@ def end_kernels(agents: dict[str, Agent]) -> None:
 def values_seen(agents: dict[str, Agent], kernels_folder: Path) -> dict[str, dict[str, Any]]:
     """Return the values of `EXPRESSIONS` by their names, for each kind of kernel that `start` knows."""
     found: dict[str, dict[str, Any]] = {}
-    for how in ("fresh", "fork", *(() if NO_STANDBY else ("standby", "learnt"))):
+    for how in ("fresh", "fork", *(() if NO_STANDBY else ("standby", "preload"))):
         kernel = start(agents, how, kernels_folder)
         assert kernel.run(SETUP)["status"] == "ok"
         found[how] = {name: kernel.value(expression) for name, expression in EXPRESSIONS.items()}
@@ -157,7 +157,7 @@ def values_seen(agents: dict[str, Agent], kernels_folder: Path) -> dict[str, dic
     return found
 
 
-@pytest.mark.parametrize("how", ["fork", "standby", "learnt"])
+@pytest.mark.parametrize("how", ["fork", "standby", "preload"])
 @pytest.mark.parametrize("name", EXPRESSIONS)
 def test_a_kernel_looks_like_a_fresh_one(values_seen: dict[str, dict[str, Any]], name: str, how: str) -> None:
     if how not in values_seen:

@@ -79,7 +79,7 @@ TESTED = {
         "other commands": "test_other_commands_are_no_ipykernel",
     },
     "tests/forks/test_preloads.py": {
-        "variables read at import": "test_learnt_packages_are_preloaded_without_those_that_are_unfit",
+        "variables read at import": "test_a_zygote_serves_only_kernels_with_the_variables_that_its_preloads_have_read",
         "threads of imports": "test_a_preload_that_starts_a_thread_is_refused_with_its_reason",
     },
     "tests/forks/test_startup_code.py": {

@@ -19,12 +19,12 @@ import pytest
 from kit.jupyter.notebook import SLEEP
 from kit.machine.descriptors import list_inheritable
 from kit.machine.forked_kernels import REPLY_S, Agent, children, command_of, wait_for
-from roost.bench.clusters.cluster_folder import END_TIMEOUT_S
 from roost.launchers.agent.machine.ports import claim
 from roost.launchers.agent.warm import fork_report, zygote_pool
 from roost.launchers.agent.warm.fork_report import KernelDiedEarly
 from roost.launchers.agent.warm.kernel_command import NotForked
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
+from roost.testing.clusters.cluster_folder import END_TIMEOUT_S
 from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")

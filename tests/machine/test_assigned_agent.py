@@ -18,12 +18,12 @@ from kit.machine.container_agent import LEASE, a_launch, assigned_agent, evaluat
 from kit.machine.daemons import wait_gone
 from kit.machine.descriptors import list_inheritable, private_files
 from kit.machine.tiny_kernel import TINY_ARGV
-from roost.bench.clusters.free_ports import free_port
 from roost.launchers.agent.main import NO_PORT_EXIT
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment, KernelProcess, Reserve
 from roost.launchers.protocol.rpc import RpcError, ServerKeys
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until
 
 

@@ -1,4 +1,4 @@
-"""Jupyter's own console in a terminal, on a kernel of another program: by `roost attach`, and by Jupyter itself."""
+"""Jupyter's own console in a terminal, on a kernel of another program, by its connection file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import roost
 from kit.machine.daemons import settle
 from roost.provisioners.kernel_connection import to_jupyter
-from roost.scheduler.client.client import disconnect
+from roost.scheduler.client.client import connect, disconnect
 from roost.testing.deadlines import allow_s
 
 DEADLINE_S = 180
@@ -25,19 +25,15 @@ JUPYTER_CONFIG = ROOT / "provisioners" / "jupyter_config"
 """The folder of what a wheel installs for Jupyter's consoles. The tests run on an editable install."""
 
 
-@pytest.mark.parametrize("is_by_file", [False, True], ids=["roost attach", "jupyter console"])
 async def test_a_console_works_on_a_kernel_and_leaves_it_alone(
-    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_by_file: bool
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(JUPYTER_CONFIG))
     async with roost.start_kernel() as kernel:
         await kernel.execute("x = 41", check=True)
-        command, leave = ["-m", "roost", "attach", kernel.id[:8]], "exit"
-        if is_by_file:
-            monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(JUPYTER_CONFIG))
-            file = tmp_path / "connection.json"
-            await asyncio.to_thread(write_connection, kernel.id, file)
-            command, leave = ["-m", "jupyter", "console", "--existing", str(file)], "exit(keep_kernel=True)"
-        await asyncio.to_thread(use_console, command, leave)
+        file = tmp_path / "connection.json"
+        await write_connection(kernel.id, file)
+        await asyncio.to_thread(use_console, file)
         result = await kernel.execute("x, y", check=True)
         assert result.outputs[0]["data"]["text/plain"] == "(41, 42)"
     disconnect()
@@ -51,7 +47,7 @@ async def test_jupyter_run_works_on_a_kernel_by_its_file(
     async with roost.start_kernel() as kernel:
         await kernel.execute("x = 41", check=True)
         file = tmp_path / "connection.json"
-        await asyncio.to_thread(write_connection, kernel.id, file)
+        await write_connection(kernel.id, file)
         program = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "jupyter", "run", "--existing", str(file)),
             stdin=asyncio.subprocess.PIPE,
@@ -65,21 +61,22 @@ async def test_jupyter_run_works_on_a_kernel_by_its_file(
     await asyncio.to_thread(settle, runtime_dir)
 
 
-def write_connection(kernel_id: str, file: Path) -> None:
+async def write_connection(kernel_id: str, file: Path) -> None:
     """Write the connection file of a kernel, as Jupyter has it in its runtime folder."""
-    with roost.attach(kernel_id) as attached:
-        connection = {**to_jupyter(attached.connection), "key": attached.connection.key}
-    assert connection["curve_secretkey"]
-    file.write_text(json.dumps(connection))
+    connection = (await connect("local").kernel(kernel_id)).connection
+    assert connection is not None
+    assert connection.curve_secretkey
+    file.write_text(json.dumps({**to_jupyter(connection), "key": connection.key}))
 
 
-def use_console(command: list[str], leave: str) -> None:
+def use_console(file: Path) -> None:
+    command = ["-m", "jupyter", "console", "--existing", str(file)]
     console = pexpect.spawn(
         sys.executable, command, timeout=allow_s(DEADLINE_S), encoding="utf-8", dimensions=(40, 120)
     )
     try:
         console.expect(PROMPT)
-        for code, answer in (*CODE, (leave, pexpect.EOF)):
+        for code, answer in (*CODE, ("exit(keep_kernel=True)", pexpect.EOF)):
             console.send(code)
             console.expect_exact(code[-1])  # the terminal has it
             console.send("\r")

@@ -19,13 +19,13 @@ import pytest
 
 import roost
 from kit.machine.container_agent import LEASE, a_launch, connect
-from roost.bench.clusters.free_ports import free_port
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import AgentAddress
 from roost.scheduler.backends.agent_per_kernel import read_address
 from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import backend_context, open_backend
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until
 
 PAGE = (Path(roost.__file__).parent / "docs" / "developers.md").read_text()

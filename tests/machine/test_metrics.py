@@ -22,8 +22,8 @@ import pytest
 from kit.machine import debian_packages
 from kit.machine.daemons import settle
 from kit.machine.tiny_kernel import tiny
-from roost.bench.clusters.free_ports import free_port
 from roost.scheduler.client.client import connect
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = pytest.mark.backends("local", why="the same service on every backend")

@@ -6,7 +6,6 @@ import asyncio
 import ctypes
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -154,11 +153,15 @@ async def test_a_deleted_folder_is_a_conflict_only_if_the_agent_itself_decides(
     agent: Session, runtime_dir: Path, is_granted: bool, kind: str
 ) -> None:
     """A scheduler would count the slice as free after a conflict, although the manager has granted it."""
-    (leases,) = runtime_dir.glob("*/leases")
-    shutil.rmtree(leases)
-    with pytest.raises(RemoteError) as refusal:
+    await agent.reserve("before")  # else the agent would leave
+    lock = agent_folder(runtime_dir) / "lock"
+    moved = lock.rename(lock.with_name("moved"))
+    with pytest.raises(RemoteError, match="was deleted: no kernel starts here until those") as refusal:
         await agent.reserve("k", is_granted=is_granted)
-    leases.mkdir(mode=0o700)
+    with pytest.raises(RemoteError, match="was deleted"):
+        await agent.launch("before")
+    moved.rename(lock)
+    await agent.client.release("roost:before:1")
     assert refusal.value.kind == kind
 
 

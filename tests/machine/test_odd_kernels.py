@@ -50,8 +50,6 @@ def test_a_program_reads_the_kernels_values(folder: Path) -> None:
         assert kernel.execute("value").text == "42"
         client = kernel.client()
         assert client.execute("value", reply=True, timeout=allow_s(REPLY_S))["content"]["status"] == "ok"
-        with roost.attach(kernel.id) as attached:
-            assert attached.execute("value").text == "42"
 
 
 async def test_the_journal_keeps_its_output(folder: Path) -> None:
@@ -85,16 +83,14 @@ def test_a_program_interrupts_by_a_message(folder: Path) -> None:
         assert kernel.execute("value").text == "42"
         results: list[Result] = []
         watcher = kernel.client()
-        with roost.attach(kernel.id) as attached:
-            for each in (kernel, attached):
-                waiting = threading.Thread(target=lambda: results.append(kernel.execute("wait")))
-                waiting.start()
-                while watcher.get_iopub_msg(timeout=allow_s(REPLY_S))["msg_type"] != "stream":
-                    pass
-                each.interrupt()
-                waiting.join(allow_s(REPLY_S))
-                assert (error := results.pop().error) is not None
-                assert (error.name, error.value, error.traceback) == ("Interrupted", "", "")
+        waiting = threading.Thread(target=lambda: results.append(kernel.execute("wait")))
+        waiting.start()
+        while watcher.get_iopub_msg(timeout=allow_s(REPLY_S))["msg_type"] != "stream":
+            pass
+        kernel.interrupt()
+        waiting.join(allow_s(REPLY_S))
+        assert (error := results.pop().error) is not None
+        assert (error.name, error.value, error.traceback) == ("Interrupted", "", "")
         assert find_launched(kernel.id).state == "running"
 
 

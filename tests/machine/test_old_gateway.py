@@ -36,8 +36,8 @@ from kit.jupyter.old_gateway import (
 from kit.jupyter.real_launchers import library
 from kit.jupyter.real_launchers import why_not as why_no_launchers
 from kit.machine.daemons import settle
-from roost.bench.clusters.free_ports import free_port
 from roost.scheduler.client.client import disconnect
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s
 
 EXPECTED = {

@@ -29,9 +29,9 @@ from kit.jupyter.front_end import FrontEnd, errors, front_end, texts
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.restarted_servers import listed, none_is_left
 from kit.machine.daemons import wait_gone
-from roost.bench.clusters.free_ports import free_port
 from roost.scheduler.client.client import connect
 from roost.scheduler.messages import Kernel
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until
 
 _PIDFD_GETFD = 438  # from linux/unistd.h, on every processor

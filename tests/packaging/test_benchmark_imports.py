@@ -1,4 +1,4 @@
-"""The benchmarks' scripts import little, so that the page of benchmarks can be written anywhere."""
+"""The benchmarks import little: their page can be written anywhere, and `roost bench` runs without pytest."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ def test_no_script_imports_a_cluster_manager_for_its_tables() -> None:
     loaded = set(done.stdout.split())
     assert "on_ray" in loaded
     assert not {"ray", "dask", "distributed", "kubernetes", "torch", "matplotlib"} & loaded
+
+
+def test_the_command_needs_no_pytest() -> None:
+    code = "import sys, roost.bench.command; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=allow_s(60), check=True)
+    assert not {"pytest", "_pytest", "pytest_asyncio"} & set(done.stdout.split())

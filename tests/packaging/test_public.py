@@ -54,7 +54,7 @@ CLIENT_SIDE = {
     "policies.pickling",
 }
 SERVICE_SIDE = re.compile(
-    r"roost\.(placement\b.*|scheduler\.(core|simulate|service\.server|config\.(files|section|settings))\b.*"
+    r"roost\.(placement\b.*|scheduler\.(core|service\.server|config\.(files|section|settings))\b.*"
     r"|scheduler\.backends\.(?!(spec|registry)$).*)"
 )
 NODE_SIDE_LIBRARIES = {"zmq", "psutil", "jupyter_client", "jupyter_core", "traitlets", "ipykernel", "IPython"}
@@ -192,11 +192,10 @@ def test_the_client_side_never_loads_the_service() -> None:
 
 
 def test_the_command_needs_what_roost_requires() -> None:
-    """The `roost` command works without Jupyter Server, and names the extra that a subcommand needs."""
+    """The `roost` command works without Jupyter Server and the extras."""
     needed = {re.split(r"[^\w.-]", each)[0].lower() for each in requires("roost") or () if ";" not in each}
     ours = {module for module, names in packages_distributions().items() if needed & {*map(str.lower, names)}}
     assert {"rich", "zmq"} <= ours
-    asked_for = {"jupyter_console", "matplotlib"}  # the subcommand that needs it catches the ImportError
     reasons: dict[str, str] = {}
     pending = sources("scheduler/cli")
     while pending:
@@ -208,7 +207,7 @@ def test_the_command_needs_what_roost_requires() -> None:
             if name.startswith("roost."):
                 below = ROOT.joinpath(*name.split(".")[1:])
                 pending.append(below / "__init__.py" if below.is_dir() else below.with_suffix(".py"))
-    known = {*sys.stdlib_module_names, "roost", *ours, *asked_for}
+    known = {*sys.stdlib_module_names, "roost", *ours}
     assert [reason for name, reason in reasons.items() if name.split(".")[0] not in known] == []
 
 

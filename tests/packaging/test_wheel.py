@@ -24,11 +24,9 @@ else:
 ROOT = Path(__file__).resolve().parents[2]
 TOP = ("launchers", "placement", "provisioners", "scheduler")
 ELSEWHERE = {
-    "testing": "tests/testing",
-    **{
-        str(init.parent.relative_to(ROOT / "benchmarks")): str(init.parent.relative_to(ROOT))
-        for init in (ROOT / "benchmarks" / "bench").rglob("__init__.py")
-    },
+    str(init.parent.relative_to(ROOT / top)): str(init.parent.relative_to(ROOT))
+    for top, name in (("benchmarks", "bench"), ("tests", "testing"))
+    for init in (ROOT / top / name).rglob("__init__.py")
 }
 """Packages whose folder in the tree has another path than the package in the wheel."""
 PACKAGES = {

@@ -27,7 +27,6 @@ from roost.launchers.agent.launch.place import OnNode
 from roost.launchers.agent.leases.ledger import LeaseLedger
 from roost.launchers.agent.leases.manager_watch import ManagerWatch
 from roost.launchers.agent.machine.disk_room import DiskRoom
-from roost.launchers.agent.warm.learnt_preloads import LearntPreloads
 from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.daemon import _read_ready
 from roost.launchers.daemon.tasks import Timers
@@ -56,7 +55,6 @@ from roost.scheduler.errors import RoostError
 from roost.scheduler.policies.offline import read_snapshot
 from roost.scheduler.policies.recent_requests import RecentRequests
 from roost.scheduler.service.server import scheduler_name
-from roost.scheduler.simulate.trace_files import read_trace
 
 FILES = int(os.environ.get("ROOST_MESSAGES", "2000"))
 MEMORY = "/dev/shm"
@@ -94,7 +92,6 @@ POD = {
     "metadata": {"labels": {"a": "b"}},
     "spec": {"containers": [{"name": "kernel", "env": [{"name": "A", "value": "b"}]}], "tolerations": []},
 }
-DECISION = {"at": "2026-01-01T00:00:00Z", "what": "placed", "kernel": "k", "asked_at": "2026-01-01T00:00:00Z"}
 ONE_GPU = Device(id="0", model="T4")
 
 
@@ -167,10 +164,6 @@ OWN: Mapping[str, tuple[Any, Callable[[Path], object]]] = {
     "manager.json": ({"managers": [encode(MANAGER)]}, resume),
     "ready.json": ({"pid": 1, "endpoint": "x", "keys": {}}, lambda file: _read_ready(file.parent)),
     "pod/ready.json": (encode(ADDRESS), lambda file: read_address(str(file.parent))),
-    "preloads/x.json": (
-        {"python": "p", "recent": [["a"]]},
-        lambda file: LearntPreloads(file.parent).choose("p"),
-    ),
     "requests.json": ({"requests": [[1, 0.5, 7, ["T4"]]]}, lambda file: RecentRequests(file, clock=float)),
     "ends.json": (
         {LEASE.id: "1"},
@@ -203,7 +196,6 @@ USERS: Mapping[str, tuple[Any, Callable[[Path], object]]] = {
         {"RoostScheduler": {"idle_exit_s": 7}, "RoostLocalBackend": {"cpus": 1}},
         lambda file: load_settings("local", {"config_file": str(file)}),
     ),
-    "decisions.jsonl": ({**DECISION, "request": {"cpus": 1}}, lambda file: read_trace(str(file))),
     "scheduler.json": ({"address": "tcp://a:1"}, lambda file: _read_scheduler_file(str(file))),
     "pod.yaml": (POD, lambda file: PodTemplate(RoostKubernetesBackend(image="a", pod_template=str(file)))),
     "identity.json": (

@@ -15,14 +15,14 @@ import pytest
 from kit import TESTS
 from kit.clusters import docker_engine, hadoop_nodes, kubelets, ssh_hosts
 from kit.clusters.kubelets.cluster import claim
-from roost.bench.clusters import dask_machines, raylets
-from roost.bench.clusters.cluster_folder import DaemonCluster, processes, wait_until
+from roost.testing.clusters import dask_machines, raylets
+from roost.testing.clusters.cluster_folder import DaemonCluster, processes, wait_until
 from roost.testing.deadlines import allow_s
 
 OWNER = """
 import contextlib, sys, psutil
 from {module} import *
-from roost.bench.clusters.cluster_folder import wait_until
+from roost.testing.clusters.cluster_folder import wait_until
 with {start} as cluster:
     {then}
     print(cluster.folder, flush=True)

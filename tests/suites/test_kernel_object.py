@@ -11,7 +11,6 @@ import sys
 import threading
 from pathlib import Path
 
-import nbformat
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
@@ -20,7 +19,6 @@ from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import SLEEP
 from kit.machine.daemons import wait_gone
 from roost.provisioners.execution import Result
-from roost.provisioners.notebook_run import run_notebook
 from roost.scheduler.client.client import connect
 from roost.testing.deadlines import allow_s, until, until_blocking
 
@@ -94,28 +92,11 @@ def test_an_error_in_the_code() -> None:
 
 
 @on_this_machine
-def test_bad_messages_of_the_code_are_left_out(tmp_path: Path) -> None:
+def test_bad_messages_of_the_code_are_left_out() -> None:
     with roost.start_kernel("roosted") as kernel:
         for _ in range(2):
             result = kernel.execute(PUBLISH_BADLY, timeout_s=60, check=True)
             assert (result.stdout, result.text) == ("good\n", "42")
-        with roost.attach(kernel.id) as attached:
-            assert attached.execute(PUBLISH_BADLY, timeout_s=60).stdout == "good\n"
-    path = tmp_path / "bad.ipynb"
-    cells = [nbformat.v4.new_code_cell(code) for code in (PUBLISH_BADLY, "print('next')")]
-    kernelspec = {"name": "roosted", "display_name": "roosted", "language": "python"}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernelspec}), path)
-    ran = run_notebook(str(path), config={}, cell_timeout_s=60)
-    assert (ran["error"], [cell["status"] for cell in ran["cells"]]) == (None, ["ok", "ok"])
-    (shown,) = nbformat.read(ran["output"], as_version=4).cells[1].outputs
-    assert shown.text == "next\n"
-    odd = PUBLISH_BADLY + "publish({'msg_id': 'm', 'msg_type': 'comm_msg'}, parent, {'data': {'state': 7}})"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(odd)]), path)
-    ran = run_notebook(str(path), kernel_name="roosted", config={}, cell_timeout_s=60)
-    assert (ran["error"]["name"], [cell["status"] for cell in ran["cells"]]) == (
-        "UnreadableOutput",
-        ["error"],
-    )
 
 
 def test_a_plain_call_and_an_exception_in_the_block() -> None:
@@ -321,10 +302,11 @@ def test_the_examples_of_the_developers_guide_run(
     examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(examples) == 4
     for example in examples:
+        if "BlockingKernelClient" in example:  # it needs the connection file of a server's kernel
+            continue
         exec(compile(example, "developers.md", "exec"), {"__name__": "page"})
     shown = capsys.readouterr().out
     assert "2\n" in shown
-    assert "42\n" in shown
     assert "ZeroDivisionError" in shown
     assert os.getcwd() in shown
 
@@ -335,9 +317,8 @@ def test_a_kernel_that_is_dropped_does_not_block_the_program() -> None:
     program = """
 import gc, roost
 kernel = roost.start_kernel("roosted", backend="local")
-client, attached = kernel.client(), roost.attach(kernel.id)
-attached.execute("1")
-del kernel, client, attached
+client = kernel.client()
+del kernel, client
 gc.collect()
 print("goes on")
 """
@@ -358,43 +339,3 @@ def test_a_kernel_that_has_ended_has_no_new_client() -> None:
             kernel.client()
     with pytest.raises(roost.KernelDied):
         kernel.client()
-
-
-@on_this_machine
-def test_an_attached_program_notices_that_the_kernel_ends() -> None:
-    with roost.start_kernel("roosted") as kernel, roost.attach(kernel.id) as attached:
-        with pytest.raises(roost.KernelDied, match="code 7") as died:
-            attached.execute("import os; os._exit(7)", timeout_s=allow_s(30))
-        assert died.value.fields["exit_code"] == 7
-        for use in (lambda: attached.execute("1", timeout_s=allow_s(30)), attached.client):
-            with pytest.raises(roost.KernelDied, match="code 7"):
-                use()
-
-
-STUBBORN = """
-import time
-while True:
-    try:
-        time.sleep(0.1)
-    except KeyboardInterrupt:
-        pass
-"""
-"""Code that only the kernel's end ends: a restart interrupts first, and another cell's reply could come before."""
-
-
-@on_this_machine
-def test_an_attached_program_notices_a_restart(tmp_path: Path) -> None:
-    with roost.start_kernel("roosted") as kernel, roost.attach(kernel.id) as attached:
-        attached.execute("x = 1")
-        restart = threading.Timer(2, kernel.restart)
-        restart.start()
-        with pytest.raises(roost.KernelDied):
-            attached.execute(STUBBORN, timeout_s=allow_s(60))
-        restart.join()
-        assert attached.execute("'x' in globals()", timeout_s=allow_s(30)).text == "False"
-        running = tmp_path / "running"
-        with pytest.raises(TimeoutError, match="goes on"):
-            attached.execute(f"open({str(running)!r}, 'w').close()\n{SLEEP}", timeout_s=0.1)
-        until_blocking(running.exists, "the cell runs", 60, 0.02)
-        attached.interrupt()
-        assert attached.execute("6 * 7", timeout_s=allow_s(30)).text == "42"

@@ -22,12 +22,12 @@ from kit.clusters.kubelets.cluster import Kubelets
 from kit.clusters.kubernetes.shared_cluster import cluster_settings as kubernetes_settings
 from kit.clusters.yarn.shared_cluster import cluster_settings as yarn_settings
 from kit.machine.daemons import daemon_pids, settle, wait_gone
-from roost.bench.clusters.dask_machines import DaskMachines
-from roost.bench.clusters.raylets import Machine, Raylets, why_not
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.yarn.hadoop_conf import find_web_addresses
 from roost.scheduler.client.client import disconnect
 from roost.scheduler.client.running_services import find_services
+from roost.testing.clusters.dask_machines import DaskMachines
+from roost.testing.clusters.raylets import Machine, Raylets, why_not
 from roost.testing.deadlines import allow_s
 
 

@@ -24,7 +24,6 @@ from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.file_input import (
     MOST_OWN_BYTES,
     UnfitFile,
-    make_own_folder,
     put_aside,
     read_document,
 )
@@ -38,7 +37,7 @@ from roost.placement.model.json_codec import WireError, decode, encode
 
 from .child_reaper import Reaper
 from .place import Place
-from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter, write_connection
+from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter
 
 log = logging.getLogger(__name__)
 
@@ -115,20 +114,14 @@ class Kernels:
             self._reaper,
             self._on_started,
             place,
-            room,
             limits,
             book,
             earlier_fork,
         )
-        make_own_folder(folder, log)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
     def list(self) -> tuple[KernelProcess, ...]:
         return tuple(kernel.process for kernel in self._kernels.values() if kernel.process is not None)
-
-    def forked_pids(self) -> tuple[int, ...]:
-        """Return the pids of the forked kernels that run."""
-        running = (kernel.process for kernel in self._kernels.values() if not kernel.ended.is_set())
-        return tuple(process.pid for process in running if process is not None and process.how == "forked")
 
     def pids(self) -> dict[str, int]:
         """Return the pids of the kernels that run, by lease id."""
@@ -286,7 +279,7 @@ class Kernels:
         """Move a file out of a kernel's folder, which is removed next."""
         aside = self._folder.with_name(f"{self._folder.name}.unreadable")
         with contextlib.suppress(OSError):
-            make_own_folder(aside, log)
+            aside.mkdir(mode=0o700, exist_ok=True)
         put_aside(path, reason, log, aside=aside / f"{path.parent.name}-{path.name}")
 
     def _read_starting(self, path: Path) -> tuple[int, float]:
@@ -296,17 +289,6 @@ class Kernels:
         except UnfitFile:
             noted = None
         return (noted.pid, noted.started_at) if noted is not None else (0, 0.0)
-
-    def put_back(self) -> None:
-        """Write the files of all kernels again, after somebody has deleted them. Raises `OSError`."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        for kernel in self._kernels.values():
-            process = kernel.process
-            kernel.folder.mkdir(mode=0o700, exist_ok=True)
-            if process is not None:
-                if process.connection is not None:
-                    write_connection(kernel.folder, kernel.kernel_id, process.connection)
-                write_private_json(kernel.folder / "record.json", encode(process))
 
     async def close(self) -> None:
         for kernel in self._kernels.values():
@@ -388,10 +370,9 @@ class Kernels:
         record = encode(kernel.process)
         # Recorded before it is reported: an agent that dies in between leaves a record that the next one lists.
         try:
-            self._room.write(lambda: write_private_json(kernel.folder / "record.json", record))
+            write_private_json(kernel.folder / "record.json", record)
         except OSError as problem:
             log.warning("kernel=%s its end cannot be recorded: %s", kernel.process.kernel_id, problem)
-        self._zygotes.learn(kernel.folder)
         kernel.ended.set()
         log.info("kernel=%s %s", kernel.process.kernel_id, kernel.process.reason)
         self._on_exited(kernel.process)

@@ -24,7 +24,7 @@ import zmq
 from roost.launchers.agent.limits.cgroups import enter
 from roost.launchers.agent.limits.limits import Limits
 from roost.launchers.agent.machine import ports
-from roost.launchers.agent.machine.disk_room import NO_ROOM, DiskRoom
+from roost.launchers.agent.machine.disk_room import NO_ROOM
 from roost.launchers.agent.machine.sessions import Session
 from roost.launchers.agent.warm.fork_report import KernelDiedEarly
 from roost.launchers.agent.warm.kernel_command import (
@@ -82,7 +82,6 @@ class _Child:
     lease_id: str
     reaper: Reaper
     session: Session
-    room: DiskRoom
     book: MachineBook | None
     pid: int = 0
     started_at: float = 0.0
@@ -95,7 +94,7 @@ class _Child:
         self.started_at = started_at or start_time(pid)
         noted = {"pid": pid, "started_at": self.started_at}
         with writing(self.folder):
-            self.room.write(lambda: write_private_json(self.folder / "starting.json", noted))
+            write_private_json(self.folder / "starting.json", noted)
             if self.book is not None:
                 self.book.name_process(self.lease_id, pid, self.started_at)
         return self.code
@@ -129,7 +128,6 @@ class Starter:
     reaper: Reaper
     on_started: Callable[[KernelProcess, asyncio.Future[int]], None]
     place: Place
-    room: DiskRoom
     limits: Limits
     book: MachineBook | None = None
     earlier_fork: EarlierFork | None = None
@@ -150,8 +148,9 @@ class Starter:
             raise RemoteError("bad_command", "the kernelspec has no command (argv is empty)")
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing(folder):
-            self.room.write(lambda: folder.mkdir(mode=0o700, exist_ok=True))
-            log_fd = self.room.write(lambda: os.open(folder / "log", flags, 0o600))
+            folder.mkdir(mode=0o700, exist_ok=True)
+            # A pipe in the log's place fails, instead of waiting for a reader.
+            log_fd = os.open(folder / "log", flags | os.O_NONBLOCK, 0o600)
             if self.book is not None:
                 self.book.begin_launch(request.lease_id)
         try:
@@ -168,7 +167,7 @@ class Starter:
     async def _start(
         self, folder: Path, request: Launch, device_ids: tuple[str, ...], log_fd: int
     ) -> KernelProcess:
-        child = _Child(folder, request.lease_id, self.reaper, self.place.session, self.room, self.book)
+        child = _Child(folder, request.lease_id, self.reaper, self.place.session, self.book)
         held = self.limits.get(request.lease_id)
         try:
             why_not_forked = ""
@@ -190,7 +189,7 @@ class Starter:
                 why_not_forked=why_not_forked,
             )
             with writing(folder):
-                self.room.write(lambda: write_private_json(folder / "record.json", encode(process)))
+                write_private_json(folder / "record.json", encode(process))
         except BaseException as problem:  # a cancelled start must not leave a process behind, either
             code = await child.end()
             if isinstance(problem, KernelDiedEarly):
@@ -295,7 +294,7 @@ class Starter:
 
     def _write_connection(self, folder: Path, kernel_id: str, connection: Connection) -> Path:
         with writing(folder):
-            return self.room.write(lambda: write_connection(folder, kernel_id, connection))
+            return write_connection(folder, kernel_id, connection)
 
 
 def _end_with_parent() -> None:
@@ -399,4 +398,5 @@ def writing(folder: Path) -> Iterator[None]:
             is_here = str(problem.filename or folder).startswith(str(folder))
             full = folder if is_here else problem.filename
             raise RemoteError("no_space", f"no space left for {full}: free some, then try again") from None
-        raise RemoteError("internal", f"cannot write to {folder}: {problem.strerror or problem}") from None
+        place = problem.filename or folder
+        raise RemoteError("internal", f"cannot write to {place}: {problem.strerror or problem}") from None

@@ -16,7 +16,6 @@ from pathlib import Path
 from roost.launchers.daemon.file_input import (
     MOST_OWN_BYTES,
     UnfitFile,
-    make_own_folder,
     put_aside,
     read_document,
 )
@@ -63,7 +62,7 @@ class LeaseLedger:
         self._folder = folder
         self._entries: dict[str, Reserve] = {}
         self._promised = _Promised(self.models)
-        make_own_folder(folder, log)
+        folder.mkdir(mode=0o700, exist_ok=True)
         remove_unfinished(folder)
         for path in sorted(folder.glob("*.json")):
             try:
@@ -126,12 +125,6 @@ class LeaseLedger:
         self._promised.count(entry.lease, -1)
         self._path(lease_id).unlink(missing_ok=True)
         return True
-
-    def put_back(self) -> None:
-        """Write all files again, after somebody has deleted them. Raises `OSError`."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        for entry in self._entries.values():
-            self._write(entry)
 
     def transfer(self, lease_id: str, owner: Owner) -> None:
         known = self._entries.get(lease_id)

@@ -72,10 +72,7 @@ class ManagerWatch:
             self._begin(manager)
         elif key in self._watches:
             self._ended(key)
-        self.put_back()
-
-    def put_back(self) -> None:
-        """Write the file for the next agent. Raises `OSError`."""
+        # For the next agent.
         write_private_json(self.file, {"managers": [encode(known) for known, _ in self._watches.values()]})
 
     def close(self) -> None:

@@ -5,8 +5,7 @@
       │  │      │           ├── WatchedConfinement: a limit per process, and a watch over their sum
       │  │      │           └── ManagedConfinement: the manager limits the pod or container
       │  └──────┴─ on_near: a kernel is about to use all its memory
-      ├──> UsageMeter: what each kernel uses of CPUs, memory and memory of GPUs           usage
-      └──> PageOut: idle kernels move their memory to the swap                            page_out
+      └──> UsageMeter: what each kernel uses of CPUs, memory and memory of GPUs           usage
 
 `launch` starts a kernel within the control group of its lease.
 """

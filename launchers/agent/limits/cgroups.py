@@ -61,10 +61,10 @@ class Cgroup:
                 found.update(each.name for each in folder.iterdir() if each.is_dir())
         return found
 
-    def limit_memory(self, most_bytes: int, swap_bytes: int) -> None:
-        """Limit the group's memory to `most_bytes`, and its swap to `swap_bytes`.
+    def limit_memory(self, most_bytes: int) -> None:
+        """Limit the group's memory to `most_bytes`.
 
-        With version 1, `most_bytes` limits memory and swap together, and `swap_bytes` has no effect.
+        With version 1, this is the sum of memory and swap. With version 2, the group gets no swap.
         """
         if self._is_v1:
             _write(self._memory / "memory.limit_in_bytes", most_bytes)
@@ -73,7 +73,7 @@ class Cgroup:
         else:
             _write(self._memory / "memory.max", most_bytes)
             with contextlib.suppress(OSError):
-                _write(self._memory / "memory.swap.max", swap_bytes)
+                _write(self._memory / "memory.swap.max", 0)
             _write(self._memory / "memory.oom.group", 1)
 
     def weigh(self, cpus: float, most_cpus: float = 0.0) -> None:

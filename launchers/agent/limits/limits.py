@@ -15,7 +15,6 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 
 from roost.launchers.agent.machine.sessions import Session
 from roost.launchers.daemon.tasks import cancel_all, spawn
@@ -74,7 +73,6 @@ class Limits:
         *,
         cpus: float,
         own_group: Cgroup | None,
-        pages_out: bool,
         list_others: Callable[[], Iterable[int]],
         on_near: Callable[[str, str], object],
         make_tree: Callable[[str], CgroupTree] = CgroupTree,
@@ -82,7 +80,6 @@ class Limits:
         self._settings = settings
         self._session = session
         self._cpus = cpus
-        self._pages_out = pages_out
         self._list_others = list_others
         self._on_near = on_near
         self._held: dict[str, Confinement] = {}
@@ -238,7 +235,7 @@ class Limits:
         group.make()
         group.weigh(request.cpus or _BEST_EFFORT_CPUS, request.cpus * self._settings.cpu_ceiling)
         if request.memory_bytes:
-            group.limit_memory(request.memory_bytes, request.memory_bytes if self._pages_out else 0)
+            group.limit_memory(request.memory_bytes)
         return GroupConfinement(group, request.memory_bytes)
 
     def add_other(self, pid: int) -> None:
@@ -247,9 +244,9 @@ class Limits:
             self._tree.others.add(pid)
 
 
-def name_group(folder: Path) -> str:
-    """Return the name of the control group that the agent of this folder makes."""
-    return f"roost-{_hash(str(folder))[:16]}"
+def name_group(owner: str) -> str:
+    """Return the name of the control group that this agent makes."""
+    return f"roost-{_hash(owner)[:16]}"
 
 
 def _hash(text: str) -> str:

@@ -2,7 +2,7 @@
 
     kernel ── IOPub ──> subscribe ──> Journal: the latest messages, in memory             subscription, journal
        <── shell ─── StateQuestion: does a cell of the time before this agent run?        state_question
-                                         │  └──> JournalFile: the ones before             journal_file
+                                         │
     client <── service <── Agent <── Kernels (`launch`): a page of the journal
 
 The journal ends with the agent. The first process of a pod subscribes before the agent does, so that no early message

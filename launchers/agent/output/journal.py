@@ -1,4 +1,4 @@
-"""The journal of one kernel: the latest messages that it has published on IOPub, in rings of bounded size.
+"""The journal of one kernel: the latest messages that it has published on IOPub, in a ring of bounded size.
 
 A Jupyter Server that comes back reads there the messages that it has missed. The journal is one more
 subscriber of the kernel's IOPub. Requests and replies go straight between the kernel and its clients.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import itertools
 import json
 import logging
 import sys
@@ -35,7 +34,6 @@ from roost.launchers.protocol.kernel_message import (
 )
 from roost.launchers.protocol.messages import Connection, JournalEntry, JournalLimits, JournalPage
 
-from .journal_file import Entry, JournalFile
 from .state_question import StateQuestion
 from .subscription import subscribe
 
@@ -47,10 +45,6 @@ _PAGE_CHARACTERS = 1 << 19
 """A page has at most this much text. As JSON it may be twelve times longer, and an answer has at most 8 MiB."""
 _ENTRY_CHARACTERS = 20
 """The part of a page's text that an entry takes besides its message, its id and its lengths."""
-_BLOCK_BYTES = 1 << 20
-"""The size of a block in the file, or a quarter of the journal's memory if that is less."""
-_PAGE_BLOCKS = 8
-"""A page has entries of at most this many blocks, so that reading it does not keep the agent from other work."""
 _TURN = 50
 """At most this many messages are read before other work of the agent gets its turn."""
 _TURN_S = 0.01
@@ -64,16 +58,24 @@ _ACTIVE = frozenset({"execute_request", "inspect_request", "complete_request", "
 """Requests that are the work of a person. The others, such as kernel_info_request, are the traffic of programs."""
 _REMEMBERED = 16
 """How many requests without an entry are remembered while they run. A kernel seldom runs more than one."""
-_LEAST_RECORDS_BYTES = 1 << 20
-"""The records of requests may take this much memory beside a file, even if the journal's memory is smaller."""
 _ENTRY_BYTES, _PART_BYTES = 480, 48
 """The memory of the objects of a message with four parts, and of each further part."""
 _RECORD_BYTES = 190
 """The memory of a record and of its place in a dictionary, without its two texts (CPython 3.11, 64 bit)."""
-_BLOCK_RECORD_BYTES = 150
-"""The memory for a block of the file, and for its place in a deque."""
 _LONGEST_CACHED_BYTES = 4_096
 """A longer parent header is read again for each message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A message in a journal. `parts` are those after its signature; `number` counts a kernel's messages from 1."""
+
+    number: int
+    msg_id: str
+    request_id: str
+    parts: tuple[bytes, ...]
+    size_bytes: int
+    kind: str
 
 
 @dataclass(slots=True)
@@ -91,7 +93,7 @@ class _Request:
 
 
 class Journal:
-    """A journal: the latest messages in memory, and the ones before them in a file, over all restarts of the kernel.
+    """A journal: the latest messages, over all restarts of the kernel.
 
     A request has a record as long as the journal has one of its messages. Records count towards the journal's memory.
 
@@ -103,7 +105,6 @@ class Journal:
         self._limits = limits
         self._clock = clock
         self._entries: deque[Entry] = deque()
-        self._file = JournalFile(limits.disk_bytes) if limits.disk_bytes else None
         self._requests: dict[str, _Request] = {}
         self._gone: dict[str, _Request] = {}  # requests that run, and have no entry any more
         self._size_bytes = 0
@@ -141,8 +142,6 @@ class Journal:
 
     async def close(self) -> None:
         await cancel_all(self._tasks)
-        if self._file is not None:
-            self._file.close()
 
     def read(
         self, *, after: int = 0, offset: int = 0, session: str = "", since_s: float | None = None
@@ -178,8 +177,6 @@ class Journal:
             ids.append(entry.msg_id)
         if not ids and not chosen:  # the rest of the messages is not kept
             after = self._next - 1
-        if self._file is not None and after >= self._next - 1:
-            self._file.forget_latest()
         return JournalPage(
             entries=tuple(chosen),
             ids=tuple(ids),
@@ -191,20 +188,11 @@ class Journal:
 
     @property
     def _first(self) -> int:
-        first = self._file.first if self._file is not None else None
-        if first is None:
-            first = self._entries[0].number if self._entries else self._next
-        return first
+        return self._entries[0].number if self._entries else self._next
 
     def _entries_after(self, number: int) -> Iterator[Entry]:
-        """Yield the entries after a number, but only those of the first blocks if many blocks are in the file."""
-        if self._file is not None:
-            blocks = self._file.blocks_after(number)
-            for block in itertools.islice(blocks, _PAGE_BLOCKS):
-                yield from (entry for entry in block if entry.number > number)
-            if next(blocks, None) is not None:
-                return
-        yield from (entry for entry in self._entries if entry.number > number)
+        """Return the entries after a number."""
+        return (entry for entry in self._entries if entry.number > number)
 
     def _cut_piece(self, entry: Entry, offset: int, room: int, *, is_cut: bool) -> JournalEntry:
         if self._encoded[0] != entry.number:  # a long message is read in many pieces
@@ -230,56 +218,30 @@ class Journal:
 
     def _add(self, parts: tuple[bytes, ...]) -> None:
         header, parent = read_header(parts[0]), self._read_parent(parts[1])
-        limit_bytes = max(self._limits.memory_bytes, self._limits.disk_bytes)
+        limit_bytes = self._limits.memory_bytes
         is_shortened = header.kind == "stream" and len(parts[3]) > limit_bytes * 3 // 4
         if is_shortened:
             parts = _shorten(parts, limit_bytes // 8)
         request = self._find_request(parent, header.kind)
-        ends_request = False
         if request is not None and is_shortened:
             request.is_cut = True
         if header.kind == "status" and (state := read_state(parts[3])):
-            ends_request = state == "idle" and request is not None
             self._note_state(state, parent, request)
         elif request is not None and parent.kind in _ACTIVE:
             self._active_at = self._clock()
         size_bytes = sum(map(len, parts)) + _ENTRY_BYTES + _PART_BYTES * (len(parts) - _JSON_PARTS)
         number, self._next = self._next, self._next + 1
         kind = sys.intern(header.kind)
-        entry = Entry(number, header.msg_id, parent.msg_id, parts, size_bytes, kind, ends_request)
-        self._entries.append(entry)
+        self._entries.append(Entry(number, header.msg_id, parent.msg_id, parts, size_bytes, kind))
         self._size_bytes += size_bytes
         if request is not None:
             request.entries += 1
         self._make_room()
 
     def _make_room(self) -> None:
-        """Move the oldest entries from memory to the file until all is within the limits. Without a file, drop them.
-
-        Records of requests whose entries are in the file stay in memory. If they take too much, drop the oldest block.
-        """
-        limit_bytes = self._limits.memory_bytes
-        if self._file is None:
-            while self._size_bytes + self._records_bytes > limit_bytes and self._entries:
-                self._forget_all([self._take_oldest()])
-            return
-        while self._size_bytes > max(limit_bytes - self._records_bytes, limit_bytes // 4) and self._entries:
-            room_bytes = min(_BLOCK_BYTES, limit_bytes // 4)
-            moved: list[Entry] = []
-            while self._entries and (room_bytes > 0 or not moved):
-                moved.append(self._take_oldest())
-                room_bytes -= moved[-1].size_bytes
-            self._forget_all(self._file.add(moved))
-        most_bytes = max(limit_bytes, _LEAST_RECORDS_BYTES)
-        while self._records_bytes + _BLOCK_RECORD_BYTES * self._file.block_count > most_bytes:
-            if not self._file.block_count:
-                break
-            self._forget_all(self._file.drop_oldest())
-
-    def _take_oldest(self) -> Entry:
-        entry = self._entries.popleft()
-        self._size_bytes -= entry.size_bytes
-        return entry
+        """Drop the oldest entries until entries and records are within the limit."""
+        while self._size_bytes + self._records_bytes > self._limits.memory_bytes and self._entries:
+            self._forget(self._entries.popleft())
 
     def _read_parent(self, part: bytes) -> Header:
         if part != self._parent[0]:
@@ -324,18 +286,19 @@ class Journal:
             self.state = "idle"
             self._active_at = self._clock()
 
-    def _forget_all(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            if entry.number == self._encoded[0]:
-                self._encoded = (0, "", ())
-            request = self._requests.get(entry.request_id)
-            if request is None:
-                continue
-            request.entries -= 1
-            if entry.kind not in ("status", "execute_input"):
-                request.is_cut = True
-            if request.entries <= 0:
-                self._forget_request(entry.request_id, request)
+    def _forget(self, entry: Entry) -> None:
+        """Adjust sizes and records to an entry that has left the ring."""
+        self._size_bytes -= entry.size_bytes
+        if entry.number == self._encoded[0]:
+            self._encoded = (0, "", ())
+        request = self._requests.get(entry.request_id)
+        if request is None:
+            return
+        request.entries -= 1
+        if entry.kind not in ("status", "execute_input"):
+            request.is_cut = True
+        if request.entries <= 0:
+            self._forget_request(entry.request_id, request)
 
     def _forget_request(self, request_id: str, request: _Request) -> None:
         """Forget a request without entries. If it still runs, remember for some time that a part of it is gone."""

@@ -30,7 +30,6 @@ from .fingerprint import Fingerprint, find_shadow
 from .folder_watch import FolderWatch
 from .fork_report import ForkedKernel, read_report, refuse
 from .kernel_command import KernelCommand, NotForked, check_command, find_program
-from .learnt_preloads import LearntPreloads
 from .zygote_key import Key, build_key, drop_per_kernel
 from .zygote_start import SCRIPT, Attempt, Zygote, ZygoteStarter, explain_program, runs_program
 
@@ -44,15 +43,11 @@ _MAX_UNUSED = 2
 """At most this many zygotes of a key are unused. A third would not help: each start has other variables."""
 MOST_SPARES = 5
 """At most this many spares wait in a zygote for launches. After fewer recent launches, fewer spares wait."""
-_MOST_TRIES = 5
-"""At most this many zygotes are tried, each without one more unfit package. The last one gets no learnt packages."""
 _NO_SUBREAPER = "kernels are not forked here: this system has no child subreaper"
 _NONE_READY = "no warm process for its Python and environment was ready"
 _MOST_PYTHONS = 64
 _LOOK_AGAIN_S = 1.0
 """How long after a start all files of its zygote are looked at."""
-_IMPORTS_FILE = "imports.json"
-"""The name of the file, beside the connection file, in which a kernel reports its imports."""
 
 
 def become_subreaper() -> bool:
@@ -66,7 +61,7 @@ class ZygotePool:
     """The zygotes of an agent. If there are too many, the least recently used one ends. `output` is for tracebacks.
 
     `scratch` is a folder for files that zygotes need while they load. `on_spawned` gets the pid of each zygote before
-    the zygote forks. `on_problems` is called when `problems` has changed. `learnt` chooses further preloads, if given.
+    the zygote forks. `on_problems` is called when `problems` has changed.
     """
 
     def __init__(
@@ -80,12 +75,10 @@ class ZygotePool:
         on_spawned: Callable[[int], object] = lambda pid: None,
         on_problems: Callable[[], object] = lambda: None,
         script: Path = SCRIPT,
-        learnt: LearntPreloads | None = None,
     ) -> None:
         self._max_zygotes = max_zygotes
         self._warm_delay_s = warm_delay_s
         self._on_problems = on_problems
-        self._learnt = learnt
         self._zygotes: list[Zygote] = []
         self._folders = FolderWatch()
         self._most_spares = MOST_SPARES
@@ -144,11 +137,7 @@ class ZygotePool:
             "umask": context.umask,
             "groups": choose_groups(context),
             "listeners": len(listeners),
-            "report": None,
         }
-        if self._learnt is not None:
-            path = connection_file.with_name(_IMPORTS_FILE)
-            order["report"] = {"path": str(path), "python": key.python}
         request = json.dumps(order).encode()
         timing_ms: dict[str, float] = {}
         reason = self._say_none(key)
@@ -197,30 +186,6 @@ class ZygotePool:
                 self._retire(zygote)
 
         self._timers.later(_LOOK_AGAIN_S, look, key=zygote)
-
-    def learn(self, folder: Path) -> None:
-        """Count the imports that an ended kernel has reported in its folder. Replace zygotes that lack a package."""
-        if self._learnt is None or not (python := self._learnt.record(folder / _IMPORTS_FILE)):
-            return
-        for zygote in self._zygotes:
-            if zygote.key.python == python and self._is_outdated(zygote):
-                self._warm_later(zygote.key, zygote.command, zygote.env, zygote.key.folder)
-
-    def _is_outdated(self, zygote: Zygote) -> bool:
-        """True if a new zygote would get a learnt package that this zygote lacks."""
-        return self._learnt is not None and bool(self._learnt.choose(zygote.key.python).keys() - zygote.asked)
-
-    def _forget_varying(self, key: Key, env: Mapping[str, str]) -> None:
-        """Drop learnt packages that read a variable that differs between kernels: each value would need a zygote."""
-        if self._learnt is None:
-            return
-        for zygote in self._zygotes:
-            differences = zygote.find_differences(env) if zygote.key == key else set()
-            for name, reads in zygote.learnt.items():
-                if varying := sorted(differences.intersection(reads)):
-                    self._learnt.drop(
-                        key.python, name, f"it reads {varying[0]}, which differs between kernels"
-                    )
 
     async def warm(
         self,
@@ -317,8 +282,8 @@ class ZygotePool:
             await asyncio.sleep(self._warm_delay_s if delay_s is None else delay_s)
             try:
                 await self._make(key, command, env, cwd)
-            except Exception:
-                self._pause(key, env, _PAUSE_S, "its warm process could not be made")
+            except Exception as problem:
+                self._pause(key, _PAUSE_S, f"its warm process could not be made: {problem}")
                 log.exception("no zygote for %s", key.python)
 
         if key not in self._warming:
@@ -326,49 +291,34 @@ class ZygotePool:
             task.add_done_callback(lambda _: self._warming.pop(key, None))
         return self._warming[key]
 
-    def _pause(self, key: Key, env: Mapping[str, str], pause_s: float, reason: str) -> bool:
-        """Use no zygote for this key for a while, for this reason.
-
-        If one serves `env` already, return False and do nothing.
-        """
-        if any(zygote.serves(key, env) for zygote in self._zygotes):
-            return False
+    def _pause(self, key: Key, pause_s: float, reason: str) -> None:
+        """Use no zygote for this key for a while, for this reason."""
         now = time.monotonic()
         self._refused = {each: found for each, found in self._refused.items() if now < found[0]}
         self._refused[key] = now + pause_s, reason
-        return True
 
     async def _make(self, key: Key, command: KernelCommand, env: Mapping[str, str], cwd: str) -> None:
-        """Make a zygote, unless an up-to-date one serves the same starts. The new zygote replaces outdated ones."""
-        if any(zygote.serves(key, env) and not self._is_outdated(zygote) for zygote in self._zygotes):
-            return  # a package was learnt, but later kernels have not used it
+        """Make a zygote, unless one serves the same starts."""
+        if any(zygote.serves(key, env) for zygote in self._zygotes):
+            return
         started = time.perf_counter()
-        own = drop_per_kernel(env)
-        self._forget_varying(key, env)
-        for left in reversed(range(_MOST_TRIES)):
-            learnt = tuple(self._learnt.choose(key.python)) if self._learnt and left else ()
-            attempt = await self._starter.start(key, command, own, learnt)
-            pid, answer = attempt.pid, attempt.answer
-            if answer["op"] == "ready" and not runs_program(pid, key.python):
-                answer = {"op": "refused", "reason": explain_program(pid, key.python)}
-            if answer["op"] == "ready":
-                break
+        attempt = await self._starter.start(key, command, drop_per_kernel(env))
+        pid, answer = attempt.pid, attempt.answer
+        if answer["op"] == "ready" and not runs_program(pid, key.python):
+            answer = {"op": "refused", "reason": explain_program(pid, key.python)}
+        if answer["op"] != "ready":
             self._end(attempt)
-            if answer["op"] == "startup":
-                self._has_startup_code[key] = True
-                log.info("%s runs start-up code: %s", key.python, ", ".join(answer["code"]))
-                await self._make(key.with_all(env, cwd), command, env, cwd)
-                return
-            if answer["op"] != "unfit" or self._learnt is None:
-                pause_s = _REFUSAL_PAUSE_S if answer["op"] == "refused" else _PAUSE_S
-                is_paused = self._pause(key, env, pause_s, answer["reason"])
-                what = "are not forked" if is_paused else "get no learnt packages"
-                problem = f"kernels of {key.python} {what}: {answer['reason']}"
-                log.warning(problem)
-                self._note_problems(key, [problem])
-                return
-            for name in (answer["name"],) if answer["name"] else learnt:
-                self._learnt.drop(key.python, name, answer["reason"])
+        if answer["op"] == "startup":
+            self._has_startup_code[key] = True
+            log.info("%s runs start-up code: %s", key.python, ", ".join(answer["code"]))
+            await self._make(key.with_all(env, cwd), command, env, cwd)
+            return
+        if answer["op"] != "ready":
+            self._pause(key, _REFUSAL_PAUSE_S if answer["op"] == "refused" else _PAUSE_S, answer["reason"])
+            problem = f"kernels of {key.python} are not forked: {answer['reason']}"
+            log.warning(problem)
+            self._note_problems(key, [problem])
+            return
         fingerprint = Fingerprint(
             files={path: (mtime, size, inode) for path, mtime, size, inode in answer["files"]},
             folders={path: (mtime, size, inode) for path, mtime, size, inode in answer["folders"]},
@@ -376,7 +326,7 @@ class ZygotePool:
             imported_names=frozenset(answer["names"]),
             watch=self._folders,
         )
-        for older in [zygote for zygote in self._zygotes if zygote.serves(key, env)]:
+        for older in [zygote for zygote in self._zygotes if zygote.serves(key, env)]:  # made at the same time
             log.info("zygote=%d retired: zygote=%d replaces it", older.pid, pid)
             self._retire(older)
         self._zygotes.append(
@@ -387,18 +337,12 @@ class ZygotePool:
                 answer["environment"],
                 fingerprint,
                 used_at=time.monotonic(),
-                command=command,
-                env=own,
-                learnt=answer["learnt"],
-                asked=frozenset(learnt),
                 late_names=frozenset(answer["late_names"]),
             )
         )
         self._limit(self._zygotes[-1])  # it may have changed meanwhile
         self._note_problems(key, [f"kernels of {key.python}: {problem}" for problem in answer["problems"]])
         notes = [*answer["problems"], *answer["notes"]]
-        if self._learnt is not None and answer["learnt"]:
-            notes.append(f"learnt: {self._learnt.describe(key.python, tuple(answer['learnt']))}")
         text = "".join(f"; {note}" for note in notes)
         log.info("zygote=%d ready in %.2f s for %s%s", pid, time.perf_counter() - started, key.python, text)
         self._retire_surplus()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import socket
@@ -43,14 +42,6 @@ class Zygote:
     """The environment variables that its imports have read, with their values."""
     fingerprint: Fingerprint
     used_at: float
-    command: KernelCommand
-    """The command of the kernel for which it was made."""
-    env: Mapping[str, str]
-    """The environment of that kernel."""
-    learnt: Mapping[str, Sequence[str]]
-    """The variables that each learnt package has read."""
-    asked: frozenset[str]
-    """All learnt packages that it had to import."""
     late_names: frozenset[str]
     """The modules that a fresh kernel would import from its working folder, if the folder had them."""
     launches: int = 0
@@ -67,15 +58,9 @@ class Zygote:
 
     def serves(self, key: Key, env: Mapping[str, str]) -> bool:
         """True if a start with this key and environment would import what the zygote has imported."""
-        return key == self.key and not self.find_differences(env)
-
-    def find_differences(self, env: Mapping[str, str]) -> set[str]:
-        """Return the variables that the zygote's imports have read, and that have another value in `env`."""
-        return {
-            name
-            for name, value in self.variables.items()
-            if env.get(name) != value and not varies_by_kernel(name)
-        }
+        return key == self.key and all(
+            env.get(name) == value or varies_by_kernel(name) for name, value in self.variables.items()
+        )
 
 
 def runs_program(pid: int, program: str) -> bool:
@@ -97,8 +82,7 @@ def explain_program(pid: int, program: str) -> str:
 class Attempt:
     """A process that was to become a zygote.
 
-    `answer` is the zygote's answer, as `zygote/main.py` describes it. In an answer `unfit` without a `name`,
-    any learnt package may be the cause.
+    `answer` is the zygote's answer, as `zygote/main.py` describes it.
     """
 
     pid: int
@@ -119,10 +103,8 @@ class ZygoteStarter:
     """Gets each pid before its process forks."""
     script: Path = SCRIPT
 
-    async def start(
-        self, key: Key, command: KernelCommand, env: Mapping[str, str], learnt: Sequence[str]
-    ) -> Attempt:
-        """Start a zygote that imports these learnt packages, too, and wait until it has loaded or failed."""
+    async def start(self, key: Key, command: KernelCommand, env: Mapping[str, str]) -> Attempt:
+        """Start a zygote, and wait until it has loaded or failed."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
             for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -134,7 +116,6 @@ class ZygoteStarter:
             "folder": key.folder,
             "cpus": key.cpus,
             "is_whole": key.is_whole,
-            "learnt": learnt,
             "args": command.args,
             "env": env,
             "scratch": str(self.scratch) if self.scratch else None,
@@ -142,19 +123,16 @@ class ZygoteStarter:
         try:
             with theirs:
                 pid = self._spawn(key, theirs.fileno(), env)
-            answer = await self._prepare(ours, json.dumps(request).encode(), bool(learnt))
+            answer = await self._prepare(ours, json.dumps(request).encode())
         except BaseException:
             ours.close()
             raise
         return Attempt(pid=pid, socket=ours, answer=answer)
 
-    async def _prepare(self, ours: socket.socket, request: bytes, has_learnt: bool) -> dict[str, Any]:
+    async def _prepare(self, ours: socket.socket, request: bytes) -> dict[str, Any]:
         """Have a new zygote import its packages, and return its answer: ready, or why not.
 
         The answer comes in a file, because a packet is too small for it.
-
-        If the zygote ends while it imports a learnt package, the file names that package. Without a name, any
-        learnt package may be the cause.
         """
         problem = f"it ended while loading; see {self.output}"
         with tempfile.TemporaryFile() as file:
@@ -167,14 +145,10 @@ class ZygoteStarter:
                 problem = f"not ready in {_READY_S:g} s; see {self.output}"
             except OSError:  # it has ended
                 pass
+            if problem:
+                return {"op": "failed", "reason": problem}
             file.seek(0)
-            if not problem:
-                return dict(json.load(file))
-            with contextlib.suppress(ValueError):  # empty, or half written
-                answer = json.load(file)
-                if answer["op"] == "unfit":
-                    return dict(answer)
-            return {"op": "unfit" if has_learnt else "failed", "name": "", "reason": problem}
+            return dict(json.load(file))
 
     def _spawn(self, key: Key, fd: int, env: Mapping[str, str]) -> int:
         """Start the process of a zygote and return its pid.
@@ -184,7 +158,9 @@ class ZygoteStarter:
         code has all variables.
         """
         context = ProcessContext(cpus=key.cpus, limits={"STACK": key.stack})
-        output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
+        # A pipe in the log's place fails, instead of waiting for a reader.
+        output = os.open(self.output, flags | os.O_NONBLOCK, 0o600)
         try:
             process = subprocess.Popen(
                 [key.python, *key.flags, str(self.script), str(fd), _ROOM],

@@ -13,8 +13,6 @@
                                     ├── the line for the login shell there              remote_line
                                     ├── the program that runs there                     far_side
                                     └── a failure becomes one sentence                  problems
-    roost ssh check ──> examines a host on this way, step by step                       examination, far_examination,
-                                                                                        logout_rules
 
 `options` are those of one kernel. `python_probe` tests a kernelspec's Python on hosts, before it is installed.
 

@@ -46,11 +46,11 @@ Host *
 """What counts if the person's configuration does not say otherwise."""
 
 
-def prepare_command(ssh: Sequence[str], *, may_ask: bool = False) -> list[str]:
+def prepare_command(ssh: Sequence[str]) -> list[str]:
     """Return the client's command with roost's configuration, which includes the person's. Writes it on first use.
 
-    `ssh` is the client and its options. A `-F` among them names the configuration that is included. With `may_ask`, the
-    client may ask a person. Raises `OSError` or `HostProblem`.
+    `ssh` is the client and its options. A `-F` among them names the configuration that is included. Raises `OSError`
+    or `HostProblem`.
     """
     own, kept = _take_file(ssh[1:])
     included = ["~/.ssh/config", "/etc/ssh/ssh_config"]
@@ -61,7 +61,7 @@ def prepare_command(ssh: Sequence[str], *, may_ask: bool = False) -> list[str]:
     text = "".join(
         [
             _FIXED,
-            "" if may_ask else _UNASKED,
+            _UNASKED,
             *(f'Include "{path}"\n' for path in included),
             _USUAL,
         ]

@@ -49,7 +49,6 @@ async def run_on_host(
     variables: Mapping[str, str] = {},
     ssh: Sequence[str] = ("ssh",),
     deadline_s: float = 30.0,
-    may_ask: bool = False,
     report: Callable[[str], object] = lambda step: None,
 ) -> dict[str, Any]:
     """Run a Python program on a host and return its answer. Raises `HostProblem`.
@@ -59,10 +58,9 @@ async def run_on_host(
     answer with a "problem" raises `HostProblem` with that text, and with its "kind" if it has one.
 
     `python` is the interpreter on the host, which may begin with `~/`; empty: the first good one of the usual names.
-    `variables` are set for ssh, and an empty value unsets one. `ssh` is the client and its options. With `may_ask`, ssh
-    may ask a person at this process's terminal. `report` gets each step that is done: "master" (an open connection is
-    used), "shell" (the login), "python", and what the program says as {"step": …}. An error of `report` or `archive` is
-    raised here.
+    `variables` are set for ssh, and an empty value unsets one. `ssh` is the client and its options. `report` gets each
+    step that is done: "master" (an open connection is used), "shell" (the login), "python", and what the program says
+    as {"step": …}. An error of `report` or `archive` is raised here.
     """
     if not host or host.startswith("-") or not host.isprintable() or " " in host:
         raise HostProblem(f"{host!r} is no name of a host: correct the list of hosts", kind="ssh")
@@ -75,14 +73,14 @@ async def run_on_host(
     content = write_program(program, arguments, secret, deadline_s)
     line = write_line(secret, len(content), python)
     environment = _build_environment(variables)
-    client = _Client(environment, own_group=not may_ask)
+    client = _Client(environment)
     shown = show_command(ssh)
     exchange = _Exchange(host, write_mark(secret), content, archive, python, report, shown)
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + deadline_s
     check_file(ssh)
     try:
-        command = prepare_command(ssh, may_ask=may_ask)
+        command = prepare_command(ssh)
     except OSError as problem:  # FolderError is one
         reason = problem if isinstance(problem, FolderError) else problem.strerror
         raise HostProblem(f"ssh's configuration cannot be written: {reason}", kind="ssh") from None
@@ -90,8 +88,7 @@ async def run_on_host(
         report("master")
     else:
         command += ["-o", "ControlPath=none"]
-    if not may_ask:
-        command += ["-o", "BatchMode=yes"]
+    command += ["-o", "BatchMode=yes"]
     async with client.running([*command, "-T", "--", host, line], exchange):
         await asyncio.wait([exchange.outcome], timeout=max(0.0, ends_at - loop.time()))
         if not exchange.outcome.done():
@@ -109,7 +106,7 @@ async def read_options(
     asked = _Printing()
     try:
         command = prepare_command(ssh)
-        client = _Client(_build_environment(variables), own_group=True)
+        client = _Client(_build_environment(variables))
         async with client.running([*command, "-G", "--", host], asked, leave_s=0):
             await asyncio.wait([asked.closed], timeout=deadline_s)
     except (OSError, HostProblem):
@@ -133,9 +130,8 @@ def _build_environment(variables: Mapping[str, str]) -> dict[str, str]:
 class _Client:
     """Starts ssh processes, and ends them."""
 
-    def __init__(self, environment: Mapping[str, str], *, own_group: bool) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
-        self._own_group = own_group
 
     @contextlib.asynccontextmanager
     async def running(
@@ -148,7 +144,7 @@ class _Client:
                 *command,
                 env=self._environment,
                 cwd="/",
-                start_new_session=self._own_group,  # without a terminal, ssh cannot ask
+                start_new_session=True,  # without a terminal, ssh cannot ask
             )
         except OSError as problem:
             is_missing = isinstance(problem, FileNotFoundError)
@@ -173,9 +169,8 @@ class _Client:
 
         ssh may have ended a second ago. The kernel gives numbers in turn, so the group's is not yet another's.
         """
-        end = os.killpg if self._own_group else os.kill  # `kill` of the transport may take its exit code
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            end(transport.get_pid(), signal.SIGKILL)
+            os.killpg(transport.get_pid(), signal.SIGKILL)
 
 
 class _Process(asyncio.SubprocessProtocol):

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from kit.clusters.dask.lease_records import noted
-from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.launchers.daemon.private_files import read_json
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Placement, Request, get_policy
@@ -23,6 +22,7 @@ from roost.scheduler.backends.dask.manager import create
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.errors import BackendUnavailable
 from roost.testing import backend_context
+from roost.testing.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.testing.deadlines import until
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install '.[dask]'")

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from kit.clusters.dask.shared_cluster import tls_files
-from roost.bench.clusters.dask_machines import DaskMachines, why_not, write_certificate
 from roost.scheduler.backends.dask import join
 from roost.scheduler.backends.dask.settings import RoostDaskBackend
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
+from roost.testing.clusters.dask_machines import DaskMachines, why_not, write_certificate
 from roost.testing.deadlines import allow_s
 
 dask = pytest.importorskip("dask", reason="Dask is not installed: pip install '.[dask]'")

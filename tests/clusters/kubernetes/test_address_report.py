@@ -15,13 +15,13 @@ import pytest
 import zmq
 
 from kit.machine.container_agent import LEASE, a_launch, connect, evaluate, start_archive
-from roost.bench.clusters.free_ports import free_port
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import AgentAddress, Assignment, Launch, Reserve
 from roost.launchers.protocol.rpc import RemoteError, ServerKeys
 from roost.scheduler.backends.agent_per_kernel.address_reports import AddressReports
 from roost.scheduler.backends.key_pair import KeyPair
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s
 
 SERVICE = KeyPair(*(key.decode() for key in zmq.curve_keypair()))

@@ -13,11 +13,11 @@ import pytest
 from kit.clusters.ray.elastic_raylets import ElasticRaylets
 from kit.clusters.ray.elastic_world import Elastic, grown_by_kernels, read_pages
 from kit.machine.tiny_kernel import tiny
-from roost.bench.clusters.raylets import why_not
 from roost.scheduler.backends.ray import guard, join, nodes, placement_groups
 from roost.scheduler.client.client import connect
 from roost.scheduler.errors import Cancelled, NoNodeEver, RoostError
 from roost.scheduler.messages import Event, Kernel
+from roost.testing.clusters.raylets import why_not
 from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = [pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]

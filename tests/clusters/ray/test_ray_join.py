@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from roost.bench.clusters.raylets import Machine, Raylets, why_not
+from roost.testing.clusters.raylets import Machine, Raylets, why_not
 from roost.testing.deadlines import allow_s
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

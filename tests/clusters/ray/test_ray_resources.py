@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from roost.bench.clusters.raylets import Raylets
 from roost.launchers.protocol.messages import Lease, Owner
 from roost.placement import Decision, Request, get_policy
 from roost.scheduler.backends.agent_calls import Agents
@@ -19,6 +18,7 @@ from roost.scheduler.backends.ray.manager import create
 from roost.scheduler.backends.ray.settings import RoostRayBackend
 from roost.scheduler.errors import LeaseConflict
 from roost.testing import backend_context
+from roost.testing.clusters.raylets import Raylets
 from roost.testing.deadlines import allow_s, until
 
 ADA = Owner(user="ada", application="test", host="here", pid=1, process_started_at=1.0, can_adopt=True)

@@ -12,8 +12,8 @@ import pytest
 
 import roost
 from kit.machine.live_folders import read_files
-from roost.bench.clusters.raylets import Machine, Raylets, why_not
 from roost.scheduler.errors import ConfigError
+from roost.testing.clusters.raylets import Machine, Raylets, why_not
 from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import VARIABLE, end
 

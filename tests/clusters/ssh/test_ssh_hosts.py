@@ -19,7 +19,7 @@ WITHOUT_ROOT = """
 import subprocess
 from kit.clusters.faults import read_name
 from kit.clusters.ssh_hosts import SshHosts, leftovers, why_not
-from roost.bench.clusters.cluster_folder import wait_until
+from roost.testing.clusters.cluster_folder import wait_until
 assert "root" in why_not(hosts=3)
 with SshHosts(1) as hosts:
     def ssh(command):

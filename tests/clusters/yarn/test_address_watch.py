@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 
 from kit.machine.container_agent import a_launch, assigned_agent
-from roost.bench.clusters.free_ports import free_port
 from roost.launchers.agent.leases.address_watch import watch_address
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s
 
 

@@ -19,7 +19,6 @@ from kit.clusters.hadoop_nodes import GPU, HadoopNodes, why_not
 from kit.clusters.yarn.application_master import YarnMaster, live, running_master
 from kit.clusters.yarn.shared_cluster import assert_nothing_left, end_applications
 from kit.machine.container_agent import LEASE, PARENT_KERNEL, a_launch, connect, find_children
-from roost.bench.clusters.free_ports import free_port
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Assignment, Launch, Reserve
@@ -27,6 +26,7 @@ from roost.launchers.protocol.rpc import ClientKeys, ServerKeys
 from roost.placement import Request
 from roost.scheduler.backends.node_archive import dump_start, pack
 from roost.scheduler.backends.yarn.master.messages import Archive, Ask, Resources
+from roost.testing.clusters.free_ports import free_port
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 

@@ -14,7 +14,6 @@ import zmq
 from kit.clusters.hadoop_nodes import GPU, HadoopNodes, why_not
 from kit.clusters.yarn.application_master import YarnMaster, kill, live, running_master
 from kit.clusters.yarn.shared_cluster import assert_nothing_left, end_applications
-from roost.bench.clusters.free_ports import free_port
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.placement.model.json_codec import decode
@@ -26,6 +25,7 @@ from roost.scheduler.backends.yarn.master.messages import (
     Update,
     Widen,
 )
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

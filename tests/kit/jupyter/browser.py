@@ -22,8 +22,8 @@ from server import JupyterServer, jupyter_server
 
 from kit.machine import debian_packages
 from kit.machine.daemons import wait_gone
-from roost.bench.clusters.free_ports import free_port
 from roost.provisioners import server_extension
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until_blocking
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ import zmq
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from kit.machine.tiny_kernel import TINY_ARGV
-from roost.bench.clusters.free_ports import free_port
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import (
@@ -35,6 +34,7 @@ from roost.launchers.protocol.start_archive import add_start
 from roost.placement import Request
 from roost.placement.model.json_codec import encode
 from roost.scheduler.backends.node_archive import dump_start, pack
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until
 
 LEASE = Lease(id="roost:k:1", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1))

@@ -7,6 +7,7 @@ from pathlib import Path
 from kit.machine.daemons import agent_folder
 from roost.launchers.agent.limits.cgroups import CgroupTree, NoCgroups
 from roost.launchers.agent.limits.limits import name_group
+from roost.launchers.daemon.daemon import name_owner
 
 
 def why_not() -> str:
@@ -19,7 +20,7 @@ def why_not() -> str:
 
 
 def find_tree(runtime_dir: Path) -> CgroupTree:
-    return CgroupTree(name_group(agent_folder(runtime_dir)))
+    return CgroupTree(name_group(name_owner(agent_folder(runtime_dir))))
 
 
 def lease_groups(runtime_dir: Path) -> set[str]:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from roost.launchers.agent.launch.start import spawn_kernel
 from roost.launchers.agent.machine import ports as free_ports
 from roost.launchers.agent.warm.fork_report import ForkedKernel
 from roost.launchers.agent.warm.kernel_command import KernelCommand, NotForked, parse_ipykernel_command
-from roost.launchers.agent.warm.learnt_preloads import FEWEST, LearntPreloads
 from roost.launchers.agent.warm.zygote_pool import MOST_SPARES, ZygotePool
 from roost.launchers.agent.warm.zygote_start import SCRIPT
 from roost.launchers.protocol.agent_settings import Forking
@@ -130,32 +129,24 @@ class Agent:
         self,
         folder: Path,
         how: str = "any",
-        learnt: Sequence[str] = (),
         script: Path = SCRIPT,
         **forking: Any,
     ) -> None:
         """Choose how kernels start: by `fork`, from a `standby`, or in `any` way. `forking` are fields of `Forking`.
 
-        `learnt` are packages that all earlier kernels have imported. `script` is the program of the zygotes.
+        `script` is the program of the zygotes.
         """
         self.folder = folder
         self.how = how
         self.loop = asyncio.new_event_loop()
-        self._learnt = LearntPreloads(folder / "preloads") if learnt else None
-        self.zygotes = ZygotePool(Forking(**forking), warm_delay_s=0.0, script=script, learnt=self._learnt)
+        self.zygotes = ZygotePool(Forking(**forking), warm_delay_s=0.0, script=script)
         self.zygotes.limit_spares(0 if how == "fork" else MOST_SPARES)
         self.command = command_of(sys.executable)
         self.env = {**os.environ, "IPYTHONDIR": str(folder / "ipython"), "LC_TEST": str(folder)}
-        self._names = tuple(learnt)
         self.kernels: list[Kernel] = []
 
     def warm(self, cwd: Path | str = "/") -> int:
         """Start a zygote for kernels in this folder, which matters with start-up code, and return its pid."""
-        if self._learnt is not None:
-            report = {"python": self.command.python, "sites": [], "names": self._names}
-            for _ in range(FEWEST):
-                (self.folder / "imports.json").write_text(json.dumps(report))
-                self._learnt.record(self.folder / "imports.json")
         self.loop.run_until_complete(self.zygotes.warm(self.command, self.env, cwd))
         return list(self.zygotes.interpreters())[-1]
 

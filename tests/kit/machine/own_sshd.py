@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from roost.bench.clusters.free_ports import free_port
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until_blocking
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin") or ""

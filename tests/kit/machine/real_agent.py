@@ -41,7 +41,6 @@ def no_limits() -> Limits:
         OwnSession(),
         cpus=1,
         own_group=find_own_group(),
-        pages_out=False,
         list_others=list,
         on_near=print,
     )

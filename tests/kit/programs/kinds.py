@@ -4,7 +4,6 @@ fresh      a new process, as plain Jupyter starts it
 executed   a new process, as the agent starts it
 fork       forked when it is asked for
 standby    forked and built before
-learnt     a standby whose zygote has learnt packages
 preload    forked from a zygote with `preload`
 """
 
@@ -24,12 +23,10 @@ from kit.machine.forked_kernels import Agent, Kernel, command_of
 from roost.launchers.agent.warm.kernel_command import KernelCommand, NotForked
 from roost.launchers.agent.warm.zygote_start import SCRIPT
 
-from .program import Program, list_packages
+from .program import Program
 from .session import HANGS, run_session
 
-KINDS = ("executed", "fork", "standby", "learnt", "preload")
-_LEARNT = ("numpy", "pandas", "scikit-learn")
-"""Packages that the zygote of `learnt` imports if they are installed."""
+KINDS = ("executed", "fork", "standby", "preload")
 _MODULES = {
     "cryptography": "cryptography.x509",
     "dask": "dask",
@@ -120,7 +117,7 @@ class Kinds:
                         return start_fresh()
                     warm_up()
                     continue
-                if kernel.was_standby == (kind in ("standby", "learnt")):
+                if kernel.was_standby == (kind == "standby"):
                     return kernel
                 agent.kernels.remove(kernel)
                 kernel.end()
@@ -137,11 +134,8 @@ class Kinds:
 
     def _agent(self, kind: str, program: Program, ipython: str | None) -> Agent:
         """Return the agent for this program. Its standbys serve only kernels with the same folder `ipython`."""
-        installed = list_packages(self._python)
         options: dict[str, Any] = {"script": self._script}
-        if kind == "learnt":
-            options["learnt"] = [_MODULES[name] for name in _LEARNT if name in installed]
-        elif kind == "preload":
+        if kind == "preload":
             wanted = dict.fromkeys(["numpy", *(each.name for each in program.needs)])
             options["preload"] = tuple(_MODULES[name] for name in wanted if name in _MODULES)
         name = "-".join(
@@ -150,7 +144,7 @@ class Kinds:
         if name not in self._agents:
             folder = self._folder / name
             folder.mkdir()
-            how = "standby" if kind in ("standby", "learnt") else "fork"
+            how = "standby" if kind == "standby" else "fork"
             agent = self._agents[name] = Agent(folder, how=how, **options)
             agent.command = command_of(self._python)
             for variable in ("LC_TEST", "PYTEST_CURRENT_TEST"):  # the second one differs between tests

@@ -127,7 +127,7 @@ def _read_cells(path: Path, lines: list[str]) -> Iterator[Cell]:
 
 def explain_no_standby(python: str, program: Program, kind: str) -> str:
     """Return a sentence if this kind of kernel needs a standby and no standby may serve the program, or ""."""
-    if kind not in ("standby", "learnt"):
+    if kind != "standby":
         return ""
     never = f"No standby serves this program: {program.never_standby}." if program.never_standby else ""
     return explain_old_ipykernel(python) or never

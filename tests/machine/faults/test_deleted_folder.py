@@ -10,55 +10,32 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kit.jupyter.notebook import Notebook
+import pytest
+
 from kit.machine.daemons import agent_folder, daemon_pids, kill, wait_gone
 from kit.machine.tiny_kernel import tiny
+from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.client.client import Client
+from roost.scheduler.errors import RoostError
 from roost.testing.deadlines import allow_s, until
 
 SECONDS = 10.0
 
 
-async def test_kernels_stay_within_reach(roost_by_default: None, settled_runtime_dir: Path) -> None:
-    notebook = Notebook()
-    await notebook.open()
-    await notebook.run("kept = 42")
-    before = {kind: daemon_pids(settled_runtime_dir, kind) for kind in ("scheduler", "agent")}
-    shutil.rmtree(settled_runtime_dir, ignore_errors=True)
-    await until(
-        lambda: {kind: daemon_pids(settled_runtime_dir, kind) for kind in before} == before,
-        "the service and the agent are found again",
-        SECONDS,
-    )
-    assert _list_kernels() == [str(notebook.pid)], "a new client finds the service with its kernel"
-    for kind, (pid,) in before.items():
-        kill(pid)  # the next one reads the files that were put back
-        assert await notebook.value("kept") == "42"
-        assert _list_kernels() == [str(notebook.pid)], f"lost with the {kind}"
-    assert "and is restored" in (agent_folder(settled_runtime_dir) / "log.old").read_text()
-    await notebook.close()
-
-
-async def test_a_start_waits_until_the_folder_is_restored(client: Client, settled_runtime_dir: Path) -> None:
-    kept = await client.start(tiny())
-    shutil.rmtree(settled_runtime_dir, ignore_errors=True)
+async def test_kernels_live_on_and_no_other_starts(client: Client, settled_runtime_dir: Path) -> None:
     kernel = await client.start(tiny())
-    assert kernel.state == "running"
-    for each in (kept, kernel):
-        await client.stop(each.id, grace_s=0)
-
-
-async def test_a_damaged_announcement_is_written_again(client: Client, settled_runtime_dir: Path) -> None:
-    kernel = await client.start(tiny())
-    announcements = [*settled_runtime_dir.glob("*/ready.json")]
-    assert len(announcements) == 2
-    for file in announcements:
-        file.write_bytes(b"")
-    await until(
-        lambda: all(file.stat().st_size for file in announcements), "the files are written again", SECONDS
-    )
-    assert _list_kernels("gpus=2") == [str(kernel.pid)]
+    pids = [pid for kind in ("scheduler", "agent") for pid in daemon_pids(settled_runtime_dir, kind)]
+    shutil.rmtree(settled_runtime_dir, ignore_errors=True)
+    with pytest.raises(
+        RoostError, match=r"was deleted, so its service starts no kernel: shut down the kernels"
+    ):
+        await client.start(tiny())
+    assert [found.pid for found in await client.kernels()] == [kernel.pid]
+    assert is_running(kernel.pid, start_time(kernel.pid))
     await client.stop(kernel.id, grace_s=0)
+    assert all(wait_gone(pid, SECONDS) for pid in pids)
+    later = await client.start(tiny())
+    await client.stop(later.id, grace_s=0)
 
 
 async def test_damaged_files_leave_no_process_behind(client: Client, settled_runtime_dir: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import against_gateway
 import pytest
+from claims import Report
 
 from roost.bench import starts
-from roost.bench.report import Report
 from roost.bench.sides import Side
 
 

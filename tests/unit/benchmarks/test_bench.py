@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import math
 import resource
@@ -12,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from roost.bench import compare, density, machine, placement
+from roost.bench import compare, density, machine, placement, policies, trace_files
 from roost.bench.density import Filled, Limits, conclude, count_slots, find_limit
 from roost.bench.kernel import BenchKernel, Memory
 from roost.bench.report import Report
 from roost.bench.sides import Side, read_sides, world
 from roost.bench.world import MIB
-from roost.placement import Request
+from roost.placement import Request, Snapshot, get_policy
 from roost.scheduler.cli.main import main
 from roost.scheduler.errors import ConfigError
 
@@ -36,11 +37,11 @@ def test_each_baseline_is_a_side() -> None:
 
 
 def test_a_baseline_may_have_other_settings_of_the_backend() -> None:
-    measured, other = read_sides(CONFIG, ["roost:fork=false,page_out_after_s=2"], {"preload": ["jedi"]})
+    measured, other = read_sides(CONFIG, ["roost:fork=false,cpu_ceiling=2"], {"preload": ["jedi"]})
     assert (measured.config, measured.options) == (CONFIG, {"preload": ["jedi"]})
     assert (other.config, other.options) == (
         {**CONFIG, "fork": False},
-        {"preload": ["jedi"], "page_out_after_s": 2},
+        {"preload": ["jedi"], "cpu_ceiling": 2},
     )
 
 
@@ -64,6 +65,16 @@ def test_an_unknown_kernelspec_is_refused_before_anything_starts(monkeypatch: py
         world(read_sides(CONFIG, ["no-such"])),
     ):
         pass
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("roost.bench.command.find_spec", lambda name: None)
+    assert main(["bench", "start"]) == 2
+    said = capsys.readouterr().err
+    assert "roost bench start cannot run here, because the package ipykernel is missing" in said
+    assert "pip install '.[bench]'" in said
 
 
 def result(tmp_path: Path, name: str, **samples: list[float]) -> str:
@@ -124,7 +135,7 @@ def test_a_result_is_printed_even_if_its_file_cannot_be_written(
     report = Report("start")
     report.add("up", 1.0, "ms")
     gone = tmp_path / "gone" / "result.json"
-    assert report.finish(argparse.Namespace(json=gone, plot=None, check=False)) == 1
+    assert report.finish(argparse.Namespace(json=gone)) == 1
     said = capsys.readouterr()
     assert "up" in said.out
     assert said.err == f"roost: {gone} cannot be written: No such file or directory.\n"
@@ -337,3 +348,114 @@ def test_a_cluster_that_is_drawn_is_busy() -> None:
 def test_an_unknown_policy_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "placement", "--policy", "no-such"]) == 2
     assert "unknown policy 'no-such'; known are balanced" in capsys.readouterr().err
+
+
+TASKS = "name,cpu_milli,memory_mib,num_gpu,gpu_milli\n"
+CLUSTER = "sn,cpu_milli,memory_mib,gpu,model\na,64000,65536,4,T4\nb,64000,65536,4,T4\n"
+POLICY = """
+from roost.placement import Decision
+
+class Refuses:
+    name = "refuses"
+    def place(self, request, snapshot, *, avoid):
+        return Decision(request=request, policy=self.name)
+
+class Fails(Refuses):
+    def place(self, request, snapshot, *, avoid):
+        raise LookupError("no idea")
+
+class Exits(Refuses):
+    def place(self, request, snapshot, *, avoid):
+        raise SystemExit(3)
+"""
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> list[str]:
+    """Write a trace, a cluster and a file with policies. Return the arguments that name trace and cluster."""
+    (tmp_path / "tasks.csv").write_text(
+        TASKS + "half,1000,1024,1,500\nbig,1000,1024,8,1000\nhuge,1,1,64,1000\n"
+    )
+    (tmp_path / "nodes.csv").write_text(CLUSTER)
+    (tmp_path / "mine.py").write_text(POLICY)
+    return [str(tmp_path / "tasks.csv"), "--cluster", str(tmp_path / "nodes.csv")]
+
+
+def test_policies_are_compared_on_a_trace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trace: list[str]
+) -> None:
+    (tmp_path / "tasks.csv").write_text(TASKS + "half,1000,1024,1,500\nwhole,1000,1024,1,1000\n")
+    mine = f"{tmp_path / 'mine.py'}:Refuses"
+    file = tmp_path / "placement.json"
+    options = ["--policy", "pack", "--policy", mine, "--rounds", "2", "--json", str(file)]
+    assert main(["bench", "placement", *trace, *options]) == 0
+    found = json.loads(file.read_text())["figures"]
+    allocated, refused = (
+        found[f"{figure}/pack on nodes.csv"] for figure in ("allocated at 100 %", "refused")
+    )
+    assert (allocated["n"], refused["n"]) == (2, 2)
+    assert 85 < allocated["median"] <= 100
+    assert 10 < refused["median"] < 30
+    assert found[f"refused/{mine} on nodes.csv"]["median"] == 100
+    assert found["decision p50/pack on nodes.csv"]["unit"] == "µs"
+
+
+async def test_an_interrupted_policy_ends(trace: list[str]) -> None:
+    report = Report("placement")
+    report.is_interrupted = True
+    timed = policies.TimedPolicy(name="pack", policy=get_policy("pack"), report=report)
+    with pytest.raises(asyncio.CancelledError):
+        timed.place(Request(), Snapshot.of(trace_files.read_cluster(trace[2])))
+
+
+def test_a_log_is_played_as_recorded(tmp_path: Path, trace: list[str]) -> None:
+    log, file = tmp_path / "log", tmp_path / "placement.json"
+    lines = [
+        (0, 0, 9),
+        (1, 2, 12),
+        (5, 5, 6),
+        (20, 20, 30),
+    ]  # asked, placed, ended; each takes half of the GPUs
+    texts = [
+        json.dumps({"asked_at": at, "placed_at": placed, "ended_at": ended, "request": {"gpus": 4}})
+        for at, placed, ended in lines
+    ]
+    logger = "2026-11-30 14:05:03,123 INFO roost.scheduler.service.decision_log"
+    log.write_text("".join(f"{logger} kernel=k decided {text}\n" for text in texts))
+    assert main(["bench", "placement", str(log), *trace[1:], "--policy", "pack", "--json", str(file)]) == 0
+    found = json.loads(file.read_text())["figures"]
+    assert found["refused/pack on nodes.csv"]["median"] == 25
+    assert found["allocated at the end/pack on nodes.csv"]["median"] == 50
+    assert "allocated at 100 %/pack on nodes.csv" not in found
+
+
+def test_requests_that_fit_no_node_are_counted(capsys: pytest.CaptureFixture[str], trace: list[str]) -> None:
+    assert main(["bench", "placement", *trace, "--policy", "pack", "--quick"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3 requests would fit no node of nodes.csv, even an empty one, and count as refused." in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cluster", "x.csv"], "--cluster has no effect without a trace"),
+        (["{trace}", "--live"], "Give a trace or --live, not both"),
+        (["{trace}", "--cluster", "{nodes}", "--nodes", "5"], "--nodes has no effect on a trace"),
+        (["{trace}", "--cluster", "none.csv"], "none.csv cannot be read: No such file or directory."),
+        (
+            ["{trace}", "--cluster", "{nodes}", "--policy", "{mine}:Fails"],
+            "failed (LookupError: no idea, at mine.py:11)",
+        ),
+        (
+            ["{trace}", "--cluster", "{nodes}", "--policy", "{mine}:Exits"],
+            "failed (SystemExit: 3, at mine.py:15)",
+        ),
+        (["{trace}", "--cluster", "{nodes}", "--policy", "{mine}:None_"], "has no 'None_'"),
+    ],
+)
+def test_a_wrong_option_of_placement_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], trace: list[str], tmp_path: Path, options: list[str], said: str
+) -> None:
+    names = {"trace": trace[0], "nodes": trace[2], "mine": str(tmp_path / "mine.py")}
+    assert main(["bench", "placement", *(option.format(**names) for option in options)]) == 2
+    assert said in capsys.readouterr().err

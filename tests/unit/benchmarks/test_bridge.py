@@ -8,8 +8,7 @@ from pathlib import Path
 
 import bridge
 import pytest
-
-from roost.bench.report import Report
+from claims import Report
 
 
 def test_missing_launchers_are_one_sentence(

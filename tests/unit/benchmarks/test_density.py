@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from contextlib import nullcontext
 
 import pytest
 
-from roost.bench import density, idle_memory
+from roost.bench import density
 from roost.bench.density import FIRST, Filled, Limits, find_limit
 from roost.bench.kernel import BenchKernel, Memory, NoAnswer
 from roost.bench.report import Report
 from roost.bench.runs import run
 from roost.bench.sides import Side
 from roost.scheduler.cli.main import main
-from roost.testing.deadlines import allow_s
 
 PLAIN = Side(name="plain", kernelspec="plain")
 LOADS = {FIRST: "1+1", "import pandas": "import pandas"}
@@ -85,7 +83,7 @@ def test_a_run_with_too_many_failures_ends_with_the_results_so_far(
         for _ in range(failures):
             report.count_failure("plain", "it did not answer")
 
-    arguments = argparse.Namespace(json=None, plot=None, check=False)
+    arguments = argparse.Namespace(json=None)
     assert run(arguments, report, nullcontext(measure)) == (1 if failures == 30 else 0)
     shown = " ".join(capsys.readouterr().out.split())
     said = "Ended early, because 21 kernels of plain failed; the last one: it did not answer. These are the results"
@@ -105,9 +103,3 @@ def test_the_last_starts_are_compared_with_the_first(count: int, ratio: float | 
     density._compare_ends(report, PLAIN, [10.0] * (count - 50) + [20.0] * 50)
     found = report.ratios.get("start: the last 50 kernels ÷ the first 50")
     assert (found.of_medians if found else None) == ratio
-
-
-async def test_the_memory_of_no_process_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All kernels may have been left out before page-out."""
-    monkeypatch.setattr(idle_memory, "_SETTLE_S", 0.0)
-    assert await asyncio.wait_for(idle_memory._read_settled([]), allow_s(10)) == []

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import embedded
 import pytest
-
-from roost.bench import embedded
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from plots import arrange, draw
 
-from roost.bench.plots import arrange, draw
 from roost.bench.report import Report
 
-pytest.importorskip("matplotlib", reason="matplotlib draws the pictures: pip install '.[bench]'")
+pytest.importorskip("matplotlib", reason="matplotlib draws the pictures: pip install '.[test]'")
 
 
 def test_the_sides_of_a_stage_stand_beside_each_other() -> None:

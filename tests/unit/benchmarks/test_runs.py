@@ -29,7 +29,7 @@ def test_a_run_ends_although_its_cancellation_is_lost(
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(60)
 
-    arguments = argparse.Namespace(json=None, plot=None, check=False)
+    arguments = argparse.Namespace(json=None)
     assert run(arguments, report, nullcontext(measure)) == INTERRUPTED
     assert report.samples["start/roost"] == [0.0]
     assert "Interrupted: these are the results until then." in capsys.readouterr().out
@@ -55,7 +55,7 @@ def test_sigterm_ends_a_run_outside_its_measurement(when: str) -> None:
     async def measure() -> None:
         await asyncio.sleep(0)
 
-    arguments = argparse.Namespace(json=None, plot=None, check=False)
+    arguments = argparse.Namespace(json=None)
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run(arguments, Report("start"), prepare())

@@ -10,8 +10,7 @@ from dataclasses import replace
 import psutil
 import pytest
 import ssh_peer
-
-from roost.bench.report import Report
+from claims import Report
 
 
 def test_a_missing_package_is_one_sentence(

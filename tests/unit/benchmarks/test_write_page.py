@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import write_page
+from claims import Report
 from page_tables import PageTable
-
-from roost.bench.report import Report
 
 ROOT = Path(__file__).parents[3]
 STARTS = PageTable(

@@ -18,9 +18,9 @@ from kit.clusters.hadoop_nodes import HadoopNodes, Machine
 from kit.clusters.hadoop_nodes.settings import PORTS
 from kit.clusters.kubelets import build, image
 from kit.clusters.ssh_hosts import remains
-from roost.bench.clusters import cluster_folder
-from roost.bench.clusters.cluster_folder import claim_network
 from roost.launchers.daemon.process import start_time
+from roost.testing.clusters import cluster_folder
+from roost.testing.clusters.cluster_folder import claim_network
 
 
 def test_two_clusters_never_have_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:

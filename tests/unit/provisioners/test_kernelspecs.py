@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.provisioning import KernelProvisionerFactory
 
+import roost
 from kit.fakes.service import FakeService, fake_service
 from kit.jupyter.kernelspecs import read_kernelspec, roost_metadata, search_one_folder, write_kernelspec
 from kit.machine.bad_files import BAD_FILES
@@ -213,9 +215,8 @@ def test_every_command_reports_a_malformed_kernelspec(
     assert main.main(["kernelspec", "list", "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)["kernelspecs"]
     assert said in listed["problem"]
-    assert main.main(["run", notebook(tmp_path), "--kernel", "bad"]) == 2
-    assert said in (error := capsys.readouterr().err)
-    assert error.count("\n") == 1
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        roost.start_kernel("bad")
     with pytest.raises(ConfigError, match=said):
         kernelspecs.install("bad", name="other", config={}, is_checked=False)
 
@@ -246,8 +247,8 @@ def test_install_refuses_options_that_a_start_would_refuse(
     assert main.main(["kernelspec", "list", "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)["kernelspecs"]
     assert said in listed["problem"]
-    assert main.main(["run", notebook(tmp_path), "--kernel", "typo"]) == 2
-    assert said in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        roost.start_kernel("typo")
 
 
 @pytest.mark.parametrize(
@@ -531,19 +532,6 @@ def test_a_command_that_cannot_be_run_is_a_problem(argv: list[str], problem: str
     found = probe([*argv, "{connection_file}"], {**os.environ}).problem
     assert problem in found
     assert bool(problem) == bool(found)
-
-
-def test_a_folder_cannot_be_the_output(
-    kernels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main.main(["run", notebook(tmp_path), "--output", str(tmp_path)]) == 2
-    assert "is a folder" in capsys.readouterr().err
-
-
-def notebook(folder: Path) -> str:
-    path = folder / "empty.ipynb"
-    path.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
-    return str(path)
 
 
 def test_a_machine_without_any_kernelspec_gets_the_command_that_helps() -> None:

@@ -17,7 +17,7 @@ from roost.provisioners.execution import Result, add_output, build_result
 from roost.provisioners.journal_reader import read_runs
 from roost.provisioners.kernel_connection import accept_odd_messages
 from roost.provisioners.server_extension.replay import Replay
-from roost.scheduler.cli.attach import _show
+from roost.scheduler.cli.output import _show
 from roost.scheduler.client.client import Client
 from roost.testing.deadlines import allow_s
 

@@ -15,6 +15,7 @@ from kubernetes.client import Configuration
 
 from kit.machine.bad_files import BAD_FILES
 from kit.machine.cases import find_wrong
+from roost.bench.trace_files import read_nodes, read_trace
 from roost.launchers.daemon.file_input import take_json
 from roost.launchers.daemon.tasks import Timers
 from roost.launchers.protocol.agent_settings import AgentSettings
@@ -44,7 +45,6 @@ from roost.scheduler.policies.loader import find_policy, load_policy
 from roost.scheduler.policies.offline import read_snapshot
 from roost.scheduler.policies.recent_requests import RecentRequests
 from roost.scheduler.service.server import scheduler_name
-from roost.scheduler.simulate.trace_files import read_nodes, read_trace
 
 USERS_FILES: Mapping[str, Callable[[str], object]] = {
     "snapshot.json": read_snapshot,

@@ -18,13 +18,13 @@ from kit.clusters.dask.lease_records import Slow, hold, most_at_once, sweep, who
 from kit.clusters.faults import ClusterWorld, read_command, until
 from kit.jupyter.notebook import Notebook, held_by
 from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
-from roost.bench.clusters.cluster_folder import END_TIMEOUT_S, answers
-from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import RoostError
 from roost.scheduler.messages import Kernel
 from roost.testing import deadlines
+from roost.testing.clusters.cluster_folder import END_TIMEOUT_S, answers
+from roost.testing.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.testing.deadlines import allow_s
 from roost.testing.leftovers import VARIABLE
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kit.clusters.contention import EACH, SCHEDULERS, contend, most_at_once
-from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
+from roost.testing.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.testing.leftovers import VARIABLE, private_runtime_dir
 
 SHARES = (0.25, 0.5, 1.0, 0.25, 2.0)

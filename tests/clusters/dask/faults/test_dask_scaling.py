@@ -16,9 +16,9 @@ import pytest
 from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import settle, wait_gone
-from roost.bench.clusters.cluster_folder import claim_network
-from roost.bench.clusters.dask_machines import why_not
 from roost.scheduler.client.client import connect, disconnect
+from roost.testing.clusters.cluster_folder import claim_network
+from roost.testing.clusters.dask_machines import why_not
 from roost.testing.deadlines import allow_s, until
 from roost.testing.leftovers import VARIABLE, end
 

@@ -20,8 +20,8 @@ from kit import TESTS
 from kit.clusters.ray.elastic_raylets import ElasticRaylets
 from kit.clusters.ray.elastic_world import IDLE_S, Elastic, grown_by_kernels
 from kit.machine.daemons import daemon_pids, kill
-from roost.bench.clusters.raylets import why_not
 from roost.scheduler.client.client import connect, disconnect
+from roost.testing.clusters.raylets import why_not
 from roost.testing.deadlines import allow_s, until_blocking
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]

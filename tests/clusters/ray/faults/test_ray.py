@@ -31,10 +31,10 @@ from kit.jupyter.kernelspecs import (
 )
 from kit.jupyter.notebook import Notebook, held_by
 from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
-from roost.bench.clusters.raylets import Machine, Raylets, why_not
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable
+from roost.testing.clusters.raylets import Machine, Raylets, why_not
 from roost.testing.deadlines import allow_s, until
 from roost.testing.leftovers import VARIABLE, private_runtime_dir
 

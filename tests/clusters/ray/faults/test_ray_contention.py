@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kit.clusters.contention import EACH, SCHEDULERS, contend, most_at_once
-from roost.bench.clusters.raylets import Raylets
+from roost.testing.clusters.raylets import Raylets
 
 SHARES = (0.25, 0.25, 1.0, 0.25)
 

@@ -25,10 +25,10 @@ from kit.jupyter.kernelspecs import kernelspecs
 from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import daemon_pids, kill, settle
 from kit.machine.tiny_kernel import tiny
-from roost.bench.clusters.raylets import Machine, Raylets, processes, why_not
 from roost.launchers.daemon.private_files import read_json
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import BackendUnavailable
+from roost.testing.clusters.raylets import Machine, Raylets, processes, why_not
 from roost.testing.deadlines import allow_s, until
 from roost.testing.leftovers import VARIABLE
 

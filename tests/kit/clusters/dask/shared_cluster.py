@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.bench.clusters.dask_machines import DaskMachines, Machine, why_not
+from roost.testing.clusters.dask_machines import DaskMachines, Machine, why_not
 from roost.testing.leftovers import VARIABLE, end
 
 MACHINES = (

@@ -17,8 +17,8 @@ import psutil
 
 from kit.clusters.ssh_hosts.held_process import HeldProcess
 from kit.machine.network_cables import connect, disconnect, find_devices, has_route, ip
-from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.daemon.process import is_running, start_time
+from roost.testing.clusters.cluster_folder import wait_until
 from roost.testing.deadlines import allow_s
 
 from . import build, podman

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from roost.bench.clusters.cluster_folder import wait_until
+from roost.testing.clusters.cluster_folder import wait_until
 from roost.testing.deadlines import allow_s
 
 from . import registry_server

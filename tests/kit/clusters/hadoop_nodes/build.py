@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kit.machine import debian_packages
-from roost.bench.clusters.cluster_folder import why_no_address
+from roost.testing.clusters.cluster_folder import why_no_address
 from roost.testing.deadlines import allow_s
 
 VERSION = "3.4.2"

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from roost.bench.clusters.cluster_folder import FOLDER, DaemonCluster, inherit_environment, tail, wait_until
+from roost.testing.clusters.cluster_folder import FOLDER, DaemonCluster, inherit_environment, tail, wait_until
 from roost.testing.deadlines import allow_s
 
 from . import settings

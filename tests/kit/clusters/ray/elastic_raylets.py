@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roost.bench.clusters.cluster_folder import end, tail
-from roost.bench.clusters.free_ports import free_port
-from roost.bench.clusters.raylets import PROGRAM, Machine, Raylets
+from roost.testing.clusters.cluster_folder import end, tail
+from roost.testing.clusters.free_ports import free_port
+from roost.testing.clusters.raylets import PROGRAM, Machine, Raylets
 
 from . import raylet_provider
 from .raylet_provider import HEAD_TYPE

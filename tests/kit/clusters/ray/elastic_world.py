@@ -13,12 +13,12 @@ import psutil
 import pytest
 
 from kit.machine.daemons import settle
-from roost.bench.clusters.raylets import Machine
 from roost.provisioners.server_extension.cluster_page import read_cluster
 from roost.scheduler.backends.ray import join, nodes, placement_groups
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.client.running_services import find_services
 from roost.scheduler.messages import Event
+from roost.testing.clusters.raylets import Machine
 from roost.testing.deadlines import allow_s, until_blocking
 from roost.testing.leftovers import VARIABLE
 

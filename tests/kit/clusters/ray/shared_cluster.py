@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.bench.clusters.raylets import Machine, Raylets, why_not
+from roost.testing.clusters.raylets import Machine, Raylets, why_not
 from roost.testing.leftovers import VARIABLE, end
 
 MACHINES = (

@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import psutil
 
-from roost.bench.clusters.cluster_folder import wait_until
+from roost.testing.clusters.cluster_folder import wait_until
 from roost.testing.deadlines import allow_s
 
 from .accounts import ACCOUNTS, PLAIN, Account, give, make_home, write_etc, write_ssh_folder

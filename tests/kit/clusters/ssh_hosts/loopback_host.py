@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from roost.bench.clusters.cluster_folder import answers, wait_until
+from roost.testing.clusters.cluster_folder import answers, wait_until
 from roost.testing.deadlines import allow_s
 
 from .client_folder import Place

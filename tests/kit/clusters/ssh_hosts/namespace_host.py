@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from roost.bench.clusters.cluster_folder import answers, wait_until
+from roost.testing.clusters.cluster_folder import answers, wait_until
 from roost.testing.deadlines import allow_s
 
 from .accounts import ACCOUNTS, Account, etc_script, home_script

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 
 from kit.machine.network_cables import disconnect, find_devices
-from roost.bench.clusters.cluster_folder import wait_until
 from roost.launchers.daemon.process import is_running, start_time
+from roost.testing.clusters.cluster_folder import wait_until
 from roost.testing.deadlines import allow_s
 
 MARK = "ROOST_SSH_HOSTS"

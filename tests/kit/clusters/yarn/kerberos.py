@@ -15,7 +15,7 @@ from typing import Any
 import requests
 
 from kit.clusters.hadoop_nodes import MACHINES, HadoopNodes, Refused, Rest
-from roost.bench.clusters.cluster_folder import claim_network, make_folder, tail, wait_until
+from roost.testing.clusters.cluster_folder import claim_network, make_folder, tail, wait_until
 from roost.testing.deadlines import allow_s
 
 REALM = "ROOST.TEST"

@@ -94,6 +94,16 @@ async def test_an_older_agent_with_a_lease_passes_its_settings_on(
     await again.close()
 
 
+async def test_a_damaged_announcement_is_named(agent: AgentClient, runtime_dir: Path) -> None:
+    file = agent_folder(runtime_dir) / "ready.json"
+    announced = read_json(file)
+    write_private_json(file, {**announced, "endpoint": 7})
+    with pytest.raises(DaemonError, match=r"ready\.json is damaged: ") as caught:
+        await find_or_start_agent(SETTINGS)
+    write_private_json(file, announced)
+    assert str(caught.value).endswith((f"; end that agent with `kill {agent_pid()}`", "; stop that agent"))
+
+
 def test_settings_that_one_version_lacks_are_no_difference() -> None:
     old = json.loads('{"cpus": 4.0, "memory_bytes": 1000, "gpus": 2, "of_old": 1}')
     assert find_differences(old, SETTINGS) == {}

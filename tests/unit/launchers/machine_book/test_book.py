@@ -288,6 +288,18 @@ async def test_a_promise_is_written_again_if_somebody_removes_it(machine: Machin
     assert await other.reserve("b", gpus=1) == ("1",)
 
 
+async def test_a_new_agent_removes_what_ended_agents_of_its_user_have_left(machine: Machine) -> None:
+    """After its folder was deleted, the next agent has another name."""
+    await machine.agent("one").reserve("a", cpus=1)
+    (path,) = machine.book.iterdir()
+    assert machine.agent("two").share.adopt({}) == []
+    assert path.exists(), "its agent lives"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "agent": {"pid": 4_000_000, "started_at": 1.0}}))
+    assert machine.agent("three").share.adopt({}) == []
+    assert not path.exists()
+
+
 async def test_a_promise_outlives_its_agent_with_its_kernel(machine: Machine) -> None:
     one, other = machine.agent("one"), machine.agent("other")
     await one.reserve("a", gpus=2)

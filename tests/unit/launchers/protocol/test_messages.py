@@ -21,7 +21,7 @@ LAUNCH: dict[str, Any] = {
     "may_fork": False,
     "context": {"umask": 63},
     "deadline_s": 20.0,
-    "journal": {"disk_bytes": 7},
+    "journal": {"memory_bytes": 7},
 }
 
 

@@ -132,7 +132,7 @@ def test_damaged_files_are_left_aside(damaged: str) -> None:
     assert (state.kernels, state.lost_cells) == ({}, {})
 
 
-@pytest.mark.parametrize("name", ["kernels.json", "held.json", "sessions.db", "lock"])
+@pytest.mark.parametrize("name", ["kernels.json", "held.json", "sessions.db"])
 def test_files_of_any_form_do_not_turn_the_extension_off(caplog: pytest.LogCaptureFixture, name: str) -> None:
     def check(kind: str) -> None:
         caplog.clear()

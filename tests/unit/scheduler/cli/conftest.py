@@ -15,6 +15,6 @@ def client(monkeypatch: pytest.MonkeyPatch) -> StubClient:
     monkeypatch.setattr(roost, "connect", lambda backend, **options: stub)
     monkeypatch.setattr("roost.provisioners.kernelspecs.find_problems", lambda silent=None: [])
     monkeypatch.setattr("roost.provisioners.server_extension.setup_check.find_problems", list)
-    monkeypatch.setattr("roost.scheduler.cli.book_doctor.find_problems", lambda fix: [])
+    monkeypatch.setattr("roost.scheduler.cli.machine.find_problems", list)
     monkeypatch.setenv("COLUMNS", "80")
     return stub

@@ -27,6 +27,16 @@ def test_kernels(client: StubClient, capsys: pytest.CaptureFixture[str]) -> None
     assert listed[0]["why_not_forked"] == ""
 
 
+def test_a_kernel_of_a_server_has_a_connection_file(
+    client: StubClient, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
+    file = tmp_path / f"kernel-{RUNNING.id}.json"
+    file.touch()
+    listed = document(capsys, "kernels")["kernels"]
+    assert [known["connection_file"] for known in listed] == [str(file), "", ""]
+
+
 def test_kernels_of_other_worlds_are_listed_and_stopped(
     client: StubClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,7 +127,7 @@ def test_nothing_is_stopped_if_one_of_several_kernels_is_not_known(
         assert problem in err
         assert err.endswith(" No kernel was stopped.\n")
     assert not any(asked[0] == "stop" for asked in client.asked)
-    other = RunningService(folder=Path("/x"), backend="dask", address="a:1", pid=1, version="0")
+    other = RunningService(folder=Path("/x"), backend="dask", address="a:1", pid=1)
     monkeypatch.setattr("roost.scheduler.cli.kernels.find_services", lambda: [other])
     assert "lists them, and those of other clusters with --backend dask." in run(capsys, "stop", "zz")[2]
     assert "dask" not in run(capsys, "kernels")[1]

@@ -1,33 +1,34 @@
-"""`roost machine install` and `roost machine check`, in folders of the test."""
+"""`roost machine install`, and what other commands say about the machine's book, in folders of the test."""
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import stat
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from kit.fakes.client import document, run
+from kit.fakes.client import StubClient, document, run
+from roost.launchers.daemon.process import start_time
+from roost.launchers.machine_book.book import MachineBook
+from roost.launchers.machine_book.folder_reader import Held, Stranger
+from roost.launchers.machine_book.places import Place, Way
+from roost.launchers.machine_book.promise import (
+    NamedProcess,
+    Promise,
+    find_pid_namespace,
+    name_file,
+    write_promise,
+)
+from roost.launchers.machine_book.rules import BadRules, MachineRules
 from roost.scheduler.cli import machine
 from roost.scheduler.cli.machine import Installation, run_installation
 from roost.scheduler.errors import NotAllowed, RoostError
-
-RULES = """
-cpus = 30
-memory = "64GiB"
-gpus = ["GPU-a", "GPU-b"]
-show_names = true
-reserve = { cpus = 2, memory = "8GiB" }
-[users."*"]
-cpus = 4
-[users.root]
-gpus = 1.5
-[groups.0]
-memory = "16GiB"
-"""
 
 
 @pytest.fixture
@@ -177,81 +178,144 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(installation: Installat
         run_installation(argparse.Namespace(dry_run=False, json=False), installation)
 
 
-# roost machine check
+# The machine's book
+
+HERE = NamedProcess(pid=os.getpid(), started_at=start_time(os.getpid()))
+DEAD = NamedProcess(pid=1 << 22, started_at=1.0)
+"""No process has this pid: it is above the greatest one of Linux."""
 
 
-def test_the_rules_are_shown_for_a_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draft = tmp_path / "machine.toml"
-    draft.write_text(RULES)
-    shown = document(capsys, "machine", "check", "--file", str(draft), "--user", "root")
-    assert shown["totals"] == {"cpus": 30, "memory_bytes": 64 << 30, "gpus": 2}
-    assert shown["for_kernels"] == {"cpus": 28, "memory_bytes": 56 << 30, "gpus": 2}
-    assert shown["gpu_ids"] == ["GPU-a", "GPU-b"]
-    user = shown["user"]
-    assert (user["name"], user["table"]) == ("root", "root")
-    assert user["limits"] == {"cpus": None, "memory_bytes": None, "gpus": 1.5}
-    assert user["groups"] == {"0": {"cpus": None, "memory_bytes": 16 << 30, "gpus": None}}
-    assert shown["warnings"] == []
-    code, out, _ = run(capsys, "machine", "check", "--file", str(draft), "--user", "4711")
-    assert code == 0
-    assert "To user 4711, the table users.* applies." in out
+@pytest.fixture
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MachineBook:
+    """Return the book of an agent, which the commands read."""
+    place = Place(tmp_path, "chosen")
+    monkeypatch.setattr(machine, "find_place", lambda: place)
+    monkeypatch.setattr(machine, "list_places", lambda: (tmp_path,))
+    monkeypatch.setattr(machine, "read_rules", MachineRules)
+    return MachineBook("agent", cpus=4, memory_bytes=0, find=lambda: place, list_folders=lambda: (tmp_path,))
 
 
-def test_a_limit_for_nobody_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draft = tmp_path / "machine.toml"
-    draft.write_text('[users.adda]\ncpus = 1\n[users."*"]\ncpus = 1\n[groups."*"]\ncpus = 1\n[groups.0]\n')
-    warnings = document(capsys, "machine", "check", "--file", str(draft))["warnings"]
-    assert [each.split()[2] for each in warnings] == ["users.adda", "groups.*"]
+def give_to(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
+    """Let all promises belong to another user."""
+    read_all = MachineBook.read_all
+
+    def read(self: MachineBook, rules: MachineRules) -> tuple[list[Held], list[Stranger]]:
+        held, strangers = read_all(self, rules)
+        return [Held(uid, each.path, each.promise) for each in held], strangers
+
+    monkeypatch.setattr(MachineBook, "read_all", read)
 
 
-def test_what_has_no_effect_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draft = tmp_path / "machine.toml"
-    draft.write_text(
-        'cpus = 4\nmemory = "8GiB"\ngpus = 1\n[reserve]\ncpus = 4\n'
-        '[users.root]\ngpus = 2\n[groups.0]\nmemory = "9GiB"\n'
+def test_the_nodes_of_this_machine_say_what_other_users_hold(
+    client: StubClient,
+    book: MachineBook,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    book.promise("a", cpus=2.5, memory_bytes=3 << 30, devices={})
+    book.promise("b", cpus=0, memory_bytes=0, devices={"GPU-5ad": 1.0, "GPU-7": 0.25})
+    assert "ther users" not in run(capsys, "nodes")[1], "all are this user's"
+    give_to(monkeypatch, 987_654_321)
+    last = run(capsys, "nodes")[1].splitlines()[-1]
+    assert last == "Other users hold 2.5 CPUs, 3 GiB of memory, 1.25 GPUs."
+    assert "ther users" not in run(capsys, "nodes", "--backend", "ray")[1]
+
+
+def test_the_book_is_read_without_its_lock(book: MachineBook, tmp_path: Path) -> None:
+    book.promise("a", cpus=2.5, memory_bytes=0, devices={})
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert machine.describe_others() == ""
+    finally:
+        os.close(descriptor)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("way", "why", "level", "text"),
+    [
+        ("installed", "", "ok", "which root has made"),
+        ("shared", "", "ok", "a folder of the system"),
+        ("shared", "/run/roost is no folder of root's with mode 1777", "warning", "with mode 1777"),
+        ("chosen", "", "ok", "others do not count"),
+        ("nobody", "/tmp is private to this user or service", "warning", "nobody divides this machine"),
+    ],
+)
+def test_the_doctor_says_what_divides_this_machine(
+    way: Way,
+    why: str,
+    level: str,
+    text: str,
+    book: MachineBook,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = Place(None if way == "nobody" else tmp_path, way, why)
+    monkeypatch.setattr(machine, "find_place", lambda: place)
+    (finding,) = machine.find_problems()
+    assert finding["level"] == level
+    assert text in finding["what"]
+    assert finding["what"].endswith(why)
+    assert ("machine install`" in finding["do"]) == bool(why)
+
+
+def test_the_doctor_names_a_mistake_in_the_rules(book: MachineBook, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> MachineRules:
+        raise BadRules("/etc/roost/machine.toml: `cpus` must be a number")
+
+    monkeypatch.setattr(machine, "read_rules", fail)
+    _, finding = machine.find_problems()
+    assert (finding["level"], finding["what"]) == (
+        "error",
+        "/etc/roost/machine.toml: `cpus` must be a number",
     )
-    assert document(capsys, "machine", "check", "--file", str(draft))["warnings"] == [
-        "the reserve leaves no cpus for kernels",
-        "users.root.gpus is more than this machine has for kernels",
-        "groups.0.memory is more than this machine has for kernels",
-    ]
 
 
-def test_a_bad_file_gives_its_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draft = tmp_path / "machine.toml"
-    draft.write_text("cpu = 3")
-    code, out, problem = run(capsys, "machine", "check", "--file", str(draft))
-    assert (code, out) == (1, "")
-    assert problem.startswith(f"roost: {draft}: there is no setting `cpu`; known are")
-    assert problem.count("\n") == 1
-    code, _, problem = run(capsys, "machine", "check", "--file", str(tmp_path / "none"))
-    assert (code, problem) == (1, f"roost: {tmp_path / 'none'} does not exist.\n")
+def test_the_doctor_names_one_of_the_files_that_do_not_count(book: MachineBook, tmp_path: Path) -> None:
+    book.promise("a", cpus=1, memory_bytes=0, devices={})
+    write_promise(tmp_path, build_promise(1, agent=DEAD))
+    assert len(machine.find_problems()) == 1, "a dead promise harms nobody"
+    (tmp_path / name_file(os.getuid(), "agent", "2")).symlink_to("/etc/passwd")
+    write_promise(tmp_path, build_promise(3, agent=DEAD, pid_namespace="pid:[1]"))
+    _, finding = machine.find_problems()
+    assert finding["level"] == "warning"
+    assert finding["what"].startswith(f"2 files in the machine's book do not count: {tmp_path}/")
+    assert f" of uid {os.getuid()} " in finding["what"]
 
 
-def test_without_a_file_nothing_is_limited(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def build_promise(number: int, *, agent: NamedProcess = HERE, **values: object) -> Promise:
+    fields = {"pid_namespace": find_pid_namespace(), "cpus": 1.0, "since": 1.0, **values}
+    name = name_file(os.getuid(), "agent", str(number))
+    return Promise(name=name, agent=agent, **fields)  # type: ignore[arg-type]
+
+
+def test_the_doctor_names_programs_outside_roost_that_use_gpus(
+    book: MachineBook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "FILE", tmp_path / "machine.toml")
-    code, out, _ = run(capsys, "machine", "check")
-    assert code == 0
-    assert "does not exist: nothing is limited." in out
+    reader = SimpleNamespace(memory_by_pid={os.getpid(): 3 << 30, DEAD.pid: 5 << 30}, close=lambda: None)
+    monkeypatch.setattr(machine, "DeviceReader", lambda first_wait_s: reader)
+    _, finding = machine.find_problems()
+    assert finding["what"].startswith(f"1 program outside roost uses GPUs: process {os.getpid()} (")
+    session = os.getsid(0)
+    leader = NamedProcess(pid=session, started_at=start_time(session))
+    write_promise(tmp_path, build_promise(1, processes=(leader,)))
+    assert len(machine.find_problems()) == 1, "a kernel and its processes are roost's"
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as child:
+        reader.memory_by_pid = {child.pid: 3 << 30}
+        found = machine.find_problems()
+        child.kill()
+    assert len(found) == 1, "also those with a session of their own"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="the file must belong to root")
-def test_rules_that_others_cannot_read_are_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("client")
+def test_the_book_is_no_matter_of_clusters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "roost" / "machine.toml"
-    file.parent.mkdir(mode=0o755)
-    file.write_text("cpus = 1")
-    monkeypatch.setattr(machine, "FILE", file)
-    for mode, folder_mode, is_warned in ((0o644, 0o755, False), (0o600, 0o755, True), (0o644, 0o700, True)):
-        file.chmod(mode)
-        file.parent.chmod(folder_mode)
-        warnings = document(capsys, "machine", "check")["warnings"]
-        assert [f"others cannot read {file}" in each for each in warnings] == [True] * is_warned
-
-
-def test_an_unknown_user_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, problem = run(capsys, "machine", "check", "--user", "no-such-user")
-    assert (code, problem) == (2, "roost: There is no user 'no-such-user' on this machine.\n")
+    asked: list[bool] = []
+    monkeypatch.setattr(machine, "find_problems", lambda: asked.append(True) or [])
+    document(capsys, "doctor", "--backend", "ray")
+    assert asked == []
+    document(capsys, "doctor")
+    assert asked == [True]

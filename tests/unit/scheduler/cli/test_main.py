@@ -1,20 +1,17 @@
-"""The `roost` command itself, and `roost doctor`, `version` and `run`, with a stub client."""
+"""The `roost` command itself, and `roost doctor`, with a stub client."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from jupyter_core.paths import jupyter_config_path
 
 import roost
 from kit.fakes.client import Answer, StubClient, document, run
-from kit.fakes.service import fake_service
 from roost.scheduler.cli import commands, doctor, main
 from roost.scheduler.client import service_connection, settings_path
 from roost.scheduler.client.service_connection import no_answer
@@ -174,8 +171,7 @@ def test_a_kernel_that_died_shows_its_log(client: StubClient, capsys: pytest.Cap
         ["explain", "--resource", "licence=-1"],
         ["explain", "--resource", "licence=nan"],
         ["logs", "b", "--tail", "-1"],
-        ["run", "no-such-notebook.ipynb"],
-        ["run", "no-such-notebook.ipynb", "--gpus", "1.5"],
+        ["explain", "--gpus", "1.5"],
     ],
 )
 def test_wrong_options_are_code_2(
@@ -196,8 +192,6 @@ def test_wrong_options_are_code_2(
         ["explain", "--gpus", "nan"],
         ["explain", "--cpus", "inf"],
         ["explain", "--cpus", "manym"],
-        ["run", "a.ipynb", "--timeout=-1"],
-        ["run", "a.ipynb", "--timeout", "0"],
         ["logs"],
     ],
 )
@@ -225,20 +219,6 @@ def test_an_unknown_option_is_answered_with_the_nearest_one(capsys: pytest.Captu
     assert capsys.readouterr().err.endswith("unrecognized arguments: --gpu=1 (did you mean --gpus?)\n")
 
 
-def test_version_names_running_services(runtime_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dead = runtime_dir / "scheduler-ray"
-    dead.mkdir(mode=0o700)
-    (dead / "ready.json").write_text("{}")
-    with fake_service() as service:
-        said = {"version": "9", "pid": 7, "backend": "ray", "address": "192.0.2.1:6379", "endpoint": "x"}
-        (service.folder / "ready.json").write_text(json.dumps(said))
-        (found,) = document(capsys, "version")["schedulers"]
-        assert found == {"folder": service.folder.name} | {
-            name: said[name] for name in said if name != "endpoint"
-        }
-        assert f"9 for ray at 192.0.2.1:6379 (pid 7, {service.folder.name})" in run(capsys, "version")[1]
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_behind_the_output_is_one_sentence(
     client: StubClient, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -250,7 +230,6 @@ def test_a_full_disk_behind_the_output_is_one_sentence(
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert document(capsys, "version")["roost"] == roost.__version__
     with pytest.raises(SystemExit) as caught:
         main.main(["--version"])
     assert caught.value.code == 0
@@ -266,8 +245,16 @@ def test_every_command_has_a_function() -> None:
         for action in parser._actions:  # argparse has no public way to its subparsers
             if isinstance(action.choices, dict):
                 pending += action.choices.values()
-    assert len(actions) == 32
-    assert len({commands.find_action(action) for action in actions}) == 24
+    assert len(actions) == 23
+    assert len({commands.find_action(action) for action in actions}) == 18
+
+
+def test_the_help_lists_each_command_in_one_group() -> None:
+    parser = commands.build_parser()
+    (names,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    lines = parser.format_help().splitlines()
+    assert [sum(line.startswith(f"  {name} ") for line in lines) for name in names] == [1] * len(names)
+    assert max(map(len, lines)) <= 80
 
 
 def test_help_imports_no_heavy_module() -> None:
@@ -281,29 +268,6 @@ def test_help_imports_no_heavy_module() -> None:
     )
     loaded = set(done.stdout.rpartition("loaded ")[2].split())
     assert not loaded & {"zmq", "rich", "asyncio", "jupyter_client", "numpy", "roost.scheduler.errors"}
-
-
-def test_run_overrides_the_kernelspecs_options(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With --backend, the kernelspec's own options do not count: they belong to another backend."""
-    configs = []
-
-    def run_notebook(_: str, *, config: dict[str, Any], **__: Any) -> dict[str, Any]:
-        configs.append(config)
-        return {"error": None}
-
-    monkeypatch.setattr("roost.scheduler.cli.jupyter.run_notebook", run_notebook)
-    assert run(capsys, "run", "a.ipynb", "--option", "namespace=team")[0] == 0
-    assert run(capsys, "run", "a.ipynb", "--backend", "ray", "--option", "namespace=team")[0] == 0
-    assert run(capsys, "run", "a.ipynb", "--backend", "dask")[0] == 0
-    assert run(capsys, "run", "a.ipynb", "--option", "namespace")[0] == 2
-    team = {"options": {"namespace": "team"}}
-    assert configs == [
-        team,
-        {**team, "backend": "ray", "backend_options": {}},
-        {"options": {}, "backend": "dask", "backend_options": {}},
-    ]
 
 
 @pytest.mark.parametrize(
@@ -331,7 +295,7 @@ sys.exit(main(["doctor"]))
     assert (done.returncode, done.stdout, done.stderr) == (130, "", err)
 
 
-@pytest.mark.parametrize("command", ["nodes", "version", "explain"])
+@pytest.mark.parametrize("command", ["nodes", "explain"])
 def test_a_wrong_runtime_folder_is_code_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import roost
 from kit.machine.cases import find_wrong
-from roost.scheduler.backends.registry import backend_names
 from roost.scheduler.cli.commands import build_parser, find_action
 from roost.scheduler.client.advice import WITHOUT_BACKEND, Advice
 
@@ -19,7 +18,7 @@ ROOT = Path(roost.__file__).parent
 FOLDERS = ("launchers", "placement", "provisioners", "scheduler")
 IN_BACKTICKS = re.compile(r"`((?:roost|jupyter) [^`]*)`")
 BARE = re.compile(
-    r"(?<![`.\w-])roost (?:attach|doctor|drain|events|explain|kernels|kernelspec|logs|machine|nodes|stop|up)\b"
+    r"(?<![`.\w-])roost (?:doctor|drain|events|explain|kernels|kernelspec|logs|machine|nodes|stop|up)\b"
 )
 SHELL = re.compile(r"\b(?:chmod|chown|export|kill|mkdir|pip install|rm|sudo) ['{\w./+-]|[:;] run: ")
 """A command of the shell."""
@@ -71,7 +70,7 @@ def test_each_command_parses_as_it_is_printed() -> None:
         words = shlex.split(Advice(backend, options).complete(f"`{command}`").strip("`"))
         arguments = build_parser().parse_args(words[1:])
         assert find_action(arguments.action) is not None
-        if words[1] not in {*WITHOUT_BACKEND, *backend_names()}:
+        if words[1] not in WITHOUT_BACKEND:
             assert arguments.backend == backend
             assert arguments.backend_option == (["namespace=a b"] if backend == "kubernetes" else [])
 
@@ -100,5 +99,4 @@ def test_only_commands_that_ask_a_scheduler_get_a_backend() -> None:
         for name, each in dict(commands or {}).items()
         if any("--backend" in action.option_strings and action.default == "local" for action in each._actions)
     }
-    of_one_backend = set(commands or ()) & set(backend_names())
-    assert set(commands or ()) - takes == WITHOUT_BACKEND | of_one_backend
+    assert set(commands or ()) - takes == WITHOUT_BACKEND

@@ -38,15 +38,6 @@ def test_each_command_names_the_backend_once(text: str, complete: str) -> None:
     assert advice.complete(complete) == complete
 
 
-def test_a_command_of_the_backend_itself_gets_the_options_alone() -> None:
-    text = "run `roost ssh check n1`"
-    assert Advice("ray", {}).complete(text) == text
-    assert Advice("ssh", {}).complete(text) == text
-    completed = Advice("ssh", {"hosts_file": "/a"}).complete(text)
-    assert completed == "run `roost ssh check n1 --backend-option hosts_file=/a`"
-    assert Advice("ssh", {"hosts_file": "/a"}).complete(completed) == completed
-
-
 def test_options_are_words_of_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     advice = Advice("ray", {"address": "h:1", "python": "/a b", "number": 7, "text": "7"})

@@ -33,16 +33,16 @@ async def test_doctor_names_what_nodes_were_set_to_do_and_cannot_do(tmp_path: Pa
     async with fake_world(tmp_path, nodes=("a", "b", "c", "d", "e")) as w:
         for agent in w.fakes:
             agent.problems = ("jedi is not preloaded",)
-        w.fakes[0].problems += ("idle kernels are not paged out",)
+        w.fakes[0].problems += ("kernels are not forked",)
         for agent in w.fakes:
             agent.report_status()
         found = {}
         while len(found) < 2 or "and 2 more" not in " ".join(found):
             found = {each["what"]: each for each in await w.scheduler.doctor() if each["level"] == "warning"}
-        preloads, swap = sorted(found, key=len, reverse=True)
+        preloads, forks = sorted(found, key=len, reverse=True)
         assert preloads == "on a, b, c and 2 more, jedi is not preloaded"
-        assert swap == "on a, idle kernels are not paged out"
-        assert found[swap]["do"].startswith("correct the setting or the machine")
+        assert forks == "on a, kernels are not forked"
+        assert found[forks]["do"].startswith("correct the setting or the machine")
 
 
 async def test_doctor_finds_policies_that_cannot_be_used(tmp_path: Path) -> None:

@@ -106,17 +106,6 @@ def test_a_cluster_at_another_address_is_written_again(folders: tuple[Path, Path
     assert service_folder("ray", {"address": "192.0.2.1:1"}) != folders[0]
 
 
-def test_a_record_that_was_deleted_is_put_back(folders: tuple[Path, Path]) -> None:
-    cluster = served(folders[0], Named("192.0.2.1:1"))
-    cluster.put_back()
-    assert read_record(folders[0]) is None
-    cluster.claim(has_kernels=False)
-    written = read_record(folders[0])
-    (folders[0] / "cluster.json").unlink()
-    cluster.put_back()
-    assert read_record(folders[0]) == written
-
-
 def test_a_backend_without_addresses_has_no_record(folders: tuple[Path, Path]) -> None:
     served(folders[0], Named("")).claim(has_kernels=False)
     assert not (folders[0] / "cluster.json").exists()

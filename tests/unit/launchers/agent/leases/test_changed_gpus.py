@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "machine.toml"
         self.file.write_text("gpus = 2")
+        self.file.chmod(0o644)
         book = folder / "book"
         book.mkdir(mode=0o1777)
         self.ledger = LeaseLedger(
@@ -40,7 +42,7 @@ class Machine:
         )
 
     def _read(self) -> MachineRules:
-        return read_rules(self.file, root=None)
+        return read_rules(self.file, root=os.getuid())
 
     def declare(self, text: str) -> None:
         """Replace the file, as an editor does."""

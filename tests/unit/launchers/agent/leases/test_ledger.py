@@ -160,7 +160,6 @@ def test_no_file_keeps_the_keys_or_the_environment_of_a_launch(tmp_path: Path) -
     ledger = make(tmp_path / "l")
     assert ledger.reserve(request).id == "k"
     ledger.transfer("k", Owner(user="bob"))
-    ledger.put_back()
     (file,) = (tmp_path / "l").iterdir()
     assert "secret" not in file.read_text()
     file.write_text(json.dumps(encode(request)))

@@ -67,7 +67,7 @@ def test_version_1_has_a_folder_per_controller(tmp_path: Path) -> None:
     group = tree.group.child("lease")
     group.make()
     group.weigh(0.5, 2.0)
-    group.limit_memory(1 << 30, 0)
+    group.limit_memory(1 << 30)
     memory, cpu = (tmp_path / each / "user" / "roost-1" for each in ("memory", "cpu"))
     assert read(cpu, "cpu.shares") == ["8192"]
     assert read(cpu / "roost-others", "cpu.shares") == ["1024"]
@@ -83,13 +83,13 @@ def test_version_2_has_one_folder_and_passes_its_controllers_on(tmp_path: Path) 
     group = tree.group.child("lease")
     group.make()
     group.weigh(0.5, 2.0)
-    group.limit_memory(1 << 30, 7)
+    group.limit_memory(1 << 30)
     scope = tmp_path / "scope"
     assert read(scope, "cgroup.subtree_control") == ["+memory +cpu"]
     assert read(scope / "roost-agent", "cgroup.procs") == [str(os.getpid())]
     assert read(scope / "roost-1", "cgroup.subtree_control", "cpu.weight") == ["+memory +cpu", "800"]
     assert read(scope / "roost-1" / "roost-others", "cpu.weight") == ["100"]
-    assert read(scope / "roost-1" / "lease", *V2) == ["1073741824", "7", "1", "50", "200000 100000", ""]
+    assert read(scope / "roost-1" / "lease", *V2) == ["1073741824", "0", "1", "50", "200000 100000", ""]
     assert tree.version == 2
 
 

@@ -44,7 +44,6 @@ def make(
         session or OwnSession(),
         cpus=1,
         own_group=pod,
-        pages_out=False,
         list_others=list,
         on_near=on_near,
         make_tree=no_tree,

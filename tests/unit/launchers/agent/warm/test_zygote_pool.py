@@ -152,7 +152,7 @@ agent = socket.socket(fileno=int(sys.argv[-2]))
 _, (fd,), _, _ = socket.recv_fds(agent, 1 << 20, 1)
 print("it was here", flush=True)
 names = [f"module_{n:0100}" for n in range(5000)]
-answer = {"op": "ready", "notes": [], "problems": [], "learnt": {}, "environment": {}}
+answer = {"op": "ready", "notes": [], "problems": [], "environment": {}}
 answer |= {"files": [], "folders": [], "names": names, "late_names": [], "absent": []}
 with open(fd, "w") as file:
     json.dump(answer, file)
@@ -225,6 +225,19 @@ async def test_a_start_is_execed_if_its_request_is_too_large_for_a_packet(
     assert len(zygotes.interpreters()) == 1
     await zygotes.close()
     assert zygotes.on_reaped(*reap(pid))
+
+
+async def test_a_pipe_in_the_place_of_the_log_is_named(stand_in: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "output"
+    os.mkfifo(pipe)
+    zygotes = ZygotePool(output=pipe, script=stand_in)
+    command = KernelCommand(python=sys.executable)
+    await zygotes.warm(command, {})
+    with pytest.raises(NotForked, match=f"could not be made: .*{pipe}"):
+        await zygotes.launch(
+            command, connection_file=tmp_path / "c", env={}, cwd="/", log_fd=2, deadline_s=20.0
+        )
+    await zygotes.close()
 
 
 async def test_launches_of_a_burst_share_a_check_that_starts_after_all_of_them() -> None:

@@ -55,11 +55,8 @@ def test_a_file_among_the_options_takes_the_place_of_the_usual_ones(
     assert command[3:] == kept
 
 
-def test_a_person_may_be_asked() -> None:
+def test_a_person_is_not_asked() -> None:
     assert "BatchMode yes\nStrictHostKeyChecking yes" in text_of(prepare_command(("ssh",)))
-    asking = text_of(prepare_command(("ssh",), may_ask=True))
-    assert "BatchMode" not in asking
-    assert "StrictHostKeyChecking" not in asking
 
 
 def test_a_file_that_has_vanished_is_written_again() -> None:

@@ -1,4 +1,4 @@
-"""The option `--embedded`: a cluster of three nodes on this machine, for users without a cluster."""
+"""A Ray or Dask cluster of three nodes on this machine, for `on_ray.py` and `on_dask.py`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from roost.bench.world import RUNTIME, end_processes
 from roost.scheduler.backends.registry import get_spec
-from roost.scheduler.errors import ConfigError
-
-from .clusters import dask_machines, raylets
-from .world import RUNTIME, end_processes
+from roost.testing.clusters import dask_machines, raylets
 
 
 def _start_ray(environment: Mapping[str, str]) -> AbstractContextManager[Any]:
@@ -44,20 +42,15 @@ _DRIVERS: Mapping[str, Mapping[str, str]] = {"ray": raylets.WITHOUT_TOKEN}
 
 def why_not(backend: str) -> str | None:
     """Return why no cluster of this kind can start here, or None if one can."""
-    if backend not in _CLUSTERS:
-        known = " and ".join(_CLUSTERS)
-        return f"--embedded knows {known}, not {backend}: leave it out, or name another --backend"
     return _WHY_NOT[backend]()
 
 
 @contextmanager
 def embedded(backend: str, folder: Path) -> Iterator[None]:
-    """Start a cluster, to which roost connects by default until the end. Raise `ConfigError` if impossible.
+    """Start a cluster, to which roost connects by default until the end.
 
     At the end, roost's processes with the runtime folder `r` in `folder` are ended.
     """
-    if reason := why_not(backend):
-        raise ConfigError(f"There can be no embedded cluster here: {reason}.")
     with _CLUSTERS[backend]({RUNTIME: str(folder / "n")}) as started:
         wanted = {get_spec(backend).address_variable: started.address, **_DRIVERS.get(backend, {})}
         before = {variable: os.environ.get(variable) for variable in wanted}

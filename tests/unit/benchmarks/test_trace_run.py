@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from trace_data import draw_poisson_arrivals
 
-from roost.placement import Decision, Device, Node, Placement, Request, Snapshot, Workload, get_policy
-from roost.placement.trace_run import (
-    Arrival,
-    assume_promised_use,
-    draw_arrivals_to_demand,
-    draw_poisson_arrivals,
-    measure_fragmentation,
-    run_trace,
-)
+from roost.bench.trace_run import Arrival, draw_arrivals_to_demand, empty_node, run_trace
+from roost.placement import Decision, Device, Node, Placement, Request, Snapshot, get_policy
 
 
 def node(node_id: str, gpus: int = 2, cpus: float = 8, **values: object) -> Node:
     devices = tuple(Device(id=str(i), model="A100") for i in range(gpus))
-    return assume_promised_use(Node(id=node_id, cpus=cpus, memory_bytes=64 << 30, devices=devices, **values))  # type: ignore[arg-type]
+    return empty_node(Node(id=node_id, cpus=cpus, memory_bytes=64 << 30, devices=devices, **values))  # type: ignore[arg-type]
 
 
 ONE = Request(cpus=1, gpus=1)
@@ -32,11 +26,7 @@ def test_requests_are_refused_once_the_cluster_is_full() -> None:
     done = run_trace(get_policy("pack"), CLUSTER, stream(*[ONE] * 6))
     assert (done.requests, done.placed_requests, done.refused_requests) == (6, 4, 2)
     assert (done.capacity, done.arrived, done.placed, done.refused) == (4.0, 6.0, 4.0, 2.0)
-    assert done.allocation(50) == pytest.approx(50.0)
-    assert done.allocation(150) == pytest.approx(100.0)
-    assert done.allocation(151) is None
-    assert done.points[150].refused == pytest.approx(50.0)
-    assert list(done.points) == list(range(151))
+    assert (done.at_100, done.at_end) == (4.0, 4.0)
     assert [done.last.node(node_id).kernels for node_id in "ab"] == [2, 2]
 
 
@@ -51,7 +41,7 @@ def test_a_kernel_that_ends_makes_room_at_that_moment() -> None:
     ]
     done = run_trace(get_policy("balanced"), CLUSTER, arrivals)
     assert (done.placed_requests, done.refused) == (4, 3.0)
-    assert done.points[275].allocated == pytest.approx(100.0)
+    assert (done.at_100, done.at_end) == (4.0, 4.0)
 
 
 def test_several_kernels_end_on_one_node() -> None:
@@ -59,20 +49,12 @@ def test_several_kernels_end_on_one_node() -> None:
     arrivals += [Arrival(request=Request(gpus=2), at_s=5.0) for _ in range(2)]
     done = run_trace(get_policy("spread"), CLUSTER, arrivals)
     assert done.refused_requests == 0
-    assert done.points[200].allocated == pytest.approx(100.0)
-
-
-def test_earlier_promises_count_as_allocated() -> None:
-    held = node("a").with_kernel(ONE, ["0"])
-    done = run_trace(get_policy("pack"), Snapshot.of([held, node("b")]), stream(*[ONE] * 4))
-    assert done.points[0].allocated == pytest.approx(25.0)
-    assert (done.placed, done.points[100].allocated) == (3.0, pytest.approx(100.0))
+    assert (done.at_100, done.at_end) == (4.0, 4.0)
 
 
 def test_demand_can_be_counted_in_cpus() -> None:
     done = run_trace(get_policy("pack"), CLUSTER, stream(*[Request(cpus=4)] * 5), resource="cpus")
     assert (done.capacity, done.placed, done.refused) == (16.0, 16.0, 4.0)
-    assert done.points[125].fragmented is None
 
 
 def test_a_resource_that_no_node_has_is_an_error() -> None:
@@ -99,32 +81,6 @@ def test_a_placement_that_the_node_cannot_hold_is_refused(devices: tuple[str, ..
 
 def test_a_placement_on_an_unknown_node_is_refused() -> None:
     assert run_trace(Stubborn(), Snapshot.of([node("b")]), stream(ONE)).refused_requests == 1
-
-
-def test_fragmentation_is_the_share_that_a_typical_request_cannot_use() -> None:
-    workload = Workload.of([Request(cpus=1, gpus=0.75)] * 30, CLUSTER)
-    assert measure_fragmentation(workload, CLUSTER) == pytest.approx(0.0)
-    half = CLUSTER.apply([node("a").with_kernel(Request(gpus=0.5), ["0"])])
-    assert measure_fragmentation(workload, half) == pytest.approx(0.5)
-    no_cpus = CLUSTER.apply([node("a").with_kernel(Request(cpus=8))])
-    assert measure_fragmentation(workload, no_cpus) == pytest.approx(2.0)
-    assert measure_fragmentation(workload, Snapshot.of([node("a", gpus=0)])) == 0.0
-
-
-def test_fragmentation_is_computed_every_few_percent() -> None:
-    workload = Workload.of([Request(cpus=1, gpus=0.75)] * 30, CLUSTER)
-    done = run_trace(
-        get_policy("pack"),
-        CLUSTER,
-        stream(*[Request(gpus=0.5)] * 2),
-        workload=workload,
-    )
-    assert {at: point.fragmented for at, point in done.points.items() if at in (0, 1, 5, 25)} == {
-        0: pytest.approx(0.0),
-        1: None,
-        5: pytest.approx(12.5),
-        25: pytest.approx(0.0),
-    }
 
 
 def test_requests_are_left_out_or_drawn_again_to_meet_the_demand() -> None:
@@ -162,7 +118,8 @@ def test_poisson_arrivals_offer_the_load_in_the_long_run() -> None:
     assert held(0.0) == pytest.approx(80.0, rel=0.35)
 
 
-def test_simulated_nodes_have_no_use_beyond_promises() -> None:
+def test_an_emptied_node_has_no_use() -> None:
     busy = Node(id="a", cpus=4, cpus_used=3, metrics_age_s=None, devices=(Device(id="0", used=0.9),))
-    calm = assume_promised_use(busy)
-    assert (calm.cpus_used, calm.metrics_age_s, calm.devices[0].excess) == (0.0, 0.0, 0.0)
+    calm = empty_node(busy.with_kernel(ONE, ["0"]))
+    assert (calm.kernels, calm.cpus_promised, calm.cpus_used, calm.metrics_age_s) == (0, 0.0, 0.0, 0.0)
+    assert (calm.devices[0].promised, calm.devices[0].excess) == (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""`roost bench scale`: the service on a large simulated cluster. The agents are real servers, but start no kernels.
+"""The service on a large simulated cluster. The agents are real servers, but start no kernels.
 
 connect             the service joins the cluster and connects to all agents
 idle                processor time of the service while no kernel starts, in percent of a core
@@ -30,16 +30,16 @@ from pathlib import Path
 
 import psutil
 
+from roost.bench.report import Report, show_time
+from roost.bench.runs import Measurement
+from roost.bench.world import MIB, NEUTRAL, elapsed_ms, private_world
 from roost.placement import Request
 from roost.scheduler.client.client import Client, connect, disconnect
 from roost.scheduler.errors import ConfigError, RoostError
 from roost.scheduler.messages import Connection, Owner, StartKernel
 
-from . import simulated
-from .report import Report, show_time
-from .runs import Measurement
-from .simulated.cluster import MOST_SOCKETS
-from .world import MIB, NEUTRAL, elapsed_ms, private_world
+from . import NAME, install
+from .cluster import MOST_SOCKETS
 
 _READY_S = 300.0
 _SETTLE_S, _IDLE_S = 2.0, 10.0
@@ -87,19 +87,27 @@ def cluster(folder: Path, size: Size) -> Iterator[psutil.Process]:
     """Run a simulated cluster, and register its backend for services that start later. Yield the cluster's process."""
     own = folder / "cluster"
     own.mkdir()
-    simulated.install(folder / "packages")
-    command = [sys.executable, "-m", "roost.bench.simulated.cluster", str(own), str(size.nodes)]
-    process = subprocess.Popen(command, cwd=NEUTRAL, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    packages = folder / "packages"
+    install(packages)
+    python_path = {"PYTHONPATH": os.pathsep.join([str(packages), *_python_path()])}
+    command = [sys.executable, "-m", f"{__package__}.cluster", str(own), str(size.nodes)]
+    process = subprocess.Popen(
+        command,
+        cwd=NEUTRAL,
+        env={**os.environ, **python_path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert process.stdin is not None
     assert process.stdout is not None
-    sys.path.append(str(folder / "packages"))  # for the client in this process
+    sys.path.append(str(packages))  # for the client in this process
     try:
         if process.stdout.readline() != b"ready\n":
             raise RuntimeError("the simulated cluster has ended; its output says why")
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder / "packages"), *_python_path()])
+        os.environ.update(python_path)
         yield psutil.Process(process.pid)
     finally:
-        sys.path.remove(str(folder / "packages"))
+        sys.path.remove(str(packages))
         process.stdin.close()
         process.stdout.close()
         try:
@@ -121,7 +129,7 @@ def prepare(report: Report, size: Size) -> Iterator[Measurement]:
 
 async def measure(report: Report, agents: psutil.Process, folder: Path, size: Size) -> None:
     """Start all kernels, kill the service, and add the figures to the report."""
-    client = connect(simulated.NAME, address=f"ipc://{folder / 'cluster' / 'manager'}")
+    client = connect(NAME, address=f"ipc://{folder / 'cluster' / 'manager'}")
     began = time.perf_counter()
     nodes = await client.up()
     report.add("connect", elapsed_ms(began), "ms")

@@ -1,4 +1,4 @@
-"""The process of a simulated cluster: `python -m roost.bench.simulated.cluster FOLDER NODES`.
+"""The process of a simulated cluster: `python -m simulated.cluster FOLDER NODES`.
 
 It prints a line when all agents listen, and ends when its standard input is closed.
 """

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from roost.bench.report import describe_machine, show_number
+
 _BASELINE = "plain"
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:red")
 """The colours of the sides. The baseline is grey."""
@@ -100,16 +102,6 @@ def split(name: str) -> tuple[str, str]:
     """Return the stage and the side of a figure's name; the side is empty if it has none."""
     stage, _, side = name.rpartition("/")
     return (stage, side) if stage else (side, "")
-
-
-def show_number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
-
-
-def describe_machine(machine: Mapping[str, Any], python: str) -> str:
-    """Return one line about the machine (`report.machine`) and the version of Python."""
-    system = f"{machine['system']} {machine['kernel']}"
-    return f"{machine['cpu']}, {machine['cores']} cores, {system}, Python {python}"
 
 
 def _title(document: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`roost bench memory`: the memory of all processes of some users, while their kernels are idle.
+"""The memory of all processes of some users, while their kernels are idle.
 
 Each user is a process of its own with its own runtime folder, as on a machine that several people share. It starts its
 kernels, runs a cell in each and keeps them. After a rest, the memory (PSS) of the processes that the users have started
@@ -22,12 +22,20 @@ from pathlib import Path
 
 import psutil
 
+from roost.bench.kernel import BenchKernel
+from roost.bench.report import Report, show_time
+from roost.bench.sides import Side
+from roost.bench.world import (
+    MIB,
+    NEUTRAL,
+    OWN_PARTS,
+    RUNTIME,
+    end_processes,
+    name_part,
+    processes,
+    pss_bytes,
+)
 from roost.placement.model.format import format_count
-
-from .kernel import BenchKernel
-from .report import Report, show_time
-from .sides import Side
-from .world import MIB, NEUTRAL, OWN_PARTS, RUNTIME, end_processes, name_part, processes, pss_bytes
 
 _START_S = 60.0
 """How long the start of each kernel of a user may take."""
@@ -67,7 +75,7 @@ async def _open_user(users: AsyncExitStack, side: Side, kernels: int) -> tuple[i
     folder = tempfile.TemporaryDirectory(prefix="u-", dir=Path(os.environ[RUNTIME]).parent)
     users.callback(folder.cleanup)
     users.push_async_callback(asyncio.to_thread, partial(end_processes, folder.name))
-    command = (sys.executable, "-m", __name__, json.dumps([asdict(side), kernels]))
+    command = (sys.executable, str(Path(__file__).resolve()), json.dumps([asdict(side), kernels]))
     user = await asyncio.create_subprocess_exec(
         *command,
         cwd=NEUTRAL,

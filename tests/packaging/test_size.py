@@ -1,0 +1,206 @@
+"""A change that makes roost larger says so: its rooms, interfaces, settings, commands and modules have bounds.
+
+A change that needs more edits a table here, and its commit says why. One that needs clearly less lowers the table, so
+that what was saved is not spent again by accident.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from roost.provisioners.server_extension.extension import RoostExtension
+from roost.scheduler.backends.registry import get_spec, load_object
+from roost.scheduler.cli.commands import build_parser
+from roost.scheduler.config.settings import RoostScheduler
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("placement", "scheduler", "launchers", "provisioners", "benchmarks", "tests/testing")
+PARENTS = ("scheduler/backends",)
+"""Folders whose own folders are rooms."""
+BACKENDS = ("local", "ray", "dask", "docker", "kubernetes", "yarn", "ssh")
+SPARE = 0.05
+"""A room may be this share smaller than its bound before the bound has to follow."""
+LEAST_PROSE = 0.13
+"""Docstrings are at least this share of the lines: no room gets smaller by losing its reasons."""
+
+
+class Size(NamedTuple):
+    lines: int
+    statements: int
+    """Without docstrings."""
+
+
+ROOMS = {
+    "benchmarks": Size(5745, 3158),
+    "benchmarks/bench": Size(3197, 1881),
+    "benchmarks/simulated": Size(600, 357),
+    "launchers": Size(15, 0),
+    "launchers/agent": Size(7300, 4241),
+    "launchers/bridge": Size(1027, 603),
+    "launchers/daemon": Size(1658, 907),
+    "launchers/machine_book": Size(1535, 902),
+    "launchers/protocol": Size(2050, 1042),
+    "launchers/zygote": Size(2016, 1254),
+    "placement": Size(1086, 515),
+    "placement/engine": Size(450, 294),
+    "placement/model": Size(1023, 514),
+    "placement/rules": Size(922, 490),
+    "placement/tables": Size(764, 435),
+    "provisioners": Size(3545, 1914),
+    "provisioners/jupyter_config": Size(13, 1),
+    "provisioners/migration": Size(4438, 2326),
+    "provisioners/server_extension": Size(4481, 2273),
+    "roost": Size(90, 43),
+    "scheduler": Size(523, 218),
+    "scheduler/backends": Size(1457, 669),
+    "scheduler/backends/agent_per_kernel": Size(888, 457),
+    "scheduler/backends/agent_per_node": Size(1571, 965),
+    "scheduler/backends/dask": Size(1746, 1048),
+    "scheduler/backends/docker": Size(2110, 1181),
+    "scheduler/backends/kubernetes": Size(3003, 1472),
+    "scheduler/backends/local": Size(265, 155),
+    "scheduler/backends/ray": Size(2849, 1558),
+    "scheduler/backends/ssh": Size(2958, 1557),
+    "scheduler/backends/yarn": Size(5221, 2906),
+    "scheduler/cli": Size(2469, 1561),
+    "scheduler/client": Size(2301, 1246),
+    "scheduler/config": Size(638, 357),
+    "scheduler/core": Size(3797, 2268),
+    "scheduler/policies": Size(1421, 879),
+    "scheduler/service": Size(1175, 673),
+    "tests/testing": Size(4170, 2379),
+}
+"""At most how large a room is."""
+MEMBERS = {
+    "Backend": 35,
+    "Calls": 1,
+    "Clock": 1,
+    "ClusterManager": 23,
+    "Confinement": 9,
+    "DaemonCluster": 2,
+    "Faults": 13,
+    "Filter": 3,
+    "Holder": 4,
+    "Kernels": 2,
+    "Listener": 3,
+    "ManagedNode": 3,
+    "NewNodes": 12,
+    "PodCluster": 19,
+    "Policy": 2,
+    "Scorer": 3,
+    "Session": 4,
+    "Ties": 0,
+    "TimerHandle": 1,
+}
+"""At most how many public members an interface has."""
+SETTINGS, COMMANDS, MODULES = 125, 16, 541
+
+
+def list_files() -> list[Path]:
+    """Return each file with text that the product or its benchmarks consist of, also JavaScript, YAML and CSV."""
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
+    return [*ROOT.glob("*.py"), *(path for path in found if "__pycache__" not in path.parts)]
+
+
+def name_room(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts[:-1]
+    depth = 3 if "/".join(parts[:2]) in PARENTS else 2
+    return "/".join(parts[:depth]) or "roost"
+
+
+@cache
+def parse(path: Path) -> list[ast.AST]:
+    """Return all nodes of a module; none of another file."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) if path.suffix == ".py" else []
+
+
+def list_docstrings(path: Path) -> list[ast.expr]:
+    """Return the texts that are statements: docstrings of modules, classes, functions and attributes."""
+    return [
+        node.value
+        for node in parse(path)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    ]
+
+
+def count_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def read_sizes() -> dict[str, Size]:
+    lines: Counter[str] = Counter()
+    statements: Counter[str] = Counter()
+    for path in list_files():
+        room = name_room(path)
+        lines[room] += count_lines(path)
+        statements[room] += sum(isinstance(node, ast.stmt) for node in parse(path)) - len(
+            list_docstrings(path)
+        )
+    return {room: Size(lines[room], statements[room]) for room in lines}
+
+
+def count_members() -> dict[str, int]:
+    """Return how many public members each class has that other classes implement: an ABC or a Protocol."""
+    members: Counter[str] = Counter()
+    for path in list_files():
+        for node in parse(path):
+            if isinstance(node, ast.ClassDef) and any(
+                ast.unparse(base).partition("[")[0] in ("ABC", "Protocol") for base in node.bases
+            ):
+                names = [getattr(each, "name", "") or name_target(each) for each in node.body]
+                members[node.name] += sum(bool(name) and not name.startswith("_") for name in names)
+    return dict(members)
+
+
+def name_target(node: ast.stmt) -> str:
+    """Return the name of an attribute that has a type or a value; empty for another statement."""
+    targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+    return targets[0].id if isinstance(targets[0], ast.Name) else ""
+
+
+def find_misfits(found: dict[str, int], bounds: dict[str, int]) -> dict[str, str]:
+    """Return what is above its bound, or clearly below it, or has none."""
+    return {
+        name: f"{found.get(name, 0)}, and the bound is {bounds.get(name, 0)}"
+        for name in found.keys() | bounds.keys()
+        if not bounds.get(name, 0) * (1 - SPARE) <= found.get(name, 0) <= bounds.get(name, 0)
+    }
+
+
+def test_no_room_has_grown() -> None:
+    sizes = read_sizes()
+    for measure in Size._fields:
+        found = {room: getattr(size, measure) for room, size in sizes.items()}
+        bounds = {room: getattr(size, measure) for room, size in ROOMS.items()}
+        assert find_misfits(found, bounds) == {}, measure
+
+
+def test_no_interface_has_grown() -> None:
+    assert find_misfits(count_members(), MEMBERS) == {}
+
+
+def test_no_setting_command_or_module_is_added_in_silence() -> None:
+    sections = [load_object(get_spec(backend).settings, "the settings") for backend in BACKENDS]
+    settings = sum(
+        len(section.class_own_traits(config=True)) for section in (*sections, RoostScheduler, RoostExtension)
+    )
+    (commands,) = (action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
+    modules = sum(path.suffix == ".py" for path in list_files())
+    found = {"settings": settings, "commands": len(commands), "modules": modules}
+    assert find_misfits(found, {"settings": SETTINGS, "commands": COMMANDS, "modules": MODULES}) == {}
+
+
+def test_reasons_stay() -> None:
+    modules = [path for path in list_files() if path.suffix == ".py"]
+    prose = sum(
+        (each.end_lineno or each.lineno) - each.lineno + 1
+        for path in modules
+        for each in list_docstrings(path)
+    )
+    assert prose / sum(map(count_lines, modules)) >= LEAST_PROSE
