@@ -52,6 +52,7 @@ help:
 	@echo 'make format       apply formatting and safe lint fixes'
 	@echo 'make clean        remove what these commands made'
 
+# An editable installation has no data files, and Jupyter Server loads only the extensions that a file names.
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "roost needs Python 3.10 or newer: make PYTHON=...")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -59,6 +60,8 @@ $(READY): pyproject.toml
 	@$(INSTALL) 'Installing roost and what its tests need into $(VENV), in about two minutes, 0.9 GB:' --editable '.[dev]' || { \
 	  $(INSTALL) 'Installing the same without Ray:' --editable '.[bench,dask,lint,test]' && \
 	  echo 'Ray cannot be installed for this Python: its tests are skipped, and make run is the tour of this machine (BACKEND=dask: of a Dask cluster).'; }
+	@mkdir -p $(VENV)/etc/jupyter/jupyter_server_config.d
+	@cp provisioners/server_extension/jupyter_config/roost.json $(VENV)/etc/jupyter/jupyter_server_config.d
 	@mkdir -p .typing && ln -sfn .. .typing/roost
 	@touch $@
 

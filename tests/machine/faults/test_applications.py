@@ -70,7 +70,7 @@ async def test_kill_a_notebook_run(
 
 @asynccontextmanager
 async def jupyter_server(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """Start a Jupyter Server on a free port of 127.0.0.1; yield it and its address. At the end it is killed."""
+    """Start a Jupyter Server without roost's extension; yield it and its address. At the end it is killed."""
     config = {
         "ServerApp": {
             "ip": "127.0.0.1",
@@ -78,6 +78,7 @@ async def jupyter_server(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess
             "open_browser": False,
             "allow_root": True,
             "root_dir": str(folder),
+            "jpserver_extensions": {"roost": False},
         },
         "IdentityProvider": {"token": TOKEN},
     }
