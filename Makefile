@@ -28,7 +28,7 @@ MAKEFLAGS += --no-print-directory
 # The workers of pytest-xdist then rewrite the tests' assertions once, not in each run.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: help run lab lint check test machine forks ray $(CLUSTERS) long gate flaky build-dask build-docker build-kubernetes build-yarn build-ssh build-spark bench figures docs format clean
+.PHONY: help run lab lint check test machine servers forks ray $(CLUSTERS) long gate flaky build-dask build-docker build-kubernetes build-yarn build-ssh build-spark bench figures docs format clean
 
 help:
 	@echo 'make run          kernels through a real Jupyter Server, on a Ray cluster of three nodes that it starts and ends:'
@@ -38,6 +38,7 @@ help:
 	@echo 'make check        the same, and the unit tests'
 	@echo 'make test         the tests without processes, and a sample of those on this machine and on a Ray cluster (6 minutes on two cores)'
 	@echo 'make machine      the other tests on this machine'
+	@echo 'make servers      Jupyter Server, its console and nbconvert on this machine'
 	@echo 'make forks        forked kernels against fresh ones: programs, behaviours, spoilt forks'
 	@echo 'make ray, dask, docker, kubernetes, yarn, ssh'
 	@echo '                  the tests on such a cluster, and its tour; ray has the growing clusters and the browser'
@@ -97,6 +98,9 @@ test: $(READY)
 
 machine: $(READY)
 	$(PART) tests/machine tests/suites --ignore=$(SAMPLE) --backend local
+
+servers: $(READY)
+	$(PART) tests/servers
 
 forks: $(READY)
 	$(PART) tests/forks
