@@ -376,7 +376,7 @@ class Scheduler:
     async def drain(self, node_id: str, on: bool = True) -> None:
         """Place no more kernels on a node, or place kernels there again. Kernels on the node go on."""
         if node_id not in self._access.draining and node_id not in await self._access.snapshot():
-            raise ConfigError(f"there is no node {node_id}; see `roost nodes`.", with_any_settings=True)
+            raise ConfigError(f"there is no node {node_id}; see `roost nodes`.")
         if on == (node_id in self._access.draining):
             return
         self._access.drain(node_id, on)

@@ -313,10 +313,7 @@ ONE = LimitExceeded(
             "ask for",
         ),
         (
-            LimitExceeded(
-                "ada has 1 kernel, and a cap allows 1: stop one first. It is older: /c is new.",
-                about_settings=" It is older: /c is new.",
-            ),
+            LimitExceeded("ada has 1 kernel, and a cap allows 1: stop one first"),
             "not now",
             "greedy can start no kernel now: ada has 1 kernel, and a cap allows 1",
             "stop one first",
