@@ -370,7 +370,7 @@ class Scheduler:
             }
             # The kernels whose end would make room.
             document["soonest"] = find_soonest(decision, snapshot, leases, since)
-            document["others"] = await find_others(decision, snapshot, leases, self.backend)
+            document["others"] = find_others(decision, snapshot, leases, self.backend)
         return document
 
     async def drain(self, node_id: str, on: bool = True) -> None:
