@@ -64,7 +64,7 @@ ROOMS = {
     "scheduler/backends/kubernetes": Size(3003, 1472),
     "scheduler/backends/local": Size(255, 148),
     "scheduler/backends/ray": Size(2759, 1513),
-    "scheduler/backends/ssh": Size(2940, 1547),
+    "scheduler/backends/ssh": Size(2679, 1383),
     "scheduler/backends/yarn": Size(5221, 2906),
     "scheduler/cli": Size(2469, 1561),
     "scheduler/client": Size(2300, 1245),
@@ -97,7 +97,7 @@ MEMBERS = {
     "TimerHandle": 1,
 }
 """At most how many public members an interface has."""
-SETTINGS, COMMANDS, MODULES = 125, 16, 533
+SETTINGS, COMMANDS, MODULES = 123, 16, 531
 
 
 def list_files() -> list[Path]:
