@@ -65,7 +65,7 @@ ROOMS = {
     "scheduler/backends/local": Size(255, 148),
     "scheduler/backends/ray": Size(2759, 1513),
     "scheduler/backends/ssh": Size(2679, 1383),
-    "scheduler/backends/yarn": Size(5221, 2906),
+    "scheduler/backends/yarn": Size(5057, 2829),
     "scheduler/cli": Size(2469, 1561),
     "scheduler/client": Size(2300, 1245),
     "scheduler/config": Size(565, 315),
@@ -97,7 +97,7 @@ MEMBERS = {
     "TimerHandle": 1,
 }
 """At most how many public members an interface has."""
-SETTINGS, COMMANDS, MODULES = 123, 16, 531
+SETTINGS, COMMANDS, MODULES = 123, 16, 530
 
 
 def list_files() -> list[Path]:
