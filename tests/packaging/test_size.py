@@ -50,7 +50,7 @@ ROOMS = {
     "placement/model": Size(1023, 514),
     "placement/rules": Size(922, 490),
     "placement/tables": Size(764, 435),
-    "provisioners": Size(3545, 1914),
+    "provisioners": Size(3461, 1881),
     "provisioners/jupyter_config": Size(13, 1),
     "provisioners/migration": Size(4438, 2326),
     "provisioners/server_extension": Size(4419, 2232),
@@ -97,7 +97,7 @@ MEMBERS = {
     "TimerHandle": 1,
 }
 """At most how many public members an interface has."""
-SETTINGS, COMMANDS, MODULES = 123, 16, 530
+SETTINGS, COMMANDS, MODULES = 123, 16, 529
 
 
 def list_files() -> list[Path]:
