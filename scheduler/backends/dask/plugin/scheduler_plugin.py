@@ -28,7 +28,7 @@ from .sweep import sweep
 
 NAME = "roost"
 PROTOCOL = 1
-"""The version of the messages between these plugins and roost's scheduler. An older plugin is replaced."""
+"""The version of the messages between these plugins and roost's scheduler. Plugins of another one are left alone."""
 _WISH_S = 10.0
 """How long a claim that was refused because of running tasks keeps its place for a retry."""
 _ASK_S = 5.0
