@@ -13,7 +13,10 @@ from roost.launchers.daemon.daemon import read_announcement
 from roost.launchers.daemon.private_files import runtime_dir
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
+from roost.launchers.protocol.shared_values import VERSION
 from roost.scheduler.errors import BackendUnavailable, from_remote
+
+from .service_folder import PROTOCOL
 
 _CONNECT_S = 2.0
 _ANSWER_S = 5.0
@@ -75,6 +78,10 @@ async def read_service(service: RunningService) -> ServiceReading:
     client = RpcClient(f"ipc://{service.folder}/socket")
     try:
         await client.connect(timeout_s=_CONNECT_S)
+        hello = {"protocol": PROTOCOL, "version": VERSION}
+        if (await client.call("hello", hello, timeout_s=_ANSWER_S))["protocol"] != PROTOCOL:
+            what = f"The scheduler service ({service.backend}, pid {service.pid}) is roost {service.version}"
+            raise BackendUnavailable(f"{what}, whose protocol is not that of roost {VERSION}.")
         nodes = (await client.call("nodes", timeout_s=_ANSWER_S))["nodes"]
         call = partial(client.call, "kernels", timeout_s=_ANSWER_S)
         kernels, _ = await read_kernels(call, with_use=True)

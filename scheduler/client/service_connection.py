@@ -24,7 +24,7 @@ from roost.launchers.daemon.tasks import backoff, in_thread, join_shared, start_
 from roost.launchers.daemon.world import name_in_world
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
-from roost.launchers.protocol.shared_values import VERSION, parse_version
+from roost.launchers.protocol.shared_values import VERSION, is_older
 from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,
@@ -225,7 +225,7 @@ class ServiceConnection:
         protocol, version = int(greeting["protocol"]), str(greeting["version"])
         self.launch_timeout_s = float(greeting.get("launch_timeout_s", DEFAULT_LAUNCH_TIMEOUT_S))
         self.node_start_timeout_s = float(greeting.get("node_start_timeout_s", 0.0))
-        if protocol == PROTOCOL and (self._is_elsewhere or parse_version(version) >= parse_version(VERSION)):
+        if protocol == PROTOCOL and (self._is_elsewhere or not is_older(version)):
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(f"The service {version} is newer than this client ({VERSION}): upgrade.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import site
@@ -20,7 +19,7 @@ from kit.jupyter.notebook import SLEEP
 from kit.machine.descriptors import list_inheritable
 from kit.machine.forked_kernels import REPLY_S, Agent, children, command_of, wait_for
 from roost.launchers.agent.machine.ports import claim
-from roost.launchers.agent.warm import fork_report, zygote_pool
+from roost.launchers.agent.warm import fork_report
 from roost.launchers.agent.warm.fork_report import KernelDiedEarly
 from roost.launchers.agent.warm.kernel_command import NotForked
 from roost.launchers.protocol.messages import PORT_NAMES, Connection
@@ -424,23 +423,3 @@ def test_the_next_kernel_imports_an_upgraded_package(tmp_path: Path) -> None:
         assert agent.start().value("__import__('roost_tiny').version") == 22
     finally:
         agent.close()
-
-
-def test_a_change_that_no_watch_reports_affects_one_start(
-    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Linux reports no write through mapped memory."""
-    (zygote,) = agent.zygotes._zygotes
-    assert agent.start().run("1")["status"] == "ok"
-    agent.zygotes._timers.cancel(zygote)  # the look after this start may be due, and would see the change
-    monkeypatch.setattr(zygote_pool, "_LOOK_AGAIN_S", 0.01)
-    zygote.fingerprint.files[str(tmp_path / "changed")] = (0, 0, 0)
-    (tmp_path / "changed").touch()
-    assert agent.try_start() is not None
-
-    def is_replaced() -> bool:
-        agent.loop.run_until_complete(asyncio.sleep(0.01))
-        return zygote.pid not in agent.zygotes.interpreters()
-
-    until_blocking(is_replaced, "the zygote is replaced", 60, 0.0)
-    assert agent.try_start() is None

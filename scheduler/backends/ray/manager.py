@@ -31,7 +31,7 @@ from roost.scheduler.backends.node_types import make_node_types
 from roost.scheduler.errors import BackendUnavailable, LeaseConflict, RoostError
 from roost.scheduler.messages import Finding
 
-from . import SPEC, actors, agent_task, checks, join, known_holes, nodes, placement_groups
+from . import SPEC, agent_task, checks, join, nodes, placement_groups
 from .new_nodes import RayNewNodes
 from .node_caps import NodeCaps
 from .nodes import RayNode
@@ -237,14 +237,6 @@ class RayManager:
     async def find(self, lease: Lease) -> bool:
         return await self._ask(placement_groups.find, _name_group(lease)) is not None
 
-    async def name_holders(self, nodes: Sequence[RayNode]) -> Sequence[str]:
-        at = {node.daemon: node.id for node in nodes}
-        own = frozenset(self._group_ids.values())
-        return [
-            f"{actor.name}, pid {actor.pid} on {at[actor.node]}"
-            for actor in await self._ask(actors.read, at, own)
-        ]
-
     async def start_agent(self, node_id: str) -> StartedAgent:
         away, node = self.membership.away, self.membership.nodes.get(node_id)
         if away or node is None:
@@ -289,7 +281,7 @@ class RayManager:
             await self._ask(placement_groups.start_reader, node)
 
     async def diagnose(self) -> list[Finding]:
-        return known_holes.find_holes(join.get_ray_version())
+        return []
 
     def places(self) -> Sequence[str]:
         if self._address:  # more clusters may run on this machine by now

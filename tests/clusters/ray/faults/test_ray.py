@@ -295,7 +295,7 @@ time.sleep(600)
 """
 
 
-async def test_a_waiting_kernel_names_the_actors_that_hold_its_gpus(
+async def test_a_waiting_kernel_says_how_many_gpus_actors_hold(
     raylets_runtime_dir: Path, raylets: Raylets
 ) -> None:
     """Actors have three of four GPUs. The explanation says so, and the notebook's text is made from it."""
@@ -310,16 +310,13 @@ async def test_a_waiting_kernel_names_the_actors_that_hold_its_gpus(
         async def find_others() -> dict[str, Any] | None:
             nonlocal decision
             decision = await service().explain(Request(gpus=2))
-            others = decision.get("others") or {"amount": 0, "holders": []}
-            return others if (others["amount"], len(others["holders"])) == (3, 3) else None
+            others = decision.get("others") or {"amount": 0}
+            return others if others["amount"] == 3 else None
 
-        # Raylets report one after the other, and holders are named if Ray answers in 0.2 s.
-        others = await until(find_others, lambda: f"the actors are named: {decision}", 60, 0.1)
+        # Raylets report one after the other.
+        others = await until(find_others, lambda: f"the actors are counted: {decision}", 60, 0.1)
         assert (others["resource"], others["amount"], others["of"]) == ("gpus", 3, 4)
-        held_by = "3 of 4 GPUs are held by Ray actors and tasks that roost did not start"
-        assert others["text"].startswith(f"{held_by} (Trainer of job ")
-        assert len(others["holders"]) == 3
-        assert all(", pid " in each for each in others["holders"])
+        assert others["text"] == "3 of 4 GPUs are held by Ray actors and tasks that roost did not start"
     finally:
         actors.kill()
         await actors.communicate()

@@ -426,11 +426,6 @@ async def test_doctor_says_what_the_manager_says(opened: Opened) -> None:
     assert await opened.backend.diagnose() == opened.manager.findings
 
 
-async def test_the_manager_names_holders_of_nodes_that_are_there(opened: Opened) -> None:
-    assert opened.backend.other_holders == "fake tasks"
-    assert await opened.backend.name_holders(["here", "gone"], "gpus") == ["task on here"]
-
-
 async def test_doctor_names_the_nodes_on_which_no_agent_starts(opened: Opened) -> None:
     """A Python without ipykernel is reported from the first attempt until an attempt succeeds."""
     assert opened.backend.report_agent("here") == AgentReport()
