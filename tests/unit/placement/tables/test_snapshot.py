@@ -133,15 +133,6 @@ def test_older_by_changes_only_the_age_of_metrics() -> None:
     assert after.apply([_node("a", metrics_age_s=0.5)]).node("a").metrics_age_s == 0.5
 
 
-def test_labels_follow_changes() -> None:
-    first = Snapshot.of([_node("a", labels={"zone": "1"}), _node("b")])
-    zone = {"zone": "1"}.items()
-    assert first.has_labels(zone).tolist() == [True, False]
-    assert first.apply([_node("b", kernels=1)]).has_labels(zone).tolist() == [True, False]
-    assert first.apply([_node("b", labels={"zone": "1"})]).has_labels(zone).tolist() == [True, True]
-    assert first.apply([_node("0")]).has_labels(zone).tolist() == [False, True, False]
-
-
 def test_accepted_devices_leaves_out_padding_and_other_models() -> None:
     other = Node(id="b", devices=(Device(id="0", model="T4"), Device(id="1", model="A100")))
     snapshot = Snapshot.of([_node("a", gpus=1)]).apply([other])
@@ -212,13 +203,6 @@ class TestMasks:
         assert third.mask("spot", test).tolist() == [True, True, False]
         assert asked == ["a", "b", "c", "a"]
         assert (first.mask("spot", test).tolist(), third.version) == ([False, True, False], 3)
-
-    def test_nodes_that_come_or_go(self) -> None:
-        first = Snapshot.of([_node("b", warm=("py",)), _node("c")])
-        warm = first.mask("warm", lambda node: "py" in node.warm)
-        assert warm.tolist() == [True, False]
-        after = first.apply([_node("a")], removed=["c"])
-        assert after.mask("warm", lambda node: "py" in node.warm).tolist() == [False, True]
 
     def test_beyond_a_limit_masks_are_answered_but_not_kept(self) -> None:
         snapshot_ = Snapshot.of([_node("a", labels={"n": "299"})])
