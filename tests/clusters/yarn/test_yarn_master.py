@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from kit.clusters.hadoop_nodes import GPU, HadoopNodes, why_not
+from kit.clusters.hadoop_nodes import GPU, HadoopNodes, Machine, why_not
 from kit.clusters.yarn.application_master import YarnMaster, kill, live, running_master
 from kit.clusters.yarn.shared_cluster import assert_nothing_left, end_applications
 from roost.launchers.protocol.rpc import ClientKeys, RemoteError, RpcError
@@ -290,3 +290,15 @@ async def test_cost(master: YarnMaster) -> None:
     assert "WARNING" not in master.log()
     for each in await master.containers():
         await master.call("release", Numbered(number=each.number))
+
+
+@pytest.mark.parametrize("protection", ["integrity", "privacy"])
+async def test_sealed_calls(protection: str, tmp_path: Path) -> None:
+    with HadoopNodes(Machine(), settings={"hadoop.rpc.protection": protection}) as cluster:
+        async with running_master(cluster, tmp_path) as master:
+            asks = [await master.ask() for _ in range(3)]
+            pids = [await master.await_pid(ask) for ask in asks]
+            for ask in asks:
+                await master.release(ask)
+            await master.until(lambda: not live(pids), "the containers end")
+            assert "WARNING" not in master.log()

@@ -16,7 +16,7 @@ import pytest
 import kit
 from kit.clusters.dask.lease_records import Slow, hold, most_at_once, sweep, whole
 from kit.clusters.faults import ClusterWorld, read_command, until
-from kit.jupyter.notebook import Notebook, held_by
+from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
@@ -145,17 +145,6 @@ async def kernel_of(notebook: Notebook) -> Kernel:
 
 
 Begin = Callable[..., Any]
-
-
-async def test_the_service(start_world: Begin) -> None:
-    world = await start_world(PAIR)
-    notebook = await world.open(gpus=0.5)
-    before = held_by(await kernel_of(notebook))
-    kill(*daemon_pids(world.home, "scheduler"))
-    await world.lives(notebook)
-    assert held_by(await kernel_of(notebook)) == before
-    await notebook.interrupt()
-    await world.lives(notebook)
 
 
 async def test_a_worker_under_a_stream_of_tasks(start_world: Begin) -> None:
