@@ -200,19 +200,6 @@ async def test_a_restart_ends_the_running_code(tmp_path: Path) -> None:
         assert (await kernel.execute("8", timeout_s=allow_s(30))).text == "8"
 
 
-@on_this_machine
-async def test_a_cancelled_start_leaves_nothing_behind(roosted: Path) -> None:
-    for delay_s in (0.0, 0.05, 0.2):  # at different stages of the start
-        starting = asyncio.ensure_future(roost.start_kernel("roosted").__aenter__())
-        await asyncio.sleep(delay_s)
-        starting.cancel()
-        (ended,) = await asyncio.gather(starting, return_exceptions=True)
-        if not isinstance(ended, BaseException):  # it was faster
-            await ended.stop()
-    await until(lambda: asyncio.to_thread(lambda: not left_behind()), "no kernel is left", 60, 0.02)
-    assert list(roosted.glob("*")) == []
-
-
 STARTS = """
 import roost
 try:

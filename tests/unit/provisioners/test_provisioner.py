@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import zmq
-from jupyter_client.manager import KernelManager
 from jupyter_console.app import ZMQTerminalIPythonApp
 from traitlets.config import Configurable
 
@@ -26,7 +25,6 @@ from kit.jupyter.kernel_managers import a_start, ended, manager, the_start
 from roost.launchers.protocol.messages import PORT_NAMES
 from roost.provisioners import RoostProvisioner, provisioner
 from roost.provisioners.exit_watch import UNKNOWN_EXIT_CODE, ExitWatch
-from roost.scheduler.client.client import connect
 from roost.scheduler.errors import (
     BackendUnavailable,
     ConfigError,
@@ -63,37 +61,6 @@ async def test_a_start_sends_the_kernelspecs_options(
     assert written["shell_port"] == km.shell_port == service.kernels[km.kernel_id].connection.shell_port  # type: ignore[union-attr]
     assert written["curve_publickey"] == start.connection.curve_publickey is not None
     assert await km.is_alive()
-    await km.shutdown_kernel(now=True)
-
-
-async def test_life_and_end(service: FakeService, tmp_path: Path) -> None:
-    km = manager(tmp_path)
-    await km.start_kernel()
-    assert await km.provisioner.poll() is None
-    await km.interrupt_kernel()
-    assert [call.signum for call in service.called("signal")] == [signal.SIGINT]
-    await km.shutdown_kernel(now=True)
-    assert not km.has_kernel
-    assert not await km.is_alive()
-    assert not service.kernels
-    await km.provisioner.cleanup(restart=False)
-    assert len(service.called("stop")) == 1
-
-
-async def test_restart_keeps_ports_keys_and_lease(service: FakeService, tmp_path: Path) -> None:
-    km = manager(tmp_path)
-    await km.start_kernel()
-    first, ports, key = the_start(service), km.ports, km.curve_publickey
-    await km.restart_kernel(now=True)
-    again = the_start(service)
-    assert again.kernel_id == first.kernel_id
-    assert again.launch_id != first.launch_id
-    assert km.ports == ports
-    assert [getattr(again.connection, name) for name in PORT_NAMES] == [
-        getattr(km, name) for name in PORT_NAMES
-    ]
-    assert (again.connection.key, again.connection.curve_publickey) == (first.connection.key, key.decode())
-    assert not service.called("stop")
     await km.shutdown_kernel(now=True)
 
 
@@ -166,34 +133,6 @@ async def test_an_exit_is_no_warning_in_a_console(
     assert await ended(km) == -9
     (level,) = (each.levelno for each in caplog.records if "out of memory" in each.message)
     assert level == logging.DEBUG
-    await km.shutdown_kernel(now=True)
-
-
-async def test_the_exit_of_an_earlier_launch_is_ignored(service: FakeService, tmp_path: Path) -> None:
-    km = manager(tmp_path)
-    await km.start_kernel()
-    old = service.kernels[km.kernel_id]
-    await km.restart_kernel(now=True)
-    new = service.kernels[km.kernel_id]
-    service.kernels[km.kernel_id] = old
-    service.exit(km.kernel_id, 1)
-    service.kernels[km.kernel_id] = new
-    await connect().nodes()
-    assert await km.is_alive()
-    await km.shutdown_kernel(now=True)
-
-
-async def test_a_kernel_outlives_the_service_and_a_missed_exit_is_found(
-    service: FakeService, tmp_path: Path
-) -> None:
-    km = manager(tmp_path)
-    await km.start_kernel()
-    service.close()
-    assert await km.is_alive()
-    kernel = service.kernels.pop(km.kernel_id)
-    service.serve()
-    assert await ended(km) == UNKNOWN_EXIT_CODE
-    service.kernels[km.kernel_id] = kernel
     await km.shutdown_kernel(now=True)
 
 
@@ -327,31 +266,6 @@ async def test_a_shutdown_asks_a_silent_agent_once(service: FakeService, tmp_pat
     await km.shutdown_kernel()
     assert (len(service.called("signal")), len(service.called("stop"))) == (1, 1)
     assert not await km.is_alive()
-
-
-def test_the_blocking_manager_from_a_thread_without_a_loop(service: FakeService, tmp_path: Path) -> None:
-    km = manager(tmp_path, KernelManager)
-    km.start_kernel()
-    assert km.is_alive()
-    km.interrupt_kernel()
-    km.restart_kernel(now=True)
-    assert km.is_alive()
-    km.shutdown_kernel(now=True)
-    assert not km.is_alive()
-    assert not service.kernels
-
-
-def test_one_manager_used_from_several_loops(service: FakeService, tmp_path: Path) -> None:
-    km = manager(tmp_path)
-    asyncio.run(km.start_kernel())
-    waited: list[int] = []
-    thread = threading.Thread(target=lambda: waited.append(asyncio.run(ended(km))))
-    thread.start()
-    service.exit(km.kernel_id, 4)
-    thread.join(allow_s(60))
-    assert waited == [4]
-    asyncio.run(km.shutdown_kernel(now=True))
-    assert not service.kernels
 
 
 async def test_a_service_that_does_not_answer_does_not_delay_a_shutdown(
