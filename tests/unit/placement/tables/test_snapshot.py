@@ -226,33 +226,6 @@ def test_branches_have_a_history_of_their_own() -> None:
     assert one.history is root.history
 
 
-def test_as_empty_equals_a_snapshot_of_empty_nodes() -> None:
-    nodes = [
-        Node(
-            id="a",
-            cpus=4,
-            cpus_promised=3,
-            memory_bytes=9,
-            memory_promised_bytes=8,
-            gpus_promised=1.5,
-            devices=(Device(id="0", promised=1), Device(id="1", promised=0.5)),
-            kernels=2,
-            is_draining=True,
-            labels={"zone": "1"},
-            taints=("spot",),
-            cpus_used=3,
-            metrics_age_s=1.0,
-        ),
-        _node("b", gpus=1),
-    ]
-    full, empty = Snapshot.of(nodes), Snapshot.of(node.as_empty() for node in nodes)
-    used = full.as_empty().columns.replace(device_excess=empty.columns.device_excess)
-    assert _same(used, empty.columns)  # except for the use beyond promises, which no caller reads
-    assert full.as_empty().has_labels([("zone", "1")]).tolist() == [True, False]
-    assert full.part(np.array([1, 0])).as_empty().columns.cpus_free.tolist() == [4.0, 4.0]
-    assert full.columns.cpus_free.tolist() == [1.0, 4.0]
-
-
 def test_a_saved_snapshot_is_read_back() -> None:
     before = _of_three().older_by(2.0)
     after = Snapshot.from_dict(
