@@ -25,7 +25,7 @@ from roost.scheduler.client.client import Client, connect
 from roost.scheduler.client.service_connection import ServiceConnection
 from roost.scheduler.client.service_folder import service_folder
 from roost.scheduler.client.this_owner import this_owner
-from roost.scheduler.errors import BackendUnavailable, Cancelled, ConfigError, NoNodeEver, UnknownKernel
+from roost.scheduler.errors import BackendUnavailable, ConfigError, NoNodeEver, UnknownKernel
 from roost.scheduler.messages import SERVICE_TIMEOUT, Event, Kernel, Owner, StartKernel
 from roost.testing.deadlines import allow_s
 
@@ -533,12 +533,6 @@ def test_another_address_in_the_environment_is_another_service(
         monkeypatch.setenv("RAY_ADDRESS", nowhere)
         assert connect("ray").options == {}
     assert len({*folders, service_folder("ray", {})}) == 3
-
-
-def test_a_cancelled_start_raises_cancelled(service: FakeService, client: Client) -> None:
-    service.answers["start"] = Cancelled("It was taken back.")
-    with pytest.raises(Cancelled):
-        client.start(a_start()).result(allow_s(5))
 
 
 def test_what_is_no_request_is_refused(client: Client) -> None:
