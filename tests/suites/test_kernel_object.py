@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -90,25 +89,6 @@ def test_code_that_takes_too_long_is_interrupted() -> None:
         with pytest.raises(TimeoutError, match="interrupted"):
             kernel.execute(SLEEP, timeout_s=allow_s(5))
         assert kernel.execute("3", timeout_s=allow_s(30)).text == "3"
-
-
-@on_this_machine
-def test_interrupt_from_another_thread(tmp_path: Path) -> None:
-    running = tmp_path / "running"
-    with roost.start_kernel("roosted") as kernel:
-
-        def interrupt() -> None:
-            until_blocking(running.exists, "the cell runs", 60, 0.02)
-            kernel.interrupt()
-
-        thread = threading.Thread(target=interrupt)
-        thread.start()
-        # In CPython a signal that comes right before a system call does not end it: one long sleep could go on.
-        code = f"import pathlib, time; pathlib.Path({str(running)!r}).touch()\nwhile True: time.sleep(0.1)"
-        error = kernel.execute(code, timeout_s=allow_s(30)).error
-        thread.join()
-        assert error is not None
-        assert error.name == "KeyboardInterrupt"
 
 
 def test_restart_and_the_end_of_the_kernel(backend: str) -> None:

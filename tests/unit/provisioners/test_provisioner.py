@@ -150,26 +150,6 @@ async def test_a_failed_first_start_is_undone(service: FakeService, tmp_path: Pa
     await km.shutdown_kernel(now=True)
 
 
-async def test_a_cancelled_start_is_undone(service: FakeService, tmp_path: Path) -> None:
-    begun = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    async def queue_forever(_: StartKernel) -> None:
-        loop.call_soon_threadsafe(begun.set)
-        await asyncio.sleep(3600)
-
-    service.answers["start"] = queue_forever
-    km = manager(tmp_path)
-    task = asyncio.ensure_future(km.start_kernel())
-    await begun.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert {cancel.launch_id for cancel in service.called("cancel")} == {the_start(service).launch_id}
-    assert not service.called("stop")
-    assert not km.has_kernel
-
-
 async def test_poll_reports_a_failed_restart(
     service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -340,22 +320,6 @@ async def test_an_adoption_waits_until_a_service_can_start(
     await holder.shutdown_kernel(now=True)
 
 
-async def test_an_adoption_takes_no_kernel_from_a_program_that_lives(
-    service: FakeService, tmp_path: Path
-) -> None:
-    """The files of a server may name any kernel. The scheduler knows the holder."""
-    holder = manager(tmp_path)
-    await holder.start_kernel()
-    taker = manager(tmp_path)
-    taker.kernel_id = holder.kernel_id
-    taker.parent = ManyKernels()
-    taker.parent.adopting.add(holder.kernel_id)
-    await taker.start_kernel()
-    assert [each.takes_away for each in service.called("adopt")] == [False]
-    await taker.shutdown_kernel(now=True)
-    await holder.shutdown_kernel(now=True)
-
-
 async def test_only_a_first_start_waits_longer_where_people_see_it(
     service: FakeService, tmp_path: Path
 ) -> None:
@@ -454,9 +418,3 @@ async def test_there_is_no_kernel_during_a_launch(service: FakeService, tmp_path
     await restarting
     assert await km.is_alive()
     await km.shutdown_kernel(now=True)
-
-
-async def test_a_kernelspec_without_a_command_is_refused(service: FakeService, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="argv is empty or not a list of texts"):
-        await manager(tmp_path, argv=[]).start_kernel()
-    assert not service.called("start")

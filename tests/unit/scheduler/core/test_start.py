@@ -239,19 +239,6 @@ async def test_the_queue_has_a_time_limit_of_its_own(tmp_path: Path) -> None:
         assert w.agent.launched[-1].deadline_s <= 5.0
 
 
-async def test_a_restart_keeps_the_lease(tmp_path: Path) -> None:
-    async with fake_world(tmp_path) as w:
-        await w.start("k", cpus=1)
-        with pytest.raises(LaunchError, match="still runs"):
-            await w.start("k", "2")
-        w.agent.end("k", 9)
-        await w.told("exited")
-        assert w.kernel("k").exit_code == 9
-        again = await w.start("k", "2")
-        assert (again.state, again.launch_id) == ("running", "2")
-        assert w.leases() == ["roost:k:s/1"]
-
-
 async def test_each_launch_is_prepared_and_gets_the_variables_of_its_backend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,17 +282,6 @@ async def test_stop_gives_the_lease_back_and_may_be_repeated(tmp_path: Path) -> 
         assert w.leases() == []
         with pytest.raises(UnknownKernel):
             await w.scheduler.stop("nobody", 1.0)
-
-
-async def test_signals_and_logs_reach_the_agent(tmp_path: Path) -> None:
-    async with fake_world(tmp_path) as w:
-        await w.start("k")
-        await w.scheduler.signal("k", 2)
-        assert w.agent.signals == [("k", 2)]
-        assert await w.scheduler.logs("k", 100) == "log"
-        await w.scheduler.stop("k", 0)
-        with pytest.raises(UnknownKernel):
-            await w.scheduler.signal("k", 2)
 
 
 async def test_a_kernel_that_waits_has_no_log_yet_and_says_why(tmp_path: Path) -> None:
