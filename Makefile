@@ -39,7 +39,7 @@ help:
 	@echo 'make test         the tests without processes, and a sample of those on this machine and on a Ray cluster (6 minutes on two cores)'
 	@echo 'make machine      the other tests on this machine'
 	@echo 'make servers      Jupyter Server, its console and nbconvert on this machine'
-	@echo 'make forks        forked kernels against fresh ones: programs, behaviours, spoilt forks'
+	@echo 'make forks        forked kernels against fresh ones: programs, spoilt forks'
 	@echo 'make ray, dask, docker, kubernetes, yarn, ssh'
 	@echo '                  the tests on such a cluster, and its tour; ray has the growing clusters and the browser'
 	@echo 'make gate         what a change has to pass: all above that every landing has, the parts that the change touches, and one by turn'

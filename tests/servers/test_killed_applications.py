@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
+from server import jupyter_server
 
 import roost
 from kit import TESTS
-from kit.jupyter.restarted_servers import none_is_left
+from kit.jupyter.restarted_servers import end, listed, start
 from kit.machine.daemons import wait_gone
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.messages import Kernel
@@ -28,7 +21,7 @@ from roost.testing.deadlines import allow_s, until
 
 pytestmark = [pytest.mark.usefixtures("roost_by_default")]
 
-TOKEN = "for-this-test-only"
+WITHOUT_EXTENSION = ("--ServerApp.jpserver_extensions={'roost': False}",)
 
 
 async def until_kernel(state: str = "running") -> Kernel:
@@ -68,66 +61,6 @@ async def test_kill_a_notebook_run(
     roost.connect("local").close()
 
 
-@asynccontextmanager
-async def jupyter_server(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """Start a Jupyter Server without roost's extension; yield it and its address. At the end it is killed."""
-    config = {
-        "ServerApp": {
-            "ip": "127.0.0.1",
-            "port": 0,
-            "open_browser": False,
-            "allow_root": True,
-            "root_dir": str(folder),
-            "jpserver_extensions": {"roost": False},
-        },
-        "IdentityProvider": {"token": TOKEN},
-    }
-    (folder / "server.json").write_text(json.dumps(config))
-    server = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "jupyter_server", f"--config={folder / 'server.json'}",
-        stderr=asyncio.subprocess.PIPE, env={**os.environ, "JUPYTER_RUNTIME_DIR": str(folder / "runtime")},
-        start_new_session=True,
-    )  # fmt: skip
-    assert server.stderr is not None
-    try:
-        while True:
-            line = (await asyncio.wait_for(server.stderr.readline(), allow_s(60))).decode()
-            assert line, "the server ended"
-            if "http://127.0.0.1:" in line:
-                yield (
-                    server,
-                    line[line.index("http://") :]
-                    .split("?")[0]
-                    .strip()
-                    .rsplit("/", 1)[0]
-                    .removesuffix("/tree"),
-                )
-                break
-    finally:
-        if server.returncode is None:
-            server.kill()
-            await server.wait()
-
-
-def call(url: str, body: dict[str, Any] | None = None) -> Any:
-    request = urllib.request.Request(
-        url,
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Authorization": f"token {TOKEN}", "Content-Type": "application/json"},
-    )
-    for _ in range(1200):  # the server names its port before it listens
-        try:
-            with urllib.request.urlopen(request, timeout=allow_s(60)) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError:
-            raise
-        except urllib.error.URLError as problem:
-            if not isinstance(problem.reason, ConnectionRefusedError):
-                raise
-            time.sleep(0.05)
-    raise AssertionError(f"nobody listens at {url}")
-
-
 ANOTHER_OWNER = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[1])
@@ -161,14 +94,13 @@ async def until_owner_grace_is_over() -> None:
 async def test_kill_a_jupyter_server(
     short_owner_grace: float, settled_runtime_dir: Path, tmp_path: Path
 ) -> None:
-    async with jupyter_server(tmp_path) as (server, address):
-        started = await asyncio.to_thread(call, f"{address}/api/kernels", {"name": "python3"})
+    async with jupyter_server(tmp_path, options=WITHOUT_EXTENSION) as server:
+        kernel_id = await start(server, "python3")
         kernel = await until_kernel()
-        assert kernel.id == started["id"]
+        assert kernel.id == kernel_id
         assert kernel.owner.can_adopt
         started_at = start_time(kernel.pid)
-        server.send_signal(signal.SIGKILL)
-        await server.wait()
+        await end(server)
     await until_owner_grace_is_over()
     assert is_running(kernel.pid, started_at)
     still = await roost.connect("local").kernel(kernel.id)
@@ -189,38 +121,9 @@ async def test_a_user_that_is_not_allowed_gets_403(
     (config / "jupyter_roost_config.py").write_text(f"c.RoostScheduler.{setting}\n")
     monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(config))
     monkeypatch.setenv("KERNEL_USERNAME", "mallory")
-    async with jupyter_server(tmp_path) as (_, address):
-        with pytest.raises(urllib.error.HTTPError) as failure:
-            await asyncio.to_thread(call, f"{address}/api/kernels", {"name": "python3"})
-        assert failure.value.code == 403
-        assert "mallory" in failure.value.read().decode()
-        failure.value.close()
-        assert await asyncio.to_thread(call, f"{address}/api/kernels") == []
-    roost.connect("local").close()
-
-
-async def test_a_server_stops_after_a_refused_start(settled_runtime_dir: Path, tmp_path: Path) -> None:
-    spec = tmp_path / "share" / "kernels" / "impossible"
-    spec.mkdir(parents=True)
-    provisioner = {"provisioner_name": "roost", "config": {"memory": "4000TiB"}}
-    kernel = {
-        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        "display_name": "",
-        "language": "python",
-        "metadata": {"kernel_provisioner": provisioner},
-    }
-    (spec / "kernel.json").write_text(json.dumps(kernel))
-    os.environ["JUPYTER_PATH"] = str(tmp_path / "share")
-    try:
-        async with jupyter_server(tmp_path) as (server, address):
-            await asyncio.to_thread(call, f"{address}/api/kernels", {"name": "python3"})
-            with pytest.raises(urllib.error.HTTPError) as failure:
-                await asyncio.to_thread(call, f"{address}/api/kernels", {"name": "impossible"})
-            assert failure.value.code == 400
-            failure.value.close()
-            server.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(server.wait(), allow_s(60)) == 0
-    finally:
-        del os.environ["JUPYTER_PATH"]
-    await none_is_left()
+    async with jupyter_server(tmp_path, options=WITHOUT_EXTENSION) as server:
+        status, answer = await server.api("POST", "kernels", {"name": "python3"})
+        assert status == 403
+        assert "mallory" in answer["message"]
+        assert await listed(server) == {}
     roost.connect("local").close()

@@ -133,15 +133,6 @@ def test_older_by_changes_only_the_age_of_metrics() -> None:
     assert after.apply([_node("a", metrics_age_s=0.5)]).node("a").metrics_age_s == 0.5
 
 
-def test_labels_follow_changes() -> None:
-    first = Snapshot.of([_node("a", labels={"zone": "1"}), _node("b")])
-    zone = {"zone": "1"}.items()
-    assert first.has_labels(zone).tolist() == [True, False]
-    assert first.apply([_node("b", kernels=1)]).has_labels(zone).tolist() == [True, False]
-    assert first.apply([_node("b", labels={"zone": "1"})]).has_labels(zone).tolist() == [True, True]
-    assert first.apply([_node("0")]).has_labels(zone).tolist() == [False, True, False]
-
-
 def test_accepted_devices_leaves_out_padding_and_other_models() -> None:
     other = Node(id="b", devices=(Device(id="0", model="T4"), Device(id="1", model="A100")))
     snapshot = Snapshot.of([_node("a", gpus=1)]).apply([other])
@@ -213,13 +204,6 @@ class TestMasks:
         assert asked == ["a", "b", "c", "a"]
         assert (first.mask("spot", test).tolist(), third.version) == ([False, True, False], 3)
 
-    def test_nodes_that_come_or_go(self) -> None:
-        first = Snapshot.of([_node("b", warm=("py",)), _node("c")])
-        warm = first.mask("warm", lambda node: "py" in node.warm)
-        assert warm.tolist() == [True, False]
-        after = first.apply([_node("a")], removed=["c"])
-        assert after.mask("warm", lambda node: "py" in node.warm).tolist() == [False, True]
-
     def test_beyond_a_limit_masks_are_answered_but_not_kept(self) -> None:
         snapshot_ = Snapshot.of([_node("a", labels={"n": "299"})])
         for i in range(300):
@@ -240,33 +224,6 @@ def test_branches_have_a_history_of_their_own() -> None:
     assert [change.rows for change in last.history.between(middle.version, last.version) or ()] == [(2,), ()]
     assert one.history is not other.history
     assert one.history is root.history
-
-
-def test_as_empty_equals_a_snapshot_of_empty_nodes() -> None:
-    nodes = [
-        Node(
-            id="a",
-            cpus=4,
-            cpus_promised=3,
-            memory_bytes=9,
-            memory_promised_bytes=8,
-            gpus_promised=1.5,
-            devices=(Device(id="0", promised=1), Device(id="1", promised=0.5)),
-            kernels=2,
-            is_draining=True,
-            labels={"zone": "1"},
-            taints=("spot",),
-            cpus_used=3,
-            metrics_age_s=1.0,
-        ),
-        _node("b", gpus=1),
-    ]
-    full, empty = Snapshot.of(nodes), Snapshot.of(node.as_empty() for node in nodes)
-    used = full.as_empty().columns.replace(device_excess=empty.columns.device_excess)
-    assert _same(used, empty.columns)  # except for the use beyond promises, which no caller reads
-    assert full.as_empty().has_labels([("zone", "1")]).tolist() == [True, False]
-    assert full.part(np.array([1, 0])).as_empty().columns.cpus_free.tolist() == [4.0, 4.0]
-    assert full.columns.cpus_free.tolist() == [1.0, 4.0]
 
 
 def test_a_saved_snapshot_is_read_back() -> None:
