@@ -63,7 +63,7 @@ ROOMS = {
     "scheduler/backends/docker": Size(2110, 1181),
     "scheduler/backends/kubernetes": Size(3003, 1472),
     "scheduler/backends/local": Size(265, 155),
-    "scheduler/backends/ray": Size(2849, 1558),
+    "scheduler/backends/ray": Size(2881, 1574),
     "scheduler/backends/ssh": Size(2958, 1557),
     "scheduler/backends/yarn": Size(5221, 2906),
     "scheduler/cli": Size(2469, 1561),
