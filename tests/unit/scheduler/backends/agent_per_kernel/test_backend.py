@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from kit.fakes.scheduler import scheduler_on
+from kit.fakes.scheduler import FakeWorld, scheduler_on
 from roost.launchers.protocol.agent_client import AgentClient
 from roost.launchers.protocol.messages import (
     PORT_NAMES,
@@ -26,6 +27,7 @@ from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel import Pod, backend
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import BackendUnavailable, LaunchError, NoNodeEver, NoNodeNow
+from roost.scheduler.messages import Kernel
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
 from roost.testing.contract import Opener
 from roost.testing.deadlines import allow_s, until
@@ -46,6 +48,16 @@ async def pod_cluster(tmp_path: Path) -> AsyncIterator[FakePodCluster]:
     await cluster.shut_down()
 
 
+@asynccontextmanager
+async def pulling(pod_cluster: FakePodCluster) -> AsyncIterator[tuple[FakeWorld, asyncio.Task[Kernel]]]:
+    """Yield a scheduler, and a start whose pod is pending."""
+    pod_cluster.pending_reason = PULLING
+    async with scheduler_on([], pods=pod_cluster) as w:
+        start = w.start("k", cpus=1)
+        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+        yield w, start
+
+
 class TestContract(BackendContract):
     """The contract, with pods that are granted at once."""
 
@@ -61,10 +73,7 @@ REPORTED = PodKernel(launch_id="1", pid=4711, started_at=1.0, ip="10.0.0.7", por
 
 
 async def test_a_kernel_runs_as_soon_as_its_pod_has_reported_it(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
         kernel = await start
         assert (kernel.state, kernel.how) == ("running", "forked")
@@ -89,10 +98,7 @@ async def test_a_kernel_runs_as_soon_as_its_pod_has_reported_it(pod_cluster: Fak
 
 
 async def test_a_reported_kernel_can_be_adopted_before_its_agent_answers(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
         await start
         adopting = asyncio.create_task(w.scheduler.adopt("k", Owner(user="ada", application="another")))
@@ -102,10 +108,7 @@ async def test_a_reported_kernel_can_be_adopted_before_its_agent_answers(pod_clu
 
 
 async def test_a_reported_kernel_may_have_ended_when_its_agent_answers(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
         assert (await start).state == "running"
         agent.fail("launch", "kernel_died")
@@ -118,7 +121,6 @@ async def test_the_end_of_a_kernel_is_learnt_from_an_agent_that_is_very_slow(
     pod_cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a busy node, the pod's process may need long to become an agent. It answers no call until then."""
-    pod_cluster.pending_reason = PULLING
     unanswered, connect = iter(range(20)), Agents.client
 
     async def client(self: Agents, address: AgentAddress) -> AgentClient:
@@ -128,9 +130,7 @@ async def test_the_end_of_a_kernel_is_learnt_from_an_agent_that_is_very_slow(
 
     monkeypatch.setattr(Agents, "client", client)
     monkeypatch.setattr(backend, "_AGENT_S", 0.01)
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         agent = pod_cluster.report_kernel(w.kernel("k").lease_id, REPORTED)
         agent.fail("launch", "kernel_died")
         assert (await start).state == "running"
@@ -141,10 +141,7 @@ async def test_the_end_of_a_kernel_is_learnt_from_an_agent_that_is_very_slow(
 async def test_a_pending_pod_shows_its_reason_and_starts_when_it_is_granted(
     pod_cluster: FakePodCluster,
 ) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         kernel = w.kernel("k")
         assert (kernel.state, kernel.position) == ("queued", 1)
         pod_cluster.explain(kernel.lease_id, "its volume is being mounted")
@@ -157,10 +154,7 @@ async def test_a_pending_start_shows_that_the_manager_is_away(
     pod_cluster: FakePodCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "_REJOIN_S", (0.01, 0.01))
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         pod_cluster.leave("it refuses connections")
         away = "fake_pods is away, its kernels live on: it refuses connections"
         await w.until(lambda: w.kernel("k").waits_for == away)
@@ -195,10 +189,8 @@ async def test_a_pending_start_ends_at_its_timeout_with_the_reason(pod_cluster: 
 
 async def test_a_pod_granted_while_no_scheduler_ran_starts_its_kernel(pod_cluster: FakePodCluster) -> None:
     """The pod's agent listens, but its ledger lacks the lease. The next scheduler must not count the lease as held."""
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (_, start):
+        pass  # the scheduler ends
     with pytest.raises(asyncio.CancelledError):
         await start
     pod_cluster.grant_all()
@@ -211,10 +203,7 @@ async def test_a_pod_granted_while_no_scheduler_ran_starts_its_kernel(pod_cluste
 
 async def test_a_pending_start_goes_on_after_the_scheduler_is_killed(pod_cluster: FakePodCluster) -> None:
     """The client repeats its call, and the next scheduler waits for the same pod."""
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         (before,) = await pod_cluster.pods()
         asked_at = w.kernel("k").created_at
     with pytest.raises(asyncio.CancelledError):
@@ -230,10 +219,8 @@ async def test_a_pending_start_goes_on_after_the_scheduler_is_killed(pod_cluster
 
 
 async def test_a_pending_pod_whose_start_is_not_repeated_is_deleted(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (_, start):
+        pass  # the scheduler ends
     with pytest.raises(asyncio.CancelledError):
         await start
     async with scheduler_on([], SOON, pods=pod_cluster) as w:
@@ -243,10 +230,7 @@ async def test_a_pending_pod_whose_start_is_not_repeated_is_deleted(pod_cluster:
 
 
 async def test_a_pending_pod_that_is_deleted_by_hand_is_placed_again(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (w, start):
         pod_cluster.pending_reason = ""
         await pod_cluster.end("roost:k:s/1", "it was deleted by hand")
         assert (await start).state == "running"
@@ -254,10 +238,7 @@ async def test_a_pending_pod_that_is_deleted_by_hand_is_placed_again(pod_cluster
 
 
 async def test_a_pod_that_can_never_start_ends_the_start_with_the_reason(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
+    async with pulling(pod_cluster) as (_, start):
         await pod_cluster.end("roost:k:s/1", "there is no image jupyter/nothing", is_final=True)
         with pytest.raises(LaunchError, match="there is no image jupyter/nothing"):
             await start
