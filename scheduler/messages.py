@@ -62,6 +62,8 @@ class ServiceFacts(TypedDict):
     """The answer of a service to a client that connects."""
 
     protocol: int
+    agent_protocol: int
+    """The protocol of the agents that the service can use."""
     version: str
     """The service's version of roost."""
     pid: int
