@@ -145,7 +145,8 @@ class FakeService:
         return self.kernels[kernel.id]
 
     def _kernels(self, _: Any) -> dict[str, Any]:
-        return {"kernels": [kernel.without_keys() for kernel in self.kernels.values()]}
+        kernels = [kernel.without_keys() for kernel in self.kernels.values()]
+        return {"kernels": kernels, "more": False, "unreachable": []}
 
     def _signal(self, arguments: Any) -> dict[str, Any]:
         self._known(arguments)
