@@ -597,23 +597,6 @@ def test_a_name_or_prefix_that_no_folder_can_have_is_refused(make: Make, tmp_pat
         _install(prefix=f"{tmp_path}/{'a' * 300}")
 
 
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_an_installed_kernelspec_of_any_form_is_one_sentence(make: Make, kernels: Path, kind: str) -> None:
-    folder = make("plain", ARGV)
-    (folder / "kernel.json").unlink()
-    BAD_FILES[kind](folder / "kernel.json")
-    with pytest.raises(ConfigError) as refused:
-        _install()
-    assert "\n" not in str(refused.value)
-    listed = [spec for spec in kernelspecs.list_kernelspecs() if spec.name == "plain"]
-    assert all(spec.malformed for spec in listed)
-    findings = kernelspecs.find_problems(silent=("local", {}))
-    assert sum("plain" in finding["what"] for finding in findings) == len(listed)
-    if kind == "brackets":
-        assert main.main(["kernelspec", "list"]) in (0, 1)
-        assert len(listed) == 1
-
-
 FAR = "/opt/env/bin/python"
 FINE = ProbeResult(executable=FAR, is_ipykernel=True, python="3.11.7", ipykernel="7.4.0", has_curve=True)
 

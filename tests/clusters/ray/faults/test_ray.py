@@ -29,7 +29,7 @@ from kit.jupyter.kernelspecs import (
     search_one_folder,
     write_kernelspec,
 )
-from kit.jupyter.notebook import Notebook, held_by
+from kit.jupyter.notebook import Notebook
 from kit.machine.daemons import daemon_pids, kill, settle, wait_gone
 from roost.placement.model import Request
 from roost.scheduler.client.client import Client, connect, disconnect
@@ -114,24 +114,6 @@ def groups(address: str, remove: str = "") -> list[str]:
 
 def agents(cluster: Raylets) -> list[psutil.Process]:
     return [one for one in cluster.processes() if "roost.launchers.agent.main" in read_command(one)]
-
-
-async def test_the_scheduler_service(notebooks: Callable[..., object], raylets_runtime_dir: Path) -> None:
-    notebook = await notebooks(gpus=0.5)
-    await notebook.run("import os, time; mine = 42")
-    before = held_by(await service().kernel(notebook.manager.kernel_id))
-    kill(*daemon_pids(raylets_runtime_dir, "scheduler"))
-    assert await notebook.value("mine") == "42"
-
-    async def is_held_again() -> bool:
-        with contextlib.suppress(BackendUnavailable):  # the next service joins Ray first
-            kernel = await service().kernel(notebook.manager.kernel_id)
-            return kernel.state != "unknown" and held_by(kernel) == before
-        return False
-
-    await until(is_held_again, "the next service finds the kernel with its lease")
-    await notebook.interrupt()
-    assert await notebook.value("mine") == "42"
 
 
 async def test_the_agent(notebooks: Callable[..., object], raylets: Raylets) -> None:

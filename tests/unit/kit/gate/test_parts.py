@@ -21,6 +21,7 @@ TEST = "def test_it():\n    assert True\n"
         (["tests/clusters/ssh/test_ssh_hosts.py"], ["ssh"]),
         (["tests/kit/clusters/kubelets/cluster.py"], ["kubernetes"]),
         (["launchers/zygote/loop.py"], ["forks"]),
+        (["provisioners/provisioner.py"], ["servers"]),
         (
             ["scheduler/backends/agent_per_node/backend.py", "scheduler/backends/dask/join.py"],
             ["dask", "ray"],

@@ -123,16 +123,6 @@ def test_without_a_place_to_write_the_server_starts_all_the_same(
     state.forget("k")
 
 
-@pytest.mark.parametrize("damaged", ["", "[]", "{", "7"])
-def test_damaged_files_are_left_aside(damaged: str) -> None:
-    state = ServerState("ours")
-    state.close()
-    for name in ("kernels.json", "held.json"):
-        (state.folder / name).write_text(damaged)
-    state = ServerState("ours")
-    assert (state.kernels, state.lost_cells) == ({}, {})
-
-
 @pytest.mark.parametrize("name", ["kernels.json", "held.json", "sessions.db"])
 def test_files_of_any_form_do_not_turn_the_extension_off(caplog: pytest.LogCaptureFixture, name: str) -> None:
     def check(kind: str) -> None:

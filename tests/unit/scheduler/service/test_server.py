@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,8 +16,6 @@ from typing import Any
 import pytest
 
 from kit.fakes.scheduler import FakeWorld, fake_world
-from roost.launchers.daemon import daemon
-from roost.launchers.daemon.daemon import Hold
 from roost.launchers.daemon.process import start_time
 from roost.launchers.protocol.messages import Connection, Owner
 from roost.launchers.protocol.rpc import Disconnected, RemoteError
@@ -29,7 +26,7 @@ from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.client.client import connect
 from roost.scheduler.client.service_folder import service_command, service_folder
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.errors import ConfigError, LaunchError, NoNodeEver, UnknownKernel, from_remote
+from roost.scheduler.errors import ConfigError, NoNodeEver, UnknownKernel, from_remote
 from roost.scheduler.messages import Event, Kernel, StartKernel
 from roost.scheduler.service.server import Service
 from roost.testing.deadlines import allow_s
@@ -266,29 +263,6 @@ async def test_it_stays_while_a_client_is_subscribed(tmp_path: Path) -> None:
             await asyncio.wait_for(service.left.wait(), 0.3)
         await call.close()
         await asyncio.wait_for(service.left.wait(), allow_s(60))
-
-
-async def test_after_its_folder_was_deleted_no_kernel_starts_and_it_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(daemon, "_LOOK_AT_FOLDER_S", 0.01)
-    held = Hold(tmp_path / "service")
-    async with served(tmp_path) as (w, service, call):
-        await call("subscribe", owner=ME)
-        service.watch_folder(held)
-        await call.start(start_of("k"))
-        shutil.rmtree(held.folder)
-        with pytest.raises(
-            RemoteError, match="was deleted, so its service starts no kernel: shut down"
-        ) as caught:
-            await call.start(start_of("other"))
-        assert isinstance(from_remote(caught.value), LaunchError)
-        assert len(w.agent.launched) == 1
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(service.left.wait(), 0.1)
-        await call("stop", kernel_id="k")
-        await asyncio.wait_for(service.left.wait(), allow_s(60))
-    held.close()
 
 
 def test_its_arguments_name_no_options(runtime_dir: Path) -> None:

@@ -25,7 +25,7 @@ from roost.placement import Device, Node, NodeType, Request
 from roost.scheduler.backends.agent_calls import Agents
 from roost.scheduler.backends.agent_per_kernel import Pod, backend
 from roost.scheduler.config.settings import Settings
-from roost.scheduler.errors import BackendUnavailable, Cancelled, LaunchError, NoNodeEver, NoNodeNow
+from roost.scheduler.errors import BackendUnavailable, LaunchError, NoNodeEver, NoNodeNow
 from roost.testing import BackendContract, FakePodCluster, open_backend, pod_backend
 from roost.testing.contract import Opener
 from roost.testing.deadlines import allow_s, until
@@ -54,21 +54,6 @@ class TestContract(BackendContract):
         return partial(open_backend, partial(pod_backend, pod_cluster))
 
     test_a_kernel_ends_with_its_lease = None  # type: ignore[assignment]  # a fake agent starts no kernels
-
-
-async def test_two_kernels_on_one_node_outlive_the_scheduler(pod_cluster: FakePodCluster) -> None:
-    """Each kernel has an agent of its own, so the next scheduler must ask both agents."""
-    async with scheduler_on([], pods=pod_cluster) as w:
-        for name in ("one", "two"):
-            assert (await w.start(name, cpus=1)).node_id == "a"
-    async with scheduler_on([], SOON, pods=pod_cluster) as w:
-        assert [w.kernel(name).state for name in ("one", "two")] == ["running", "running"]
-        await asyncio.sleep(0.3)  # beyond the grace of leases without a kernel
-        assert [kernel.id for kernel in w.scheduler.kernels()] == ["one", "two"]
-        assert all(agent.kernels for agent in pod_cluster.agents.values())
-        for name in ("one", "two"):
-            await w.scheduler.stop(name, 0)
-    assert not await pod_cluster.pods()
 
 
 PORTS = {name: 50_001 + number for number, name in enumerate(PORT_NAMES)}
@@ -200,17 +185,6 @@ async def test_a_pending_start_delays_no_other(pod_cluster: FakePodCluster) -> N
         assert (await first).state == "running"
 
 
-async def test_a_pending_start_can_be_cancelled(pod_cluster: FakePodCluster) -> None:
-    pod_cluster.pending_reason = PULLING
-    async with scheduler_on([], pods=pod_cluster) as w:
-        start = w.start("k", cpus=1)
-        await w.until(lambda: any(k.waits_for == PULLING for k in w.scheduler.kernels()))
-        await w.scheduler.cancel("k")
-        with pytest.raises(Cancelled):
-            await start
-    assert not await pod_cluster.pods()
-
-
 async def test_a_pending_start_ends_at_its_timeout_with_the_reason(pod_cluster: FakePodCluster) -> None:
     pod_cluster.pending_reason = PULLING
     async with scheduler_on([], pods=pod_cluster) as w:
@@ -287,15 +261,6 @@ async def test_a_pod_that_can_never_start_ends_the_start_with_the_reason(pod_clu
         await pod_cluster.end("roost:k:s/1", "there is no image jupyter/nothing", is_final=True)
         with pytest.raises(LaunchError, match="there is no image jupyter/nothing"):
             await start
-
-
-async def test_a_pod_that_ends_takes_its_kernel_along_with_the_reason(pod_cluster: FakePodCluster) -> None:
-    async with scheduler_on([], pods=pod_cluster) as w:
-        await w.start("k", cpus=1)
-        await pod_cluster.end("roost:k:s/1", "it was evicted: the node is low on memory")
-        w.scheduler.reconciler.soon()  # whichever comes first, the reading or the event
-        await w.told("released")
-        assert w.kernel("k").reason.endswith("it was evicted: the node is low on memory")
 
 
 async def test_an_owner_is_warned_before_a_pod_ends_and_reads_the_reason_afterwards(
@@ -426,24 +391,6 @@ class SlowCluster(FakePodCluster):
         self.calls.append("delete")
         assert lease_id not in self.creating
         await super().delete(lease_id)
-
-
-async def test_a_creation_is_shared_and_ends_before_the_deletion(tmp_path: Path) -> None:
-    cluster = SlowCluster(tmp_path, [node("a")])
-    lease = Lease(id="l", kernel_id="k", owner=Owner(user="ada"), request=Request(cpus=1), node_id="a")
-    async with open_backend(partial(pod_backend, cluster)) as (backend, _):
-        cancelled, other = (asyncio.ensure_future(backend.claim(lease)) for _ in range(2))
-        await cluster.began.wait()
-        cancelled.cancel()
-        releasing = asyncio.ensure_future(backend.release(lease))
-        await asyncio.sleep(0.05)
-        assert cluster.calls == ["create"]
-        cluster.may_create.set()
-        assert (await other).id == "l"
-        await releasing
-        assert cluster.calls == ["create", "delete"]
-        assert (await backend.leases()).leases == ()
-    assert await cluster.pods() == []
 
 
 async def test_a_backend_closes_once_its_creations_have_ended(tmp_path: Path) -> None:
