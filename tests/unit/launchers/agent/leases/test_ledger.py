@@ -17,7 +17,6 @@ from kit.machine.killed_writer import die_while_writing
 from roost.launchers.agent.leases.ledger import Conflict, LeaseLedger
 from roost.launchers.protocol.messages import Connection, Launch, Lease, Owner, Reserve
 from roost.placement.model import EPSILON, Device, Request
-from roost.placement.model.json_codec import encode
 
 OWNER = Owner(user="ada")
 
