@@ -37,7 +37,8 @@ def is_older(version: str) -> bool:
 
     This is the rule of versions. A service or an agent of the same protocol is replaced if it is older, else it is
     used. Kernels stay. An agent of another protocol is left alone, and its kernels are named. A service of a lower
-    protocol is replaced, because it holds nothing. One of a higher protocol is left alone.
+    protocol is replaced, because it holds nothing, unless its agents are of another protocol. One of a higher protocol
+    is left alone.
     """
     return parse_version(version) < parse_version(VERSION)
 

@@ -112,8 +112,7 @@ class PolicyCatalog:
             )
         if python != PYTHON:
             raise ConfigError(
-                f"the scheduler service runs Python {PYTHON}: it cannot load a policy from Python {python}.",
-                with_any_settings=True,
+                f"the scheduler service runs Python {PYTHON}: it cannot load a policy from Python {python}."
             )
         if self._given.get(name) == token:
             return
@@ -180,8 +179,7 @@ class PolicyCatalog:
         problem = (
             f"policy {name!r:.80} names a file or module: only the operator can do that, in {_POLICIES}."
         )
-        # A setting adds a name, but a file or a module is none.
-        return ConfigError(problem, policy=name, setting="", with_any_settings=True)
+        return ConfigError(problem, policy=name, setting="")
 
     def _find_setting(self, name: str) -> str:
         """Return the setting that holds the policy's file, module or name; empty without one."""

@@ -34,6 +34,7 @@ from roost.launchers.daemon.private_files import FolderError, write_private_json
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all
 from roost.launchers.daemon.world import read_namespace
+from roost.launchers.protocol.messages import PROTOCOL as AGENT_PROTOCOL
 from roost.launchers.protocol.process_context import loosen
 from roost.launchers.protocol.process_log import set_up_log
 from roost.launchers.protocol.rpc import RpcError
@@ -107,6 +108,7 @@ class Service:
         """
         return {
             "protocol": PROTOCOL,
+            "agent_protocol": AGENT_PROTOCOL,
             "version": VERSION,
             "pid": os.getpid(),
             "backend": self._spec.name,

@@ -203,7 +203,6 @@ async def test_the_next_agent_kills_a_kernel_without_a_lease(agent: Session, run
     await agent.reserve("k")
     process = await agent.launch("k")
     os.kill(agent_pid(), signal.SIGKILL)
-    (_folder("k") / "starting.json").unlink()  # an earlier version wrote none
     for lease in (agent_folder(runtime_dir) / "leases").iterdir():
         lease.unlink()
     async with agent_session() as again:

@@ -403,7 +403,7 @@ def test_a_record_of_an_earlier_boot_names_no_process(monkeypatch: pytest.Monkey
     assert not is_running(os.getpid(), started_at)
 
 
-def test_a_start_time_of_an_earlier_version_is_understood() -> None:
+def test_a_start_time_that_a_script_without_roost_has_noted_is_understood() -> None:
     since_boot = start_time(os.getpid()) % 1e9
     assert is_running(os.getpid(), since_boot)
     assert not is_running(os.getpid(), since_boot + 1)

@@ -107,11 +107,15 @@ def test_an_agent_of_another_protocol_stays_with_its_kernel(
     kernel_id = _read_line(application)
     assert kernel_id, "the older roost has started no kernel"
     (old_service,), (old_agent,) = _find_daemons(settled_runtime_dir)
+    client = roost.connect()
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable, match=rf"run `kill {old_service}` and this again"):
+            client.nodes().result(allow_s(60))
+        assert not wait_gone(old_service, 0), "a call that is refused has ended the older service"
     application.send_signal(signal.SIGSTOP)  # or it would start its service again
     kill(old_service)  # or it would end the kernel of the application
     application.kill()
 
-    client = roost.connect()
     with pytest.raises(BackendUnavailable, match=rf"ends it and its kernels {kernel_id}\b") as refusal:
         client.nodes().result(allow_s(60))
     found = re.search(rf"`kill {old_agent} (\d+)`", str(refusal.value))

@@ -181,7 +181,7 @@ OWN: Mapping[str, tuple[Any, Callable[[Path], object]]] = {
     "drained.json": (["a"], lambda file: BackendAccess(cast(Backend, None), Agents(), file)),
     "name.json": ("local-1", lambda file: scheduler_name(file.parent)),
     "agents.json": (
-        {"cluster": "a:1", "agents": {"n": {"address": encode(ADDRESS), "daemon": "d"}}},
+        {"cluster": "a:1", "agents": {"n": {"address": encode(ADDRESS), "daemon": "d"}}, "settings": "s"},
         lambda file: asyncio.run(_pool(file)),
     ),
     "state/roost/servers/ae0bec9e9d33c563/kernels.json": (

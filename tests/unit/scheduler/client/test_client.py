@@ -443,6 +443,15 @@ def test_an_older_service_is_asked_to_leave(service: FakeService, client: Client
     assert len(service.called("leave")) == 1
 
 
+def test_an_older_service_whose_agents_do_not_fit_is_left_alone(service: FakeService, client: Client) -> None:
+    service.version, service.agent_protocol = "0.0.1", 0
+    with pytest.raises(
+        BackendUnavailable, match=rf"stop its kernels with roost 0\.0\.1, or run `kill {os.getpid()}`"
+    ):
+        client.nodes().result(allow_s(5))
+    assert not service.called("leave")
+
+
 def test_a_newer_service_of_the_same_protocol_is_kept(service: FakeService, client: Client) -> None:
     service.version = "99.0"
     assert client.nodes().result(allow_s(5))
