@@ -337,6 +337,8 @@ async def test_a_policy_that_was_only_checked_keeps_no_process() -> None:
     settings = Settings(policy_timeout_s=allow_s(20), policies={"mine": f"{__name__}:GOOD"})
     async with policies(settings) as found:
         assert await found.find_problems(["mine"]) == {}
+        with pytest.raises(KeyError):
+            found.get("mine")
         await found.load("mine")
         pid = process_of(found)
         assert await found.find_problems(["mine"]) == {}

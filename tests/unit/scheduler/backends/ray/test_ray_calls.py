@@ -75,14 +75,13 @@ async def test_the_service_ends_if_each_call_hangs(calls: HangingCalls, ends: li
     await until(end_while_asking, "the end of the service")
 
 
-async def test_a_service_whose_calls_are_late_stays(calls: HangingCalls, ends: list[str]) -> None:
-    for _ in range(10):
+async def test_a_late_answer_ends_the_silence(calls: HangingCalls) -> None:
+    while not calls.hanging:  # a busy machine may not start the call within the deadline
         with pytest.raises(BackendUnavailable, match=SILENT):
             await calls.ask(calls.hang)
-        calls.may_return.set()
-        await until(lambda: calls._silent_since is None, "the late answer")
-        calls.may_return.clear()
-    assert ends == []
+    assert calls._silent_since is not None
+    calls.may_return.set()
+    await until(lambda: calls._silent_since is None, "the late answer")
 
 
 async def test_a_service_that_joins_slowly_stays(calls: HangingCalls, ends: list[str]) -> None:
