@@ -44,6 +44,23 @@ def agent(shared_agent: Agent) -> Iterator[Agent]:
     shared_agent.end_kernels()
 
 
+def test_a_users_own_module_hides_a_preloaded_one(tmp_path: Path) -> None:
+    """IPython puts the working folder behind the standard library, and before installed packages."""
+    (tmp_path / "agent").mkdir()
+    own = Agent(tmp_path / "agent", preload=("numpy",))
+    try:
+        own.warm()
+        (tmp_path / "json.py").touch()
+        assert own.start(cwd=tmp_path).value("__import__('numpy').__file__").endswith("numpy/__init__.py")
+        (tmp_path / "numpy.py").touch()
+        with pytest.raises(NotForked, match=f"its working folder has {tmp_path}/numpy.py"):
+            own.fork(cwd=tmp_path)
+        assert own.start(cwd="/").value("__import__('numpy').__file__").endswith("numpy/__init__.py")
+    finally:
+        own.close()
+        own.reap()
+
+
 def test_proc_shows_no_other_kernels_environment(tmp_path: Path) -> None:
     """/proc/PID/environ shows the variables with which a process has started."""
     own = Agent(tmp_path)
@@ -240,7 +257,6 @@ def test_a_kernel_that_is_not_confirmed_ends_and_does_nothing(
     monkeypatch.setattr(fork_report, "_ENDS_S", allow_s(60))
     (zygote,) = agent.zygotes._zygotes
     (tmp_path / "changed").write_text("by an upgrade")
-    zygote.fingerprint.close()  # no watch: all files are looked at
     zygote.fingerprint.files[str(tmp_path / "changed")] = (0, 0, 0)
     ip = f"127.98.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF | 1}"
     with claim(Connection(ip=ip)) as chosen:
@@ -315,23 +331,6 @@ def has_environment_of(agent: Agent, pid: int) -> bool:
         return os.fsencode(agent.env["LC_TEST"]) in Path(f"/proc/{pid}/environ").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def test_a_users_own_module_hides_a_preloaded_one(tmp_path: Path) -> None:
-    """IPython puts the working folder behind the standard library, and before installed packages."""
-    (tmp_path / "agent").mkdir()
-    own = Agent(tmp_path / "agent", preload=("numpy",))
-    try:
-        own.warm()
-        (tmp_path / "json.py").touch()
-        assert own.start(cwd=tmp_path).value("__import__('numpy').__file__").endswith("numpy/__init__.py")
-        (tmp_path / "numpy.py").touch()
-        with pytest.raises(NotForked, match=f"its working folder has {tmp_path}/numpy.py"):
-            own.fork(cwd=tmp_path)
-        assert own.start(cwd="/").value("__import__('numpy').__file__").endswith("numpy/__init__.py")
-    finally:
-        own.close()
-        own.reap()
 
 
 def test_the_next_kernel_imports_an_upgraded_package(tmp_path: Path) -> None:

@@ -385,7 +385,7 @@ async def test_a_function_gets_the_workload(tmp_path: Path) -> None:
         recent.note(HALF)
     for _ in range(2):
         assert (await found.decide("mine", HALF, CLUSTER)).fallback is None
-    assert seen.read_text().split() == ["False", "True"]
+    assert seen.read_text().split()[-2:] == ["False", "True"]
     await found.close()
 
 
