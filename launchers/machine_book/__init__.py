@@ -11,7 +11,6 @@ It is a folder, not a process. Each agent has one file there, which belongs to i
 - `places`: the folder of the book
 - `lock`: the lock on that folder
 - `rules`: what root allows on this machine, in `/etc/roost/machine.toml`
-- `machine_id`: the identity of the machine, for those who reach it by name
 
 Needs `roost.launchers.daemon` and `roost.placement.model` only.
 """
