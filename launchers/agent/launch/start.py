@@ -270,6 +270,9 @@ class Starter:
                     raise
                 tries += 1
                 log.info("kernel=%s another process has one of its ports: trying others", request.kernel_id)
+                if self.book is not None:
+                    with writing(child.folder):
+                        self.book.begin_launch(request.lease_id)
                 continue
             timing_ms["listening"] = (time.perf_counter() - started) * 1e3
             return connection, timing_ms
