@@ -65,7 +65,6 @@ class View:
     """The promised share of each device. That of a GPU includes its slices, and that of a slice its GPU."""
     rooms: Mapping[str, Room] = field(default_factory=dict)
     """By resource: cpus, memory, gpus. A resource without an entry has no limit."""
-    shows_names: bool = False
     gpu_ids: tuple[str, ...] | None = None
     """The ids of the GPUs that root declares now; None: those of NVML."""
 
@@ -151,7 +150,6 @@ class MachineBook:
             memory_bytes=sum(each.promise.memory_bytes for each in others),
             devices=self._sum_devices(others),
             rooms=self._find_rooms(rules, others),
-            shows_names=rules.show_names,
             gpu_ids=rules.gpu_ids,
         )
 

@@ -58,8 +58,6 @@ class MachineRules:
     gpus: int | tuple[str, ...] | None = None
     """The number of the machine's GPUs, or their ids. All agents use these alone. None: NVML lists them."""
     gpu_model: str = ""
-    show_names: bool = False
-    """True if a user may see the names of others who hold something."""
     users: Mapping[str, Amounts] = field(default_factory=dict)
     """The limit of each user, by name, uid or `EVERYBODY`."""
 

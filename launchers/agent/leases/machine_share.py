@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from roost.launchers.daemon.tasks import Timers
 from roost.launchers.machine_book.book import ALONE, Conflict, MachineBook, View
-from roost.launchers.machine_book.promise import Held, Keeper, Promise
-from roost.launchers.machine_book.rules import BadRules, name_user
-from roost.launchers.protocol.messages import Holder, KernelProcess, Lease, Reserve
+from roost.launchers.machine_book.promise import Keeper, Promise
+from roost.launchers.machine_book.rules import BadRules
+from roost.launchers.protocol.messages import KernelProcess, Lease, Reserve
 
 from .ledger import LeaseLedger
 
@@ -97,11 +96,6 @@ class MachineShare:
             self._reported = amounts
             self._on_change()
 
-    def list_holders(self) -> tuple[Holder, ...]:
-        """Return the promises of others, the oldest first."""
-        view = self.look()
-        return list_holders(view.others, shows_names=view.shows_names)
-
     def problems(self) -> tuple[str, ...]:
         """Return what keeps this agent from granting leases, as sentences without a full stop."""
         found = (self._problem, _OTHER_GPUS if self.is_outdated else "")
@@ -181,26 +175,6 @@ class MachineShare:
     def give_back(self, lease_id: str) -> None:
         if self._book is not None:
             self._book.give_back(lease_id)
-
-
-def list_holders(
-    held: Iterable[Held], *, shows_names: bool, now: float | None = None, uid: int | None = None
-) -> tuple[Holder, ...]:
-    """Return the holders of promises, the oldest first. `uid` is the user for whom they are listed."""
-    now = time.time() if now is None else now
-    uid = os.getuid() if uid is None else uid
-    holders = [
-        Holder(
-            user=name_user(each.uid) if shows_names or each.uid == uid else "",
-            is_own=each.uid == uid,
-            since=max(0.0, min(each.promise.since, now)),  # the clock may have been wrong
-            cpus=each.promise.cpus,
-            memory_bytes=each.promise.memory_bytes,
-            devices=each.promise.devices,
-        )
-        for each in held
-    ]
-    return tuple(sorted(holders, key=lambda holder: (holder.since, holder.user)))
 
 
 def _build_promise(lease: Lease) -> Promise:

@@ -25,7 +25,6 @@ cpus = 30
 memory = "64GiB"
 gpus = ["GPU-a", "GPU-b", "GPU-c"]
 gpu_model = "H100"
-show_names = true
 
 [users."*"]
 gpus = 1
@@ -62,7 +61,7 @@ def users(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_good_file(file: Path) -> None:
     rules = read_rules(file, root=UID)
     assert rules.gpu_ids == ("GPU-a", "GPU-b", "GPU-c")
-    assert (rules.gpu_model, rules.show_names) == ("H100", True)
+    assert rules.gpu_model == "H100"
     totals = rules.find_totals(Amounts(cpus=99, memory=1))
     assert (totals.cpus, totals.memory_bytes, totals.gpus) == (30, 64 * GIB, 3)
 
@@ -74,7 +73,6 @@ def test_the_example_in_the_documentation_is_good(file: Path) -> None:
     assert dict(rules.find_totals(Amounts())) == {"cpus": 30, "memory": 120 * GIB, "gpus": 4}
     assert dict(rules.limit_of(5000)) == {"cpus": None, "memory": 32 * GIB, "gpus": 1}
     assert rules.limit_of(1001) == Amounts(gpus=2)
-    assert rules.show_names
 
 
 def test_without_a_file_nothing_is_limited(tmp_path: Path) -> None:
@@ -112,7 +110,6 @@ def test_a_limit_is_found_by_name_by_uid_and_for_all(uid: int, limit: Amounts, f
         ('gpus = "all"', ": gpus must be a whole number, not str"),
         ('gpus = ["a", "a"]', ": gpus names one id twice"),
         ("gpu_model = 1", ": gpu_model must be text, not int"),
-        ('show_names = "yes"', ": show_names must be true or false, not str"),
         ("users = 3", ": users must be an object, not int"),
         ("[users]\nada = 3", ": users.ada must be an object, not int"),
     ],
