@@ -3,7 +3,7 @@
 without    start_kernel() called → first reply, of a kernel without a promise
 with       the same of a kernel with a promise
 added      with − without, of two starts in a row, in an order that changes
-crowded    the same difference while others hold 50 promises
+crowded    the same difference while five other agents hold 50 promises
 
 The book is in memory, as /run is where systemd runs. Limits are off, because they cost something of their own. Claims,
 of medians: added ≤ 1 ms, also while others hold promises; the agent uses no CPU while nothing happens (1 s).
@@ -36,13 +36,7 @@ from roost.bench.world import (
     write_kernelspec,
 )
 from roost.launchers.daemon.process import start_time
-from roost.launchers.machine_book.promise import (
-    NamedProcess,
-    Promise,
-    find_pid_namespace,
-    name_file,
-    write_promise,
-)
+from roost.launchers.machine_book.promise import Keeper, Promise, encode_promise, name_file, write_file
 
 IN_MEMORY = Path("/dev/shm")
 OTHERS = 50
@@ -80,17 +74,17 @@ async def measure_idle(agent: psutil.Process) -> dict[str, float]:
 
 @contextmanager
 def crowd(book: Path, others: int) -> Iterator[None]:
-    """Hold promises as another agent of this user, while the block runs."""
-    me = NamedProcess(pid=os.getpid(), started_at=start_time(os.getpid()))
-    names = [name_file(os.getuid(), "crowd", str(number)) for number in range(others)]
-    for name in names:
-        promise = Promise(name=name, agent=me, pid_namespace=find_pid_namespace(), cpus=0.001)
-        write_promise(book, promise)
+    """Hold promises as other agents of this user, ten by each, while the block runs."""
+    me = Keeper(pid=os.getpid(), started_at=start_time(os.getpid()))
+    promises = {str(number): encode_promise(Promise(cpus=0.001)) for number in range(10)}
+    paths = [book / name_file(os.getuid(), f"crowd {number}") for number in range(others // 10)]
+    for path in paths:
+        write_file(path, me, promises)
     try:
         yield
     finally:
-        for name in names:
-            (book / name).unlink()
+        for path in paths:
+            path.unlink()
 
 
 def find_agent() -> psutil.Process:

@@ -88,9 +88,9 @@ class Agent:
             folder / "leases", cpus=machine.cpus, memory_bytes=machine.memory_bytes, devices=devices
         )
         book = machine.open_book(name_owner(folder)) if settings.divides_machine else None
-        self._share = MachineShare(self._ledger, book, gpu_ids=machine.devices.ids)
         self._usage, self._measuring = UsageMeter(place.session), asyncio.Lock()
         self._timers = Timers()
+        self._share = MachineShare(self._ledger, book, gpu_ids=machine.devices.ids, timers=self._timers)
         feed = self._feed = StatusFeed(self._status, self._report_status, self._timers)
         self._limits = Limits(
             name_group(name_owner(folder)),
@@ -162,7 +162,7 @@ class Agent:
             on_subscribed=self._on_subscribed if place.speaks_for_node else lambda: None,
         )
 
-    def adopt(self) -> None:
+    async def adopt(self) -> None:
         for left in self._folder.glob(_REHEARSALS):  # by a zygote of an earlier agent that was killed
             shutil.rmtree(left, ignore_errors=True)
         # Kernels first: a kernel whose lease is gone ends, and no lease expires whose kernel lives.
@@ -174,7 +174,7 @@ class Agent:
         )
         keep_running(self._limits.watch, self._tasks, log, "the watch of memory limits")
         with writing(self._folder):
-            taken = self._share.adopt(self._kernels.running())
+            taken = await self._share.adopt(self._kernels.running())
         self.leases.adopt()
         for lease_id in taken:
             log.warning(
@@ -245,7 +245,7 @@ class Agent:
         await self._zygotes.close()
         await self._limits.close(has_leases=not self._ledger.is_empty)
         await self.server.close()
-        self._share.close()
+        self._share.unwatch()
         self._machine.devices.close()
         self._changes.close()
 

@@ -67,7 +67,7 @@ async def serve(
             loop.add_signal_handler(signum, agent.terminate)
         try:
             if earlier_fork is None:  # else its unfinished start would be ended
-                agent.adopt()
+                await agent.adopt()
             if assignment is not None:
                 await agent.begin(assignment)
             endpoint = listen(agent.server, folder, place.ip, settings.ports or _shuffle(place.kernel_ports))

@@ -7,7 +7,9 @@ has no lease, unless the service asks for one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +18,6 @@ from typing import Any
 
 from roost.launchers.daemon.daemon import DaemonError
 from roost.launchers.daemon.private_files import FolderError, runtime_dir
-from roost.launchers.machine_book.machine_id import find_machine_id
-from roost.launchers.machine_book.places import find_place
 from roost.launchers.machine_book.rules import BadRules
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.host_contact import HostAnswer, HostPython, Question
@@ -63,11 +63,21 @@ def _answer(asked: Question, connection: str) -> HostAnswer:
         words = connection.split()
         settings = replace(settings, address=words[2] if len(words) == 4 else "127.0.0.1")
     folder = runtime_dir() / asked.name
-    machine = find_machine_id(filter(None, (find_place().folder, folder.parent)))
+    machine = name_machine()
     if not asked.begins and not _has_leases(folder):
         return HostAnswer(machine=machine, node=_measure(settings, folder))
     endpoint, public, node = asyncio.run(find_for_clients(settings, asked.clients, name=asked.name))
     return HostAnswer(machine=machine, node=node, endpoint=endpoint, public=public)
+
+
+def name_machine(boot_id: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+    """Return an identity of this machine since its last start: two names with the same one lead to one machine.
+
+    The boot's id alone would be the same in all containers of a machine, and copies of one image may share the name.
+    """
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()} {boot_id.read_text().strip()}"
+    return socket.gethostname()
 
 
 def _has_leases(folder: Path) -> bool:

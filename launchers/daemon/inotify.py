@@ -13,10 +13,6 @@ MODIFY, ATTRIB, MOVED_FROM, MOVED_TO = 0x2, 0x4, 0x40, 0x80
 CREATE, DELETE, DELETE_SELF, MOVE_SELF = 0x100, 0x200, 0x400, 0x800
 IGNORED = 0x8000
 """The event that says that a watch has ended."""
-DONT_FOLLOW = 0x0200_0000
-"""A watch with this is on a link itself, not on what the link names."""
-ONESHOT = 0x8000_0000
-"""A watch with this ends with its first event."""
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
 _READ_BYTES = 65_536
 

@@ -1,19 +1,16 @@
 """The machine's book: what the agents of all users of one machine have promised, so that nothing is promised twice.
 
-It is a folder, not a process. Each promise is a file that belongs to the user whose agent has made it:
+It is a folder, not a process. Each agent has one file there, which belongs to its user:
 
-    agent of ada ──┐   lock, read all files, check, write
-    agent of bob ──┼──> /run/roost/1001-4f….json, 1002-09….json, …
+    agent of ada ──┐   lock, read all files, check, write the own one
+    agent of bob ──┼──> /run/roost/roost-1001-4f….json, roost-1002-09….json, …
     roost doctor ──┘   reads them
 
 - `book`: `MachineBook`, which an agent asks for room
-- `promise`: one promise, and the form of its file
-- `folder_reader`: the promises in one folder, as they were read last
+- `promise`: the promises of one agent, and the form of its file
 - `places`: the folder of the book
 - `lock`: the lock on that folder
 - `rules`: what root allows on this machine, in `/etc/roost/machine.toml`
-- `machine_id`: the identity of the machine, for those who reach it by name
-- `others`: a watch that tells when others give something back
 
-Every file in the folder is input from a stranger. Needs `roost.launchers.daemon` and `roost.placement.model` only.
+Needs `roost.launchers.daemon` and `roost.placement.model` only.
 """

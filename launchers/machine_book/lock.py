@@ -12,46 +12,33 @@ from pathlib import Path
 from roost.launchers.daemon.process import describe_process
 from roost.launchers.daemon.tasks import backoff
 
-DEADLINE_S = 1.0
+DEADLINE_S = 5.0
 """How long an agent waits for the lock."""
 _AGAIN_S = (0.001, 0.02)
-"""First and longest pause between two attempts. The lock is held for less than a millisecond."""
+"""First and longest pause between two attempts. The lock is held for about a millisecond."""
 
 
-class FolderLock:
-    """The lock on a folder. Raises `OSError` if the folder cannot be opened."""
+@contextlib.contextmanager
+def open_lock(folder: Path) -> Iterator[int]:
+    """Yield a descriptor for `take`. The lock ends with the block. Raises `OSError`."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
-    async def take(self, deadline_s: float = DEADLINE_S) -> bool:
-        """Take the lock. Return False if another process has held it for `deadline_s`."""
-        give_up_at = asyncio.get_running_loop().time() + deadline_s
-        for pause_s in backoff(*_AGAIN_S):
-            if self.try_take():
-                return True
-            if asyncio.get_running_loop().time() >= give_up_at:
-                return False
-            await asyncio.sleep(pause_s)
-        return False
-
-    def try_take(self) -> bool:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def release(self) -> None:
-        """Let go. Does nothing if the lock is not taken."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        """Let go, and close the folder. May be repeated."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+async def take(descriptor: int, deadline_s: float) -> bool:
+    """Take the lock. Return False if another process has held it for `deadline_s`."""
+    give_up_at = asyncio.get_running_loop().time() + deadline_s
+    for pause_s in backoff(*_AGAIN_S):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if asyncio.get_running_loop().time() >= give_up_at:
+            break
+        await asyncio.sleep(pause_s)
+    return False
 
 
 def find_holders(folder: Path) -> list[str]:

@@ -59,19 +59,6 @@ def find_place(
     return Place(None, "nobody", problem)
 
 
-def list_places(
-    *, installed: Path = INSTALLED, shared: Sequence[Path] = _SHARED, root: int = 0
-) -> tuple[Path, ...]:
-    """Return all folders in which an agent of this machine may have its promises, the best first.
-
-    Root may make its folder while agents have theirs in a shared one. Promises are therefore read from both.
-    """
-    if (chosen := os.environ.get(_VARIABLE)) and not _is_safe(installed, root):
-        return (Path(chosen),)
-    best_shared = [folder for folder in shared if _is_safe(folder, root)][:1]
-    return (installed, *best_shared) if _is_safe(installed, root) else tuple(best_shared)
-
-
 def is_private(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
     """True if another folder is mounted in the place of this one, as `PrivateTmp` and `pam_namespace` do."""
     try:

@@ -1,61 +1,65 @@
-"""One promise: a slice of this machine that an agent has promised to a kernel, and the form of its file.
+"""The promises of one agent: slices of this machine that it has promised to kernels, and the form of their file.
 
-A promise ends when its agent removes the file, or when neither the agent nor a process that the promise names lives.
-So it outlives an agent that was killed, as the kernel does, and a reboot ends it.
+A promise ends when its agent takes it out of the file, or when neither the agent nor one of the promise's keepers
+lives. So it outlives an agent that was killed, as the kernel does, and a reboot ends it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
-import secrets
-import select
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 from roost.launchers.daemon.file_input import UnfitFile, open_checked
 from roost.launchers.daemon.json_text import UnfitText, parse_json
-from roost.launchers.daemon.process import is_same_start, start_time
+from roost.launchers.daemon.process import current_start_time, is_running
 from roost.placement.model.json_codec import WireError, decode, encode
 
-VERSION = 1
-"""The version of the form. Later ones may add fields, but these stay, so that every roost can read them."""
-MOST_BYTES = 16 << 10
-"""The greatest size of a promise's file."""
-NAME = re.compile(r"roost-(\d{1,10})-[0-9a-f]{32}\.json")
-"""The name of a promise's file, with the uid of its user."""
+NAME = re.compile(r"roost-\d{1,10}-[0-9a-f]{32}\.json")
+"""The name of an agent's file, with the uid of its user."""
+_MOST_BYTES = 4 << 20
+"""The greatest size of an agent's file: room for 10,000 promises."""
 _LAUNCH_S = 120.0
-"""A kernel whose agent died during its launch has begun at most this long after the beginning of the launch."""
+"""How long a promise outlives an agent that died during the launch of its kernel, whose process has no name yet."""
+_CONTAINER = re.compile(r"[0-9a-f]{12,64}")
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_GROUPS_OF_CONTAINERS = (
+    "*/*{}*",  # docker/ID or system.slice/docker-ID.scope
+    "user.slice/*/*/*/*{}*",  # of an engine without root
+    "memory/*/*{}*",  # the same in version 1 of control groups
+    "memory/user.slice/*/*/*/*{}*",
+)
+"""Where the engine of a container that runs has its control group, below `_CONTROL_GROUPS`. All users see it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NamedProcess:
-    """A process, with its start time from `process.start_time`."""
+class Keeper:
+    """A process, by its pid and its `process.start_time`, or a container, by its id. It keeps a promise alive."""
 
-    pid: int
-    started_at: float
+    pid: int = 0
+    started_at: float = 0.0
+    container: str = ""
+
+    def lives(self) -> bool:
+        """True if the process or the container runs."""
+        return _has_group(self.container) if self.container else _lives(self.pid, self.started_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
-    """A promised slice. Its user is the owner of the file.
+    """A slice that is promised to one kernel."""
 
-    A newer roost may mean more by it than this one can read. Its devices then count as wholly promised.
-    """
-
-    name: str
-    """The name of its file, so that a link with another name does not count."""
-    agent: NamedProcess
-    processes: tuple[NamedProcess, ...] = ()
-    """The processes of the kernel."""
+    keepers: tuple[Keeper, ...] = ()
+    """The processes of the kernel, or its container."""
     launching_since: float = 0.0
-    """If a launch is under way: a start time. The kernel's process begins after it, and may not be named yet."""
-    pid_namespace: str = ""
-    """The namespace in which the pids count."""
+    """If a launch is under way: its `process.current_start_time`. The kernel's process may not be named yet."""
     cpus: float = 0.0
     memory_bytes: int = 0
     devices: Mapping[str, float] = field(default_factory=dict)
@@ -64,181 +68,146 @@ class Promise:
     """The GPU of each of these devices that is a slice of a GPU."""
     since: float = 0.0
     """When it was made (Unix time), for people."""
-    version: int = VERSION
 
-    @property
-    def is_newer(self) -> bool:
-        """True if a newer roost has made it."""
-        return self.version > VERSION
-
-    def find_impossible(self) -> str:
-        """Return what cannot be in the amounts, as a predicate; empty if nothing."""
+    def __post_init__(self) -> None:
         if self.cpus < 0 or self.memory_bytes < 0:
-            return "has negative amounts"
+            raise ValueError("an amount is negative")
         if not all(0 < share <= 1 for share in self.devices.values()):
-            return "has a share of a device that is not between 0 and 1"
-        return ""
+            raise ValueError("a share of a device is not between 0 and 1")
+
+    def lives(self) -> bool:
+        """True if the promise holds although its agent has ended."""
+        is_launching = (
+            self.launching_since > 0 and 0 <= current_start_time() - self.launching_since <= _LAUNCH_S
+        )
+        return is_launching or any(keeper.lives() for keeper in self.keepers)
 
 
-def read_promise(path: Path) -> tuple[int, Promise]:
-    """Return the uid of a promise's user, and the promise. Raises `UnfitFile`, and `FileNotFoundError`."""
-    with open(open_checked(path, most_bytes=MOST_BYTES), "rb") as file:
-        uid = os.fstat(file.fileno()).st_uid
-        content = file.read(MOST_BYTES + 1)
-    named = NAME.fullmatch(path.name)
-    if named is None or int(named[1]) != uid:
-        raise UnfitFile(path, f"belongs to uid {uid}, not to the user in its name")
-    if len(content) > MOST_BYTES:
-        raise UnfitFile(path, f"has more than {MOST_BYTES >> 10} KiB")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentFile:
+    """The promises of an agent. Later versions of roost may add fields, but these stay: every roost can read them."""
+
+    agent: Keeper
+    promises: Mapping[str, Promise]
+    """By `name_promise` of the lease."""
+
+    def living(self) -> list[Promise]:
+        """Return the promises that count now."""
+        if self.agent.lives():
+            return list(self.promises.values())
+        return [promise for promise in self.promises.values() if promise.lives()]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file in the folder of the book: its owner's uid, its content, and why it has none, as a sentence."""
+
+    uid: int
+    file: AgentFile | None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A promise in the book that counts, with the uid of its user."""
+
+    uid: int
+    promise: Promise
+
+
+def read_folder(folder: Path, *, but: str = "") -> dict[str, Found]:
+    """Return what the agents' files in the folder of the book have, by their names, without `but`. Raises `OSError`."""
+    found: dict[str, Found] = {}
+    for name in filter(NAME.fullmatch, {*os.listdir(folder)} - {but}):
+        with contextlib.suppress(FileNotFoundError):  # it has been removed meanwhile
+            read = read_file(folder / name)
+            if read.file is not None and not read.file.agent.lives():
+                # The agent may have named a kernel after this reading, and have ended then.
+                read = read_file(folder / name)
+            found[name] = read
+    return found
+
+
+def read_file(path: Path) -> Found:
+    """Return what an agent's file has. Raises `FileNotFoundError`."""
+    uid = path.lstat().st_uid
     try:
-        promise = decode(Promise, parse_json(content), ignore_unknown=True)
+        with open(open_checked(path, most_bytes=_MOST_BYTES), "rb") as file:
+            return Found(uid, _parse(file.read(_MOST_BYTES)))
+    except UnfitFile as problem:
+        return Found(uid, None, str(problem))
     except (UnfitText, WireError) as problem:
-        raise UnfitFile(path, f"has no promise that can be read: {problem}") from None
-    if promise.name != path.name:
-        raise UnfitFile(path, "has a promise that belongs into another file")
-    if strange := promise.find_impossible():
-        raise UnfitFile(path, strange)
-    if promise.is_newer:
-        promise = replace(promise, devices=dict.fromkeys(promise.devices, 1.0))
-    return uid, promise
+        return Found(uid, None, f"{path} has no promises that can be read: {problem}")
 
 
-def write_promise(folder: Path, promise: Promise) -> None:
-    """Write a promise's file, which all users may read, as a whole or not at all. Raises `OSError`."""
-    temporary = folder / name_unfinished(promise.name)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(temporary, flags, 0o644)
+@functools.lru_cache(maxsize=128)
+def _parse(content: bytes) -> AgentFile:
+    """Return the promises in a file. Most files are as they were when they were read last."""
+    return decode(AgentFile, parse_json(content), ignore_unknown=True)
+
+
+def encode_promise(promise: Promise) -> str:
+    """Return a promise as it stands in a file."""
+    return json.dumps(encode(promise))
+
+
+def write_file(path: Path, agent: Keeper, promises: Mapping[str, str]) -> None:
+    """Write an agent's file, which all users may read, as a whole or not at all. Raises `OSError`.
+
+    `promises` has the results of `encode_promise`, by `name_promise`: to encode hundreds takes milliseconds.
+    """
+    temporary = ""
     try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with open(descriptor, "wb") as file:
             os.fchmod(descriptor, 0o644)  # whatever the umask is
-            file.write(json.dumps(encode(promise)).encode())
-        os.replace(temporary, folder / promise.name)
-    except OSError as problem:
+            texts = ", ".join(f'"{name}": {text}' for name, text in promises.items())
+            file.write(f'{{"agent": {json.dumps(encode(agent))}, "promises": {{{texts}}}}}\n'.encode())
+        os.replace(temporary, path)
+    except BaseException as problem:
         with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise type(problem)(problem.errno, problem.strerror, str(folder)) from None
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+            os.unlink(temporary)
+        if isinstance(problem, OSError):
+            raise type(problem)(problem.errno, problem.strerror, str(path.parent)) from None
         raise
 
 
-def name_file(uid: int, owner: str, lease_id: str, number: int = 0) -> str:
-    """Return the name of the file for a lease of the agent that `owner` names. Files of one agent begin alike.
-
-    Each `number` gives another name: a stranger may have taken the first one.
-    """
-    return f"{name_files(uid, owner)}{_digest(f'{number} {lease_id}')[:20]}.json"
+def list_living(found: Iterable[Found]) -> list[Held]:
+    """Return the promises that count."""
+    return [Held(each.uid, promise) for each in found if each.file for promise in each.file.living()]
 
 
-def name_unfinished(name: str) -> str:
-    """Return a name for a promise's file that is being written. Nobody can guess it, and take it before."""
-    return f".{name}.{os.getpid()}-{secrets.token_hex(8)}.tmp"
+def name_file(uid: int, owner: str) -> str:
+    """Return the name of the file of the agent that `owner` names."""
+    return f"roost-{uid}-{_digest(owner)[:32]}.json"
 
 
-def name_files(uid: int, owner: str) -> str:
-    """Return the beginning of the names of all files of the agent that `owner` names."""
-    return f"roost-{uid}-{_digest(owner)[:12]}"
+def name_promise(lease_id: str) -> str:
+    """Return the name of a lease in its agent's file, which all users may read: it says nothing about the kernel."""
+    return _digest(lease_id)[:16]
 
 
 def _digest(text: str) -> str:
     return sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-# Who lives
-
-
-def lives(promise: Promise, uid: int, known: dict[NamedProcess, bool]) -> bool:
-    """True if the agent of a user's promise lives, or a process of its kernel. The pids must be of this namespace.
-
-    Each process that was looked for is added to `known`, with True if it lives.
-    """
-    for process in (promise.agent, *promise.processes):
-        if process not in known:
-            known[process] = _lives(process, uid)
-        if known[process]:
-            return True
-    return promise.launching_since > 0 and any(_find_launched(uid, promise.launching_since))
-
-
-def find_living(promise: Promise, uid: int) -> Iterator[NamedProcess]:
-    """Yield the processes that keep this user's promise alive, its agent first."""
-    return (process for process in (promise.agent, *promise.processes) if _lives(process, uid))
-
-
-def _lives(process: NamedProcess, uid: int) -> bool:
-    if process.pid <= 0:
-        return False
-    started_at = start_time(process.pid)
-    if started_at == 0.0:
-        return _is_hidden(process.pid)
-    return is_same_start(started_at, process.started_at) and _uid_of(process.pid) in (uid, None)
-
-
-def _is_hidden(pid: int) -> bool:
-    """True if there is a process that this user must not see (`hidepid` in proc(5)). It counts as alive."""
-    if os.path.exists(f"/proc/{pid}"):
-        return False  # a zombie
+def _lives(pid: int, started_at: float) -> bool:
+    """True if a process of any user runs. A process that `hidepid` hides from this user counts as running."""
+    if is_running(pid, started_at):
+        return True
+    if pid <= 0 or os.path.exists(f"/proc/{pid}"):
+        return False  # another process has the pid, or a zombie
     try:
         os.kill(pid, 0)
     except PermissionError:
-        return not has_ended(pid)
+        return True
     except (OSError, OverflowError):
         return False
     return False  # it has begun meanwhile
 
 
-def has_ended(pid: int) -> bool:
-    """True if a process has ended, even if its parent has not noticed. Any user may ask this of any process."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    except (AttributeError, OSError):  # there are no pidfds here, or no descriptors
+def _has_group(container: str) -> bool:
+    """True if the container with this id runs: its engine has a control group for it."""
+    if not _CONTAINER.fullmatch(container):
         return False
-    try:
-        ends = select.poll()
-        ends.register(descriptor, select.POLLIN)
-        return bool(ends.poll(0))
-    finally:
-        os.close(descriptor)
-
-
-def _uid_of(pid: int) -> int | None:
-    """Return the real uid of a process; None if that cannot be read."""
-    # The owner of /proc/<pid> is root for a process that must not be dumped.
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"Uid:"):
-                    return int(line.split()[1])
-    except (OSError, ValueError):
-        return None
-    return None
-
-
-def _find_launched(uid: int, since: float) -> Iterator[int]:
-    """Yield the processes that a launch may have begun: leaders of sessions of this user from the time after it."""
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            pid = int(name)
-            if os.stat(f"/proc/{name}").st_uid == uid and os.getsid(pid) == pid:
-                began = start_time(pid) - since
-                if -0.02 <= began <= _LAUNCH_S:
-                    yield pid
-
-
-def find_pid_namespace() -> str:
-    """Return the namespace of this process's pids; empty where there are none."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def without_dead(promise: Promise, uid: int) -> Promise:
-    """Return the promise without the processes that have ended."""
-    alive = tuple(process for process in promise.processes if _lives(process, uid))
-    return replace(promise, processes=alive)
+    return any(next(_CONTROL_GROUPS.glob(each.format(container)), None) for each in _GROUPS_OF_CONTAINERS)

@@ -16,13 +16,12 @@ from shlex import quote
 import psutil
 
 from roost.launchers.agent.machine.gpus import DeviceReader
-from roost.launchers.daemon.file_input import UnfitFile, read_text, show_path
+from roost.launchers.daemon.file_input import UnfitFile, read_text
 from roost.launchers.daemon.private_files import write_whole
 from roost.launchers.daemon.process import describe_process
-from roost.launchers.machine_book.book import LEFT_BEHIND, MachineBook
-from roost.launchers.machine_book.folder_reader import Held, Stranger
-from roost.launchers.machine_book.places import INSTALLED, find_place, list_places
-from roost.launchers.machine_book.rules import FILE, BadRules, MachineRules, read_rules
+from roost.launchers.machine_book.places import INSTALLED, find_place
+from roost.launchers.machine_book.promise import Found, list_living, read_folder
+from roost.launchers.machine_book.rules import FILE, BadRules, read_rules
 from roost.placement.model.format import format_bytes, format_count
 from roost.scheduler.errors import NotAllowed, RoostError
 from roost.scheduler.messages import Finding, format_names
@@ -175,23 +174,21 @@ def find_problems() -> list[Finding]:
     found: list[Finding] = [{"level": "ok", "what": what, "do": ""}]
     if place.why:
         found = [{"level": "warning", "what": f"{what}: {place.why}", "do": install}]
-    held, strangers, mistake = _read_book()
-    if mistake:
+    try:
+        read_rules()
+    except BadRules as problem:
         do = "correct it as root: until then, no kernel starts that asks for CPUs, memory or GPUs"
-        found.append({"level": "error", "what": mistake, "do": do})
-    if unfit := [each for each in strangers if each.reason != LEFT_BEHIND]:
-        first = unfit[0]
-        count = (
-            f"{format_count(len(unfit), 'file')} in the machine's book {'does' if len(unfit) == 1 else 'do'}"
-        )
-        what = f"{count} not count: {show_path(first.path)} of uid {first.uid} {first.reason}"
-        found.append({"level": "warning", "what": what, "do": "ask that user"})
-    return found + _find_outside_use(held)
+        found.append({"level": "error", "what": str(problem), "do": do})
+    files = _read_book(place.folder)
+    if unfit := [each for each in files if each.problem]:
+        what = f"{format_count(len(unfit), 'file')} in the machine's book cannot be read: {unfit[0].problem}"
+        found.append({"level": "warning", "what": what, "do": f"ask the user with uid {unfit[0].uid}"})
+    return found + _find_outside_use(files)
 
 
-def _find_outside_use(held: Sequence[Held]) -> list[Finding]:
+def _find_outside_use(files: Sequence[Found]) -> list[Finding]:
     """Return a warning about processes that use GPUs, if neither they nor an ancestor is in a kernel's session."""
-    named = {process.pid for each in held for process in each.promise.processes}
+    named = {keeper.pid for each in list_living(files) for keeper in each.promise.keepers}
     reader = DeviceReader(first_wait_s=_NVML_S)
     reader.close()
     outside = []
@@ -211,9 +208,8 @@ def _find_outside_use(held: Sequence[Held]) -> list[Finding]:
 
 def describe_others() -> str:
     """Return what other users of this machine hold, as a list for people; empty if they hold nothing."""
-    if find_place().folder is None:
-        return ""
-    held, _, _ = _read_book()
+    folder = find_place().folder
+    held = [] if folder is None else list_living(_read_book(folder))
     others = [each.promise for each in held if each.uid != os.getuid()]
     cpus = sum(each.cpus for each in others)
     memory_bytes = sum(each.memory_bytes for each in others)
@@ -224,12 +220,9 @@ def describe_others() -> str:
     return ", ".join(parts)
 
 
-def _read_book() -> tuple[Sequence[Held], Sequence[Stranger], str]:
-    """Return the promises that count, the files that do not, and a mistake in the rules. Takes no lock."""
-    rules, mistake = MachineRules(), ""
+def _read_book(folder: Path) -> list[Found]:
+    """Return what the files of all agents have; nothing if there is no such folder. Takes no lock."""
     try:
-        rules = read_rules()
-    except BadRules as problem:
-        mistake = str(problem)
-    held, strangers = MachineBook("", cpus=0, memory_bytes=0, list_folders=list_places).read_all(rules)
-    return held, strangers, mistake
+        return list(read_folder(folder).values())
+    except OSError:
+        return []

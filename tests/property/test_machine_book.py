@@ -35,7 +35,7 @@ from roost.launchers.agent.leases.machine_share import MachineShare
 from roost.launchers.machine_book import promise as promises
 from roost.launchers.machine_book.book import Conflict, MachineBook
 from roost.launchers.machine_book.places import Place
-from roost.launchers.machine_book.promise import NamedProcess
+from roost.launchers.machine_book.promise import Keeper
 from roost.launchers.protocol.messages import KernelProcess, Lease, Owner, Reserve
 from roost.placement.model import Device, Request
 
@@ -59,7 +59,7 @@ class Steps(threading.local):
 
 
 _THREAD = Steps()
-_EVENTS = frozenset({"open", "os.scandir", "os.rename", "os.remove", "fcntl.flock"})
+_EVENTS = frozenset({"open", "os.listdir", "os.rename", "os.remove", "fcntl.flock"})
 
 
 def _stop_before(event: str, arguments: tuple[Any, ...]) -> None:
@@ -126,18 +126,15 @@ class Processes:
         self.alive: dict[int, float] = {}
         self.kernels: dict[int, Lease] = {}
 
-    def begin(self) -> NamedProcess:
+    def begin(self) -> Keeper:
         self.now += 1.0
         pid = int(self.now)
         self.alive[pid] = self.now
-        return NamedProcess(pid=pid, started_at=self.now)
+        return Keeper(pid=pid, started_at=self.now)
 
     def end(self, pid: int) -> None:
         self.alive.pop(pid, None)
         self.kernels.pop(pid, None)
-
-    def find_launched(self, uid: int, since: float) -> Iterator[int]:
-        return (pid for pid in self.kernels if self.alive[pid] >= since)
 
 
 class Agent:
@@ -154,7 +151,6 @@ class Agent:
             cpus=CPUS,
             memory_bytes=100,
             find=lambda: Place(book_folder, "chosen"),
-            list_folders=lambda: (book_folder,),
             deadline_s=0.0,
         )
         self.book._agent = self.process
@@ -169,7 +165,7 @@ class Agent:
             for pid, lease in processes.kernels.items()
             if lease.id in self.ledger
         }  # fmt: skip
-        for lease_id in self.share.adopt(running):
+        for lease_id in asyncio.run(self.share.adopt(running)):
             self.release(lease_id)
 
     def reserve(self, lease: Lease) -> None:
@@ -183,7 +179,7 @@ class Agent:
         self.book.begin_launch(lease.id)
         process = self.processes.begin()
         self.processes.kernels[process.pid] = lease
-        self.book.name_process(lease.id, process.pid, process.started_at)
+        self.book.keep_by(lease.id, process)
 
     @property
     def is_alive(self) -> bool:
@@ -196,7 +192,6 @@ class Agent:
         if self.step is not None:
             self.step.kill()
             self.step = None
-        self.book.close()
 
     def release(self, lease_id: str) -> None:
         """End the kernel, then the promise, then the entry, as an agent does."""
@@ -220,11 +215,10 @@ class Machine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="roost-book-"))
         self.processes = Processes()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(promises, "start_time", lambda pid: self.processes.alive.get(pid, 0.0))
-        self.patch.setattr(promises, "_is_hidden", lambda pid: False)
-        self.patch.setattr(promises, "_uid_of", lambda pid: os.getuid())
-        self.patch.setattr(promises, "_find_launched", self.processes.find_launched)
-        self.patch.setattr("roost.launchers.machine_book.book.current_start_time", lambda: self.processes.now)
+        self.patch.setattr(promises, "is_running", lambda pid, _: pid in self.processes.alive)
+        for module in ("book", "promise"):
+            name = f"roost.launchers.machine_book.{module}.current_start_time"
+            self.patch.setattr(name, lambda: self.processes.now)
         (self.folder / "book").mkdir()
         self.number = 0
         self.agents = [self.start(number) for number in range(AGENTS)]
@@ -312,6 +306,7 @@ class Machine(RuleBasedStateMachine):
                 agent.kill()
             for pid in list(self.processes.kernels):
                 self.processes.end(pid)
+            self.processes.now += 1000  # launches are over
             last = self.start(AGENTS)
             last.reserve(build_lease("all", gpus=len(DEVICES), cpus=CPUS))
             assert "all" in last.held, "a promise outlives all its processes"
@@ -342,6 +337,9 @@ def test_a_kernel_keeps_its_device_if_its_agent_dies_during_the_launch(machine: 
     machine.reserve(at=0, gpus=1.0, cpus=0.0, steps=1000)
     machine.launch(at=0, which=0, steps=calls)
     machine.agent_is_killed(at=0)
+    machine.reserve(at=1, gpus=1.0, cpus=0.0, steps=1000)
+    assert not (machine.agents[1].held and machine.processes.kernels)
+    machine.processes.now += 0 if machine.processes.kernels else 1000
     machine.reserve(at=1, gpus=1.0, cpus=0.0, steps=1000)
     assert bool(machine.agents[1].held) != bool(machine.processes.kernels)
 

@@ -39,6 +39,7 @@ from roost.launchers.daemon.open_files import restore_limit
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import describe_exit, start_time
 from roost.launchers.machine_book.book import MachineBook
+from roost.launchers.machine_book.promise import Keeper
 from roost.launchers.protocol.launch_checks import find_impossible
 from roost.launchers.protocol.messages import (
     LAST_LINE,
@@ -96,7 +97,7 @@ class _Child:
         with writing(self.folder):
             write_private_json(self.folder / "starting.json", noted)
             if self.book is not None:
-                self.book.name_process(self.lease_id, pid, self.started_at)
+                self.book.keep_by(self.lease_id, Keeper(pid=pid, started_at=self.started_at))
         return self.code
 
     async def end(self) -> int | None:
@@ -269,6 +270,9 @@ class Starter:
                     raise
                 tries += 1
                 log.info("kernel=%s another process has one of its ports: trying others", request.kernel_id)
+                if self.book is not None:
+                    with writing(child.folder):
+                        self.book.begin_launch(request.lease_id)
                 continue
             timing_ms["listening"] = (time.perf_counter() - started) * 1e3
             return connection, timing_ms

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from roost.launchers.daemon.tasks import Timers
 from roost.launchers.machine_book.book import ALONE, Conflict, MachineBook, View
-from roost.launchers.machine_book.others import OthersWatch
+from roost.launchers.machine_book.promise import Keeper, Promise
 from roost.launchers.machine_book.rules import BadRules
 from roost.launchers.protocol.messages import KernelProcess, Lease, Reserve
 
@@ -15,11 +17,12 @@ from .ledger import LeaseLedger
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 1.0
+"""How often the book is read again while others hold something: a start may wait for it."""
 _OTHER_GPUS = (
     "/etc/roost/machine.toml names other GPUs than when the agent of this machine began: "
     "stop your kernels here, and the next agent takes these GPUs up"
 )
-_FASTER = "another user's kernel has just taken it"
 
 
 class MachineShare:
@@ -30,49 +33,44 @@ class MachineShare:
     """
 
     def __init__(
-        self, ledger: LeaseLedger, book: MachineBook | None, *, gpu_ids: tuple[str, ...] | None = None
+        self,
+        ledger: LeaseLedger,
+        book: MachineBook | None,
+        *,
+        gpu_ids: tuple[str, ...] | None = None,
+        timers: Timers | None = None,
     ) -> None:
         self._ledger = ledger
         self._book = book
         self._gpu_ids = gpu_ids
+        self._timers = timers or Timers()
         self.view = ALONE
         """The promises of others, as of the last look."""
-        self._watch: OthersWatch | None = None
-        self._on_change: Callable[[], object] = lambda: None
-        self._is_unreported = False
-        """True if others hold more or less than at the last call of `_on_change`."""
-        self._said = ""
+        self._on_change: Callable[[], object] | None = None
+        self._reported: object = None
+        """The amounts that the others held at the last call of `_on_change`."""
+        self._problem = ""
         self._waiting: dict[str, int] = {}
         """How many calls wait for each lease, by its id."""
         self._withdrawn: set[str] = set()
 
-    def close(self) -> None:
-        self.unwatch()
-        if self._book is not None:
-            self._book.close()
-
     def look(self) -> View:
-        """Return the promises of others. If the rules cannot be read, return those of the look before."""
+        """Return the promises of others. If the book or the rules cannot be read, return those of the look before."""
         if self._book is not None:
             try:
-                self._look(self._book)
-            except BadRules as problem:
-                if str(problem) != self._said:
-                    self._said = str(problem)
+                self._note(self._book.look())
+            except (BadRules, OSError) as problem:
+                if str(problem) != self._problem:
+                    self._problem = str(problem)
                     log.error("%s", problem)
         return self.view
 
-    def _look(self, book: MachineBook) -> View:
-        """Look, and follow what others hold. Raises `BadRules`."""
-        before = self.view
-        self.view, self._said = book.look(), ""
-        if self._watch is not None:
-            self._watch.follow(self.view.others)
-            if _list_amounts(before) != _list_amounts(self.view):
-                # Each such look ends in a report: the look that an event causes may find no difference any more.
-                self._is_unreported = True
-                self._watch.call_soon()
-        return self.view
+    def _note(self, view: View) -> None:
+        """Note the promises of others. Look again in a second if there are some, or if a change is not reported yet."""
+        self.view, self._problem = view, ""
+        is_changed = _list_amounts(self.view) != self._reported
+        if self._on_change is not None and (self.view.others or is_changed) and self not in self._timers:
+            self._timers.later(LOOK_S, self._look_and_report, key=self)
 
     @property
     def is_outdated(self) -> bool:
@@ -83,27 +81,24 @@ class MachineShare:
         return self._book is not None and self.view is not ALONE and self.view.gpu_ids != self._gpu_ids
 
     def watch(self, on_change: Callable[[], object]) -> None:
-        """Call `on_change` from now on whenever the others hold more or less than before. May be repeated."""
+        """Call `on_change` from now on, within a second after others hold more or less. May be repeated."""
         self._on_change = on_change
-        if self._book is not None and self._watch is None:
-            self._watch = OthersWatch(self._look_and_report)
-            self._watch.follow(self.view.others)
+        self._reported = _list_amounts(self.look())
 
     def unwatch(self) -> None:
         """Watch the others no more. May be repeated."""
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
+        self._on_change = None
+        self._timers.cancel(self)
 
     def _look_and_report(self) -> None:
-        self.look()
-        if self._is_unreported:
-            self._is_unreported = False  # first, because `on_change` may look too
+        amounts = _list_amounts(self.look())
+        if amounts != self._reported and self._on_change is not None:
+            self._reported = amounts
             self._on_change()
 
     def problems(self) -> tuple[str, ...]:
         """Return what keeps this agent from granting leases, as sentences without a full stop."""
-        found = (self._said, _OTHER_GPUS if self.is_outdated else "")
+        found = (self._problem, _OTHER_GPUS if self.is_outdated else "")
         return tuple(filter(None, found))
 
     async def reserve(self, request: Reserve, record: Callable[[Reserve], Lease]) -> Lease:
@@ -116,7 +111,8 @@ class MachineShare:
             return record(request)
         self._waiting[lease.id] = self._waiting.get(lease.id, 0) + 1
         try:
-            async with self._book.turn():
+            async with self._book.turn() as view:
+                self._note(view)
                 if lease.id in self._withdrawn:
                     raise Conflict("it was given back while it waited for its turn")
                 if lease.id in self._ledger:
@@ -138,57 +134,56 @@ class MachineShare:
         if lease_id in self._waiting:
             self._withdrawn.add(lease_id)
 
-    def adopt(self, running: Mapping[str, KernelProcess]) -> list[str]:
+    def _promise(self, book: MachineBook, lease: Lease, *, launches: bool) -> Lease:
+        """Choose devices for a lease, and write its promise. Raises `Conflict` and `OSError`."""
+        if lease.request.gpus and self.view.gpu_ids != self._gpu_ids:
+            raise Conflict(_OTHER_GPUS)
+        lease = self._ledger.choose(lease, self.view)
+        book.promise(lease.id, _build_promise(lease), launches=launches)
+        return lease
+
+    async def adopt(self, running: Mapping[str, KernelProcess]) -> list[str]:
         """Promise the leases of an earlier agent again. Return those whose slice another agent has promised meanwhile.
 
         `running` has the kernels that run, by lease id. Their promises have outlived the agent. Raises `OSError`.
         """
-        taken: list[str] = []
-        for entry in self._ledger.entries() if self._book is not None else ():
-            lease = entry.lease
-            if self._book is None or entry.is_granted or lease.request.is_best_effort:
-                continue
-            self._write(self._book, lease)
-            if (process := running.get(lease.id)) is not None:
-                self._book.name_process(lease.id, process.pid, process.process_started_at)
-            elif self._ledger.is_excessive(lease, self.look()):
-                taken.append(lease.id)
-        if self._book is not None:
-            self._book.forget_earlier()
+        if self._book is None:
+            return []
+        leases = {entry.lease.id: entry.lease for entry in self._ledger.entries() if not entry.is_granted}
+        leases = {name: lease for name, lease in leases.items() if not lease.request.is_best_effort}
+        promises = {name: _build_promise(lease) for name, lease in leases.items()}
+        for name in promises.keys() & running.keys():
+            keeper = Keeper(pid=running[name].pid, started_at=running[name].process_started_at)
+            promises[name] = replace(promises[name], keepers=(keeper,))
+        try:
+            async with self._book.turn() as view:
+                self._note(view)
+                taken = [
+                    name
+                    for name, lease in leases.items()
+                    if name not in running and self._ledger.is_excessive(lease, view)
+                ]
+                self._book.adopt({name: each for name, each in promises.items() if name not in taken})
+                self._book.remove_dead()
+        except Conflict as problem:  # without a turn, nothing can be promised that has no kernel
+            taken = [name for name in leases if name not in running]
+            if taken:
+                log.warning("leases without a kernel are given back: %s", problem)
+            self._book.adopt({name: each for name, each in promises.items() if name in running})
         return taken
 
     def give_back(self, lease_id: str) -> None:
         if self._book is not None:
             self._book.give_back(lease_id)
 
-    def _promise(self, book: MachineBook, lease: Lease, *, launches: bool) -> Lease:
-        """Choose devices for a lease, and write its promise. Raises `Conflict`."""
-        try:
-            view = self._look(book)
-            if lease.request.gpus and view.gpu_ids != self._gpu_ids:
-                raise Conflict(_OTHER_GPUS)
-            lease = self._ledger.choose(lease, view)
-            self._write(book, lease, launches=launches)
-            try:
-                self._look(book)
-                again = self._ledger.choose(lease, book.last_without(lease.id))
-                if set(again.device_ids) != set(lease.device_ids):
-                    raise Conflict(_FASTER)
-            except BaseException:
-                book.give_back(lease.id)
-                raise
-        except BadRules as problem:
-            raise Conflict(str(problem)) from None
-        return lease
 
-    def _write(self, book: MachineBook, lease: Lease, *, launches: bool = False) -> None:
-        book.promise(
-            lease.id,
-            cpus=lease.request.cpus,
-            memory_bytes=lease.request.memory_bytes,
-            devices=dict.fromkeys(lease.device_ids, lease.request.gpu_share),
-            launches=launches,
-        )
+def _build_promise(lease: Lease) -> Promise:
+    return Promise(
+        cpus=lease.request.cpus,
+        memory_bytes=lease.request.memory_bytes,
+        devices=dict.fromkeys(lease.device_ids, lease.request.gpu_share),
+        since=time.time(),
+    )
 
 
 def _list_amounts(view: View) -> tuple[object, ...]:

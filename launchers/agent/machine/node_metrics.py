@@ -39,7 +39,7 @@ class NodeMetrics:
         cgroups = find_cgroups() if cgroups is None else cgroups
         self.measured_cpus = count_cpus(cgroups)
         self.measured_bytes, self._limited_by = find_memory_limit(cgroups)
-        totals = rules.find_totals(Amounts(cpus=self.measured_cpus, memory_bytes=self.measured_bytes))
+        totals = rules.find_totals(Amounts(cpus=self.measured_cpus, memory=self.measured_bytes))
         self.cpus = _lower(totals.cpus or 0.0, settings.cpus, rules.is_given)
         self.memory_bytes = int(_lower(totals.memory_bytes or 0, settings.memory_bytes, rules.is_given))
         self._max_age_s = max_age_s
@@ -55,7 +55,6 @@ class NodeMetrics:
             owner,
             cpus=self.measured_cpus,
             memory_bytes=self.measured_bytes,
-            devices=[device.id for device in self.devices.read()],
             parents=self.devices.parents,
         )
 

@@ -46,27 +46,24 @@ print(json.dumps(asyncio.run(ask("ssh", json.loads(sys.argv[2]), hold_s=0.7, hol
 LOOK = """
 import collections, glob, json, os, sys, threading, time
 
-def read(path):
-    "Return the identity and the content of a promise"
-    with open(path) as file:
-        return os.fstat(file.fileno()).st_ino, json.load(file)
-
-def is_there(path, inode):
-    try:
-        return os.stat(path).st_ino == inode
-    except OSError:
-        return False
-
-def look(book):
-    "Return the promises that are in a book at one moment"
+def read(book):
+    "Return the promises of all agents, by the file and the name in it"
     found = {}
     for path in glob.glob(f"{book}/roost-*.json"):
         try:
-            found[path] = read(path)
+            with open(path) as file:
+                promises = json.load(file)["promises"]
         except FileNotFoundError:
             continue
+        found |= {(path, name): promise for name, promise in promises.items()}
+    return found
+
+def look(book):
+    "Return the promises that are in a book at one moment"
+    found = read(book)
     # A promise that has ended meanwhile may have made room for another one, which was read later.
-    return {path: promise for path, (inode, promise) in found.items() if is_there(path, inode)}
+    later = read(book)
+    return {name: promise for name, promise in found.items() if name in later}
 
 books, is_over = json.loads(sys.argv[1]), threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), is_over.set()), daemon=True).start()
@@ -80,12 +77,12 @@ while not is_over.is_set():
             for device, share in promise["devices"].items():
                 sums[f"{name} device {device}"] += share
         most |= sums
-        users = max(users, len({os.path.basename(path).split("-")[1] for path in promises}))
+        users = max(users, len({os.path.basename(path).split("-")[1] for path, _ in promises}))
     looks += 1
     longest_s, last = max(longest_s, time.monotonic() - last), time.monotonic()
     time.sleep(0.003)
 deadline = time.monotonic() + 60
-while (left := [path for book in books.values() for path in look(book)]) and time.monotonic() < deadline:
+while (left := [path for book in books.values() for path, _ in look(book)]) and time.monotonic() < deadline:
     time.sleep(0.1)
 print(json.dumps(dict(looks=looks, users=users, most=most, longest_s=longest_s, left=left)))
 """

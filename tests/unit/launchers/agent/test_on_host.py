@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from kit.machine.daemons import settle
+from roost.launchers.agent import on_host
 from roost.launchers.agent.on_host import answer
 from roost.launchers.daemon.daemon import is_alive
 from roost.launchers.protocol.agent_client import AgentClient
@@ -76,6 +78,17 @@ def test_an_agent_begins_listens_where_ssh_came_in_and_is_found_again(host_dir: 
             await client.close()
 
     asyncio.run(hold())
+
+
+def test_a_machine_that_starts_again_is_another_one(tmp_path: Path) -> None:
+    boot_id = tmp_path / "boot_id"
+    names = set()
+    for boot in ("one", "two"):
+        boot_id.write_text(f"{boot}\n")
+        names |= {on_host.name_machine(boot_id), on_host.name_machine(boot_id)}
+    assert len(names) == 2
+    assert all(name.startswith(f"{socket.gethostname()} ") for name in names)
+    assert on_host.name_machine(tmp_path / "none") == socket.gethostname()
 
 
 def test_nobody_else_is_accepted(host_dir: Path, keys: KeyPair, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,19 @@ from roost.launchers.agent.leases.ledger import LeaseLedger
 from roost.launchers.agent.leases.machine_share import MachineShare
 from roost.launchers.agent.machine.gpus import DeviceReader
 from roost.launchers.agent.machine.node_metrics import NodeMetrics
-from roost.launchers.daemon.process import start_time
+from roost.launchers.daemon.process import current_start_time, start_time
 from roost.launchers.machine_book.book import Conflict, MachineBook, Room
-from roost.launchers.machine_book.lock import FolderLock
+from roost.launchers.machine_book.lock import find_holders, open_lock, take
 from roost.launchers.machine_book.places import Place
-from roost.launchers.machine_book.rules import Amounts, BadRules, MachineRules, RulesReader
+from roost.launchers.machine_book.promise import Keeper
+from roost.launchers.machine_book.rules import Amounts, BadRules, MachineRules
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Device, Node, Request
+from roost.placement.model.json_codec import encode
 from roost.testing.deadlines import allow_s
+
+DEAD = Keeper(pid=4_000_000, started_at=1.0)
 
 
 class Agent:
@@ -39,6 +43,7 @@ class Agent:
         rules: Callable[[], MachineRules],
         devices: tuple[str, ...],
         parents: dict[str, str],
+        find: Callable[[], Place],
     ) -> None:
         self.ledger = LeaseLedger(
             folder / name, cpus=4, memory_bytes=100, devices=[Device(id=each) for each in devices]
@@ -48,11 +53,9 @@ class Agent:
             name,
             cpus=4,
             memory_bytes=100,
-            devices=devices,
             parents=parents,
-            find=lambda: Place(folder / "book", "chosen"),
-            list_folders=lambda: (folder / "book",),
-            rules=RulesReader(rules),
+            find=find,
+            read=rules,
             deadline_s=60.0,
         )
         self.share = MachineShare(self.ledger, self.book)
@@ -82,31 +85,33 @@ class Machine:
         self.folder = folder
         self.book = folder / "book"
         self.book.mkdir()
+        self.place = Place(self.book, "chosen")
         self.rules = MachineRules()
         self.problem = ""
-        self._agents: list[Agent] = []
 
     def agent(
         self, name: str, devices: tuple[str, ...] = ("0", "1"), parents: dict[str, str] | None = None
     ) -> Agent:
-        self._agents.append(Agent(self.folder, name, self._read_rules, devices, parents or {}))
-        return self._agents[-1]
+        return Agent(self.folder, name, self._read_rules, devices, parents or {}, lambda: self.place)
 
     def _read_rules(self) -> MachineRules:
         if self.problem:
             raise BadRules(self.problem)
         return self.rules
 
-    def close(self) -> None:
-        for agent in self._agents:
-            agent.share.close()
-
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    machine = Machine(tmp_path)
-    yield machine
-    machine.close()
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def end(machine: Machine, agent: Agent) -> Path:
+    """Let the agent have ended, as far as its file shows. Return the file."""
+    path = machine.book / agent.book._name
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "agent": encode(DEAD)}))
+    agent.book._mine.clear()
+    return path
 
 
 async def test_what_one_has_the_other_has_not(machine: Machine) -> None:
@@ -156,18 +161,8 @@ async def test_a_slice_and_its_gpu_exclude_each_other(machine: Machine) -> None:
     assert await sliced.reserve("t", gpus=1) == ("MIG-b",)
 
 
-async def test_a_stranger_cannot_call_a_known_device_a_slice_of_another(machine: Machine) -> None:
-    """Else the promise of one device would take two."""
-    one, other = machine.agent("one"), machine.agent("other", ("MIG-x",), {"MIG-x": "1"})
-    await other.reserve("a", gpus=1)
-    (path,) = machine.book.iterdir()
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "devices": {"0": 1.0}, "parents": {"0": "1", "1": "0"}}))
-    assert await one.reserve("b", gpus=1) == ("1",)
-
-
 async def test_to_a_user_with_limits_the_machine_is_as_large_as_the_limits(machine: Machine) -> None:
-    machine.rules = MachineRules(is_given=True, users={"*": Amounts(cpus=1, memory_bytes=30, gpus=1)})
+    machine.rules = MachineRules(users={"*": Amounts(cpus=1, memory=30, gpus=1)})
     one = machine.agent("one")
     node = one.status()
     assert (node.cpus, node.memory_bytes, len(node.devices)) == (1, 30, 1)
@@ -204,27 +199,24 @@ async def test_what_others_hold_is_no_part_of_ones_own_limit(
 
 
 async def test_a_promise_shows_since_when_it_holds_also_after_its_agent(machine: Machine) -> None:
-    one = machine.agent("one")
+    one, other = machine.agent("one"), machine.agent("other")
     before = time.time()
     await one.reserve("a", cpus=1)
-    (path,) = machine.book.iterdir()
-    since = json.loads(path.read_text())["since"]
-    assert before <= since <= time.time()
+    (held,) = other.share.look().others
+    assert before <= held.promise.since <= time.time()
     again = machine.agent("one")
-    assert again.share.adopt({}) == []
-    assert json.loads(path.read_text())["since"] == since
+    assert await again.share.adopt({}) == []
+    assert other.share.look().others == (held,)
 
 
-async def test_the_totals_are_roots_and_the_reserve_is_kept(machine: Machine) -> None:
-    machine.rules = MachineRules(
-        is_given=True, totals=Amounts(cpus=3, memory_bytes=100), reserve=Amounts(cpus=1, memory_bytes=30)
-    )
+async def test_the_totals_are_roots(machine: Machine) -> None:
+    machine.rules = MachineRules(cpus=2, memory=70)
     one = machine.agent("one")
     with pytest.raises(
         Conflict, match="3 CPUs asked for, all users of this machine hold 0 of at most 2 CPUs"
     ):
         await one.reserve("a", cpus=3)
-    await one.reserve("b", cpus=2, memory_bytes=70)
+    await machine.agent("other").reserve("b", cpus=2, memory_bytes=70)
     with pytest.raises(
         Conflict, match="all users of this machine hold 70 bytes of at most 70 bytes of memory"
     ):
@@ -232,26 +224,12 @@ async def test_the_totals_are_roots_and_the_reserve_is_kept(machine: Machine) ->
 
 
 async def test_the_limit_of_a_user_is_for_all_agents_of_the_user(machine: Machine) -> None:
-    machine.rules = MachineRules(is_given=True, users={"*": Amounts(gpus=1)})
+    machine.rules = MachineRules(users={"*": Amounts(gpus=1)})
     one, other = machine.agent("one"), machine.agent("other")
     await one.reserve("a", gpus=0.5)
     await other.reserve("b", gpus=0.5)
     with pytest.raises(Conflict, match=r"0\.25 GPU asked for, you hold 1 of at most 1 GPU"):
         await one.reserve("c", gpus=0.25)
-
-
-async def test_the_limit_of_a_group_is_for_its_members_together(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("roost.launchers.machine_book.rules.find_groups", lambda uid: {"students"})
-    machine.rules = MachineRules(
-        is_given=True, groups={"students": Amounts(cpus=2), "staff": Amounts(cpus=0)}
-    )
-    one, other = machine.agent("one"), machine.agent("other")
-    await one.reserve("a", cpus=1)
-    await other.reserve("b", cpus=1)
-    with pytest.raises(Conflict, match="the members of the group students hold 2 of at most 2 CPUs"):
-        await one.reserve("c", cpus=1)
 
 
 async def test_while_the_rules_are_wrong_nothing_is_promised(machine: Machine) -> None:
@@ -266,16 +244,46 @@ async def test_while_the_rules_are_wrong_nothing_is_promised(machine: Machine) -
 
 async def test_who_waits_for_the_lock_may_be_told_to_give_up(machine: Machine) -> None:
     one = machine.agent("one")
-    lock = FolderLock(machine.book)
-    assert lock.try_take()
-    waiting = asyncio.ensure_future(one.reserve("a", cpus=1))
-    await asyncio.sleep(0)
-    one.share.withdraw("a")
-    lock.close()
+    with open_lock(machine.book) as lock:
+        assert await take(lock, 0.0)
+        waiting = asyncio.ensure_future(one.reserve("a", cpus=1))
+        await asyncio.sleep(0)
+        one.share.withdraw("a")
     with pytest.raises(Conflict, match="given back while it waited"):
         await asyncio.wait_for(waiting, allow_s(60))
     assert list(machine.book.iterdir()) == []
     await one.reserve("a", cpus=1)
+
+
+async def test_while_another_holds_the_lock_nothing_is_promised_and_the_holder_is_named(
+    machine: Machine,
+) -> None:
+    one = machine.agent("one")
+    one.book._deadline_s = 0.0
+    with open_lock(machine.book) as lock:
+        assert await take(lock, 0.0)
+        (holder,) = find_holders(machine.book)
+        assert holder.startswith(f"process {os.getpid()} ")
+        with pytest.raises(
+            Conflict, match=f"the lock on .*/book is held for more than .* by process {os.getpid()} "
+        ):
+            await one.reserve("a", cpus=1)
+    assert list(machine.book.iterdir()) == []
+    assert await one.reserve("a", gpus=1) == ("0",)
+
+
+async def test_promises_move_into_the_folder_that_root_makes(machine: Machine) -> None:
+    one, other = machine.agent("one"), machine.agent("other")
+    await one.reserve("a", gpus=1)
+    better = machine.folder / "better"
+    better.mkdir()
+    machine.place = Place(better, "installed")
+    one.share.look()
+    assert await other.reserve("b", gpus=1) == ("1",)
+    assert [len(list(folder.iterdir())) for folder in (machine.book, better)] == [0, 2]
+    one.release("a")
+    other.release("b")
+    assert list(better.iterdir()) == []
 
 
 async def test_a_promise_is_written_again_if_somebody_removes_it(machine: Machine) -> None:
@@ -290,13 +298,13 @@ async def test_a_promise_is_written_again_if_somebody_removes_it(machine: Machin
 
 async def test_a_new_agent_removes_what_ended_agents_of_its_user_have_left(machine: Machine) -> None:
     """After its folder was deleted, the next agent has another name."""
-    await machine.agent("one").reserve("a", cpus=1)
+    one = machine.agent("one")
+    await one.reserve("a", cpus=1)
     (path,) = machine.book.iterdir()
-    assert machine.agent("two").share.adopt({}) == []
+    assert await machine.agent("two").share.adopt({}) == []
     assert path.exists(), "its agent lives"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "agent": {"pid": 4_000_000, "started_at": 1.0}}))
-    assert machine.agent("three").share.adopt({}) == []
+    end(machine, one)
+    assert await machine.agent("three").share.adopt({}) == []
     assert not path.exists()
 
 
@@ -305,26 +313,49 @@ async def test_a_promise_outlives_its_agent_with_its_kernel(machine: Machine) ->
     await one.reserve("a", gpus=2)
     with subprocess.Popen(["sleep", "600"], start_new_session=True) as kernel:  # noqa: ASYNC220
         one.book.begin_launch("a")
-        one.book.name_process("a", kernel.pid, start_time(kernel.pid))
-        (path,) = machine.book.iterdir()
-        content = json.loads(path.read_text())
-        path.write_text(json.dumps({**content, "agent": {"pid": 4_000_000, "started_at": 1.0}}))
-        one.book._mine.clear()
+        one.book.keep_by("a", Keeper(pid=kernel.pid, started_at=start_time(kernel.pid)))
+        end(machine, one)
         with pytest.raises(Conflict):
             await other.reserve("b", gpus=1)
         kernel.kill()
     assert await other.reserve("b", gpus=1) == ("0",)
 
 
+async def test_a_promise_outlives_an_agent_that_dies_during_a_launch(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel may run, and nobody has noted its process."""
+    one, other = machine.agent("one"), machine.agent("other")
+    await one.reserve("a", gpus=2)
+    one.book.begin_launch("a")
+    end(machine, one)
+    with pytest.raises(Conflict):
+        await other.reserve("b", gpus=1)
+    later = current_start_time() + 121
+    monkeypatch.setattr("roost.launchers.machine_book.promise.current_start_time", lambda: later)
+    assert await other.reserve("b", gpus=1) == ("0",)
+
+
 async def test_a_promise_of_another_boot_is_over(machine: Machine) -> None:
     one, other = machine.agent("one"), machine.agent("other")
     await one.reserve("a", gpus=2)
-    (path,) = machine.book.iterdir()
+    path = end(machine, one)
     content = json.loads(path.read_text())
-    agent = {"pid": os.getpid(), "started_at": start_time(os.getpid()) + 1e9}
-    path.write_text(json.dumps({**content, "agent": agent}))
-    one.book._mine.clear()
+    agent = Keeper(pid=os.getpid(), started_at=start_time(os.getpid()) + 1e9)
+    path.write_text(json.dumps({**content, "agent": encode(agent)}))
     assert await other.reserve("b", gpus=1) == ("0",)
+
+
+async def test_a_promise_that_cannot_be_written_is_none(machine: Machine) -> None:
+    one = machine.agent("one")
+    (machine.book / one.book._name).mkdir()  # no file can replace a folder
+    with pytest.raises(OSError, match=str(machine.book)):
+        await one.reserve("a", cpus=1)
+    assert one.ledger.is_empty
+    (machine.book / one.book._name).rmdir()
+    await one.reserve("b", cpus=1)
+    (held,) = machine.agent("other").share.look().others
+    assert held.promise.cpus == 1
 
 
 async def test_all_users_may_read_a_promise_and_nobody_may_change_it(machine: Machine) -> None:
@@ -338,16 +369,17 @@ async def test_all_users_may_read_a_promise_and_nobody_may_change_it(machine: Ma
     content = path.read_text()
     assert "ada" not in content, "it names no user"
     assert '"a"' not in content, "nor the lease"
-    assert json.loads(content)["since"] <= time.time()
+    (promise,) = json.loads(content)["promises"].values()
+    assert promise["since"] <= time.time()
 
 
 async def test_where_nobody_shares_a_book_an_agent_has_the_machine_alone(
     machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
+    machine.place = Place(None, "nobody", "/tmp is private to this user or service")
     one = machine.agent("one")
-    one.book._find = lambda: Place(None, "nobody", "/tmp is private to this user or service")
     assert await one.reserve("a", gpus=2) == ("0", "1")
     assert await one.reserve("b") == ()
     assert caplog.text.count("nobody divides this machine between its users: /tmp is private") == 1
     one.release("a")
-    assert replace(one.share.look()).others == ()
+    assert one.share.look().others == ()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from roost.launchers.machine_book.places import Place, find_place, is_private, list_places
+from roost.launchers.machine_book.places import Place, find_place, is_private
 
 UID = os.getuid()
 MOUNT = "36 25 0:31 {root} {folder} rw,relatime shared:1 - tmpfs tmpfs rw\n"
@@ -36,9 +36,6 @@ class Folders:
             installed=self.installed, shared=(self.lock, self.tmp), mounts=self.mounts, root=root
         )
 
-    def list(self) -> tuple[Path, ...]:
-        return list_places(installed=self.installed, shared=(self.lock, self.tmp), root=UID)
-
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
@@ -51,16 +48,12 @@ def test_the_folder_of_root_comes_first(folders: Folders, monkeypatch: pytest.Mo
     assert folders.find() == Place(folders.installed, "installed")
     monkeypatch.setenv("ROOST_MACHINE_DIR", "/elsewhere")
     assert folders.find() == Place(folders.installed, "installed"), "nobody leaves it by a variable"
-    assert folders.list() == (folders.installed, folders.lock), (
-        "agents have used the best shared folder before"
-    )
 
 
 def test_a_variable_counts_only_without_it(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     folders.make(folders.lock, folders.tmp)
     monkeypatch.setenv("ROOST_MACHINE_DIR", "/elsewhere")
     assert folders.find() == Place(Path("/elsewhere"), "chosen")
-    assert folders.list() == (Path("/elsewhere"),)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +65,6 @@ def test_a_folder_that_is_not_sticky_or_not_for_all_does_not_count(
     folders.make(folders.installed, mode=mode)
     folders.make(folders.tmp)
     assert folders.find().way == way
-    assert (folders.installed in folders.list()) is (way == "installed")
 
 
 def test_a_folder_of_another_owner_does_not_count(folders: Folders) -> None:
@@ -86,7 +78,6 @@ def test_a_link_or_a_file_does_not_count(folders: Folders) -> None:
     folders.lock.write_text("")
     why = f"{folders.installed} is no folder of root's with mode 1777"
     assert folders.find() == Place(folders.tmp, "shared", why)
-    assert folders.list() == (folders.tmp,)
 
 
 def test_the_folder_for_locks_comes_before_tmp(folders: Folders) -> None:
@@ -121,4 +112,3 @@ def test_a_machine_without_any_folder_says_why(folders: Folders) -> None:
     found = folders.find()
     assert found.way == "nobody"
     assert found.why.endswith("is no folder of root's with the sticky bit")
-    assert folders.list() == ()

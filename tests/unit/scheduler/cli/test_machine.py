@@ -15,16 +15,8 @@ import pytest
 
 from kit.fakes.client import StubClient, document, run
 from roost.launchers.daemon.process import start_time
-from roost.launchers.machine_book.book import MachineBook
-from roost.launchers.machine_book.folder_reader import Held, Stranger
 from roost.launchers.machine_book.places import Place, Way
-from roost.launchers.machine_book.promise import (
-    NamedProcess,
-    Promise,
-    find_pid_namespace,
-    name_file,
-    write_promise,
-)
+from roost.launchers.machine_book.promise import Held, Keeper, Promise, encode_promise, name_file, write_file
 from roost.launchers.machine_book.rules import BadRules, MachineRules
 from roost.scheduler.cli import machine
 from roost.scheduler.cli.machine import Installation, run_installation
@@ -180,57 +172,56 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(installation: Installat
 
 # The machine's book
 
-HERE = NamedProcess(pid=os.getpid(), started_at=start_time(os.getpid()))
-DEAD = NamedProcess(pid=1 << 22, started_at=1.0)
+HERE = Keeper(pid=os.getpid(), started_at=start_time(os.getpid()))
+DEAD = Keeper(pid=1 << 22, started_at=1.0)
 """No process has this pid: it is above the greatest one of Linux."""
 
 
+class Book:
+    """The folder of the book, which the commands read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, *promises: Promise, owner: str = "agent", agent: Keeper = HERE) -> None:
+        """Write the file of an agent with these promises."""
+        texts = {str(number): encode_promise(promise) for number, promise in enumerate(promises)}
+        write_file(self.folder / name_file(os.getuid(), owner), agent, texts)
+
+
 @pytest.fixture
-def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MachineBook:
-    """Return the book of an agent, which the commands read."""
-    place = Place(tmp_path, "chosen")
-    monkeypatch.setattr(machine, "find_place", lambda: place)
-    monkeypatch.setattr(machine, "list_places", lambda: (tmp_path,))
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Book:
+    monkeypatch.setattr(machine, "find_place", lambda: Place(tmp_path, "chosen"))
     monkeypatch.setattr(machine, "read_rules", MachineRules)
-    return MachineBook("agent", cpus=4, memory_bytes=0, find=lambda: place, list_folders=lambda: (tmp_path,))
-
-
-def give_to(monkeypatch: pytest.MonkeyPatch, uid: int) -> None:
-    """Let all promises belong to another user."""
-    read_all = MachineBook.read_all
-
-    def read(self: MachineBook, rules: MachineRules) -> tuple[list[Held], list[Stranger]]:
-        held, strangers = read_all(self, rules)
-        return [Held(uid, each.path, each.promise) for each in held], strangers
-
-    monkeypatch.setattr(MachineBook, "read_all", read)
+    return Book(tmp_path)
 
 
 def test_the_nodes_of_this_machine_say_what_other_users_hold(
-    client: StubClient,
-    book: MachineBook,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    client: StubClient, book: Book, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    book.promise("a", cpus=2.5, memory_bytes=3 << 30, devices={})
-    book.promise("b", cpus=0, memory_bytes=0, devices={"GPU-5ad": 1.0, "GPU-7": 0.25})
+    book.write(Promise(cpus=2.5, memory_bytes=3 << 30), Promise(devices={"GPU-5ad": 1.0, "GPU-7": 0.25}))
     assert "ther users" not in run(capsys, "nodes")[1], "all are this user's"
-    give_to(monkeypatch, 987_654_321)
+    list_living = machine.list_living
+    monkeypatch.setattr(
+        machine,
+        "list_living",
+        lambda files: [Held(987_654_321, each.promise) for each in list_living(files)],
+    )
     last = run(capsys, "nodes")[1].splitlines()[-1]
     assert last == "Other users hold 2.5 CPUs, 3 GiB of memory, 1.25 GPUs."
     assert "ther users" not in run(capsys, "nodes", "--backend", "ray")[1]
 
 
-def test_the_book_is_read_without_its_lock(book: MachineBook, tmp_path: Path) -> None:
-    book.promise("a", cpus=2.5, memory_bytes=0, devices={})
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    descriptor = os.open(tmp_path, os.O_RDONLY)
+def test_the_book_is_read_without_its_lock(book: Book) -> None:
+    book.write(Promise(cpus=2.5))
+    before = {path.name: path.stat().st_mtime_ns for path in book.folder.iterdir()}
+    descriptor = os.open(book.folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         assert machine.describe_others() == ""
     finally:
         os.close(descriptor)
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    assert {path.name: path.stat().st_mtime_ns for path in book.folder.iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -248,11 +239,10 @@ def test_the_doctor_says_what_divides_this_machine(
     why: str,
     level: str,
     text: str,
-    book: MachineBook,
-    tmp_path: Path,
+    book: Book,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = Place(None if way == "nobody" else tmp_path, way, why)
+    place = Place(None if way == "nobody" else book.folder, way, why)
     monkeypatch.setattr(machine, "find_place", lambda: place)
     (finding,) = machine.find_problems()
     assert finding["level"] == level
@@ -261,7 +251,7 @@ def test_the_doctor_says_what_divides_this_machine(
     assert ("machine install`" in finding["do"]) == bool(why)
 
 
-def test_the_doctor_names_a_mistake_in_the_rules(book: MachineBook, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_names_a_mistake_in_the_rules(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> MachineRules:
         raise BadRules("/etc/roost/machine.toml: `cpus` must be a number")
 
@@ -273,34 +263,27 @@ def test_the_doctor_names_a_mistake_in_the_rules(book: MachineBook, monkeypatch:
     )
 
 
-def test_the_doctor_names_one_of_the_files_that_do_not_count(book: MachineBook, tmp_path: Path) -> None:
-    book.promise("a", cpus=1, memory_bytes=0, devices={})
-    write_promise(tmp_path, build_promise(1, agent=DEAD))
+def test_the_doctor_names_one_of_the_files_that_cannot_be_read(book: Book) -> None:
+    book.write(Promise(cpus=1))
+    book.write(Promise(cpus=1), owner="dead", agent=DEAD)
     assert len(machine.find_problems()) == 1, "a dead promise harms nobody"
-    (tmp_path / name_file(os.getuid(), "agent", "2")).symlink_to("/etc/passwd")
-    write_promise(tmp_path, build_promise(3, agent=DEAD, pid_namespace="pid:[1]"))
+    for number in range(2):
+        (book.folder / name_file(os.getuid(), str(number))).symlink_to("/etc/passwd")
     _, finding = machine.find_problems()
     assert finding["level"] == "warning"
-    assert finding["what"].startswith(f"2 files in the machine's book do not count: {tmp_path}/")
-    assert f" of uid {os.getuid()} " in finding["what"]
-
-
-def build_promise(number: int, *, agent: NamedProcess = HERE, **values: object) -> Promise:
-    fields = {"pid_namespace": find_pid_namespace(), "cpus": 1.0, "since": 1.0, **values}
-    name = name_file(os.getuid(), "agent", str(number))
-    return Promise(name=name, agent=agent, **fields)  # type: ignore[arg-type]
+    assert finding["what"].startswith(f"2 files in the machine's book cannot be read: {book.folder}/roost-")
+    assert finding["do"] == f"ask the user with uid {os.getuid()}"
 
 
 def test_the_doctor_names_programs_outside_roost_that_use_gpus(
-    book: MachineBook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    book: Book, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = SimpleNamespace(memory_by_pid={os.getpid(): 3 << 30, DEAD.pid: 5 << 30}, close=lambda: None)
     monkeypatch.setattr(machine, "DeviceReader", lambda first_wait_s: reader)
     _, finding = machine.find_problems()
     assert finding["what"].startswith(f"1 program outside roost uses GPUs: process {os.getpid()} (")
     session = os.getsid(0)
-    leader = NamedProcess(pid=session, started_at=start_time(session))
-    write_promise(tmp_path, build_promise(1, processes=(leader,)))
+    book.write(Promise(keepers=(Keeper(pid=session, started_at=start_time(session)),)))
     assert len(machine.find_problems()) == 1, "a kernel and its processes are roost's"
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as child:
         reader.memory_by_pid = {child.pid: 3 << 30}

@@ -11,7 +11,7 @@ from roost.launchers.agent.leases.ledger import LeaseLedger
 from roost.launchers.agent.leases.machine_share import MachineShare
 from roost.launchers.machine_book.book import Conflict, MachineBook
 from roost.launchers.machine_book.places import Place
-from roost.launchers.machine_book.rules import MachineRules, RulesReader, read_rules
+from roost.launchers.machine_book.rules import read_rules
 from roost.launchers.protocol.messages import Lease, Owner, Reserve
 from roost.placement.model import Device, Request
 
@@ -35,14 +35,10 @@ class Machine:
                 cpus=4,
                 memory_bytes=100,
                 find=lambda: Place(book, "installed"),
-                list_folders=lambda: [book],
-                rules=RulesReader(self._read, self.file),
+                read=lambda: read_rules(self.file, root=os.getuid()),
             ),
             gpu_ids=("0", "1"),
         )
-
-    def _read(self) -> MachineRules:
-        return read_rules(self.file, root=os.getuid())
 
     def declare(self, text: str) -> None:
         """Replace the file, as an editor does."""

@@ -15,7 +15,7 @@ import pytest
 from roost.launchers.agent.leases.ledger import LeaseLedger
 from roost.launchers.agent.machine.gpus import WAIT_S, DeviceReader
 from roost.launchers.agent.machine.node_metrics import NodeMetrics, find_cgroups, measure_used_memory
-from roost.launchers.machine_book.rules import Amounts, MachineRules
+from roost.launchers.machine_book.rules import MachineRules
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.testing.deadlines import allow_s
 
@@ -235,7 +235,7 @@ def test_the_gpu_of_each_slice_is_known(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_user_can_only_lower_the_totals_of_root(
     monkeypatch: pytest.MonkeyPatch, own: float | None, expected: float
 ) -> None:
-    rules = MachineRules(is_given=True, totals=Amounts(cpus=8, memory_bytes=100))
+    rules = MachineRules(cpus=8, memory=100)
     monkeypatch.setattr("roost.launchers.agent.machine.node_metrics.read_rules", lambda: rules)
     measured = NodeMetrics(AgentSettings(cpus=own, memory_bytes=1000, gpus=0, divides_machine=True))
     assert (measured.cpus, measured.memory_bytes) == (expected, 100)
