@@ -50,9 +50,9 @@ ROOMS = {
     "placement/model": Size(1023, 514),
     "placement/rules": Size(922, 490),
     "placement/tables": Size(764, 435),
-    "provisioners": Size(3545, 1914),
+    "provisioners": Size(3509, 1892),
     "provisioners/jupyter_config": Size(13, 1),
-    "provisioners/migration": Size(4438, 2326),
+    "provisioners/migration": Size(2349, 1310),
     "provisioners/server_extension": Size(4481, 2273),
     "roost": Size(90, 43),
     "scheduler": Size(523, 218),
@@ -66,7 +66,7 @@ ROOMS = {
     "scheduler/backends/ray": Size(2849, 1558),
     "scheduler/backends/ssh": Size(2958, 1557),
     "scheduler/backends/yarn": Size(5221, 2906),
-    "scheduler/cli": Size(2469, 1561),
+    "scheduler/cli": Size(2601, 1653),
     "scheduler/client": Size(2301, 1246),
     "scheduler/config": Size(638, 357),
     "scheduler/core": Size(3797, 2268),
@@ -97,7 +97,7 @@ MEMBERS = {
     "TimerHandle": 1,
 }
 """At most how many public members an interface has."""
-SETTINGS, COMMANDS, MODULES = 125, 16, 541
+SETTINGS, COMMANDS, MODULES = 125, 16, 520
 
 
 def list_files() -> list[Path]:
