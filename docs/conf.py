@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from pathlib import Path
 
 from sphinx.application import Sphinx
 
@@ -48,35 +46,12 @@ PAGES_OUTSIDE = {
 _CODE = re.compile(r"(``.+?``|`[^`]+`|\*\w[^*]*\w\*)")
 """Parts of a docstring's line that stay as they are: code and *emphasis*."""
 _MARKUP = re.compile(r"[*|`]|_(?!\w)")
-_OPTIONS = Path(__file__).parents[1] / "provisioners" / "migration" / "options.csv"
-_OPTIONS_PLACE = re.compile(r"<!-- options ([\w-]+) -->")
-"""Where a page shows the options of one kind, such as `<!-- options class -->`."""
 
 
 def link_pages_of_the_site(_app: Sphinx, name: str, source: list[str]) -> None:
     """Point links to files outside docs/ at the pages that include these files."""
     for outside, inside in PAGES_OUTSIDE.items():
         source[0] = source[0].replace(f"]({outside}", f"]({inside}")
-
-
-def fill_option_tables(_app: Sphinx, _name: str, source: list[str]) -> None:
-    """Put the rows of the table of other gateways' options into a page that has places for them."""
-    source[0] = _OPTIONS_PLACE.sub(lambda place: _write_option_table(place[1]), source[0])
-
-
-def _write_option_table(kind: str) -> str:
-    """Return the options of one `kind` as a Markdown table. Options with the same text share a row."""
-    shared: dict[tuple[str, str, str], list[dict[str, str]]] = {}
-    with _OPTIONS.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["kind"] == kind:
-                shared.setdefault((row["meaning"], row["roost"], row["status"]), []).append(row)
-    lines = ["| option | means | in roost |", "|---|---|---|"]
-    for (meaning, equivalent, status), rows in shared.items():
-        names = ", ".join(dict.fromkeys(f"`{row['name']}`" for row in rows))
-        systems = ", ".join(sorted({system for row in rows for system in row["system"].split("+")}))
-        lines.append(f"| {names} ({systems}) | {meaning} | *{status}*: {equivalent} |")
-    return "\n".join(lines)
 
 
 def write_as_rst(
@@ -107,5 +82,4 @@ def write_as_rst(
 
 def setup(app: Sphinx) -> None:
     app.connect("source-read", link_pages_of_the_site)
-    app.connect("source-read", fill_option_tables)
     app.connect("autodoc-process-docstring", write_as_rst)

@@ -7,15 +7,12 @@ from typing import Any
 
 from jupyter_client.kernelspec import KernelSpec
 
-from roost.scheduler.backends.registry import backend_names
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.input_files import UnfitFile
 from roost.scheduler.input_files import read_document as read_json_file
 
 PROVISIONER = "roost"
 """The name under which jupyter_client knows RoostProvisioner."""
-MIGRATION = "roost_migration"
-"""The key in a kernelspec's metadata under which `roost migrate` has left its mark."""
 _FILE = "kernel.json"
 _INTERRUPT_MODES = ("signal", "message")
 
@@ -30,22 +27,20 @@ def read_document(folder: str | Path) -> tuple[Any, str]:
         document = read_json_file(path, may_be_link=True)
     except UnfitFile as problem:
         return None, f"{problem}."
-    wrong = _find_malformed(document)
+    wrong = find_malformed(document)
     if not wrong and not any("{connection_file}" in part for part in document["argv"]):
         wrong = "argv has no {connection_file}, so that the kernel would not learn its ports"
     return document, _describe(wrong, path)
 
 
 def check_spec(spec: KernelSpec) -> None:
-    """Raise `ConfigError` for a kernelspec that is malformed, or that waits for its backend.
+    """Raise `ConfigError` for a kernelspec that is malformed.
 
     jupyter_client itself does not check the values in it. A command without `{connection_file}` is accepted, as there.
     """
     document = spec.to_dict()
-    if wrong := _find_malformed(document):
+    if wrong := find_malformed(document):
         raise ConfigError(_describe(wrong, Path(spec.resource_dir) / _FILE))
-    if waiting := find_waiting(document):
-        raise ConfigError(f"The kernelspec in {spec.resource_dir} cannot start kernels: {waiting}.")
 
 
 def find_provisioner(document: Any) -> Any:
@@ -58,16 +53,6 @@ def find_provisioner(document: Any) -> Any:
         return PROVISIONER
     own = metadata.get("kernel_provisioner", {})
     return own.get("provisioner_name", "") if isinstance(own, dict) else own
-
-
-def find_waiting(document: Any) -> str:
-    """Return why a migrated kernelspec waits for its backend, as a clause; empty if it does not wait."""
-    metadata = document.get("metadata")
-    mark = metadata.get(MIGRATION) if isinstance(metadata, dict) else None
-    backend = mark.get("waits_for", "") if isinstance(mark, dict) else ""
-    if not backend or backend in backend_names():
-        return ""
-    return f"it waits for the backend {backend!s:.40}, which this roost does not have"
 
 
 def find_wrong_env(env: Any) -> str:
@@ -84,7 +69,7 @@ def _describe(wrong: str, path: Path) -> str:
     return f"In {path} {wrong}." if wrong else ""
 
 
-def _find_malformed(document: Any) -> str:
+def find_malformed(document: Any) -> str:
     """Return which part of a kernel.json is malformed, as a clause; empty if none is."""
     if not isinstance(document, dict):
         return "the document is not an object"

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +75,6 @@ def write_kernelspec(
         written.rename(folder)
     finally:
         shutil.rmtree(written, ignore_errors=True)
-
-
-def list_unfinished(folder: Path) -> list[Path]:
-    """Return the unfinished folders of this kernelspec, which killed processes have left beside it."""
-    return list(folder.parent.glob(f".{escape(folder.name)}-{'?' * 8}"))
-
-
-def find_place(folder: Path) -> Path:
-    """Return the place of a kernelspec: its folder, or the one beside it for which `list_unfinished` names it."""
-    match = re.fullmatch(r"\.(.+)-[a-z0-9_]{8}", folder.name)
-    return folder.with_name(match[1]) if match else folder
 
 
 def _copy(file: Path, target: Path) -> None:

@@ -38,7 +38,7 @@ from roost.scheduler.messages import Finding, format_names
 
 from .encryption import check_wish
 from .kernel_environment import check_patterns, check_variables
-from .kernel_json import PROVISIONER, find_provisioner, find_waiting, read_document
+from .kernel_json import PROVISIONER, find_provisioner, read_document
 from .kernel_resources import list_resources, write_kernelspec
 from .provisioner import RoostProvisioner
 from .request_options import read_start_options
@@ -51,10 +51,7 @@ _LONGEST_NAME = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoostKernelspec:
-    """A kernelspec that uses the roost provisioner. `malformed` says why it cannot be read, or is empty.
-
-    `waiting` says why a migrated one waits for its backend, or is empty.
-    """
+    """A kernelspec that uses the roost provisioner. `malformed` says why it cannot be read, or is empty."""
 
     name: str
     display_name: str
@@ -64,7 +61,6 @@ class RoostKernelspec:
     argv: tuple[str, ...]
     env: Mapping[str, str]
     malformed: str = ""
-    waiting: str = ""
 
 
 def install(
@@ -262,9 +258,6 @@ def _check(
     """
     if spec.malformed:
         return _never(spec.malformed), ""
-    if spec.waiting:
-        do = "install a roost or a package that has it"
-        return Outlook(kind="not now", reason=spec.waiting, do=do), ""
     try:
         request = check_config(spec.config, spec.env)
         check_variables(spec.env)
@@ -416,5 +409,4 @@ def _to_kernelspec(name: str, folder: Path, document: Any, malformed: str = "") 
         argv=tuple(known.get("argv", ())),
         env=known.get("env", {}),
         malformed=malformed,
-        waiting=find_waiting(known),
     )

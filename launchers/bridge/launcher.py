@@ -2,11 +2,15 @@
 
 roost signals the group of the bridge, so that the launcher gets no signal twice. The group ends with the bridge, also
 if the bridge is killed.
+
+A launcher also takes requests: one JSON object in each connection to its `comm_port`. It takes one connection after the
+other, and closes each when it has read the request. It asks for no key.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +24,9 @@ _ENDS_S = 1.0
 """How long a launcher may take to end after SIGTERM."""
 _DIES_S = 5.0
 """How long a launcher may take to end after SIGKILL. If it takes longer, it hangs in the operating system."""
+
+_DEADLINE_S = 1.0
+"""How long a launcher may take to read a request."""
 
 
 class Launcher:
@@ -75,3 +82,32 @@ def _spawn(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[byte
 def _begin() -> None:  # in the new process
     os.setpgid(0, 0)
     end_with_parent()
+
+
+async def send_interrupt(port: int, signum: int) -> bool:
+    """Ask the launcher to signal its kernel. Return False if the launcher has not read the request in time."""
+    return await _send(port, {"signum": signum})
+
+
+async def send_shutdown(port: int) -> bool:
+    """Ask the launcher to stop its listener, so that its process can end. Return False as `send_interrupt`."""
+    return await _send(port, {"shutdown": 1})
+
+
+async def _send(port: int, request: dict[str, int]) -> bool:
+    try:
+        return await asyncio.wait_for(_exchange(port, json.dumps(request).encode()), _DEADLINE_S)
+    except (OSError, TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
+        return False
+
+
+async def _exchange(port: int, content: bytes) -> bool:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(content)
+        writer.write_eof()
+        return await reader.read(1) == b""
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()

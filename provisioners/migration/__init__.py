@@ -1,39 +1,24 @@
 """Translates kernelspecs of Enterprise Gateway, Gateway Provisioners and Remote Provisioners into roost's.
 
 `is_theirs` says which kernelspecs these are, and `translate` translates one. `read_server` reads the settings of their
-server, and `translate_server` translates them. Nothing is written and nothing of theirs is executed.
+server, and `translate_server` translates them. None of these writes anything, or executes anything of theirs.
 
-    translate ──> kernel_file: kernel.json ──> classes, command: docker_run, words
-        └──────> draft: the new parts, and the report's lines
-                    ├── stanza_options      the stanza's options
-                    ├── server_settings     the old server's settings, which server_translation gives to kernelspecs
-                    ├── kernel_variables    KERNEL_*, with volumes
-                    ├── variables           all others in `env`
-                    ├── spark_options       the arguments of spark-submit
-                    ├── launcher_options    the launcher's, and those of `docker run`: container_options
-                    ├── kernel_commands     the new command, with the first lines of spark_start
-                    └── refused_options     the check by roost's own code
+    translate ──> old_kernelspec: kernel.json, its stanza and its command
+        └──────> draft, a sheet: the new values by their targets, and the report's lines
+                    ├── tables       each option of theirs, and its equivalent
+                    ├── server       the settings of their server
+                    ├── spark        the arguments of spark-submit
+                    ├── command      the new command
+                    └── site_files   the files in which a site has lines of its own
 
-`report` has the result. `options_table` reads the table of all options, `amounts` reads amounts and lists, and
-`secrets` keeps secrets out of the report.
+`folders` finds old kernelspecs, writes new ones and puts the old ones back. `values` reads amounts, lists and secrets.
 """
 
 from __future__ import annotations
 
-from .kernel_file import is_theirs
-from .report import Line, Outcome, Translation
-from .server_settings import NotLiteral, read_server
-from .server_translation import ServerTranslation, translate_server
+from .old_kernelspec import is_theirs
+from .server import NotLiteral, read_server, translate_server
+from .sheet import Line, Translation
 from .translate import translate
 
-__all__ = [
-    "Line",
-    "NotLiteral",
-    "Outcome",
-    "ServerTranslation",
-    "Translation",
-    "is_theirs",
-    "read_server",
-    "translate",
-    "translate_server",
-]
+__all__ = ["Line", "NotLiteral", "Translation", "is_theirs", "read_server", "translate", "translate_server"]

@@ -1,232 +1,186 @@
-"""Finds the launcher and its options in a command of any form.
-
-The launcher may stand anywhere: behind an interpreter and other programs, in `docker run`, behind `spark-submit`, or in
-the text of `sh -c`.
-"""
+"""The command of the new kernelspec, in the place of a launcher: the kernel's own, or the bridge to the launcher."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Literal
 
-from .docker_run import DockerRun, read_docker_run
-from .words import join_words, split_words
+from .draft import Draft
+from .old_kernelspec import OldKernelspec
+from .sheet import DECIDE, TAKEN
+from .spark import PYTHON_START, R_START, SCALA_SCRIPT, is_plain_path
+from .tables import COMMANDS, LAUNCHERS, MAKES_CONTAINERS
+from .values import join_words, show
 
-LAUNCHERS = {
-    "launch_ipykernel.py": "python",
-    "launch_IRkernel.R": "r",
-    "launcher.ToreeLauncher": "scala",
-    "launch_kubernetes.py": "",
-    "launch_docker.py": "",
-    "launch_custom_resource.py": "",
-    "bootstrap-kernel.sh": "",
-    "run.sh": "",
-}
-"""The launchers of the three systems, and the language of each if it has only one."""
-MAKES_CONTAINERS = ("launch_kubernetes.py", "launch_docker.py", "launch_custom_resource.py")
-"""The launchers that make a pod, a container or a resource, in which another launcher runs."""
-HANDSHAKE = ("kernel-id", "response-address", "public-key", "port-range", "transport-encryption")
-"""The launchers' options that carry the handshake."""
-_KNOWN = (
-    *HANDSHAKE, "spark-context-initialization-mode", "kernel-class-name", "cluster-type", "customAppName",
-    "pod-template", "spark-opts-out",
-)  # fmt: skip
-_PREFIX = "RemoteProcessProxy."
-_SIGNS = re.compile(
-    r"\{(response_address|public_key|port_range|transport_encryption)\}"
-    r"|--(RemoteProcessProxy\.[\w-]+|response-address|public-key)\b"
-    r"|launch_(ipykernel|IRkernel|kubernetes|docker|custom_resource)\.|ToreeLauncher|bootstrap-kernel\.sh"
-)
-_IN_TEXT = re.compile(
-    r"""[^\s'"]*(launch_ipykernel\.py|launch_IRkernel\.R|launch_kubernetes\.py|launch_docker\.py|bootstrap-kernel\.sh"""
-    r"""|launch_custom_resource\.py|\brun\.sh)["']?|(?:--class\s+)?launcher\.ToreeLauncher"""
-)
-_OPERATOR = re.compile(r"(?<!\S)[0-9]*[<>]|[;&|<>\n]")
-SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
+BRIDGE = ("python", "-m", "roost.launchers.bridge", "{connection_file}")
+"""The command that starts a launcher as a kernel. The launcher's own command follows."""
+_IPYKERNEL = ("-m", "ipykernel_launcher", "-f", "{connection_file}")
+_OWN_CLASS = "ipykernel.ipkernel.IPythonKernel"
+_CHANGES_USER = ("sudo", "su", "runuser", "doas", "ssh", "kubectl")
 _PYTHON = re.compile(r"(python|pypy)[0-9.]*")
+_INTERPRETER = re.compile(r"(python|pypy)[0-9.]*|R|Rscript|sh|bash|-.*")
+"""A word before a launcher that says nothing but how to run it."""
+_TOREE = {
+    "TOREE_JAR": "/usr/local/share/jupyter/kernels/toree/lib/toree-assembly.jar",
+    "SPARK_HOME": "/opt/spark",
+}
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Flag:
-    """An option of a launcher. `written` is its name in the command, such as `--RemoteProcessProxy.kernel-id`."""
-
-    name: str
-    written: str
-    value: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """A command, taken apart.
-
-    `form` is `plain` for a command that roost can run as it is, `launcher` for one of theirs, and `foreign` for one
-    that is neither. `before` are the words in front of the launcher, with its interpreter. `spark` are the words of
-    `spark-submit`. `extra` are the words behind the launcher that belong to no option. In `sh -c`, `text_before` and
-    `text_after` are the text around the launcher's own command.
-    """
-
-    form: Literal["plain", "launcher", "foreign"]
-    argv: tuple[str, ...]
-    launcher: str = ""
-    before: tuple[str, ...] = ()
-    flags: tuple[Flag, ...] = ()
-    extra: tuple[str, ...] = ()
-    spark: tuple[str, ...] = ()
-    docker: DockerRun | None = None
-    is_in_text: bool = False
-    text_before: str = ""
-    text_after: str = ""
-
-    def find(self, name: str) -> str:
-        """Return the value of an option; empty if it is not there."""
-        return next((flag.value for flag in self.flags if flag.name == name), "")
-
-    def find_interpreter(self) -> int | None:
-        """Return the place in `before` of the Python that runs the launcher; None if no Python does."""
-        for at in range(len(self.before) - 1, -1, -1):
-            if _PYTHON.fullmatch(PurePath(self.before[at]).name):
-                return at if all(word.startswith("-") for word in self.before[at + 1 :]) else None
-        return None
-
-    def rebuild(self, words: Sequence[str]) -> list[str]:
-        """Return the command with these words in the place of the launcher and its options."""
-        if not self.is_in_text:
-            return [*self.before, *words]
-        text = f"{self.text_before}{join_words(words, for_shell=True)}{self.text_after}"
-        return [*self.before, text]
+def find_language(old: OldKernelspec) -> str:
+    """Return the kernel's language, by the launcher first, and by what the kernelspec declares last; else ""."""
+    declared = str(old.document.get("language", "")).strip().lower()
+    if language := LAUNCHERS.get(old.command.launcher, ""):
+        return language
+    if any(name == "kernel-class-name" for name, _ in old.command.flags):
+        return "python"
+    if any(name in old.env for name in ("__TOREE_SPARK_OPTS__", "__TOREE_OPTS__", "DEFAULT_INTERPRETER")):
+        return "scala"
+    for language in ("python", "scala"):
+        if declared.startswith(language):
+            return language
+    return declared if declared != "text" else ""
 
 
-def has_handshake(argv: Sequence[str]) -> bool:
-    """True if a command has one of their launchers, or an option or template of their handshake."""
-    return any(_SIGNS.search(word) for word in argv)
-
-
-def read_command(argv: Sequence[str]) -> Command:
-    """Take a command apart."""
-    docker = read_docker_run(argv)
-    words = list(docker.inner if docker else argv)
-    if not has_handshake(argv):
-        runs = any("{connection_file}" in word for word in words)
-        return Command(form="plain" if runs else "foreign", argv=tuple(words), docker=docker)
-    found = _read_text(words) or _read_words(words)
-    return dataclasses.replace(found, argv=tuple(argv), docker=docker)
-
-
-def read_flags(words: Sequence[str]) -> tuple[list[Flag], list[str]]:
-    """Return the options in `words`, and the words that belong to none."""
-    flags, extra, rest = [], [], list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--") or word == "--":
-            extra.append(word)
-            continue
-        written, equals, value = word.partition("=")
-        if not equals and rest and not rest[0].startswith("--"):
-            value = rest.pop(0)
-        flags.append(Flag(_find_option(written), written, value))
-    return flags, extra
-
-
-def _find_option(written: str) -> str:
-    """Return the launchers' name of an option. Gateway Provisioners has also written it with underscores."""
-    name = written.removeprefix("--").removeprefix(_PREFIX)
-    return name.replace("_", "-") if name.replace("_", "-") in _KNOWN else name
-
-
-def _read_words(words: list[str]) -> Command:
-    at = next((number for number, word in enumerate(words) if _find_launcher(word)), None)
-    if at is None:
-        at = next((number for number, word in enumerate(words) if word.startswith("--")), len(words))
-        flags, extra = read_flags(words[at:])
-        return Command(
-            form="foreign", argv=(), before=tuple(words[:at]), flags=tuple(flags), extra=tuple(extra)
+def build_command(draft: Draft, spark_words: list[str]) -> None:
+    """Set the new command, with its lines. `spark_words` are the arguments of spark-submit."""
+    command = draft.old.command
+    if command.form == "plain":
+        draft.argv = list(command.words)
+        draft.say("argv", TAKEN, "")
+        return
+    for name in set(_CHANGES_USER) & {PurePath(word).name for word in command.before}:
+        question = f"{name} starts the kernel elsewhere or as another user, and roost could not end it"
+        draft.say(f"argv {name}", DECIDE, question, "it is left out")
+    declared = str(draft.old.document.get("language", "")).lower()
+    is_odd = draft.language == "python" and "~class" not in draft.values
+    if is_odd and not declared.startswith("python") and declared not in ("", "text"):
+        draft.say(
+            "language",
+            DECIDE,
+            f"it is {show('language', declared)}, and the launcher starts Python",
+            "Python",
         )
-    launcher, before, after = _find_launcher(words[at]), words[:at], words[at + 1 :]
-    before, early = _take_known(before)
-    before, spark = _take_spark(before)
-    if launcher == "launcher.ToreeLauncher":
-        if spark[-1:] == ["--class"]:
-            spark.pop()
-        after = [word for word in after if not word.endswith(".jar")]
-    flags, extra = read_flags(after)
-    return Command(
-        form="launcher",
-        argv=(),
-        launcher=launcher,
-        before=tuple(before),
-        flags=(*early, *flags),
-        extra=tuple(extra),
-        spark=tuple(spark),
+    if draft.keep_launcher and not draft.launcher_stays:
+        question = "this launcher cannot stay: it makes the container itself, or gets no {public_key}"
+        draft.say("argv", DECIDE, question, "the kernel's own command")
+    if draft.launcher_stays:
+        _keep_launcher(draft)
+        draft.say(
+            "argv", TAKEN, "the bridge starts the launcher, whose inner ports stay readable on the node"
+        )
+    elif draft.language == "r":
+        _build_r(draft)
+    elif draft.language == "scala":
+        _build_scala(draft, spark_words)
+    elif draft.language == "python":
+        _build_python(draft)
+    else:
+        _build_other(draft)
+    if draft.is_spark and draft.argv[: len(BRIDGE)] == list(BRIDGE):
+        name = "__TOREE_SPARK_OPTS__" if draft.language == "scala" else "SPARK_OPTS"
+        draft.env[name] = join_words(spark_words, for_shell=True) + " ${KERNEL_EXTRA_SPARK_OPTS}"
+    elif draft.is_spark and draft.language == "python":
+        draft.env["PYSPARK_SUBMIT_ARGS"] = join_words([*spark_words, "pyspark-shell"])
+    elif draft.is_spark and draft.language == "r":  # R gives it to a shell
+        draft.env["SPARKR_SUBMIT_ARGS"] = join_words([*spark_words, "sparkr-shell"], for_shell=True)
+
+
+def _keep_launcher(draft: Draft) -> None:
+    draft.argv = [*BRIDGE, *draft.old.command.words]
+    for name in ("LAUNCH_OPTS", "__TOREE_OPTS__", "TOREE_OPTS", "DEFAULT_INTERPRETER"):
+        if draft.old.env.get(name, "").strip():
+            draft.env[name] = draft.old.env[name]
+    draft.metadata["supported_encryption"] = ["curve"]
+
+
+def _build_other(draft: Draft) -> None:
+    """Set the command of a language without launchers of theirs. A person decides, whatever it is."""
+    language = draft.language if re.fullmatch(r"[a-z]\w*", draft.language) else ""
+    if draft.launcher_can_stay:
+        _keep_launcher(draft)
+    else:
+        draft.argv = list(
+            COMMANDS.get(language, ("python", "-m", f"{language or 'your'}_kernel", *_IPYKERNEL[2:]))
+        )
+    question = f"how does a kernel of {language or 'this language'} start? Write its own command"
+    draft.say("argv", DECIDE, question, " ".join(draft.argv[: len(BRIDGE)]))
+
+
+def _build_r(draft: Draft) -> None:
+    code = R_START if draft.is_spark and draft.values.get("~mode") != "none" else COMMANDS["r"][3]
+    draft.argv = [code if word == COMMANDS["r"][3] else word for word in COMMANDS["r"]]
+    _say_left_out(draft)
+    needs = "; SparkR must be in SPARK_HOME/R/lib" if draft.is_spark else ""
+    draft.say("argv", TAKEN, f"IRkernel, which encrypts nothing{needs}")
+
+
+def _build_scala(draft: Draft, spark_words: list[str]) -> None:
+    mode = f"--spark-context-initialization-mode {draft.values['~mode']}" if "~mode" in draft.values else ""
+    draft.argv = ["/bin/sh", "-c", SCALA_SCRIPT, "toree", "{connection_file}", mode, *spark_words]
+    _say_left_out(draft)
+    jars = sorted((draft.old.folder / "lib").glob("toree-assembly-*.jar"))
+    if jars and draft.backend == "local":
+        draft.env.setdefault("TOREE_JAR", str(jars[0].absolute()))
+    for name, path in _TOREE.items():
+        draft.env.setdefault(name, path)
+    jar = show("jar", draft.env["TOREE_JAR"])
+    draft.say(
+        "argv", TAKEN, f"Toree, which encrypts nothing, and which nothing interrupts; TOREE_JAR = {jar}"
     )
 
 
-def _read_text(words: list[str]) -> Command | None:
-    """Return the command in the text of `sh -c`; None if the launcher is not in such a text."""
-    for at, word in enumerate(words):
-        match = _IN_TEXT.search(word)
-        if match is None or not at or not re.fullmatch(r"-[a-z]*c", words[at - 1]):
-            continue
-        if not any(PurePath(earlier).name in SHELLS for earlier in words[:at]):
-            continue
-        before, after = word[: match.start()], word[match.end() :]
-        end = _OPERATOR.search(after)
-        own, rest = (after[: end.start()], after[end.start() :]) if end else (after, "")
-        spark: list[str] = []
-        if submit := re.search(r"[^\s;&|]*spark-submit[\"']?\s", before):
-            spark, before = _split(before[submit.end() :]), before[: submit.start()]
-        flags, extra = read_flags(_split(own))
-        late, others = read_flags(words[at + 1 :])
-        return Command(
-            form="launcher",
-            argv=(),
-            launcher=_find_launcher(match.group().strip("\"'")) or "launcher.ToreeLauncher",
-            before=tuple(words[:at]),
-            flags=(*flags, *late),
-            extra=tuple(part for part in (*extra, *others) if part not in ("$@", "$*")),
-            spark=tuple(spark),
-            is_in_text=True,
-            text_before=before,
-            text_after=f" {rest}" if rest else "",
+def _build_python(draft: Draft) -> None:
+    command, own_class = draft.old.command, draft.values.get("~class", "")
+    words = [*_IPYKERNEL]
+    if own_class not in ("", _OWN_CLASS):
+        words.append(f"--IPKernelApp.kernel_class={own_class}")
+    flags = [(name, value) for name, value in command.flags if re.fullmatch(r"--[A-Z]\w+\.\w+", name)]
+    words += [f"{name}={value}" if value else name for name, value in flags]
+    if any("exec_lines" in name for name, _ in flags) and draft.is_spark:
+        question = "it has exec_lines of its own, so nothing makes `spark` and `sc`: add lines that do"
+        draft.say("argv exec_lines", DECIDE, question, "its own")
+    elif draft.is_spark and draft.values.get("~mode") != "none":
+        words.append(f"--IPKernelApp.exec_lines={[PYTHON_START]!r}")
+    is_own = command.form == "foreign"
+    is_elsewhere = command.launcher in MAKES_CONTAINERS or is_own or "options.archive" in draft.values
+    draft.argv = [*(["python"] if is_elsewhere else _find_python(draft)), *words]
+    if is_own:
+        name = show("launcher", PurePath(command.before[-1]).name if command.before else "it")
+        question = (
+            f"{name} is none of their launchers: write the kernel's own command, or use --keep-launcher"
         )
-    return None
+        draft.say("argv", DECIDE, question, f"{draft.argv[0]} -m ipykernel_launcher")
+    else:
+        _say_left_out(draft)
+        makes = "; `spark` and `sc` are made at their first use" if draft.is_spark else ""
+        draft.say("argv", TAKEN, f"ipykernel without the launcher{makes}")
+    if draft.backend == "ssh" and "supported_encryption" not in draft.metadata:
+        draft.metadata["supported_encryption"] = ["curve"]
+        draft.say("metadata.supported_encryption", TAKEN, "the hosts' Python needs ipykernel 7.3 or newer")
 
 
-def _split(text: str) -> list[str]:
-    try:
-        return split_words(text)
-    except ValueError:  # a quote that is not closed
-        return text.split()
+def _find_python(draft: Draft) -> list[str]:
+    """Return the words that start the kernel's Python: those before the launcher, or PYSPARK_PYTHON.
+
+    Programs that change the user or the machine are left out with their options.
+    """
+    words = list(draft.old.command.before)
+    names = [PurePath(word).name for word in words]
+    pythons = [at for at, name in enumerate(names) if _PYTHON.fullmatch(name)]
+    if pythons and all(word.startswith("-") for word in words[pythons[-1] + 1 :]):
+        return words[pythons[-1] :] if set(_CHANGES_USER) & set(names) else words
+    python = draft.env.get("PYSPARK_PYTHON", "python")
+    python = "python" if not python or "$" in python else python
+    if draft.backend == "yarn" and python.startswith("/") and is_plain_path(python):
+        draft.values.setdefault("options.python", python)
+    return [python]
 
 
-def _find_launcher(word: str) -> str:
-    name = PurePath(word).name
-    if name.startswith("toree-launcher") and name.endswith(".jar"):
-        return "launcher.ToreeLauncher"
-    return name if name in LAUNCHERS else ""
-
-
-def _take_known(words: list[str]) -> tuple[list[str], list[Flag]]:
-    """Return words without the launchers' options, and these options."""
-    kept, flags, rest = [], [], list(words)
-    while rest:
-        word = rest.pop(0)
-        written, equals, value = word.partition("=")
-        name = _find_option(written)
-        if not word.startswith("--") or name not in _KNOWN:
-            kept.append(word)
-            continue
-        if not equals and rest and not rest[0].startswith("--"):
-            value = rest.pop(0)
-        flags.append(Flag(name, written, value))
-    return kept, flags
-
-
-def _take_spark(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return the words before `spark-submit`, and those behind it."""
-    for at, word in enumerate(words):
-        if PurePath(word).name == "spark-submit":
-            return words[:at], words[at + 1 :]
-    return words, []
+def _say_left_out(draft: Draft) -> None:
+    """Report the words before a launcher that the new command has no use for, such as `source activate`."""
+    before = draft.old.command.before
+    rest = [word for word in before if not _INTERPRETER.fullmatch(PurePath(word).name)]
+    in_text = [word for word in draft.old.command.words if " " in word and draft.old.command.launcher in word]
+    if (rest and draft.argv[: len(before)] != list(before)) or in_text:
+        shown = show("", " ".join(in_text or rest))
+        draft.say("argv", DECIDE, f"does the kernel need a part of `{shown}`?", "it is left out")

@@ -5,77 +5,163 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from roost.provisioners.migration import Translation, read_server, translate, translate_server
-from roost.provisioners.migration.files.found_kernelspecs import read_folders
-from roost.provisioners.migration.files.run import (
-    Run,
-    find_kernelspecs,
-    plan_all_settings,
-    plan_result,
-    undo_all,
-    write_run,
-)
-from roost.provisioners.migration.files.settings_file import join
-from roost.provisioners.migration.files.target import choose_target, find_home
-from roost.provisioners.migration.files.undo import find_migrated
+from roost.provisioners.migration import Line, Translation, read_server, translate, translate_server
+from roost.provisioners.migration import folders as files
 from roost.scheduler.backends.registry import backend_names, get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.errors import ConfigError
 
-from .migrate_report import list_run, show_run
 from .options import print_answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The result of a run for one kernelspec. `problem` is a sentence, for an error and a refusal.
+
+    to write   a run without --check and --diff writes it
+    written    this run has written it
+    there      an earlier run has written it
+    edited     an earlier run has written it, and a person has changed it since
+    refused    roost has no equivalent for it
+    error      it cannot be read, or the new one cannot be written
+    """
+
+    name: str
+    state: str
+    problem: str = ""
+    old: files.Found | None = None
+    place: Path | None = None
+    translation: Translation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The settings that the kernelspecs of a run need.
+
+    `state` is `there` if nothing is to do, `to write` or `written` for a new file, and `by hand` if `theirs` are files
+    of a person, to which `values` must be added.
+    """
+
+    file: Path
+    state: str
+    values: Mapping[str, Mapping[str, Any]]
+    theirs: Sequence[Path] = ()
 
 
 def migrate(arguments: argparse.Namespace) -> int:
     """Translate kernelspecs and write them. Return 0, 1 after an error, or 3 if a person has to do something."""
+    from .migrate_report import list_run, show_run
+
     if not arguments.names and not arguments.all and not arguments.undo:
         raise ConfigError("roost migrate names no kernelspec: name some, or give --all.")
+    home = _find_home(arguments)
+    more = [*files.read_homes(arguments.sources), *([home] if home else [])]
     if arguments.undo:
-        return _undo(arguments)
-    more = read_folders(arguments.sources)
-    migrated = find_migrated(_list_homes(arguments))
-    server = _read_servers(arguments.server)
-    found, rest = find_kernelspecs(arguments.names, is_all=arguments.all, more=more)
+        return _undo(arguments, more)
+    server: dict[str, Any] = {}
+    for file in arguments.server:  # those of a later file win
+        server.update(read_server(Path(file)))
     of_server = translate_server(server)
-
-    def translated(folder: Path) -> Translation:
-        own = translate(folder, server=server, keep_launcher=arguments.keep_launcher)
-        return replace(own, config=join([own.config, of_server.config]))
-
-    choose = partial(choose_target, prefix=_find_prefix(arguments), is_user=arguments.user)
-    results = [plan_result(old, translated, choose, migrated) for old in found]
-    settings = plan_all_settings(results, migrated, _are_set)
-    run = Run(results=[*results, *rest], settings=settings, server=of_server.lines)
-    is_written = not arguments.check and not arguments.diff
-    if is_written:
-        run = write_run(run)
-    document = list_run(run, has_diff=arguments.diff)
-    print_answer(arguments, document, lambda: show_run(run, has_diff=arguments.diff, is_written=is_written))
-    return run.exit_code
-
-
-def _find_prefix(arguments: argparse.Namespace) -> str | None:
-    return sys.prefix if arguments.sys_prefix else arguments.prefix
+    results = [_plan(old, home, server, arguments.keep_launcher) for old in _find(arguments, more)]
+    settings = _plan_settings([result for result in results if result.place], of_server.list_settings())
+    if not arguments.check and not arguments.diff:
+        digests = _find_digests(settings, more)
+        if settings and settings.state == "to write":
+            digests = files.write_settings(settings.file, settings.values)
+            settings = replace(settings, state="written")
+        results = [_write(result, digests) if result.state == "to write" else result for result in results]
+    code = _find_code(results, of_server.lines, settings)
+    document = list_run(results, of_server.lines, settings, code, has_diff=arguments.diff)
+    print_answer(
+        arguments, document, lambda: show_run(results, of_server.lines, settings, has_diff=arguments.diff)
+    )
+    return code
 
 
-def _list_homes(arguments: argparse.Namespace) -> list[Path]:
-    """Return more folders of kernelspecs, beside those of Jupyter."""
-    prefix = _find_prefix(arguments)
-    return [*read_folders(arguments.sources), *([] if prefix is None else [find_home(prefix)])]
+def _find_home(arguments: argparse.Namespace) -> Path | None:
+    """Return the folder of kernelspecs that an option names. Raises `ConfigError`."""
+    from jupyter_core.paths import jupyter_data_dir
+
+    prefix = sys.prefix if arguments.sys_prefix else arguments.prefix
+    if arguments.user:
+        return Path(jupyter_data_dir()).absolute() / "kernels"
+    if prefix is None:
+        return None
+    if not prefix or "\0" in prefix:
+        raise ConfigError("--prefix names no folder: give one, or use --user.")
+    return Path(prefix).absolute() / "share" / "jupyter" / "kernels"
 
 
-def _read_servers(files: Sequence[str]) -> Mapping[str, Any]:
-    """Return the settings of the old server. Those of a later file win."""
-    settings: dict[str, Any] = {}
-    for file in files:
-        settings.update(read_server(Path(file)))
-    return settings
+def _find(arguments: argparse.Namespace, more: Sequence[Path]) -> list[files.Found | Result]:
+    """Return the old kernelspecs of a run, and an error for each name that has none."""
+    found: dict[str, files.Found | Result] = {}
+    for old in files.find_all(more) if arguments.all else ():
+        found[old.name] = old
+    for name in dict.fromkeys(arguments.names):
+        try:
+            old = files.find_named(name, more)
+            found[old.name] = old
+        except ConfigError as problem:
+            found[name] = Result(name=name, state="error", problem=problem.user_message)
+    return list(found.values())
+
+
+def _plan(
+    old: files.Found | Result, home: Path | None, server: Mapping[str, Any], keep_launcher: bool
+) -> Result:
+    """Return what a run does for one kernelspec."""
+    if isinstance(old, Result):
+        return old
+    found = Result(name=old.name, state="edited", old=old, place=old.place)
+    if old.is_edited or not old.folder.exists():  # it is a person's now, or the old one is gone
+        return found
+    try:
+        own = translate(old.folder, name=old.name, server=server, keep_launcher=keep_launcher)
+        if own.kernel_json is None:
+            return replace(found, state="refused", problem=own.refusal, translation=own)
+        place = files.choose_place(old, home)
+    except ConfigError as problem:
+        return replace(found, state="error", problem=problem.user_message)
+    is_there = old.place is not None and old.place.exists()
+    return replace(found, state="there" if is_there else "to write", place=place, translation=own)
+
+
+def _plan_settings(results: Sequence[Result], of_server: Mapping[str, Mapping[str, Any]]) -> Settings | None:
+    """Return what becomes of the settings that the kernelspecs and the old server need; None if none needs some."""
+    values: dict[str, dict[str, Any]] = {}
+    each_own = [result.translation.settings for result in results if result.translation]
+    for own in [*each_own, of_server]:
+        for section, settings in own.items():
+            known = values.setdefault(section, {})
+            for name, value in settings.items():
+                known[name] = _join(known[name], value) if name in known else value
+    if not values or not results:
+        return None
+    assert results[0].place is not None
+    file, theirs = files.find_settings(results[0].place.parent)
+    state = "to write" if not theirs else "there" if _are_set(values) else "by hand"
+    return Settings(file=file, state=state, values=values, theirs=theirs)
+
+
+def _find_digests(settings: Settings | None, more: Sequence[Path]) -> dict[str, str]:
+    """Return the files of earlier migrations that the kernelspecs need too, with their digests."""
+    known = [files.list_settings(old) for old in files.find_all(more)] if settings else []
+    theirs = list(map(str, settings.theirs)) if settings else []
+    return {file: digest for each in known for file, digest in each.items() if file in theirs}
+
+
+def _join(one: Any, other: Any) -> Any:
+    """Join two lists or two dicts. Of other values, the first one counts."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {**other, **{name: _join(value, other.get(name)) for name, value in one.items()}}
+    if isinstance(one, list) and isinstance(other, list):
+        return sorted({*one, *other})
+    return one
 
 
 def _are_set(values: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -89,19 +175,55 @@ def _are_set(values: Mapping[str, Mapping[str, Any]]) -> bool:
         found = own if backend else scheduler
         for name, value in wanted.items():
             there = getattr(found, name, None)
-            is_set = set(value) <= set(there or ()) if isinstance(value, list) else there == value
-            if not is_set:
+            if not (set(value) <= set(there or ()) if isinstance(value, list) else there == value):
                 return False
     return True
 
 
-def _undo(arguments: argparse.Namespace) -> int:
-    removed, kept, problems = undo_all(arguments.names, _list_homes(arguments))
-    document = {
-        "removed": [str(folder) for folder in removed],
-        "settings": [str(file) for file in kept],
-        "problems": problems,
-    }
+def _write(result: Result, digests: Mapping[str, str]) -> Result:
+    """Write a new kernelspec. One that cannot be written stops no other."""
+    assert result.old
+    assert result.place
+    assert result.translation
+    assert result.translation.kernel_json
+    try:
+        files.write_new(result.old, result.place, result.translation.kernel_json, digests)
+    except ConfigError as problem:
+        return replace(result, state="error", problem=problem.user_message)
+    return replace(result, state="written")
+
+
+def _find_code(results: Sequence[Result], server: Sequence[Line], settings: Settings | None) -> int:
+    if any(result.state == "error" for result in results):
+        return 1
+    asks = [bool(result.translation and result.translation.needs_decision) for result in results]
+    refused = [result.state == "refused" for result in results]
+    of_server = [line.kind == "please decide" for line in server]
+    by_hand = settings is not None and settings.state == "by hand"
+    return 3 if any([*asks, *refused, *of_server, by_hand]) else 0
+
+
+def _undo(arguments: argparse.Namespace, more: Sequence[Path]) -> int:
+    problems: list[str] = []
+    removed: list[Path] = []
+    left = [old for old in files.find_all(more) if old.place]
+    names = {name.lower() for name in arguments.names}
+    known = {old.name.lower() for old in left}
+    problems += [f"No migration has written a kernelspec {name!r:.80}." for name in sorted(names - known)]
+    settings: dict[str, str] = {}
+    for old in [each for each in left if not names or each.name.lower() in names]:
+        own = files.list_settings(old)
+        try:
+            files.undo(old)
+        except ConfigError as problem:
+            problems.append(problem.user_message)
+            continue
+        settings |= own
+        left.remove(old)
+        removed += [old.place] if old.place else []
+    for old in left:  # their kernels need these files
+        settings = {file: digest for file, digest in settings.items() if file not in files.list_settings(old)}
+    kept = files.remove_settings(settings)
 
     def show() -> None:
         for folder in removed:
@@ -109,9 +231,12 @@ def _undo(arguments: argparse.Namespace) -> int:
         if not removed and not problems:
             print("Nothing to undo.")
         for file in kept:
-            print(f"{file} is not the migration's and stays: remove what no kernelspec needs any more.")
+            print(
+                f"{file} has changed since the migration and stays: remove what no kernelspec needs any more."
+            )
         for problem in problems:
             print(f"roost: {problem}", file=sys.stderr)
 
+    document = {"removed": list(map(str, removed)), "settings": list(map(str, kept)), "problems": problems}
     print_answer(arguments, document, show)
     return 1 if problems else 0

@@ -22,7 +22,6 @@ def shipped() -> None:
         pytest.skip(reason)
 
 
-@pytest.mark.long
 def test_the_table_of_the_page(tmp_path: Path) -> None:
     assert build_table(tmp_path) == read_table(), "write it again: python -m kit.jupyter.kernelspec_table"
 

@@ -43,7 +43,7 @@ ALLOWED = re.compile(
     r"roost/(__(init|main)__\.py|py\.typed"
     r"|(bench|launchers|placement|provisioners|scheduler|testing)(/[a-z_]+)*/[a-z_]+\.py"
     r"|scheduler/backends/kubernetes/manifests(/own-pods)?/[a-z-]+\.yaml"
-    r"|provisioners/migration/options\.csv"
+    r"|provisioners/migration/shipped_files\.txt"
     r"|provisioners/server_extension/page/page\.(html|css|js))"
     r"|roost-[^/]+\.data/data/etc/jupyter/(jupyter_server_config\.d/roost|jupyter_console_config)\.json"
     r"|roost-[^/]+\.data/data/etc/jupyter/(jupyter_qtconsole_config\.py|jupyter run_config\.json)"

@@ -37,7 +37,6 @@ _HEAD = ("| system | kernelspec | backend | outcome | to do, or why | run |", "|
 _START = "<!-- table -->"
 _TIMEOUT_S = 120.0
 _NOT_HERE = "not run here"
-_PATHS = "are the paths in it right where the kernel runs?"
 _STAYS = ("-", "stays", "It is a plain kernelspec, and runs as it is.")
 
 
@@ -75,29 +74,13 @@ def _row(system: str, name: str, judged: Mapping[str, Any] | None) -> str:
 
 
 def _describe(judged: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return the backend, the outcome, and the tasks that are left or the reason of a refusal."""
+    """Return the backend, the outcome, and the decisions or the reason of a refusal."""
     backend = judged["backend"] or "-"
     if judged["state"] == "refused":
         return backend, "refused", judged["problem"]
-    parts = [f"waits for {judged['waits_for']}"] if judged["waits_for"] else []
-    parts += ["a decision"] if judged["needs_decision"] else []
-    return backend, " and ".join(parts) or "translated", _list_tasks(judged["lines"])
-
-
-def _list_tasks(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return the decisions, the questions and the options without an equivalent."""
-    paths = [f"`{line['option'].rpartition(' ')[2]}`" for line in lines if line["text"].endswith(_PATHS)]
-    rest = [line for line in lines if not line["text"].endswith(_PATHS)]
-    told = [line["text"] for line in rest if _is_open(line)]
-    return "; ".join([*told, *([f"check the paths in {', '.join(paths)}"] if paths else [])])
-
-
-def _is_open(line: Mapping[str, Any]) -> bool:
-    return (
-        line["outcome"] in ("decision", "none")
-        or line["text"].endswith("?")
-        or "encrypts nothing" in line["text"]
-    )
+    asked = [line for line in judged["lines"] if line["kind"] == "please decide"]
+    told = [f"`{line['option'].rpartition(' ')[2]}`: {line['text']}" for line in asked]
+    return backend, "a decision" if asked else "taken over", "; ".join(told)
 
 
 def main() -> int:

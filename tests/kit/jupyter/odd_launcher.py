@@ -130,9 +130,9 @@ def odd_launcher(fault: str = "") -> list[str]:
     return [sys.executable, "-c", _LAUNCHER, fault, *places]
 
 
-def bridge_command(launcher: list[str], *options: str) -> list[str]:
+def bridge_command(launcher: list[str]) -> list[str]:
     """Return the command of a kernelspec that keeps a launcher."""
-    return [sys.executable, "-m", "roost.launchers.bridge", "{connection_file}", *options, *launcher]
+    return [sys.executable, "-m", "roost.launchers.bridge", "{connection_file}", *launcher]
 
 
 @dataclass(frozen=True, slots=True)

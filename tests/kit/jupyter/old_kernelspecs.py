@@ -10,10 +10,6 @@ from typing import Any
 import pytest
 from jupyter_core import paths
 
-from kit.jupyter.kernelspecs import roost_metadata
-from roost.provisioners.migration.report import Line, Translation
-from roost.scheduler.errors import ConfigError
-
 PROXIES = "enterprise_gateway.services.processproxies"
 HANDSHAKE = (
     "--RemoteProcessProxy.kernel-id", "{kernel_id}", "--RemoteProcessProxy.response-address", "{response_address}",
@@ -80,31 +76,3 @@ def write_old(
     (folder / "kernel.js").write_text("define(() => ({}));")
     (folder / "scripts" / "launch_ipykernel.py").write_text("# theirs\n")
     return folder
-
-
-def answer_all(
-    patch: pytest.MonkeyPatch,
-    *lines: Line,
-    backend: str = "local",
-    refusal: str = "",
-    waits_for: str = "",
-    error: str = "",
-) -> None:
-    """Let `roost migrate` translate every kernelspec to one of ipykernel, with these lines, or refuse it."""
-
-    def translate(folder: Path, **_: object) -> Translation:
-        if error:
-            raise ConfigError(error)
-        document = json.loads((folder / "kernel.json").read_text())
-        document["argv"] = ["python3", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        document["metadata"] = roost_metadata(backend=backend)
-        return Translation(
-            name=folder.name,
-            backend=backend,
-            kernel_json=None if refusal else document,
-            lines=lines,
-            refusal=refusal,
-            waits_for=waits_for,
-        )
-
-    patch.setattr("roost.scheduler.cli.migrate.translate", translate)

@@ -25,7 +25,7 @@ NO_ANSWER = "The launcher has not answered, or its kernel has not listened, with
         (odd_launcher("hangs"), 5, NO_ANSWER),
         (odd_launcher("late"), 5, NO_ANSWER),
         (odd_launcher("silent"), 5, NO_ANSWER),
-        (odd_launcher("old"), 600, "The launcher answers in version 0"),
+        (odd_launcher("old"), 5, NO_ANSWER),
         (
             ["/no/program", "{response_address}", "{public_key}"],
             600,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from roost.launchers.bridge.placeholders import MissingPlace, build_environment, fill_command
+from roost.launchers.bridge.__main__ import BridgeError, build_environment, fill_command
 
 VALUES = {"kernel_id": "k", "response_address": "127.0.0.1:1", "public_key": "PEM", "port_range": "0..0"}
 
@@ -27,12 +27,12 @@ def test_arguments_and_environment_are_filled() -> None:
 @pytest.mark.parametrize("missing", ["response_address", "public_key"])
 def test_a_launcher_that_could_not_answer_is_refused(missing: str) -> None:
     argv = [f"{{{name}}}" for name in VALUES if name != missing]
-    with pytest.raises(MissingPlace, match=f"has no {{{missing}}}"):
+    with pytest.raises(BridgeError, match=f"has no {{{missing}}}"):
         fill_command(argv, {}, VALUES)
 
 
 def test_a_place_of_a_shell_does_not_count() -> None:
-    with pytest.raises(MissingPlace):
+    with pytest.raises(BridgeError):
         fill_command(["${response_address}", "{public_key}"], {}, VALUES)
 
 
