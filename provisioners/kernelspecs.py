@@ -42,7 +42,7 @@ from .kernel_environment import check_patterns, check_variables
 from .kernel_json import PROVISIONER, find_provisioner, find_waiting, read_document
 from .kernel_resources import list_resources, write_kernelspec
 from .provisioner import RoostProvisioner
-from .request_options import read_start_options
+from .request_options import limit_gpus, read_start_options
 from .spark_mode import check_deploy_mode
 
 _PLAIN = ("", "local-provisioner", PROVISIONER)
@@ -349,7 +349,8 @@ def check_config(config: Mapping[str, Any], env: Mapping[str, str]) -> Request:
     spec = get_spec(provisioner.backend)
     check_wish(provisioner.encrypt, spec.name if spec.requires_encryption else "")
     known = {name: value for name, value in env.items() if "$" not in value}  # Jupyter puts in other values
-    return read_start_options(add_timeout(config, known), known).request
+    request = read_start_options(add_timeout(config, known), known).request
+    return limit_gpus(request, spec.name, fill_environment(env) if spec.runs_on_this_machine else known)
 
 
 def _check_policy(config: Mapping[str, Any]) -> None:

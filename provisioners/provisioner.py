@@ -79,7 +79,14 @@ from .kernel_environment import (
 )
 from .kernel_json import check_spec
 from .other_worlds import find_elsewhere
-from .request_options import OPTIONS, StartOptions, check_backend_options, check_names, read_start_options
+from .request_options import (
+    OPTIONS,
+    StartOptions,
+    check_backend_options,
+    check_names,
+    limit_gpus,
+    read_start_options,
+)
 from .spark_mode import check_deploy_mode
 
 _NO_ANSWER_S = 10.0
@@ -464,7 +471,12 @@ class RoostProvisioner(KernelProvisionerBase):
 
     def _read_options(self, env: Mapping[str, str]) -> StartOptions:
         options = {name: getattr(self, name) for name in OPTIONS}
-        return read_start_options(add_timeout(options, self.kernel_spec.env), env)
+        found = read_start_options(add_timeout(options, self.kernel_spec.env), env)
+        return replace(found, request=limit_gpus(found.request, self.backend, self._select_variables(env)))
+
+    def _select_variables(self, env: Mapping[str, str]) -> dict[str, str]:
+        """Return the variables that the kernel gets."""
+        return build_environment(env, self.kernel_spec.env, is_local=self._is_local, also=self.environment)
 
     def _report_unread(self) -> None:
         """Log once which settings of other servers in the kernelspec's env have no effect."""
@@ -484,7 +496,7 @@ class RoostProvisioner(KernelProvisionerBase):
             request=options.request,
             owner=this_owner(env.get("KERNEL_USERNAME", ""), *describe_application(self.parent)),
             argv=tuple(os.path.expanduser(argument) if is_local else argument for argument in cmd),
-            env=build_environment(env, self.kernel_spec.env, is_local=is_local, also=self.environment),
+            env=self._select_variables(env),
             cwd=self._cwd,
             connection=self._connection,
             may_fork=self.fork,
