@@ -66,6 +66,7 @@ from .jupyter_internals import drop_unread_requests
 from .kernel_connection import (
     build_connection,
     choose_address,
+    choose_connection_folder,
     format_command,
     hurry_clients,
     load_connection,
@@ -501,6 +502,7 @@ class RoostProvisioner(KernelProvisionerBase):
             connection=self._connection,
             may_fork=self.fork,
             context=read_context() if is_local else UNKNOWN,
+            connection_folder=choose_connection_folder() if is_local else "",
             launch_timeout_s=options.launch_timeout_s,
             queue_timeout_s=None if is_restart else find_queue_timeout_s(self.parent),
         )

@@ -1,7 +1,7 @@
 """The start of one kernel, by fork or exec. A start that fails is undone.
 
-A start writes to its kernel's folder, in this order: `log`, `kernel-ID.json`, `starting.json` (pid and start time of
-the process) and `record.json`. An agent that finds `starting.json` but no record ends that process.
+A start writes to its kernel's folder, in this order: `log`, `kernel-ID.json` or a link to it, `starting.json` (pid and
+start time of the process) and `record.json`. An agent that finds `starting.json` but no record ends that process.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.open_files import restore_limit
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import describe_exit, start_time
+from roost.launchers.daemon.tasks import in_thread
 from roost.launchers.machine_book.book import MachineBook
 from roost.launchers.protocol.launch_checks import find_impossible
 from roost.launchers.protocol.messages import (
@@ -46,7 +48,6 @@ from roost.launchers.protocol.messages import (
     KernelProcess,
     Launch,
     PodKernel,
-    name_connection_file,
 )
 from roost.launchers.protocol.process_context import (
     ProcessContext,
@@ -58,6 +59,7 @@ from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.model.json_codec import encode
 
 from .child_reaper import Reaper
+from .connection_file import find_blind, write_connection
 from .place import Place
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,8 @@ log = logging.getLogger(__name__)
 LOG_TAIL_BYTES = 4_096
 DIES_S = 10.0
 """How long a process may take to end after SIGKILL. If it takes longer, it hangs in the operating system."""
+_LOOK_S = 2.0
+"""How long a kernel that does not listen runs between two looks whether it sees its connection file."""
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _OOM_SCORE = 500  # if memory runs out, the system kills kernels before the agent
 _MOST_TRIES = 3
@@ -224,9 +228,11 @@ class Starter:
             self.limits.open_entries(request.lease_id) as entries,
             ports.listen(request.connection, self.place.kernel_ports) as (connection, listeners),
         ):
+            with writing(child.folder):
+                connection_file = write_connection(child.folder, request.kernel_id, connection)
             forked = await self.zygotes.launch(
                 command,
-                connection_file=self._write_connection(child.folder, request.kernel_id, connection),
+                connection_file=connection_file,
                 env=request.env,
                 cwd=request.cwd,
                 context=request.context,
@@ -260,10 +266,10 @@ class Starter:
         tries = 1
         while True:
             started = time.perf_counter()
-            code, connection = self._spawn(child, request, log_fd)
+            code, connection, path = self._spawn(child, request, log_fd)
             timing_ms = {"spawned": (time.perf_counter() - started) * 1e3}
             try:
-                await _wait_until_listening(code, connection)
+                await _wait_until_listening(code, connection, path)
             except KernelDiedEarly:
                 if tries == _MOST_TRIES or ports.are_free(connection):
                     raise
@@ -273,11 +279,16 @@ class Starter:
             timing_ms["listening"] = (time.perf_counter() - started) * 1e3
             return connection, timing_ms
 
-    def _spawn(self, child: _Child, request: Launch, log_fd: int) -> tuple[asyncio.Future[int], Connection]:
-        """Start the kernel's process. Its ports are claimed until it ends."""
+    def _spawn(
+        self, child: _Child, request: Launch, log_fd: int
+    ) -> tuple[asyncio.Future[int], Connection, Path]:
+        """Start the kernel's process, and return its connection file. Its ports are claimed until it ends."""
         with contextlib.ExitStack() as claims:
             connection = claims.enter_context(ports.claim(request.connection, self.place.kernel_ports))
-            connection_file = self._write_connection(child.folder, request.kernel_id, connection)
+            with writing(child.folder):
+                connection_file = write_connection(
+                    child.folder, request.kernel_id, connection, shown_in=request.connection_folder
+                )
             with self.limits.open_entries(request.lease_id) as entries:
                 pid = spawn_kernel(
                     request,
@@ -290,11 +301,7 @@ class Starter:
             code = child.record(pid, is_ours=True)
             claims_until_end = claims.pop_all()
         code.add_done_callback(lambda _: claims_until_end.close())
-        return code, connection
-
-    def _write_connection(self, folder: Path, kernel_id: str, connection: Connection) -> Path:
-        with writing(folder):
-            return write_connection(folder, kernel_id, connection)
+        return code, connection, connection_file
 
 
 def _end_with_parent() -> None:
@@ -358,25 +365,32 @@ def spawn_kernel(
     return process.pid
 
 
-async def _wait_until_listening(code: asyncio.Future[int], connection: Connection) -> None:
+async def _wait_until_listening(
+    code: asyncio.Future[int], connection: Connection, path: Path | None = None
+) -> None:
+    """Wait until a kernel listens. Raises `KernelDiedEarly`, and `RemoteError` if it cannot see the file at `path`."""
+    blind: frozenset[int] = frozenset()
     listening = asyncio.ensure_future(ports.until_listening(connection))
     waiting: list[asyncio.Future[Any]] = [listening, code]
     try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        while not (
+            await asyncio.wait(
+                waiting, timeout=_LOOK_S if path else None, return_when=asyncio.FIRST_COMPLETED
+            )
+        )[0]:
+            assert path is not None
+            before, blind = blind, await in_thread(partial(find_blind, path))
+            if before & blind:
+                problem = f"the kernel runs, but where its command has taken it there is no file {path}"
+                remedy = (
+                    f"have the command show the folder {path.parent} there, as `apptainer exec --bind` does"
+                )
+                raise RemoteError("bad_command", f"{problem}: {remedy}")
         if code.done():
             raise KernelDiedEarly
         listening.result()
     finally:
         listening.cancel()
-
-
-def write_connection(folder: Path, kernel_id: str, connection: Connection) -> Path:
-    """Write the kernel's connection file. Raises `OSError`."""
-    path = folder / name_connection_file(kernel_id)
-    content = {key: value for key, value in encode(connection).items() if value is not None}
-    content.pop("interrupt_mode", None)
-    write_private_json(path, content)
-    return path
 
 
 def _build_death_error(folder: Path, code: int | None, excess: str) -> RemoteError:

@@ -1,0 +1,70 @@
+"""The file from which a kernel reads its ports and keys, and whether the kernel's command can see it.
+
+A command such as `apptainer exec` enters a container that shows only a part of this machine's files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from roost.launchers.daemon.private_files import private_folder, write_private_json
+from roost.launchers.protocol.messages import Connection, name_connection_file
+from roost.placement.model.json_codec import encode
+
+
+def write_connection(folder: Path, kernel_id: str, connection: Connection, *, shown_in: str = "") -> Path:
+    """Write the connection file of a kernel in its `folder`, or in `shown_in` where that is possible. Raises `OSError`.
+
+    A link in `folder` then leads to it, so that `remove_folder` finds it.
+    """
+    path = folder / name_connection_file(kernel_id)
+    content = {key: value for key, value in encode(connection).items() if value is not None}
+    content.pop("interrupt_mode", None)
+    path.unlink(missing_ok=True)
+    if shown_in:
+        with suppress(OSError):
+            shown = private_folder(Path(shown_in)) / path.name
+            path.symlink_to(shown)
+            write_private_json(shown, content)
+            return shown
+        path.unlink(missing_ok=True)
+    write_private_json(path, content)
+    return path
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the folder of a kernel, and its connection file elsewhere. Errors are ignored."""
+    for link in folder.glob("kernel-*.json"):
+        if link.is_symlink():
+            with suppress(OSError):
+                Path(os.readlink(link)).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_blind(path: Path) -> frozenset[int]:
+    """Return the processes whose command lines name this file, and which do not see it. Reads all command lines."""
+    found = set()
+    for entry in os.listdir("/proc"):
+        with suppress(OSError):
+            command = Path("/proc", entry, "cmdline").read_bytes() if entry.isdecimal() else b""
+            if os.fsencode(path) in command and _is_missing(path, Path("/proc", entry, "root")):
+                found.add(int(entry))
+    return frozenset(found)
+
+
+def _is_missing(path: Path, root: Path) -> bool:
+    """True if a process with this root has no such file. Raises `OSError` if that cannot be known."""
+    (root / ".").stat()
+    for place in reversed([path, *path.parents]):
+        try:
+            status = (root / place.relative_to("/")).lstat()
+        except FileNotFoundError:
+            (root / ".").stat()  # else the process has ended meanwhile
+            return True
+        if stat.S_ISLNK(status.st_mode):
+            return False  # it would lead to a file of this process
+    return False
