@@ -15,6 +15,8 @@ LAST_LINE = "; its last line: "
 
 The kernel's owner may read that text, but no log may contain it.
 """
+SERVER = "jupyter_server"
+"""The name of each Jupyter Server as an application, and of what is built on it: Kernel Gateway, Voila."""
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 
@@ -62,6 +64,11 @@ class Owner:
     """True if the application takes its kernels back after its own restart."""
     server: str = ""
     """The server name of a Jupyter Server; empty for other programs."""
+
+    @property
+    def is_server(self) -> bool:
+        """True if a script that connects to its kernels does not become their owner."""
+        return self.can_adopt or self.application == SERVER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -289,13 +289,13 @@ class Scheduler:
         self.owners.watch(owner)
         holder = record.owner
         is_held = owner_key(holder) != owner_key(owner) and self.owners.holds(holder)
-        has_holder = is_held and holder.can_adopt
+        has_holder = is_held and holder.is_server
         is_same_server = bool(owner.server) and holder.server == owner.server
         keeps = not takes_away and is_held and not is_same_server
-        if holder.pid and (keeps or (has_holder and owner.can_adopt)):
+        if holder.pid and (keeps or (has_holder and owner.is_server)):
             who = f"{holder.application or holder.user} (pid {holder.pid} on {holder.host})"
             raise HeldElsewhere(f"kernel {kernel_id} is held by {who}.", kernel_id=kernel_id)
-        if not has_holder or owner.can_adopt:
+        if not has_holder or owner.is_server:
             record.adopted_at = time.monotonic()
             record.owner = replace(owner, user=holder.user)
             if (lease := record.lease) is not None and lease.state == "held":

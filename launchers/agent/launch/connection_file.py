@@ -24,25 +24,30 @@ def write_connection(folder: Path, kernel_id: str, connection: Connection, *, sh
     path = folder / name_connection_file(kernel_id)
     content = {key: value for key, value in encode(connection).items() if value is not None}
     content.pop("interrupt_mode", None)
-    path.unlink(missing_ok=True)
+    _remove_shown(folder)
     if shown_in:
         with suppress(OSError):
             shown = private_folder(Path(shown_in)) / path.name
             path.symlink_to(shown)
             write_private_json(shown, content)
             return shown
-        path.unlink(missing_ok=True)
+        _remove_shown(folder)
     write_private_json(path, content)
     return path
 
 
 def remove_folder(folder: Path) -> None:
     """Remove the folder of a kernel, and its connection file elsewhere. Errors are ignored."""
-    for link in folder.glob("kernel-*.json"):
-        if link.is_symlink():
-            with suppress(OSError):
-                Path(os.readlink(link)).unlink()
+    _remove_shown(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_shown(folder: Path) -> None:
+    """Remove the connection file elsewhere, and the link to it."""
+    for link in folder.glob("kernel-*.json"):
+        with suppress(OSError):
+            Path(os.readlink(link)).unlink(missing_ok=True)
+            link.unlink()
 
 
 def find_blind(path: Path) -> frozenset[int]:

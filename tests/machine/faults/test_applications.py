@@ -69,7 +69,9 @@ async def test_kill_a_notebook_run(
 
 
 @asynccontextmanager
-async def jupyter_server(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def jupyter_server(
+    folder: Path, *, has_extension: bool = False
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """Start a Jupyter Server on a free port of 127.0.0.1; yield it and its address. At the end it is killed."""
     config = {
         "ServerApp": {
@@ -78,6 +80,7 @@ async def jupyter_server(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess
             "open_browser": False,
             "allow_root": True,
             "root_dir": str(folder),
+            "jpserver_extensions": {"roost": has_extension},
         },
         "IdentityProvider": {"token": TOKEN},
     }
@@ -157,10 +160,23 @@ async def until_owner_grace_is_over() -> None:
     assert await asyncio.to_thread(wait_gone, pid, 20)
 
 
-async def test_kill_a_jupyter_server(
+async def test_kill_a_jupyter_server_that_adopts_no_kernels(
     short_owner_grace: float, settled_runtime_dir: Path, tmp_path: Path
 ) -> None:
     async with jupyter_server(tmp_path) as (server, address):
+        await asyncio.to_thread(call, f"{address}/api/kernels", {"name": "python3"})
+        kernel = await until_kernel()
+        assert (kernel.owner.application, kernel.owner.can_adopt) == ("jupyter_server", False)
+        server.send_signal(signal.SIGKILL)
+        await server.wait()
+    assert await asyncio.to_thread(wait_gone, kernel.pid, 60)
+    roost.connect("local").close()
+
+
+async def test_kill_a_jupyter_server(
+    short_owner_grace: float, settled_runtime_dir: Path, tmp_path: Path
+) -> None:
+    async with jupyter_server(tmp_path, has_extension=True) as (server, address):
         started = await asyncio.to_thread(call, f"{address}/api/kernels", {"name": "python3"})
         kernel = await until_kernel()
         assert kernel.id == started["id"]

@@ -25,6 +25,10 @@ def test_a_file_lies_where_containers_show_it_and_goes_with_its_kernel(tmp_path:
     assert path == shown_in / "kernel-one.json"
     assert json.loads(path.read_text())["key"] == "secret"
     assert (path.stat().st_mode & 0o777, shown_in.stat().st_mode & 0o777) == (0o600, 0o700)
+    inner = write_connection(folder, "one", CONNECTION)  # the kernel is forked when it is started again
+    assert not inner.is_symlink()
+    assert list(shown_in.iterdir()) == []
+    write_connection(folder, "one", CONNECTION, shown_in=str(shown_in))
     remove_folder(folder)
     assert not folder.exists()
     assert list(shown_in.iterdir()) == []
