@@ -183,8 +183,14 @@ def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
 
 
 def choose_connection_folder() -> str:
-    """Return the folder for the connection files of executed kernels: below Jupyter's own, which containers show."""
-    return os.path.abspath(os.path.join(jupyter_runtime_dir(), "roost"))
+    """Return the folder for the connection files of executed kernels: below Jupyter's own, which containers show.
+
+    It is empty for a user without a home.
+    """
+    try:
+        return os.path.abspath(os.path.join(jupyter_runtime_dir(), "roost"))
+    except RuntimeError:
+        return ""
 
 
 def format_command(km: Any, extra_arguments: list[str]) -> list[str]:

@@ -6,7 +6,6 @@ roost's ports are opened when the kernel listens on its own. roost's agent then 
 from __future__ import annotations
 
 import asyncio
-import getpass
 import logging
 import os
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 import zmq
 
 from roost.launchers.daemon.file_input import UnfitFile, read_document
+from roost.launchers.daemon.process import name_user
 from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.launchers.protocol.shared_values import PORT_NAMES, Connection
 from roost.placement.model.json_codec import WireError, decode
@@ -104,7 +104,7 @@ async def _start(
         "transport_encryption": "auto" if zmq.has("curve") else "disabled",
     }
     try:
-        argv, filled = fill_command(command, build_environment(env, kernel_id, getpass.getuser()), values)
+        argv, filled = fill_command(command, build_environment(env, kernel_id, name_user()), values)
         return await Launcher.start(argv, filled)
     except MissingPlace as problem:
         raise BridgeError(str(problem)) from None
