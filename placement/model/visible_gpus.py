@@ -16,7 +16,7 @@ _CUDA, _HIP, _ROCR, _OPENCL = VARIABLES = (
 )
 """The first of these variables that is set counts."""
 _APPLICATION = "ROOST_APPLICATION_GPUS"
-"""The variable in which a kernel finds the GPUs that it was given, and after `;` those that its application may use.
+"""A kernel's variable: the GPUs that it was given, and after `;` the GPUs that its application may use.
 
 A kernel that starts another kernel is its application, and lets that one use what its own application may use. If the
 kernel itself has changed the variables above, these count.
@@ -64,8 +64,8 @@ def is_visible(device: Device, visible: Sequence[str] | None) -> bool:
 def show_gpus(env: Mapping[str, str], device_ids: Sequence[str]) -> dict[str, str]:
     """Return these variables so that a process with them sees exactly these devices.
 
-    Each variable that named GPUs names these. ROCR_VISIBLE_DEVICES stays only if it is the one that counts: the others
-    would be positions in its list.
+    Each variable that named GPUs names these. The others would be positions in the list of ROCR_VISIBLE_DEVICES, so it
+    stays only if it is the one that counts.
     """
     given, visible = ",".join(device_ids), list_visible_gpus(env)
     first = _find_first(env)

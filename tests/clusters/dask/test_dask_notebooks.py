@@ -45,6 +45,14 @@ def test_papermill_with_dask_within(on_half_an_a100: Path) -> None:
     assert device in "0123"
 
 
+@pytest.mark.backends("dask", why="its nannies set variables")
+def test_a_kernel_has_no_variables_of_the_nannies(on_half_an_a100: Path) -> None:
+    names = "_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED"
+    own = {name for name in os.environ if name.endswith(names)}
+    code = f"import os; print({{name for name in os.environ if name.endswith({names!r})}} - {own!r})"
+    assert run_papermill(code, on_half_an_a100).strip() == "set()"
+
+
 @pytest.mark.backends("dask", why="uses Dask inside a kernel")
 def test_the_example(on_half_an_a100: Path) -> None:
     notebook = nbformat.read(EXAMPLE, as_version=4)

@@ -50,6 +50,15 @@ def test_ray_within_a_notebook_runs_on_the_leases_own_devices(on_half_an_a100: P
     assert address == os.environ["RAY_ADDRESS"]
 
 
+def test_a_kernel_does_not_load_the_allocator_of_raylets(on_half_an_a100: Path) -> None:
+    code = """
+import os, subprocess
+print(os.environ.get("LD_PRELOAD"), "jemalloc" in open("/proc/self/maps").read())
+print(subprocess.run("env | grep -c -e LD_PRELOAD -e JEMALLOC", shell=True, capture_output=True, text=True).stdout)
+"""
+    assert run_nbclient(code).split() == [str(os.environ.get("LD_PRELOAD")), "False", "0"]
+
+
 def test_ray_within_a_notebook_joins_the_namespace_of_the_kernelspec(
     specs_of: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

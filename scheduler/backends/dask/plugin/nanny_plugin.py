@@ -128,7 +128,7 @@ class AgentStarter:
 
 
 def build_variables(for_workers: Mapping[str, str], own: Path = Path("/proc/self/environ")) -> dict[str, str]:
-    """Return this process's variables without those that a nanny has set here `for_workers`.
+    """Return the variables of this process, but not those that a nanny has set in it `for_workers`.
 
     A nanny sets only variables that its process does not have, to the values in Dask's configuration. The exception is
     PYTHONHASHSEED=0. `own` has the variables with which this process began.
