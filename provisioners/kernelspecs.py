@@ -38,11 +38,11 @@ from roost.scheduler.messages import Finding, format_names
 
 from .encryption import check_wish
 from .foreign_variables import add_timeout, describe_unread
-from .kernel_environment import check_patterns, check_variables
+from .kernel_environment import check_patterns, check_variables, limit_gpus
 from .kernel_json import PROVISIONER, find_provisioner, find_waiting, read_document
 from .kernel_resources import list_resources, write_kernelspec
 from .provisioner import RoostProvisioner
-from .request_options import limit_gpus, read_start_options
+from .request_options import read_start_options
 from .spark_mode import check_deploy_mode
 
 _PLAIN = ("", "local-provisioner", PROVISIONER)

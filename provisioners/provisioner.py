@@ -77,17 +77,11 @@ from .kernel_environment import (
     check_patterns,
     check_variables,
     choose_directory,
+    limit_gpus,
 )
 from .kernel_json import check_spec
 from .other_worlds import find_elsewhere
-from .request_options import (
-    OPTIONS,
-    StartOptions,
-    check_backend_options,
-    check_names,
-    limit_gpus,
-    read_start_options,
-)
+from .request_options import OPTIONS, StartOptions, check_backend_options, check_names, read_start_options
 from .spark_mode import check_deploy_mode
 
 _NO_ANSWER_S = 10.0
@@ -473,11 +467,8 @@ class RoostProvisioner(KernelProvisionerBase):
     def _read_options(self, env: Mapping[str, str]) -> StartOptions:
         options = {name: getattr(self, name) for name in OPTIONS}
         found = read_start_options(add_timeout(options, self.kernel_spec.env), env)
-        return replace(found, request=limit_gpus(found.request, self.backend, self._select_variables(env)))
-
-    def _select_variables(self, env: Mapping[str, str]) -> dict[str, str]:
-        """Return the variables that the kernel gets."""
-        return build_environment(env, self.kernel_spec.env, is_local=self._is_local, also=self.environment)
+        own = build_environment(env, self.kernel_spec.env, is_local=self._is_local, also=self.environment)
+        return replace(found, request=limit_gpus(found.request, self.backend, own))
 
     def _report_unread(self) -> None:
         """Log once which settings of other servers in the kernelspec's env have no effect."""
@@ -497,7 +488,7 @@ class RoostProvisioner(KernelProvisionerBase):
             request=options.request,
             owner=this_owner(env.get("KERNEL_USERNAME", ""), *describe_application(self.parent)),
             argv=tuple(os.path.expanduser(argument) if is_local else argument for argument in cmd),
-            env=self._select_variables(env),
+            env=build_environment(env, self.kernel_spec.env, is_local=is_local, also=self.environment),
             cwd=self._cwd,
             connection=self._connection,
             may_fork=self.fork,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from roost.placement.model import NODE_LABEL, Request
 from roost.placement.model.validation import check_amounts, check_number
-from roost.placement.model.visible_gpus import list_visible_gpus
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, describe_unknown
 from roost.scheduler.config.memory_size import check_kernel_memory, parse_bytes
@@ -85,13 +84,6 @@ def read_start_options(options: Mapping[str, Any], env: Mapping[str, str]) -> St
     except ValueError as problem:
         option, _, rest = str(problem).partition(" ")
         raise ConfigError(f"{variables.get(option, option)} {rest}") from None
-
-
-def limit_gpus(request: Request, backend: str, env: Mapping[str, str]) -> Request:
-    """Return the request for GPUs out of those that the kernel's variables `env` name."""
-    if not request.gpus or not get_spec(backend).follows_visible_gpus:
-        return request
-    return replace(request, visible_gpus=list_visible_gpus(env))
 
 
 def read_seconds(name: str, value: Any) -> float:

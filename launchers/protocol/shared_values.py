@@ -65,11 +65,6 @@ class Owner:
     server: str = ""
     """The server name of a Jupyter Server; empty for other programs."""
 
-    @property
-    def is_server(self) -> bool:
-        """True if a script that connects to its kernels does not become their owner."""
-        return self.can_adopt or self.application == SERVER
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:

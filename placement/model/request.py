@@ -134,10 +134,7 @@ class Request:
         return not self.gpu_models or any(_matches(asked, model) for asked in self.gpu_models)
 
     def accepts(self, device: Device) -> bool:
-        """True if the device has an accepted model and enough memory, and if the application may use it.
-
-        An unknown memory size (0) is not enough.
-        """
+        """True if the application may use the device, and it has an accepted model and enough memory (0: unknown)."""
         is_enough = device.memory_bytes >= self.gpu_memory_bytes
         return is_enough and self.accepts_model(device.model) and is_visible(device, self.visible_gpus)
 

@@ -23,8 +23,6 @@ kernel itself has changed the variables above, these count.
 """
 _ALL = "all"
 _UUIDS = ("GPU-", "MIG-")
-_SHOWN = 4
-"""At most this many GPUs are named in a sentence."""
 
 
 def list_visible_gpus(env: Mapping[str, str]) -> tuple[str, ...] | None:
@@ -77,7 +75,7 @@ def show_gpus(env: Mapping[str, str], device_ids: Sequence[str]) -> dict[str, st
 
 def name_gpus(visible: Sequence[str]) -> str:
     """Return the names for use in a sentence: `2, 3`, or `none`."""
-    return ", ".join([*visible[:_SHOWN], *(["…"] if len(visible) > _SHOWN else [])]) or "none"
+    return ", ".join(visible)[:160] or "none"
 
 
 def describe_visible_gpus(env: Mapping[str, str]) -> str:

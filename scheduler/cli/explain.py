@@ -13,7 +13,8 @@ from rich.table import Table
 
 from roost.placement.model import Request
 from roost.placement.model.format import format_age, format_count
-from roost.provisioners.request_options import limit_gpus, read_start_options
+from roost.provisioners.kernel_environment import limit_gpus
+from roost.provisioners.request_options import read_start_options
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.errors import ConfigError

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +35,11 @@ def write_connection(folder: Path, kernel_id: str, connection: Connection, *, sh
     return path
 
 
+def find_file(folder: Path, kernel_id: str) -> Path:
+    """Return the connection file that the kernel with this folder reads."""
+    return (folder / name_connection_file(kernel_id)).resolve()
+
+
 def remove_folder(folder: Path) -> None:
     """Remove the folder of a kernel, and its connection file elsewhere. Errors are ignored."""
     _remove_shown(folder)
@@ -56,20 +60,12 @@ def find_blind(path: Path) -> frozenset[int]:
     for entry in os.listdir("/proc"):
         with suppress(OSError):
             command = Path("/proc", entry, "cmdline").read_bytes() if entry.isdecimal() else b""
-            if os.fsencode(path) in command and _is_missing(path, Path("/proc", entry, "root")):
+            root = f"/proc/{entry}/root"
+            # Another user's files cannot be seen from here: then nothing is known.
+            if (
+                os.fsencode(path) in command
+                and os.path.exists(f"{root}/.")
+                and not os.path.exists(f"{root}{path}")
+            ):
                 found.add(int(entry))
     return frozenset(found)
-
-
-def _is_missing(path: Path, root: Path) -> bool:
-    """True if a process with this root has no such file. Raises `OSError` if that cannot be known."""
-    (root / ".").stat()
-    for place in reversed([path, *path.parents]):
-        try:
-            status = (root / place.relative_to("/")).lstat()
-        except FileNotFoundError:
-            (root / ".").stat()  # else the process has ended meanwhile
-            return True
-        if stat.S_ISLNK(status.st_mode):
-            return False  # it would lead to a file of this process
-    return False

@@ -59,7 +59,7 @@ from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.model.json_codec import encode
 
 from .child_reaper import Reaper
-from .connection_file import find_blind, write_connection
+from .connection_file import find_blind, find_file, write_connection
 from .place import Place
 
 log = logging.getLogger(__name__)
@@ -228,11 +228,9 @@ class Starter:
             self.limits.open_entries(request.lease_id) as entries,
             ports.listen(request.connection, self.place.kernel_ports) as (connection, listeners),
         ):
-            with writing(child.folder):
-                connection_file = write_connection(child.folder, request.kernel_id, connection)
             forked = await self.zygotes.launch(
                 command,
-                connection_file=connection_file,
+                connection_file=_write_connection(child.folder, request, connection),
                 env=request.env,
                 cwd=request.cwd,
                 context=request.context,
@@ -254,7 +252,7 @@ class Starter:
         self.reaper.reap()  # it may have ended before the reaper saw signals
         connection = request.connection.with_ports(kernel.ports)
         if earlier.output is None:
-            await _wait_until_listening(code, connection)
+            await _wait_until_listening(code, connection, find_file(child.folder, request.kernel_id))
         timing_ms = {"spawned": kernel.spawned_ms, "listening": (time.perf_counter() - started) * 1e3}
         return connection, timing_ms
 
@@ -266,10 +264,10 @@ class Starter:
         tries = 1
         while True:
             started = time.perf_counter()
-            code, connection, path = self._spawn(child, request, log_fd)
+            code, connection = self._spawn(child, request, log_fd)
             timing_ms = {"spawned": (time.perf_counter() - started) * 1e3}
             try:
-                await _wait_until_listening(code, connection, path)
+                await _wait_until_listening(code, connection, find_file(child.folder, request.kernel_id))
             except KernelDiedEarly:
                 if tries == _MOST_TRIES or ports.are_free(connection):
                     raise
@@ -279,16 +277,11 @@ class Starter:
             timing_ms["listening"] = (time.perf_counter() - started) * 1e3
             return connection, timing_ms
 
-    def _spawn(
-        self, child: _Child, request: Launch, log_fd: int
-    ) -> tuple[asyncio.Future[int], Connection, Path]:
-        """Start the kernel's process, and return its connection file. Its ports are claimed until it ends."""
+    def _spawn(self, child: _Child, request: Launch, log_fd: int) -> tuple[asyncio.Future[int], Connection]:
+        """Start the kernel's process. Its ports are claimed until it ends."""
         with contextlib.ExitStack() as claims:
             connection = claims.enter_context(ports.claim(request.connection, self.place.kernel_ports))
-            with writing(child.folder):
-                connection_file = write_connection(
-                    child.folder, request.kernel_id, connection, shown_in=request.connection_folder
-                )
+            connection_file = _write_connection(child.folder, request, connection, request.connection_folder)
             with self.limits.open_entries(request.lease_id) as entries:
                 pid = spawn_kernel(
                     request,
@@ -301,7 +294,7 @@ class Starter:
             code = child.record(pid, is_ours=True)
             claims_until_end = claims.pop_all()
         code.add_done_callback(lambda _: claims_until_end.close())
-        return code, connection, connection_file
+        return code, connection
 
 
 def _end_with_parent() -> None:
@@ -365,32 +358,28 @@ def spawn_kernel(
     return process.pid
 
 
-async def _wait_until_listening(
-    code: asyncio.Future[int], connection: Connection, path: Path | None = None
-) -> None:
+async def _wait_until_listening(code: asyncio.Future[int], connection: Connection, path: Path) -> None:
     """Wait until a kernel listens. Raises `KernelDiedEarly`, and `RemoteError` if it cannot see the file at `path`."""
     blind: frozenset[int] = frozenset()
     listening = asyncio.ensure_future(ports.until_listening(connection))
     waiting: list[asyncio.Future[Any]] = [listening, code]
     try:
-        while not (
-            await asyncio.wait(
-                waiting, timeout=_LOOK_S if path else None, return_when=asyncio.FIRST_COMPLETED
-            )
-        )[0]:
-            assert path is not None
+        while not (await asyncio.wait(waiting, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED))[0]:
             before, blind = blind, await in_thread(partial(find_blind, path))
             if before & blind:
                 problem = f"the kernel runs, but where its command has taken it there is no file {path}"
-                remedy = (
-                    f"have the command show the folder {path.parent} there, as `apptainer exec --bind` does"
-                )
+                remedy = f"have it show the folder {path.parent} there, as `apptainer exec --bind` does"
                 raise RemoteError("bad_command", f"{problem}: {remedy}")
         if code.done():
             raise KernelDiedEarly
         listening.result()
     finally:
         listening.cancel()
+
+
+def _write_connection(folder: Path, request: Launch, connection: Connection, shown_in: str = "") -> Path:
+    with writing(folder):
+        return write_connection(folder, request.kernel_id, connection, shown_in=shown_in)
 
 
 def _build_death_error(folder: Path, code: int | None, excess: str) -> RemoteError:

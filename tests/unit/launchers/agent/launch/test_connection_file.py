@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from roost.launchers.agent.launch import connection_file
 from roost.launchers.agent.launch.connection_file import find_blind, remove_folder, write_connection
 from roost.launchers.protocol.messages import Connection
 
@@ -59,17 +57,3 @@ def test_a_process_that_sees_its_file_is_not_blind(tmp_path: Path) -> None:
         path.unlink()
         assert find_blind(path) >= {process.pid}
         process.communicate(b"\n")
-
-
-def test_a_file_is_looked_for_below_another_root(tmp_path: Path) -> None:
-    path = Path("/home/ada/kernel-one.json")
-    (tmp_path / "home").mkdir()
-    assert connection_file._is_missing(path, tmp_path)
-    (tmp_path / "home" / "ada").mkdir()
-    assert connection_file._is_missing(path, tmp_path)
-    (tmp_path / "home" / "ada" / "kernel-one.json").touch()
-    assert not connection_file._is_missing(path, tmp_path)
-    os.symlink("/elsewhere", tmp_path / "link")
-    assert not connection_file._is_missing(Path("/link/kernel-one.json"), tmp_path), "it cannot be known"
-    with pytest.raises(OSError, match="No such file"):
-        connection_file._is_missing(path, tmp_path / "ended")

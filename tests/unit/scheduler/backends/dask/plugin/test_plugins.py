@@ -350,11 +350,6 @@ async def test_the_parts_that_only_nannies_use_exist() -> None:
             {"MKL_NUM_THREADS": "4", "PYTHONHASHSEED": "0"},
         ),
         ({"PYTHONHASHSEED": "7"}, {}, {"PYTHONHASHSEED": "7"}),
-        (
-            {},
-            {"OMP_NUM_THREADS": "4"},
-            {"OMP_NUM_THREADS": "4"},
-        ),  # a program changed it, and has a LocalCluster
         ({}, {"__DASK_PARENT_PID": "7"}, {}),
     ],
 )
