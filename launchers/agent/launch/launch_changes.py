@@ -62,15 +62,13 @@ class LaunchChanges:
         return replace(request, connection=connection, cwd=cwd, env=env), device_ids
 
     def _check_visible(self, lease: Lease, visible: Sequence[str] | None) -> None:
-        """Raise `RemoteError` if a prologue has named other GPUs than the lease has."""
+        """Raise `RemoteError` if the kernel's variables name other GPUs than its lease has: those of a prologue."""
         if visible is None or visible == lease.request.visible_gpus or not lease.device_ids:
             return
         for device in self._devices.read():
             if device.id in lease.device_ids and not is_visible(device, visible):
-                problem = (
-                    f"the kernel's variables name other GPUs ({name_gpus(visible)}) than the one that it has"
-                )
-                raise RemoteError("bad_command", f"{problem}: set them in its kernelspec's env")
+                problem = f"its variables name the GPUs {name_gpus(visible)}, and its lease has another one"
+                raise RemoteError("bad_command", f"{problem}: name them in its kernelspec's env")
 
     async def _choose_devices(self, lease: Lease) -> tuple[str, ...]:
         """Return the ids of the devices that a kernel in this lease may use. Raises `RemoteError`."""
