@@ -24,6 +24,7 @@ from kit.jupyter.restarted_servers import none_is_left
 from kit.machine.daemons import wait_gone
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.messages import Kernel
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until
 
 pytestmark = [pytest.mark.usefixtures("roost_by_default")]
@@ -169,6 +170,26 @@ async def test_kill_a_jupyter_server_that_adopts_no_kernels(
         assert (kernel.owner.application, kernel.owner.can_adopt) == ("jupyter_server", False)
         server.send_signal(signal.SIGKILL)
         await server.wait()
+    assert await asyncio.to_thread(wait_gone, kernel.pid, 60)
+    roost.connect("local").close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+async def test_kill_a_kernel_gateway(
+    short_owner_grace: float, settled_runtime_dir: Path, signum: signal.Signals
+) -> None:
+    pytest.importorskip("kernel_gateway", reason="Kernel Gateway is not installed: pip install '.[test]'")
+    port = free_port()
+    gateway = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "kernel_gateway", f"--port={port}", f"--KernelGatewayApp.auth_token={TOKEN}",
+        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    await asyncio.to_thread(call, f"http://127.0.0.1:{port}/api/kernels", {"name": "python3"})
+    kernel = await until_kernel()
+    assert not kernel.owner.can_adopt
+    gateway.send_signal(signum)
+    await asyncio.wait_for(gateway.wait(), allow_s(60))
     assert await asyncio.to_thread(wait_gone, kernel.pid, 60)
     roost.connect("local").close()
 
