@@ -63,7 +63,7 @@ def build_environment(
 
 
 def limit_gpus(request: Request, backend: str, env: Mapping[str, str]) -> Request:
-    """Return the request for GPUs out of those that the kernel's variables `env` name."""
+    """Return the request for GPUs that the kernel's variables `env` name."""
     if not request.gpus or not get_spec(backend).follows_visible_gpus:
         return request
     return replace(request, visible_gpus=list_visible_gpus(env))

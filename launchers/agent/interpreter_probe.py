@@ -21,7 +21,7 @@ PROBE_S = 30.0
 """How long the probe may take. A first import of ipykernel from a network disk is slow."""
 
 _PLACE = '[*os.stat("/")[1:3], os.path.basename(os.path.realpath("/proc/self/ns/mnt"))]'
-"""What tells the files of this machine from those in a container: `_is_here`."""
+"""An expression: its value is another one in a container, which has other files (`_is_here`)."""
 _SHOW = f"import json, os, sys; print(json.dumps([sys.executable, {_PLACE}]))"
 _PROBE = """
 import json, os, platform, sys

@@ -62,8 +62,8 @@ def is_visible(device: Device, visible: Sequence[str] | None) -> bool:
 def show_gpus(env: Mapping[str, str], device_ids: Sequence[str]) -> dict[str, str]:
     """Return these variables so that a process with them sees exactly these devices.
 
-    Each variable that named GPUs names these. The others would be positions in the list of ROCR_VISIBLE_DEVICES, so it
-    stays only if it is the one that counts.
+    Each variable that named GPUs names these. ROCR_VISIBLE_DEVICES stays only if no other variable counts before it: the
+    others would be positions in its list.
     """
     given, visible = ",".join(device_ids), list_visible_gpus(env)
     first = _find_first(env)

@@ -126,7 +126,7 @@ class AgentStarter:
 
 
 def build_variables(for_workers: Mapping[str, str], own: Path = Path("/proc/self/environ")) -> dict[str, str]:
-    """Return the variables of this process, but not those that a nanny has set in it `for_workers`.
+    """Return the variables of this process without those that a nanny has set `for_workers`.
 
     Those are as they were when this process began (`own`).
     """
