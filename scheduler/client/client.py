@@ -174,7 +174,8 @@ class Client:
 
     def kernel(self, kernel_id: str, *, with_use: bool = False) -> Call[Kernel]:
         """Return one kernel with its connection; raises `UnknownKernel`. `with_use` is as in `kernels`."""
-        return self._ask("kernel", self._read_kernel, kernel_id=kernel_id, with_use=with_use)
+        also = {"with_use": True} if with_use else {}  # older services do not know it
+        return self._ask("kernel", self._read_kernel, kernel_id=kernel_id, **also)
 
     def adopt(self, kernel_id: str, owner: Owner | None = None, *, takes_away: bool = True) -> Call[Kernel]:
         """Adopt a kernel or a start of another application, and return it; raises `UnknownKernel`.
@@ -224,8 +225,8 @@ class Client:
         """
         if not isinstance(request, Request):
             raise ConfigError(f"explain takes a Request, and got {request!r:.60}.")
-        asked = {"request": request, "owner": this_owner(), "kernel_name": kernel_name}
-        return self._ask("explain", self._read("decision"), **asked)
+        also = {"kernel_name": kernel_name} if kernel_name else {}  # older services do not know it
+        return self._ask("explain", self._read("decision"), request=request, owner=this_owner(), **also)
 
     def logs(self, kernel_id: str, tail_bytes: int = 65_536) -> Call[str]:
         """Return the end of a kernel's log (its stdout and stderr)."""
@@ -510,7 +511,10 @@ class Client:
 
     async def _start(self, start: StartKernel) -> Kernel:
         try:
-            arguments = {each.name: getattr(start, each.name) for each in fields(start)}
+            # A service of an earlier version knows no repeated starts.
+            arguments = {
+                each.name: getattr(start, each.name) for each in fields(start) if each.name != "asked_at"
+            }
             timeout_s = start.launch_timeout_s or DEFAULT_LAUNCH_TIMEOUT_S
             deadline_s = timeout_s + (start.queue_timeout_s or 0.0) + CALL_DEADLINE_S
             return self._read_kernel(await self._call("start", arguments, deadline_s))
