@@ -237,7 +237,8 @@ class Decision(_Explained):
             named = f" ({group.filter})" if group.filter else ""
             return f"{'is' if count == 1 else 'are'} refused by policy {self.policy}{named}"
         predicate = group.describe(count)
-        is_any_gpu = not (self.request.gpu_models or self.request.gpu_memory_bytes)
+        request = self.request
+        is_any_gpu = not (request.gpu_models or request.gpu_memory_bytes or request.visible_gpus is not None)
         return predicate.replace(" such GPUs", " GPUs") if is_any_gpu else predicate
 
     def _advise(self, group: RefusalGroup) -> str:
@@ -252,6 +253,8 @@ class Decision(_Explained):
             return "say what the kernel tolerates (`--tolerate NAME`, in a kernelspec `tolerates`)"
         if group.filter not in _COMMON:
             return f"that is policy {self.policy}'s doing: another policy may take it"
+        if group.filter == "gpu" and group.when == "never" and self.request.visible_gpus is not None:
+            return "ask for less, or start the application with another CUDA_VISIBLE_DEVICES"
         return "ask for less, or add a node that has it" if group.when == "never" else ""
 
     def lines(self) -> list[str]:

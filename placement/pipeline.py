@@ -216,6 +216,7 @@ def class_key(request: Request) -> Hashable:
         request.gpus,
         request.gpu_models,
         request.gpu_memory_bytes,
+        request.visible_gpus,
         frozenset(request.labels.items()) if request.labels else None,
         frozenset(request.near.items()) if request.near else None,
         frozenset(request.resources.items()) if request.resources else None,

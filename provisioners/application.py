@@ -20,6 +20,7 @@ from roost.scheduler.errors import (
     NotAllowed,
     RoostError,
 )
+from roost.scheduler.messages import SERVER
 
 from .jupyter_internals import find_pending, forget_pending
 
@@ -58,12 +59,12 @@ def find_holder(km: Any) -> Holder | None:
 def describe_application(km: Any) -> tuple[str, bool, str]:
     """Return the application's name, whether it adopts its kernels after a restart, and its server name.
 
-    `km` is the kernel's manager. The first name is empty outside a Jupyter Server, the last one without the
-    extension.
+    `km` is the kernel's manager. The first name is empty outside a Jupyter Server. The last one is empty without the
+    extension: the next server then finds no kernels of this one.
     """
     is_server, holder = is_in_jupyter_server(km), find_holder(km)
     server_name = "" if holder is None else holder.server_name
-    return ("jupyter_server" if is_server else ""), is_server, server_name
+    return (SERVER if is_server else ""), bool(server_name), server_name
 
 
 def is_adopted(km: Any, kernel_id: str) -> bool:

@@ -15,6 +15,7 @@ import zmq
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.localinterfaces import is_local_ip
 from jupyter_client.session import Session
+from jupyter_core.paths import jupyter_runtime_dir
 
 from roost.scheduler.client.client import user_folder
 from roost.scheduler.errors import ConfigError
@@ -179,6 +180,17 @@ def choose_address(km: Any, kernel_id: str, *, is_local: bool) -> None:
     if km.transport == "ipc" and len(os.fsencode(os.path.abspath(km.ip))) > _LONGEST_IPC_IP:
         raise ConfigError(f"The path of the kernel's sockets is too long: {km.ip}; set a shorter one.")
     record_random_ports(km)
+
+
+def choose_connection_folder() -> str:
+    """Return the folder for the connection files of executed kernels: below Jupyter's own, which containers show.
+
+    It is empty for a user without a home.
+    """
+    try:
+        return os.path.abspath(os.path.join(jupyter_runtime_dir(), "roost"))
+    except RuntimeError:
+        return ""
 
 
 def format_command(km: Any, extra_arguments: list[str]) -> list[str]:

@@ -6,7 +6,11 @@ import fnmatch
 import os
 import re
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 
+from roost.placement.model import Request
+from roost.placement.model.visible_gpus import list_visible_gpus
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.errors import ConfigError
 
 ALLOWED = (
@@ -56,6 +60,13 @@ def build_environment(
         return not _SECRET.search(name) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
     return {name: value for name, value in env.items() if name not in NEVER and is_wanted(name)}
+
+
+def limit_gpus(request: Request, backend: str, env: Mapping[str, str]) -> Request:
+    """Return the request for GPUs that the kernel's variables `env` name."""
+    if not request.gpus or not get_spec(backend).follows_visible_gpus:
+        return request
+    return replace(request, visible_gpus=list_visible_gpus(env))
 
 
 def choose_directory(env: Mapping[str, str], cwd: str | None, *, is_local: bool) -> str:

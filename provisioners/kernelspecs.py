@@ -37,7 +37,7 @@ from roost.scheduler.errors import BackendUnavailable, ConfigError, RoostError
 from roost.scheduler.messages import Finding, format_names
 
 from .encryption import check_wish
-from .kernel_environment import check_patterns, check_variables
+from .kernel_environment import check_patterns, check_variables, limit_gpus
 from .kernel_json import PROVISIONER, find_provisioner, read_document
 from .kernel_resources import list_resources, write_kernelspec
 from .provisioner import RoostProvisioner
@@ -119,10 +119,10 @@ def install(
     if not is_checked:
         probed = None
     elif facts.probe:
-        own = _fill(spec.env)
-        probed = probe_elsewhere(argv, own, request, backend, options, machines=check_on, report=report)
+        command, own = fill_command(argv, spec.resource_dir), _fill(spec.env)
+        probed = probe_elsewhere(command, own, request, backend, options, machines=check_on, report=report)
     else:
-        probed = probe(argv, fill_environment(spec.env))
+        probed = probe(fill_command(argv, spec.resource_dir), fill_environment(spec.env))
     if probed and probed.problem:
         raise ConfigError(probed.problem)
     metadata = {key: value for key, value in spec.metadata.items() if key != "kernel_provisioner"}
@@ -213,6 +213,11 @@ def find_problems(*, silent: tuple[str, Mapping[str, Any]] | None = None) -> lis
     return found
 
 
+def fill_command(argv: Sequence[str], folder: str) -> list[str]:
+    """Return the command of the kernelspec in `folder`, with what Jupyter puts in for names of folders."""
+    return [part.replace("{resource_dir}", folder).replace("{prefix}", sys.prefix) for part in argv]
+
+
 def fill_environment(env: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment with a kernelspec's variables. `${NAME}` is replaced as Jupyter does."""
     return {**os.environ, **_fill(env)}
@@ -277,11 +282,12 @@ def _check(
         problem = ""
         advice, is_tested = _test_elsewhere(spec, request, unreachable)
     else:
-        probed = probe(spec.argv, fill_environment(spec.env))
+        probed = probe(fill_command(spec.argv, spec.folder), fill_environment(spec.env))
         can_fork = spec.config.get("fork", True) and not facts.has_agent_per_kernel
         problem, advice = probed.problem, probed.why_not_forked if can_fork else ""
     if problem and facts.runs_on_this_machine:
-        return _never(problem), advice
+        # This test may be wrong, and its kernels may run: nobody should remove the kernelspec for it.
+        return _never(problem, f"if its kernels do not start, change {spec.folder}/kernel.json"), advice
     if silent is not None and is_same_service(silent, (backend, options)):
         reason = "nobody has asked the scheduler, which does not answer"
         return Outlook(kind="not asked", reason=reason, do="mend that first"), advice
@@ -307,7 +313,8 @@ def _test_elsewhere(
     if unreachable is None or backend in unreachable:
         return "", False
     try:
-        found = probe_elsewhere(spec.argv, _fill(spec.env), request, backend, options)
+        command = fill_command(spec.argv, spec.folder)
+        found = probe_elsewhere(command, _fill(spec.env), request, backend, options)
     except ConfigError as problem:
         return problem.user_message, False
     except BackendUnavailable:  # the findings about the cluster name these machines
@@ -338,7 +345,8 @@ def check_config(config: Mapping[str, Any], env: Mapping[str, str]) -> Request:
     spec = get_spec(provisioner.backend)
     check_wish(provisioner.encrypt, spec.name if spec.requires_encryption else "")
     known = {name: value for name, value in env.items() if "$" not in value}  # Jupyter puts in other values
-    return read_start_options(config, known).request
+    request = read_start_options(config, known).request
+    return limit_gpus(request, spec.name, fill_environment(env) if spec.runs_on_this_machine else known)
 
 
 def _check_policy(config: Mapping[str, Any]) -> None:

@@ -65,6 +65,7 @@ from .jupyter_internals import drop_unread_requests
 from .kernel_connection import (
     build_connection,
     choose_address,
+    choose_connection_folder,
     format_command,
     hurry_clients,
     load_connection,
@@ -75,6 +76,7 @@ from .kernel_environment import (
     check_patterns,
     check_variables,
     choose_directory,
+    limit_gpus,
 )
 from .kernel_json import check_spec
 from .other_worlds import find_elsewhere
@@ -462,7 +464,9 @@ class RoostProvisioner(KernelProvisionerBase):
 
     def _read_options(self, env: Mapping[str, str]) -> StartOptions:
         options = {name: getattr(self, name) for name in OPTIONS}
-        return read_start_options(options, env)
+        found = read_start_options(options, env)
+        own = build_environment(env, self.kernel_spec.env, is_local=self._is_local, also=self.environment)
+        return replace(found, request=limit_gpus(found.request, self.backend, own))
 
     async def _launch(self, cmd: list[str], env: dict[str, str], cwd: Any) -> KernelConnectionInfo:
         is_restart, is_local = self._has_lease, self._is_local
@@ -481,6 +485,7 @@ class RoostProvisioner(KernelProvisionerBase):
             connection=self._connection,
             may_fork=self.fork,
             context=read_context() if is_local else UNKNOWN,
+            connection_folder=choose_connection_folder() if is_local else "",
             launch_timeout_s=options.launch_timeout_s,
             queue_timeout_s=None if is_restart else find_queue_timeout_s(self.parent),
         )

@@ -24,6 +24,7 @@ from roost.launchers.protocol.process_context import read_context as read_contex
 from roost.launchers.protocol.process_log import hide_output as hide_output
 from roost.launchers.protocol.shared_values import OUT_OF_MEMORY, KernelProcess, KernelUse
 from roost.launchers.protocol.shared_values import PORT_NAMES as PORT_NAMES
+from roost.launchers.protocol.shared_values import SERVER as SERVER
 from roost.launchers.protocol.shared_values import Connection as Connection
 from roost.launchers.protocol.shared_values import JournalEntry as JournalEntry
 from roost.launchers.protocol.shared_values import JournalPage as JournalPage

@@ -20,9 +20,12 @@ from roost.launchers.agent.warm.kernel_command import (
 PROBE_S = 30.0
 """How long the probe may take. A first import of ipykernel from a network disk is slow."""
 
+_PLACE = '[*os.stat("/")[1:3], os.path.basename(os.path.realpath("/proc/self/ns/mnt"))]'
+"""An expression: its value is another one in a container, which has other files (`_is_here`)."""
+_SHOW = f"import json, os, sys; print(json.dumps([sys.executable, {_PLACE}]))"
 _PROBE = """
-import json, platform, sys
-found = {"python": platform.python_version(), "interpreter": sys.executable}
+import json, os, platform, sys
+found = {"python": platform.python_version(), "interpreter": sys.executable, "place": PLACE}
 try:
     import ipykernel, ipykernel.kernelspec, zmq
     metadata = ipykernel.kernelspec.get_kernel_dict().get("metadata", {})
@@ -32,7 +35,7 @@ except Exception as error:
     why, install = f"{type(error).__name__}: {error}", f"{sys.executable} -m pip install ipykernel"
     found["problem"] = f"{sys.executable} cannot import ipykernel ({why}): `{install}`."
 print("\\n" + json.dumps(found))
-"""
+""".replace("PLACE", _PLACE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +80,11 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
             env=dict(env), cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_S,
         )  # fmt: skip
         found = json.loads(done.stdout.strip().rpartition("\n")[2])
+        is_here = _is_here(found.pop("place"))
         try:
             check_command(command, executable)
         except NotForked as refusal:
-            found["why_not_forked"] = _advise(str(refusal), found["interpreter"])
+            found["why_not_forked"] = _advise(str(refusal), found["interpreter"]) if is_here else ""
         return ProbeResult(executable=executable, is_ipykernel=True, **found)
     except subprocess.TimeoutExpired:
         problem = f"{executable} did not answer within {PROBE_S:g} s: check whether it runs."
@@ -88,6 +92,11 @@ def probe(argv: Sequence[str], env: Mapping[str, str]) -> ProbeResult:
         reason = "it prints no JSON" if isinstance(error, ValueError) else error
         problem = f"{executable} does not run as a Python interpreter ({reason})."
     return ProbeResult(executable=executable, is_ipykernel=True, problem=problem)
+
+
+def _is_here(place: object) -> bool:
+    """True if a process that found itself in this `_PLACE` sees the files that this process sees."""
+    return place == [*os.stat("/")[1:3], os.path.basename(os.path.realpath("/proc/self/ns/mnt"))]
 
 
 def _advise(reason: str, interpreter: str) -> str:
@@ -98,20 +107,24 @@ def _advise(reason: str, interpreter: str) -> str:
 
 
 def _find_launched(argv: Sequence[str], env: Mapping[str, str]) -> str:
-    """Return the advice for a command such as `conda run` or `env` that starts ipykernel; else an empty text."""
+    """Return the advice for a command such as `conda run` or `env` that starts ipykernel; else an empty text.
+
+    There is none for a command that enters a container, because its Python is not one of this machine.
+    """
     at = next((n for n, part in enumerate(argv[:-1]) if part == "-m" and argv[n + 1] in LAUNCHERS), 0)
     if not at:
         is_hidden = any(LAUNCHER in part for part in argv[1:])  # in a line for a shell
         return _advise(f"{argv[0]} starts the interpreter", "the interpreter's path") if is_hidden else ""
-    show = [*argv[:at], "-c", "import sys; print(sys.executable)"]
+    show = [*argv[:at], "-c", _SHOW]
     try:
         done = subprocess.run(
             show, env=dict(env), cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_S
         )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
+        interpreter, place = json.loads(done.stdout.strip().rpartition("\n")[2])
+    except (OSError, ValueError, TypeError, subprocess.TimeoutExpired):
         return ""
-    interpreter = done.stdout.strip().rpartition("\n")[2]
-    return _advise(f"{argv[0]} starts the interpreter", interpreter) if os.path.isabs(interpreter) else ""
+    can_advise = os.path.isabs(interpreter) and _is_here(place)
+    return _advise(f"{argv[0]} starts the interpreter", interpreter) if can_advise else ""
 
 
 def _find_missing_module(executable: str, argv: Sequence[str], env: Mapping[str, str]) -> str:

@@ -10,7 +10,6 @@ prints one sentence and ends with code 1.
 from __future__ import annotations
 
 import asyncio
-import getpass
 import logging
 import os
 import re
@@ -25,6 +24,7 @@ from typing import Any
 import zmq
 
 from roost.launchers.daemon.file_input import UnfitFile, read_document
+from roost.launchers.daemon.process import name_user
 from roost.launchers.daemon.tasks import cancel_all, spawn
 from roost.launchers.protocol.shared_values import PORT_NAMES, Connection
 from roost.placement.model.json_codec import WireError, decode
@@ -147,7 +147,7 @@ async def _start(
         "transport_encryption": "auto" if zmq.has("curve") else "disabled",
     }
     try:
-        argv, filled = fill_command(command, build_environment(env, kernel_id, getpass.getuser()), values)
+        argv, filled = fill_command(command, build_environment(env, kernel_id, name_user()), values)
         return await Launcher.start(argv, filled)
     except OSError as problem:
         raise BridgeError(

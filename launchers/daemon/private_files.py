@@ -118,12 +118,31 @@ def _write_command(mode: str, path: Path) -> str:
     return f"run `chmod {mode} {quote(str(path))}`"
 
 
+def home_folder() -> Path:
+    """Return this user's home, or a folder in the runtime folder if it has none that it may write to.
+
+    That is so in a container with a uid of its own: HOME is then missing, or `/`. Raises `FolderError`.
+    """
+    home = os.path.expanduser("~")
+    if os.path.isabs(home) and os.access(home, os.W_OK):
+        return Path(home)
+    return private_folder(runtime_dir() / "home")
+
+
+def settle_home() -> None:
+    """Give this process a HOME if nobody knows it: Jupyter's libraries would fail. Raises `FolderError`."""
+    if not os.path.isabs(os.path.expanduser("~")):
+        os.environ["HOME"] = str(home_folder())
+
+
 def state_folder(*names: str) -> Path:
     """Create and return the folder `names` below the state folder: `$XDG_STATE_HOME/roost`, `~/.local/state/roost`.
 
+    See `home_folder` for a user without a home.
+
     Only this user can enter it and the folders above it that belong to roost. Raises `FolderError`.
     """
-    folder = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"))
+    folder = Path(os.environ.get("XDG_STATE_HOME") or home_folder() / ".local" / "state")
     for name in ("roost", *names):
         folder /= name
         private_folder(folder)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import functools
+import getpass
 import logging
 import os
 import signal
@@ -30,6 +31,14 @@ def end_with_parent() -> None:
     """Have the system kill this process when its parent ends, which works on Linux only."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def name_user() -> str:
+    """Return the name of this user; the number in a container that does not know the name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 @functools.cache

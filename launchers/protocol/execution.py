@@ -27,5 +27,10 @@ class Execution:
     """The kernel's keys and, if they are fixed, its ports. It is secret."""
     may_fork: bool = True
     """True if the kernel may be forked from a process that has imported ipykernel."""
+    connection_folder: str = ""
+    """The folder for the connection file of an executed kernel; empty: a folder of the agent's.
+
+    A container that the command enters may not show the agent's.
+    """
     context: ProcessContext = field(default_factory=ProcessContext)
     """The context of the application, which the kernel gets. Where a part is not known, it gets the agent's."""

@@ -29,7 +29,7 @@ from .shared_values import Nothing as Nothing
 from .shared_values import Owner as Owner
 from .shared_values import name_connection_file as name_connection_file
 
-PROTOCOL = 15
+PROTOCOL = 16
 """The version of this protocol. An agent and a client must have the same version.
 
 A new field in an answer or event needs no new version, because older clients ignore the field. A new field in a request

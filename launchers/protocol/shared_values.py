@@ -15,6 +15,8 @@ LAST_LINE = "; its last line: "
 
 The kernel's owner may read that text, but no log may contain it.
 """
+SERVER = "jupyter_server"
+"""The name of each Jupyter Server as an application, and of Kernel Gateway and Voila, which are built on it."""
 PORT_NAMES = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 
 

@@ -4,6 +4,7 @@
     Node, Device ── what a machine has, has promised and uses                  node.py
     NodeType ── a kind of node that the cluster could start                    node_type.py
         │  checked when they are made                                          validation.py
+        ├─ the GPUs that an application may use, by its variables                  visible_gpus.py
         ├─ strict JSON between processes, lenient for answers                  json_codec.py
         ├─ amounts and sizes in sentences                                      format.py
         └─ amounts of memory, as people write them                             memory_size.py

@@ -39,6 +39,7 @@ UNKNOWN_USE = 0.5
 
 _DEVICE_CHECKS: Mapping[str, Check] = {
     "id": lambda _, value: str(value),
+    "names": check_names,
     "memory_bytes": check_whole,
     "promised": check_number,
     "used": if_known(check_number),
@@ -64,6 +65,8 @@ class Device:
     """The real utilisation as a share, None if unknown."""
     memory_used_bytes: int | None = None
     """The memory that is really used, None if unknown."""
+    names: tuple[str, ...] = ()
+    """Its other names: its index in PCI order, which a MIG slice has from its GPU, with the UUID of that GPU."""
 
     def __post_init__(self) -> None:
         check_fields(self, _DEVICE_CHECKS)

@@ -20,7 +20,9 @@ from .validation import (
     check_number,
     check_resources,
     check_whole,
+    if_known,
 )
+from .visible_gpus import is_visible, name_gpus
 
 if TYPE_CHECKING:
     from .node import Device
@@ -33,6 +35,7 @@ _CHECKS: Mapping[str, Check] = {
     "gpus": check_number,
     "gpu_models": check_names,
     "gpu_memory_bytes": check_whole,
+    "visible_gpus": if_known(check_names),
     "labels": check_labels,
     "near": check_labels,
     "resources": check_resources,
@@ -65,6 +68,8 @@ class Request:
     """Any one of these models is required; empty: any model."""
     gpu_memory_bytes: int = 0
     """The least memory of each GPU."""
+    visible_gpus: tuple[str, ...] | None = None
+    """The GPUs that the application may use, by index or UUID (``list_visible_gpus``); None: all."""
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     """All of these labels are required. With ``NODE_LABEL``, they name one node."""
     near: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -129,15 +134,17 @@ class Request:
         return not self.gpu_models or any(_matches(asked, model) for asked in self.gpu_models)
 
     def accepts(self, device: Device) -> bool:
-        """True if the device has an accepted model and enough memory. An unknown memory size (0) is not enough."""
-        return device.memory_bytes >= self.gpu_memory_bytes and self.accepts_model(device.model)
+        """True if the application may use the device, and it has an accepted model and enough memory (0: unknown)."""
+        is_enough = device.memory_bytes >= self.gpu_memory_bytes
+        return is_enough and self.accepts_model(device.model) and is_visible(device, self.visible_gpus)
 
     def describe_gpus(self) -> str:
         """Return the GPUs in a few words: ``2 GPUs of model A100 with 40 GiB each``."""
         model = f" of model {' or '.join(self.gpu_models)}" if self.gpu_models else ""
         each = " each" if self.gpus > 1 else ""
         memory = f" with {format_bytes(self.gpu_memory_bytes)}{each}" if self.gpu_memory_bytes else ""
-        return format_count(self.gpus, "GPU") + model + memory
+        own = "" if self.visible_gpus is None else f" of the application's ({name_gpus(self.visible_gpus)})"
+        return format_count(self.gpus, "GPU") + model + memory + own
 
     def describe(self) -> str:
         """Return the request in a few words, for use in a sentence."""

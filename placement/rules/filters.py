@@ -101,8 +101,8 @@ class HasGpus:
 
         ``device_free`` is the share that must be free on each of as many accepted devices as the request asks for.
         """
-        if request.gpu_memory_bytes:
-            return None  # the columns do not have the memory of devices
+        if request.gpu_memory_bytes or request.visible_gpus is not None:
+            return None  # the columns have neither the memory nor the names of devices
         if not request.gpus:
             return {}
         return {"gpus_free": request.gpus - EPSILON, "device_free": request.gpu_share - EPSILON}
@@ -196,8 +196,8 @@ def find_fitting_devices(request: Request, snapshot: Snapshot) -> BoolArray:
     fitting: BoolArray = snapshot.columns.device_free >= request.gpu_share - EPSILON
     if request.gpu_models:
         fitting = fitting & snapshot.accepted_devices(request)
-    if request.gpu_memory_bytes:
+    if request.gpu_memory_bytes or request.visible_gpus is not None:
         for row in np.flatnonzero(fitting.any(axis=1)).tolist():  # the nodes that could fit
             devices = snapshot.at(row).devices
-            fitting[row, : len(devices)] &= [d.memory_bytes >= request.gpu_memory_bytes for d in devices]
+            fitting[row, : len(devices)] &= [request.accepts(device) for device in devices]
     return fitting

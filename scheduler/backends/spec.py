@@ -128,6 +128,8 @@ class BackendSpec:
 
     They then get its whole environment, with its PATH.
     """
+    follows_visible_gpus: bool = False
+    """True if a kernel gets only GPUs that its variables name, such as CUDA_VISIBLE_DEVICES."""
     has_agent_per_kernel: bool = False
     """True if each kernel has an agent of its own, so that no kernel is forked from a warm process.
 

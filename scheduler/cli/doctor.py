@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
 
 from roost.launchers.daemon.daemon import DaemonError
+from roost.placement.model.visible_gpus import describe_visible_gpus
 from roost.scheduler.backends.spec import DEFAULT_BACKEND
 from roost.scheduler.client.advice import write_command
 from roost.scheduler.client.call import ANSWER_S, wait_for
@@ -77,6 +79,8 @@ def diagnose(arguments: argparse.Namespace) -> int:
         findings.append({"level": "error", "what": fields.get("what", str(error)), "do": do})
     if arguments.backend == DEFAULT_BACKEND:  # the machine's book divides this machine, and no cluster
         findings += machine.find_problems()
+        if own := describe_visible_gpus(os.environ):
+            findings.append({"level": "ok", "what": own, "do": ""})
     findings += setup_check.find_problems()
     findings += kernelspecs.find_problems(silent=silent) if silent is not None else of_kernelspecs
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,9 @@ from rich.table import Table
 
 from roost.placement.model import Request
 from roost.placement.model.format import format_age, format_count
+from roost.provisioners.kernel_environment import limit_gpus
 from roost.provisioners.request_options import read_start_options
+from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.call import wait_for
 from roost.scheduler.errors import ConfigError
 from roost.scheduler.messages import Kernel
@@ -31,7 +34,9 @@ def explain(arguments: argparse.Namespace) -> int:
     if arguments.kernel:
         return _explain_kernel(arguments)
     config = {**request_config(arguments), "backend": arguments.backend}
-    request = read_start_options(config, {}).request
+    is_here = get_spec(arguments.backend).runs_on_this_machine
+    asked = read_start_options(config, {}).request
+    request = limit_gpus(asked, arguments.backend, os.environ if is_here else {})
     if arguments.snapshot:
         from roost.scheduler.config.files import load_settings
         from roost.scheduler.policies.offline import explain_saved

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         action = find_action(arguments.action)
         from roost.launchers.daemon.daemon import DaemonError
-        from roost.launchers.daemon.private_files import FolderError
+        from roost.launchers.daemon.private_files import FolderError, settle_home
         from roost.scheduler.errors import ConfigError, RoostError
 
         from .options import advise
@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = sys.stdout
     sys.stdout = CleanOutput(out)
     try:
+        settle_home()
         code = action(arguments)
         out.flush()
         return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.text import Text
 from roost.placement.model import NodeType
 from roost.placement.model.format import format_age, format_amount, format_bytes, format_count
 from roost.placement.model.node import UNREACHABLE
+from roost.placement.model.visible_gpus import describe_visible_gpus
 from roost.scheduler.backends.registry import get_spec
 from roost.scheduler.client.call import wait_for
 
@@ -40,8 +42,12 @@ def list_nodes(arguments: argparse.Namespace) -> int:
     def show() -> None:
         show_nodes(nodes, describe_cluster(service))
         show_node_types(node_types)
-        if get_spec(arguments.backend).runs_on_this_machine and (held := describe_others()):
+        if not get_spec(arguments.backend).runs_on_this_machine:
+            return
+        if held := describe_others():
             open_console().print(f"Other users hold {held}.", style="dim")
+        if own := describe_visible_gpus(os.environ):
+            open_console().print(f"{own}.", style="dim")
 
     return print_answer(arguments, document, show)
 

@@ -19,7 +19,7 @@ from roost.scheduler.backends.registry import get_spec
 
 from .cluster_record import find_served
 
-PROTOCOL = 8
+PROTOCOL = 9
 """Version of the service's operations.
 
 A client asks a service with a lower version to exit, and starts its own. It refuses a service with a higher version. A

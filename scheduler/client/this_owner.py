@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import socket
 import sys
 
-from roost.launchers.daemon.process import start_time
+from roost.launchers.daemon.process import name_user, start_time
 from roost.launchers.daemon.world import read_namespace
 from roost.launchers.protocol.shared_values import Owner
 
@@ -18,13 +17,9 @@ def this_owner(user: str = "", application: str = "", can_adopt: bool = False, s
     `can_adopt` says that the application adopts its kernels after a restart, so kernels outlive it. `server`
     is the server name of a Jupyter Server.
     """
-    try:
-        user = user or getpass.getuser()
-    except (KeyError, OSError):  # a container without names of users
-        user = str(os.getuid())
     pid = os.getpid()
     return Owner(
-        user=user,
+        user=user or name_user(),
         application=application or os.path.basename(sys.argv[0] if sys.argv else "") or "python",
         host=socket.gethostname(),
         pid=pid,

@@ -32,7 +32,7 @@ from roost.scheduler.errors import (
     RoostError,
     UnknownKernel,
 )
-from roost.scheduler.messages import Finding, Kernel, KernelState, StartKernel
+from roost.scheduler.messages import SERVER, Finding, Kernel, KernelState, StartKernel
 from roost.scheduler.policies.catalog import FALLBACK, PolicyCatalog
 from roost.scheduler.policies.explain import build_explanation, describe_left, find_soonest
 from roost.scheduler.policies.recent_requests import RecentRequests
@@ -289,13 +289,13 @@ class Scheduler:
         self.owners.watch(owner)
         holder = record.owner
         is_held = owner_key(holder) != owner_key(owner) and self.owners.holds(holder)
-        has_holder = is_held and holder.can_adopt
+        has_holder = is_held and _is_server(holder)
         is_same_server = bool(owner.server) and holder.server == owner.server
         keeps = not takes_away and is_held and not is_same_server
-        if holder.pid and (keeps or (has_holder and owner.can_adopt)):
+        if holder.pid and (keeps or (has_holder and _is_server(owner))):
             who = f"{holder.application or holder.user} (pid {holder.pid} on {holder.host})"
             raise HeldElsewhere(f"kernel {kernel_id} is held by {who}.", kernel_id=kernel_id)
-        if not has_holder or owner.can_adopt:
+        if not has_holder or _is_server(owner):
             record.adopted_at = time.monotonic()
             record.owner = replace(owner, user=holder.user)
             if (lease := record.lease) is not None and lease.state == "held":
@@ -523,3 +523,7 @@ def _promise_stop(problem: BackendUnavailable) -> BackendUnavailable:
     """Return the error of a stop that is tried again until it succeeds."""
     said = problem.user_message.rstrip(".")
     return BackendUnavailable(f"{said}. The kernel is stopped as soon as its agent answers.")
+
+
+def _is_server(owner: Owner) -> bool:
+    return owner.can_adopt or owner.application == SERVER

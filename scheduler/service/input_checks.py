@@ -68,6 +68,7 @@ def check_request(request: Request) -> None:
         ("resource", ((name,) for name in request.resources)),
         ("taint", ((name,) for name in request.tolerates)),
         ("GPU model", ((name,) for name in request.gpu_models)),
+        ("GPU", ((name,) for name in request.visible_gpus or ())),
     ):
         _check_all(f"a {what}", names)
 

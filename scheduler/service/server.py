@@ -30,7 +30,7 @@ from jupyter_core.paths import jupyter_config_path
 
 from roost.launchers.daemon.daemon import DaemonError, Hold, announce, announce_failure, hold
 from roost.launchers.daemon.file_input import take_json
-from roost.launchers.daemon.private_files import FolderError, write_private_json
+from roost.launchers.daemon.private_files import FolderError, settle_home, write_private_json
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all
 from roost.launchers.daemon.world import read_namespace
@@ -417,6 +417,7 @@ def main(arguments: list[str]) -> int:
         CHECK_FLAG, action="store_true", help="only read the settings and load their policies"
     )
     given = parser.parse_args(arguments)
+    settle_home()
     if given.check:
         return check_settings(given.backend, given.folder)
     loosen()

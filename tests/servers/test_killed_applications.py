@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
-from server import jupyter_server
+from server import JupyterServer, jupyter_server
 
 import roost
 from kit import TESTS
-from kit.jupyter.restarted_servers import end, listed, start
+from kit.jupyter.restarted_servers import EXTENSIONS, end, listed, start
 from kit.machine.daemons import wait_gone
 from roost.launchers.daemon.process import is_running, start_time
 from roost.scheduler.messages import Kernel
+from roost.testing.clusters.free_ports import free_port
 from roost.testing.deadlines import allow_s, until
 
 pytestmark = [pytest.mark.usefixtures("roost_by_default")]
 
+WITH_EXTENSION = (f"--ServerApp.jpserver_extensions={EXTENSIONS}",)
 WITHOUT_EXTENSION = ("--ServerApp.jpserver_extensions={'roost': False}",)
+TOKEN = "for-this-test-only"
 
 
 async def until_kernel(state: str = "running") -> Kernel:
@@ -91,10 +95,50 @@ async def until_owner_grace_is_over() -> None:
     assert await asyncio.to_thread(wait_gone, pid, 20)
 
 
-async def test_kill_a_jupyter_server(
+async def test_kill_a_jupyter_server_that_adopts_no_kernels(
     short_owner_grace: float, settled_runtime_dir: Path, tmp_path: Path
 ) -> None:
     async with jupyter_server(tmp_path, options=WITHOUT_EXTENSION) as server:
+        await start(server, "python3")
+        kernel = await until_kernel()
+        assert (kernel.owner.application, kernel.owner.can_adopt) == ("jupyter_server", False)
+        await end(server)
+    assert await asyncio.to_thread(wait_gone, kernel.pid, 60)
+    roost.connect("local").close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+async def test_kill_a_kernel_gateway(
+    short_owner_grace: float, settled_runtime_dir: Path, signum: signal.Signals
+) -> None:
+    pytest.importorskip("kernel_gateway", reason="Kernel Gateway is not installed: pip install '.[test]'")
+    port = free_port()
+    gateway = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "kernel_gateway", f"--port={port}", f"--KernelGatewayApp.auth_token={TOKEN}",
+        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    server = JupyterServer(pid=gateway.pid, port=port, token=TOKEN, log=[])
+
+    async def start_kernel() -> str:
+        try:
+            return await start(server, "python3")
+        except ConnectionRefusedError:  # it does not listen yet
+            return ""
+
+    await until(start_kernel, "the gateway has started a kernel", 60)
+    kernel = await until_kernel()
+    assert not kernel.owner.can_adopt
+    gateway.send_signal(signum)
+    await asyncio.wait_for(gateway.wait(), allow_s(60))
+    assert await asyncio.to_thread(wait_gone, kernel.pid, 60)
+    roost.connect("local").close()
+
+
+async def test_kill_a_jupyter_server(
+    short_owner_grace: float, settled_runtime_dir: Path, tmp_path: Path
+) -> None:
+    async with jupyter_server(tmp_path, options=WITH_EXTENSION) as server:
         kernel_id = await start(server, "python3")
         kernel = await until_kernel()
         assert kernel.id == kernel_id

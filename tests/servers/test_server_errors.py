@@ -46,7 +46,7 @@ async def test_jupyter_server_gets_errors_it_can_show(service: FakeService, tmp_
             await kernels.start_kernel(kernel_name="roosted")
         assert caught.value.status_code == status
         assert caught.value.log_message == str(problem)
-    assert the_start(service).owner.can_adopt
+    assert not the_start(service).owner.can_adopt, "without the extension"
     assert the_start(service).owner.application == "jupyter_server"
     del service.answers["start"]
     kernel_id = await kernels.start_kernel(kernel_name="roosted")

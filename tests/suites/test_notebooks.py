@@ -146,6 +146,35 @@ ray.shutdown()
     assert run_nbclient(code).strip() == "team"
 
 
+@pytest.mark.backends("ray", why="its raylets load an allocator")
+def test_a_kernel_does_not_load_the_allocator_of_raylets(specs_of: Callable[..., object]) -> None:
+    specs_of(config=CELLS["ray"].config)
+    code = """
+import os, subprocess
+print(os.environ.get("LD_PRELOAD"), "jemalloc" in open("/proc/self/maps").read())
+print(subprocess.run("env | grep -c -e LD_PRELOAD -e JEMALLOC", shell=True, capture_output=True, text=True).stdout)
+"""
+    assert run_nbclient(code).split() == [str(os.environ.get("LD_PRELOAD")), "False", "0"]
+
+
+@pytest.mark.backends("dask", why="its nannies set variables")
+def test_a_kernel_has_no_variables_of_the_nannies(specs_of: Callable[..., object]) -> None:
+    specs_of(config=HALF_AN_A100)
+    names = "_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED"
+    own = {name for name in os.environ if name.endswith(names)}
+    code = f"import os; print({{name for name in os.environ if name.endswith({names!r})}} - {own!r})"
+    assert run_nbclient(code).strip() == "set()"
+
+
+@pytest.mark.backends("ssh", why="its hosts have GPUs of their own")
+def test_a_kernelspec_names_the_gpus_of_its_kernels(
+    specs_of: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs_of(config={"gpus": 1, "gpu_models": ["T4"]}, env={"CUDA_VISIBLE_DEVICES": "1"})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")  # of the application's own machine
+    assert run_nbclient(CELLS["ssh"].code) == "n1 1 False\n"
+
+
 @pytest.mark.backends("dask", why="uses Dask inside a kernel")
 def test_the_example_of_dask(specs_of: Callable[..., object]) -> None:
     specs_of(config=HALF_AN_A100)

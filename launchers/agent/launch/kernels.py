@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import shutil
 import signal
 from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from roost.launchers.protocol.rpc import MOST_SOCKETS, RemoteError
 from roost.placement.model.json_codec import WireError, decode, encode
 
 from .child_reaper import Reaper
+from .connection_file import remove_folder
 from .place import Place
 from .start import DIES_S, LOG_TAIL_BYTES, EarlierFork, Starter
 
@@ -222,7 +222,7 @@ class Kernels:
             # While this waited, the kernel may have been started again, in another lease.
             if self._kernels.get(kernel.kernel_id) is kernel:
                 del self._kernels[kernel.kernel_id]
-                shutil.rmtree(kernel.folder, ignore_errors=True)
+                remove_folder(kernel.folder)
                 await kernel.journal.close()
 
     def adopt(self, lease_ids: Container[str]) -> None:
@@ -240,7 +240,7 @@ class Kernels:
                 reason = "no lease" if process else "its start was not finished"
             if process is not None and process.kernel_id in self._kernels:  # its process has been adopted
                 log.error("%s is removed: another folder has the same kernel", folder)
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
                 continue
             if process is not None and process.lease_id in lease_ids:
                 try:
@@ -257,7 +257,7 @@ class Kernels:
             for left in (pid,) if is_running(pid, started_at) else find_by_output(folder / "log"):
                 log.warning("pid=%d ended: %s", left, reason)
                 signal_group(left, signal.SIGKILL)
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
 
     def _read_file(self, path: Path, kind: type[T]) -> T | None:
         """Return the value in a file of a kernel's folder; None if there is no file.
@@ -332,7 +332,7 @@ class Kernels:
         # A launch that is cancelled in its last step has recorded its process already. That kernel runs.
         if (task.cancelled() or task.exception() is not None) and kernel.process is None:
             kernel.ended.set()
-            shutil.rmtree(kernel.folder, ignore_errors=True)
+            remove_folder(kernel.folder)
             if problem := None if task.cancelled() else task.exception():
                 kernel.launched.set_exception(problem)
                 kernel.launched.exception()  # or asyncio would log it if nobody waits for it

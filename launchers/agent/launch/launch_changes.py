@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from roost.launchers.agent.machine.nvml import list_gpus
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.launchers.protocol.messages import FOLDER_OPTION, Launch, Lease
 from roost.launchers.protocol.rpc import RemoteError
+from roost.placement.model.visible_gpus import is_visible, list_visible_gpus, name_gpus, show_gpus
 
 
 class LaunchChanges:
@@ -52,11 +54,21 @@ class LaunchChanges:
             if why_not:
                 raise RemoteError("bad_command", why_not)
         has_bus_ids = self._gpu_locks.is_held or (settings.gpu_visibility == "bus" and self._has_devices)
-        if has_bus_ids or settings.gpu_visibility == "manager":
+        if settings.gpu_visibility == "manager":
             env["CUDA_VISIBLE_DEVICES"] = ",".join(device_ids)
         if has_bus_ids:  # NVML numbers devices in PCI order, but CUDA's default order puts the fastest first
-            env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+            self._check_visible(lease, list_visible_gpus(env))
+            env = {**show_gpus(env, device_ids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         return replace(request, connection=connection, cwd=cwd, env=env), device_ids
+
+    def _check_visible(self, lease: Lease, visible: Sequence[str] | None) -> None:
+        """Raise `RemoteError` if the kernel's variables name other GPUs than its lease has: those of a prologue."""
+        if visible is None or visible == lease.request.visible_gpus or not lease.device_ids:
+            return
+        for device in self._devices.read():
+            if device.id in lease.device_ids and not is_visible(device, visible):
+                problem = f"its variables name the GPUs {name_gpus(visible)}, and its lease has another one"
+                raise RemoteError("bad_command", f"{problem}: name them in its kernelspec's env")
 
     async def _choose_devices(self, lease: Lease) -> tuple[str, ...]:
         """Return the ids of the devices that a kernel in this lease may use. Raises `RemoteError`."""

@@ -1,7 +1,7 @@
 """The start of one kernel, by fork or exec. A start that fails is undone.
 
-A start writes to its kernel's folder, in this order: `log`, `kernel-ID.json`, `starting.json` (pid and start time of
-the process) and `record.json`. An agent that finds `starting.json` but no record ends that process.
+A start writes to its kernel's folder, in this order: `log`, `kernel-ID.json` or a link to it, `starting.json` (pid and
+start time of the process) and `record.json`. An agent that finds `starting.json` but no record ends that process.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from roost.launchers.agent.warm.zygote_pool import ZygotePool
 from roost.launchers.daemon.open_files import restore_limit
 from roost.launchers.daemon.private_files import tail, write_private_json
 from roost.launchers.daemon.process import describe_exit, start_time
+from roost.launchers.daemon.tasks import in_thread
 from roost.launchers.machine_book.book import MachineBook
 from roost.launchers.machine_book.promise import Keeper
 from roost.launchers.protocol.launch_checks import find_impossible
@@ -47,7 +49,6 @@ from roost.launchers.protocol.messages import (
     KernelProcess,
     Launch,
     PodKernel,
-    name_connection_file,
 )
 from roost.launchers.protocol.process_context import (
     ProcessContext,
@@ -59,6 +60,7 @@ from roost.launchers.protocol.rpc import RemoteError
 from roost.placement.model.json_codec import encode
 
 from .child_reaper import Reaper
+from .connection_file import find_blind, find_file, write_connection
 from .place import Place
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,8 @@ log = logging.getLogger(__name__)
 LOG_TAIL_BYTES = 4_096
 DIES_S = 10.0
 """How long a process may take to end after SIGKILL. If it takes longer, it hangs in the operating system."""
+_LOOK_S = 2.0
+"""How long a kernel that does not listen runs between two looks whether it sees its connection file."""
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _OOM_SCORE = 500  # if memory runs out, the system kills kernels before the agent
 _MOST_TRIES = 3
@@ -227,7 +231,7 @@ class Starter:
         ):
             forked = await self.zygotes.launch(
                 command,
-                connection_file=self._write_connection(child.folder, request.kernel_id, connection),
+                connection_file=_write_connection(child.folder, request, connection),
                 env=request.env,
                 cwd=request.cwd,
                 context=request.context,
@@ -249,7 +253,7 @@ class Starter:
         self.reaper.reap()  # it may have ended before the reaper saw signals
         connection = request.connection.with_ports(kernel.ports)
         if earlier.output is None:
-            await _wait_until_listening(code, connection)
+            await _wait_until_listening(code, connection, find_file(child.folder, request.kernel_id))
         timing_ms = {"spawned": kernel.spawned_ms, "listening": (time.perf_counter() - started) * 1e3}
         return connection, timing_ms
 
@@ -264,7 +268,7 @@ class Starter:
             code, connection = self._spawn(child, request, log_fd)
             timing_ms = {"spawned": (time.perf_counter() - started) * 1e3}
             try:
-                await _wait_until_listening(code, connection)
+                await _wait_until_listening(code, connection, find_file(child.folder, request.kernel_id))
             except KernelDiedEarly:
                 if tries == _MOST_TRIES or ports.are_free(connection):
                     raise
@@ -281,7 +285,7 @@ class Starter:
         """Start the kernel's process. Its ports are claimed until it ends."""
         with contextlib.ExitStack() as claims:
             connection = claims.enter_context(ports.claim(request.connection, self.place.kernel_ports))
-            connection_file = self._write_connection(child.folder, request.kernel_id, connection)
+            connection_file = _write_connection(child.folder, request, connection, request.connection_folder)
             with self.limits.open_entries(request.lease_id) as entries:
                 pid = spawn_kernel(
                     request,
@@ -295,10 +299,6 @@ class Starter:
             claims_until_end = claims.pop_all()
         code.add_done_callback(lambda _: claims_until_end.close())
         return code, connection
-
-    def _write_connection(self, folder: Path, kernel_id: str, connection: Connection) -> Path:
-        with writing(folder):
-            return write_connection(folder, kernel_id, connection)
 
 
 def _end_with_parent() -> None:
@@ -362,11 +362,18 @@ def spawn_kernel(
     return process.pid
 
 
-async def _wait_until_listening(code: asyncio.Future[int], connection: Connection) -> None:
+async def _wait_until_listening(code: asyncio.Future[int], connection: Connection, path: Path) -> None:
+    """Wait until a kernel listens. Raises `KernelDiedEarly`, and `RemoteError` if it cannot see the file at `path`."""
+    blind: frozenset[int] = frozenset()
     listening = asyncio.ensure_future(ports.until_listening(connection))
     waiting: list[asyncio.Future[Any]] = [listening, code]
     try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        while not (await asyncio.wait(waiting, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED))[0]:
+            before, blind = blind, await in_thread(partial(find_blind, path))
+            if before & blind:
+                problem = f"the kernel runs, but where its command has taken it there is no file {path}"
+                remedy = f"have it show the folder {path.parent} there, as `apptainer exec --bind` does"
+                raise RemoteError("bad_command", f"{problem}: {remedy}")
         if code.done():
             raise KernelDiedEarly
         listening.result()
@@ -374,13 +381,9 @@ async def _wait_until_listening(code: asyncio.Future[int], connection: Connectio
         listening.cancel()
 
 
-def write_connection(folder: Path, kernel_id: str, connection: Connection) -> Path:
-    """Write the kernel's connection file. Raises `OSError`."""
-    path = folder / name_connection_file(kernel_id)
-    content = {key: value for key, value in encode(connection).items() if value is not None}
-    content.pop("interrupt_mode", None)
-    write_private_json(path, content)
-    return path
+def _write_connection(folder: Path, request: Launch, connection: Connection, shown_in: str = "") -> Path:
+    with writing(folder):
+        return write_connection(folder, request.kernel_id, connection, shown_in=shown_in)
 
 
 def _build_death_error(folder: Path, code: int | None, excess: str) -> RemoteError:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from roost.placement.model import Device
+from roost.placement.model.visible_gpus import is_visible
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ class DeviceReader:
     off the bus may never answer. `read_at` is the monotonic time of the last answer (`math.inf`: not measured).
 
     Several users of a machine must call each device by one name. With `ids`, these are the devices: root has declared
-    them. With `is_shared`, NVML is asked in any case, and the first `declared` of its devices count.
+    them. With `is_shared`, NVML is asked in any case, and the first `declared` of its devices count. `visible` are the
+    names of the GPUs that this process may use; None: all.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class DeviceReader:
         *,
         ids: Sequence[str] | None = None,
         is_shared: bool = False,
+        visible: Sequence[str] | None = None,
         first_wait_s: float = _FIRST_WAIT_S,
     ) -> None:
         self.read_at = math.inf
@@ -44,6 +47,7 @@ class DeviceReader:
         """The bytes of memory of all GPUs that each process used at the last reading."""
         names = list(map(str, range(declared or 0))) if ids is None else list(ids)[:declared]
         self._named = tuple(Device(id=name, model=model) for name in names)
+        self._visible = visible
         # A machine that has GPUs has other names for them than indexes: then wait for these names.
         waits = is_shared and ids is None
         self._last = () if waits else self._named
@@ -63,7 +67,7 @@ class DeviceReader:
             self._reader.join(wait_s)
             if self._reader.is_alive():
                 log.warning("the GPUs have not answered within %g s; their last known state is used", wait_s)
-        return self._last
+        return tuple(device for device in self._last if is_visible(device, self._visible))
 
     def close(self) -> None:
         """Shut NVML down, unless a call to it hangs. May be repeated."""
@@ -99,26 +103,27 @@ class DeviceReader:
         found: dict[str, Device] = {}
         for index in range(self._ask(self._nvml.nvmlDeviceGetCount) or 0):
             handle = self._ask(self._nvml.nvmlDeviceGetHandleByIndex, index)
-            for device in self._read_gpu(handle) if handle is not None else ():
+            for device in self._read_gpu(handle, index) if handle is not None else ():
                 has_id = device.id and device.id not in found
                 named = device if has_id else replace(device, id=str(index))
                 found.setdefault(named.id, named)
         return tuple(found.values())
 
-    def _read_gpu(self, gpu: Any) -> list[Device]:
+    def _read_gpu(self, gpu: Any, index: int) -> list[Device]:
         nvml = self._nvml
         mode = self._ask(nvml.nvmlDeviceGetMigMode, gpu)
         if mode is None or mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
-            return [self._describe(gpu)]
+            return [self._describe(gpu, str(index))]
         slots = range(self._ask(nvml.nvmlDeviceGetMaxMigDeviceCount, gpu) or 0)
         slices = (self._ask(nvml.nvmlDeviceGetMigDeviceHandleByIndex, gpu, slot) for slot in slots)
-        parts = [self._describe(part) for part in slices if part is not None]
-        self.parents |= dict.fromkeys(
-            (part.id for part in parts), _text(self._ask(nvml.nvmlDeviceGetUUID, gpu))
-        )
+        parent = _text(self._ask(nvml.nvmlDeviceGetUUID, gpu))
+        parts = [
+            self._describe(part, *filter(None, (str(index), parent))) for part in slices if part is not None
+        ]
+        self.parents |= dict.fromkeys((part.id for part in parts), parent)
         return parts
 
-    def _describe(self, handle: Any) -> Device:
+    def _describe(self, handle: Any, *names: str) -> Device:
         nvml = self._nvml
         for process in self._ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ():
             used = int(process.usedGpuMemory or 0)  # None: the driver does not tell, as in most containers
@@ -131,6 +136,7 @@ class DeviceReader:
             memory_bytes=int(memory.total) if memory is not None else 0,
             used=rates.gpu / 100 if rates is not None else None,
             memory_used_bytes=int(memory.used) if memory is not None else None,
+            names=names,
         )
 
     def _ask(self, question: Callable[..., Any], *arguments: Any) -> Any:

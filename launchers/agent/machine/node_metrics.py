@@ -17,6 +17,7 @@ from roost.launchers.machine_book.book import ALONE, MachineBook, Room, View
 from roost.launchers.machine_book.rules import Amounts, BadRules, MachineRules, read_rules
 from roost.launchers.protocol.agent_settings import AgentSettings
 from roost.placement.model import Device, Node
+from roost.placement.model.visible_gpus import list_visible_gpus
 
 from .gpus import DeviceReader
 
@@ -115,10 +116,13 @@ def _read_rules() -> MachineRules:
 
 
 def _open_devices(settings: AgentSettings, rules: MachineRules) -> DeviceReader:
+    # An agent on another machine than the application chooses among the GPUs that its own environment names.
+    chooses = settings.is_remote and settings.gpu_visibility in ("bus", "locks")
+    visible = list_visible_gpus(os.environ) if chooses else None
     if not settings.divides_machine:
-        return DeviceReader(settings.gpus, settings.gpu_model)
+        return DeviceReader(settings.gpus, settings.gpu_model, visible=visible)
     model = rules.gpu_model or settings.gpu_model
-    return DeviceReader(settings.gpus, model, ids=rules.gpu_ids, is_shared=True)
+    return DeviceReader(settings.gpus, model, ids=rules.gpu_ids, is_shared=True, visible=visible)
 
 
 def _lower(total: float, own: float | None, is_ruled: bool) -> float:

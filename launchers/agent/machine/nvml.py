@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+import os
 
 from roost.placement.model import Device
+from roost.placement.model.visible_gpus import is_visible, list_visible_gpus
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +26,9 @@ async def list_gpus() -> tuple[Device, ...]:
     except asyncio.TimeoutError:
         log.warning("the GPUs have not answered within %g s", _WAIT_S)
         return ()
-    return tuple(Device(id=uuid) for uuid in uuids)
+    found = (Device(id=uuid, names=(str(index),)) for index, uuid in enumerate(uuids))
+    visible = list_visible_gpus(os.environ)
+    return tuple(device for device in found if is_visible(device, visible))
 
 
 def _list_uuids() -> list[str]:

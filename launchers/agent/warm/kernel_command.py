@@ -95,8 +95,13 @@ def find_program(name: str, env: Mapping[str, str], cwd: str = "/") -> str | Non
 
 
 def suggest_interpreter(pid: int) -> str:
-    """Return the interpreter that a program has become, as its command line names it; empty if it has become none."""
+    """Return the interpreter that a program has become, as its command line names it; empty if it has become none.
+
+    Nor is it one of this machine if the program has entered a container.
+    """
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+            return ""
         first = os.fsdecode(file.read().partition(b"\0")[0])
         if os.path.isabs(first) and is_interpreter(first):
             return first

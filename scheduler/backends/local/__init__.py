@@ -18,4 +18,5 @@ SPEC = BackendSpec(
     settings="roost.scheduler.backends.local.settings:RoostLocalBackend",
     create="roost.scheduler.backends.local.backend:create",
     runs_on_this_machine=True,
+    follows_visible_gpus=True,
 )

@@ -100,7 +100,7 @@ def _bring_up(
     clients: list[str],
     python: str,
 ) -> Answer:
-    """Call `bring_up` with the raylet's environment: the worker's own environment has Ray's variables for tasks."""
+    """Call `bring_up` with the environment of `ray start`: the worker's own has Ray's variables for tasks."""
     import os
     import sys
 
@@ -111,10 +111,25 @@ def _bring_up(
         manager = {**manager, "probe": [sys.executable, "-c", script]}
     with open(f"/proc/{raylet}/environ", "rb") as file:
         lines = file.read().decode(errors="surrogateescape").split("\0")
-    env = dict(line.split("=", 1) for line in lines if "=" in line)
-    for variable in [key for key in env if key.startswith("RAY_") and not key.startswith("RAY_AUTH_")]:
-        del env[variable]
+    env = restore_variables(dict(line.split("=", 1) for line in lines if "=" in line))
     return bring_up(archive, digest, name, settings, {**manager, "pid": raylet}, clients, python, env)
+
+
+def restore_variables(raylet: dict[str, str]) -> dict[str, str]:
+    """Return a raylet's variables as they were before Ray set its own, which preload an allocator or a profiler."""
+    added: dict[str, str | None] = {
+        "LD_PRELOAD": raylet.get("RAY_JEMALLOC_LIB_PATH"),
+        "MALLOC_CONF": raylet.get("RAY_JEMALLOC_CONF"),
+    }
+    if raylet.get("LD_PRELOAD", "").endswith("/ray/core/libjemalloc.so"):
+        added["LD_PRELOAD"] = raylet["LD_PRELOAD"]
+    if raylet.get("RAY_RAYLET_PERFTOOLS_PROFILER") == "1":
+        added |= {"LD_PRELOAD": raylet.get("PERFTOOLS_PATH"), "CPUPROFILE": raylet.get("PERFTOOLS_LOGFILE")}
+    return {
+        name: value
+        for name, value in raylet.items()
+        if value != added.get(name) and (not name.startswith("RAY_") or name.startswith("RAY_AUTH_"))
+    }
 
 
 def list_gpu_ids(_: bytes | None = None) -> list[str]:

@@ -28,6 +28,7 @@ SPEC = BackendSpec(
     create="roost.scheduler.backends.ssh.backend:create",
     caller_variables=("SSH_AUTH_SOCK", "KRB5CCNAME"),
     requires_encryption=True,
+    follows_visible_gpus=True,
     probe="roost.scheduler.backends.ssh.python_probe:probe",
     request_options=(
         RequestOption(

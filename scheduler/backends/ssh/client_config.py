@@ -6,6 +6,7 @@ options are a file that includes the person's files. For ssh the first value of 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pwd
@@ -57,7 +58,8 @@ def prepare_command(ssh: Sequence[str]) -> list[str]:
     if own is not None:
         included = [] if own == "none" else [_whole_path(own)]
     else:
-        _check_owner(Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh/config")
+        with contextlib.suppress(KeyError):  # a uid without a name: ssh says so itself
+            _check_owner(Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh/config")
     text = "".join(
         [
             _FIXED,

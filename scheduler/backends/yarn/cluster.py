@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from roost.launchers.daemon.process import name_user
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import cancel_all, join_shared, spawn
 from roost.launchers.protocol.messages import Launch, Lease, Nothing
@@ -126,7 +126,7 @@ class YarnCluster(PodCluster):
 
     def check_request(self, request: Request) -> None:
         """Raise `ConfigError`, `NoNodeEver` or `NotAllowed` for a request that this cluster cannot serve."""
-        if request.owner and request.owner not in (self._rest.user, getpass.getuser()):
+        if request.owner and request.owner not in (self._rest.user, name_user()):
             raise NotAllowed(
                 f"containers run as {self._rest.user} here, so KERNEL_USERNAME = {request.owner!r:.80} is refused: "
                 "leave it out, or let that user run a service of their own."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import getpass
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from yarn_api_client.base import BaseYarnAPI
 from yarn_api_client.resource_manager import ResourceManager
 
 from roost.launchers.daemon.file_input import UnfitFile, read_text
+from roost.launchers.daemon.process import name_user
 from roost.launchers.daemon.tasks import in_thread
 from roost.scheduler.errors import BackendUnavailable, ConfigError
 
@@ -87,7 +87,7 @@ class Rest:
     """
 
     def __init__(self, settings: RoostYarnBackend) -> None:
-        self.user = settings.user or getpass.getuser()
+        self.user = settings.user or name_user()
         session = _open_session(settings, self.user)
         self._session = session
         self.addresses = find_web_addresses(settings.address)

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,31 @@ def test_a_missing_executable_is_refused_unless_not_checked(make: Make, kernels:
     (broken,) = [
         finding for finding in findings if finding["level"] == "error" and "r-far" in finding["what"]
     ]
-    assert "roost kernelspec remove r-far" in broken["do"]
+    assert broken["do"] == f"if its kernels do not start, change {kernels}/r-far/kernel.json"
+
+
+def test_a_command_may_lie_beside_its_kernelspec(
+    make: Make, kernels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["{resource_dir}/bin/helper", "{prefix}/x", "-f", "{connection_file}"]
+    helper = make("helped", argv) / "bin" / "helper"
+    helper.parent.mkdir()
+    helper.write_text("#!/bin/sh\n")
+    helper.chmod(0o755)
+    _, found = kernelspecs.install("helped", name="copy", config={})
+    assert found is not None
+    assert found.executable == str(helper)
+    assert read_kernelspec(kernels / "copy")["argv"] == argv
+    assert (kernels / "copy" / "bin" / "helper").stat().st_mode & 0o111
+    asked: list[str] = []
+
+    def note(argv: Sequence[str], env: object) -> ProbeResult:
+        asked.extend(argv)
+        return ProbeResult()
+
+    monkeypatch.setattr(kernelspecs, "probe", note)
+    kernelspecs.find_problems(silent=("local", {}))
+    assert asked == [f"{kernels}/copy/bin/helper", f"{sys.prefix}/x", "-f", "{connection_file}"]
 
 
 def test_a_kernelspec_whose_kernels_the_backend_refuses_is_refused(make: Make) -> None:

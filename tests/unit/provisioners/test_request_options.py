@@ -8,6 +8,7 @@ import pytest
 
 from roost.placement.model import Request
 from roost.provisioners import request_options
+from roost.provisioners.kernel_environment import limit_gpus
 from roost.provisioners.request_options import OPTIONS, check_names, read_start_options
 from roost.scheduler.backends.spec import BackendSpec, RequestOption
 from roost.scheduler.errors import ConfigError
@@ -87,6 +88,18 @@ def test_a_variable_names_the_node(backend: str) -> None:
     )
     assert read.request.labels == {"zone": "a", "node": "gpu-7"}
     assert read_start_options({"backend": backend}, {"KERNEL_REMOTE_HOST": ""}).request.labels == {}
+
+
+@pytest.mark.parametrize(
+    ("backend", "gpus", "expected"),
+    [("local", 1, ("2",)), ("ssh", 0.5, ("2",)), ("local", 0, None), ("ray", 1, None)],
+)
+def test_gpus_are_those_that_the_kernels_variables_name(
+    backend: str, gpus: float, expected: tuple[str, ...] | None
+) -> None:
+    limited = limit_gpus(Request(gpus=gpus), backend, {"CUDA_VISIBLE_DEVICES": "2"})
+    assert limited.visible_gpus == expected
+    assert limit_gpus(Request(gpus=gpus), backend, {}).visible_gpus is None
 
 
 def test_the_local_backend_needs_no_name_for_this_machine() -> None:

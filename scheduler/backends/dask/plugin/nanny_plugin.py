@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from distributed import Scheduler
@@ -111,7 +112,7 @@ class AgentStarter:
                 manager,
                 clients,
                 self.python,
-                dict(os.environ),
+                build_variables(getattr(server, "pre_spawn_env", {})),
             )
         except OSError as problem:
             return {"problem": str(problem)}
@@ -122,6 +123,19 @@ class AgentStarter:
         if "endpoint" in answer:
             answer = {**answer, "clients": list(clients)}
         return {**answer, "environment": _build_environment(server.security, cluster)}
+
+
+def build_variables(for_workers: Mapping[str, str], own: Path = Path("/proc/self/environ")) -> dict[str, str]:
+    """Return the variables of this process without those that a nanny has set `for_workers`.
+
+    Those are as they were when this process began (`own`).
+    """
+    entries = own.read_bytes().decode(errors="surrogateescape").split("\0")
+    begun = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    env = {name: value for name, value in os.environ.items() if name != "__DASK_PARENT_PID"}
+    return {name: value for name, value in env.items() if name not in for_workers} | {
+        name: begun[name] for name in for_workers if name in begun
+    }
 
 
 async def _read_scheduler_id(server: Any) -> str:

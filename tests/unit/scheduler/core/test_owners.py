@@ -196,6 +196,20 @@ async def test_a_stop_that_had_to_wait_is_carried_out_by_the_next_scheduler(tmp_
     await agent.close()
 
 
+async def test_a_script_does_not_become_the_owner_of_a_kernel_of_a_server_without_heirs(
+    tmp_path: Path, servers: list[subprocess.Popen[bytes]]
+) -> None:
+    gateway = replace(owner(servers[0]), can_adopt=False, server="")
+    script = replace(owner(servers[1]), can_adopt=False, server="", application="script")
+    async with fake_world(tmp_path) as w:
+        await w.start("k", owner=gateway)
+        assert (await w.scheduler.adopt("k", script)).owner == gateway
+        with pytest.raises(HeldElsewhere, match="held by jupyter_server"):
+            await w.scheduler.adopt("k", owner(servers[1]))
+        await end(w, servers[0], gateway)
+        assert (await w.scheduler.adopt("k", script)).owner == script
+
+
 async def test_a_kernel_is_taken_from_a_program_only_on_purpose(
     tmp_path: Path, servers: list[subprocess.Popen[bytes]]
 ) -> None:

@@ -41,6 +41,18 @@ def test_devices_have_the_memory_that_is_asked_for(tmp_path: Path) -> None:
         ledger.reserve(ask("l", gpus=1, gpu_memory_bytes=40))
 
 
+def test_devices_are_those_of_the_application(tmp_path: Path) -> None:
+    devices = [Device(id=f"GPU-{index}", names=(str(index),)) for index in range(4)]
+    ledger = LeaseLedger(tmp_path / "l", cpus=4, memory_bytes=100, devices=devices)
+    assert ledger.reserve(ask("k", gpus=1, visible_gpus=("2", "3"))).device_ids == ("GPU-2",)
+    preferred = ask("l", gpus=1, visible_gpus=("2", "GPU-3"), device_ids=("GPU-0",))
+    assert ledger.reserve(preferred).device_ids == ("GPU-3",)
+    for visible in ((), ("2", "3"), ("7",)):
+        with pytest.raises(Conflict, match="0 devices have that much free"):
+            ledger.reserve(ask("m", gpus=1, visible_gpus=visible))
+    assert ledger.reserve(ask("m", gpus=1)).device_ids == ("GPU-0",)
+
+
 def test_four_quarters_fill_a_device(tmp_path: Path) -> None:
     ledger = make(tmp_path / "l")
     granted = [ledger.reserve(ask(str(n), gpus=0.25)).device_ids for n in range(8)]

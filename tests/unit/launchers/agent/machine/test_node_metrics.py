@@ -202,6 +202,28 @@ def test_a_user_declares_gpus_by_index_only_where_nvml_has_none(
     assert [device.id for device in DeviceReader(2, is_shared=True).read()] == ["0", "1"]
 
 
+@pytest.mark.parametrize(
+    ("visible", "changes", "expected"),
+    [
+        ("1", {}, ["GPU-b"]),
+        ("GPU-a", {}, ["GPU-a"]),
+        ("", {}, []),
+        ("1", {"divides_machine": False, "gpu_visibility": "locks"}, ["GPU-b"]),
+        ("1", {"is_remote": False}, ["GPU-a", "GPU-b"]),  # the request has the application's own
+        ("1", {"gpu_visibility": "inherit"}, ["GPU-a", "GPU-b"]),
+        ("1", {"gpu_visibility": "manager"}, ["GPU-a", "GPU-b"]),
+    ],
+)
+def test_an_agent_on_another_machine_has_the_gpus_that_its_login_may_use(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch, visible: str, changes: dict[str, Any], expected: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    settings = AgentSettings(**{"is_remote": True, "divides_machine": True, **changes})
+    reader = NodeMetrics(settings).devices
+    assert [device.id for device in reader.read()] == expected
+    reader.close()
+
+
 class MigNvml(Nvml):
     """A stand-in with two GPUs, of which the first has two slices."""
 
@@ -227,6 +249,7 @@ def test_the_gpu_of_each_slice_is_known(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "pynvml", MigNvml("GPU-a", "GPU-b"))  # type: ignore[arg-type]
     reader = DeviceReader(is_shared=True)
     assert [device.id for device in reader.read()] == ["MIG-0", "MIG-1", "GPU-b"]
+    assert [device.names for device in reader.read()] == [("0", "GPU-a"), ("0", "GPU-a"), ("1",)]
     assert reader.parents == {"MIG-0": "GPU-a", "MIG-1": "GPU-a"}
     reader.close()
 

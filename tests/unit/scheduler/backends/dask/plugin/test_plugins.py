@@ -339,6 +339,50 @@ async def test_the_parts_that_only_nannies_use_exist() -> None:
     assert callable(distributed.Nanny.plugin_add)
 
 
+@pytest.mark.parametrize(
+    ("begun", "changed", "expected"),
+    [
+        ({}, {}, {}),
+        ({"OMP_NUM_THREADS": "1"}, {}, {"OMP_NUM_THREADS": "1"}),
+        (
+            {"MKL_NUM_THREADS": "4", "PYTHONHASHSEED": "0"},
+            {},
+            {"MKL_NUM_THREADS": "4", "PYTHONHASHSEED": "0"},
+        ),
+        ({"PYTHONHASHSEED": "7"}, {}, {"PYTHONHASHSEED": "7"}),
+        ({}, {"__DASK_PARENT_PID": "7"}, {}),
+    ],
+)
+async def test_what_a_nanny_sets_for_its_workers_is_no_variable_of_a_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    begun: dict[str, str],
+    changed: dict[str, str],
+    expected: dict[str, str],
+) -> None:
+    (tmp_path / "environ").write_text("\0".join(f"{name}={value}" for name, value in begun.items()))
+    names = (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "MALLOC_TRIM_THRESHOLD_",
+        "PYTHONHASHSEED",
+    )
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**begun, **changed}.items():
+        monkeypatch.setenv(name, value)
+    async with started() as cluster:
+        with dask.config.set({"distributed.nanny.pre-spawn-environ.MINE": "x"}):
+            nanny = distributed.Nanny(cluster.scheduler.address)
+        for name, value in nanny.pre_spawn_env.items():  # as it does before it starts its worker
+            monkeypatch.setenv(name, value)
+        await nanny.close()
+    found = nanny_plugin.build_variables(nanny.pre_spawn_env, tmp_path / "environ")
+    set_by_dask = {*names, "MINE", "__DASK_PARENT_PID"}
+    assert {name: value for name, value in found.items() if name in set_by_dask} == expected
+
+
 async def test_each_agent_accepts_all_services(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent that Dask's plugin starts by itself accepts all earlier services. A later one is admitted at once."""
     calls: list[list[str]] = []

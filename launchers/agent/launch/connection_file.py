@@ -1,0 +1,71 @@
+"""The file from which a kernel reads its ports and keys, and whether the kernel's command can see it.
+
+A command such as `apptainer exec` enters a container that shows only a part of this machine's files.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from roost.launchers.daemon.private_files import private_folder, write_private_json
+from roost.launchers.protocol.messages import Connection, name_connection_file
+from roost.placement.model.json_codec import encode
+
+
+def write_connection(folder: Path, kernel_id: str, connection: Connection, *, shown_in: str = "") -> Path:
+    """Write the connection file of a kernel in its `folder`, or in `shown_in` where that is possible. Raises `OSError`.
+
+    A link in `folder` then leads to it, so that `remove_folder` finds it.
+    """
+    path = folder / name_connection_file(kernel_id)
+    content = {key: value for key, value in encode(connection).items() if value is not None}
+    content.pop("interrupt_mode", None)
+    _remove_shown(folder)
+    if shown_in:
+        with suppress(OSError):
+            shown = private_folder(Path(shown_in)) / path.name
+            path.symlink_to(shown)
+            write_private_json(shown, content)
+            return shown
+        _remove_shown(folder)
+    write_private_json(path, content)
+    return path
+
+
+def find_file(folder: Path, kernel_id: str) -> Path:
+    """Return the connection file that the kernel with this folder reads."""
+    return (folder / name_connection_file(kernel_id)).resolve()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the folder of a kernel, and its connection file elsewhere. Errors are ignored."""
+    _remove_shown(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_shown(folder: Path) -> None:
+    """Remove the connection file elsewhere, and the link to it."""
+    for link in folder.glob("kernel-*.json"):
+        with suppress(OSError):
+            Path(os.readlink(link)).unlink(missing_ok=True)
+            link.unlink()
+
+
+def find_blind(path: Path) -> frozenset[int]:
+    """Return the processes whose command lines name this file, and which do not see it. Reads all command lines."""
+    found = set()
+    for entry in os.listdir("/proc"):
+        with suppress(OSError):
+            command = Path("/proc", entry, "cmdline").read_bytes() if entry.isdecimal() else b""
+            root = f"/proc/{entry}/root"
+            # Another user's files cannot be seen from here: then nothing is known.
+            if (
+                os.fsencode(path) in command
+                and os.path.exists(f"{root}/.")
+                and not os.path.exists(f"{root}{path}")
+            ):
+                found.add(int(entry))
+    return frozenset(found)
