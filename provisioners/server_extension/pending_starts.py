@@ -45,6 +45,12 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     is the `Holder`.
     """
 
+    answer_after_s = 0.12
+    """How long a start may take before its kernel is listed as starting.
+
+    JupyterLab drops cells that are run before the kernel is listed.
+    """
+
     def begin(self, extension: RoostExtension, *, may_wait: bool) -> None:
         """Set the attributes of this class, because the object may have been made by the original class.
 
@@ -233,7 +239,9 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
 def add_pending_starts(kind: type[Any]) -> type[Any]:
     """Return a subclass of the kernel manager class `kind` that does not wait for starts of roost's kernels.
 
-    `begin` must be called for each object of it.
+    `begin` must be called for each object of it. A class with pending starts stays as it is.
     """
+    if issubclass(kind, PendingStarts):
+        return kind
     bases = (PendingStarts,) if kind is AsyncMappingKernelManager else (PendingStarts, kind)
     return type(f"Roost{kind.__name__}", bases, {})
