@@ -79,6 +79,10 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         if start is not None:
             start.note_change()
 
+    def find_environment(self, kernel_id: str) -> dict[str, str]:
+        """Return the variables of a kernel that is adopted; with an empty id, those of a kernel in general."""
+        return dict(os.environ)
+
     # Jupyter Server's methods
 
     async def start_kernel(self, *, kernel_id: str | None = None, **kwargs: Any) -> str:
