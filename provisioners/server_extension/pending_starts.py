@@ -51,6 +51,9 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     JupyterLab drops cells that are run before the kernel is listed.
     """
 
+    shows_others = True
+    """True if a waiting notebook may show other users and their kernels."""
+
     def begin(self, extension: RoostExtension, *, may_wait: bool) -> None:
         """Set the attributes of this class, because the object may have been made by the original class.
 

@@ -75,6 +75,7 @@ class WaitingStarts:
     def begin(self, start: PendingStart) -> None:
         """Begin a start or an adoption. `start.task` does it."""
         state, held = self._state, start.held
+        start.shows_others = self._kernels.shows_others
         held.on_change = lambda: state.note_held(start.kernel_id, held.cells)
         if start.is_adoption:
             self._kernels.adopting.add(start.kernel_id)
