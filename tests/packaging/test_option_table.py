@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from roost.provisioners import foreign_variables
+from roost.provisioners.gateway.settings import RoostGateway
 from roost.provisioners.request_options import OPTIONS
 from roost.provisioners.server_extension.extension import RoostExtension
 from roost.scheduler.backends.registry import get_spec, load_object
@@ -34,7 +35,7 @@ def list_settings() -> dict[str, list[str]]:
     """Return the names of the settings by their section."""
     sections = {get_spec(backend).section: get_spec(backend).settings for backend in BACKENDS}
     classes = {name: load_object(reference, "the settings") for name, reference in sections.items()}
-    classes |= {"RoostScheduler": RoostScheduler, "RoostExtension": RoostExtension}
+    classes |= {each.__name__: each for each in (RoostScheduler, RoostExtension, RoostGateway)}
     return {name: section.class_trait_names(config=True) for name, section in classes.items()}
 
 
