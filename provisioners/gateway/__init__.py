@@ -5,5 +5,7 @@ gateway.py          Gateway: what all parts share
 user_sources.py     who calls: a file of tokens, JupyterHub, a trusted proxy's header, or trust
 token_file.py       the tokens of people, as hashes
 own_kernels.py      whose kernel it is: the records of all kernels, and the authorizer
+start_variables.py  what a start may say
+kernels.py          the kernel manager: starts for a person, caps, the environment of an adopted kernel
 audit.py            the audit file
 """
