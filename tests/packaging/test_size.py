@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from roost.provisioners.gateway.settings import RoostGateway
 from roost.provisioners.server_extension.extension import RoostExtension
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.cli.commands import build_parser
@@ -50,10 +51,11 @@ ROOMS = {
     "placement/model": Size(1023, 514),
     "placement/rules": Size(922, 490),
     "placement/tables": Size(764, 435),
-    "provisioners": Size(3545, 1914),
+    "provisioners": Size(3559, 1918),
+    "provisioners/gateway": Size(1880, 1080),
     "provisioners/jupyter_config": Size(13, 1),
     "provisioners/migration": Size(4438, 2326),
-    "provisioners/server_extension": Size(4481, 2273),
+    "provisioners/server_extension": Size(4540, 2305),
     "roost": Size(90, 43),
     "scheduler": Size(523, 218),
     "scheduler/backends": Size(1457, 669),
@@ -66,7 +68,7 @@ ROOMS = {
     "scheduler/backends/ray": Size(2849, 1558),
     "scheduler/backends/ssh": Size(2958, 1557),
     "scheduler/backends/yarn": Size(5221, 2906),
-    "scheduler/cli": Size(2469, 1561),
+    "scheduler/cli": Size(2632, 1678),
     "scheduler/client": Size(2301, 1246),
     "scheduler/config": Size(638, 357),
     "scheduler/core": Size(3797, 2268),
@@ -95,9 +97,10 @@ MEMBERS = {
     "Session": 4,
     "Ties": 0,
     "TimerHandle": 1,
+    "UserSource": 1,
 }
 """At most how many public members an interface has."""
-SETTINGS, COMMANDS, MODULES = 125, 16, 541
+SETTINGS, COMMANDS, MODULES = 139, 17, 555
 
 
 def list_files() -> list[Path]:
@@ -188,7 +191,8 @@ def test_no_interface_has_grown() -> None:
 def test_no_setting_command_or_module_is_added_in_silence() -> None:
     sections = [load_object(get_spec(backend).settings, "the settings") for backend in BACKENDS]
     settings = sum(
-        len(section.class_own_traits(config=True)) for section in (*sections, RoostScheduler, RoostExtension)
+        len(section.class_own_traits(config=True))
+        for section in (*sections, RoostScheduler, RoostExtension, RoostGateway)
     )
     (commands,) = (action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
     modules = sum(path.suffix == ".py" for path in list_files())
