@@ -22,6 +22,7 @@ other_worlds.py        finds a kernel in another world of this user, for adoptio
 journal_reader.py      the messages of a kernel that its node has kept
 kernel_json.py         reads and checks a kernel.json
 kernel_resources.py    the logos and other files of a kernelspec, for a copy
+gateway/               the server that `roost gateway` runs for many people
 migration/             translates kernelspecs of Enterprise Gateway and its relatives
 server_extension/      roost's part of a Jupyter Server
 

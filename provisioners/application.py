@@ -124,7 +124,12 @@ def find_queue_timeout_s(km: Any) -> float | None:
 
 
 def to_http_error(problem: RoostError) -> Exception:
-    """Return an HTTPError with the user message of `problem` as its whole text.
+    """Return an HTTPError with the user message of `problem` as its whole text."""
+    return build_http_error(_STATUSES.get(type(problem), 500), problem.user_message)
+
+
+def build_http_error(status: int, sentence: str) -> Exception:
+    """Return an HTTPError with this sentence as its whole text.
 
     Jupyter Server answers a failed `POST /api/sessions` with this text.
     """
@@ -132,12 +137,12 @@ def to_http_error(problem: RoostError) -> Exception:
 
     class ShownError(HTTPError):
         if hasattr(HTTPError, "get_message"):  # earlier versions of tornado use `log_message` as a format
-            log_message = problem.user_message  # tornado would double each %
+            log_message = sentence  # tornado would double each %
 
         def __str__(self) -> str:
-            return problem.user_message
+            return sentence
 
-    return ShownError(_STATUSES.get(type(problem), 500), problem.user_message)
+    return ShownError(status, sentence)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -53,8 +52,10 @@ class Adoption:
             )
 
     def _begin(self, kernel: FoundKernel) -> PendingStart:
-        environment = {"JPY_SESSION_NAME": kernel.session} if kernel.session else {}
-        arguments: dict[str, Any] = {"kernel_name": kernel.name, "env": {**os.environ, **environment}}
+        environment = self._kernels.find_environment(kernel.kernel_id)
+        if kernel.session:
+            environment["JPY_SESSION_NAME"] = kernel.session
+        arguments: dict[str, Any] = {"kernel_name": kernel.name, "env": environment}
         if kernel.cwd:
             arguments["cwd"] = kernel.cwd
         start = PendingStart(kernel.kernel_id, arguments, self._kernels.log)

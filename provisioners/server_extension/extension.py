@@ -57,6 +57,9 @@ class RoostExtension(LoggingConfigurable):
         " Default: keep on clusters, stop on this machine (local).",
     )
 
+    waits_for_name = False
+    """True if this server waits for the end of another server of its name."""
+
     def __init__(self, *, parent: Any) -> None:
         super().__init__(parent=parent)
         self.serverapp = parent
@@ -71,7 +74,7 @@ class RoostExtension(LoggingConfigurable):
         """Keep the server's sessions in a file, unless its configuration says where they are."""
         if "url" in self.serverapp.config.GatewayClient or "JUPYTER_GATEWAY_URL" in os.environ:
             return
-        self.state = ServerState(self.server_name)
+        self.state = ServerState(self.server_name, waits=self.waits_for_name)
         sessions = self.serverapp.config.SessionManager
         if self.state.has_lock and "database_filepath" not in sessions:
             sessions.database_filepath = str(self.state.sessions)

@@ -16,6 +16,7 @@ from roost.scheduler.messages import Kernel
 
 from .client_message import ClientMessage
 from .held_messages import FULL, HeldMessages
+from .reasons import hide_users
 from .waiting_line import WaitingLine
 
 _NOT_SENT = "The cell could not be sent to the kernel: run it again."
@@ -44,6 +45,8 @@ class PendingStart:
         self.task: asyncio.Task[str]
         self.following: asyncio.Task[None] | None = None
         self.is_listed = False
+        self.shows_others = True
+        """True if the reports about the wait may name other users and their kernels."""
         self.state: Literal["waiting", "opening", "over", "failed"] = "waiting"
         self.problem = ""
         """The error that the held cells show if the start fails or is withdrawn; empty until then."""
@@ -143,8 +146,13 @@ class PendingStart:
                 message.sender.speak("shell", "execute_reply", build_reply(error), message.header)
                 self.send("status", {"execution_state": "idle"}, message.header)
 
+    def hide_others(self, text: str) -> str:
+        """Return a text as this start's clients may read it: without other users, unless they may be shown."""
+        return text if self.shows_others else hide_users(text)
+
     def fail(self, sentence: str) -> None:
         """Note that there will be no kernel, and end the held cells."""
+        sentence = self.hide_others(sentence)
         self.state, self.problem = "failed", sentence
         self.km.execution_state, self.km.reason = "dead", sentence
         self.end_cells(sentence)

@@ -45,6 +45,15 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
     is the `Holder`.
     """
 
+    answer_after_s = 0.12
+    """How long a start may take before its kernel is listed as starting.
+
+    JupyterLab drops cells that are run before the kernel is listed.
+    """
+
+    shows_others = True
+    """True if a waiting notebook may show other users and their kernels."""
+
     def begin(self, extension: RoostExtension, *, may_wait: bool) -> None:
         """Set the attributes of this class, because the object may have been made by the original class.
 
@@ -72,6 +81,10 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
         start = self.starts.pending.get(kernel_id)
         if start is not None:
             start.note_change()
+
+    def find_environment(self, kernel_id: str) -> dict[str, str]:
+        """Return the variables of a kernel that is adopted; with an empty id, those of a kernel in general."""
+        return dict(os.environ)
 
     # Jupyter Server's methods
 
@@ -233,7 +246,9 @@ class PendingStarts(AsyncMappingKernelManager):  # type: ignore[misc]
 def add_pending_starts(kind: type[Any]) -> type[Any]:
     """Return a subclass of the kernel manager class `kind` that does not wait for starts of roost's kernels.
 
-    `begin` must be called for each object of it.
+    `begin` must be called for each object of it. A class with pending starts stays as it is.
     """
+    if issubclass(kind, PendingStarts):
+        return kind
     bases = (PendingStarts,) if kind is AsyncMappingKernelManager else (PendingStarts, kind)
     return type(f"Roost{kind.__name__}", bases, {})

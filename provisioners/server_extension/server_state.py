@@ -50,11 +50,12 @@ class ServerState:
     """The folder of one server name.
 
     `has_lock` is False if another server has the name, if the name is empty, if the folder cannot be written,
-    or after `close`.
+    or after `close`. With `waits`, this waits for the end of the other server of that name.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, waits: bool = False) -> None:
         self.name = name
+        self._waits = waits
         self.problem = ""
         self._lock: int | None = None
         self._kernels: dict[str, dict[str, str]] = {}
@@ -74,8 +75,8 @@ class ServerState:
         self.folder = state_folder("servers", hashlib.sha256(self.name.encode()).hexdigest()[:16])
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            self._take(lock)
+        except BaseException:
             os.close(lock)
             raise
         self._lock = lock
@@ -91,6 +92,16 @@ class ServerState:
             for kernel_id, headers in (take_json(self.folder / "held.json", log) or {}).items()
             if _is_id(kernel_id) and isinstance(headers, list) and (good := list(filter(_is_header, headers)))
         }
+
+    def _take(self, lock: int) -> None:
+        """Lock the file. The system gives the lock to a server that waits as soon as the other one has ended."""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not self._waits:
+                raise
+            log.warning("The server named %r runs. This one waits for its end.", self.name)
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
     @property
     def has_lock(self) -> bool:

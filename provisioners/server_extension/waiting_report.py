@@ -56,19 +56,25 @@ class WaitingReport:
             change.cancel()
 
     async def _describe(self, kernel: Kernel) -> str:
-        text = describe_wait(kernel)
+        text = self._start.hide_others(describe_wait(kernel))
         if kernel.state != "queued" or kernel.is_pending:
             return text
         with suppress(RoostError, asyncio.TimeoutError):
             explanation = self._start.km.provisioner.service.explain(kernel.request, kernel.kernel_name)
             decision = await explanation.within(_EXPLAINED_WITHIN_S)
-            text = " ".join([text, *describe_holders(decision, time.time())])
+            more = describe_holders(decision, time.time(), names_kernels=self._start.shows_others)
+            text = " ".join([text, *more])
         return text
 
 
-def describe_holders(decision: Mapping[str, Any], now: float) -> list[str]:
-    """Return sentences about what holds the resources: others than roost, and the kernels that could make room."""
+def describe_holders(decision: Mapping[str, Any], now: float, *, names_kernels: bool = True) -> list[str]:
+    """Return sentences about what holds the resources: others than roost, and the kernels that could make room.
+
+    Without `names_kernels`, name neither kernels nor users.
+    """
     others, soonest = decision.get("others"), decision["soonest"]
+    if not names_kernels:
+        return [f"There is room on {soonest['node_id']} when another kernel ends."] if soonest else []
     sentences = [f"{others['text']}."] if others else []
     return [*sentences, describe_soonest(soonest, now)] if soonest else sentences
 

@@ -31,11 +31,6 @@ from .waiting_report import WaitingReport
 if TYPE_CHECKING:
     from .pending_starts import PendingStarts
 
-ANSWER_AFTER_S = 0.12
-"""How long a start may take before its kernel is listed as starting.
-
-JupyterLab drops cells that are run before the kernel is listed.
-"""
 _WITHDRAWN_WITHIN_S = 3.0
 """How long the withdrawal of a start waits for the service. The service's own clean-up goes on."""
 
@@ -54,14 +49,14 @@ class WaitingStarts:
         return None if start is None or start.has_kernel else start
 
     async def start(self, kernel_id: str, arguments: Mapping[str, Any]) -> None:
-        """Start a kernel. Return once it runs, has a lease or has to wait, but after `ANSWER_AFTER_S` at the latest.
+        """Start a kernel. Return once it runs, has a lease or has to wait, but after `answer_after_s` at the latest.
 
         If the start fails earlier, this raises the error. Otherwise the rest of the start is pending.
         """
         start = PendingStart(kernel_id, arguments, self._kernels.log)
         self.begin(start)
         try:
-            await start.until_admitted(ANSWER_AFTER_S)
+            await start.until_admitted(self._kernels.answer_after_s)
             await start.until_made()
         except asyncio.CancelledError:
             start.task.cancel()
@@ -80,6 +75,7 @@ class WaitingStarts:
     def begin(self, start: PendingStart) -> None:
         """Begin a start or an adoption. `start.task` does it."""
         state, held = self._state, start.held
+        start.shows_others = self._kernels.shows_others
         held.on_change = lambda: state.note_held(start.kernel_id, held.cells)
         if start.is_adoption:
             self._kernels.adopting.add(start.kernel_id)

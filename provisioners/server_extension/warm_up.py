@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from contextlib import nullcontext
 from typing import Any
@@ -35,7 +36,9 @@ _MOST = 4
 
 def start_warm_up(kernel_manager: Any, log: logging.Logger) -> threading.Thread:
     """Prepare roost's kernelspecs in a thread. `kernel_manager` is the server's. The log gets a line per problem."""
-    warm_up = _WarmUp(kernel_manager.kernel_spec_manager, kernel_manager.config, log)
+    # A synchronous manager keeps Jupyter's class, and starts kernels with the server's own environment.
+    environment = getattr(kernel_manager, "find_environment", lambda _: dict(os.environ))("")
+    warm_up = _WarmUp(kernel_manager.kernel_spec_manager, kernel_manager.config, log, environment)
     first = kernel_manager.default_kernel_name
     thread = threading.Thread(
         target=lambda: asyncio.run(warm_up.run(first)), name="roost-warm-up", daemon=True
@@ -47,10 +50,13 @@ def start_warm_up(kernel_manager: Any, log: logging.Logger) -> threading.Thread:
 class _WarmUp:
     """The preparation of one server's kernelspecs. It remembers the services that could not be brought up."""
 
-    def __init__(self, kernelspecs: KernelSpecManager, config: Config, log: logging.Logger) -> None:
+    def __init__(
+        self, kernelspecs: KernelSpecManager, config: Config, log: logging.Logger, environment: dict[str, str]
+    ) -> None:
         self._kernelspecs = kernelspecs
         self._config = config
         self._log = log
+        self._environment = environment
         self._failed: set[Client] = set()
         self._here = asyncio.Lock()
         """Held while a zygote is made on this machine."""
@@ -76,7 +82,7 @@ class _WarmUp:
         service = None
         try:
             read_kernelspec(self._kernelspecs, name)  # raises one sentence if it is malformed
-            command, launch = await manager.pre_start_kernel()
+            command, launch = await manager.pre_start_kernel(env=dict(self._environment))
             provisioner = manager.provisioner
             assert isinstance(provisioner, RoostProvisioner)
             service = provisioner.service

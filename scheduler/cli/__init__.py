@@ -15,6 +15,7 @@
     events.py       roost events
     top.py          roost top
     output.py       roost output
+    gateway.py      roost gateway: the server for many people, its tokens and kernels
     bench.py        roost bench
     clean_text.py   removes control characters from texts of other programs
     tables.py       how tables, amounts and ages look

@@ -30,6 +30,7 @@ _HELP_WIDTH = 76
 """The width of the lines in a group of commands. argparse indents them by two."""
 _GROUPS = {
     "kernels": ("kernels", "top", "explain", "logs", "output", "events", "stop"),
+    "many people": ("gateway",),
     "the cluster": ("nodes", "up", "drain", "restart-service", "machine"),
     "kernelspecs": ("kernelspec", "migrate"),
     "checks": ("doctor", "bench"),
@@ -100,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_kernelspec(commands)
     _add_migrate(commands)
     _add_machine(commands)
+    _add_gateway(commands)
     _add_bench(commands)
     doctor = _add_command(commands, "doctor", "doctor:diagnose", "find problems and their remedies")
     what = "repair disagreements between kernels, leases and processes, and show each step"
@@ -143,6 +145,8 @@ def _add_cluster_commands(commands: Subparsers) -> None:
     stop.add_argument("kernels", metavar="KERNEL", nargs="*", help="a kernel's id, or the beginning of it")
     what = "stop all kernels of the Jupyter Server of this name"
     stop.add_argument("--server", metavar="NAME", default="", help=what)
+    what = "stop all kernels of this user of the gateway that runs"
+    stop.add_argument("--user", metavar="NAME", default="", help=what)
     what = "wait this long before killing (5)"
     stop.add_argument("--grace", metavar="SECONDS", type=parse_amount, default=5.0, help=what)
     drain = _add_command(commands, "drain", "nodes:drain", "place no more kernels on a node")
@@ -224,6 +228,28 @@ def _add_machine(commands: Subparsers) -> None:
     what = "make the folder in which all users' agents divide this machine; for root, and may be repeated"
     install = _add_command(actions, "install", "machine:install", what)
     install.add_argument("--dry-run", action="store_true", help="show what would be written; for everybody")
+
+
+def _add_gateway(commands: Subparsers) -> None:
+    what = "run a server that starts kernels for many people, and manage their tokens"
+    parent = commands.add_parser(
+        "gateway", help=what, description=f"{what.capitalize()}.", allow_abbrev=False
+    )
+    what = "the configuration (the first roost_gateway_config.py on Jupyter's path)"
+    parent.add_argument("--config", metavar="FILE", default="", help=what)
+    parent.set_defaults(action="gateway:serve")
+    actions = parent.add_subparsers(title="actions", metavar="ACTION")
+    _add_command(actions, "kernels", "gateway:list_all", "list the kernels of all people")
+    what = "manage the tokens of people"
+    token = actions.add_parser("token", help=what, description=f"{what.capitalize()}.")
+    tokens = token.add_subparsers(title="actions", metavar="ACTION", required=True)
+    add = _add_command(tokens, "add", "gateway:add_token", "make a token and show it, once")
+    add.add_argument("user", metavar="NAME", help="whose token it is")
+    what = "how long it is valid (90)"
+    add.add_argument("--days", metavar="N", type=parse_seconds, default=90.0, help=what)
+    _add_command(tokens, "list", "gateway:list_tokens", "list tokens, without their texts")
+    remove = _add_command(tokens, "remove", "gateway:remove_tokens", "remove a token, or all of a person")
+    remove.add_argument("name", metavar="ID|NAME", help="the token's id, or whose tokens")
 
 
 def _add_bench(commands: Subparsers) -> None:

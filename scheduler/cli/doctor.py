@@ -44,6 +44,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
     Return 1 if one of them is an error, else 0.
     """
     from roost.provisioners import kernelspecs
+    from roost.provisioners.gateway import settings as gateway
     from roost.provisioners.server_extension import setup_check
 
     findings, of_kernelspecs = list[Finding](), list[Finding]()
@@ -81,7 +82,7 @@ def diagnose(arguments: argparse.Namespace) -> int:
         findings += machine.find_problems()
         if own := describe_visible_gpus(os.environ):
             findings.append({"level": "ok", "what": own, "do": ""})
-    findings += setup_check.find_problems()
+    findings += setup_check.find_problems() + gateway.find_problems()
     findings += kernelspecs.find_problems(silent=silent) if silent is not None else of_kernelspecs
     print_answer(arguments, {"findings": findings}, lambda: _show_findings(findings))
     return 1 if any(finding["level"] == "error" for finding in findings) else 0

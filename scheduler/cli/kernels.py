@@ -117,6 +117,12 @@ def print_log(arguments: argparse.Namespace) -> int:
 
 
 def stop(arguments: argparse.Namespace) -> int:
+    if arguments.user:
+        from .gateway import stop_user
+
+        if arguments.kernels or arguments.server:
+            raise ConfigError("--user stops all kernels of a user: name no others.")
+        return stop_user(arguments)
     clients = connect_worlds(arguments)
     if not arguments.kernels and not arguments.server:
         raise ConfigError(

@@ -28,7 +28,7 @@ DOCUMENTS = (
 _PORTS = ("the agent's", "the report port", "a kernel's five", "a kept launcher's", "the metrics'")
 """The rows of the table of ports in `docs/security.md`. They make no claim."""
 CODE = re.compile(r"`([^`]+)`")
-FILE = re.compile(r"(?![\w./-]*jupyter_\w+_config)[\w./-]+\.py")
+FILE = re.compile(r"(?![\w./-]*(?:jupyter_\w+|roost_gateway)_config)[\w./-]+\.py")
 """A Python file of the repository. A file such as `jupyter_roost_config.py` is the reader's own."""
 FOLDER = re.compile(rf"({'|'.join(FOLDERS)})/([\w.-]+/)*")
 MODULE = re.compile(rf"\broost((?:\.(?:{'|'.join(PRODUCT)}))(?:\.\w+)+)")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from roost.provisioners.gateway.settings import RoostGateway
 from roost.provisioners.migration import tables
 from roost.provisioners.migration.server import find_key
 from roost.provisioners.request_options import OPTIONS
@@ -35,7 +36,7 @@ def list_settings() -> dict[str, list[str]]:
     """Return the names of the settings by their section."""
     sections = {get_spec(backend).section: get_spec(backend).settings for backend in BACKENDS}
     classes = {name: load_object(reference, "the settings") for name, reference in sections.items()}
-    classes |= {"RoostScheduler": RoostScheduler, "RoostExtension": RoostExtension}
+    classes |= {each.__name__: each for each in (RoostScheduler, RoostExtension, RoostGateway)}
     return {name: section.class_trait_names(config=True) for name, section in classes.items()}
 
 

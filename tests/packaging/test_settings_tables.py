@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from roost.provisioners.gateway.settings import RoostGateway
 from roost.scheduler.backends.registry import get_spec, load_object
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -52,3 +53,8 @@ def test_a_page_has_all_settings_with_their_defaults(backend: str) -> None:
         if _VALUE.fullmatch(cell) and read_value(cell) != getattr(settings, name)
     }
     assert wrong == {}
+
+
+def test_the_page_of_the_gateway_has_all_its_settings() -> None:
+    table = read_table((DOCS / "gateway.md").read_text(encoding="utf-8"), "RoostGateway")
+    assert set(table) == set(RoostGateway.class_trait_names(config=True))

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from roost.provisioners.gateway.settings import RoostGateway
 from roost.provisioners.server_extension.extension import RoostExtension
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.cli.commands import build_parser
@@ -50,10 +51,11 @@ ROOMS = {
     "placement/model": Size(1125, 562),
     "placement/rules": Size(922, 490),
     "placement/tables": Size(745, 425),
-    "provisioners": Size(3462, 1879),
+    "provisioners": Size(3476, 1883),
+    "provisioners/gateway": Size(1833, 1051),
     "provisioners/jupyter_config": Size(13, 1),
     "provisioners/migration": Size(2349, 1310),
-    "provisioners/server_extension": Size(4419, 2232),
+    "provisioners/server_extension": Size(4474, 2263),
     "roost": Size(90, 43),
     "scheduler": Size(520, 220),
     "scheduler/backends": Size(1415, 647),
@@ -66,7 +68,7 @@ ROOMS = {
     "scheduler/backends/ray": Size(2806, 1534),
     "scheduler/backends/ssh": Size(2682, 1385),
     "scheduler/backends/yarn": Size(5057, 2829),
-    "scheduler/cli": Size(2604, 1657),
+    "scheduler/cli": Size(2765, 1773),
     "scheduler/client": Size(2312, 1249),
     "scheduler/config": Size(565, 315),
     "scheduler/core": Size(3786, 2260),
@@ -95,9 +97,10 @@ MEMBERS = {
     "Session": 4,
     "Ties": 0,
     "TimerHandle": 1,
+    "UserSource": 1,
 }
 """At most how many public members an interface has."""
-SETTINGS, COMMANDS, MODULES = 123, 16, 501
+SETTINGS, COMMANDS, MODULES = 137, 17, 515
 
 
 def list_files() -> list[Path]:
@@ -188,7 +191,8 @@ def test_no_interface_has_grown() -> None:
 def test_no_setting_command_or_module_is_added_in_silence() -> None:
     sections = [load_object(get_spec(backend).settings, "the settings") for backend in BACKENDS]
     settings = sum(
-        len(section.class_own_traits(config=True)) for section in (*sections, RoostScheduler, RoostExtension)
+        len(section.class_own_traits(config=True))
+        for section in (*sections, RoostScheduler, RoostExtension, RoostGateway)
     )
     (commands,) = (action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
     modules = sum(path.suffix == ".py" for path in list_files())

@@ -72,6 +72,11 @@ def test_the_configured_kernel_manager_is_wrapped() -> None:
     assert extension.off == []
 
 
+def test_a_manager_with_pending_starts_stays_as_it_is() -> None:
+    made = add_pending_starts(SiteKernelManager)
+    assert add_pending_starts(made) is made
+
+
 def test_another_kernel_manager_stays_and_turns_everything_off() -> None:
     server = a_server(kernels=MappingKernelManager)
     before = type(server.kernel_manager), server.kernel_websocket_connection_class
@@ -149,7 +154,7 @@ async def test_a_waiting_kernel_is_listed_and_no_client_connects_with_it(
 async def test_a_start_is_answered_as_soon_as_it_is_known_to_wait(
     kernels: Any, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting_starts, "ANSWER_AFTER_S", 600.0)
+    monkeypatch.setattr(PendingStarts, "answer_after_s", 600.0)
     starting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))
     # The first start in a process also imports.
     await until(lambda: service.called("start"), "the service gets the start", 60, 0.01)
@@ -221,7 +226,7 @@ async def test_a_manager_that_stops_withdraws_its_waiting_starts(
 ) -> None:
     listed = await kernels.start_kernel(kernel_name="roosted")
     # the second start is not answered before the manager stops
-    monkeypatch.setattr(waiting_starts, "ANSWER_AFTER_S", 60.0)
+    monkeypatch.setattr(PendingStarts, "answer_after_s", 60.0)
     posting = asyncio.ensure_future(kernels.start_kernel(kernel_name="roosted"))
     await asyncio.sleep(0)
     await asyncio.wait_for(kernels.shutdown_all(), allow_s(60))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from kit.machine.killed_writer import die_while_writing
 from roost.provisioners.server_extension.server_state import ServerState, choose_server_name
 from roost.scheduler.backends.key_pair import load_key_pair
 from roost.scheduler.errors import ConfigError
+from roost.testing.deadlines import allow_s, until_blocking
 
 HEADER = {"msg_id": "m", "session": "a client"}
 
@@ -58,6 +60,20 @@ def test_one_server_has_a_name_at_a_time() -> None:
     assert ServerState("other").has_lock
     first.close()
     assert ServerState("ours").has_lock
+
+
+def test_a_server_may_wait_for_the_end_of_the_other_one(caplog: pytest.LogCaptureFixture) -> None:
+    first = ServerState("ours")
+    first.note("kernel", name="roosted")
+    with ThreadPoolExecutor(1) as thread:
+        second = thread.submit(ServerState, "ours", waits=True)
+        until_blocking(lambda: "waits for its end" in caplog.text, "the second server waits", 10, 0.01)
+        assert not second.done()
+        first.close()
+        state = second.result(allow_s(10))
+    assert state.has_lock
+    assert state.kernels == {"kernel": {"name": "roosted"}}
+    state.close()
 
 
 def test_the_next_server_knows_the_kernels() -> None:
