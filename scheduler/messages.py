@@ -71,8 +71,8 @@ class ServiceFacts(TypedDict):
     """The address of the cluster, for people; empty if the cluster has none."""
     network: str
     """The network namespace of the service."""
-    config_path: list[str]
-    """The folders in which the service has looked for its settings. Older services do not say."""
+    options: Mapping[str, Any]
+    """The options with which the service was started, by the client or command that has started it."""
     launch_timeout_s: float
     """How long a start may take that names no time. Older services do not say."""
     node_start_timeout_s: float

@@ -103,11 +103,6 @@ class Backend(ABC):
     name: str
     address: str = ""
     """The cluster's address, for people. Empty if it is not known yet, or if there is nothing to show."""
-    cluster_id: str = ""
-    """The cluster's own identity, as it was joined last; empty if the cluster has none.
-
-    A user's services for one cluster are found by it, however the cluster was named.
-    """
     adds_nodes: bool = False
     """True if the manager has a queue of its own, which keeps claims that no node can take now.
 
@@ -153,14 +148,6 @@ class Backend(ABC):
     def why_no_new_node(self, request: Request) -> str:
         """Return why the manager cannot be asked for a new node for this request, as a clause; empty if it can."""
         return ""
-
-    def places(self) -> Sequence[str]:
-        """Return the addresses that name this cluster: `host:port`, or a URL. Called before `open`, and after it.
-
-        Before `open`, they are those of the settings, found without a question to the cluster. Blocks for milliseconds.
-        Raises `ConfigError` for an impossible address.
-        """
-        return (self.address,)
 
     @abstractmethod
     async def open(self) -> None:

@@ -45,7 +45,8 @@ def list_kernels(arguments: argparse.Namespace) -> int:
         if not found and (count := _count_elsewhere(clients[0])):
             are = "kernel of yours was" if count == 1 else "kernels of yours were"
             print(
-                f"{count} {are} started on this cluster by other services: with other options, or on another machine."
+                f"{count} {are} started on this cluster by other services: on another machine, or for another "
+                "spelling of its address."
             )
 
     return print_answer(arguments, document, show)

@@ -320,7 +320,7 @@ class Client:
         return read_announcement(self._connection.folder) is not None
 
     def service_folder(self) -> Path:
-        """Return the folder of the service, which may not run. Blocks for half a second at most."""
+        """Return the folder of the service, which may not run. Blocks for milliseconds."""
         return self._connection.folder
 
     def find_elsewhere(self) -> list[Client]:
@@ -566,10 +566,10 @@ def _to_nothing(_: object) -> None:
 def connect(backend: str = DEFAULT_BACKEND, **options: Any) -> Client:
     """Return this process's client for `backend`. Its first call connects to the service, or starts it.
 
-    `options` are settings of the service (for `local`: `cpus`, `memory`, `gpus`, `gpu_model`, `config_file`).
-    Different options or a different `address` select a different service. An environment variable such as
-    `RAY_ADDRESS` can give the address. The same arguments return the same client. Raises `ConfigError` for an
-    unknown backend.
+    `options` are settings of the service (for `local`: `cpus`, `memory`, `gpus`, `gpu_model`, `config_file`). An
+    `address` selects the cluster, and each cluster has one service. An environment variable such as `RAY_ADDRESS` can
+    give the address. The same arguments return the same client. Raises `ConfigError` for an unknown backend. The calls
+    raise it if the service was started with other options.
     """
     return _connect(backend, with_address(backend, options), find_service_world(backend))
 

@@ -30,15 +30,20 @@ from roost.scheduler.errors import (
     ConfigError,
     ManagerAway,
     RoostError,
-    ServedElsewhere,
     UnknownKernel,
     from_remote,
 )
 from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
+from .advice import write_command
 from .caller_variables import send_caller
-from .cluster_record import read_referral
-from .service_folder import PROTOCOL, PYTHON_VARIABLE, service_command, service_folder
+from .service_folder import (
+    PROTOCOL,
+    PYTHON_VARIABLE,
+    find_other_options,
+    service_command,
+    service_folder,
+)
 from .this_owner import this_owner
 
 log = logging.getLogger(__name__)
@@ -52,8 +57,6 @@ _REJOIN_S = (0.3, 30.0)
 
 The pauses are long, so that an application with a call starts the next service first.
 """
-_MOST_REFERRALS = 4
-"""At most this many services refer to another one in a row. Each has found the next one running, or its record."""
 _LOOK_S = 1.0
 """How often a long pause looks whether that has happened."""
 
@@ -123,7 +126,7 @@ class ServiceConnection:
 
     @property
     def folder(self) -> Path:
-        """The folder of the service. It may not exist. Blocks for half a second at most."""
+        """The folder of the service. It may not exist. Blocks for milliseconds."""
         if self._folder is not None and self._folder.parent == runtime_dir():
             return self._folder
         return service_folder(self._backend, self._options, self._world)
@@ -170,7 +173,8 @@ class ServiceConnection:
             folder = self.folder
             if self._is_elsewhere:
                 return self._find_elsewhere(folder)
-            folder = self._start_service(folder)
+            argv, env = service_command(self._backend, folder, self._options)
+            ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
             self._folder = folder
         except (FolderError, NotPrivate) as problem:
             raise ConfigError(f"{problem}.") from None
@@ -186,25 +190,6 @@ class ServiceConnection:
             remedy = f"; {PYTHON_VARIABLE} is {python}: correct it, or unset it" if python else ""
             raise BackendUnavailable(f"No scheduler service ({self._backend}): {problem}{remedy}") from None
         return f"ipc://{folder}/socket"
-
-    def _start_service(self, folder: Path) -> Path:
-        """Start the service of this folder, unless it runs. Return the folder of the service that serves the cluster.
-
-        A service that finds its cluster served already refers to that service, which may have ended meanwhile.
-        """
-        for _ in range(_MOST_REFERRALS):
-            argv, env = service_command(self._backend, folder, self._options)
-            try:
-                ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
-            except DaemonError as problem:
-                target = read_referral(folder) if problem.kind == ServedElsewhere.__name__ else None
-                if target is None:
-                    raise
-                log.info("%s", problem)
-                folder = target
-            else:
-                return folder
-        raise DaemonError(f"the services of several folders refer to each other, the last to {folder}")
 
     def _find_elsewhere(self, folder: Path) -> str:
         """Return the endpoint of another world's service.
@@ -226,6 +211,7 @@ class ServiceConnection:
         self.launch_timeout_s = float(greeting.get("launch_timeout_s", DEFAULT_LAUNCH_TIMEOUT_S))
         self.node_start_timeout_s = float(greeting.get("node_start_timeout_s", 0.0))
         if protocol == PROTOCOL and (self._is_elsewhere or parse_version(version) >= parse_version(VERSION)):
+            self._check_options(greeting)
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(f"The service {version} is newer than this client ({VERSION}): upgrade.")
@@ -240,6 +226,19 @@ class ServiceConnection:
         except rpc.Disconnected:
             pass
         return False
+
+    def _check_options(self, greeting: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` if the service was started with other options than this client has."""
+        running = greeting["options"]
+        if others := find_other_options(self._options, running):
+            wanted = ", ".join(f"{name}={value}" for name, value in others.items())
+            has = ", ".join(f"{name}={running[name]}" for name in others if name in running)
+            instead = f", and has {has}" if has else ""
+            command = write_command("restart-service", self._backend, self._options)
+            raise ConfigError(
+                f"The service of {self._backend} (pid {greeting['pid']}) was started without {wanted}{instead}. "
+                f"`{command}` starts the next one with it, and kernels live on."
+            )
 
     async def close(self) -> None:
         if self._rpc is not None:

@@ -7,7 +7,6 @@
                                                      └──> Metrics for Prometheus, if wanted        metrics, metrics_port
 
     old_settings              whether the files of the settings have changed since
-    served_cluster            leaves, if another service of the user serves the cluster
     garbage                   how Python collects garbage in a service with many nodes and kernels
 
 `server` reads the settings, imports the one backend that it was started for, and puts all parts together.

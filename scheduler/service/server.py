@@ -26,8 +26,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jupyter_core.paths import jupyter_config_path
-
 from roost.launchers.daemon.daemon import DaemonError, Hold, announce, announce_failure, hold
 from roost.launchers.daemon.file_input import take_json
 from roost.launchers.daemon.private_files import FolderError, write_private_json
@@ -44,7 +42,6 @@ from roost.scheduler.backends.base import Backend, BackendContext
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.backends.spec import DEFAULT_BACKEND, BackendSpec
 from roost.scheduler.client.service_folder import OPTIONS_VARIABLE, PROTOCOL
-from roost.scheduler.client.service_restart import CHECK_FLAG, MOVES, READS
 from roost.scheduler.config.files import load_settings
 from roost.scheduler.config.read_files import ReadFiles
 from roost.scheduler.config.section import Section
@@ -53,16 +50,14 @@ from roost.scheduler.core.caps import find_default_timeout
 from roost.scheduler.core.events import EventStream
 from roost.scheduler.core.owner_watch import OwnerWatch
 from roost.scheduler.core.scheduler import Scheduler
-from roost.scheduler.errors import BackendUnavailable, ConfigError, LaunchError, RoostError
+from roost.scheduler.errors import ConfigError, LaunchError, RoostError
 from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
-from roost.scheduler.policies.recent_requests import RecentRequests
 
 from . import garbage
 from .decision_log import log_decision
 from .input_checks import MOST_CHARACTERS, check_caller, check_input
 from .old_settings import OldSettings
-from .served_cluster import ServedCluster, check_other_place
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +77,12 @@ class Service:
         scheduler: Scheduler,
         settings: Settings,
         spec: BackendSpec,
-        old_settings: OldSettings | None = None,
+        options: Mapping[str, Any] = NO_OPTIONS,
+        read: ReadFiles | None = None,
     ) -> None:
         self.core = scheduler
-        self._old_settings = old_settings or OldSettings(ReadFiles(), spec.name, NO_OPTIONS)
+        self._options = options
+        self._old_settings = OldSettings(read or ReadFiles(), spec.name, options)
         self._settings = settings
         self._spec = spec
         self._held: Hold | None = None
@@ -113,7 +110,7 @@ class Service:
             "backend": self._spec.name,
             "address": self.core.backend.address,
             "network": read_namespace("net"),
-            "config_path": jupyter_config_path(),
+            "options": dict(self._options),
             "launch_timeout_s": find_default_timeout(self._settings),
             "node_start_timeout_s": self.core.backend.node_start_timeout_s,
         }
@@ -280,8 +277,8 @@ async def serve(
 ) -> None:
     """Run the scheduler of `folder` until it is idle or asked to leave.
 
-    Raises `AlreadyRunning`, `RoostError`. `options` are those with which a client has chosen the service,
-    and `read` has the files of its settings.
+    Raises `AlreadyRunning`, `RoostError`. `options` are those of the client that has started it, and `read` has the
+    files of its settings.
     """
     if len(os.fsencode(folder / "socket")) > _LONGEST_SOCKET:  # before an agent is started
         raise ConfigError(
@@ -292,11 +289,9 @@ async def serve(
         agents = Agents()
         spec.check_packages()
         backend = create_backend(spec, settings, own_settings, folder, agents)
-        cluster = ServedCluster(folder, spec.name, backend, options)
-        await cluster.check_settings()
         name = scheduler_name(folder)
         scheduler = Scheduler(backend, agents, settings, name=name, folder=folder)
-        service = Service(scheduler, settings, spec, OldSettings(read or ReadFiles(), spec.name, options))
+        service = Service(scheduler, settings, spec, options, read)
         scheduler.events.listen(log_decision)
         serving = contextlib.ExitStack()
         loop = asyncio.get_running_loop()
@@ -306,8 +301,6 @@ async def serve(
             if settings.metrics:
                 service.metrics_problem = serving.enter_context(start_metrics(scheduler, spec, settings))
             await scheduler.open()
-            cluster.claim(has_kernels=not scheduler.is_idle())
-            scheduler.reconciler.on_resync = cluster.renew
             path = folder / "socket"
             path.unlink(missing_ok=True)  # left by a killed service: this process holds the folder
             announce(folder, {"endpoint": service.server.start(f"ipc://{path}"), **service.greet()})
@@ -371,51 +364,6 @@ def scheduler_name(folder: Path) -> str:
     return name
 
 
-class _ShownFiles(ReadFiles):
-    """Files of settings, each printed before it is read. The last one is named if the check does not end well."""
-
-    def note(self, path: Path) -> None:
-        super().note(path)
-        if path.exists():
-            print(f"{READS}{path}", file=sys.stderr, flush=True)
-
-
-def check_settings(backend: str, folder: Path) -> int:
-    """Print what keeps a service with this environment from starting, if its settings do. Return the exit code."""
-    try:
-        options = json.loads(os.environ.get(OPTIONS_VARIABLE, "") or "{}")
-        settings, own_settings = load_settings(backend, options, read=_ShownFiles())
-        spec = get_spec(backend)
-        spec.check_packages()
-        if settings.metrics:
-            _import_metrics().read_address(settings.metrics)
-        asyncio.run(check_places(spec, settings, own_settings, folder))
-    except RoostError as problem:
-        print(problem, file=sys.stderr)
-        return 1
-    for setting, refusal in asyncio.run(check_policies(settings)).items():
-        print(f"{setting}: {refusal}", file=sys.stderr)
-        return 1
-    return 0
-
-
-async def check_places(spec: BackendSpec, settings: Settings, own_settings: Section, folder: Path) -> None:
-    """Raise `ConfigError` if the settings name an impossible cluster, or one that does not answer instead of ours."""
-    with contextlib.suppress(BackendUnavailable):  # it may pass, and the next service tries again
-        backend = create_backend(spec, settings, own_settings, folder, Agents())
-        if other := check_other_place(folder, backend.places()):
-            print(f"{MOVES}{other}", file=sys.stderr)
-
-
-async def check_policies(settings: Settings) -> dict[str, str]:
-    """Load each policy that these settings name. Return the problems, by the setting that has each."""
-    policies = PolicyCatalog(settings, RecentRequests(None, clock=time.monotonic))
-    try:
-        return await policies.check_configuration()
-    finally:
-        await policies.close()
-
-
 def main(arguments: list[str]) -> int:
     """Run the service and return its exit code.
 
@@ -424,12 +372,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="roost.scheduler.service.server", description=__doc__)
     parser.add_argument("--backend", default=DEFAULT_BACKEND)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument(
-        CHECK_FLAG, action="store_true", help="only read the settings and load their policies"
-    )
     given = parser.parse_args(arguments)
-    if given.check:
-        return check_settings(given.backend, given.folder)
     loosen()
     garbage.set_up()
     set_up_log()

@@ -102,7 +102,6 @@ class SshManager:
     claim_name = "lease"
     other_holders = "other kernels of these machines"
     holds_claims = False
-    cluster_id = ""
 
     def __init__(
         self,
@@ -143,9 +142,6 @@ class SshManager:
     async def close(self) -> None:
         await cancel_all(self._tasks)
         self._memory.close()
-
-    def places(self) -> Sequence[str]:
-        return ()
 
     def note_caller(self, variables: Mapping[str, str]) -> None:
         """Use the latest caller's credentials for each new connection.

@@ -36,6 +36,7 @@ class FakeService:
         self.version = version
         self.launch_timeout_s = DEFAULT_LAUNCH_TIMEOUT_S
         self.node_start_timeout_s = 0.0
+        self.options: dict[str, Any] = {}
         self.protocol = service_folder.PROTOCOL
         self.calls: list[tuple[str, Any]] = []
         self.kernels: dict[str, Kernel] = {}
@@ -110,7 +111,7 @@ class FakeService:
         return {
             "protocol": self.protocol, "version": self.version or __version__, "pid": os.getpid(), "backend": "local",
             "address": "", "launch_timeout_s": self.launch_timeout_s,
-            "node_start_timeout_s": self.node_start_timeout_s,
+            "node_start_timeout_s": self.node_start_timeout_s, "options": self.options,
         }  # fmt: skip
 
     def _leave(self, _: Any) -> dict[str, Any]:

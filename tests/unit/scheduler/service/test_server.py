@@ -33,7 +33,6 @@ from roost.scheduler.config.settings import Settings
 from roost.scheduler.errors import ConfigError, LaunchError, NoNodeEver, UnknownKernel, from_remote
 from roost.scheduler.messages import Event, Kernel, StartKernel
 from roost.scheduler.service import old_settings
-from roost.scheduler.service.old_settings import OldSettings
 from roost.scheduler.service.server import Service
 from roost.testing.deadlines import allow_s
 
@@ -92,13 +91,13 @@ SPEC = BackendSpec(
 async def served(
     tmp_path: Path,
     settings: Settings | None = None,
-    old_settings: OldSettings | None = None,
+    read: ReadFiles | None = None,
     spec: BackendSpec = SPEC,
     **totals: Any,
 ) -> AsyncIterator[tuple[FakeWorld, Service, Caller]]:
     settings = settings or Settings()
     async with fake_world(tmp_path, settings=settings, **totals) as w:
-        service = Service(w.scheduler, settings, spec, old_settings)
+        service = Service(w.scheduler, settings, spec, read=read)
         caller = Caller(service.server.start(f"ipc://{tmp_path}/s"))
         await caller.open()
         try:
@@ -299,7 +298,7 @@ def test_its_arguments_name_no_options(runtime_dir: Path) -> None:
     argv, env = service_command("local", Path("/x"), {"gpu_model": "hush"})
     assert "hush" not in " ".join(argv)
     assert "hush" in "".join(env.values())
-    assert service_folder("local", {}) != service_folder("local", {"gpus": 1})
+    assert service_folder("local", {}) == service_folder("local", {"gpus": 1})
 
 
 def test_a_backend_that_there_is_not_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +362,7 @@ async def test_only_errors_that_another_setting_may_avoid_say_that_the_settings_
     read, note = ReadFiles(), "The service is older than its settings"
     read.note(tmp_path / "jupyter_roost_config.py")
     (tmp_path / "jupyter_roost_config.py").write_text("")
-    async with served(tmp_path, old_settings=OldSettings(read, "fake", {})) as (_, _, caller):
+    async with served(tmp_path, read=read) as (_, _, caller):
         for op, arguments in (
             ("explain", {"request": Request(policy="zone.py:mine")}),
             ("explain", {"request": Request(policy="a\nb")}),
