@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from roost.scheduler.client.service_folder import find_world
 from roost.scheduler.client.state_folder import (
     UnfitFile,
     open_checked,
@@ -56,6 +57,7 @@ class ServerState:
     def __init__(self, name: str) -> None:
         self.name = name
         self.problem = ""
+        self._world = ""
         self._lock: int | None = None
         self._kernels: dict[str, dict[str, str]] = {}
         self._held: dict[str, list[dict[str, Any]]] = {}
@@ -71,6 +73,7 @@ class ServerState:
             self.problem = f"nothing can be kept on disk ({problem})"
 
     def _open(self) -> None:
+        self._world = find_world()
         self.folder = state_folder("servers", hashlib.sha256(self.name.encode()).hexdigest()[:16])
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -98,7 +101,7 @@ class ServerState:
 
     @property
     def kernels(self) -> Mapping[str, Mapping[str, str]]:
-        """The facts about kernels, by id: `name`, `cwd` and `session`."""
+        """The facts about kernels, by id: `name`, `cwd`, `session`, and the `world` of the server that had it."""
         return self._kernels
 
     @property
@@ -110,7 +113,7 @@ class ServerState:
 
         If this fails, the next server lists the kernel only when its scheduler answers.
         """
-        self._kernels[kernel_id] = facts
+        self._kernels[kernel_id] = {**facts, "world": self._world}
         self._write("kernels.json", self._kernels)
 
     def forget(self, kernel_id: str) -> None:

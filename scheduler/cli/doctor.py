@@ -54,10 +54,6 @@ def diagnose(arguments: argparse.Namespace) -> int:
             reported = _show_plans(reported)
         findings += reported
         findings.append({"level": "ok", "what": f"the service is for {describe_cluster(service)}", "do": ""})
-        findings += [
-            {"level": "ok", "what": f"the scheduler of another world ({each.world}) runs", "do": ""}
-            for each in client.find_elsewhere()
-        ]
         if broken := _find_broken_settings(arguments):
             findings = [_put_off_restart(each) for each in findings] + broken
     except (RoostError, DaemonError) as error:

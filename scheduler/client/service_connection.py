@@ -21,7 +21,6 @@ from roost.launchers.daemon.daemon import (
 )
 from roost.launchers.daemon.private_files import FolderError, runtime_dir
 from roost.launchers.daemon.tasks import backoff, in_thread, join_shared, start_shared
-from roost.launchers.daemon.world import name_in_world
 from roost.launchers.protocol import rpc
 from roost.launchers.protocol.rpc_client import RpcClient
 from roost.launchers.protocol.shared_values import VERSION, parse_version
@@ -30,7 +29,6 @@ from roost.scheduler.errors import (
     ConfigError,
     ManagerAway,
     RoostError,
-    UnknownKernel,
     from_remote,
 )
 from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S
@@ -79,8 +77,7 @@ class ServiceConnection:
     """A connection to one service, used on one event loop.
 
     `on_rejoined` is called after each new connection but the first: events may have been missed before. While
-    `is_wanted()` is true, a lost connection is made again without a call. A service of another world
-    (`is_elsewhere`) is neither started nor replaced, because its agent would be started in this world.
+    `is_wanted()` is true, a lost connection is made again without a call.
     """
 
     def __init__(
@@ -88,16 +85,12 @@ class ServiceConnection:
         backend: str,
         options: Mapping[str, Any],
         *,
-        world: str,
-        is_elsewhere: bool,
         on_event: Callable[[Mapping[str, Any]], None],
         on_rejoined: Callable[[], None],
         is_wanted: Callable[[], bool],
     ) -> None:
         self._backend = backend
         self._options = options
-        self._world = world
-        self._is_elsewhere = is_elsewhere
         self._on_event = on_event
         self._on_rejoined = on_rejoined
         self._is_wanted = is_wanted
@@ -129,7 +122,7 @@ class ServiceConnection:
         """The folder of the service. It may not exist. Blocks for milliseconds."""
         if self._folder is not None and self._folder.parent == runtime_dir():
             return self._folder
-        return service_folder(self._backend, self._options, self._world)
+        return service_folder(self._backend, self._options)
 
     async def _join(self) -> RpcClient:
         """Connect and subscribe. Start the service if none runs; replace it if it is older than this client."""
@@ -171,8 +164,6 @@ class ServiceConnection:
         """Return the endpoint of the running service, and start one if needed. Blocks."""
         try:
             folder = self.folder
-            if self._is_elsewhere:
-                return self._find_elsewhere(folder)
             argv, env = service_command(self._backend, folder, self._options)
             ensure(folder, argv, env=env, deadline_s=_START_SERVICE_S)
             self._folder = folder
@@ -191,18 +182,6 @@ class ServiceConnection:
             raise BackendUnavailable(f"No scheduler service ({self._backend}): {problem}{remedy}") from None
         return f"ipc://{folder}/socket"
 
-    def _find_elsewhere(self, folder: Path) -> str:
-        """Return the endpoint of another world's service.
-
-        Raises `BackendUnavailable` if the service has ended, and `UnknownKernel` if the agent of its kernels has, too.
-        """
-        if read_announcement(folder) is not None:
-            return f"ipc://{folder}/socket"
-        if not is_alive(folder) and not is_alive(folder.with_name(name_in_world("agent", self._world))):
-            raise UnknownKernel(f"Everything in the world {self._world} has ended.")
-        problem = f"The scheduler service of another world ({folder.name}) has ended"
-        raise BackendUnavailable(f"{problem}: only a program in that world can start it.")
-
     async def _is_current(self, connection: RpcClient) -> bool:
         """True if this client can use the service. An older service is asked to leave."""
         hello = {"protocol": PROTOCOL, "version": VERSION}
@@ -210,16 +189,11 @@ class ServiceConnection:
         protocol, version = int(greeting["protocol"]), str(greeting["version"])
         self.launch_timeout_s = float(greeting.get("launch_timeout_s", DEFAULT_LAUNCH_TIMEOUT_S))
         self.node_start_timeout_s = float(greeting.get("node_start_timeout_s", 0.0))
-        if protocol == PROTOCOL and (self._is_elsewhere or parse_version(version) >= parse_version(VERSION)):
+        if protocol == PROTOCOL and parse_version(version) >= parse_version(VERSION):
             self._check_options(greeting)
             return True
         if protocol > PROTOCOL:
             raise BackendUnavailable(f"The service {version} is newer than this client ({VERSION}): upgrade.")
-        if self._is_elsewhere:
-            raise BackendUnavailable(
-                f"The scheduler service of another world ({self._world}) has the older version {version}: "
-                "use it from a program in that world."
-            )
         log.info("scheduler service pid=%s is roost %s and is asked to leave", greeting.get("pid"), version)
         try:
             await connection.call("leave", {}, timeout_s=_GREETING_S)
@@ -258,9 +232,6 @@ class ServiceConnection:
             await self._pause(pause_s)
             try:
                 await self.connect(time.monotonic() + 2 * _START_SERVICE_S)
-                return
-            except UnknownKernel:  # the listeners read their kernels again, and get this error
-                self._on_rejoined()
                 return
             except Exception as problem:
                 if str(problem) != said:

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from roost.launchers.daemon.daemon import read_announcement
 from roost.launchers.daemon.private_files import runtime_dir
-from roost.launchers.daemon.world import find_world, name_in_world
+from roost.launchers.daemon.world import NAME_VARIABLE as NAME_VARIABLE
+from roost.launchers.daemon.world import find_world as find_world
+from roost.launchers.daemon.world import name_in_world
 from roost.scheduler.backends.registry import get_spec, load_object
 from roost.scheduler.errors import RoostError
 
@@ -55,29 +58,30 @@ def with_address(backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def find_service_world(backend: str) -> str:
-    """Return the world of the service that this process uses: its own for kernels on this machine, else none.
+def service_folder(backend: str, options: Mapping[str, Any]) -> Path:
+    """Return the folder of the service for this backend, its cluster, and for this machine this process's world.
 
-    The kernels of a cluster run in the world of their node. Their service can serve every world of this machine,
-    because clients reach it through a file. A second service with the same name would take the first one's leases.
+    If nothing names a cluster, the only service that runs for the backend is meant. The kernels of a cluster run in the
+    world of their node, so their service serves every world of this machine. The service's socket in the folder is
+    `socket`. Blocks for milliseconds. Raises `FolderError`.
     """
-    return find_world() if get_spec(backend).runs_on_this_machine else ""
-
-
-def service_folder(backend: str, options: Mapping[str, Any], world: str | None = None) -> Path:
-    """Return the folder of the service for this backend, its cluster and this world.
-
-    `world` is the one of `find_service_world`, unless it is given. The service's socket in the folder is `socket`. If
-    nothing names a cluster, the only service that runs for the backend is meant. Blocks for milliseconds.
-    """
-    world = find_service_world(backend) if world is None else world
     address = find_cluster(backend, options)
-    if not address and get_spec(backend).cluster:
+    spec = get_spec(backend)
+    if not address and spec.cluster:
         running = [each for each in find_services() if each.backend == backend]
         if len(running) == 1:
             return running[0].folder
     digest = f"-{hashlib.sha256(address.encode()).hexdigest()[:8]}" if address else ""
+    world = find_world() if spec.runs_on_this_machine else ""
     return runtime_dir() / name_in_world(f"scheduler-{backend}{digest}", world)
+
+
+def find_worlds(folder: Path) -> list[str]:
+    """Return the other worlds in which a service runs beside that of this folder; none for a cluster's."""
+    name, dot, own = folder.name.partition(".")
+    found = folder.parent.glob(f"{name}.*") if dot else ()
+    worlds = (each.name.partition(".")[2] for each in found if read_announcement(each) is not None)
+    return sorted(world for world in worlds if world != own)
 
 
 def find_cluster(backend: str, options: Mapping[str, Any]) -> str:
@@ -128,12 +132,6 @@ def find_other_options(options: Mapping[str, Any], running: Mapping[str, Any]) -
 
 def _to_text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)  # a path becomes text on its way to the service
-
-
-def other_worlds(backend: str, options: Mapping[str, Any], world: str) -> list[str]:
-    """Return the other worlds that have a folder of a service for this backend."""
-    found = (folder.name.partition(".")[2] for folder in runtime_dir().glob(f"scheduler-{backend}.*"))
-    return sorted(each for each in found if each != world)
 
 
 def service_command(

@@ -31,7 +31,6 @@ from roost.launchers.daemon.file_input import take_json
 from roost.launchers.daemon.private_files import FolderError, write_private_json
 from roost.launchers.daemon.supervision import keep_running
 from roost.launchers.daemon.tasks import Timers, cancel_all
-from roost.launchers.daemon.world import read_namespace
 from roost.launchers.protocol.process_context import loosen
 from roost.launchers.protocol.process_log import set_up_log
 from roost.launchers.protocol.rpc import RpcError
@@ -109,7 +108,6 @@ class Service:
             "pid": os.getpid(),
             "backend": self._spec.name,
             "address": self.core.backend.address,
-            "network": read_namespace("net"),
             "options": dict(self._options),
             "launch_timeout_s": find_default_timeout(self._settings),
             "node_start_timeout_s": self.core.backend.node_start_timeout_s,
