@@ -237,11 +237,10 @@ class Backend(ABC):
         """
         return
 
-    def note_caller(self, variables: Mapping[str, str]) -> None:
-        """Note the values that a client has for the `caller_variables` of the `BackendSpec`. Empty: it has none.
+    def note_caller(self) -> None:
+        """Note that a client has connected, or is about to start a kernel: a person may have mended a problem.
 
-        Called for each connection of a client, and before each start, maybe during `open`. Clients are processes of the
-        service's own user. The values are secrets: write them into no log, command line, file or kernel's environment.
+        May be called during `open`.
         """
         return
 

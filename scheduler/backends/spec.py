@@ -152,11 +152,6 @@ class BackendSpec:
 
     roost's extra of the backend's name installs them.
     """
-    caller_variables: tuple[str, ...] = ()
-    """The environment variables that each client sends when it connects, and again with each start.
-
-    The service outlives the first caller, whose environment it has. `Backend.note_caller` gets the values.
-    """
     requires_encryption: bool = False
     """True if a kernel that cannot encrypt its channels is refused, whatever its kernelspec wishes."""
     request_options: tuple[RequestOption, ...] = ()

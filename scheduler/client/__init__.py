@@ -10,7 +10,6 @@
     service_folder.py        the folder of a cluster's service, by the cluster's address, and the command that starts it
     service_restart.py       ends a service and starts the next one, for `roost restart-service`
     this_owner.py            this process as an owner of kernels
-    caller_variables.py      variables of this process that a backend wants of its latest caller
     running_services.py      the services that run, found without starting one
     service_checks.py        whether the scheduler or its cluster would refuse a policy or a request
     advice.py                completes the `roost` commands in texts, so that they work as typed

@@ -57,7 +57,6 @@ from roost.scheduler.policies.pickling import PYTHON, pack_policy
 
 from .advice import Advice
 from .call import Call
-from .caller_variables import send_caller
 from .running_services import read_kernels
 from .service_connection import RETRY_S, ServiceConnection, no_answer
 from .service_folder import NAME_VARIABLE, PROTOCOL, find_worlds, with_address
@@ -456,9 +455,6 @@ class Client:
                 deadline_s += self._connection.node_start_timeout_s
             try:
                 await self._send_policy(connection, arguments.get("request"), deadline)
-                if op == "start":
-                    rest_s = max(0.01, deadline - time.monotonic())
-                    await send_caller(connection, self.backend, timeout_s=rest_s)
                 return await connection.call(op, arguments, timeout_s=max(0.01, deadline - time.monotonic()))
             except rpc.RemoteError as problem:
                 raise from_remote(problem) from None

@@ -34,7 +34,6 @@ from roost.scheduler.errors import (
 from roost.scheduler.messages import DEFAULT_LAUNCH_TIMEOUT_S
 
 from .advice import write_command
-from .caller_variables import send_caller
 from .service_folder import (
     PROTOCOL,
     PYTHON_VARIABLE,
@@ -152,7 +151,6 @@ class ServiceConnection:
         try:
             if await self._is_current(connection):
                 await connection.call("subscribe", {"owner": this_owner()}, timeout_s=_GREETING_S)
-                await send_caller(connection, self._backend, timeout_s=_GREETING_S)
                 return connection
         except BaseException:
             await connection.close()

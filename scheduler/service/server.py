@@ -47,15 +47,14 @@ from roost.scheduler.config.section import Section
 from roost.scheduler.config.settings import Settings
 from roost.scheduler.core.caps import find_default_timeout
 from roost.scheduler.core.events import EventStream
-from roost.scheduler.core.owner_watch import OwnerWatch
 from roost.scheduler.core.scheduler import Scheduler
 from roost.scheduler.errors import ConfigError, LaunchError, RoostError
-from roost.scheduler.messages import Event, Finding, Kernel, ServiceFacts, StartKernel
+from roost.scheduler.messages import Event, Finding, Kernel, Owner, ServiceFacts, StartKernel
 from roost.scheduler.policies.catalog import PolicyCatalog
 
 from . import garbage
 from .decision_log import log_decision
-from .input_checks import MOST_CHARACTERS, check_caller, check_input
+from .input_checks import MOST_CHARACTERS, check_input
 from .old_settings import OldSettings
 
 log = logging.getLogger(__name__)
@@ -162,6 +161,8 @@ class Service:
         except ConfigError as problem:
             problem.fields["with_any_settings"] = True
             raise
+        if isinstance(message, StartKernel):
+            self.core.backend.note_caller()
         if isinstance(message, StartKernel) and self._held is not None and not self._held.is_intact:
             refusal = f"The folder {self._held.folder} was deleted, so its service starts no kernel"
             raise LaunchError(f"{refusal}: shut down the kernels that it has, or restart the application.")
@@ -181,10 +182,10 @@ class Service:
         kernel = self.core.kernel(kernel_id)
         return (await self.core.with_use([kernel]))[0] if with_use else kernel
 
-    def note_caller(self, variables: dict[str, str]) -> None:
-        """Give the backend the variables of a caller. The socket's folder admits only processes of this user."""
-        check_caller(self._spec.caller_variables, variables)
-        self.core.backend.note_caller(variables)
+    def subscribe(self, owner: Owner) -> None:
+        """Watch an owner whose client has connected, and which gets the events from now on."""
+        self.core.backend.note_caller()
+        self.core.owners.watch(owner)
 
     async def check_policies(self, names: list[str]) -> dict[str, str]:
         """Return the policies among `names` that a kernel cannot use, each with the reason."""
@@ -239,8 +240,7 @@ class Route:
 
 OPERATIONS: Mapping[str, Route] = {
     "hello": Route("", Service.greet),
-    "subscribe": Route("core.owners", OwnerWatch.watch),
-    "note_caller": Route("", Service.note_caller),
+    "subscribe": Route("", Service.subscribe),
     "start": Route("core", Scheduler.start, message=StartKernel),
     "cancel": Route("core", Scheduler.cancel),
     "stop": Route("core", Scheduler.stop),

@@ -4,7 +4,6 @@
                       ├── lists the hosts, with their labels                            host_list, host
                       │      └── the JSON of Ansible, the Host lines of ssh             inventory, ssh_config
                       ├── remembers what earlier services have seen                     host_memory
-                      ├── knows the ssh-agent and the tickets of its callers            latest_caller
                       ├── runs the prologue of a kernelspec                             prologues
                       ├── asks a host a question                                        questions
                       └── contacts a host: as many at once as it allows                 contacts
@@ -27,7 +26,6 @@ SPEC = BackendSpec(
     name="ssh",
     settings="roost.scheduler.backends.ssh.settings:RoostSshBackend",
     create="roost.scheduler.backends.ssh.backend:create",
-    caller_variables=("SSH_AUTH_SOCK", "KRB5CCNAME"),
     requires_encryption=True,
     probe="roost.scheduler.backends.ssh.python_probe:probe",
     request_options=(
