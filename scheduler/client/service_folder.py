@@ -93,9 +93,8 @@ def find_cluster(backend: str, options: Mapping[str, Any]) -> str:
     given = with_address(backend, options)
     named = str(given.get("address", ""))
     if spec.cluster:
-        from roost.scheduler.config.files import (
-            load_settings,
-        )  # here, because other backends need no settings
+        # Imported here, because other backends need no settings.
+        from roost.scheduler.config.files import load_settings
 
         try:
             _, settings = load_settings(backend, given)
