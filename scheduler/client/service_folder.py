@@ -61,14 +61,14 @@ def with_address(backend: str, options: Mapping[str, Any]) -> dict[str, Any]:
 def service_folder(backend: str, options: Mapping[str, Any]) -> Path:
     """Return the folder of the service for this backend, its cluster, and for this machine this process's world.
 
-    If nothing names a cluster, the only service that runs for the backend is meant. The kernels of a cluster run in the
-    world of their node, so their service serves every world of this machine. The service's socket in the folder is
-    `socket`. Blocks for milliseconds. Raises `FolderError`.
+    If nothing names a cluster now, the only service is meant that was started without an address. The kernels of a
+    cluster run in the world of their node, so their service serves every world of this machine. The service's socket in
+    the folder is `socket`. Blocks for milliseconds. Raises `FolderError`.
     """
     address = find_cluster(backend, options)
     spec = get_spec(backend)
     if not address and spec.cluster:
-        running = [each for each in find_services() if each.backend == backend]
+        running = [each for each in find_services() if each.backend == backend and not each.is_named]
         if len(running) == 1:
             return running[0].folder
     digest = f"-{hashlib.sha256(address.encode()).hexdigest()[:8]}" if address else ""

@@ -204,7 +204,8 @@ def _held(folder: Path, backend: str, address: str) -> Iterator[None]:
     """Hold the daemon's lock as `daemon.hold` does, but without its signal handlers."""
     import fcntl
 
-    facts = {"pid": os.getpid(), "backend": backend, "address": address}
+    options = {"address": address} if address else {}
+    facts = {"pid": os.getpid(), "backend": backend, "address": address, "options": options}
     (folder / "ready.json").write_text(json.dumps(facts))
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -33,15 +33,15 @@ def settings(runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def serve(runtime_dir: Path) -> Iterator[Callable[[str], Path]]:
-    """Return a function that makes this process the service of a folder."""
+def serve(runtime_dir: Path) -> Iterator[Callable[..., Path]]:
+    """Return a function that makes this process the service of a folder, started with these options."""
     opened: list[int] = []
 
-    def start(name: str) -> Path:
+    def start(name: str, **options: str) -> Path:
         folder = runtime_dir / name
         folder.mkdir(mode=0o700)
-        backend = name.split("-")[1]
-        (folder / "ready.json").write_text(json.dumps({"pid": os.getpid(), "backend": backend}))
+        facts = {"pid": os.getpid(), "backend": name.split("-")[1], "options": options}
+        (folder / "ready.json").write_text(json.dumps(facts))
         opened.append(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600))
         fcntl.flock(opened[-1], fcntl.LOCK_EX)
         return folder
@@ -132,13 +132,14 @@ def test_an_address_that_the_backend_refuses_is_that_of_no_other_service(backend
     assert find_cluster(backend, {"address": refused}) == refused
 
 
-def test_without_a_name_the_only_service_is_meant(
-    settings: Write, serve: Callable[[str], Path], runtime_dir: Path
+def test_without_a_name_the_only_service_without_an_address_is_meant(
+    settings: Write, serve: Callable[..., Path], runtime_dir: Path
 ) -> None:
     """So commands reach the kernels while the cluster is down, or while the settings are broken."""
     assert service_folder("ray", {}) == runtime_dir / "scheduler-ray"
     running = serve("scheduler-ray-0123abcd")
     serve("scheduler-dask-0123abcd")
+    serve("scheduler-ray-89abcdef", address="other:6379")
     assert service_folder("ray", {}) == running
     settings("c.RoostRayBackend.adress = 'head:1'")
     assert service_folder("ray", {}) == running
