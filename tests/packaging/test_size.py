@@ -36,7 +36,7 @@ class Size(NamedTuple):
 
 ROOMS = {
     "benchmarks": Size(5745, 3158),
-    "benchmarks/bench": Size(3218, 1898),
+    "benchmarks/bench": Size(3220, 1900),
     "benchmarks/simulated": Size(596, 354),
     "launchers": Size(15, 0),
     "launchers/agent": Size(7300, 4241),
@@ -67,7 +67,7 @@ ROOMS = {
     "scheduler/backends/ssh": Size(2842, 1500),
     "scheduler/backends/yarn": Size(5224, 2907),
     "scheduler/cli": Size(2364, 1500),
-    "scheduler/client": Size(1767, 977),
+    "scheduler/client": Size(1770, 980),
     "scheduler/config": Size(638, 357),
     "scheduler/core": Size(3794, 2266),
     "scheduler/policies": Size(1421, 879),
